@@ -1,0 +1,1 @@
+"""Preference benchmarks: their items, their metrics, their tie rules."""

@@ -1,0 +1,105 @@
+"""The benchmark item and its Parquet file: pairs, best-of-4, 3 x 3 styles and pools all go through one scoring path."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from rm_methods.errors import DataError
+from rm_methods.files import written_atomically
+from rm_methods.preferences.pair import Message
+
+COLUMNS = ("item_id", "subset", "prompt", "responses", "label", "group", "meta")
+
+
+@dataclass(frozen=True)
+class BenchmarkItem:
+    """One prompt with its candidate responses.
+
+    Attributes:
+        item_id: unique within the benchmark (content hash, or the source's id qualified by its subset).
+        subset: the benchmark's own subset, domain or split.
+        prompt: conversation, ends with a user message.
+        responses: the candidates' texts, in the order that `label` speaks of.
+        label: the benchmark's own, any JSON value: index of the best response, "A>B", ...
+        group: items of one group share a prompt and are not independent; defaults to item_id.
+        meta: anything else the source knows.
+    """
+
+    item_id: str
+    subset: str
+    prompt: Sequence[Message]
+    responses: Sequence[str]
+    label: Any
+    group: str = ""
+    meta: dict[str, Any] = field(default_factory=dict)
+
+
+def write_items(items: Iterable[BenchmarkItem], target: str | os.PathLike) -> None:
+    """Write items to Parquet, atomically; `label` and `meta` are stored as JSON text.
+
+    Raises:
+        DataError: if two items have the same `item_id` or an item has no response.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    message = pa.struct([("role", pa.string()), ("content", pa.string())])
+    schema = pa.schema(
+        [
+            ("item_id", pa.string()),
+            ("subset", pa.string()),
+            ("prompt", pa.list_(message)),
+            ("responses", pa.list_(pa.string())),
+            ("label", pa.string()),
+            ("group", pa.string()),
+            ("meta", pa.string()),
+        ]
+    )
+    rows, seen = [], set()
+    for item in items:
+        if item.item_id in seen:
+            raise DataError(f"{target}: item id {item.item_id!r} occurs twice; ids must be unique within a benchmark.")
+        if not item.responses:
+            raise DataError(f"{target}: item {item.item_id!r} has no response.")
+        seen.add(item.item_id)
+        rows.append(
+            {
+                "item_id": item.item_id,
+                "subset": item.subset,
+                "prompt": list(item.prompt),
+                "responses": list(item.responses),
+                "label": json.dumps(item.label),
+                "group": item.group or item.item_id,
+                "meta": json.dumps(item.meta, sort_keys=True),
+            }
+        )
+    with written_atomically(target) as path:
+        pq.write_table(pa.Table.from_pylist(rows, schema=schema), path)
+
+
+def read_items(source: str | os.PathLike) -> list[BenchmarkItem]:
+    """Read benchmark items in file order.
+
+    Raises:
+        DataError: if the file is missing, is not Parquet, or has other columns.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        table = pq.read_table(source)
+    except FileNotFoundError:
+        raise DataError(f"{source}: no such file. Run the prepare stage first.") from None
+    except pa.ArrowInvalid as error:
+        raise DataError(f"{source}: not a readable Parquet file ({error}).") from None
+    missing = set(COLUMNS) - set(table.column_names)
+    if missing:
+        raise DataError(f"{source}: not a file of benchmark items: columns {sorted(missing)} are missing, found {table.column_names}.")
+    return [
+        BenchmarkItem(**(row | {"label": json.loads(row["label"]), "meta": json.loads(row["meta"])}))
+        for row in table.select(list(COLUMNS)).to_pylist()
+    ]

@@ -1,0 +1,41 @@
+"""Errors a user can act on.  The command line prints their text and exits with 2: no traceback as the interface."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """Something the user gave is wrong.  The text says what, the value seen, what is allowed, and what to do."""
+
+
+class DataError(UserError):
+    """A data file or row is wrong.  The text names the file and the row (counted from 1)."""
+
+
+class ConfigError(UserError):
+    """One or more configuration values are wrong; all of them are reported together.
+
+    Args:
+        problems: one sentence each, beginning with the key path (``training.epochs: ...``).
+        source: where the configuration came from, for the first line.
+    """
+
+    def __init__(self, problems: Iterable[str], source: str = "the configuration"):
+        self.problems = list(problems)
+        count = len(self.problems)
+        lines = [f"{count} problem{'s' if count != 1 else ''} in {source}:", *(f"  - {p}" for p in self.problems)]
+        super().__init__("\n".join(lines))
+
+
+def nearest(name: str, allowed: Iterable[str]) -> str:
+    """A sentence for an unknown name: the nearest match if there is one, then everything that is allowed.
+
+    >>> nearest("bradly_terry", ["bradley_terry", "longest"])
+    "Did you mean 'bradley_terry'? Allowed: bradley_terry, longest."
+    """
+    allowed = sorted(allowed)
+    close = difflib.get_close_matches(str(name), allowed, n=1, cutoff=0.5)
+    hint = f"Did you mean '{close[0]}'? " if close else ""
+    return f"{hint}Allowed: {', '.join(allowed) or 'nothing'}."

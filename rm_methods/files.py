@@ -1,0 +1,87 @@
+"""Files that are either whole or absent.
+
+Every artefact is written beside its target under a temporary name and moved into place with ``os.replace``: a full disk
+or a killed process leaves the temporary file behind, never half an artefact under the final name.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rm_methods.errors import UserError
+
+
+@contextmanager
+def written_atomically(target: str | os.PathLike) -> Iterator[Path]:
+    """Give a temporary path beside `target`; on success move it there, on any error remove it.
+
+    The caller may create a file or a folder at the path it is given.  An existing target is replaced.
+    """
+    target = Path(target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.partial")
+    try:
+        yield temporary
+        if temporary.is_dir() and target.is_dir():
+            shutil.rmtree(target)
+        os.replace(temporary, target)
+    except BaseException:
+        if temporary.is_dir():
+            shutil.rmtree(temporary, ignore_errors=True)
+        else:
+            temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_text(target: str | os.PathLike, text: str) -> None:
+    """Write UTF-8 text atomically."""
+    with written_atomically(target) as path:
+        path.write_text(text, encoding="utf-8")
+
+
+def write_json(target: str | os.PathLike, value: Any) -> None:
+    """Write JSON atomically, indented, keys in the order given.  NaN and infinity are refused: they are not JSON."""
+    write_text(target, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_json(source: str | os.PathLike) -> Any:
+    """Read a JSON file.
+
+    Raises:
+        UserError: if the file is missing or is not JSON.
+    """
+    try:
+        return json.loads(Path(source).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{source}: no such file.") from None
+    except ValueError as error:
+        raise UserError(f"{source}: not valid JSON ({error}).") from None
+
+
+def canonical_json(value: Any) -> str:
+    """The one JSON text of a value: sorted keys, no spaces.  Equal values give equal texts, so it can be hashed."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+def content_hash(value: Any, length: int = 16) -> str:
+    """Hexadecimal SHA-256 (first `length` digits) of a JSON-like value."""
+    return hashlib.sha256(canonical_json(value).encode("utf-8")).hexdigest()[:length]
+
+
+def file_hash(*sources: str | os.PathLike, length: int = 16) -> str:
+    """Hexadecimal SHA-256 (first `length` digits) of the bytes of one or more files, in the order given."""
+    digest = hashlib.sha256()
+    for source in sources:
+        with open(source, "rb") as stream:
+            while block := stream.read(1 << 20):
+                digest.update(block)
+        digest.update(b"\0")
+    return digest.hexdigest()[:length]

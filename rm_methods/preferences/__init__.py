@@ -1,0 +1,1 @@
+"""What a preference is; readers of public formats; the controlled world; label noise; splits."""

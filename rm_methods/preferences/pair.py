@@ -1,0 +1,135 @@
+"""The prepared preference pair and its Parquet file: the contract between `prepare` and everything after it."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from rm_methods.errors import DataError
+from rm_methods.files import content_hash, written_atomically
+
+Message = dict[str, str]  # {"role": "system" | "user" | "assistant", "content": text}
+
+
+@dataclass(frozen=True)
+class PreferencePair:
+    """One comparison: under `prompt`, `chosen` was preferred to `rejected`.
+
+    Attributes:
+        pair_id: content hash of prompt, chosen and rejected *before* any label noise, so a flipped pair keeps its id.
+        prompt: the conversation up to the answer, ends with a user message.
+        chosen, rejected: the text of the last assistant turn, nothing else.
+        strength: how sure the label is, in the units of the source (larger is surer), or None.
+        group: hash of the prompt.  A split never cuts a group.
+        split: "train", "validation", "test", or a name that the reader gives.
+        source: card name and, where there is one, the file or subset.
+        meta: anything else the source knows; {"flipped": True} marks injected label noise.
+        margin, target, weight: what a method's `transform_pairs` may set for training, never stored: reward margin,
+            probability that `chosen` really is better, weight of the pair in the loss.
+    """
+
+    pair_id: str
+    prompt: Sequence[Message]
+    chosen: str
+    rejected: str
+    group: str
+    split: str
+    source: str
+    strength: float | None = None
+    meta: dict[str, Any] = field(default_factory=dict)
+    margin: float = 0.0
+    target: float = 1.0
+    weight: float = 1.0
+
+
+def make_pair(
+    prompt: Sequence[Message],
+    chosen: str,
+    rejected: str,
+    *,
+    split: str,
+    source: str,
+    strength: float | None = None,
+    meta: dict[str, Any] | None = None,
+) -> PreferencePair:
+    """A pair with its `pair_id` and `group` computed from its content."""
+    messages = [{"role": m["role"], "content": m["content"]} for m in prompt]
+    return PreferencePair(
+        pair_id=content_hash([messages, chosen, rejected]),
+        prompt=messages,
+        chosen=chosen,
+        rejected=rejected,
+        group=prompt_group(messages),
+        split=split,
+        source=source,
+        strength=strength,
+        meta=meta or {},
+    )
+
+
+def prompt_group(prompt: Sequence[Message]) -> str:
+    """Hash of a prompt with case and white space folded: near-identical prompts fall into one group."""
+    return content_hash([[m["role"], " ".join(m["content"].lower().split())] for m in prompt])
+
+
+def pair_schema():
+    """The Parquet schema of prepared pairs."""
+    import pyarrow as pa
+
+    message = pa.struct([("role", pa.string()), ("content", pa.string())])
+    return pa.schema(
+        [
+            ("pair_id", pa.string()),
+            ("prompt", pa.list_(message)),
+            ("chosen", pa.string()),
+            ("rejected", pa.string()),
+            ("strength", pa.float64()),
+            ("group", pa.string()),
+            ("split", pa.string()),
+            ("source", pa.string()),
+            ("meta", pa.string()),
+        ]
+    )
+
+
+def write_pairs(pairs: Iterable[PreferencePair], target: str | os.PathLike) -> None:
+    """Write pairs to Parquet, atomically.  `meta` is stored as JSON text."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    schema = pair_schema()
+    rows = [
+        {name: getattr(pair, name) for name in schema.names if name != "meta"} | {"meta": json.dumps(pair.meta, sort_keys=True)}
+        for pair in pairs
+    ]
+    with written_atomically(target) as path:
+        pq.write_table(pa.Table.from_pylist(rows, schema=schema), path)
+
+
+def read_pairs(source: str | os.PathLike, splits: Iterable[str] | None = None) -> list[PreferencePair]:
+    """Read prepared pairs, only those of `splits` if given, in file order.
+
+    Raises:
+        DataError: if the file is missing, is not Parquet, or has other columns.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        table = pq.read_table(source)
+    except FileNotFoundError:
+        raise DataError(f"{source}: no such file. Run the prepare stage first.") from None
+    except pa.ArrowInvalid as error:
+        raise DataError(f"{source}: not a readable Parquet file ({error}).") from None
+    missing = set(pair_schema().names) - set(table.column_names)
+    if missing:
+        raise DataError(f"{source}: not a file of prepared pairs: columns {sorted(missing)} are missing, found {table.column_names}.")
+    wanted = None if splits is None else set(splits)
+    return [
+        PreferencePair(**(row | {"meta": json.loads(row["meta"])}))
+        for row in table.select(pair_schema().names).to_pylist()
+        if wanted is None or row["split"] in wanted
+    ]

@@ -1,0 +1,1 @@
+"""Scoring responses with a reward model, and the score tables that all metrics are computed from."""
