@@ -1,0 +1,1 @@
+"""Backbone + scalar head, chat tokenisation, sequence layouts, checkpoints."""

@@ -1,0 +1,1 @@
+"""Training: batch plan, trainer, DeepSpeed configurations, resume."""

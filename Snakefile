@@ -1,0 +1,68 @@
+# One experiment: prepare -> train -> score -> evaluate -> compare -> track.
+#
+#   snakemake --cores 2                                        the embedded default (config/quickstart.yaml)
+#   snakemake --cores 2 --configfile config/smol.yaml          another experiment; several files go over each other, left to right
+#   snakemake --cores 2 -n                                     what would run
+#   snakemake --cores 2 --rerun-incomplete                     continue after a kill
+#   snakemake --cores 1 track                                  export to MLflow what could not be exported before
+#
+# Rules only wire files to `rm-methods <verb>`.  What is in `params` decides what runs again: the part of the configuration and the hash
+# of the code that a result depends on.
+from snakemake.exceptions import WorkflowError
+from snakemake.utils import min_version
+
+from rm_methods.config import load_config, reference_variant, resolve, write_resolved
+from rm_methods.errors import UserError
+from rm_methods.experiment import Experiment
+from rm_methods.files import canonical_json
+from rm_methods.methods.registry import load_card
+from rm_methods.provenance import code_hash
+
+min_version("9.0")
+
+# Not a `configfile:` statement: Snakemake would merge the default into the file that the user names.
+if not config:
+    config = load_config(["config/quickstart.yaml"])
+
+try:
+    config = resolve(config)
+except UserError as error:
+    raise WorkflowError(str(error))
+
+EXPERIMENT = Experiment(config)
+FOLDER = str(EXPERIMENT.folder)
+RUNS = EXPERIMENT.runs()
+CONFIG_FILE = str(write_resolved(config))
+
+
+wildcard_constraints:
+    variant="|".join(config["methods"]),
+    seed="[0-9]+",
+    benchmark="|".join(config["benchmarks"]) or "none",
+
+
+localrules:
+    all,
+    track,
+    export,
+    compare,
+
+
+rule all:
+    default_target: True
+    input:
+        f"{FOLDER}/comparison/table.txt" if config["benchmarks"] else [f"{FOLDER}/runs/{v}/seed{s}/summary.json" for v, s in RUNS],
+        f"{FOLDER}/tracking/export.json" if config["tracking"]["enabled"] and config["benchmarks"] else [],
+
+
+for stage in ("prepare", "train", "score", "evaluate", "compare", "track"):
+
+    include: f"workflow/rules/{stage}.smk"
+
+
+onsuccess:
+    from pathlib import Path
+
+    table = Path(FOLDER) / "comparison" / "table.txt"
+    if table.exists():
+        print(f"\n{table.read_text()}\nTables and figures: {table.parent}/")

@@ -1,0 +1,149 @@
+"""HH-RLHF test splits (Bai et al. 2022, arXiv:2204.05862): two transcripts a row that part at the last turn of the assistant.
+
+Metric: strict accuracy, ties wrong.  The denominator is every row that is a transcript, so that a number here can be set beside
+others: rows with an empty answer are scored (an empty text is an answer), and in rows whose transcripts part before the last turn
+(5 of 2,312 in harmless-base) the last turns are compared under the turns that both transcripts share.  All of these are counted in
+the report.  Check: "the longer last turn" gets 1,023 of the 2,312 rows of harmless-base = 44.25%, with 11 length ties.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rm_methods.benchmarks.cards import BenchmarkCard
+from rm_methods.benchmarks.grading import (
+    SAMPLING_OPTIONS,
+    Metric,
+    best_against_others,
+    best_is_strictly_above,
+    pooled,
+    present_subsets,
+    sample_items,
+)
+from rm_methods.benchmarks.item import BenchmarkItem
+from rm_methods.benchmarks.sources import ReadReport, hub_rows, local_files, local_rows
+from rm_methods.errors import DataError
+from rm_methods.preferences.pair import Message, make_pair
+
+TIE_RULE = "equal scores are wrong (strict)"
+
+SUBSETS = ("harmless-base", "helpful-base", "helpful-online", "helpful-rejection-sampled")
+
+OPTIONS = {
+    "subsets": {
+        "type": ["array", "null"],
+        "items": {"enum": list(SUBSETS)},
+        "minItems": 1,
+        "uniqueItems": True,
+        "default": None,
+        "description": "Tranches to evaluate; null takes all four from the hub, or every one that stands below the root.",
+    },
+    "differing_prompts": {
+        "enum": ["shared_prompt", "exclude"],
+        "default": "shared_prompt",
+        "description": "Rows whose transcripts part before the last turn: compare the last turns under the shared turns, or leave out.",
+    },
+    **SAMPLING_OPTIONS,
+}
+
+comparisons = best_against_others
+
+
+def read(
+    card: BenchmarkCard, root: Path | None, options: dict[str, Any], report: ReadReport, pairs: Path | None = None
+) -> Iterator[BenchmarkItem]:
+    """Items from `<subset>/test.jsonl.gz` below `root`, or from the hub if `root` is None."""
+    yield from sample_items(_read_subsets(card, root, options, report), options, report)
+
+
+def _read_subsets(card: BenchmarkCard, root: Path | None, options: dict[str, Any], report: ReadReport) -> Iterator[BenchmarkItem]:
+    if root is None:
+        subsets = options["subsets"] or SUBSETS
+        rows = (row for subset in subsets for row in hub_rows(card, report, subset, data_dir=subset, split="test"))
+    else:
+        files = local_files(card, root, names=options["subsets"])
+        rows = local_rows(files, report)
+        if options["subsets"] is None and len(files) < len(SUBSETS):
+            report.notes.append(f"Not below the root, so not evaluated: {', '.join(s for s in SUBSETS if s not in files)}.")
+    seen: Counter[str] = Counter()
+    for subset, where, row in rows:
+        item = _item(row, subset, where, options["differing_prompts"] == "exclude", seen, report)
+        if item is not None:
+            yield item
+
+
+def _item(
+    row: dict[str, Any], subset: str, where: str, exclude_differing: bool, seen: Counter[str], report: ReadReport
+) -> BenchmarkItem | None:
+    """The item of a row, or None if the row is counted as excluded."""
+    from rm_methods.preferences.readers.hh_rlhf import merge_turns, parse_transcript
+
+    transcripts = []
+    for side in ("chosen", "rejected"):
+        if not isinstance(row.get(side), str):
+            raise DataError(f"{where}: `{side}` must be a text, found {type(row.get(side)).__name__}.")
+        try:
+            transcripts.append(parse_transcript(row[side]))
+        except ValueError as error:
+            report.exclude("not a transcript", f"{where}: {side}: {error}")
+            return None
+    *prompt, chosen = transcripts[0]
+    *rejected_prompt, rejected = transcripts[1]
+    differ = prompt != rejected_prompt
+    if differ:
+        prompt = shared_prompt(prompt, rejected_prompt)
+    if not prompt or prompt[-1]["role"] != "user":
+        report.exclude("no prompt that ends with a Human turn", where)
+        return None
+    if differ and exclude_differing:
+        report.exclude("the two prompts differ", where)
+        return None
+    messages = merge_turns(prompt)
+    if differ:
+        report.count("the two prompts differ: last turns compared under the shared turns", where)
+    if len(messages) < len(prompt):
+        report.count("consecutive turns of one speaker in the prompt: merged", where)
+    if not (chosen["content"] and rejected["content"]):
+        report.count("empty answer, kept", where)
+    if chosen["content"] == rejected["content"]:
+        report.count("both answers are the same text: always a tie, kept", where)
+    pair = make_pair(messages, chosen["content"], rejected["content"], split="test", source=subset)
+    item_id = f"{subset}/{pair.pair_id}"
+    seen[item_id] += 1
+    if seen[item_id] > 1:
+        report.count("row occurs more than once, kept", where)
+        item_id = f"{item_id}#{seen[item_id]}"
+    return BenchmarkItem(
+        item_id, subset, messages, [pair.chosen, pair.rejected], 0, pair.group, {"differing_prompts": True} if differ else {}
+    )
+
+
+def shared_prompt(prompt: list[Message], other: list[Message]) -> list[Message]:
+    """The turns that two conversations have in common from the start, up to the last one of a user.
+
+    >>> hello, hi, well = ({"role": role, "content": role} for role in ("user", "assistant", "user"))
+    >>> shared_prompt([hello, hi, well], [hello]) == [hello]
+    True
+    """
+    shared = 0
+    while shared < min(len(prompt), len(other)) and prompt[shared] == other[shared]:
+        shared += 1
+    while shared and prompt[shared - 1]["role"] != "user":
+        shared -= 1
+    return prompt[:shared]
+
+
+def grade(label: Any, scores: np.ndarray) -> dict[str, float]:
+    """Credit of one item: accuracy, 1 if the chosen response scores strictly higher."""
+    return {"accuracy": best_is_strictly_above(label, scores)}
+
+
+def metrics(items: Sequence[BenchmarkItem]) -> list[Metric]:
+    """accuracy over all rows (a micro average), and the accuracy of each tranche."""
+    present = present_subsets(items, SUBSETS, "hh_rlhf")
+    return [pooled("accuracy", "accuracy", present), *(pooled(subset, "accuracy", [subset]) for subset in SUBSETS if subset in present)]

@@ -1,0 +1,1 @@
+"""The benchmarks' metrics for the `evaluate` library: `evaluate.load(<this folder>, <benchmark>)`."""

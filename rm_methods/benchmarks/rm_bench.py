@@ -1,0 +1,143 @@
+"""RM-Bench (Liu et al., ICLR 2025, arXiv:2410.16184): three chosen and three rejected answers in three styles a prompt.
+
+The metric follows the official code (github.com/THU-KEG/RM-Bench @ 73c52d7, scripts/utils.py).  With the styles in the order concise,
+detailed plain text, detailed markdown, M[i][j] says whether chosen i scores strictly above rejected j.  *Hard* is the mean of the upper
+triangle (the rejected answer has the fancier style), *normal* the diagonal, *easy* the lower triangle; the average of a domain is the
+mean of the three.  Overall figures are means over domains, not over rows, and safety pools its two files by rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rm_methods.benchmarks.cards import BenchmarkCard
+from rm_methods.benchmarks.grading import SAMPLING_OPTIONS, Metric, mean_of, present_subsets, sample_items
+from rm_methods.benchmarks.item import BenchmarkItem
+from rm_methods.benchmarks.sources import ReadReport, hub_rows, local_files, local_rows
+from rm_methods.errors import DataError, nearest
+from rm_methods.preferences.pair import prompt_group
+
+TIE_RULE = "equal scores are wrong, in each of the nine comparisons of an item (official)"
+
+STYLES = ("concise", "detailed plain", "detailed markdown")
+DOMAINS = {"chat": ("chat",), "code": ("code",), "math": ("math",), "safety": ("safety-refuse", "safety-response")}
+SUBSETS = tuple(subset for subsets in DOMAINS.values() for subset in subsets)
+LEVELS = ("easy", "normal", "hard", "average")
+
+OPTIONS = {
+    "domains": {
+        "type": ["array", "null"],
+        "items": {"enum": list(DOMAINS)},
+        "minItems": 1,
+        "uniqueItems": True,
+        "default": None,
+        "description": "Domains to evaluate; null takes every domain found. Without all four, `overall` is not the official Overall.",
+    },
+    **SAMPLING_OPTIONS,
+}
+
+
+def read(
+    card: BenchmarkCard, root: Path | None, options: dict[str, Any], report: ReadReport, pairs: Path | None = None
+) -> Iterator[BenchmarkItem]:
+    """Items from the official files below `root` (total_dataset, or one file a domain), or from the hub if `root` is None."""
+    items = list(_read_domains(card, root, set(options["domains"] or DOMAINS), report))
+    present = {item.subset for item in items}
+    missing = [domain for domain, subsets in DOMAINS.items() if not present & set(subsets)]
+    not_found = [domain for domain in options["domains"] or () if domain in missing]
+    if not_found:
+        raise DataError(f"{card.name}: there are no rows of the domains {not_found} that options.domains asks for.")
+    if missing:
+        report.notes.append(
+            f"Domains missing: {', '.join(missing)}. `overall` is the mean over the others and is not the official Overall."
+        )
+    if "safety" not in missing and not present >= set(DOMAINS["safety"]):
+        report.notes.append("Only one of the two safety files is there: `safety` is not the official figure, which pools both by rows.")
+    yield from sample_items(items, options, report)
+
+
+def _read_domains(card: BenchmarkCard, root: Path | None, wanted: set[str], report: ReadReport) -> Iterator[BenchmarkItem]:
+    if root is None:
+        rows = hub_rows(card, report, "total_dataset", split="train")
+    else:
+        files = local_files(card, root)
+        if "total_dataset" in files:  # it holds the rows of the other files: reading both would count them twice
+            files = {"total_dataset": files["total_dataset"]}
+        rows = local_rows(files, report)
+    for name, where, row in rows:
+        subset = row.get("domain") if name == "total_dataset" else name
+        if subset not in SUBSETS:
+            raise DataError(f"{where}: domain {subset!r} is not one of RM-Bench. {nearest(str(subset), SUBSETS)}")
+        item = _item(row, subset, where)
+        if any(subset in DOMAINS[domain] for domain in wanted):
+            yield item
+        else:
+            report.exclude("domain not asked for by options.domains", where)
+
+
+def _item(row: dict[str, Any], subset: str, where: str) -> BenchmarkItem:
+    prompt, chosen, rejected = row.get("prompt"), row.get("chosen"), row.get("rejected")
+    if not isinstance(prompt, str):
+        raise DataError(f"{where}: `prompt` must be a text, found {type(prompt).__name__}.")
+    for key, answers in (("chosen", chosen), ("rejected", rejected)):
+        if not isinstance(answers, (list, tuple)) or len(answers) != 3 or not all(isinstance(answer, str) for answer in answers):
+            raise DataError(f"{where}: `{key}` must be a list of three texts (concise, detailed, markdown), found {str(answers)[:80]!r}.")
+    messages = [{"role": "user", "content": prompt}]
+    return BenchmarkItem(
+        item_id=f"{subset}/{row.get('id')}",  # the official id is unique only within a file
+        subset=subset,
+        prompt=messages,
+        responses=[*chosen, *rejected],
+        label={"chosen": [0, 1, 2], "rejected": [3, 4, 5]},
+        group=prompt_group(messages),
+        meta={key: row[key] for key in ("subset", "language", "task_id") if row.get(key) is not None},
+    )
+
+
+def comparisons(label: Any, n_responses: int) -> list[tuple[int, int]]:
+    """The nine comparisons (better, worse) of an item, row by row of the matrix.
+
+    Raises:
+        DataError: the label is not {"chosen": [3 indices], "rejected": [3 indices]} in the order of the styles.
+    """
+    indices = [label.get(key) if isinstance(label, dict) else None for key in ("chosen", "rejected")]
+    if not all(isinstance(side, list) and len(side) == 3 for side in indices) or sorted(indices[0] + indices[1]) != list(range(6)):
+        raise DataError(f'label {label!r} is not allowed; expected {{"chosen": [0, 1, 2], "rejected": [3, 4, 5]}}.')
+    if n_responses != 6:
+        raise DataError(f"an item of RM-Bench has 6 responses, found {n_responses}.")
+    return [(better, worse) for better in indices[0] for worse in indices[1]]
+
+
+def levels(matrix: np.ndarray) -> dict[str, float]:
+    """Easy, normal, hard and average of a 3 x 3 matrix M[chosen style][rejected style].
+
+    >>> {level: round(value, 2) for level, value in levels(np.array([[1, 0, 0], [1, 1, 0], [1, 1, 0]])).items()}
+    {'easy': 1.0, 'normal': 0.67, 'hard': 0.0, 'average': 0.56}
+    """
+    easy = float(np.mean(matrix[np.tril_indices(3, -1)]))
+    normal = float(np.mean(np.diagonal(matrix)))
+    hard = float(np.mean(matrix[np.triu_indices(3, 1)]))
+    return {"easy": easy, "normal": normal, "hard": hard, "average": (easy + normal + hard) / 3}
+
+
+def grade(label: Any, scores: np.ndarray) -> dict[str, float]:
+    """Credits of one item: easy, normal, hard, average.  A tie or NaN makes that one comparison wrong."""
+    wins = [float(scores[better] > scores[worse]) for better, worse in comparisons(label, len(scores))]
+    return levels(np.array(wins).reshape(3, 3))
+
+
+def metrics(items: Sequence[BenchmarkItem]) -> list[Metric]:
+    """overall, easy, normal, hard over the domains present; the average and the levels of each domain."""
+    present = present_subsets(items, SUBSETS, "rm_bench")
+    domains = {domain: tuple(s for s in subsets if s in present) for domain, subsets in DOMAINS.items() if present & set(subsets)}
+    across = [mean_of("overall" if level == "average" else level, level, domains) for level in ("average", "easy", "normal", "hard")]
+    within = [
+        mean_of(domain if level == "average" else f"{domain}_{level}", level, {domain: subsets})
+        for domain, subsets in domains.items()
+        for level in ("average", "easy", "normal", "hard")
+    ]
+    return across + within

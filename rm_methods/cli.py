@@ -1,0 +1,217 @@
+"""The command line: one verb per stage, used by the workflow and by hand.
+
+Usage:
+    rm-methods list methods
+    rm-methods score --model results/quickstart/runs/bradley_terry/seed0/model --data my_pairs.jsonl --out scores.parquet
+    rm-methods evaluate --benchmark rm_bench --items items.parquet --scores scores.parquet
+
+Heavy packages are imported inside the verbs, so that `rm-methods --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import click
+
+from rm_methods import __version__
+from rm_methods.errors import UserError
+
+_FILE = click.Path(dir_okay=False, path_type=Path)
+_FOLDER = click.Path(file_okay=False, path_type=Path)
+_config = click.option(
+    "--config", "config_files", multiple=True, required=True, type=_FILE, help="Configuration file; later ones go over earlier ones."
+)
+
+
+class _Cli(click.Group):
+    """Prints errors of the user's making as text and exits with 2; anything else is our fault and keeps its traceback."""
+
+    def invoke(self, context):
+        try:
+            return super().invoke(context)
+        except UserError as error:
+            click.echo(f"rm-methods: {error}", err=True)
+            sys.exit(2)
+        except OSError as error:
+            if error.errno is None:
+                raise
+            click.echo(f"rm-methods: {error.filename or 'file system'}: {error.strerror}. Nothing half-written was kept.", err=True)
+            sys.exit(2)
+
+
+@click.group(cls=_Cli, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__)
+def main():
+    """Train, score, evaluate and compare reward models.  The workflow (`snakemake --cores N`) calls these verbs."""
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+
+
+@main.command("list")
+@click.argument("what", type=click.Choice(["methods", "benchmarks", "datasets"]))
+def list_cards(what):
+    """List what can be named in a configuration."""
+    from rm_methods.listing import listing
+
+    click.echo(listing(what))
+
+
+@main.command()
+@_config
+def check(config_files):
+    """Check a configuration and print it with all defaults."""
+    import yaml
+
+    from rm_methods.config import load_config
+
+    click.echo(yaml.safe_dump(load_config(config_files), sort_keys=False, allow_unicode=True), nl=False)
+
+
+@main.command()
+@_config
+@click.option("--pairs", required=True, type=_FILE, help="Parquet file to write.")
+@click.option("--report", required=True, type=_FILE, help="JSON report to write.")
+def prepare(config_files, pairs, report):
+    """Read, clean, split and (on request) balance and flip the preference data."""
+    from rm_methods.config import load_config
+    from rm_methods.preferences.prepare import describe
+    from rm_methods.preferences.prepare import prepare as run
+
+    click.echo(describe(run(load_config(config_files)["data"], pairs, report)))
+
+
+@main.command("prepare-backbone")
+@_config
+@click.option("--pairs", required=True, type=_FILE, help="Prepared pairs.")
+@click.option("--out", required=True, type=_FOLDER, help="Folder to write.")
+def prepare_backbone(config_files, pairs, out):
+    """Get tokenizer, chat template and configuration of the backbone ready; convert or create it where needed."""
+    from rm_methods.config import load_config
+    from rm_methods.preferences.pair import read_pairs
+    from rm_methods.reward_models.backbones import prepare_backbone as run
+
+    record = run(load_config(config_files)["backbone"], read_pairs(pairs, ["train"]), out)
+    click.echo(", ".join(f"{key}: {value}" for key, value in record.items()))
+
+
+@main.command("prepare-benchmark")
+@_config
+@click.option("--benchmark", required=True, help="Card name.")
+@click.option("--pairs", type=_FILE, help="Prepared pairs, for benchmarks that are made of them.")
+@click.option("--items", required=True, type=_FILE, help="Parquet file to write.")
+@click.option("--report", required=True, type=_FILE, help="JSON report to write.")
+def prepare_benchmark(config_files, benchmark, pairs, items, report):
+    """Read a benchmark into items."""
+    from rm_methods.benchmarks.evaluation import prepare_items
+    from rm_methods.config import load_config
+    from rm_methods.errors import nearest
+
+    entries = load_config(config_files)["benchmarks"]
+    if benchmark not in entries:
+        raise UserError(f"'{benchmark}' is not among the benchmarks of the configuration. {nearest(benchmark, entries)}")
+    prepare_items(benchmark, entries[benchmark], pairs, items, report)
+
+
+@main.command()
+@_config
+@click.option("--variant", required=True, help="Entry under `methods:`.")
+@click.option("--seed", required=True, type=click.IntRange(min=0))
+@click.option("--pairs", required=True, type=_FILE, help="Prepared pairs.")
+@click.option("--backbone", required=True, type=_FOLDER, help="Prepared backbone folder.")
+@click.option("--out", required=True, type=_FOLDER, help="Run folder: model/, metrics.jsonl and summary.json are written there.")
+@click.option("--work", required=True, type=_FOLDER, help="Folder for checkpoints of unfinished runs.")
+@click.option("--threads", type=click.IntRange(min=0), default=None, help="CPU threads; overrides training.threads.")
+def train(config_files, variant, seed, pairs, backbone, out, work, threads):
+    """Train one variant with one seed.  Continues from the last complete checkpoint if it was interrupted."""
+    from rm_methods.config import load_config
+    from rm_methods.errors import nearest
+    from rm_methods.training.run import RunFiles
+    from rm_methods.training.run import train as run
+
+    config = load_config(config_files)
+    if variant not in config["methods"]:
+        raise UserError(f"Unknown variant '{variant}'. {nearest(variant, config['methods'])}")
+    files = RunFiles(pairs, backbone, out / "model", out / "metrics.jsonl", out / "summary.json", work)
+    run(config, variant, seed, files, threads=threads)
+
+
+@main.command()
+@click.option("--model", required=True, type=_FOLDER, help="Reward-model folder, or a folder with scorer.json.")
+@click.option("--data", multiple=True, required=True, help="Benchmark items (.parquet), a preference file, or a card name; repeatable.")
+@click.option("--out", multiple=True, required=True, type=_FILE, help="Score table to write, one per --data.")
+@click.option("--root", type=_FOLDER, default=None, help="Local folder with the files of a card.")
+@click.option("--config", "config_files", multiple=True, type=_FILE, help="Take the scoring settings from a configuration.")
+@click.option("--threads", type=click.IntRange(min=0), default=None, help="CPU threads.")
+@click.option("--max-length", type=click.IntRange(min=32), default=None, help="Longest sequence in tokens.")
+@click.option("--precision", type=click.Choice(["fp32", "bf16"]), default=None)
+def score(model, data, out, root, config_files, threads, max_length, precision):
+    """Score responses into score tables."""
+    from rm_methods.scoring.score import score_files
+
+    if len(data) != len(out):
+        raise UserError(f"{len(data)} --data but {len(out)} --out were given; give one --out for each --data.")
+    given = {"threads": threads, "max_length": max_length, "precision": precision}
+    score_files(model, list(zip(data, out, strict=True)), root, config_files, {k: v for k, v in given.items() if v is not None})
+
+
+@main.command()
+@click.option("--benchmark", multiple=True, required=True, help="Card name; repeatable.")
+@click.option("--items", multiple=True, required=True, type=_FILE, help="Items, one per --benchmark.")
+@click.option("--scores", multiple=True, required=True, type=_FILE, help="Score table, one per --benchmark.")
+@click.option("--summary", type=_FILE, default=None, help="summary.json of the run, for its identity.")
+@click.option("--metrics", type=_FILE, default=None, help="metrics.json to write.")
+@click.option("--credits", type=_FILE, default=None, help="credits.parquet to write.")
+def evaluate(benchmark, items, scores, summary, metrics, credits):
+    """Compute the metrics of score tables."""
+    import tempfile
+
+    from rm_methods.benchmarks.evaluation import evaluate_run
+    from rm_methods.files import read_json
+    from rm_methods.listing import metrics_text
+
+    if not len(benchmark) == len(items) == len(scores):
+        raise UserError("Give as many --items and --scores as --benchmark.")
+    identity = read_json(summary) if summary else {"variant": None, "method": None, "seed": None, "run_key": None}
+    with tempfile.TemporaryDirectory() as scratch:
+        result = evaluate_run(
+            list(zip(benchmark, items, scores, strict=True)),
+            identity,
+            metrics or Path(scratch) / "metrics.json",
+            credits or Path(scratch) / "credits.parquet",
+        )
+    click.echo(metrics_text(result))
+
+
+@main.command()
+@_config
+@click.option("--experiment", "folder", required=True, type=_FOLDER, help="Folder of the experiment's results.")
+@click.option("--out", required=True, type=_FOLDER, help="Folder to write tables and figures to.")
+def compare(config_files, folder, out):
+    """Compare all runs of an experiment: tables and figures."""
+    from rm_methods.comparison.compare import compare as run
+    from rm_methods.config import load_config
+    from rm_methods.config import reference_variant
+    from rm_methods.experiment import Experiment, comparison_columns
+
+    config = load_config(config_files)
+    files = Experiment(config).evaluated_runs(folder)
+    click.echo(run(files, comparison_columns(config), reference_variant(config), out).text)
+
+
+@main.command()
+@_config
+@click.option("--experiment", "folder", required=True, type=_FOLDER, help="Folder of the experiment's results.")
+@click.option("--out", required=True, type=_FOLDER, help="Folder to write one JSON record a run to.")
+def track(config_files, folder, out):
+    """Export finished runs to MLflow.  Can be repeated: nothing is stored twice."""
+    from rm_methods.config import load_config
+    from rm_methods.listing import track_experiment
+
+    click.echo(track_experiment(load_config(config_files), folder, out))
+
+
+if __name__ == "__main__":
+    main()

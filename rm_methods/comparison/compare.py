@@ -1,0 +1,142 @@
+"""The compare stage: from the evaluations of all runs to one table, in four formats, and one figure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from rm_methods.comparison.figures import write_figures
+from rm_methods.comparison.intervals import ALPHA, ItemDesign, estimate, estimate_from_seeds, holm, paired_difference
+from rm_methods.comparison.notes import footnotes
+from rm_methods.comparison.result import Cell, Column, Comparison, ComparisonResult, Cost, VariantRow
+from rm_methods.comparison.runs import Run, RunFiles, common_design, read_runs
+from rm_methods.comparison.tables import csv_table, latex_table, markdown_table, terminal_table
+from rm_methods.errors import UserError, nearest
+from rm_methods.files import write_text
+
+
+def compare(runs: Sequence[RunFiles], columns: Sequence[Column], reference: str | None, out_folder: Path) -> ComparisonResult:
+    """Compare runs and write table.txt, table.md, table.csv, table.tex, comparison.png and comparison.svg.
+
+    Args:
+        runs: the files of every (variant, seed); variants appear in the order of their first run.
+        columns: what to compare, in order.
+        reference: the variant that the others are tested against; None for no tests.
+        out_folder: where the files go; made if missing.
+
+    Returns:
+        The comparison, its files by name, and the terminal table as text.
+
+    Raises:
+        UserError, DataError: the reference is not a variant, a column is unknown, or the runs cannot be compared (see `read_runs`
+            and `common_design`).
+    """
+    comparison = build_comparison(read_runs(runs, columns), columns, reference)
+    out_folder = Path(out_folder)
+    text = terminal_table(comparison)
+    texts = {
+        "table.txt": text,
+        "table.md": markdown_table(comparison),
+        "table.csv": csv_table(comparison),
+        "table.tex": latex_table(comparison),
+    }
+    for name, content in texts.items():
+        write_text(out_folder / name, content)
+    figures = {"comparison.png": out_folder / "comparison.png", "comparison.svg": out_folder / "comparison.svg"}
+    write_figures(comparison, list(figures.values()))
+    return ComparisonResult(comparison, {name: out_folder / name for name in texts} | figures, text)
+
+
+def build_comparison(runs: Sequence[Run], columns: Sequence[Column], reference: str | None) -> Comparison:
+    """Intervals, paired differences and footnotes of runs that were read and checked."""
+    by_variant: dict[str, list[Run]] = {}
+    for run in runs:
+        by_variant.setdefault(run.variant, []).append(run)
+    if reference is not None and reference not in by_variant:
+        raise UserError(f"The reference '{reference}' is not among the variants compared. {nearest(reference, by_variant)}")
+    order = sorted(by_variant, key=lambda v: by_variant[v][0].content_blind)
+    cells = {variant: [] for variant in order}
+    for column in columns:
+        for variant, cell in _column_cells(by_variant, column, reference).items():
+            cells[variant].append(cell)
+    rows = tuple(_row(by_variant[variant], cells[variant]) for variant in order)
+    return Comparison(tuple(columns), rows, reference, footnotes(runs, rows, columns, reference))
+
+
+def _row(runs: Sequence[Run], cells: Sequence[Cell | None]) -> VariantRow:
+    def mean_cost(key: str) -> float | None:
+        values = [float(run.cost[key]) for run in runs if run.cost.get(key) is not None]
+        return float(np.mean(values)) if values else None
+
+    first = runs[0]
+    return VariantRow(
+        variant=first.variant,
+        method=first.method,
+        seeds=tuple(sorted(run.seed for run in runs)),
+        seed_free=all(run.seed_free for run in runs),
+        scalar_reward=all(run.scalar_reward for run in runs),
+        content_blind=first.content_blind,
+        cost=Cost(mean_cost("tokens"), mean_cost("wall_seconds"), mean_cost("peak_memory_bytes")),
+        cells=tuple(cells),
+    )
+
+
+def _column_cells(by_variant: dict[str, list[Run]], column: Column, reference: str | None) -> dict[str, Cell | None]:
+    """Cells of one column, with Holm's correction over its variants."""
+    design = common_design([run for runs in by_variant.values() for run in runs], column)
+    values = {variant: _values(runs, column, design) for variant, runs in by_variant.items()}
+    seed_free = {variant: all(run.seed_free for run in runs) for variant, runs in by_variant.items()}
+    cells: dict[str, Cell | None] = {}
+    for variant, runs in by_variant.items():
+        if not values[variant]:
+            cells[variant] = None
+            continue
+        cell = _cell(runs, column, values[variant], design)
+        if variant == reference:
+            cell = replace(cell, verdict="reference")
+        elif reference is not None and values[reference]:
+            difference = paired_difference(
+                values[variant],
+                values[reference],
+                design,
+                candidate_seed_free=seed_free[variant],
+                reference_seed_free=seed_free[reference],
+            )
+            cell = replace(cell, difference=difference)
+        cells[variant] = cell
+    tested = [v for v, cell in cells.items() if cell is not None and cell.difference is not None]
+    p_values = [cells[v].difference.p_value if cells[v].difference.enough_evidence else math.nan for v in tested]
+    for variant, p_holm in zip(tested, holm(p_values), strict=True):
+        verdict = "not enough evidence" if math.isnan(p_holm) else "significant" if p_holm < ALPHA else "not significant"
+        cells[variant] = replace(cells[variant], p_holm=p_holm, verdict=verdict)
+    return cells
+
+
+def _values(runs: Sequence[Run], column: Column, design: ItemDesign | None) -> dict[int, np.ndarray]:
+    """Seed -> credits in the order of the design (or the metric itself, for a metric without credits)."""
+    having = [run for run in runs if run.metric(column) is not None]
+    if design is None:
+        return {run.seed: np.float64(run.metric(column)) for run in having}
+    return {run.seed: run.credits[(column.benchmark, column.metric)]["credit"].to_numpy(np.float64) for run in having}
+
+
+def _cell(runs: Sequence[Run], column: Column, values: dict[int, np.ndarray], design: ItemDesign | None) -> Cell:
+    seeds = sorted(values)
+    if design is None:
+        interval = estimate_from_seeds([float(values[s]) for s in seeds])
+    else:
+        interval = estimate(np.column_stack([values[s] for s in seeds]), design)
+    reports = [run.benchmarks[column.benchmark] for run in runs if run.metric(column) is not None]
+    ties = [float(r["tie_rate"]) for r in reports if r.get("tie_rate") is not None]
+    truncated = [int(r["n_truncated"]) for r in reports if r.get("n_truncated") is not None]
+    return Cell(
+        estimate=interval,
+        tie_rate=float(np.mean(ties)) if ties else None,
+        n_scored=sum(int(r.get("n_scored", 0)) for r in reports),
+        n_total=sum(int(r.get("n_total", 0)) for r in reports),
+        n_truncated=max(truncated) if truncated else None,
+    )

@@ -1,0 +1,103 @@
+"""The footnotes of a comparison: how intervals, marks and ties are to be read, and everything that makes a number less than it seems."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rm_methods.comparison.intervals import ALPHA, MIN_SEEDS
+from rm_methods.comparison.result import Column, Cost, VariantRow
+from rm_methods.comparison.runs import Run
+
+
+def footnotes(runs: Sequence[Run], rows: Sequence[VariantRow], columns: Sequence[Column], reference: str | None) -> tuple[str, ...]:
+    """The footnotes, in the order in which a reader needs them."""
+    notes = _interval_notes(rows)
+    if reference is not None:
+        notes += _reference_notes(rows, reference)
+    notes += _scoring_notes(runs, rows, columns)
+    if any(not row.scalar_reward for row in rows):
+        notes.append("†: no scalar reward; it reads both responses together, so it cannot rank a response alone.")
+    if any(row.cost != Cost() for row in rows):
+        notes.append("Cost of training one run, mean over seeds: tokens seen, wall time, peak memory.")
+    for key, what in (("device", "devices"), ("world_size", "numbers of processes")):
+        found = sorted({str(run.cost[key]) for run in runs if run.cost.get(key) is not None and not run.content_blind})
+        if len(found) > 1:
+            notes.append(f"Wall time and memory were measured on different {what}: {', '.join(found)}.")
+    hashes = {run.data_hash for run in runs if run.data_hash and not run.content_blind}
+    if len(hashes) > 1:
+        notes.append(f"Not an equal comparison: the variants were trained on {len(hashes)} different prepared data sets.")
+    return tuple(notes)
+
+
+def _interval_notes(rows: Sequence[VariantRow]) -> list[str]:
+    bases = {cell.estimate.basis for row in rows for cell in row.cells if cell is not None}
+    notes = []
+    if "seeds and items" in bases:
+        notes.append("Percent, mean over seeds ± half of a 95% interval that counts both seeds and items (two-way random effects).")
+    if "items" in bases:
+        notes.append("‡: one run only; its interval counts items, not seeds. For a scorer without a seed that is all there is to count.")
+    if "seeds" in bases:
+        notes.append("§: a metric without per-item credits; its interval counts seeds, not items.")
+    if "nothing" in bases:
+        notes.append("A mean without ± has no interval: all its values are equal, undefined, or there is only one.")
+    return notes
+
+
+def _reference_notes(rows: Sequence[VariantRow], reference: str) -> list[str]:
+    verdicts = {cell.verdict for row in rows for cell in row.cells if cell is not None}
+    notes = []
+    if verdicts & {"significant", "not significant"}:
+        notes.append(
+            f"*: differs from {reference} (either way) at the {ALPHA:.0%} level, paired by seed and item, Holm-corrected over the column."
+        )
+    lacking: dict[str, int] = {}
+    for row in rows:
+        pairs = [c.difference.estimate.n_seeds for c in row.cells if c is not None and c.verdict == "not enough evidence"]
+        if pairs:
+            lacking[row.variant] = min(pairs)
+    few = [f"{variant} ({n})" for variant, n in lacking.items() if n < MIN_SEEDS]
+    if few:
+        notes.append(f"Not enough evidence to compare with {reference} (n seeds < {MIN_SEEDS}): {', '.join(few)}.")
+    undefined = [variant for variant, n in lacking.items() if n >= MIN_SEEDS]
+    if undefined:
+        notes.append(f"Not enough evidence to compare with {reference} (undefined, or without spread): {', '.join(undefined)}.")
+    pairings = {row.variant: {c.difference.pairing for c in row.cells if c is not None and c.difference} for row in rows}
+    in_order = [variant for variant, found in pairings.items() if "order of seeds" in found]
+    if in_order:
+        notes.append(f"No seed in common with {reference}, so runs were paired in the order of their seeds: {', '.join(in_order)}.")
+    return notes
+
+
+def _scoring_notes(runs: Sequence[Run], rows: Sequence[VariantRow], columns: Sequence[Column]) -> list[str]:
+    """Tie rules, tie rates, unscored items, truncated texts: per benchmark, not per column."""
+    benchmarks = list(dict.fromkeys(column.benchmark for column in columns))
+    rules: dict[str, list[str]] = {}
+    for benchmark in benchmarks:
+        found = {run.benchmarks[benchmark].get("tie_rule") or "not recorded" for run in runs if benchmark in run.benchmarks}
+        rules.setdefault(" / ".join(sorted(found)), []).append(benchmark)
+    notes = ["Ties: " + "; ".join(f"{rule} ({', '.join(names)})" for rule, names in rules.items()) + "."]
+    ties, unscored, truncated = [], [], {}
+    for benchmark in benchmarks:
+        for row in rows:
+            present = [c for c, column in zip(row.cells, columns, strict=True) if column.benchmark == benchmark and c is not None]
+            if not present:
+                continue
+            cell = present[0]
+            if cell.tie_rate is not None and cell.tie_rate > 0.005:
+                ties.append(f"{row.variant} on {benchmark} {cell.tie_rate:.1%}")
+            if cell.n_scored != cell.n_total:
+                unscored.append(f"{row.variant} on {benchmark} {cell.n_scored}/{cell.n_total}")
+            if cell.n_truncated is not None:
+                truncated.setdefault(benchmark, set()).add(cell.n_truncated)
+    if ties:
+        notes.append(f"Tie rate above 0.5%: {', '.join(ties)}.")
+    if unscored:
+        notes.append(f"Not all items could be scored (n_scored/n_total, all seeds): {', '.join(unscored)}; the rest stays in the metric.")
+    cut = [f"{b} {_span(counts)}" for b, counts in truncated.items() if max(counts) > 0]
+    if cut:
+        notes.append(f"Texts cut to fit the model, per run: {', '.join(cut)}.")
+    return notes
+
+
+def _span(counts: set[int]) -> str:
+    return str(max(counts)) if len(counts) == 1 else f"{min(counts)} to {max(counts)}"

@@ -1,0 +1,225 @@
+"""Reads what evaluation left of each run and refuses runs that cannot be compared."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from rm_methods.comparison.intervals import ItemDesign, item_design
+from rm_methods.comparison.result import Column
+from rm_methods.errors import DataError, UserError, nearest
+from rm_methods.files import read_json
+
+if TYPE_CHECKING:
+    import pandas
+
+CREDIT_COLUMNS = ("benchmark", "metric", "item_id", "group", "stratum", "weight", "credit")
+_AGREE = 1e-6  # a metric and the weighted mean of its credits may differ by rounding only
+
+
+@dataclass(frozen=True)
+class RunFiles:
+    """The files of one (variant, seed), as in docs/architecture.md: summary.json, metrics.json, credits.parquet."""
+
+    summary: Path
+    metrics: Path
+    credits: Path
+
+
+@dataclass(frozen=True)
+class Run:
+    """One (variant, seed) as the comparison needs it.
+
+    Attributes:
+        benchmarks: the `benchmarks` of metrics.json.
+        credits: (benchmark, metric) -> DataFrame with the columns item_id, group, stratum, weight, credit, sorted by item_id.
+    """
+
+    files: RunFiles
+    variant: str
+    method: str
+    seed: int
+    seed_free: bool
+    scalar_reward: bool
+    content_blind: bool
+    data_hash: str | None
+    cost: dict[str, Any]
+    benchmarks: dict[str, dict[str, Any]]
+    credits: dict[tuple[str, str], pandas.DataFrame]
+
+    def metric(self, column: Column) -> float | None:
+        """Value of the column's metric; NaN if it was undefined, None if the run does not have it."""
+        metrics = self.benchmarks.get(column.benchmark, {}).get("metrics", {})
+        if column.metric not in metrics:
+            return None
+        value = metrics[column.metric]
+        return math.nan if value is None else float(value)
+
+
+def read_runs(files: Sequence[RunFiles], columns: Sequence[Column]) -> list[Run]:
+    """Read runs and check that they belong together.
+
+    Raises:
+        UserError: no runs or columns, a (variant, seed) given twice, one variant with two methods, or a column that no run has.
+        DataError: files of one run that do not belong together, or credits that do not add up to the metric.
+    """
+    if not files:
+        raise UserError("There is nothing to compare: no runs were given. Run the evaluate stage first.")
+    if not columns:
+        raise UserError("There is nothing to compare: no columns were given. Name at least one benchmark in the configuration.")
+    runs = [_read_run(f, columns) for f in files]
+    seen: dict[tuple[str, int], Run] = {}
+    methods: dict[str, Run] = {}
+    for run in runs:
+        if (other := seen.setdefault((run.variant, run.seed), run)) is not run:
+            raise UserError(
+                f"Variant {run.variant!r} seed {run.seed} was given twice: {other.files.summary} and {run.files.summary}. Keep one of them."
+            )
+        if (other := methods.setdefault(run.variant, run)).method != run.method:
+            raise UserError(
+                f"Variant {run.variant!r} stands for two methods: {other.method!r} in {other.files.summary} and {run.method!r} in "
+                f"{run.files.summary}. Runs of an older configuration are mixed in; give the variants different names."
+            )
+    for column in columns:
+        _check_known(column, runs)
+    return runs
+
+
+def _read_run(files: RunFiles, columns: Sequence[Column]) -> Run:
+    summary, metrics = read_json(files.summary), read_json(files.metrics)
+    for name, path, content in (("summary", files.summary, summary), ("metrics", files.metrics, metrics)):
+        missing = [k for k in ("variant", "method", "seed", "run_key") if k not in content]
+        if missing:
+            raise DataError(f"{path}: not a {name}.json of a run: {', '.join(missing)} missing. Run the stage that writes it again.")
+    for key in ("variant", "method", "seed", "run_key"):
+        if summary[key] != metrics[key]:
+            raise DataError(
+                f"{files.metrics}: {key} is {metrics[key]!r}, but {files.summary} says {summary[key]!r}. "
+                "The evaluation is of another run; run score and evaluate again."
+            )
+    run = Run(
+        files=files,
+        variant=summary["variant"],
+        method=summary["method"],
+        seed=int(summary["seed"]),
+        seed_free=bool(summary.get("seed_free", False)),
+        scalar_reward=bool(summary.get("scalar_reward", True)),
+        content_blind=_content_blind(summary),
+        data_hash=(summary.get("data") or {}).get("hash"),
+        cost=summary.get("cost") or {},
+        benchmarks=metrics.get("benchmarks", {}),
+        credits=_read_credits(files.credits, columns),
+    )
+    for column in columns:
+        _check_adds_up(run, column)
+    return run
+
+
+def _content_blind(summary: dict[str, Any]) -> bool:
+    """Whether the scorer never reads the text: as the method's card says, or as the summary says where it names its own."""
+    from rm_methods.methods.registry import load_card, method_names
+
+    if "content_blind" in summary:
+        return bool(summary["content_blind"])
+    return summary["method"] in method_names() and load_card(summary["method"]).kind == "content_blind"
+
+
+def _read_credits(path: Path, columns: Sequence[Column]) -> dict[tuple[str, str], pandas.DataFrame]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        table = pq.read_table(path)
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file. Run the evaluate stage first.") from None
+    except pa.ArrowInvalid as error:
+        raise DataError(f"{path}: not a readable Parquet file ({error}).") from None
+    missing = set(CREDIT_COLUMNS) - set(table.column_names)
+    if missing:
+        raise DataError(f"{path}: not a file of credits: columns {sorted(missing)} are missing, found {table.column_names}.")
+    wanted = {(c.benchmark, c.metric) for c in columns}
+    credits = {}
+    for key, frame in table.select(list(CREDIT_COLUMNS)).to_pandas().groupby(["benchmark", "metric"], sort=False):
+        if key not in wanted:
+            continue
+        frame = frame.drop(columns=["benchmark", "metric"]).sort_values("item_id", ignore_index=True)
+        twice = frame["item_id"][frame["item_id"].duplicated()]
+        if len(twice):
+            raise DataError(f"{path}: item {twice.iloc[0]!r} occurs twice in {key[0]}/{key[1]}; an item has one credit for a metric.")
+        credits[key] = frame
+    return credits
+
+
+def _check_adds_up(run: Run, column: Column) -> None:
+    """Refuse credits that do not give the metric: the interval would be of another quantity than the mean."""
+    frame, metric = run.credits.get((column.benchmark, column.metric)), run.metric(column)
+    if frame is None:
+        return
+    name = f"{column.benchmark}/{column.metric}"
+    if metric is None:
+        raise DataError(f"{run.files.credits}: has credits for {name}, which {run.files.metrics} lacks. Run the evaluate stage again.")
+    try:
+        design = item_design(frame["stratum"], frame["weight"])
+    except ValueError as error:
+        raise DataError(f"{run.files.credits}: {name}: {error}.") from None
+    total = float(design.coefficient @ frame["credit"].to_numpy(np.float64))
+    both_undefined = math.isnan(total) and math.isnan(metric)
+    if not both_undefined and not abs(total - metric) <= _AGREE:
+        raise DataError(
+            f"{run.files.credits}: the credits of {name} give {total:.6f}, but {run.files.metrics} says {metric:.6f}. "
+            "The two files are of different evaluations; run the evaluate stage again."
+        )
+
+
+def _check_known(column: Column, runs: Sequence[Run]) -> None:
+    benchmarks = {name for run in runs for name in run.benchmarks}
+    if column.benchmark not in benchmarks:
+        raise UserError(f"No run was evaluated on benchmark '{column.benchmark}'. {nearest(column.benchmark, benchmarks)}")
+    metrics = {name for run in runs for name in run.benchmarks.get(column.benchmark, {}).get("metrics", {})}
+    if column.metric not in metrics:
+        raise UserError(f"No run has the metric '{column.metric}' of {column.benchmark}. {nearest(column.metric, metrics)}")
+
+
+def common_design(runs: Sequence[Run], column: Column) -> ItemDesign | None:
+    """The item design that all runs share on a column, None if the metric has no credits.
+
+    Raises:
+        DataError: if the runs have different items, groups, strata or weights, or only some of them have credits.
+    """
+    key = (column.benchmark, column.metric)
+    having = [run for run in runs if run.metric(column) is not None]
+    frames = [run.credits.get(key) for run in having]
+    if all(frame is None for frame in frames):
+        return None
+    first_run, first = having[0], frames[0]
+    for run, frame in zip(having, frames, strict=True):
+        if frame is None or first is None:
+            without = run if frame is None else first_run
+            raise DataError(f"{without.files.credits}: no credits for {key[0]}/{key[1]}, which other runs have. Run evaluate again.")
+        _check_same_items(first_run, first, run, frame, column)
+    return item_design(first["stratum"], first["weight"], first["group"])
+
+
+def _check_same_items(first_run: Run, first, run: Run, frame, column: Column) -> None:
+    name = f"{column.benchmark}/{column.metric}"
+    if not np.array_equal(first["item_id"], frame["item_id"]):
+        here, there = set(frame["item_id"]), set(first["item_id"])
+        example = sorted(here ^ there)[0]
+        raise DataError(
+            f"{run.files.credits}: other items of {name} than in {first_run.files.credits}: {len(here)} against {len(there)}, "
+            f"{len(here & there)} in common, first difference {example!r}. All runs must be evaluated on the same items; run score and "
+            "evaluate again for the runs that are older."
+        )
+    for field in ("group", "stratum", "weight"):
+        differ = np.flatnonzero(first[field].to_numpy() != frame[field].to_numpy())
+        if len(differ):
+            row = differ[0]
+            raise DataError(
+                f"{run.files.credits}: {field} of item {frame['item_id'][row]!r} of {name} is {frame[field][row]!r}, in "
+                f"{first_run.files.credits} it is {first[field][row]!r}. Run the evaluate stage again for all runs."
+            )

@@ -1,0 +1,201 @@
+"""Configuration: YAML files, checked against one JSON schema and the cards; every problem is reported at once.
+
+Imports nothing heavy: the Snakefile resolves the configuration in every job.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from rm_methods.errors import ConfigError, UserError, nearest
+from rm_methods.files import content_hash, write_text
+from rm_methods.methods import registry
+from rm_methods.validation import schema_problems
+
+SCHEMA_FILE = Path(__file__).parents[1] / "workflow" / "schemas" / "config.schema.yaml"
+_OWN_KEYS = ("method",)  # keys of a `methods` entry that are not settings of the method
+
+
+@cache
+def schema() -> dict[str, Any]:
+    """The JSON schema of an experiment."""
+    return yaml.safe_load(SCHEMA_FILE.read_text(encoding="utf-8"))
+
+
+def load_config(paths: Iterable[str | Path], overrides: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Read YAML files, later ones over earlier ones, and resolve the result.
+
+    Raises:
+        ConfigError: a file is missing or is not YAML, or anything in it is wrong.
+    """
+    merged: dict[str, Any] = {}
+    paths = [Path(p) for p in paths]
+    for path in paths:
+        try:
+            content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise ConfigError([f"cannot be read: {error.strerror}"], source=str(path)) from None
+        except yaml.YAMLError as error:
+            raise ConfigError([f"not valid YAML: {error}"], source=str(path)) from None
+        if not isinstance(content, dict):
+            raise ConfigError([f"must be a mapping of keys to values, found {type(content).__name__}"], source=str(path))
+        merged = merge(merged, content)
+    return resolve(merge(merged, overrides or {}), source=", ".join(map(str, paths)) or "the configuration")
+
+
+def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """`base` with the values of `over`; mappings are merged, anything else is replaced."""
+    merged = dict(base)
+    for key, value in over.items():
+        if isinstance(value, Mapping) and isinstance(merged.get(key), Mapping):
+            merged[key] = merge(merged[key], value)
+        else:
+            merged[key] = copy.deepcopy(value)
+    return merged
+
+
+def resolve(config: Mapping[str, Any], source: str = "the configuration") -> dict[str, Any]:
+    """Fill in all defaults and check everything that can be checked before anything runs.
+
+    Args:
+        config: as written by the user; a resolved configuration is left as it is.
+
+    Returns:
+        A new dictionary in which every key of the schema is present, `methods.<variant>` is
+        `{"method": name, "settings": {...}}` and all options are complete.
+
+    Raises:
+        ConfigError: with every problem found, each with its key path, the value seen, and what is allowed.
+    """
+    config = copy.deepcopy(dict(config))
+    problems = schema_problems(config, schema())
+    if not isinstance(config.get("methods"), dict):
+        raise ConfigError(problems or ["methods: at least one is needed"], source)
+    _fill(config, schema())
+    config["methods"] = {name: _resolve_method(name, entry or {}, problems) for name, entry in config["methods"].items()}
+    if isinstance(config.get("data"), dict):
+        _resolve_data(config, problems)
+    if isinstance(config.get("benchmarks"), dict):
+        for name, entry in config["benchmarks"].items():
+            config["benchmarks"][name] = _resolve_benchmark(name, entry or {}, problems)
+    if not problems:
+        problems += _conflicts(config)
+    if problems:
+        raise ConfigError(problems, source)
+    return config
+
+
+def reference_variant(config: Mapping[str, Any]) -> str:
+    """The variant that the others are compared with."""
+    named = config["comparison"]["reference"]
+    if named:
+        return named
+    trained = [name for name, entry in config["methods"].items() if registry.load_card(entry["method"]).kind == "trained"]
+    if "bradley_terry" in config["methods"]:
+        return "bradley_terry"
+    return (trained or list(config["methods"]))[0]
+
+
+def runs(config: Mapping[str, Any]) -> list[tuple[str, int]]:
+    """(variant, seed) of every run; a variant whose scores do not depend on the seed runs with the first seed only."""
+    return [
+        (name, seed)
+        for name, entry in config["methods"].items()
+        for seed in (config["seeds"][:1] if registry.load_card(entry["method"]).seed_free else config["seeds"])
+    ]
+
+
+def write_resolved(config: Mapping[str, Any]) -> Path:
+    """Keep a resolved configuration under its content's hash and return the path; nothing is ever overwritten."""
+    path = Path(config["results"]) / config["experiment"] / "config" / f"{content_hash(config)}.yaml"
+    if not path.exists():
+        write_text(path, yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True))
+    return path
+
+
+def _resolve_method(variant: str, entry: dict[str, Any], problems: list[str]) -> dict[str, Any]:
+    where = f"methods.{variant}"
+    name = entry.get("method", variant)
+    if name not in registry.method_names():
+        hint = nearest(str(name), registry.method_names())
+        problems.append(f"{where}: unknown method '{name}'. {hint} A variant with a name of its own needs `method: <name>`.")
+        return {"method": name, "settings": {}}
+    settings = entry["settings"] if set(entry) == {"method", "settings"} else {k: v for k, v in entry.items() if k not in _OWN_KEYS}
+    card = registry.load_card(name)
+    problems += schema_problems(settings, card.settings_schema, where)
+    return {"method": name, "settings": card.defaults() | settings}
+
+
+def _resolve_data(config: dict[str, Any], problems: list[str]) -> None:
+    from rm_methods.preferences.cards import card_for
+    from rm_methods.preferences.readers import resolve_options
+
+    data = config["data"]
+    if not isinstance(data.get("dataset"), str) or not isinstance(data.get("options"), dict):
+        return
+    if isinstance(data["root"], str) and not Path(data["root"]).is_dir():
+        problems.append(_no_folder("data.root", data["root"]))
+        return
+    try:
+        data["options"] = resolve_options(card_for(data["dataset"], data["root"])[0], data["options"])
+    except ConfigError as error:
+        problems += error.problems
+    except UserError as error:
+        problems.append(f"data.dataset: {error}")
+
+
+def _resolve_benchmark(name: str, entry: dict[str, Any], problems: list[str]) -> dict[str, Any]:
+    from rm_methods.benchmarks.cards import list_cards, load_card, resolve_options
+
+    where = f"benchmarks.{name}"
+    entry = {"root": None, "options": {}} | entry
+    if name not in list_cards():
+        problems.append(f"{where}: unknown benchmark. {nearest(name, list_cards())}")
+        return entry
+    if isinstance(entry["root"], str) and not Path(entry["root"]).is_dir():
+        problems.append(_no_folder(f"{where}.root", entry["root"]))
+    try:
+        entry["options"] = resolve_options(load_card(name), entry["options"])
+    except ConfigError as error:
+        problems += error.problems
+    return entry
+
+
+def _no_folder(where: str, path: str) -> str:
+    return f"{where}: no such folder: '{path}' (looked in {Path.cwd()}). Name the folder that holds the files, or null for the hub"
+
+
+def _conflicts(config: dict[str, Any]) -> list[str]:
+    """Settings that are each allowed but not together."""
+    found = []
+    tiny, backbone, training = config["backbone"]["tiny"], config["backbone"], config["training"]
+    if backbone["source"] == "tiny":
+        if tiny["hidden_size"] % tiny["heads"]:
+            found.append(f"backbone.tiny.hidden_size: {tiny['hidden_size']} is not a multiple of backbone.tiny.heads = {tiny['heads']}")
+        if tiny["heads"] % tiny["key_value_heads"]:
+            found.append(f"backbone.tiny.key_value_heads: {tiny['key_value_heads']} does not divide backbone.tiny.heads = {tiny['heads']}")
+        if backbone["gguf_file"]:
+            found.append("backbone.gguf_file: set, but backbone.source is 'tiny'; name the folder or package that holds the file")
+    if backbone["attention"] == "flash_attention_2" and training["layout"] == "packed":
+        found.append("training.layout: 'packed' needs backbone.attention 'sdpa' or 'eager'; use 'auto' or 'plain' with flash_attention_2")
+    if training["pairs_per_step"] < training["processes"]:
+        found.append(f"training.pairs_per_step: {training['pairs_per_step']} is fewer than training.processes = {training['processes']}")
+    reference = config["comparison"]["reference"]
+    if reference and reference not in config["methods"]:
+        found.append(f"comparison.reference: '{reference}' is not among the methods. {nearest(reference, config['methods'])}")
+    return found
+
+
+def _fill(value: dict[str, Any], fragment: Mapping[str, Any]) -> None:
+    """Fill in defaults of the schema, also inside objects that are absent."""
+    for key, part in fragment.get("properties", {}).items():
+        if key not in value and "default" in part:
+            value[key] = copy.deepcopy(part["default"])
+        if isinstance(value.get(key), dict) and "properties" in part:
+            _fill(value[key], part)

@@ -1,0 +1,89 @@
+"""The files of an experiment: one place that knows the folder layout, for the workflow and the command line."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rm_methods.config import runs
+from rm_methods.errors import UserError
+from rm_methods.files import canonical_json
+from rm_methods.methods.registry import load_card
+from rm_methods.provenance import code_hash
+
+
+class Experiment:
+    """Paths below `<results>/<experiment>/` (see docs/architecture.md).
+
+    Args:
+        config: resolved configuration.
+    """
+
+    def __init__(self, config: Mapping[str, Any]):
+        self.config = config
+        self.folder = Path(config["results"]) / config["experiment"]
+
+    def runs(self) -> list[tuple[str, int]]:
+        """(variant, seed) of every run."""
+        return runs(self.config)
+
+    def is_trained(self, variant: str) -> bool:
+        """Whether a variant has weights (and so needs the backbone, and a GPU where there is one)."""
+        return self._method(variant).kind == "trained"
+
+    def made_of_pairs(self, benchmark: str) -> bool:
+        """Whether a benchmark is made of the experiment's own prepared pairs."""
+        from rm_methods.benchmarks.cards import load_card as load_benchmark_card
+
+        return load_benchmark_card(benchmark).module == "prepared_splits"
+
+    def train_settings(self, variant: str) -> str:
+        """The part of the configuration that a training run depends on, as one text."""
+        method = self.config["methods"][variant]
+        return canonical_json([method, *([self.config["backbone"], self.config["training"]] if self.is_trained(variant) else [])])
+
+    def train_code(self, variant: str) -> str:
+        """Hash of the code that a training run depends on: that of its method and of nothing else's."""
+        return code_hash("train", *map(str, self._method(variant).files()))
+
+    def score_code(self, variant: str) -> str:
+        """Hash of the code that scoring depends on; a content-blind scorer is its method's code."""
+        return code_hash("score") if self.is_trained(variant) else code_hash("score", *map(str, self._method(variant).files()))
+
+    def _method(self, variant: str):
+        return load_card(self.config["methods"][variant]["method"])
+
+    def evaluated_runs(self, folder: Path | None = None) -> list:
+        """The files that the comparison reads, one entry per run.
+
+        Raises:
+            UserError: a run is not finished.
+        """
+        from rm_methods.comparison.runs import RunFiles
+
+        folder = folder or self.folder
+        files = [
+            RunFiles(
+                summary=folder / "runs" / variant / f"seed{seed}" / "summary.json",
+                metrics=folder / "evaluation" / variant / f"seed{seed}" / "metrics.json",
+                credits=folder / "evaluation" / variant / f"seed{seed}" / "credits.parquet",
+            )
+            for variant, seed in self.runs()
+        ]
+        missing = [str(path) for run in files for path in (run.summary, run.metrics, run.credits) if not path.exists()]
+        if missing:
+            raise UserError(f"{len(missing)} files of the experiment are missing, the first is {missing[0]}. Run snakemake first.")
+        return files
+
+
+def comparison_columns(config: Mapping[str, Any]) -> list:
+    """The columns of the comparison table: for each benchmark of the configuration, those that its card names."""
+    from rm_methods.benchmarks.cards import load_card as load_benchmark_card
+    from rm_methods.comparison.result import Column
+
+    columns = []
+    for name in config["benchmarks"]:
+        card = load_benchmark_card(name)
+        columns += [Column(benchmark=name, metric=metric, heading=heading, chance=card.chance) for metric, heading in card.columns.items()]
+    return columns

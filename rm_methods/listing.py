@@ -1,0 +1,66 @@
+"""Readable lists for the terminal: methods, benchmarks, data sets, and the metrics of one evaluation."""
+
+from __future__ import annotations
+
+import shutil
+from typing import Any
+
+
+def listing(what: str) -> str:
+    """A table of all methods, benchmarks or datasets, with what one needs to name them in a configuration."""
+    return {"methods": _methods, "benchmarks": _benchmarks, "datasets": _datasets}[what]()
+
+
+def metrics_text(result: dict[str, Any]) -> str:
+    """The metrics of one evaluation, one benchmark after another."""
+    lines = []
+    for name, entry in result["benchmarks"].items():
+        counts = f"{entry['n_scored']} of {entry['n_total']} items scored, {entry['n_truncated']} responses truncated"
+        lines.append(f"{name}: {counts}, tie rate {100 * entry['tie_rate']:.2f}% ({entry['tie_rule']})")
+        lines += [f"  {metric:<28} {100 * value:6.2f}%" for metric, value in entry["metrics"].items()]
+    return "\n".join(lines)
+
+
+def _methods() -> str:
+    from rm_methods.methods.registry import load_card, method_names
+
+    rows = []
+    for name in method_names():
+        card = load_card(name)
+        settings = ", ".join(f"{key}={value}" for key, value in card.defaults().items())
+        rows.append((name, card.title, card.kind.replace("_", "-"), ", ".join(card.targets) or "-", settings or "-"))
+    return _table(("name", "title", "kind", "targets", "settings and defaults"), rows)
+
+
+def _benchmarks() -> str:
+    from rm_methods.benchmarks.cards import list_cards, load_card
+
+    cards = [load_card(name) for name in list_cards()]
+    return _table(
+        ("name", "title", "columns", "hub id", "licence"),
+        [(c.name, c.title, ", ".join(c.columns.values()), c.hub_id or "-", c.licence) for c in cards],
+    )
+
+
+def _datasets() -> str:
+    from rm_methods.preferences.cards import list_cards, load_card
+
+    cards = [load_card(name) for name in list_cards()]
+    return _table(
+        ("name", "title", "reader", "hub id", "licence"), [(c.name, c.title, c.reader, c.hub_id or "-", c.licence) for c in cards]
+    )
+
+
+def _table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    from io import StringIO
+
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(*header, box=box.SIMPLE_HEAD)
+    for row in rows:
+        table.add_row(*row)
+    out = StringIO()
+    Console(file=out, width=max(100, shutil.get_terminal_size().columns)).print(table)
+    return "\n".join(line.rstrip() for line in out.getvalue().rstrip().split("\n"))

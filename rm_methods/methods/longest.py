@@ -1,0 +1,12 @@
+"""Content-blind baseline: the longer response wins.  Stands in every table, so that a gain by length alone is seen."""
+
+from __future__ import annotations
+
+
+class Method:
+    def __init__(self, settings):
+        self.settings = settings
+
+    def score(self, prompt, response: str, seed: int) -> float:
+        """Length of the response in characters."""
+        return float(len(response))

@@ -1,0 +1,116 @@
+"""Finds methods by scanning this folder for cards.  Reading cards costs milliseconds and never imports torch.
+
+A card (`<name>.yaml`) says what a method is, what it needs and which settings it takes; the Snakefile builds the DAG from
+cards, the CLI lists them, the configuration schema and the table in the documentation are generated from them.  The class
+(`<name>.py`, class `Method`) is imported only where the method runs.  Adding a method touches no other file.
+"""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from rm_methods.errors import ConfigError, UserError, nearest
+from rm_methods.validation import schema_problems
+
+FOLDER = Path(__file__).parent
+
+CARD_SCHEMA = {
+    "type": "object",
+    "additionalProperties": False,
+    "required": ["title", "citation", "kind", "targets", "cost", "settings"],
+    "properties": {
+        "title": {"type": "string", "minLength": 1},
+        "citation": {"type": "string", "minLength": 1},
+        "kind": {"enum": ["trained", "content_blind"]},
+        "targets": {"type": "array", "items": {"enum": ["noise", "length", "over-optimisation", "attention"]}},
+        "cost": {"type": "string", "minLength": 1},
+        "seed_free": {"type": "boolean", "default": False},
+        "scalar_reward": {"type": "boolean", "default": True},
+        "settings": {"type": "object"},
+    },
+}
+
+
+@dataclass(frozen=True)
+class MethodCard:
+    """What is known about a method without importing it.
+
+    Attributes:
+        name: file name; how the configuration calls it.
+        title, citation, targets, cost: for lists, tables and documentation.
+        kind: "trained" (has weights) or "content_blind" (scores without a model).
+        seed_free: all seeds give the same scores, so only the first one is run.
+        scalar_reward: the method scores a response alone.
+        settings: JSON-schema fragment per setting, each with `default` and `description`.
+    """
+
+    name: str
+    title: str
+    citation: str
+    kind: str
+    targets: tuple[str, ...]
+    cost: str
+    settings: dict[str, dict[str, Any]]
+    seed_free: bool = False
+    scalar_reward: bool = True
+
+    @property
+    def settings_schema(self) -> dict[str, Any]:
+        """JSON schema of the settings object."""
+        return {"type": "object", "additionalProperties": False, "properties": self.settings}
+
+    def defaults(self) -> dict[str, Any]:
+        """Default value of every setting."""
+        return {name: fragment["default"] for name, fragment in self.settings.items()}
+
+    def files(self) -> tuple[Path, ...]:
+        """The files that make the method: an edit of one of them reruns the method's runs and no others."""
+        return (FOLDER / f"{self.name}.py", FOLDER / f"{self.name}.yaml")
+
+
+def card_problems(content: Any) -> list[str]:
+    """Everything wrong with the content of a card, empty if nothing is."""
+    if problems := schema_problems(content, CARD_SCHEMA):
+        return problems
+    for name, fragment in content["settings"].items():
+        missing = [key for key in ("default", "description") if not isinstance(fragment, dict) or key not in fragment]
+        if missing:
+            problems.append(f"settings.{name}: {' and '.join(missing)} missing")
+            continue
+        problems += schema_problems(fragment["default"], fragment, f"settings.{name}.default")
+    return problems
+
+
+@cache
+def method_names() -> tuple[str, ...]:
+    """Names of all methods, sorted."""
+    return tuple(sorted(path.stem for path in FOLDER.glob("*.yaml")))
+
+
+@cache
+def load_card(name: str) -> MethodCard:
+    """Read a method's card.
+
+    Raises:
+        UserError: unknown method (with the nearest match).
+        ConfigError: the card is incomplete or wrong.
+    """
+    if name not in method_names():
+        raise UserError(f"Unknown method '{name}'. {nearest(name, method_names())}")
+    path = FOLDER / f"{name}.yaml"
+    content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    if problems := card_problems(content):
+        raise ConfigError(problems, source=str(path))
+    return MethodCard(name=name, **(content | {"targets": tuple(content["targets"])}))
+
+
+def load_method(name: str, settings: dict[str, Any]):
+    """Import a method's class and make it with its resolved settings (`MethodCard.defaults` filled in by the configuration)."""
+    load_card(name)
+    return importlib.import_module(f"rm_methods.methods.{name}").Method(settings)

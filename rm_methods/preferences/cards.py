@@ -1,0 +1,196 @@
+"""Dataset cards: one YAML file a data set in data/datasets, with where it comes from, its licence, and which reader reads it.
+
+How to add one: data/datasets/README.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from rm_methods.errors import ConfigError, DataError, nearest
+from rm_methods.preferences.readers import READERS, option_problems, schema_problems
+from rm_methods.preferences.readers.rows import FORMATS, data_format
+
+CARD_FOLDER = Path(__file__).resolve().parents[2] / "data" / "datasets"
+
+_TEXT = {"type": "string", "minLength": 1}
+_OPTIONAL_TEXT = {"type": ["string", "null"], "minLength": 1}
+CARD_SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "required": ["name", "title", "hub_id", "revision", "licence", "citation", "url", "reader", "splits"],
+    "additionalProperties": False,
+    "properties": {
+        "name": _TEXT,
+        "title": _TEXT,
+        "hub_id": _OPTIONAL_TEXT,
+        "hub_config": _OPTIONAL_TEXT,
+        "revision": {"type": ["string", "null"], "pattern": "^[0-9a-f]{40}$"},
+        "licence": _TEXT,
+        "citation": _TEXT,
+        "url": _TEXT,
+        "reader": _TEXT,
+        "options": {"type": "object"},
+        "splits": {
+            "type": "object",
+            "additionalProperties": {
+                "type": "object",
+                "minProperties": 1,
+                "additionalProperties": False,
+                "properties": {
+                    "hub": _TEXT,
+                    "files": {"type": "array", "minItems": 1, "items": _TEXT},
+                    "optional": {"type": "boolean"},
+                },
+            },
+        },
+        "local_files": {"type": "string"},
+    },
+}
+
+
+@dataclass(frozen=True)
+class SplitSource:
+    """Where one split is found.
+
+    Attributes:
+        hub: the hub's name of the split; None: not on the hub.
+        files: glob patterns below the local root; none: files named as the hub names them (train.jsonl, data/train-00000-of-00001.parquet).
+        optional: say nothing in the report if a local root has no file for it.
+    """
+
+    hub: str | None = None
+    files: tuple[str, ...] = ()
+    optional: bool = False
+
+    def describe(self) -> str:
+        """The files looked for, for messages."""
+        return ", ".join(self.files) or f"{self.hub}.* or {self.hub}-*.* in one of the formats {', '.join(FORMATS)}"
+
+
+@dataclass(frozen=True)
+class DatasetCard:
+    """What a data set is and where it comes from.
+
+    Attributes:
+        name: name in the configuration and of the YAML file.
+        hub_id, hub_config, revision: Hugging Face data set, its configuration and pinned commit; hub_id None: local files only;
+            revision None: unpinned, which the report says.
+        reader: a name in `readers.READERS`; `options` are its defaults for this data set.
+        splits: our split -> where it is found.  Empty where the reader makes the splits itself.
+        local_files: one sentence on how to get the files, for error messages.
+    """
+
+    name: str
+    title: str
+    hub_id: str | None
+    revision: str | None
+    licence: str
+    citation: str
+    url: str
+    reader: str
+    options: dict[str, Any] = field(default_factory=dict)
+    splits: Mapping[str, SplitSource] = field(default_factory=dict)
+    hub_config: str | None = None
+    local_files: str = ""
+
+
+def list_cards(folder: Path = CARD_FOLDER) -> list[str]:
+    """Names of all cards."""
+    return sorted(path.stem for path in folder.glob("*.yaml"))
+
+
+def load_card(name: str, folder: Path = CARD_FOLDER) -> DatasetCard:
+    """Read one card.
+
+    Raises:
+        ConfigError: if there is no such card, or with every problem of the card.
+    """
+    if name not in list_cards(folder):
+        raise ConfigError([f"data.dataset: there is no card '{name}' in {folder}. {nearest(name, list_cards(folder))}"])
+    path = folder / f"{name}.yaml"
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError([f"not valid YAML: {error}"], source=str(path)) from None
+    problems = schema_problems(content, CARD_SCHEMA, "")
+    if isinstance(content, dict):
+        problems += _meaning_problems(content, name)
+    if problems:
+        raise ConfigError(problems, source=str(path))
+    splits = {split: SplitSource(**(source | {"files": tuple(source.get("files", ()))})) for split, source in content["splits"].items()}
+    return DatasetCard(**(content | {"splits": splits, "options": content.get("options", {})}))
+
+
+def _meaning_problems(content: dict[str, Any], name: str) -> list[str]:
+    """What the schema cannot say."""
+    problems = []
+    if content.get("name") != name:
+        problems.append(f"name: is {content.get('name')!r}, but the file is called {name}.yaml; they must agree.")
+    reader = content.get("reader")
+    if isinstance(reader, str) and reader not in READERS:
+        problems.append(f"reader: there is no reader '{reader}'. {nearest(reader, READERS)}")
+    elif isinstance(reader, str) and isinstance(content.get("options", {}), dict):
+        problems += option_problems(reader, content.get("options", {}), "options")
+    for split, source in (content.get("splits") or {}).items() if isinstance(content.get("splits"), dict) else ():
+        if not isinstance(source, dict):
+            continue
+        if "hub" not in source and "files" not in source:
+            problems.append(f"splits.{split}: give 'hub' (the hub's split), 'files' (patterns below the local root), or both.")
+        for pattern in source.get("files") or ():
+            if str(pattern).startswith("/") or ".." in str(pattern).split("/"):
+                problems.append(f"splits.{split}.files: {pattern!r} leaves the local root; patterns are relative to it.")
+    return problems
+
+
+def card_for(dataset: str, root: str | Path | None = None) -> tuple[DatasetCard, Path | None]:
+    """The card of `data.dataset` and the folder to read from: a card's name, or the path of a file or folder of TRL-style pairs.
+
+    A relative path is taken from `root` if that is given, else from the working directory.  Rows of a single file are in "train",
+    unless the file has a column of splits; in a folder, files are assigned to splits by their names, as on the hub.
+
+    Raises:
+        ConfigError: if there is neither a card nor a file of that name.
+        DataError: if the file has an unknown format.
+    """
+    if dataset in list_cards():
+        return load_card(dataset), Path(root) if root is not None else None
+    path = Path(dataset) if root is None else Path(root) / dataset
+    if path.is_dir():
+        splits = {split: SplitSource(hub=split, optional=split != "train") for split in ("train", "validation", "test")}
+        return _card_of_path(path, splits), path
+    if path.is_file():
+        if data_format(path) is None:
+            raise DataError(f"{path}: unknown format. Allowed: {', '.join(FORMATS)}; all but Parquet also with .gz.")
+        return _card_of_path(path, {"": SplitSource(files=(_escape_glob(path.name),))}), path.parent
+    looks_like_path = "/" in dataset or data_format(path) is not None
+    where = f"there is no file or folder {path}" if looks_like_path else f"there is no card '{dataset}'"
+    raise ConfigError(
+        [
+            f"data.dataset: {where}. Give the path of a file or folder of pairs, or the name of a card. "
+            f"{nearest(dataset, list_cards())} "
+            "For another data set of the hub write a card (data/datasets/README.md)."
+        ]
+    )
+
+
+def _card_of_path(path: Path, splits: dict[str, SplitSource]) -> DatasetCard:
+    return DatasetCard(
+        name=path.name.split(".")[0] or path.name,
+        title=f"pairs in {path.name}",
+        hub_id=None,
+        revision=None,
+        licence="unknown",
+        citation="none",
+        url="",
+        reader="pairs",
+        splits=splits,
+    )
+
+
+def _escape_glob(name: str) -> str:
+    return "".join(f"[{letter}]" if letter in "*?[" else letter for letter in name)

@@ -1,0 +1,58 @@
+"""Label noise for training pairs: flips that are marked, so that a method's detection of them can be scored."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from rm_methods.errors import ConfigError, nearest
+from rm_methods.preferences.pair import PreferencePair
+from rm_methods.preferences.splits import seeded_order
+
+KINDS = ("symmetric", "length")
+
+
+def flip_labels(pairs: Sequence[PreferencePair], rate: float, kind: str, seed: int) -> tuple[list[PreferencePair], dict[str, int]]:
+    """Swap chosen and rejected in exactly ``round(rate * len(pairs))`` pairs (Python's rounding: halves to even); the order is kept.
+
+    A flipped pair keeps its `pair_id` and gets ``meta["flipped"] = True``; one that the reader had flipped already is turned back and
+    gets False.  The pairs flipped at a lower rate with the same seed are among those flipped at a higher one.
+
+    Args:
+        rate: share of wrong labels, in [0, 0.5).
+        kind: "symmetric" takes any pairs; "length" takes pairs whose rejected answer is longer, so that the noise prefers length. If
+            there are fewer of those than flips, the rest comes from pairs of equal length, then from the others, counted.
+
+    Returns:
+        the pairs; counts "flipped", and how many flips moved the preference to the "to_longer", "to_shorter" or "same_length" answer.
+
+    Raises:
+        ConfigError: if the rate or the kind is not allowed.
+    """
+    problems = []
+    if not 0 <= rate < 0.5:
+        problems.append(
+            f"data.label_noise.rate: is {rate}; must be at least 0 and less than 0.5 (from there on the labels say the opposite)."
+        )
+    if kind not in KINDS:
+        problems.append(f"data.label_noise.kind: is {kind!r}. {nearest(kind, KINDS)}")
+    if problems:
+        raise ConfigError(problems)
+    order = seeded_order(pairs, seed, "noise")
+    if kind == "length":
+        order.sort(key=_gain_in_length)  # stable: random within each class
+    flipped = order[: round(rate * len(pairs))]
+    chosen_ids = {pair.pair_id for pair in flipped}
+    result = [_flip(pair) if pair.pair_id in chosen_ids else pair for pair in pairs]
+    directions = [_gain_in_length(pair) for pair in flipped]
+    counts = {name: directions.count(value) for name, value in (("to_longer", -1), ("to_shorter", 1), ("same_length", 0))}
+    return result, {"flipped": len(flipped), **counts}
+
+
+def _gain_in_length(pair: PreferencePair) -> int:
+    """-1 if a flip prefers the longer answer, 1 if it prefers the shorter, 0 for equal lengths."""
+    return (len(pair.chosen) > len(pair.rejected)) - (len(pair.chosen) < len(pair.rejected))
+
+
+def _flip(pair: PreferencePair) -> PreferencePair:
+    return replace(pair, chosen=pair.rejected, rejected=pair.chosen, meta=pair.meta | {"flipped": not pair.meta.get("flipped", False)})

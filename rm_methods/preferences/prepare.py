@@ -1,0 +1,210 @@
+"""The prepare stage: read a data set, clean it, split it by prompt, and write pairs and a report of all that was done.
+
+read -> duplicates -> splits -> leaks -> shuffle -> length balance (train) -> cap -> label noise (train) -> write
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from rm_methods.errors import ConfigError, DataError
+from rm_methods.files import write_json
+from rm_methods.preferences.balance import balance_length
+from rm_methods.preferences.cards import card_for
+from rm_methods.preferences.noise import KINDS, flip_labels
+from rm_methods.preferences.pair import PreferencePair, write_pairs
+from rm_methods.preferences.readers import read_dataset, schema_problems
+from rm_methods.preferences.splits import (
+    cap_pairs,
+    check_groups,
+    drop_duplicates,
+    drop_leaks,
+    seeded_order,
+    share_chosen_longer,
+    split_train,
+    summarise,
+)
+
+_FRACTION = {"type": "number", "minimum": 0, "exclusiveMaximum": 1, "default": 0.0}
+DATA_SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "required": ["dataset"],
+    "additionalProperties": False,
+    "properties": {
+        "dataset": {"type": "string", "minLength": 1, "description": "Name of a card, or path of a file or folder of preference pairs."},
+        "root": {"type": ["string", "null"], "default": None, "description": "Local folder with the files; null: the hub."},
+        "options": {"type": "object", "default": {}, "description": "Options of the reader."},
+        "seed": {"type": "integer", "minimum": 0, "default": 0, "description": "Seed of splits, order, balance, sample and noise."},
+        "validation_fraction": {**_FRACTION, "description": "Share of train prompts for validation, if the source has no such split."},
+        "test_fraction": {**_FRACTION, "description": "Share of train prompts for test, if the source has no such split."},
+        "max_pairs": {
+            "type": "object",
+            "additionalProperties": {"type": ["integer", "null"], "minimum": 1},
+            "default": {},
+            "description": "At most so many pairs a split (by its name); null: all.",
+        },
+        "length_balance": {
+            "type": "boolean",
+            "default": False,
+            "description": "Subsample train so that the longer answer is chosen in exactly half of its pairs.",
+        },
+        "label_noise": {
+            "type": "object",
+            "additionalProperties": False,
+            "properties": {
+                "rate": {"type": "number", "minimum": 0, "exclusiveMaximum": 0.5, "default": 0.0, "description": "Share of flips."},
+                "kind": {
+                    "enum": list(KINDS),
+                    "default": "symmetric",
+                    "description": "symmetric, or length: flips prefer the longer answer.",
+                },
+            },
+            "default": {},
+            "description": "Flipped labels in train, marked in meta; never in other splits.",
+        },
+    },
+}
+
+
+def resolve_data(data: dict[str, Any]) -> dict[str, Any]:
+    """The data section with its defaults filled in.
+
+    Raises:
+        ConfigError: with every problem of the section.
+    """
+    problems = schema_problems(data, DATA_SCHEMA, "data")
+    if not problems and data.get("validation_fraction", 0) + data.get("test_fraction", 0) >= 1:
+        problems.append("data.test_fraction: with validation_fraction it takes everything; together they must be less than 1.")
+    if problems:
+        raise ConfigError(problems)
+    resolved = {name: entry.get("default") for name, entry in DATA_SCHEMA["properties"].items()} | data
+    noise = {name: entry["default"] for name, entry in DATA_SCHEMA["properties"]["label_noise"]["properties"].items()}
+    return resolved | {"label_noise": noise | resolved["label_noise"]}
+
+
+def prepare(data: dict[str, Any], out_pairs: str | Path, out_report: str | Path) -> dict[str, Any]:
+    """Prepare the preference data of an experiment.
+
+    Args:
+        data: the resolved `data` section of the configuration (DATA_SCHEMA).
+        out_pairs: Parquet file of the pairs (`pair.write_pairs`), in training order.
+        out_report: JSON file of the report.
+
+    Returns:
+        the report: "dataset", "seed", "read" (`ReadReport.to_json`), "steps" (pairs before and after each, with counts),
+        "splits" (`splits.summarise`), "notes".
+
+    Raises:
+        ConfigError: with every problem of the section or of the reader's options.
+        DataError: if the data cannot be read, or nothing is left to train on, or a split that was asked for is empty.
+    """
+    data = resolve_data(data)
+    card, root = card_for(data["dataset"], data["root"])
+    pairs, options, read_report = read_dataset(card, root, data["options"])
+    pairs, steps, notes = _clean_and_split(pairs, data)
+    check_groups(pairs)
+    read = read_report.to_json()
+    about = {name: getattr(card, name) for name in ("name", "title", "hub_id", "revision", "licence", "citation", "reader")}
+    report = {
+        "dataset": about | {"options": options, "local": root is not None},
+        "seed": data["seed"],
+        "read": read,
+        "steps": steps,
+        "splits": summarise(pairs),
+        "notes": read.pop("notes") + notes,
+    }
+    _check_not_empty(data, report)
+    write_pairs(pairs, out_pairs)
+    write_json(out_report, report)
+    return report
+
+
+def _clean_and_split(pairs: list[PreferencePair], data: dict[str, Any]) -> tuple[list[PreferencePair], list[dict[str, Any]], list[str]]:
+    """All steps after reading: the pairs split by split (train first), a log entry for each step, and notes."""
+    seed, steps = data["seed"], []
+
+    unique, counts = drop_duplicates(pairs)
+    steps.append(_step("duplicates", pairs, unique, counts))
+    present = {pair.split for pair in unique}
+    notes = [
+        f"data.{split}_fraction is not used: the source has a {split} split of its own."
+        for split in ("validation", "test")
+        if split in present and data[f"{split}_fraction"] > 0
+    ]
+    placed, counts = drop_leaks(split_train(unique, data["validation_fraction"], data["test_fraction"], seed))
+    steps.append(_step("leaks", unique, placed, counts))
+
+    splits = _by_split(seeded_order(placed, seed, "order"))
+    for split in data["max_pairs"].keys() - splits.keys():
+        if data["max_pairs"][split] is not None:
+            notes.append(f"data.max_pairs.{split} is not used: there is no split of that name.")
+    train = splits.get("train", [])
+    if data["length_balance"]:
+        balanced = balance_length(train, seed)
+        shares = {"share_chosen_longer_before": share_chosen_longer(train), "share_chosen_longer_after": share_chosen_longer(balanced)}
+        steps.append(_step("length balance of train", train, balanced, shares))
+        splits["train"] = balanced
+    for split, members in splits.items():
+        splits[split] = cap_pairs(members, data["max_pairs"].get(split), keep_balance=data["length_balance"] and split == "train")
+        if len(splits[split]) < len(members):
+            steps.append(_step(f"max_pairs of {split}", members, splits[split], {}))
+    noise = data["label_noise"]
+    if noise["rate"] > 0:
+        capped = splits.get("train", [])
+        splits["train"], counts = flip_labels(capped, noise["rate"], noise["kind"], seed)
+        steps.append(_step(f"label noise in train ({noise['kind']}, rate {noise['rate']})", capped, splits["train"], counts))
+    return [pair for members in splits.values() for pair in members], steps, notes
+
+
+def _step(name: str, before: list[PreferencePair], after: list[PreferencePair], counts: dict[str, Any]) -> dict[str, Any]:
+    return {"step": name, "before": len(before), "after": len(after), "counts": counts}
+
+
+def _by_split(pairs: list[PreferencePair]) -> dict[str, list[PreferencePair]]:
+    """Pairs by split, each in the order given: train, validation, then the others by name."""
+    order = sorted({pair.split for pair in pairs}, key=lambda split: (split != "train", split != "validation", split))
+    return {split: [pair for pair in pairs if pair.split == split] for split in order}
+
+
+def _check_not_empty(data: dict[str, Any], report: dict[str, Any]) -> None:
+    asked = ["train"] + [split for split in ("validation", "test") if data[f"{split}_fraction"] > 0]
+    empty = [split for split in asked if split not in report["splits"]]
+    if empty:
+        what = "nothing is left to train on" if "train" in empty else f"the split {' and the split '.join(empty)} is empty"
+        advice = (
+            "Below: what was read and what became of it."
+            if "train" in empty
+            else "Raise data.<split>_fraction, or set it to 0 to do without the split. Below: what was read and what became of it."
+        )
+        raise DataError(f"Data set '{report['dataset']['name']}': {what}. {advice}\n{describe(report)}")
+
+
+def describe(report: dict[str, Any]) -> str:
+    """The report of `prepare` as text for a terminal."""
+    about, read = report["dataset"], report["read"]
+    revision = "" if about["local"] or about["hub_id"] is None else f", {about['hub_id']} at {about['revision'] or 'no fixed revision'}"
+    lines = [f"{about['title']} ({about['name']}{revision}; licence: {about['licence']})", "", "Read"]
+    lines += [f"  {count:>9,} rows   {file}" for file, count in read["files"].items()]
+    lines += [f"  {read['pairs']:>9,} pairs made"]
+    for heading, table in (("Dropped", read["dropped"]), ("Put right", read["changed"])):
+        for reason, entry in sorted(table.items(), key=lambda item: -item[1]["count"]):
+            lines += [f"  {entry['count']:>9,} {heading.lower()}: {reason}", f"            e.g. {entry['examples'][0]}"]
+    lines += ["", "Steps"]
+    for step in report["steps"]:
+        counts = ", ".join(
+            f"{name} {value:.3f}" if isinstance(value, float) else f"{name} {value}" for name, value in step["counts"].items()
+        )
+        lines.append(f"  {step['before']:>9,} -> {step['after']:,}   {step['step']}{f': {counts}' if counts else ''}")
+    lines += [
+        "",
+        "Splits",
+        f"  {'':20}{'pairs':>9}{'prompts':>9}{'chosen longer':>15}{'flipped':>9}   mean characters (prompt, chosen, rejected)",
+    ]
+    for split, summary in report["splits"].items():
+        characters = ", ".join(f"{value:,.0f}" for value in summary["mean_characters"].values())
+        share = f"{summary['share_chosen_longer']:.1%}"
+        lines.append(f"  {split:20}{summary['pairs']:>9,}{summary['groups']:>9,}{share:>15}{summary['flipped']:>9,}   {characters}")
+    if report["notes"]:
+        lines += ["", "Notes", *(f"  - {note}" for note in report["notes"])]
+    return "\n".join(lines)

@@ -1,0 +1,111 @@
+"""Readers: each turns one public format into preference pairs.
+
+A reader is a function ``read(card, root, options, report) -> Iterator[PreferencePair]`` in a module that also holds ``OPTIONS``: for each
+option a JSON-schema fragment with "default" and "description".  `root` is a local folder, or None for the hub.  A row that cannot be a
+pair is counted in the `ReadReport`; a file that cannot be trusted raises `DataError` with file and row.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rm_methods.errors import ConfigError, nearest
+from rm_methods.preferences.pair import PreferencePair
+from rm_methods.preferences.readers.report import ReadReport
+
+if TYPE_CHECKING:
+    from rm_methods.preferences.cards import DatasetCard
+
+# "module:function", imported on first use.
+READERS = {
+    "alpaca_eval": "rm_methods.preferences.readers.alpaca_eval:read",
+    "hh_rlhf": "rm_methods.preferences.readers.hh_rlhf:read",
+    "pairs": "rm_methods.preferences.readers.pairs:read",
+    "world": "rm_methods.preferences.world:read",
+}
+Reader = Callable[["DatasetCard", Path | None, dict[str, Any], ReadReport], Iterator[PreferencePair]]
+
+
+def load_reader(name: str) -> tuple[Reader, dict[str, dict[str, Any]]]:
+    """A reader's function and its OPTIONS.
+
+    Raises:
+        ConfigError: if there is no reader of that name.
+    """
+    if name not in READERS:
+        raise ConfigError([f"reader: there is no reader '{name}'. {nearest(name, READERS)}"])
+    module_name, function = READERS[name].split(":")
+    module = importlib.import_module(module_name)
+    return getattr(module, function), module.OPTIONS
+
+
+def option_problems(reader: str, options: dict[str, Any], where: str = "data.options") -> list[str]:
+    """Everything that is wrong with the options given to a reader, one sentence each."""
+    schema = {"type": "object", "properties": load_reader(reader)[1], "additionalProperties": False}
+    return schema_problems(options, schema, where)
+
+
+def resolve_options(card: DatasetCard, given: dict[str, Any]) -> dict[str, Any]:
+    """The options a reader runs with: its defaults, then the card's, then those given.
+
+    Raises:
+        ConfigError: naming every unknown option and every value of the wrong type or outside its range.
+    """
+    if problems := option_problems(card.reader, given):
+        raise ConfigError(problems)
+    defaults = {name: option["default"] for name, option in load_reader(card.reader)[1].items()}
+    return defaults | card.options | given
+
+
+def read_dataset(card: DatasetCard, root: Path | None, options: dict[str, Any]) -> tuple[list[PreferencePair], dict[str, Any], ReadReport]:
+    """Read a whole data set.
+
+    Args:
+        root: local folder, or None for the hub.
+        options: what the user sets; the rest comes from the card and the reader.
+
+    Returns:
+        the pairs in reading order, the resolved options, and the report.
+    """
+    resolved = resolve_options(card, options)
+    report = ReadReport()
+    pairs = list(load_reader(card.reader)[0](card, root, resolved, report))
+    report.pairs = len(pairs)
+    return pairs, resolved, report
+
+
+def schema_problems(value: Any, schema: dict[str, Any], where: str) -> list[str]:
+    """Every breach of a JSON schema, one sentence each with the key path, the value seen, and the nearest name for an unknown key."""
+    from jsonschema import Draft202012Validator
+
+    problems = []
+    for error in sorted(Draft202012Validator(schema).iter_errors(value), key=lambda error: list(map(str, error.absolute_path))):
+        path = ".".join([*([where] if where else []), *map(str, error.absolute_path)])
+        if error.validator == "additionalProperties":
+            allowed = error.schema.get("properties", {})
+            prefix = f"{path}." if path else ""
+            problems += [f"{prefix}{key}: unknown key. {nearest(key, allowed)}" for key in error.instance if key not in allowed]
+        else:
+            seen = json.dumps(error.instance, default=str, ensure_ascii=False)
+            about = error.message if error.validator == "required" else f"is {seen:.80}; {_expectation(error)}."
+            problems.append(f"{path or 'the file'}: {about}")
+    return problems
+
+
+def _expectation(error: Any) -> str:
+    """What the broken rule of the schema asks for."""
+    rule, limit = error.validator, error.validator_value
+    if rule == "type":
+        return f"expected {' or '.join(limit) if isinstance(limit, list) else limit}"
+    if rule == "enum":
+        return f"allowed: {', '.join(map(str, limit))}"
+    bounds = {"minimum": "at least", "maximum": "at most", "exclusiveMinimum": "more than", "exclusiveMaximum": "less than"}
+    if rule in bounds:
+        return f"must be {bounds[rule]} {limit}"
+    if rule == "pattern":
+        return f"must match {limit}"
+    return f"breaks the rule {rule} = {json.dumps(limit)}"

@@ -1,0 +1,338 @@
+"""The generator of the controlled world: options -> preference pairs, byte-identical in every process."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from rm_methods.errors import ConfigError, nearest
+from rm_methods.preferences.pair import Message, PreferencePair, make_pair, prompt_group
+from rm_methods.preferences.world import vocabulary as words
+from rm_methods.preferences.world.gold import gold
+
+SOURCE = "controlled_world"
+TEST_SPLITS = ("iid", "cue_neutral", "cue_reversed", "long_context", "early_evidence", "late_evidence")
+SPLITS = ("train", "validation", *TEST_SPLITS)
+FLAWS = {"contradicts": 0.6, "omits": 0.2, "invents": 0.2}  # "omits" and "invents" equally often: the number of claims tells nothing
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "seed": {"type": "integer", "minimum": 0, "default": 0, "description": "Seed of the world; each split draws from its own stream."},
+    "train_pairs": {"type": "integer", "minimum": 1, "maximum": 1000000, "default": 4000, "description": "Pairs in the train split."},
+    "validation_pairs": {"type": "integer", "minimum": 0, "maximum": 100000, "default": 300, "description": "Pairs in validation."},
+    "test_pairs": {"type": "integer", "minimum": 0, "maximum": 100000, "default": 600, "description": "Pairs in each of the six test splits."},
+    "cue_agreement": {
+        "type": "number",
+        "minimum": 0.0,
+        "maximum": 1.0,
+        "default": 0.85,
+        "description": "Rate at which the cue stands in the better response (train, validation, iid); cue_reversed has one minus it.",
+    },
+    "cue_kinds": {
+        "type": "array",
+        "items": {"enum": list(words.CUE_KINDS)},
+        "minItems": 1,
+        "uniqueItems": True,
+        "default": list(words.CUE_KINDS),
+        "description": "Surface cues in use; each pair has one, drawn evenly.",
+    },
+    "length_cue": {"type": "integer", "minimum": 1, "maximum": 50, "default": 3, "description": "Extra filler sentences of the length cue."},
+    "min_requirements": {"type": "integer", "minimum": 1, "maximum": 4, "default": 2, "description": "Fewest requirements in a prompt."},
+    "max_requirements": {"type": "integer", "minimum": 1, "maximum": 4, "default": 3, "description": "Most requirements in a prompt."},
+    "max_deciding": {
+        "type": "integer",
+        "minimum": 1,
+        "maximum": 4,
+        "default": 2,
+        "description": "Most flaws that only the rejected response has; fewer is harder.",
+    },
+    "shared_flaw_rate": {
+        "type": "number",
+        "minimum": 0.0,
+        "maximum": 1.0,
+        "default": 0.1,
+        "description": "Rate at which another requirement is contradicted in both responses.",
+    },
+    "multi_turn_rate": {"type": "number", "minimum": 0.0, "maximum": 1.0, "default": 0.1, "description": "Share of prompts in two turns."},
+    "correction_rate": {
+        "type": "number",
+        "minimum": 0.0,
+        "maximum": 1.0,
+        "default": 0.3,
+        "description": "Share of the two-turn prompts in which the user changes one requirement.",
+    },
+    "evidence": {
+        "enum": ["early", "mixed", "late"],
+        "type": "string",
+        "default": "mixed",
+        "description": "Where the deciding evidence stands in prompt and response (all splits but early_evidence and late_evidence).",
+    },
+    "filler": {"type": "integer", "minimum": 0, "maximum": 100, "default": 1, "description": "Most filler sentences in a text (evenly 0 to this)."},
+    "long_multiplier": {
+        "type": "integer",
+        "minimum": 1,
+        "maximum": 1000,
+        "default": 5,
+        "description": "Fewest filler sentences in the texts of long_context, in units of `filler`; the most is twice that.",
+    },
+}
+
+
+@dataclass(frozen=True)
+class Part:
+    """One sentence of a text: what it says, the slot it is about, and whether it decides the pair or is a cue."""
+
+    text: str
+    slot: str = ""
+    deciding: bool = False
+    cue: bool = False
+
+
+@dataclass
+class Scenario:
+    """What one pair is about, before it is put into words: slot -> value for the prompt and for each response."""
+
+    domain: str
+    required: dict[str, str]
+    chosen: dict[str, str]
+    rejected: dict[str, str]
+    deciding: dict[str, str] = field(default_factory=dict)  # slot -> flaw of the rejected response
+
+
+def resolve(options: dict[str, Any]) -> dict[str, Any]:
+    """Fill in defaults and check.
+
+    Raises:
+        ConfigError: naming every unknown, ill-typed or out-of-range option.
+    """
+    import jsonschema
+
+    problems = [f"{name}: unknown option. {nearest(name, OPTIONS)}" for name in options if name not in OPTIONS]
+    known = {name: value for name, value in options.items() if name in OPTIONS}
+    for name, value in known.items():
+        for error in jsonschema.Draft202012Validator(OPTIONS[name]).iter_errors(value):
+            problems.append(f"{name}: {error.message}. {OPTIONS[name]['description']}")
+    settings = {name: schema["default"] for name, schema in OPTIONS.items()} | known
+    if not problems and settings["min_requirements"] > settings["max_requirements"]:
+        lowest, highest = settings["min_requirements"], settings["max_requirements"]
+        problems.append(f"min_requirements: {lowest} is above max_requirements ({highest}). Lower it, or raise max_requirements.")
+    if problems:
+        raise ConfigError(problems, "the options of the controlled world")
+    return settings
+
+
+def generate(**options: Any) -> list[PreferencePair]:
+    """All pairs of the world, split by split in the order of `SPLITS`; same options give byte-identical pairs.
+
+    Args:
+        options: any of `OPTIONS`.
+
+    Raises:
+        ConfigError: for options that are unknown or out of range, or that leave too few different prompts.
+    """
+    settings = resolve(options)
+    sizes = {"train": settings["train_pairs"], "validation": settings["validation_pairs"]}
+    groups: set[str] = set()
+    pairs = {}
+    # Test splits first: a prompt that was drawn twice is drawn anew in the later split, so test data does not depend on train size.
+    for split in reversed(SPLITS):
+        pairs[split] = _generate_split(split, sizes.get(split, settings["test_pairs"]), settings, groups)
+    return [pair for split in SPLITS for pair in pairs[split]]
+
+
+def _generate_split(split: str, size: int, settings: dict[str, Any], groups: set[str]) -> list[PreferencePair]:
+    """Draw `size` pairs whose prompts are in no other pair; adds their groups to `groups`."""
+    rng = random.Random(f"controlled world/{settings['seed']}/{split}")
+    evidence = {"early_evidence": "early", "late_evidence": "late"}.get(split, settings["evidence"])
+    agreement = {"train": settings["cue_agreement"], "validation": settings["cue_agreement"], "iid": settings["cue_agreement"]}
+    agreement["cue_reversed"] = 1.0 - settings["cue_agreement"]
+    fewest, most = 0, settings["filler"]
+    if split == "long_context":
+        fewest = settings["long_multiplier"] * max(1, settings["filler"])
+        most = 2 * fewest
+    pairs, draws = [], 0
+    while len(pairs) < size:
+        draws += 1
+        if draws > 100 * size:
+            raise ConfigError(
+                [f"{split}: only {len(pairs)} of {size} pairs have a prompt of their own. Ask for fewer pairs, or raise filler."],
+                "the options of the controlled world",
+            )
+        pair = _draw_pair(rng, split, settings, evidence, agreement.get(split, 0.5), (fewest, most))
+        if pair.group not in groups:
+            groups.add(pair.group)
+            pairs.append(pair)
+    return pairs
+
+
+def _draw_pair(
+    rng: random.Random, split: str, settings: dict[str, Any], evidence: str, agreement: float, filler: tuple[int, int]
+) -> PreferencePair:
+    scenario = _draw_scenario(rng, settings)
+    prompt, prompt_spans = _write_prompt(rng, scenario, settings, evidence, rng.randint(*filler))
+    kind = rng.choice(settings["cue_kinds"])
+    cue_on_chosen = rng.random() < agreement
+    texts = {}
+    for side in ("chosen", "rejected"):
+        parts = _response_parts(rng, getattr(scenario, side), scenario, evidence, rng.randint(*filler))
+        cue = kind if cue_on_chosen == (side == "chosen") else None
+        texts[side] = _write_response(rng, parts, cue, settings["length_cue"])
+    gold_chosen, gold_rejected = gold(prompt, texts["chosen"][0]), gold(prompt, texts["rejected"][0])
+    assert gold_chosen > gold_rejected, (prompt, texts)  # true by construction; a change of the vocabulary could break it
+    return make_pair(
+        prompt,
+        texts["chosen"][0],
+        texts["rejected"][0],
+        split=split,
+        source=SOURCE,
+        strength=gold_chosen - gold_rejected,
+        meta={
+            "gold_chosen": gold_chosen,
+            "gold_rejected": gold_rejected,
+            "domain": scenario.domain,
+            "requirements": len(scenario.required),
+            "flaws": [scenario.deciding[slot] for slot in sorted(scenario.deciding)],
+            "cue": kind,
+            "cue_chosen": cue_on_chosen,
+            "cue_rejected": not cue_on_chosen,
+            "evidence_prompt": prompt_spans,
+            "evidence_chosen": texts["chosen"][1],
+            "evidence_rejected": texts["rejected"][1],
+            "cue_span_chosen": texts["chosen"][2],
+            "cue_span_rejected": texts["rejected"][2],
+        },
+    )
+
+
+def _draw_scenario(rng: random.Random, settings: dict[str, Any]) -> Scenario:
+    """Draw requirements, then the flaws that only the rejected response has, then flaws that both have."""
+    domain = rng.choice(sorted(words.DOMAINS))
+    slots = list(words.DOMAINS[domain][1])
+    rng.shuffle(slots)
+    count = rng.randint(settings["min_requirements"], settings["max_requirements"])
+    asked, unasked = slots[:count], slots[count:]
+    required = {slot: rng.choice(words.SLOTS[slot].values) for slot in asked}
+    scenario = Scenario(domain, required, dict(required), dict(required))
+    free = list(asked)
+    for _ in range(rng.randint(1, min(settings["max_deciding"], count))):
+        flaw = rng.choices(list(FLAWS), list(FLAWS.values()))[0]
+        if flaw == "invents":
+            slot = unasked.pop()
+            scenario.rejected[slot] = rng.choice(words.SLOTS[slot].values)
+        else:
+            slot = free.pop()
+            scenario.rejected[slot] = _other_value(rng, slot, required[slot])
+            if flaw == "omits":
+                del scenario.rejected[slot]
+        scenario.deciding[slot] = flaw
+        if not unasked:
+            break
+    for slot in free:
+        if rng.random() < settings["shared_flaw_rate"]:
+            scenario.chosen[slot] = _other_value(rng, slot, required[slot])
+            scenario.rejected[slot] = _other_value(rng, slot, required[slot])
+    return scenario
+
+
+def _other_value(rng: random.Random, slot: str, value: str) -> str:
+    return rng.choice([other for other in words.SLOTS[slot].values if other != value])
+
+
+def _write_prompt(
+    rng: random.Random, scenario: Scenario, settings: dict[str, Any], evidence: str, filler: int
+) -> tuple[list[Message], list[list[int]]]:
+    """The conversation, and the deciding requirements as [message index, start, end] in characters."""
+    sentences = []
+    for slot, value in scenario.required.items():
+        sentences.append(Part(_sentence(rng, words.REQUIREMENTS, slot, value), slot, slot in scenario.deciding))
+    sentences += [Part(text) for text in _filler(rng, words.PROMPT_FILLER, filler)]
+    sentences = _order(rng, sentences, evidence)
+    opener = rng.choice(words.OPENERS).format(thing=rng.choice(words.DOMAINS[scenario.domain][0]), person=rng.choice(words.PERSONS))
+    if rng.random() >= settings["multi_turn_rate"]:
+        turns = [[Part(opener), *sentences]]
+    else:
+        cut = rng.randint(1, len(sentences) - 1) if len(sentences) > 1 else 1
+        first, last = sentences[:cut], sentences[cut:]
+        changeable = [index for index, part in enumerate(first) if part.slot]
+        if changeable and (not last or rng.random() < settings["correction_rate"]):
+            first, last = _change_mind(rng, scenario, first, last, rng.choice(changeable))
+        turns = [[Part(opener), *first], [Part(rng.choice(words.FOLLOW_UPS))], last or [Part("That is all.")]]
+    prompt, spans = [], []
+    for index, turn in enumerate(turns):
+        text, deciding, _ = _join(turn, " ")
+        prompt.append({"role": ("user", "assistant")[index % 2], "content": text})
+        spans += [[index, start, end] for start, end in deciding]
+    return prompt, spans
+
+
+def _change_mind(rng: random.Random, scenario: Scenario, first: list[Part], last: list[Part], index: int) -> tuple[list[Part], list[Part]]:
+    """Let the first turn name another value for one requirement, and the last turn correct it."""
+    old = first[index]
+    value = scenario.required[old.slot]
+    stale = Part(_sentence(rng, words.REQUIREMENTS, old.slot, _other_value(rng, old.slot, value)), old.slot)
+    correction = Part(_sentence(rng, words.CORRECTIONS, old.slot, value), old.slot, old.deciding)
+    return [*first[:index], stale, *first[index + 1 :]], [*last, correction]
+
+
+def _response_parts(rng: random.Random, claims: dict[str, str], scenario: Scenario, evidence: str, filler: int) -> list[Part]:
+    parts = [Part(_sentence(rng, words.CLAIMS, slot, value), slot, slot in scenario.deciding) for slot, value in claims.items()]
+    return _order(rng, parts + [Part(text) for text in _filler(rng, words.RESPONSE_FILLER, filler)], evidence)
+
+
+def _write_response(rng: random.Random, parts: list[Part], cue: str | None, length_cue: int) -> tuple[str, list[list[int]], list[list[int]]]:
+    """The response with its cue, the spans of its deciding evidence, and the spans of the cue.
+
+    A text without a closing or opening phrase gets a filler sentence in its place: only the length cue changes the length.
+    """
+    parts = list(parts)
+    if cue == "closing":
+        parts.append(Part(rng.choice(words.CLOSINGS), cue=True))
+    elif cue == "flattery":
+        parts.insert(0, Part(rng.choice(words.FLATTERIES), cue=True))
+    else:
+        extra = [Part(text, cue=cue == "length") for text in _filler(rng, words.RESPONSE_FILLER, length_cue if cue == "length" else 0)]
+        for part in [*extra, Part(_filler(rng, words.RESPONSE_FILLER, 1)[0])]:
+            parts.insert(rng.randint(0, len(parts)), part)
+    if cue != "formatting":
+        return _join(parts, " ")
+    text, evidence, _ = _join([Part(words.LIST_HEADER, cue=True), *parts], "\n" + words.LIST_BULLET)
+    marks = [[0, len(words.LIST_HEADER)]]
+    position = text.find("\n" + words.LIST_BULLET)
+    while position >= 0:
+        marks.append([position + 1, position + 1 + len(words.LIST_BULLET)])
+        position = text.find("\n" + words.LIST_BULLET, position + 1)
+    return text, evidence, marks
+
+
+def _sentence(rng: random.Random, templates: Sequence[str], slot: str, value: str) -> str:
+    return rng.choice(templates).format(value=value, noun=rng.choice(words.SLOTS[slot].nouns))
+
+
+def _filler(rng: random.Random, sentences: Sequence[str], count: int) -> Iterator[str]:
+    """`count` filler sentences; none twice before all were used."""
+    drawn: list[str] = []
+    while len(drawn) < count:
+        drawn += rng.sample(sentences, len(sentences))
+    return [text.format(person=rng.choice(words.PERSONS)) for text in drawn[:count]]
+
+
+def _order(rng: random.Random, parts: list[Part], evidence: str) -> list[Part]:
+    """Shuffle; then, unless `evidence` is "mixed", move what decides the pair to the beginning or to the end."""
+    shuffled = rng.sample(parts, len(parts))
+    if evidence == "mixed":
+        return shuffled
+    return sorted(shuffled, key=lambda part: part.deciding == (evidence == "late"))
+
+
+def _join(parts: Sequence[Part], separator: str) -> tuple[str, list[list[int]], list[list[int]]]:
+    """The text, and the [start, end] character spans of its deciding and of its cue parts."""
+    evidence, cues, position = [], [], 0
+    for part in parts:
+        span = [position, position + len(part.text)]
+        if part.deciding:
+            evidence.append(span)
+        if part.cue:
+            cues.append(span)
+        position = span[1] + len(separator)
+    return separator.join(part.text for part in parts), evidence, cues

@@ -1,0 +1,83 @@
+"""The gold reward of the controlled world: exact, computed from the text alone, defined for every string.
+
+    gold = (met - contradicted - 0.5 * invented) / max(1, requirements)
+
+* A *requirement* is a slot that a user message gives a value; the last value given counts, so users can change their mind.
+* A slot is *met* when the response claims the required value and no other value of the slot, and denies it nowhere.
+* It is *contradicted* when the response claims another value (alone, or beside the right one: naming all values never pays)
+  or denies the required one.  A required slot of which the response says nothing counts zero.
+* *Invented* is a slot that the response gives values although nobody asked.  Each such slot counts once.
+
+Claims form a set, so repetition, length, order, closing phrases and formatting change nothing.  A perfect response has gold 1,
+an empty one 0, and guessing among three values loses one third of a requirement on average.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from rm_methods.preferences.pair import Message
+from rm_methods.preferences.world.vocabulary import NEGATIONS, SLOT_OF_VALUE
+
+INVENTION_COST = 0.5
+NEGATION_REACH = 3  # words: "not red", "not a red", "not really so red"
+
+# Words (an apostrophe may join two halves) and the marks that end a sentence, after which a negation no longer reaches.
+_TOKEN = re.compile(r"[^\W_]+(?:['’][^\W_]+)?|[.!?;:,\n]")
+_BREAKS = frozenset(".!?;:,\n")
+
+
+def gold(prompt: Sequence[Message] | str, response: str) -> float:
+    """Gold reward of a response: a float in (-infinity, 1], 1 for a response that meets every requirement and invents nothing.
+
+    Args:
+        prompt: the conversation, or one user message as a string.
+        response: any string: empty, unknown words, any Unicode, any length.  Takes linear time.
+    """
+    required = requirements(prompt)
+    claimed, denied = statements(response)
+    met = contradicted = 0
+    for slot, value in required.items():
+        values = claimed.get(slot, set())
+        if values - {value} or value in denied.get(slot, ()):
+            contradicted += 1
+        elif values:
+            met += 1
+    invented = sum(slot not in required for slot in claimed)
+    return (met - contradicted - INVENTION_COST * invented) / max(1, len(required))
+
+
+def requirements(prompt: Sequence[Message] | str) -> dict[str, str]:
+    """What the user asks for: slot -> value.  Only user messages count; the last value named for a slot wins."""
+    messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+    required = {}
+    for message in messages:
+        if message["role"] == "user":
+            required.update((slot, value) for slot, value, is_denied in _mentions(message["content"]) if not is_denied)
+    return required
+
+
+def statements(response: str) -> tuple[dict[str, set[str]], dict[str, set[str]]]:
+    """What a response says: (claimed, denied), each slot -> set of values."""
+    claimed: dict[str, set[str]] = {}
+    denied: dict[str, set[str]] = {}
+    for slot, value, is_denied in _mentions(response):
+        (denied if is_denied else claimed).setdefault(slot, set()).add(value)
+    return claimed, denied
+
+
+def _mentions(text: Any) -> Iterator[tuple[str, str, bool]]:
+    """Every mention of a value in the text, in order: (slot, value, whether it is denied)."""
+    reach = 0
+    for match in _TOKEN.finditer(text.lower()):
+        word = match.group().replace("’", "'")
+        if word in _BREAKS:
+            reach = 0
+        elif word in NEGATIONS:
+            reach = NEGATION_REACH
+        else:
+            if word in SLOT_OF_VALUE:
+                yield SLOT_OF_VALUE[word], word, reach > 0
+            reach = max(0, reach - 1)

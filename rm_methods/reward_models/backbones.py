@@ -1,0 +1,242 @@
+"""Backbones: a hub id, a local folder, a GGUF file inside a package or folder, or a tiny Llama-type model from scratch.
+
+`prepare_backbone` runs once per experiment and leaves one folder (tokenizer, chat template, configuration, weights where they had
+to be converted); `load_classifier` turns that folder into a sequence-classification model in every run.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from rm_methods.errors import UserError
+from rm_methods.files import read_json, write_json, written_atomically
+from rm_methods.preferences.pair import PreferencePair
+
+RECORD = "backbone.json"
+_ROLES = ("system", "user", "assistant")
+_TINY_TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}{{ '<' + message['role'] + '>' + message['content'] + eos_token }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<assistant>' }}{% endif %}"
+)
+
+
+def prepare_backbone(backbone: dict[str, Any], pairs: Iterable[PreferencePair], folder: Path) -> dict[str, Any]:
+    """Make the backbone folder of an experiment.
+
+    Args:
+        backbone: the resolved `backbone` section of the configuration.
+        pairs: training pairs, read only by the tiny backbone, whose tokenizer is trained on their text.
+        folder: where to write.
+
+    Returns:
+        The record that is also written to `backbone.json`: kind, where weights are loaded from, revision, tokenizer hash.
+
+    Raises:
+        UserError: source not found, hub not reachable, tokenizer unusable.
+    """
+    from rm_methods.reward_models.tokenization import ChatTokenizer
+
+    with written_atomically(folder) as path:
+        path.mkdir()
+        if backbone["source"] == "tiny":
+            record = _prepare_tiny(backbone, pairs, path)
+        elif backbone["gguf_file"]:
+            record = _convert_gguf(backbone, path)
+        else:
+            record = _prepare_pretrained(backbone, path)
+        tokenizer = _tokenizer(path, backbone)
+        tokenizer.save_pretrained(path)
+        record["tokenizer_hash"] = ChatTokenizer(tokenizer, backbone["max_length"]).hash()
+        write_json(path / RECORD, record)
+    return record
+
+
+def load_tokenizer(folder: Path, max_length: int):
+    """The `ChatTokenizer` of a prepared backbone or of a saved reward model."""
+    from transformers import AutoTokenizer
+
+    from rm_methods.reward_models.tokenization import ChatTokenizer
+
+    return ChatTokenizer(AutoTokenizer.from_pretrained(folder), max_length)
+
+
+def load_classifier(folder: Path, backbone: dict[str, Any], seed: int):
+    """A sequence-classification model with a fresh head, from a prepared backbone folder.
+
+    Args:
+        seed: initialises the head, and all weights of a tiny backbone; pretrained weights do not depend on it.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, set_seed
+
+    record = read_json(Path(folder) / RECORD)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    set_seed(seed)
+    if record["kind"] == "tiny":
+        config = AutoConfig.from_pretrained(folder)
+        config.num_labels = 1
+        classifier = AutoModelForSequenceClassification.from_config(config, attn_implementation=backbone["attention"])
+    else:
+        weights = str(folder) if record["weights"] == "here" else record["weights"]
+        with hub_errors_explained(weights):
+            classifier = AutoModelForSequenceClassification.from_pretrained(
+                weights,
+                revision=record["revision"],
+                num_labels=1,
+                dtype=getattr(torch, backbone["dtype"]),
+                attn_implementation=backbone["attention"],
+                trust_remote_code=backbone["trust_remote_code"],
+            )
+        # A tokenizer that got a pad token of its own needs a row for it.
+        if len(tokenizer) > classifier.get_input_embeddings().num_embeddings:
+            classifier.resize_token_embeddings(len(tokenizer))
+    classifier.config.pad_token_id = tokenizer.pad_token_id
+    return classifier
+
+
+def source_folder(source: str) -> str:
+    """Where a backbone source lies: "package:<name>" is the folder of an installed package, anything else stays as it is.
+
+    Raises:
+        UserError: the package is not installed.
+    """
+    if not source.startswith("package:"):
+        return source
+    package = source.removeprefix("package:")
+    found = importlib.util.find_spec(package) if package.isidentifier() else None
+    if found is None or found.origin is None:
+        raise UserError(
+            f"backbone.source: package '{package}' is not installed in {sys.prefix}. `make setup` installs the weight packages; "
+            "or name a hub id or a local folder."
+        )
+    return str(Path(found.origin).parent)
+
+
+class hub_errors_explained:
+    """Turns the many errors of an unreachable or missing model into one sentence that says what to do."""
+
+    def __init__(self, source: str):
+        self.source = source
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, error, trace):
+        if isinstance(error, (OSError, ValueError)) and not isinstance(error, (FileExistsError, PermissionError)):
+            first = str(error).strip().splitlines()[0] if str(error).strip() else kind.__name__
+            raise UserError(
+                f"backbone.source = '{self.source}' cannot be loaded ({first}). If this machine has no network, download the model "
+                "elsewhere and set backbone.source to the local folder."
+            ) from error
+        return False
+
+
+def _prepare_tiny(backbone: dict[str, Any], pairs: Iterable[PreferencePair], path: Path) -> dict[str, Any]:
+    """Train a byte-level BPE tokenizer on the training text and write the configuration of a small Llama."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import LlamaConfig, PreTrainedTokenizerFast
+
+    tiny = backbone["tiny"]
+    texts = [text for pair in pairs for text in (*(m["content"] for m in pair.prompt), pair.chosen, pair.rejected)]
+    if not texts:
+        raise UserError("backbone.source = 'tiny' trains its tokenizer on the training pairs, but there are none.")
+    special = ["<pad>", "<bos>", "<eos>", *(f"<{role}>" for role in _ROLES)]
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=tiny["vocabulary_size"], special_tokens=special, initial_alphabet=alphabet, show_progress=False
+    )
+    bpe.train_from_iterator(texts, trainer)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>")
+    tokenizer.chat_template = _TINY_TEMPLATE
+    tokenizer.save_pretrained(path)
+    LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=tiny["hidden_size"],
+        intermediate_size=tiny["intermediate_size"],
+        num_hidden_layers=tiny["layers"],
+        num_attention_heads=tiny["heads"],
+        num_key_value_heads=tiny["key_value_heads"],
+        max_position_embeddings=max(backbone["max_length"], 512),
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    ).save_pretrained(path)
+    return {"kind": "tiny", "weights": None, "revision": None, "source": "tiny"}
+
+
+def _convert_gguf(backbone: dict[str, Any], path: Path) -> dict[str, Any]:
+    """De-quantise a GGUF file once into safetensors."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder = source_folder(backbone["source"])
+    if not (Path(folder) / backbone["gguf_file"]).is_file():
+        found = sorted(p.name for p in Path(folder).glob("*.gguf"))
+        raise UserError(f"backbone.gguf_file = '{backbone['gguf_file']}' is not in {folder}; GGUF files there: {found or 'none'}.")
+    model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=backbone["gguf_file"], dtype=torch.float32)
+    # The record of the quantisation makes save_pretrained refuse, and the folder's path would make two machines' files differ.
+    del model.config.quantization_config
+    model.hf_quantizer = None
+    model.config._name_or_path = ""
+    model.save_pretrained(path)
+    AutoTokenizer.from_pretrained(folder, gguf_file=backbone["gguf_file"]).save_pretrained(path)
+    return {"kind": "pretrained", "weights": "here", "revision": None, "source": backbone["source"] + "/" + backbone["gguf_file"]}
+
+
+def _prepare_pretrained(backbone: dict[str, Any], path: Path) -> dict[str, Any]:
+    """Keep tokenizer and configuration of a hub id or local folder; its weights stay where they are."""
+    from transformers import AutoConfig, AutoTokenizer
+
+    source = source_folder(backbone["source"])
+    options = {"revision": backbone["revision"], "trust_remote_code": backbone["trust_remote_code"]}
+    with hub_errors_explained(source):
+        AutoTokenizer.from_pretrained(source, **options).save_pretrained(path)
+        AutoConfig.from_pretrained(source, **options).save_pretrained(path)
+    weights = os.path.abspath(source) if Path(source).is_dir() else source
+    return {"kind": "pretrained", "weights": weights, "revision": backbone["revision"], "source": backbone["source"]}
+
+
+def _tokenizer(path: Path, backbone: dict[str, Any]):
+    """The tokenizer with a chat template and with a pad token that never ends a conversation.
+
+    Sequence-classification models find the end of a sequence as its last token that is not the pad token.  If the template's last
+    token *is* the pad token (pad = eos is common), every other server would read the reward one token early.
+    """
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(path)
+    if backbone["chat_template"]:
+        try:
+            tokenizer.chat_template = Path(backbone["chat_template"]).read_text(encoding="utf-8")
+        except OSError as error:
+            raise UserError(f"backbone.chat_template = '{backbone['chat_template']}' cannot be read: {error.strerror}.") from None
+    if not tokenizer.chat_template:
+        raise UserError(
+            f"backbone.source = '{backbone['source']}': the tokenizer has no chat template. Name a Jinja file in backbone.chat_template, "
+            "or use a chat model."
+        )
+    probe = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    last = tokenizer(tokenizer.apply_chat_template(probe, tokenize=False), add_special_tokens=False)["input_ids"][-1]
+    if tokenizer.pad_token_id is None or tokenizer.pad_token_id == last:
+        spare = next((t for t in (tokenizer.unk_token, "<|endoftext|>", "<pad>", "[PAD]") if _usable_as_pad(tokenizer, t, last)), None)
+        if spare is None:
+            spare = "<|reward_pad|>"
+            tokenizer.add_special_tokens({"pad_token": spare})
+        tokenizer.pad_token = spare
+    tokenizer.padding_side = "right"
+    return tokenizer
+
+
+def _usable_as_pad(tokenizer, token: str | None, last: int) -> bool:
+    if token is None:
+        return False
+    known = tokenizer.get_vocab().get(token)
+    return known is not None and known != last and known in tokenizer.all_special_ids

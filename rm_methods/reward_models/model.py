@@ -1,0 +1,127 @@
+"""The reward model: a Hugging Face sequence-classification model whose scalar head is read by length and computed in fp32."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from rm_methods.errors import UserError
+from rm_methods.files import written_atomically
+from rm_methods.reward_models.layouts import SequenceBatch, attention_allowed
+
+
+@dataclass
+class RewardOutput:
+    """What one forward gives a method.
+
+    Attributes:
+        rewards: fp32 [items, N].
+        last_hidden: [items, N, hidden], the states that the rewards are read from.
+        hidden_states: [R, L, hidden], last layer, in the batch's layout.
+    """
+
+    rewards: torch.Tensor
+    last_hidden: torch.Tensor
+    hidden_states: torch.Tensor
+
+
+class RewardModel(nn.Module):
+    """Backbone + linear scalar head.
+
+    Args:
+        classifier: a decoder-only `AutoModelForSequenceClassification` with `num_labels=1` and a linear head `score`.
+        autocast: dtype of the backbone's matrix products, or None for the weights' own.  The head is always fp32: bf16 heads make
+            ties (footguns 17) and round away small differences.
+
+    Raises:
+        UserError: if the head is not a linear layer with one output.
+    """
+
+    def __init__(self, classifier: nn.Module, autocast: torch.dtype | None = None):
+        super().__init__()
+        head = getattr(classifier, "score", None)
+        if not isinstance(head, nn.Linear) or classifier.config.num_labels != 1:
+            raise UserError(
+                f"{type(classifier).__name__}: a reward model needs a linear head 'score' with one output, found {head!r} and "
+                f"num_labels={classifier.config.num_labels}. Use a decoder-only model; load it with num_labels=1."
+            )
+        self.classifier = classifier
+        self.autocast = autocast
+
+    @property
+    def config(self):
+        """The backbone's configuration."""
+        return self.classifier.config
+
+    @property
+    def backbone(self) -> nn.Module:
+        """The decoder without its head."""
+        return self.classifier.base_model
+
+    @property
+    def hidden_size(self) -> int:
+        """Width of the states that the head reads."""
+        return self.classifier.score.in_features
+
+    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs=None) -> None:
+        """Recompute activations in the backward pass: less memory, about a third more time."""
+        self.classifier.gradient_checkpointing_enable(gradient_checkpointing_kwargs=gradient_checkpointing_kwargs)
+
+    def forward(self, batch: SequenceBatch) -> RewardOutput:
+        """Rewards of all responses of a batch."""
+        device_type = batch.input_ids.device.type
+        cast = torch.autocast(device_type, dtype=self.autocast) if self.autocast else nullcontext()
+        with cast:
+            hidden_RLH = self.backbone(
+                input_ids=batch.input_ids,
+                position_ids=batch.position_ids,
+                attention_mask=self._mask(batch),
+                use_cache=False,
+            ).last_hidden_state
+        last_SH = hidden_RLH[batch.read_row, batch.read_column]
+        head = self.classifier.score
+        with torch.autocast(device_type, enabled=False):
+            bias = None if head.bias is None else head.bias.float()
+            rewards_S = F.linear(last_SH.float(), head.weight.float(), bias)[:, 0]
+        return RewardOutput(
+            rewards=rewards_S.view(-1, batch.responses),
+            last_hidden=last_SH.view(-1, batch.responses, last_SH.shape[-1]),
+            hidden_states=hidden_RLH,
+        )
+
+    def save(self, folder: str | Path, state_dict: dict[str, torch.Tensor] | None = None) -> None:
+        """Write a plain sequence-classification folder (safetensors) that transformers loads with no code of ours.
+
+        Args:
+            state_dict: gathered weights of this module (under ZeRO-3 the module's own tensors are only shards).
+        """
+        prefix = "classifier."
+        weights = None if state_dict is None else {k[len(prefix) :]: v for k, v in state_dict.items() if k.startswith(prefix)}
+        with written_atomically(folder) as path:
+            self.classifier.save_pretrained(path, state_dict=weights)
+
+    def _mask(self, batch: SequenceBatch) -> torch.Tensor | None:
+        if batch.segment_ids is None:
+            return None
+        allowed = attention_allowed(batch.segment_ids)
+        if self.config._attn_implementation == "sdpa":
+            return allowed
+        return torch.zeros(allowed.shape, device=allowed.device).masked_fill_(~allowed, torch.finfo(torch.float32).min)
+
+
+def supports_packing(config) -> str | None:
+    """Why a backbone cannot use the packed layout, or None if it can."""
+    if getattr(config, "_attn_implementation", "sdpa") not in ("sdpa", "eager"):
+        return f"attention '{config._attn_implementation}' takes no dense mask"
+    window = getattr(config, "sliding_window", None)
+    limit = getattr(config, "max_position_embeddings", None)
+    if window and getattr(config, "use_sliding_window", True) and (limit is None or window < limit):
+        return f"sliding-window attention ({window} tokens) is not expressed in the packed mask"
+    if any(name in config.model_type for name in ("mamba", "rwkv", "recurrent", "jamba", "zamba", "bloom", "mpt", "falcon_h1")):
+        return f"'{config.model_type}' does not take its positions from position_ids alone"
+    return None

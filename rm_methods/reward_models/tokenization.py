@@ -1,0 +1,202 @@
+"""From conversations to token ids: the chat template is applied once, one BOS, truncation is explicit and counted.
+
+Each (prompt, response) is rendered and tokenised as a whole, exactly as `tokenizer.apply_chat_template(messages,
+tokenize=True)` does, so the ids are those that any other server of the saved model will use.  What several responses share is
+found afterwards, as their longest common prefix of tokens within the prompt: exact for every tokenizer, also where a merge
+straddles the boundary.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from rm_methods.errors import UserError
+from rm_methods.preferences.pair import Message
+
+
+@dataclass(frozen=True)
+class TokenizedItem:
+    """One prompt with N responses.
+
+    Attributes:
+        sequences: N arrays of token ids (int32), each the whole conversation with one response.
+        shared: number of leading tokens that are equal in all sequences and lie within the prompt.
+        prompt_cut: per response, whether the prompt was shortened (oldest turns first, then the start of the last one).
+        response_cut: per response, whether the end of the response was cut, because it alone does not fit.
+    """
+
+    sequences: tuple[np.ndarray, ...]
+    shared: int
+    prompt_cut: tuple[bool, ...]
+    response_cut: tuple[bool, ...]
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """Tokens of each whole sequence."""
+        return tuple(len(s) for s in self.sequences)
+
+    @property
+    def truncated(self) -> tuple[bool, ...]:
+        """Per response, whether anything was cut."""
+        return tuple(p or r for p, r in zip(self.prompt_cut, self.response_cut, strict=True))
+
+
+class ChatTokenizer:
+    """Applies a tokenizer and its chat template to conversations.
+
+    Args:
+        tokenizer: a fast Hugging Face tokenizer with a chat template.
+        max_length: longest sequence in tokens (prompt and response together).
+
+    Raises:
+        UserError: no fast tokenizer, no chat template, or a template that prints the BOS token twice.
+    """
+
+    def __init__(self, tokenizer, max_length: int):
+        if not tokenizer.is_fast:
+            raise UserError(f"{tokenizer.name_or_path}: only fast tokenizers are supported (character offsets are needed).")
+        if not tokenizer.chat_template:
+            raise UserError(
+                f"{tokenizer.name_or_path}: the tokenizer has no chat template. Name a Jinja file in backbone.chat_template, "
+                "or use a chat model."
+            )
+        self.tokenizer = tokenizer
+        self.max_length = max_length
+        probe = self.tokenizer(self._render([{"role": "user", "content": "a"}], "b"), add_special_tokens=False)["input_ids"]
+        if len(probe) > 1 and probe[0] == probe[1] == tokenizer.bos_token_id:
+            raise UserError(f"{tokenizer.name_or_path}: its chat template prints the BOS token twice; correct the template.")
+
+    @property
+    def pad_id(self) -> int:
+        """Id used for padding; never read by the reward (lengths are explicit)."""
+        return self.tokenizer.pad_token_id
+
+    def encode(self, items: Iterable[tuple[Sequence[Message], Sequence[str]]]) -> list[TokenizedItem]:
+        """Tokenise (prompt, responses) items.  Every response of every item is kept; what was cut is marked."""
+        items = list(items)
+        texts, boundaries = [], []
+        for prompt, responses in items:
+            head = self._render_prompt(prompt)
+            for response in responses:
+                text = self._render(prompt, response)
+                texts.append(text)
+                boundaries.append(_common_prefix(head, text))
+        if not texts:
+            return []
+        encoding = self.tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True, return_attention_mask=False)
+        encoded, position = [], 0
+        for prompt, responses in items:
+            sequences, prompt_tokens, prompt_cut, response_cut = [], [], [], []
+            for response in responses:
+                ids = encoding["input_ids"][position]
+                inside = _tokens_before(encoding["offset_mapping"][position], boundaries[position])
+                cut = (False, False)
+                if len(ids) > self.max_length:
+                    ids, inside, cut = self._truncate(prompt, response)
+                sequences.append(np.asarray(ids, dtype=np.int32))
+                prompt_tokens.append(min(inside, len(ids) - 1))
+                prompt_cut.append(cut[0])
+                response_cut.append(cut[1])
+                position += 1
+            shared = min(min(prompt_tokens), _common_prefix_of_ids(sequences))
+            encoded.append(TokenizedItem(tuple(sequences), shared, tuple(prompt_cut), tuple(response_cut)))
+        return encoded
+
+    def hash(self) -> str:
+        """Hash of vocabulary and chat template: equal hashes give equal token ids."""
+        digest = hashlib.sha256(self.tokenizer.backend_tokenizer.to_str().encode("utf-8"))
+        digest.update(str(self.tokenizer.chat_template).encode("utf-8"))
+        return digest.hexdigest()[:16]
+
+    def _render(self, prompt: Sequence[Message], response: str) -> str:
+        return self._apply_template([*prompt, {"role": "assistant", "content": response}], False)
+
+    def _render_prompt(self, prompt: Sequence[Message]) -> str:
+        return self._apply_template(list(prompt), True)
+
+    def _apply_template(self, messages: list[Message], add_generation_prompt: bool) -> str:
+        try:
+            return self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt)
+        except Exception as error:  # Jinja errors of a strict template: roles that do not alternate, no system turn allowed, ...
+            roles = " ".join(m["role"] for m in messages)
+            raise UserError(f"The chat template of {self.tokenizer.name_or_path} refuses a conversation (turns: {roles}): {error}") from None
+
+    def _ids(self, prompt: Sequence[Message], response: str) -> tuple[list[int], int]:
+        text = self._render(prompt, response)
+        encoding = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        boundary = _common_prefix(self._render_prompt(prompt), text)
+        return encoding["input_ids"], _tokens_before(encoding["offset_mapping"], boundary)
+
+    def _truncate(self, prompt: Sequence[Message], response: str) -> tuple[list[int], int, tuple[bool, bool]]:
+        """Make one sequence fit: drop the oldest turns, then the start of the last user turn, then the end of the response.
+
+        The last user turn keeps at least a quarter of `max_length` (or all of itself) before the response is touched.  The
+        template's closing tokens always stay, because the reward is read there.
+        """
+        system = [m for m in prompt[:1] if m["role"] == "system"]
+        turns = list(prompt[len(system) :])
+        while len(turns) > 1:
+            turns = turns[2:] if len(turns) > 2 and turns[1]["role"] == "assistant" else turns[1:]
+            ids, inside = self._ids(system + turns, response)
+            if len(ids) <= self.max_length:
+                return ids, inside, (True, False)
+
+        last, keep = turns[-1], self.max_length // 4
+        ids, inside = self._ids(system + turns, response)
+        content = last["content"]
+        while len(ids) > self.max_length:
+            shorter = self._drop_tokens(content, len(ids) - self.max_length, keep, from_start=True)
+            if shorter == content:
+                break
+            content = shorter
+            ids, inside = self._ids([*system, {**last, "content": content}], response)
+        prompt_cut = content != last["content"] or len(turns) != len(prompt) - len(system)
+        if len(ids) <= self.max_length:
+            return ids, inside, (prompt_cut, False)
+
+        shortened = response
+        while len(ids) > self.max_length and shortened:
+            shortened = self._drop_tokens(shortened, len(ids) - self.max_length, 0, from_start=False)
+            ids, inside = self._ids([*system, {**last, "content": content}], shortened)
+        if len(ids) > self.max_length:
+            raise UserError(f"backbone.max_length = {self.max_length} is too small: the chat template alone takes {len(ids)} tokens.")
+        return ids, inside, (prompt_cut, True)
+
+    def _drop_tokens(self, text: str, count: int, keep: int, *, from_start: bool) -> str:
+        """`text` without about `count` tokens at one end, leaving at least `keep` tokens."""
+        offsets = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+        count = min(count, max(len(offsets) - keep, 0))
+        if count == 0:
+            return text
+        if count >= len(offsets):
+            return ""
+        return text[offsets[count][0] :] if from_start else text[: offsets[len(offsets) - count][0]]
+
+
+def _common_prefix(first: str, second: str) -> int:
+    """Characters that two texts have in common at their start."""
+    if second.startswith(first):
+        return len(first)
+    return next((i for i, (a, b) in enumerate(zip(first, second, strict=False)) if a != b), min(len(first), len(second)))
+
+
+def _tokens_before(offsets: Sequence[tuple[int, int]], boundary: int) -> int:
+    """How many leading tokens end at or before character `boundary`."""
+    ends = np.fromiter((end for _, end in offsets), dtype=np.int64, count=len(offsets))
+    beyond = np.nonzero(ends > boundary)[0]
+    return int(beyond[0]) if len(beyond) else len(offsets)
+
+
+def _common_prefix_of_ids(sequences: Sequence[np.ndarray]) -> int:
+    """Leading tokens that all sequences share."""
+    length = min(len(s) for s in sequences)
+    first = sequences[0][:length]
+    different = np.zeros(length, dtype=bool)
+    for other in sequences[1:]:
+        different |= other[:length] != first
+    where = np.nonzero(different)[0]
+    return int(where[0]) if len(where) else length

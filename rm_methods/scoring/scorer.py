@@ -1,0 +1,189 @@
+"""Scores benchmark items with a reward model folder, or with a content-blind scorer, into a score table.
+
+Items are sorted by length (longest first: too little memory shows at once, and the ETA is honest), batched by launched tokens,
+and put back into their order.  A prompt with several responses is computed once.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rm_methods.benchmarks.item import BenchmarkItem
+from rm_methods.errors import UserError
+from rm_methods.files import read_json
+from rm_methods.scoring.score_table import ScoredResponse, response_hash
+
+SCORER_FILE = "scorer.json"  # stands in a model folder in place of weights
+
+
+@dataclass(frozen=True)
+class ScoringSettings:
+    """How to compute scores; none of it changes them beyond rounding.
+
+    Attributes:
+        max_length: longest sequence in tokens; longer ones are cut (prompt first) and marked.
+        tokens_per_batch: limit of launched tokens in a forward.
+        precision: "fp32" or "bf16" (autocast; the head is always fp32).
+        layout: "auto", "packed" or "plain".
+        attention: attention implementation of transformers.
+        threads: CPU threads, 0 for all.
+    """
+
+    max_length: int = 1024
+    tokens_per_batch: int = 4096
+    precision: str = "fp32"
+    layout: str = "auto"
+    attention: str = "sdpa"
+    threads: int = 0
+
+
+def scoring_settings(config: dict[str, Any]) -> ScoringSettings:
+    """The settings that a resolved configuration asks for."""
+    backbone = config["backbone"]
+    return ScoringSettings(max_length=backbone["max_length"], attention=backbone["attention"], **config["scoring"])
+
+
+def load_scorer(folder: str | Path, settings: ScoringSettings):
+    """The scorer that a model folder describes.
+
+    Returns:
+        An object with `score(items) -> list[ScoredResponse]`, rows in the order of items and responses.
+
+    Raises:
+        UserError: the folder is neither a reward model nor a scorer description.
+    """
+    folder = Path(folder)
+    if (folder / SCORER_FILE).exists():
+        return ContentBlindScorer(read_json(folder / SCORER_FILE))
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such model folder. Train it first, or give a folder with config.json or {SCORER_FILE}.")
+    if not (folder / "config.json").exists():
+        raise UserError(f"{folder}: neither a reward model (config.json) nor a scorer description ({SCORER_FILE}) is there.")
+    return RewardModelScorer.from_folder(folder, settings)
+
+
+class ContentBlindScorer:
+    """Scores text without a model (longest, shortest, random)."""
+
+    def __init__(self, description: dict[str, Any]):
+        from rm_methods.methods.registry import load_method
+
+        self.method = load_method(description["method"], description["settings"])
+        self.seed = description["seed"]
+
+    def score(self, items: Sequence[BenchmarkItem]) -> list[ScoredResponse]:
+        """Score every response of every item."""
+        return [
+            ScoredResponse(item.item_id, k, response_hash(text), self.method.score(item.prompt, text, self.seed), 0, False)
+            for item in items
+            for k, text in enumerate(item.responses)
+        ]
+
+
+class RewardModelScorer:
+    """Scores with a `RewardModel`.
+
+    Args:
+        model: in evaluation mode, on its device.
+        tokenizer: the `ChatTokenizer` of the model.
+    """
+
+    def __init__(self, model, tokenizer, settings: ScoringSettings):
+        self.model, self.tokenizer, self.settings = model, tokenizer, settings
+
+    @classmethod
+    def from_folder(cls, folder: Path, settings: ScoringSettings) -> RewardModelScorer:
+        """Load a saved sequence-classification folder."""
+        import torch
+        from transformers import AutoModelForSequenceClassification
+
+        from rm_methods.reward_models.backbones import load_tokenizer
+        from rm_methods.reward_models.model import RewardModel
+
+        if settings.threads:
+            torch.set_num_threads(settings.threads)
+        classifier = AutoModelForSequenceClassification.from_pretrained(
+            folder, dtype=torch.float32, attn_implementation=settings.attention, local_files_only=True
+        )
+        model = RewardModel(classifier, autocast=torch.bfloat16 if settings.precision == "bf16" else None)
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        return cls(model.to(device).eval(), load_tokenizer(folder, settings.max_length), settings)
+
+    def score(self, items: Sequence[BenchmarkItem], label: str = "score") -> list[ScoredResponse]:
+        """Score every response of every item; nothing is dropped, what had to be cut is marked."""
+        from rm_methods.reward_models.layouts import lay_out
+
+        encoded = self.tokenizer.encode((item.prompt, item.responses) for item in items)
+        rewards = [[float("nan")] * len(item.responses) for item in items]
+        batches = self._batches(encoded)
+        progress = _Progress(label, sum(cost for _, _, cost in batches))
+        for layout, members, cost in batches:
+            for index, row in zip(members, self._rewards([encoded[i] for i in members], layout, lay_out), strict=True):
+                rewards[index] = row
+            progress.advance(cost)
+        return [
+            ScoredResponse(item.item_id, k, response_hash(text), rewards[i][k], encoded[i].lengths[k], encoded[i].truncated[k])
+            for i, item in enumerate(items)
+            for k, text in enumerate(item.responses)
+        ]
+
+    def _rewards(self, encoded, layout: str, lay_out) -> list[list[float]]:
+        import torch
+
+        batch = lay_out(encoded, layout, self.tokenizer.pad_id).to(next(self.model.parameters()).device)
+        with torch.inference_mode():
+            return self.model(batch).rewards.float().cpu().tolist()
+
+    def _batches(self, encoded) -> list[tuple[str, list[int], int]]:
+        """(layout, positions of items, launched tokens): items of one layout and one number of responses, longest first."""
+        from rm_methods.reward_models.layouts import cheaper_layout, row_lengths
+        from rm_methods.reward_models.model import supports_packing
+
+        plain_only = self.settings.layout == "plain" or supports_packing(self.model.config)
+        groups: dict[tuple[str, int], list[int]] = {}
+        for i, item in enumerate(encoded):
+            if plain_only:
+                layout = "plain"
+            elif self.settings.layout == "packed":
+                layout = "packed"
+            else:
+                layout = cheaper_layout(item, self.model.hidden_size)
+            groups.setdefault((layout, len(item.sequences)), []).append(i)
+        batches = []
+        for (layout, _), members in groups.items():
+            members.sort(key=lambda i: -max(row_lengths(encoded[i], layout)))
+            current: list[int] = []
+            for i in [*members, None]:
+                longest = max(row_lengths(encoded[current[0]], layout)) if current else 0
+                rows = 0 if i is None else sum(len(row_lengths(encoded[j], layout)) for j in [*current, i])
+                if current and (i is None or rows * longest > self.settings.tokens_per_batch):
+                    launched = longest * sum(len(row_lengths(encoded[j], layout)) for j in current)
+                    batches.append((layout, current, launched))
+                    current = []
+                if i is not None:
+                    current.append(i)
+        return sorted(batches, key=lambda b: -b[2] / len(b[1]))
+
+
+class _Progress:
+    """A line on stderr every few seconds with an ETA by tokens, not by batches."""
+
+    def __init__(self, label: str, total: int, every: float = 5.0):
+        self.label, self.total, self.every = label, total, every
+        self.done, self.started, self.last = 0, time.monotonic(), time.monotonic()
+
+    def advance(self, amount: int) -> None:
+        self.done += amount
+        now = time.monotonic()
+        if now - self.last < self.every or not self.done:
+            return
+        self.last = now
+        elapsed = now - self.started
+        remaining = elapsed / self.done * (self.total - self.done)
+        share = 100 * self.done / self.total
+        print(f"{self.label}: {share:.0f}%  {self.done / elapsed:.0f} tokens/s  ETA {remaining:.0f} s", file=sys.stderr, flush=True)

@@ -1,0 +1,364 @@
+"""One training run: pairs in; a plain reward-model folder, `metrics.jsonl` and `summary.json` out."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rm_methods.errors import DataError, UserError
+from rm_methods.files import file_hash, read_json, write_json, written_atomically
+from rm_methods.methods.registry import load_card, load_method
+from rm_methods.preferences.pair import PreferencePair, read_pairs
+from rm_methods.provenance import code_hash, key_of, peak_memory_bytes, provenance
+from rm_methods.scoring.scorer import SCORER_FILE
+
+DEEPSPEED_FOLDER = Path(__file__).parent / "deepspeed"
+
+
+@dataclass(frozen=True)
+class RunFiles:
+    """Where a run reads (pairs, backbone) and writes; `work` is a folder in which each run key gets its own folder."""
+
+    pairs: Path
+    backbone: Path
+    model: Path
+    metrics: Path
+    summary: Path
+    work: Path
+
+
+def run_key(config: dict[str, Any], variant: str, seed: int, pairs_hash: str) -> str:
+    """Hash of everything the run depends on: method, settings, seed, data, backbone, training, code."""
+    method = config["methods"][variant]
+    card = load_card(method["method"])
+    parts = [method, seed, pairs_hash]
+    if card.kind == "trained":
+        parts += [config["backbone"], config["training"]]
+    return key_of(parts, code_hash("train", *map(str, card.files())))
+
+
+def train(config: dict[str, Any], variant: str, seed: int, files: RunFiles, threads: int | None = None) -> dict[str, Any]:
+    """Train one variant with one seed, or describe a scorer that has no weights.
+
+    With `training.processes` > 1 this starts that many ranks of the running command through torchrun and waits for them.
+
+    Args:
+        config: resolved configuration.
+        threads: CPU threads of each rank; None takes training.threads.  Not part of the run key.
+
+    Returns:
+        The summary that was written.
+
+    Raises:
+        UserError: nothing to train on, a loss that is not finite, a rank that failed, an impossible setting.
+    """
+    card = load_card(config["methods"][variant]["method"])
+    if card.kind == "content_blind":
+        return _describe_scorer(config, variant, seed, files)
+    if config["training"]["processes"] > 1 and "RANK" not in os.environ:
+        _launch_ranks(config["training"]["processes"])
+        return read_json(files.summary)
+    return _train_this_rank(config, variant, seed, files, config["training"]["threads"] if threads is None else threads)
+
+
+def apply_truncation_policy(pairs: Sequence[PreferencePair], items: Sequence, policy: str) -> tuple[list, list, dict[str, int]]:
+    """Decide what happens to pairs that did not fit, and count it.
+
+    A cut prompt stays (the oldest turns went first).  A pair with a cut response is dropped or kept by `policy`; a pair whose two
+    sequences became equal is always dropped, because it could only teach log 2.
+
+    Args:
+        policy: `training.overlong_pairs`: "drop", "truncate" or "error".
+
+    Returns:
+        Kept pairs, their items, and counts: prompts_cut, responses_cut, dropped_response_cut, dropped_equal.
+    """
+    counts = {"prompts_cut": 0, "responses_cut": 0, "dropped_response_cut": 0, "dropped_equal": 0}
+    kept_pairs, kept_items = [], []
+    for pair, item in zip(pairs, items, strict=True):
+        counts["prompts_cut"] += any(item.prompt_cut)
+        if any(item.response_cut):
+            if policy == "error":
+                raise DataError(
+                    f"Pair {pair.pair_id} ({pair.source}): a response does not fit into backbone.max_length. Raise it, or set "
+                    "training.overlong_pairs to 'drop' or 'truncate'."
+                )
+            counts["responses_cut"] += 1
+            if policy == "drop":
+                counts["dropped_response_cut"] += 1
+                continue
+        if _equal(item):
+            counts["dropped_equal"] += 1
+            continue
+        kept_pairs.append(pair)
+        kept_items.append(item)
+    if not kept_pairs:
+        raise DataError(f"No training pair is left after truncation ({counts}). Raise backbone.max_length.")
+    return kept_pairs, kept_items, counts
+
+
+def training_arguments(training: dict[str, Any], seed: int, work: Path, steps: int):
+    """The transformers `TrainingArguments` of a run.
+
+    Gradient accumulation is 1 because one item of our data loader is a whole optimizer step.  Mixed precision is not the Trainer's
+    either: the reward model autocasts its backbone, so that weights stay fp32 and the head is computed in fp32 under every stage
+    of DeepSpeed.
+    """
+    import torch
+    from transformers import TrainingArguments
+
+    if training["deepspeed"] and not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    return TrainingArguments(
+        output_dir=str(work),
+        max_steps=steps,
+        per_device_train_batch_size=1,
+        gradient_accumulation_steps=1,
+        learning_rate=training["learning_rate"],
+        weight_decay=training["weight_decay"],
+        adam_beta1=training["adam_betas"][0],
+        adam_beta2=training["adam_betas"][1],
+        lr_scheduler_type={"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}[training["schedule"]],
+        warmup_steps=round(training["warmup_fraction"] * steps),
+        max_grad_norm=training["max_gradient_norm"],
+        optim="adamw_torch_fused",
+        deepspeed=_deepspeed_file(training["deepspeed"]),
+        use_cpu=not torch.cuda.is_available(),
+        ddp_backend=None if torch.cuda.is_available() else "gloo",
+        ddp_find_unused_parameters=False,
+        seed=seed,
+        data_seed=seed,
+        logging_steps=training["log_every_steps"],
+        logging_first_step=True,
+        logging_nan_inf_filter=False,
+        save_strategy="steps" if training["checkpoint_every_steps"] else "no",
+        save_steps=training["checkpoint_every_steps"] or 1,
+        save_total_limit=2,
+        report_to=[],
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        dataloader_pin_memory=False,
+    )
+
+
+def _deepspeed_file(name: str | None) -> str | None:
+    if not name:
+        return None
+    path = DEEPSPEED_FOLDER / f"{name}.json"
+    path = path if path.exists() else Path(name)
+    if not path.is_file():
+        shipped = ", ".join(sorted(p.stem for p in DEEPSPEED_FOLDER.glob("*.json")))
+        raise UserError(f"training.deepspeed = '{name}': neither one of {shipped} nor a JSON file.")
+    return str(path)
+
+
+def _launch_ranks(processes: int) -> None:
+    """Run the same command once per rank.  torchrun rather than DeepSpeed's launcher: it needs no ssh and works inside Slurm."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+    command += ["-m", "rm_methods.cli", *sys.argv[1:]]
+    threads = max(1, len(os.sched_getaffinity(0)) // processes)
+    done = subprocess.run(command, env={"OMP_NUM_THREADS": str(threads), **os.environ})
+    if done.returncode:
+        raise UserError(f"A training rank failed (exit status {done.returncode}); its message stands above.")
+
+
+def _train_this_rank(config: dict[str, Any], variant: str, seed: int, files: RunFiles, threads: int) -> dict[str, Any] | None:
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    import torch
+
+    from rm_methods.methods.contract import Inputs
+    from rm_methods.reward_models.backbones import load_tokenizer
+    from rm_methods.training.trainer import PlannedSteps, RewardTrainer, RunLog, last_complete_checkpoint
+
+    started = time.monotonic()
+    training, label = config["training"], f"{variant} seed {seed}"
+    if threads:
+        torch.set_num_threads(threads)
+    pairs_hash = file_hash(files.pairs)
+    work = files.work / run_key(config, variant, seed, pairs_hash)
+    method = load_method(config["methods"][variant]["method"], config["methods"][variant]["settings"])
+
+    pairs = list(method.transform_pairs(read_pairs(files.pairs, splits=["train"]), Inputs(seed, None, work)))
+    tokenizer = load_tokenizer(files.backbone, config["backbone"]["max_length"])
+    items = tokenizer.encode((pair.prompt, (pair.chosen, pair.rejected)) for pair in pairs)
+    pairs, items, truncation = apply_truncation_policy(pairs, items, training["overlong_pairs"])
+
+    # The arguments come before the model: with ZeRO-3 they make transformers create the model in shards.
+    step_count = training["epochs"] * -(-len(pairs) // training["pairs_per_step"])
+    arguments = training_arguments(training, seed, work, step_count)
+    model, layout = _build_model(config, files.backbone, seed)
+    plan = _plan(config, items, seed, arguments.world_size, layout, model.hidden_size)
+    method.build(model, Inputs(seed, len(plan), work))
+
+    log = RunLog(plan, work / "metrics.jsonl", label)
+    steps = PlannedSteps(plan, pairs, items, arguments.process_index, tokenizer.pad_id)
+    trainer = RewardTrainer(method=method, steps=steps, model=model, args=arguments, callbacks=[log])
+    trainer.remove_callback(_printer_callback())
+    checkpoint = last_complete_checkpoint(work) if arguments.process_index == 0 else None
+    checkpoint = _from_rank_zero(checkpoint, arguments.world_size)
+    if checkpoint and arguments.process_index == 0:
+        print(f"{label}: resumes from {checkpoint}", file=sys.stderr, flush=True)
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+
+    state_dict = trainer.accelerator.get_state_dict(trainer.model_wrapped) if arguments.deepspeed else None
+    summary = None
+    if arguments.process_index == 0:
+        method.export(trainer.accelerator.unwrap_model(trainer.model_wrapped), files.model, state_dict)
+        tokenizer.tokenizer.save_pretrained(files.model)
+        with written_atomically(files.metrics) as path:
+            shutil.copyfile(work / "metrics.jsonl", path)
+        cost = _cost(plan, items, arguments, log.before + time.monotonic() - started)
+        final = {"train_loss": log.last_loss, **_validation(config, files)}
+        summary = _write_summary(config, variant, seed, files, pairs_hash, cost, final, {"truncation": truncation})
+        shutil.rmtree(work, ignore_errors=True)
+    _end_of_rank(arguments.world_size)
+    return summary
+
+
+def _build_model(config: dict[str, Any], folder: Path, seed: int):
+    """The reward model and the layout it is trained in."""
+    import torch
+
+    from rm_methods.reward_models.backbones import load_classifier
+    from rm_methods.reward_models.model import RewardModel, supports_packing
+
+    training = config["training"]
+    classifier = load_classifier(folder, config["backbone"], seed)
+    model = RewardModel(classifier, autocast=torch.bfloat16 if training["precision"] == "bf16" else None)
+    if training["gradient_checkpointing"]:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    reason = supports_packing(model.config)
+    if reason and training["layout"] == "packed":
+        raise UserError(f"training.layout = 'packed' is not possible with this backbone: {reason}. Use 'auto' or 'plain'.")
+    return model, "plain" if reason else training["layout"]
+
+
+def _plan(config: dict[str, Any], items: Sequence, seed: int, ranks: int, layout: str, hidden_size: int):
+    from rm_methods.training.batch_plan import plan_steps
+
+    training = config["training"]
+    return plan_steps(
+        items,
+        epochs=training["epochs"],
+        pairs_per_step=training["pairs_per_step"],
+        tokens_per_microbatch=training["tokens_per_microbatch"],
+        seed=seed,
+        ranks=ranks,
+        layout=layout,
+        hidden_size=hidden_size,
+    )
+
+
+def _cost(plan, items, arguments, wall_seconds: float) -> dict[str, Any]:
+    import torch
+
+    from rm_methods.training.batch_plan import plan_cost
+
+    on_gpu = arguments.device.type == "cuda"
+    return {
+        "wall_seconds": round(wall_seconds, 2),
+        **plan_cost(plan, items),
+        "peak_memory_bytes": torch.cuda.max_memory_allocated() if on_gpu else peak_memory_bytes(),
+        "device": torch.cuda.get_device_name() if on_gpu else "cpu",
+        "world_size": arguments.world_size,
+    }
+
+
+def _validation(config: dict[str, Any], files: RunFiles) -> dict[str, float]:
+    """Accuracy (ties are wrong) and Bradley-Terry loss of the saved model on the validation split; empty if there is none."""
+    import numpy as np
+
+    from rm_methods.benchmarks.item import BenchmarkItem
+    from rm_methods.scoring.scorer import load_scorer, scoring_settings
+
+    pairs = read_pairs(files.pairs, splits=["validation"])
+    if not pairs:
+        return {}
+    items = [BenchmarkItem(p.pair_id, p.split, p.prompt, [p.chosen, p.rejected], 0) for p in pairs]
+    rows = load_scorer(files.model, scoring_settings(config)).score(items)
+    rewards = np.array([row.score for row in rows], dtype=np.float64).reshape(-1, 2)
+    margins = rewards[:, 0] - rewards[:, 1]
+    return {
+        "validation_accuracy": float((margins > 0).mean()),
+        "validation_loss": float(np.logaddexp(0, -margins).mean()),
+        "validation_pairs": len(pairs),
+    }
+
+
+def _describe_scorer(config: dict[str, Any], variant: str, seed: int, files: RunFiles) -> dict[str, Any]:
+    """Write the scorer description that stands in place of weights, and empty training records."""
+    method = config["methods"][variant]
+    with written_atomically(files.model) as folder:
+        folder.mkdir()
+        write_json(folder / SCORER_FILE, {"method": method["method"], "settings": method["settings"], "seed": seed})
+    with written_atomically(files.metrics) as path:
+        path.touch()
+    cost = dict.fromkeys(("pairs_seen", "tokens", "launched_tokens", "optimizer_steps", "forwards", "peak_memory_bytes"), 0)
+    cost = {"wall_seconds": 0.0, **cost, "device": "none", "world_size": 1}
+    return _write_summary(config, variant, seed, files, file_hash(files.pairs), cost, {}, {})
+
+
+def _write_summary(config, variant, seed, files: RunFiles, pairs_hash: str, cost, metrics, extra) -> dict[str, Any]:
+    method = config["methods"][variant]
+    card = load_card(method["method"])
+    trained = card.kind == "trained"
+    record = files.backbone / "backbone.json"
+    summary = {
+        "run_key": run_key(config, variant, seed, pairs_hash),
+        "experiment": config["experiment"],
+        "variant": variant,
+        "method": method["method"],
+        "seed": seed,
+        "kind": card.kind,
+        "scalar_reward": card.scalar_reward,
+        "seed_free": card.seed_free,
+        "settings": method["settings"],
+        "training": config["training"] if trained else {},
+        "backbone": config["backbone"] | {"prepared": read_json(record)} if trained else {},
+        "data": {"dataset": config["data"]["dataset"], "hash": pairs_hash, "pairs": len(read_pairs(files.pairs, splits=["train"]))},
+        "cost": cost,
+        "metrics": metrics,
+        **extra,
+        "provenance": provenance(code_hash("train", *map(str, card.files()))),
+    }
+    write_json(files.summary, summary)
+    return summary
+
+
+def _equal(item) -> bool:
+    import numpy as np
+
+    return np.array_equal(item.sequences[0], item.sequences[1])
+
+
+def _printer_callback():
+    from transformers.trainer_callback import PrinterCallback
+
+    return PrinterCallback
+
+
+def _from_rank_zero(value, world_size: int):
+    """The same value on every rank (only rank 0 looks for checkpoints, so that no two ranks disagree or delete under each other)."""
+    if world_size == 1:
+        return value
+    import torch.distributed as dist
+
+    box = [str(value) if value else None]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+def _end_of_rank(world_size: int) -> None:
+    """Without this a ZeRO-3 rank aborts at exit although training and saving succeeded."""
+    if world_size > 1:
+        import torch.distributed as dist
+
+        dist.barrier()
+        dist.destroy_process_group()

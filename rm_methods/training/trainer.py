@@ -1,0 +1,217 @@
+"""The transformers `Trainer`, fed with planned optimizer steps.
+
+One item of the data loader is one optimizer step of one rank: a list of micro-batches.  So gradient accumulation is ours: each
+micro-batch's loss is the weighted sum over its pairs divided by the total weight of the *step* (over all ranks), and gradients
+do not depend on how a step was cut into micro-batches or dealt to ranks.  Everything else (optimizer, schedule, DeepSpeed, DDP,
+checkpoints, random states) is the Trainer's.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+from transformers import Trainer, TrainerCallback
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from rm_methods.errors import UserError
+from rm_methods.preferences.pair import PreferencePair
+from rm_methods.reward_models.layouts import PairBatch, lay_out
+from rm_methods.reward_models.tokenization import TokenizedItem
+from rm_methods.training.batch_plan import MicroBatch, StepPlan
+
+COMPLETE = "complete"  # empty file in a checkpoint that was written to its end
+
+
+class PlannedSteps(Dataset):
+    """The optimizer steps of one rank, each as a list of micro-batches."""
+
+    def __init__(self, plan: Sequence[StepPlan], pairs: Sequence[PreferencePair], items: Sequence[TokenizedItem], rank: int, pad_id: int):
+        self.plan, self.pairs, self.items, self.rank, self.pad_id = plan, pairs, items, rank, pad_id
+
+    def __len__(self) -> int:
+        return len(self.plan)
+
+    def __getitem__(self, step: int) -> dict:
+        plan = self.plan[step]
+        return {
+            "micro_batches": [self._micro_batch(batch) for batch in plan.ranks[self.rank]],
+            "total_weight": sum(self.pairs[i].weight for i in plan.indices),
+            "total_micro_batches": plan.micro_batches,
+        }
+
+    def _micro_batch(self, batch: MicroBatch) -> PairBatch:
+        pairs = [self.pairs[i] for i in batch.indices]
+        rows = lay_out([self.items[i] for i in batch.indices], batch.layout, self.pad_id)
+        return PairBatch(
+            **vars(rows),
+            margin=torch.tensor([pair.margin for pair in pairs], dtype=torch.float32),
+            target=torch.tensor([pair.target for pair in pairs], dtype=torch.float32),
+            weight=torch.tensor([0.0 if batch.filler else pair.weight for pair in pairs], dtype=torch.float32),
+            pair_ids=tuple(pair.pair_id for pair in pairs),
+        )
+
+
+class RewardTrainer(Trainer):
+    """Trains a `RewardModel` with the loss of a method.
+
+    Args:
+        method: fulfils the contract of `rm_methods.methods.contract`.
+        steps: the planned steps of this rank.
+
+    Raises:
+        UserError: from `train`, if a loss or reward is not finite; names the pairs.
+    """
+
+    def __init__(self, *, method, steps: PlannedSteps, **kwargs):
+        super().__init__(train_dataset=steps, **kwargs)
+        self.method = method
+        self.sums: dict[str, torch.Tensor] = {}
+
+    def get_train_dataloader(self) -> DataLoader:
+        """The plan already says what each rank computes, so accelerate must not deal the steps out again."""
+        return DataLoader(self.train_dataset, batch_size=1, shuffle=False, collate_fn=_the_one)
+
+    def training_step(self, model, inputs, num_items_in_batch=None) -> torch.Tensor:
+        """Forward and backward of all micro-batches of one optimizer step; returns the step's share of the loss (see `_backward`)."""
+        model.train()
+        batches = inputs["micro_batches"]
+        total = torch.zeros((), device=self.args.device)
+        for k, batch in enumerate(batches):
+            total += self._backward(model, batch.to(self.args.device), inputs, last=k == len(batches) - 1)
+        if not torch.isfinite(total):
+            raise UserError(self._describe_failure(model, batches))
+        return total
+
+    def _backward(self, model, batch: PairBatch, step: dict, last: bool) -> torch.Tensor:
+        """One micro-batch.  Ranks average their gradients, hence the factor world_size; at the log the mean over ranks is the loss."""
+        world = self.args.world_size
+        # Ranks exchange gradients once a step, with the last micro-batch.
+        self.accelerator.gradient_state._set_sync_gradients(last)
+        is_ddp = isinstance(model, torch.nn.parallel.DistributedDataParallel)
+        if is_ddp:
+            model.require_backward_grad_sync = last
+        loss = self.method.loss(model, batch)
+        share = batch.weight / step["total_weight"]
+        objective = (share * loss.per_pair).sum()
+        if loss.micro_batch is not None and batch.weight.any():
+            objective = objective + loss.micro_batch / step["total_micro_batches"]
+        objective = world * objective
+        kwargs = {"scale_wrt_gas": False} if self.is_deepspeed_enabled else {}
+        self.accelerator.backward(objective, **kwargs)
+        for name, values in loss.terms.items():
+            self._add(name, (share * values.detach()).sum())
+        return objective.detach()
+
+    def _add(self, name: str, value: torch.Tensor) -> None:
+        self.sums[name] = self.sums.get(name, torch.zeros((), device=value.device)) + value
+
+    def log(self, logs: dict[str, float], *args, **kwargs) -> None:
+        """Adds the method's own terms, averaged over the steps since the last log and summed over the ranks' shares."""
+        if "loss" in logs and self.sums:
+            steps = self.state.global_step - getattr(self, "_terms_logged_at", 0)
+            for name in sorted(self.sums):
+                logs[name] = float(self.accelerator.reduce(self.sums[name], "sum")) / max(steps, 1)
+            self.sums = {}
+        self._terms_logged_at = self.state.global_step
+        super().log(logs, *args, **kwargs)
+
+    def _clip_grad_norm(self, model):
+        norm = super()._clip_grad_norm(model)
+        if norm is not None and not np.isfinite(float(norm)):
+            plan = self.train_dataset.plan[self.state.global_step]
+            ids = [self.train_dataset.pairs[i].pair_id for i in plan.indices]
+            raise UserError(
+                f"Training stopped at step {self.state.global_step + 1}: the gradient is not finite ({float(norm)}). Pairs of the step: "
+                f"{_some(ids)}. Lower training.learning_rate, or look at these pairs."
+            )
+        return norm
+
+    def _describe_failure(self, model, batches: list[PairBatch]) -> str:
+        bad = []
+        with torch.no_grad():
+            for batch in batches:
+                values = self.method.loss(model, batch.to(self.args.device)).per_pair
+                bad += [pair_id for pair_id, value in zip(batch.pair_ids, values.tolist(), strict=True) if not np.isfinite(value)]
+        bad = bad or [pair_id for batch in batches for pair_id in batch.pair_ids]
+        return (
+            f"Training stopped at step {self.state.global_step + 1}: the loss is not finite. Pairs: {_some(bad)}. "
+            "Lower training.learning_rate, use training.precision: fp32, or look at these pairs."
+        )
+
+
+class RunLog(TrainerCallback):
+    """Progress with an ETA on stderr, and `metrics.jsonl`: one object a log step, appended and flushed."""
+
+    def __init__(self, plan: Sequence[StepPlan], path: Path, label: str):
+        self.path, self.label, self.last_loss = path, label, None
+        self.pairs_until = np.cumsum([0] + [len(step.indices) for step in plan])
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.started, self.first_step, self.before = time.monotonic(), state.global_step, 0.0
+        if not state.is_world_process_zero:
+            return
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        kept = []
+        if self.path.exists() and state.global_step:
+            # A resumed run writes the steps after its checkpoint again; keep what lies before.
+            rows = [json.loads(line) for line in self.path.read_text().split("\n") if line.endswith("}")]
+            kept = [row for row in rows if row["step"] <= state.global_step]
+            self.before = max((row["time"] for row in kept), default=0.0)
+        self.path.write_text("".join(json.dumps(row) + "\n" for row in kept))
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if not state.is_world_process_zero or "loss" not in (logs or {}):
+            return
+        elapsed = time.monotonic() - self.started
+        row = {"step": state.global_step, "time": round(self.before + elapsed, 3)}
+        row |= {name: float(value) for name, value in logs.items() if name != "epoch"}
+        self.last_loss = row["loss"]
+        with self.path.open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps(row) + "\n")
+            stream.flush()
+        done = state.global_step - self.first_step
+        remaining = elapsed / done * (state.max_steps - state.global_step) if done else 0.0
+        pace = (self.pairs_until[state.global_step] - self.pairs_until[self.first_step]) / elapsed
+        print(
+            f"{self.label}: step {state.global_step}/{state.max_steps}  loss {row['loss']:.4f}  {pace:.1f} pairs/s  "
+            f"elapsed {_clock(elapsed)}  ETA {_clock(remaining)}",
+            file=sys.stderr,
+            flush=True,
+        )
+
+    def on_save(self, args, state, control, **kwargs):
+        # Written last: a checkpoint without this file was cut off and is not resumed from.
+        if state.is_world_process_zero:
+            (Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}" / COMPLETE).touch()
+
+
+def last_complete_checkpoint(work_folder: Path, *, remove_incomplete: bool = True) -> Path | None:
+    """The newest checkpoint that was written to its end; older half-written ones are removed."""
+    complete = []
+    for folder in Path(work_folder).glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
+        if (folder / COMPLETE).exists():
+            complete.append(folder)
+        elif remove_incomplete:
+            shutil.rmtree(folder, ignore_errors=True)
+    return max(complete, key=lambda f: int(f.name.rsplit("-", 1)[1]), default=None)
+
+
+def _the_one(batch: list):
+    return batch[0]
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}" if minutes >= 60 else f"{minutes}:{seconds:02d}"
+
+
+def _some(ids: Sequence[str], limit: int = 8) -> str:
+    return ", ".join(ids[:limit]) + (f" and {len(ids) - limit} more" if len(ids) > limit else "")

@@ -1,0 +1,52 @@
+"""Made-up pairs and scorers for the tests of benchmarks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from rm_methods.benchmarks.cards import BenchmarkCard, benchmark_module
+from rm_methods.benchmarks.item import BenchmarkItem
+from rm_methods.preferences.pair import make_pair, write_pairs
+from rm_methods.scoring.score_table import ScoredResponse, response_hash, write_scores
+
+
+def example_pairs(splits: tuple[str, ...], target: Path) -> Path:
+    """A file of prepared pairs: two of each split and two for training.  The same texts stand in every split."""
+    prompt = [{"role": "user", "content": "Name a fruit."}]
+    answers = [("A plum.", "A brick."), ("A pear, if you like.", "Mud.")]
+    write_pairs([make_pair(prompt, *two, split=split, source="made up") for split in ("train", *splits) for two in answers], target)
+    return target
+
+
+def scores_by(scorer: Callable[[str], float], items: list[BenchmarkItem]) -> list[np.ndarray]:
+    """Scores of every item by a function of the response text."""
+    return [np.asarray([scorer(response) for response in item.responses], dtype=np.float32) for item in items]
+
+
+def perfect_scores(card: BenchmarkCard, items: list[BenchmarkItem]) -> list[np.ndarray]:
+    """Scores that win every comparison of every item: comparisons won minus comparisons lost."""
+    scores = []
+    for item in items:
+        values = np.zeros(len(item.responses), dtype=np.float32)
+        for better, worse in benchmark_module(card).comparisons(item.label, len(item.responses)):
+            values[better] += 1
+            values[worse] -= 1
+        scores.append(values)
+    return scores
+
+
+def score_rows(items: list[BenchmarkItem], scores: list[np.ndarray]) -> list[ScoredResponse]:
+    """The rows of a score table."""
+    return [
+        ScoredResponse(item.item_id, index, response_hash(text), float(score), 10, False)
+        for item, item_scores in zip(items, scores, strict=True)
+        for index, (text, score) in enumerate(zip(item.responses, item_scores, strict=True))
+    ]
+
+
+def write_score_table(items: list[BenchmarkItem], scores: list[np.ndarray], target: Path) -> Path:
+    write_scores(score_rows(items, scores), target)
+    return target

@@ -1,0 +1,85 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import yaml
+
+from rm_methods.benchmarks.cards import list_cards, load_card, resolve_options
+from rm_methods.errors import ConfigError, UserError
+
+GOOD = {
+    "name": "mine",
+    "title": "Mine",
+    "module": "rm_bench",
+    "licence": "MIT",
+    "citation": "Me (2025)",
+    "url": "https://example.org",
+    "subsets": ["chat"],
+    "columns": {"overall": "Mine"},
+    "chance": 0.5,
+}
+
+
+def write(folder, **changes):
+    raw = {key: value for key, value in (GOOD | changes).items() if value != "left out"}
+    (folder / "mine.yaml").write_text(yaml.safe_dump(raw))
+    return folder
+
+
+def test_the_shipped_benchmarks():
+    assert {"heldout", "hh_rlhf", "judge_bench", "rm_bench", "world"} <= set(list_cards())
+    card = load_card("world")
+    assert list(card.columns.values()) == ["iid", "neutral", "reversed", "long", "early", "late"]
+
+
+def test_optional_keys_have_defaults(tmp_path):
+    card = load_card("mine", write(tmp_path))
+    assert (card.hub_id, card.revision, card.files, card.options, card.notes) == (None, None, {}, {}, "")
+    assert card.subsets == ("chat",)
+
+
+def test_an_unknown_benchmark_names_the_nearest():
+    with pytest.raises(UserError, match=r"Unknown benchmark 'rmbench'. Did you mean 'rm_bench'\?"):
+        load_card("rmbench")
+
+
+def test_all_problems_of_a_card_are_reported_together(tmp_path):
+    bad = {"chance": 50, "titel": "x", "title": "left out", "module": "rmbench", "revision": "ee19843", "hub_id": "nobody", "columns": {}}
+    with pytest.raises(ConfigError) as error:
+        load_card("mine", write(tmp_path, **bad, name="yours", subsets="chat", files=["a"], options=[], notes=3, licence=" "))
+    text = str(error.value)
+    for key in ("chance", "titel", "title", "module", "revision", "hub_id", "columns", "name", "subsets", "files", "options", "notes"):
+        assert f"  - {key}: " in text
+    assert "Did you mean 'title'" in text
+    assert "Did you mean 'rm_bench'" in text
+
+
+@pytest.mark.parametrize("text", ["name: [", "- a\n- b", "!!python/object/apply:os.getcwd []"])
+def test_what_is_not_a_mapping_in_plain_yaml_is_refused(tmp_path, text):
+    (tmp_path / "mine.yaml").write_text(text)
+    with pytest.raises(UserError):
+        load_card("mine", tmp_path)
+
+
+def test_options_come_from_the_module_then_the_card_then_the_configuration():
+    assert resolve_options(load_card("heldout"))["splits"] == ["test"]
+    assert resolve_options(load_card("world"))["splits"][1] == "cue_neutral"
+    assert resolve_options(load_card("world"), {"splits": ["iid"], "limit": 9}) == {"splits": ["iid"], "limit": 9, "sample_seed": 0}
+
+
+def test_all_bad_options_are_reported_together():
+    with pytest.raises(ConfigError) as error:
+        resolve_options(load_card("judge_bench"), {"limit": 0, "response_model": "llama", "seed": 1})
+    assert len(error.value.problems) == 3
+    assert "benchmarks.judge_bench.options.limit: 0 is less than the minimum of 1" in error.value.problems
+
+
+def test_cards_and_modules_are_read_without_heavy_packages():
+    code = (
+        "import sys; from rm_methods.benchmarks.cards import *; [benchmark_module(load_card(name)) for name in list_cards()]; "
+        "import rm_methods.benchmarks.evaluation; "
+        "print(sorted({'torch', 'transformers', 'datasets', 'evaluate', 'pandas', 'pyarrow', 'jsonschema'} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"

@@ -1,0 +1,66 @@
+from __future__ import annotations
+
+import pytest
+
+from rm_methods.benchmarks.cards import load_card
+from rm_methods.benchmarks.evaluation import credit_table, metric_values, prepare_items
+from rm_methods.benchmarks.item import read_items
+from rm_methods.errors import DataError, UserError
+from rm_methods.preferences.pair import make_pair, write_pairs
+
+from .made_up import example_pairs, scores_by
+
+WORLD = load_card("world")
+
+
+def prepare(name, pairs, tmp_path, **config):
+    report = prepare_items(name, config, pairs, tmp_path / "i.parquet", tmp_path / "r.json")
+    return report, read_items(tmp_path / "i.parquet")
+
+
+def test_each_split_of_the_world_is_a_metric_and_mean_weighs_them_equally(tmp_path):
+    prompt = [{"role": "user", "content": "?"}]
+    pairs = [make_pair(prompt, f"long answer {i}", f"no {i}", split="iid", source="made up") for i in range(3)]
+    pairs += [make_pair(prompt, f"no {split}", "long answer", split=split, source="made up") for split in WORLD.subsets[1:]]
+    write_pairs(pairs, tmp_path / "pairs.parquet")
+    _, items = prepare("world", tmp_path / "pairs.parquet", tmp_path)
+    values = metric_values(credit_table(WORLD, items, scores_by(lambda text: float(text.startswith("long")), items)))
+    assert values == {"iid": 1.0, **dict.fromkeys(WORLD.subsets[1:], 0.0), "mean": pytest.approx(1 / 6)}
+
+
+def test_heldout_reads_the_test_split_and_validation_on_request(tmp_path):
+    pairs = example_pairs(("test", "validation"), tmp_path / "pairs.parquet")
+    report, items = prepare("heldout", pairs, tmp_path)
+    assert {item.subset for item in items} == {"test"}
+    assert report["n_rows"] == 2
+    _, both = prepare("heldout", pairs, tmp_path, options={"splits": ["test", "validation"]})
+    assert {item.subset for item in both} == {"test", "validation"}
+    assert len({item.item_id for item in both}) == 4  # the same pairs in two splits stay apart
+
+
+def test_the_chosen_response_is_the_first_and_keeps_the_group_of_its_pair(tmp_path):
+    pair = make_pair([{"role": "user", "content": "?"}], "good", "bad", split="test", source="s", strength=2.0, meta={"flipped": True})
+    write_pairs([pair], tmp_path / "pairs.parquet")
+    report, (item,) = prepare("heldout", tmp_path / "pairs.parquet", tmp_path)
+    assert (item.responses, item.label, item.group) == (["good", "bad"], 0, pair.group)
+    assert item.meta == {"source": "s", "strength": 2.0, "flipped": True}
+    assert report["counted"]["label flipped by injected noise, kept"]["count"] == 1
+
+
+def test_a_split_without_pairs_is_an_error_that_lists_what_there_is(tmp_path):
+    pairs = example_pairs(("test",), tmp_path / "pairs.parquet")
+    with pytest.raises(DataError, match=r"'iid' has no pairs.*The splits of .* are: test \(2\), train \(2\)"):
+        prepare("world", pairs, tmp_path)
+
+
+def test_the_training_split_is_no_benchmark(tmp_path):
+    pairs = example_pairs(("test",), tmp_path / "pairs.parquet")
+    with pytest.raises(DataError, match=r"'train' is not a split of this card \(allowed: test, validation\)"):
+        prepare("heldout", pairs, tmp_path, options={"splits": ["train"]})
+
+
+def test_pairs_are_needed_and_a_root_is_refused(tmp_path):
+    with pytest.raises(UserError, match="made of the prepared pairs"):
+        prepare("heldout", None, tmp_path)
+    with pytest.raises(UserError, match=r"benchmarks.heldout.root: .* is not used"):
+        prepare("heldout", example_pairs(("test",), tmp_path / "pairs.parquet"), tmp_path, root=str(tmp_path))

@@ -1,0 +1,123 @@
+from __future__ import annotations
+
+import gzip
+import os
+import subprocess
+import sys
+
+import datasets
+import pytest
+
+from rm_methods.benchmarks.evaluation import prepare_items
+from rm_methods.benchmarks.item import read_items
+from rm_methods.errors import DataError
+
+from .conftest import EXAMPLES
+
+
+def prepare(name, config, tmp_path):
+    report = prepare_items(name, config, None, tmp_path / "i.parquet", tmp_path / "r.json")
+    return report, read_items(tmp_path / "i.parquet")
+
+
+class TestLocal:
+    def test_a_missing_folder_names_the_key_of_the_configuration(self, tmp_path):
+        with pytest.raises(DataError, match=r"benchmarks.rm_bench.root: .*nowhere: no such folder"):
+            prepare("rm_bench", {"root": str(tmp_path / "nowhere")}, tmp_path)
+
+    def test_a_folder_without_the_files_says_what_was_expected_and_found(self, tmp_path):
+        (tmp_path / "readme.txt").write_text("hello")
+        with pytest.raises(DataError, match=r"no file .*chat_filtered.json\*.* is here. Found: readme.txt"):
+            prepare("rm_bench", {"root": str(tmp_path)}, tmp_path)
+
+    def test_two_copies_of_a_file_are_not_read_twice(self, tmp_path):
+        text = (EXAMPLES / "rm_bench" / "chat_filtered.jsonl").read_bytes()
+        (tmp_path / "chat_filtered.jsonl").write_bytes(text)
+        (tmp_path / "chat_filtered.jsonl.gz").write_bytes(gzip.compress(text))
+        with pytest.raises(DataError, match=r"matches 2 files \(chat_filtered.jsonl, chat_filtered.jsonl.gz\)"):
+            prepare("rm_bench", {"root": str(tmp_path)}, tmp_path)
+
+    def test_a_compressed_file_gives_the_same_items(self, tmp_path):
+        text = (EXAMPLES / "rm_bench" / "chat_filtered.jsonl").read_bytes()
+        for folder, name, content in (("a", "chat_filtered.jsonl", text), ("b", "chat_filtered.jsonl.gz", gzip.compress(text))):
+            (tmp_path / folder).mkdir()
+            (tmp_path / folder / name).write_bytes(content)
+        assert prepare("rm_bench", {"root": tmp_path / "a"}, tmp_path)[1] == prepare("rm_bench", {"root": tmp_path / "b"}, tmp_path)[1]
+
+    def test_a_damaged_file_and_a_bad_line_are_named(self, tmp_path):
+        whole = gzip.compress((EXAMPLES / "rm_bench" / "chat_filtered.jsonl").read_bytes())
+        (tmp_path / "chat_filtered.jsonl.gz").write_bytes(whole[:-20])
+        with pytest.raises(DataError, match=r"chat_filtered.jsonl.gz"):
+            prepare("rm_bench", {"root": str(tmp_path)}, tmp_path)
+        (tmp_path / "chat_filtered.jsonl.gz").write_bytes(gzip.compress(b'{"id": 1,\n'))
+        with pytest.raises(DataError, match=r"chat_filtered.jsonl.gz, row 1: not valid JSON"):
+            prepare("rm_bench", {"root": str(tmp_path)}, tmp_path)
+
+    def test_text_that_is_not_unicode_is_named(self, tmp_path):
+        row = '{"id": 1, "prompt": "?", "chosen": ["\\ud800", "b", "c"], "rejected": ["d", "e", "f"]}'
+        (tmp_path / "chat_filtered.jsonl").write_text(row)
+        with pytest.raises(DataError, match="item 'chat/1' holds text that is not Unicode"):
+            prepare("rm_bench", {"root": str(tmp_path)}, tmp_path)
+
+    def test_an_empty_file_is_an_error(self, tmp_path):
+        (tmp_path / "chat_filtered.jsonl").write_text("")
+        with pytest.raises(DataError, match="rm_bench: there are no items"):
+            prepare("rm_bench", {"root": str(tmp_path)}, tmp_path)
+        assert not (tmp_path / "i.parquet").exists()
+
+
+class TestHub:
+    """Without a network: what is asked of `load_dataset`, and what a user is told when it fails."""
+
+    @pytest.fixture
+    def hub(self, monkeypatch):
+        asked = []
+
+        def load_dataset(path, **arguments):
+            asked.append((path, arguments))
+            return self.answer
+
+        monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+        return asked
+
+    def test_rm_bench_is_one_split_with_domains(self, hub, tmp_path):
+        self.answer = [{"id": 1, "domain": "math", "prompt": "?", "chosen": list("abc"), "rejected": list("def"), "subset": None}]
+        report, items = prepare("rm_bench", {}, tmp_path)
+        assert hub == [("THU-KEG/RM-Bench", {"revision": None, "split": "train"})]
+        assert items[0].item_id == "math/1"
+        assert any(note.startswith("Not pinned") for note in report["notes"])
+
+    def test_judge_bench_splits_by_response_model(self, hub, tmp_path):
+        row = {"pair_id": "p", "source": "livecodebench", "question": "?", "response_A": "a", "response_B": "b", "label": "A>B"}
+        self.answer = [row]
+        prepare("judge_bench", {"root": None, "options": {"response_model": "claude"}}, tmp_path)
+        assert hub == [("ScalerLab/JudgeBench", {"revision": None, "split": "claude"})]
+
+    def test_hh_rlhf_has_a_folder_a_tranche_at_a_pinned_revision(self, hub, tmp_path):
+        self.answer = [{"chosen": "\n\nHuman: Hi\n\nAssistant: Hello", "rejected": "\n\nHuman: Hi\n\nAssistant: Go"}]
+        report, items = prepare("hh_rlhf", {}, tmp_path)
+        assert [arguments["data_dir"] for _, arguments in hub] == [
+            "harmless-base",
+            "helpful-base",
+            "helpful-online",
+            "helpful-rejection-sampled",
+        ]
+        assert {(arguments["revision"], arguments["split"]) for _, arguments in hub} == {
+            ("09be8c5bbc57cb3887f3a9732ad6aa7ec602a1fa", "test")
+        }
+        assert len(items) == 4
+        assert report["notes"] == []
+
+    def test_a_hub_out_of_reach_says_how_to_use_local_files(self, tmp_path):
+        code = (
+            "from pathlib import Path\n"
+            "from rm_methods.errors import DataError\n"
+            "from rm_methods.benchmarks.evaluation import prepare_items\n"
+            "try: prepare_items('judge_bench', {}, None, Path('i.parquet'), Path('r.json'))\n"
+            "except DataError as error: print(error)"
+        )
+        environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}
+        run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, env=environment, check=True)
+        assert "could not be loaded from the hub" in run.stdout
+        assert "benchmarks:\n      judge_bench:\n        root: /folder/with/the/files" in run.stdout
+        assert not (tmp_path / "i.parquet").exists()

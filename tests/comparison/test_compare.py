@@ -1,0 +1,221 @@
+"""The compare stage on a synthetic experiment: files, verdicts, and runs that must be refused."""
+
+import csv
+import math
+
+import pandas as pd
+import pytest
+
+from rm_methods.comparison.compare import build_comparison, compare
+from rm_methods.comparison.result import Column
+from rm_methods.comparison.runs import read_runs
+from rm_methods.errors import DataError, UserError
+
+OVERALL = Column("rm_bench", "overall", "RM-Bench", 0.5)
+FREE = {"seed_free": True, "cost": {"tokens": 0, "wall_seconds": 0.0, "peak_memory_bytes": 0}}
+
+
+def built(runs, columns=(OVERALL,), reference=None):
+    return build_comparison(read_runs(runs, columns), columns, reference)
+
+
+def rows_by_name(comparison):
+    return {row.variant: row for row in comparison.rows}
+
+
+def test_writes_every_file_and_returns_the_terminal_table(experiment, tmp_path):
+    world = experiment(benchmarks={"rm_bench": {"metrics": ["overall"], "items": 300}})
+    runs = world.add("bradley_terry", 0.0) + world.add("interaction_distillation", 2.0) + world.add("longest", -0.5, (0,), **FREE)
+    result = compare(runs, [OVERALL], "bradley_terry", tmp_path / "out")
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == sorted(
+        ["table.txt", "table.md", "table.csv", "table.tex", "comparison.png", "comparison.svg"]
+    )
+    assert result.text == (tmp_path / "out" / "table.txt").read_text()
+    assert (tmp_path / "out" / "comparison.png").read_bytes().startswith(b"\x89PNG")
+    assert "interaction_distillation" in (tmp_path / "out" / "comparison.svg").read_text()
+    records = {r["variant"]: r for r in csv.DictReader((tmp_path / "out" / "table.csv").open())}
+    assert records["interaction_distillation"]["verdict"] == "significant"
+    assert records["bradley_terry"]["verdict"] == "reference"
+    assert float(records["interaction_distillation"]["diff_low"]) > 0
+
+
+def test_mean_is_the_mean_of_the_metrics_and_difference_is_of_the_means(experiment, edit_json):
+    world = experiment()
+    runs = world.add("a", 0.5) + world.add("b", 1.0)
+    rows = rows_by_name(built(runs, reference="a"))
+    values = [r.metric(OVERALL) for r in read_runs(runs, [OVERALL])]
+    assert rows["a"].cells[0].estimate.mean == pytest.approx(sum(values[:3]) / 3, abs=1e-12)
+    assert rows["b"].cells[0].difference.estimate.mean == pytest.approx((sum(values[3:]) - sum(values[:3])) / 3, abs=1e-12)
+
+
+def test_content_blind_rows_stand_last_and_order_is_kept(experiment):
+    world = experiment()
+    runs = world.add("longest", -0.5, (0,), **FREE) + world.add("zeta", 0.5) + world.add("alpha", 0.5) + world.add("random", 0.0)
+    comparison = built(runs)
+    assert [row.variant for row in comparison.rows] == ["zeta", "alpha", "longest", "random"]
+    assert [row.content_blind for row in comparison.rows] == [False, False, True, True]
+
+
+def test_two_seeds_are_not_enough_evidence(experiment):
+    world = experiment(benchmarks={"rm_bench": {"metrics": ["overall"], "items": 400}})
+    runs = world.add("a", 0.0, seed_spread=0.0) + world.add("b", 4.0, (0, 1), seed_spread=0.0)
+    comparison = built(runs, reference="a")
+    cell = rows_by_name(comparison)["b"].cells[0]
+    assert cell.difference.p_value < 0.05
+    assert cell.verdict == "not enough evidence"
+    assert math.isnan(cell.p_holm)
+    assert any("n seeds < 3" in note and "b (2)" in note for note in comparison.notes)
+
+
+def test_holm_counts_the_variants_of_the_column(experiment):
+    world = experiment()
+    runs = world.add("a", 0.0) + world.add("b", 0.4) + world.add("c", 0.6) + world.add("d", 0.2, (0,))
+    rows = rows_by_name(built(runs, reference="a"))
+    p = sorted((rows[v].cells[0].difference.p_value, v) for v in "bc")
+    assert rows[p[0][1]].cells[0].p_holm == pytest.approx(min(1.0, 2 * p[0][0]))
+    assert math.isnan(rows["d"].cells[0].p_holm)
+
+
+def test_a_variant_without_a_benchmark_has_no_cell_there(experiment):
+    world = experiment(benchmarks={n: {"metrics": ["overall"], "items": 40} for n in ("rm_bench", "judge_bench")})
+    columns = [OVERALL, Column("judge_bench", "overall", "JudgeBench")]
+    runs = world.add("a", 0.5, without=("judge_bench",)) + world.add("b", 0.5)
+    rows = rows_by_name(built(runs, columns, reference="a"))
+    assert rows["a"].cells[1] is None
+    assert rows["b"].cells[1].difference is None
+    assert rows["b"].cells[1].verdict == ""
+
+
+def test_undefined_metric_is_kept_as_undefined(experiment, edit_json):
+    world = experiment()
+    runs = world.add("a", 0.5, (0,)) + world.add("b", 0.5, (0,))
+    edit_json(runs[0].metrics, lambda m: m["benchmarks"]["rm_bench"]["metrics"].update(overall=None))
+    frame = pd.read_parquet(runs[0].credits)
+    frame["credit"] = math.nan
+    frame.to_parquet(runs[0].credits)
+    rows = rows_by_name(built(runs, reference="b"))
+    assert math.isnan(rows["a"].cells[0].estimate.mean)
+    assert rows["a"].cells[0].verdict == "not enough evidence"
+
+
+def test_metric_without_credits_counts_seeds_only(experiment, edit_json):
+    world = experiment()
+    runs = world.add("a", 0.5)
+    for value, run in zip((0.1, 0.2, 0.3), runs, strict=True):
+        edit_json(run.metrics, lambda m, value=value: m["benchmarks"]["rm_bench"]["metrics"].update(correlation=value))
+    cell = built(runs, [Column("rm_bench", "correlation", "r")]).rows[0].cells[0]
+    assert cell.estimate.basis == "seeds"
+    assert cell.estimate.mean == pytest.approx(0.2)
+
+
+def test_notes_name_what_makes_numbers_less_than_they_seem(experiment, edit_json):
+    world = experiment()
+    runs = world.add("a", 0.5) + world.add("b", 0.5, scalar_reward=False, data={"hash": "other"})
+    edit_json(runs[0].metrics, lambda m: m["benchmarks"]["rm_bench"].update(n_scored=58, tie_rate=0.09, n_truncated=5))
+    notes = "\n".join(built(runs, reference="a").notes)
+    assert "a on rm_bench 178/180" in notes
+    assert "a on rm_bench 3.0%" in notes
+    assert "rm_bench 3 to 5" in notes
+    assert "a tie is wrong (rm_bench)" in notes
+    assert "no scalar reward" in notes
+    assert "2 different prepared data sets" in notes
+
+
+# --- refused ----------------------------------------------------------------------------------------------------------------------
+
+
+def test_unknown_reference_names_the_nearest_variant(experiment):
+    runs = experiment().add("bradley_terry", 0.5)
+    with pytest.raises(UserError, match=r"'bradly_terry' is not among the variants.*Did you mean 'bradley_terry'"):
+        built(runs, reference="bradly_terry")
+
+
+@pytest.mark.parametrize(
+    ("column", "says"),
+    [
+        (Column("rm_bensh", "overall", "x"), "benchmark 'rm_bensh'.*Did you mean 'rm_bench'"),
+        (Column("rm_bench", "overal", "x"), "metric 'overal'.*Did you mean 'overall'"),
+    ],
+)
+def test_a_column_that_no_run_has_is_refused(experiment, column, says):
+    with pytest.raises(UserError, match=says):
+        built(experiment().add("a", 0.5), [column])
+
+
+def test_nothing_to_compare_is_refused(experiment):
+    with pytest.raises(UserError, match="no runs"):
+        read_runs([], [OVERALL])
+    with pytest.raises(UserError, match="no columns"):
+        read_runs(experiment().add("a", 0.5), [])
+
+
+def test_other_items_in_one_run_are_refused_with_an_example(experiment, edit_json):
+    runs = experiment().add("a", 0.5)
+    frame = pd.read_parquet(runs[1].credits)
+    frame.loc[0, "item_id"] = "stranger"
+    frame.to_parquet(runs[1].credits)
+    with pytest.raises(DataError, match=r"seed1/credits.parquet: other items of rm_bench/overall.*59 in common.*'item00000'"):
+        built(runs)
+
+
+@pytest.mark.parametrize("field", ["group", "stratum"])
+def test_other_groups_or_strata_in_one_run_are_refused(experiment, field):
+    runs = experiment().add("a", 0.5)
+    frame = pd.read_parquet(runs[2].credits)
+    frame[field] = "other"
+    frame.to_parquet(runs[2].credits)
+    with pytest.raises(DataError, match=f"seed2/credits.parquet: {field} of item 'item00000'"):
+        built(runs)
+
+
+def test_credits_that_do_not_give_the_metric_are_refused(experiment, edit_json):
+    runs = experiment().add("a", 0.5)
+    edit_json(runs[0].metrics, lambda m: m["benchmarks"]["rm_bench"]["metrics"].update(overall=0.123))
+    with pytest.raises(DataError, match=r"credits of rm_bench/overall give .* says 0.123"):
+        built(runs)
+
+
+def test_weights_that_do_not_sum_to_one_are_refused(experiment):
+    runs = experiment().add("a", 0.5)
+    frame = pd.read_parquet(runs[0].credits)
+    frame["weight"] = 0.5
+    frame.to_parquet(runs[0].credits)
+    with pytest.raises(DataError, match=r"credits.parquet: rm_bench/overall: the weights of the strata sum to 0.5"):
+        built(runs)
+
+
+def test_an_item_with_two_credits_is_refused(experiment):
+    runs = experiment().add("a", 0.5)
+    frame = pd.read_parquet(runs[0].credits)
+    pd.concat([frame, frame.head(1)]).to_parquet(runs[0].credits)
+    with pytest.raises(DataError, match="'item00000' occurs twice"):
+        built(runs)
+
+
+def test_evaluation_of_another_run_is_refused(experiment, edit_json):
+    runs = experiment().add("a", 0.5)
+    edit_json(runs[0].metrics, lambda m: m.update(run_key="older"))
+    with pytest.raises(DataError, match=r"run_key is 'older'.*'key-a-0'"):
+        built(runs)
+
+
+def test_the_same_run_twice_and_one_variant_of_two_methods_are_refused(experiment, edit_json):
+    runs = experiment().add("a", 0.5)
+    with pytest.raises(UserError, match="'a' seed 0 was given twice"):
+        built([*runs, runs[0]])
+    for path in (runs[1].summary, runs[1].metrics):
+        edit_json(path, lambda m: m.update(method="other"))
+    with pytest.raises(UserError, match="stands for two methods"):
+        built(runs)
+
+
+@pytest.mark.parametrize("which", ["summary", "metrics", "credits"])
+def test_missing_and_broken_files_are_named(experiment, which):
+    runs = experiment().add("a", 0.5)
+    path = getattr(runs[0], which)
+    path.write_text("not json, not parquet")
+    with pytest.raises(UserError, match=path.name):
+        built(runs)
+    path.unlink()
+    with pytest.raises(UserError, match=f"{path.name}: no such file"):
+        built(runs)

@@ -1,0 +1,131 @@
+"""What readers see: rounding, marks, blocks, stacking, escaping, and a figure for awkward input."""
+
+import csv
+import io
+import math
+from dataclasses import replace
+
+import pytest
+from rich.cells import cell_len
+
+from rm_methods.comparison.figures import draw, write_figures
+from rm_methods.comparison.intervals import Difference, Estimate
+from rm_methods.comparison.result import Cell, Column, Comparison, Cost, VariantRow
+from rm_methods.comparison.tables import WIDTH, cell_text, cost_texts, csv_table, latex_escape, latex_table, markdown_table, terminal_table
+
+
+def made_cell(mean, reach=0.012, verdict="", basis="seeds and items", n_seeds=3):
+    estimate = Estimate(mean, mean - reach, mean + reach, reach / 2, 10.0, basis, n_seeds, 100, 100)
+    return Cell(estimate, Difference(estimate, 0.01, True, "same seed"), 0.02, verdict, 0.0, 300, 300, 0)
+
+
+def made_row(variant, cells, **changes):
+    settings = {"method": variant, "seeds": (0, 1, 2), "seed_free": False, "scalar_reward": True, "content_blind": False}
+    return VariantRow(variant=variant, cells=tuple(cells), cost=Cost(1.25e6, 194.0, 1.4 * 2**30), **(settings | changes))
+
+
+def made_comparison(rows, n_columns=1, reference=None, notes=("A note.",)):
+    columns = tuple(Column(f"bench{i}", "overall", f"Benchmark {i}", 0.5) for i in range(n_columns))
+    return Comparison(columns, tuple(rows), reference, tuple(notes))
+
+
+@pytest.mark.parametrize(
+    ("cell", "text"),
+    [
+        (made_cell(0.8312, 0.0119), "83.1 ±1.2"),
+        (made_cell(0.8312, 0.0119, "significant"), "83.1 ±1.2*"),
+        (made_cell(0.5, 0.02, "significant", "items"), "50.0 ±2.0‡*"),
+        (made_cell(0.5, 0.02, "", "seeds"), "50.0 ±2.0§"),
+        (made_cell(1.0, math.nan, "", "nothing"), "100.0"),
+        (made_cell(math.nan, math.nan), "—"),
+        (None, "—"),
+    ],
+)
+def test_cell_text(cell, text):
+    assert cell_text(cell) == text
+
+
+@pytest.mark.parametrize(
+    ("cost", "texts"),
+    [
+        (Cost(1.25e6, 194.0, 1.4 * 2**30), ("1.25M", "3.2 min", "1.4 GiB")),
+        (Cost(0, 0.0, 0), ("0", "0 s", "0")),
+        (Cost(None, None, None), ("—", "—", "—")),
+        (Cost(999_999, 59.7, 900 * 2**20), ("1000k", "1.0 min", "900 MiB")),
+        (Cost(2.5e9, 7265.0, 0), ("2.5G", "2 h 01 min", "0")),
+    ],
+)
+def test_cost_texts(cost, texts):
+    assert cost_texts(replace(made_row("a", []), cost=cost)) == texts
+
+
+def test_best_mean_is_marked_even_if_it_is_content_blind_and_blocks_are_apart():
+    rows = [made_row("a", [made_cell(0.7)]), made_row("b", [made_cell(0.6)]), made_row("longest", [made_cell(0.8)], content_blind=True)]
+    text = terminal_table(made_comparison(rows))
+    lines = text.splitlines()
+    assert any(line.startswith("longest") and ">80.0" in line for line in lines)
+    assert sum(">" in line for line in lines) == 2  # the mark and its footnote
+    assert lines[lines.index(next(x for x in lines if x.startswith("longest"))) - 1] == ""
+    assert "**80.0** ±1.2" in markdown_table(made_comparison(rows))
+    assert r"\textbf{80.0} $\pm$1.2" in latex_table(made_comparison(rows))
+
+
+def test_twenty_methods_on_twelve_columns_are_stacked_within_the_width():
+    rows = [made_row(f"method_with_a_long_name_{i}", [made_cell(0.5 + 0.01 * i, verdict="significant")] * 12) for i in range(20)]
+    text = terminal_table(made_comparison(rows, 12, reference="method_with_a_long_name_0", notes=("word " * 80,)))
+    assert max(cell_len(line) for line in text.splitlines()) <= WIDTH
+    assert text.count("Method ") >= 3
+    assert all(text.count(f"method_with_a_long_name_{i} ") == text.count("Method ") for i in range(20))
+    assert text.count("51.0 ±1.2*") == 12
+    assert text.count("Tokens") == 1
+
+
+def test_awkward_names_and_missing_cells_survive_every_format():
+    row = made_row("µ|α_{1} & 50%\\*", [None, made_cell(0.5)], method="größe_#1", scalar_reward=False)
+    comparison = made_comparison([row, made_row("b", [made_cell(math.nan, math.nan), None])], 2)
+    text = terminal_table(comparison)
+    assert "µ|α_{1} & 50%\\*" in text
+    assert "†" in text
+    markdown = markdown_table(comparison)
+    assert r"µ\|α\_\{1\} & 50%\\\* (größe\_\#1) †" in markdown
+    assert {line.replace(r"\|", "").count("|") for line in markdown.splitlines() if line.startswith("|")} == {8}
+    assert r"µ|α\_\{1\} \& 50\%\textbackslash{}$^{*}$ (größe\_\#1) $^\dagger$" in latex_table(comparison)
+    records = list(csv.DictReader(io.StringIO(csv_table(comparison))))
+    assert [(r["variant"], r["benchmark"], r["mean"]) for r in records] == [("µ|α_{1} & 50%\\*", "bench1", "0.5"), ("b", "bench0", "")]
+    assert records[0]["scalar_reward"] == "false"
+
+
+def test_latex_rows_have_one_cell_a_column_and_escape_everything():
+    text = latex_table(made_comparison([made_row("a_b", [made_cell(0.5)] * 3)], 3))
+    row = next(line for line in text.splitlines() if line.startswith(r"a\_b"))
+    assert row.count(" & ") == 7
+    assert "{lrrrrrrr}" in text
+    assert latex_escape("a&b%c$d#e_f{g}h~i^j\\k<") == (
+        r"a\&b\%c\$d\#e\_f\{g\}h\textasciitilde{}i\textasciicircum{}j\textbackslash{}k\textless{}"
+    )
+
+
+def test_csv_keeps_full_precision_and_has_the_difference():
+    value = 0.1234567890123456
+    record = next(csv.DictReader(io.StringIO(csv_table(made_comparison([made_row("a", [made_cell(value, verdict="significant")])])))))
+    assert float(record["mean"]) == value
+    assert (float(record["p"]), float(record["p_holm"]), record["verdict"]) == (0.01, 0.02, "significant")
+    assert float(record["diff_low"]) == value - 0.012
+    assert (record["n_seeds"], record["n_items"], record["tokens"]) == ("3", "100", "1250000.0")
+
+
+def test_figure_takes_missing_and_undefined_cells_and_wide_intervals(tmp_path):
+    rows = [
+        made_row("a", [made_cell(0.6, verdict="reference"), None, made_cell(math.nan, math.nan)]),
+        made_row("b", [made_cell(0.7, 0.9, "not enough evidence"), made_cell(0.5, math.nan), made_cell(math.nan, math.nan)]),
+        made_row("c", [made_cell(0.65), made_cell(0.5), made_cell(math.nan, math.nan)]),
+    ]
+    comparison = made_comparison(rows, 3, reference="a")
+    figure = draw(comparison)
+    left, right = figure.axes[0].get_xlim()
+    assert left < 50  # chance and every mean are inside, the interval of 90 points is cut
+    assert 70 < right < 100
+    write_figures(comparison, [tmp_path / "c.png", tmp_path / "c.svg"])
+    first = (tmp_path / "c.svg").read_bytes()
+    write_figures(comparison, [tmp_path / "c.png", tmp_path / "c.svg"])
+    assert (tmp_path / "c.svg").read_bytes() == first

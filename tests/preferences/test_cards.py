@@ -1,0 +1,106 @@
+from pathlib import Path
+
+import pytest
+import yaml
+
+from rm_methods.errors import ConfigError, DataError
+from rm_methods.preferences.cards import CARD_FOLDER, card_for, list_cards, load_card
+
+GOOD = {
+    "name": "mine",
+    "title": "Mine",
+    "hub_id": "me/mine",
+    "revision": "0123456789abcdef0123456789abcdef01234567",
+    "licence": "MIT",
+    "citation": "none",
+    "url": "https://example.org",
+    "reader": "pairs",
+    "splits": {"train": {"hub": "train"}, "test": {"files": ["test/*.jsonl"]}},
+}
+
+
+def write_card(folder: Path, **changes) -> None:
+    (folder / "mine.yaml").write_text(yaml.safe_dump({key: value for key, value in (GOOD | changes).items() if value != "absent"}))
+
+
+@pytest.mark.parametrize("name", [path.stem for path in CARD_FOLDER.glob("*.yaml")])
+def test_every_shipped_card_loads(name):
+    card = load_card(name)
+    assert card.name == name
+    assert card.licence
+    assert card.splits or card.reader == "world"
+
+
+def test_the_promised_cards_are_there():
+    assert {"world", "hh_rlhf", "alpaca_eval", "ultrafeedback_binarized"} <= set(list_cards())
+
+
+def test_a_good_card_keeps_its_values(tmp_path):
+    write_card(tmp_path, options={"strength_field": "margin"})
+    card = load_card("mine", tmp_path)
+    assert card.splits["train"].hub == "train"
+    assert card.splits["test"].files == ("test/*.jsonl",)
+    assert card.options == {"strength_field": "margin"}
+    assert card.hub_config is None
+
+
+def test_all_problems_of_a_card_come_at_once(tmp_path):
+    write_card(
+        tmp_path,
+        name="other",
+        revision="main",
+        licence="absent",
+        reader="pears",
+        splits={"train": {"hub": 3}, "test": {"files": ["../elsewhere/*.jsonl"]}, "dev": {"optional": True}},
+        licens="MIT",
+    )
+    with pytest.raises(ConfigError) as caught:
+        load_card("mine", tmp_path)
+    text = str(caught.value)
+    assert len(caught.value.problems) == 8
+    for expected in (
+        "'licence' is a required property",
+        "licens: unknown key. Did you mean 'licence'?",
+        'revision: is "main"',
+        "splits.train.hub: is 3; expected string",
+        "must agree",
+        "Did you mean 'pairs'?",
+        "leaves the local root",
+        "splits.dev: give 'hub'",
+    ):
+        assert expected in text
+
+
+def test_an_option_the_reader_does_not_know_is_a_problem_of_the_card(tmp_path):
+    write_card(tmp_path, options={"strength_feild": "margin"})
+    with pytest.raises(ConfigError, match=r"options\.strength_feild: unknown key\. Did you mean 'strength_field'\?"):
+        load_card("mine", tmp_path)
+
+
+@pytest.mark.parametrize("text", ["name: [", "- just\n- a list\n", "", "name: !!python/object:os.system {}\n"])
+def test_a_file_that_is_no_card_is_a_config_error(tmp_path, text):
+    (tmp_path / "mine.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=r"mine\.yaml"):
+        load_card("mine", tmp_path)
+
+
+def test_an_unknown_name_gets_the_nearest():
+    with pytest.raises(ConfigError, match="Did you mean 'hh_rlhf'"):
+        load_card("hh_rhlf")
+    with pytest.raises(ConfigError, match="Did you mean 'alpaca_eval'"):
+        card_for("alpaca_evl")
+
+
+def test_a_path_gives_a_card_of_its_own(write_lines, tmp_path):
+    path = write_lines("my[1].pairs.jsonl", [{"prompt": "Q?", "chosen": "a", "rejected": "b"}])
+    card, root = card_for(str(path))
+    assert (card.name, card.reader, root) == ("my[1]", "pairs", tmp_path)
+    assert card_for("my[1].pairs.jsonl", tmp_path)[1] == tmp_path
+
+
+def test_a_path_that_is_not_there_or_not_readable_is_said_so(tmp_path):
+    with pytest.raises(ConfigError, match="there is no file or folder"):
+        card_for(str(tmp_path / "none.jsonl"))
+    (tmp_path / "pairs.xlsx").write_text("x")
+    with pytest.raises(DataError, match=r"unknown format\. Allowed: \.jsonl"):
+        card_for(str(tmp_path / "pairs.xlsx"))

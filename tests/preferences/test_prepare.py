@@ -1,0 +1,201 @@
+import json
+import subprocess
+import sys
+
+import pytest
+
+from rm_methods.errors import ConfigError, DataError
+from rm_methods.preferences.pair import read_pairs
+from rm_methods.preferences.prepare import describe, prepare, resolve_data
+
+
+def row(number, chosen="a good long answer", rejected="bad", **other):
+    return {"prompt": f"Question {number}?", "chosen": chosen, "rejected": rejected, **other}
+
+
+@pytest.fixture
+def run(tmp_path):
+    """Prepare into a folder: the pairs as stored and the report as stored."""
+
+    def run_prepare(dataset, name="out", **data):
+        pairs, report = tmp_path / name / "pairs.parquet", tmp_path / name / "report.json"
+        returned = prepare({"dataset": str(dataset), **data}, pairs, report)
+        assert json.loads(report.read_text()) == returned
+        return read_pairs(pairs), returned
+
+    return run_prepare
+
+
+def by_split(pairs):
+    return {split: [p for p in pairs if p.split == split] for split in dict.fromkeys(p.split for p in pairs)}
+
+
+def test_every_step_is_done_and_counted(run, write_lines):
+    rows = [row(n) for n in range(60)] + [row(n, "short", "a longer answer") for n in range(60, 100)]
+    rows += [rows[0], row(1, "bad", "a good long answer"), row(200, "", "x")]
+    rows += [row(n, split="test") for n in range(300, 310)] + [row(2, "other", "text!", split="test")]
+    pairs, report = run(
+        write_lines("x.jsonl", rows),
+        seed=3,
+        validation_fraction=0.2,
+        test_fraction=0.5,
+        max_pairs={"train": 40, "validation": 5, "test": None},
+        length_balance=True,
+        label_noise={"rate": 0.1, "kind": "symmetric"},
+    )
+    splits = by_split(pairs)
+    assert list(splits) == ["train", "validation", "test"]
+    assert {split: len(members) for split, members in splits.items()} == {"train": 40, "validation": 5, "test": 11}
+    assert report["read"]["rows"] == 114
+    assert report["read"]["dropped"]["empty response"]["count"] == 1
+    steps = {step["step"]: step for step in report["steps"]}
+    assert steps["duplicates"]["counts"] == {"exact": 1, "contradictory": 2}
+    assert steps["leaks"]["counts"]["groups"] == 1
+    assert steps["length balance of train"]["counts"]["share_chosen_longer_after"] == 0.5
+    assert steps["label noise in train (symmetric, rate 0.1)"]["counts"]["flipped"] == 4
+    assert {split: summary["flipped"] for split, summary in report["splits"].items()} == {"train": 4, "validation": 0, "test": 0}
+    assert "data.test_fraction is not used: the source has a test split of its own." in report["notes"]
+    clean = [p if not p.meta.get("flipped") else None for p in splits["train"]]
+    unflipped = sum(len(p.chosen) > len(p.rejected) for p in clean if p) + sum(
+        len(p.rejected) > len(p.chosen) for p in splits["train"] if p.meta.get("flipped")
+    )
+    assert unflipped == 20  # the cap has kept the balance
+
+
+def test_the_same_settings_give_the_same_bytes_and_another_seed_does_not(run, write_lines, tmp_path):
+    path = write_lines("x.jsonl", [row(n) for n in range(50)])
+    settings = {"validation_fraction": 0.3, "label_noise": {"rate": 0.2, "kind": "symmetric"}}
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        run(path, name=name, seed=seed, **settings)
+    files = [(tmp_path / name / "pairs.parquet").read_bytes() for name in "abc"]
+    assert files[0] == files[1] != files[2]
+
+
+def test_evaluation_splits_are_the_same_with_and_without_noise_balance_and_cap_of_train(run, write_lines):
+    rows = [row(n) for n in range(60)] + [row(n, "short", "a longer answer") for n in range(60, 100)]
+    path = write_lines("x.jsonl", rows)
+    plain, _ = run(path, validation_fraction=0.3)
+    changed, _ = run(path, validation_fraction=0.3, length_balance=True, label_noise={"rate": 0.4}, max_pairs={"train": 10})
+    assert by_split(plain)["validation"] == by_split(changed)["validation"]
+
+
+def test_other_splits_of_the_reader_pass_through(run, write_lines):
+    rows = [row(1), row(2, split="validation"), row(3, split="iid"), row(3, "x", "y", split="cue_reversed")]
+    pairs, report = run(write_lines("x.jsonl", rows), max_pairs={"iid": 1, "nowhere": 3})
+    assert list(by_split(pairs)) == ["train", "validation", "cue_reversed", "iid"]
+    assert "data.max_pairs.nowhere is not used: there is no split of that name." in report["notes"]
+
+
+def test_nothing_left_to_train_on_shows_what_became_of_the_rows(run, write_lines, tmp_path):
+    with pytest.raises(DataError, match=r"nothing is left to train on(.|\n)*1 dropped: chosen equals rejected"):
+        run(write_lines("x.jsonl", [row(1, "same", "same"), row(2, split="test")]))
+    with pytest.raises(DataError, match="nothing is left to train on"):
+        run(write_lines("y.jsonl", [row(n) for n in range(5)]), length_balance=True)
+    with pytest.raises(DataError, match="nothing is left to train on"):
+        run(write_lines("empty.jsonl", []))
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_empty_split_that_was_asked_for_is_refused(run, write_lines):
+    with pytest.raises(DataError, match=r"the split validation is empty\. Raise data\.<split>_fraction"):
+        run(write_lines("x.jsonl", [row(1)]), validation_fraction=0.01)
+
+
+def test_all_problems_of_the_section_come_at_once():
+    with pytest.raises(ConfigError) as caught:
+        resolve_data(
+            {
+                "dataset": "",
+                "sed": 1,
+                "validation_fraction": 1.0,
+                "max_pairs": {"train": 0},
+                "length_balance": "yes",
+                "label_noise": {"rate": 0.5, "kind": "symetric", "rat": 1},
+            }
+        )
+    text = str(caught.value)
+    assert len(caught.value.problems) == 8
+    for expected in (
+        "data.dataset: is ",
+        "data.sed: unknown key. Did you mean 'seed'?",
+        "data.validation_fraction: is 1.0; must be less than 1",
+        "data.max_pairs.train: is 0; must be at least 1",
+        'data.length_balance: is "yes"; expected boolean',
+        "data.label_noise.rate: is 0.5; must be less than 0.5",
+        'data.label_noise.kind: is "symetric"; allowed: symmetric, length',
+        "data.label_noise.rat: unknown key. Did you mean 'rate'?",
+    ):
+        assert expected in text
+
+
+def test_fractions_must_leave_something_for_train():
+    with pytest.raises(ConfigError, match="together they must be less than 1"):
+        resolve_data({"dataset": "x", "validation_fraction": 0.5, "test_fraction": 0.5})
+
+
+def test_defaults_are_filled_in():
+    assert resolve_data({"dataset": "x", "label_noise": {"rate": 0.1}}) == {
+        "dataset": "x",
+        "root": None,
+        "options": {},
+        "seed": 0,
+        "validation_fraction": 0.0,
+        "test_fraction": 0.0,
+        "max_pairs": {},
+        "length_balance": False,
+        "label_noise": {"rate": 0.1, "kind": "symmetric"},
+    }
+
+
+def test_the_description_shows_counts_shares_and_notes(run, write_lines):
+    rows = [row(n) for n in range(1200)] + [row(1, "", "x")]
+    _, report = run(write_lines("x.jsonl", rows), max_pairs={"train": 1000, "other": 1}, label_noise={"rate": 0.1})
+    text = describe(report)
+    for expected in (
+        "licence: unknown",
+        "1,201 rows",
+        "1 dropped: empty response",
+        "1,200 -> 1,000   max_pairs of train",
+        "90.0%",
+        "data.max_pairs.other",
+    ):
+        assert expected in text
+
+
+def test_a_real_test_file_alone_is_nothing_to_train_on(run, real_data):
+    with pytest.raises(DataError, match=r"nothing is left to train on(.|\n)*2,303 pairs made(.|\n)*No local file for split 'train'"):
+        run("hh_rlhf", root=str(real_data("hh_rlhf")))
+
+
+def test_real_harmless_transcripts_through_the_whole_stage(run, real_data, tmp_path):
+    """The test file stands in for the train file: 2,303 pairs of 2,301 prompts."""
+    (tmp_path / "hh/harmless-base").mkdir(parents=True)
+    (tmp_path / "hh/harmless-base/train.jsonl.gz").symlink_to(real_data("hh_rlhf") / "harmless-base" / "test.jsonl.gz")
+    pairs, report = run("hh_rlhf", root=str(tmp_path / "hh"), validation_fraction=0.1, label_noise={"rate": 0.2, "kind": "length"})
+    splits = report["splits"]
+    assert splits["train"]["pairs"] + splits["validation"]["pairs"] == 2303
+    assert splits["train"]["groups"] + splits["validation"]["groups"] == 2301
+    assert splits["train"]["flipped"] == round(0.2 * splits["train"]["pairs"])
+    assert all(pair.prompt[0]["role"] == pair.prompt[-1]["role"] == "user" for pair in pairs)
+
+
+def test_real_alpaca_eval_pairs_balanced_by_length(run, real_data):
+    options = {"annotators": ["weighted_alpaca_eval_gpt4_turbo"]}
+    pairs, report = run(
+        "alpaca_eval",
+        root=str(real_data("alpaca_eval")),
+        options=options,
+        length_balance=True,
+        max_pairs={"train": 1500, "validation": 200, "test": 200},
+    )
+    assert {split: summary["pairs"] for split, summary in report["splits"].items()} == {"train": 1500, "validation": 200, "test": 200}
+    assert report["splits"]["train"]["share_chosen_longer"] == 0.5
+    assert report["splits"]["test"]["share_chosen_longer"] > 0.8
+    groups = {split: {p.group for p in members} for split, members in by_split(pairs).items()}
+    assert not groups["train"] & (groups["validation"] | groups["test"])
+
+
+def test_importing_the_stage_loads_no_heavy_package():
+    heavy = ("torch", "transformers", "datasets", "pandas", "pyarrow", "jsonschema")
+    code = f"import sys, rm_methods.preferences.prepare; print([m for m in {heavy} if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"

@@ -1,0 +1,22 @@
+# One table and one figure of all runs.
+
+
+rule compare:
+    input:
+        summaries=[f"{FOLDER}/runs/{v}/seed{s}/summary.json" for v, s in RUNS],
+        metrics=[f"{FOLDER}/evaluation/{v}/seed{s}/metrics.json" for v, s in RUNS],
+    output:
+        text=f"{FOLDER}/comparison/table.txt",
+        markdown=f"{FOLDER}/comparison/table.md",
+        csv=f"{FOLDER}/comparison/table.csv",
+        latex=f"{FOLDER}/comparison/table.tex",
+        figure=f"{FOLDER}/comparison/comparison.png",
+        vector=f"{FOLDER}/comparison/comparison.svg",
+    params:
+        reference=reference_variant(config),
+        code=code_hash("compare"),
+        out=f"{FOLDER}/comparison",
+    log:
+        f"{FOLDER}/logs/compare.log",
+    shell:
+        "rm-methods compare --config {CONFIG_FILE:q} --experiment {FOLDER:q} --out {params.out:q} > {log:q} 2>&1"

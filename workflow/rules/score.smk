@@ -1,0 +1,22 @@
+# Each reward model scores each benchmark once; every metric is computed from the table.
+
+
+rule score:
+    input:
+        model=rules.train.output.model,
+        items=rules.prepare_benchmark.output.items,
+    output:
+        f"{FOLDER}/scores/{{variant}}/seed{{seed}}/{{benchmark}}.parquet",
+    params:
+        settings=canonical_json(config["scoring"]),
+        code=lambda wc: EXPERIMENT.score_code(wc.variant),
+    log:
+        f"{FOLDER}/logs/score/{{variant}}_seed{{seed}}_{{benchmark}}.log",
+    threads: config["resources"]["threads"]
+    resources:
+        mem_mb=config["resources"]["memory_mb"],
+        runtime=config["resources"]["runtime_minutes"],
+        gpu=lambda wc: min(1, config["resources"]["gpus"]) if EXPERIMENT.is_trained(wc.variant) else 0,
+    shell:
+        "rm-methods score --config {CONFIG_FILE:q} --model {input.model:q} --data {input.items:q} --out {output:q}"
+        " --threads {threads} > {log:q} 2>&1"
