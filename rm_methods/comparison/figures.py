@@ -159,5 +159,6 @@ def _legend(figure, comparison: Comparison) -> None:
         handles.append(dot(GREY, "o", True, "content-blind"))
     if any(column.chance is not None for column in comparison.columns):
         handles.append(Line2D([], [], color=GREY, linewidth=0.9, linestyle=(0, (2, 2)), label="chance"))
-    legend = figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 6), frameon=False, fontsize=8)
+    across = max(1, min(len(handles), int(figure.get_figwidth() / 1.9)))
+    legend = figure.legend(handles=handles, loc="outside lower center", ncols=across, frameon=False, fontsize=8)
     legend.set_title("Percent; mean and 95% interval", prop={"size": 8})

@@ -95,7 +95,7 @@ def _scoring_notes(runs: Sequence[Run], rows: Sequence[VariantRow], columns: Seq
         notes.append(f"Not all items could be scored (n_scored/n_total, all seeds): {', '.join(unscored)}; the rest stays in the metric.")
     cut = [f"{b} {_span(counts)}" for b, counts in truncated.items() if max(counts) > 0]
     if cut:
-        notes.append(f"Texts cut to fit the model, per run: {', '.join(cut)}.")
+        notes.append(f"Items with a text cut to fit the model, per run: {', '.join(cut)}.")
     return notes
 
 

@@ -121,12 +121,13 @@ def _read_run(files: RunFiles, columns: Sequence[Column]) -> Run:
 
 
 def _content_blind(summary: dict[str, Any]) -> bool:
-    """Whether the scorer never reads the text: as the method's card says, or as the summary says where it names its own."""
+    """Whether the scorer never reads the text: as the summary says, or else as the method's card says."""
     from rm_methods.methods.registry import load_card, method_names
 
-    if "content_blind" in summary:
-        return bool(summary["content_blind"])
-    return summary["method"] in method_names() and load_card(summary["method"]).kind == "content_blind"
+    kind = summary.get("kind")
+    if kind is None and summary["method"] in method_names():
+        kind = load_card(summary["method"]).kind
+    return kind == "content_blind"
 
 
 def _read_credits(path: Path, columns: Sequence[Column]) -> dict[tuple[str, str], pandas.DataFrame]:

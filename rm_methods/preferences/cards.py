@@ -13,8 +13,9 @@ from typing import Any
 import yaml
 
 from rm_methods.errors import ConfigError, DataError, nearest
-from rm_methods.preferences.readers import READERS, option_problems, schema_problems
+from rm_methods.preferences.readers import READERS, option_problems
 from rm_methods.preferences.readers.rows import FORMATS, data_format
+from rm_methods.validation import schema_problems
 
 CARD_FOLDER = Path(__file__).resolve().parents[2] / "data" / "datasets"
 
@@ -117,7 +118,7 @@ def load_card(name: str, folder: Path = CARD_FOLDER) -> DatasetCard:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError([f"not valid YAML: {error}"], source=str(path)) from None
-    problems = schema_problems(content, CARD_SCHEMA, "")
+    problems = schema_problems(content, CARD_SCHEMA)
     if isinstance(content, dict):
         problems += _meaning_problems(content, name)
     if problems:
@@ -160,7 +161,7 @@ def card_for(dataset: str, root: str | Path | None = None) -> tuple[DatasetCard,
     if dataset in list_cards():
         return load_card(dataset), Path(root) if root is not None else None
     path = Path(dataset) if root is None else Path(root) / dataset
-    if path.is_dir():
+    if dataset.strip() and path.is_dir():
         splits = {split: SplitSource(hub=split, optional=split != "train") for split in ("train", "validation", "test")}
         return _card_of_path(path, splits), path
     if path.is_file():

@@ -12,9 +12,9 @@ from rm_methods.errors import ConfigError, DataError
 from rm_methods.files import write_json
 from rm_methods.preferences.balance import balance_length
 from rm_methods.preferences.cards import card_for
-from rm_methods.preferences.noise import KINDS, flip_labels
+from rm_methods.preferences.noise import flip_labels
 from rm_methods.preferences.pair import PreferencePair, write_pairs
-from rm_methods.preferences.readers import read_dataset, schema_problems
+from rm_methods.preferences.readers import read_dataset
 from rm_methods.preferences.splits import (
     cap_pairs,
     check_groups,
@@ -25,61 +25,25 @@ from rm_methods.preferences.splits import (
     split_train,
     summarise,
 )
-
-_FRACTION = {"type": "number", "minimum": 0, "exclusiveMaximum": 1, "default": 0.0}
-DATA_SCHEMA: dict[str, Any] = {
-    "type": "object",
-    "required": ["dataset"],
-    "additionalProperties": False,
-    "properties": {
-        "dataset": {"type": "string", "minLength": 1, "description": "Name of a card, or path of a file or folder of preference pairs."},
-        "root": {"type": ["string", "null"], "default": None, "description": "Local folder with the files; null: the hub."},
-        "options": {"type": "object", "default": {}, "description": "Options of the reader."},
-        "seed": {"type": "integer", "minimum": 0, "default": 0, "description": "Seed of splits, order, balance, sample and noise."},
-        "validation_fraction": {**_FRACTION, "description": "Share of train prompts for validation, if the source has no such split."},
-        "test_fraction": {**_FRACTION, "description": "Share of train prompts for test, if the source has no such split."},
-        "max_pairs": {
-            "type": "object",
-            "additionalProperties": {"type": ["integer", "null"], "minimum": 1},
-            "default": {},
-            "description": "At most so many pairs a split (by its name); null: all.",
-        },
-        "length_balance": {
-            "type": "boolean",
-            "default": False,
-            "description": "Subsample train so that the longer answer is chosen in exactly half of its pairs.",
-        },
-        "label_noise": {
-            "type": "object",
-            "additionalProperties": False,
-            "properties": {
-                "rate": {"type": "number", "minimum": 0, "exclusiveMaximum": 0.5, "default": 0.0, "description": "Share of flips."},
-                "kind": {
-                    "enum": list(KINDS),
-                    "default": "symmetric",
-                    "description": "symmetric, or length: flips prefer the longer answer.",
-                },
-            },
-            "default": {},
-            "description": "Flipped labels in train, marked in meta; never in other splits.",
-        },
-    },
-}
+from rm_methods.validation import schema_problems
 
 
 def resolve_data(data: dict[str, Any]) -> dict[str, Any]:
-    """The data section with its defaults filled in.
+    """The data section with the defaults of the configuration's schema filled in.
 
     Raises:
         ConfigError: with every problem of the section.
     """
-    problems = schema_problems(data, DATA_SCHEMA, "data")
+    from rm_methods.config import schema
+
+    data_schema = schema()["properties"]["data"]
+    problems = schema_problems(data, data_schema, "data")
     if not problems and data.get("validation_fraction", 0) + data.get("test_fraction", 0) >= 1:
         problems.append("data.test_fraction: with validation_fraction it takes everything; together they must be less than 1.")
     if problems:
         raise ConfigError(problems)
-    resolved = {name: entry.get("default") for name, entry in DATA_SCHEMA["properties"].items()} | data
-    noise = {name: entry["default"] for name, entry in DATA_SCHEMA["properties"]["label_noise"]["properties"].items()}
+    resolved = {name: entry.get("default") for name, entry in data_schema["properties"].items()} | data
+    noise = {name: entry["default"] for name, entry in data_schema["properties"]["label_noise"]["properties"].items()}
     return resolved | {"label_noise": noise | resolved["label_noise"]}
 
 
@@ -87,7 +51,7 @@ def prepare(data: dict[str, Any], out_pairs: str | Path, out_report: str | Path)
     """Prepare the preference data of an experiment.
 
     Args:
-        data: the resolved `data` section of the configuration (DATA_SCHEMA).
+        data: the resolved `data` section of the configuration (workflow/schemas/config.schema.yaml).
         out_pairs: Parquet file of the pairs (`pair.write_pairs`), in training order.
         out_report: JSON file of the report.
 

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from rm_methods.errors import UserError
@@ -50,6 +49,8 @@ class RewardModel(nn.Module):
                 f"{type(classifier).__name__}: a reward model needs a linear head 'score' with one output, found {head!r} and "
                 f"num_labels={classifier.config.num_labels}. Use a decoder-only model; load it with num_labels=1."
             )
+        if head.weight.dtype != torch.float32:
+            head.float()
         self.classifier = classifier
         self.autocast = autocast
 
@@ -68,9 +69,9 @@ class RewardModel(nn.Module):
         """Width of the states that the head reads."""
         return self.classifier.score.in_features
 
-    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs=None) -> None:
+    def recompute_activations(self) -> None:
         """Recompute activations in the backward pass: less memory, about a third more time."""
-        self.classifier.gradient_checkpointing_enable(gradient_checkpointing_kwargs=gradient_checkpointing_kwargs)
+        self.classifier.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
 
     def forward(self, batch: SequenceBatch) -> RewardOutput:
         """Rewards of all responses of a batch."""
@@ -84,10 +85,9 @@ class RewardModel(nn.Module):
                 use_cache=False,
             ).last_hidden_state
         last_SH = hidden_RLH[batch.read_row, batch.read_column]
-        head = self.classifier.score
         with torch.autocast(device_type, enabled=False):
-            bias = None if head.bias is None else head.bias.float()
-            rewards_S = F.linear(last_SH.float(), head.weight.float(), bias)[:, 0]
+            # Called as a module, not by its weight: ZeRO-3 gathers a module's shards when it is called.
+            rewards_S = self.classifier.score(last_SH.float())[:, 0]
         return RewardOutput(
             rewards=rewards_S.view(-1, batch.responses),
             last_hidden=last_SH.view(-1, batch.responses, last_SH.shape[-1]),
@@ -106,17 +106,17 @@ class RewardModel(nn.Module):
             self.classifier.save_pretrained(path, state_dict=weights)
 
     def _mask(self, batch: SequenceBatch) -> torch.Tensor | None:
+        """The additive mask of the packed layout, made once: a boolean one would be converted again in every layer."""
         if batch.segment_ids is None:
             return None
         allowed = attention_allowed(batch.segment_ids)
-        if self.config._attn_implementation == "sdpa":
-            return allowed
-        return torch.zeros(allowed.shape, device=allowed.device).masked_fill_(~allowed, torch.finfo(torch.float32).min)
+        dtype = self.autocast or self.config.dtype or torch.float32
+        return torch.zeros(allowed.shape, dtype=dtype, device=allowed.device).masked_fill_(~allowed, torch.finfo(dtype).min)
 
 
 def supports_packing(config) -> str | None:
     """Why a backbone cannot use the packed layout, or None if it can."""
-    if getattr(config, "_attn_implementation", "sdpa") not in ("sdpa", "eager"):
+    if config._attn_implementation not in (None, "sdpa", "eager"):
         return f"attention '{config._attn_implementation}' takes no dense mask"
     window = getattr(config, "sliding_window", None)
     limit = getattr(config, "max_position_embeddings", None)

@@ -62,7 +62,8 @@ def train(config: dict[str, Any], variant: str, seed: int, files: RunFiles, thre
     card = load_card(config["methods"][variant]["method"])
     if card.kind == "content_blind":
         return _describe_scorer(config, variant, seed, files)
-    if config["training"]["processes"] > 1 and "RANK" not in os.environ:
+    # DeepSpeed wants a launcher for a single rank too.
+    if (config["training"]["processes"] > 1 or config["training"]["deepspeed"]) and "RANK" not in os.environ:
         _launch_ranks(config["training"]["processes"])
         return read_json(files.summary)
     return _train_this_rank(config, variant, seed, files, config["training"]["threads"] if threads is None else threads)
@@ -114,8 +115,13 @@ def training_arguments(training: dict[str, Any], seed: int, work: Path, steps: i
     import torch
     from transformers import TrainingArguments
 
-    if training["deepspeed"] and not torch.cuda.is_available():
+    deepspeed_file = _deepspeed_file(training["deepspeed"])
+    if deepspeed_file and not torch.cuda.is_available():
+        # On a CPU the Trainer starts torch.distributed but not DeepSpeed's own layer, which ZeRO-3 needs to create the model in shards.
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
+        import deepspeed
+
+        deepspeed.init_distributed(dist_backend="gloo", verbose=False)
     return TrainingArguments(
         output_dir=str(work),
         max_steps=steps,
@@ -129,9 +135,9 @@ def training_arguments(training: dict[str, Any], seed: int, work: Path, steps: i
         warmup_steps=round(training["warmup_fraction"] * steps),
         max_grad_norm=training["max_gradient_norm"],
         optim="adamw_torch_fused",
-        deepspeed=_deepspeed_file(training["deepspeed"]),
+        deepspeed=deepspeed_file,
         use_cpu=not torch.cuda.is_available(),
-        ddp_backend=None if torch.cuda.is_available() else "gloo",
+        ddp_backend="gloo" if "RANK" in os.environ and not torch.cuda.is_available() else None,
         ddp_find_unused_parameters=False,
         seed=seed,
         data_seed=seed,
@@ -233,7 +239,7 @@ def _build_model(config: dict[str, Any], folder: Path, seed: int):
     classifier = load_classifier(folder, config["backbone"], seed)
     model = RewardModel(classifier, autocast=torch.bfloat16 if training["precision"] == "bf16" else None)
     if training["gradient_checkpointing"]:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        model.recompute_activations()
     reason = supports_packing(model.config)
     if reason and training["layout"] == "packed":
         raise UserError(f"training.layout = 'packed' is not possible with this backbone: {reason}. Use 'auto' or 'plain'.")

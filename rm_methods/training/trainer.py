@@ -152,6 +152,7 @@ class RunLog(TrainerCallback):
 
     def __init__(self, plan: Sequence[StepPlan], path: Path, label: str):
         self.path, self.label, self.last_loss = path, label, None
+        self.print_every, self.printed = 2.0, 0.0  # seconds
         self.pairs_until = np.cumsum([0] + [len(step.indices) for step in plan])
 
     def on_train_begin(self, args, state, control, **kwargs):
@@ -177,6 +178,10 @@ class RunLog(TrainerCallback):
         with self.path.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(row) + "\n")
             stream.flush()
+        now = time.monotonic()
+        if now - self.printed < self.print_every and state.global_step < state.max_steps:
+            return
+        self.printed = now
         done = state.global_step - self.first_step
         remaining = elapsed / done * (state.max_steps - state.global_step) if done else 0.0
         pace = (self.pairs_until[state.global_step] - self.pairs_until[self.first_step]) / elapsed

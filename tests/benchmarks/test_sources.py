@@ -8,6 +8,7 @@ import sys
 import datasets
 import pytest
 
+from rm_methods.benchmarks import rm_bench
 from rm_methods.benchmarks.evaluation import prepare_items
 from rm_methods.benchmarks.item import read_items
 from rm_methods.errors import DataError
@@ -64,6 +65,13 @@ class TestLocal:
         with pytest.raises(DataError, match="rm_bench: there are no items"):
             prepare("rm_bench", {"root": str(tmp_path)}, tmp_path)
         assert not (tmp_path / "i.parquet").exists()
+
+
+def test_a_module_that_drops_rows_in_silence_is_found_out(monkeypatch, tmp_path):
+    read = rm_bench.read
+    monkeypatch.setattr(rm_bench, "read", lambda *arguments, **more: list(read(*arguments, **more))[1:])
+    with pytest.raises(DataError, match="7 rows gave 6 items and 0 exclusions: rows are not accounted for"):
+        prepare("rm_bench", {"root": str(EXAMPLES / "rm_bench")}, tmp_path)
 
 
 class TestHub:

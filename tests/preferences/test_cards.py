@@ -59,7 +59,7 @@ def test_all_problems_of_a_card_come_at_once(tmp_path):
     text = str(caught.value)
     assert len(caught.value.problems) == 8
     for expected in (
-        "'licence' is a required property",
+        "missing licence",
         "licens: unknown key. Did you mean 'licence'?",
         'revision: is "main"',
         "splits.train.hub: is 3; expected string",
@@ -99,6 +99,8 @@ def test_a_path_gives_a_card_of_its_own(write_lines, tmp_path):
 
 
 def test_a_path_that_is_not_there_or_not_readable_is_said_so(tmp_path):
+    with pytest.raises(ConfigError, match="there is no card ''"):
+        card_for("")
     with pytest.raises(ConfigError, match="there is no file or folder"):
         card_for(str(tmp_path / "none.jsonl"))
     (tmp_path / "pairs.xlsx").write_text("x")

@@ -19,7 +19,7 @@ def run(tmp_path):
 
     def run_prepare(dataset, name="out", **data):
         pairs, report = tmp_path / name / "pairs.parquet", tmp_path / name / "report.json"
-        returned = prepare({"dataset": str(dataset), **data}, pairs, report)
+        returned = prepare({"dataset": str(dataset), "validation_fraction": 0.0, **data}, pairs, report)
         assert json.loads(report.read_text()) == returned
         return read_pairs(pairs), returned
 
@@ -105,7 +105,7 @@ def test_all_problems_of_the_section_come_at_once():
     with pytest.raises(ConfigError) as caught:
         resolve_data(
             {
-                "dataset": "",
+                "dataset": 3,
                 "sed": 1,
                 "validation_fraction": 1.0,
                 "max_pairs": {"train": 0},
@@ -116,7 +116,7 @@ def test_all_problems_of_the_section_come_at_once():
     text = str(caught.value)
     assert len(caught.value.problems) == 8
     for expected in (
-        "data.dataset: is ",
+        "data.dataset: is 3; expected string",
         "data.sed: unknown key. Did you mean 'seed'?",
         "data.validation_fraction: is 1.0; must be less than 1",
         "data.max_pairs.train: is 0; must be at least 1",
@@ -139,7 +139,7 @@ def test_defaults_are_filled_in():
         "root": None,
         "options": {},
         "seed": 0,
-        "validation_fraction": 0.0,
+        "validation_fraction": 0.1,
         "test_fraction": 0.0,
         "max_pairs": {},
         "length_balance": False,

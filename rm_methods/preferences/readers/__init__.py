@@ -8,7 +8,6 @@ pair is counted in the `ReadReport`; a file that cannot be trusted raises `DataE
 from __future__ import annotations
 
 import importlib
-import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from rm_methods.errors import ConfigError, nearest
 from rm_methods.preferences.pair import PreferencePair
 from rm_methods.preferences.readers.report import ReadReport
+from rm_methods.validation import schema_problems
 
 if TYPE_CHECKING:
     from rm_methods.preferences.cards import DatasetCard
@@ -76,36 +76,3 @@ def read_dataset(card: DatasetCard, root: Path | None, options: dict[str, Any]) 
     pairs = list(load_reader(card.reader)[0](card, root, resolved, report))
     report.pairs = len(pairs)
     return pairs, resolved, report
-
-
-def schema_problems(value: Any, schema: dict[str, Any], where: str) -> list[str]:
-    """Every breach of a JSON schema, one sentence each with the key path, the value seen, and the nearest name for an unknown key."""
-    from jsonschema import Draft202012Validator
-
-    problems = []
-    for error in sorted(Draft202012Validator(schema).iter_errors(value), key=lambda error: list(map(str, error.absolute_path))):
-        path = ".".join([*([where] if where else []), *map(str, error.absolute_path)])
-        if error.validator == "additionalProperties":
-            allowed = error.schema.get("properties", {})
-            prefix = f"{path}." if path else ""
-            problems += [f"{prefix}{key}: unknown key. {nearest(key, allowed)}" for key in error.instance if key not in allowed]
-        else:
-            seen = json.dumps(error.instance, default=str, ensure_ascii=False)
-            about = error.message if error.validator == "required" else f"is {seen:.80}; {_expectation(error)}."
-            problems.append(f"{path or 'the file'}: {about}")
-    return problems
-
-
-def _expectation(error: Any) -> str:
-    """What the broken rule of the schema asks for."""
-    rule, limit = error.validator, error.validator_value
-    if rule == "type":
-        return f"expected {' or '.join(limit) if isinstance(limit, list) else limit}"
-    if rule == "enum":
-        return f"allowed: {', '.join(map(str, limit))}"
-    bounds = {"minimum": "at least", "maximum": "at most", "exclusiveMinimum": "more than", "exclusiveMaximum": "less than"}
-    if rule in bounds:
-        return f"must be {bounds[rule]} {limit}"
-    if rule == "pattern":
-        return f"must match {limit}"
-    return f"breaks the rule {rule} = {json.dumps(limit)}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,13 +15,19 @@ from rm_methods.preferences.world.gold import gold
 SOURCE = "controlled_world"
 TEST_SPLITS = ("iid", "cue_neutral", "cue_reversed", "long_context", "early_evidence", "late_evidence")
 SPLITS = ("train", "validation", *TEST_SPLITS)
-FLAWS = {"contradicts": 0.6, "omits": 0.2, "invents": 0.2}  # "omits" and "invents" equally often: the number of claims tells nothing
+FLAWS = {"contradicts": 0.84, "omits": 0.08, "invents": 0.08}  # "omits" and "invents" equally often: the number of claims tells nothing
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "seed": {"type": "integer", "minimum": 0, "default": 0, "description": "Seed of the world; each split draws from its own stream."},
     "train_pairs": {"type": "integer", "minimum": 1, "maximum": 1000000, "default": 4000, "description": "Pairs in the train split."},
     "validation_pairs": {"type": "integer", "minimum": 0, "maximum": 100000, "default": 300, "description": "Pairs in validation."},
-    "test_pairs": {"type": "integer", "minimum": 0, "maximum": 100000, "default": 600, "description": "Pairs in each of the six test splits."},
+    "test_pairs": {
+        "type": "integer",
+        "minimum": 0,
+        "maximum": 100000,
+        "default": 600,
+        "description": "Pairs in each of the six test splits.",
+    },
     "cue_agreement": {
         "type": "number",
         "minimum": 0.0,
@@ -37,24 +43,30 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "default": list(words.CUE_KINDS),
         "description": "Surface cues in use; each pair has one, drawn evenly.",
     },
-    "length_cue": {"type": "integer", "minimum": 1, "maximum": 50, "default": 3, "description": "Extra filler sentences of the length cue."},
+    "length_cue": {
+        "type": "integer",
+        "minimum": 1,
+        "maximum": 50,
+        "default": 3,
+        "description": "Extra filler sentences of the length cue.",
+    },
     "min_requirements": {"type": "integer", "minimum": 1, "maximum": 4, "default": 2, "description": "Fewest requirements in a prompt."},
     "max_requirements": {"type": "integer", "minimum": 1, "maximum": 4, "default": 3, "description": "Most requirements in a prompt."},
     "max_deciding": {
         "type": "integer",
         "minimum": 1,
         "maximum": 4,
-        "default": 2,
+        "default": 3,
         "description": "Most flaws that only the rejected response has; fewer is harder.",
     },
     "shared_flaw_rate": {
         "type": "number",
         "minimum": 0.0,
         "maximum": 1.0,
-        "default": 0.1,
+        "default": 0.05,
         "description": "Rate at which another requirement is contradicted in both responses.",
     },
-    "multi_turn_rate": {"type": "number", "minimum": 0.0, "maximum": 1.0, "default": 0.1, "description": "Share of prompts in two turns."},
+    "multi_turn_rate": {"type": "number", "minimum": 0.0, "maximum": 1.0, "default": 0.05, "description": "Share of prompts in two turns."},
     "correction_rate": {
         "type": "number",
         "minimum": 0.0,
@@ -68,7 +80,13 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "default": "mixed",
         "description": "Where the deciding evidence stands in prompt and response (all splits but early_evidence and late_evidence).",
     },
-    "filler": {"type": "integer", "minimum": 0, "maximum": 100, "default": 1, "description": "Most filler sentences in a text (evenly 0 to this)."},
+    "filler": {
+        "type": "integer",
+        "minimum": 0,
+        "maximum": 100,
+        "default": 1,
+        "description": "Most filler sentences in a text (evenly 0 to this).",
+    },
     "long_multiplier": {
         "type": "integer",
         "minimum": 1,
@@ -175,9 +193,8 @@ def _draw_pair(
     cue_on_chosen = rng.random() < agreement
     texts = {}
     for side in ("chosen", "rejected"):
-        parts = _response_parts(rng, getattr(scenario, side), scenario, evidence, rng.randint(*filler))
-        cue = kind if cue_on_chosen == (side == "chosen") else None
-        texts[side] = _write_response(rng, parts, cue, settings["length_cue"])
+        claims, cue = getattr(scenario, side), kind if cue_on_chosen == (side == "chosen") else None
+        texts[side] = _write_response(rng, claims, scenario, evidence, cue, rng.randint(*filler), settings["length_cue"])
     gold_chosen, gold_rejected = gold(prompt, texts["chosen"][0]), gold(prompt, texts["rejected"][0])
     assert gold_chosen > gold_rejected, (prompt, texts)  # true by construction; a change of the vocabulary could break it
     return make_pair(
@@ -215,7 +232,8 @@ def _draw_scenario(rng: random.Random, settings: dict[str, Any]) -> Scenario:
     required = {slot: rng.choice(words.SLOTS[slot].values) for slot in asked}
     scenario = Scenario(domain, required, dict(required), dict(required))
     free = list(asked)
-    for _ in range(rng.randint(1, min(settings["max_deciding"], count))):
+    most = min(settings["max_deciding"], count)
+    for _ in range(max(rng.randint(1, most), rng.randint(1, most))):
         flaw = rng.choices(list(FLAWS), list(FLAWS.values()))[0]
         if flaw == "invents":
             slot = unasked.pop()
@@ -255,7 +273,7 @@ def _write_prompt(
         cut = rng.randint(1, len(sentences) - 1) if len(sentences) > 1 else 1
         first, last = sentences[:cut], sentences[cut:]
         changeable = [index for index, part in enumerate(first) if part.slot]
-        if changeable and (not last or rng.random() < settings["correction_rate"]):
+        if changeable and evidence != "early" and rng.random() < settings["correction_rate"]:
             first, last = _change_mind(rng, scenario, first, last, rng.choice(changeable))
         turns = [[Part(opener), *first], [Part(rng.choice(words.FOLLOW_UPS))], last or [Part("That is all.")]]
     prompt, spans = [], []
@@ -275,41 +293,43 @@ def _change_mind(rng: random.Random, scenario: Scenario, first: list[Part], last
     return [*first[:index], stale, *first[index + 1 :]], [*last, correction]
 
 
-def _response_parts(rng: random.Random, claims: dict[str, str], scenario: Scenario, evidence: str, filler: int) -> list[Part]:
-    parts = [Part(_sentence(rng, words.CLAIMS, slot, value), slot, slot in scenario.deciding) for slot, value in claims.items()]
-    return _order(rng, parts + [Part(text) for text in _filler(rng, words.RESPONSE_FILLER, filler)], evidence)
+def _write_response(
+    rng: random.Random, claims: dict[str, str], scenario: Scenario, evidence: str, cue: str | None, filler: int, length_cue: int
+) -> tuple[str, list[list[int]], list[list[int]]]:
+    """The response with its cue (None: it has none), the spans of its deciding evidence, and the spans of the cue.
 
-
-def _write_response(rng: random.Random, parts: list[Part], cue: str | None, length_cue: int) -> tuple[str, list[list[int]], list[list[int]]]:
-    """The response with its cue, the spans of its deciding evidence, and the spans of the cue.
-
-    A text without a closing or opening phrase gets a filler sentence in its place: only the length cue changes the length.
+    A text without an opening or closing phrase has one more filler sentence instead: only the length cue changes the length.
     """
-    parts = list(parts)
+    count = filler + (cue not in ("closing", "flattery"))
+    extra = length_cue if cue == "length" else 0
+    padding = [Part(text, cue=index >= count) for index, text in enumerate(_filler(rng, words.RESPONSE_FILLER, count + extra))]
+    parts = [Part(_sentence(rng, words.CLAIMS, slot, value), slot, slot in scenario.deciding) for slot, value in claims.items()]
+    parts = _order(rng, parts + padding, evidence)
     if cue == "closing":
         parts.append(Part(rng.choice(words.CLOSINGS), cue=True))
     elif cue == "flattery":
         parts.insert(0, Part(rng.choice(words.FLATTERIES), cue=True))
-    else:
-        extra = [Part(text, cue=cue == "length") for text in _filler(rng, words.RESPONSE_FILLER, length_cue if cue == "length" else 0)]
-        for part in [*extra, Part(_filler(rng, words.RESPONSE_FILLER, 1)[0])]:
-            parts.insert(rng.randint(0, len(parts)), part)
-    if cue != "formatting":
-        return _join(parts, " ")
-    text, evidence, _ = _join([Part(words.LIST_HEADER, cue=True), *parts], "\n" + words.LIST_BULLET)
-    marks = [[0, len(words.LIST_HEADER)]]
-    position = text.find("\n" + words.LIST_BULLET)
-    while position >= 0:
-        marks.append([position + 1, position + 1 + len(words.LIST_BULLET)])
-        position = text.find("\n" + words.LIST_BULLET, position + 1)
-    return text, evidence, marks
+    elif cue == "formatting":
+        return _as_list(parts)
+    return _join(parts, " ")
+
+
+def _as_list(parts: list[Part]) -> tuple[str, list[list[int]], list[list[int]]]:
+    """The sentences as a list under a bold header; the header and the bullets are the cue."""
+    text, evidence, cues = _join([Part(words.LIST_HEADER, cue=True), *parts], "\n" + words.LIST_BULLET)
+    position = 0
+    for line in text.split("\n"):
+        if position:
+            cues.append([position, position + len(words.LIST_BULLET)])
+        position += len(line) + 1
+    return text, evidence, cues
 
 
 def _sentence(rng: random.Random, templates: Sequence[str], slot: str, value: str) -> str:
     return rng.choice(templates).format(value=value, noun=rng.choice(words.SLOTS[slot].nouns))
 
 
-def _filler(rng: random.Random, sentences: Sequence[str], count: int) -> Iterator[str]:
+def _filler(rng: random.Random, sentences: Sequence[str], count: int) -> list[str]:
     """`count` filler sentences; none twice before all were used."""
     drawn: list[str] = []
     while len(drawn) < count:

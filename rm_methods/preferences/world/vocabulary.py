@@ -22,7 +22,6 @@ SLOTS = {
     "season": Slot(("season", "date"), ("winter", "summer", "spring")),
     "view": Slot(("view", "scene"), ("mountain", "river", "city")),
     "mood": Slot(("mood", "feel"), ("quiet", "lively", "cozy")),
-    "ride": Slot(("ride", "transfer"), ("train", "bus", "boat")),
     "food": Slot(("dish", "menu"), ("vegan", "spicy", "sweet")),
     "drink": Slot(("drink", "bottle"), ("tea", "wine", "juice")),
     "music": Slot(("band", "playlist"), ("jazz", "rock", "folk")),
@@ -34,7 +33,7 @@ SLOTS = {
 
 # Domain -> (what the user calls it, the slots that a prompt of this domain may name).
 DOMAINS = {
-    "trip": (("trip", "holiday"), ("price", "season", "view", "mood", "ride")),
+    "trip": (("trip", "holiday"), ("price", "season", "view", "mood", "food")),
     "meal": (("dinner", "lunch"), ("price", "food", "drink", "mood", "music")),
     "gift": (("gift", "present"), ("price", "color", "size", "material", "style")),
     "gadget": (("phone", "camera"), ("price", "color", "size", "material", "style")),
@@ -105,7 +104,7 @@ FLATTERIES = ("What a great question!", "You have wonderful taste!", "I love thi
 LIST_HEADER = "**Summary**"
 LIST_BULLET = "- "
 
-# A value right after one of these words (at most two words between) is denied, not claimed.
+# A value that follows one of these words, with at most two words between, is denied, not claimed.
 NEGATIONS = frozenset({"not", "no", "never", "without", "isn't", "don't", "cannot", "nor"})
 
 SLOT_OF_VALUE = {value: name for name, slot in SLOTS.items() for value in slot.values}

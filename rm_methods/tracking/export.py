@@ -1,0 +1,307 @@
+"""Exports finished runs to MLflow, once each, however often it is called.
+
+One MLflow experiment per configured experiment, one MLflow run per variant and seed.  A run is found again by its tags `run_key`,
+`variant` and `training_digest`, and every row has a timestamp that follows from the stored start time, so an export that was cut off
+is completed by the next one without doubling a row (MLflow stores an identical row once).  The tag `export_digest` is set last: a run
+that has it for the present files is left alone.  If the server cannot be reached the record says "pending" and nothing fails.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rm_methods.errors import UserError
+from rm_methods.files import read_json, write_json
+from rm_methods.tracking.records import RunFiles, RunRecord, legal_name, read_run
+from rm_methods.tracking.store import import_mlflow, one_writer, redacted, resolve_uri, unreachable_reason
+
+logger = logging.getLogger(__name__)
+
+ROWS_PER_CALL = 1000  # MLflow's limit for metrics in one call
+ITEMS_PER_CALL = 100  # and for parameters
+
+
+@dataclass(frozen=True)
+class RunExport:
+    """One run to export: its files and the experiment it belongs to."""
+
+    files: RunFiles
+    experiment: str
+
+
+def export_run(
+    summary: Path, metrics: Path, training_log: Path | None, model: Path, experiment: str, out: Path, tracking_uri: str | None = None
+) -> dict[str, Any]:
+    """Export one run and write what became of it to `out`.
+
+    Args:
+        summary, metrics, training_log, model: see `RunFiles`.
+        experiment: name of the MLflow experiment, made if missing.
+        out: JSON file: {"status": "exported", "action": "created" | "completed" | "updated" | "unchanged", "run_id", ...} or
+            {"status": "pending", "reason", ...}.
+        tracking_uri: None for MLFLOW_TRACKING_URI, else the SQLite file mlflow.db in the current folder.
+
+    Returns:
+        The content of `out`.
+
+    Raises:
+        UserError: the files or the address are wrong.  A server that cannot be reached raises nothing.
+    """
+    return _export_all([(RunExport(RunFiles(summary, metrics, training_log, model), experiment), out)], tracking_uri)[0]
+
+
+def export_experiment(runs: Sequence[RunExport], out_folder: Path, tracking_uri: str | None = None) -> list[dict[str, Any]]:
+    """Export all runs in one process (importing MLflow costs a second), each with its record in <out_folder>/<variant>/seed<k>.json.
+
+    Raises:
+        UserError: as for `export_run`; two runs of one variant and seed.
+    """
+    targets: dict[Path, RunExport] = {}
+    for run in runs:
+        summary = read_json(run.files.summary)
+        target = Path(out_folder) / str(summary.get("variant")) / f"seed{summary.get('seed')}.json"
+        if target in targets:
+            raise UserError(f"{run.files.summary} and {targets[target].files.summary} are of the same variant and seed. Keep one of them.")
+        targets[target] = run
+    return _export_all([(run, target) for target, run in targets.items()], tracking_uri)
+
+
+def retry_pending(out_folder: Path, tracking_uri: str | None = None) -> list[dict[str, Any]]:
+    """Export every run below `out_folder` whose record says "pending".
+
+    Raises:
+        UserError: there is no such folder, or a record's files are gone.
+    """
+    out_folder = Path(out_folder)
+    if not out_folder.is_dir():
+        raise UserError(f"{out_folder}: no such folder. Run the track stage first.")
+    waiting = []
+    for target in sorted(out_folder.rglob("*.json")):
+        record = read_json(target)
+        if isinstance(record, dict) and record.get("status") == "pending":
+            request = record["request"]
+            log = request["training_log"]
+            files = RunFiles(Path(request["summary"]), Path(request["metrics"]), None if log is None else Path(log), Path(request["model"]))
+            waiting.append((RunExport(files, request["experiment"]), target))
+    return _export_all(waiting, tracking_uri)
+
+
+def _export_all(runs: Sequence[tuple[RunExport, Path]], tracking_uri: str | None) -> list[dict[str, Any]]:
+    if not runs:
+        return []
+    uri = resolve_uri(tracking_uri)
+    records = [read_run(run.files, run.experiment) for run, _ in runs]
+    reason = unreachable_reason(uri)
+    outcomes = []
+    if reason is None:
+        import_mlflow()
+        outcomes, reason = _export_reachable(uri, runs, records)
+    outcomes += [{"status": "pending", "reason": reason}] * (len(runs) - len(outcomes))
+    results = []
+    for (run, target), record, outcome in zip(runs, records, outcomes, strict=True):
+        results.append(_described(run, record, outcome, uri))
+        write_json(target, results[-1])
+    _warn_if_pending(results)
+    return results
+
+
+def _export_reachable(uri: str, runs: Sequence[tuple[RunExport, Path]], records: Sequence[RunRecord]) -> tuple[list[dict], str | None]:
+    """Outcomes of the runs in order, as far as the store answered, and why it stopped answering (None if it did not)."""
+    import sqlalchemy.exc
+    from filelock import Timeout
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    trouble = (MlflowException, OSError, sqlalchemy.exc.SQLAlchemyError, Timeout)
+    outcomes: list[dict[str, Any]] = []
+    try:
+        with one_writer(uri):
+            client = MlflowClient(tracking_uri=uri)
+            for (run, _), record in zip(runs, records, strict=True):
+                try:
+                    outcomes.append({"status": "exported"} | _export(client, record, run.experiment))
+                except trouble as error:
+                    logger.debug("export of %s seed %s failed", record.variant, record.seed, exc_info=True)
+                    if gone := unreachable_reason(uri):
+                        return outcomes, gone
+                    outcomes.append({"status": "pending", "reason": _one_line(error)})
+    except trouble as error:
+        return outcomes, _one_line(error)
+    return outcomes, None
+
+
+def _one_line(error: BaseException) -> str:
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text[:300]}"
+
+
+def _described(run: RunExport, record: RunRecord, outcome: dict[str, Any], uri: str) -> dict[str, Any]:
+    """What is written to the record of a run."""
+    description = outcome | {
+        "experiment": run.experiment,
+        "variant": record.variant,
+        "seed": record.seed,
+        "run_key": record.run_key,
+        "tracking_uri": redacted(uri),
+        "skipped_not_finite": record.skipped_not_finite,
+        "skipped_cut_line": record.skipped_cut_line,
+    }
+    if outcome["status"] == "pending":
+        files = run.files
+        request = {"summary": files.summary, "metrics": files.metrics, "training_log": files.training_log, "model": files.model}
+        request = {name: None if path is None else str(path) for name, path in request.items()}
+        description["request"] = request | {"experiment": run.experiment}
+    return description
+
+
+def _warn_if_pending(results: Sequence[dict[str, Any]]) -> None:
+    pending = [result for result in results if result["status"] == "pending"]
+    if pending:
+        logger.warning(
+            "%d of %d runs are not in MLflow yet (%s). Nothing is lost: run the track stage again when %s can be reached.",
+            len(pending),
+            len(results),
+            pending[0]["reason"],
+            pending[0]["tracking_uri"],
+        )
+
+
+# --- one run ----------------------------------------------------------------------------------------------------------------------
+
+
+def _export(client, record: RunRecord, experiment: str) -> dict[str, Any]:
+    """Create, complete, update or leave alone the MLflow run of `record`."""
+    experiment_id = _experiment_id(client, experiment)
+    runs = _runs_of(client, experiment_id, record)
+    run = next((r for r in runs if _is_same(r, record)), None)
+    action = "created"
+    if run is not None:
+        exported = run.data.tags.get("export_digest")
+        action = "completed" if exported is None else "unchanged" if exported == record.export_digest else "updated"
+    if run is None:
+        tags = record.tags | {"training_digest": record.training_digest, "superseded": "false"}
+        run = client.create_run(experiment_id, record.start_ms, tags, run_name=f"{record.variant} seed {record.seed}")
+    rows = 0
+    if action != "unchanged":
+        rows = _log_everything(client, run, record)
+    _mark_superseded(client, runs, run)
+    return {"action": action, "experiment_id": experiment_id, "run_id": run.info.run_id, "rows_logged": rows}
+
+
+def _experiment_id(client, name: str) -> str:
+    from mlflow.exceptions import MlflowException
+
+    experiment = client.get_experiment_by_name(name)
+    if experiment is None:
+        try:
+            return client.create_experiment(name)
+        except MlflowException:
+            experiment = client.get_experiment_by_name(name)  # another process was faster
+            if experiment is None:
+                raise
+    if experiment.lifecycle_stage == "deleted":
+        raise MlflowException(
+            f"The experiment {name!r} was deleted in MLflow. Restore it with `mlflow experiments restore -x {experiment.experiment_id}`."
+        )
+    return experiment.experiment_id
+
+
+def _runs_of(client, experiment_id: str, record: RunRecord) -> list:
+    """All runs of the variant and seed in the experiment, whatever their run key."""
+    quote = '"' if "'" in record.variant else "'"
+    condition = f"tags.variant = {quote}{record.variant}{quote} and tags.seed = '{record.seed}'"
+    found, token = [], None
+    while True:
+        page = client.search_runs([experiment_id], condition, max_results=100, order_by=["attributes.start_time ASC"], page_token=token)
+        found += page
+        token = page.token
+        if not token:
+            return found
+
+
+def _is_same(run, record: RunRecord) -> bool:
+    tags = run.data.tags
+    return tags.get("run_key") == record.run_key and tags.get("training_digest") == record.training_digest
+
+
+def _log_everything(client, run, record: RunRecord) -> int:
+    """Log what the run lacks, mark it complete, and return the number of metric rows sent."""
+    from mlflow.entities import Metric, Param, RunTag
+
+    run_id, start_ms = run.info.run_id, run.info.start_time
+    end_ms = start_ms + record.end_ms - record.start_ms
+    params = [Param(name, value) for name, value in record.params.items() if name not in run.data.params]
+    for first in range(0, len(params), ITEMS_PER_CALL):
+        client.log_batch(run_id, params=params[first : first + ITEMS_PER_CALL])
+    model_id = _link_model(client, run, record)
+    rows = []
+    if "export_digest" not in run.data.tags:  # otherwise the steps are there: a run trained anew is another run
+        rows = [Metric(m.name, m.value, start_ms + round(1000 * m.seconds), m.step) for m in record.steps]
+    now_ms = int(time.time() * 1000)
+    for name, value in record.finals.items():
+        stored = run.data.metrics.get(name)
+        if stored != value:
+            # A later time makes a corrected value the one that is shown; the first has a time that a repetition gives again.
+            rows.append(Metric(name, value, end_ms if stored is None else now_ms, 0, model_id=model_id))
+    for first in range(0, len(rows), ROWS_PER_CALL):
+        client.log_batch(run_id, metrics=rows[first : first + ROWS_PER_CALL])
+    _link_dataset(client, run, record)
+    client.set_terminated(run_id, status="FINISHED", end_time=end_ms)
+    tags = record.tags | {"model_id": model_id, "skipped_not_finite": str(record.skipped_not_finite)}
+    client.log_batch(run_id, tags=[RunTag(name, value) for name, value in tags.items()])
+    client.set_tag(run_id, "export_digest", record.export_digest)
+    return len(rows)
+
+
+def _link_dataset(client, run, record: RunRecord) -> None:
+    """Name the training data as an input of the run: name and digest, no rows."""
+    if record.dataset is None or run.inputs.dataset_inputs:
+        return
+    from mlflow.data.code_dataset_source import CodeDatasetSource
+    from mlflow.data.meta_dataset import MetaDataset
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
+    name, digest, pairs = record.dataset
+    described = MetaDataset(CodeDatasetSource(tags={"dataset": name}), name=name, digest=digest).to_dict()
+    dataset = Dataset(**described, profile=json.dumps({"num_rows": pairs}))
+    client.log_inputs(run.info.run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])])
+
+
+def _link_model(client, run, record: RunRecord) -> str:
+    """The id of an external model (a link: nothing is uploaded) that stands for the checkpoint; made if missing."""
+    from mlflow.entities import LoggedModelOutput
+
+    run_id = run.info.run_id
+    found = client.search_logged_models([run.info.experiment_id], f"tags.exported_run = '{run_id}'", max_results=1)
+    if found:
+        model = found[0]
+    else:
+        model = client.create_logged_model(
+            run.info.experiment_id,
+            name=legal_name(f"{record.variant}-seed{record.seed}").translate(str.maketrans("/:.", "___")),
+            source_run_id=run_id,
+            model_type="reward model",
+            tags={"mlflow.model.isExternal": "true", "exported_run": run_id} | record.tags,
+        )
+    if model.status != "READY":
+        client.finalize_logged_model(model.model_id, "READY")
+    if not run.outputs or not run.outputs.model_outputs:
+        client.log_outputs(run_id, [LoggedModelOutput(model.model_id, 0)])
+    return model.model_id
+
+
+def _mark_superseded(client, runs: Sequence, current) -> None:
+    """Tag all other runs of the variant and seed; the one whose files are on disk now is never superseded.
+
+    Every run has the tag, as a search for `!= 'true'` does not find runs without it.
+    """
+    for run in runs:
+        superseded = "false" if run.info.run_id == current.info.run_id else "true"
+        if run.data.tags.get("superseded") != superseded:
+            client.set_tag(run.info.run_id, "superseded", superseded)

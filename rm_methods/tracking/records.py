@@ -1,0 +1,236 @@
+"""Turns the files of a finished run into what MLflow stores: legal names, short values, finite numbers."""
+
+from __future__ import annotations
+
+import json
+import math
+import posixpath
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rm_methods.errors import DataError
+from rm_methods.files import file_hash, read_json
+
+PARAM_LENGTH = 500  # MLflow takes 6,000, but shows such values badly; the full value is in summary.json
+NAME_LENGTH = 250
+TAG_LENGTH = 5000
+_ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
+
+
+@dataclass(frozen=True)
+class RunFiles:
+    """What is exported of one (variant, seed), as in docs/architecture.md.
+
+    Attributes:
+        summary: summary.json of training.
+        metrics: metrics.json of evaluation.
+        training_log: metrics.jsonl of training, None or empty for a scorer without training.
+        model: the folder of the checkpoint; only its path is stored.
+    """
+
+    summary: Path
+    metrics: Path
+    training_log: Path | None
+    model: Path
+
+
+@dataclass(frozen=True)
+class StepMetric:
+    """One logged value; `seconds` since the start of training."""
+
+    name: str
+    value: float
+    step: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """A run as MLflow will hold it.
+
+    Attributes:
+        params: flattened settings.
+        tags: without those that mark the progress of the export.
+        steps: metrics by step; the last value where a resumed run logged a step twice.
+        finals: final metrics, evaluation and cost.
+        training_digest: of the training log: a run trained anew with the same run key is another run.
+        export_digest: of all files: changes when there is something new to export.
+        dataset: name, digest and number of pairs, None if not recorded.
+        start_ms, end_ms: Unix time; the end is when summary.json was written.
+        skipped_not_finite: values left out because they are NaN or infinite.
+        skipped_cut_line: whether the last line of the log was cut off and left out.
+    """
+
+    run_key: str
+    variant: str
+    seed: int
+    params: dict[str, str]
+    tags: dict[str, str]
+    steps: list[StepMetric]
+    finals: dict[str, float]
+    training_digest: str
+    export_digest: str
+    dataset: tuple[str, str, int | None] | None
+    start_ms: int
+    end_ms: int
+    skipped_not_finite: int = 0
+    skipped_cut_line: bool = False
+
+
+def read_run(files: RunFiles, experiment: str) -> RunRecord:
+    """Read the files of a run.
+
+    Raises:
+        UserError: a file is missing or not JSON.
+        DataError: a file is not what it should be, or summary and metrics are of different runs.
+    """
+    summary, metrics = read_json(files.summary), read_json(files.metrics)
+    _check(files, summary, metrics)
+    steps, cut_line, bad_steps = read_training_log(files.training_log)
+    finals, bad_finals = _finals(summary, metrics)
+    cost, data, provenance = (summary.get(key) or {} for key in ("cost", "data", "provenance"))
+    end_ms = int(files.summary.stat().st_mtime * 1000)
+    log = [files.training_log] if files.training_log is not None and files.training_log.exists() else []
+    tags = {
+        "run_key": summary["run_key"],
+        "experiment": experiment,
+        "variant": summary["variant"],
+        "method": summary["method"],
+        "seed": summary["seed"],
+        "git_commit": provenance.get("git_commit"),
+        "git_dirty": provenance.get("git_dirty"),
+        "code_hash": provenance.get("code_hash"),
+        "package_lock_hash": provenance.get("package_lock_hash"),
+        "device": cost.get("device"),
+        "scalar_reward": summary.get("scalar_reward"),
+        "checkpoint": str(files.model.resolve()),
+    }
+    return RunRecord(
+        run_key=str(summary["run_key"]),
+        variant=str(summary["variant"]),
+        seed=int(summary["seed"]),
+        params=params_of({key: summary.get(key) or {} for key in ("settings", "training", "backbone", "data")}),
+        tags={name: _plain(value)[:TAG_LENGTH] for name, value in tags.items() if value is not None},
+        steps=steps,
+        finals=finals,
+        training_digest=file_hash(*log),
+        export_digest=file_hash(files.summary, files.metrics, *log),
+        dataset=(str(data["dataset"]), str(data["hash"])[:36], data.get("pairs")) if data.get("dataset") and data.get("hash") else None,
+        start_ms=end_ms - int(1000 * float(cost.get("wall_seconds") or 0)),
+        end_ms=end_ms,
+        skipped_not_finite=bad_steps + bad_finals,
+        skipped_cut_line=cut_line,
+    )
+
+
+def _check(files: RunFiles, summary: Any, metrics: Any) -> None:
+    for path, content in ((files.summary, summary), (files.metrics, metrics)):
+        missing = [k for k in ("run_key", "variant", "method", "seed") if not isinstance(content, dict) or k not in content]
+        if missing:
+            raise DataError(f"{path}: not a file of a run: {', '.join(missing)} missing. Run the stage that writes it again.")
+    if summary["run_key"] != metrics["run_key"]:
+        raise DataError(
+            f"{files.metrics}: run_key is {metrics['run_key']!r}, but {files.summary} says {summary['run_key']!r}. "
+            "The evaluation is of another run; run score and evaluate again."
+        )
+
+
+def read_training_log(source: Path | None) -> tuple[list[StepMetric], bool, int]:
+    """Read metrics.jsonl: metrics named ``train/<name>``, whether the last line was cut off, and how many values were not finite.
+
+    Raises:
+        DataError: a line before the last is not a JSON object with an integer `step`.
+    """
+    if source is None or not source.exists():
+        return [], False, 0
+    lines = source.read_text(encoding="utf-8").splitlines()
+    last, cut_line, not_finite = {}, False, 0
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            step, seconds = row["step"], float(row.get("time") or 0.0)
+            if isinstance(step, bool) or not isinstance(step, int):
+                raise TypeError
+        except (ValueError, KeyError, TypeError, AttributeError):
+            if number == len(lines):
+                cut_line = True  # a run that was killed while it wrote
+                continue
+            raise DataError(
+                f'{source}, row {number}: expected an object such as {{"step": 10, "loss": 0.6}}, found {line[:80]!r}.'
+            ) from None
+        for name, value in row.items():
+            if name not in ("step", "time") and _is_number(value):
+                last[legal_name(f"train/{name}"), step] = StepMetric(legal_name(f"train/{name}"), float(value), step, seconds)
+    steps = [metric for metric in last.values() if math.isfinite(metric.value)]
+    not_finite = len(last) - len(steps)
+    return steps, cut_line, not_finite
+
+
+def _finals(summary: Mapping[str, Any], metrics: Mapping[str, Any]) -> tuple[dict[str, float], int]:
+    """Final metrics by legal name, and how many were not finite (or null, which is how JSON holds them)."""
+    found: dict[str, Any] = {f"final/{name}": value for name, value in (summary.get("metrics") or {}).items()}
+    found |= {f"cost/{name}": value for name, value in (summary.get("cost") or {}).items()}
+    for benchmark, report in (metrics.get("benchmarks") or {}).items():
+        found |= {f"{benchmark}/{name}": value for name, value in (report.get("metrics") or {}).items()}
+        counts = {name: report.get(name) for name in ("tie_rate", "n_scored", "n_total", "n_truncated")}
+        found |= {f"{benchmark}/{name}": value for name, value in counts.items() if value is not None}
+    numbers = {
+        legal_name(name): math.nan if value is None else float(value) for name, value in found.items() if value is None or _is_number(value)
+    }
+    finite = {name: value for name, value in numbers.items() if math.isfinite(value)}
+    return finite, len(numbers) - len(finite)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def params_of(settings: Mapping[str, Any]) -> dict[str, str]:
+    """Nested settings as MLflow parameters: ``training.learning_rate`` -> text; long values are cut and say so.
+
+    >>> params_of({"training": {"epochs": 1, "betas": [0.9, 0.99]}})
+    {'training.epochs': '1', 'training.betas': '[0.9, 0.99]'}
+    """
+    params: dict[str, str] = {}
+
+    def add(prefix: str, value: Any) -> None:
+        if isinstance(value, Mapping) and value:
+            for key, inner in value.items():
+                add(f"{prefix}.{key}" if prefix else str(key), inner)
+            return
+        text = _plain(value)
+        if len(text) > PARAM_LENGTH:
+            note = f"... [cut: {len(text)} characters, all in summary.json]"
+            text = text[: PARAM_LENGTH - len(note)] + note
+        name = legal_name(prefix)
+        while name in params:  # two names that differ only in characters MLflow refuses
+            name = f"{name[: NAME_LENGTH - 1]}_"
+        params[name] = text
+
+    for key, value in settings.items():
+        if value != {}:
+            add(str(key), value)
+    return params
+
+
+def _plain(value: Any) -> str:
+    """Text of a setting that is the same in every process: no memory addresses."""
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+    return _ADDRESS.sub("", text)
+
+
+def legal_name(name: str) -> str:
+    """A name that MLflow takes for metrics and parameters: letters, digits, ``_ - . : /`` and space, as a plain relative path.
+
+    >>> legal_name("rm_bench/accuracy@0.5 (hard)")
+    'rm_bench/accuracy_0.5 _hard_'
+    """
+    legal = posixpath.normpath(re.sub(r"[^/\w.\- :]", "_", name)).strip("/")
+    if legal.startswith(".."):
+        legal = legal.replace("..", "_")
+    return (legal if legal != "." else "_")[:NAME_LENGTH]

@@ -1,0 +1,126 @@
+import pytest
+import torch
+
+from rm_methods.errors import UserError
+from rm_methods.reward_models.layouts import lay_out
+from rm_methods.reward_models.model import RewardModel, supports_packing
+
+
+@pytest.fixture()
+def items(tokenizer, pairs):
+    return tokenizer.encode((p.prompt, (p.chosen, p.rejected)) for p in pairs[:9])
+
+
+def rewards(model, items, layout, **options):
+    with torch.inference_mode():
+        return model(lay_out(items, layout, options.pop("pad_id", 0), **options)).rewards
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_packed_equals_plain(reward_model, items, attention):
+    reward_model.classifier.set_attn_implementation(attention)
+    packed, plain = rewards(reward_model, items, "packed"), rewards(reward_model, items, "plain")
+    assert packed.shape == (9, 2)
+    assert packed.std() > 1e-3
+    torch.testing.assert_close(packed, plain, atol=1e-5, rtol=0)
+
+
+def test_packed_gradients_equal_plain_gradients(reward_model, items):
+    gradients = []
+    for layout in ("packed", "plain"):
+        reward_model.zero_grad()
+        (reward_model(lay_out(items, layout, 0)).rewards ** 2).sum().backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in reward_model.parameters()]))
+    torch.testing.assert_close(gradients[0], gradients[1], atol=1e-4, rtol=1e-4)
+
+
+def test_reward_does_not_depend_on_batch_size_or_order_or_padding(reward_model, items):
+    together = rewards(reward_model, items, "packed")
+    alone = torch.cat([rewards(reward_model, [item], "packed") for item in items])
+    torch.testing.assert_close(together, alone, atol=1e-5, rtol=0)
+    torch.testing.assert_close(rewards(reward_model, items[::-1], "packed").flip(0), together, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("pad", ["pad_token_id", "eos_token_id", "bos_token_id"])
+def test_reward_does_not_depend_on_the_pad_token(reward_model, items, tokenizer, pad):
+    expected = torch.cat([rewards(reward_model, [item], "plain") for item in items])
+    for layout in ("packed", "plain"):
+        torch.testing.assert_close(rewards(reward_model, items, layout, pad_id=getattr(tokenizer.tokenizer, pad)), expected, atol=1e-5, rtol=0)
+
+
+def test_reward_does_not_depend_on_the_padding_side(reward_model, items):
+    right = rewards(reward_model, items, "plain")
+    # Left padding needs a mask: pads now lie before real tokens.  Segments of a left-padded batch give it.
+    torch.testing.assert_close(rewards(reward_model, items, "plain", padding_side="left"), right, atol=1e-5, rtol=0)
+
+
+def test_reward_does_not_depend_on_the_other_response(reward_model, tokenizer, pairs):
+    pair = pairs[0]
+    alone = rewards(reward_model, tokenizer.encode([(pair.prompt, [pair.chosen])]), "packed")[0, 0]
+    among = rewards(reward_model, tokenizer.encode([(pair.prompt, ["x", pair.chosen, "y" * 50])]), "packed")[0, 1]
+    torch.testing.assert_close(alone, among, atol=1e-5, rtol=0)
+
+
+def test_head_is_fp32_under_bf16_autocast(reward_model, items):
+    reward_model.autocast = torch.bfloat16
+    out = reward_model(lay_out(items, "packed", 0))
+    assert out.rewards.dtype == torch.float32
+    by_hand = out.last_hidden.float() @ reward_model.classifier.score.weight[0]
+    torch.testing.assert_close(out.rewards, by_hand, atol=1e-6, rtol=1e-5)
+
+
+def test_gradient_checkpointing_changes_nothing(reward_model, items):
+    reward_model.train()
+    results = []
+    for enabled in (False, True):
+        if enabled:
+            reward_model.recompute_activations()
+        reward_model.zero_grad()
+        reward_model(lay_out(items, "packed", 0)).rewards.sum().backward()
+        results.append([p.grad.clone() for p in reward_model.parameters()])
+    for without, with_checkpointing in zip(*results, strict=True):
+        torch.testing.assert_close(without, with_checkpointing)
+
+
+def test_saved_folder_gives_the_same_scores_with_transformers_alone(reward_model, tokenizer, pairs, tmp_path):
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    reward_model.save(tmp_path / "model")
+    tokenizer.tokenizer.save_pretrained(tmp_path / "model")
+    served = AutoModelForSequenceClassification.from_pretrained(tmp_path / "model").eval()
+    chat = AutoTokenizer.from_pretrained(tmp_path / "model")
+    texts = [[*p.prompt, {"role": "assistant", "content": p.chosen}] for p in pairs[:6]]
+    batch = chat.apply_chat_template(texts, tokenize=True, padding=True, return_dict=True, return_tensors="pt")
+    with torch.inference_mode():
+        theirs = served(**batch).logits[:, 0]
+    ours = rewards(reward_model, tokenizer.encode((p.prompt, [p.chosen]) for p in pairs[:6]), "packed")[:, 0]
+    torch.testing.assert_close(theirs, ours, atol=1e-5, rtol=0)
+    assert not list((tmp_path / "model").glob("*.bin"))
+
+
+def test_two_label_heads_are_refused(prepared):
+    from transformers import AutoConfig, AutoModelForSequenceClassification
+
+    config = AutoConfig.from_pretrained(prepared[1])
+    config.num_labels = 2
+    with pytest.raises(UserError, match="num_labels=1"):
+        RewardModel(AutoModelForSequenceClassification.from_config(config))
+
+
+def test_sliding_window_backbones_are_not_packed():
+    from transformers import LlamaConfig, MistralConfig
+
+    assert supports_packing(LlamaConfig()) is None
+    assert "sliding-window" in supports_packing(MistralConfig(sliding_window=128, max_position_embeddings=4096))
+
+
+@pytest.mark.slow
+def test_packed_equals_plain_on_a_real_backbone(smollm2, pairs):
+    from rm_methods.reward_models.backbones import load_classifier, load_tokenizer
+
+    folder, section = smollm2
+    model = RewardModel(load_classifier(folder, section, seed=0)).eval()
+    items = load_tokenizer(folder, 1024).encode((p.prompt, (p.chosen, p.rejected)) for p in pairs[:4])
+    packed, plain = rewards(model, items, "packed"), rewards(model, items, "plain")
+    assert packed.std() > 1e-3
+    torch.testing.assert_close(packed, plain, atol=1e-4, rtol=0)

@@ -1,0 +1,110 @@
+import copy
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rm_methods.errors import UserError
+from rm_methods.reward_models.tokenization import ChatTokenizer
+
+USER = [{"role": "user", "content": "Paint it red, please."}]
+
+
+def apply_template(tokenizer, prompt, response):
+    messages = [*prompt, {"role": "assistant", "content": response}]
+    return list(tokenizer.tokenizer.apply_chat_template(messages, tokenize=True, return_dict=True)["input_ids"])
+
+
+def test_ids_are_those_of_the_chat_template_with_one_bos(tokenizer):
+    item = tokenizer.encode([(USER, ["It is red.", "No."])])[0]
+    assert [s.tolist() for s in item.sequences] == [apply_template(tokenizer, USER, r) for r in ("It is red.", "No.")]
+    bos = tokenizer.tokenizer.bos_token_id
+    assert all((s == bos).sum() == 1 and s[0] == bos for s in item.sequences)
+
+
+def test_shared_part_ends_where_the_responses_begin(tokenizer):
+    item = tokenizer.encode([(USER, ["It is red.", "It was blue."])])[0]
+    prompt = tokenizer.tokenizer.apply_chat_template(USER, tokenize=False, add_generation_prompt=True)
+    assert tokenizer.tokenizer.decode(item.sequences[0][: item.shared]) == prompt
+
+
+@settings(max_examples=60, deadline=None)
+@given(prompt=st.text(max_size=40), responses=st.lists(st.text(max_size=40), min_size=1, max_size=3))
+def test_any_text_shares_exactly_a_common_prefix_and_leaves_every_response_a_token(tokenizer, prompt, responses):
+    item = tokenizer.encode([([{"role": "user", "content": prompt}], responses)])[0]
+    first = item.sequences[0][: item.shared]
+    assert all(np.array_equal(s[: item.shared], first) and len(s) > item.shared for s in item.sequences)
+    assert not any(item.truncated)
+    for response, sequence in zip(responses, item.sequences, strict=True):
+        assert sequence.tolist() == apply_template(tokenizer, [{"role": "user", "content": prompt}], response)
+
+
+def conversation(turns):
+    roles = ["user", "assistant"]
+    return [{"role": roles[k % 2], "content": f"turn {k}: " + "red " * 20} for k in range(turns)]
+
+
+def test_oldest_turns_are_dropped_first_and_the_rest_stays_whole(tokenizer):
+    short = ChatTokenizer(tokenizer.tokenizer, 128)
+    prompt = conversation(9)
+    item = short.encode([(prompt, ["It is red."])])[0]
+    text = tokenizer.tokenizer.decode(item.sequences[0])
+    assert item.prompt_cut == (True,)
+    assert item.response_cut == (False,)
+    assert len(item.sequences[0]) <= 128
+    assert prompt[-1]["content"] in text
+    assert "It is red." in text
+    assert "turn 0" not in text
+    assert text.startswith("<bos><user>turn ")
+
+
+def test_system_turn_survives_the_cut(tokenizer):
+    short = ChatTokenizer(tokenizer.tokenizer, 128)
+    item = short.encode([([{"role": "system", "content": "Be kind."}, *conversation(9)], ["Yes."])])[0]
+    assert "<system>Be kind." in tokenizer.tokenizer.decode(item.sequences[0])
+
+
+def test_a_single_long_turn_loses_its_start_not_its_end(tokenizer):
+    short = ChatTokenizer(tokenizer.tokenizer, 64)
+    prompt = [{"role": "user", "content": "first " + "red " * 200 + "last"}]
+    item = short.encode([(prompt, ["It is red."])])[0]
+    text = tokenizer.tokenizer.decode(item.sequences[0])
+    assert item.prompt_cut == (True,)
+    assert "first" not in text
+    assert "red last<eos><assistant>It is red.<eos>" in text
+
+
+def test_a_response_too_long_is_cut_at_its_end_and_marked_and_keeps_the_closing_token(tokenizer):
+    short = ChatTokenizer(tokenizer.tokenizer, 64)
+    item = short.encode([(USER, ["start " + "blue " * 300 + "end", "It is red."])])[0]
+    text = tokenizer.tokenizer.decode(item.sequences[0])
+    assert item.response_cut == (True, False)
+    assert len(item.sequences[0]) <= 64
+    assert "start" in text
+    assert "end" not in text
+    assert item.sequences[0][-1] == tokenizer.tokenizer.eos_token_id
+    # The other response is not touched: a score never depends on a sibling.
+    assert item.sequences[1].tolist() == short.encode([(USER, ["It is red."])])[0].sequences[0].tolist()
+
+
+def test_a_template_that_prints_bos_twice_is_refused(tokenizer):
+    double = copy.deepcopy(tokenizer.tokenizer)
+    double.chat_template = "{{ bos_token }}" + double.chat_template
+    with pytest.raises(UserError, match="BOS token twice"):
+        ChatTokenizer(double, 64)
+
+
+def test_a_missing_template_is_refused_with_what_to_do(tokenizer):
+    bare = copy.deepcopy(tokenizer.tokenizer)
+    bare.chat_template = None
+    with pytest.raises(UserError, match=r"backbone\.chat_template"):
+        ChatTokenizer(bare, 64)
+
+
+def test_a_template_error_names_the_roles(tokenizer):
+    strict = copy.deepcopy(tokenizer.tokenizer)
+    strict.chat_template = "{{ raise_exception('roles must alternate') if messages|length > 2 else messages[0].content }}"
+    chat = ChatTokenizer(strict, 64)
+    with pytest.raises(UserError, match="user user assistant.*roles must alternate"):
+        chat.encode([([*USER, *USER], ["b"])])

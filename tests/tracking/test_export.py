@@ -1,0 +1,270 @@
+"""Export to a real SQLite store: complete, once, resumable, and harmless when the server is down."""
+
+import json
+import logging
+import os
+import socket
+import sqlite3
+import time
+
+import pytest
+
+from rm_methods.errors import UserError
+from rm_methods.files import read_json
+from rm_methods.tracking import export
+from rm_methods.tracking import store as mlflow_store
+from rm_methods.tracking.export import export_experiment, export_run, retry_pending
+
+
+def only_run(client, experiment="paper"):
+    runs = all_runs(client, experiment)
+    assert len(runs) == 1
+    return runs[0]
+
+
+def all_runs(client, experiment="paper"):
+    return list(client.search_runs([client.get_experiment_by_name(experiment).experiment_id]))
+
+
+def history(client, run, name):
+    return sorted((m.step, m.value) for m in client.get_metric_history(run.info.run_id, name))
+
+
+def stored_rows(store_uri):
+    with sqlite3.connect(store_uri.removeprefix("sqlite:///")) as database:
+        tables = ("runs", "metrics", "params", "inputs", "datasets", "logged_models", "logged_model_metrics")
+        return {table: database.execute(f"select count(*) from {table}").fetchone()[0] for table in tables}
+
+
+# --- what is stored ---------------------------------------------------------------------------------------------------------------
+
+
+def test_a_run_is_stored_with_everything_that_belongs_to_it(store, client, finished_run, tmp_path):
+    run = finished_run(steps=1200)
+    files = run.files
+    out = tmp_path / "tracking.json"
+    result = export_run(files.summary, files.metrics, files.training_log, files.model, "paper", out, store)
+    assert result == read_json(out)
+    assert (result["status"], result["action"], result["skipped_not_finite"]) == ("exported", "created", 1)
+    stored = only_run(client)
+    assert stored.info.run_id == result["run_id"]
+    assert stored.info.status == "FINISHED"
+    assert stored.info.end_time - stored.info.start_time == 12_500
+    assert stored.info.run_name == "bradley_terry seed 0"
+    tags = stored.data.tags
+    assert [tags[name] for name in ("run_key", "git_commit", "method", "variant", "seed")] == [
+        *("key0", "c0ffee", "bradley_terry", "bradley_terry", "0")
+    ]
+    assert tags["checkpoint"] == str(files.model)
+    assert stored.data.params["training.betas"] == "[0.9, 0.99]"
+    assert stored.data.metrics["rm_bench/overall"] == 0.61
+    assert history(client, stored, "train/loss") == [(step, 1 / step) for step in range(1, 1201)]
+    times = [m.timestamp for m in client.get_metric_history(stored.info.run_id, "train/loss")]
+    assert min(times) == stored.info.start_time + 500
+    dataset = stored.inputs.dataset_inputs[0]
+    assert (dataset.dataset.name, dataset.dataset.digest, json.loads(dataset.dataset.profile)) == (
+        "hh_rlhf",
+        "0123456789abcdef",
+        {"num_rows": 100},
+    )
+    model = client.get_logged_model(tags["model_id"])
+    assert (str(model.status), model.source_run_id, model.tags["checkpoint"]) == ("READY", stored.info.run_id, str(files.model))
+    assert {m.key: m.value for m in model.metrics}["rm_bench/overall"] == 0.61
+    assert not (tmp_path / "mlruns").exists()
+
+
+def test_a_second_export_changes_nothing(store, client, finished_run, tmp_path):
+    runs = [finished_run(), finished_run(seed=1, run_key="key1"), finished_run("it's", run_key="key2")]
+    first = export_experiment(runs, tmp_path / "out", store)
+    before = stored_rows(store)
+    second = export_experiment(runs, tmp_path / "out", store)
+    assert stored_rows(store) == before
+    assert before["runs"] == 3
+    assert [r["action"] for r in first + second] == ["created"] * 3 + ["unchanged"] * 3
+    assert [r["run_id"] for r in first] == [r["run_id"] for r in second]
+    assert read_json(tmp_path / "out" / "it's" / "seed0.json")["run_id"] == first[2]["run_id"]
+
+
+def test_two_variants_with_one_run_key_are_two_runs(store, client, finished_run, tmp_path):
+    export_experiment([finished_run("a", run_key="same"), finished_run("b", run_key="same")], tmp_path / "out", store)
+    assert {run.data.tags["variant"] for run in all_runs(client)} == {"a", "b"}
+    assert {run.data.tags["superseded"] for run in all_runs(client)} == {"false"}
+
+
+@pytest.mark.parametrize("calls", range(8))
+def test_an_export_that_was_cut_off_is_completed_without_doubling(store, client, finished_run, tmp_path, monkeypatch, calls):
+    """The store fails after `calls` of the eight calls that write; the next export gives what an uninterrupted one gives."""
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    run, left = finished_run(steps=600), [calls]
+    with monkeypatch.context() as patch:
+        for name in ("log_batch", "create_logged_model", "log_inputs", "set_terminated", "set_tag"):
+            original = getattr(MlflowClient, name)
+
+            def failing(self, *args, original=original, **kwargs):
+                if left[0] == 0:
+                    raise MlflowException("connection lost")
+                left[0] -= 1
+                return original(self, *args, **kwargs)
+
+            patch.setattr(MlflowClient, name, failing)
+        cut = export_experiment([run], tmp_path / "out", store)[0]
+    assert (cut["status"], cut["reason"]) == ("pending", "MlflowException: connection lost")
+    completed = retry_pending(tmp_path / "out", store)[0]
+    assert (completed["status"], completed["action"]) == ("exported", "completed")
+    stored = only_run(client)
+    assert stored.info.status == "FINISHED"
+    assert history(client, stored, "train/loss") == [(step, 1 / step) for step in range(1, 601)]
+    assert history(client, stored, "rm_bench/overall") == [(0, 0.61)]
+    rows = stored_rows(store)
+    assert (rows["runs"], rows["datasets"], rows["logged_models"]) == (1, 1, 1)
+    assert rows["metrics"] == 2 * 600 + len([name for name in stored.data.metrics if not name.startswith("train/")])
+
+
+def test_a_new_evaluation_updates_the_run(store, client, finished_run, tmp_path):
+    export_experiment([finished_run(overall=0.9)], tmp_path / "out", store)
+    result = export_experiment([finished_run(overall=0.2)], tmp_path / "out", store)[0]
+    assert (result["action"], result["rows_logged"]) == ("updated", 1)
+    stored = only_run(client)
+    assert stored.data.metrics["rm_bench/overall"] == 0.2
+    assert history(client, stored, "train/loss") == [(1, 1.0), (2, 0.5), (3, 1 / 3)]
+
+
+def test_a_run_trained_anew_supersedes_the_older_one_and_back(store, client, finished_run, tmp_path):
+    def superseded():
+        experiment = client.get_experiment_by_name("paper").experiment_id
+        return {run.data.tags["run_key"] for run in client.search_runs([experiment], "tags.superseded = 'true'")}
+
+    export_experiment([finished_run(run_key="old"), finished_run(seed=1, run_key="other seed")], tmp_path / "out", store)
+    assert superseded() == set()
+    export_experiment([finished_run(run_key="new")], tmp_path / "out", store)
+    assert superseded() == {"old"}
+    export_experiment([finished_run(run_key="old")], tmp_path / "out", store)
+    assert superseded() == {"new"}
+    assert len(all_runs(client)) == 3
+
+
+def test_another_training_under_the_same_run_key_is_another_run(store, client, finished_run, tmp_path):
+    export_experiment([finished_run(steps=3)], tmp_path / "out", store)
+    export_experiment([finished_run(steps=4)], tmp_path / "out", store)
+    runs = all_runs(client)
+    assert sorted((len(history(client, run, "train/loss")), run.data.tags.get("superseded")) for run in runs) == [(3, "true"), (4, "false")]
+
+
+def test_a_scorer_without_training_has_no_steps(store, client, finished_run, tmp_path):
+    run = finished_run("longest", steps=0, training={}, backbone={}, cost={"wall_seconds": 0.0, "device": "none"})
+    run.files.training_log.unlink()
+    assert export_experiment([run], tmp_path / "out", store)[0]["status"] == "exported"
+    assert not [name for name in only_run(client).data.metrics if name.startswith("train/")]
+
+
+def test_one_variant_and_seed_twice_is_refused(store, finished_run, tmp_path):
+    with pytest.raises(UserError, match="same variant and seed"):
+        export_experiment([finished_run(), finished_run()], tmp_path / "out", store)
+
+
+def test_a_deleted_experiment_is_pending_with_the_cure(store, client, finished_run, tmp_path):
+    experiment = client.create_experiment("paper")
+    client.delete_experiment(experiment)
+    result = export_experiment([finished_run()], tmp_path / "out", store)[0]
+    assert result["status"] == "pending"
+    assert f"mlflow experiments restore -x {experiment}" in result["reason"]
+
+
+# --- the store --------------------------------------------------------------------------------------------------------------------
+
+
+def test_server_down_is_pending_within_seconds_and_filled_in_later(store, client, finished_run, tmp_path, caplog):
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        address = f"http://user:secret@127.0.0.1:{unused.getsockname()[1]}"
+    started = time.monotonic()
+    with caplog.at_level(logging.WARNING):
+        results = export_experiment([finished_run(), finished_run(seed=1)], tmp_path / "out", address)
+    assert time.monotonic() - started < 10
+    assert [r["status"] for r in results] == ["pending", "pending"]
+    assert "2 of 2 runs are not in MLflow yet" in caplog.text
+    assert "secret" not in caplog.text + json.dumps(results)
+    assert client.get_experiment_by_name("paper") is None
+    assert [r["status"] for r in retry_pending(tmp_path / "out", store)] == ["exported", "exported"]
+    assert len(all_runs(client)) == 2
+    assert read_json(tmp_path / "out" / "bradley_terry" / "seed1.json")["status"] == "exported"
+    assert retry_pending(tmp_path / "out", store) == []
+
+
+def test_a_server_that_never_answers_is_given_up(finished_run, tmp_path, monkeypatch):
+    monkeypatch.setattr(mlflow_store, "PROBE_SECONDS", 0.3)
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        started = time.monotonic()
+        result = export_experiment([finished_run()], tmp_path / "out", f"http://127.0.0.1:{silent.getsockname()[1]}")[0]
+    assert result["status"] == "pending"
+    assert time.monotonic() - started < 5
+
+
+def test_a_server_lost_on_the_way_leaves_the_rest_pending(store, client, finished_run, tmp_path, monkeypatch):
+    from mlflow.exceptions import MlflowException
+
+    original, answers = export._export, iter([None, "gone", "gone"])
+
+    def lost_after_the_first(client, record, experiment):
+        if record.seed > 0:
+            raise MlflowException("connection lost")
+        return original(client, record, experiment)
+
+    monkeypatch.setattr(export, "_export", lost_after_the_first)
+    monkeypatch.setattr(export, "unreachable_reason", lambda uri: next(answers))
+    results = export_experiment([finished_run(seed=s, run_key=f"k{s}") for s in range(3)], tmp_path / "out", store)
+    assert [(r["status"], r.get("reason")) for r in results] == [("exported", None), ("pending", "gone"), ("pending", "gone")]
+
+
+def test_many_processes_can_make_the_store_at_once(made_by_four):
+    """The fixture made it with four processes that started together on a missing file; none may see it half made or lose a row."""
+    path, errors, returncodes = made_by_four
+    assert returncodes == [0] * 4, errors
+    with sqlite3.connect(path) as database:
+        assert sorted(database.execute("select number from used_by").fetchall()) == [(0,), (1,), (2,), (3,)]
+    assert sorted(p.name for p in path.parent.iterdir() if not p.name.endswith(".lock")) == [path.name]
+
+
+def test_an_existing_database_is_left_as_it_is(tmp_path):
+    (tmp_path / "mlflow.db").write_bytes(b"something else")
+    mlflow_store.ensure_store(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    assert (tmp_path / "mlflow.db").read_bytes() == b"something else"
+
+
+def test_a_file_that_is_no_database_is_pending_not_a_traceback(finished_run, tmp_path):
+    (tmp_path / "mlflow.db").write_bytes(b"something else" * 100)
+    result = export_experiment([finished_run()], tmp_path / "out", f"sqlite:///{tmp_path / 'mlflow.db'}")[0]
+    assert result["status"] == "pending"
+    assert "not a database" in result["reason"]
+
+
+@pytest.mark.parametrize("uri", ["./mlruns", "file:///somewhere/mlruns"])
+def test_a_folder_is_refused_with_what_is_allowed(finished_run, tmp_path, uri):
+    with pytest.raises(UserError, match=r"is a folder.*sqlite:///"):
+        export_experiment([finished_run()], tmp_path / "out", uri)
+
+
+def test_default_address_and_environment(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    assert mlflow_store.resolve_uri(None) == f"sqlite:///{tmp_path}/mlflow.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://server:5000")
+    assert mlflow_store.resolve_uri(None) == "http://server:5000"
+    assert mlflow_store.resolve_uri("sqlite:///x.db") == "sqlite:///x.db"
+
+
+def test_telemetry_is_off():
+    mlflow_store.import_mlflow()
+    assert os.environ["MLFLOW_DISABLE_TELEMETRY"] == "true"
+    from mlflow.telemetry.utils import is_telemetry_disabled
+
+    assert is_telemetry_disabled()
+
+
+def test_retry_needs_a_folder(tmp_path):
+    with pytest.raises(UserError, match="no such folder"):
+        retry_pending(tmp_path / "nowhere")

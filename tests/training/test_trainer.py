@@ -1,0 +1,202 @@
+"""Training end to end on a tiny backbone: budgets, weights, resume, failures."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from rm_methods.errors import DataError, UserError
+from rm_methods.methods.contract import Inputs
+from rm_methods.methods.registry import load_method
+from rm_methods.reward_models.backbones import load_classifier
+from rm_methods.reward_models.model import RewardModel
+from rm_methods.training.batch_plan import plan_steps
+from rm_methods.training.run import RunFiles, apply_truncation_policy, train, training_arguments
+from rm_methods.training.trainer import COMPLETE, PlannedSteps, RewardTrainer, last_complete_checkpoint
+from tests.conftest import experiment_config, made_up_pairs
+
+
+def run_files(prepared, out: Path) -> RunFiles:
+    return RunFiles(prepared[0], prepared[1], out / "model", out / "metrics.jsonl", out / "summary.json", out / "work")
+
+
+def configuration(tmp_path, **training):
+    return experiment_config(tmp_path, training=training)
+
+
+def log(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_a_run_learns_and_writes_its_artefacts(prepared, tmp_path):
+    config = configuration(tmp_path, epochs=12)
+    summary = train(config, "bradley_terry", 0, run_files(prepared, tmp_path))
+    rows = log(tmp_path / "metrics.jsonl")
+    assert [row["step"] for row in rows] == list(range(1, 12 * 6 + 1))
+    assert rows[-1]["loss"] < 0.3 < rows[0]["loss"]
+    assert summary["metrics"]["validation_accuracy"] > 0.65
+    assert summary == json.loads((tmp_path / "summary.json").read_text())
+    assert summary["cost"]["pairs_seen"] == 12 * 48
+    assert (tmp_path / "model" / "model.safetensors").exists()
+    assert not list((tmp_path / "work").glob("*")), "checkpoints of a finished run are removed"
+
+
+def test_equal_seeds_give_equal_weights_and_other_seeds_do_not(prepared, tmp_path):
+    weights = []
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        train(configuration(tmp_path), "bradley_terry", seed, run_files(prepared, tmp_path / name))
+        weights.append(load_file(tmp_path / name / "model" / "model.safetensors"))
+    assert all(torch.equal(weights[0][k], weights[1][k]) for k in weights[0])
+    assert not all(torch.equal(weights[0][k], weights[2][k]) for k in weights[0])
+
+
+@pytest.mark.parametrize("change", [{"tokens_per_microbatch": 100}, {"tokens_per_microbatch": 4000}, {"layout": "plain"}, {"layout": "packed"}])
+def test_how_a_step_is_cut_does_not_change_what_is_learnt(prepared, tmp_path, change):
+    losses = []
+    for name, training in (("reference", {}), ("changed", change)):
+        train(configuration(tmp_path, **training), "bradley_terry", 0, run_files(prepared, tmp_path / name))
+        losses.append([row["loss"] for row in log(tmp_path / name / "metrics.jsonl")])
+    assert losses[0] == pytest.approx(losses[1], abs=1e-4)
+
+
+def make_trainer(prepared, tmp_path, pairs, tokenizer, budget, method=("bradley_terry", {"margin_scale": 0.0, "centring": 0.0})):
+    config = configuration(tmp_path)
+    items = tokenizer.encode((p.prompt, (p.chosen, p.rejected)) for p in pairs)
+    model = RewardModel(load_classifier(prepared[1], config["backbone"], 0))
+    plan = plan_steps(
+        items, epochs=1, pairs_per_step=len(pairs), tokens_per_microbatch=budget, seed=0, ranks=1, layout="packed", hidden_size=32
+    )
+    arguments = training_arguments(config["training"], 0, tmp_path / "work", len(plan))
+    steps = PlannedSteps(plan, pairs, items, 0, tokenizer.pad_id)
+    return RewardTrainer(method=load_method(*method), steps=steps, model=model, args=arguments), steps, model
+
+
+def test_pair_weights_are_right_whatever_the_micro_batches(prepared, tmp_path, tokenizer, pairs):
+    """A pair of weight 2 counts as the pair given twice, and a pair of weight 0 as a pair left out."""
+    weighted = [replace(pairs[0], weight=2.0), pairs[1], replace(pairs[2], weight=0.0), *pairs[3:6]]
+    spelt_out = [pairs[0], pairs[0], pairs[1], *pairs[3:6]]
+    gradients = []
+    for chosen, budget in ((weighted, 100), (weighted, 5000), (spelt_out, 5000)):
+        trainer, steps, model = make_trainer(prepared, tmp_path, chosen, tokenizer, budget)
+        loss = trainer.training_step(model, steps[0])
+        gradients.append(torch.cat([loss[None], *(p.grad.flatten() for p in model.parameters())]))
+    torch.testing.assert_close(gradients[0], gradients[2], atol=1e-6, rtol=1e-4)
+    torch.testing.assert_close(gradients[1], gradients[2], atol=1e-6, rtol=1e-4)
+
+
+def test_the_step_loss_is_the_weighted_mean_of_the_pair_losses(prepared, tmp_path, tokenizer, pairs):
+    trainer, steps, model = make_trainer(prepared, tmp_path, pairs[:5], tokenizer, 120)
+    batches = steps[0]["micro_batches"]
+    assert len(batches) > 1
+    with torch.no_grad():
+        expected = torch.cat([trainer.method.loss(model, batch).per_pair for batch in batches]).mean()
+    torch.testing.assert_close(trainer.training_step(model, steps[0]), expected)
+
+
+def killed_after(monkeypatch, step: int):
+    """Make the process die when the checkpoint of `step` is complete and one more step was computed."""
+    original = RewardTrainer.training_step
+
+    def training_step(self, *args, **kwargs):
+        if self.state.global_step > step:
+            raise KeyboardInterrupt
+        return original(self, *args, **kwargs)
+
+    monkeypatch.setattr(RewardTrainer, "training_step", training_step)
+
+
+def test_a_resumed_run_equals_the_uninterrupted_one(prepared, tmp_path, monkeypatch):
+    config = configuration(tmp_path, epochs=2, checkpoint_every_steps=4)
+    train(config, "bradley_terry", 0, run_files(prepared, tmp_path / "whole"))
+    with monkeypatch.context() as patch:
+        killed_after(patch, 9)
+        with pytest.raises(KeyboardInterrupt):
+            train(config, "bradley_terry", 0, run_files(prepared, tmp_path / "killed"))
+    work = next((tmp_path / "killed" / "work").iterdir())
+    assert last_complete_checkpoint(work).name == "checkpoint-8"
+    assert not (tmp_path / "killed" / "model").exists()
+    train(config, "bradley_terry", 0, run_files(prepared, tmp_path / "killed"))
+    whole, resumed = (load_file(tmp_path / name / "model" / "model.safetensors") for name in ("whole", "killed"))
+    assert all(torch.equal(whole[k], resumed[k]) for k in whole)
+    one, two = (log(tmp_path / name / "metrics.jsonl") for name in ("whole", "killed"))
+    assert [row["step"] for row in two] == [row["step"] for row in one]
+    assert [row["loss"] for row in two] == [row["loss"] for row in one]
+
+
+def test_a_half_written_checkpoint_is_not_resumed_from(tmp_path):
+    for step, complete in ((4, True), (8, False)):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        if complete:
+            (tmp_path / f"checkpoint-{step}" / COMPLETE).touch()
+    assert last_complete_checkpoint(tmp_path).name == "checkpoint-4"
+    assert not (tmp_path / "checkpoint-8").exists()
+
+
+def test_nan_stops_the_run_and_names_the_pairs(prepared, tmp_path, tokenizer, pairs):
+    trainer, steps, model = make_trainer(prepared, tmp_path, pairs[:4], tokenizer, 5000)
+    bad = trainer.train_dataset.items[2].sequences[0][-2]
+    others = {int(t) for k in (0, 1, 3) for s in trainer.train_dataset.items[k].sequences for t in s}
+    token = int(bad)
+    if token in others:
+        token = next(int(t) for s in trainer.train_dataset.items[2].sequences for t in s if int(t) not in others)
+    with torch.no_grad():
+        model.backbone.embed_tokens.weight[token] = float("nan")
+    with pytest.raises(UserError) as failure:
+        trainer.training_step(model, steps[0])
+    assert pairs[2].pair_id in str(failure.value)
+    assert not any(pairs[k].pair_id in str(failure.value) for k in (0, 1, 3))
+    assert "learning_rate" in str(failure.value)
+
+
+def test_a_gradient_that_is_not_finite_stops_the_run(prepared, tmp_path, tokenizer, pairs, monkeypatch):
+    trainer, _, model = make_trainer(prepared, tmp_path, pairs[:4], tokenizer, 5000)
+    next(model.parameters()).register_hook(lambda gradient: gradient * float("inf"))
+    with pytest.raises(UserError, match="gradient is not finite"):
+        trainer.train()
+
+
+def test_truncation_policy_counts_what_it_drops(tokenizer):
+    short = type(tokenizer)(tokenizer.tokenizer, 48)
+    pairs = made_up_pairs(3)
+    pairs[1] = replace(pairs[1], rejected="blue " * 100)
+    same_start = "red " * 100
+    pairs[2] = replace(pairs[2], chosen=same_start + "good", rejected=same_start + "bad")
+    items = short.encode((p.prompt, (p.chosen, p.rejected)) for p in pairs)
+    kept, _, counts = apply_truncation_policy(pairs, items, "drop")
+    assert kept == pairs[:1]
+    assert counts["dropped_response_cut"] == 2
+    kept, _, counts = apply_truncation_policy(pairs, items, "truncate")
+    assert kept == pairs[:2]
+    assert counts["dropped_equal"] == 1
+    with pytest.raises(DataError, match=pairs[1].pair_id):
+        apply_truncation_policy(pairs, items, "error")
+    with pytest.raises(DataError, match=r"backbone\.max_length"):
+        apply_truncation_policy(pairs[1:], items[1:], "drop")
+
+
+def test_margin_without_strength_is_refused_before_training(pairs, tmp_path):
+    method = load_method("bradley_terry", {"margin_scale": 0.5, "centring": 0.0})
+    inputs = Inputs(0, None, tmp_path)
+    assert [p.margin for p in method.transform_pairs(pairs[:2], inputs)] == [0.5 * p.strength for p in pairs[:2]]
+    with pytest.raises(UserError, match="1 of 2 training pairs have none"):
+        method.transform_pairs([pairs[0], replace(pairs[1], strength=None)], inputs)
+
+
+def test_unknown_deepspeed_configuration_is_refused(prepared, tmp_path):
+    with pytest.raises(UserError, match="zero0, zero1, zero2, zero3"):
+        train(configuration(tmp_path, deepspeed="zero9"), "bradley_terry", 0, run_files(prepared, tmp_path))
+
+
+def test_a_content_blind_scorer_needs_no_training(prepared, tmp_path):
+    config = experiment_config(tmp_path, methods={"longest": {}})
+    summary = train(config, "longest", 0, replace(run_files(prepared, tmp_path), backbone=tmp_path / "absent"))
+    assert summary["cost"]["tokens"] == 0
+    assert summary["seed_free"]
+    assert json.loads((tmp_path / "model" / "scorer.json").read_text())["method"] == "longest"
+    shutil.rmtree(tmp_path / "model")
