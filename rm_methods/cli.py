@@ -204,13 +204,21 @@ def compare(config_files, folder, out):
 @main.command()
 @_config
 @click.option("--experiment", "folder", required=True, type=_FOLDER, help="Folder of the experiment's results.")
-@click.option("--out", required=True, type=_FOLDER, help="Folder to write one JSON record a run to.")
+@click.option("--out", required=True, type=_FILE, help="JSON record to write; one more per run is written beside it.")
 def track(config_files, folder, out):
-    """Export finished runs to MLflow.  Can be repeated: nothing is stored twice."""
+    """Export finished runs to MLflow.  Can be repeated: nothing is stored twice, and what was pending is filled in."""
     from rm_methods.config import load_config
-    from rm_methods.listing import track_experiment
+    from rm_methods.experiment import Experiment
+    from rm_methods.files import write_json
+    from rm_methods.tracking.export import export_experiment
 
-    click.echo(track_experiment(load_config(config_files), folder, out))
+    config = load_config(config_files)
+    records = export_experiment(Experiment(config).exports(folder), out.parent, config["tracking"]["uri"])
+    write_json(out, records)
+    pending = [record for record in records if record["status"] == "pending"]
+    click.echo(f"{len(records) - len(pending)} of {len(records)} runs are in MLflow ({records[0]['tracking_uri'] if records else '-'}).")
+    if pending:
+        click.echo(f"Pending: {len(pending)} ({pending[0]['reason']}). Run `snakemake --cores 1 track` when the server is up.", err=True)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ import yaml
 from rm_methods.errors import ConfigError, UserError, nearest
 from rm_methods.files import content_hash, write_text
 from rm_methods.methods import registry
+from rm_methods.training.deepspeed import configuration_file
 from rm_methods.validation import schema_problems
 
 SCHEMA_FILE = Path(__file__).parents[1] / "workflow" / "schemas" / "config.schema.yaml"
@@ -186,6 +187,10 @@ def _conflicts(config: dict[str, Any]) -> list[str]:
         found.append("training.layout: 'packed' needs backbone.attention 'sdpa' or 'eager'; use 'auto' or 'plain' with flash_attention_2")
     if training["pairs_per_step"] < training["processes"]:
         found.append(f"training.pairs_per_step: {training['pairs_per_step']} is fewer than training.processes = {training['processes']}")
+    try:
+        configuration_file(training["deepspeed"])
+    except UserError as error:
+        found.append(f"training.deepspeed: {error}")
     reference = config["comparison"]["reference"]
     if reference and reference not in config["methods"]:
         found.append(f"comparison.reference: '{reference}' is not among the methods. {nearest(reference, config['methods'])}")

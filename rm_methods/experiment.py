@@ -77,6 +77,19 @@ class Experiment:
         return files
 
 
+    def exports(self, folder: Path | None = None) -> list:
+        """What the tracking stage exports, one entry per run."""
+        from rm_methods.tracking.export import RunExport
+        from rm_methods.tracking.records import RunFiles
+
+        name = self.config["tracking"]["experiment"] or self.config["experiment"]
+        exports = []
+        for run in self.evaluated_runs(folder):
+            trained = run.summary.parent
+            exports.append(RunExport(RunFiles(run.summary, run.metrics, trained / "metrics.jsonl", trained / "model"), name))
+        return exports
+
+
 def comparison_columns(config: Mapping[str, Any]) -> list:
     """The columns of the comparison table: for each benchmark of the configuration, those that its card names."""
     from rm_methods.benchmarks.cards import load_card as load_benchmark_card
@@ -85,5 +98,7 @@ def comparison_columns(config: Mapping[str, Any]) -> list:
     columns = []
     for name in config["benchmarks"]:
         card = load_benchmark_card(name)
-        columns += [Column(benchmark=name, metric=metric, heading=heading, chance=card.chance) for metric, heading in card.columns.items()]
+        for metric, heading in card.columns.items():
+            full = heading if heading == card.title else f"{card.title}: {heading}"
+            columns.append(Column(benchmark=name, metric=metric, heading=full, chance=card.chance))
     return columns

@@ -36,6 +36,7 @@ def made_up_pairs(count: int, seed: int = 0, split: str = "train") -> list[Prefe
 
 def experiment_config(folder: Path, **sections) -> dict:
     """A small resolved configuration whose data set is a file in `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
     file = folder / "pairs.jsonl"
     if not file.exists():
         file.write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}\n')

@@ -110,7 +110,7 @@ class RewardModel(nn.Module):
         if batch.segment_ids is None:
             return None
         allowed = attention_allowed(batch.segment_ids)
-        dtype = self.autocast or self.config.dtype or torch.float32
+        dtype = self.autocast or next(self.backbone.parameters()).dtype
         return torch.zeros(allowed.shape, dtype=dtype, device=allowed.device).masked_fill_(~allowed, torch.finfo(dtype).min)
 
 

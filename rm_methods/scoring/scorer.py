@@ -76,7 +76,7 @@ class ContentBlindScorer:
         self.method = load_method(description["method"], description["settings"])
         self.seed = description["seed"]
 
-    def score(self, items: Sequence[BenchmarkItem]) -> list[ScoredResponse]:
+    def score(self, items: Sequence[BenchmarkItem], label: str = "score") -> list[ScoredResponse]:
         """Score every response of every item."""
         return [
             ScoredResponse(item.item_id, k, response_hash(text), self.method.score(item.prompt, text, self.seed), 0, False)

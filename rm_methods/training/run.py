@@ -18,8 +18,7 @@ from rm_methods.methods.registry import load_card, load_method
 from rm_methods.preferences.pair import PreferencePair, read_pairs
 from rm_methods.provenance import code_hash, key_of, peak_memory_bytes, provenance
 from rm_methods.scoring.scorer import SCORER_FILE
-
-DEEPSPEED_FOLDER = Path(__file__).parent / "deepspeed"
+from rm_methods.training.deepspeed import configuration_file
 
 
 @dataclass(frozen=True)
@@ -115,7 +114,7 @@ def training_arguments(training: dict[str, Any], seed: int, work: Path, steps: i
     import torch
     from transformers import TrainingArguments
 
-    deepspeed_file = _deepspeed_file(training["deepspeed"])
+    deepspeed_file = configuration_file(training["deepspeed"])
     if deepspeed_file and not torch.cuda.is_available():
         # On a CPU the Trainer starts torch.distributed but not DeepSpeed's own layer, which ZeRO-3 needs to create the model in shards.
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
@@ -152,17 +151,6 @@ def training_arguments(training: dict[str, Any], seed: int, work: Path, steps: i
         remove_unused_columns=False,
         dataloader_pin_memory=False,
     )
-
-
-def _deepspeed_file(name: str | None) -> str | None:
-    if not name:
-        return None
-    path = DEEPSPEED_FOLDER / f"{name}.json"
-    path = path if path.exists() else Path(name)
-    if not path.is_file():
-        shipped = ", ".join(sorted(p.stem for p in DEEPSPEED_FOLDER.glob("*.json")))
-        raise UserError(f"training.deepspeed = '{name}': neither one of {shipped} nor a JSON file.")
-    return str(path)
 
 
 def _launch_ranks(processes: int) -> None:
@@ -213,7 +201,7 @@ def _train_this_rank(config: dict[str, Any], variant: str, seed: int, files: Run
         print(f"{label}: resumes from {checkpoint}", file=sys.stderr, flush=True)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
 
-    state_dict = trainer.accelerator.get_state_dict(trainer.model_wrapped) if arguments.deepspeed else None
+    state_dict = _gathered_weights(trainer) if arguments.deepspeed else None
     summary = None
     if arguments.process_index == 0:
         method.export(trainer.accelerator.unwrap_model(trainer.model_wrapped), files.model, state_dict)
@@ -226,6 +214,15 @@ def _train_this_rank(config: dict[str, Any], variant: str, seed: int, files: Run
         shutil.rmtree(work, ignore_errors=True)
     _end_of_rank(arguments.world_size)
     return summary
+
+
+def _gathered_weights(trainer) -> dict:
+    """Whole weights (ZeRO-3 holds shards), on every rank's call.  Models loaded after this are ordinary ones again."""
+    from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+
+    state_dict = trainer.accelerator.get_state_dict(trainer.model_wrapped)
+    unset_hf_deepspeed_config()
+    return state_dict
 
 
 def _build_model(config: dict[str, Any], folder: Path, seed: int):

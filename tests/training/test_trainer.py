@@ -188,11 +188,6 @@ def test_margin_without_strength_is_refused_before_training(pairs, tmp_path):
         method.transform_pairs([pairs[0], replace(pairs[1], strength=None)], inputs)
 
 
-def test_unknown_deepspeed_configuration_is_refused(prepared, tmp_path):
-    with pytest.raises(UserError, match="zero0, zero1, zero2, zero3"):
-        train(configuration(tmp_path, deepspeed="zero9"), "bradley_terry", 0, run_files(prepared, tmp_path))
-
-
 def test_a_content_blind_scorer_needs_no_training(prepared, tmp_path):
     config = experiment_config(tmp_path, methods={"longest": {}})
     summary = train(config, "longest", 0, replace(run_files(prepared, tmp_path), backbone=tmp_path / "absent"))

@@ -36,7 +36,7 @@ rule prepare_benchmark:
     input:
         pairs=lambda wc: rules.prepare.output.pairs if EXPERIMENT.made_of_pairs(wc.benchmark) else [],
     output:
-        items=f"{FOLDER}/benchmarks/{{benchmark}}.parquet",
+        item_table=f"{FOLDER}/benchmarks/{{benchmark}}.parquet",
         report=f"{FOLDER}/benchmarks/{{benchmark}}.json",
     params:
         settings=lambda wc: canonical_json(config["benchmarks"][wc.benchmark]),
@@ -45,4 +45,4 @@ rule prepare_benchmark:
         f"{FOLDER}/logs/prepare_benchmark/{{benchmark}}.log",
     shell:
         "rm-methods prepare-benchmark --config {CONFIG_FILE:q} --benchmark {wildcards.benchmark:q} --pairs {rules.prepare.output.pairs:q}"
-        " --items {output.items:q} --report {output.report:q} > {log:q} 2>&1"
+        " --items {output.item_table:q} --report {output.report:q} > {log:q} 2>&1"

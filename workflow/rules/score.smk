@@ -4,7 +4,7 @@
 rule score:
     input:
         model=rules.train.output.model,
-        items=rules.prepare_benchmark.output.items,
+        item_table=rules.prepare_benchmark.output.item_table,
     output:
         f"{FOLDER}/scores/{{variant}}/seed{{seed}}/{{benchmark}}.parquet",
     params:
@@ -18,5 +18,5 @@ rule score:
         runtime=config["resources"]["runtime_minutes"],
         gpu=lambda wc: min(1, config["resources"]["gpus"]) if EXPERIMENT.is_trained(wc.variant) else 0,
     shell:
-        "rm-methods score --config {CONFIG_FILE:q} --model {input.model:q} --data {input.items:q} --out {output:q}"
+        "rm-methods score --config {CONFIG_FILE:q} --model {input.model:q} --data {input.item_table:q} --out {output:q}"
         " --threads {threads} > {log:q} 2>&1"

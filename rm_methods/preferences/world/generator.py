@@ -47,7 +47,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "type": "integer",
         "minimum": 1,
         "maximum": 50,
-        "default": 3,
+        "default": 2,
         "description": "Extra filler sentences of the length cue.",
     },
     "min_requirements": {"type": "integer", "minimum": 1, "maximum": 4, "default": 2, "description": "Fewest requirements in a prompt."},
@@ -193,8 +193,10 @@ def _draw_pair(
     cue_on_chosen = rng.random() < agreement
     texts = {}
     for side in ("chosen", "rejected"):
-        claims, cue = getattr(scenario, side), kind if cue_on_chosen == (side == "chosen") else None
-        texts[side] = _write_response(rng, claims, scenario, evidence, cue, rng.randint(*filler), settings["length_cue"])
+        cue = kind if cue_on_chosen == (side == "chosen") else None
+        # Where one response has a phrase, the other has one more filler sentence: only the length cue changes the length.
+        count = rng.randint(*filler) + (kind in ("closing", "flattery") and cue is None)
+        texts[side] = _write_response(rng, getattr(scenario, side), scenario, evidence, cue, count, settings["length_cue"])
     gold_chosen, gold_rejected = gold(prompt, texts["chosen"][0]), gold(prompt, texts["rejected"][0])
     assert gold_chosen > gold_rejected, (prompt, texts)  # true by construction; a change of the vocabulary could break it
     return make_pair(
@@ -296,13 +298,9 @@ def _change_mind(rng: random.Random, scenario: Scenario, first: list[Part], last
 def _write_response(
     rng: random.Random, claims: dict[str, str], scenario: Scenario, evidence: str, cue: str | None, filler: int, length_cue: int
 ) -> tuple[str, list[list[int]], list[list[int]]]:
-    """The response with its cue (None: it has none), the spans of its deciding evidence, and the spans of the cue.
-
-    A text without an opening or closing phrase has one more filler sentence instead: only the length cue changes the length.
-    """
-    count = filler + (cue not in ("closing", "flattery"))
+    """The response with its cue (None: it has none), the spans of its deciding evidence, and the spans of the cue."""
     extra = length_cue if cue == "length" else 0
-    padding = [Part(text, cue=index >= count) for index, text in enumerate(_filler(rng, words.RESPONSE_FILLER, count + extra))]
+    padding = [Part(text, cue=index >= filler) for index, text in enumerate(_filler(rng, words.RESPONSE_FILLER, filler + extra))]
     parts = [Part(_sentence(rng, words.CLAIMS, slot, value), slot, slot in scenario.deciding) for slot, value in claims.items()]
     parts = _order(rng, parts + padding, evidence)
     if cue == "closing":

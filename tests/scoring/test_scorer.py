@@ -1,0 +1,84 @@
+import numpy as np
+import pytest
+
+from rm_methods.benchmarks.item import BenchmarkItem, write_items
+from rm_methods.errors import UserError
+from rm_methods.preferences.pair import write_pairs
+from rm_methods.scoring.score import load_items, score_files
+from rm_methods.scoring.score_table import read_scores, response_hash
+from rm_methods.scoring.scorer import RewardModelScorer, ScoringSettings
+
+
+@pytest.fixture()
+def scorer(reward_model, tokenizer):
+    return RewardModelScorer(reward_model, tokenizer, ScoringSettings(max_length=256))
+
+
+@pytest.fixture()
+def items(pairs):
+    """Items with 1 to 5 responses, of mixed lengths."""
+    texts = [p.chosen for p in pairs]
+    return [BenchmarkItem(f"i{k}", "s", pairs[k].prompt, [t * (1 + k % 3) for t in texts[k : k + 1 + k % 5]], 0) for k in range(12)]
+
+
+def scores(scorer, items, **settings):
+    scorer.settings = ScoringSettings(max_length=256, **settings)
+    return scorer.score(items)
+
+
+def test_rows_come_in_the_order_of_items_and_responses_with_nothing_dropped(scorer, items):
+    rows = scores(scorer, items)
+    assert [(r.item_id, r.response_index) for r in rows] == [(i.item_id, k) for i in items for k in range(len(i.responses))]
+    assert [r.response_hash for r in rows] == [response_hash(text) for i in items for text in i.responses]
+    assert all(np.isfinite(r.score) for r in rows)
+    assert all(r.n_tokens > 0 for r in rows)
+
+
+@pytest.mark.parametrize("settings", [{"tokens_per_batch": 64}, {"tokens_per_batch": 100_000}, {"layout": "plain"}, {"layout": "packed"}])
+def test_scores_do_not_depend_on_batches_or_layout(scorer, items, settings):
+    reference = [r.score for r in scores(scorer, items, tokens_per_batch=32, layout="plain")]
+    assert [r.score for r in scores(scorer, items, **settings)] == pytest.approx(reference, abs=1e-5)
+
+
+def test_scores_do_not_depend_on_the_order_of_items(scorer, items):
+    forward = {(r.item_id, r.response_index): r.score for r in scores(scorer, items)}
+    backward = {(r.item_id, r.response_index): r.score for r in scores(scorer, items[::-1])}
+    assert backward == pytest.approx(forward, abs=1e-5)
+
+
+def test_an_empty_response_is_scored(scorer, pairs):
+    (row,) = scores(scorer, [BenchmarkItem("a", "s", pairs[0].prompt, [""], 0)])
+    assert np.isfinite(row.score)
+
+
+def test_too_long_text_is_scored_and_marked(scorer, pairs):
+    item = BenchmarkItem("a", "s", pairs[0].prompt, ["short", "long " * 2000], 0)
+    short, long = scores(scorer, [item])
+    assert (short.truncated, long.truncated) == (False, True)
+    assert long.n_tokens <= 256
+    assert np.isfinite(long.score)
+
+
+def test_score_files_reads_items_pairs_and_preference_files(prepared, reward_model, tokenizer, pairs, tmp_path):
+    reward_model.save(tmp_path / "model")
+    tokenizer.tokenizer.save_pretrained(tmp_path / "model")
+    items = [BenchmarkItem(p.pair_id, "s", p.prompt, [p.chosen, p.rejected], 0) for p in pairs[:4]]
+    write_items(items, tmp_path / "items.parquet")
+    write_pairs(pairs[:4], tmp_path / "pairs.parquet")
+    (tmp_path / "raw.jsonl").write_text('{"prompt": "Paint it red.", "chosen": "Red.", "rejected": "Blue."}\n')
+    jobs = [(str(tmp_path / name), tmp_path / f"{name}.scores") for name in ("items.parquet", "pairs.parquet", "raw.jsonl")]
+    score_files(tmp_path / "model", jobs, None, [], {"max_length": 256, "threads": 1})
+    tables = [read_scores(out) for _, out in jobs]
+    assert [len(t) for t in tables] == [8, 8, 2]
+    np.testing.assert_allclose(tables[0].score, tables[1].score, atol=1e-6)
+    assert tables[0].score.dtype == np.float32
+
+
+def test_unknown_data_and_models_are_refused_with_the_nearest_name(tmp_path):
+    with pytest.raises(UserError, match="Did you mean 'rm_bench'"):
+        load_items("rm_bnch")
+    with pytest.raises(UserError, match="no such model folder"):
+        score_files(tmp_path / "absent", [], None, [], {})
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="neither a reward model"):
+        score_files(tmp_path / "empty", [], None, [], {})

@@ -1,0 +1,80 @@
+import json
+import subprocess
+import sys
+
+import pytest
+from click.testing import CliRunner
+
+from rm_methods.cli import main
+from tests.conftest import REPOSITORY
+
+
+def invoke(*arguments):
+    return CliRunner().invoke(main, [str(a) for a in arguments])
+
+
+def test_help_imports_nothing_heavy():
+    code = (
+        "import sys; from click.testing import CliRunner; from rm_methods.cli import main;"
+        "assert 'train' in CliRunner().invoke(main, ['--help']).output;"
+        "heavy = {'torch', 'transformers', 'numpy', 'pandas', 'mlflow', 'yaml'} & set(sys.modules); assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=REPOSITORY)
+
+
+@pytest.mark.parametrize(("what", "expected"), [("methods", "bradley_terry"), ("benchmarks", "rm_bench"), ("datasets", "alpaca_eval")])
+def test_lists_name_what_a_configuration_can_name(what, expected):
+    result = invoke("list", what)
+    assert result.exit_code == 0
+    assert expected in result.output
+
+
+def test_an_unknown_list_is_refused():
+    assert invoke("list", "modles").exit_code == 2
+
+
+def test_user_errors_are_text_and_exit_with_2(tmp_path):
+    (tmp_path / "c.yaml").write_text("experiment: x\ndata: {dataset: world}\nmethods: {bradly_terry: {}}\n")
+    result = invoke("check", "--config", tmp_path / "c.yaml")
+    assert result.exit_code == 2
+    assert "Did you mean 'bradley_terry'" in result.output
+    assert "Traceback" not in result.output
+
+
+def test_check_prints_the_configuration_with_all_defaults(tmp_path):
+    (tmp_path / "c.yaml").write_text("experiment: x\ndata: {dataset: world}\nmethods: {bradley_terry: {}}\n")
+    result = invoke("check", "--config", tmp_path / "c.yaml")
+    assert "pairs_per_step: 64" in result.output
+
+
+def test_scoring_and_evaluating_by_hand(tmp_path):
+    """A content-blind scorer on two pairs: the longer answer is chosen in one of them."""
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "scorer.json").write_text(json.dumps({"method": "longest", "settings": {}, "seed": 0}))
+    rows = [{"prompt": "a", "chosen": "long answer", "rejected": "short"}, {"prompt": "b", "chosen": "no", "rejected": "perhaps"}]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    result = invoke("score", "--model", tmp_path / "model", "--data", tmp_path / "pairs.jsonl", "--out", tmp_path / "s.parquet")
+    assert result.exit_code == 0, result.output
+    from rm_methods.scoring.score_table import read_scores
+
+    assert read_scores(tmp_path / "s.parquet").score.tolist() == [11.0, 5.0, 2.0, 7.0]
+
+
+def test_score_wants_one_out_for_each_data(tmp_path):
+    result = invoke("score", "--model", tmp_path, "--data", "a", "--data", "b", "--out", tmp_path / "s.parquet")
+    assert result.exit_code == 2
+    assert "2 --data but 1 --out" in result.output
+
+
+def test_a_full_disk_is_reported_in_words(tmp_path, monkeypatch):
+    import errno
+
+    import rm_methods.listing
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device", "x.parquet")
+
+    monkeypatch.setattr(rm_methods.listing, "listing", full)
+    result = invoke("list", "methods")
+    assert result.exit_code == 2
+    assert "No space left on device" in result.output

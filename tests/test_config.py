@@ -1,0 +1,148 @@
+from pathlib import Path
+
+import pytest
+import yaml
+
+from rm_methods.config import load_config, merge, reference_variant, resolve, runs, write_resolved
+from rm_methods.errors import ConfigError
+from tests.conftest import REPOSITORY
+
+
+def minimal(**sections):
+    return {"experiment": "x", "data": {"dataset": "world"}, "methods": {"bradley_terry": {}}} | sections
+
+
+def problems(config):
+    with pytest.raises(ConfigError) as error:
+        resolve(config)
+    return error.value.problems
+
+
+def test_defaults_are_filled_in_everywhere():
+    config = resolve(minimal())
+    assert config["training"]["epochs"] == 1
+    assert config["backbone"]["tiny"]["layers"] == 4
+    assert config["data"]["label_noise"] == {"rate": 0.0, "kind": "symmetric"}
+    assert config["methods"]["bradley_terry"] == {"method": "bradley_terry", "settings": {"margin_scale": 0.0, "centring": 0.0}}
+    assert config["data"]["options"]["cue_agreement"] > 0.5
+
+
+def test_resolving_twice_changes_nothing():
+    once = resolve(minimal(benchmarks={"world": None}))
+    assert resolve(once) == once
+
+
+def test_all_problems_are_reported_at_once_with_key_paths():
+    found = problems(
+        minimal(
+            experiment="../up",
+            training={"epochs": 0, "learning_rat": 1e-5},
+            methods={"bradly_terry": {}, "label_smoothing": {"smoothing": 0.5, "smothing": 0.1}, "own_name": {}},
+            benchmarks={"rm_bnch": {}, "hh_rlhf": {"options": {"limt": 3}, "root": "/absent/folder"}},
+            data={"dataset": "world", "options": {"cue_agreement": 2}},
+        )
+    )
+    for expected in (
+        "experiment:",
+        "training.epochs: is 0; must be at least 1",
+        "training.learning_rat: unknown key. Did you mean 'learning_rate'?",
+        "methods.bradly_terry: unknown method 'bradly_terry'. Did you mean 'bradley_terry'?",
+        "methods.own_name: unknown method 'own_name'",
+        "methods.label_smoothing.smoothing: is 0.5; must be less than 0.5",
+        "methods.label_smoothing.smothing: unknown key. Did you mean 'smoothing'?",
+        "benchmarks.rm_bnch: unknown benchmark. Did you mean 'rm_bench'?",
+        "benchmarks.hh_rlhf.options.limt: unknown option. Did you mean 'limit'?",
+        "benchmarks.hh_rlhf.root: no such folder: '/absent/folder'",
+        "data.options.cue_agreement",
+    ):
+        assert any(expected in problem for problem in found), f"{expected!r} not in {found}"
+
+
+def test_missing_sections_are_named():
+    assert any("data" in p for p in problems({"experiment": "x", "methods": {"bradley_terry": {}}}))
+    assert any("methods" in p for p in problems({"experiment": "x", "data": {"dataset": "world"}}))
+
+
+@pytest.mark.parametrize(
+    ("sections", "expected"),
+    [
+        ({"backbone": {"tiny": {"hidden_size": 30, "heads": 4}}}, "backbone.tiny.hidden_size: 30 is not a multiple"),
+        ({"backbone": {"tiny": {"heads": 4, "key_value_heads": 3}}}, "backbone.tiny.key_value_heads"),
+        ({"backbone": {"attention": "flash_attention_2"}, "training": {"layout": "packed"}}, "training.layout"),
+        ({"training": {"pairs_per_step": 1, "processes": 2}}, "training.pairs_per_step: 1 is fewer"),
+        ({"comparison": {"reference": "bradley_tery"}}, "comparison.reference: 'bradley_tery' is not among the methods. Did you mean"),
+        ({"data": {"dataset": "absent.jsonl"}}, "no file or folder absent.jsonl"),
+        ({"training": {"deepspeed": "zero9"}}, "training.deepspeed: 'zero9' is neither"),
+        ({"seeds": []}, "seeds"),
+        ({"seeds": ["0"]}, "seeds.0"),
+    ],
+)
+def test_impossible_settings_are_refused(sections, expected):
+    assert any(expected in problem for problem in problems(minimal(**sections)))
+
+
+def test_a_variant_can_use_a_method_under_a_name_of_its_own():
+    config = resolve(minimal(methods={"centred": {"method": "bradley_terry", "centring": 0.01}}))
+    assert config["methods"]["centred"] == {"method": "bradley_terry", "settings": {"margin_scale": 0.0, "centring": 0.01}}
+
+
+def test_later_files_go_over_earlier_ones(tmp_path):
+    (tmp_path / "a.yaml").write_text(yaml.safe_dump(minimal(training={"epochs": 3, "learning_rate": 0.1})))
+    (tmp_path / "b.yaml").write_text("training: {epochs: 5}\nseeds: [4]\n")
+    config = load_config([tmp_path / "a.yaml", tmp_path / "b.yaml"])
+    assert (config["training"]["epochs"], config["training"]["learning_rate"], config["seeds"]) == (5, 0.1, [4])
+
+
+@pytest.mark.parametrize(("text", "expected"), [(None, "cannot be read"), ("a: [", "not valid YAML"), ("- 1", "must be a mapping")])
+def test_unreadable_files_are_named(tmp_path, text, expected):
+    if text is not None:
+        (tmp_path / "c.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=expected) as error:
+        load_config([tmp_path / "c.yaml"])
+    assert "c.yaml" in str(error.value)
+
+
+def test_seed_free_variants_run_once():
+    config = resolve(minimal(methods={"bradley_terry": {}, "longest": None}, seeds=[3, 5]))
+    assert runs(config) == [("bradley_terry", 3), ("bradley_terry", 5), ("longest", 3)]
+
+
+def test_reference_is_bradley_terry_or_the_first_trained_variant():
+    assert reference_variant(resolve(minimal(methods={"longest": {}, "label_smoothing": {}, "bradley_terry": {}}))) == "bradley_terry"
+    assert reference_variant(resolve(minimal(methods={"longest": {}, "label_smoothing": {}}))) == "label_smoothing"
+
+
+def test_the_resolved_configuration_is_kept_under_its_hash_and_loads_again(tmp_path):
+    config = resolve(minimal(results=str(tmp_path)))
+    path = write_resolved(config)
+    assert load_config([path]) == config
+    other = write_resolved(resolve(minimal(results=str(tmp_path), seeds=[7])))
+    assert other != path
+    assert path.exists()
+
+
+def test_merging_leaves_its_arguments_alone():
+    base = {"a": {"b": 1}}
+    assert merge(base, {"a": {"c": [2]}}) == {"a": {"b": 1, "c": [2]}}
+    assert base == {"a": {"b": 1}}
+
+
+@pytest.mark.parametrize("path", sorted(Path(REPOSITORY / "config").glob("*.yaml")), ids=lambda p: p.stem)
+def test_shipped_configurations_resolve(path, monkeypatch, tmp_path):
+    content = yaml.safe_load(path.read_text())
+    # Local roots are the user's; here only the keys and values are checked.
+    content.get("data", {}).pop("root", None)
+    for entry in (content.get("benchmarks") or {}).values():
+        (entry or {}).pop("root", None)
+    assert resolve(content)["experiment"] == path.stem
+
+
+def test_every_key_of_the_schema_is_described():
+    from rm_methods.config import schema
+
+    def walk(fragment, where):
+        for key, part in fragment.get("properties", {}).items():
+            assert "description" in part or key == "data", f"{where}{key} has no description"
+            walk(part, f"{where}{key}.")
+
+    walk(schema(), "")
