@@ -1,6 +1,6 @@
 """The prepare stage: read a data set, clean it, split it by prompt, and write pairs and a report of all that was done.
 
-read -> duplicates -> splits -> leaks -> shuffle -> length balance (train) -> cap -> label noise (train) -> write
+read -> duplicates -> splits -> leaks -> shuffle -> length limit (train) -> length balance (train) -> cap -> label noise (train) -> write
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from rm_methods.preferences.splits import (
     check_groups,
     drop_duplicates,
     drop_leaks,
+    longest_text,
     seeded_order,
     share_chosen_longer,
     split_train,
@@ -104,6 +105,10 @@ def _clean_and_split(pairs: list[PreferencePair], data: dict[str, Any]) -> tuple
         if data["max_pairs"][split] is not None:
             notes.append(f"data.max_pairs.{split} is not used: there is no split of that name.")
     train = splits.get("train", [])
+    if data["max_characters"]:
+        short = [pair for pair in train if longest_text(pair) <= data["max_characters"]]
+        steps.append(_step(f"max_characters of train ({data['max_characters']})", train, short, {}))
+        splits["train"] = train = short
     if data["length_balance"]:
         balanced = balance_length(train, seed)
         shares = {"share_chosen_longer_before": share_chosen_longer(train), "share_chosen_longer_after": share_chosen_longer(balanced)}

@@ -123,6 +123,11 @@ def cap_pairs(pairs: Sequence[PreferencePair], limit: int | None, keep_balance: 
     return kept
 
 
+def longest_text(pair: PreferencePair) -> int:
+    """Characters of the prompt with the longer of the two responses."""
+    return sum(len(message["content"]) for message in pair.prompt) + max(len(pair.chosen), len(pair.rejected))
+
+
 def summarise(pairs: Iterable[PreferencePair]) -> dict[str, dict[str, Any]]:
     """By split: pairs, groups, pairs by source, share with the longer answer chosen, mean characters, flipped labels."""
     by_split: dict[str, list[PreferencePair]] = defaultdict(list)

@@ -164,6 +164,7 @@ def _prepare_tiny(backbone: dict[str, Any], pairs: Iterable[PreferencePair], pat
         num_hidden_layers=tiny["layers"],
         num_attention_heads=tiny["heads"],
         num_key_value_heads=tiny["key_value_heads"],
+        initializer_range=tiny["initializer_range"],
         max_position_embeddings=max(backbone["max_length"], 512),
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,

@@ -87,7 +87,7 @@ def apply_truncation_policy(pairs: Sequence[PreferencePair], items: Sequence, po
         if any(item.response_cut):
             if policy == "error":
                 raise DataError(
-                    f"Pair {pair.pair_id} ({pair.source}): a response does not fit into backbone.max_length. Raise it, or set "
+                    f"Pair {pair.pair_id} ({pair.source}): a response does not fit into training.max_length. Raise it, or set "
                     "training.overlong_pairs to 'drop' or 'truncate'."
                 )
             counts["responses_cut"] += 1
@@ -100,7 +100,7 @@ def apply_truncation_policy(pairs: Sequence[PreferencePair], items: Sequence, po
         kept_pairs.append(pair)
         kept_items.append(item)
     if not kept_pairs:
-        raise DataError(f"No training pair is left after truncation ({counts}). Raise backbone.max_length.")
+        raise DataError(f"No training pair is left after truncation ({counts}). Raise training.max_length.")
     return kept_pairs, kept_items, counts
 
 
@@ -180,7 +180,7 @@ def _train_this_rank(config: dict[str, Any], variant: str, seed: int, files: Run
     method = load_method(config["methods"][variant]["method"], config["methods"][variant]["settings"])
 
     pairs = list(method.transform_pairs(read_pairs(files.pairs, splits=["train"]), Inputs(seed, None, work)))
-    tokenizer = load_tokenizer(files.backbone, config["backbone"]["max_length"])
+    tokenizer = load_tokenizer(files.backbone, training["max_length"] or config["backbone"]["max_length"])
     items = tokenizer.encode((pair.prompt, (pair.chosen, pair.rejected)) for pair in pairs)
     pairs, items, truncation = apply_truncation_policy(pairs, items, training["overlong_pairs"])
 

@@ -199,3 +199,21 @@ def test_importing_the_stage_loads_no_heavy_package():
     heavy = ("torch", "transformers", "datasets", "pandas", "pyarrow", "jsonschema")
     code = f"import sys, rm_methods.preferences.prepare; print([m for m in {heavy} if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+
+
+def test_long_training_pairs_are_left_out_before_the_balance_and_counted(tmp_path):
+    from rm_methods.config import resolve
+    from rm_methods.preferences.pair import read_pairs
+
+    rows = [
+        {"prompt": f"question {k}", "chosen": "x" * (500 if k < 10 else 30 + k % 2), "rejected": "y" * (30 + (k + 1) % 2)} for k in range(40)
+    ]
+    (tmp_path / "p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    section = {"dataset": str(tmp_path / "p.jsonl"), "max_characters": 100, "length_balance": True, "validation_fraction": 0.0}
+    data = resolve({"experiment": "x", "data": section, "methods": {"bradley_terry": {}}})["data"]
+    report = prepare(data, tmp_path / "o.parquet", tmp_path / "r.json")
+    step = next(s for s in report["steps"] if s["step"].startswith("max_characters"))
+    assert (step["before"], step["after"]) == (40, 30)
+    pairs = read_pairs(tmp_path / "o.parquet")
+    assert all(len(p.chosen) < 100 for p in pairs)
+    assert 2 * sum(len(p.chosen) > len(p.rejected) for p in pairs) == len(pairs) > 0

@@ -176,7 +176,7 @@ def test_truncation_policy_counts_what_it_drops(tokenizer):
     assert counts["dropped_equal"] == 1
     with pytest.raises(DataError, match=pairs[1].pair_id):
         apply_truncation_policy(pairs, items, "error")
-    with pytest.raises(DataError, match=r"backbone\.max_length"):
+    with pytest.raises(DataError, match=r"training\.max_length"):
         apply_truncation_policy(pairs[1:], items[1:], "drop")
 
 

@@ -1,20 +1,34 @@
-"""The controlled world: generated preference pairs whose true quality is computed from the text alone (docs/world.md)."""
+"""The controlled world: generated preferences in simple English whose true quality is computed from the text alone (docs/world.md)."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rm_methods.preferences.pair import PreferencePair
 from rm_methods.preferences.world.generator import OPTIONS, SPLITS, TEST_SPLITS, generate
-from rm_methods.preferences.world.gold import gold
+from rm_methods.preferences.world.gold import gold, requirements, statements
 
-__all__ = ["OPTIONS", "SPLITS", "TEST_SPLITS", "generate", "gold", "read"]
+if TYPE_CHECKING:
+    from rm_methods.preferences.cards import DatasetCard
+    from rm_methods.preferences.readers.report import ReadReport
+
+__all__ = ["OPTIONS", "SPLITS", "TEST_SPLITS", "generate", "gold", "read", "requirements", "statements"]
 
 
-def read(card: Any, root: Path | None, options: dict[str, Any], report: Any) -> Iterator[PreferencePair]:
-    """The world as a data set: the reader contract of `rm_methods.preferences.readers` over `generate`."""
+def read(card: DatasetCard, root: Path | None, options: dict[str, Any], report: ReadReport) -> Iterator[PreferencePair]:
+    """The reader of the data set "world": generates the pairs; there are no files.
+
+    Args:
+        root: not used; the report says so if one is given.
+        options: any of `OPTIONS`.
+
+    Raises:
+        ConfigError: for options that are unknown or out of range.
+    """
+    if root is not None:
+        report.note(f"{card.name} is generated: the folder {root} was not read.")
     for pair in generate(**options):
-        report.count_row("generated")
+        report.count_row(pair.split)
         yield pair

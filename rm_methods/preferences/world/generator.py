@@ -7,93 +7,58 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from rm_methods.errors import ConfigError, nearest
-from rm_methods.preferences.pair import Message, PreferencePair, make_pair, prompt_group
+from rm_methods.errors import ConfigError
+from rm_methods.preferences.pair import Message, PreferencePair, make_pair
 from rm_methods.preferences.world import vocabulary as words
 from rm_methods.preferences.world.gold import gold
+from rm_methods.validation import schema_problems
 
-SOURCE = "controlled_world"
+SOURCE = "world"
 TEST_SPLITS = ("iid", "cue_neutral", "cue_reversed", "long_context", "early_evidence", "late_evidence")
 SPLITS = ("train", "validation", *TEST_SPLITS)
-FLAWS = {"contradicts": 0.84, "omits": 0.08, "invents": 0.08}  # "omits" and "invents" equally often: the number of claims tells nothing
+FLAWS = {"contradicts": 0.84, "omits": 0.08, "invents": 0.08}  # the last two equally often: the number of claims tells nothing
+MOST_REPEATS = 500  # prompts drawn in a row that all were there before: the world is as good as used up
+
+
+def _whole(default: int, least: int, most: int, description: str) -> dict[str, Any]:
+    return {"type": "integer", "minimum": least, "maximum": most, "default": default, "description": description}
+
+
+def _rate(default: float, description: str) -> dict[str, Any]:
+    return {"type": "number", "minimum": 0.0, "maximum": 1.0, "default": default, "description": description}
+
 
 OPTIONS: dict[str, dict[str, Any]] = {
-    "seed": {"type": "integer", "minimum": 0, "default": 0, "description": "Seed of the world; each split draws from its own stream."},
-    "train_pairs": {"type": "integer", "minimum": 1, "maximum": 1000000, "default": 4000, "description": "Pairs in the train split."},
-    "validation_pairs": {"type": "integer", "minimum": 0, "maximum": 100000, "default": 300, "description": "Pairs in validation."},
-    "test_pairs": {
-        "type": "integer",
-        "minimum": 0,
-        "maximum": 100000,
-        "default": 600,
-        "description": "Pairs in each of the six test splits.",
-    },
-    "cue_agreement": {
-        "type": "number",
-        "minimum": 0.0,
-        "maximum": 1.0,
-        "default": 0.85,
-        "description": "Rate at which the cue stands in the better response (train, validation, iid); cue_reversed has one minus it.",
-    },
+    "seed": _whole(0, 0, 2**32, "Seed of the world; every split draws from its own stream."),
+    "train_pairs": _whole(4000, 1, 1_000_000, "Pairs in the train split."),
+    "validation_pairs": _whole(300, 0, 100_000, "Pairs in the validation split."),
+    "test_pairs": _whole(600, 0, 100_000, "Pairs in each of the six test splits."),
+    "cue_agreement": _rate(0.85, "Rate at which the cue stands in the better response (train, validation, iid); cue_reversed: 1 minus it."),
     "cue_kinds": {
         "type": "array",
         "items": {"enum": list(words.CUE_KINDS)},
         "minItems": 1,
         "uniqueItems": True,
         "default": list(words.CUE_KINDS),
-        "description": "Surface cues in use; each pair has one, drawn evenly.",
+        "description": "Surface cues in use; each pair has one of them, drawn evenly.",
     },
-    "length_cue": {
-        "type": "integer",
-        "minimum": 1,
-        "maximum": 50,
-        "default": 2,
-        "description": "Extra filler sentences of the length cue.",
-    },
-    "min_requirements": {"type": "integer", "minimum": 1, "maximum": 4, "default": 2, "description": "Fewest requirements in a prompt."},
-    "max_requirements": {"type": "integer", "minimum": 1, "maximum": 4, "default": 3, "description": "Most requirements in a prompt."},
-    "max_deciding": {
-        "type": "integer",
-        "minimum": 1,
-        "maximum": 4,
-        "default": 3,
-        "description": "Most flaws that only the rejected response has; fewer is harder.",
-    },
-    "shared_flaw_rate": {
-        "type": "number",
-        "minimum": 0.0,
-        "maximum": 1.0,
-        "default": 0.05,
-        "description": "Rate at which another requirement is contradicted in both responses.",
-    },
-    "multi_turn_rate": {"type": "number", "minimum": 0.0, "maximum": 1.0, "default": 0.05, "description": "Share of prompts in two turns."},
-    "correction_rate": {
-        "type": "number",
-        "minimum": 0.0,
-        "maximum": 1.0,
-        "default": 0.3,
-        "description": "Share of the two-turn prompts in which the user changes one requirement.",
-    },
+    "length_cue": _whole(2, 1, 50, "Filler sentences that the length cue adds."),
+    "min_requirements": _whole(2, 1, 4, "Fewest requirements in a prompt."),
+    "max_requirements": _whole(3, 1, 4, "Most requirements in a prompt."),
+    "max_deciding": _whole(3, 1, 4, "Most flaws that only the rejected response has (never more than requirements); fewer is harder."),
+    "shared_flaw_rate": _rate(0.05, "Rate at which a requirement that does not decide is contradicted in both responses."),
+    "multi_turn_rate": _rate(0.05, "Share of prompts that take two user turns."),
+    "correction_rate": _rate(0.3, "Share of two-turn prompts in which the user takes back a requirement (never in early_evidence)."),
     "evidence": {
-        "enum": ["early", "mixed", "late"],
         "type": "string",
+        "enum": ["early", "mixed", "late"],
         "default": "mixed",
-        "description": "Where the deciding evidence stands in prompt and response (all splits but early_evidence and late_evidence).",
+        "description": "Where the deciding evidence stands in prompt and responses; early_evidence and late_evidence set it themselves.",
     },
-    "filler": {
-        "type": "integer",
-        "minimum": 0,
-        "maximum": 100,
-        "default": 1,
-        "description": "Most filler sentences in a text (evenly 0 to this).",
-    },
-    "long_multiplier": {
-        "type": "integer",
-        "minimum": 1,
-        "maximum": 1000,
-        "default": 5,
-        "description": "Fewest filler sentences in the texts of long_context, in units of `filler`; the most is twice that.",
-    },
+    "filler": _whole(1, 0, 100, "Most filler sentences in a prompt or response (evenly 0 to this)."),
+    "long_multiplier": _whole(
+        5, 1, 1000, "long_context: fewest filler sentences in a text, in units of max(1, filler); the most is twice that."
+    ),
 }
 
 
@@ -124,14 +89,8 @@ def resolve(options: dict[str, Any]) -> dict[str, Any]:
     Raises:
         ConfigError: naming every unknown, ill-typed or out-of-range option.
     """
-    import jsonschema
-
-    problems = [f"{name}: unknown option. {nearest(name, OPTIONS)}" for name in options if name not in OPTIONS]
-    known = {name: value for name, value in options.items() if name in OPTIONS}
-    for name, value in known.items():
-        for error in jsonschema.Draft202012Validator(OPTIONS[name]).iter_errors(value):
-            problems.append(f"{name}: {error.message}. {OPTIONS[name]['description']}")
-    settings = {name: schema["default"] for name, schema in OPTIONS.items()} | known
+    problems = schema_problems(options, {"type": "object", "properties": OPTIONS, "additionalProperties": False})
+    settings = {name: schema["default"] for name, schema in OPTIONS.items()} | options
     if not problems and settings["min_requirements"] > settings["max_requirements"]:
         lowest, highest = settings["min_requirements"], settings["max_requirements"]
         problems.append(f"min_requirements: {lowest} is above max_requirements ({highest}). Lower it, or raise max_requirements.")
@@ -169,18 +128,21 @@ def _generate_split(split: str, size: int, settings: dict[str, Any], groups: set
     if split == "long_context":
         fewest = settings["long_multiplier"] * max(1, settings["filler"])
         most = 2 * fewest
-    pairs, draws = [], 0
+    pairs, repeats = [], 0
     while len(pairs) < size:
-        draws += 1
-        if draws > 100 * size:
-            raise ConfigError(
-                [f"{split}: only {len(pairs)} of {size} pairs have a prompt of their own. Ask for fewer pairs, or raise filler."],
-                "the options of the controlled world",
-            )
         pair = _draw_pair(rng, split, settings, evidence, agreement.get(split, 0.5), (fewest, most))
         if pair.group not in groups:
             groups.add(pair.group)
             pairs.append(pair)
+            repeats = 0
+        elif (repeats := repeats + 1) == MOST_REPEATS:
+            raise ConfigError(
+                [
+                    f"{split}: only {len(pairs)} of {size} pairs have a prompt of their own. "
+                    "Ask for fewer pairs, or raise filler or max_requirements."
+                ],
+                "the options of the controlled world",
+            )
     return pairs
 
 

@@ -24,9 +24,9 @@ from rm_methods.preferences.world.vocabulary import NEGATIONS, SLOT_OF_VALUE
 INVENTION_COST = 0.5
 NEGATION_REACH = 3  # words: "not red", "not a red", "not really so red"
 
-# Words (an apostrophe may join two halves) and the marks that end a sentence, after which a negation no longer reaches.
+# Words (an apostrophe may join two halves) and marks; a negation does not reach beyond a mark or "but".
 _TOKEN = re.compile(r"[^\W_]+(?:['’][^\W_]+)?|[.!?;:,\n]")
-_BREAKS = frozenset(".!?;:,\n")
+_BREAKS = frozenset([*".!?;:,\n", "but"])
 
 
 def gold(prompt: Sequence[Message] | str, response: str) -> float:

@@ -37,7 +37,7 @@ DOMAINS = {
     "meal": (("dinner", "lunch"), ("price", "food", "drink", "mood", "music")),
     "gift": (("gift", "present"), ("price", "color", "size", "material", "style")),
     "gadget": (("phone", "camera"), ("price", "color", "size", "material", "style")),
-    "party": (("party", "wedding"), ("season", "food", "drink", "music", "mood")),
+    "party": (("party", "picnic"), ("season", "food", "drink", "music", "mood")),
 }
 
 OPENERS = (
