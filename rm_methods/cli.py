@@ -85,7 +85,7 @@ def prepare(config_files, pairs, report):
 
 @main.command("prepare-backbone")
 @_config
-@click.option("--pairs", required=True, type=_FILE, help="Prepared pairs.")
+@click.option("--pairs", required=True, type=_FILE, help="Prepared pairs; read for a tiny backbone only.")
 @click.option("--out", required=True, type=_FOLDER, help="Folder to write.")
 def prepare_backbone(config_files, pairs, out):
     """Get tokenizer, chat template and configuration of the backbone ready; convert or create it where needed."""
@@ -93,7 +93,8 @@ def prepare_backbone(config_files, pairs, out):
     from rm_methods.preferences.pair import read_pairs
     from rm_methods.reward_models.backbones import prepare_backbone as run
 
-    record = run(load_config(config_files)["backbone"], read_pairs(pairs, ["train"]), out)
+    backbone = load_config(config_files)["backbone"]
+    record = run(backbone, read_pairs(pairs, ["train"]) if backbone["source"] == "tiny" else [], out)
     click.echo(", ".join(f"{key}: {value}" for key, value in record.items()))
 
 

@@ -292,9 +292,14 @@ def test_wrong_options_are_reported_together():
         generate(min_requirements=4, max_requirements=2)
 
 
-def test_too_few_different_prompts_are_reported():
-    with pytest.raises(ConfigError, match="have a prompt of their own"):
-        generate(train_pairs=50_000, test_pairs=0, validation_pairs=0, filler=0, max_requirements=1, min_requirements=1, multi_turn_rate=0)
+def test_too_few_different_prompts_are_reported(monkeypatch):
+    monkeypatch.setattr(words, "DOMAINS", {"gift": words.DOMAINS["gift"]})
+    monkeypatch.setattr(words, "OPENERS", words.OPENERS[:1])
+    # One opener x 2 things x 5 slots x 3 values x 2 nouns x 6 templates = 360 prompts of one requirement.
+    few = {"test_pairs": 0, "validation_pairs": 0, "filler": 0, "min_requirements": 1, "max_requirements": 1, "multi_turn_rate": 0}
+    assert len(generate(train_pairs=200, **few)) == 200
+    with pytest.raises(ConfigError, match=r"only 3\d\d of 361 pairs have a prompt of their own"):
+        generate(train_pairs=361, **few)
 
 
 def test_reader_gives_the_generated_pairs_and_counts_them(tmp_path):
