@@ -51,8 +51,12 @@ localrules:
 rule all:
     default_target: True
     input:
-        f"{FOLDER}/comparison/table.txt" if config["benchmarks"] else [f"{FOLDER}/runs/{v}/seed{s}/summary.json" for v, s in RUNS],
-        f"{FOLDER}/tracking/export.json" if config["tracking"]["enabled"] and config["benchmarks"] else [],
+        f"{FOLDER}/comparison/table.txt"
+        if config["benchmarks"]
+        else [f"{FOLDER}/runs/{v}/seed{s}/summary.json" for v, s in RUNS],
+        f"{FOLDER}/tracking/export.json"
+        if config["tracking"]["enabled"] and config["benchmarks"]
+        else [],
 
 
 for stage in ("prepare", "train", "score", "evaluate", "compare", "track"):

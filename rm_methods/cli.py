@@ -193,8 +193,7 @@ def evaluate(benchmark, items, scores, summary, metrics, credits):
 def compare(config_files, folder, out):
     """Compare all runs of an experiment: tables and figures."""
     from rm_methods.comparison.compare import compare as run
-    from rm_methods.config import load_config
-    from rm_methods.config import reference_variant
+    from rm_methods.config import load_config, reference_variant
     from rm_methods.experiment import Experiment, comparison_columns
 
     config = load_config(config_files)

@@ -76,7 +76,6 @@ class Experiment:
             raise UserError(f"{len(missing)} files of the experiment are missing, the first is {missing[0]}. Run snakemake first.")
         return files
 
-
     def exports(self, folder: Path | None = None) -> list:
         """What the tracking stage exports, one entry per run."""
         from rm_methods.tracking.export import RunExport

@@ -84,7 +84,7 @@ def tokenizer(prepared):
     return load_tokenizer(prepared[1], 256)
 
 
-@pytest.fixture()
+@pytest.fixture
 def reward_model(prepared):
     """A tiny reward model with random weights, fp32, in evaluation mode."""
     from rm_methods.reward_models.backbones import load_classifier

@@ -123,7 +123,9 @@ class ChatTokenizer:
             return self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt)
         except Exception as error:  # Jinja errors of a strict template: roles that do not alternate, no system turn allowed, ...
             roles = " ".join(m["role"] for m in messages)
-            raise UserError(f"The chat template of {self.tokenizer.name_or_path} refuses a conversation (turns: {roles}): {error}") from None
+            raise UserError(
+                f"The chat template of {self.tokenizer.name_or_path} refuses a conversation (turns: {roles}): {error}"
+            ) from None
 
     def _ids(self, prompt: Sequence[Message], response: str) -> tuple[list[int], int]:
         text = self._render(prompt, response)

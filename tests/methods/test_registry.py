@@ -45,13 +45,13 @@ def test_card_mistakes_are_all_found():
     complete = {"title": "t", "citation": "c", "kind": "trained", "targets": [], "cost": "x", "settings": content["settings"]}
     assert card_problems(complete) == ["settings.a: description missing"]
     complete["settings"]["a"]["description"] = "d"
-    assert card_problems(complete) == ["settings.a.default: is \"x\"; expected number."]
+    assert card_problems(complete) == ['settings.a.default: is "x"; expected number.']
 
 
 def test_a_new_method_needs_only_its_two_files(tmp_path, monkeypatch):
     """The template, copied under a new name, is found, resolved and loaded with no other change."""
-    import rm_methods.methods.registry as registry
     import rm_methods.methods as package
+    import rm_methods.methods.registry as registry
 
     for ending in ("py", "yaml"):
         text = (FOLDER / "template" / f"my_method.{ending}").read_text()

@@ -206,7 +206,8 @@ def test_long_training_pairs_are_left_out_before_the_balance_and_counted(tmp_pat
     from rm_methods.preferences.pair import read_pairs
 
     rows = [
-        {"prompt": f"question {k}", "chosen": "x" * (500 if k < 10 else 30 + k % 2), "rejected": "y" * (30 + (k + 1) % 2)} for k in range(40)
+        {"prompt": f"question {k}", "chosen": "x" * (500 if k < 10 else 30 + k % 2), "rejected": "y" * (30 + (k + 1) % 2)}
+        for k in range(40)
     ]
     (tmp_path / "p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     section = {"dataset": str(tmp_path / "p.jsonl"), "max_characters": 100, "length_balance": True, "validation_fraction": 0.0}

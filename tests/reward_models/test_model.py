@@ -6,7 +6,7 @@ from rm_methods.reward_models.layouts import lay_out
 from rm_methods.reward_models.model import RewardModel, supports_packing
 
 
-@pytest.fixture()
+@pytest.fixture
 def items(tokenizer, pairs):
     return tokenizer.encode((p.prompt, (p.chosen, p.rejected)) for p in pairs[:9])
 
@@ -45,7 +45,9 @@ def test_reward_does_not_depend_on_batch_size_or_order_or_padding(reward_model, 
 def test_reward_does_not_depend_on_the_pad_token(reward_model, items, tokenizer, pad):
     expected = torch.cat([rewards(reward_model, [item], "plain") for item in items])
     for layout in ("packed", "plain"):
-        torch.testing.assert_close(rewards(reward_model, items, layout, pad_id=getattr(tokenizer.tokenizer, pad)), expected, atol=1e-5, rtol=0)
+        torch.testing.assert_close(
+            rewards(reward_model, items, layout, pad_id=getattr(tokenizer.tokenizer, pad)), expected, atol=1e-5, rtol=0
+        )
 
 
 def test_reward_does_not_depend_on_the_padding_side(reward_model, items):

@@ -9,12 +9,12 @@ from rm_methods.scoring.score_table import read_scores, response_hash
 from rm_methods.scoring.scorer import RewardModelScorer, ScoringSettings
 
 
-@pytest.fixture()
+@pytest.fixture
 def scorer(reward_model, tokenizer):
     return RewardModelScorer(reward_model, tokenizer, ScoringSettings(max_length=256))
 
 
-@pytest.fixture()
+@pytest.fixture
 def items(pairs):
     """Items with 1 to 5 responses, of mixed lengths."""
     texts = [p.chosen for p in pairs]

@@ -28,9 +28,7 @@ OPTIONS = {"hidden_size": 64, "seed": 0}
     layout=st.sampled_from(["auto", "packed", "plain"]),
 )
 def test_every_pair_once_an_epoch_and_equal_forwards_on_every_rank(items, ranks, pairs_per_step, budget, layout):
-    plan = plan_steps(
-        items, epochs=2, pairs_per_step=pairs_per_step, tokens_per_microbatch=budget, ranks=ranks, layout=layout, **OPTIONS
-    )
+    plan = plan_steps(items, epochs=2, pairs_per_step=pairs_per_step, tokens_per_microbatch=budget, ranks=ranks, layout=layout, **OPTIONS)
     steps = -(-len(items) // pairs_per_step)
     assert len(plan) == 2 * steps
     for epoch in (plan[:steps], plan[steps:]):
@@ -46,7 +44,15 @@ def test_the_pairs_of_a_step_depend_on_the_seed_and_not_on_ranks_or_budget():
     items = [item(10, 5 + k % 7, 9) for k in range(30)]
 
     def steps(**changes):
-        options = {"epochs": 1, "pairs_per_step": 8, "tokens_per_microbatch": 100, "seed": 3, "ranks": 1, "layout": "auto", "hidden_size": 64}
+        options = {
+            "epochs": 1,
+            "pairs_per_step": 8,
+            "tokens_per_microbatch": 100,
+            "seed": 3,
+            "ranks": 1,
+            "layout": "auto",
+            "hidden_size": 64,
+        }
         return [sorted(step.indices) for step in plan_steps(items, **(options | changes))]
 
     assert steps() == steps(ranks=2) == steps(tokens_per_microbatch=1000) == steps(layout="plain")

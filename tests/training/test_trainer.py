@@ -56,7 +56,9 @@ def test_equal_seeds_give_equal_weights_and_other_seeds_do_not(prepared, tmp_pat
     assert not all(torch.equal(weights[0][k], weights[2][k]) for k in weights[0])
 
 
-@pytest.mark.parametrize("change", [{"tokens_per_microbatch": 100}, {"tokens_per_microbatch": 4000}, {"layout": "plain"}, {"layout": "packed"}])
+@pytest.mark.parametrize(
+    "change", [{"tokens_per_microbatch": 100}, {"tokens_per_microbatch": 4000}, {"layout": "plain"}, {"layout": "packed"}]
+)
 def test_how_a_step_is_cut_does_not_change_what_is_learnt(prepared, tmp_path, change):
     losses = []
     for name, training in (("reference", {}), ("changed", change)):

@@ -12,11 +12,11 @@ rule compare:
         latex=f"{FOLDER}/comparison/table.tex",
         figure=f"{FOLDER}/comparison/comparison.png",
         vector=f"{FOLDER}/comparison/comparison.svg",
+    log:
+        f"{FOLDER}/logs/compare.log",
     params:
         reference=reference_variant(config),
         code=code_hash("compare"),
         out=f"{FOLDER}/comparison",
-    log:
-        f"{FOLDER}/logs/compare.log",
     shell:
         "rm-methods compare --config {CONFIG_FILE:q} --experiment {FOLDER:q} --out {params.out:q} > {log:q} 2>&1"

@@ -4,18 +4,28 @@
 rule evaluate:
     input:
         summary=rules.train.output.summary,
-        item_tables=expand(rules.prepare_benchmark.output.item_table, benchmark=config["benchmarks"]),
-        scores=expand(rules.score.output, benchmark=config["benchmarks"], allow_missing=True),
+        item_tables=expand(
+            rules.prepare_benchmark.output.item_table, benchmark=config["benchmarks"]
+        ),
+        scores=expand(
+            rules.score.output, benchmark=config["benchmarks"], allow_missing=True
+        ),
     output:
         metrics=f"{FOLDER}/evaluation/{{variant}}/seed{{seed}}/metrics.json",
         credits=f"{FOLDER}/evaluation/{{variant}}/seed{{seed}}/credits.parquet",
-    params:
-        benchmark_options=[option for name in config["benchmarks"] for option in ("--benchmark", name)],
-        item_options=lambda wc, input: [option for path in input.item_tables for option in ("--items", path)],
-        score_options=lambda wc, input: [option for path in input.scores for option in ("--scores", path)],
-        code=code_hash("evaluate"),
     log:
         f"{FOLDER}/logs/evaluate/{{variant}}_seed{{seed}}.log",
+    params:
+        benchmark_options=[
+            option for name in config["benchmarks"] for option in ("--benchmark", name)
+        ],
+        item_options=lambda wc, input: [
+            option for path in input.item_tables for option in ("--items", path)
+        ],
+        score_options=lambda wc, input: [
+            option for path in input.scores for option in ("--scores", path)
+        ],
+        code=code_hash("evaluate"),
     shell:
         "rm-methods evaluate {params.benchmark_options:q} {params.item_options:q} {params.score_options:q} --summary {input.summary:q}"
         " --metrics {output.metrics:q} --credits {output.credits:q} > {log:q} 2>&1"

@@ -5,11 +5,11 @@ rule prepare:
     output:
         pairs=f"{FOLDER}/data/pairs.parquet",
         report=f"{FOLDER}/data/report.json",
+    log:
+        f"{FOLDER}/logs/prepare.log",
     params:
         settings=canonical_json(config["data"]),
         code=code_hash("prepare"),
-    log:
-        f"{FOLDER}/logs/prepare.log",
     shell:
         "rm-methods prepare --config {CONFIG_FILE:q} --pairs {output.pairs:q} --report {output.report:q} > {log:q} 2>&1"
 
@@ -17,32 +17,40 @@ rule prepare:
 rule prepare_backbone:
     # Only the tiny backbone looks at the data: its tokenizer is trained on it.
     input:
-        pairs=rules.prepare.output.pairs if config["backbone"]["source"] == "tiny" else [],
+        pairs=(
+            rules.prepare.output.pairs
+            if config["backbone"]["source"] == "tiny"
+            else []
+        ),
     output:
         directory(f"{FOLDER}/data/backbone"),
-    params:
-        settings=canonical_json(config["backbone"]),
-        code=code_hash("backbone"),
     log:
         f"{FOLDER}/logs/prepare_backbone.log",
     resources:
         mem_mb=config["resources"]["memory_mb"],
         runtime=config["resources"]["runtime_minutes"],
+    params:
+        settings=canonical_json(config["backbone"]),
+        code=code_hash("backbone"),
     shell:
         "rm-methods prepare-backbone --config {CONFIG_FILE:q} --pairs {rules.prepare.output.pairs:q} --out {output:q} > {log:q} 2>&1"
 
 
 rule prepare_benchmark:
     input:
-        pairs=lambda wc: rules.prepare.output.pairs if EXPERIMENT.made_of_pairs(wc.benchmark) else [],
+        pairs=lambda wc: (
+            rules.prepare.output.pairs
+            if EXPERIMENT.made_of_pairs(wc.benchmark)
+            else []
+        ),
     output:
         item_table=f"{FOLDER}/benchmarks/{{benchmark}}.parquet",
         report=f"{FOLDER}/benchmarks/{{benchmark}}.json",
+    log:
+        f"{FOLDER}/logs/prepare_benchmark/{{benchmark}}.log",
     params:
         settings=lambda wc: canonical_json(config["benchmarks"][wc.benchmark]),
         code=code_hash("items"),
-    log:
-        f"{FOLDER}/logs/prepare_benchmark/{{benchmark}}.log",
     shell:
         "rm-methods prepare-benchmark --config {CONFIG_FILE:q} --benchmark {wildcards.benchmark:q} --pairs {rules.prepare.output.pairs:q}"
         " --items {output.item_table:q} --report {output.report:q} > {log:q} 2>&1"

@@ -7,16 +7,20 @@ rule score:
         item_table=rules.prepare_benchmark.output.item_table,
     output:
         f"{FOLDER}/scores/{{variant}}/seed{{seed}}/{{benchmark}}.parquet",
-    params:
-        settings=canonical_json(config["scoring"]),
-        code=lambda wc: EXPERIMENT.score_code(wc.variant),
     log:
         f"{FOLDER}/logs/score/{{variant}}_seed{{seed}}_{{benchmark}}.log",
     threads: config["resources"]["threads"]
     resources:
         mem_mb=config["resources"]["memory_mb"],
         runtime=config["resources"]["runtime_minutes"],
-        gpu=lambda wc: min(1, config["resources"]["gpus"]) if EXPERIMENT.is_trained(wc.variant) else 0,
+        gpu=lambda wc: (
+            min(1, config["resources"]["gpus"])
+            if EXPERIMENT.is_trained(wc.variant)
+            else 0
+        ),
+    params:
+        settings=canonical_json(config["scoring"]),
+        code=lambda wc: EXPERIMENT.score_code(wc.variant),
     shell:
         "rm-methods score --config {CONFIG_FILE:q} --model {input.model:q} --data {input.item_table:q} --out {output:q}"
         " --threads {threads} > {log:q} 2>&1"

@@ -8,11 +8,11 @@ rule export:
         summaries=rules.compare.input.summaries,
     output:
         f"{FOLDER}/tracking/export.json",
+    log:
+        f"{FOLDER}/logs/track.log",
     params:
         settings=canonical_json(config["tracking"]),
         code=code_hash("track"),
-    log:
-        f"{FOLDER}/logs/track.log",
     shell:
         "rm-methods track --config {CONFIG_FILE:q} --experiment {FOLDER:q} --out {output:q} > {log:q} 2>&1"
 

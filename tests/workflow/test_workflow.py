@@ -1,0 +1,191 @@
+"""The real workflow, on a world of a few hundred pairs: end to end, what runs again, killed runs, MLflow down."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.conftest import REPOSITORY
+
+SMOKE = {
+    "experiment": "smoke",
+    "seeds": [0],
+    "data": {"dataset": "world", "options": {"train_pairs": 120, "validation_pairs": 20, "test_pairs": 20}},
+    "backbone": {
+        "max_length": 256,
+        "tiny": {"hidden_size": 16, "intermediate_size": 32, "layers": 1, "heads": 2, "key_value_heads": 2, "vocabulary_size": 400},
+    },
+    "training": {
+        "pairs_per_step": 8, "learning_rate": 1e-3, "precision": "fp32", "log_every_steps": 1, "checkpoint_every_steps": 5,
+    },
+    "methods": {"bradley_terry": {}, "label_smoothing": {}, "longest": {}},
+    "benchmarks": {"world": {}},
+}  # fmt: skip
+
+
+def checkout(folder: Path) -> Path:
+    """A copy of what the workflow needs, so that tests may edit it."""
+    for name in ("rm_methods", "workflow", "data"):
+        shutil.copytree(REPOSITORY / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    (folder / "config").mkdir()
+    shutil.copy(REPOSITORY / "Snakefile", folder)
+    (folder / "config" / "smoke.yaml").write_text(yaml.safe_dump(SMOKE))
+    return folder
+
+
+def environment(folder: Path, **more: str) -> dict[str, str]:
+    kept = {k: v for k, v in os.environ.items() if k not in ("MLFLOW_TRACKING_URI", "PYTEST_CURRENT_TEST")}
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    return kept | {"PATH": path, "PYTHONPATH": str(folder), "MLFLOW_DISABLE_TELEMETRY": "true"} | more
+
+
+def snakemake(folder: Path, *arguments: str, check: bool = True, **variables: str) -> str:
+    command = ["snakemake", "--cores", "2", "--configfile", "config/smoke.yaml", *arguments]
+    done = subprocess.run(command, cwd=folder, env=environment(folder, **variables), capture_output=True, text=True, timeout=600)
+    output = done.stdout + done.stderr
+    if check:
+        logs = "\n".join(f"== {p}\n{p.read_text()[-2000:]}" for p in (folder / "results").rglob("*.log"))
+        assert done.returncode == 0, output[-3000:] + logs
+    return output
+
+
+def planned(output: str) -> dict[str, int]:
+    """Jobs of a dry run, by rule."""
+    table = output.split("Job stats:")[1] if "Job stats:" in output else ""
+    return {name: int(count) for name, count in re.findall(r"^(\w+)\s+(\d+)$", table, re.MULTILINE) if name != "total"}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Path:
+    """A checkout in which the whole workflow has run, with MLflow unreachable."""
+    folder = checkout(tmp_path_factory.mktemp("workflow"))
+    snakemake(folder, MLFLOW_TRACKING_URI="http://127.0.0.1:9")
+    return folder
+
+
+def results(folder: Path) -> Path:
+    return folder / "results" / "smoke"
+
+
+def test_dry_run_of_the_quickstart_shows_every_job(tmp_path):
+    done = subprocess.run(
+        ["snakemake", "-n", "--cores", "2"], cwd=REPOSITORY, env=environment(REPOSITORY), capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    rules = set(planned(done.stdout + done.stderr)) or {"nothing to be done"}
+    assert rules <= {
+        "all", "prepare", "prepare_backbone", "prepare_benchmark", "train", "score", "evaluate", "compare", "export", "nothing to be done"
+    }  # fmt: skip
+
+
+def test_the_workflow_runs_to_the_end(finished):
+    comparison = results(finished) / "comparison"
+    assert {p.name for p in comparison.iterdir()} >= {"table.txt", "table.md", "table.csv", "table.tex", "comparison.png", "comparison.svg"}
+    table = (comparison / "table.txt").read_text()
+    for variant in SMOKE["methods"]:
+        assert variant in table
+    metrics = json.loads((results(finished) / "evaluation" / "bradley_terry" / "seed0" / "metrics.json").read_text())
+    assert metrics["benchmarks"]["world"]["n_scored"] == metrics["benchmarks"]["world"]["n_total"] == 6 * 20
+    summary = json.loads((results(finished) / "runs" / "bradley_terry" / "seed0" / "summary.json").read_text())
+    assert metrics["run_key"] == summary["run_key"]
+
+
+def test_nothing_runs_again_when_nothing_changed(finished):
+    assert "Nothing to be done" in snakemake(finished, "-n")
+
+
+def test_mlflow_down_leaves_runs_pending_and_track_fills_them_in(finished):
+    record = json.loads((results(finished) / "tracking" / "export.json").read_text())
+    assert [run["status"] for run in record] == ["pending"] * 3
+    snakemake(finished, "track")
+    record = json.loads((results(finished) / "tracking" / "export.json").read_text())
+    assert [run["status"] for run in record] == ["exported"] * 3
+    import sqlite3
+
+    with sqlite3.connect(finished / "mlflow.db") as store:
+        assert store.execute("select count(*) from runs").fetchone() == (3,)
+    snakemake(finished, "track")
+    with sqlite3.connect(finished / "mlflow.db") as store:
+        assert store.execute("select count(*) from runs").fetchone() == (3,)
+
+
+def test_editing_a_methods_code_reruns_that_method_only(finished):
+    file = finished / "rm_methods" / "methods" / "label_smoothing.py"
+    before = file.read_text()
+    try:
+        file.write_text(before + "\n# changed\n")
+        output = snakemake(finished, "-n")
+    finally:
+        file.write_text(before)
+    assert planned(output) == {"train": 1, "score": 1, "evaluate": 1, "compare": 1, "export": 1, "all": 1}
+    assert "runs/label_smoothing/seed0" in output
+    assert "output: results/smoke/runs/bradley_terry" not in output
+
+
+@pytest.mark.parametrize(
+    ("section", "value", "expected"),
+    [
+        ("methods", {**SMOKE["methods"], "label_smoothing": {"smoothing": 0.2}}, {"train": 1, "score": 1, "evaluate": 1}),
+        ("seeds", [0, 1], {"train": 2, "score": 2, "evaluate": 2}),
+        ("scoring", {"tokens_per_batch": 999}, {"score": 3, "evaluate": 3}),
+        ("tracking", {"experiment": "other"}, {}),
+    ],
+)
+def test_editing_the_configuration_reruns_what_depends_on_it(finished, section, value, expected):
+    changed = finished / "config" / "changed.yaml"
+    changed.write_text(yaml.safe_dump(SMOKE | {section: value}))
+    done = subprocess.run(
+        ["snakemake", "-n", "--cores", "2", "--configfile", str(changed)],
+        cwd=finished, env=environment(finished), capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    jobs = planned(done.stdout + done.stderr)
+    assert {rule: count for rule, count in jobs.items() if rule not in ("compare", "export", "all")} == expected
+    assert "export" in jobs
+
+
+def test_a_wrong_configuration_stops_everything_with_all_problems(finished):
+    wrong = finished / "config" / "wrong.yaml"
+    wrong.write_text(yaml.safe_dump(SMOKE | {"training": {"epoch": 1}, "methods": {"bradly_terry": {}}}))
+    done = subprocess.run(
+        ["snakemake", "-n", "--cores", "2", "--configfile", str(wrong)],
+        cwd=finished, env=environment(finished), capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    output = done.stdout + done.stderr
+    assert done.returncode != 0
+    assert "training.epoch: unknown key. Did you mean 'epochs'?" in output
+    assert "unknown method 'bradly_terry'. Did you mean 'bradley_terry'?" in output
+
+
+def test_a_killed_run_continues_from_its_checkpoint(finished, tmp_path):
+    """SIGKILL of Snakemake and its jobs in the middle of training; the rerun resumes and ends with the uninterrupted weights."""
+    folder = checkout(tmp_path / "killed")
+    long = SMOKE | {"methods": {"bradley_terry": {}}, "training": SMOKE["training"] | {"epochs": 40}}
+    (folder / "config" / "smoke.yaml").write_text(yaml.safe_dump(long))
+    process = subprocess.Popen(
+        ["snakemake", "--cores", "2", "--configfile", "config/smoke.yaml"],
+        cwd=folder, env=environment(folder), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
+    )  # fmt: skip
+    deadline = time.monotonic() + 240
+    while not list((results(folder) / "work").glob("*/checkpoint-*/complete")) and time.monotonic() < deadline:
+        assert process.poll() is None, "the workflow ended before it could be killed"
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (results(folder) / "runs" / "bradley_terry" / "seed0" / "summary.json").exists()
+    snakemake(folder, "--unlock")
+    snakemake(folder, "--rerun-incomplete")
+    log = (results(folder) / "logs" / "train" / "bradley_terry_seed0.log").read_text()
+    assert "resumes from" in log
+    steps = [json.loads(line)["step"] for line in (results(folder) / "runs/bradley_terry/seed0/metrics.jsonl").read_text().splitlines()]
+    assert steps == list(range(1, len(steps) + 1))
+    assert len(steps) == 40 * 15
