@@ -84,19 +84,41 @@ def load_classifier(folder: Path, backbone: dict[str, Any], seed: int):
     else:
         weights = str(folder) if record["weights"] == "here" else record["weights"]
         with hub_errors_explained(weights):
-            classifier = AutoModelForSequenceClassification.from_pretrained(
+            classifier, loading = AutoModelForSequenceClassification.from_pretrained(
                 weights,
                 revision=record["revision"],
                 num_labels=1,
                 dtype=getattr(torch, backbone["dtype"]),
                 attn_implementation=backbone["attention"],
                 trust_remote_code=backbone["trust_remote_code"],
+                output_loading_info=True,
             )
+        if "score.weight" in loading["missing_keys"]:
+            _draw_head(classifier, seed)
         # A tokenizer that got a pad token of its own needs a row for it.
         if len(tokenizer) > classifier.get_input_embeddings().num_embeddings:
             classifier.resize_token_embeddings(len(tokenizer))
     classifier.config.pad_token_id = tokenizer.pad_token_id
     return classifier
+
+
+def _draw_head(classifier, seed: int) -> None:
+    """Initialise a new scalar head from the seed alone: the same on every rank, and whether or not ZeRO-3 has sharded it."""
+    from contextlib import nullcontext
+
+    import torch
+
+    weight = classifier.score.weight
+    gathered = nullcontext()
+    if hasattr(weight, "ds_id"):
+        import deepspeed
+
+        gathered = deepspeed.zero.GatheredParameters([weight], modifier_rank=0)
+    scale = getattr(classifier.config, "initializer_range", 0.02)
+    drawn = torch.randn(1, classifier.score.in_features, generator=torch.Generator().manual_seed(seed)) * scale
+    with gathered, torch.no_grad():
+        if weight.shape == drawn.shape:
+            weight.copy_(drawn)
 
 
 def source_folder(source: str) -> str:

@@ -168,7 +168,7 @@ def _train_this_rank(config: dict[str, Any], variant: str, seed: int, files: Run
     import torch
 
     from rm_methods.methods.contract import Inputs
-    from rm_methods.reward_models.backbones import load_tokenizer
+    from rm_methods.reward_models.backbones import load_classifier, load_tokenizer
     from rm_methods.training.trainer import PlannedSteps, RewardTrainer, RunLog, last_complete_checkpoint
 
     started = time.monotonic()
@@ -184,10 +184,13 @@ def _train_this_rank(config: dict[str, Any], variant: str, seed: int, files: Run
     items = tokenizer.encode((pair.prompt, (pair.chosen, pair.rejected)) for pair in pairs)
     pairs, items, truncation = apply_truncation_policy(pairs, items, training["overlong_pairs"])
 
-    # The arguments come before the model: with ZeRO-3 they make transformers create the model in shards.
+    # With ZeRO-3 the arguments make transformers create and load a model in shards, so they come first; a tiny model is created whole,
+    # because random weights drawn in shards would be others than those of a run on one rank.
     step_count = training["epochs"] * -(-len(pairs) // training["pairs_per_step"])
+    tiny = load_classifier(files.backbone, config["backbone"], seed) if config["backbone"]["source"] == "tiny" else None
     arguments = training_arguments(training, seed, work, step_count)
-    model, layout = _build_model(config, files.backbone, seed)
+    classifier = tiny or load_classifier(files.backbone, config["backbone"], seed)
+    model, layout = _reward_model(training, classifier)
     plan = _plan(config, items, seed, arguments.world_size, layout, model.hidden_size)
     method.build(model, Inputs(seed, len(plan), work))
 
@@ -225,15 +228,12 @@ def _gathered_weights(trainer) -> dict:
     return state_dict
 
 
-def _build_model(config: dict[str, Any], folder: Path, seed: int):
+def _reward_model(training: dict[str, Any], classifier):
     """The reward model and the layout it is trained in."""
     import torch
 
-    from rm_methods.reward_models.backbones import load_classifier
     from rm_methods.reward_models.model import RewardModel, supports_packing
 
-    training = config["training"]
-    classifier = load_classifier(folder, config["backbone"], seed)
     model = RewardModel(classifier, autocast=torch.bfloat16 if training["precision"] == "bf16" else None)
     if training["gradient_checkpointing"]:
         model.recompute_activations()

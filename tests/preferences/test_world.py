@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections import Counter
 from dataclasses import asdict
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -261,7 +262,18 @@ def test_values_belong_to_one_slot_and_occur_in_no_other_text():
     assert all(value[0] not in "aeiou" for value in values)  # "a {value}"
 
 
-# --- options ---
+# --- options and documentation ---
+
+
+def test_documentation_has_every_option_with_its_default_and_real_examples(world):
+    text = (Path(__file__).resolve().parents[2] / "docs" / "world.md").read_text(encoding="utf-8")
+    for name, schema in OPTIONS.items():
+        assert f"| `{name}` | `{json.dumps(schema['default'])}` |" in text
+        assert schema["description"] in text
+    for pairs in world.values():
+        for pair in pairs[:2]:
+            for printed in (prompt_text(pair), pair.chosen, pair.rejected):
+                assert all(f"{line}\n" in text for line in printed.split("\n"))
 
 
 def test_options_have_what_the_interface_needs():

@@ -106,5 +106,5 @@ def test_a_template_error_names_the_roles(tokenizer):
     strict = copy.deepcopy(tokenizer.tokenizer)
     strict.chat_template = "{{ raise_exception('roles must alternate') if messages|length > 2 else messages[0].content }}"
     chat = ChatTokenizer(strict, 64)
-    with pytest.raises(UserError, match="user user assistant.*roles must alternate"):
+    with pytest.raises(UserError, match=r"user user assistant.*roles must alternate"):
         chat.encode([([*USER, *USER], ["b"])])

@@ -12,6 +12,7 @@ import pytest
 import yaml
 from safetensors.torch import load_file
 
+from rm_methods.preferences.pair import make_pair, write_pairs
 from tests.conftest import experiment_config
 
 
@@ -50,10 +51,23 @@ def test_two_ranks_learn_what_one_rank_learns(prepared, one_rank, tmp_path, stag
 
 
 def test_a_failing_rank_ends_the_run_with_its_message(prepared, tmp_path):
-    config = experiment_config(tmp_path, training={"processes": 2, "overlong_pairs": "error", "max_length": 40})
+    config = experiment_config(tmp_path, training={"processes": 2, "overlong_pairs": "error"})
+    too_long = make_pair([{"role": "user", "content": "Paint it red."}], "red " * 400, "no", split="train", source="made up")
+    write_pairs([too_long], tmp_path / "long.parquet")
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
     command = [sys.executable, "-m", "rm_methods.cli", "train", "--config", tmp_path / "config.yaml", "--variant", "bradley_terry"]
-    command += ["--seed", "0", "--pairs", prepared[0], "--backbone", prepared[1], "--out", tmp_path, "--work", tmp_path / "work"]
+    command += [
+        "--seed",
+        "0",
+        "--pairs",
+        tmp_path / "long.parquet",
+        "--backbone",
+        prepared[1],
+        "--out",
+        tmp_path,
+        "--work",
+        tmp_path / "work",
+    ]
     done = subprocess.run([str(c) for c in command], capture_output=True, text=True, timeout=400)
     assert done.returncode == 2
     assert "training.max_length" in done.stderr

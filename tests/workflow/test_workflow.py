@@ -50,7 +50,7 @@ def environment(folder: Path, **more: str) -> dict[str, str]:
 
 
 def snakemake(folder: Path, *arguments: str, check: bool = True, **variables: str) -> str:
-    command = ["snakemake", "--cores", "2", "--configfile", "config/smoke.yaml", *arguments]
+    command = ["snakemake", *arguments, "--cores", "2", "--configfile", "config/smoke.yaml"]
     done = subprocess.run(command, cwd=folder, env=environment(folder, **variables), capture_output=True, text=True, timeout=600)
     output = done.stdout + done.stderr
     if check:
