@@ -38,6 +38,12 @@ class Experiment:
 
         return load_benchmark_card(benchmark).module == "prepared_splits"
 
+    def columns(self) -> str:
+        """Benchmarks, metrics and headings of the comparison table, as one text."""
+        from rm_methods.benchmarks.cards import load_card as load_benchmark_card
+
+        return canonical_json([[name, list(load_benchmark_card(name).columns.items())] for name in self.config["benchmarks"]])
+
     def train_settings(self, variant: str) -> str:
         """The part of the configuration that a training run depends on, as one text."""
         method = self.config["methods"][variant]
@@ -98,6 +104,5 @@ def comparison_columns(config: Mapping[str, Any]) -> list:
     for name in config["benchmarks"]:
         card = load_benchmark_card(name)
         for metric, heading in card.columns.items():
-            full = heading if heading == card.title else f"{card.title}: {heading}"
-            columns.append(Column(benchmark=name, metric=metric, heading=full, chance=card.chance))
+            columns.append(Column(benchmark=name, metric=metric, heading=heading, chance=card.chance))
     return columns

@@ -130,7 +130,8 @@ def _rich_table(comparison: Comparison, columns: list[tuple[str, list[str]]], wi
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1), show_edge=False)
     for index, (heading, texts) in enumerate(columns):
         if index == 0:
-            table.add_column(Text(heading), overflow="fold", max_width=width // 3)
+            longest = max(map(len, texts), default=0)
+            table.add_column(Text(heading), overflow="fold", min_width=min(longest, width // 3), max_width=width // 3)
         else:
             table.add_column(Text(heading), justify="right", width=_needed(heading, texts) - GAP)
     for block in _blocks(comparison):

@@ -31,7 +31,7 @@ def write(folder, **changes):
 def test_the_shipped_benchmarks():
     assert {"heldout", "hh_rlhf", "judge_bench", "rm_bench", "world"} <= set(list_cards())
     card = load_card("world")
-    assert list(card.columns.values()) == ["iid", "neutral", "reversed", "long", "early", "late"]
+    assert list(card.columns.values()) == ["world iid", "world neutral", "world reversed", "world long", "world early", "world late"]
 
 
 def test_optional_keys_have_defaults(tmp_path):

@@ -142,6 +142,7 @@ def test_defaults_are_filled_in():
         "validation_fraction": 0.1,
         "test_fraction": 0.0,
         "max_pairs": {},
+        "max_characters": None,
         "length_balance": False,
         "label_noise": {"rate": 0.1, "kind": "symmetric"},
     }

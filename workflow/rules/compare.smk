@@ -16,6 +16,7 @@ rule compare:
         f"{FOLDER}/logs/compare.log",
     params:
         reference=reference_variant(config),
+        columns=EXPERIMENT.columns(),
         code=code_hash("compare"),
         out=f"{FOLDER}/comparison",
     shell:
