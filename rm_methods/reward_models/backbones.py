@@ -51,6 +51,7 @@ def prepare_backbone(backbone: dict[str, Any], pairs: Iterable[PreferencePair], 
             record = _prepare_pretrained(backbone, path)
         tokenizer = _tokenizer(path, backbone)
         tokenizer.save_pretrained(path)
+        _check_length(path, backbone)
         record["tokenizer_hash"] = ChatTokenizer(tokenizer, backbone["max_length"]).hash()
         write_json(path / RECORD, record)
     return record
@@ -225,6 +226,18 @@ def _prepare_pretrained(backbone: dict[str, Any], path: Path) -> dict[str, Any]:
         AutoConfig.from_pretrained(source, **options).save_pretrained(path)
     weights = os.path.abspath(source) if Path(source).is_dir() else source
     return {"kind": "pretrained", "weights": weights, "revision": backbone["revision"], "source": backbone["source"]}
+
+
+def _check_length(path: Path, backbone: dict[str, Any]) -> None:
+    """Positions beyond those a model was made for give an index error at best and nonsense at worst."""
+    from transformers import AutoConfig
+
+    limit = getattr(AutoConfig.from_pretrained(path), "max_position_embeddings", None)
+    if limit is not None and backbone["max_length"] > limit:
+        raise UserError(
+            f"backbone.max_length = {backbone['max_length']} is more than the {limit} positions of backbone.source = "
+            f"'{backbone['source']}'. Lower it; longer prompts are then cut, oldest turns first, and counted."
+        )
 
 
 def _tokenizer(path: Path, backbone: dict[str, Any]):

@@ -207,8 +207,9 @@ def _train_this_rank(config: dict[str, Any], variant: str, seed: int, files: Run
     state_dict = _gathered_weights(trainer) if arguments.deepspeed else None
     summary = None
     if arguments.process_index == 0:
-        method.export(trainer.accelerator.unwrap_model(trainer.model_wrapped), files.model, state_dict)
-        tokenizer.tokenizer.save_pretrained(files.model)
+        with written_atomically(files.model) as folder:
+            method.export(trainer.accelerator.unwrap_model(trainer.model_wrapped), folder, state_dict)
+            tokenizer.tokenizer.save_pretrained(folder)
         with written_atomically(files.metrics) as path:
             shutil.copyfile(work / "metrics.jsonl", path)
         cost = _cost(plan, items, arguments, log.before + time.monotonic() - started)
