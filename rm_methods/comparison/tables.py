@@ -10,7 +10,7 @@ from rm_methods.comparison.result import Cell, Column, Comparison, VariantRow
 
 MISSING = "—"
 WIDTH = 112  # of the terminal table; wider tables are stacked
-GAP = 2  # spaces between two of its columns
+GAP = 3  # columns that the table puts between two of its columns
 COST_HEADINGS = ("Tokens", "Time", "Memory")
 CSV_FIELDS = (
     *("variant", "method", "benchmark", "metric", "heading"),

@@ -129,3 +129,12 @@ def test_figure_takes_missing_and_undefined_cells_and_wide_intervals(tmp_path):
     first = (tmp_path / "c.svg").read_bytes()
     write_figures(comparison, [tmp_path / "c.png", tmp_path / "c.svg"])
     assert (tmp_path / "c.svg").read_bytes() == first
+
+
+@pytest.mark.parametrize("length", range(8, 40))
+def test_no_cell_and_no_name_is_cut_at_any_width(length):
+    name = "m" * length
+    text = terminal_table(made_comparison([made_row(name, [made_cell(0.5 + 0.0123)] * 6), made_row("b", [made_cell(0.4)] * 6)], 6))
+    assert text.count("51.2 ±1.2") == 6
+    if length <= WIDTH // 3:
+        assert name in text
