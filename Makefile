@@ -14,7 +14,7 @@ demo: setup
 	snakemake --cores $(CORES)
 
 test: setup
-	OMP_NUM_THREADS=1 pytest -m "not slow" -n $(CORES)
+	OMP_NUM_THREADS=1 pytest -m "not slow" -n $(CORES) --dist loadfile
 
 # Real backbone, real data, the trained world: minutes.
 test-slow: setup
