@@ -15,17 +15,13 @@ from rm_methods.config import load_config, reference_variant, resolve, write_res
 from rm_methods.errors import UserError
 from rm_methods.experiment import Experiment
 from rm_methods.files import canonical_json
-from rm_methods.methods.registry import load_card
 from rm_methods.provenance import code_hash
 
 min_version("9.0")
 
-# Not a `configfile:` statement: Snakemake would merge the default into the file that the user names.
-if not config:
-    config = load_config(["config/quickstart.yaml"])
-
 try:
-    config = resolve(config)
+    # Not a `configfile:` statement: Snakemake would merge the default into the file that the user names.
+    config = resolve(config) if config else load_config(["config/quickstart.yaml"])
 except UserError as error:
     raise WorkflowError(str(error))
 
