@@ -183,8 +183,9 @@ def _conflicts(config: dict[str, Any]) -> list[str]:
             found.append(f"backbone.tiny.key_value_heads: {tiny['key_value_heads']} does not divide backbone.tiny.heads = {tiny['heads']}")
         if backbone["gguf_file"]:
             found.append("backbone.gguf_file: set, but backbone.source is 'tiny'; name the folder or package that holds the file")
-    if backbone["attention"] == "flash_attention_2" and training["layout"] == "packed":
-        found.append("training.layout: 'packed' needs backbone.attention 'sdpa' or 'eager'; use 'auto' or 'plain' with flash_attention_2")
+    for section in ("training", "scoring"):
+        if backbone["attention"] != "sdpa" and config[section]["layout"] == "packed":
+            found.append(f"{section}.layout: 'packed' needs backbone.attention 'sdpa'; otherwise use 'auto' or 'plain'")
     if training["pairs_per_step"] < training["processes"]:
         found.append(f"training.pairs_per_step: {training['pairs_per_step']} is fewer than training.processes = {training['processes']}")
     try:

@@ -68,7 +68,8 @@ def test_missing_sections_are_named():
     [
         ({"backbone": {"tiny": {"hidden_size": 30, "heads": 4}}}, "backbone.tiny.hidden_size: 30 is not a multiple"),
         ({"backbone": {"tiny": {"heads": 4, "key_value_heads": 3}}}, "backbone.tiny.key_value_heads"),
-        ({"backbone": {"attention": "flash_attention_2"}, "training": {"layout": "packed"}}, "training.layout"),
+        ({"backbone": {"attention": "eager"}, "training": {"layout": "packed"}}, "training.layout"),
+        ({"backbone": {"attention": "flash_attention_2"}, "scoring": {"layout": "packed"}}, "scoring.layout"),
         ({"training": {"pairs_per_step": 1, "processes": 2}}, "training.pairs_per_step: 1 is fewer"),
         ({"comparison": {"reference": "bradley_tery"}}, "comparison.reference: 'bradley_tery' is not among the methods. Did you mean"),
         ({"data": {"dataset": "absent.jsonl"}}, "no file or folder absent.jsonl"),

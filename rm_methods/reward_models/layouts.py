@@ -1,11 +1,13 @@
-"""How tokenised items are laid out as rows of a batch.
+"""How tokenised items are laid out for a forward.
 
-Packed: one row per item, `[prompt | response_1 | ... | response_N]`.  The prompt is computed once; every response attends to the
-prompt and to itself; positions restart after the prompt; the reward is read at each response's last token.
-Plain: one row per response, `[prompt | response_k]`, ordinary causal attention; the reference that the packed layout equals.
+Packed: all tokens of all items in one row, every prompt once, no padding.  Everything in a transformer but attention works on single
+tokens, so this is all the work there is; attention alone regroups the tokens, so that each prompt attends to itself and each response
+to its prompt and itself (`AttentionMap`, rm_methods.reward_models.packed_attention).
+Plain: one row per sequence `[prompt | response_k]`, right-padded, ordinary causal attention; the reference that the packed layout
+equals.
 
-Both are right-padded and read by explicit length, never by comparing ids with the pad token.
-Shapes: R rows, L padded length, S = pairs x N sequences.
+Positions count within the sequence, the reward is read at each sequence's last token by explicit length, and ids are never compared
+with the pad token.  Shapes: R rows, L padded length, T packed tokens; I items, N responses of each, S = I x N sequences.
 """
 
 from __future__ import annotations
@@ -18,12 +20,51 @@ import torch
 
 from rm_methods.reward_models.tokenization import TokenizedItem
 
-PAD_SEGMENT = -1
-PROMPT_SEGMENT = 0
+LAYOUTS = ("packed", "plain")
 
-# Cost of one attended (query, key) position relative to one token through the linear layers, for a transformer of hidden size h:
-# 4 h against 24 h^2 multiply-adds a layer, so 1 / (6 h).
-_ATTENTION_COST = 1 / 6
+
+@dataclass
+class AttentionMap:
+    """Regroups packed tokens for attention.  Packed tokens lie in this order: the prompts of all items, then all responses.
+
+    Every token is a query once, in its prompt [I, P] or its response [S, Q].  Keys of a prompt are the prompt, keys of a response are
+    `[prompt | response]` [S, P + Q].  Groups are right-padded with token 0.
+
+    Attributes:
+        prompts: int64 [I, P], packed tokens of each prompt.
+        responses: int64 [S, Q], packed tokens of each response.
+        keys: int64 [S, P + Q], what each response attends to.
+        allowed: bool [S, 1, Q, P + Q], True where the query may attend to the key.
+        query_places: int64 [T], where a token stands in the flattened, concatenated `prompts` and `responses`.
+        key_places: int64 [T], the first place of a token in the flattened, concatenated `prompts` and `keys`.
+        prompt_key_places: int64 [N, prompt tokens], the other places of the prompt tokens.
+        query_is_token: bool [I * P + S * Q], False at padding.
+        used: set by the attention that went by this map, so that a model that does not hand it on is noticed.
+    """
+
+    prompts: torch.Tensor
+    responses: torch.Tensor
+    keys: torch.Tensor
+    allowed: torch.Tensor
+    query_places: torch.Tensor
+    key_places: torch.Tensor
+    prompt_key_places: torch.Tensor
+    query_is_token: torch.Tensor
+    used: bool = False
+
+    def __post_init__(self):
+        self._bias: dict[torch.dtype, torch.Tensor] = {}
+
+    def bias(self, dtype: torch.dtype) -> torch.Tensor:
+        """`allowed` as an additive mask, made once for all layers: a boolean one would be converted again in each."""
+        if dtype not in self._bias:
+            zeros = torch.zeros(self.allowed.shape, dtype=dtype, device=self.allowed.device)
+            self._bias[dtype] = zeros.masked_fill_(~self.allowed, torch.finfo(dtype).min)
+        return self._bias[dtype]
+
+    def to(self, device: torch.device | str) -> AttentionMap:
+        """The same map on `device`."""
+        return _moved(self, device)
 
 
 @dataclass
@@ -31,10 +72,10 @@ class SequenceBatch:
     """Rows of token ids, and where to read the rewards.
 
     Attributes:
-        input_ids: int64 [R, L].
-        position_ids: int64 [R, L]; positions restart after the prompt in every response.
-        segment_ids: int64 [R, L], PAD_SEGMENT, PROMPT_SEGMENT or 1..N for the response; None in the plain layout, where causal
-            attention alone is right (right padding lies behind every real token).
+        input_ids: int64 [R, L]; packed: [1, T].
+        position_ids: int64, as input_ids: places within the sequence.
+        attention_map: for the packed layout; None in the plain one, where causal attention alone is right (padding lies behind every
+            real token).
         read_row, read_column: int64 [S], where sequence s ends, items in order, responses of an item in order.
         responses: N, the same for all items of the batch.
         real_tokens, launched_tokens: tokens without and with padding.
@@ -42,7 +83,7 @@ class SequenceBatch:
 
     input_ids: torch.Tensor
     position_ids: torch.Tensor
-    segment_ids: torch.Tensor | None
+    attention_map: AttentionMap | None
     read_row: torch.Tensor
     read_column: torch.Tensor
     responses: int
@@ -51,8 +92,7 @@ class SequenceBatch:
 
     def to(self, device: torch.device | str):
         """The same batch with all tensors on `device`."""
-        moved = {name: value.to(device, non_blocking=True) for name, value in vars(self).items() if isinstance(value, torch.Tensor)}
-        return replace(self, **moved)
+        return _moved(self, device)
 
 
 @dataclass
@@ -70,99 +110,104 @@ class PairBatch(SequenceBatch):
     pair_ids: tuple[str, ...] = ()
 
 
+def launched_tokens(items: Sequence[TokenizedItem], layout: str) -> int:
+    """Tokens that a forward over `items` computes, with padding."""
+    if layout == "packed":
+        return sum(map(packed_length, items))
+    rows = [length for item in items for length in item.lengths]
+    return len(rows) * max(rows)
+
+
 def packed_length(item: TokenizedItem) -> int:
-    """Tokens of an item in the packed layout."""
+    """Tokens of an item in the packed layout: its prompt once, and its responses."""
     return item.shared + sum(length - item.shared for length in item.lengths)
 
 
-def row_lengths(item: TokenizedItem, layout: str) -> list[int]:
-    """Lengths of the rows that an item takes."""
-    return [packed_length(item)] if layout == "packed" else list(item.lengths)
-
-
-def cheaper_layout(item: TokenizedItem, hidden_size: int) -> str:
-    """Which layout computes an item with less work, for a backbone of `hidden_size`.
-
-    Packing saves the prompt's tokens but its masked attention computes the whole L x L square; plain rows use causal attention,
-    which skips the upper half.  Long responses to a short prompt are therefore cheaper in plain rows.
-    """
-    attention = _ATTENTION_COST / hidden_size
-    packed = packed_length(item)
-    packed_cost = packed + attention * packed**2
-    plain_cost = sum(length + attention * length**2 / 2 for length in item.lengths)
-    return "packed" if packed_cost <= plain_cost else "plain"
-
-
-def lay_out(items: Sequence[TokenizedItem], layout: str, pad_id: int, padding_side: str = "right") -> SequenceBatch:
+def lay_out(items: Sequence[TokenizedItem], layout: str, pad_id: int) -> SequenceBatch:
     """Build the batch of `items`, which must all have the same number of responses.
 
     Args:
         layout: "packed" or "plain".
-        padding_side: "left" exists to test that the reward does not depend on it; only with the plain layout.
+        pad_id: fills the plain layout's rows; any id will do.
     """
-    rows, positions, segments, read_row, read_column = [], [], [], [], []
-    for item in items:
-        if layout == "packed":
-            ids, place, segment = [item.sequences[0][: item.shared]], [np.arange(item.shared)], [np.zeros(item.shared, dtype=np.int64)]
-            end = item.shared
-            for k, sequence in enumerate(item.sequences):
-                length = len(sequence) - item.shared
-                ids.append(sequence[item.shared :])
-                place.append(np.arange(item.shared, item.shared + length))
-                segment.append(np.full(length, k + 1, dtype=np.int64))
-                end += length
-                read_row.append(len(rows))
-                read_column.append(end - 1)
-            rows.append(np.concatenate(ids))
-            positions.append(np.concatenate(place))
-            segments.append(np.concatenate(segment))
-        else:
-            for sequence in item.sequences:
-                read_row.append(len(rows))
-                read_column.append(len(sequence) - 1)
-                rows.append(sequence)
-                positions.append(np.arange(len(sequence)))
-    longest = max(map(len, rows))
-    if padding_side == "left":
-        if layout != "plain":
-            raise ValueError("left padding is for the plain layout only")
-        read_column = [longest - len(rows[r]) + c for r, c in zip(read_row, read_column, strict=True)]
-        segments = [np.zeros(len(r), dtype=np.int64) for r in rows]
+    sequences = [sequence for item in items for sequence in item.sequences]
+    common = {"responses": len(items[0].sequences), "real_tokens": sum(map(packed_length, items))}
+    if layout == "packed":
+        prompt_ids = [item.sequences[0][: item.shared] for item in items]
+        response_ids = [sequence[item.shared :] for item in items for sequence in item.sequences]
+        places = [np.arange(item.shared) for item in items]
+        places += [np.arange(item.shared, length) for item in items for length in item.lengths]
+        input_ids = np.concatenate([*prompt_ids, *response_ids]).astype(np.int64)
+        ends = np.cumsum([len(ids) for ids in response_ids]) - 1 + sum(map(len, prompt_ids))
+        return SequenceBatch(
+            input_ids=torch.from_numpy(input_ids)[None],
+            position_ids=torch.from_numpy(np.concatenate(places))[None],
+            attention_map=_attention_map(list(map(len, prompt_ids)), list(map(len, response_ids))),
+            read_row=torch.zeros(len(sequences), dtype=torch.int64),
+            read_column=torch.from_numpy(ends),
+            launched_tokens=len(input_ids),
+            **common,
+        )
+    longest = max(map(len, sequences))
     return SequenceBatch(
-        input_ids=_pad(rows, longest, pad_id, padding_side),
-        position_ids=_pad(positions, longest, 0, padding_side),
-        segment_ids=_pad(segments, longest, PAD_SEGMENT, padding_side) if segments else None,
-        read_row=torch.tensor(read_row),
-        read_column=torch.tensor(read_column),
-        responses=len(items[0].sequences),
-        real_tokens=sum(map(len, rows)),
-        launched_tokens=len(rows) * longest,
+        input_ids=_pad(sequences, longest, pad_id),
+        position_ids=_pad([np.arange(len(sequence)) for sequence in sequences], longest, 0),
+        attention_map=None,
+        read_row=torch.arange(len(sequences)),
+        read_column=torch.tensor([len(sequence) - 1 for sequence in sequences]),
+        launched_tokens=len(sequences) * longest,
+        **common,
     )
 
 
-def attention_allowed(segment_ids: torch.Tensor) -> torch.Tensor:
-    """The packed layout's attention mask.
+def _attention_map(prompt_lengths: list[int], response_lengths: list[int]) -> AttentionMap:
+    """The map of items with these prompts (I) and responses (S = I x N, items in order)."""
+    items, rows = len(prompt_lengths), len(response_lengths)
+    each = rows // items
+    prompt_end = np.cumsum([0, *prompt_lengths])
+    response_end = np.cumsum([prompt_end[-1], *response_lengths])
+    prompts, is_prompt = _grouped(prompt_end)
+    responses, is_response = _grouped(response_end)
+    width, length = prompts.shape[1], responses.shape[1]
+    item_of = np.repeat(np.arange(items), each)
+    causal = np.tril(np.ones((length, length), dtype=bool))
+    allowed = np.concatenate(
+        [np.repeat(is_prompt[item_of][:, None], length, axis=1), np.broadcast_to(causal, (rows, length, length))], axis=2
+    )
+    query_is_token = np.concatenate([is_prompt.ravel(), is_response.ravel()])
+    # Places of the prompt tokens in each group of keys: first their own prompt, then before each of their item's responses.
+    own = np.flatnonzero(is_prompt)
+    item, column = own // max(width, 1), own % max(width, 1)
+    first_row = items * width + (item * each) * (width + length) + column
+    row, response_column = np.nonzero(is_response)
+    response_key = items * width + row * (width + length) + width + response_column
+    arrays = {
+        "prompts": prompts,
+        "responses": responses,
+        "keys": np.concatenate([prompts[item_of], responses], axis=1),
+        "allowed": allowed[:, None],
+        "query_places": np.flatnonzero(query_is_token),
+        "key_places": np.concatenate([own, response_key]),
+        "prompt_key_places": np.stack([first_row + k * (width + length) for k in range(each)]),
+        "query_is_token": query_is_token,
+    }
+    return AttentionMap(**{name: torch.from_numpy(array) for name, array in arrays.items()})
 
-    Args:
-        segment_ids: int64 [R, L].
 
-    Returns:
-        bool [R, 1, L, L], True where query (third axis) may attend to key (fourth): causal, and the key is prompt or of the
-        query's own response.  Padding attends to itself only, so that no row of the softmax is empty.
-    """
-    query, key = segment_ids[:, :, None], segment_ids[:, None, :]
-    length = segment_ids.shape[1]
-    causal = torch.ones(length, length, dtype=torch.bool, device=segment_ids.device).tril()
-    visible = ((key == PROMPT_SEGMENT) | (key == query)) & (query != PAD_SEGMENT) & causal
-    visible |= torch.eye(length, dtype=torch.bool, device=segment_ids.device)
-    return visible[:, None]
+def _grouped(ends: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Consecutive tokens as rows, padded with 0, and where they are tokens: group g holds tokens ends[g] to ends[g + 1]."""
+    lengths = np.diff(ends)
+    column = np.arange(lengths.max(initial=0))
+    is_token = column < lengths[:, None]
+    return np.where(is_token, ends[:-1, None] + column, 0), is_token
 
 
-def _pad(rows: Sequence[np.ndarray], length: int, value: int, side: str) -> torch.Tensor:
+def _moved(batch, device):
+    return replace(batch, **{k: v.to(device) for k, v in vars(batch).items() if isinstance(v, torch.Tensor | AttentionMap)})
+
+
+def _pad(rows: Sequence[np.ndarray], length: int, value: int) -> torch.Tensor:
     padded = np.full((len(rows), length), value, dtype=np.int64)
     for r, row in enumerate(rows):
-        if side == "right":
-            padded[r, : len(row)] = row
-        else:
-            padded[r, length - len(row) :] = row
+        padded[r, : len(row)] = row
     return torch.from_numpy(padded)

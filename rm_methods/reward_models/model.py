@@ -11,7 +11,8 @@ from torch import nn
 
 from rm_methods.errors import UserError
 from rm_methods.files import written_atomically
-from rm_methods.reward_models.layouts import SequenceBatch, attention_allowed
+from rm_methods.reward_models import packed_attention
+from rm_methods.reward_models.layouts import SequenceBatch
 
 
 @dataclass
@@ -21,7 +22,7 @@ class RewardOutput:
     Attributes:
         rewards: fp32 [items, N].
         last_hidden: [items, N, hidden], the states that the rewards are read from.
-        hidden_states: [R, L, hidden], last layer, in the batch's layout.
+        hidden_states: [R, L, hidden], last layer, in the batch's layout (packed: [1, T, hidden]).
     """
 
     rewards: torch.Tensor
@@ -36,6 +37,9 @@ class RewardModel(nn.Module):
         classifier: a decoder-only `AutoModelForSequenceClassification` with `num_labels=1` and a linear head `score`.
         autocast: dtype of the backbone's matrix products, or None for the weights' own.  The head is always fp32: bf16 heads make
             ties (footguns 17) and round away small differences.
+
+    Attributes:
+        packing_obstacle: why this backbone takes plain batches only; None if it takes packed ones.
 
     Raises:
         UserError: if the head is not a linear layer with one output.
@@ -53,6 +57,9 @@ class RewardModel(nn.Module):
             head.float()
         self.classifier = classifier
         self.autocast = autocast
+        self.packing_obstacle = packing_obstacle(classifier)
+        if self.packing_obstacle is None:
+            classifier.set_attn_implementation(packed_attention.NAME)
 
     @property
     def config(self):
@@ -69,21 +76,45 @@ class RewardModel(nn.Module):
         """Width of the states that the head reads."""
         return self.classifier.score.in_features
 
+    def layout(self, asked: str) -> str:
+        """The layout to use: "packed" or "plain".
+
+        Args:
+            asked: "auto" (packed where possible), "packed" or "plain".
+
+        Raises:
+            UserError: "packed" is asked for and not possible.
+        """
+        if asked == "packed" and self.packing_obstacle:
+            raise UserError(f"layout 'packed' is not possible with this backbone: {self.packing_obstacle}. Use 'auto' or 'plain'.")
+        return "plain" if asked == "plain" or self.packing_obstacle else "packed"
+
     def recompute_activations(self) -> None:
         """Recompute activations in the backward pass: less memory, about a third more time."""
-        self.classifier.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        self.classifier.activation_checkpointing_enable({"use_reentrant": False})
 
     def forward(self, batch: SequenceBatch) -> RewardOutput:
-        """Rewards of all responses of a batch."""
+        """Rewards of all responses of a batch.
+
+        Raises:
+            UserError: a packed batch for a backbone that cannot attend to one.
+        """
+        if batch.attention_map is not None and self.packing_obstacle:
+            raise UserError(f"This backbone takes no packed batches: {self.packing_obstacle}. Use layout: plain.")
+        # Plain rows need no mask: causal attention never reaches the padding behind a row's end.
+        packed = {} if batch.attention_map is None else {"attention_map": batch.attention_map}
         device_type = batch.input_ids.device.type
         cast = torch.autocast(device_type, dtype=self.autocast) if self.autocast else nullcontext()
         with cast:
             hidden_RLH = self.backbone(
                 input_ids=batch.input_ids,
                 position_ids=batch.position_ids,
-                attention_mask=self._mask(batch),
                 use_cache=False,
+                **packed,
             ).last_hidden_state
+        if packed and not batch.attention_map.used:
+            name = type(self.backbone).__name__
+            raise UserError(f"{name} does not hand its keyword arguments on to its attention, which packing needs. Use layout: plain.")
         last_SH = hidden_RLH[batch.read_row, batch.read_column]
         with torch.autocast(device_type, enabled=False):
             # Called as a module, not by its weight: ZeRO-3 gathers a module's shards when it is called.
@@ -105,23 +136,18 @@ class RewardModel(nn.Module):
         with written_atomically(folder) as path:
             self.classifier.save_pretrained(path, state_dict=weights)
 
-    def _mask(self, batch: SequenceBatch) -> torch.Tensor | None:
-        """The additive mask of the packed layout, made once: a boolean one would be converted again in every layer."""
-        if batch.segment_ids is None:
-            return None
-        allowed = attention_allowed(batch.segment_ids)
-        dtype = self.autocast or next(self.backbone.parameters()).dtype
-        return torch.zeros(allowed.shape, dtype=dtype, device=allowed.device).masked_fill_(~allowed, torch.finfo(dtype).min)
 
-
-def supports_packing(config) -> str | None:
-    """Why a backbone cannot use the packed layout, or None if it can."""
-    if config._attn_implementation not in (None, "sdpa", "eager"):
-        return f"attention '{config._attn_implementation}' takes no dense mask"
+def packing_obstacle(classifier) -> str | None:
+    """Why a transformers model cannot take packed batches, or None if it can."""
+    config = classifier.config
+    if config._attn_implementation not in (packed_attention.KERNEL, packed_attention.NAME):
+        return f"attention '{config._attn_implementation}' is not {packed_attention.KERNEL}"
+    if not classifier._can_set_attn_implementation():
+        return f"{type(classifier).__name__} does not use the attention interface of transformers"
     window = getattr(config, "sliding_window", None)
     limit = getattr(config, "max_position_embeddings", None)
     if window and getattr(config, "use_sliding_window", True) and (limit is None or window < limit):
-        return f"sliding-window attention ({window} tokens) is not expressed in the packed mask"
+        return f"its sliding-window attention ({window} tokens) needs masks"
     if any(name in config.model_type for name in ("mamba", "rwkv", "recurrent", "jamba", "zamba", "bloom", "mpt", "falcon_h1")):
         return f"'{config.model_type}' does not take its positions from position_ids alone"
     return None

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from rm_methods.benchmarks.item import BenchmarkItem
+from rm_methods.cpu import prepare_cpu
 from rm_methods.errors import UserError
 from rm_methods.files import read_json
 from rm_methods.scoring.score_table import ScoredResponse, response_hash
@@ -105,8 +106,7 @@ class RewardModelScorer:
         from rm_methods.reward_models.backbones import load_tokenizer
         from rm_methods.reward_models.model import RewardModel
 
-        if settings.threads:
-            torch.set_num_threads(settings.threads)
+        prepare_cpu(settings.threads)
         classifier = AutoModelForSequenceClassification.from_pretrained(
             folder, dtype=torch.float32, attn_implementation=settings.attention, local_files_only=True
         )
@@ -116,14 +116,12 @@ class RewardModelScorer:
 
     def score(self, items: Sequence[BenchmarkItem], label: str = "score") -> list[ScoredResponse]:
         """Score every response of every item; nothing is dropped, what had to be cut is marked."""
-        from rm_methods.reward_models.layouts import lay_out
-
         encoded = self.tokenizer.encode((item.prompt, item.responses) for item in items)
         rewards = [[float("nan")] * len(item.responses) for item in items]
         batches = self._batches(encoded)
-        progress = _Progress(label, sum(cost for _, _, cost in batches))
-        for layout, members, cost in batches:
-            for index, row in zip(members, self._rewards([encoded[i] for i in members], layout, lay_out), strict=True):
+        progress = _Progress(label, sum(cost for _, cost in batches))
+        for members, cost in batches:
+            for index, row in zip(members, self._rewards([encoded[i] for i in members]), strict=True):
                 rewards[index] = row
             progress.advance(cost)
         return [
@@ -132,42 +130,34 @@ class RewardModelScorer:
             for k, text in enumerate(item.responses)
         ]
 
-    def _rewards(self, encoded, layout: str, lay_out) -> list[list[float]]:
+    def _rewards(self, encoded) -> list[list[float]]:
         import torch
 
-        batch = lay_out(encoded, layout, self.tokenizer.pad_id).to(next(self.model.parameters()).device)
+        from rm_methods.reward_models.layouts import lay_out
+
+        batch = lay_out(encoded, self.model.layout(self.settings.layout), self.tokenizer.pad_id)
         with torch.inference_mode():
-            return self.model(batch).rewards.float().cpu().tolist()
+            return self.model(batch.to(next(self.model.parameters()).device)).rewards.float().cpu().tolist()
 
-    def _batches(self, encoded) -> list[tuple[str, list[int], int]]:
-        """(layout, positions of items, launched tokens): items of one layout and one number of responses, longest first."""
-        from rm_methods.reward_models.layouts import cheaper_layout, row_lengths
-        from rm_methods.reward_models.model import supports_packing
+    def _batches(self, encoded) -> list[tuple[list[int], int]]:
+        """(positions of items, launched tokens): items with one number of responses and like lengths, longest first."""
+        from rm_methods.reward_models.layouts import launched_tokens
 
-        plain_only = self.settings.layout == "plain" or supports_packing(self.model.config)
-        groups: dict[tuple[str, int], list[int]] = {}
-        for i, item in enumerate(encoded):
-            if plain_only:
-                layout = "plain"
-            elif self.settings.layout == "packed":
-                layout = "packed"
-            else:
-                layout = cheaper_layout(item, self.model.hidden_size)
-            groups.setdefault((layout, len(item.sequences)), []).append(i)
+        layout = self.model.layout(self.settings.layout)
+        by_responses: dict[int, list[int]] = {}
+        for i in sorted(range(len(encoded)), key=lambda i: -max(encoded[i].lengths)):
+            by_responses.setdefault(len(encoded[i].sequences), []).append(i)
         batches = []
-        for (layout, _), members in groups.items():
-            members.sort(key=lambda i: -max(row_lengths(encoded[i], layout)))
+        for members in by_responses.values():
             current: list[int] = []
-            for i in [*members, None]:
-                longest = max(row_lengths(encoded[current[0]], layout)) if current else 0
-                rows = 0 if i is None else sum(len(row_lengths(encoded[j], layout)) for j in [*current, i])
-                if current and (i is None or rows * longest > self.settings.tokens_per_batch):
-                    launched = longest * sum(len(row_lengths(encoded[j], layout)) for j in current)
-                    batches.append((layout, current, launched))
+            for i in members:
+                if current and launched_tokens([encoded[j] for j in [*current, i]], layout) > self.settings.tokens_per_batch:
+                    batches.append(current)
                     current = []
-                if i is not None:
-                    current.append(i)
-        return sorted(batches, key=lambda b: -b[2] / len(b[1]))
+                current.append(i)
+            batches.append(current)
+        costs = [launched_tokens([encoded[i] for i in members], layout) for members in batches]
+        return sorted(zip(batches, costs, strict=True), key=lambda batch: -max(encoded[batch[0][0]].lengths))
 
 
 class _Progress:

@@ -1,7 +1,7 @@
 """Which pairs go into which optimizer step, micro-batch and rank: decided before training, the same on every rank.
 
 Every method gets the same pairs in the same steps for the same seed.  Within a step, pairs of similar length share a micro-batch
-and its size is limited in launched tokens, so little is padding; and every rank runs the same number of forwards, because under
+and its size is limited in launched tokens; and every rank runs the same number of forwards, because under
 ZeRO-3 a rank that runs one more forward than the others waits for ever.
 """
 
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rm_methods.reward_models.layouts import cheaper_layout, row_lengths
+from rm_methods.reward_models.layouts import launched_tokens
 from rm_methods.reward_models.tokenization import TokenizedItem
 
 
@@ -22,12 +22,10 @@ class MicroBatch:
 
     Attributes:
         indices: positions in the list of training pairs.
-        layout: "packed" or "plain".
         filler: the pairs count nothing; they only keep the ranks in step.
     """
 
     indices: tuple[int, ...]
-    layout: str
     filler: bool = False
 
 
@@ -57,30 +55,26 @@ def plan_steps(
     seed: int,
     ranks: int,
     layout: str,
-    hidden_size: int,
 ) -> list[StepPlan]:
     """Plan the whole run.
 
     Args:
         items: tokenised pairs.
         pairs_per_step: pairs in an optimizer step, over all ranks; the last step of an epoch may have fewer.
-        tokens_per_microbatch: limit of launched tokens (rows x longest row); a single longer pair makes a micro-batch of its own.
+        tokens_per_microbatch: limit of launched tokens; a single longer pair makes a micro-batch of its own.
         seed: order of the pairs; epoch e uses its own stream of the same seed.
-        layout: "packed", "plain", or "auto" (per pair, whichever is less work).
-        hidden_size: of the backbone, for "auto".
+        layout: "packed" or "plain".
     """
-    layouts = [cheaper_layout(item, hidden_size) if layout == "auto" else layout for item in items]
-    lengths = [row_lengths(item, kind) for item, kind in zip(items, layouts, strict=True)]
     steps = []
     for epoch in range(epochs):
         order = np.random.default_rng([seed, epoch]).permutation(len(items))
         for start in range(0, len(order), pairs_per_step):
             chunk = [int(i) for i in order[start : start + pairs_per_step]]
-            steps.append(_plan_step(chunk, layouts, lengths, tokens_per_microbatch, ranks))
+            steps.append(_plan_step(chunk, items, layout, tokens_per_microbatch, ranks))
     return steps
 
 
-def plan_cost(plan: Sequence[StepPlan], items: Sequence[TokenizedItem]) -> dict[str, int]:
+def plan_cost(plan: Sequence[StepPlan], items: Sequence[TokenizedItem], layout: str) -> dict[str, int]:
     """What a plan computes, over all ranks.
 
     Returns:
@@ -90,8 +84,7 @@ def plan_cost(plan: Sequence[StepPlan], items: Sequence[TokenizedItem]) -> dict[
     cost = {"pairs_seen": 0, "tokens": 0, "launched_tokens": 0, "optimizer_steps": len(plan), "forwards": 0}
     for step in plan:
         for batch in (batch for rank in step.ranks for batch in rank):
-            rows = [length for i in batch.indices for length in row_lengths(items[i], batch.layout)]
-            cost["launched_tokens"] += len(rows) * max(rows)
+            cost["launched_tokens"] += launched_tokens([items[i] for i in batch.indices], layout)
             cost["forwards"] += 1
             if not batch.filler:
                 cost["pairs_seen"] += len(batch.indices)
@@ -99,22 +92,22 @@ def plan_cost(plan: Sequence[StepPlan], items: Sequence[TokenizedItem]) -> dict[
     return cost
 
 
-def _plan_step(chunk: list[int], layouts: list[str], lengths: list[list[int]], budget: int, ranks: int) -> StepPlan:
-    batches: list[MicroBatch] = []
-    for kind in ("packed", "plain"):
-        batches += _fill_microbatches([i for i in chunk if layouts[i] == kind], kind, lengths, budget)
+def _plan_step(chunk: list[int], items: Sequence[TokenizedItem], layout: str, budget: int, ranks: int) -> StepPlan:
+    def launched(batch: MicroBatch) -> int:
+        return launched_tokens([items[i] for i in batch.indices], layout)
+
+    batches = _fill_microbatches(chunk, items, layout, budget)
     while len(batches) % ranks:
-        largest = max(range(len(batches)), key=lambda b: (len(batches[b].indices), _launched(batches[b], lengths)))
+        largest = max(range(len(batches)), key=lambda b: (len(batches[b].indices), launched(batches[b])))
         whole = batches[largest]
         half = len(whole.indices) // 2
         if half == 0:
-            shortest = min(batches, key=lambda b: _launched(b, lengths))
-            batches.append(MicroBatch(shortest.indices, shortest.layout, filler=True))
+            batches.append(MicroBatch(min(batches, key=launched).indices, filler=True))
         else:
-            batches[largest] = MicroBatch(whole.indices[:half], whole.layout)
-            batches.append(MicroBatch(whole.indices[half:], whole.layout))
+            batches[largest] = MicroBatch(whole.indices[:half])
+            batches.append(MicroBatch(whole.indices[half:]))
     # Longest first, dealt back and forth: ranks get like amounts of work, and too little memory shows in the first forward.
-    batches.sort(key=lambda b: _launched(b, lengths), reverse=True)
+    batches.sort(key=launched, reverse=True)
     dealt: list[list[MicroBatch]] = [[] for _ in range(ranks)]
     for turn, start in enumerate(range(0, len(batches), ranks)):
         row = batches[start : start + ranks]
@@ -123,22 +116,12 @@ def _plan_step(chunk: list[int], layouts: list[str], lengths: list[list[int]], b
     return StepPlan(tuple(tuple(rank) for rank in dealt))
 
 
-def _fill_microbatches(indices: list[int], kind: str, lengths: list[list[int]], budget: int) -> list[MicroBatch]:
-    """Group pairs, longest first, as long as rows x longest row stays within the budget."""
-    indices = sorted(indices, key=lambda i: (-max(lengths[i]), i))
-    batches, current, rows = [], [], 0
-    for i in indices:
-        longest = max(lengths[current[0]]) if current else max(lengths[i])
-        if current and (rows + len(lengths[i])) * longest > budget:
-            batches.append(MicroBatch(tuple(current), kind))
-            current, rows = [], 0
+def _fill_microbatches(chunk: list[int], items: Sequence[TokenizedItem], layout: str, budget: int) -> list[MicroBatch]:
+    """Group pairs, longest first (attention pads to the longest sequence), as long as the launched tokens stay within the budget."""
+    batches, current = [], []
+    for i in sorted(chunk, key=lambda i: (-max(items[i].lengths), i)):
+        if current and launched_tokens([items[j] for j in [*current, i]], layout) > budget:
+            batches.append(MicroBatch(tuple(current)))
+            current = []
         current.append(i)
-        rows += len(lengths[i])
-    if current:
-        batches.append(MicroBatch(tuple(current), kind))
-    return batches
-
-
-def _launched(batch: MicroBatch, lengths: list[list[int]]) -> int:
-    rows = [length for i in batch.indices for length in lengths[i]]
-    return len(rows) * max(rows)
+    return [*batches, MicroBatch(tuple(current))]

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rm_methods.cpu import prepare_cpu
 from rm_methods.errors import DataError, UserError
 from rm_methods.files import file_hash, read_json, write_json, written_atomically
 from rm_methods.methods.registry import load_card, load_method
@@ -165,16 +166,14 @@ def _launch_ranks(processes: int) -> None:
 
 def _train_this_rank(config: dict[str, Any], variant: str, seed: int, files: RunFiles, threads: int) -> dict[str, Any] | None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    import torch
-
     from rm_methods.methods.contract import Inputs
     from rm_methods.reward_models.backbones import load_classifier, load_tokenizer
+    from rm_methods.training.batch_plan import plan_cost
     from rm_methods.training.trainer import PlannedSteps, RewardTrainer, RunLog, last_complete_checkpoint
 
     started = time.monotonic()
     training, label = config["training"], f"{variant} seed {seed}"
-    if threads:
-        torch.set_num_threads(threads)
+    prepare_cpu(threads)
     pairs_hash = file_hash(files.pairs)
     work = files.work / run_key(config, variant, seed, pairs_hash)
     method = load_method(config["methods"][variant]["method"], config["methods"][variant]["settings"])
@@ -190,12 +189,13 @@ def _train_this_rank(config: dict[str, Any], variant: str, seed: int, files: Run
     tiny = load_classifier(files.backbone, config["backbone"], seed) if config["backbone"]["source"] == "tiny" else None
     arguments = training_arguments(training, seed, work, step_count)
     classifier = tiny or load_classifier(files.backbone, config["backbone"], seed)
-    model, layout = _reward_model(training, classifier)
-    plan = _plan(config, items, seed, arguments.world_size, layout, model.hidden_size)
+    model = _reward_model(training, classifier)
+    layout = model.layout(training["layout"])
+    plan = _plan(config, items, seed, arguments.world_size, layout)
     method.build(model, Inputs(seed, len(plan), work))
 
     log = RunLog(plan, work / "metrics.jsonl", label)
-    steps = PlannedSteps(plan, pairs, items, arguments.process_index, tokenizer.pad_id)
+    steps = PlannedSteps(plan, pairs, items, layout, arguments.process_index, tokenizer.pad_id)
     trainer = RewardTrainer(method=method, steps=steps, model=model, args=arguments, callbacks=[log])
     trainer.remove_callback(_printer_callback())
     checkpoint = last_complete_checkpoint(work) if arguments.process_index == 0 else None
@@ -212,7 +212,7 @@ def _train_this_rank(config: dict[str, Any], variant: str, seed: int, files: Run
             tokenizer.tokenizer.save_pretrained(folder)
         with written_atomically(files.metrics) as path:
             shutil.copyfile(work / "metrics.jsonl", path)
-        cost = _cost(plan, items, arguments, log.before + time.monotonic() - started)
+        cost = _cost(plan_cost(plan, items, layout), arguments, log.before + time.monotonic() - started)
         final = {"train_loss": log.last_loss, **_validation(config, files)}
         summary = _write_summary(config, variant, seed, files, pairs_hash, cost, final, {"truncation": truncation})
         shutil.rmtree(work, ignore_errors=True)
@@ -230,21 +230,17 @@ def _gathered_weights(trainer) -> dict:
 
 
 def _reward_model(training: dict[str, Any], classifier):
-    """The reward model and the layout it is trained in."""
     import torch
 
-    from rm_methods.reward_models.model import RewardModel, supports_packing
+    from rm_methods.reward_models.model import RewardModel
 
     model = RewardModel(classifier, autocast=torch.bfloat16 if training["precision"] == "bf16" else None)
     if training["gradient_checkpointing"]:
         model.recompute_activations()
-    reason = supports_packing(model.config)
-    if reason and training["layout"] == "packed":
-        raise UserError(f"training.layout = 'packed' is not possible with this backbone: {reason}. Use 'auto' or 'plain'.")
-    return model, "plain" if reason else training["layout"]
+    return model
 
 
-def _plan(config: dict[str, Any], items: Sequence, seed: int, ranks: int, layout: str, hidden_size: int):
+def _plan(config: dict[str, Any], items: Sequence, seed: int, ranks: int, layout: str):
     from rm_methods.training.batch_plan import plan_steps
 
     training = config["training"]
@@ -256,19 +252,16 @@ def _plan(config: dict[str, Any], items: Sequence, seed: int, ranks: int, layout
         seed=seed,
         ranks=ranks,
         layout=layout,
-        hidden_size=hidden_size,
     )
 
 
-def _cost(plan, items, arguments, wall_seconds: float) -> dict[str, Any]:
+def _cost(planned: dict[str, int], arguments, wall_seconds: float) -> dict[str, Any]:
     import torch
-
-    from rm_methods.training.batch_plan import plan_cost
 
     on_gpu = arguments.device.type == "cuda"
     return {
         "wall_seconds": round(wall_seconds, 2),
-        **plan_cost(plan, items),
+        **planned,
         "peak_memory_bytes": torch.cuda.max_memory_allocated() if on_gpu else peak_memory_bytes(),
         "device": torch.cuda.get_device_name() if on_gpu else "cpu",
         "world_size": arguments.world_size,

@@ -33,8 +33,10 @@ COMPLETE = "complete"  # empty file in a checkpoint that was written to its end
 class PlannedSteps(Dataset):
     """The optimizer steps of one rank, each as a list of micro-batches."""
 
-    def __init__(self, plan: Sequence[StepPlan], pairs: Sequence[PreferencePair], items: Sequence[TokenizedItem], rank: int, pad_id: int):
-        self.plan, self.pairs, self.items, self.rank, self.pad_id = plan, pairs, items, rank, pad_id
+    def __init__(
+        self, plan: Sequence[StepPlan], pairs: Sequence[PreferencePair], items: Sequence[TokenizedItem], layout: str, rank: int, pad_id: int
+    ):
+        self.plan, self.pairs, self.items, self.layout, self.rank, self.pad_id = plan, pairs, items, layout, rank, pad_id
 
     def __len__(self) -> int:
         return len(self.plan)
@@ -49,7 +51,7 @@ class PlannedSteps(Dataset):
 
     def _micro_batch(self, batch: MicroBatch) -> PairBatch:
         pairs = [self.pairs[i] for i in batch.indices]
-        rows = lay_out([self.items[i] for i in batch.indices], batch.layout, self.pad_id)
+        rows = lay_out([self.items[i] for i in batch.indices], self.layout, self.pad_id)
         return PairBatch(
             **vars(rows),
             margin=torch.tensor([pair.margin for pair in pairs], dtype=torch.float32),

@@ -36,12 +36,10 @@ def micro_batch(prepared, tokenizer, pairs, name, layout):
     method = load_method(name, load_card(name).defaults())
     pairs = list(method.transform_pairs(list(pairs), Inputs(0, None, prepared[0].parent)))
     items = tokenizer.encode((p.prompt, (p.chosen, p.rejected)) for p in pairs)
-    plan = plan_steps(
-        items, epochs=1, pairs_per_step=len(items), tokens_per_microbatch=10**6, seed=0, ranks=1, layout=layout, hidden_size=32
-    )
+    plan = plan_steps(items, epochs=1, pairs_per_step=len(items), tokens_per_microbatch=10**6, seed=0, ranks=1, layout=layout)
     model = RewardModel(load_classifier(prepared[1], prepared[2]["backbone"], 0))
     method.build(model, Inputs(0, 1, prepared[0].parent))
-    return method, model, PlannedSteps(plan, pairs, items, 0, tokenizer.pad_id)[0]["micro_batches"][0]
+    return method, model, PlannedSteps(plan, pairs, items, layout, 0, tokenizer.pad_id)[0]["micro_batches"][0]
 
 
 @pytest.mark.parametrize("name", TRAINED)

@@ -1,8 +1,6 @@
 import numpy as np
-import pytest
-import torch
 
-from rm_methods.reward_models.layouts import attention_allowed, cheaper_layout, lay_out, packed_length
+from rm_methods.reward_models.layouts import launched_tokens, lay_out, packed_length
 from rm_methods.reward_models.tokenization import TokenizedItem
 
 
@@ -12,45 +10,46 @@ def item(prompt, *responses):
     return TokenizedItem(sequences, len(prompt), no, no)
 
 
-def test_packed_row_by_hand():
-    batch = lay_out([item([1, 2], [3, 4, 5], [6]), item([7], [8], [9, 10])], "packed", pad_id=0)
-    assert batch.input_ids.tolist() == [[1, 2, 3, 4, 5, 6], [7, 8, 9, 10, 0, 0]]
-    assert batch.position_ids.tolist() == [[0, 1, 2, 3, 4, 2], [0, 1, 1, 2, 0, 0]]
-    assert batch.segment_ids.tolist() == [[0, 0, 1, 1, 1, 2], [0, 1, 2, 2, -1, -1]]
-    assert list(zip(batch.read_row.tolist(), batch.read_column.tolist(), strict=True)) == [(0, 4), (0, 5), (1, 1), (1, 3)]
-    assert (batch.real_tokens, batch.launched_tokens) == (10, 12)
+TWO_ITEMS = [item([1, 2], [3, 4, 5], [6]), item([7], [8], [9, 10])]
+
+
+def test_packed_tokens_by_hand():
+    batch = lay_out(TWO_ITEMS, "packed", pad_id=0)
+    assert batch.input_ids.tolist() == [[1, 2, 7, 3, 4, 5, 6, 8, 9, 10]]
+    assert batch.position_ids.tolist() == [[0, 1, 0, 2, 3, 4, 2, 1, 1, 2]]
+    assert batch.read_row.tolist() == [0] * 4
+    assert batch.read_column.tolist() == [5, 6, 7, 9]
+    assert (batch.real_tokens, batch.launched_tokens) == (10, 10)
+
+
+def test_attention_map_by_hand():
+    attention_map = lay_out(TWO_ITEMS, "packed", pad_id=0).attention_map
+    assert attention_map.prompts.tolist() == [[0, 1], [2, 0]]
+    assert attention_map.responses.tolist() == [[3, 4, 5], [6, 0, 0], [7, 0, 0], [8, 9, 0]]
+    assert attention_map.keys.tolist() == [[0, 1, 3, 4, 5], [0, 1, 6, 0, 0], [2, 0, 7, 0, 0], [2, 0, 8, 9, 0]]
+    # The second item's prompt is one token long: its padding is never attended to.
+    assert attention_map.allowed[2, 0].int().tolist() == [[1, 0, 1, 0, 0], [1, 0, 1, 1, 0], [1, 0, 1, 1, 1]]
+    queries = np.concatenate([attention_map.prompts.flatten(), attention_map.responses.flatten()])
+    assert queries[attention_map.query_places].tolist() == list(range(10))
+    assert attention_map.query_is_token.sum() == 10
+    keys = np.concatenate([attention_map.prompts.flatten(), attention_map.keys.flatten()])
+    assert keys[attention_map.key_places].tolist() == list(range(10))
+    assert keys[attention_map.prompt_key_places].tolist() == [[0, 1, 2]] * 2
+    # Every place of a token is known: its own prompt or response, and a prompt token once before each response.
+    known = sorted([*attention_map.key_places.tolist(), *attention_map.prompt_key_places.flatten().tolist()])
+    assert len(set(known)) == 10 + 2 * 3
 
 
 def test_plain_rows_by_hand():
     batch = lay_out([item([1, 2], [3, 4, 5], [6])], "plain", pad_id=0)
     assert batch.input_ids.tolist() == [[1, 2, 3, 4, 5], [1, 2, 6, 0, 0]]
-    assert batch.segment_ids is None
+    assert batch.position_ids.tolist() == [[0, 1, 2, 3, 4], [0, 1, 2, 0, 0]]
+    assert batch.attention_map is None
     assert batch.read_column.tolist() == [4, 2]
-    left = lay_out([item([1, 2], [3, 4, 5], [6])], "plain", pad_id=0, padding_side="left")
-    assert left.input_ids.tolist() == [[1, 2, 3, 4, 5], [0, 0, 1, 2, 6]]
-    assert left.read_column.tolist() == [4, 4]
+    assert (batch.real_tokens, batch.launched_tokens) == (6, 10)
 
 
-def test_mask_by_hand():
-    allowed = attention_allowed(torch.tensor([[0, 1, 1, 2, -1]]))[0, 0].int().tolist()
-    assert allowed == [
-        [1, 0, 0, 0, 0],
-        [1, 1, 0, 0, 0],
-        [1, 1, 1, 0, 0],
-        [1, 0, 0, 1, 0],  # the second response sees the prompt, not the first response
-        [0, 0, 0, 0, 1],  # padding sees itself only
-    ]
-
-
-def test_packing_is_chosen_for_long_prompts_and_not_for_long_responses():
-    assert cheaper_layout(item([1] * 400, [1] * 20, [1] * 20), hidden_size=576) == "packed"
-    assert cheaper_layout(item([1] * 20, [1] * 900, [1] * 900), hidden_size=576) == "plain"
-
-
-def test_packed_length():
-    assert packed_length(item([1, 2], [3, 4, 5], [6])) == 6
-
-
-def test_left_padding_is_for_plain_rows_only():
-    with pytest.raises(ValueError, match="plain"):
-        lay_out([item([1], [2], [3])], "packed", 0, padding_side="left")
+def test_launched_tokens():
+    assert packed_length(TWO_ITEMS[0]) == 6
+    assert launched_tokens(TWO_ITEMS, "packed") == 6 + 4
+    assert launched_tokens(TWO_ITEMS, "plain") == 4 * 5

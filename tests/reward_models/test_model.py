@@ -1,9 +1,12 @@
+import copy
+
 import pytest
 import torch
 
 from rm_methods.errors import UserError
+from rm_methods.reward_models import packed_attention
 from rm_methods.reward_models.layouts import lay_out
-from rm_methods.reward_models.model import RewardModel, supports_packing
+from rm_methods.reward_models.model import RewardModel
 
 
 @pytest.fixture
@@ -16,9 +19,7 @@ def rewards(model, items, layout, **options):
         return model(lay_out(items, layout, options.pop("pad_id", 0), **options)).rewards
 
 
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
-def test_packed_equals_plain(reward_model, items, attention):
-    reward_model.classifier.set_attn_implementation(attention)
+def test_packed_equals_plain(reward_model, items):
     packed, plain = rewards(reward_model, items, "packed"), rewards(reward_model, items, "plain")
     assert packed.shape == (9, 2)
     assert packed.std() > 1e-3
@@ -50,10 +51,51 @@ def test_reward_does_not_depend_on_the_pad_token(reward_model, items, tokenizer,
         )
 
 
-def test_reward_does_not_depend_on_the_padding_side(reward_model, items):
-    right = rewards(reward_model, items, "plain")
-    # Left padding needs a mask: pads now lie before real tokens.  Segments of a left-padded batch give it.
-    torch.testing.assert_close(rewards(reward_model, items, "plain", padding_side="left"), right, atol=1e-5, rtol=0)
+def test_plain_rows_equal_eager_attention(reward_model, items, prepared):
+    from transformers import AutoModelForSequenceClassification
+
+    config = copy.deepcopy(reward_model.config)
+    eager = AutoModelForSequenceClassification.from_config(config, attn_implementation="eager").eval()
+    eager.load_state_dict(reward_model.classifier.state_dict())
+    model = RewardModel(eager)
+    assert "eager" in model.packing_obstacle
+    assert (model.layout("auto"), reward_model.layout("auto"), reward_model.layout("plain")) == ("plain", "packed", "plain")
+    torch.testing.assert_close(rewards(model, items, "plain"), rewards(reward_model, items, "packed"), atol=1e-5, rtol=0)
+    with pytest.raises(UserError, match="eager"):
+        model.layout("packed")
+    with pytest.raises(UserError, match="eager"):
+        rewards(model, items, "packed")
+
+
+@pytest.mark.parametrize("key_heads", [4, 2])
+def test_unfused_bf16_attention_equals_the_fused_kernel(prepared, items, monkeypatch, key_heads):
+    """On a CPU short bf16 batches take plain matrix products: same rewards and gradients, grouped-query heads or not."""
+    from transformers import AutoConfig, AutoModelForSequenceClassification
+
+    config = AutoConfig.from_pretrained(prepared[1], num_attention_heads=4, num_key_value_heads=key_heads)
+    config.num_labels = 1
+    model = RewardModel(AutoModelForSequenceClassification.from_config(config), autocast=torch.bfloat16)
+    found = []
+    for limit in (0, 4096):
+        monkeypatch.setattr(packed_attention, "_CPU_UNFUSED_LENGTH", limit)
+        for layout in ("packed", "plain"):
+            model.zero_grad()
+            out = model(lay_out(items, layout, 0)).rewards
+            out.square().sum().backward()
+            found.append((out.detach(), torch.cat([p.grad.flatten() for p in model.parameters()])))
+    scale = found[0][0].std()
+    for out, gradient in found[1:]:
+        torch.testing.assert_close(out, found[0][0], atol=0.03 * scale.item(), rtol=0)
+        assert torch.nn.functional.cosine_similarity(gradient, found[0][1], dim=0) > 0.995
+
+
+def test_items_without_a_shared_prompt_are_packed_too(reward_model, items):
+    from rm_methods.reward_models.tokenization import TokenizedItem
+
+    apart = [TokenizedItem(i.sequences, 0, i.prompt_cut, i.response_cut) for i in items]
+    expected = rewards(reward_model, items, "plain")
+    torch.testing.assert_close(rewards(reward_model, apart, "packed"), expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(rewards(reward_model, [*apart[:3], *items[3:]], "packed"), expected, atol=1e-5, rtol=0)
 
 
 def test_reward_does_not_depend_on_the_other_response(reward_model, tokenizer, pairs):
@@ -84,13 +126,14 @@ def test_gradient_checkpointing_changes_nothing(reward_model, items):
         torch.testing.assert_close(without, with_checkpointing)
 
 
-def test_saved_folder_gives_the_same_scores_with_transformers_alone(reward_model, tokenizer, pairs, tmp_path):
+@pytest.mark.parametrize("padding_side", ["right", "left"])
+def test_saved_folder_gives_the_same_scores_with_transformers_alone(reward_model, tokenizer, pairs, tmp_path, padding_side):
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
     reward_model.save(tmp_path / "model")
     tokenizer.tokenizer.save_pretrained(tmp_path / "model")
     served = AutoModelForSequenceClassification.from_pretrained(tmp_path / "model").eval()
-    chat = AutoTokenizer.from_pretrained(tmp_path / "model")
+    chat = AutoTokenizer.from_pretrained(tmp_path / "model", padding_side=padding_side)
     texts = [[*p.prompt, {"role": "assistant", "content": p.chosen}] for p in pairs[:6]]
     batch = chat.apply_chat_template(texts, tokenize=True, padding=True, return_dict=True, return_tensors="pt")
     with torch.inference_mode():
@@ -110,10 +153,20 @@ def test_two_label_heads_are_refused(prepared):
 
 
 def test_sliding_window_backbones_are_not_packed():
-    from transformers import LlamaConfig, MistralConfig
+    from transformers import AutoModelForSequenceClassification, MistralConfig
 
-    assert supports_packing(LlamaConfig()) is None
-    assert "sliding-window" in supports_packing(MistralConfig(sliding_window=128, max_position_embeddings=4096))
+    size = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 2}
+    config = MistralConfig(**size, vocab_size=50, num_labels=1, sliding_window=128, max_position_embeddings=4096)
+    model = RewardModel(AutoModelForSequenceClassification.from_config(config))
+    assert "sliding-window" in model.packing_obstacle
+    assert model.config._attn_implementation == "sdpa"
+
+
+def test_a_backbone_that_drops_the_attention_map_is_noticed(reward_model, items, monkeypatch):
+    forward = reward_model.backbone.forward
+    monkeypatch.setattr(reward_model.backbone, "forward", lambda attention_map, **kwargs: forward(**kwargs))
+    with pytest.raises(UserError, match="layout: plain"):
+        rewards(reward_model, items, "packed")
 
 
 @pytest.mark.slow

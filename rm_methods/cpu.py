@@ -1,0 +1,28 @@
+"""How a training or scoring process uses the CPU."""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+
+# From glibc's malloc.h.
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
+_LARGEST_INT = 2**31 - 1
+_GROWTH = 256 * 2**20  # bytes the heap grows by
+
+
+def prepare_cpu(threads: int) -> None:
+    """Set torch's threads (0 leaves them) and keep freed memory in the process.
+
+    Every forward allocates and frees the same hundreds of megabytes.  By default glibc gives large blocks back to the system at once and
+    takes them again as fresh pages, which have to be zeroed: up to a third of a training step in a virtual machine (docs/speed.md).
+    """
+    if threads:
+        import torch
+
+        torch.set_num_threads(threads)
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None:
+        mallopt(_M_MMAP_MAX, 0)
+        mallopt(_M_TRIM_THRESHOLD, _LARGEST_INT)
+        mallopt(_M_TOP_PAD, _GROWTH)
