@@ -20,8 +20,8 @@ from rm_methods.reward_models.layouts import AttentionMap
 KERNEL = "sdpa"
 NAME = "packed_sdpa"
 
-# On a CPU, bf16 matrix products of whole groups are about twice as fast as torch's fused kernel up to this length (in keys), and slower
-# where the scores leave the cache (docs/speed.md).
+# On a CPU, bf16 matrix products of whole groups are about twice as fast as torch's fused kernel while the scores fit into the cache
+# (docs/speed.md).  In keys; groups of a micro-batch this long were still faster than with the fused kernel and a mask.
 _CPU_UNFUSED_LENGTH = 1024
 
 
