@@ -1,0 +1,85 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rm_methods.errors import UserError
+from rm_methods.interaction.alignment import CHOSEN, NO_GROUP, PROMPT, REJECTED, align, group_tokens, spans_in_text
+
+
+def groups(text, student, teacher):
+    spans = (np.array(side, dtype=np.int64).reshape(-1, 2) for side in (student, teacher))
+    own, other, count, unmatched = group_tokens(*spans, text)
+    return own.tolist(), other.tolist(), count, unmatched
+
+
+def test_groups_by_hand():
+    # "unhappy cat": student un|happy| cat, teacher unhap|py|cat: the first two tokens of each side make one group.
+    assert groups("unhappy cat", [(0, 2), (2, 7), (7, 11)], [(0, 5), (5, 7), (8, 11)]) == ([0, 0, 1], [0, 0, 1], 2, 0)
+
+
+def test_tokens_outside_the_text_and_without_a_partner():
+    # Empty spans are special tokens; the teacher has no token for the emoji.
+    own, other, count, unmatched = groups("hi \U0001f600 yo", [(0, 0), (0, 2), (2, 4), (4, 7)], [(0, 2), (5, 7), (0, 0)])
+    assert own == [NO_GROUP, 0, NO_GROUP, 1]
+    assert other == [0, 1, NO_GROUP]
+    assert (count, unmatched) == (2, 1)
+
+
+def test_byte_tokens_of_one_character_are_one_group():
+    assert groups("\U0001f600!", [(0, 1), (0, 1), (0, 1), (1, 2)], [(0, 1), (1, 2)]) == ([0, 0, 0, 1], [0, 1], 2, 0)
+
+
+@st.composite
+def cuts(draw, text):
+    ends = draw(st.lists(st.integers(1, len(text)), max_size=len(text), unique=True))
+    ends = sorted({*ends, len(text)})
+    return list(zip([0, *ends[:-1]], ends, strict=True))
+
+
+@settings(max_examples=200, deadline=None)
+@given(data=st.data(), text=st.text(min_size=1, max_size=40))
+def test_groups_partition_the_text_and_no_token_crosses_one(data, text):
+    student, teacher = data.draw(cuts(text)), data.draw(cuts(text))
+    own, other, count, unmatched = groups(text, student, teacher)
+    assert unmatched == 0
+    assert sorted({g for g in own if g != NO_GROUP}) == list(range(count)) == sorted({g for g in other if g != NO_GROUP})
+    assert [g for g in own if g != NO_GROUP] == sorted(g for g in own if g != NO_GROUP)
+    for g in range(count):
+        covered = [
+            "".join("".join(text[a:b].split()) for (a, b), group in zip(spans, found, strict=True) if group == g)
+            for spans, found in ((student, own), (teacher, other))
+        ]
+        assert covered[0] == covered[1] != ""
+
+
+@settings(max_examples=100, deadline=None)
+@given(data=st.data(), text=st.text(alphabet="abcdé\u0301 \U0001f600", min_size=1, max_size=30))
+def test_equal_tokenizers_give_singletons(data, text):
+    spans = data.draw(cuts(text))
+    own, other, count, _ = groups(text, spans, spans)
+    assert own == other
+    real = [g for g in own if g != NO_GROUP]
+    assert real == list(range(count))
+
+
+def test_segments_are_never_mixed():
+    spans = np.array([(0, 2), (0, 2), (0, 2), (0, 0)])
+    segments = np.array([PROMPT, CHOSEN, REJECTED, NO_GROUP])
+    found = align(["ab", "ab", "ab"], segments, spans, segments[[0, 2, 1, 3]], spans)
+    assert found.student.tolist() == [0, 1, 2, NO_GROUP]
+    assert found.teacher.tolist() == [0, 2, 1, NO_GROUP]
+    assert found.segment.tolist() == [PROMPT, CHOSEN, REJECTED]
+
+
+def test_spans_of_a_rendered_conversation():
+    rendered = "<u>user says hi</u><a>hi</a>"
+    offsets = [(0, 3), (3, 7), (7, 12), (12, 15), (15, 19), (19, 22), (22, 24), (24, 28)]
+    spans = spans_in_text(rendered, offsets, ["user says hi", " hi"])
+    # Contents joined by a newline: "user says hi" is 0 to 12, " hi" starts at 13, its word at 14.
+    assert spans.tolist() == [[0, 0], [0, 4], [4, 9], [9, 12], [0, 0], [0, 0], [14, 16], [0, 0]]
+
+
+def test_a_template_that_changes_characters_is_refused():
+    with pytest.raises(UserError, match="changes the characters"):
+        spans_in_text("<u>HELLO</u>", [(0, 3), (3, 8)], ["hello"])
