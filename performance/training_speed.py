@@ -6,7 +6,8 @@ Usage (SmolLM2-135M-Instruct from its wheel, HH-RLHF harmless-base test file):
 
 Each side trains one pass over the same pairs in bf16, in a process of its own; the time is that of the training loop (forward,
 backward, optimizer; tokenisation, loading and saving are left out on both sides).  Sides take turns, so that a slow minute of the
-machine falls on all of them.  Printed: real pairs a second of each run, medians, and the ratios.
+machine falls on all of them.  Our side runs once as one process and once as two ranks, which share the cores.  Printed: real pairs a
+second of each run, medians, and the ratios.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import tempfile
 import time
 from pathlib import Path
 
-SIDES = ("ours", "trl", "trl_no_checkpointing")
+SIDES = ("ours", "ours_two_ranks", "trl", "trl_no_checkpointing")
 
 
 def read_conversations(file: Path, count: int) -> list[dict]:
@@ -42,7 +43,7 @@ def read_conversations(file: Path, count: int) -> list[dict]:
 
 
 def time_ours(backbone: Path, rows: list[dict], budget: int, pairs_per_step: int) -> dict:
-    """One pass with our trainer."""
+    """One pass with our trainer, on this rank."""
     import torch
 
     from rm_methods.config import resolve
@@ -62,11 +63,12 @@ def time_ours(backbone: Path, rows: list[dict], budget: int, pairs_per_step: int
     pairs = [make_pair(r["prompt"], r["chosen"][0]["content"], r["rejected"][0]["content"], split="train", source="hh_rlhf") for r in rows]
     items = tokenizer.encode((p.prompt, (p.chosen, p.rejected)) for p in pairs)
     model = RewardModel(load_classifier(backbone, config["backbone"], 0), autocast=torch.bfloat16)
-    plan = plan_steps(items, epochs=1, pairs_per_step=pairs_per_step, tokens_per_microbatch=budget, seed=0, ranks=1, layout="packed")
+    ranks, steps = int(os.environ.get("WORLD_SIZE", 1)), -(-len(pairs) // pairs_per_step)
+    plan = plan_steps(items, epochs=1, pairs_per_step=pairs_per_step, tokens_per_microbatch=budget, seed=0, ranks=ranks, layout="packed")
     with tempfile.TemporaryDirectory() as work:
-        arguments = training_arguments(config["training"], 0, Path(work), len(plan))
+        arguments = training_arguments(config["training"], 0, Path(work), steps)
         method = load_method("bradley_terry", load_card("bradley_terry").defaults())
-        steps = PlannedSteps(plan, pairs, items, "packed", 0, tokenizer.pad_id)
+        steps = PlannedSteps(plan, pairs, items, "packed", arguments.process_index, tokenizer.pad_id)
         trainer = RewardTrainer(method=method, steps=steps, model=model, args=arguments)
         started = time.perf_counter()
         trainer.train()
@@ -101,11 +103,12 @@ def time_trl(backbone: Path, rows: list[dict], checkpointing: bool) -> dict:
 
 def run_side(arguments: argparse.Namespace) -> None:
     rows = read_conversations(arguments.pairs, arguments.count)
-    if arguments.side == "ours":
+    if arguments.side.startswith("ours"):
         result = time_ours(arguments.backbone, rows, arguments.tokens_per_microbatch, arguments.pairs_per_step)
     else:
         result = time_trl(arguments.backbone, rows, checkpointing=arguments.side == "trl")
-    print("RESULT " + json.dumps(result))
+    if os.environ.get("RANK", "0") == "0":
+        print("RESULT " + json.dumps(result))
 
 
 def main() -> None:
@@ -132,8 +135,12 @@ def main() -> None:
         speeds: dict[str, list[float]] = {side: [] for side in SIDES}
         for round_number in range(arguments.rounds):
             for side in SIDES:
-                command = [sys.executable, __file__, *sys.argv[1:], "--backbone", str(arguments.backbone), "--side", side]
-                done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"HF_HUB_OFFLINE": "1"})
+                launcher, environment = [sys.executable], os.environ | {"HF_HUB_OFFLINE": "1"}
+                if side == "ours_two_ranks":
+                    launcher += ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+                    environment["OMP_NUM_THREADS"] = str(max(1, len(os.sched_getaffinity(0)) // 2))
+                command = [*launcher, __file__, *sys.argv[1:], "--backbone", str(arguments.backbone), "--side", side]
+                done = subprocess.run(command, capture_output=True, text=True, env=environment)
                 lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
                 if done.returncode or not lines:
                     sys.exit(f"{side} failed:\n{done.stderr[-3000:]}")
@@ -142,8 +149,9 @@ def main() -> None:
                 seen = f"{result['pairs']} pairs in {result['seconds']:.1f} s"
                 print(f"round {round_number + 1}  {side:<22} {seen}  {speeds[side][-1]:.2f} pairs/s", flush=True)
     medians = {side: statistics.median(values) for side, values in speeds.items()}
-    for side in SIDES[1:]:
-        print(f"ours / {side}: {medians['ours'] / medians[side]:.2f} x")
+    for ours in SIDES[:2]:
+        for theirs in SIDES[2:]:
+            print(f"{ours} / {theirs}: {medians[ours] / medians[theirs]:.2f} x")
 
 
 if __name__ == "__main__":
