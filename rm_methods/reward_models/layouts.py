@@ -13,7 +13,8 @@ with the pad token.  Shapes: R rows, L padded length, T packed tokens; I items, 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -54,6 +55,11 @@ class AttentionMap:
 
     def __post_init__(self):
         self._bias: dict[torch.dtype, torch.Tensor] = {}
+
+    @cached_property
+    def queries(self) -> torch.Tensor:
+        """int64 [I * P + S * Q], flattened, concatenated `prompts` and `responses`."""
+        return torch.cat([self.prompts.flatten(), self.responses.flatten()])
 
     def bias(self, dtype: torch.dtype) -> torch.Tensor:
         """`allowed` as an additive mask, made once for all layers: a boolean one would be converted again in each."""
@@ -101,13 +107,15 @@ class PairBatch(SequenceBatch):
 
     Attributes:
         margin, target, weight: fp32 [pairs], from the pairs (see PreferencePair).
-        pair_ids: for error messages and per-pair records.
+        pair_ids: for error messages, per-pair records, and what a method keeps for each pair.
+        progress: share of the optimizer steps done before this one, from 0 to 1.
     """
 
     margin: torch.Tensor = None
     target: torch.Tensor = None
     weight: torch.Tensor = None
     pair_ids: tuple[str, ...] = ()
+    progress: float = 0.0
 
 
 def launched_tokens(items: Sequence[TokenizedItem], layout: str) -> int:
@@ -203,7 +211,8 @@ def _grouped(ends: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _moved(batch, device):
-    return replace(batch, **{k: v.to(device) for k, v in vars(batch).items() if isinstance(v, torch.Tensor | AttentionMap)})
+    moved = {f.name: getattr(batch, f.name) for f in fields(batch)}
+    return replace(batch, **{k: v.to(device) for k, v in moved.items() if isinstance(v, torch.Tensor | AttentionMap)})
 
 
 def _pad(rows: Sequence[np.ndarray], length: int, value: int) -> torch.Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -12,6 +12,7 @@ from torch import nn
 from rm_methods.errors import UserError
 from rm_methods.files import written_atomically
 from rm_methods.reward_models import packed_attention
+from rm_methods.reward_models.attention_capture import AttentionCapture, LayerAttention, capture_obstacle
 from rm_methods.reward_models.layouts import SequenceBatch
 
 
@@ -23,11 +24,13 @@ class RewardOutput:
         rewards: fp32 [items, N].
         last_hidden: [items, N, hidden], the states that the rewards are read from.
         hidden_states: [R, L, hidden], last layer, in the batch's layout (packed: [1, T, hidden]).
+        attention: layer number to its attention, for the layers of `RewardModel.captured_layers`.
     """
 
     rewards: torch.Tensor
     last_hidden: torch.Tensor
     hidden_states: torch.Tensor
+    attention: dict[int, LayerAttention] = field(default_factory=dict)
 
 
 class RewardModel(nn.Module):
@@ -40,6 +43,7 @@ class RewardModel(nn.Module):
 
     Attributes:
         packing_obstacle: why this backbone takes plain batches only; None if it takes packed ones.
+        captured_layers: layers whose attention every forward gives back (`capture_attention`).
 
     Raises:
         UserError: if the head is not a linear layer with one output.
@@ -57,6 +61,7 @@ class RewardModel(nn.Module):
             head.float()
         self.classifier = classifier
         self.autocast = autocast
+        self.captured_layers: tuple[int, ...] = ()
         self.packing_obstacle = packing_obstacle(classifier)
         if self.packing_obstacle is None:
             classifier.set_attn_implementation(packed_attention.NAME)
@@ -89,6 +94,17 @@ class RewardModel(nn.Module):
             raise UserError(f"layout 'packed' is not possible with this backbone: {self.packing_obstacle}. Use 'auto' or 'plain'.")
         return "plain" if asked == "plain" or self.packing_obstacle else "packed"
 
+    def capture_attention(self, layers: tuple[int, ...]) -> None:
+        """Let every forward give back queries, keys and values of these layers (numbers from 0), in `RewardOutput.attention`.
+
+        Raises:
+            UserError: the backbone's attention cannot be captured.
+        """
+        obstacle = self.packing_obstacle or capture_obstacle(self.config)
+        if obstacle:
+            raise UserError(f"The attention of this backbone cannot be captured: {obstacle}. Use another backbone, or attention: sdpa.")
+        self.captured_layers = tuple(layers)
+
     def recompute_activations(self) -> None:
         """Recompute activations in the backward pass: less memory, about a third more time."""
         self.classifier.activation_checkpointing_enable({"use_reentrant": False})
@@ -103,6 +119,8 @@ class RewardModel(nn.Module):
             raise UserError(f"This backbone takes no packed batches: {self.packing_obstacle}. Use layout: plain.")
         # Plain rows need no mask: causal attention never reaches the padding behind a row's end.
         packed = {} if batch.attention_map is None else {"attention_map": batch.attention_map}
+        capture = AttentionCapture(self.captured_layers)
+        capturing = {"capture": capture} if self.captured_layers else {}
         device_type = batch.input_ids.device.type
         cast = torch.autocast(device_type, dtype=self.autocast) if self.autocast else nullcontext()
         with cast:
@@ -111,6 +129,7 @@ class RewardModel(nn.Module):
                 position_ids=batch.position_ids,
                 use_cache=False,
                 **packed,
+                **capturing,
             ).last_hidden_state
         if packed and not batch.attention_map.used:
             name = type(self.backbone).__name__
@@ -123,6 +142,7 @@ class RewardModel(nn.Module):
             rewards=rewards_S.view(-1, batch.responses),
             last_hidden=last_SH.view(-1, batch.responses, last_SH.shape[-1]),
             hidden_states=hidden_RLH,
+            attention=capture.taken,
         )
 
     def save(self, folder: str | Path, state_dict: dict[str, torch.Tensor] | None = None) -> None:

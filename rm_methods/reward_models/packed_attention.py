@@ -15,6 +15,7 @@ import torch
 from torch.nn import functional as F
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from rm_methods.reward_models.attention_capture import AttentionCapture
 from rm_methods.reward_models.layouts import AttentionMap
 
 KERNEL = "sdpa"
@@ -25,15 +26,27 @@ NAME = "packed_sdpa"
 _CPU_UNFUSED_LENGTH = 1024
 
 
-def packed_attention(module, query_1hTd, key_1hTd, value_1hTd, attention_mask, attention_map: AttentionMap | None = None, **options):
+def packed_attention(
+    module,
+    query_1hTd,
+    key_1hTd,
+    value_1hTd,
+    attention_mask,
+    attention_map: AttentionMap | None = None,
+    capture: AttentionCapture | None = None,
+    **options,
+):
     """The attention of one layer; signature and result as the attention interface of transformers wants them.
 
     Args:
         attention_map: of the batch (`SequenceBatch.attention_map`); None for plain rows, which attend causally as without us.
+        capture: gets the queries and keys of the layers that it asks for.
 
     Returns:
         (output [1, T, h, d], None).
     """
+    if capture is not None:
+        capture.offer(module, query_1hTd, key_1hTd, value_1hTd, options.get("scaling"))
     device = query_1hTd.device.type
     if torch.is_autocast_enabled(device):
         # Rotary embedding leaves fp32 behind; the kernel would cast anyway, after the gathering below.
@@ -77,7 +90,7 @@ class _QueryGather(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x_TF, attention_map):
         ctx.map = attention_map
-        return x_TF.index_select(0, torch.cat([attention_map.prompts.flatten(), attention_map.responses.flatten()]))
+        return x_TF.index_select(0, attention_map.queries)
 
     @staticmethod
     def backward(ctx, gradient_ZF):
@@ -110,8 +123,15 @@ class _Read(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, gradient_TF):
-        places = torch.cat([ctx.map.prompts.flatten(), ctx.map.responses.flatten()])
-        return gradient_TF.index_select(0, places).masked_fill(~ctx.map.query_is_token[:, None], 0), None
+        return gradient_TF.index_select(0, ctx.map.queries).masked_fill(~ctx.map.query_is_token[:, None], 0), None
+
+
+def tokens_of_pairs(x_1hTd: torch.Tensor, attention_map: AttentionMap) -> torch.Tensor:
+    """Packed tokens as [B, h, P + N * Q, d], each item's tokens as [prompt | response 1 | ... | response N], padding in between."""
+    prompts, responses = _grouped(x_1hTd, _QueryGather, attention_map, attention_map.responses)
+    items, heads, _, size = prompts.shape
+    responses = responses.reshape(items, -1, heads, responses.shape[2], size).transpose(1, 2).flatten(2, 3)
+    return torch.cat([prompts, responses], dim=2)
 
 
 def _attend(module, query, key, value, bias, **options):

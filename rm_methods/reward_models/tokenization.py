@@ -27,12 +27,14 @@ class TokenizedItem:
         shared: number of leading tokens that are equal in all sequences and lie within the prompt.
         prompt_cut: per response, whether the prompt was shortened (oldest turns first, then the start of the last one).
         response_cut: per response, whether the end of the response was cut, because it alone does not fit.
+        conversations: per response, the messages that were rendered: what truncation left of the prompt, then the response.
     """
 
     sequences: tuple[np.ndarray, ...]
     shared: int
     prompt_cut: tuple[bool, ...]
     response_cut: tuple[bool, ...]
+    conversations: tuple[tuple[Message, ...], ...] = ()
 
     @property
     def lengths(self) -> tuple[int, ...]:
@@ -66,7 +68,8 @@ class ChatTokenizer:
             )
         self.tokenizer = tokenizer
         self.max_length = max_length
-        probe = self.tokenizer(self._render([{"role": "user", "content": "a"}], "b"), add_special_tokens=False)["input_ids"]
+        probe = self.rendered(_conversation([{"role": "user", "content": "a"}], "b"))[0]
+        probe = tokenizer(probe, add_special_tokens=False)["input_ids"]
         if len(probe) > 1 and probe[0] == probe[1] == tokenizer.bos_token_id:
             raise UserError(f"{tokenizer.name_or_path}: its chat template prints the BOS token twice; correct the template.")
 
@@ -80,9 +83,9 @@ class ChatTokenizer:
         items = list(items)
         texts, boundaries = [], []
         for prompt, responses in items:
-            head = self._render_prompt(prompt)
+            head = self._apply_template(list(prompt), True)
             for response in responses:
-                text = self._render(prompt, response)
+                text = self._apply_template(list(_conversation(prompt, response)), False)
                 texts.append(text)
                 boundaries.append(_common_prefix(head, text))
         if not texts:
@@ -90,33 +93,34 @@ class ChatTokenizer:
         encoding = self.tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True, return_attention_mask=False)
         encoded, position = [], 0
         for prompt, responses in items:
-            sequences, prompt_tokens, prompt_cut, response_cut = [], [], [], []
+            sequences, prompt_tokens, prompt_cut, response_cut, conversations = [], [], [], [], []
             for response in responses:
                 ids = encoding["input_ids"][position]
                 inside = _tokens_before(encoding["offset_mapping"][position], boundaries[position])
-                cut = (False, False)
+                cut, conversation = (False, False), _conversation(prompt, response)
                 if len(ids) > self.max_length:
-                    ids, inside, cut = self._truncate(prompt, response)
+                    conversation, cut = self._truncate(prompt, response)
+                    ids, inside = self._ids(conversation)
                 sequences.append(np.asarray(ids, dtype=np.int32))
                 prompt_tokens.append(min(inside, len(ids) - 1))
                 prompt_cut.append(cut[0])
                 response_cut.append(cut[1])
+                conversations.append(conversation)
                 position += 1
             shared = min(min(prompt_tokens), _common_prefix_of_ids(sequences))
-            encoded.append(TokenizedItem(tuple(sequences), shared, tuple(prompt_cut), tuple(response_cut)))
+            encoded.append(TokenizedItem(tuple(sequences), shared, tuple(prompt_cut), tuple(response_cut), tuple(conversations)))
         return encoded
+
+    def rendered(self, conversation: Sequence[Message]) -> tuple[str, list[tuple[int, int]]]:
+        """A conversation (of `TokenizedItem.conversations`) as the template prints it, and the character span of each of its tokens."""
+        text = self._apply_template(list(conversation), False)
+        return text, self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
 
     def hash(self) -> str:
         """Hash of vocabulary and chat template: equal hashes give equal token ids."""
         digest = hashlib.sha256(self.tokenizer.backend_tokenizer.to_str().encode("utf-8"))
         digest.update(str(self.tokenizer.chat_template).encode("utf-8"))
         return digest.hexdigest()[:16]
-
-    def _render(self, prompt: Sequence[Message], response: str) -> str:
-        return self._apply_template([*prompt, {"role": "assistant", "content": response}], False)
-
-    def _render_prompt(self, prompt: Sequence[Message]) -> str:
-        return self._apply_template(list(prompt), True)
 
     def _apply_template(self, messages: list[Message], add_generation_prompt: bool) -> str:
         try:
@@ -127,46 +131,56 @@ class ChatTokenizer:
                 f"The chat template of {self.tokenizer.name_or_path} refuses a conversation (turns: {roles}): {error}"
             ) from None
 
-    def _ids(self, prompt: Sequence[Message], response: str) -> tuple[list[int], int]:
-        text = self._render(prompt, response)
+    def _ids(self, conversation: Sequence[Message]) -> tuple[list[int], int]:
+        """Token ids of a conversation, and how many of them lie within its prompt."""
+        text = self._apply_template(list(conversation), False)
         encoding = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-        boundary = _common_prefix(self._render_prompt(prompt), text)
+        boundary = _common_prefix(self._apply_template(list(conversation[:-1]), True), text)
         return encoding["input_ids"], _tokens_before(encoding["offset_mapping"], boundary)
 
-    def _truncate(self, prompt: Sequence[Message], response: str) -> tuple[list[int], int, tuple[bool, bool]]:
+    def _truncate(self, prompt: Sequence[Message], response: str) -> tuple[tuple[Message, ...], tuple[bool, bool]]:
         """Make one sequence fit: drop the oldest turns, then the start of the last user turn, then the end of the response.
 
         The last user turn keeps at least a quarter of `max_length` (or all of itself) before the response is touched.  The
         template's closing tokens always stay, because the reward is read there.
+
+        Returns:
+            What is left, and whether prompt and response were cut.
         """
         system = [m for m in prompt[:1] if m["role"] == "system"]
         turns = list(prompt[len(system) :])
         while len(turns) > 1:
             turns = turns[2:] if len(turns) > 2 and turns[1]["role"] == "assistant" else turns[1:]
-            ids, inside = self._ids(system + turns, response)
-            if len(ids) <= self.max_length:
-                return ids, inside, (True, False)
+            left = _conversation(system + turns, response)
+            if self._excess(left) <= 0:
+                return left, (True, False)
 
         last, keep = turns[-1], self.max_length // 4
-        ids, inside = self._ids(system + turns, response)
+        left = _conversation(system + turns, response)
         content = last["content"]
-        while len(ids) > self.max_length:
-            shorter = self._drop_tokens(content, len(ids) - self.max_length, keep, from_start=True)
+        while (excess := self._excess(left)) > 0:
+            shorter = self._drop_tokens(content, excess, keep, from_start=True)
             if shorter == content:
                 break
             content = shorter
-            ids, inside = self._ids([*system, {**last, "content": content}], response)
+            left = _conversation([*system, {**last, "content": content}], response)
         prompt_cut = content != last["content"] or len(turns) != len(prompt) - len(system)
-        if len(ids) <= self.max_length:
-            return ids, inside, (prompt_cut, False)
+        if excess <= 0:
+            return left, (prompt_cut, False)
 
         shortened = response
-        while len(ids) > self.max_length and shortened:
-            shortened = self._drop_tokens(shortened, len(ids) - self.max_length, 0, from_start=False)
-            ids, inside = self._ids([*system, {**last, "content": content}], shortened)
-        if len(ids) > self.max_length:
-            raise UserError(f"backbone.max_length = {self.max_length} is too small: the chat template alone takes {len(ids)} tokens.")
-        return ids, inside, (prompt_cut, True)
+        while excess > 0 and shortened:
+            shortened = self._drop_tokens(shortened, excess, 0, from_start=False)
+            left = _conversation([*system, {**last, "content": content}], shortened)
+            excess = self._excess(left)
+        if excess > 0:
+            needed = excess + self.max_length
+            raise UserError(f"backbone.max_length = {self.max_length} is too small: the chat template alone takes {needed} tokens.")
+        return left, (prompt_cut, True)
+
+    def _excess(self, conversation: Sequence[Message]) -> int:
+        """Tokens beyond `max_length`."""
+        return len(self._ids(conversation)[0]) - self.max_length
 
     def _drop_tokens(self, text: str, count: int, keep: int, *, from_start: bool) -> str:
         """`text` without about `count` tokens at one end, leaving at least `keep` tokens."""
@@ -177,6 +191,10 @@ class ChatTokenizer:
         if count >= len(offsets):
             return ""
         return text[offsets[count][0] :] if from_start else text[: offsets[len(offsets) - count][0]]
+
+
+def _conversation(prompt: Sequence[Message], response: str) -> tuple[Message, ...]:
+    return (*prompt, {"role": "assistant", "content": response})
 
 
 def _common_prefix(first: str, second: str) -> int:

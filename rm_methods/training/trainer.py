@@ -44,12 +44,12 @@ class PlannedSteps(Dataset):
     def __getitem__(self, step: int) -> dict:
         plan = self.plan[step]
         return {
-            "micro_batches": [self._micro_batch(batch) for batch in plan.ranks[self.rank]],
+            "micro_batches": [self._micro_batch(batch, step / len(self.plan)) for batch in plan.ranks[self.rank]],
             "total_weight": sum(self.pairs[i].weight for i in plan.indices),
             "total_micro_batches": plan.micro_batches,
         }
 
-    def _micro_batch(self, batch: MicroBatch) -> PairBatch:
+    def _micro_batch(self, batch: MicroBatch, progress: float) -> PairBatch:
         pairs = [self.pairs[i] for i in batch.indices]
         rows = lay_out([self.items[i] for i in batch.indices], self.layout, self.pad_id)
         return PairBatch(
@@ -58,6 +58,7 @@ class PlannedSteps(Dataset):
             target=torch.tensor([pair.target for pair in pairs], dtype=torch.float32),
             weight=torch.tensor([0.0 if batch.filler else pair.weight for pair in pairs], dtype=torch.float32),
             pair_ids=tuple(pair.pair_id for pair in pairs),
+            progress=progress,
         )
 
 

@@ -1,0 +1,78 @@
+"""Queries and keys of chosen layers, taken where the attention interface of transformers hands them over: after rotary embedding, while
+the forward pass keeps its fused kernel.  No module is patched and no hook is left behind: the capture travels with one forward as a
+keyword argument, and attention functions of ours (`packed_attention`, `joint_attention`) put into it what they see.
+
+Works with recomputed activations: a recomputation writes the same values again.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+
+from rm_methods.errors import UserError
+
+
+@dataclass(frozen=True)
+class LayerAttention:
+    """What one attention layer computes with.
+
+    Attributes:
+        query: [R, h, L, d], after rotary embedding, in the layout of the forward's batch (packed: R = 1, L = T).
+        key, value: [R, key heads, L, d].
+        scaling: of the scores, usually d ** -0.5.
+    """
+
+    query: torch.Tensor
+    key: torch.Tensor
+    value: torch.Tensor
+    scaling: float
+
+    def repeated(self) -> LayerAttention:
+        """The same with one key head for every query head (grouped-query attention)."""
+        repeats = self.query.shape[1] // self.key.shape[1]
+        key, value = (x if repeats == 1 else x.repeat_interleave(repeats, dim=1) for x in (self.key, self.value))
+        return LayerAttention(self.query, key, value, self.scaling)
+
+
+@dataclass
+class AttentionCapture:
+    """Collects the attention of the layers asked for, over one forward.
+
+    Attributes:
+        layers: layer numbers, from 0.
+        taken: layer number to its attention.
+    """
+
+    layers: tuple[int, ...]
+    taken: dict[int, LayerAttention] = field(default_factory=dict)
+
+    def offer(self, module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float | None) -> None:
+        """Called by the attention function of every layer, with what it was called with."""
+        if module.layer_idx in self.layers:
+            scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+            self.taken[module.layer_idx] = LayerAttention(query, key, value, scaling)
+
+
+def layer_numbers(layers: list[int], count: int, key: str) -> tuple[int, ...]:
+    """Layers as people count them (1 is the first, -1 the last) as layer numbers from 0.
+
+    Args:
+        count: layers of the model.
+        key: key path of the setting, for the message.
+
+    Raises:
+        UserError: a layer that does not exist.
+    """
+    wrong = [layer for layer in layers if layer == 0 or abs(layer) > count]
+    if wrong:
+        raise UserError(f"{key}: the model has {count} layers, so {wrong} do not exist. Use 1 to {count}, or -1 to {-count} from the end.")
+    return tuple(layer - 1 if layer > 0 else count + layer for layer in layers)
+
+
+def capture_obstacle(config) -> str | None:
+    """Why the scores of a model's attention are not query times key, or None if they are."""
+    if getattr(config, "attn_logit_softcapping", None):
+        return f"'{config.model_type}' caps its attention scores (attn_logit_softcapping)"
+    return None
