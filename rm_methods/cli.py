@@ -124,8 +124,9 @@ def prepare_benchmark(config_files, benchmark, pairs, items, report):
 @click.option("--backbone", required=True, type=_FOLDER, help="Prepared backbone folder.")
 @click.option("--out", required=True, type=_FOLDER, help="Run folder: model/, metrics.jsonl and summary.json are written there.")
 @click.option("--work", required=True, type=_FOLDER, help="Folder for checkpoints of unfinished runs.")
+@click.option("--required", multiple=True, help="SETTING=FOLDER: model folder of the run that a setting of the method names; repeatable.")
 @click.option("--threads", type=click.IntRange(min=0), default=None, help="CPU threads; overrides training.threads.")
-def train(config_files, variant, seed, pairs, backbone, out, work, threads):
+def train(config_files, variant, seed, pairs, backbone, out, work, required, threads):
     """Train one variant with one seed.  Continues from the last complete checkpoint if it was interrupted."""
     from rm_methods.config import load_config
     from rm_methods.errors import nearest
@@ -135,7 +136,10 @@ def train(config_files, variant, seed, pairs, backbone, out, work, threads):
     config = load_config(config_files)
     if variant not in config["methods"]:
         raise UserError(f"Unknown variant '{variant}'. {nearest(variant, config['methods'])}")
-    files = RunFiles(pairs, backbone, out / "model", out / "metrics.jsonl", out / "summary.json", work)
+    if wrong := [text for text in required if "=" not in text]:
+        raise UserError(f"--required {wrong[0]}: write SETTING=FOLDER, for instance teacher=results/x/runs/joint_encoder/seed0/model.")
+    required = {key: Path(path) for key, path in (text.split("=", 1) for text in required)}
+    files = RunFiles(pairs, backbone, out / "model", out / "metrics.jsonl", out / "summary.json", work, required)
     run(config, variant, seed, files, threads=threads)
 
 

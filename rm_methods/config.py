@@ -97,7 +97,7 @@ def reference_variant(config: Mapping[str, Any]) -> str:
     named = config["comparison"]["reference"]
     if named:
         return named
-    trained = [name for name, entry in config["methods"].items() if registry.load_card(entry["method"]).kind == "trained"]
+    trained = [name for name, entry in config["methods"].items() if registry.load_card(entry["method"]).has_weights]
     if "bradley_terry" in config["methods"]:
         return "bradley_terry"
     return (trained or list(config["methods"]))[0]
@@ -192,9 +192,28 @@ def _conflicts(config: dict[str, Any]) -> list[str]:
         configuration_file(training["deepspeed"])
     except UserError as error:
         found.append(f"training.deepspeed: {error}")
+    found += _missing_requirements(config["methods"])
     reference = config["comparison"]["reference"]
     if reference and reference not in config["methods"]:
         found.append(f"comparison.reference: '{reference}' is not among the methods. {nearest(reference, config['methods'])}")
+    return found
+
+
+def _missing_requirements(methods: dict[str, Any]) -> list[str]:
+    """Variants that others need a run of, but that are not there or of another kind."""
+    found = []
+    for variant, entry in methods.items():
+        card = registry.load_card(entry["method"])
+        for key, named in card.required_variants(entry["settings"]).items():
+            kind = card.requires[key]["kind"]
+            of_kind = [name for name, other in methods.items() if registry.load_card(other["method"]).kind == kind and name != variant]
+            if named not in of_kind:
+                allowed = [*of_kind, *card.requires[key].get("builtin", [])]
+                cards = [name for name in registry.method_names() if registry.load_card(name).kind == kind]
+                found.append(
+                    f"methods.{variant}.{key}: '{named}' is not a variant of kind '{kind}' under `methods:`. {nearest(named, allowed)} "
+                    f"Methods of that kind: {', '.join(cards)}; add one, for instance `{named if named in cards else cards[0]}: {{}}`"
+                )
     return found
 
 

@@ -30,7 +30,12 @@ class Experiment:
 
     def is_trained(self, variant: str) -> bool:
         """Whether a variant has weights (and so needs the backbone, and a GPU where there is one)."""
-        return self._method(variant).kind == "trained"
+        return self._method(variant).has_weights
+
+    def required_runs(self, variant: str, seed: int | str) -> dict[str, Path]:
+        """Model folders of the runs that this one needs, by the setting that names their variant."""
+        required = self._method(variant).required_variants(self.config["methods"][variant]["settings"])
+        return {key: self.folder / "runs" / other / f"seed{seed}" / "model" for key, other in required.items()}
 
     def made_of_pairs(self, benchmark: str) -> bool:
         """Whether a benchmark is made of the experiment's own prepared pairs."""

@@ -10,15 +10,13 @@ Shapes: L student tokens, M teacher tokens, G groups.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from rm_methods.errors import UserError
+from rm_methods.reward_models.joint_reader import JointRow
 
 NO_GROUP = -1
-PROMPT, CHOSEN, REJECTED = 0, 1, 2
 
 
 @dataclass(frozen=True)
@@ -36,43 +34,6 @@ class Alignment:
     teacher: np.ndarray
     segment: np.ndarray
     unmatched: int
-
-
-def spans_in_text(rendered: str, offsets: Sequence[tuple[int, int]], contents: Sequence[str]) -> np.ndarray:
-    """Where tokens of a rendered conversation lie in the text of its messages.
-
-    Args:
-        rendered: the conversation as the chat template prints it.
-        offsets: character spans [start, end) of the tokens in `rendered`.
-        contents: the messages' contents in their order, as the template must print them (blanks at the ends may be cut).
-
-    Returns:
-        int64 [tokens, 2], spans in the contents joined by one newline each; (0, 0) for tokens outside of them.
-
-    Raises:
-        UserError: the template changes a message's characters.
-    """
-    offsets = np.asarray(offsets, dtype=np.int64).reshape(-1, 2)
-    spans = np.zeros_like(offsets)
-    # From the last message back: a message's words may stand in the template's text before it, never behind the last one's end.
-    end, place = len(rendered), sum(len(c) + 1 for c in contents)
-    for content in reversed(contents):
-        place -= len(content) + 1
-        words = content.strip()
-        if not words:
-            continue
-        start = rendered.rfind(words, 0, end)
-        if start < 0:
-            raise UserError(
-                f"The chat template changes the characters of a message, so tokens cannot be aligned: {words[:80]!r} "
-                "is not in the rendered conversation. Use a template that prints messages as they are."
-            )
-        shift = place + content.index(words) - start
-        first, last = np.maximum(offsets[:, 0], start), np.minimum(offsets[:, 1], start + len(words))
-        inside = first < last
-        spans[inside] = np.stack([first, last], axis=1)[inside] + shift
-        end = start
-    return spans
 
 
 def group_tokens(student_spans: np.ndarray, teacher_spans: np.ndarray, text: str) -> tuple[np.ndarray, np.ndarray, int, int]:
@@ -116,29 +77,21 @@ def group_tokens(student_spans: np.ndarray, teacher_spans: np.ndarray, text: str
     return groups[0], groups[1], int(matched.sum()), unmatched
 
 
-def align(
-    texts: Sequence[str],
-    student_segments: np.ndarray,
-    student_spans: np.ndarray,
-    teacher_segments: np.ndarray,
-    teacher_spans: np.ndarray,
-) -> Alignment:
+def align(texts: tuple[str, str, str], student: JointRow, teacher: JointRow) -> Alignment:
     """Align the tokens of a pair.
 
     Args:
         texts: prompt, chosen and rejected.
-        student_segments, teacher_segments: int64 [tokens], PROMPT, CHOSEN, REJECTED, or NO_GROUP for tokens outside the texts.
-        student_spans, teacher_spans: int64 [tokens, 2], each in the text of its token's segment.
+        student, teacher: their tokens of these texts.
     """
-    student = np.full(len(student_segments), NO_GROUP, dtype=np.int64)
-    teacher = np.full(len(teacher_segments), NO_GROUP, dtype=np.int64)
+    groups = [np.full(len(row.segment), NO_GROUP, dtype=np.int64) for row in (student, teacher)]
     segments, total, unmatched = [], 0, 0
     for segment, text in enumerate(texts):
-        mine, theirs = student_segments == segment, teacher_segments == segment
-        own, other, count, lost = group_tokens(student_spans[mine], teacher_spans[theirs], text)
-        student[mine] = np.where(own == NO_GROUP, NO_GROUP, own + total)
-        teacher[theirs] = np.where(other == NO_GROUP, NO_GROUP, other + total)
+        inside = [row.segment == segment for row in (student, teacher)]
+        *own, count, lost = group_tokens(student.spans[inside[0]], teacher.spans[inside[1]], text)
+        for side in range(2):
+            groups[side][inside[side]] = np.where(own[side] == NO_GROUP, NO_GROUP, own[side] + total)
         segments.append(np.full(count, segment, dtype=np.int64))
         total += count
         unmatched += lost
-    return Alignment(student, teacher, np.concatenate(segments), unmatched)
+    return Alignment(*groups, np.concatenate(segments), unmatched)

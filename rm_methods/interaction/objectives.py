@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from rm_methods.interaction.alignment import CHOSEN, PROMPT, REJECTED
+from rm_methods.reward_models.joint_reader import CHOSEN, PROMPT, REJECTED
 
 OBJECTIVES = ("row_kl", "causal_kl", "received_mass", "readout", "virt", "relations")
 SCOPES = ("joint", "separate", "intra", "inter")

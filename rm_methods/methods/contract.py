@@ -6,7 +6,7 @@ loss of a micro-batch is and, where it must, transforms the pairs, attaches modu
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from rm_methods.preferences.pair import PreferencePair
     from rm_methods.reward_models.layouts import PairBatch
     from rm_methods.reward_models.model import RewardModel
+    from rm_methods.reward_models.tokenization import TokenizedItem
 
 
 @dataclass
@@ -42,13 +43,40 @@ class Inputs:
 
     Attributes:
         seed: the run's seed.
-        total_steps: optimizer steps of the whole run (None before the plan is made).
         work_folder: for files that may be kept between interruptions.
+        label: of the run, for progress messages.
+        config: sections `backbone` and `training` of the configuration.
+        backbone: the prepared backbone's folder.
+        required: model folders of the runs that the card's `requires` names, by setting.
+        total_steps: optimizer steps of the whole run; from `build` on, as what follows.
+        pairs, items, reader: training pairs, their tokens, and what tokenised them.
     """
 
     seed: int
-    total_steps: int | None
     work_folder: Path
+    label: str = ""
+    config: Mapping[str, Any] = field(default_factory=dict)
+    backbone: Path | None = None
+    required: Mapping[str, Path] = field(default_factory=dict)
+    total_steps: int | None = None
+    pairs: Sequence[PreferencePair] = ()
+    items: Sequence[TokenizedItem] = ()
+    reader: Any = None
+
+
+@dataclass(frozen=True)
+class Adaptation:
+    """A training on text that comes before the training on preferences.
+
+    Attributes:
+        model: a language model `language_model` inside, whose `base_model` has the same weights as that of the model to be trained.
+        method: gives its loss, as a method does.
+        training: the `training` section to go by.
+    """
+
+    model: torch.nn.Module
+    method: Any
+    training: Mapping[str, Any]
 
 
 class TrainedMethod:
@@ -56,10 +84,19 @@ class TrainedMethod:
 
     Args:
         settings: resolved settings, exactly the keys of the card.
+
+    Attributes:
+        model_is_made_whole: the model may not be created in shards under ZeRO-3 (each rank makes it whole, then it is sharded).
     """
+
+    model_is_made_whole = False
 
     def __init__(self, settings: dict[str, Any]):
         self.settings = settings
+
+    def training(self, training: dict[str, Any]) -> dict[str, Any]:
+        """The `training` section that this method goes by.  Reward-model methods leave it alone: equal budgets are what is compared."""
+        return training
 
     def transform_pairs(self, pairs: Sequence[PreferencePair], inputs: Inputs) -> Sequence[PreferencePair]:
         """Change the training pairs before the batch plan is made (margins, soft targets, flips, augmentation).
@@ -68,12 +105,36 @@ class TrainedMethod:
         """
         return pairs
 
+    def reader(self, pairs: Sequence[PreferencePair], inputs: Inputs):
+        """What turns pairs into tokens: has `encode(items) -> list[TokenizedItem]`, `pad_id`, and a `tokenizer` to save."""
+        from rm_methods.reward_models.backbones import load_tokenizer
+
+        return load_tokenizer(inputs.backbone, inputs.config["training"]["max_length"] or inputs.config["backbone"]["max_length"])
+
+    def model(self, pairs: Sequence[PreferencePair], reader, inputs: Inputs) -> RewardModel:
+        """The model to train, the same for all reward-model methods."""
+        import torch
+
+        from rm_methods.reward_models.backbones import load_classifier
+        from rm_methods.reward_models.model import RewardModel
+
+        autocast = torch.bfloat16 if inputs.config["training"]["precision"] == "bf16" else None
+        return RewardModel(load_classifier(inputs.backbone, inputs.config["backbone"], inputs.seed), autocast)
+
+    def adaptation(self, pairs: Sequence[PreferencePair], reader, inputs: Inputs) -> Adaptation | None:
+        """A training of the model on text, before the training on preferences; the model's own weights are then replaced by its result."""
+        return None
+
     def build(self, model: RewardModel, inputs: Inputs) -> None:
         """Attach modules to `model` (they are trained, checkpointed and moved with it) before the optimizer is made."""
 
     def loss(self, model: RewardModel, batch: PairBatch) -> Loss:
         """The loss of one micro-batch; calls `model(batch)` for rewards fp32 [pairs, 2], column 0 chosen, column 1 rejected."""
         raise TypeError(f"{type(self).__module__} defines no loss.")
+
+    def report(self) -> dict[str, Any]:
+        """What the method counted or measured, for the run's summary."""
+        return {}
 
     def export(self, model: RewardModel, folder: Path, state_dict: dict[str, torch.Tensor] | None = None) -> None:
         """Write the reward model that the method serves: a plain sequence-classification folder."""

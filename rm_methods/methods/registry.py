@@ -8,7 +8,7 @@ cards, the CLI lists them, the configuration schema and the table in the documen
 from __future__ import annotations
 
 import importlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -27,12 +27,25 @@ CARD_SCHEMA = {
     "properties": {
         "title": {"type": "string", "minLength": 1},
         "citation": {"type": "string", "minLength": 1},
-        "kind": {"enum": ["trained", "content_blind"]},
+        "kind": {"enum": ["trained", "joint", "content_blind"]},
         "targets": {"type": "array", "items": {"enum": ["noise", "length", "over-optimisation", "attention"]}},
         "cost": {"type": "string", "minLength": 1},
         "seed_free": {"type": "boolean", "default": False},
         "scalar_reward": {"type": "boolean", "default": True},
         "settings": {"type": "object"},
+        "code": {"type": "array", "items": {"type": "string"}},
+        "requires": {
+            "type": "object",
+            "additionalProperties": {
+                "type": "object",
+                "additionalProperties": False,
+                "required": ["kind"],
+                "properties": {
+                    "kind": {"enum": ["trained", "joint"]},
+                    "builtin": {"type": "array", "items": {"type": "string"}, "default": []},
+                },
+            },
+        },
     },
 }
 
@@ -44,10 +57,14 @@ class MethodCard:
     Attributes:
         name: file name; how the configuration calls it.
         title, citation, targets, cost: for lists, tables and documentation.
-        kind: "trained" (has weights) or "content_blind" (scores without a model).
+        kind: "trained" (a reward model), "joint" (a model that reads two responses together and prefers one), or "content_blind" (scores
+            without a model).
         seed_free: all seeds give the same scores, so only the first one is run.
         scalar_reward: the method scores a response alone.
         settings: JSON-schema fragment per setting, each with `default` and `description`.
+        requires: settings that name another variant whose run of the same seed must be there first, each with the `kind` that it must be of
+            and `builtin` values that are no variants.
+        code: files and folders below the package that the method uses besides its own file and the stages' code.
     """
 
     name: str
@@ -59,6 +76,17 @@ class MethodCard:
     settings: dict[str, dict[str, Any]]
     seed_free: bool = False
     scalar_reward: bool = True
+    requires: dict[str, dict[str, Any]] = field(default_factory=dict)
+    code: tuple[str, ...] = ()
+
+    @property
+    def has_weights(self) -> bool:
+        """Whether a model is trained, so that backbone and training settings matter."""
+        return self.kind != "content_blind"
+
+    def required_variants(self, settings: dict[str, Any]) -> dict[str, str]:
+        """The variants that these settings need a run of, by the setting that names them."""
+        return {key: settings[key] for key, need in self.requires.items() if settings[key] not in need.get("builtin", [])}
 
     @property
     def settings_schema(self) -> dict[str, Any]:
@@ -71,7 +99,9 @@ class MethodCard:
 
     def files(self) -> tuple[Path, ...]:
         """The files that make the method: an edit of one of them reruns the method's runs and no others."""
-        return (FOLDER / f"{self.name}.py", FOLDER / f"{self.name}.yaml")
+        own = [FOLDER / f"{self.name}.py", FOLDER / f"{self.name}.yaml"]
+        used = [FOLDER.parent / name for name in self.code]
+        return (*own, *(file for path in used for file in (sorted(path.glob("*.py")) if path.is_dir() else [path])))
 
 
 def card_problems(content: Any) -> list[str]:
@@ -84,6 +114,8 @@ def card_problems(content: Any) -> list[str]:
             problems.append(f"settings.{name}: {' and '.join(missing)} missing")
             continue
         problems += schema_problems(fragment["default"], fragment, f"settings.{name}.default")
+    problems += [f"code: '{name}' is not below rm_methods/" for name in content.get("code", ()) if not (FOLDER.parent / name).exists()]
+    problems += [f"requires.{name}: is not a setting" for name in content.get("requires", {}) if name not in content["settings"]]
     return problems
 
 
@@ -107,7 +139,7 @@ def load_card(name: str) -> MethodCard:
     content = yaml.safe_load(path.read_text(encoding="utf-8"))
     if problems := card_problems(content):
         raise ConfigError(problems, source=str(path))
-    return MethodCard(name=name, **(content | {"targets": tuple(content["targets"])}))
+    return MethodCard(name=name, **(content | {"targets": tuple(content["targets"]), "code": tuple(content.get("code", ()))}))
 
 
 def load_method(name: str, settings: dict[str, Any]):

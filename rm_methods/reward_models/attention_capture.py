@@ -43,16 +43,21 @@ class AttentionCapture:
     Attributes:
         layers: layer numbers, from 0.
         taken: layer number to its attention.
+        calls: attention layers that offered theirs.
     """
 
     layers: tuple[int, ...]
     taken: dict[int, LayerAttention] = field(default_factory=dict)
+    calls: int = 0
 
     def offer(self, module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float | None) -> None:
         """Called by the attention function of every layer, with what it was called with."""
-        if module.layer_idx in self.layers:
-            scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-            self.taken[module.layer_idx] = LayerAttention(query, key, value, scaling)
+        # Some encoders do not number their layers; they are not recomputed in a backward pass, so counting calls does.
+        number = getattr(module, "layer_idx", None)
+        number = self.calls if number is None else number
+        self.calls += 1
+        if number in self.layers:
+            self.taken[number] = LayerAttention(query, key, value, query.shape[-1] ** -0.5 if scaling is None else scaling)
 
 
 def layer_numbers(layers: list[int], count: int, key: str) -> tuple[int, ...]:

@@ -96,11 +96,37 @@ def load_classifier(folder: Path, backbone: dict[str, Any], seed: int):
             )
         if "score.weight" in loading["missing_keys"]:
             _draw_head(classifier, seed)
-        # A tokenizer that got a pad token of its own needs a row for it.
-        if len(tokenizer) > classifier.get_input_embeddings().num_embeddings:
-            classifier.resize_token_embeddings(len(tokenizer))
+        _make_room(classifier, tokenizer)
     classifier.config.pad_token_id = tokenizer.pad_token_id
     return classifier
+
+
+def load_language_model(folder: Path, backbone: dict[str, Any], seed: int):
+    """The causal language model of a prepared backbone folder; a tiny one has random weights, drawn from the seed."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, set_seed
+
+    record = read_json(Path(folder) / RECORD)
+    set_seed(seed)
+    if record["kind"] == "tiny":
+        return AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder), attn_implementation=backbone["attention"])
+    weights = str(folder) if record["weights"] == "here" else record["weights"]
+    with hub_errors_explained(weights):
+        language_model = AutoModelForCausalLM.from_pretrained(
+            weights,
+            revision=record["revision"],
+            dtype=getattr(torch, backbone["dtype"]),
+            attn_implementation=backbone["attention"],
+            trust_remote_code=backbone["trust_remote_code"],
+        )
+    _make_room(language_model, AutoTokenizer.from_pretrained(folder))
+    return language_model
+
+
+def _make_room(model, tokenizer) -> None:
+    """A tokenizer that got a pad token of its own needs a row of the embeddings for it."""
+    if len(tokenizer) > model.get_input_embeddings().num_embeddings:
+        model.resize_token_embeddings(len(tokenizer))
 
 
 def _draw_head(classifier, seed: int) -> None:
@@ -123,21 +149,21 @@ def _draw_head(classifier, seed: int) -> None:
 
 
 def source_folder(source: str) -> str:
-    """Where a backbone source lies: "package:<name>" is the folder of an installed package, anything else stays as it is.
+    """Where weights lie: "package:<name>[/folder]" is (a folder in) an installed package, anything else stays as it is.
 
     Raises:
         UserError: the package is not installed.
     """
     if not source.startswith("package:"):
         return source
-    package = source.removeprefix("package:")
+    package, _, inside = source.removeprefix("package:").partition("/")
     found = importlib.util.find_spec(package) if package.isidentifier() else None
     if found is None or found.origin is None:
         raise UserError(
-            f"backbone.source: package '{package}' is not installed in {sys.prefix}. `make setup` installs the weight packages; "
+            f"source: package '{package}' is not installed in {sys.prefix}. `make setup` installs the weight packages; "
             "or name a hub id or a local folder."
         )
-    return str(Path(found.origin).parent)
+    return str(Path(found.origin).parent / inside)
 
 
 class hub_errors_explained:

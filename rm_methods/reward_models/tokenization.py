@@ -193,6 +193,43 @@ class ChatTokenizer:
         return text[offsets[count][0] :] if from_start else text[: offsets[len(offsets) - count][0]]
 
 
+def spans_in_text(rendered: str, offsets: Sequence[tuple[int, int]], contents: Sequence[str]) -> np.ndarray:
+    """Where tokens of a rendered conversation lie in the text of its messages.
+
+    Args:
+        rendered: the conversation as the chat template prints it.
+        offsets: character spans [start, end) of the tokens in `rendered`.
+        contents: the messages' contents in their order, as the template must print them (blanks at the ends may be cut).
+
+    Returns:
+        int64 [tokens, 2], spans in the contents joined by one newline each; (0, 0) for tokens outside of them.
+
+    Raises:
+        UserError: the template changes a message's characters.
+    """
+    offsets = np.asarray(offsets, dtype=np.int64).reshape(-1, 2)
+    spans = np.zeros_like(offsets)
+    # From the last message back: a message's words may stand in the template's text before it, never behind the last one's end.
+    end, place = len(rendered), sum(len(c) + 1 for c in contents)
+    for content in reversed(contents):
+        place -= len(content) + 1
+        words = content.strip()
+        if not words:
+            continue
+        start = rendered.rfind(words, 0, end)
+        if start < 0:
+            raise UserError(
+                f"The chat template changes the characters of a message, so tokens cannot be aligned: {words[:80]!r} "
+                "is not in the rendered conversation. Use a template that prints messages as they are."
+            )
+        shift = place + content.index(words) - start
+        first, last = np.maximum(offsets[:, 0], start), np.minimum(offsets[:, 1], start + len(words))
+        inside = first < last
+        spans[inside] = np.stack([first, last], axis=1)[inside] + shift
+        end = start
+    return spans
+
+
 def _conversation(prompt: Sequence[Message], response: str) -> tuple[Message, ...]:
     return (*prompt, {"role": "assistant", "content": response})
 

@@ -6,6 +6,7 @@ and put back into their order.  A prompt with several responses is computed once
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections.abc import Sequence
@@ -20,6 +21,7 @@ from rm_methods.files import read_json
 from rm_methods.scoring.score_table import ScoredResponse, response_hash
 
 SCORER_FILE = "scorer.json"  # stands in a model folder in place of weights
+JOINT_RECORD = "joint.json"  # rm_methods.reward_models.joint_model.RECORD, which is not imported here because it imports torch
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,8 @@ def load_scorer(folder: str | Path, settings: ScoringSettings):
         raise UserError(f"{folder}: no such model folder. Train it first, or give a folder with config.json or {SCORER_FILE}.")
     if not (folder / "config.json").exists():
         raise UserError(f"{folder}: neither a reward model (config.json) nor a scorer description ({SCORER_FILE}) is there.")
+    if (folder / JOINT_RECORD).exists():
+        return JointScorer.from_folder(folder, settings)
     return RewardModelScorer.from_folder(folder, settings)
 
 
@@ -130,6 +134,10 @@ class RewardModelScorer:
             for k, text in enumerate(item.responses)
         ]
 
+    def extra_metrics(self) -> dict[str, float]:
+        """What is known besides the scores."""
+        return {}
+
     def _rewards(self, encoded) -> list[list[float]]:
         import torch
 
@@ -158,6 +166,58 @@ class RewardModelScorer:
             batches.append(current)
         costs = [launched_tokens([encoded[i] for i in members], layout) for members in batches]
         return sorted(zip(batches, costs, strict=True), key=lambda batch: -max(encoded[batch[0][0]].lengths))
+
+
+class JointScorer(RewardModelScorer):
+    """Scores with a joint model: a response's score is the mean, over all responses of its item, of the logit that it is better.
+
+    For two responses the difference of the scores is the logit of the preference, averaged over both orders; for more it is the
+    response's standing among the others (a Borda count of logits), so scores of different items do not compare.
+    """
+
+    @classmethod
+    def from_folder(cls, folder: Path, settings: ScoringSettings) -> JointScorer:
+        """Load a saved joint model."""
+        from rm_methods.reward_models.joint_model import load_joint
+
+        prepare_cpu(settings.threads)
+        return cls(*load_joint(folder, settings.max_length, settings.precision), settings)
+
+    def score(self, items: Sequence[BenchmarkItem], label: str = "score") -> list[ScoredResponse]:
+        """Score every response of every item, reading each two of an item together in both orders."""
+        duels = [(i, a, b) for i, item in enumerate(items) for a in range(len(item.responses)) for b in range(a)]
+        encoded = self.tokenizer.encode((items[i].prompt, (items[i].responses[a], items[i].responses[b])) for i, a, b in duels)
+        batches = self._batches(encoded)
+        progress = _Progress(label, sum(cost for _, cost in batches))
+        logits = [(0.0, 0.0)] * len(duels)
+        for members, cost in batches:
+            for index, row in zip(members, self._rewards([encoded[k] for k in members]), strict=True):
+                logits[index] = row
+            progress.advance(cost)
+        rewards = [[0.0] * len(item.responses) for item in items]
+        tokens = [[0] * len(item.responses) for item in items]
+        cut = [[False] * len(item.responses) for item in items]
+        for (i, a, b), (a_first, b_first), item in zip(duels, logits, encoded, strict=True):
+            preference = (a_first - b_first) / 2
+            rewards[i][a] += preference / len(items[i].responses)
+            rewards[i][b] -= preference / len(items[i].responses)
+            for k in (a, b):
+                tokens[i][k] = max(tokens[i][k], *item.lengths)
+                cut[i][k] |= any(item.truncated)
+        self._first_place = [(_sigmoid(a_first) + _sigmoid(b_first)) / 2 for a_first, b_first in logits]
+        return [
+            ScoredResponse(item.item_id, k, response_hash(text), rewards[i][k], tokens[i][k], cut[i][k])
+            for i, item in enumerate(items)
+            for k, text in enumerate(item.responses)
+        ]
+
+    def extra_metrics(self) -> dict[str, float]:
+        """Position bias of the last `score`: mean probability given to the first response over both orders, less one half."""
+        return {"validation_position_bias": sum(self._first_place) / len(self._first_place) - 0.5} if self._first_place else {}
+
+
+def _sigmoid(x: float) -> float:
+    return 1 / (1 + math.exp(-x)) if x >= 0 else math.exp(x) / (1 + math.exp(x))
 
 
 class _Progress:

@@ -7,8 +7,8 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from rm_methods.training.deepspeed import configuration_file
 
 @dataclass(frozen=True)
 class RunFiles:
-    """Where a run reads (pairs, backbone) and writes; `work` is a folder in which each run key gets its own folder."""
+    """Where a run reads (pairs, backbone, model folders of required runs) and writes; each run key gets its own folder in `work`."""
 
     pairs: Path
     backbone: Path
@@ -32,15 +32,18 @@ class RunFiles:
     metrics: Path
     summary: Path
     work: Path
+    required: Mapping[str, Path] = field(default_factory=dict)
 
 
-def run_key(config: dict[str, Any], variant: str, seed: int, pairs_hash: str) -> str:
-    """Hash of everything the run depends on: method, settings, seed, data, backbone, training, code."""
+def run_key(config: dict[str, Any], variant: str, seed: int, pairs_hash: str, required: Mapping[str, Path] | None = None) -> str:
+    """Hash of everything the run depends on: method, settings, seed, data, backbone, training, required runs, code."""
     method = config["methods"][variant]
     card = load_card(method["method"])
     parts = [method, seed, pairs_hash]
-    if card.kind == "trained":
+    if card.has_weights:
         parts += [config["backbone"], config["training"]]
+    # A required run's summary lies beside its model.
+    parts += [[key, read_json(path.parent / "summary.json")["run_key"]] for key, path in sorted((required or {}).items())]
     return key_of(parts, code_hash("train", *map(str, card.files())))
 
 
@@ -167,54 +170,54 @@ def _launch_ranks(processes: int) -> None:
 def _train_this_rank(config: dict[str, Any], variant: str, seed: int, files: RunFiles, threads: int) -> dict[str, Any] | None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     from rm_methods.methods.contract import Inputs
-    from rm_methods.reward_models.backbones import load_classifier, load_tokenizer
     from rm_methods.training.batch_plan import plan_cost
-    from rm_methods.training.trainer import PlannedSteps, RewardTrainer, RunLog, last_complete_checkpoint
+    from rm_methods.training.trainer import PlannedSteps, RunLog
 
     started = time.monotonic()
-    training, label = config["training"], f"{variant} seed {seed}"
+    label = f"{variant} seed {seed}"
     prepare_cpu(threads)
     pairs_hash = file_hash(files.pairs)
-    work = files.work / run_key(config, variant, seed, pairs_hash)
+    work = files.work / run_key(config, variant, seed, pairs_hash, files.required)
     method = load_method(config["methods"][variant]["method"], config["methods"][variant]["settings"])
+    training = method.training(config["training"])
+    sections = {"backbone": config["backbone"], "training": training}
+    inputs = Inputs(seed, work, label, sections, files.backbone, _required(config, variant, files))
 
-    pairs = list(method.transform_pairs(read_pairs(files.pairs, splits=["train"]), Inputs(seed, None, work)))
-    tokenizer = load_tokenizer(files.backbone, training["max_length"] or config["backbone"]["max_length"])
-    items = tokenizer.encode((pair.prompt, (pair.chosen, pair.rejected)) for pair in pairs)
+    pairs = list(method.transform_pairs(read_pairs(files.pairs, splits=["train"]), inputs))
+    reader = method.reader(pairs, inputs)
+    items = reader.encode((pair.prompt, (pair.chosen, pair.rejected)) for pair in pairs)
     pairs, items, truncation = apply_truncation_policy(pairs, items, training["overlong_pairs"])
 
     # With ZeRO-3 the arguments make transformers create and load a model in shards, so they come first; a tiny model is created whole,
     # because random weights drawn in shards would be others than those of a run on one rank.
-    step_count = training["epochs"] * -(-len(pairs) // training["pairs_per_step"])
-    tiny = load_classifier(files.backbone, config["backbone"], seed) if config["backbone"]["source"] == "tiny" else None
-    arguments = training_arguments(training, seed, work, step_count)
-    classifier = tiny or load_classifier(files.backbone, config["backbone"], seed)
-    model = _reward_model(training, classifier)
+    whole = method.model_is_made_whole or config["backbone"]["source"] == "tiny"
+    model = method.model(pairs, reader, inputs) if whole else None
+    if adaptation := method.adaptation(pairs, reader, inputs):
+        _adapt(model, adaptation, pairs, items, reader, inputs)
+    arguments = training_arguments(training, seed, work, training["epochs"] * -(-len(pairs) // training["pairs_per_step"]))
+    model = model or method.model(pairs, reader, inputs)
+    if training["gradient_checkpointing"]:
+        model.recompute_activations()
     layout = model.layout(training["layout"])
-    plan = _plan(config, items, seed, arguments.world_size, layout)
-    method.build(model, Inputs(seed, len(plan), work))
+    plan = _plan(training, items, seed, arguments.world_size, layout)
+    method.build(model, replace(inputs, total_steps=len(plan), pairs=pairs, items=items, reader=reader))
 
     log = RunLog(plan, work / "metrics.jsonl", label)
-    steps = PlannedSteps(plan, pairs, items, layout, arguments.process_index, tokenizer.pad_id)
-    trainer = RewardTrainer(method=method, steps=steps, model=model, args=arguments, callbacks=[log])
-    trainer.remove_callback(_printer_callback())
-    checkpoint = last_complete_checkpoint(work) if arguments.process_index == 0 else None
-    checkpoint = _from_rank_zero(checkpoint, arguments.world_size)
-    if checkpoint and arguments.process_index == 0:
-        print(f"{label}: resumes from {checkpoint}", file=sys.stderr, flush=True)
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    steps = PlannedSteps(plan, pairs, items, layout, arguments.process_index, reader.pad_id)
+    trainer = fit(method, model, steps, arguments, log, work)
 
-    state_dict = _gathered_weights(trainer) if arguments.deepspeed else None
+    state_dict = _gathered_weights(trainer) if arguments.deepspeed and plan else None
     summary = None
     if arguments.process_index == 0:
         with written_atomically(files.model) as folder:
             method.export(trainer.accelerator.unwrap_model(trainer.model_wrapped), folder, state_dict)
-            tokenizer.tokenizer.save_pretrained(folder)
+            reader.tokenizer.save_pretrained(folder)
         with written_atomically(files.metrics) as path:
             shutil.copyfile(work / "metrics.jsonl", path)
         cost = _cost(plan_cost(plan, items, layout), arguments, log.before + time.monotonic() - started)
         final = {"train_loss": log.last_loss, **_validation(config, files)}
-        summary = _write_summary(config, variant, seed, files, pairs_hash, cost, final, {"truncation": truncation})
+        extra = {"truncation": truncation, "training": training, "report": method.report()}
+        summary = _write_summary(config, variant, seed, files, pairs_hash, cost, final, extra)
         shutil.rmtree(work, ignore_errors=True)
     _end_of_rank(arguments.world_size)
     return summary
@@ -229,21 +232,70 @@ def _gathered_weights(trainer) -> dict:
     return state_dict
 
 
-def _reward_model(training: dict[str, Any], classifier):
-    import torch
+def fit(method, model, steps, arguments, log, work: Path):
+    """Train `model` with the loss of `method` on planned steps; continues from the last complete checkpoint in `work`.
 
-    from rm_methods.reward_models.model import RewardModel
+    Returns:
+        The trainer.
+    """
+    from transformers.trainer_callback import PrinterCallback
 
-    model = RewardModel(classifier, autocast=torch.bfloat16 if training["precision"] == "bf16" else None)
-    if training["gradient_checkpointing"]:
-        model.recompute_activations()
-    return model
+    from rm_methods.training.trainer import RewardTrainer, last_complete_checkpoint
+
+    trainer = RewardTrainer(method=method, steps=steps, model=model, args=arguments, callbacks=[log])
+    trainer.remove_callback(PrinterCallback)
+    if not len(steps):
+        log.on_train_begin(arguments, trainer.state, trainer.control)
+        return trainer
+    checkpoint = last_complete_checkpoint(work) if arguments.process_index == 0 else None
+    checkpoint = _from_rank_zero(checkpoint, arguments.world_size)
+    if checkpoint and arguments.process_index == 0:
+        print(f"{log.label}: resumes from {checkpoint}", file=sys.stderr, flush=True)
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    return trainer
 
 
-def _plan(config: dict[str, Any], items: Sequence, seed: int, ranks: int, layout: str):
+def _adapt(model, adaptation, pairs: Sequence, items: Sequence, reader, inputs) -> None:
+    """Train on text first (`TrainedMethod.adaptation`) and give the result to `model`; done once, also if the run is interrupted later."""
+    from safetensors.torch import load_file, save_file
+
+    from rm_methods.training.trainer import PlannedSteps, RunLog
+
+    work, training = inputs.work_folder / "adaptation", dict(adaptation.training) | {"deepspeed": None}
+    adapted = work / "adapted.safetensors"
+    inner = adaptation.model.language_model.base_model
+    if not adapted.exists():
+        arguments = training_arguments(training, inputs.seed, work, training["epochs"] * -(-len(pairs) // training["pairs_per_step"]))
+        plan = _plan(training, items, inputs.seed, arguments.world_size, "plain")
+        steps = PlannedSteps(plan, pairs, items, "plain", arguments.process_index, reader.pad_id)
+        log = RunLog(plan, work / "metrics.jsonl", f"{inputs.label} (masked language modelling)")
+        fit(adaptation.method, adaptation.model, steps, arguments, log, work)
+        if arguments.process_index == 0:
+            with written_atomically(adapted) as path:
+                save_file({name: weight.contiguous().cpu() for name, weight in inner.state_dict().items()}, path)
+        _wait_for_ranks(arguments.world_size)
+    missing, unexpected = model.classifier.base_model.load_state_dict(load_file(adapted), strict=False)
+    # Some classifiers have a pooler that their language models lack; anything else would mean that they are different models.
+    if unexpected or any("pooler" not in name for name in missing):
+        raise UserError(f"{inputs.label}: language model and classifier of the source have different weights ({unexpected or missing}).")
+
+
+def _required(config: dict[str, Any], variant: str, files: RunFiles) -> dict[str, Path]:
+    """The model folders of the required runs, each checked to be there."""
+    method = config["methods"][variant]
+    for key, other in load_card(method["method"]).required_variants(method["settings"]).items():
+        folder = files.required.get(key)
+        if folder is None or not Path(folder).is_dir():
+            raise UserError(
+                f"methods.{variant}.{key}: the model folder of '{other}' is not there ({folder or 'none given'}). Train that variant first "
+                f"and give --required {key}=FOLDER; the workflow does both."
+            )
+    return dict(files.required)
+
+
+def _plan(training: dict[str, Any], items: Sequence, seed: int, ranks: int, layout: str):
     from rm_methods.training.batch_plan import plan_steps
 
-    training = config["training"]
     return plan_steps(
         items,
         epochs=training["epochs"],
@@ -279,13 +331,15 @@ def _validation(config: dict[str, Any], files: RunFiles) -> dict[str, float]:
     if not pairs:
         return {}
     items = [BenchmarkItem(p.pair_id, p.split, p.prompt, [p.chosen, p.rejected], 0) for p in pairs]
-    rows = load_scorer(files.model, scoring_settings(config)).score(items)
+    scorer = load_scorer(files.model, scoring_settings(config))
+    rows = scorer.score(items)
     rewards = np.array([row.score for row in rows], dtype=np.float64).reshape(-1, 2)
     margins = rewards[:, 0] - rewards[:, 1]
     return {
         "validation_accuracy": float((margins > 0).mean()),
         "validation_loss": float(np.logaddexp(0, -margins).mean()),
         "validation_pairs": len(pairs),
+        **scorer.extra_metrics(),
     }
 
 
@@ -305,10 +359,10 @@ def _describe_scorer(config: dict[str, Any], variant: str, seed: int, files: Run
 def _write_summary(config, variant, seed, files: RunFiles, pairs_hash: str, cost, metrics, extra) -> dict[str, Any]:
     method = config["methods"][variant]
     card = load_card(method["method"])
-    trained = card.kind == "trained"
+    trained = card.has_weights
     record = files.backbone / "backbone.json"
     summary = {
-        "run_key": run_key(config, variant, seed, pairs_hash),
+        "run_key": run_key(config, variant, seed, pairs_hash, files.required),
         "experiment": config["experiment"],
         "variant": variant,
         "method": method["method"],
@@ -335,12 +389,6 @@ def _equal(item) -> bool:
     return np.array_equal(item.sequences[0], item.sequences[1])
 
 
-def _printer_callback():
-    from transformers.trainer_callback import PrinterCallback
-
-    return PrinterCallback
-
-
 def _from_rank_zero(value, world_size: int):
     """The same value on every rank (only rank 0 looks for checkpoints, so that no two ranks disagree or delete under each other)."""
     if world_size == 1:
@@ -350,6 +398,13 @@ def _from_rank_zero(value, world_size: int):
     box = [str(value) if value else None]
     dist.broadcast_object_list(box, src=0)
     return box[0]
+
+
+def _wait_for_ranks(world_size: int) -> None:
+    if world_size > 1:
+        import torch.distributed as dist
+
+        dist.barrier()
 
 
 def _end_of_rank(world_size: int) -> None:

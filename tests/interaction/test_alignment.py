@@ -4,7 +4,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rm_methods.errors import UserError
-from rm_methods.interaction.alignment import CHOSEN, NO_GROUP, PROMPT, REJECTED, align, group_tokens, spans_in_text
+from rm_methods.interaction.alignment import NO_GROUP, align, group_tokens
+from rm_methods.reward_models.joint_reader import CHOSEN, OUTSIDE, PROMPT, REJECTED, JointRow
+from rm_methods.reward_models.tokenization import spans_in_text
 
 
 def groups(text, student, teacher):
@@ -65,8 +67,8 @@ def test_equal_tokenizers_give_singletons(data, text):
 
 def test_segments_are_never_mixed():
     spans = np.array([(0, 2), (0, 2), (0, 2), (0, 0)])
-    segments = np.array([PROMPT, CHOSEN, REJECTED, NO_GROUP])
-    found = align(["ab", "ab", "ab"], segments, spans, segments[[0, 2, 1, 3]], spans)
+    segments = np.array([PROMPT, CHOSEN, REJECTED, OUTSIDE])
+    found = align(("ab", "ab", "ab"), JointRow(None, segments, spans), JointRow(None, segments[[0, 2, 1, 3]], spans))
     assert found.student.tolist() == [0, 1, 2, NO_GROUP]
     assert found.teacher.tolist() == [0, 2, 1, NO_GROUP]
     assert found.segment.tolist() == [PROMPT, CHOSEN, REJECTED]

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from rm_methods.interaction import objectives
-from rm_methods.interaction.alignment import CHOSEN, PROMPT, REJECTED
+from rm_methods.reward_models.joint_reader import CHOSEN, PROMPT, REJECTED
 from rm_methods.interaction.objectives import StudentAttention, TeacherAttention
 
 HEADS, SIZE = 3, 4

@@ -8,6 +8,9 @@ rule train:
         backbone=lambda wc: (
             rules.prepare_backbone.output if EXPERIMENT.is_trained(wc.variant) else []
         ),
+        required=lambda wc: [
+            str(path) for path in EXPERIMENT.required_runs(wc.variant, wc.seed).values()
+        ],
     output:
         model=directory(f"{FOLDER}/runs/{{variant}}/seed{{seed}}/model"),
         metrics=f"{FOLDER}/runs/{{variant}}/seed{{seed}}/metrics.jsonl",
@@ -25,6 +28,11 @@ rule train:
         settings=lambda wc: EXPERIMENT.train_settings(wc.variant),
         code=lambda wc: EXPERIMENT.train_code(wc.variant),
         out=lambda wc: f"{FOLDER}/runs/{wc.variant}/seed{wc.seed}",
+        required=lambda wc: [
+            word
+            for key, path in EXPERIMENT.required_runs(wc.variant, wc.seed).items()
+            for word in ("--required", f"{key}={path}")
+        ],
     shell:
         "rm-methods train --config {CONFIG_FILE:q} --variant {wildcards.variant:q} --seed {wildcards.seed} --pairs {input.pairs:q}"
-        " --backbone {rules.prepare_backbone.output:q} --out {params.out:q} --work {FOLDER:q}/work --threads {threads} > {log:q} 2>&1"
+        " --backbone {rules.prepare_backbone.output:q} --out {params.out:q} --work {FOLDER:q}/work {params.required:q} --threads {threads} > {log:q} 2>&1"

@@ -1,0 +1,44 @@
+"""What the two joint preference models have in common: they read both responses at once, and are trained on both orders of each pair."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+from rm_methods.interaction.masked_language import MaskedLanguageModel, MaskedLanguageModelling
+from rm_methods.methods.contract import Adaptation, Loss, TrainedMethod
+
+
+def joint_loss(logits: torch.Tensor) -> torch.Tensor:
+    """Mean over both orders of the negative log-likelihood that the chosen response is the better one, fp32 [pairs].
+
+    Args:
+        logits: fp32 [pairs, 2], that the first response is better: chosen first, rejected first.
+    """
+    return (F.softplus(-logits[:, 0]) + F.softplus(logits[:, 1])) / 2
+
+
+class JointMethod(TrainedMethod):
+    """Joint preference model; what it reads with and what it is made of is the subclass's."""
+
+    model_is_made_whole = True
+
+    def training(self, training):
+        """The experiment's, with the epochs and learning rate of the settings: a teacher's budget is its own."""
+        own = {key: self.settings[key] for key in ("epochs", "learning_rate", "tokens_per_microbatch")}
+        return training | own | {"layout": "plain", "overlong_pairs": "truncate"}
+
+    def loss(self, model, batch):
+        return Loss(joint_loss(model(batch).rewards))
+
+    def masked_language_modelling(self, language_model, decoder: bool, mask_id: int, reader, inputs) -> Adaptation | None:
+        """Training on the text of the training pairs by masking, as long as the settings say."""
+        settings, training = self.settings, inputs.config["training"]
+        if not settings["masked_language_epochs"]:
+            return None
+        language_model.config.use_cache = False
+        autocast = torch.bfloat16 if training["precision"] == "bf16" else None
+        special = [reader.pad_id, *reader.tokenizer.all_special_ids]
+        loss = MaskedLanguageModelling(mask_id, special, len(reader.tokenizer), inputs.seed, settings["masked_share"])
+        own = {"epochs": settings["masked_language_epochs"], "learning_rate": settings["masked_language_learning_rate"]}
+        return Adaptation(MaskedLanguageModel(language_model, decoder, autocast), loss, training | own)

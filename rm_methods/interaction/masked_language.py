@@ -1,0 +1,98 @@
+"""Masked-language modelling of joint rows: how a joint model learns the language of the pairs before it learns preferences.
+
+Without it a small teacher learns only the surface cue, and its attention teaches nothing.  An encoder predicts a masked token where
+it stands; a decoder without causal mask predicts it one place before (masked next-token prediction of LLM2Vec, arXiv 2404.05961),
+because that is where its pretrained head looks.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+from contextlib import nullcontext
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from rm_methods.methods.contract import Loss
+from rm_methods.reward_models.layouts import SequenceBatch
+
+_MASKED, _REPLACED = 0.8, 0.1  # of the chosen tokens, the rest is kept, as in BERT (arXiv 1810.04805)
+
+
+class MaskedLanguageModel(nn.Module):
+    """A language model that reads plain rows in both directions.
+
+    Args:
+        language_model: `AutoModelForMaskedLM`, or a decoder-only `AutoModelForCausalLM`.
+        decoder: the latter; its causal mask is taken away.
+        autocast: dtype of matrix products, or None.
+    """
+
+    def __init__(self, language_model: nn.Module, decoder: bool, autocast: torch.dtype | None = None):
+        super().__init__()
+        self.language_model, self.decoder, self.autocast = language_model, decoder, autocast
+
+    def layout(self, asked: str) -> str:
+        """Plain rows, whatever is asked for."""
+        return "plain"
+
+    def state_dict(self, *args, **kwargs):
+        """Weights by name, those that input and output embeddings share once: safetensors refuses them twice."""
+        first_names: dict[int, str] = {}
+        state = super().state_dict(*args, **kwargs)
+        return {name: weight for name, weight in state.items() if first_names.setdefault(weight.data_ptr(), name) == name}
+
+    def forward(self, input_ids: torch.Tensor, batch: SequenceBatch, places: torch.Tensor) -> torch.Tensor:
+        """Logits fp32 [masked tokens, vocabulary] for the tokens at `places` bool [R, L] of rows with ids `input_ids` [R, L]."""
+        is_token_RL = torch.arange(input_ids.shape[1], device=input_ids.device) <= batch.read_column[:, None]
+        device_type = input_ids.device.type
+        with torch.autocast(device_type, dtype=self.autocast) if self.autocast else nullcontext():
+            if not self.decoder:
+                return self.language_model(input_ids=input_ids, attention_mask=is_token_RL.long()).logits[places].float()
+            hidden_RLH = self.language_model.base_model(
+                input_ids=input_ids, position_ids=batch.position_ids, attention_mask=is_token_RL[:, None, None], use_cache=False
+            ).last_hidden_state
+            return self.language_model.lm_head(hidden_RLH[:, :-1][places[:, 1:]]).float()
+
+
+class MaskedLanguageModelling:
+    """The loss, in the shape of a training method.
+
+    Args:
+        mask_id: stands for a masked token.
+        special_ids: tokens that are never masked.
+        vocabulary: number of tokens to draw replacements from.
+        seed: with the pair and the progress of training it decides which tokens are masked, so a resumed run masks the same ones.
+        probability: share of the tokens to predict.
+    """
+
+    def __init__(self, mask_id: int, special_ids: Sequence[int], vocabulary: int, seed: int, probability: float = 0.15):
+        self.mask_id, self.vocabulary, self.seed, self.probability = mask_id, vocabulary, seed, probability
+        self.special_ids = torch.tensor(sorted(special_ids))
+
+    def loss(self, model, batch: SequenceBatch) -> Loss:
+        """Mean negative log-likelihood of the masked tokens of each pair, fp32 [pairs]."""
+        masked_RL, places_RL = self.mask(batch)
+        logits = model(masked_RL, batch, places_RL)
+        each = F.cross_entropy(logits, batch.input_ids[places_RL], reduction="none")
+        pair_R = torch.arange(len(places_RL), device=each.device) // batch.responses
+        pair = pair_R[:, None].expand_as(places_RL)[places_RL]
+        zeros = each.new_zeros(len(places_RL) // batch.responses)
+        return Loss(zeros.index_add(0, pair, each) / zeros.index_add(0, pair, torch.ones_like(each)).clamp(min=1))
+
+    def mask(self, batch: SequenceBatch) -> tuple[torch.Tensor, torch.Tensor]:
+        """Ids with some of them masked or replaced, and which are to be predicted: int64 and bool [R, L]."""
+        ids = batch.input_ids.cpu()
+        seed = zlib.crc32(f"{self.seed} {batch.progress} {batch.pair_ids}".encode())
+        generator = torch.Generator().manual_seed(seed)
+        allowed = (torch.arange(ids.shape[1]) <= batch.read_column.cpu()[:, None]) & ~torch.isin(ids, self.special_ids)
+        # A decoder predicts a token from the place before it, so the first one of a row has none.
+        allowed[:, 0] = False
+        places = allowed & (torch.rand(ids.shape, generator=generator) < self.probability)
+        fate = torch.rand(ids.shape, generator=generator)
+        drawn = torch.randint(self.vocabulary, ids.shape, generator=generator)
+        masked = torch.where(places & (fate < _MASKED), self.mask_id, ids)
+        masked = torch.where(places & (fate >= 1 - _REPLACED), drawn, masked)
+        return masked.to(batch.input_ids.device), places.to(batch.input_ids.device)

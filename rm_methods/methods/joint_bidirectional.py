@@ -1,0 +1,39 @@
+"""Joint preference model on the student's own backbone, with the causal mask taken away: reads `[prompt | first | second]`.
+
+    loss and preference as joint_encoder
+
+After LLM2Vec (BehnamGhader et al. 2024, arXiv 2404.05961): unmask, then masked next-token prediction on the text of the training pairs,
+then preferences.  As a teacher of `interaction_distillation` it needs no second tokenizer and is as strong as its student.
+Our choices: full fine-tuning instead of LoRA, and the logit is read at the row's last token.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from rm_methods.interaction.joint_training import JointMethod
+from rm_methods.reward_models.backbones import load_classifier, load_language_model, load_tokenizer
+from rm_methods.reward_models.joint_model import NAME, JointModel
+from rm_methods.reward_models.joint_reader import DecoderReader
+
+
+class Method(JointMethod):
+    def reader(self, pairs, inputs):
+        training, backbone = inputs.config["training"], inputs.config["backbone"]
+        return DecoderReader(load_tokenizer(inputs.backbone, training["max_length"] or backbone["max_length"]))
+
+    def model(self, pairs, reader, inputs):
+        autocast = torch.bfloat16 if inputs.config["training"]["precision"] == "bf16" else None
+        return JointModel(load_classifier(inputs.backbone, inputs.config["backbone"], inputs.seed), True, autocast)
+
+    def adaptation(self, pairs, reader, inputs):
+        if not self.settings["masked_language_epochs"]:
+            return None
+        language_model = load_language_model(inputs.backbone, inputs.config["backbone"], inputs.seed)
+        language_model.set_attn_implementation(NAME)
+        return self.masked_language_modelling(language_model, True, _mask_id(reader.tokenizer), reader, inputs)
+
+
+def _mask_id(tokenizer) -> int:
+    """The mask token, or, as in LLM2Vec, the underscore: a token that pretraining has seen as a blank to fill in."""
+    return tokenizer("_", add_special_tokens=False)["input_ids"][0] if tokenizer.mask_token_id is None else tokenizer.mask_token_id

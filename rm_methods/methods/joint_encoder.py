@@ -1,0 +1,90 @@
+"""Joint preference model on an encoder: reads `[CLS] prompt [SEP] first [SEP] second [SEP]` in both directions.
+
+    loss = mean over both orders of -log sigmoid(+-logit),   preference = (logit(chosen first) - logit(rejected first)) / 2
+
+After PairRM (LLM-Blender, arXiv 2306.02561), which reads one order at a time; here both orders of a pair are in every step, so the
+position of a response never tells its label.  It is a baseline of its own and a teacher of `interaction_distillation`.
+A tiny encoder, made for the controlled world, is first trained on the text of the pairs by masked-language modelling.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from rm_methods.errors import UserError
+from rm_methods.interaction.joint_training import JointMethod
+from rm_methods.reward_models.backbones import hub_errors_explained, source_folder
+from rm_methods.reward_models.joint_model import JointModel, encoder_length
+from rm_methods.reward_models.joint_reader import EncoderReader
+
+_SPECIAL = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]"}
+
+
+class Method(JointMethod):
+    def reader(self, pairs, inputs):
+        from transformers import AutoConfig, AutoTokenizer
+
+        if self.settings["source"] == "tiny":
+            return EncoderReader(_word_pieces(pairs, self.settings["tiny"]["vocabulary_size"]), self.settings["tiny"]["positions"])
+        source = source_folder(self.settings["source"])
+        with hub_errors_explained(source):
+            tokenizer = AutoTokenizer.from_pretrained(source, revision=self.settings["revision"])
+            return EncoderReader(tokenizer, encoder_length(AutoConfig.from_pretrained(source, revision=self.settings["revision"])))
+
+    def model(self, pairs, reader, inputs):
+        from transformers import AutoModelForSequenceClassification
+
+        autocast = torch.bfloat16 if inputs.config["training"]["precision"] == "bf16" else None
+        return JointModel(self._made(AutoModelForSequenceClassification, reader, inputs.seed, num_labels=1), False, autocast)
+
+    def adaptation(self, pairs, reader, inputs):
+        from transformers import AutoModelForMaskedLM
+
+        if not self.settings["masked_language_epochs"]:
+            return None
+        if reader.tokenizer.mask_token_id is None:
+            raise UserError(
+                f"joint_encoder.source = '{self.settings['source']}': its tokenizer has no mask token; set masked_language_epochs: 0."
+            )
+        language_model = self._made(AutoModelForMaskedLM, reader, inputs.seed)
+        return self.masked_language_modelling(language_model, False, reader.tokenizer.mask_token_id, reader, inputs)
+
+    def _made(self, kind, reader, seed: int, **options):
+        """A model of an Auto class: from the source, or tiny and random from the seed alone."""
+        from transformers import BertConfig, set_seed
+
+        set_seed(seed)
+        if self.settings["source"] != "tiny":
+            source = source_folder(self.settings["source"])
+            with hub_errors_explained(source):
+                return kind.from_pretrained(source, revision=self.settings["revision"], dtype=torch.float32, **options)
+        tiny = self.settings["tiny"]
+        config = BertConfig(
+            vocab_size=len(reader.tokenizer),
+            hidden_size=tiny["hidden_size"],
+            intermediate_size=tiny["intermediate_size"],
+            num_hidden_layers=tiny["layers"],
+            num_attention_heads=tiny["heads"],
+            initializer_range=tiny["initializer_range"],
+            max_position_embeddings=tiny["positions"],
+            hidden_dropout_prob=0.0,
+            attention_probs_dropout_prob=0.0,
+            pad_token_id=reader.tokenizer.pad_token_id,
+            **options,
+        )
+        return kind.from_config(config, attn_implementation="sdpa")
+
+
+def _word_pieces(pairs, size: int):
+    """A lower-case WordPiece tokenizer trained on the text of the pairs."""
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    pieces = Tokenizer(models.WordPiece(unk_token=_SPECIAL["unk_token"]))
+    pieces.normalizer = normalizers.BertNormalizer()
+    pieces.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    pieces.decoder = decoders.WordPiece()
+    trainer = trainers.WordPieceTrainer(vocab_size=size, special_tokens=list(_SPECIAL.values()), show_progress=False)
+    texts = (text for pair in pairs for text in (*(m["content"] for m in pair.prompt), pair.chosen, pair.rejected))
+    pieces.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=pieces, **_SPECIAL)

@@ -1,0 +1,183 @@
+"""A model that reads prompt and two responses together and says which response is better.
+
+Two kinds: an encoder (any `AutoModelForSequenceClassification` with one output), or a decoder whose causal mask is taken away
+(after LLM2Vec, arXiv 2404.05961).  Both orders of a pair are always computed, so the preference is antisymmetric by construction.
+"""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import nn
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from rm_methods.errors import UserError
+from rm_methods.files import read_json, write_json, written_atomically
+from rm_methods.reward_models.attention_capture import AttentionCapture, LayerAttention, capture_obstacle
+from rm_methods.reward_models.joint_reader import DecoderReader, EncoderReader
+from rm_methods.reward_models.layouts import SequenceBatch
+
+KERNEL = "sdpa"
+NAME = "joint_sdpa"
+RECORD = "joint.json"  # marks a model folder as a joint model
+
+
+def joint_attention(module, query, key, value, attention_mask, capture: AttentionCapture | None = None, **options):
+    """The kernel of transformers, which also gives `capture` the queries and keys of the layers that it asks for."""
+    if capture is not None:
+        capture.offer(module, query, key, value, options.get("scaling"))
+    return ALL_ATTENTION_FUNCTIONS[KERNEL](module, query, key, value, attention_mask, **options)
+
+
+ALL_ATTENTION_FUNCTIONS.register(NAME, joint_attention)
+ALL_MASK_ATTENTION_FUNCTIONS.register(NAME, ALL_MASK_ATTENTION_FUNCTIONS[KERNEL])
+
+
+@dataclass
+class JointOutput:
+    """What one forward gives.
+
+    Attributes:
+        rewards: fp32 [pairs, 2]: logits that the first response is better, with chosen first and with rejected first.
+        attention: layer number to what the layer computed with, for the layers asked for.
+        maps: layer number to attention weights [R, h, L, L], instead of `attention` where a model gives only these.
+    """
+
+    rewards: torch.Tensor
+    attention: dict[int, LayerAttention] = field(default_factory=dict)
+    maps: dict[int, torch.Tensor] = field(default_factory=dict)
+
+
+class JointModel(nn.Module):
+    """Encoder or unmasked decoder with one output.
+
+    Args:
+        classifier: a sequence-classification model with `num_labels=1`.
+        decoder: it is decoder-only; its causal mask is taken away, and the reward is read at each row's last token.
+        autocast: dtype of matrix products, or None for the weights' own.
+
+    Raises:
+        UserError: a decoder whose mask cannot be taken away.
+    """
+
+    def __init__(self, classifier: nn.Module, decoder: bool, autocast: torch.dtype | None = None):
+        super().__init__()
+        self.classifier, self.decoder, self.autocast = classifier, decoder, autocast
+        own_kernel = classifier.config._attn_implementation in (KERNEL, NAME) and classifier._can_set_attn_implementation()
+        if decoder and (not own_kernel or getattr(classifier.config, "sliding_window", None)):
+            raise UserError(
+                f"The causal mask of {type(classifier).__name__} with attention '{classifier.config._attn_implementation}' cannot be taken "
+                "away. Use a backbone with transformers' attention interface, attention: sdpa and no sliding window, or a joint encoder."
+            )
+        if own_kernel:
+            classifier.set_attn_implementation(NAME)
+
+    @property
+    def config(self):
+        """The configuration of the model inside."""
+        return self.classifier.config
+
+    def layout(self, asked: str) -> str:
+        """Joint rows are plain rows, whatever is asked for: nothing is shared between the two orders."""
+        return "plain"
+
+    def recompute_activations(self) -> None:
+        """Recompute activations in the backward pass."""
+        self.classifier.activation_checkpointing_enable({"use_reentrant": False})
+
+    def forward(self, batch: SequenceBatch, layers: tuple[int, ...] = ()) -> JointOutput:
+        """Preferences of pairs laid out as plain rows, two a pair (both orders).
+
+        Args:
+            layers: whose attention to give back (numbers from 0).
+
+        Raises:
+            UserError: attention is asked for and cannot be read.
+        """
+        length = batch.input_ids.shape[1]
+        is_token_RL = torch.arange(length, device=batch.input_ids.device) <= batch.read_column[:, None]
+        own_kernel = self.config._attn_implementation == NAME
+        if layers and (obstacle := capture_obstacle(self.config)):
+            raise UserError(f"The teacher's attention cannot be read: {obstacle}. Use another teacher.")
+        capture = AttentionCapture(layers)
+        options = {"capture": capture} if layers and own_kernel else {"output_attentions": True} if layers else {}
+        device_type = batch.input_ids.device.type
+        with torch.autocast(device_type, dtype=self.autocast) if self.autocast else nullcontext():
+            if self.decoder:
+                hidden_RLH = self.classifier.base_model(
+                    input_ids=batch.input_ids,
+                    position_ids=batch.position_ids,
+                    attention_mask=is_token_RL[:, None, None],
+                    use_cache=False,
+                    **options,
+                ).last_hidden_state
+                last_RH = hidden_RLH[batch.read_row, batch.read_column]
+                with torch.autocast(device_type, enabled=False):
+                    logits_R = self.classifier.score(last_RH.float())[:, 0]
+                maps = None
+            else:
+                output = self.classifier(input_ids=batch.input_ids, attention_mask=is_token_RL.long(), **options)
+                logits_R, maps = output.logits[:, 0].float(), output.get("attentions")
+        taken = capture.taken
+        if layers and not taken and (not maps or any(x is None for x in maps)):
+            raise UserError(
+                f"The teacher's attention cannot be read: {type(self.classifier).__name__} with attention "
+                f"'{self.config._attn_implementation}' gives none. Load it with attention 'sdpa' or 'eager'."
+            )
+        read = {} if taken or not layers else {layer: maps[layer] for layer in layers}
+        return JointOutput(logits_R.view(-1, 2), taken, read)
+
+    def attention_map(self, batch: SequenceBatch, layer: int) -> tuple[torch.Tensor, LayerAttention | None]:
+        """Head-averaged attention of a layer, fp32 [R, L, L] (rows are distributions over real tokens), and what it was computed from."""
+        with torch.no_grad():
+            output = self(batch, (layer,))
+            if layer not in output.attention:
+                return output.maps[layer].float().mean(1), None
+            taken = output.attention[layer].repeated()
+            is_token_RL = torch.arange(batch.input_ids.shape[1], device=batch.input_ids.device) <= batch.read_column[:, None]
+            scores_RhLL = taken.query.float() @ taken.key.float().transpose(2, 3) * taken.scaling
+            return scores_RhLL.masked_fill_(~is_token_RL[:, None, None], float("-inf")).softmax(-1).mean(1), taken
+
+    def save(self, folder: str | Path, state_dict: dict[str, torch.Tensor] | None = None) -> None:
+        """Write the classifier as transformers loads it, and the record that makes the folder a joint model."""
+        prefix = "classifier."
+        weights = None if state_dict is None else {k[len(prefix) :]: v for k, v in state_dict.items() if k.startswith(prefix)}
+        with written_atomically(folder) as path:
+            self.classifier.save_pretrained(path, state_dict=weights)
+            write_json(path / RECORD, {"decoder": self.decoder})
+
+
+def load_joint(folder: str | Path, max_length: int, precision: str = "fp32") -> tuple[JointModel, EncoderReader | DecoderReader]:
+    """A saved joint model, in evaluation mode on its device, and its reader.
+
+    Args:
+        max_length: a decoder's longest sequence, prompt and one response, in tokens; an encoder has its own limit.
+        precision: "fp32" or "bf16" (autocast).
+
+    Raises:
+        UserError: not a joint model.
+    """
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    from rm_methods.reward_models.tokenization import ChatTokenizer
+
+    folder = Path(folder)
+    if not (folder / RECORD).exists():
+        raise UserError(f"{folder}: not a joint model ({RECORD} is not there). Name the model folder of a run of a joint method.")
+    decoder = read_json(folder / RECORD)["decoder"]
+    classifier = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
+    model = JointModel(classifier, decoder, autocast=torch.bfloat16 if precision == "bf16" else None)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    reader = DecoderReader(ChatTokenizer(tokenizer, max_length)) if decoder else EncoderReader(tokenizer, encoder_length(classifier.config))
+    return model.to("cuda" if torch.cuda.is_available() else "cpu").eval(), reader
+
+
+def encoder_length(config, default: int = 512) -> int:
+    """Positions that an encoder can read."""
+    length = getattr(config, "max_position_embeddings", None) or default
+    # RoBERTa and its kin count positions from behind the pad id.
+    return length - 2 if config.model_type in ("roberta", "xlm-roberta", "camembert", "mpnet") else length

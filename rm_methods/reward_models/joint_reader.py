@@ -1,0 +1,197 @@
+"""How a joint model reads a pair: prompt, first and second response in one row, every token attending to every other.
+
+A pair is always read in both orders, chosen first and rejected first, so that the place of a response never tells its label, and what
+is read from the model (a preference, an attention map) is averaged over the orders.
+
+Shapes: M tokens of a joint row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from rm_methods.errors import UserError
+from rm_methods.preferences.pair import Message
+from rm_methods.reward_models.tokenization import ChatTokenizer, TokenizedItem, spans_in_text
+
+OUTSIDE = -1
+PROMPT, CHOSEN, REJECTED = 0, 1, 2
+
+
+@dataclass(frozen=True)
+class JointRow:
+    """One order of a pair.
+
+    Attributes:
+        ids: int32 [M].
+        segment: int64 [M], PROMPT, CHOSEN or REJECTED (not first and second), OUTSIDE for tokens that are not text.
+        spans: int64 [M, 2], characters [start, end) in the segment's text; (0, 0) outside.
+        cut: whether the row did not fit and text was left out.
+    """
+
+    ids: np.ndarray
+    segment: np.ndarray
+    spans: np.ndarray
+    cut: bool = False
+
+
+@dataclass(frozen=True)
+class PairText:
+    """The text of a pair, after the student's truncation: what both student and teacher read.
+
+    Attributes:
+        segments: prompt (contents of its messages, a newline between them), chosen, rejected.
+        student: the student's tokens in the order [shared prompt | rest of chosen | rest of rejected].
+    """
+
+    segments: tuple[str, str, str]
+    student: JointRow
+
+
+def pair_text(tokenizer: ChatTokenizer, item: TokenizedItem) -> PairText | None:
+    """Where the student's tokens of a pair lie in its text.
+
+    Returns:
+        None if truncation left the two sequences with different prompts, so that there is no joint text.
+
+    Raises:
+        UserError: the chat template changes the characters of a message.
+    """
+    prompts = ["\n".join(m["content"] for m in conversation[:-1]) for conversation in item.conversations]
+    if prompts[0] != prompts[1]:
+        return None
+    segments = (prompts[0], *(conversation[-1]["content"] for conversation in item.conversations))
+    ids, segment, spans = [], [], []
+    for k, (sequence, conversation) in enumerate(zip(item.sequences, item.conversations, strict=True)):
+        rendered, offsets = tokenizer.rendered(conversation)
+        places = spans_in_text(rendered, offsets, [m["content"] for m in conversation])
+        response_start = len(prompts[0]) + 1
+        in_response = places[:, 0] >= response_start
+        in_prompt = (places[:, 1] > places[:, 0]) & ~in_response
+        own = np.where(in_response, CHOSEN + k, np.where(in_prompt, PROMPT, OUTSIDE))
+        places = places - np.where(in_response, response_start, 0)[:, None]
+        start = item.shared if k else 0
+        # A prompt token behind the shared ones stands once in each sequence; aligned twice it would count twice.
+        own[item.shared :][own[item.shared :] == PROMPT] = OUTSIDE
+        ids.append(sequence[start:])
+        segment.append(own[start:])
+        spans.append(np.where(own[start:, None] == OUTSIDE, 0, places[start:]))
+    return PairText(segments, JointRow(np.concatenate(ids), np.concatenate(segment), np.concatenate(spans)))
+
+
+class EncoderReader:
+    """Reads `[CLS] prompt [SEP] first [SEP] second [SEP]` with an encoder's tokenizer.
+
+    What does not fit is cut: the oldest text of the prompt first, down to a quarter of the row, then the ends of the responses.
+
+    Args:
+        tokenizer: a fast Hugging Face tokenizer with tokens for start and separation (CLS and SEP, or BOS and EOS).
+        max_length: longest row in tokens.
+    """
+
+    def __init__(self, tokenizer, max_length: int):
+        self.tokenizer, self.max_length = tokenizer, max_length
+        self.start = tokenizer.bos_token_id if tokenizer.cls_token_id is None else tokenizer.cls_token_id
+        self.separator = tokenizer.eos_token_id if tokenizer.sep_token_id is None else tokenizer.sep_token_id
+        if not tokenizer.is_fast or self.start is None or self.separator is None:
+            raise UserError(
+                f"{tokenizer.name_or_path}: a joint encoder needs a fast tokenizer with a start and a separator token, found "
+                f"{type(tokenizer).__name__} with {self.start} and {self.separator}."
+            )
+
+    @property
+    def pad_id(self) -> int:
+        """Id used for padding."""
+        return self.tokenizer.pad_token_id or 0
+
+    def encode(self, items: Iterable[tuple[Sequence[Message], Sequence[str]]]) -> list[TokenizedItem]:
+        """Pairs (prompt, (first, second)) as items of two sequences: in this order, and in the other."""
+        texts = [("\n".join(m["content"] for m in prompt), *responses) for prompt, responses in items]
+        return [_both_orders(rows) for rows in self.rows(texts)]
+
+    def read(self, texts: Sequence[PairText], items: Sequence[TokenizedItem]) -> list[tuple[JointRow, JointRow]]:
+        """Both orders of each pair: chosen first, rejected first."""
+        return self.rows([text.segments for text in texts])
+
+    def rows(self, texts: Sequence[tuple[str, str, str]]) -> list[tuple[JointRow, JointRow]]:
+        """Both orders of (prompt, chosen, rejected)."""
+        flat = [text for three in texts for text in three]
+        if not flat:
+            return []
+        encoding = self.tokenizer(flat, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        parts = [
+            (np.asarray(ids, dtype=np.int32), np.asarray(spans, dtype=np.int64).reshape(-1, 2))
+            for ids, spans in zip(encoding["input_ids"], encoding["offset_mapping"], strict=True)
+        ]
+        return [self._orders(parts[3 * k : 3 * k + 3]) for k in range(len(texts))]
+
+    def _orders(self, parts) -> tuple[JointRow, JointRow]:
+        kept = self._fit([len(ids) for ids, _ in parts])
+        cut = any(count < len(ids) for count, (ids, _) in zip(kept, parts, strict=True))
+        # The prompt loses its start, a response its end.
+        parts = [(ids[len(ids) - n :], spans[len(ids) - n :]) if s == PROMPT else (ids[:n], spans[:n]) for s, (n, (ids, spans)) in
+                 enumerate(zip(kept, parts, strict=True))]  # fmt: skip
+        rows = []
+        for order in ((PROMPT, CHOSEN, REJECTED), (PROMPT, REJECTED, CHOSEN)):
+            ids, segment, spans = [np.array([self.start], dtype=np.int32)], [np.array([OUTSIDE])], [np.zeros((1, 2), dtype=np.int64)]
+            for s in order:
+                ids += [parts[s][0], np.array([self.separator], dtype=np.int32)]
+                segment += [np.full(len(parts[s][0]), s), np.array([OUTSIDE])]
+                spans += [parts[s][1], np.zeros((1, 2), dtype=np.int64)]
+            rows.append(JointRow(np.concatenate(ids), np.concatenate(segment), np.concatenate(spans), cut))
+        return rows[0], rows[1]
+
+    def _fit(self, lengths: list[int]) -> list[int]:
+        room = self.max_length - 4
+        prompt, first, second = lengths
+        prompt = min(prompt, max(room - first - second, room // 4))
+        left = room - prompt
+        if first + second > left:
+            first = min(first, max(left - second, left // 2))
+            second = min(second, left - first)
+        return [prompt, first, second]
+
+
+class DecoderReader:
+    """Reads `[prompt | first | second]` in the student's own tokens: no second tokenizer, and alignment is the identity.
+
+    Args:
+        tokenizer: the student's.
+    """
+
+    def __init__(self, tokenizer: ChatTokenizer):
+        self.chat, self.tokenizer = tokenizer, tokenizer.tokenizer
+
+    @property
+    def pad_id(self) -> int:
+        """Id used for padding."""
+        return self.chat.pad_id
+
+    def encode(self, items: Iterable[tuple[Sequence[Message], Sequence[str]]]) -> list[TokenizedItem]:
+        """Pairs (prompt, (first, second)) as items of two sequences: in this order, and in the other."""
+        encoded = []
+        for item in self.chat.encode(items):
+            first, second = (sequence[item.shared :] for sequence in item.sequences)
+            prompt = item.sequences[0][: item.shared]
+            orders = (np.concatenate([prompt, first, second]), np.concatenate([prompt, second, first]))
+            encoded.append(TokenizedItem(orders, 0, (any(item.prompt_cut),) * 2, (any(item.response_cut),) * 2))
+        return encoded
+
+    def read(self, texts: Sequence[PairText], items: Sequence[TokenizedItem]) -> list[tuple[JointRow, JointRow]]:
+        """Both orders of each pair: chosen first, rejected first."""
+        rows = []
+        for text, item in zip(texts, items, strict=True):
+            row = text.student
+            chosen_end = len(item.sequences[0])
+            place = np.arange(len(row.ids))
+            swapped = np.concatenate([place[: item.shared], place[chosen_end:], place[item.shared : chosen_end]])
+            rows.append((row, JointRow(row.ids[swapped], row.segment[swapped], row.spans[swapped])))
+        return rows
+
+
+def _both_orders(rows: tuple[JointRow, JointRow]) -> TokenizedItem:
+    cut = (rows[0].cut, rows[1].cut)
+    return TokenizedItem((rows[0].ids, rows[1].ids), 0, cut, (False, False))
