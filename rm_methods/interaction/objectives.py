@@ -22,9 +22,6 @@ from torch.utils.checkpoint import checkpoint
 
 from rm_methods.reward_models.joint_reader import CHOSEN, PROMPT, REJECTED
 
-OBJECTIVES = ("row_kl", "causal_kl", "received_mass", "readout", "virt", "relations")
-SCOPES = ("joint", "separate", "intra", "inter")
-
 _ROWS_PER_BLOCK = 128
 
 
@@ -156,12 +153,30 @@ def readout(student: StudentAttention, teacher: TeacherAttention) -> torch.Tenso
     return total / 2
 
 
+def averaged_row_kl(student: StudentAttention, teacher: TeacherAttention, scope: str = "joint") -> torch.Tensor:
+    """KL(teacher || student) of attention rows over groups, the student's probabilities averaged over heads first, [B].
+
+    Weaker than `row_kl`, which asks every head to follow the teacher, and slower: the average of softmaxes is not bilinear, so the
+    student's rows are computed and pooled row block by row block.
+    """
+
+    def kl(wanted, pooled):
+        return torch.special.xlogy(wanted, wanted / pooled.clamp(min=torch.finfo(pooled.dtype).tiny)).sum(-1)
+
+    return _over_pooled_rows(student, teacher, scope, kl)
+
+
 def virt(student: StudentAttention, teacher: TeacherAttention) -> torch.Tensor:
     """Squared distance of the inter blocks, as in VIRT (arXiv 2112.04195), summed over columns, mean over response rows, [B].
 
     Blocks are renormalised per row and head-averaged; the student's are pooled to groups row block by row block.
     """
-    table = torch.tensor(visible_segments("inter"), device=student.query.device)
+    return _over_pooled_rows(student, teacher, "inter", lambda wanted, pooled: (pooled - wanted).square().sum(-1))
+
+
+def _over_pooled_rows(student: StudentAttention, teacher: TeacherAttention, scope: str, distance) -> torch.Tensor:
+    """Mean over rows of distance(teacher's row, student's head-averaged row), both [B, rows, G]."""
+    table = torch.tensor(visible_segments(scope), device=student.query.device)
     target_BGG, has_row_BG = _restricted(teacher, table)
     valid_BL, group_BL = _rows(student, has_row_BG)
     groups = teacher.segment.shape[1]
@@ -171,7 +186,7 @@ def virt(student: StudentAttention, teacher: TeacherAttention) -> torch.Tensor:
         column_BRL = student.group.clamp(min=0)[:, None].expand_as(prob_BRL)
         pooled = prob_BRL.new_zeros(*prob_BRL.shape[:2], groups).scatter_add(2, column_BRL, prob_BRL)
         wanted = target.gather(1, group_BL[:, rows, None].expand(-1, -1, groups))
-        return (pooled - wanted).square().sum(-1)
+        return distance(wanted, pooled)
 
     distance_BL = _in_row_blocks(block, student, target_BGG)
     return _mean_over_rows(distance_BL[:, None], valid_BL)
@@ -203,7 +218,7 @@ def _relation_kl(mine: torch.Tensor, theirs: torch.Tensor, valid_BG: torch.Tenso
         rows = []
         for x in (theirs, mine):
             score = x[:, :, start:stop] @ x.transpose(2, 3) * x.shape[-1] ** -0.5
-            rows.append(score.masked_fill(~valid_BG[:, None, None], float("-inf")).log_softmax(-1))
+            rows.append(score.masked_fill(~valid_BG[:, None, None], torch.finfo(score.dtype).min).log_softmax(-1))
         return torch.where(valid_BG[:, None, None], rows[0].exp() * (rows[0] - rows[1]), 0.0).sum(-1).mean(1)
 
     starts = range(0, mine.shape[2], _ROWS_PER_BLOCK)

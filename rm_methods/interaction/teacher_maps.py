@@ -1,0 +1,252 @@
+"""A joint teacher's attention over each pair, in groups that student and teacher share, both orders averaged.
+
+Computed once per data set into one file that is mapped into memory, or online in every step; the loss is the same either way, because
+both round to half precision.  Shapes: B pairs, L student tokens, M teacher tokens, G groups; all padded within a batch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from rm_methods.errors import UserError
+from rm_methods.files import content_hash, read_json, written_atomically
+from rm_methods.interaction.alignment import Alignment, align
+from rm_methods.interaction.objectives import TeacherAttention
+from rm_methods.reward_models.attention_capture import layer_numbers
+from rm_methods.reward_models.joint_model import JointModel, load_joint
+from rm_methods.reward_models.joint_reader import DecoderReader, JointRow, pair_text
+from rm_methods.reward_models.layouts import lay_out
+from rm_methods.reward_models.tokenization import ChatTokenizer, TokenizedItem
+
+SHUFFLES = ("none", "rows", "columns")
+
+
+@dataclass(frozen=True)
+class AlignedPair:
+    """A pair as student and teacher read it.
+
+    Attributes:
+        student: int64 [L], group of each student token, in the order [shared prompt | rest of chosen | rest of rejected]; -1 for none.
+        segment: int64 [G].
+        rows: the teacher's rows, chosen first and rejected first, and the group of each of their tokens; None for a made-up teacher.
+    """
+
+    student: np.ndarray
+    segment: np.ndarray
+    rows: tuple[tuple[JointRow, np.ndarray], tuple[JointRow, np.ndarray]] | None
+
+
+class PairAlignments:
+    """The alignment of every pair, and what could not be aligned.
+
+    Args:
+        items: tokenised pairs.
+        tokenizer: the student's.
+        teacher_reader: None for a made-up teacher, whose groups are the student's own tokens of the text.
+
+    Attributes:
+        pairs: an `AlignedPair` for each item, or None where truncation left no joint text.
+        counts: for the run's report.
+    """
+
+    def __init__(self, items: Sequence[TokenizedItem], tokenizer: ChatTokenizer, teacher_reader=None):
+        if isinstance(teacher_reader, DecoderReader) and teacher_reader.chat.hash() != tokenizer.hash():
+            raise UserError(
+                "The teacher is a decoder with another tokenizer than the student. Train it on the same backbone, or use an encoder."
+            )
+        texts = [pair_text(tokenizer, item) for item in items]
+        kept = [k for k, text in enumerate(texts) if text is not None]
+        rows = teacher_reader.read([texts[k] for k in kept], [items[k] for k in kept]) if teacher_reader else [None] * len(kept)
+        self.pairs: list[AlignedPair | None] = [None] * len(items)
+        unmatched, tokens, cut = 0, 0, 0
+        for k, orders in zip(kept, rows, strict=True):
+            student = texts[k].student
+            found = [align(texts[k].segments, student, row) for row in orders or (student,)]
+            teacher = None if orders is None else tuple((row, a.teacher) for row, a in zip(orders, found, strict=True))
+            self.pairs[k] = AlignedPair(found[0].student, found[0].segment, teacher)
+            unmatched += found[0].unmatched
+            tokens += _text_tokens(student, found[0], orders)
+            cut += orders is not None and orders[0].cut
+        self.counts = {
+            "pairs_without_alignment": len(items) - len(kept),
+            "pairs_cut_for_the_teacher": cut,
+            "unmatched_text_tokens": round(unmatched / max(tokens, 1), 6),
+        }
+
+
+class JointTeacher:
+    """Gives attention maps of a joint model over groups.
+
+    Args:
+        folder: a joint model's folder.
+        max_length: of the student's sequences, in tokens.
+        layers: as people count them, -1 is the last.
+        key: key path of that setting, for messages.
+        precision: "fp32" or "bf16".
+    """
+
+    def __init__(self, folder: Path, max_length: int, layers: Sequence[int], key: str, precision: str):
+        self.model, self.reader = load_joint(folder, max_length, precision)
+        self.layers = layer_numbers(list(layers), self.model.config.num_hidden_layers, key)
+        self.identity = [read_json(Path(folder).parent / "summary.json")["run_key"], self.layers, precision]
+
+    @torch.no_grad()
+    def maps(self, pairs: Sequence[AlignedPair], layer: int) -> tuple[list[np.ndarray], float]:
+        """fp16 maps [G, G] of some pairs (both orders averaged), and the mean share of attention that went to tokens outside the groups."""
+        maps_PGG, outside = group_maps(self.model, pairs, layer, self.reader.pad_id)
+        return [m[: len(p.segment), : len(p.segment)].half().cpu().numpy() for m, p in zip(maps_PGG, pairs, strict=True)], outside
+
+    @torch.no_grad()
+    def vectors(self, pairs: Sequence[AlignedPair], layer: int) -> list[tuple[torch.Tensor, ...]]:
+        """Queries, keys and values of a layer, heads concatenated, mean over the tokens of each group, each [B, G, h * d]; one per order.
+
+        Raises:
+            UserError: the teacher gives attention weights only.
+        """
+        batch = _joint_batch(pairs, self.reader.pad_id).to(next(self.model.parameters()).device)
+        _, taken = self.model.attention_map(batch, layer)
+        if taken is None:
+            raise UserError("objective: 'relations' needs the teacher's queries, keys and values, but this teacher gives only its weights.")
+        pool_RGM = _pooling(pairs, batch.input_ids.shape[1]).to(batch.input_ids.device)
+        vectors = [pool_RGM @ x.transpose(1, 2).flatten(2).float() for x in (taken.query, taken.key, taken.value)]
+        return [tuple(x[order::2] for x in vectors) for order in range(2)]
+
+
+def group_maps(model: JointModel, pairs: Sequence[AlignedPair], layer: int, pad_id: int) -> tuple[torch.Tensor, float]:
+    """Head-averaged maps over groups, fp32 [B, G, G] (zero at padding), and the mean share of attention outside the groups.
+
+    Mean over a group's rows, sum over its columns; what went to tokens outside (special tokens) is left out and rows are made
+    distributions again; then both orders are averaged.
+    """
+    batch = _joint_batch(pairs, pad_id).to(next(model.parameters()).device)
+    map_RMM, _ = model.attention_map(batch, layer)
+    pool_RGM = _pooling(pairs, batch.input_ids.shape[1]).to(map_RMM.device)
+    grouped_RGG = pool_RGM @ map_RMM @ (pool_RGM > 0).to(map_RMM.dtype).transpose(1, 2)
+    mass_RG = grouped_RGG.sum(-1, keepdim=True)
+    is_row = mass_RG > 1e-12
+    outside = float(1 - mass_RG[is_row].mean()) if is_row.any() else 0.0
+    grouped_RGG = torch.where(is_row, grouped_RGG / mass_RG.clamp(min=1e-12), 0.0)
+    return grouped_RGG.unflatten(0, (-1, 2)).mean(1), outside
+
+
+class TeacherMaps:
+    """Maps of all pairs of a data set, by their place in it.
+
+    Args:
+        alignments: of the pairs.
+        teacher: None gives a uniform teacher: every row is the same for all groups.
+        layer: number from 0.
+        shuffle: "rows" permutes the rows of each map, "columns" its columns, seeded: a teacher with the same marginals and no meaning.
+        cache: folder to keep the maps in; None computes them online.
+    """
+
+    def __init__(
+        self, alignments: PairAlignments, teacher: JointTeacher | None, layer: int, shuffle: str = "none", cache: Path | None = None
+    ):
+        self.pairs, self.teacher, self.layer, self.shuffle = alignments.pairs, teacher, layer, shuffle
+        self.outside: list[float] = []
+        sizes = [0 if pair is None else len(pair.segment) for pair in self.pairs]
+        self.starts = np.concatenate([[0], np.cumsum(np.square(sizes, dtype=np.int64))])
+        self.stored: np.ndarray | None = None
+        if teacher is not None and cache is not None:
+            self.stored = self._stored(cache, sizes)
+
+    def batch(self, places: Sequence[int], device) -> TeacherAttention:
+        """The teacher's attention over the pairs at these places, on `device`."""
+        segment_BG = segments(self.pairs, places)
+        if self.teacher is None:
+            is_group = segment_BG >= 0
+            maps = (is_group[:, :, None] & is_group[:, None]).float() / is_group.sum(1).clamp(min=1)[:, None, None]
+            return TeacherAttention(maps.to(device), segment_BG.to(device))
+        maps = torch.zeros(*segment_BG.shape, segment_BG.shape[1])
+        for b, values in enumerate(self._values(places)):
+            maps[b, : len(values), : len(values)] = torch.from_numpy(self._shuffled(values.astype(np.float32), places[b]))
+        return TeacherAttention(maps.to(device), segment_BG.to(device))
+
+    def _values(self, places: Sequence[int]) -> list[np.ndarray]:
+        if self.stored is not None:
+            cut = (self.stored[self.starts[k] : self.starts[k + 1]] for k in places)
+            return [np.array(values).reshape(math.isqrt(len(values)), -1) if len(values) else np.zeros((0, 0)) for values in cut]
+        aligned = [k for k in places if self.pairs[k] is not None]
+        found = {}
+        if aligned:
+            maps, outside = self.teacher.maps([self.pairs[k] for k in aligned], self.layer)
+            self.outside.append(outside)
+            found = dict(zip(aligned, maps, strict=True))
+        return [found.get(k, np.zeros((0, 0), dtype=np.float16)) for k in places]
+
+    def _shuffled(self, values: np.ndarray, place: int) -> np.ndarray:
+        if self.shuffle == "none":
+            return values
+        order = np.random.default_rng([place, len(values)]).permutation(len(values))
+        return values[order] if self.shuffle == "rows" else values[:, order]
+
+    def _stored(self, cache: Path, sizes: list[int]) -> np.ndarray:
+        """The file of maps, written first if it is not there; ranks wait for the first one to write it."""
+        digest = hashlib.sha256()
+        for pair in self.pairs:
+            for row, group in pair.rows if pair else ():
+                digest.update(row.ids.tobytes() + group.tobytes())
+        path = cache / f"{content_hash([self.teacher.identity, self.layer, digest.hexdigest()])}.npy"
+        distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+        if not path.exists() and (not distributed or torch.distributed.get_rank() == 0):
+            self._write(path, sizes)
+        if distributed:
+            torch.distributed.barrier()
+        return np.load(path, mmap_mode="r", allow_pickle=False)
+
+    def _write(self, path: Path, sizes: list[int]) -> None:
+        order = sorted((k for k in range(len(sizes)) if sizes[k]), key=lambda k: -sizes[k])
+        started, shown, done = time.monotonic(), time.monotonic(), 0
+        with written_atomically(path) as temporary:
+            stored = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.float16, shape=(max(int(self.starts[-1]), 1),))
+            while done < len(order):
+                # About 4,096 tokens a forward; both orders are read.
+                count = max(1, 4096 // (2 * max(len(row.ids) for row, _ in self.pairs[order[done]].rows)))
+                places = order[done : done + count]
+                for k, values in zip(places, self._values(places), strict=True):
+                    stored[self.starts[k] : self.starts[k + 1]] = values.ravel()
+                done += len(places)
+                if (now := time.monotonic()) - shown > 5:
+                    shown, left = now, (now - started) / done * (len(order) - done)
+                    print(f"teacher maps: {done}/{len(order)} pairs  ETA {left:.0f} s", file=sys.stderr, flush=True)
+            stored.flush()
+
+
+def segments(pairs: Sequence[AlignedPair | None], places: Sequence[int]) -> torch.Tensor:
+    """Segments of the groups of some pairs, int64 [B, G], -1 at padding."""
+    found = [() if pairs[k] is None else pairs[k].segment for k in places]
+    segment_BG = np.full((len(places), max(1, *map(len, found))), -1, dtype=np.int64)
+    for b, segment in enumerate(found):
+        segment_BG[b, : len(segment)] = segment
+    return torch.from_numpy(segment_BG)
+
+
+def _joint_batch(pairs: Sequence[AlignedPair], pad_id: int):
+    """The teacher's rows of some pairs, laid out plain: chosen first and rejected first of each pair, one below the other."""
+    items = [TokenizedItem(tuple(row.ids for row, _ in pair.rows), 0, (False, False), (False, False)) for pair in pairs]
+    return lay_out(items, "plain", pad_id)
+
+
+def _pooling(pairs: Sequence[AlignedPair], length: int) -> torch.Tensor:
+    """fp32 [2 B, G, M]: rows take the mean over the tokens of a group."""
+    groups = [group for pair in pairs for _, group in pair.rows]
+    width = max(1, *(len(pair.segment) for pair in pairs))
+    pool_RGM = torch.zeros(len(groups), width, length)
+    for r, group in enumerate(groups):
+        inside = np.flatnonzero(group >= 0)
+        pool_RGM[r, torch.from_numpy(group[inside]), torch.from_numpy(inside)] = 1.0
+    return pool_RGM / pool_RGM.sum(-1, keepdim=True).clamp(min=1)
+
+
+def _text_tokens(student: JointRow, found: Alignment, orders) -> int:
+    return int((student.segment >= 0).sum()) + (int((orders[0].segment >= 0).sum()) if orders else 0)
