@@ -40,9 +40,19 @@ class MaskedLanguageModel(nn.Module):
 
     def state_dict(self, *args, **kwargs):
         """Weights by name, those that input and output embeddings share once: safetensors refuses them twice."""
-        first_names: dict[int, str] = {}
         state = super().state_dict(*args, **kwargs)
-        return {name: weight for name, weight in state.items() if first_names.setdefault(weight.data_ptr(), name) == name}
+        first_names = self._first_names()
+        return {name: weight for name, weight in state.items() if first_names.get(name, name) == name}
+
+    def load_state_dict(self, state_dict, strict: bool = True, assign: bool = False):
+        """The counterpart of `state_dict`."""
+        shared = {name: state_dict[first] for name, first in self._first_names().items() if first in state_dict}
+        return super().load_state_dict(shared | state_dict, strict, assign)
+
+    def _first_names(self) -> dict[str, str]:
+        """For each weight, the first name that it goes by."""
+        first: dict[int, str] = {}
+        return {name: first.setdefault(weight.data_ptr(), name) for name, weight in super().state_dict().items()}
 
     def forward(self, input_ids: torch.Tensor, batch: SequenceBatch, places: torch.Tensor) -> torch.Tensor:
         """Logits fp32 [masked tokens, vocabulary] for the tokens at `places` bool [R, L] of rows with ids `input_ids` [R, L]."""

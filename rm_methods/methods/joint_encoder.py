@@ -9,6 +9,8 @@ A tiny encoder, made for the controlled world, is first trained on the text of t
 
 from __future__ import annotations
 
+from collections import Counter
+
 import torch
 
 from rm_methods.errors import UserError
@@ -25,7 +27,7 @@ class Method(JointMethod):
         from transformers import AutoConfig, AutoTokenizer
 
         if self.settings["source"] == "tiny":
-            return EncoderReader(_word_pieces(pairs, self.settings["tiny"]["vocabulary_size"]), self.settings["tiny"]["positions"])
+            return EncoderReader(_words(pairs, self.settings["tiny"]["vocabulary_size"]), self.settings["tiny"]["positions"])
         source = source_folder(self.settings["source"])
         with hub_errors_explained(source):
             tokenizer = AutoTokenizer.from_pretrained(source, revision=self.settings["revision"])
@@ -75,16 +77,18 @@ class Method(JointMethod):
         return kind.from_config(config, attn_implementation="sdpa")
 
 
-def _word_pieces(pairs, size: int):
-    """A lower-case WordPiece tokenizer trained on the text of the pairs."""
-    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+def _words(pairs, size: int):
+    """A tokenizer of the most frequent lower-case words of the pairs (not WordPiece: its trainer gives another vocabulary every time)."""
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    pieces = Tokenizer(models.WordPiece(unk_token=_SPECIAL["unk_token"]))
-    pieces.normalizer = normalizers.BertNormalizer()
-    pieces.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    pieces.decoder = decoders.WordPiece()
-    trainer = trainers.WordPieceTrainer(vocab_size=size, special_tokens=list(_SPECIAL.values()), show_progress=False)
-    texts = (text for pair in pairs for text in (*(m["content"] for m in pair.prompt), pair.chosen, pair.rejected))
-    pieces.train_from_iterator(texts, trainer)
-    return PreTrainedTokenizerFast(tokenizer_object=pieces, **_SPECIAL)
+    normalizer, splitter = normalizers.BertNormalizer(), pre_tokenizers.BertPreTokenizer()
+    counts = Counter()
+    for pair in pairs:
+        for text in (*(m["content"] for m in pair.prompt), pair.chosen, pair.rejected):
+            counts.update(word for word, _ in splitter.pre_tokenize_str(normalizer.normalize_str(text)))
+    frequent = sorted(counts, key=lambda word: (-counts[word], word))[: size - len(_SPECIAL)]
+    vocabulary = {word: k for k, word in enumerate([*_SPECIAL.values(), *frequent])}
+    words = Tokenizer(models.WordLevel(vocabulary, unk_token=_SPECIAL["unk_token"]))
+    words.normalizer, words.pre_tokenizer = normalizer, splitter
+    return PreTrainedTokenizerFast(tokenizer_object=words, **_SPECIAL)
