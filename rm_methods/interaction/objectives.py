@@ -122,8 +122,7 @@ def received_mass(student: StudentAttention, teacher: TeacherAttention) -> torch
         mass_BhL = _column_mass(student, table, valid_BL)
         mass_BG = torch.zeros_like(target_BG).scatter_add(1, group_BL, mass_BhL.mean(1) * (student.group >= 0))
         mass_BG = mass_BG / valid_BL.sum(-1, keepdim=True).clamp(min=1)
-        tiny = torch.finfo(mass_BG.dtype).tiny
-        total = total + torch.special.xlogy(target_BG, target_BG / mass_BG.clamp(min=tiny)).sum(-1)
+        total = total + _kl(target_BG, mass_BG)
     return total / 2
 
 
@@ -160,10 +159,7 @@ def averaged_row_kl(student: StudentAttention, teacher: TeacherAttention, scope:
     student's rows are computed and pooled row block by row block.
     """
 
-    def kl(wanted, pooled):
-        return torch.special.xlogy(wanted, wanted / pooled.clamp(min=torch.finfo(pooled.dtype).tiny)).sum(-1)
-
-    return _over_pooled_rows(student, teacher, scope, kl)
+    return _over_pooled_rows(student, teacher, scope, _kl)
 
 
 def virt(student: StudentAttention, teacher: TeacherAttention) -> torch.Tensor:
@@ -256,6 +252,11 @@ def _causal_row_kl(student: StudentAttention, teacher: TeacherAttention) -> torc
     own_entropy = torch.special.xlogy(own_mass_BL, own_mass_BL / count_BL)
     lse_BhL = _row_log_sum_exp(student, table, causal=True)
     return _mean_over_rows((earlier_entropy + own_entropy)[:, None] + lse_BhL - match_BhL, valid_BL)
+
+
+def _kl(wanted: torch.Tensor, found: torch.Tensor) -> torch.Tensor:
+    """KL(wanted || found) over the last axis; entries where nothing is wanted count nothing and get no gradient."""
+    return (torch.special.xlogy(wanted, wanted) - wanted * found.clamp(min=torch.finfo(found.dtype).tiny).log()).sum(-1)
 
 
 def _restricted(teacher: TeacherAttention, table: torch.Tensor, pattern: torch.Tensor | None = None):

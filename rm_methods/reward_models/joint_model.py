@@ -6,7 +6,7 @@ Two kinds: an encoder (any `AutoModelForSequenceClassification` with one output)
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -169,11 +169,28 @@ def load_joint(folder: str | Path, max_length: int, precision: str = "fp32") -> 
     if not (folder / RECORD).exists():
         raise UserError(f"{folder}: not a joint model ({RECORD} is not there). Name the model folder of a run of a joint method.")
     decoder = read_json(folder / RECORD)["decoder"]
-    classifier = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
+    with _outside_of_zero3():
+        classifier = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
     model = JointModel(classifier, decoder, autocast=torch.bfloat16 if precision == "bf16" else None)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     reader = DecoderReader(ChatTokenizer(tokenizer, max_length)) if decoder else EncoderReader(tokenizer, encoder_length(classifier.config))
     return model.to("cuda" if torch.cuda.is_available() else "cpu").eval(), reader
+
+
+@contextmanager
+def _outside_of_zero3():
+    """Models loaded inside are whole: under ZeRO-3 transformers loads every model in shards, also one that is not trained."""
+    from transformers.integrations import deepspeed
+
+    if not deepspeed.is_deepspeed_zero3_enabled():
+        yield
+        return
+    configuration = deepspeed._hf_deepspeed_config_weak_ref()
+    deepspeed.unset_hf_deepspeed_config()
+    try:
+        yield
+    finally:
+        deepspeed.set_hf_deepspeed_config(configuration)
 
 
 def encoder_length(config, default: int = 512) -> int:

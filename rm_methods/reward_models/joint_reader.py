@@ -149,10 +149,11 @@ class EncoderReader:
         prompt, first, second = lengths
         prompt = min(prompt, max(room - first - second, room // 4))
         left = room - prompt
-        if first + second > left:
-            first = min(first, max(left - second, left // 2))
-            second = min(second, left - first)
-        return [prompt, first, second]
+        half = left // 2
+        if first + second <= left:
+            return [prompt, first, second]
+        # The same for both where both are long: a longer remainder of one of them would tell the label.
+        return [prompt, min(first, max(half, left - second)), min(second, max(half, left - first))]
 
 
 class DecoderReader:

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from rm_methods.interaction import objectives
-from rm_methods.reward_models.joint_reader import CHOSEN, PROMPT, REJECTED
 from rm_methods.interaction.objectives import StudentAttention, TeacherAttention
+from rm_methods.reward_models.joint_reader import CHOSEN, PROMPT, REJECTED
 
 HEADS, SIZE = 3, 4
 
@@ -139,6 +139,22 @@ def naive_virt(student, teacher):
     return torch.stack(found)
 
 
+def naive_averaged_row_kl(student, teacher, scope):
+    found = []
+    for b in range(len(student.group)):
+        group, segment, rows = student.group[b].tolist(), student.segment[b].tolist(), []
+        for i in [i for i, g in enumerate(group) if g >= 0]:
+            columns = [j for j, g in enumerate(group) if g >= 0 and sees(segment[i], segment[j], scope)]
+            kept = sorted({group[j] for j in columns})
+            if kept:
+                row = scores(student, b)[:, i][:, columns].softmax(-1).mean(0)
+                pooled = torch.stack([sum(row[k] for k, j in enumerate(columns) if group[j] == v) for v in kept])
+                wanted = teacher.map[b, group[i], kept] / teacher.map[b, group[i], kept].sum()
+                rows.append((wanted * (wanted / pooled).log()).sum())
+        found.append(torch.stack(rows).mean())
+    return torch.stack(found)
+
+
 def naive_relations(student, teacher, heads):
     found = []
     for b in range(len(student.group)):
@@ -156,6 +172,11 @@ CASES = {
     "row_kl joint": (lambda s, t: objectives.row_kl(s, t, "joint"), lambda s, t: naive_row_kl(s, t, "joint", False)),
     "row_kl intra": (lambda s, t: objectives.row_kl(s, t, "intra"), lambda s, t: naive_row_kl(s, t, "intra", False)),
     "row_kl inter": (lambda s, t: objectives.row_kl(s, t, "inter"), lambda s, t: naive_row_kl(s, t, "inter", False)),
+    "row_kl averaged": (objectives.averaged_row_kl, lambda s, t: naive_averaged_row_kl(s, t, "joint")),
+    "row_kl averaged inter": (
+        lambda s, t: objectives.averaged_row_kl(s, t, "inter"),
+        lambda s, t: naive_averaged_row_kl(s, t, "inter"),
+    ),
     "causal_kl": (lambda s, t: objectives.row_kl(s, t, causal=True), lambda s, t: naive_row_kl(s, t, "intra", True)),
     "received_mass": (objectives.received_mass, naive_received_mass),
     "readout": (objectives.readout, naive_readout),

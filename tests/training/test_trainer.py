@@ -182,7 +182,7 @@ def test_truncation_policy_counts_what_it_drops(tokenizer):
 
 def test_margin_without_strength_is_refused_before_training(pairs, tmp_path):
     method = load_method("bradley_terry", {"margin_scale": 0.5, "centring": 0.0})
-    inputs = Inputs(0, None, tmp_path)
+    inputs = Inputs(0, tmp_path)
     assert [p.margin for p in method.transform_pairs(pairs[:2], inputs)] == [0.5 * p.strength for p in pairs[:2]]
     with pytest.raises(UserError, match="1 of 2 training pairs have none"):
         method.transform_pairs([pairs[0], replace(pairs[1], strength=None)], inputs)

@@ -1,0 +1,151 @@
+import numpy as np
+import pytest
+import torch
+
+from rm_methods.errors import UserError
+from rm_methods.files import write_json
+from rm_methods.interaction.teacher_maps import JointTeacher, PairAlignments, TeacherMaps, group_maps
+from rm_methods.methods.joint_encoder import Method, _words
+from rm_methods.methods.registry import load_card
+from rm_methods.reward_models.backbones import load_classifier
+from rm_methods.reward_models.joint_model import JointModel
+from rm_methods.reward_models.joint_reader import CHOSEN, PROMPT, REJECTED, DecoderReader, EncoderReader
+from rm_methods.reward_models.layouts import lay_out
+from rm_methods.reward_models.tokenization import TokenizedItem
+
+
+@pytest.fixture(scope="module")
+def items(tokenizer, pairs):
+    return tokenizer.encode((p.prompt, (p.chosen, p.rejected)) for p in pairs[:6])
+
+
+@pytest.fixture(scope="module")
+def teacher_folder(pairs, tmp_path_factory):
+    """A random encoder with large weights, so that its maps are far from uniform."""
+    from transformers import AutoModelForSequenceClassification
+
+    method = Method(load_card("joint_encoder").defaults())
+    reader = EncoderReader(_words(pairs, 1000), 128)
+    method.settings["tiny"] = method.settings["tiny"] | {"initializer_range": 0.6}
+    folder = tmp_path_factory.mktemp("teacher")
+    JointModel(method._made(AutoModelForSequenceClassification, reader, 0, num_labels=1), False).save(folder / "model")
+    reader.tokenizer.save_pretrained(folder / "model")
+    write_json(folder / "summary.json", {"run_key": "made up"})
+    return folder / "model"
+
+
+def teacher(folder, layers=(-1,)):
+    return JointTeacher(folder, 256, list(layers), "key", "fp32")
+
+
+def naive_group_map(model, reader, pair, layer):
+    """By definition: loops over groups, one order after the other."""
+    total = 0.0
+    size = len(pair.segment)
+    for row, group in pair.rows:
+        batch = lay_out([TokenizedItem((row.ids, row.ids), 0, (False,) * 2, (False,) * 2)], "plain", reader.pad_id)
+        map_MM = model.attention_map(batch, layer)[0][0]
+        grouped = torch.zeros(size, size)
+        for u in range(size):
+            for v in range(size):
+                grouped[u, v] = map_MM[np.flatnonzero(group == u)][:, np.flatnonzero(group == v)].sum(1).mean()
+        total = total + grouped / grouped.sum(1, keepdim=True) / 2
+    return total
+
+
+def test_group_maps_equal_their_definition(items, tokenizer, teacher_folder):
+    made = teacher(teacher_folder)
+    pairs = PairAlignments(items, tokenizer, made.reader).pairs
+    maps, outside = group_maps(made.model, pairs, 1, made.reader.pad_id)
+    assert 0.01 < outside < 0.99
+    for pair, found in zip(pairs, maps, strict=True):
+        size = len(pair.segment)
+        torch.testing.assert_close(found[:size, :size], naive_group_map(made.model, made.reader, pair, 1), atol=1e-5, rtol=0)
+        torch.testing.assert_close(found[:size].sum(1), torch.ones(size), atol=1e-5, rtol=0)
+        assert found[size:].abs().sum() == 0 == found[:, size:].abs().sum()
+        assert (found[:size, :size] - 1 / size).abs().max() > 0.05
+
+
+def test_swapping_the_label_only_moves_the_blocks_of_a_map(tokenizer, pairs, teacher_folder):
+    made = teacher(teacher_folder)
+    pair = pairs[0]
+    both = tokenizer.encode([(pair.prompt, (pair.chosen, pair.rejected)), (pair.prompt, (pair.rejected, pair.chosen))])
+    aligned = PairAlignments(both, tokenizer, made.reader).pairs
+    maps, _ = group_maps(made.model, aligned, 1, made.reader.pad_id)
+    segment = aligned[0].segment
+    order = np.concatenate([np.flatnonzero(segment == kind) for kind in (PROMPT, REJECTED, CHOSEN)])
+    torch.testing.assert_close(maps[0][order][:, order], maps[1], atol=1e-5, rtol=0)
+
+
+def test_a_teacher_with_the_students_tokens_has_singleton_groups(items, tokenizer, prepared):
+    model = JointModel(load_classifier(prepared[1], prepared[2]["backbone"], 0).eval(), decoder=True)
+    pairs = PairAlignments(items, tokenizer, DecoderReader(tokenizer)).pairs
+    for pair in pairs:
+        own = pair.student[pair.student >= 0]
+        assert own.tolist() == list(range(len(pair.segment)))
+        assert pair.rows[0][1].tolist() == pair.student.tolist()
+    maps, _ = group_maps(model, pairs, 0, tokenizer.pad_id)
+    assert maps.shape[0] == len(items)
+
+
+def test_cached_maps_equal_those_computed_online(items, tokenizer, teacher_folder, tmp_path):
+    made = teacher(teacher_folder)
+    alignments = PairAlignments(items, tokenizer, made.reader)
+    online = TeacherMaps(alignments, made, 1)
+    cached = TeacherMaps(alignments, made, 1, cache=tmp_path)
+    places = [4, 0, 3]
+    first, second = (maps.batch(places, "cpu") for maps in (online, cached))
+    assert torch.equal(first.segment, second.segment)
+    torch.testing.assert_close(first.map, second.map, atol=1e-3, rtol=0)
+    files = list(tmp_path.iterdir())
+    assert len(files) == 1
+    # Another layer or other pairs are other files; the same are the same.
+    TeacherMaps(alignments, made, 1, cache=tmp_path)
+    assert list(tmp_path.iterdir()) == files
+    TeacherMaps(alignments, made, 0, cache=tmp_path)
+    TeacherMaps(PairAlignments(items[:3], tokenizer, made.reader), made, 1, cache=tmp_path)
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_made_up_teachers(items, tokenizer, teacher_folder):
+    uniform = TeacherMaps(PairAlignments(items, tokenizer), None, 0).batch([0, 1], "cpu")
+    for b in range(2):
+        size = int((uniform.segment[b] >= 0).sum())
+        torch.testing.assert_close(uniform.map[b, :size, :size], torch.full((size, size), 1 / size))
+    made = teacher(teacher_folder)
+    alignments = PairAlignments(items, tokenizer, made.reader)
+    plain, rows, columns = (TeacherMaps(alignments, made, 1, shuffle).batch([2], "cpu").map[0] for shuffle in ("none", "rows", "columns"))
+    torch.testing.assert_close(rows.sum(0), plain.sum(0), atol=1e-2, rtol=0)
+    torch.testing.assert_close(columns.sort(1).values, plain.sort(1).values, atol=0, rtol=0)
+    assert (rows - plain).abs().max() > 0.05 < (columns - plain).abs().max()
+
+
+def test_pairs_without_joint_text_have_no_map(tokenizer, teacher_folder, tmp_path):
+    short = type(tokenizer)(tokenizer.tokenizer, 64)
+    prompt = [{"role": "user", "content": "one two three four five six seven eight nine ten " * 4}]
+    items = short.encode([(prompt, ("yes", "no no no no no no no no no no no")), ([{"role": "user", "content": "hi"}], ("yes", "no"))])
+    made = teacher(teacher_folder)
+    alignments = PairAlignments(items, short, made.reader)
+    assert alignments.pairs[0] is None
+    assert alignments.counts["pairs_without_alignment"] == 1
+    for cache in (None, tmp_path):
+        found = TeacherMaps(alignments, made, 1, cache=cache).batch([0, 1], "cpu")
+        assert found.map[0].abs().sum() == 0
+        assert (found.segment[0] == -1).all()
+        assert found.map[1].sum() > 0
+
+
+def test_a_teacher_with_fewer_positions_than_the_pair_is_cut_and_counted(tokenizer, pairs):
+    reader = EncoderReader(_words(pairs, 1000), 24)
+    alignments = PairAlignments(tokenizer.encode((p.prompt, (p.chosen, p.rejected)) for p in pairs[:20]), tokenizer, reader)
+    assert 0 < alignments.counts["pairs_cut_for_the_teacher"] <= 20
+    assert 0 < alignments.counts["unmatched_text_tokens"] < 1
+
+
+def test_mistakes_are_explained(items, tokenizer, teacher_folder, prepared):
+    with pytest.raises(UserError, match=r"key: the model has 2 layers, so \[3\] do not exist"):
+        teacher(teacher_folder, (3,))
+    other = type(tokenizer)(tokenizer.tokenizer, 256)
+    other.hash = lambda: "another"
+    with pytest.raises(UserError, match="another tokenizer than the student"):
+        PairAlignments(items, tokenizer, DecoderReader(other))

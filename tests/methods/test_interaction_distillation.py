@@ -1,0 +1,176 @@
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from rm_methods.errors import ConfigError, UserError
+from rm_methods.methods.contract import Inputs
+from rm_methods.methods.registry import load_card, load_method
+from rm_methods.reward_models.layouts import PairBatch, lay_out
+from rm_methods.training.run import RunFiles, train
+from tests.conftest import experiment_config
+
+TEACHER = {"masked_language_epochs": 1, "epochs": 1}
+
+
+def train_variant(prepared, folder, variant, methods, required=None):
+    config = experiment_config(folder, methods=methods)
+    out = folder / variant
+    files = RunFiles(prepared[0], prepared[1], out / "model", out / "metrics.jsonl", out / "summary.json", folder / "work", required or {})
+    return train(config, variant, 0, files), out / "model"
+
+
+@pytest.fixture(scope="module")
+def teachers(prepared, tmp_path_factory):
+    """Model folders of both kinds of teacher."""
+    folder = tmp_path_factory.mktemp("teachers")
+    methods = {"joint_encoder": TEACHER, "joint_bidirectional": TEACHER}
+    return {name: train_variant(prepared, folder, name, methods)[1] for name in methods}
+
+
+def made(prepared, tokenizer, pairs, folder, name="interaction_distillation", folder_of_teacher=None, **settings):
+    """(method, model, batch) as training would make them."""
+    method = load_method(name, load_card(name).defaults() | settings)
+    config = {"backbone": prepared[2]["backbone"], "training": prepared[2]["training"]}
+    items = tokenizer.encode((p.prompt, (p.chosen, p.rejected)) for p in pairs)
+    required = {"teacher": folder_of_teacher} if folder_of_teacher else {}
+    inputs = Inputs(0, folder / "work" / "run", name, config, prepared[1], required, 10, pairs, items, tokenizer)
+    model = method.model(pairs, tokenizer, inputs)
+    method.build(model, inputs)
+    batch = PairBatch(
+        **vars(lay_out(items, "packed", 0)),
+        margin=torch.zeros(len(pairs)),
+        weight=torch.ones(len(pairs)),
+        pair_ids=tuple(p.pair_id for p in pairs),
+        progress=0.5,
+    )
+    return method, model, batch
+
+
+def gradients(method, model, batch):
+    model.zero_grad()
+    method.loss(model, batch).per_pair.mean().backward()
+    return {name: p.grad for name, p in model.named_parameters()}
+
+
+def test_weight_0_is_bradley_terry_to_the_bit(prepared, tokenizer, pairs, tmp_path):
+    found = gradients(*made(prepared, tokenizer, pairs[:6], tmp_path, weight=0.0))
+    expected = gradients(*made(prepared, tokenizer, pairs[:6], tmp_path, "bradley_terry"))
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def test_the_weight_rises_from_0(prepared, tokenizer, pairs, tmp_path, teachers):
+    settings = {"weight": 2.0, "warmup_fraction": 0.4}
+    method, model, batch = made(prepared, tokenizer, pairs[:6], tmp_path, folder_of_teacher=teachers["joint_encoder"], **settings)
+    losses = {progress: method.loss(model, replace(batch, progress=progress)) for progress in (0.0, 0.1, 0.4, 0.9)}
+    alignment = losses[0.9].terms["alignment_loss"]
+    assert (alignment > 1e-3).all()
+    for progress, weight in ((0.0, 0.0), (0.1, 0.5), (0.4, 2.0), (0.9, 2.0)):
+        expected = losses[progress].terms["preference_loss"] + weight * alignment
+        torch.testing.assert_close(losses[progress].per_pair, expected, atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("teacher", ["joint_encoder", "joint_bidirectional"])
+def test_cached_and_online_maps_give_the_same_loss_and_gradients(teacher, prepared, tokenizer, pairs, tmp_path, teachers):
+    folder = teachers[teacher]
+    found = [made(prepared, tokenizer, pairs[:6], tmp_path, folder_of_teacher=folder, online=online) for online in (False, True)]
+    losses = [method.loss(model, batch).per_pair for method, model, batch in found]
+    torch.testing.assert_close(losses[0], losses[1], atol=2e-4, rtol=0)
+    mine, other = (gradients(*each) for each in found)
+    for name in mine:
+        torch.testing.assert_close(mine[name], other[name], atol=1e-4, rtol=1e-3)
+    assert found[1][0].report()["teacher_attention_outside_text"] > 0
+    assert len(list((tmp_path / "work" / "teacher_maps").iterdir())) == 1
+
+
+VARIANTS = [
+    {"objective": "causal_kl"},
+    {"objective": "received_mass"},
+    {"objective": "readout"},
+    {"objective": "virt"},
+    {"objective": "relations"},
+    {"scope": "intra"},
+    {"scope": "inter"},
+    {"scope": "separate", "intra_weight": 0.5, "inter_weight": 2.0},
+    {"heads": "averaged"},
+    {"shuffle": "rows"},
+    {"student_layers": [1, 2], "teacher_layers": [-1, 1]},
+    {"teacher": "uniform"},
+]
+
+
+@pytest.mark.parametrize("settings", VARIANTS, ids=lambda s: " ".join(map(str, s.values())))
+def test_every_variant_pulls_the_queries_and_keys_of_its_layer(settings, prepared, tokenizer, pairs, tmp_path, teachers):
+    teacher = None if "teacher" in settings else teachers["joint_encoder"]
+    method, model, batch = made(prepared, tokenizer, pairs[:6], tmp_path, folder_of_teacher=teacher, **settings)
+    model.zero_grad()
+    alignment = method.loss(model, batch).terms["alignment_loss"]
+    assert torch.isfinite(alignment).all()
+    assert (alignment > 0).all()
+    alignment.sum().backward()
+    for layer in settings.get("student_layers", [1]):
+        attention = model.backbone.layers[layer - 1].self_attn
+        assert attention.q_proj.weight.grad.abs().max() > 0 < attention.k_proj.weight.grad.abs().max()
+    assert model.classifier.score.weight.grad is None
+
+
+def test_separate_is_the_weighted_sum_of_intra_and_inter(prepared, tokenizer, pairs, tmp_path, teachers):
+    found = {}
+    for scope in ("intra", "inter", "separate"):
+        settings = {"scope": scope, "intra_weight": 0.5, "inter_weight": 2.0}
+        method, model, batch = made(prepared, tokenizer, pairs[:6], tmp_path, folder_of_teacher=teachers["joint_encoder"], **settings)
+        found[scope] = method.loss(model, batch).terms["alignment_loss"]
+    torch.testing.assert_close(found["separate"], 0.5 * found["intra"] + 2.0 * found["inter"])
+
+
+def test_pairs_without_joint_text_count_but_are_not_aligned(prepared, tokenizer, pairs, tmp_path, teachers):
+    short = type(tokenizer)(tokenizer.tokenizer, 64)
+    prompt = [{"role": "user", "content": "one two three four five six seven eight nine ten " * 4}]
+    odd = replace(pairs[0], pair_id="odd", prompt=prompt, chosen="yes", rejected="no no no no no no no no no no no")
+    for settings in ({}, {"objective": "relations"}, {"objective": "received_mass"}, {"objective": "readout"}):
+        method, model, batch = made(prepared, short, [odd, pairs[1]], tmp_path, folder_of_teacher=teachers["joint_encoder"], **settings)
+        loss = method.loss(model, batch)
+        assert loss.terms["alignment_loss"][0] == 0 < loss.terms["alignment_loss"][1]
+        loss.per_pair.sum().backward()
+        assert all(torch.isfinite(p.grad).all() for p in model.parameters())
+        assert method.report()["pairs_without_alignment"] == 1
+
+
+def test_the_exported_model_has_no_trace_of_the_teacher(prepared, tmp_path, teachers):
+    import shutil
+
+    methods = {"bradley_terry": {}, "interaction_distillation": {"teacher": "joint_encoder"}, "joint_encoder": TEACHER}
+    own = tmp_path / "teacher"
+    shutil.copytree(teachers["joint_encoder"].parent, own)
+    summary, model = train_variant(prepared, tmp_path, "interaction_distillation", methods, {"teacher": own / "model"})
+    _, plain = train_variant(prepared, tmp_path, "bradley_terry", methods)
+    weights, plain_weights = (load_file(folder / "model.safetensors") for folder in (model, plain))
+    assert {name: w.shape for name, w in weights.items()} == {name: w.shape for name, w in plain_weights.items()}
+    assert sorted(p.name for p in model.iterdir()) == sorted(p.name for p in plain.iterdir())
+    assert (model / "config.json").read_text() == (plain / "config.json").read_text()
+    shutil.rmtree(own)
+    from rm_methods.benchmarks.item import BenchmarkItem
+    from rm_methods.scoring.scorer import ScoringSettings, load_scorer
+
+    item = BenchmarkItem("i", "s", [{"role": "user", "content": "paint it red"}], ["It is red.", "It is blue."], 0)
+    assert len(load_scorer(model, ScoringSettings(max_length=256, threads=1)).score([item])) == 2
+    assert summary["report"]["pairs_without_alignment"] == 0
+
+
+def test_mistakes_are_explained(prepared, tokenizer, pairs, tmp_path, teachers):
+    def build(**settings):
+        return made(prepared, tokenizer, pairs[:2], tmp_path, folder_of_teacher=teachers["joint_encoder"], **settings)
+
+    with pytest.raises(UserError, match="student_layers: the model has 2 layers"):
+        build(student_layers=[3])
+    with pytest.raises(UserError, match="2 layers for 1 student layers"):
+        build(teacher_layers=[1, 2])
+    with pytest.raises(UserError, match="'relations' needs a teacher"):
+        build(teacher="uniform", objective="relations")
+    with pytest.raises(ConfigError, match="Did you mean 'joint_encoder'"):
+        experiment_config(tmp_path, methods={"joint_encoder": {}, "interaction_distillation": {"teacher": "joint_encode"}})
+    with pytest.raises(ConfigError, match="'bradley_terry' is not a variant of kind 'joint'"):
+        experiment_config(tmp_path, methods={"bradley_terry": {}, "interaction_distillation": {"teacher": "bradley_terry"}})
+    with pytest.raises(UserError, match="Train that variant first"):
+        train_variant(prepared, tmp_path, "interaction_distillation", {"interaction_distillation": {}, "joint_encoder": {}})
