@@ -55,9 +55,7 @@ class Method(TrainedMethod):
         settings = self.settings
         if settings["teacher"] == UNIFORM:
             if settings["objective"] == "relations":
-                raise UserError(
-                    "interaction_distillation: objective 'relations' needs a teacher with queries and keys, not 'uniform'."
-                )
+                raise UserError("interaction_distillation: objective 'relations' needs a teacher with queries and keys, not 'uniform'.")
             return None, [0] * len(self.layers)
         training, backbone = inputs.config["training"], inputs.config["backbone"]
         length = training["max_length"] or backbone["max_length"]

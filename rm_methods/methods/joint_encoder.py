@@ -16,7 +16,7 @@ import torch
 from rm_methods.errors import UserError
 from rm_methods.interaction.joint_training import JointMethod
 from rm_methods.reward_models.backbones import hub_errors_explained, source_folder
-from rm_methods.reward_models.joint_model import JointModel, encoder_length
+from rm_methods.reward_models.joint_model import JointModel, encoder_reader, load_encoder
 from rm_methods.reward_models.joint_reader import EncoderReader
 
 _SPECIAL = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]"}
@@ -28,40 +28,45 @@ class Method(JointMethod):
 
         if self.settings["source"] == "tiny":
             return EncoderReader(_words(pairs, self.settings["tiny"]["vocabulary_size"]), self.settings["tiny"]["positions"])
-        source = source_folder(self.settings["source"])
+        source, revision = source_folder(self.settings["source"]), self.settings["revision"]
         with hub_errors_explained(source):
-            tokenizer = AutoTokenizer.from_pretrained(source, revision=self.settings["revision"])
-            return EncoderReader(tokenizer, encoder_length(AutoConfig.from_pretrained(source, revision=self.settings["revision"])))
+            return encoder_reader(
+                AutoTokenizer.from_pretrained(source, revision=revision), AutoConfig.from_pretrained(source, revision=revision)
+            )
 
     def model(self, pairs, reader, inputs):
-        from transformers import AutoModelForSequenceClassification
+        from transformers import AutoModelForSequenceClassification, set_seed
 
-        autocast = torch.bfloat16 if inputs.config["training"]["precision"] == "bf16" else None
-        return JointModel(self._made(AutoModelForSequenceClassification, reader, inputs.seed, num_labels=1), False, autocast)
+        set_seed(inputs.seed)
+        source = source_folder(self.settings["source"])
+        if source == "tiny":
+            classifier = AutoModelForSequenceClassification.from_config(self._tiny(reader, num_labels=1), attn_implementation="sdpa")
+        else:
+            with hub_errors_explained(source):
+                classifier = load_encoder(source, revision=self.settings["revision"])
+        return JointModel(classifier, False, torch.bfloat16 if inputs.config["training"]["precision"] == "bf16" else None)
 
     def adaptation(self, pairs, reader, inputs):
-        from transformers import AutoModelForMaskedLM
+        from transformers import AutoModelForMaskedLM, set_seed
 
         if not self.settings["masked_language_epochs"]:
             return None
+        set_seed(inputs.seed)
+        source = source_folder(self.settings["source"])
         if reader.tokenizer.mask_token_id is None:
-            raise UserError(
-                f"joint_encoder.source = '{self.settings['source']}': its tokenizer has no mask token; set masked_language_epochs: 0."
-            )
-        language_model = self._made(AutoModelForMaskedLM, reader, inputs.seed)
+            raise UserError(f"joint_encoder: the tokenizer of '{source}' has no mask token; set masked_language_epochs: 0.")
+        if source == "tiny":
+            language_model = AutoModelForMaskedLM.from_config(self._tiny(reader), attn_implementation="sdpa")
+        else:
+            with hub_errors_explained(source):
+                language_model = AutoModelForMaskedLM.from_pretrained(source, revision=self.settings["revision"], dtype=torch.float32)
         return self.masked_language_modelling(language_model, False, reader.tokenizer.mask_token_id, reader, inputs)
 
-    def _made(self, kind, reader, seed: int, **options):
-        """A model of an Auto class: from the source, or tiny and random from the seed alone."""
-        from transformers import BertConfig, set_seed
+    def _tiny(self, reader, **options):
+        from transformers import BertConfig
 
-        set_seed(seed)
-        if self.settings["source"] != "tiny":
-            source = source_folder(self.settings["source"])
-            with hub_errors_explained(source):
-                return kind.from_pretrained(source, revision=self.settings["revision"], dtype=torch.float32, **options)
         tiny = self.settings["tiny"]
-        config = BertConfig(
+        return BertConfig(
             vocab_size=len(reader.tokenizer),
             hidden_size=tiny["hidden_size"],
             intermediate_size=tiny["intermediate_size"],
@@ -74,7 +79,6 @@ class Method(JointMethod):
             pad_token_id=reader.tokenizer.pad_token_id,
             **options,
         )
-        return kind.from_config(config, attn_implementation="sdpa")
 
 
 def _words(pairs, size: int):

@@ -20,6 +20,7 @@ from rm_methods.files import read_json, write_json, written_atomically
 from rm_methods.reward_models.attention_capture import AttentionCapture, LayerAttention, capture_obstacle
 from rm_methods.reward_models.joint_reader import DecoderReader, EncoderReader
 from rm_methods.reward_models.layouts import SequenceBatch
+from rm_methods.reward_models.pairrm import PairRM, is_pairrm, pairrm_opening
 
 KERNEL = "sdpa"
 NAME = "joint_sdpa"
@@ -169,12 +170,31 @@ def load_joint(folder: str | Path, max_length: int, precision: str = "fp32") -> 
     if not (folder / RECORD).exists():
         raise UserError(f"{folder}: not a joint model ({RECORD} is not there). Name the model folder of a run of a joint method.")
     decoder = read_json(folder / RECORD)["decoder"]
-    with _outside_of_zero3():
-        classifier = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
-    model = JointModel(classifier, decoder, autocast=torch.bfloat16 if precision == "bf16" else None)
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    reader = DecoderReader(ChatTokenizer(tokenizer, max_length)) if decoder else EncoderReader(tokenizer, encoder_length(classifier.config))
+    with _outside_of_zero3():
+        if decoder:
+            classifier = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
+            reader = DecoderReader(ChatTokenizer(tokenizer, max_length))
+        else:
+            classifier = load_encoder(folder, local_files_only=True)
+            reader = encoder_reader(tokenizer, classifier.config)
+    model = JointModel(classifier, decoder, autocast=torch.bfloat16 if precision == "bf16" else None)
     return model.to("cuda" if torch.cuda.is_available() else "cpu").eval(), reader
+
+
+def load_encoder(source: str | Path, **options) -> nn.Module:
+    """A classifier with one output from a hub id or folder: a PairRM checkpoint, or any encoder (with a new head if it has none)."""
+    from transformers import AutoConfig, AutoModelForSequenceClassification
+
+    if is_pairrm(AutoConfig.from_pretrained(source, **options)):
+        return PairRM.from_pretrained(source, dtype=torch.float32, **options)
+    return AutoModelForSequenceClassification.from_pretrained(source, num_labels=1, dtype=torch.float32, **options)
+
+
+def encoder_reader(tokenizer, config) -> EncoderReader:
+    """The reader of an encoder with this configuration."""
+    opening = pairrm_opening(config, tokenizer.cls_token_id) if is_pairrm(config) else None
+    return EncoderReader(tokenizer, encoder_length(config), opening)
 
 
 @contextmanager

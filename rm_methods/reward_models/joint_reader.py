@@ -90,9 +90,10 @@ class EncoderReader:
     Args:
         tokenizer: a fast Hugging Face tokenizer with tokens for start and separation (CLS and SEP, or BOS and EOS).
         max_length: longest row in tokens.
+        opening: tokens before prompt, first and second response, where a model wants others than one CLS in front.
     """
 
-    def __init__(self, tokenizer, max_length: int):
+    def __init__(self, tokenizer, max_length: int, opening: Sequence[Sequence[int]] | None = None):
         self.tokenizer, self.max_length = tokenizer, max_length
         self.start = tokenizer.bos_token_id if tokenizer.cls_token_id is None else tokenizer.cls_token_id
         self.separator = tokenizer.eos_token_id if tokenizer.sep_token_id is None else tokenizer.sep_token_id
@@ -101,6 +102,7 @@ class EncoderReader:
                 f"{tokenizer.name_or_path}: a joint encoder needs a fast tokenizer with a start and a separator token, found "
                 f"{type(tokenizer).__name__} with {self.start} and {self.separator}."
             )
+        self.opening = opening or ((self.start,), (), ())
 
     @property
     def pad_id(self) -> int:
@@ -136,16 +138,17 @@ class EncoderReader:
                  enumerate(zip(kept, parts, strict=True))]  # fmt: skip
         rows = []
         for order in ((PROMPT, CHOSEN, REJECTED), (PROMPT, REJECTED, CHOSEN)):
-            ids, segment, spans = [np.array([self.start], dtype=np.int32)], [np.array([OUTSIDE])], [np.zeros((1, 2), dtype=np.int64)]
-            for s in order:
-                ids += [parts[s][0], np.array([self.separator], dtype=np.int32)]
-                segment += [np.full(len(parts[s][0]), s), np.array([OUTSIDE])]
-                spans += [parts[s][1], np.zeros((1, 2), dtype=np.int64)]
+            ids, segment, spans = [], [], []
+            for opening, s in zip(self.opening, order, strict=True):
+                around = len(opening), 1
+                ids += [np.array(opening, dtype=np.int32), parts[s][0], np.array([self.separator], dtype=np.int32)]
+                segment.append(np.pad(np.full(len(parts[s][0]), s), around, constant_values=OUTSIDE))
+                spans.append(np.pad(parts[s][1], (around, (0, 0))))
             rows.append(JointRow(np.concatenate(ids), np.concatenate(segment), np.concatenate(spans), cut))
         return rows[0], rows[1]
 
     def _fit(self, lengths: list[int]) -> list[int]:
-        room = self.max_length - 4
+        room = self.max_length - 3 - sum(map(len, self.opening))
         prompt, first, second = lengths
         prompt = min(prompt, max(room - first - second, room // 4))
         left = room - prompt

@@ -28,7 +28,8 @@ def teacher_folder(pairs, tmp_path_factory):
     reader = EncoderReader(_words(pairs, 1000), 128)
     method.settings["tiny"] = method.settings["tiny"] | {"initializer_range": 0.6}
     folder = tmp_path_factory.mktemp("teacher")
-    JointModel(method._made(AutoModelForSequenceClassification, reader, 0, num_labels=1), False).save(folder / "model")
+    torch.manual_seed(0)
+    JointModel(AutoModelForSequenceClassification.from_config(method._tiny(reader, num_labels=1)), False).save(folder / "model")
     reader.tokenizer.save_pretrained(folder / "model")
     write_json(folder / "summary.json", {"run_key": "made up"})
     return folder / "model"

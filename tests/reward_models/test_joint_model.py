@@ -4,11 +4,14 @@ from transformers import BertConfig, DebertaV2Config, ModernBertConfig
 
 from rm_methods.benchmarks.item import BenchmarkItem
 from rm_methods.errors import UserError
+from rm_methods.methods.contract import Inputs
 from rm_methods.methods.joint_encoder import _words
+from rm_methods.methods.registry import load_card, load_method
 from rm_methods.reward_models.backbones import load_classifier
 from rm_methods.reward_models.joint_model import JointModel, load_joint
 from rm_methods.reward_models.joint_reader import DecoderReader, EncoderReader
 from rm_methods.reward_models.layouts import lay_out
+from rm_methods.reward_models.pairrm import PairRM
 from rm_methods.scoring.scorer import JointScorer, ScoringSettings
 
 SMALL = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4, "num_labels": 1}
@@ -113,3 +116,45 @@ def test_attention_that_cannot_be_read_is_refused(words, pairs, prepared):
     eager = AutoModelForSequenceClassification.from_config(config, attn_implementation="eager")
     with pytest.raises(UserError, match="causal mask of LlamaForSequenceClassification with attention 'eager' cannot be taken away"):
         JointModel(eager, decoder=True)
+
+
+@pytest.fixture
+def pairrm(words, tmp_path):
+    """A folder as PairRM checkpoints are published: DeBERTa with prefix ids in its configuration and no record of ours."""
+    words.add_special_tokens({"additional_special_tokens": ["<|source|>", "<|candidate1|>", "<|candidate2|>"]})
+    marks = words.convert_tokens_to_ids(["<|source|>", "<|candidate1|>", "<|candidate2|>"])
+    torch.manual_seed(0)
+    config = DebertaV2Config(vocab_size=len(words), pad_token_id=words.pad_token_id, initializer_range=0.5, **SMALL)
+    config.n_tasks, config.drop_out = 1, 0.05
+    config.source_prefix_id, config.cand1_prefix_id, config.cand2_prefix_id = marks
+    PairRM(config).save_pretrained(tmp_path / "pairrm")
+    words.save_pretrained(tmp_path / "pairrm")
+    return tmp_path / "pairrm", marks
+
+
+def test_a_pairrm_checkpoint_loads_as_a_teacher(pairrm, pairs, tmp_path):
+    source, marks = pairrm
+    method = load_method("joint_encoder", load_card("joint_encoder").defaults() | {"source": str(source), "masked_language_epochs": 0})
+    inputs = Inputs(0, tmp_path, config={"training": {"precision": "fp32"}})
+    reader = method.reader(pairs, inputs)
+    model = method.model(pairs, reader, inputs).eval()
+    batch = laid_out(reader, pairs)
+    first = batch.input_ids[0].tolist()
+    cls, sep = reader.tokenizer.cls_token_id, reader.tokenizer.sep_token_id
+    assert first[:2] == [cls, marks[0]]
+    assert [first[first.index(mark) - 1] for mark in marks] == [cls] * 3
+    assert first.count(sep) == 3
+    # The head by hand: states at the marks, prompt with first against prompt with second.
+    with torch.no_grad():
+        is_token = torch.arange(batch.input_ids.shape[1]) <= batch.read_column[:, None]
+        states = model.classifier.pretrained_model(batch.input_ids, attention_mask=is_token.long()).last_hidden_state[0]
+        source_state, one, two = (states[first.index(mark)] for mark in marks)
+        head = model.classifier.head_layer
+        expected = head(torch.cat([source_state, one])) - head(torch.cat([source_state, two]))
+        torch.testing.assert_close(model(batch).rewards[0, :1], expected, atol=1e-5, rtol=0)
+        assert model.attention_map(batch, 2)[0].shape == (8, batch.input_ids.shape[1], batch.input_ids.shape[1])
+    method.export(model, tmp_path / "exported")
+    reader.tokenizer.save_pretrained(tmp_path / "exported")
+    again, reader_again = load_joint(tmp_path / "exported", 256)
+    with torch.no_grad():
+        assert torch.equal(again(laid_out(reader_again, pairs)).rewards, model(batch).rewards)
