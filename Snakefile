@@ -1,4 +1,4 @@
-# One experiment: prepare -> train -> score -> evaluate -> compare -> track.
+# One experiment: prepare -> train -> score -> evaluate -> diagnose -> compare -> track.
 #
 #   snakemake --cores 2                                        the embedded default (config/quickstart.yaml)
 #   snakemake --cores 2 --configfile config/smol.yaml          another experiment; several files go over each other, left to right
@@ -12,6 +12,12 @@ from snakemake.exceptions import WorkflowError
 from snakemake.utils import min_version
 
 from rm_methods.config import load_config, reference_variant, resolve, write_resolved
+from rm_methods.diagnostics.runs import (
+    RUN_FILES,
+    TABLES,
+    diagnosed_runs,
+    figure_names,
+)
 from rm_methods.errors import UserError
 from rm_methods.experiment import Experiment
 from rm_methods.files import canonical_json
@@ -42,6 +48,7 @@ localrules:
     track,
     export,
     compare,
+    diagnose_summary,
 
 
 rule all:
@@ -53,9 +60,10 @@ rule all:
         f"{FOLDER}/tracking/export.json"
         if config["tracking"]["enabled"] and config["benchmarks"]
         else [],
+        f"{FOLDER}/diagnostics/table.txt" if config["diagnostics"]["benchmarks"] else [],
 
 
-for stage in ("prepare", "train", "score", "evaluate", "compare", "track"):
+for stage in ("prepare", "train", "score", "evaluate", "diagnose", "compare", "track"):
 
     include: f"workflow/rules/{stage}.smk"
 

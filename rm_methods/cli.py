@@ -192,6 +192,42 @@ def evaluate(benchmark, items, scores, summary, metrics, credits):
 
 @main.command()
 @_config
+@click.option("--variant", required=True, help="Entry under `methods:`.")
+@click.option("--model", required=True, type=_FOLDER, help="Reward-model folder of the run.")
+@click.option("--benchmark", multiple=True, required=True, help="Card name; repeatable.")
+@click.option("--items", multiple=True, required=True, type=_FILE, help="Items, one per --benchmark.")
+@click.option("--out", required=True, type=_FOLDER, help="Folder for attention.parquet, masking.parquet and report.json.")
+@click.option("--threads", type=click.IntRange(min=0), default=None, help="CPU threads.")
+def diagnose(config_files, variant, model, benchmark, items, out, threads):
+    """Measure what one trained reward model looks at: attention by position, accuracy with the start of the text hidden."""
+    from rm_methods.config import load_config
+    from rm_methods.diagnostics.diagnose import diagnose as run
+    from rm_methods.errors import nearest
+
+    config = load_config(config_files)
+    if variant not in config["methods"]:
+        raise UserError(f"Unknown variant '{variant}'. {nearest(variant, config['methods'])}")
+    if len(benchmark) != len(items):
+        raise UserError(f"{len(benchmark)} --benchmark but {len(items)} --items were given; give one --items for each --benchmark.")
+    report = run(config, variant, list(zip(benchmark, items, strict=True)), model, out, threads)
+    for name, counts in report["benchmarks"].items():
+        click.echo(f"{name}: " + ", ".join(f"{key} {count}" for key, count in counts.items()))
+
+
+@main.command("diagnose-summary")
+@_config
+@click.option("--experiment", "folder", required=True, type=_FOLDER, help="Folder of the experiment's results.")
+@click.option("--out", required=True, type=_FOLDER, help="Folder to write tables and figures to.")
+def diagnose_summary(config_files, folder, out):
+    """Summarise the diagnostics of all runs of an experiment: tables and figures."""
+    from rm_methods.config import load_config
+    from rm_methods.diagnostics.summary import write_summary
+
+    click.echo(write_summary(load_config(config_files), folder, out))
+
+
+@main.command()
+@_config
 @click.option("--experiment", "folder", required=True, type=_FOLDER, help="Folder of the experiment's results.")
 @click.option("--out", required=True, type=_FOLDER, help="Folder to write tables and figures to.")
 def compare(config_files, folder, out):

@@ -193,6 +193,7 @@ def _conflicts(config: dict[str, Any]) -> list[str]:
     except UserError as error:
         found.append(f"training.deepspeed: {error}")
     found += _missing_requirements(config["methods"])
+    found += _diagnostics_conflicts(config)
     reference = config["comparison"]["reference"]
     if reference and reference not in config["methods"]:
         found.append(f"comparison.reference: '{reference}' is not among the methods. {nearest(reference, config['methods'])}")
@@ -214,6 +215,21 @@ def _missing_requirements(methods: dict[str, Any]) -> list[str]:
                     f"methods.{variant}.{key}: '{named}' is not a variant of kind '{kind}' under `methods:`. {nearest(named, allowed)} "
                     f"Methods of that kind: {', '.join(cards)}; add one, for instance `{named if named in cards else cards[0]}: {{}}`"
                 )
+    return found
+
+
+def _diagnostics_conflicts(config: dict[str, Any]) -> list[str]:
+    diagnosed = config["diagnostics"]["benchmarks"]
+    found = [
+        f"diagnostics.benchmarks: '{name}' is not among the benchmarks. {nearest(name, config['benchmarks'])}"
+        for name in diagnosed
+        if name not in config["benchmarks"]
+    ]
+    if diagnosed and config["backbone"]["attention"] != "sdpa":
+        found.append(f"diagnostics.benchmarks: needs backbone.attention 'sdpa', not '{config['backbone']['attention']}'; or leave it empty")
+    cards = [registry.load_card(entry["method"]) for entry in config["methods"].values()]
+    if diagnosed and not any(card.kind == "trained" and card.scalar_reward for card in cards):
+        found.append("diagnostics.benchmarks: no method is a trained one with a scalar reward; add one, or leave it empty")
     return found
 
 

@@ -23,6 +23,12 @@ _STAGE_CODE = {
     "train": ("training", "reward_models", "methods/contract.py"),
     "score": ("scoring", "reward_models"),
     "evaluate": ("benchmarks",),
+    "diagnose": (
+        *("diagnostics/attention.py", "diagnostics/diagnose.py", "diagnostics/masking.py", "diagnostics/pairs.py"),
+        *("diagnostics/records.py", "diagnostics/runs.py", "diagnostics/stages.py"),
+        *("scoring", "reward_models"),
+    ),
+    "diagnose_summary": ("diagnostics", "comparison/figures.py", "comparison/tables.py"),
     "compare": ("comparison",),
     "track": ("tracking",),
 }

@@ -1,0 +1,70 @@
+"""Where a reward model's attention lies, per sequence: the row of the token that the reward is read from, and what each token receives.
+
+Computed from the queries and keys that a packed forward gives back (`RewardModel.capture_attention`), in fp32 and in blocks of rows, so
+memory stays linear in the length and the forward keeps its fused kernel.
+
+Shapes: L tokens of a sequence, b rows of a block, k keys that they see, h heads, d head size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+
+from rm_methods.reward_models.attention_capture import LayerAttention
+from rm_methods.reward_models.tokenization import TokenizedItem
+
+_BLOCK_ROWS = 256
+
+
+def attention_mass(query_hLd: torch.Tensor, key_hLd: torch.Tensor, scaling: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Causal attention of one sequence in one layer, averaged over heads.
+
+    Returns:
+        Two fp32 [L] that sum to 1: the attention of the last token over all tokens, and the mass that each token receives, which is
+        the mean over the rows of the map (its column means).
+    """
+    length = query_hLd.shape[1]
+    received_L = query_hLd.new_zeros(length, dtype=torch.float32)
+    for start in range(0, length, _BLOCK_ROWS):
+        stop = min(start + _BLOCK_ROWS, length)
+        scores_hbk = query_hLd[:, start:stop].float() @ key_hLd[:, :stop].float().transpose(1, 2) * scaling
+        is_future_bk = torch.ones(scores_hbk.shape[1:], dtype=torch.bool, device=scores_hbk.device).triu(start + 1)
+        weights_bk = scores_hbk.masked_fill_(is_future_bk, -torch.inf).softmax(-1).mean(0)
+        received_L[:stop] += weights_bk.sum(0)
+    return weights_bk[-1], received_L / length
+
+
+def sequence_masses(attention: Mapping[int, LayerAttention], items: Sequence[TokenizedItem]) -> list[np.ndarray]:
+    """Reward row and received mass of every sequence of a packed batch, averaged over heads and over the captured layers.
+
+    Args:
+        attention: of a forward over `items` in the packed layout.
+
+    Returns:
+        fp32 [2, L] for each sequence, items in order, responses of an item in order.
+    """
+    layers = [layer.repeated() for layer in attention.values()]
+    masses = []
+    for tokens in packed_places(items):
+        places = torch.from_numpy(tokens).to(layers[0].query.device)
+        rows = [
+            torch.stack(attention_mass(layer.query[0].index_select(1, places), layer.key[0].index_select(1, places), layer.scaling))
+            for layer in layers
+        ]
+        masses.append(torch.stack(rows).mean(0).cpu().numpy())
+    return masses
+
+
+def packed_places(items: Sequence[TokenizedItem]) -> list[np.ndarray]:
+    """Where the tokens of each sequence stand in the packed layout (the prompts of all items, then all responses), int64 [L] each."""
+    prompt_ends = np.cumsum([item.shared for item in items])
+    places, start = [], prompt_ends[-1]
+    for item, prompt_end in zip(items, prompt_ends, strict=True):
+        prompt = np.arange(prompt_end - item.shared, prompt_end)
+        for length in item.lengths:
+            places.append(np.concatenate([prompt, np.arange(start, start + length - item.shared)]))
+            start += length - item.shared
+    return places

@@ -1,0 +1,53 @@
+"""Hides the start of the text from a reward model.
+
+A hidden token is no key of any attention; the positions of the others stay.  Nobody reads what a hidden token computes as a query
+either, so it can as well be left out of the forward, while the others keep their position ids: that is what is done here, and it is
+cheaper.  The template's tokens stay visible: BOS, role markers, and the closing token that the reward is read from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from rm_methods.diagnostics.pairs import TextTokens
+from rm_methods.reward_models.layouts import SequenceBatch, lay_out
+from rm_methods.reward_models.tokenization import TokenizedItem
+
+
+def visible_positions(text: TextTokens, mode: str, percent: int) -> np.ndarray:
+    """Positions that stay visible when the first `percent` of the text tokens (rounded down to whole tokens) are hidden, int64.
+
+    Args:
+        mode: "sequence" (of all text, the prompt first) or "response" (of the response's text; the prompt stays).
+    """
+    maskable = np.flatnonzero(text.is_text if mode == "sequence" else text.is_response)
+    return np.delete(np.arange(len(text.is_text)), maskable[: len(maskable) * percent // 100])
+
+
+def visible_item(item: TokenizedItem, visible: Sequence[np.ndarray]) -> TokenizedItem:
+    """An item with only its visible tokens; still shared is what stands at the start of all its sequences.
+
+    Args:
+        visible: positions for each sequence, ascending.
+    """
+    length = min(map(len, visible))
+    same = (visible[0][:length] < item.shared) & np.logical_and.reduce([v[:length] == visible[0][:length] for v in visible])
+    sequences = tuple(sequence[v] for sequence, v in zip(item.sequences, visible, strict=True))
+    # Some place always differs: the last token of a sequence stays and is not shared.
+    return TokenizedItem(sequences, int(same.argmin()), item.prompt_cut, item.response_cut)
+
+
+def lay_out_visible(items: Sequence[TokenizedItem], visible: Sequence[Sequence[np.ndarray]], pad_id: int) -> SequenceBatch:
+    """The packed batch of `visible_item`s, each token at its place in the whole sequence.
+
+    Args:
+        visible: for each item the positions of its sequences' tokens.
+    """
+    prompts = [own[0][: item.shared] for item, own in zip(items, visible, strict=True)]
+    responses = [positions[item.shared :] for item, own in zip(items, visible, strict=True) for positions in own]
+    position_ids = torch.from_numpy(np.concatenate([*prompts, *responses]))[None]
+    return replace(lay_out(items, "packed", pad_id), position_ids=position_ids)

@@ -1,0 +1,95 @@
+"""The pairs that diagnostics look at, and which of their tokens are text.
+
+A pair is a benchmark item whose label names one best of two responses.  Text is what stands in a message; the rest of a sequence is
+the chat template's: BOS, role markers, closing tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from rm_methods.benchmarks.cards import benchmark_module, load_card
+from rm_methods.benchmarks.evaluation import usable_scores
+from rm_methods.benchmarks.grading import sample_items
+from rm_methods.benchmarks.item import BenchmarkItem
+from rm_methods.benchmarks.sources import ReadReport
+from rm_methods.errors import UserError
+from rm_methods.reward_models.tokenization import ChatTokenizer, TokenizedItem, spans_in_text
+
+
+@dataclass(frozen=True)
+class DiagnosedPair:
+    """A benchmark item with two responses, and the index of the better one."""
+
+    benchmark: str
+    item: BenchmarkItem
+    better: int
+
+
+@dataclass(frozen=True)
+class TextTokens:
+    """Which tokens of a sequence are text.
+
+    Attributes:
+        is_text: bool [L], tokens of any message.
+        is_response: bool [L], tokens of the response.
+    """
+
+    is_text: np.ndarray
+    is_response: np.ndarray
+
+
+def select_pairs(benchmark: str, items: Sequence[BenchmarkItem], limit: int | None) -> tuple[list[DiagnosedPair], dict[str, int]]:
+    """The pairs of a benchmark: at most `limit` of each subset, drawn at random but always the same ones.
+
+    Returns:
+        The pairs, and counts: n_items, not_a_pair, not_drawn, n_pairs.
+
+    Raises:
+        UserError: the benchmark has no such item.
+    """
+    comparisons = benchmark_module(load_card(benchmark)).comparisons
+    better = {}
+    for item in items:
+        compared = comparisons(item.label, len(item.responses))
+        if len(item.responses) == 2 and len(compared) == 1:
+            better[item.item_id] = compared[0][0]
+    if not better:
+        raise UserError(
+            f"diagnostics.benchmarks: no item of '{benchmark}' has two responses of which one is the best; all {len(items)} are of another "
+            "kind. Name another benchmark."
+        )
+    pairs = [item for item in items if item.item_id in better]
+    drawn = sample_items(pairs, {"limit": limit, "sample_seed": 0}, ReadReport())
+    selected = [DiagnosedPair(benchmark, item, better[item.item_id]) for item in drawn]
+    counts = {"not_a_pair": len(items) - len(pairs), "not_drawn": len(pairs) - len(selected), "n_pairs": len(selected)}
+    return selected, {"n_items": len(items)} | counts
+
+
+def text_tokens(tokenizer: ChatTokenizer, encoded: TokenizedItem) -> list[TextTokens]:
+    """Which tokens are text, for each sequence of an item.
+
+    Raises:
+        UserError: the chat template changes a message's characters.
+    """
+    found = []
+    for conversation in encoded.conversations:
+        contents = [message["content"] for message in conversation]
+        spans = spans_in_text(*tokenizer.rendered(conversation), contents)
+        is_text = spans[:, 0] < spans[:, 1]
+        response_start = sum(len(content) + 1 for content in contents[:-1])
+        found.append(TextTokens(is_text, is_text & (spans[:, 1] > response_start)))
+    return found
+
+
+def pair_credit(better: Any, worse: Any) -> np.ndarray:
+    """Credit of pairs, float64: 1 if the better response scores higher in float32, 0.5 for a tie, else 0; so is a score that is not finite.
+
+    Benchmarks count a tie as wrong.  Here it is worth what a coin is worth: a pair whose visible parts are equal ends at 0.5, not at 0.
+    """
+    better, worse = usable_scores(better), usable_scores(worse)
+    return (better > worse) + 0.5 * (better == worse)

@@ -1,0 +1,41 @@
+"""Which runs of an experiment are diagnosed, what is measured, which files that gives.  Imports nothing heavy, for the Snakefile."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rm_methods.config import runs
+from rm_methods.methods.registry import MethodCard, load_card
+
+TABLES = ("table.txt", "table.md", "table.csv", "table.tex")
+RUN_FILES = ("attention.parquet", "masking.parquet", "report.json")
+MEASURES = {"reward_row": "attention of the reward token", "received": "attention received"}
+SHOWN_VERSIONS = ("raw", "controlled")
+MODES = {"sequence": "start of prompt and response hidden", "response": "start of the response hidden"}
+PERCENTS = tuple(range(0, 100, 10))  # of the text, hidden
+
+
+def obstacle(card: MethodCard) -> str | None:
+    """Why the models of a method cannot be diagnosed, or None if they can."""
+    if card.kind != "trained":
+        return f"{card.kind.replace('_', '-')}: no weights of its own, so no attention"
+    return None if card.scalar_reward else "no scalar reward: it reads both responses together"
+
+
+def diagnosed_runs(config: Mapping[str, Any]) -> list[tuple[str, int]]:
+    """(variant, seed) of every run that can be diagnosed."""
+    without = left_out(config)
+    return [(variant, seed) for variant, seed in runs(config) if variant not in without]
+
+
+def left_out(config: Mapping[str, Any]) -> dict[str, str]:
+    """The other variants, each with the reason."""
+    reasons = {variant: obstacle(load_card(entry["method"])) for variant, entry in config["methods"].items()}
+    return {variant: reason for variant, reason in reasons.items() if reason}
+
+
+def figure_names(config: Mapping[str, Any]) -> list[str]:
+    """File names of the figures, without their suffixes."""
+    kinds = [f"attention_{measure}_{version}" for measure in MEASURES for version in SHOWN_VERSIONS]
+    return [f"{benchmark}_{kind}" for benchmark in config["diagnostics"]["benchmarks"] for kind in [*kinds, "masking", "masking_subsets"]]

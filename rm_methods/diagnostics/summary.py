@@ -1,0 +1,38 @@
+"""The summary of the diagnose stage: from the diagnostics of all runs to tables and figures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rm_methods.config import reference_variant
+from rm_methods.diagnostics.figures import write_figures
+from rm_methods.diagnostics.findings import read_findings
+from rm_methods.diagnostics.runs import TABLES, left_out
+from rm_methods.diagnostics.tables import csv_text, latex_text, markdown_text, notes, sections, terminal_text
+from rm_methods.files import write_text
+
+
+def write_summary(config: Mapping[str, Any], folder: Path, out: Path) -> str:
+    """Write the tables and figures of an experiment's diagnostics (names: `runs.TABLES`, `runs.figure_names`).
+
+    Args:
+        config: resolved configuration.
+        folder: of the experiment's results.
+        out: where the files go; made if missing.
+
+    Returns:
+        The terminal tables.
+
+    Raises:
+        UserError, DataError: see `read_findings`.
+    """
+    findings = read_findings(config, folder)
+    tables, footnotes = sections(findings), notes(findings, left_out(config))
+    texts = (terminal_text(tables, footnotes), markdown_text(tables, footnotes), csv_text(findings), latex_text(tables, footnotes))
+    for name, text in zip(TABLES, texts, strict=True):
+        write_text(out / name, text)
+    for benchmark in config["diagnostics"]["benchmarks"]:
+        write_figures(findings, benchmark, reference_variant(config), out)
+    return texts[0]

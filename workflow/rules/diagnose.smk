@@ -1,0 +1,60 @@
+# What each trained run looks at, then tables and figures of all of them.
+
+
+rule diagnose:
+    input:
+        model=rules.train.output.model,
+        item_tables=expand(
+            rules.prepare_benchmark.output.item_table,
+            benchmark=config["diagnostics"]["benchmarks"],
+        ),
+    output:
+        attention=f"{FOLDER}/diagnostics/{{variant}}/seed{{seed}}/attention.parquet",
+        masking=f"{FOLDER}/diagnostics/{{variant}}/seed{{seed}}/masking.parquet",
+        report=f"{FOLDER}/diagnostics/{{variant}}/seed{{seed}}/report.json",
+    log:
+        f"{FOLDER}/logs/diagnose/{{variant}}_seed{{seed}}.log",
+    threads: config["resources"]["threads"]
+    resources:
+        mem_mb=config["resources"]["memory_mb"],
+        runtime=config["resources"]["runtime_minutes"],
+        gpu=min(1, config["resources"]["gpus"]),
+    params:
+        settings=canonical_json([config["diagnostics"], config["scoring"]]),
+        code=code_hash("diagnose"),
+        benchmark_options=[
+            option
+            for name in config["diagnostics"]["benchmarks"]
+            for option in ("--benchmark", name)
+        ],
+        item_options=lambda wc, input: [
+            option for path in input.item_tables for option in ("--items", path)
+        ],
+        out=lambda wc: f"{FOLDER}/diagnostics/{wc.variant}/seed{wc.seed}",
+    shell:
+        "rm-methods diagnose --config {CONFIG_FILE:q} --variant {wildcards.variant:q} --model {input.model:q} {params.benchmark_options:q}"
+        " {params.item_options:q} --out {params.out:q} --threads {threads} > {log:q} 2>&1"
+
+
+rule diagnose_summary:
+    input:
+        [
+            f"{FOLDER}/diagnostics/{v}/seed{s}/{name}"
+            for v, s in diagnosed_runs(config)
+            for name in RUN_FILES
+        ],
+    output:
+        [f"{FOLDER}/diagnostics/{name}" for name in TABLES],
+        [
+            f"{FOLDER}/diagnostics/{name}.{suffix}"
+            for name in figure_names(config)
+            for suffix in ("png", "svg")
+        ],
+    log:
+        f"{FOLDER}/logs/diagnose_summary.log",
+    params:
+        reference=reference_variant(config),
+        code=code_hash("diagnose_summary"),
+        out=f"{FOLDER}/diagnostics",
+    shell:
+        "rm-methods diagnose-summary --config {CONFIG_FILE:q} --experiment {FOLDER:q} --out {params.out:q} > {log:q} 2>&1"
