@@ -13,10 +13,13 @@ from snakemake.utils import min_version
 
 from rm_methods.config import load_config, reference_variant, resolve, write_resolved
 from rm_methods.diagnostics.runs import (
+    DISTANCE_FILES,
+    DISTANCE_TABLES,
     RUN_FILES,
     TABLES,
     diagnosed_runs,
     figure_names,
+    teachers,
 )
 from rm_methods.errors import UserError
 from rm_methods.experiment import Experiment

@@ -136,10 +136,8 @@ def train(config_files, variant, seed, pairs, backbone, out, work, required, thr
     config = load_config(config_files)
     if variant not in config["methods"]:
         raise UserError(f"Unknown variant '{variant}'. {nearest(variant, config['methods'])}")
-    if wrong := [text for text in required if "=" not in text]:
-        raise UserError(f"--required {wrong[0]}: write SETTING=FOLDER, for instance teacher=results/x/runs/joint_encoder/seed0/model.")
-    required = {key: Path(path) for key, path in (text.split("=", 1) for text in required)}
-    files = RunFiles(pairs, backbone, out / "model", out / "metrics.jsonl", out / "summary.json", work, required)
+    outputs = (out / "model", out / "metrics.jsonl", out / "summary.json")
+    files = RunFiles(pairs, backbone, *outputs, work, _named_folders("--required", required))
     run(config, variant, seed, files, threads=threads)
 
 
@@ -214,6 +212,33 @@ def diagnose(config_files, variant, model, benchmark, items, out, threads):
         click.echo(f"{name}: " + ", ".join(f"{key} {count}" for key, count in counts.items()))
 
 
+@main.command("diagnose-teacher")
+@_config
+@click.option("--variant", required=True, help="Entry under `methods:`.")
+@click.option("--seed", required=True, type=click.IntRange(min=0))
+@click.option("--model", required=True, type=_FOLDER, help="Reward-model folder of the run.")
+@click.option("--backbone", required=True, type=_FOLDER, help="Prepared backbone folder, which the run began from.")
+@click.option("--teacher", multiple=True, required=True, help="VARIANT=FOLDER: model folder of a joint variant's run; repeatable.")
+@click.option("--benchmark", multiple=True, required=True, help="Card name; repeatable.")
+@click.option("--items", multiple=True, required=True, type=_FILE, help="Items, one per --benchmark.")
+@click.option("--out", required=True, type=_FOLDER, help="Folder for teacher.parquet and teacher_maps.png.")
+@click.option("--threads", type=click.IntRange(min=0), default=None, help="CPU threads.")
+def diagnose_teacher(config_files, variant, seed, model, backbone, teacher, benchmark, items, out, threads):
+    """Measure how far a run's attention is from a joint teacher's, before and after its training."""
+    from rm_methods.config import load_config
+    from rm_methods.diagnostics.teacher_distance import diagnose_teacher_distance
+    from rm_methods.errors import nearest
+
+    config = load_config(config_files)
+    if variant not in config["methods"]:
+        raise UserError(f"Unknown variant '{variant}'. {nearest(variant, config['methods'])}")
+    if len(benchmark) != len(items):
+        raise UserError(f"{len(benchmark)} --benchmark but {len(items)} --items were given; give one --items for each --benchmark.")
+    folders = {"model": model, "backbone": backbone}
+    benchmarks = list(zip(benchmark, items, strict=True))
+    click.echo(diagnose_teacher_distance(config, variant, seed, benchmarks, folders, _named_folders("--teacher", teacher), out, threads))
+
+
 @main.command("diagnose-summary")
 @_config
 @click.option("--experiment", "folder", required=True, type=_FOLDER, help="Folder of the experiment's results.")
@@ -259,6 +284,13 @@ def track(config_files, folder, out):
     click.echo(f"{len(records) - len(pending)} of {len(records)} runs are in MLflow ({records[0]['tracking_uri'] if records else '-'}).")
     if pending:
         click.echo(f"Pending: {len(pending)} ({pending[0]['reason']}). Run `snakemake --cores 1 track` when the server is up.", err=True)
+
+
+def _named_folders(option: str, texts: tuple[str, ...]) -> dict[str, Path]:
+    """NAME=FOLDER options as a mapping."""
+    if wrong := [text for text in texts if "=" not in text]:
+        raise UserError(f"{option} {wrong[0]}: write NAME=FOLDER, for instance teacher=results/x/runs/joint_encoder/seed0/model.")
+    return {name: Path(path) for name, path in (text.split("=", 1) for text in texts)}
 
 
 if __name__ == "__main__":

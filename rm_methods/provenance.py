@@ -28,6 +28,10 @@ _STAGE_CODE = {
         *("diagnostics/records.py", "diagnostics/runs.py", "diagnostics/stages.py"),
         *("scoring", "reward_models"),
     ),
+    "diagnose_teacher": (
+        *("diagnostics/teacher_distance.py", "diagnostics/pairs.py", "diagnostics/records.py"),
+        *("interaction", "methods/interaction_distillation.py", "scoring", "reward_models"),
+    ),
     "diagnose_summary": ("diagnostics", "comparison/figures.py", "comparison/tables.py"),
     "compare": ("comparison",),
     "track": ("tracking",),

@@ -176,7 +176,7 @@ def attention_findings(place: Place, frame: pandas.DataFrame) -> Iterator[Findin
     for name in (*GROUPS, UNDECIDED):
         yield Finding(place, "pairs", "", "", name, None, float((outcome[frame["chosen"]] == name).sum()))
     if place.seed is None:
-        dropped, low, high = _pooled_means(frame, [f"{measure}_dropped" for measure in MEASURES])
+        dropped, low, high = pooled_means(frame, [f"{measure}_dropped" for measure in MEASURES])
         for k, measure in enumerate(MEASURES):
             yield Finding(place, "dropped_mass", measure, "", "", None, dropped[k], low[k], high[k])
     usable = (outcome != UNDECIDED) & (frame["n_text_tokens"] > 0)
@@ -225,7 +225,7 @@ def _finding(place, quantity, measure, version, group, position, replicates: np.
     return Finding(place, quantity, measure, version, group, position, float(replicates[0]), float(low), float(high))
 
 
-def _pooled_means(frame: pandas.DataFrame, columns: list[str]) -> tuple[list[float], list[float], list[float]]:
+def pooled_means(frame: pandas.DataFrame, columns: list[str]) -> tuple[list[float], list[float], list[float]]:
     """Means of columns over all rows, with limits; NaN limits where there are too few items."""
     cluster = np.unique(frame["group"], return_inverse=True)[1]
     replicates = means(frame[columns].to_numpy(np.float64), cluster, resampled_counts(cluster.max() + 1))
@@ -240,7 +240,7 @@ def masking_findings(place: Place, frame: pandas.DataFrame) -> Iterator[Finding]
     credits = credits.sort_index(axis=1)
     keys = list(credits.columns)
     wide = credits.set_axis(range(len(keys)), axis=1).reset_index()
-    value, low, high = _pooled_means(wide, list(range(len(keys))))
+    value, low, high = pooled_means(wide, list(range(len(keys))))
     ties = (credits == 0.5).to_numpy().mean(axis=0)
     for mode in MODES:
         for k in (k for k, key in enumerate(keys) if key[0] == mode):

@@ -32,6 +32,8 @@ MASKING_COLUMNS = {
     "mode": "string", "percent": "int32", "chosen_score": "float32", "rejected_score": "float32", "credit": "float64",
 }  # fmt: skip
 
+DISTANCE_COLUMNS = {**IDENTITY, "teacher": "string", "distance": "string", "before": "float64", "after": "float64"}
+
 
 def attention_rows(
     pair: DiagnosedPair,

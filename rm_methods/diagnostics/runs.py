@@ -10,6 +10,8 @@ from rm_methods.methods.registry import MethodCard, load_card
 
 TABLES = ("table.txt", "table.md", "table.csv", "table.tex")
 RUN_FILES = ("attention.parquet", "masking.parquet", "report.json")
+DISTANCE_FILES = ("teacher.parquet", "teacher_maps.png")
+DISTANCE_TABLES = ("teacher_distance.txt", "teacher_distance.md", "teacher_distance.csv", "teacher_distance.tex")
 MEASURES = {"reward_row": "attention of the reward token", "received": "attention received"}
 SHOWN_VERSIONS = ("raw", "controlled")
 MODES = {"sequence": "start of prompt and response hidden", "response": "start of the response hidden"}
@@ -33,6 +35,14 @@ def left_out(config: Mapping[str, Any]) -> dict[str, str]:
     """The other variants, each with the reason."""
     reasons = {variant: obstacle(load_card(entry["method"])) for variant, entry in config["methods"].items()}
     return {variant: reason for variant, reason in reasons.items() if reason}
+
+
+def teachers(config: Mapping[str, Any], variant: str) -> list[str]:
+    """The joint variants that a variant's attention is compared with: its own teacher, or all of them if it has none."""
+    entry = config["methods"][variant]
+    joint = [name for name, other in config["methods"].items() if load_card(other["method"]).kind == "joint"]
+    own = load_card(entry["method"]).required_variants(entry["settings"]).values()
+    return [name for name in own if name in joint] or joint
 
 
 def figure_names(config: Mapping[str, Any]) -> list[str]:

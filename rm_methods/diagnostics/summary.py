@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from rm_methods.config import reference_variant
+from rm_methods.diagnostics.distance_summary import distance_tables
 from rm_methods.diagnostics.figures import write_figures
 from rm_methods.diagnostics.findings import read_findings
-from rm_methods.diagnostics.runs import TABLES, left_out
+from rm_methods.diagnostics.runs import DISTANCE_TABLES, TABLES, left_out
 from rm_methods.diagnostics.tables import csv_text, latex_text, markdown_text, notes, sections, terminal_text
 from rm_methods.files import write_text
 
@@ -33,6 +34,9 @@ def write_summary(config: Mapping[str, Any], folder: Path, out: Path) -> str:
     texts = (terminal_text(tables, footnotes), markdown_text(tables, footnotes), csv_text(findings), latex_text(tables, footnotes))
     for name, text in zip(TABLES, texts, strict=True):
         write_text(out / name, text)
+    if distances := distance_tables(config, folder):
+        for name, text in zip(DISTANCE_TABLES, distances, strict=True):
+            write_text(out / name, text)
     for benchmark in config["diagnostics"]["benchmarks"]:
         write_figures(findings, benchmark, reference_variant(config), out)
-    return texts[0]
+    return texts[0] + (f"\n{distances[0]}" if distances else "")

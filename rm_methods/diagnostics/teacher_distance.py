@@ -16,7 +16,7 @@ import torch
 
 from rm_methods.benchmarks.item import read_items
 from rm_methods.diagnostics.pairs import DiagnosedPair, select_pairs
-from rm_methods.diagnostics.records import IDENTITY, write_rows
+from rm_methods.diagnostics.records import DISTANCE_COLUMNS, write_rows
 from rm_methods.files import written_atomically
 from rm_methods.interaction import objectives
 from rm_methods.interaction.objectives import StudentAttention, TeacherAttention
@@ -29,7 +29,6 @@ from rm_methods.reward_models.layouts import PairBatch, lay_out
 from rm_methods.scoring.scorer import load_scorer, scoring_settings
 
 DISTANCES = ("joint", "intra", "inter", "causal", "received")
-DISTANCE_COLUMNS = {**IDENTITY, "teacher": "string", "distance": "string", "before": "float64", "after": "float64"}
 _EXAMPLES = 2  # pairs on the page of maps
 
 

@@ -3,8 +3,8 @@ import pytest
 import torch
 
 from rm_methods.benchmarks.item import BenchmarkItem, write_items
-from rm_methods.diagnostics.records import read_rows
-from rm_methods.diagnostics.teacher_distance import DISTANCE_COLUMNS, DISTANCES, _grouped_student_map, diagnose_teacher_distance
+from rm_methods.diagnostics.records import DISTANCE_COLUMNS, read_rows
+from rm_methods.diagnostics.teacher_distance import DISTANCES, _grouped_student_map, diagnose_teacher_distance
 from rm_methods.interaction.objectives import StudentAttention
 from rm_methods.training.run import RunFiles, train
 from tests.conftest import experiment_config

@@ -36,15 +36,65 @@ rule diagnose:
         " {params.item_options:q} --out {params.out:q} --threads {threads} > {log:q} 2>&1"
 
 
+rule diagnose_teacher:
+    # How far a run's attention is from its teacher's, or from that of every joint variant.
+    input:
+        model=rules.train.output.model,
+        backbone=rules.prepare_backbone.output,
+        item_tables=rules.diagnose.input.item_tables,
+        teachers=lambda wc: expand(
+            f"{FOLDER}/runs/{{teacher}}/seed{wc.seed}/model",
+            teacher=teachers(config, wc.variant),
+        ),
+    output:
+        distances=f"{FOLDER}/diagnostics/{{variant}}/seed{{seed}}/teacher.parquet",
+        maps=f"{FOLDER}/diagnostics/{{variant}}/seed{{seed}}/teacher_maps.png",
+    log:
+        f"{FOLDER}/logs/diagnose_teacher/{{variant}}_seed{{seed}}.log",
+    threads: config["resources"]["threads"]
+    resources:
+        mem_mb=config["resources"]["memory_mb"],
+        runtime=config["resources"]["runtime_minutes"],
+        gpu=min(1, config["resources"]["gpus"]),
+    params:
+        settings=canonical_json([config["diagnostics"], config["scoring"]]),
+        code=code_hash("diagnose_teacher"),
+        benchmark_options=rules.diagnose.params.benchmark_options,
+        item_options=rules.diagnose.params.item_options,
+        teacher_options=lambda wc: [
+            word
+            for name in teachers(config, wc.variant)
+            for word in (
+                "--teacher",
+                f"{name}={FOLDER}/runs/{name}/seed{wc.seed}/model",
+            )
+        ],
+        out=rules.diagnose.params.out,
+    shell:
+        "rm-methods diagnose-teacher --config {CONFIG_FILE:q} --variant {wildcards.variant:q} --seed {wildcards.seed} --model {input.model:q}"
+        " --backbone {input.backbone:q} {params.teacher_options:q} {params.benchmark_options:q} {params.item_options:q}"
+        " --out {params.out:q} --threads {threads} > {log:q} 2>&1"
+
+
 rule diagnose_summary:
     input:
         [
             f"{FOLDER}/diagnostics/{v}/seed{s}/{name}"
             for v, s in diagnosed_runs(config)
-            for name in RUN_FILES
+            for name in (*RUN_FILES, *(DISTANCE_FILES if teachers(config, v) else ()))
         ],
     output:
-        [f"{FOLDER}/diagnostics/{name}" for name in TABLES],
+        [
+            f"{FOLDER}/diagnostics/{name}"
+            for name in (
+                *TABLES,
+                *(
+                    DISTANCE_TABLES
+                    if any(teachers(config, v) for v, _ in RUNS)
+                    else ()
+                ),
+            )
+        ],
         [
             f"{FOLDER}/diagnostics/{name}.{suffix}"
             for name in figure_names(config)

@@ -9,7 +9,8 @@ rule train:
             rules.prepare_backbone.output if EXPERIMENT.is_trained(wc.variant) else []
         ),
         required=lambda wc: [
-            str(path) for path in EXPERIMENT.required_runs(wc.variant, wc.seed).values()
+            str(path)
+            for path in EXPERIMENT.required_runs(wc.variant, wc.seed).values()
         ],
     output:
         model=directory(f"{FOLDER}/runs/{{variant}}/seed{{seed}}/model"),

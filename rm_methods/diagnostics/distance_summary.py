@@ -1,0 +1,60 @@
+"""The distances to joint teachers of all runs as one table: mean over pairs and seeds, before and after training."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rm_methods.diagnostics.findings import pooled_means
+from rm_methods.diagnostics.records import DISTANCE_COLUMNS, read_rows
+from rm_methods.diagnostics.runs import DISTANCE_FILES, diagnosed_runs, teachers
+from rm_methods.diagnostics.tables import Section, latex_text, markdown_text, terminal_text
+
+NAMES = {"joint": "Joint", "intra": "Intra", "inter": "Inter", "causal": "Causal", "received": "Received"}
+NOTES = [
+    "KL(teacher, student) in nats, mean over pairs that were not trained on and over seeds, before > after training; ± is half of a 95% "
+    "interval over resampled pairs (not seeds). Before: the model that training began from. Pairs without a joint text are left out.",
+    "Joint: rows of the virtual map over prompt, chosen and rejected; intra: of prompt with each response; inter: of one response with the "
+    "other; causal: rows of the map that the model uses; received: attention that each part of the text receives.",
+]
+
+
+def distance_tables(config: Mapping[str, Any], folder: Path) -> tuple[str, str, str, str] | None:
+    """The table as terminal text, Markdown, CSV and LaTeX; None if the experiment has no joint variant.
+
+    Raises:
+        DataError: a file is missing or unreadable.
+    """
+    import pandas
+
+    frames = []
+    for variant, seed in diagnosed_runs(config):
+        if teachers(config, variant):
+            path = folder / "diagnostics" / variant / f"seed{seed}" / DISTANCE_FILES[0]
+            frames.append(read_rows(path, DISTANCE_COLUMNS).assign(variant=variant, seed=seed))
+    if not frames:
+        return None
+    rows, records = [], []
+    table = pandas.concat(frames, ignore_index=True)
+    for (benchmark, variant, teacher), own in table.groupby(["benchmark", "variant", "teacher"], sort=False):
+        cells = []
+        for name in NAMES:
+            part = own[own["distance"] == name].dropna(subset=["before", "after"])
+            if part.empty:
+                cells.append("-")
+                continue
+            value, low, high = pooled_means(part, ["before", "after"])
+            cells.append(f"{value[0]:.2f} > {value[1]:.2f} ±{(high[1] - low[1]) / 2:.2f}")
+            records.append([benchmark, variant, teacher, name, len(part), value[0], value[1], low[1], high[1]])
+        rows.append((benchmark, variant, teacher, *cells))
+    tables = [
+        Section("Distance to the joint teacher, before > after training", ("Data", "Method", "Teacher", *NAMES.values()), tuple(rows))
+    ]
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(["benchmark", "variant", "teacher", "distance", "pairs", "before", "after", "after_low", "after_high"])
+    writer.writerows(records)
+    return terminal_text(tables, NOTES), markdown_text(tables, NOTES), stream.getvalue(), latex_text(tables, NOTES)
