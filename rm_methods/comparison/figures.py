@@ -127,6 +127,8 @@ def _limits(comparison: Comparison, column: int) -> tuple[float, float]:
     allowed = 4 * reaches[len(reaches) // 2] if reaches else 0.0
     shown = [(100 * e.mean, min(100 * e.half_width, allowed)) for e in estimates if not math.isnan(e.half_width)]
     low, high = min([*points, *(m - r for m, r in shown)]), max([*points, *(m + r for m, r in shown)])
+    # Metrics are shares: an interval may reach past 0 or 100%, the axis does not.
+    low, high = max(low, 0.0), min(high, 100.0)
     margin = 0.05 * (high - low) or 1.0
     return low - margin, high + margin
 

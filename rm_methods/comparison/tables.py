@@ -22,7 +22,7 @@ CSV_FIELDS = (
 
 
 def cell_text(cell: Cell | None) -> str:
-    """Mean ± half-width in percent with its marks, e.g. ``83.1 ±1.2*``; an em dash where there is nothing.
+    """Mean ± half-width in percent with its marks, e.g. ``83.1 ±1.2*``; ``±>50`` says nothing is known; an em dash: there is nothing.
 
     Marks: * significant difference to the reference, ‡ interval of items only, § interval of seeds only.
     """
@@ -30,7 +30,8 @@ def cell_text(cell: Cell | None) -> str:
         return MISSING
     text = f"{100 * cell.estimate.mean:.1f}"
     if not math.isnan(cell.estimate.half_width):
-        text += f" ±{100 * cell.estimate.half_width:.1f}"
+        # With two seeds an interval may be wider than all that a share can be.
+        text += f" ±{100 * cell.estimate.half_width:.1f}" if cell.estimate.half_width < 0.5 else " ±>50"
     text += {"items": "‡", "seeds": "§"}.get(cell.estimate.basis, "")
     return text + ("*" if cell.verdict == "significant" else "")
 

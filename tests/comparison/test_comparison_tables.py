@@ -36,6 +36,7 @@ def made_comparison(rows, n_columns=1, reference=None, notes=("A note.",)):
         (made_cell(0.8312, 0.0119, "significant"), "83.1 ±1.2*"),
         (made_cell(0.5, 0.02, "significant", "items"), "50.0 ±2.0‡*"),
         (made_cell(0.5, 0.02, "", "seeds"), "50.0 ±2.0§"),
+        (made_cell(0.5, 0.9), "50.0 ±>50"),
         (made_cell(1.0, math.nan, "", "nothing"), "100.0"),
         (made_cell(math.nan, math.nan), "—"),
         (None, "—"),
