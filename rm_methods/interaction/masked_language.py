@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from rm_methods.methods.contract import Loss
-from rm_methods.reward_models.layouts import SequenceBatch
+from rm_methods.reward_models.layouts import PairBatch, SequenceBatch
 
 _MASKED, _REPLACED = 0.8, 0.1  # of the chosen tokens, the rest is kept, as in BERT (arXiv 1810.04805)
 
@@ -82,7 +82,7 @@ class MaskedLanguageModelling:
         self.mask_id, self.vocabulary, self.seed, self.probability = mask_id, vocabulary, seed, probability
         self.special_ids = torch.tensor(sorted(special_ids))
 
-    def loss(self, model, batch: SequenceBatch) -> Loss:
+    def loss(self, model, batch: PairBatch) -> Loss:
         """Mean negative log-likelihood of the masked tokens of each pair, fp32 [pairs]."""
         masked_RL, places_RL = self.mask(batch)
         logits = model(masked_RL, batch, places_RL)
@@ -92,17 +92,23 @@ class MaskedLanguageModelling:
         zeros = each.new_zeros(len(places_RL) // batch.responses)
         return Loss(zeros.index_add(0, pair, each) / zeros.index_add(0, pair, torch.ones_like(each)).clamp(min=1))
 
-    def mask(self, batch: SequenceBatch) -> tuple[torch.Tensor, torch.Tensor]:
-        """Ids with some of them masked or replaced, and which are to be predicted: int64 and bool [R, L]."""
-        ids = batch.input_ids.cpu()
-        seed = zlib.crc32(f"{self.seed} {batch.progress} {batch.pair_ids}".encode())
-        generator = torch.Generator().manual_seed(seed)
-        allowed = (torch.arange(ids.shape[1]) <= batch.read_column.cpu()[:, None]) & ~torch.isin(ids, self.special_ids)
-        # A decoder predicts a token from the place before it, so the first one of a row has none.
-        allowed[:, 0] = False
-        places = allowed & (torch.rand(ids.shape, generator=generator) < self.probability)
-        fate = torch.rand(ids.shape, generator=generator)
-        drawn = torch.randint(self.vocabulary, ids.shape, generator=generator)
-        masked = torch.where(places & (fate < _MASKED), self.mask_id, ids)
-        masked = torch.where(places & (fate >= 1 - _REPLACED), drawn, masked)
-        return masked.to(batch.input_ids.device), places.to(batch.input_ids.device)
+    def mask(self, batch: PairBatch) -> tuple[torch.Tensor, torch.Tensor]:
+        """Ids with some of them masked or replaced, and which are to be predicted: int64 and bool [R, L].
+
+        Each row has random numbers of its own, so nothing depends on how pairs were put into micro-batches.
+        """
+        ids_RL, ends_R = batch.input_ids.cpu(), batch.read_column.tolist()
+        chance_RL, fate_RL = torch.ones(2, *ids_RL.shape)
+        drawn_RL = torch.zeros_like(ids_RL)
+        for row, end in enumerate(ends_R):
+            pair_id, order = batch.pair_ids[row // batch.responses], row % batch.responses
+            seed = zlib.crc32(f"{self.seed} {batch.progress} {pair_id} {order}".encode())
+            generator = torch.Generator().manual_seed(seed)
+            # A decoder predicts a token from the place before it, so the first one of a row has none.
+            chance_RL[row, 1 : end + 1] = torch.rand(end, generator=generator)
+            fate_RL[row, 1 : end + 1] = torch.rand(end, generator=generator)
+            drawn_RL[row, 1 : end + 1] = torch.randint(self.vocabulary, (end,), generator=generator)
+        places_RL = (chance_RL < self.probability) & ~torch.isin(ids_RL, self.special_ids)
+        masked_RL = torch.where(places_RL & (fate_RL < _MASKED), self.mask_id, ids_RL)
+        masked_RL = torch.where(places_RL & (fate_RL >= 1 - _REPLACED), drawn_RL, masked_RL)
+        return masked_RL.to(batch.input_ids.device), places_RL.to(batch.input_ids.device)

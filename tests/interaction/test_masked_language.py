@@ -36,6 +36,17 @@ def test_masking_is_seeded_and_leaves_special_tokens_and_padding_alone(batch):
     assert shares[1] == pytest.approx(0.1, abs=0.05)
 
 
+def test_what_is_masked_in_a_pair_does_not_depend_on_its_micro_batch(batch, tokenizer, pairs):
+    loss = MaskedLanguageModelling(MASK, SPECIAL, 100, seed=0, probability=0.3)
+    masked, places = loss.mask(batch)
+    items = DecoderReader(tokenizer).encode((p.prompt, (p.chosen, p.rejected)) for p in pairs[3:4])
+    alone = PairBatch(**vars(lay_out(items, "plain", 0)), pair_ids=(pairs[3].pair_id,), progress=0.25)
+    own_masked, own_places = loss.mask(alone)
+    width = own_masked.shape[1]
+    assert torch.equal(own_places, places[6:8, :width])
+    assert torch.equal(own_masked, masked[6:8, :width])
+
+
 def test_a_decoder_predicts_a_masked_token_from_the_place_before_it(batch, prepared):
     language_model = load_language_model(prepared[1], prepared[2]["backbone"], 0).eval()
     language_model.set_attn_implementation(NAME)
