@@ -1,0 +1,60 @@
+"""A teacher, its student and the diagnose stage through the real workflow."""
+
+from __future__ import annotations
+
+import pytest
+import yaml
+
+from tests.workflow.test_workflow import SMOKE, checkout, planned, results, snakemake
+
+STUDY = SMOKE | {
+    "methods": {
+        "student": {"method": "interaction_distillation", "teacher": "teacher"},
+        "teacher": {"method": "joint_encoder", "masked_language_epochs": 1, "epochs": 1},
+    },
+    "diagnostics": {"benchmarks": ["world"], "limit": 4},
+    "tracking": {"enabled": False},
+}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = checkout(tmp_path_factory.mktemp("distillation"))
+    (folder / "config" / "smoke.yaml").write_text(yaml.safe_dump(STUDY))
+    snakemake(folder)
+    return folder
+
+
+def test_teacher_student_and_diagnostics_run_to_the_end(finished):
+    table = (results(finished) / "comparison" / "table.txt").read_text()
+    assert "student (interaction_distillation)" in table
+    assert "teacher (joint_encoder) †" in table
+    diagnostics = results(finished) / "diagnostics"
+    assert "student" in (diagnostics / "table.txt").read_text()
+    distances = (diagnostics / "teacher_distance.txt").read_text()
+    assert "student" in distances
+    assert "teacher" in distances
+    made = {path.name for path in (diagnostics / "student" / "seed0").iterdir()}
+    assert made == {"attention.parquet", "masking.parquet", "report.json", "teacher.parquet", "teacher_maps.png"}
+    assert not (diagnostics / "teacher").exists()
+    assert "Nothing to be done" in snakemake(finished, "-n")
+
+
+@pytest.mark.parametrize(
+    ("file", "trained"),
+    [
+        ("methods/joint_encoder.py", 2),
+        ("methods/interaction_distillation.py", 1),
+        ("interaction/objectives.py", 2),
+        ("methods/longest.py", 0),
+    ],
+)
+def test_editing_code_reruns_what_uses_it(finished, file, trained):
+    path = finished / "rm_methods" / file
+    before = path.read_text()
+    try:
+        path.write_text(before + "\n# changed\n")
+        jobs = planned(snakemake(finished, "-n"))
+    finally:
+        path.write_text(before)
+    assert jobs.get("train", 0) == trained
