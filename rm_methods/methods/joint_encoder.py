@@ -63,20 +63,25 @@ class Method(JointMethod):
         return self.masked_language_modelling(language_model, False, reader.tokenizer.mask_token_id, reader, inputs)
 
     def _tiny(self, reader, **options):
-        from transformers import BertConfig
+        from transformers import ModernBertConfig
 
-        tiny = self.settings["tiny"]
-        return BertConfig(
-            vocab_size=len(reader.tokenizer),
+        tiny, tokenizer = self.settings["tiny"], reader.tokenizer
+        # ModernBERT for its rotary positions: a few thousand short texts do not teach a table of absolute ones.
+        return ModernBertConfig(
+            vocab_size=len(tokenizer),
             hidden_size=tiny["hidden_size"],
             intermediate_size=tiny["intermediate_size"],
             num_hidden_layers=tiny["layers"],
             num_attention_heads=tiny["heads"],
             initializer_range=tiny["initializer_range"],
             max_position_embeddings=tiny["positions"],
-            hidden_dropout_prob=0.0,
-            attention_probs_dropout_prob=0.0,
-            pad_token_id=reader.tokenizer.pad_token_id,
+            layer_types=["full_attention"] * tiny["layers"],
+            rope_parameters={"full_attention": {"rope_type": "default", "rope_theta": 10_000.0}},
+            pad_token_id=tokenizer.pad_token_id,
+            cls_token_id=tokenizer.cls_token_id,
+            sep_token_id=tokenizer.sep_token_id,
+            bos_token_id=tokenizer.cls_token_id,
+            eos_token_id=tokenizer.sep_token_id,
             **options,
         )
 
