@@ -55,6 +55,6 @@ def distance_tables(config: Mapping[str, Any], folder: Path) -> tuple[str, str, 
     ]
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(["benchmark", "variant", "teacher", "distance", "pairs", "before", "after", "after_low", "after_high"])
+    writer.writerow(["benchmark", "variant", "teacher", "distance", "rows", "before", "after", "after_low", "after_high"])
     writer.writerows(records)
     return terminal_text(tables, NOTES), markdown_text(tables, NOTES), stream.getvalue(), latex_text(tables, NOTES)

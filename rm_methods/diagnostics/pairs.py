@@ -18,7 +18,7 @@ from rm_methods.benchmarks.grading import sample_items
 from rm_methods.benchmarks.item import BenchmarkItem
 from rm_methods.benchmarks.sources import ReadReport
 from rm_methods.errors import UserError
-from rm_methods.reward_models.tokenization import ChatTokenizer, TokenizedItem, spans_in_text
+from rm_methods.reward_models.tokenization import ChatTokenizer, TokenizedItem
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def text_tokens(tokenizer: ChatTokenizer, encoded: TokenizedItem) -> list[TextTo
     found = []
     for conversation in encoded.conversations:
         contents = [message["content"] for message in conversation]
-        spans = spans_in_text(*tokenizer.rendered(conversation), contents)
+        spans = tokenizer.text_spans(conversation)
         is_text = spans[:, 0] < spans[:, 1]
         response_start = sum(len(content) + 1 for content in contents[:-1])
         found.append(TextTokens(is_text, is_text & (spans[:, 1] > response_start)))

@@ -108,7 +108,8 @@ def _settings(config: dict[str, Any], variant: str, teacher: str) -> dict[str, A
 
 
 def _inputs(config: dict[str, Any], seed: int, folders: Mapping[str, Path], required: Mapping[str, Path]) -> Inputs:
-    sections = {"backbone": config["backbone"], "training": config["training"]}
+    # The run's model is loaded with the precision of scoring; the one before training must have the same.
+    sections = {"backbone": config["backbone"], "training": config["training"] | {"precision": config["scoring"]["precision"]}}
     return Inputs(seed, Path(folders["model"]).parent, "diagnose", sections, folders["backbone"], required)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import shutil
 import sys
 import time
 from collections.abc import Sequence
@@ -18,7 +19,7 @@ import numpy as np
 import torch
 
 from rm_methods.errors import UserError
-from rm_methods.files import content_hash, read_json, written_atomically
+from rm_methods.files import content_hash, file_hash, read_json, write_json, written_atomically
 from rm_methods.interaction.alignment import Alignment, align
 from rm_methods.interaction.objectives import TeacherAttention
 from rm_methods.reward_models.attention_capture import layer_numbers
@@ -96,8 +97,17 @@ class JointTeacher:
 
     def __init__(self, folder: Path, max_length: int, layers: Sequence[int], key: str, precision: str):
         self.model, self.reader = load_joint(folder, max_length, precision)
-        self.layers = layer_numbers(list(layers), self.model.config.num_hidden_layers, key)
-        self.identity = [read_json(Path(folder).parent / "summary.json")["run_key"], self.layers, precision]
+        config = self.model.config
+        self.layers = layer_numbers(list(layers), config.num_hidden_layers, key)
+        kinds = getattr(config, "layer_types", None) or ["full_attention"] * config.num_hidden_layers
+        if local := [layer + 1 for layer in self.layers if kinds[layer] != "full_attention"]:
+            full = [number for number, kind in enumerate(kinds, start=1) if kind == "full_attention"]
+            raise UserError(f"{key}: layers {local} of the teacher see a window only, not the whole pair. Use one of {full}.")
+        summary = Path(folder).parent / "summary.json"
+        if not summary.exists():
+            raise UserError(f"{summary} is not there: a teacher is the model folder of a run, with its summary beside it.")
+        code = file_hash(*(Path(__file__).parent / name for name in ("teacher_maps.py", "alignment.py")))
+        self.identity = [read_json(summary)["run_key"], precision, code]
 
     @torch.no_grad()
     def maps(self, pairs: Sequence[AlignedPair], layer: int) -> tuple[list[np.ndarray], float]:
@@ -153,17 +163,20 @@ class TeacherMaps:
         self, alignments: PairAlignments, teacher: JointTeacher | None, layer: int, shuffle: str = "none", cache: Path | None = None
     ):
         self.pairs, self.teacher, self.layer, self.shuffle = alignments.pairs, teacher, layer, shuffle
-        self.outside: list[float] = []
+        self.uniform = teacher is None
+        # Sum over pairs of the share of attention that went to tokens outside the groups, and number of pairs.
+        self.outside = [0.0, 0]
         sizes = [0 if pair is None else len(pair.segment) for pair in self.pairs]
         self.starts = np.concatenate([[0], np.cumsum(np.square(sizes, dtype=np.int64))])
         self.stored: np.ndarray | None = None
         if teacher is not None and cache is not None:
             self.stored = self._stored(cache, sizes)
+            self.teacher = None  # not needed any more: its memory is given back when nobody else holds it
 
     def batch(self, places: Sequence[int], device) -> TeacherAttention:
         """The teacher's attention over the pairs at these places, on `device`."""
         segment_BG = segments(self.pairs, places)
-        if self.teacher is None:
+        if self.uniform:
             is_group = segment_BG >= 0
             maps = (is_group[:, :, None] & is_group[:, None]).float() / is_group.sum(1).clamp(min=1)[:, None, None]
             return TeacherAttention(maps.to(device), segment_BG.to(device))
@@ -180,7 +193,7 @@ class TeacherMaps:
         found = {}
         if aligned:
             maps, outside = self.teacher.maps([self.pairs[k] for k in aligned], self.layer)
-            self.outside.append(outside)
+            self.outside = [self.outside[0] + outside * len(aligned), self.outside[1] + len(aligned)]
             found = dict(zip(aligned, maps, strict=True))
         return [found.get(k, np.zeros((0, 0), dtype=np.float16)) for k in places]
 
@@ -202,11 +215,20 @@ class TeacherMaps:
             self._write(path, sizes)
         if distributed:
             torch.distributed.barrier()
+        self.outside = read_json(path.with_suffix(".json"))["outside"]
         return np.load(path, mmap_mode="r", allow_pickle=False)
 
     def _write(self, path: Path, sizes: list[int]) -> None:
         order = sorted((k for k in range(len(sizes)) if sizes[k]), key=lambda k: -sizes[k])
         started, shown, done = time.monotonic(), time.monotonic(), 0
+        size = 2 * int(self.starts[-1])
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if size > (free := shutil.disk_usage(path.parent).free):
+            raise UserError(
+                f"{path.parent}: the teacher's maps take {size / 2**30:.1f} GiB, but {free / 2**30:.1f} GiB are free. Make room, or set "
+                "online: true, which computes them in every step."
+            )
+        print(f"teacher maps: {len(order)} pairs, {size / 2**20:.0f} MiB in {path.parent}", file=sys.stderr, flush=True)
         with written_atomically(path) as temporary:
             stored = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.float16, shape=(max(int(self.starts[-1]), 1),))
             while done < len(order):
@@ -220,6 +242,13 @@ class TeacherMaps:
                     shown, left = now, (now - started) / done * (len(order) - done)
                     print(f"teacher maps: {done}/{len(order)} pairs  ETA {left:.0f} s", file=sys.stderr, flush=True)
             stored.flush()
+            # Before the maps are moved into place: who finds the maps finds this too.
+            write_json(path.with_suffix(".json"), {"outside": self.outside})
+
+
+def without_rows(pair: AlignedPair | None) -> AlignedPair | None:
+    """A pair with what the student needs only."""
+    return None if pair is None else AlignedPair(pair.student.astype(np.int32), pair.segment.astype(np.int8), None)
 
 
 def segments(pairs: Sequence[AlignedPair | None], places: Sequence[int]) -> torch.Tensor:

@@ -19,7 +19,7 @@ import torch
 from rm_methods.errors import UserError
 from rm_methods.interaction import objectives
 from rm_methods.interaction.objectives import StudentAttention, TeacherAttention
-from rm_methods.interaction.teacher_maps import JointTeacher, PairAlignments, TeacherMaps, segments
+from rm_methods.interaction.teacher_maps import JointTeacher, PairAlignments, TeacherMaps, segments, without_rows
 from rm_methods.methods.bradley_terry import bradley_terry_loss
 from rm_methods.methods.contract import Loss, TrainedMethod
 from rm_methods.reward_models.attention_capture import layer_numbers
@@ -33,7 +33,7 @@ class Method(TrainedMethod):
     """Bradley-Terry and an alignment loss; with weight 0 it is Bradley-Terry, to the bit."""
 
     def build(self, model, inputs):
-        settings, training = self.settings, inputs.config["training"]
+        settings = self.settings
         self.counts = {}
         if not settings["weight"]:
             return
@@ -48,7 +48,22 @@ class Method(TrainedMethod):
         self.pairs, self.counts = alignments.pairs, alignments.counts
         cache = None if settings["online"] or settings["objective"] == "relations" else inputs.work_folder.parent / "teacher_maps"
         self.maps = [TeacherMaps(alignments, teacher, layer, settings["shuffle"], cache) for layer in teacher_layers]
-        self.teacher, self.total_steps, self.precision = teacher, inputs.total_steps, training["precision"]
+        self.teacher = teacher if cache is None else None
+        if cache is not None:
+            # The maps are stored: neither the teacher nor its view of the pairs is needed in training.
+            self.pairs = [without_rows(pair) for pair in self.pairs]
+            for maps in self.maps:
+                maps.pairs = self.pairs
+        self._check_relation_heads(model)
+
+    def _check_relation_heads(self, model) -> None:
+        if self.settings["objective"] != "relations":
+            return
+        widths = {"student": model.config.hidden_size, "teacher": self.teacher.model.config.hidden_size}
+        if wrong := {side: width for side, width in widths.items() if width % self.settings["relation_heads"]}:
+            raise UserError(
+                f"interaction_distillation.relation_heads: {self.settings['relation_heads']} does not divide the width of {wrong}."
+            )
 
     def _teacher(self, inputs):
         """The teacher (None: uniform) and its layers, one for each student layer."""
@@ -152,8 +167,9 @@ class Method(TrainedMethod):
 
     def report(self):
         """Counts of the alignment, and the teacher's attention outside the text where it was measured."""
-        outside = [x for maps in getattr(self, "maps", []) for x in maps.outside]
-        return self.counts | ({"teacher_attention_outside_text": round(float(np.mean(outside)), 4)} if outside else {})
+        measured = [maps.outside for maps in getattr(self, "maps", []) if maps.outside[1]]
+        share = sum(total for total, _ in measured) / max(1, sum(count for _, count in measured))
+        return self.counts | ({"teacher_attention_outside_text": round(share, 4)} if measured else {})
 
 
 def _plain_places(items, widths, length: int) -> torch.Tensor:

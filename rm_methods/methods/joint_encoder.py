@@ -59,7 +59,15 @@ class Method(JointMethod):
             language_model = AutoModelForMaskedLM.from_config(self._tiny(reader), attn_implementation="sdpa")
         else:
             with hub_errors_explained(source):
-                language_model = AutoModelForMaskedLM.from_pretrained(source, revision=self.settings["revision"], dtype=torch.float32)
+                language_model, loading = AutoModelForMaskedLM.from_pretrained(
+                    source, revision=self.settings["revision"], dtype=torch.float32, output_loading_info=True
+                )
+            inner = f"{language_model.base_model_prefix}."
+            if lost := [key for key in loading["missing_keys"] if key.startswith(inner)]:
+                raise UserError(
+                    f"joint_encoder: '{source}' has no weights for its encoder as a masked language model ({len(lost)} are missing, for "
+                    f"instance {sorted(lost)[0]}), so training on text would begin from random ones. Set masked_language_epochs: 0."
+                )
         return self.masked_language_modelling(language_model, False, reader.tokenizer.mask_token_id, reader, inputs)
 
     def _tiny(self, reader, **options):

@@ -100,6 +100,12 @@ class JointModel(nn.Module):
             UserError: attention is asked for and cannot be read.
         """
         length = batch.input_ids.shape[1]
+        limit = getattr(self.config, "max_position_embeddings", None) or length
+        if length > limit and getattr(self.config, "rope_parameters", None) is None:
+            raise UserError(
+                f"A joint row has {length} tokens, but the model has {limit} positions. A row holds the prompt and both responses: set "
+                f"training.max_length to at most {limit // 2}, or use a backbone with rotary positions."
+            )
         is_token_RL = torch.arange(length, device=batch.input_ids.device) <= batch.read_column[:, None]
         own_kernel = self.config._attn_implementation == NAME
         if layers and (obstacle := capture_obstacle(self.config)):

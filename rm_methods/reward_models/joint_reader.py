@@ -15,7 +15,7 @@ import numpy as np
 
 from rm_methods.errors import UserError
 from rm_methods.preferences.pair import Message
-from rm_methods.reward_models.tokenization import ChatTokenizer, TokenizedItem, spans_in_text
+from rm_methods.reward_models.tokenization import ChatTokenizer, TokenizedItem
 
 OUTSIDE = -1
 PROMPT, CHOSEN, REJECTED = 0, 1, 2
@@ -66,8 +66,7 @@ def pair_text(tokenizer: ChatTokenizer, item: TokenizedItem) -> PairText | None:
     segments = (prompts[0], *(conversation[-1]["content"] for conversation in item.conversations))
     ids, segment, spans = [], [], []
     for k, (sequence, conversation) in enumerate(zip(item.sequences, item.conversations, strict=True)):
-        rendered, offsets = tokenizer.rendered(conversation)
-        places = spans_in_text(rendered, offsets, [m["content"] for m in conversation])
+        places = tokenizer.text_spans(conversation)
         response_start = len(prompts[0]) + 1
         in_response = places[:, 0] >= response_start
         in_prompt = (places[:, 1] > places[:, 0]) & ~in_response

@@ -68,7 +68,7 @@ class ChatTokenizer:
             )
         self.tokenizer = tokenizer
         self.max_length = max_length
-        probe = self.rendered(_conversation([{"role": "user", "content": "a"}], "b"))[0]
+        probe = self._apply_template(list(_conversation([{"role": "user", "content": "a"}], "b")), False)
         probe = tokenizer(probe, add_special_tokens=False)["input_ids"]
         if len(probe) > 1 and probe[0] == probe[1] == tokenizer.bos_token_id:
             raise UserError(f"{tokenizer.name_or_path}: its chat template prints the BOS token twice; correct the template.")
@@ -111,10 +111,16 @@ class ChatTokenizer:
             encoded.append(TokenizedItem(tuple(sequences), shared, tuple(prompt_cut), tuple(response_cut), tuple(conversations)))
         return encoded
 
-    def rendered(self, conversation: Sequence[Message]) -> tuple[str, list[tuple[int, int]]]:
-        """A conversation (of `TokenizedItem.conversations`) as the template prints it, and the character span of each of its tokens."""
+    def text_spans(self, conversation: Sequence[Message]) -> np.ndarray:
+        """Where the tokens of a conversation (of `TokenizedItem.conversations`) lie in its text (`spans_in_text`).
+
+        Raises:
+            UserError: the chat template changes a message's characters.
+        """
         text = self._apply_template(list(conversation), False)
-        return text, self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+        offsets = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+        response_start = _common_prefix(self._apply_template(list(conversation[:-1]), True), text)
+        return spans_in_text(text, offsets, [message["content"] for message in conversation], response_start)
 
     def hash(self) -> str:
         """Hash of vocabulary and chat template: equal hashes give equal token ids."""
@@ -193,13 +199,14 @@ class ChatTokenizer:
         return text[offsets[count][0] :] if from_start else text[: offsets[len(offsets) - count][0]]
 
 
-def spans_in_text(rendered: str, offsets: Sequence[tuple[int, int]], contents: Sequence[str]) -> np.ndarray:
+def spans_in_text(rendered: str, offsets: Sequence[tuple[int, int]], contents: Sequence[str], response_start: int) -> np.ndarray:
     """Where tokens of a rendered conversation lie in the text of its messages.
 
     Args:
         rendered: the conversation as the chat template prints it.
         offsets: character spans [start, end) of the tokens in `rendered`.
         contents: the messages' contents in their order, as the template must print them (blanks at the ends may be cut).
+        response_start: where the template's text before the last message ends.
 
     Returns:
         int64 [tokens, 2], spans in the contents joined by one newline each; (0, 0) for tokens outside of them.
@@ -209,14 +216,18 @@ def spans_in_text(rendered: str, offsets: Sequence[tuple[int, int]], contents: S
     """
     offsets = np.asarray(offsets, dtype=np.int64).reshape(-1, 2)
     spans = np.zeros_like(offsets)
-    # From the last message back: a message's words may stand in the template's text before it, never behind the last one's end.
+    # The last message is the first that fits behind its start, since its words may stand in the template's closing text too; the others
+    # are found from the back, since theirs may stand in the role markers before them.
     end, place = len(rendered), sum(len(c) + 1 for c in contents)
-    for content in reversed(contents):
+    for number, content in reversed(list(enumerate(contents))):
         place -= len(content) + 1
         words = content.strip()
+        last_message = number == len(contents) - 1
+        if last_message:
+            end = response_start
         if not words:
             continue
-        start = rendered.rfind(words, 0, end)
+        start = rendered.find(words, response_start) if last_message else rendered.rfind(words, 0, end)
         if start < 0:
             raise UserError(
                 f"The chat template changes the characters of a message, so tokens cannot be aligned: {words[:80]!r} "
@@ -226,7 +237,7 @@ def spans_in_text(rendered: str, offsets: Sequence[tuple[int, int]], contents: S
         first, last = np.maximum(offsets[:, 0], start), np.minimum(offsets[:, 1], start + len(words))
         inside = first < last
         spans[inside] = np.stack([first, last], axis=1)[inside] + shift
-        end = start
+        end = min(end, start)
     return spans
 
 

@@ -142,6 +142,8 @@ def training_arguments(training: dict[str, Any], seed: int, work: Path, steps: i
         use_cpu=not torch.cuda.is_available(),
         ddp_backend="gloo" if "RANK" in os.environ and not torch.cuda.is_available() else None,
         ddp_find_unused_parameters=False,
+        # Ranks wait for the first one, which may compute a teacher's maps for hours; the default is 30 minutes.
+        ddp_timeout=7 * 24 * 3600,
         seed=seed,
         data_seed=seed,
         logging_steps=training["log_every_steps"],
@@ -192,8 +194,7 @@ def _train_this_rank(config: dict[str, Any], variant: str, seed: int, files: Run
     # because random weights drawn in shards would be others than those of a run on one rank.
     whole = method.model_is_made_whole or config["backbone"]["source"] == "tiny"
     model = method.model(pairs, reader, inputs) if whole else None
-    if adaptation := method.adaptation(pairs, reader, inputs):
-        _adapt(model, adaptation, pairs, items, reader, inputs)
+    adaptation_cost = _adapt(model, method.adaptation(pairs, reader, inputs), pairs, items, reader, inputs)
     arguments = training_arguments(training, seed, work, training["epochs"] * -(-len(pairs) // training["pairs_per_step"]))
     model = model or method.model(pairs, reader, inputs)
     if training["gradient_checkpointing"]:
@@ -214,7 +215,8 @@ def _train_this_rank(config: dict[str, Any], variant: str, seed: int, files: Run
             reader.tokenizer.save_pretrained(folder)
         with written_atomically(files.metrics) as path:
             shutil.copyfile(work / "metrics.jsonl", path)
-        cost = _cost(plan_cost(plan, items, layout), arguments, log.before + time.monotonic() - started)
+        planned = {key: count + adaptation_cost.get(key, 0) for key, count in plan_cost(plan, items, layout).items()}
+        cost = _cost(planned, arguments, log.before + time.monotonic() - started)
         final = {"train_loss": log.last_loss, **_validation(config, files)}
         extra = {"truncation": truncation, "training": training, "report": method.report()}
         summary = _write_summary(config, variant, seed, files, pairs_hash, cost, final, extra)
@@ -255,18 +257,25 @@ def fit(method, model, steps, arguments, log, work: Path):
     return trainer
 
 
-def _adapt(model, adaptation, pairs: Sequence, items: Sequence, reader, inputs) -> None:
-    """Train on text first (`TrainedMethod.adaptation`) and give the result to `model`; done once, also if the run is interrupted later."""
+def _adapt(model, adaptation, pairs: Sequence, items: Sequence, reader, inputs) -> dict[str, int]:
+    """Train on text first (`TrainedMethod.adaptation`) and give the result to `model`; done once, also if the run is interrupted later.
+
+    Returns:
+        What it computed, as `plan_cost` counts it; nothing if there is no adaptation.
+    """
+    if adaptation is None:
+        return {}
     from safetensors.torch import load_file, save_file
 
+    from rm_methods.training.batch_plan import plan_cost
     from rm_methods.training.trainer import PlannedSteps, RunLog
 
     work, training = inputs.work_folder / "adaptation", dict(adaptation.training) | {"deepspeed": None}
     adapted = work / "adapted.safetensors"
     inner = adaptation.model.language_model.base_model
+    arguments = training_arguments(training, inputs.seed, work, training["epochs"] * -(-len(pairs) // training["pairs_per_step"]))
+    plan = _plan(training, items, inputs.seed, arguments.world_size, "plain")
     if not adapted.exists():
-        arguments = training_arguments(training, inputs.seed, work, training["epochs"] * -(-len(pairs) // training["pairs_per_step"]))
-        plan = _plan(training, items, inputs.seed, arguments.world_size, "plain")
         steps = PlannedSteps(plan, pairs, items, "plain", arguments.process_index, reader.pad_id)
         log = RunLog(plan, work / "metrics.jsonl", f"{inputs.label} (masked language modelling)")
         fit(adaptation.method, adaptation.model, steps, arguments, log, work)
@@ -278,6 +287,7 @@ def _adapt(model, adaptation, pairs: Sequence, items: Sequence, reader, inputs) 
     # Some classifiers have a pooler that their language models lack; anything else would mean that they are different models.
     if unexpected or any("pooler" not in name for name in missing):
         raise UserError(f"{inputs.label}: language model and classifier of the source have different weights ({unexpected or missing}).")
+    return plan_cost(plan, items, "plain")
 
 
 def _required(config: dict[str, Any], variant: str, files: RunFiles) -> dict[str, Path]:

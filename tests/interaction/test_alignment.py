@@ -77,11 +77,24 @@ def test_segments_are_never_mixed():
 def test_spans_of_a_rendered_conversation():
     rendered = "<u>user says hi</u><a>hi</a>"
     offsets = [(0, 3), (3, 7), (7, 12), (12, 15), (15, 19), (19, 22), (22, 24), (24, 28)]
-    spans = spans_in_text(rendered, offsets, ["user says hi", " hi"])
+    spans = spans_in_text(rendered, offsets, ["user says hi", " hi"], response_start=22)
     # Contents joined by a newline: "user says hi" is 0 to 12, " hi" starts at 13, its word at 14.
     assert spans.tolist() == [[0, 0], [0, 4], [4, 9], [9, 12], [0, 0], [0, 0], [14, 16], [0, 0]]
 
 
 def test_a_template_that_changes_characters_is_refused():
     with pytest.raises(UserError, match="changes the characters"):
-        spans_in_text("<u>HELLO</u>", [(0, 3), (3, 8)], ["hello"])
+        spans_in_text("<u>HELLO</u>", [(0, 3), (3, 8)], ["hello"], response_start=3)
+
+
+def test_words_that_also_stand_in_the_template_are_found_in_the_message(tokenizer):
+    # "e" stands in the closing "<eos>", "user" in the role marker.
+    item = tokenizer.encode([([{"role": "user", "content": "user"}], ("e", "os"))])[0]
+    for sequence, conversation in zip(item.sequences, item.conversations, strict=True):
+        spans = tokenizer.text_spans(conversation)
+        is_text = spans[:, 0] < spans[:, 1]
+        words = tokenizer.tokenizer.convert_ids_to_tokens(sequence)
+        assert not is_text[0]
+        assert not is_text[-1]
+        assert next(word for word, inside in zip(words, is_text, strict=True) if inside)[0] == "u"
+        assert not any(inside for word, inside in zip(words, is_text, strict=True) if word.startswith("<"))

@@ -1,9 +1,12 @@
+import shutil
+
 import numpy as np
 import pytest
 import torch
 
 from rm_methods.errors import UserError
 from rm_methods.files import write_json
+from rm_methods.interaction import teacher_maps
 from rm_methods.interaction.teacher_maps import JointTeacher, PairAlignments, TeacherMaps, group_maps
 from rm_methods.methods.joint_encoder import Method, _words
 from rm_methods.methods.registry import load_card
@@ -98,14 +101,17 @@ def test_cached_maps_equal_those_computed_online(items, tokenizer, teacher_folde
     first, second = (maps.batch(places, "cpu") for maps in (online, cached))
     assert torch.equal(first.segment, second.segment)
     torch.testing.assert_close(first.map, second.map, atol=1e-3, rtol=0)
-    files = list(tmp_path.iterdir())
-    assert len(files) == 1
+    files = sorted(tmp_path.iterdir())
+    assert [path.suffix for path in files] == [".json", ".npy"]
+    assert cached.outside[1] == len(items)
+    assert 0 < cached.outside[0] / len(items) < 1
     # Another layer or other pairs are other files; the same are the same.
-    TeacherMaps(alignments, made, 1, cache=tmp_path)
-    assert list(tmp_path.iterdir()) == files
+    again = TeacherMaps(alignments, made, 1, cache=tmp_path)
+    assert sorted(tmp_path.iterdir()) == files
+    assert again.outside == cached.outside
     TeacherMaps(alignments, made, 0, cache=tmp_path)
     TeacherMaps(PairAlignments(items[:3], tokenizer, made.reader), made, 1, cache=tmp_path)
-    assert len(list(tmp_path.iterdir())) == 3
+    assert len(list(tmp_path.glob("*.npy"))) == 3
 
 
 def test_made_up_teachers(items, tokenizer, teacher_folder):
@@ -141,6 +147,29 @@ def test_a_teacher_with_fewer_positions_than_the_pair_is_cut_and_counted(tokeniz
     alignments = PairAlignments(tokenizer.encode((p.prompt, (p.chosen, p.rejected)) for p in pairs[:20]), tokenizer, reader)
     assert 0 < alignments.counts["pairs_cut_for_the_teacher"] <= 20
     assert 0 < alignments.counts["unmatched_text_tokens"] < 1
+
+
+def test_a_disk_that_is_too_small_is_noticed_before_anything_is_written(items, tokenizer, teacher_folder, tmp_path, monkeypatch):
+    made = teacher(teacher_folder)
+    monkeypatch.setattr(teacher_maps.shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(100, 0, 10))
+    with pytest.raises(UserError, match="set online: true"):
+        TeacherMaps(PairAlignments(items, tokenizer, made.reader), made, 1, cache=tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_layers_that_see_a_window_only_are_refused(teacher_folder, tmp_path):
+    import json
+
+    shutil.copytree(teacher_folder.parent, tmp_path / "run")
+    config = tmp_path / "run" / "model" / "config.json"
+    config.write_text(
+        json.dumps(json.loads(config.read_text()) | {"layer_types": ["full_attention", "sliding_attention"], "local_attention": 8})
+    )
+    with pytest.raises(UserError, match=r"layers \[2\] of the teacher see a window only.*Use one of \[1\]"):
+        teacher(tmp_path / "run" / "model", (2,))
+    (tmp_path / "run" / "summary.json").unlink()
+    with pytest.raises(UserError, match="with its summary beside it"):
+        teacher(tmp_path / "run" / "model", (1,))
 
 
 def test_mistakes_are_explained(items, tokenizer, teacher_folder, prepared):

@@ -81,7 +81,10 @@ def test_cached_and_online_maps_give_the_same_loss_and_gradients(teacher, prepar
     for name in mine:
         torch.testing.assert_close(mine[name], other[name], atol=1e-4, rtol=1e-3)
     assert found[1][0].report()["teacher_attention_outside_text"] > 0
-    assert len(list((tmp_path / "work" / "teacher_maps").iterdir())) == 1
+    assert len(list((tmp_path / "work" / "teacher_maps").glob("*.npy"))) == 1
+    # Once stored, the teacher and its view of the pairs are given back.
+    assert found[0][0].teacher is None
+    assert all(pair.rows is None for pair in found[0][0].pairs)
 
 
 VARIANTS = [
@@ -113,6 +116,27 @@ def test_every_variant_pulls_the_queries_and_keys_of_its_layer(settings, prepare
         attention = model.backbone.layers[layer - 1].self_attn
         assert attention.q_proj.weight.grad.abs().max() > 0 < attention.k_proj.weight.grad.abs().max()
     assert model.classifier.score.weight.grad is None
+
+
+def test_two_layers_are_the_mean_of_each_alone(prepared, tokenizer, pairs, tmp_path, teachers):
+    def alignment(student_layers, teacher_layers):
+        settings = {"student_layers": student_layers, "teacher_layers": teacher_layers}
+        method, model, batch = made(prepared, tokenizer, pairs[:6], tmp_path, folder_of_teacher=teachers["joint_encoder"], **settings)
+        return method.loss(model, batch).terms["alignment_loss"]
+
+    together = alignment([1, 2], [-1, 1])
+    torch.testing.assert_close(together, (alignment([1], [-1]) + alignment([2], [1])) / 2)
+    assert (alignment([1], [-1]) - alignment([1], [1])).abs().max() > 1e-5
+
+
+def test_the_read_tokens_are_those_that_the_rewards_are_read_from(prepared, tokenizer, pairs, tmp_path):
+    method, model, batch = made(prepared, tokenizer, pairs[:6], tmp_path, teacher="uniform", objective="readout")
+    student = method.student_attention(model(batch).attention[method.layers[0]], batch, list(range(6)))
+    flat = model(batch).attention[method.layers[0]].query[0]
+    for pair in range(6):
+        for k in range(2):
+            expected = flat[:, batch.read_column[2 * pair + k]]
+            torch.testing.assert_close(student.query[pair, :, student.read[pair, k]], expected)
 
 
 def test_separate_is_the_weighted_sum_of_intra_and_inter(prepared, tokenizer, pairs, tmp_path, teachers):
@@ -166,6 +190,8 @@ def test_mistakes_are_explained(prepared, tokenizer, pairs, tmp_path, teachers):
         build(student_layers=[3])
     with pytest.raises(UserError, match="2 layers for 1 student layers"):
         build(teacher_layers=[1, 2])
+    with pytest.raises(UserError, match="relation_heads: 3 does not divide the width of"):
+        build(objective="relations", relation_heads=3)
     with pytest.raises(UserError, match="'relations' needs a teacher"):
         build(teacher="uniform", objective="relations")
     with pytest.raises(ConfigError, match="Did you mean 'joint_encoder'"):

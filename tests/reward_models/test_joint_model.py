@@ -137,6 +137,8 @@ def test_a_pairrm_checkpoint_loads_as_a_teacher(pairrm, pairs, tmp_path):
     method = load_method("joint_encoder", load_card("joint_encoder").defaults() | {"source": str(source), "masked_language_epochs": 0})
     inputs = Inputs(0, tmp_path, config={"training": {"precision": "fp32"}})
     reader = method.reader(pairs, inputs)
+    with pytest.raises(UserError, match="has no weights for its encoder as a masked language model"):
+        load_method("joint_encoder", load_card("joint_encoder").defaults() | {"source": str(source)}).adaptation(pairs, reader, inputs)
     model = method.model(pairs, reader, inputs).eval()
     batch = laid_out(reader, pairs)
     first = batch.input_ids[0].tolist()
