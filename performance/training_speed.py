@@ -53,7 +53,7 @@ def time_ours(backbone: Path, rows: list[dict], budget: int, pairs_per_step: int
     from rm_methods.reward_models.backbones import load_classifier, load_tokenizer
     from rm_methods.reward_models.model import RewardModel
     from rm_methods.training.batch_plan import plan_cost, plan_steps
-    from rm_methods.training.run import training_arguments
+    from rm_methods.training.fitting import training_arguments
     from rm_methods.training.trainer import PlannedSteps, RewardTrainer
 
     training = {"pairs_per_step": pairs_per_step, "tokens_per_microbatch": budget, "checkpoint_every_steps": None}

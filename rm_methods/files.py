@@ -11,12 +11,12 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from rm_methods.errors import UserError
+from rm_methods.errors import DataError, UserError
 
 
 @contextmanager
@@ -85,3 +85,29 @@ def file_hash(*sources: str | os.PathLike, length: int = 16) -> str:
                 digest.update(block)
         digest.update(b"\0")
     return digest.hexdigest()[:length]
+
+
+def read_parquet(source: str | os.PathLike, columns: Iterable[str], what: str, stage: str):
+    """Read these columns of a Parquet file as a pyarrow table.
+
+    Args:
+        what: the file should be, for the message.
+        stage: that writes it.
+
+    Raises:
+        DataError: the file is missing, is not Parquet, or lacks columns.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    columns = list(columns)
+    try:
+        table = pq.read_table(source)
+    except FileNotFoundError:
+        raise DataError(f"{source}: no such file. Run the {stage} stage first.") from None
+    except pa.ArrowInvalid as error:
+        raise DataError(f"{source}: not a readable Parquet file ({error}).") from None
+    missing = set(columns) - set(table.column_names)
+    if missing:
+        raise DataError(f"{source}: not {what}: columns {sorted(missing)} are missing, found {table.column_names}.")
+    return table.select(columns)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rm_methods.errors import DataError
-from rm_methods.files import written_atomically
+from rm_methods.files import read_parquet, written_atomically
 from rm_methods.preferences.pair import Message
 
 COLUMNS = ("item_id", "subset", "prompt", "responses", "label", "group", "meta")
@@ -87,19 +87,5 @@ def read_items(source: str | os.PathLike) -> list[BenchmarkItem]:
     Raises:
         DataError: if the file is missing, is not Parquet, or has other columns.
     """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        table = pq.read_table(source)
-    except FileNotFoundError:
-        raise DataError(f"{source}: no such file. Run the prepare stage first.") from None
-    except pa.ArrowInvalid as error:
-        raise DataError(f"{source}: not a readable Parquet file ({error}).") from None
-    missing = set(COLUMNS) - set(table.column_names)
-    if missing:
-        raise DataError(f"{source}: not a file of benchmark items: columns {sorted(missing)} are missing, found {table.column_names}.")
-    return [
-        BenchmarkItem(**(row | {"label": json.loads(row["label"]), "meta": json.loads(row["meta"])}))
-        for row in table.select(list(COLUMNS)).to_pylist()
-    ]
+    table = read_parquet(source, COLUMNS, "a file of benchmark items", "prepare")
+    return [BenchmarkItem(**(row | {"label": json.loads(row["label"]), "meta": json.loads(row["meta"])})) for row in table.to_pylist()]

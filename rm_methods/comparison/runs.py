@@ -13,7 +13,7 @@ import numpy as np
 from rm_methods.comparison.intervals import ItemDesign, item_design
 from rm_methods.comparison.result import Column
 from rm_methods.errors import DataError, UserError, nearest
-from rm_methods.files import read_json
+from rm_methods.files import read_json, read_parquet
 
 if TYPE_CHECKING:
     import pandas
@@ -131,21 +131,10 @@ def _content_blind(summary: dict[str, Any]) -> bool:
 
 
 def _read_credits(path: Path, columns: Sequence[Column]) -> dict[tuple[str, str], pandas.DataFrame]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        table = pq.read_table(path)
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file. Run the evaluate stage first.") from None
-    except pa.ArrowInvalid as error:
-        raise DataError(f"{path}: not a readable Parquet file ({error}).") from None
-    missing = set(CREDIT_COLUMNS) - set(table.column_names)
-    if missing:
-        raise DataError(f"{path}: not a file of credits: columns {sorted(missing)} are missing, found {table.column_names}.")
+    table = read_parquet(path, CREDIT_COLUMNS, "a file of credits", "evaluate")
     wanted = {(c.benchmark, c.metric) for c in columns}
     credits = {}
-    for key, frame in table.select(list(CREDIT_COLUMNS)).to_pandas().groupby(["benchmark", "metric"], sort=False):
+    for key, frame in table.to_pandas().groupby(["benchmark", "metric"], sort=False):
         if key not in wanted:
             continue
         frame = frame.drop(columns=["benchmark", "metric"]).sort_values("item_id", ignore_index=True)

@@ -12,8 +12,7 @@ from rm_methods.benchmarks.evaluation import usable_scores
 from rm_methods.diagnostics.pairs import DiagnosedPair, TextTokens, pair_credit
 from rm_methods.diagnostics.runs import MEASURES
 from rm_methods.diagnostics.stages import stage_mass
-from rm_methods.errors import DataError
-from rm_methods.files import written_atomically
+from rm_methods.files import read_parquet, written_atomically
 from rm_methods.reward_models.tokenization import TokenizedItem
 
 if TYPE_CHECKING:
@@ -116,16 +115,5 @@ def read_rows(source: Path, columns: Mapping[str, str]) -> pandas.DataFrame:
     Raises:
         DataError: the file is missing, is not Parquet, or has other columns.
     """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        table = pq.read_table(source)
-    except FileNotFoundError:
-        raise DataError(f"{source}: no such file. Run the diagnose stage first.") from None
-    except pa.ArrowInvalid as error:
-        raise DataError(f"{source}: not a readable Parquet file ({error}).") from None
-    missing = set(columns) - set(table.column_names)
-    if missing:
-        raise DataError(f"{source}: not a table of diagnostics: columns {sorted(missing)} are missing, found {table.column_names}.")
-    return table.select(list(columns)).to_pandas()
+    table = read_parquet(source, columns, "a table of diagnostics", "diagnose")
+    return table.to_pandas()

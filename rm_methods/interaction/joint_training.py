@@ -31,11 +31,9 @@ class JointMethod(TrainedMethod):
     def loss(self, model, batch):
         return Loss(joint_loss(model(batch).rewards))
 
-    def masked_language_modelling(self, language_model, decoder: bool, mask_id: int, reader, inputs) -> Adaptation | None:
+    def masked_language_modelling(self, language_model, decoder: bool, mask_id: int, reader, inputs) -> Adaptation:
         """Training on the text of the training pairs by masking, as long as the settings say."""
         settings, training = self.settings, inputs.config["training"]
-        if not settings["masked_language_epochs"]:
-            return None
         language_model.config.use_cache = False
         autocast = torch.bfloat16 if training["precision"] == "bf16" else None
         special = [reader.pad_id, *reader.tokenizer.all_special_ids]

@@ -20,15 +20,13 @@ import torch
 
 from rm_methods.errors import UserError
 from rm_methods.files import content_hash, file_hash, read_json, write_json, written_atomically
-from rm_methods.interaction.alignment import Alignment, align
+from rm_methods.interaction.alignment import align
 from rm_methods.interaction.objectives import TeacherAttention
 from rm_methods.reward_models.attention_capture import layer_numbers
 from rm_methods.reward_models.joint_model import JointModel, load_joint
 from rm_methods.reward_models.joint_reader import DecoderReader, JointRow, pair_text
 from rm_methods.reward_models.layouts import lay_out
 from rm_methods.reward_models.tokenization import ChatTokenizer, TokenizedItem
-
-SHUFFLES = ("none", "rows", "columns")
 
 
 @dataclass(frozen=True)
@@ -75,7 +73,7 @@ class PairAlignments:
             teacher = None if orders is None else tuple((row, a.teacher) for row, a in zip(orders, found, strict=True))
             self.pairs[k] = AlignedPair(found[0].student, found[0].segment, teacher)
             unmatched += found[0].unmatched
-            tokens += _text_tokens(student, found[0], orders)
+            tokens += _text_tokens(student, orders)
             cut += orders is not None and orders[0].cut
         self.counts = {
             "pairs_without_alignment": len(items) - len(kept),
@@ -277,5 +275,5 @@ def _pooling(pairs: Sequence[AlignedPair], length: int) -> torch.Tensor:
     return pool_RGM / pool_RGM.sum(-1, keepdim=True).clamp(min=1)
 
 
-def _text_tokens(student: JointRow, found: Alignment, orders) -> int:
+def _text_tokens(student: JointRow, orders) -> int:
     return int((student.segment >= 0).sum()) + (int((orders[0].segment >= 0).sum()) if orders else 0)

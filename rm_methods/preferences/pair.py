@@ -8,8 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from rm_methods.errors import DataError
-from rm_methods.files import content_hash, written_atomically
+from rm_methods.files import content_hash, read_parquet, written_atomically
 
 Message = dict[str, str]  # {"role": "system" | "user" | "assistant", "content": text}
 
@@ -115,21 +114,8 @@ def read_pairs(source: str | os.PathLike, splits: Iterable[str] | None = None) -
     Raises:
         DataError: if the file is missing, is not Parquet, or has other columns.
     """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        table = pq.read_table(source)
-    except FileNotFoundError:
-        raise DataError(f"{source}: no such file. Run the prepare stage first.") from None
-    except pa.ArrowInvalid as error:
-        raise DataError(f"{source}: not a readable Parquet file ({error}).") from None
-    missing = set(pair_schema().names) - set(table.column_names)
-    if missing:
-        raise DataError(f"{source}: not a file of prepared pairs: columns {sorted(missing)} are missing, found {table.column_names}.")
+    table = read_parquet(source, pair_schema().names, "a file of prepared pairs", "prepare")
     wanted = None if splits is None else set(splits)
     return [
-        PreferencePair(**(row | {"meta": json.loads(row["meta"])}))
-        for row in table.select(pair_schema().names).to_pylist()
-        if wanted is None or row["split"] in wanted
+        PreferencePair(**(row | {"meta": json.loads(row["meta"])})) for row in table.to_pylist() if wanted is None or row["split"] in wanted
     ]

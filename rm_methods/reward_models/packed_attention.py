@@ -54,9 +54,9 @@ def packed_attention(
     if attention_map is None:
         return _attend(module, query_1hTd, key_1hTd, value_1hTd, attention_mask, **options)
     attention_map.used = True
-    query_prompts, query_responses = _grouped(query_1hTd, _QueryGather, attention_map, attention_map.responses)
+    query_prompts, query_responses = _grouped(query_1hTd, _queries, attention_map, attention_map.responses)
     (key_prompts, keys), (value_prompts, values) = (
-        _grouped(x_1hTd, _KeyGather, attention_map, attention_map.keys) for x_1hTd in (key_1hTd, value_1hTd)
+        _grouped(x_1hTd, _KeyGather.apply, attention_map, attention_map.keys) for x_1hTd in (key_1hTd, value_1hTd)
     )
     outputs = []
     if attention_map.prompts.numel():
@@ -65,7 +65,7 @@ def packed_attention(
     outputs.append(_attend(module, query_responses, keys, values, bias, **options)[0])
     heads, size = outputs[0].shape[2:]
     out_ZF = torch.cat([output.reshape(-1, heads * size) for output in outputs])
-    return _Read.apply(out_ZF, attention_map).view(1, -1, heads, size), None
+    return _read(out_ZF, attention_map).view(1, -1, heads, size), None
 
 
 # No mask function is registered beside it: transformers then builds no mask.
@@ -75,26 +75,13 @@ ALL_ATTENTION_FUNCTIONS.register(NAME, packed_attention)
 def _grouped(x_1hTd: torch.Tensor, gather, attention_map: AttentionMap, second: torch.Tensor) -> list[torch.Tensor]:
     """Tokens as [I, h, P, d] and [S, h, Q or P + Q, d]."""
     _, heads, count, size = x_1hTd.shape
-    x_ZF = gather.apply(x_1hTd[0].transpose(0, 1).reshape(count, heads * size), attention_map)
+    x_ZF = gather(x_1hTd[0].transpose(0, 1).reshape(count, heads * size), attention_map)
     groups = x_ZF.split([attention_map.prompts.numel(), second.numel()])
     shapes = (attention_map.prompts.shape, second.shape)
     return [g.view(*shape, heads, size).transpose(1, 2) for g, shape in zip(groups, shapes, strict=True)]
 
 
 # torch's own backward of a gather scatters one token after the other on a CPU.  These gather in both directions.
-
-
-class _QueryGather(torch.autograd.Function):
-    """Tokens [T, F] to query places [I * P + S * Q, F]."""
-
-    @staticmethod
-    def forward(ctx, x_TF, attention_map):
-        ctx.map = attention_map
-        return x_TF.index_select(0, attention_map.queries)
-
-    @staticmethod
-    def backward(ctx, gradient_ZF):
-        return gradient_ZF.index_select(0, ctx.map.query_places), None
 
 
 class _KeyGather(torch.autograd.Function):
@@ -113,22 +100,33 @@ class _KeyGather(torch.autograd.Function):
         return total_TF, None
 
 
-class _Read(torch.autograd.Function):
+class _Gather(torch.autograd.Function):
+    """Rows [N, F] at `places` [M]; the gradient of a row is that at its place in `back` [N], zero where `counts` (bool [N]) says so."""
+
+    @staticmethod
+    def forward(ctx, x_NF, places, back, counts):
+        ctx.back, ctx.counts = back, counts
+        return x_NF.index_select(0, places)
+
+    @staticmethod
+    def backward(ctx, gradient_MF):
+        gradient_NF = gradient_MF.index_select(0, ctx.back)
+        return gradient_NF if ctx.counts is None else gradient_NF.masked_fill(~ctx.counts[:, None], 0), None, None, None
+
+
+def _queries(x_TF: torch.Tensor, attention_map: AttentionMap) -> torch.Tensor:
+    """Tokens [T, F] to query places [I * P + S * Q, F]."""
+    return _Gather.apply(x_TF, attention_map.queries, attention_map.query_places, None)
+
+
+def _read(x_ZF: torch.Tensor, attention_map: AttentionMap) -> torch.Tensor:
     """Query places [I * P + S * Q, F] to tokens [T, F]; what stands at padding is not read and gets no gradient."""
-
-    @staticmethod
-    def forward(ctx, x_ZF, attention_map):
-        ctx.map = attention_map
-        return x_ZF.index_select(0, attention_map.query_places)
-
-    @staticmethod
-    def backward(ctx, gradient_TF):
-        return gradient_TF.index_select(0, ctx.map.queries).masked_fill(~ctx.map.query_is_token[:, None], 0), None
+    return _Gather.apply(x_ZF, attention_map.query_places, attention_map.queries, attention_map.query_is_token)
 
 
 def tokens_of_pairs(x_1hTd: torch.Tensor, attention_map: AttentionMap) -> torch.Tensor:
     """Packed tokens as [B, h, P + N * Q, d], each item's tokens as [prompt | response 1 | ... | response N], padding in between."""
-    prompts, responses = _grouped(x_1hTd, _QueryGather, attention_map, attention_map.responses)
+    prompts, responses = _grouped(x_1hTd, _queries, attention_map, attention_map.responses)
     items, heads, _, size = prompts.shape
     responses = responses.reshape(items, -1, heads, responses.shape[2], size).transpose(1, 2).flatten(2, 3)
     return torch.cat([prompts, responses], dim=2)

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rm_methods.errors import DataError
-from rm_methods.files import written_atomically
+from rm_methods.files import read_parquet, written_atomically
 
 COLUMNS = ("item_id", "response_index", "response_hash", "score", "n_tokens", "truncated")
 
@@ -65,16 +64,5 @@ def read_scores(source: str | os.PathLike):
     Raises:
         DataError: if the file is missing, unreadable, or not a score table.
     """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        table = pq.read_table(source)
-    except FileNotFoundError:
-        raise DataError(f"{source}: no such file. Run the score stage first.") from None
-    except pa.ArrowInvalid as error:
-        raise DataError(f"{source}: not a readable Parquet file ({error}).") from None
-    missing = set(COLUMNS) - set(table.column_names)
-    if missing:
-        raise DataError(f"{source}: not a score table: columns {sorted(missing)} are missing, found {table.column_names}.")
-    return table.select(list(COLUMNS)).to_pandas()
+    table = read_parquet(source, COLUMNS, "a score table", "score")
+    return table.to_pandas()

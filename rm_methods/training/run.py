@@ -19,7 +19,7 @@ from rm_methods.methods.registry import load_card, load_method
 from rm_methods.preferences.pair import PreferencePair, read_pairs
 from rm_methods.provenance import code_hash, key_of, peak_memory_bytes, provenance
 from rm_methods.scoring.scorer import SCORER_FILE
-from rm_methods.training.deepspeed import configuration_file
+from rm_methods.training.fitting import adapt, fit, plan_training, training_arguments
 
 
 @dataclass(frozen=True)
@@ -108,57 +108,6 @@ def apply_truncation_policy(pairs: Sequence[PreferencePair], items: Sequence, po
     return kept_pairs, kept_items, counts
 
 
-def training_arguments(training: dict[str, Any], seed: int, work: Path, steps: int):
-    """The transformers `TrainingArguments` of a run.
-
-    Gradient accumulation is 1 because one item of our data loader is a whole optimizer step.  Mixed precision is not the Trainer's
-    either: the reward model autocasts its backbone, so that weights stay fp32 and the head is computed in fp32 under every stage
-    of DeepSpeed.
-    """
-    import torch
-    from transformers import TrainingArguments
-
-    deepspeed_file = configuration_file(training["deepspeed"])
-    if deepspeed_file and not torch.cuda.is_available():
-        # On a CPU the Trainer starts torch.distributed but not DeepSpeed's own layer, which ZeRO-3 needs to create the model in shards.
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
-        import deepspeed
-
-        deepspeed.init_distributed(dist_backend="gloo", verbose=False)
-    return TrainingArguments(
-        output_dir=str(work),
-        max_steps=steps,
-        per_device_train_batch_size=1,
-        gradient_accumulation_steps=1,
-        learning_rate=training["learning_rate"],
-        weight_decay=training["weight_decay"],
-        adam_beta1=training["adam_betas"][0],
-        adam_beta2=training["adam_betas"][1],
-        lr_scheduler_type={"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}[training["schedule"]],
-        warmup_steps=round(training["warmup_fraction"] * steps),
-        max_grad_norm=training["max_gradient_norm"],
-        optim="adamw_torch_fused",
-        deepspeed=deepspeed_file,
-        use_cpu=not torch.cuda.is_available(),
-        ddp_backend="gloo" if "RANK" in os.environ and not torch.cuda.is_available() else None,
-        ddp_find_unused_parameters=False,
-        # Ranks wait for the first one, which may compute a teacher's maps for hours; the default is 30 minutes.
-        ddp_timeout=7 * 24 * 3600,
-        seed=seed,
-        data_seed=seed,
-        logging_steps=training["log_every_steps"],
-        logging_first_step=True,
-        logging_nan_inf_filter=False,
-        save_strategy="steps" if training["checkpoint_every_steps"] else "no",
-        save_steps=training["checkpoint_every_steps"] or 1,
-        save_total_limit=2,
-        report_to=[],
-        disable_tqdm=True,
-        remove_unused_columns=False,
-        dataloader_pin_memory=False,
-    )
-
-
 def _launch_ranks(processes: int) -> None:
     """Run the same command once per rank.  torchrun rather than DeepSpeed's launcher: it needs no ssh and works inside Slurm."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
@@ -194,13 +143,13 @@ def _train_this_rank(config: dict[str, Any], variant: str, seed: int, files: Run
     # because random weights drawn in shards would be others than those of a run on one rank.
     whole = method.model_is_made_whole or config["backbone"]["source"] == "tiny"
     model = method.model(pairs, reader, inputs) if whole else None
-    adaptation_cost = _adapt(model, method.adaptation(pairs, reader, inputs), pairs, items, reader, inputs)
+    adaptation_cost = adapt(model, method.adaptation(pairs, reader, inputs), pairs, items, reader, inputs)
     arguments = training_arguments(training, seed, work, training["epochs"] * -(-len(pairs) // training["pairs_per_step"]))
     model = model or method.model(pairs, reader, inputs)
     if training["gradient_checkpointing"]:
         model.recompute_activations()
     layout = model.layout(training["layout"])
-    plan = _plan(training, items, seed, arguments.world_size, layout)
+    plan = plan_training(training, items, seed, arguments.world_size, layout)
     method.build(model, replace(inputs, total_steps=len(plan), pairs=pairs, items=items, reader=reader))
 
     log = RunLog(plan, work / "metrics.jsonl", label)
@@ -234,62 +183,6 @@ def _gathered_weights(trainer) -> dict:
     return state_dict
 
 
-def fit(method, model, steps, arguments, log, work: Path):
-    """Train `model` with the loss of `method` on planned steps; continues from the last complete checkpoint in `work`.
-
-    Returns:
-        The trainer.
-    """
-    from transformers.trainer_callback import PrinterCallback
-
-    from rm_methods.training.trainer import RewardTrainer, last_complete_checkpoint
-
-    trainer = RewardTrainer(method=method, steps=steps, model=model, args=arguments, callbacks=[log])
-    trainer.remove_callback(PrinterCallback)
-    if not len(steps):
-        log.on_train_begin(arguments, trainer.state, trainer.control)
-        return trainer
-    checkpoint = last_complete_checkpoint(work) if arguments.process_index == 0 else None
-    checkpoint = _from_rank_zero(checkpoint, arguments.world_size)
-    if checkpoint and arguments.process_index == 0:
-        print(f"{log.label}: resumes from {checkpoint}", file=sys.stderr, flush=True)
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    return trainer
-
-
-def _adapt(model, adaptation, pairs: Sequence, items: Sequence, reader, inputs) -> dict[str, int]:
-    """Train on text first (`TrainedMethod.adaptation`) and give the result to `model`; done once, also if the run is interrupted later.
-
-    Returns:
-        What it computed, as `plan_cost` counts it; nothing if there is no adaptation.
-    """
-    if adaptation is None:
-        return {}
-    from safetensors.torch import load_file, save_file
-
-    from rm_methods.training.batch_plan import plan_cost
-    from rm_methods.training.trainer import PlannedSteps, RunLog
-
-    work, training = inputs.work_folder / "adaptation", dict(adaptation.training) | {"deepspeed": None}
-    adapted = work / "adapted.safetensors"
-    inner = adaptation.model.language_model.base_model
-    arguments = training_arguments(training, inputs.seed, work, training["epochs"] * -(-len(pairs) // training["pairs_per_step"]))
-    plan = _plan(training, items, inputs.seed, arguments.world_size, "plain")
-    if not adapted.exists():
-        steps = PlannedSteps(plan, pairs, items, "plain", arguments.process_index, reader.pad_id)
-        log = RunLog(plan, work / "metrics.jsonl", f"{inputs.label} (masked language modelling)")
-        fit(adaptation.method, adaptation.model, steps, arguments, log, work)
-        if arguments.process_index == 0:
-            with written_atomically(adapted) as path:
-                save_file({name: weight.contiguous().cpu() for name, weight in inner.state_dict().items()}, path)
-        _wait_for_ranks(arguments.world_size)
-    missing, unexpected = model.classifier.base_model.load_state_dict(load_file(adapted), strict=False)
-    # Some classifiers have a pooler that their language models lack; anything else would mean that they are different models.
-    if unexpected or any("pooler" not in name for name in missing):
-        raise UserError(f"{inputs.label}: language model and classifier of the source have different weights ({unexpected or missing}).")
-    return plan_cost(plan, items, "plain")
-
-
 def _required(config: dict[str, Any], variant: str, files: RunFiles) -> dict[str, Path]:
     """The model folders of the required runs, each checked to be there."""
     method = config["methods"][variant]
@@ -301,20 +194,6 @@ def _required(config: dict[str, Any], variant: str, files: RunFiles) -> dict[str
                 f"and give --required {key}=FOLDER; the workflow does both."
             )
     return dict(files.required)
-
-
-def _plan(training: dict[str, Any], items: Sequence, seed: int, ranks: int, layout: str):
-    from rm_methods.training.batch_plan import plan_steps
-
-    return plan_steps(
-        items,
-        epochs=training["epochs"],
-        pairs_per_step=training["pairs_per_step"],
-        tokens_per_microbatch=training["tokens_per_microbatch"],
-        seed=seed,
-        ranks=ranks,
-        layout=layout,
-    )
 
 
 def _cost(planned: dict[str, int], arguments, wall_seconds: float) -> dict[str, Any]:
@@ -397,24 +276,6 @@ def _equal(item) -> bool:
     import numpy as np
 
     return np.array_equal(item.sequences[0], item.sequences[1])
-
-
-def _from_rank_zero(value, world_size: int):
-    """The same value on every rank (only rank 0 looks for checkpoints, so that no two ranks disagree or delete under each other)."""
-    if world_size == 1:
-        return value
-    import torch.distributed as dist
-
-    box = [str(value) if value else None]
-    dist.broadcast_object_list(box, src=0)
-    return box[0]
-
-
-def _wait_for_ranks(world_size: int) -> None:
-    if world_size > 1:
-        import torch.distributed as dist
-
-        dist.barrier()
 
 
 def _end_of_rank(world_size: int) -> None:

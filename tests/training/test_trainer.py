@@ -17,7 +17,8 @@ from rm_methods.methods.registry import load_method
 from rm_methods.reward_models.backbones import load_classifier
 from rm_methods.reward_models.model import RewardModel
 from rm_methods.training.batch_plan import plan_steps
-from rm_methods.training.run import RunFiles, apply_truncation_policy, train, training_arguments
+from rm_methods.training.fitting import training_arguments
+from rm_methods.training.run import RunFiles, apply_truncation_policy, train
 from rm_methods.training.trainer import COMPLETE, PlannedSteps, RewardTrainer, last_complete_checkpoint
 from tests.conftest import experiment_config, made_up_pairs
 
