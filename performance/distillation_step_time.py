@@ -70,7 +70,7 @@ def time_side(side: str, models: Path, rows: list[dict], budget: int, steps: int
     )
     model = method.model(pairs, tokenizer, inputs)
     method.build(model, inputs)
-    plan = plan_steps(items, epochs=1, pairs_per_step=len(items), tokens_per_microbatch=budget, seed=0, ranks=1, layout="packed")
+    plan = plan_steps(items, steps=1, pairs_per_step=len(items), tokens_per_microbatch=budget, seed=0, ranks=1, layout="packed")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     batches = [b.to(device) for b in PlannedSteps(plan, pairs, items, "packed", 0, tokenizer.pad_id)[0]["micro_batches"]]
     model.to(device).train()

@@ -64,7 +64,7 @@ def time_ours(backbone: Path, rows: list[dict], budget: int, pairs_per_step: int
     items = tokenizer.encode((p.prompt, (p.chosen, p.rejected)) for p in pairs)
     model = RewardModel(load_classifier(backbone, config["backbone"], 0), autocast=torch.bfloat16)
     ranks, steps = int(os.environ.get("WORLD_SIZE", 1)), -(-len(pairs) // pairs_per_step)
-    plan = plan_steps(items, epochs=1, pairs_per_step=pairs_per_step, tokens_per_microbatch=budget, seed=0, ranks=ranks, layout="packed")
+    plan = plan_steps(items, steps=-(-len(items) // pairs_per_step), pairs_per_step=pairs_per_step, tokens_per_microbatch=budget, seed=0, ranks=ranks, layout="packed")
     with tempfile.TemporaryDirectory() as work:
         arguments = training_arguments(config["training"], 0, Path(work), steps)
         method = load_method("bradley_terry", load_card("bradley_terry").defaults())

@@ -124,7 +124,7 @@ def prepare_benchmark(config_files, benchmark, pairs, items, report):
 @click.option("--backbone", required=True, type=_FOLDER, help="Prepared backbone folder.")
 @click.option("--out", required=True, type=_FOLDER, help="Run folder: model/, metrics.jsonl and summary.json are written there.")
 @click.option("--work", required=True, type=_FOLDER, help="Folder for checkpoints of unfinished runs.")
-@click.option("--required", multiple=True, help="SETTING=FOLDER: model folder of the run that a setting of the method names; repeatable.")
+@click.option("--required", multiple=True, help="SETTING=FOLDER: model folder of a run that a setting of the method names; repeatable.")
 @click.option("--threads", type=click.IntRange(min=0), default=None, help="CPU threads; overrides training.threads.")
 def train(config_files, variant, seed, pairs, backbone, out, work, required, threads):
     """Train one variant with one seed.  Continues from the last complete checkpoint if it was interrupted."""
@@ -236,7 +236,8 @@ def diagnose_teacher(config_files, variant, seed, model, backbone, teacher, benc
         raise UserError(f"{len(benchmark)} --benchmark but {len(items)} --items were given; give one --items for each --benchmark.")
     folders = {"model": model, "backbone": backbone}
     benchmarks = list(zip(benchmark, items, strict=True))
-    click.echo(diagnose_teacher_distance(config, variant, seed, benchmarks, folders, _named_folders("--teacher", teacher), out, threads))
+    teachers = {name: folder for name, (folder,) in _named_folders("--teacher", teacher).items()}
+    click.echo(diagnose_teacher_distance(config, variant, seed, benchmarks, folders, teachers, out, threads))
 
 
 @main.command("diagnose-summary")
@@ -286,11 +287,14 @@ def track(config_files, folder, out):
         click.echo(f"Pending: {len(pending)} ({pending[0]['reason']}). Run `snakemake --cores 1 track` when the server is up.", err=True)
 
 
-def _named_folders(option: str, texts: tuple[str, ...]) -> dict[str, Path]:
-    """NAME=FOLDER options as a mapping."""
+def _named_folders(option: str, texts: tuple[str, ...]) -> dict[str, list[Path]]:
+    """NAME=FOLDER options as a mapping; a name may have several folders."""
     if wrong := [text for text in texts if "=" not in text]:
         raise UserError(f"{option} {wrong[0]}: write NAME=FOLDER, for instance teacher=results/x/runs/joint_encoder/seed0/model.")
-    return {name: Path(path) for name, path in (text.split("=", 1) for text in texts)}
+    folders: dict[str, list[Path]] = {}
+    for name, path in (text.split("=", 1) for text in texts):
+        folders.setdefault(name, []).append(Path(path))
+    return folders
 
 
 if __name__ == "__main__":

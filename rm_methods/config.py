@@ -18,9 +18,10 @@ from rm_methods.files import content_hash, write_text
 from rm_methods.methods import registry
 from rm_methods.training.deepspeed import configuration_file
 from rm_methods.validation import schema_problems
+from rm_methods.variants import across_noise, noise_suffix, tuning_grid
 
 SCHEMA_FILE = Path(__file__).parents[1] / "workflow" / "schemas" / "config.schema.yaml"
-_OWN_KEYS = ("method",)  # keys of a `methods` entry that are not settings of the method
+_RESOLVED = ("method", "settings", "learning_rate", "label_noise", "tuned_from")  # keys of a resolved `methods` entry
 
 
 @cache
@@ -68,18 +69,21 @@ def resolve(config: Mapping[str, Any], source: str = "the configuration") -> dic
         config: as written by the user; a resolved configuration is left as it is.
 
     Returns:
-        A new dictionary in which every key of the schema is present, `methods.<variant>` is
-        `{"method": name, "settings": {...}}` and all options are complete.
+        A new dictionary in which every key of the schema is present, all options are complete, `methods` holds every variant of the
+        axes (noise_levels, tuning), and `methods.<variant>` has `method`, `settings`, `learning_rate` (None: that of `training`),
+        `label_noise` (None: as prepared) and `tuned_from` (the variant whose grid it belongs to, or None).
 
     Raises:
         ConfigError: with every problem found, each with its key path, the value seen, and what is allowed.
     """
     config = copy.deepcopy(dict(config))
     problems = schema_problems(config, schema())
+    if config.get("methods") == "all":
+        config["methods"] = {name: {} for name in registry.method_names()}
     if not isinstance(config.get("methods"), dict):
         raise ConfigError(problems or ["methods: at least one is needed"], source)
     _fill(config, schema())
-    config["methods"] = {name: _resolve_method(name, entry or {}, problems) for name, entry in config["methods"].items()}
+    config["methods"] = _resolve_methods(config, problems)
     if isinstance(config.get("data"), dict):
         _resolve_data(config, problems)
     if isinstance(config.get("benchmarks"), dict):
@@ -93,7 +97,7 @@ def resolve(config: Mapping[str, Any], source: str = "the configuration") -> dic
 
 
 def reference_variant(config: Mapping[str, Any]) -> str:
-    """The variant that the others are compared with."""
+    """The variant that the others are compared with (on several levels of noise, the name that it has without noise)."""
     named = config["comparison"]["reference"]
     if named:
         return named
@@ -120,17 +124,54 @@ def write_resolved(config: Mapping[str, Any]) -> Path:
     return path
 
 
-def _resolve_method(variant: str, entry: dict[str, Any], problems: list[str]) -> dict[str, Any]:
+def _resolve_methods(config: dict[str, Any], problems: list[str]) -> dict[str, Any]:
+    """All variants, with the tuned settings below those of the configuration, and crossed with the axes."""
+    entries = config["methods"]
+    if all(isinstance(entry, dict) and set(entry) == set(_RESOLVED) for entry in entries.values()):
+        return entries
+    tuned = _tuned_settings(config, problems)
+    resolved = {name: _resolve_method(name, entry or {}, tuned, problems) for name, entry in entries.items()}
+    if problems:
+        return resolved
+    if config["tuning"]["enabled"]:
+        resolved = tuning_grid(resolved, config["tuning"]["learning_rates"], config["tuning"]["knobs"])
+    config["noise_levels"] = [{"kind": "symmetric"} | level for level in config["noise_levels"]]
+    return across_noise(resolved, config["noise_levels"]) if config["noise_levels"] else resolved
+
+
+def _resolve_method(variant: str, entry: dict[str, Any], tuned: dict[str, Any], problems: list[str]) -> dict[str, Any]:
     where = f"methods.{variant}"
     name = entry.get("method", variant)
     if name not in registry.method_names():
         hint = nearest(str(name), registry.method_names())
         problems.append(f"{where}: unknown method '{name}'. {hint} A variant with a name of its own needs `method: <name>`.")
-        return {"method": name, "settings": {}}
-    settings = entry["settings"] if set(entry) == {"method", "settings"} else {k: v for k, v in entry.items() if k not in _OWN_KEYS}
+        return dict.fromkeys(_RESOLVED) | {"method": name, "settings": {}}
     card = registry.load_card(name)
+    settings = {key: value for key, value in (tuned.get(name, {}) | entry).items() if key != "method"}
+    # Methods with a budget of their own (teachers) have a learning rate among their settings.
+    learning_rate = settings.pop("learning_rate", None) if card.kind == "trained" and "learning_rate" not in card.settings else None
+    if learning_rate is not None:
+        problems += schema_problems(learning_rate, schema()["properties"]["training"]["properties"]["learning_rate"], f"{where}.learning_rate")
     problems += schema_problems(settings, card.settings_schema, where)
-    return {"method": name, "settings": card.defaults() | settings}
+    return dict.fromkeys(_RESOLVED) | {"method": name, "settings": card.defaults() | settings, "learning_rate": learning_rate}
+
+
+def _tuned_settings(config: dict[str, Any], problems: list[str]) -> dict[str, Any]:
+    """The file that `tuned` names: settings by method."""
+    if not isinstance(config["tuned"], str):
+        return {}
+    try:
+        content = yaml.safe_load(Path(config["tuned"]).read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        problems.append(f"tuned: '{config['tuned']}' cannot be read: {error}. Give a file that `rm-methods tune` wrote, or null")
+        return {}
+    settings = content.get("settings") if isinstance(content, dict) else None
+    if not isinstance(settings, dict) or not all(isinstance(entry, dict) for entry in settings.values()):
+        problems.append(f"tuned: '{config['tuned']}' has no `settings:` by method. Give a file that `rm-methods tune` wrote, or null")
+        return {}
+    if unknown := [name for name in settings if name not in registry.method_names()]:
+        problems.append(f"tuned: '{config['tuned']}' has settings of an unknown method '{unknown[0]}'. {nearest(unknown[0], registry.method_names())}")
+    return settings
 
 
 def _resolve_data(config: dict[str, Any], problems: list[str]) -> None:
@@ -192,7 +233,8 @@ def _conflicts(config: dict[str, Any]) -> list[str]:
         configuration_file(training["deepspeed"])
     except UserError as error:
         found.append(f"training.deepspeed: {error}")
-    found += _missing_requirements(config["methods"])
+    found += _missing_requirements(config)
+    found += _axis_conflicts(config)
     found += _diagnostics_conflicts(config)
     reference = config["comparison"]["reference"]
     if reference and reference not in config["methods"]:
@@ -200,21 +242,42 @@ def _conflicts(config: dict[str, Any]) -> list[str]:
     return found
 
 
-def _missing_requirements(methods: dict[str, Any]) -> list[str]:
-    """Variants that others need a run of, but that are not there or of another kind."""
-    found = []
+def _missing_requirements(config: dict[str, Any]) -> list[str]:
+    """Variants that others need runs of, but that are not there, of another kind, or with too few seeds."""
+    found, methods = [], config["methods"]
     for variant, entry in methods.items():
         card = registry.load_card(entry["method"])
         for key, named in card.required_variants(entry["settings"]).items():
-            kind = card.requires[key]["kind"]
-            of_kind = [name for name, other in methods.items() if registry.load_card(other["method"]).kind == kind and name != variant]
-            if named not in of_kind:
-                allowed = [*of_kind, *card.requires[key].get("builtin", [])]
-                cards = [name for name in registry.method_names() if registry.load_card(name).kind == kind]
+            need = card.requires[key]
+            fits = [name for name, other in methods.items() if _fulfils(other, need) and name != variant]
+            if named not in fits:
+                cards = [name for name in registry.method_names() if _fulfils({"method": name}, need)]
+                what = f"of method '{need['method']}'" if "method" in need else f"of kind '{need['kind']}'"
                 found.append(
-                    f"methods.{variant}.{key}: '{named}' is not a variant of kind '{kind}' under `methods:`. {nearest(named, allowed)} "
-                    f"Methods of that kind: {', '.join(cards)}; add one, for instance `{named if named in cards else cards[0]}: {{}}`"
+                    f"methods.{variant}.{key}: '{named}' is not a variant {what} under `methods:`. "
+                    f"{nearest(named, [*fits, *need.get('builtin', [])])} Methods to choose from: {', '.join(cards)}; "
+                    f"add one, for instance `{named if named in cards else cards[0]}: {{}}`"
                 )
+            seeds = len(config["seeds"]) if need.get("seeds", "same") == "all" else 1
+            if seeds < need.get("at_least", 1):
+                found.append(f"methods.{variant}.{key}: needs at least {need['at_least']} seeds, but seeds is {config['seeds']}; add seeds")
+    return found
+
+
+def _fulfils(entry: Mapping[str, Any], need: Mapping[str, Any]) -> bool:
+    return registry.load_card(entry["method"]).kind == need["kind"] and need.get("method", entry["method"]) == entry["method"]
+
+
+def _axis_conflicts(config: dict[str, Any]) -> list[str]:
+    """Noise levels and the tuning grid."""
+    found = []
+    levels = [noise_suffix(level) for level in config["noise_levels"]]
+    if repeated := sorted({level for level in levels if levels.count(level) > 1}):
+        found.append(f"noise_levels: '{repeated[0] or 'rate 0'}' stands there more than once; keep each level once")
+    if levels and config["data"]["label_noise"]["rate"]:
+        found.append("data.label_noise.rate: would be added to every one of noise_levels; set it to 0, or leave noise_levels empty")
+    if levels and config["tuning"]["enabled"]:
+        found.append("tuning.enabled: a grid is tuned on one level of noise; leave noise_levels empty and set data.label_noise")
     return found
 
 

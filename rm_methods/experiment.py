@@ -29,13 +29,21 @@ class Experiment:
         return runs(self.config)
 
     def is_trained(self, variant: str) -> bool:
-        """Whether a variant has weights (and so needs the backbone, and a GPU where there is one)."""
+        """Whether a variant's weights are trained (and so need the backbone, and a GPU where there is one)."""
         return self._method(variant).has_weights
 
-    def required_runs(self, variant: str, seed: int | str) -> dict[str, Path]:
+    def scores_with_a_model(self, variant: str) -> bool:
+        """Whether scoring loads a model (and takes a GPU where there is one)."""
+        return self._method(variant).kind != "content_blind"
+
+    def required_runs(self, variant: str, seed: int | str) -> dict[str, list[Path]]:
         """Model folders of the runs that this one needs, by the setting that names their variant."""
-        required = self._method(variant).required_variants(self.config["methods"][variant]["settings"])
-        return {key: self.folder / "runs" / other / f"seed{seed}" / "model" for key, other in required.items()}
+        card, everywhere = self._method(variant), self.config["seeds"]
+        seeds = {"same": [seed], "first": everywhere[:1], "all": everywhere}
+        return {
+            key: [self.folder / "runs" / other / f"seed{s}" / "model" for s in seeds[card.requires[key].get("seeds", "same")]]
+            for key, other in card.required_variants(self.config["methods"][variant]["settings"]).items()
+        }
 
     def made_of_pairs(self, benchmark: str) -> bool:
         """Whether a benchmark is made of the experiment's own prepared pairs."""

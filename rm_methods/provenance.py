@@ -20,7 +20,7 @@ _STAGE_CODE = {
     "prepare": ("preferences",),
     "backbone": ("reward_models/backbones.py", "reward_models/tokenization.py"),
     "items": ("benchmarks",),
-    "train": ("training", "reward_models", "methods/contract.py"),
+    "train": ("training", "reward_models", "methods/contract.py", "preferences/noise.py"),
     "score": ("scoring", "reward_models"),
     "evaluate": ("benchmarks",),
     "diagnose": (

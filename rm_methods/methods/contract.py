@@ -47,7 +47,7 @@ class Inputs:
         label: of the run, for progress messages.
         config: sections `backbone` and `training` of the configuration.
         backbone: the prepared backbone's folder.
-        required: model folders of the runs that the card's `requires` names, by setting.
+        required: model folders of the runs that the card's `requires` names, by setting, one for each seed that it asks for.
         total_steps: optimizer steps of the whole run; from `build` on, as what follows.
         pairs, items, reader: training pairs, their tokens, and what tokenised them.
     """
@@ -57,7 +57,7 @@ class Inputs:
     label: str = ""
     config: Mapping[str, Any] = field(default_factory=dict)
     backbone: Path | None = None
-    required: Mapping[str, Path] = field(default_factory=dict)
+    required: Mapping[str, Sequence[Path]] = field(default_factory=dict)
     total_steps: int | None = None
     pairs: Sequence[PreferencePair] = ()
     items: Sequence[TokenizedItem] = ()
@@ -77,6 +77,29 @@ class Adaptation:
     model: torch.nn.Module
     method: Any
     training: Mapping[str, Any]
+
+
+class CombinedMethod:
+    """Base class of methods that train nothing: they make a scorer of runs that the card requires.
+
+    Args:
+        settings: resolved settings, exactly the keys of the card.
+    """
+
+    def __init__(self, settings: dict[str, Any]):
+        self.settings = settings
+
+    def combine(self, pairs: Sequence[PreferencePair], inputs: Inputs, folder: Path) -> dict[str, Any]:
+        """Fill the empty model folder `folder`: a sequence-classification checkpoint, or `scorer.json` (rm_methods.scoring.scorer).
+
+        Args:
+            pairs: the validation pairs.
+            inputs: `required` and `config` matter.
+
+        Returns:
+            What was counted or measured, for the run's summary.
+        """
+        raise TypeError(f"{type(self).__module__} combines nothing.")
 
 
 class TrainedMethod:
@@ -101,7 +124,8 @@ class TrainedMethod:
     def transform_pairs(self, pairs: Sequence[PreferencePair], inputs: Inputs) -> Sequence[PreferencePair]:
         """Change the training pairs before the batch plan is made (margins, soft targets, flips, augmentation).
 
-        Pure and seeded: equal arguments give equal pairs, on every rank.
+        Pure and seeded: equal arguments give equal pairs, on every rank.  The number of optimizer steps stays that of `pairs`, however
+        many pairs are returned.
         """
         return pairs
 

@@ -75,7 +75,7 @@ class Method(TrainedMethod):
         training, backbone = inputs.config["training"], inputs.config["backbone"]
         length = training["max_length"] or backbone["max_length"]
         key = "interaction_distillation.teacher_layers"
-        teacher = JointTeacher(inputs.required["teacher"], length, settings["teacher_layers"], key, training["precision"])
+        teacher = JointTeacher(inputs.required["teacher"][0], length, settings["teacher_layers"], key, training["precision"])
         layers = list(teacher.layers) * (len(self.layers) if len(teacher.layers) == 1 else 1)
         if len(layers) != len(self.layers):
             raise UserError(

@@ -27,7 +27,7 @@ CARD_SCHEMA = {
     "properties": {
         "title": {"type": "string", "minLength": 1},
         "citation": {"type": "string", "minLength": 1},
-        "kind": {"enum": ["trained", "joint", "content_blind"]},
+        "kind": {"enum": ["trained", "joint", "combined", "content_blind"]},
         "targets": {"type": "array", "items": {"enum": ["noise", "length", "over-optimisation", "attention"]}},
         "cost": {"type": "string", "minLength": 1},
         "seed_free": {"type": "boolean", "default": False},
@@ -42,9 +42,18 @@ CARD_SCHEMA = {
                 "required": ["kind"],
                 "properties": {
                     "kind": {"enum": ["trained", "joint"]},
+                    "method": {"type": "string"},
                     "builtin": {"type": "array", "items": {"type": "string"}, "default": []},
+                    "seeds": {"enum": ["same", "first", "all"], "default": "same"},
+                    "at_least": {"type": "integer", "minimum": 1, "default": 1},
                 },
             },
+        },
+        "knob": {
+            "type": "object",
+            "additionalProperties": False,
+            "required": ["setting", "values"],
+            "properties": {"setting": {"type": "string"}, "values": {"type": "array", "minItems": 2}},
         },
     },
 }
@@ -57,13 +66,15 @@ class MethodCard:
     Attributes:
         name: file name; how the configuration calls it.
         title, citation, targets, cost: for lists, tables and documentation.
-        kind: "trained" (a reward model), "joint" (a model that reads two responses together and prefers one), or "content_blind" (scores
-            without a model).
+        kind: "trained" (a reward model), "joint" (a model that reads two responses together and prefers one), "combined" (made of trained
+            runs without any training), or "content_blind" (scores without a model).
         seed_free: all seeds give the same scores, so only the first one is run.
         scalar_reward: the method scores a response alone.
         settings: JSON-schema fragment per setting, each with `default` and `description`.
-        requires: settings that name another variant whose run of the same seed must be there first, each with the `kind` that it must be of
-            and `builtin` values that are no variants.
+        requires: settings that name another variant whose runs must be there first: the `kind` (and, if given, the `method`) that it must
+            be of, `builtin` values that are no variants, whose `seeds` are needed (that of the run, the first of the experiment, or all),
+            and how many there must be `at_least`.
+        knob: the one setting that is tuned, and the values tried (`{"setting": name, "values": [...]}`); None if there is none.
         code: files and folders below the package that the method uses besides its own file and the stages' code.
     """
 
@@ -77,12 +88,13 @@ class MethodCard:
     seed_free: bool = False
     scalar_reward: bool = True
     requires: dict[str, dict[str, Any]] = field(default_factory=dict)
+    knob: dict[str, Any] | None = None
     code: tuple[str, ...] = ()
 
     @property
     def has_weights(self) -> bool:
         """Whether a model is trained, so that backbone and training settings matter."""
-        return self.kind != "content_blind"
+        return self.kind in ("trained", "joint")
 
     def required_variants(self, settings: dict[str, Any]) -> dict[str, str]:
         """The variants that these settings need a run of, by the setting that names them."""
@@ -116,6 +128,12 @@ def card_problems(content: Any) -> list[str]:
         problems += schema_problems(fragment["default"], fragment, f"settings.{name}.default")
     problems += [f"code: '{name}' is not below rm_methods/" for name in content.get("code", ()) if not (FOLDER.parent / name).exists()]
     problems += [f"requires.{name}: is not a setting" for name in content.get("requires", {}) if name not in content["settings"]]
+    if knob := content.get("knob"):
+        if knob["setting"] not in content["settings"]:
+            return [*problems, f"knob.setting: '{knob['setting']}' is not a setting"]
+        fragment = content["settings"][knob["setting"]]
+        for k, value in enumerate(knob["values"]):
+            problems += schema_problems(value, fragment, f"knob.values.{k}")
     return problems
 
 

@@ -7,6 +7,7 @@ ZeRO-3 a rank that runs one more forward than the others waits for ever.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -49,7 +50,7 @@ class StepPlan:
 def plan_steps(
     items: Sequence[TokenizedItem],
     *,
-    epochs: int,
+    steps: int,
     pairs_per_step: int,
     tokens_per_microbatch: int,
     seed: int,
@@ -60,18 +61,20 @@ def plan_steps(
 
     Args:
         items: tokenised pairs.
+        steps: optimizer steps; the items are gone through again and again until there are as many.
         pairs_per_step: pairs in an optimizer step, over all ranks; the last step of an epoch may have fewer.
         tokens_per_microbatch: limit of launched tokens; a single longer pair makes a micro-batch of its own.
         seed: order of the pairs; epoch e uses its own stream of the same seed.
         layout: "packed" or "plain".
     """
-    steps = []
-    for epoch in range(epochs):
+    plan: list[StepPlan] = []
+    for epoch in itertools.count():
         order = np.random.default_rng([seed, epoch]).permutation(len(items))
         for start in range(0, len(order), pairs_per_step):
+            if len(plan) == steps:
+                return plan
             chunk = [int(i) for i in order[start : start + pairs_per_step]]
-            steps.append(_plan_step(chunk, items, layout, tokens_per_microbatch, ranks))
-    return steps
+            plan.append(_plan_step(chunk, items, layout, tokens_per_microbatch, ranks))
 
 
 def plan_cost(plan: Sequence[StepPlan], items: Sequence[TokenizedItem], layout: str) -> dict[str, int]:

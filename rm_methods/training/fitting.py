@@ -64,13 +64,22 @@ def training_arguments(training: dict[str, Any], seed: int, work: Path, steps: i
     )
 
 
-def plan_training(training: dict[str, Any], items: Sequence, seed: int, ranks: int, layout: str):
-    """The batch plan that a `training` section asks for."""
+def planned_steps(training: dict[str, Any], pairs: int) -> int:
+    """Optimizer steps of a `training` section on so many pairs."""
+    return training["epochs"] * -(-pairs // training["pairs_per_step"])
+
+
+def plan_training(training: dict[str, Any], items: Sequence, seed: int, ranks: int, layout: str, budget: int | None = None):
+    """The batch plan that a `training` section asks for.
+
+    Args:
+        budget: number of pairs that the number of steps is counted from; None takes the number of items.
+    """
     from rm_methods.training.batch_plan import plan_steps
 
     return plan_steps(
         items,
-        epochs=training["epochs"],
+        steps=planned_steps(training, len(items) if budget is None else budget),
         pairs_per_step=training["pairs_per_step"],
         tokens_per_microbatch=training["tokens_per_microbatch"],
         seed=seed,
@@ -118,7 +127,7 @@ def adapt(model, adaptation, pairs: Sequence, items: Sequence, reader, inputs) -
     work, training = inputs.work_folder / "adaptation", dict(adaptation.training) | {"deepspeed": None}
     adapted = work / "adapted.safetensors"
     inner = adaptation.model.language_model.base_model
-    arguments = training_arguments(training, inputs.seed, work, training["epochs"] * -(-len(pairs) // training["pairs_per_step"]))
+    arguments = training_arguments(training, inputs.seed, work, planned_steps(training, len(pairs)))
     plan = plan_training(training, items, inputs.seed, arguments.world_size, "plain")
     if not adapted.exists():
         steps = PlannedSteps(plan, pairs, items, "plain", arguments.process_index, reader.pad_id)

@@ -16,10 +16,11 @@ from rm_methods.cpu import prepare_cpu
 from rm_methods.errors import DataError, UserError
 from rm_methods.files import file_hash, read_json, write_json, written_atomically
 from rm_methods.methods.registry import load_card, load_method
+from rm_methods.preferences.noise import flip_labels
 from rm_methods.preferences.pair import PreferencePair, read_pairs
 from rm_methods.provenance import code_hash, key_of, peak_memory_bytes, provenance
 from rm_methods.scoring.scorer import SCORER_FILE
-from rm_methods.training.fitting import adapt, fit, plan_training, training_arguments
+from rm_methods.training.fitting import adapt, fit, plan_training, planned_steps, training_arguments
 
 
 @dataclass(frozen=True)
@@ -32,10 +33,10 @@ class RunFiles:
     metrics: Path
     summary: Path
     work: Path
-    required: Mapping[str, Path] = field(default_factory=dict)
+    required: Mapping[str, Sequence[Path]] = field(default_factory=dict)
 
 
-def run_key(config: dict[str, Any], variant: str, seed: int, pairs_hash: str, required: Mapping[str, Path] | None = None) -> str:
+def run_key(config: dict[str, Any], variant: str, seed: int, pairs_hash: str, required: Mapping[str, Sequence[Path]] | None = None) -> str:
     """Hash of everything the run depends on: method, settings, seed, data, backbone, training, required runs, code."""
     method = config["methods"][variant]
     card = load_card(method["method"])
@@ -43,7 +44,8 @@ def run_key(config: dict[str, Any], variant: str, seed: int, pairs_hash: str, re
     if card.has_weights:
         parts += [config["backbone"], config["training"]]
     # A required run's summary lies beside its model.
-    parts += [[key, read_json(path.parent / "summary.json")["run_key"]] for key, path in sorted((required or {}).items())]
+    for key, folders in sorted((required or {}).items()):
+        parts.append([key, *(read_json(folder.parent / "summary.json")["run_key"] for folder in folders)])
     return key_of(parts, code_hash("train", *map(str, card.files())))
 
 
@@ -63,13 +65,23 @@ def train(config: dict[str, Any], variant: str, seed: int, files: RunFiles, thre
         UserError: nothing to train on, a loss that is not finite, a rank that failed, an impossible setting.
     """
     card = load_card(config["methods"][variant]["method"])
-    if card.kind == "content_blind":
-        return _describe_scorer(config, variant, seed, files)
+    if not card.has_weights:
+        return _make_scorer(config, variant, seed, files)
     # DeepSpeed wants a launcher for a single rank too.
     if (config["training"]["processes"] > 1 or config["training"]["deepspeed"]) and "RANK" not in os.environ:
         _launch_ranks(config["training"]["processes"])
         return read_json(files.summary)
     return _train_this_rank(config, variant, seed, files, config["training"]["threads"] if threads is None else threads)
+
+
+def training_pairs(config: dict[str, Any], variant: str, file: Path) -> tuple[list[PreferencePair], dict[str, int]]:
+    """The training pairs of a variant, with its level of label noise, and counts of what was flipped.
+
+    The flips depend on the data's seed alone, so all variants of a level learn from the same labels.
+    """
+    pairs = read_pairs(file, splits=["train"])
+    level = config["methods"][variant]["label_noise"]
+    return flip_labels(pairs, level["rate"], level["kind"], config["data"]["seed"]) if level else (pairs, {})
 
 
 def apply_truncation_policy(pairs: Sequence[PreferencePair], items: Sequence, policy: str) -> tuple[list, list, dict[str, int]]:
@@ -130,26 +142,30 @@ def _train_this_rank(config: dict[str, Any], variant: str, seed: int, files: Run
     pairs_hash = file_hash(files.pairs)
     work = files.work / run_key(config, variant, seed, pairs_hash, files.required)
     method = load_method(config["methods"][variant]["method"], config["methods"][variant]["settings"])
-    training = method.training(config["training"])
+    entry = config["methods"][variant]
+    training = method.training(config["training"] | ({"learning_rate": entry["learning_rate"]} if entry["learning_rate"] else {}))
     sections = {"backbone": config["backbone"], "training": training}
     inputs = Inputs(seed, work, label, sections, files.backbone, _required(config, variant, files))
 
-    pairs = list(method.transform_pairs(read_pairs(files.pairs, splits=["train"]), inputs))
+    given, noise = training_pairs(config, variant, files.pairs)
+    pairs = list(method.transform_pairs(given, inputs))
     reader = method.reader(pairs, inputs)
     items = reader.encode((pair.prompt, (pair.chosen, pair.rejected)) for pair in pairs)
+    transformed = len(pairs)
     pairs, items, truncation = apply_truncation_policy(pairs, items, training["overlong_pairs"])
+    budget = round(len(pairs) * len(given) / transformed)
 
     # With ZeRO-3 the arguments make transformers create and load a model in shards, so they come first; a tiny model is created whole,
     # because random weights drawn in shards would be others than those of a run on one rank.
     whole = method.model_is_made_whole or config["backbone"]["source"] == "tiny"
     model = method.model(pairs, reader, inputs) if whole else None
     adaptation_cost = adapt(model, method.adaptation(pairs, reader, inputs), pairs, items, reader, inputs)
-    arguments = training_arguments(training, seed, work, training["epochs"] * -(-len(pairs) // training["pairs_per_step"]))
+    arguments = training_arguments(training, seed, work, planned_steps(training, budget))
     model = model or method.model(pairs, reader, inputs)
     if training["gradient_checkpointing"]:
         model.recompute_activations()
     layout = model.layout(training["layout"])
-    plan = plan_training(training, items, seed, arguments.world_size, layout)
+    plan = plan_training(training, items, seed, arguments.world_size, layout, budget)
     method.build(model, replace(inputs, total_steps=len(plan), pairs=pairs, items=items, reader=reader))
 
     log = RunLog(plan, work / "metrics.jsonl", label)
@@ -167,7 +183,7 @@ def _train_this_rank(config: dict[str, Any], variant: str, seed: int, files: Run
         planned = {key: count + adaptation_cost.get(key, 0) for key, count in plan_cost(plan, items, layout).items()}
         cost = _cost(planned, arguments, log.before + time.monotonic() - started)
         final = {"train_loss": log.last_loss, **_validation(config, files)}
-        extra = {"truncation": truncation, "training": training, "report": method.report()}
+        extra = {"truncation": truncation, "training": training, "noise": noise, "report": method.report()}
         summary = _write_summary(config, variant, seed, files, pairs_hash, cost, final, extra)
         shutil.rmtree(work, ignore_errors=True)
     _end_of_rank(arguments.world_size)
@@ -183,15 +199,19 @@ def _gathered_weights(trainer) -> dict:
     return state_dict
 
 
-def _required(config: dict[str, Any], variant: str, files: RunFiles) -> dict[str, Path]:
+def _required(config: dict[str, Any], variant: str, files: RunFiles) -> dict[str, Sequence[Path]]:
     """The model folders of the required runs, each checked to be there."""
     method = config["methods"][variant]
-    for key, other in load_card(method["method"]).required_variants(method["settings"]).items():
-        folder = files.required.get(key)
-        if folder is None or not Path(folder).is_dir():
+    card = load_card(method["method"])
+    for key, other in card.required_variants(method["settings"]).items():
+        folders = list(files.required.get(key, ()))
+        missing = [str(folder) for folder in folders if not Path(folder).is_dir()]
+        least = card.requires[key].get("at_least", 1)
+        if missing or len(folders) < least:
             raise UserError(
-                f"methods.{variant}.{key}: the model folder of '{other}' is not there ({folder or 'none given'}). Train that variant first "
-                f"and give --required {key}=FOLDER; the workflow does both."
+                f"methods.{variant}.{key}: needs model folders of {least} or more runs of '{other}', {len(folders)} were given "
+                f"({', '.join(missing) or 'none'} not there). Train that variant first and give --required {key}=FOLDER for each; "
+                "the workflow does both."
             )
     return dict(files.required)
 
@@ -232,17 +252,30 @@ def _validation(config: dict[str, Any], files: RunFiles) -> dict[str, float]:
     }
 
 
-def _describe_scorer(config: dict[str, Any], variant: str, seed: int, files: RunFiles) -> dict[str, Any]:
-    """Write the scorer description that stands in place of weights, and empty training records."""
-    method = config["methods"][variant]
+def _make_scorer(config: dict[str, Any], variant: str, seed: int, files: RunFiles) -> dict[str, Any]:
+    """A run without training: the description of a content-blind scorer, or what a method combines from other runs."""
+    from rm_methods.methods.contract import Inputs
+
+    entry = config["methods"][variant]
+    report: dict[str, Any] = {}
+    metrics: dict[str, float] = {}
+    started = time.monotonic()
     with written_atomically(files.model) as folder:
         folder.mkdir()
-        write_json(folder / SCORER_FILE, {"method": method["method"], "settings": method["settings"], "seed": seed})
+        if load_card(entry["method"]).kind == "combined":
+            method = load_method(entry["method"], entry["settings"])
+            sections = {key: config[key] for key in ("backbone", "training", "scoring")}
+            inputs = Inputs(seed, files.work, f"{variant} seed {seed}", sections, files.backbone, _required(config, variant, files))
+            report = method.combine(read_pairs(files.pairs, splits=["validation"]), inputs, folder)
+        else:
+            write_json(folder / SCORER_FILE, {"method": entry["method"], "settings": entry["settings"], "seed": seed})
+    if report:
+        metrics = _validation(config, files)
     with written_atomically(files.metrics) as path:
         path.touch()
     cost = dict.fromkeys(("pairs_seen", "tokens", "launched_tokens", "optimizer_steps", "forwards", "peak_memory_bytes"), 0)
-    cost = {"wall_seconds": 0.0, **cost, "device": "none", "world_size": 1}
-    return _write_summary(config, variant, seed, files, file_hash(files.pairs), cost, {}, {})
+    cost = {"wall_seconds": round(time.monotonic() - started, 2), **cost, "device": "none", "world_size": 1}
+    return _write_summary(config, variant, seed, files, file_hash(files.pairs), cost, metrics, {"report": report} if report else {})
 
 
 def _write_summary(config, variant, seed, files: RunFiles, pairs_hash: str, cost, metrics, extra) -> dict[str, Any]:

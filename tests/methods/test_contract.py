@@ -19,32 +19,41 @@ from rm_methods.training.trainer import PlannedSteps, RewardTrainer
 from tests.conftest import experiment_config
 
 TRAINED = [name for name in method_names() if load_card(name).has_weights]
+COMBINED = [name for name in method_names() if load_card(name).kind == "combined"]
 CONTENT_BLIND = [name for name in method_names() if load_card(name).kind == "content_blind"]
 
 
 @pytest.fixture(scope="session")
 def required(prepared, tmp_path_factory):
-    """Trains what a method requires, once: required(name) gives {setting: model folder}."""
+    """Trains what a method requires, once: required(name) gives {setting: model folders}."""
     trained = {}
 
     def of(name):
-        folders = {}
-        for key, other in load_card(name).required_variants(load_card(name).defaults()).items():
-            if other not in trained:
-                trained[other] = tmp_path_factory.mktemp(other)
-                run(prepared, trained[other], other, of(other))
-            folders[key] = trained[other] / "model"
+        folders, card = {}, load_card(name)
+        for key, other in card.required_variants(card.defaults()).items():
+            for seed in range(max(2, card.requires[key].get("at_least", 1)) if card.requires[key].get("seeds") == "all" else 1):
+                if (other, seed) not in trained:
+                    trained[other, seed] = tmp_path_factory.mktemp(other)
+                    run(prepared, trained[other, seed], other, of(other), seed=seed)
+                folders.setdefault(key, []).append(trained[other, seed] / "model")
         return folders
 
     return of
 
 
-def run(prepared, folder, name, required, **training):
-    needed = {other: {} for other in load_card(name).required_variants(load_card(name).defaults()).values()}
-    config = experiment_config(folder, methods={name: {}} | needed, training=training)
+def run(prepared, folder, name, required, seed=0, **training):
+    config = experiment_config(folder, methods=with_required(name), training=training, seeds=[0, 1])
     outputs = (folder / "model", folder / "metrics.jsonl", folder / "summary.json", folder / "work")
     files = RunFiles(prepared[0], prepared[1], *outputs, required)
-    return train(config, name, 0, files), [json.loads(line) for line in files.metrics.read_text().splitlines()]
+    return train(config, name, seed, files), [json.loads(line) for line in files.metrics.read_text().splitlines()]
+
+
+def with_required(name):
+    """The method, what it requires, what those require, and so on."""
+    methods = {name: {}}
+    for other in load_card(name).required_variants(load_card(name).defaults()).values():
+        methods |= with_required(other)
+    return methods
 
 
 def micro_batch(prepared, folder, pairs, name, required, layout):
@@ -59,7 +68,7 @@ def micro_batch(prepared, folder, pairs, name, required, layout):
     items = reader.encode((p.prompt, (p.chosen, p.rejected)) for p in pairs)
     model = method.model(pairs, reader, inputs)
     layout = model.layout(layout)
-    plan = plan_steps(items, epochs=1, pairs_per_step=len(items), tokens_per_microbatch=10**6, seed=0, ranks=1, layout=layout)
+    plan = plan_steps(items, steps=1, pairs_per_step=len(items), tokens_per_microbatch=10**6, seed=0, ranks=1, layout=layout)
     method.build(model, replace(inputs, total_steps=1, pairs=pairs, items=items, reader=reader))
     batch = PlannedSteps(plan, pairs, items, layout, 0, reader.pad_id)[0]["micro_batches"][0]
     return method, model, replace(batch, progress=0.5)
@@ -144,6 +153,20 @@ def test_scores_survive_saving_and_loading(name, prepared, tokenizer, pairs, req
         with torch.inference_mode():
             in_memory = scorer.model(lay_out(encoded, "packed", 0)).rewards
         torch.testing.assert_close(in_memory, loaded, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("name", COMBINED)
+def test_what_is_combined_scores_without_its_own_training(name, prepared, pairs, required, tmp_path):
+    summary, log = run(prepared, tmp_path / "first", name, required(name))
+    run(prepared, tmp_path / "second", name, required(name))
+    assert log == []
+    assert summary["cost"]["optimizer_steps"] == 0
+    assert 0 <= summary["metrics"]["validation_accuracy"] <= 1
+    items = [BenchmarkItem(p.pair_id, "s", p.prompt, [p.chosen, p.rejected], 0) for p in pairs[:5]]
+    settings = ScoringSettings(max_length=256, threads=1)
+    first, second = ([row.score for row in load_scorer(tmp_path / run / "model", settings).score(items)] for run in ("first", "second"))
+    assert first == second
+    assert len(set(first)) == 2 * len(items)
 
 
 @pytest.mark.parametrize("name", CONTENT_BLIND)

@@ -28,7 +28,7 @@ OPTIONS = {"seed": 0}
     layout=st.sampled_from(["packed", "plain"]),
 )
 def test_every_pair_once_an_epoch_and_equal_forwards_on_every_rank(items, ranks, pairs_per_step, budget, layout):
-    plan = plan_steps(items, epochs=2, pairs_per_step=pairs_per_step, tokens_per_microbatch=budget, ranks=ranks, layout=layout, **OPTIONS)
+    plan = plan_steps(items, steps=2 * -(-len(items) // pairs_per_step), pairs_per_step=pairs_per_step, tokens_per_microbatch=budget, ranks=ranks, layout=layout, **OPTIONS)
     steps = -(-len(items) // pairs_per_step)
     assert len(plan) == 2 * steps
     for epoch in (plan[:steps], plan[steps:]):
@@ -44,7 +44,7 @@ def test_the_pairs_of_a_step_depend_on_the_seed_and_not_on_ranks_or_budget():
 
     def steps(**changes):
         options = {
-            "epochs": 1,
+            "steps": 4,
             "pairs_per_step": 8,
             "tokens_per_microbatch": 100,
             "seed": 3,
@@ -57,15 +57,25 @@ def test_the_pairs_of_a_step_depend_on_the_seed_and_not_on_ranks_or_budget():
     assert steps() != steps(seed=4)
 
 
+@pytest.mark.parametrize("steps", [0, 1, 3, 4, 9])
+def test_the_number_of_steps_is_the_budget_whatever_the_number_of_items(steps):
+    options = {"pairs_per_step": 8, "tokens_per_microbatch": 100, "ranks": 1, "layout": "packed", **OPTIONS}
+    long, short = (plan_steps([item(4, 3, 2)] * count, steps=steps, **options) for count in (30, 5))
+    assert len(long) == len(short) == steps
+    # 30 items make epochs of 4 steps, the last with 6 pairs; 5 items are gone through in every step.
+    assert [len(step.indices) for step in long] == [8, 8, 8, 6, 8, 8, 8, 6, 8][:steps]
+    assert all(sorted(step.indices) == list(range(5)) for step in short)
+
+
 def test_epochs_have_different_orders():
     items = [item(1, 1, 1)] * 30
-    plan = plan_steps(items, epochs=2, pairs_per_step=10, tokens_per_microbatch=30, ranks=1, layout="packed", **OPTIONS)
+    plan = plan_steps(items, steps=2 * -(-len(items) // 10), pairs_per_step=10, tokens_per_microbatch=30, ranks=1, layout="packed", **OPTIONS)
     assert sorted(plan[0].indices) != sorted(plan[3].indices)
 
 
 def test_cost_by_hand():
     # One pair: prompt 4, chosen 3, rejected 2.  Alone it is 7 + 6 = 13 tokens; packed it is one row of 9.
-    plan = plan_steps([item(4, 3, 2)] * 2, epochs=3, pairs_per_step=2, tokens_per_microbatch=100, ranks=1, layout="packed", **OPTIONS)
+    plan = plan_steps([item(4, 3, 2)] * 2, steps=3, pairs_per_step=2, tokens_per_microbatch=100, ranks=1, layout="packed", **OPTIONS)
     assert plan_cost(plan, [item(4, 3, 2)] * 2, "packed") == {
         "pairs_seen": 6, "tokens": 6 * 13, "launched_tokens": 3 * 2 * 9, "optimizer_steps": 3, "forwards": 3,
     }  # fmt: skip
@@ -74,7 +84,7 @@ def test_cost_by_hand():
 @pytest.mark.parametrize(("pairs", "ranks"), [(1, 2), (3, 4)])
 def test_fewer_pairs_than_ranks_are_filled_up_without_weight(pairs, ranks):
     items = [item(3, 2, 2)] * pairs
-    (step,) = plan_steps(items, epochs=1, pairs_per_step=8, tokens_per_microbatch=100, ranks=ranks, layout="packed", **OPTIONS)
+    (step,) = plan_steps(items, steps=1, pairs_per_step=8, tokens_per_microbatch=100, ranks=ranks, layout="packed", **OPTIONS)
     assert sorted(step.indices) == list(range(pairs))
     assert step.micro_batches == pairs
     assert all(len(rank) == 1 for rank in step.ranks)

@@ -72,7 +72,7 @@ def make_trainer(prepared, tmp_path, pairs, tokenizer, budget, method=("bradley_
     config = configuration(tmp_path)
     items = tokenizer.encode((p.prompt, (p.chosen, p.rejected)) for p in pairs)
     model = RewardModel(load_classifier(prepared[1], config["backbone"], 0))
-    plan = plan_steps(items, epochs=1, pairs_per_step=len(pairs), tokens_per_microbatch=budget, seed=0, ranks=1, layout="packed")
+    plan = plan_steps(items, steps=1, pairs_per_step=len(pairs), tokens_per_microbatch=budget, seed=0, ranks=1, layout="packed")
     arguments = training_arguments(config["training"], 0, tmp_path / "work", len(plan))
     steps = PlannedSteps(plan, pairs, items, "packed", 0, tokenizer.pad_id)
     return RewardTrainer(method=load_method(*method), steps=steps, model=model, args=arguments), steps, model

@@ -15,7 +15,7 @@ rule score:
         runtime=config["resources"]["runtime_minutes"],
         gpu=lambda wc: (
             min(1, config["resources"]["gpus"])
-            if EXPERIMENT.is_trained(wc.variant)
+            if EXPERIMENT.scores_with_a_model(wc.variant)
             else 0
         ),
     params:

@@ -10,7 +10,8 @@ rule train:
         ),
         required=lambda wc: [
             str(path)
-            for path in EXPERIMENT.required_runs(wc.variant, wc.seed).values()
+            for paths in EXPERIMENT.required_runs(wc.variant, wc.seed).values()
+            for path in paths
         ],
     output:
         model=directory(f"{FOLDER}/runs/{{variant}}/seed{{seed}}/model"),
@@ -31,7 +32,10 @@ rule train:
         out=lambda wc: f"{FOLDER}/runs/{wc.variant}/seed{wc.seed}",
         required=lambda wc: [
             word
-            for key, path in EXPERIMENT.required_runs(wc.variant, wc.seed).items()
+            for key, paths in EXPERIMENT.required_runs(
+                wc.variant, wc.seed
+            ).items()
+            for path in paths
             for word in ("--required", f"{key}={path}")
         ],
     shell:

@@ -1,0 +1,102 @@
+"""Bradley-Terry together with a regression on ratings.
+
+    loss = -log sigmoid(z) + weight * penalty,   z = r_chosen - r_rejected
+
+    penalty with ratings:   mean of (r_chosen - g_chosen)^2 and (r_rejected - g_rejected)^2, g standardised over all rated responses
+    penalty without:        (z - d)^2, d = strength of the label, divided by its root mean square over the training pairs
+
+Ratings bind the rewards themselves, so their level is no longer free; differences bind only z.  Regression reward models and
+their combination with preferences: Wang et al. 2024 (HelpSteer2-Preference, arXiv 2410.01257), one after the other; the sum is ours.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+
+from rm_methods.errors import UserError
+from rm_methods.methods.bradley_terry import bradley_terry_loss
+from rm_methods.methods.contract import Loss, TrainedMethod
+from rm_methods.methods.pair_numbers import label_strengths, meta_numbers
+from rm_methods.preferences.pair import PreferencePair
+
+
+def rating_penalty(rewards: torch.Tensor, ratings: torch.Tensor) -> torch.Tensor:
+    """Mean squared distance of a pair's two rewards from their ratings, fp32 [pairs]; both arguments are [pairs, 2]."""
+    return (rewards - ratings).square().mean(dim=1)
+
+
+def difference_penalty(rewards: torch.Tensor, difference: torch.Tensor) -> torch.Tensor:
+    """(r_chosen - r_rejected - difference)^2, fp32 [pairs], of rewards [pairs, 2] and differences [pairs]."""
+    return (rewards[:, 0] - rewards[:, 1] - difference).square()
+
+
+def bradley_terry_regression_loss(rewards: torch.Tensor, target: torch.Tensor, weight: float) -> torch.Tensor:
+    """Bradley-Terry loss plus weighted penalty, fp32 [pairs].
+
+    Args:
+        rewards: fp32 [pairs, 2], column 0 chosen, column 1 rejected.
+        target: standardised ratings [pairs, 2] of the same columns, or differences [pairs].
+        weight: of the penalty, at least 0.
+    """
+    penalty = rating_penalty(rewards, target) if target.dim() == 2 else difference_penalty(rewards, target)
+    return bradley_terry_loss(rewards) + weight * penalty
+
+
+def ratings_of_pairs(pairs: Sequence[PreferencePair], keys: Sequence[str]) -> torch.Tensor:
+    """Ratings fp64 [pairs, 2] of chosen and rejected as the pairs are now.
+
+    A rating belongs to a response: `keys` name those of the responses that were chosen and rejected before label noise was put in,
+    so they change places in a flipped pair.
+
+    Raises:
+        UserError: a rating is missing or not a finite number.
+    """
+    columns = [meta_numbers(pairs, key, "bradley_terry_regression.ratings") for key in keys]
+    rows = [row[::-1] if pair.meta.get("flipped") else row for pair, row in zip(pairs, zip(*columns, strict=True), strict=True)]
+    return torch.tensor(rows, dtype=torch.float64)
+
+
+class Method(TrainedMethod):
+    def transform_pairs(self, pairs, inputs):
+        self._targets(pairs)  # refuses here, before anything is tokenised, what build could not use
+        return pairs
+
+    def build(self, model, inputs):
+        # Only now is it known which pairs fit into the context: mean and scale are over those.
+        targets, self.measured = self._targets(inputs.pairs)
+        self.target = dict(zip((pair.pair_id for pair in inputs.pairs), targets.float(), strict=True))
+
+    def loss(self, model, batch):
+        rewards = model(batch).rewards
+        target = torch.stack([self.target[pair_id] for pair_id in batch.pair_ids]).to(rewards.device)
+        preference = bradley_terry_loss(rewards)
+        loss = bradley_terry_regression_loss(rewards, target, self.settings["weight"])
+        return Loss(loss, {"preference_loss": preference, "weighted_penalty": loss.detach() - preference})
+
+    def report(self):
+        return self.measured
+
+    def _targets(self, pairs) -> tuple[torch.Tensor, dict[str, float]]:
+        """Standardised ratings [pairs, 2] or differences [pairs], and what takes rewards back to the units of the data."""
+        if keys := self.settings["ratings"]:
+            ratings = ratings_of_pairs(pairs, keys)
+            mean, scale = float(ratings.mean()), float(ratings.std(correction=0))
+            _check_scale(scale, f"the ratings {keys[0]} and {keys[1]} of all training pairs are equal")
+            against = int((ratings[:, 0] < ratings[:, 1]).sum())
+            return (ratings - mean) / scale, {"rating_mean": mean, "rating_scale": scale, "pairs_rated_against_their_label": against}
+        instead = "Or name the keys of the two responses' ratings in the pairs' meta as bradley_terry_regression.ratings."
+        differences = torch.tensor(label_strengths(pairs, "bradley_terry_regression", instead), dtype=torch.float64)
+        scale = float(differences.square().mean().sqrt())
+        _check_scale(scale, "the strengths of all training pairs are 0")
+        return differences / scale, {"difference_scale": scale}
+
+
+def _check_scale(scale: float, problem: str) -> None:
+    if not 0 < scale < math.inf:
+        raise UserError(
+            f"bradley_terry_regression: {problem}, or beyond what can be computed (their scale is {scale:g}). Give ratings that differ, "
+            "or train bradley_terry."
+        )

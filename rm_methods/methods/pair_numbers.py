@@ -1,0 +1,62 @@
+"""Numbers that methods read from the training pairs: strengths of the labels, and values that a data set keeps in `meta`.
+
+All or nothing: a method that needs a number for every pair refuses data in which some pair has none, before training begins.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from rm_methods.errors import UserError, nearest
+from rm_methods.preferences.pair import PreferencePair
+
+
+def label_strengths(pairs: Sequence[PreferencePair], method: str, instead: str) -> list[float]:
+    """The strength of each pair's label, in the units of the source.
+
+    Args:
+        method: for the message.
+        instead: for the message: what to do when there are no strengths; a sentence.
+
+    Raises:
+        UserError: pairs without a strength, or with one that is not finite; says how many and names the first.
+    """
+    without = [pair for pair in pairs if pair.strength is None or not math.isfinite(pair.strength)]
+    if without:
+        raise UserError(
+            f"{method}: needs a strength (a finite number) for every pair, but {len(without)} of {len(pairs)} training pairs have none; "
+            f"the first is {without[0].pair_id} ({without[0].source}), with {without[0].strength}. Use data whose reader gives strengths. "
+            f"{instead}"
+        )
+    return [pair.strength for pair in pairs]
+
+
+def meta_numbers(
+    pairs: Sequence[PreferencePair], key: str, setting: str, lowest: float = -math.inf, highest: float = math.inf
+) -> list[float]:
+    """The number that each pair keeps in `meta` under `key`.
+
+    Args:
+        setting: `method.setting` that names the key, for the message.
+        lowest, highest: bounds, allowed themselves.
+
+    Raises:
+        UserError: pairs without a finite number within the bounds; says how many, and names the first and what it has.
+    """
+    unusable = [pair for pair in pairs if not _is_number(pair.meta.get(key), lowest, highest)]
+    if unusable:
+        first = unusable[0]
+        seen = f"has {first.meta[key]!r:.60}" if key in first.meta else f"has no such key. {nearest(key, first.meta)}"
+        bounds = "" if math.isinf(lowest) and math.isinf(highest) else f" from {lowest:g} to {highest:g}"
+        raise UserError(
+            f"{setting}: every pair must have a finite number{bounds} in its meta under '{key}', but {len(unusable)} of {len(pairs)} "
+            f"training pairs do not; the first is {first.pair_id} ({first.source}): it {seen} Name another key, or null to use the "
+            "strengths of the labels."
+        )
+    return [float(pair.meta[key]) for pair in pairs]
+
+
+def _is_number(value, lowest: float, highest: float) -> bool:
+    # True and False are numbers to Python, but no data set means them as such.
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and lowest <= value <= highest

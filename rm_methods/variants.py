@@ -1,0 +1,60 @@
+"""Axes of an experiment: every method on several levels of label noise, and the grid that a method is tuned on.
+
+Each point of an axis is a variant of its own, so that every stage after the configuration works on it unchanged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rm_methods.methods.registry import load_card
+
+Entries = dict[str, dict[str, Any]]  # variant -> {"method", "settings", "learning_rate", "label_noise", "tuned_from"}
+
+
+def noise_suffix(level: Mapping[str, Any]) -> str:
+    """What a level of noise adds to a variant's name: nothing for 0, `_noise20` for 20% flips, `_length_noise20` for length-correlated ones."""
+    if not level["rate"]:
+        return ""
+    kind = "" if level["kind"] == "symmetric" else f"_{level['kind']}"
+    return f"{kind}_noise{100 * level['rate']:g}".replace(".", "p")
+
+
+def across_noise(entries: Entries, levels: Sequence[Mapping[str, Any]]) -> Entries:
+    """Every variant that learns from pairs, once for each level; a required variant is the one of the same level."""
+    crossed: Entries = {}
+    for level in levels:
+        suffix = noise_suffix(level)
+        for variant, entry in entries.items():
+            card = load_card(entry["method"])
+            if card.kind == "content_blind":
+                crossed[variant] = entry
+                continue
+            required = {key: other + suffix for key, other in card.required_variants(entry["settings"]).items()}
+            crossed[variant + suffix] = entry | {"settings": entry["settings"] | required, "label_noise": dict(level)}
+    return crossed
+
+
+def tuning_grid(entries: Entries, learning_rates: Sequence[float], knobs: bool) -> Entries:
+    """Every trained variant with each learning rate, and with each value of its knob at its own learning rate.
+
+    A star, not a full grid: the same number of learning rates for all, and one line through the knob.  Variants that others
+    require are not tuned when they are only needed; they stay as they are.
+    """
+    grid: Entries = {}
+    for variant, entry in entries.items():
+        card = load_card(entry["method"])
+        if not card.has_weights:
+            continue
+        grid[variant] = entry
+        if card.kind == "joint":
+            continue
+        for rate in learning_rates:
+            grid[f"{variant}_lr{rate:g}".replace(".", "p").replace("+", "")] = entry | {"learning_rate": rate, "tuned_from": variant}
+        for value in card.knob["values"] if knobs and card.knob else ():
+            if value == entry["settings"][card.knob["setting"]]:
+                continue
+            name = f"{variant}_{card.knob['setting']}_{value}".replace(".", "p").replace("+", "")
+            grid[name] = entry | {"settings": entry["settings"] | {card.knob["setting"]: value}, "tuned_from": variant}
+    return grid
