@@ -1,4 +1,4 @@
-# One experiment: prepare -> train -> score -> evaluate -> diagnose -> compare -> track.
+# One experiment: prepare -> train -> score -> evaluate -> diagnose -> compare -> track (or, for a tuning grid, -> train -> tune).
 #
 #   snakemake --cores 2                                        the embedded default (config/quickstart.yaml)
 #   snakemake --cores 2 --configfile config/smol.yaml          another experiment; several files go over each other, left to right
@@ -25,6 +25,7 @@ from rm_methods.errors import UserError
 from rm_methods.experiment import Experiment
 from rm_methods.files import canonical_json
 from rm_methods.provenance import code_hash
+from rm_methods.variants import figure_stem, noise_levels
 
 min_version("9.0")
 
@@ -52,6 +53,7 @@ localrules:
     export,
     compare,
     diagnose_summary,
+    tune,
 
 
 rule all:
@@ -64,9 +66,19 @@ rule all:
         if config["tracking"]["enabled"] and config["benchmarks"]
         else [],
         f"{FOLDER}/diagnostics/table.txt" if config["diagnostics"]["benchmarks"] else [],
+        f"{FOLDER}/tuning/tuned.yaml" if config["tuning"]["enabled"] else [],
 
 
-for stage in ("prepare", "train", "score", "evaluate", "diagnose", "compare", "track"):
+for stage in (
+    "prepare",
+    "train",
+    "score",
+    "evaluate",
+    "diagnose",
+    "compare",
+    "tune",
+    "track",
+):
 
     include: f"workflow/rules/{stage}.smk"
 

@@ -259,12 +259,27 @@ def diagnose_summary(config_files, folder, out):
 def compare(config_files, folder, out):
     """Compare all runs of an experiment: tables and figures."""
     from rm_methods.comparison.compare import compare as run
+    from rm_methods.comparison.noise import compare_across_noise
     from rm_methods.config import load_config, reference_variant
     from rm_methods.experiment import Experiment, comparison_columns
+    from rm_methods.variants import noise_levels
 
     config = load_config(config_files)
-    files = Experiment(config).evaluated_runs(folder)
-    click.echo(run(files, comparison_columns(config), reference_variant(config), out).text)
+    what = Experiment(config).evaluated_runs(folder), comparison_columns(config), reference_variant(config)
+    levels = noise_levels(config)
+    click.echo((compare_across_noise(*what, levels, out) if levels else run(*what, out)).text)
+
+
+@main.command()
+@_config
+@click.option("--experiment", "folder", required=True, type=_FOLDER, help="Folder of the experiment's results.")
+@click.option("--out", required=True, type=_FOLDER, help="Folder to write the table and tuned.yaml to.")
+def tune(config_files, folder, out):
+    """Choose learning rate and main setting of every method by validation accuracy, from the runs of a tuning grid."""
+    from rm_methods.comparison.tuning import tune as run
+    from rm_methods.config import load_config
+
+    click.echo(run(load_config(config_files), folder, out))
 
 
 @main.command()

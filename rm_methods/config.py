@@ -18,7 +18,7 @@ from rm_methods.files import content_hash, write_text
 from rm_methods.methods import registry
 from rm_methods.training.deepspeed import configuration_file
 from rm_methods.validation import schema_problems
-from rm_methods.variants import across_noise, noise_suffix, tuning_grid
+from rm_methods.variants import across_noise, noise_levels, noise_suffix, tuning_grid
 
 SCHEMA_FILE = Path(__file__).parents[1] / "workflow" / "schemas" / "config.schema.yaml"
 _RESOLVED = ("method", "settings", "learning_rate", "label_noise", "tuned_from")  # keys of a resolved `methods` entry
@@ -101,10 +101,19 @@ def reference_variant(config: Mapping[str, Any]) -> str:
     named = config["comparison"]["reference"]
     if named:
         return named
-    trained = [name for name, entry in config["methods"].items() if registry.load_card(entry["method"]).has_weights]
-    if "bradley_terry" in config["methods"]:
+    names = _names_without_noise(config)
+    trained = [base for base, name in names.items() if registry.load_card(config["methods"][name]["method"]).has_weights]
+    if "bradley_terry" in names:
         return "bradley_terry"
-    return (trained or list(config["methods"]))[0]
+    return (trained or list(names))[0]
+
+
+def _names_without_noise(config: Mapping[str, Any]) -> dict[str, str]:
+    """Name of every variant without its level of noise, and one variant that has it."""
+    levels = noise_levels(config)
+    return (
+        {base: name for level in reversed(levels) for name, base in level.variants.items()} if levels else {n: n for n in config["methods"]}
+    )
 
 
 def runs(config: Mapping[str, Any]) -> list[tuple[str, int]]:
@@ -151,7 +160,9 @@ def _resolve_method(variant: str, entry: dict[str, Any], tuned: dict[str, Any], 
     # Methods with a budget of their own (teachers) have a learning rate among their settings.
     learning_rate = settings.pop("learning_rate", None) if card.kind == "trained" and "learning_rate" not in card.settings else None
     if learning_rate is not None:
-        problems += schema_problems(learning_rate, schema()["properties"]["training"]["properties"]["learning_rate"], f"{where}.learning_rate")
+        problems += schema_problems(
+            learning_rate, schema()["properties"]["training"]["properties"]["learning_rate"], f"{where}.learning_rate"
+        )
     problems += schema_problems(settings, card.settings_schema, where)
     return dict.fromkeys(_RESOLVED) | {"method": name, "settings": card.defaults() | settings, "learning_rate": learning_rate}
 
@@ -170,7 +181,9 @@ def _tuned_settings(config: dict[str, Any], problems: list[str]) -> dict[str, An
         problems.append(f"tuned: '{config['tuned']}' has no `settings:` by method. Give a file that `rm-methods tune` wrote, or null")
         return {}
     if unknown := [name for name in settings if name not in registry.method_names()]:
-        problems.append(f"tuned: '{config['tuned']}' has settings of an unknown method '{unknown[0]}'. {nearest(unknown[0], registry.method_names())}")
+        problems.append(
+            f"tuned: '{config['tuned']}' has settings of an unknown method '{unknown[0]}'. {nearest(unknown[0], registry.method_names())}"
+        )
     return settings
 
 
@@ -237,8 +250,9 @@ def _conflicts(config: dict[str, Any]) -> list[str]:
     found += _axis_conflicts(config)
     found += _diagnostics_conflicts(config)
     reference = config["comparison"]["reference"]
-    if reference and reference not in config["methods"]:
-        found.append(f"comparison.reference: '{reference}' is not among the methods. {nearest(reference, config['methods'])}")
+    names = _names_without_noise(config)
+    if reference and reference not in names:
+        found.append(f"comparison.reference: '{reference}' is not among the methods. {nearest(reference, names)}")
     return found
 
 

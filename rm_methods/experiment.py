@@ -51,6 +51,12 @@ class Experiment:
 
         return load_benchmark_card(benchmark).module == "prepared_splits"
 
+    def metrics(self) -> list[tuple[str, str]]:
+        """(benchmark, metric) of every column of the comparison table."""
+        from rm_methods.benchmarks.cards import load_card as load_benchmark_card
+
+        return [(name, metric) for name in self.config["benchmarks"] for metric in load_benchmark_card(name).columns]
+
     def columns(self) -> str:
         """Benchmarks, metrics and headings of the comparison table, as one text."""
         from rm_methods.benchmarks.cards import load_card as load_benchmark_card

@@ -33,7 +33,8 @@ _STAGE_CODE = {
         *("interaction", "methods/interaction_distillation.py", "scoring", "reward_models"),
     ),
     "diagnose_summary": ("diagnostics", "comparison/figures.py", "comparison/tables.py"),
-    "compare": ("comparison",),
+    "compare": ("comparison", "variants.py"),
+    "tune": ("comparison/tuning.py", "comparison/tables.py"),
     "track": ("tracking",),
 }
 

@@ -6,6 +6,7 @@ Each point of an axis is a variant of its own, so that every stage after the con
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from rm_methods.methods.registry import load_card
@@ -13,8 +14,47 @@ from rm_methods.methods.registry import load_card
 Entries = dict[str, dict[str, Any]]  # variant -> {"method", "settings", "learning_rate", "label_noise", "tuned_from"}
 
 
+@dataclass(frozen=True)
+class NoiseLevel:
+    """One level of label noise.
+
+    Attributes:
+        rate, kind: as in the configuration's `noise_levels`.
+        variants: name of a variant on this level -> its name without noise.
+    """
+
+    rate: float
+    kind: str
+    variants: Mapping[str, str]
+
+    @property
+    def heading(self) -> str:
+        """For readers, for instance "20% flips" or "25% flips to longer"."""
+        return f"{100 * self.rate:g}% flips" + (" to longer" if self.kind == "length" and self.rate else "")
+
+    @property
+    def folder(self) -> str:
+        """Name of the level's folder of tables."""
+        return f"{self.kind}_{100 * self.rate:g}".replace(".", "p")
+
+
+def noise_levels(config: Mapping[str, Any]) -> list[NoiseLevel]:
+    """The levels of a resolved configuration, each with its variants; content-blind ones belong to all."""
+    levels = []
+    for level in config["noise_levels"]:
+        there = {name: entry for name, entry in config["methods"].items() if entry["label_noise"] in (None, level)}
+        variants = {name: name.removesuffix(noise_suffix(level)) if entry["label_noise"] else name for name, entry in there.items()}
+        levels.append(NoiseLevel(level["rate"], level["kind"], variants))
+    return levels
+
+
+def figure_stem(benchmark: str, metric: str) -> str:
+    """File name, without its suffix, of the figure of a metric against noise."""
+    return f"noise_{benchmark}_{metric}"
+
+
 def noise_suffix(level: Mapping[str, Any]) -> str:
-    """What a level of noise adds to a variant's name: nothing for 0, `_noise20` for 20% flips, `_length_noise20` for length-correlated ones."""
+    """What a level of noise adds to a variant's name: nothing for 0, `_noise20` for 20% flips, `_length_noise20` if they prefer length."""
     if not level["rate"]:
         return ""
     kind = "" if level["kind"] == "symmetric" else f"_{level['kind']}"

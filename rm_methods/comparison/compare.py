@@ -35,8 +35,11 @@ def compare(runs: Sequence[RunFiles], columns: Sequence[Column], reference: str 
         UserError, DataError: the reference is not a variant, a column is unknown, or the runs cannot be compared (see `read_runs`
             and `common_design`).
     """
-    comparison = build_comparison(read_runs(runs, columns), columns, reference)
-    out_folder = Path(out_folder)
+    return write_comparison(build_comparison(read_runs(runs, columns), columns, reference), Path(out_folder))
+
+
+def write_comparison(comparison: Comparison, out_folder: Path) -> ComparisonResult:
+    """Write a comparison's tables and figure to a folder, made if missing."""
     text = terminal_table(comparison)
     texts = {
         "table.txt": text,

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from rm_methods.comparison.result import Comparison
 from rm_methods.files import written_atomically
@@ -14,13 +15,17 @@ BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#7F7F7F"
 
 
 def write_figures(comparison: Comparison, targets: Sequence[Path]) -> None:
-    """Draw the comparison once and save it to every target (.png at 200 dpi, .svg with text as text)."""
+    """Draw the comparison once and save it to every target."""
+    save_figure(lambda: draw(comparison), targets)
+
+
+def save_figure(drawn: Callable[[], Any], targets: Sequence[Path]) -> None:
+    """Draw a figure once and save it to every target (.png at 200 dpi, .svg with text as text); the same figure gives the same bytes."""
     import matplotlib
 
     with matplotlib.rc_context({"font.size": 9, "svg.fonttype": "none", "svg.hashsalt": "rm-methods", "axes.unicode_minus": False}):
-        figure = draw(comparison)
+        figure = drawn()
         for target in targets:
-            # Without a date the same comparison gives the same bytes.
             metadata = {"Date": None} if target.suffix == ".svg" else {}
             with written_atomically(target) as path:
                 figure.savefig(path, format=target.suffix[1:], dpi=200, metadata=metadata)

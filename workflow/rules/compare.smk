@@ -12,6 +12,15 @@ rule compare:
         latex=f"{FOLDER}/comparison/table.tex",
         figure=f"{FOLDER}/comparison/comparison.png",
         vector=f"{FOLDER}/comparison/comparison.svg",
+        levels=[
+            f"{FOLDER}/comparison/{level.folder}/table.txt"
+            for level in noise_levels(config)
+        ],
+        noise=[
+            f"{FOLDER}/comparison/{figure_stem(*metric)}.{suffix}"
+            for metric in (EXPERIMENT.metrics() if config["noise_levels"] else ())
+            for suffix in ("png", "svg")
+        ],
     log:
         f"{FOLDER}/logs/compare.log",
     params:

@@ -32,9 +32,7 @@ rule train:
         out=lambda wc: f"{FOLDER}/runs/{wc.variant}/seed{wc.seed}",
         required=lambda wc: [
             word
-            for key, paths in EXPERIMENT.required_runs(
-                wc.variant, wc.seed
-            ).items()
+            for key, paths in EXPERIMENT.required_runs(wc.variant, wc.seed).items()
             for path in paths
             for word in ("--required", f"{key}={path}")
         ],

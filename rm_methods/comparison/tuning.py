@@ -1,0 +1,173 @@
+"""The tune stage: for every method, the learning rate and the value of its main setting that do best on the validation split.
+
+Equal terms: every method gets the same learning rates, and one line of values through its one main setting, at its own learning
+rate.  Chosen by mean validation accuracy over the seeds; a tie goes to the lower validation loss.  Test data are never looked at.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from rm_methods.errors import UserError
+from rm_methods.files import read_json, write_text
+from rm_methods.methods.registry import load_card
+
+FILES = ("tuned.yaml", "table.txt", "table.md", "table.csv")
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One point of a method's grid.
+
+    Attributes:
+        variant, tuned_from, method: its name, the variant whose grid it belongs to, the method.
+        setting, value: what is tried here, "learning_rate" or the knob of the method's card; the untouched variant has both.
+        accuracies, losses: on the validation split, by seed.
+    """
+
+    variant: str
+    tuned_from: str
+    method: str
+    setting: str
+    value: Any
+    accuracies: tuple[float, ...]
+    losses: tuple[float, ...]
+
+    @property
+    def rank(self) -> tuple[float, float]:
+        """Larger is better."""
+        return float(np.mean(self.accuracies)), -float(np.mean(self.losses))
+
+
+def tune(config: Mapping[str, Any], folder: Path, out_folder: Path) -> str:
+    """Write tuned.yaml (to be named by `tuned:` in a configuration) and the table of all candidates; returns the table as text.
+
+    Args:
+        config: resolved, with `tuning.enabled`.
+        folder: of the experiment's results.
+
+    Raises:
+        UserError: tuning is not enabled, a run is missing, or a run has no validation metrics.
+    """
+    if not config["tuning"]["enabled"]:
+        raise UserError(
+            "tuning.enabled is false in this configuration, so there is no grid to choose from. Set it to true and run snakemake."
+        )
+    candidates = read_candidates(config, Path(folder))
+    chosen = choose(candidates)
+    settings: dict[str, dict[str, Any]] = {}
+    for candidate in chosen:
+        settings.setdefault(candidate.tuned_from, {})[candidate.setting] = candidate.value
+    evidence = {
+        "experiment": config["experiment"],
+        "dataset": config["data"]["dataset"],
+        "label_noise": dict(config["data"]["label_noise"]),
+        "seeds": list(config["seeds"]),
+        "chosen_by": "mean validation accuracy over seeds, then validation loss",
+        "candidates": [
+            {
+                "method": c.method,
+                c.setting: c.value,
+                "validation_accuracy": round(float(np.mean(c.accuracies)), 4),
+                "validation_loss": round(float(np.mean(c.losses)), 4),
+                "chosen": c in chosen,
+            }
+            for c in candidates
+        ],
+    }
+    text = _terminal(candidates, chosen)
+    contents = {
+        "tuned.yaml": yaml.safe_dump({"settings": settings, "evidence": evidence}, sort_keys=False, allow_unicode=True),
+        "table.txt": text,
+        "table.md": _markdown(candidates, chosen),
+        "table.csv": _csv(candidates, chosen),
+    }
+    for name in FILES:
+        write_text(Path(out_folder) / name, contents[name])
+    return text
+
+
+def read_candidates(config: Mapping[str, Any], folder: Path) -> list[Candidate]:
+    """All points of all grids; the untouched variant stands once in each of its two lines."""
+    candidates = []
+    for variant, entry in config["methods"].items():
+        card = load_card(entry["method"])
+        if card.kind != "trained":
+            continue
+        base = config["methods"][entry["tuned_from"] or variant]
+        own_rate = entry["learning_rate"] or config["training"]["learning_rate"]
+        metrics = [_validation(folder / "runs" / variant / f"seed{seed}" / "summary.json") for seed in config["seeds"]]
+        scores = tuple(m["validation_accuracy"] for m in metrics), tuple(m["validation_loss"] for m in metrics)
+        common = variant, entry["tuned_from"] or variant, entry["method"]
+        if entry["settings"] == base["settings"]:
+            candidates.append(Candidate(*common, "learning_rate", own_rate, *scores))
+        if card.knob and (entry["learning_rate"] == base["learning_rate"]):
+            candidates.append(Candidate(*common, card.knob["setting"], entry["settings"][card.knob["setting"]], *scores))
+    return sorted(candidates, key=lambda c: (list(config["methods"]).index(c.tuned_from), c.setting != "learning_rate", c.value))
+
+
+def choose(candidates: list[Candidate]) -> list[Candidate]:
+    """The best candidate of every line."""
+    lines: dict[tuple[str, str], list[Candidate]] = {}
+    for candidate in candidates:
+        lines.setdefault((candidate.tuned_from, candidate.setting), []).append(candidate)
+    return [max(line, key=lambda c: c.rank) for line in lines.values()]
+
+
+def _validation(path: Path) -> dict[str, float]:
+    if not path.exists():
+        raise UserError(f"{path}: this run is missing. Run snakemake for this configuration first.")
+    metrics = read_json(path)["metrics"]
+    if "validation_accuracy" not in metrics:
+        raise UserError(f"{path}: no validation accuracy. Tuning needs a validation split; set data.validation_fraction above 0.")
+    return metrics
+
+
+_HEADINGS = ("Method", "Setting", "Value", "Validation accuracy, %", "Range over seeds", "Validation loss", "")
+
+
+def _rows(candidates: list[Candidate], chosen: list[Candidate]) -> list[list[str]]:
+    return [
+        [
+            c.tuned_from,
+            c.setting,
+            f"{c.value:g}" if isinstance(c.value, float) else str(c.value),
+            f"{100 * np.mean(c.accuracies):.1f}",
+            f"{100 * min(c.accuracies):.1f} to {100 * max(c.accuracies):.1f}",
+            f"{np.mean(c.losses):.3f}",
+            "chosen" if c in chosen else "",
+        ]
+        for c in candidates
+    ]
+
+
+def _terminal(candidates: list[Candidate], chosen: list[Candidate]) -> str:
+    rows = [list(_HEADINGS), *_rows(candidates, chosen)]
+    widths = [max(len(row[k]) for row in rows) for k in range(len(_HEADINGS))]
+    lines = ["  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]]) + "\n"
+
+
+def _markdown(candidates: list[Candidate], chosen: list[Candidate]) -> str:
+    rows = [list(_HEADINGS), ["---"] * len(_HEADINGS), *_rows(candidates, chosen)]
+    return "".join("| " + " | ".join(row) + " |\n" for row in rows)
+
+
+def _csv(candidates: list[Candidate], chosen: list[Candidate]) -> str:
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(
+        ["variant", "tuned_from", "method", "setting", "value", "seed_index", "validation_accuracy", "validation_loss", "chosen"]
+    )
+    for c in candidates:
+        for k, (accuracy, loss) in enumerate(zip(c.accuracies, c.losses, strict=True)):
+            writer.writerow([c.variant, c.tuned_from, c.method, c.setting, c.value, k, accuracy, loss, c in chosen])
+    return stream.getvalue()

@@ -1,0 +1,81 @@
+from dataclasses import replace
+
+import pytest
+
+from rm_methods.comparison.compare import build_comparison
+from rm_methods.comparison.noise import compare_across_noise, draw_noise, merge_levels
+from rm_methods.comparison.result import Column
+from rm_methods.comparison.runs import read_runs
+from rm_methods.errors import UserError
+from rm_methods.variants import NoiseLevel
+
+COLUMN = Column("rm_bench", "overall", "RM-Bench", 0.5)
+
+
+@pytest.fixture
+def noisy(experiment):
+    """Files of three variants on two levels; "robust" keeps its ability, the others lose it."""
+    folder = experiment()
+    files = []
+    for level, loss in (("", 0.0), ("_noise20", 2.5)):
+        files += folder.add(f"bradley_terry{level}", 2.5 - loss, method="bradley_terry")
+        files += folder.add(f"robust{level}", 2.5, method="robust")
+    files += folder.add("longest", 0.0, seeds=(0,), seed_free=True, kind="content_blind", method="longest")
+    return files
+
+
+def levels():
+    names = ("bradley_terry", "robust")
+    clean = {name: name for name in (*names, "longest")}
+    return [NoiseLevel(0.0, "symmetric", clean), NoiseLevel(0.2, "symmetric", {f"{n}_noise20": n for n in names} | {"longest": "longest"})]
+
+
+def by_level(files, levels, reference):
+    """The comparison of every level."""
+    runs = read_runs(files, [COLUMN])
+    return [
+        build_comparison([replace(r, variant=level.variants[r.variant]) for r in runs if r.variant in level.variants], [COLUMN], reference)
+        for level in levels
+    ]
+
+
+def test_one_table_of_all_levels_and_one_of_each(noisy, tmp_path):
+    result = compare_across_noise(noisy, [COLUMN], "bradley_terry", levels(), tmp_path)
+    assert [row.variant for row in result.comparison.rows] == ["bradley_terry", "robust", "longest"]
+    assert [column.heading for column in result.comparison.columns] == ["RM-Bench, 0% flips", "RM-Bench, 20% flips"]
+    made = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
+    assert {"table.txt", "symmetric_0/table.txt", "symmetric_20/table.md", "noise_rm_bench_overall.png", "comparison.svg"} <= made
+    assert "20% flips" in result.text
+
+
+def test_every_level_is_compared_with_its_own_reference(noisy, tmp_path):
+    reference, robust, longest = compare_across_noise(noisy, [COLUMN], "bradley_terry", levels(), tmp_path).comparison.rows
+    assert [cell.verdict for cell in reference.cells] == ["reference", "reference"]
+    for cell, base in zip(robust.cells, reference.cells, strict=True):
+        assert cell.difference.estimate.mean == pytest.approx(cell.estimate.mean - base.estimate.mean)
+    assert robust.cells[1].difference.estimate.mean > robust.cells[0].difference.estimate.mean + 0.1
+    assert longest.cells[0].estimate == longest.cells[1].estimate
+
+
+def test_a_variant_that_a_level_lacks_has_no_cell_there(noisy):
+    partial = NoiseLevel(0.2, "symmetric", {"bradley_terry_noise20": "bradley_terry"})
+    merged = merge_levels([levels()[0], partial], by_level(noisy, [levels()[0], partial], None))
+    cells = {row.variant: row.cells for row in merged.rows}
+    assert cells["robust"][0] is not None
+    assert cells["robust"][1] is None
+
+
+def test_the_figure_has_a_panel_a_method_with_its_line_and_the_references(noisy):
+    comparisons = by_level(noisy, levels(), "bradley_terry")
+    figure = draw_noise(levels(), comparisons, 0)
+    (axis,) = [axis for axis in figure.axes if axis.get_visible()]
+    assert axis.get_title(loc="left") == "robust"
+    reference, method = axis.get_lines()
+    assert list(method.get_xdata()) == [0.0, 20.0]
+    assert method.get_ydata()[1] == pytest.approx(100 * comparisons[1].rows[1].cells[0].estimate.mean)
+    assert reference.get_ydata()[1] < method.get_ydata()[1]
+
+
+def test_a_level_without_runs_is_refused(noisy, tmp_path):
+    with pytest.raises(UserError, match="No run has 40% flips"):
+        compare_across_noise(noisy, [COLUMN], "bradley_terry", [*levels(), NoiseLevel(0.4, "symmetric", {})], tmp_path)
