@@ -28,7 +28,15 @@ OPTIONS = {"seed": 0}
     layout=st.sampled_from(["packed", "plain"]),
 )
 def test_every_pair_once_an_epoch_and_equal_forwards_on_every_rank(items, ranks, pairs_per_step, budget, layout):
-    plan = plan_steps(items, steps=2 * -(-len(items) // pairs_per_step), pairs_per_step=pairs_per_step, tokens_per_microbatch=budget, ranks=ranks, layout=layout, **OPTIONS)
+    plan = plan_steps(
+        items,
+        steps=2 * -(-len(items) // pairs_per_step),
+        pairs_per_step=pairs_per_step,
+        tokens_per_microbatch=budget,
+        ranks=ranks,
+        layout=layout,
+        **OPTIONS,
+    )
     steps = -(-len(items) // pairs_per_step)
     assert len(plan) == 2 * steps
     for epoch in (plan[:steps], plan[steps:]):
@@ -69,7 +77,9 @@ def test_the_number_of_steps_is_the_budget_whatever_the_number_of_items(steps):
 
 def test_epochs_have_different_orders():
     items = [item(1, 1, 1)] * 30
-    plan = plan_steps(items, steps=2 * -(-len(items) // 10), pairs_per_step=10, tokens_per_microbatch=30, ranks=1, layout="packed", **OPTIONS)
+    plan = plan_steps(
+        items, steps=2 * -(-len(items) // 10), pairs_per_step=10, tokens_per_microbatch=30, ranks=1, layout="packed", **OPTIONS
+    )
     assert sorted(plan[0].indices) != sorted(plan[3].indices)
 
 

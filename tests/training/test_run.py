@@ -1,0 +1,71 @@
+"""What a run does with its variant: level of label noise, learning rate of its own, and a budget that no method can move."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from rm_methods.errors import UserError
+from rm_methods.methods.bradley_terry import Method as BradleyTerry
+from rm_methods.preferences.pair import read_pairs
+from rm_methods.training.run import RunFiles, train, training_pairs
+from tests.conftest import experiment_config
+from tests.training.test_trainer import log, run_files
+
+
+def noisy_configuration(folder, *rates):
+    return experiment_config(folder, noise_levels=[{"rate": rate} for rate in rates])
+
+
+def test_a_level_of_noise_flips_the_same_pairs_for_every_variant_and_seed(prepared, tmp_path):
+    config = experiment_config(tmp_path, noise_levels=[{"rate": 0.0}, {"rate": 0.25}], methods={"bradley_terry": {}, "label_smoothing": {}})
+    clean = read_pairs(prepared[0], splits=["train"])
+    assert training_pairs(config, "bradley_terry", prepared[0]) == (clean, {"flipped": 0, "to_longer": 0, "to_shorter": 0, "same_length": 0})
+    noisy, counts = training_pairs(config, "bradley_terry_noise25", prepared[0])
+    assert counts["flipped"] == 12 == sum(pair.meta.get("flipped", False) for pair in noisy)
+    assert [pair.pair_id for pair in noisy] == [pair.pair_id for pair in clean]
+    assert training_pairs(config, "label_smoothing_noise25", prepared[0]) == (noisy, counts)
+
+
+def test_noise_changes_what_is_learnt_and_is_counted(prepared, tmp_path):
+    config = noisy_configuration(tmp_path, 0.0, 0.25)
+    runs = [train(config, name, 0, run_files(prepared, tmp_path / name)) for name in config["methods"]]
+    assert [run["noise"]["flipped"] for run in runs] == [0, 12]
+    assert runs[0]["run_key"] != runs[1]["run_key"]
+    assert runs[0]["metrics"]["train_loss"] != runs[1]["metrics"]["train_loss"]
+
+
+def test_a_variant_may_have_its_own_learning_rate(prepared, tmp_path):
+    methods = {"slow": {"method": "bradley_terry", "learning_rate": 1e-5}, "bradley_terry": {}}
+    config = experiment_config(tmp_path, methods=methods)
+    summary = train(config, "slow", 0, run_files(prepared, tmp_path / "slow"))
+    assert summary["training"]["learning_rate"] == 1e-5
+    assert max(row["learning_rate"] for row in log(tmp_path / "slow" / "metrics.jsonl")) <= 1e-5
+    train(config, "bradley_terry", 0, run_files(prepared, tmp_path / "plain"))
+    assert max(row["learning_rate"] for row in log(tmp_path / "plain" / "metrics.jsonl")) == pytest.approx(3e-3)
+
+
+@pytest.mark.parametrize("copies", [0.5, 3])
+def test_the_number_of_steps_is_that_of_the_pairs_given(prepared, tmp_path, monkeypatch, copies):
+    def some_or_more(self, pairs, inputs):
+        if copies < 1:
+            return pairs[: int(len(pairs) * copies)]
+        return [replace(pair, pair_id=f"{pair.pair_id}-{k}") for pair in pairs for k in range(copies)]
+
+    monkeypatch.setattr(BradleyTerry, "transform_pairs", some_or_more)
+    summary = train(experiment_config(tmp_path, training={"epochs": 2}), "bradley_terry", 0, run_files(prepared, tmp_path))
+    # 48 pairs, 8 in a step, 2 epochs.
+    assert summary["cost"]["optimizer_steps"] == 12
+    assert summary["cost"]["pairs_seen"] == 96
+
+
+def test_a_missing_run_of_another_variant_is_named(prepared, tmp_path):
+    config = experiment_config(tmp_path, methods={"joint_encoder": {}, "interaction_distillation": {}})
+    files = run_files(prepared, tmp_path)
+    gone = RunFiles(**(vars(files) | {"required": {"teacher": [tmp_path / "nowhere" / "model"]}}))
+    for wrong in (replace(files, required={"teacher": []}), files):
+        with pytest.raises(UserError, match="interaction_distillation.teacher: needs model folders of 1 or more runs of 'joint_encoder', 0"):
+            train(config, "interaction_distillation", 0, wrong)
+    with pytest.raises((UserError, OSError), match="nowhere"):
+        train(config, "interaction_distillation", 0, gone)
