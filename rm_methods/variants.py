@@ -79,8 +79,8 @@ def across_noise(entries: Entries, levels: Sequence[Mapping[str, Any]]) -> Entri
 def tuning_grid(entries: Entries, learning_rates: Sequence[float], knobs: bool) -> Entries:
     """Every trained variant with each learning rate, and with each value of its knob at its own learning rate.
 
-    A star, not a full grid: the same number of learning rates for all, and one line through the knob.  Variants that others
-    require are not tuned when they are only needed; they stay as they are.
+    A star, not a full grid: the same number of learning rates for all, and one line through the knob.  Joint models stay as they are,
+    and combined methods have nothing to tune.
     """
     grid: Entries = {}
     for variant, entry in entries.items():

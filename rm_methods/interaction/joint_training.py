@@ -1,4 +1,4 @@
-"""What the two joint preference models have in common: they read both responses at once, and are trained on both orders of each pair."""
+"""What the joint preference models have in common: they read both responses at once, and are trained on both orders of each pair."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class JointMethod(TrainedMethod):
 
     model_is_made_whole = True
 
-    def training(self, training):
+    def training(self, training, seed):
         """The experiment's, with the epochs and learning rate of the settings: a teacher's budget is its own."""
         own = {key: self.settings[key] for key in ("epochs", "learning_rate", "tokens_per_microbatch")}
         return training | own | {"layout": "plain", "overlong_pairs": "truncate"}

@@ -23,26 +23,21 @@ from rm_methods.methods.pair_numbers import label_strengths, meta_numbers
 from rm_methods.preferences.pair import PreferencePair
 
 
-def rating_penalty(rewards: torch.Tensor, ratings: torch.Tensor) -> torch.Tensor:
-    """Mean squared distance of a pair's two rewards from their ratings, fp32 [pairs]; both arguments are [pairs, 2]."""
-    return (rewards - ratings).square().mean(dim=1)
-
-
-def difference_penalty(rewards: torch.Tensor, difference: torch.Tensor) -> torch.Tensor:
-    """(r_chosen - r_rejected - difference)^2, fp32 [pairs], of rewards [pairs, 2] and differences [pairs]."""
-    return (rewards[:, 0] - rewards[:, 1] - difference).square()
-
-
-def bradley_terry_regression_loss(rewards: torch.Tensor, target: torch.Tensor, weight: float) -> torch.Tensor:
-    """Bradley-Terry loss plus weighted penalty, fp32 [pairs].
+def regression_penalty(rewards: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """Squared distance from ratings or from a difference of ratings, fp32 [pairs].
 
     Args:
         rewards: fp32 [pairs, 2], column 0 chosen, column 1 rejected.
-        target: standardised ratings [pairs, 2] of the same columns, or differences [pairs].
-        weight: of the penalty, at least 0.
+        target: ratings [pairs, 2] of the same columns (the mean over the two is taken), or differences [pairs], chosen minus rejected.
     """
-    penalty = rating_penalty(rewards, target) if target.dim() == 2 else difference_penalty(rewards, target)
-    return bradley_terry_loss(rewards) + weight * penalty
+    if target.dim() == 2:
+        return (rewards - target).square().mean(dim=1)
+    return (rewards[:, 0] - rewards[:, 1] - target).square()
+
+
+def bradley_terry_regression_loss(rewards: torch.Tensor, target: torch.Tensor, weight: float) -> torch.Tensor:
+    """Bradley-Terry loss plus `weight` times `regression_penalty`, fp32 [pairs]; arguments as there."""
+    return bradley_terry_loss(rewards) + weight * regression_penalty(rewards, target)
 
 
 def ratings_of_pairs(pairs: Sequence[PreferencePair], keys: Sequence[str]) -> torch.Tensor:
@@ -72,9 +67,8 @@ class Method(TrainedMethod):
     def loss(self, model, batch):
         rewards = model(batch).rewards
         target = torch.stack([self.target[pair_id] for pair_id in batch.pair_ids]).to(rewards.device)
-        preference = bradley_terry_loss(rewards)
-        loss = bradley_terry_regression_loss(rewards, target, self.settings["weight"])
-        return Loss(loss, {"preference_loss": preference, "weighted_penalty": loss.detach() - preference})
+        terms = {"preference_loss": bradley_terry_loss(rewards), "regression_penalty": regression_penalty(rewards, target)}
+        return Loss(bradley_terry_regression_loss(rewards, target, self.settings["weight"]), terms)
 
     def report(self):
         return self.measured

@@ -117,9 +117,16 @@ class TrainedMethod:
     def __init__(self, settings: dict[str, Any]):
         self.settings = settings
 
-    def training(self, training: dict[str, Any]) -> dict[str, Any]:
-        """The `training` section that this method goes by.  Reward-model methods leave it alone: equal budgets are what is compared."""
+    def training(self, training: dict[str, Any], seed: int) -> dict[str, Any]:
+        """The `training` section that the run of this seed goes by.
+
+        Reward-model methods leave it alone, because equal budgets are what is compared; those whose seeds must differ do not.
+        """
         return training
+
+    def is_frozen(self, parameter: str) -> bool:
+        """Whether a parameter, by its name in the exported folder, keeps the weights it began with; `build` has to see to that."""
+        return False
 
     def transform_pairs(self, pairs: Sequence[PreferencePair], inputs: Inputs) -> Sequence[PreferencePair]:
         """Change the training pairs before the batch plan is made (margins, soft targets, flips, augmentation).

@@ -6,6 +6,7 @@ All or nothing: a method that needs a number for every pair refuses data in whic
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Sequence
 
 from rm_methods.errors import UserError, nearest
@@ -47,7 +48,7 @@ def meta_numbers(
     unusable = [pair for pair in pairs if not _is_number(pair.meta.get(key), lowest, highest)]
     if unusable:
         first = unusable[0]
-        seen = f"has {first.meta[key]!r:.60}" if key in first.meta else f"has no such key. {nearest(key, first.meta)}"
+        seen = f"has {first.meta[key]!r:.60}." if key in first.meta else f"has no such key. {nearest(key, first.meta)}"
         bounds = "" if math.isinf(lowest) and math.isinf(highest) else f" from {lowest:g} to {highest:g}"
         raise UserError(
             f"{setting}: every pair must have a finite number{bounds} in its meta under '{key}', but {len(unusable)} of {len(pairs)} "
@@ -59,4 +60,7 @@ def meta_numbers(
 
 def _is_number(value, lowest: float, highest: float) -> bool:
     # True and False are numbers to Python, but no data set means them as such.
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and lowest <= value <= highest
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return False
+    largest = sys.float_info.max
+    return max(lowest, -largest) <= value <= min(highest, largest)  # false for NaN, infinities, and integers beyond all floats

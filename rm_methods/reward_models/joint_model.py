@@ -1,7 +1,8 @@
 """A model that reads prompt and two responses together and says which response is better.
 
-Two kinds: an encoder (any `AutoModelForSequenceClassification` with one output), or a decoder whose causal mask is taken away
-(after LLM2Vec, arXiv 2404.05961).  Both orders of a pair are always computed, so the preference is antisymmetric by construction.
+Three kinds: an encoder (any `AutoModelForSequenceClassification` with one output), a decoder whose causal mask is taken away
+(after LLM2Vec, arXiv 2404.05961), and a decoder as it is (after RLHFlow, arXiv 2405.07863).  Both orders of a pair are always computed,
+so the preference is antisymmetric by construction.
 """
 
 from __future__ import annotations
@@ -54,22 +55,23 @@ class JointOutput:
 
 
 class JointModel(nn.Module):
-    """Encoder or unmasked decoder with one output.
+    """Encoder or decoder with one output.
 
     Args:
         classifier: a sequence-classification model with `num_labels=1`.
-        decoder: it is decoder-only; its causal mask is taken away, and the reward is read at each row's last token.
+        decoder: it is decoder-only, and the reward is read at each row's last token.
         autocast: dtype of matrix products, or None for the weights' own.
+        causal: a decoder keeps its causal mask; otherwise the mask is taken away.
 
     Raises:
         UserError: a decoder whose mask cannot be taken away.
     """
 
-    def __init__(self, classifier: nn.Module, decoder: bool, autocast: torch.dtype | None = None):
+    def __init__(self, classifier: nn.Module, decoder: bool, autocast: torch.dtype | None = None, causal: bool = False):
         super().__init__()
-        self.classifier, self.decoder, self.autocast = classifier, decoder, autocast
+        self.classifier, self.decoder, self.autocast, self.causal = classifier, decoder, autocast, causal
         own_kernel = classifier.config._attn_implementation in (KERNEL, NAME) and classifier._can_set_attn_implementation()
-        if decoder and (not own_kernel or getattr(classifier.config, "sliding_window", None)):
+        if decoder and not causal and (not own_kernel or getattr(classifier.config, "sliding_window", None)):
             raise UserError(
                 f"The causal mask of {type(classifier).__name__} with attention '{classifier.config._attn_implementation}' cannot be taken "
                 "away. Use a backbone with transformers' attention interface, attention: sdpa and no sliding window, or a joint encoder."
@@ -107,8 +109,13 @@ class JointModel(nn.Module):
                 f"training.max_length to at most {limit // 2}, or use a backbone with rotary positions."
             )
         is_token_RL = torch.arange(length, device=batch.input_ids.device) <= batch.read_column[:, None]
+        # Without a mask of ours a decoder is causal, and never reaches the padding behind a row's end.
+        mask = None if self.causal else is_token_RL[:, None, None]
         own_kernel = self.config._attn_implementation == NAME
-        if layers and (obstacle := capture_obstacle(self.config)):
+        obstacle = capture_obstacle(self.config)
+        if self.causal and getattr(self.config, "sliding_window", None) and not getattr(self.config, "layer_types", None):
+            obstacle = obstacle or f"'{self.config.model_type}' sees a window only, not the whole pair"
+        if layers and obstacle:
             raise UserError(f"The teacher's attention cannot be read: {obstacle}. Use another teacher.")
         capture = AttentionCapture(layers)
         options = {"capture": capture} if layers and own_kernel else {"output_attentions": True} if layers else {}
@@ -118,7 +125,7 @@ class JointModel(nn.Module):
                 hidden_RLH = self.classifier.base_model(
                     input_ids=batch.input_ids,
                     position_ids=batch.position_ids,
-                    attention_mask=is_token_RL[:, None, None],
+                    attention_mask=mask,
                     use_cache=False,
                     **options,
                 ).last_hidden_state
@@ -147,7 +154,9 @@ class JointModel(nn.Module):
             taken = output.attention[layer].repeated()
             is_token_RL = torch.arange(batch.input_ids.shape[1], device=batch.input_ids.device) <= batch.read_column[:, None]
             scores_RhLL = taken.query.float() @ taken.key.float().transpose(2, 3) * taken.scaling
-            return scores_RhLL.masked_fill_(~is_token_RL[:, None, None], float("-inf")).softmax(-1).mean(1), taken
+            allowed_RLL = is_token_RL[:, None].expand(-1, is_token_RL.shape[1], -1)
+            allowed_RLL = allowed_RLL.tril() if self.causal else allowed_RLL
+            return scores_RhLL.masked_fill_(~allowed_RLL[:, None], float("-inf")).softmax(-1).mean(1), taken
 
     def save(self, folder: str | Path, state_dict: dict[str, torch.Tensor] | None = None) -> None:
         """Write the classifier as transformers loads it, and the record that makes the folder a joint model."""
@@ -155,7 +164,7 @@ class JointModel(nn.Module):
         weights = None if state_dict is None else {k[len(prefix) :]: v for k, v in state_dict.items() if k.startswith(prefix)}
         with written_atomically(folder) as path:
             self.classifier.save_pretrained(path, state_dict=weights)
-            write_json(path / RECORD, {"decoder": self.decoder})
+            write_json(path / RECORD, {"decoder": self.decoder, "causal": self.causal})
 
 
 def load_joint(folder: str | Path, max_length: int, precision: str = "fp32") -> tuple[JointModel, EncoderReader | DecoderReader]:
@@ -175,7 +184,8 @@ def load_joint(folder: str | Path, max_length: int, precision: str = "fp32") -> 
     folder = Path(folder)
     if not (folder / RECORD).exists():
         raise UserError(f"{folder}: not a joint model ({RECORD} is not there). Name the model folder of a run of a joint method.")
-    decoder = read_json(folder / RECORD)["decoder"]
+    record = read_json(folder / RECORD)
+    decoder, causal = record["decoder"], record.get("causal", False)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     with _outside_of_zero3():
         if decoder:
@@ -184,7 +194,7 @@ def load_joint(folder: str | Path, max_length: int, precision: str = "fp32") -> 
         else:
             classifier = load_encoder(folder, local_files_only=True)
             reader = encoder_reader(tokenizer, classifier.config)
-    model = JointModel(classifier, decoder, autocast=torch.bfloat16 if precision == "bf16" else None)
+    model = JointModel(classifier, decoder, torch.bfloat16 if precision == "bf16" else None, causal)
     return model.to("cuda" if torch.cuda.is_available() else "cpu").eval(), reader
 
 

@@ -1,4 +1,4 @@
-"""Scores benchmark items with a reward model folder, or with a content-blind scorer, into a score table.
+"""Scores benchmark items with a reward model folder, several of them, or a content-blind scorer, into a score table.
 
 Items are sorted by length (longest first: too little memory shows at once, and the ETA is honest), batched by launched tokens,
 and put back into their order.  A prompt with several responses is computed once.
@@ -10,14 +10,17 @@ import math
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from rm_methods.benchmarks.item import BenchmarkItem
 from rm_methods.cpu import prepare_cpu
 from rm_methods.errors import UserError
 from rm_methods.files import read_json
+from rm_methods.preferences.pair import PreferencePair
 from rm_methods.scoring.score_table import ScoredResponse, response_hash
 
 SCORER_FILE = "scorer.json"  # stands in a model folder in place of weights
@@ -62,7 +65,8 @@ def load_scorer(folder: str | Path, settings: ScoringSettings):
     """
     folder = Path(folder)
     if (folder / SCORER_FILE).exists():
-        return ContentBlindScorer(read_json(folder / SCORER_FILE))
+        description = read_json(folder / SCORER_FILE)
+        return EnsembleScorer(description, folder, settings) if "members" in description else ContentBlindScorer(description)
     if not folder.is_dir():
         raise UserError(f"{folder}: no such model folder. Train it first, or give a folder with config.json or {SCORER_FILE}.")
     if not (folder / "config.json").exists():
@@ -70,6 +74,12 @@ def load_scorer(folder: str | Path, settings: ScoringSettings):
     if (folder / JOINT_RECORD).exists():
         return JointScorer.from_folder(folder, settings)
     return RewardModelScorer.from_folder(folder, settings)
+
+
+def pair_rewards(scorer, pairs: Sequence[PreferencePair], label: str = "score") -> np.ndarray:
+    """Rewards of preference pairs, fp64 [pairs, 2], column 0 chosen, column 1 rejected."""
+    items = [BenchmarkItem(pair.pair_id, pair.split, pair.prompt, [pair.chosen, pair.rejected], 0) for pair in pairs]
+    return np.array([row.score for row in scorer.score(items, label)], dtype=np.float64).reshape(-1, 2)
 
 
 class ContentBlindScorer:
@@ -214,6 +224,55 @@ class JointScorer(RewardModelScorer):
     def extra_metrics(self) -> dict[str, float]:
         """Position bias of the last `score`: mean probability given to the first response over both orders, less one half."""
         return {"validation_position_bias": sum(self._first_place) / len(self._first_place) - 0.5} if self._first_place else {}
+
+
+class EnsembleScorer:
+    """Scores with every member, one loaded at a time, and combines what they say of a response.
+
+    Args:
+        description: content of `scorer.json`: `method` and `settings`, `members` (their model folders, relative to `folder`), and
+            `centres` (what is subtracted from each member's rewards).
+        folder: the model folder that the description lies in.
+
+    Raises:
+        UserError: a member's folder is not there, or not every member has a centre.
+    """
+
+    def __init__(self, description: dict[str, Any], folder: Path, settings: ScoringSettings):
+        from rm_methods.methods.registry import load_method
+
+        self.method = load_method(description["method"], description["settings"])
+        self.members = [folder.resolve() / member for member in description["members"]]
+        self.centres, self.settings = description["centres"], settings
+        if len(self.centres) != len(self.members):
+            raise UserError(f"{folder / SCORER_FILE}: {len(self.members)} members, but {len(self.centres)} centres. Make it again.")
+        if missing := [member for member in self.members if not member.is_dir()]:
+            raise UserError(
+                f"{folder / SCORER_FILE}: {len(missing)} of {len(self.members)} members are not there, the first is "
+                f"{missing[0].resolve()}. An ensemble holds no weights: keep the runs that it is made of where they are (and move the "
+                "experiment's folder as a whole)."
+            )
+
+    def score(self, items: Sequence[BenchmarkItem], label: str = "score") -> list[ScoredResponse]:
+        """Score every response of every item; raises UserError if the members read the same text differently."""
+        table = [
+            load_scorer(member, self.settings).score(items, f"{label}, member {k + 1} of {len(self.members)}")
+            for k, member in enumerate(self.members)
+        ]
+        for member, rows in zip(self.members[1:], table[1:], strict=True):
+            for first, row in zip(table[0], rows, strict=True):
+                if (row.n_tokens, row.truncated) != (first.n_tokens, first.truncated):
+                    raise UserError(
+                        f"{member} reads response {row.response_index} of item {row.item_id} as {row.n_tokens} tokens, but "
+                        f"{self.members[0]} as {first.n_tokens}: the members have different tokenizers. Combine runs of one backbone."
+                    )
+        rewards_MS = np.array([[row.score for row in rows] for rows in table], dtype=np.float64)
+        combined_S = self.method.aggregate(rewards_MS - np.array(self.centres)[:, None])
+        return [replace(row, score=float(score)) for row, score in zip(table[0], combined_S, strict=True)]
+
+    def extra_metrics(self) -> dict[str, float]:
+        """What is known besides the scores."""
+        return {}
 
 
 def _sigmoid(x: float) -> float:

@@ -143,7 +143,8 @@ def _train_this_rank(config: dict[str, Any], variant: str, seed: int, files: Run
     work = files.work / run_key(config, variant, seed, pairs_hash, files.required)
     method = load_method(config["methods"][variant]["method"], config["methods"][variant]["settings"])
     entry = config["methods"][variant]
-    training = method.training(config["training"] | ({"learning_rate": entry["learning_rate"]} if entry["learning_rate"] else {}))
+    own_rate = {"learning_rate": entry["learning_rate"]} if entry["learning_rate"] else {}
+    training = method.training(config["training"] | own_rate, seed)
     sections = {"backbone": config["backbone"], "training": training}
     inputs = Inputs(seed, work, label, sections, files.backbone, _required(config, variant, files))
 

@@ -61,7 +61,7 @@ def micro_batch(prepared, folder, pairs, name, required, layout):
     from rm_methods.training.batch_plan import plan_steps
 
     method = load_method(name, load_card(name).defaults())
-    config = {"backbone": prepared[2]["backbone"], "training": method.training(prepared[2]["training"])}
+    config = {"backbone": prepared[2]["backbone"], "training": method.training(prepared[2]["training"], 0)}
     inputs = Inputs(0, folder / "work" / "run", name, config, prepared[1], required)
     pairs = list(method.transform_pairs(list(pairs), inputs))
     reader = method.reader(pairs, inputs)
@@ -79,10 +79,11 @@ def test_loss_decreases_and_every_trainable_parameter_moves(name, prepared, pair
     summary, log = run(prepared, tmp_path, name, required(name), epochs=6)
     first, last = (sum(row["loss"] for row in rows) / 6 for rows in (log[:6], log[-6:]))
     assert last < first, f"{name}: mean loss of the first epoch {first:.3f}, of the last {last:.3f}"
-    start = micro_batch(prepared, tmp_path, pairs, name, required(name), "packed")[1].classifier.state_dict()
-    end = load_file(tmp_path / "model" / "model.safetensors")
-    still = [key for key in end if torch.equal(start[key], end[key])]
-    assert not still, f"{name}: these parameters did not move: {still}"
+    method, model, _ = micro_batch(prepared, tmp_path, pairs, name, required(name), "packed")
+    start, end = model.classifier.state_dict(), load_file(tmp_path / "model" / "model.safetensors")
+    for key in end:
+        moved = not torch.equal(start[key], end[key])
+        assert moved != method.is_frozen(key), f"{name}: {key} {'moved, but is called frozen' if moved else 'did not move'}"
     assert summary["method"] == name
 
 
@@ -107,11 +108,10 @@ def test_packed_and_plain_layouts_give_the_same_loss(name, prepared, pairs, requ
 
 
 @pytest.mark.parametrize("name", TRAINED)
-def test_transformed_pairs_are_pure_and_seeded(name, pairs, tmp_path):
+def test_transformed_pairs_are_pure_and_seeded(name, prepared, pairs, required, tmp_path):
     before = list(pairs)
-    first, second = (
-        list(load_method(name, load_card(name).defaults()).transform_pairs(list(pairs), Inputs(5, tmp_path))) for _ in range(2)
-    )
+    inputs = Inputs(5, tmp_path, name, prepared[2], prepared[1], required(name))
+    first, second = (list(load_method(name, load_card(name).defaults()).transform_pairs(list(pairs), inputs)) for _ in range(2))
     assert first == second
     assert list(pairs) == before
 

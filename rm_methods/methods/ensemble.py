@@ -1,0 +1,78 @@
+"""Ensemble of reward models: the runs of one variant with all seeds score together.
+
+    mean         R = mean over members of r_i
+    worst_case   R = min over members of r_i
+    uncertainty  R = mean - weight * mean over members of (r_i - mean)^2
+
+Coste et al. 2023 (arXiv 2310.02743): mean, worst-case and uncertainty-weighted optimisation.  A Bradley-Terry reward is known up to a
+constant of its model, so each member's mean reward over the validation pairs is subtracted first; without that the minimum would
+pick the member with the lowest constant.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+
+from rm_methods.errors import UserError
+from rm_methods.files import write_json
+from rm_methods.methods.contract import CombinedMethod
+from rm_methods.scoring.scorer import SCORER_FILE, load_scorer, pair_rewards, scoring_settings
+
+
+def aggregate_rewards(rewards_MS: np.ndarray, aggregate: str, weight: float) -> np.ndarray:
+    """One reward for each response.
+
+    Args:
+        rewards_MS: centred rewards [members, responses].
+        aggregate: "mean", "worst_case" or "uncertainty".
+        weight: of the variance over the members (population variance: divided by their number), for "uncertainty".
+
+    Returns:
+        [responses]; NaN where a member's reward is NaN.
+    """
+    if aggregate == "worst_case":
+        return rewards_MS.min(axis=0)
+    mean_S = rewards_MS.mean(axis=0)
+    return mean_S - weight * rewards_MS.var(axis=0) if aggregate == "uncertainty" else mean_S
+
+
+class Method(CombinedMethod):
+    def combine(self, pairs, inputs, folder):
+        members = [Path(member) for member in inputs.required["members"]]
+        if not pairs:
+            raise UserError(
+                "ensemble: the members' rewards are centred on the validation pairs, but there are none. Set data.validation_fraction "
+                "above 0, or use data with a validation split."
+            )
+        settings = scoring_settings(inputs.config)
+        rewards_MP2 = np.stack(
+            [
+                pair_rewards(load_scorer(member, settings), pairs, f"{inputs.label}, centre of member {k + 1} of {len(members)}")
+                for k, member in enumerate(members)
+            ]
+        )
+        centres = rewards_MP2.mean(axis=(1, 2))
+        if bad := [str(member) for member, centre in zip(members, centres, strict=True) if not np.isfinite(centre)]:
+            raise UserError(f"ensemble: {bad[0]} gives rewards of validation pairs that are not finite. Train that run again.")
+        description = {
+            "method": "ensemble",
+            "settings": self.settings,
+            # `folder` is moved to another name in the same parent when it is complete, which leaves relative paths right.
+            "members": [os.path.relpath(member.resolve(), folder.resolve()) for member in members],
+            "centres": centres.tolist(),
+        }
+        write_json(folder / SCORER_FILE, description)
+        variance = (rewards_MP2 - centres[:, None, None]).var(axis=0)
+        return {
+            "members": len(members),
+            "centres": centres.tolist(),
+            "member_accuracy": (rewards_MP2[:, :, 0] > rewards_MP2[:, :, 1]).mean(axis=1).tolist(),
+            "mean_variance": float(variance.mean()),
+        }
+
+    def aggregate(self, rewards_MS: np.ndarray) -> np.ndarray:
+        """As `aggregate_rewards`, by the settings."""
+        return aggregate_rewards(rewards_MS, self.settings["aggregate"], self.settings["weight"])

@@ -1,0 +1,59 @@
+"""Member of a weight average: Bradley-Terry, started from a linear probe, with a learning rate and a dropout of its seed.
+
+    loss = -log sigmoid(r_chosen - r_rejected)
+
+Rame et al. 2024 (WARM, arXiv 2401.12187): the members start from one backbone and one probed head, so that their weights can be averaged,
+and differ in the order of the data, the learning rate and the dropout.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+
+from rm_methods.files import read_json
+from rm_methods.methods.bradley_terry import bradley_terry_loss
+from rm_methods.methods.contract import Loss, TrainedMethod
+
+
+def of_seed(values: Sequence[float], seed: int) -> float:
+    """The value of a list that a seed gets: they take turns, seed modulo the length of the list."""
+    return values[seed % len(values)]
+
+
+class Method(TrainedMethod):
+    def training(self, training, seed):
+        return training | {"learning_rate": training["learning_rate"] * of_seed(self.settings["learning_rate_factors"], seed)}
+
+    def model(self, pairs, reader, inputs):
+        from transformers import AutoModelForSequenceClassification
+
+        from rm_methods.reward_models.model import RewardModel
+
+        backbone = inputs.config["backbone"]
+        # All weights of the probe, not its head alone: those of a tiny backbone depend on the seed.
+        classifier = AutoModelForSequenceClassification.from_pretrained(
+            inputs.required["start"][0],
+            dtype=getattr(torch, backbone["dtype"]),
+            attn_implementation=backbone["attention"],
+            local_files_only=True,
+        )
+        return RewardModel(classifier, torch.bfloat16 if inputs.config["training"]["precision"] == "bf16" else None)
+
+    def build(self, model, inputs):
+        self.dropout = of_seed(self.settings["dropout"], inputs.seed)
+        self.learning_rate = inputs.config["training"]["learning_rate"]
+        self.start = read_json(Path(inputs.required["start"][0]).parent / "summary.json")["run_key"]
+        model.classifier.score.register_forward_pre_hook(self._drop)
+
+    def _drop(self, head, states):
+        return F.dropout(states[0], self.dropout, training=head.training)
+
+    def loss(self, model, batch):
+        return Loss(bradley_terry_loss(model(batch).rewards, batch.margin))
+
+    def report(self):
+        return {"start_run_key": self.start, "learning_rate": self.learning_rate, "dropout": self.dropout}
