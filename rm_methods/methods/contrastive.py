@@ -117,6 +117,8 @@ def add_dropout(backbone: nn.Module, probability: float) -> list:
 
 
 class Method(TrainedMethod):
+    depends_on_cut = True
+
     def build(self, model, inputs):
         settings = self.settings
         add_dropout(model.backbone, settings["dropout"])

@@ -94,6 +94,8 @@ class _WithGradient(torch.autograd.Function):
 
 
 class Method(TrainedMethod):
+    depends_on_cut = True
+
     def transform_pairs(self, pairs, inputs):
         name = inputs.config.get("training", {}).get("deepspeed")
         file = configuration_file(name)

@@ -25,6 +25,8 @@ def of_seed(values: Sequence[float], seed: int) -> float:
 
 
 class Method(TrainedMethod):
+    depends_on_cut = True
+
     def training(self, training, seed):
         return training | {"learning_rate": training["learning_rate"] * of_seed(self.settings["learning_rate_factors"], seed)}
 

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import json
+import math
+import os
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 
 from rm_methods.benchmarks.item import BenchmarkItem
@@ -153,6 +158,29 @@ def test_scores_survive_saving_and_loading(name, prepared, tokenizer, pairs, req
         with torch.inference_mode():
             in_memory = scorer.model(lay_out(encoded, "packed", 0)).rewards
         torch.testing.assert_close(in_memory, loaded, atol=1e-5, rtol=0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", TRAINED)
+def test_two_ranks_learn_what_one_rank_learns(name, prepared, required, tmp_path):
+    losses = []
+    for ranks in (1, 2):
+        folder = tmp_path / str(ranks)
+        config = experiment_config(folder, methods=with_required(name), training={"processes": ranks}, seeds=[0, 1])
+        (folder / "config.yaml").write_text(yaml.safe_dump(config))
+        command = [sys.executable, "-m", "rm_methods.cli", "train", "--config", folder / "config.yaml", "--variant", name, "--seed", "0"]
+        command += ["--pairs", prepared[0], "--backbone", prepared[1], "--out", folder, "--work", folder / "work"]
+        command += [word for key, folders in required(name).items() for path in folders for word in ("--required", f"{key}={path}")]
+        done = subprocess.run(
+            [str(word) for word in command], capture_output=True, text=True, timeout=600, env=os.environ | {"OMP_NUM_THREADS": "1"}
+        )
+        assert done.returncode == 0, done.stderr[-4000:]
+        losses.append([json.loads(line)["loss"] for line in (folder / "metrics.jsonl").read_text().splitlines()])
+    assert len(losses[0]) == len(losses[1]) > 0
+    if load_method(name, load_card(name).defaults()).depends_on_cut:
+        assert all(math.isfinite(loss) for loss in losses[1])
+    else:
+        assert losses[0] == pytest.approx(losses[1], abs=1e-3)
 
 
 @pytest.mark.parametrize("name", COMBINED)

@@ -37,6 +37,11 @@ def test_every_method_has_a_documentation_page(name):
         assert f"`{setting}`" in text, f"{page} does not explain `{setting}`"
 
 
+def test_the_index_of_the_documentation_links_every_method():
+    index = (REPOSITORY / "docs" / "methods" / "README.md").read_text()
+    assert [name for name in method_names() if f"]({name}.md)" not in index] == []
+
+
 def test_card_mistakes_are_all_found():
     content = {"title": "", "kind": "magic", "targets": ["nosie"], "cost": "x", "settings": {"a": {"default": "x", "type": "number"}}}
     found = " ".join(card_problems(content))
