@@ -52,8 +52,8 @@ def time_ours(backbone: Path, rows: list[dict], budget: int, pairs_per_step: int
     from rm_methods.preferences.pair import make_pair
     from rm_methods.reward_models.backbones import load_classifier, load_tokenizer
     from rm_methods.reward_models.model import RewardModel
-    from rm_methods.training.batch_plan import plan_cost, plan_steps
-    from rm_methods.training.fitting import training_arguments
+    from rm_methods.training.batch_plan import plan_cost
+    from rm_methods.training.fitting import plan_training, training_arguments
     from rm_methods.training.trainer import PlannedSteps, RewardTrainer
 
     training = {"pairs_per_step": pairs_per_step, "tokens_per_microbatch": budget, "checkpoint_every_steps": None}
@@ -64,7 +64,7 @@ def time_ours(backbone: Path, rows: list[dict], budget: int, pairs_per_step: int
     items = tokenizer.encode((p.prompt, (p.chosen, p.rejected)) for p in pairs)
     model = RewardModel(load_classifier(backbone, config["backbone"], 0), autocast=torch.bfloat16)
     ranks, steps = int(os.environ.get("WORLD_SIZE", 1)), -(-len(pairs) // pairs_per_step)
-    plan = plan_steps(items, steps=-(-len(items) // pairs_per_step), pairs_per_step=pairs_per_step, tokens_per_microbatch=budget, seed=0, ranks=ranks, layout="packed")
+    plan = plan_training(config["training"], items, 0, ranks, "packed")
     with tempfile.TemporaryDirectory() as work:
         arguments = training_arguments(config["training"], 0, Path(work), steps)
         method = load_method("bradley_terry", load_card("bradley_terry").defaults())

@@ -47,7 +47,7 @@ def test_the_reference_is_named_without_noise_even_where_every_level_has_some():
     config = configuration(methods={"label_smoothing": {}, "bradley_terry": {}}, noise_levels=LEVELS[1:])
     assert reference_variant(resolve(config)) == "bradley_terry"
     assert reference_variant(resolve(config | {"comparison": {"reference": "label_smoothing"}})) == "label_smoothing"
-    with pytest.raises(ConfigError, match="comparison.reference: 'label_smothing'"):
+    with pytest.raises(ConfigError, match=r"comparison\.reference: 'label_smothing'"):
         resolve(config | {"comparison": {"reference": "label_smothing"}})
 
 
@@ -131,7 +131,8 @@ def test_too_few_seeds_for_what_needs_all_of_them_are_refused(monkeypatch):
 
     card = registry.load_card("label_smoothing")
     needy = {"smoothing": {"kind": "trained", "seeds": "all", "at_least": 2, "builtin": []}}
-    changed = registry.MethodCard(**(vars(card) | {"requires": needy, "settings": {"smoothing": {"default": "bradley_terry", "description": "x"}}}))
+    settings = {"smoothing": {"default": "bradley_terry", "description": "x"}}
+    changed = registry.MethodCard(**(vars(card) | {"requires": needy, "settings": settings}))
     original = registry.load_card
     monkeypatch.setattr(registry, "load_card", lambda name: changed if name == "label_smoothing" else original(name))
     with pytest.raises(ConfigError, match="needs at least 2 seeds, but seeds is \\[3\\]"):

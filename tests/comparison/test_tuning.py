@@ -74,12 +74,12 @@ def test_every_candidate_is_in_the_evidence(tmp_path):
 
 def test_missing_runs_missing_validation_and_no_grid_are_refused(tmp_path):
     config = configuration()
-    with pytest.raises(UserError, match="summary.json: this run is missing"):
+    with pytest.raises(UserError, match=r"summary\.json: this run is missing"):
         tune(config, tmp_path, tmp_path / "tuning")
     write_runs(tmp_path, config, lambda variant, seed: 0.7)
     broken = tmp_path / "runs" / "bradley_terry" / "seed0" / "summary.json"
     broken.write_text('{"metrics": {}}')
     with pytest.raises(UserError, match="needs a validation split"):
         tune(config, tmp_path, tmp_path / "tuning")
-    with pytest.raises(UserError, match="tuning.enabled is false"):
+    with pytest.raises(UserError, match=r"tuning\.enabled is false"):
         tune(configuration(tuning={}), tmp_path, tmp_path / "tuning")
