@@ -112,10 +112,12 @@ class TrainedMethod:
         model_is_made_whole: the model may not be created in shards under ZeRO-3 (each rank makes it whole, then it is sharded).
         depends_on_cut: the loss compares pairs of a micro-batch, or draws random numbers, so what is learnt depends on how a step is cut
             into micro-batches and dealt to ranks.
+        passes: forwards, with their backwards, of each micro-batch; the cost of a run counts them all.
     """
 
     model_is_made_whole = False
     depends_on_cut = False
+    passes = 1
 
     def __init__(self, settings: dict[str, Any]):
         self.settings = settings

@@ -118,6 +118,7 @@ def add_dropout(backbone: nn.Module, probability: float) -> list:
 
 class Method(TrainedMethod):
     depends_on_cut = True
+    passes = 2
 
     def build(self, model, inputs):
         settings = self.settings

@@ -95,6 +95,7 @@ class _WithGradient(torch.autograd.Function):
 
 class Method(TrainedMethod):
     depends_on_cut = True
+    passes = 2
 
     def transform_pairs(self, pairs, inputs):
         name = inputs.config.get("training", {}).get("deepspeed")

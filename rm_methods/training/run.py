@@ -181,7 +181,9 @@ def _train_this_rank(config: dict[str, Any], variant: str, seed: int, files: Run
             reader.tokenizer.save_pretrained(folder)
         with written_atomically(files.metrics) as path:
             shutil.copyfile(work / "metrics.jsonl", path)
-        planned = {key: count + adaptation_cost.get(key, 0) for key, count in plan_cost(plan, items, layout).items()}
+        planned = plan_cost(plan, items, layout)
+        planned |= {key: method.passes * planned[key] for key in ("tokens", "launched_tokens", "forwards")}
+        planned = {key: count + adaptation_cost.get(key, 0) for key, count in planned.items()}
         cost = _cost(planned, arguments, log.before + time.monotonic() - started)
         final = {"train_loss": log.last_loss, **_validation(config, files)}
         extra = {"truncation": truncation, "training": training, "noise": noise, "report": method.report()}

@@ -69,3 +69,10 @@ def test_a_missing_run_of_another_variant_is_named(prepared, tmp_path):
             train(config, "interaction_distillation", 0, wrong)
     with pytest.raises((UserError, OSError), match="nowhere"):
         train(config, "interaction_distillation", 0, gone)
+
+
+def test_the_cost_counts_every_pass(prepared, tmp_path):
+    methods = {"bradley_terry": {}, "contrastive": {}}
+    costs = [train(experiment_config(tmp_path, methods=methods), name, 0, run_files(prepared, tmp_path / name))["cost"] for name in methods]
+    assert [costs[1][key] for key in ("tokens", "forwards")] == [2 * costs[0][key] for key in ("tokens", "forwards")]
+    assert costs[1]["optimizer_steps"] == costs[0]["optimizer_steps"]
