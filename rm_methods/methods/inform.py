@@ -1,0 +1,149 @@
+"""InfoRM: the reward is read through a noisy bottleneck that keeps little of the hidden state.
+
+    h    = mu(x, y) + exp(logvar(x, y) / 2) * noise,   r = g . h,   noise ~ N(0, I)
+    loss = -log sigmoid(r_chosen - r_rejected) + weight * [KL(chosen) + KL(rejected)]
+    KL   = 1/2 sum_k (mu_k^2 + exp(logvar_k) - 1 - logvar_k),   to N(0, I), summed over the latent dimensions
+
+Miao et al. 2024 (arXiv 2402.09345; journal version 2510.13694).  mu and logvar are linear in the last hidden state, and so is g in h.
+Without noise the reward is linear in the hidden state: mu and g are merged into the head that is exported.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from rm_methods.benchmarks.item import BenchmarkItem
+from rm_methods.errors import UserError
+from rm_methods.files import written_atomically
+from rm_methods.methods.bradley_terry import bradley_terry_loss
+from rm_methods.methods.contract import Loss, TrainedMethod
+from rm_methods.reward_models.layouts import PairBatch, lay_out
+from rm_methods.scoring.scorer import RewardModelScorer, ScoringSettings
+
+FILE = "inform.safetensors"  # the bottleneck, beside the exported model
+
+_LARGEST_LOG_VARIANCE = 10.0  # above, exp would soon overflow; far beyond what the KL term leaves alone
+
+
+def kl_to_standard_normal(mean: torch.Tensor, log_variance: torch.Tensor) -> torch.Tensor:
+    """KL(N(mean, diag exp(log_variance)) || N(0, I)), summed over the last dimension."""
+    return 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).sum(-1)
+
+
+class Bottleneck(nn.Module):
+    """Encoder and decoder.
+
+    Args:
+        hidden_size, latent_size: width of hidden states and latents.
+        scale: standard deviation of the starting weights of g, ten times that of mu; logvar starts at 0, the prior's.
+        seed: of the starting weights.
+    """
+
+    def __init__(self, hidden_size: int, latent_size: int, scale: float, seed: int):
+        super().__init__()
+        self.mean = nn.Linear(hidden_size, latent_size, bias=False)
+        self.centre = nn.Parameter(torch.zeros(latent_size))
+        self.log_variance = nn.Linear(hidden_size, latent_size)
+        self.decoder = nn.Linear(latent_size, 1, bias=False)
+        generator = torch.Generator().manual_seed(seed)
+        nn.init.normal_(self.decoder.weight, std=scale, generator=generator)
+        # Near the prior: a larger mu starts with a KL that would be most of the loss for as long as a small learning rate takes to undo it.
+        nn.init.normal_(self.mean.weight, std=scale / 10, generator=generator)
+        nn.init.zeros_(self.log_variance.weight)
+        nn.init.zeros_(self.log_variance.bias)
+
+    def forward(self, states: torch.Tensor, noise: torch.Tensor | None = None) -> tuple[torch.Tensor, ...]:
+        """Rewards [...], mu [..., d] and logvar [..., d] of hidden states fp32 [..., H]; noise [..., d], or none for evaluation.
+
+        mu is mean(states) + centre.  The reward leaves the constant g . centre out: no difference of rewards knows it, and an exported
+        head has no bias to keep it in.
+        """
+        offset = self.mean(states)
+        log_variance = self.log_variance(states).clamp(max=_LARGEST_LOG_VARIANCE)
+        latent = offset if noise is None else offset + (log_variance / 2).exp() * noise
+        return self.decoder(latent)[..., 0], offset + self.centre, log_variance
+
+
+class Method(TrainedMethod):
+    def build(self, model, inputs):
+        self.seed = inputs.seed
+        self.latent_size = min(self.settings["latent_size"], model.hidden_size)
+        scale = getattr(model.config, "initializer_range", 0.02)
+        model.bottleneck = self.bottleneck = Bottleneck(model.hidden_size, self.latent_size, scale, inputs.seed)
+        # What has no part in the loss must not wait for a gradient.  The head is made anew at export.
+        model.classifier.score.requires_grad_(False)
+        self.bottleneck.centre.requires_grad_(self.settings["weight"] > 0)
+
+    def loss(self, model, batch):
+        states = model(batch).last_hidden.float()
+        noise = self._noise(batch).to(states.device) if self.bottleneck.training else None
+        rewards, mean, log_variance = self.bottleneck(states, noise)
+        preference = bradley_terry_loss(rewards)
+        kl = kl_to_standard_normal(mean, log_variance).sum(1)
+        loss = preference + self.settings["weight"] * kl if self.settings["weight"] else preference
+        return Loss(loss, {"preference_loss": preference, "kl": kl})
+
+    def _noise(self, batch: PairBatch) -> torch.Tensor:
+        """Standard normal, fp32 [pairs, 2, d], from seed, progress and pair: the same after a resume and for any micro-batches."""
+        keys = (f"inform {self.seed} {batch.progress} {pair_id}" for pair_id in batch.pair_ids)
+        generators = (torch.Generator().manual_seed(zlib.crc32(key.encode())) for key in keys)
+        return torch.stack([torch.randn(2, self.latent_size, generator=generator) for generator in generators])
+
+    def report(self):
+        return {"latent_size": self.latent_size}
+
+    def export(self, model, folder, state_dict=None):
+        """A plain checkpoint whose head is g times the matrix of mu, and the bottleneck beside it."""
+        from safetensors.torch import save_file
+
+        if not hasattr(model, "bottleneck"):  # already exported once
+            return model.save(folder, state_dict)
+        weights = model.state_dict() if state_dict is None else state_dict
+        prefix = "bottleneck."
+        bottleneck = {name[len(prefix) :]: w.detach().float().cpu().contiguous() for name, w in weights.items() if name.startswith(prefix)}
+        score = (bottleneck["decoder.weight"].double() @ bottleneck["mean.weight"].double()).float()
+        model.save(folder, dict(weights) | {"classifier.score.weight": score})
+        with written_atomically(Path(folder) / FILE) as path:
+            save_file(bottleneck, path)
+
+
+class _LatentReader(RewardModelScorer):
+    """Gives latents where the scorer gives rewards."""
+
+    def latents(self, items: Sequence[BenchmarkItem], bottleneck: dict[str, torch.Tensor]) -> list[np.ndarray]:
+        encoded = self.tokenizer.encode((item.prompt, item.responses) for item in items)
+        device = next(self.model.parameters()).device
+        matrix, centre = bottleneck["mean.weight"].to(device), bottleneck["centre"].to(device)
+        found: list[np.ndarray] = [np.empty(0)] * len(items)
+        for members, _ in self._batches(encoded):
+            batch = lay_out([encoded[i] for i in members], self.model.layout(self.settings.layout), self.tokenizer.pad_id).to(device)
+            with torch.inference_mode():
+                means = self.model(batch).last_hidden.float() @ matrix.T + centre
+            for index, mean in zip(members, means.cpu().numpy(), strict=True):
+                found[index] = mean
+        return found
+
+
+def latents_of_items(folder: str | Path, items: Sequence[BenchmarkItem], settings: ScoringSettings) -> list[np.ndarray]:
+    """mu of every response of every item.
+
+    Args:
+        folder: the model folder of an `inform` run.
+
+    Returns:
+        fp32 [responses, d] for each item.
+
+    Raises:
+        UserError: the folder holds no bottleneck.
+    """
+    from safetensors.torch import load_file
+
+    if not (Path(folder) / FILE).exists():
+        raise UserError(f"{folder}: no {FILE} is there, so it has no latents. Give the model folder of a run of the method 'inform'.")
+    return _LatentReader.from_folder(Path(folder), settings).latents(items, load_file(Path(folder) / FILE))
