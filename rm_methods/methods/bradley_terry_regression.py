@@ -19,8 +19,8 @@ import torch
 from rm_methods.errors import UserError
 from rm_methods.methods.bradley_terry import bradley_terry_loss
 from rm_methods.methods.contract import Loss, TrainedMethod
-from rm_methods.methods.pair_numbers import label_strengths, meta_numbers
 from rm_methods.preferences.pair import PreferencePair
+from rm_methods.preferences.pair_numbers import label_strengths, meta_numbers
 
 
 def regression_penalty(rewards: torch.Tensor, target: torch.Tensor) -> torch.Tensor:

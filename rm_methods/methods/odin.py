@@ -22,7 +22,7 @@ from torch import nn
 
 from rm_methods.methods.bradley_terry import bradley_terry_loss
 from rm_methods.methods.contract import Loss, TrainedMethod
-from rm_methods.methods.response_tokens import response_tokens
+from rm_methods.reward_models.response_tokens import response_tokens
 
 FEWEST = 64  # responses: below that a correlation is mostly chance, and the terms with it count nothing
 CONSTANT = 1e-6  # values whose deviation is below this share of their size (or this number) differ by rounding alone

@@ -28,9 +28,9 @@ from rm_methods.files import read_json
 from rm_methods.methods.bradley_terry import bradley_terry_loss
 from rm_methods.methods.contract import Loss, TrainedMethod
 from rm_methods.methods.cross_fitted import fold_of
-from rm_methods.methods.pair_numbers import label_strengths
 from rm_methods.preferences.pair import PreferencePair
-from rm_methods.scoring.scorer import ScoringSettings, load_scorer, pair_rewards
+from rm_methods.preferences.pair_numbers import label_strengths
+from rm_methods.scoring.scorer import load_scorer, pair_rewards, settings_of_training
 
 RELEASED = "data"
 LARGEST_MARGIN = 3.0  # in standard deviations of mu, before `margin`
@@ -92,14 +92,7 @@ def cross_fitted_strengths(pairs: Sequence[PreferencePair], inputs) -> tuple[np.
     left_out, folds = _folds(folders)
     fold = np.array([fold_of(pair.group, folds) for pair in pairs])
     margins: list[list[float]] = [[] for _ in pairs]
-    training, backbone = inputs.config["training"], inputs.config["backbone"]
-    settings = ScoringSettings(
-        max_length=training["max_length"] or backbone["max_length"],
-        tokens_per_batch=training["tokens_per_microbatch"],
-        precision=training["precision"],
-        layout=training["layout"],
-        attention=backbone["attention"],
-    )
+    settings = settings_of_training(inputs.config)
     # Ranks share no process group yet, so each computes the strengths on its own device: equal arguments give equal pairs.
     own_device = torch.cuda.device(int(os.environ.get("LOCAL_RANK", 0))) if torch.cuda.is_available() else nullcontext()
     for k, (folder, out) in enumerate(zip(folders, left_out, strict=True)):

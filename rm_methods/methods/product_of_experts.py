@@ -18,7 +18,7 @@ from torch import nn
 
 from rm_methods.methods.bradley_terry import bradley_terry_loss
 from rm_methods.methods.contract import Loss, TrainedMethod
-from rm_methods.methods.response_tokens import response_tokens
+from rm_methods.reward_models.response_tokens import response_tokens
 
 
 class BiasExpert(nn.Module):

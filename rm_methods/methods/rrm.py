@@ -199,23 +199,15 @@ def filter_rewards(examples: Sequence[Example], inputs: Inputs) -> list[list[flo
     otherwise.
     """
     from rm_methods.benchmarks.item import BenchmarkItem
-    from rm_methods.scoring.scorer import ScoringSettings, load_scorer
+    from rm_methods.scoring.scorer import load_scorer, settings_of_training
 
     folder = inputs.required["filter"][0]
     asked = content_hash([str(folder), *([example.original.prompt, example.responses] for example in examples)])
     file = inputs.work_folder / f"filter_rewards_{asked}.json"
     if file.exists():
         return read_json(file)
-    backbone, training = inputs.config["backbone"], inputs.config["training"]
-    settings = ScoringSettings(
-        max_length=training["max_length"] or backbone["max_length"],
-        tokens_per_batch=training["tokens_per_microbatch"],
-        precision=training["precision"],
-        layout=training["layout"],
-        attention=backbone["attention"],
-    )
     items = [BenchmarkItem(str(i), "", example.original.prompt, example.responses, 0) for i, example in enumerate(examples)]
-    rows = load_scorer(folder, settings).score(items, f"{inputs.label}: filter")
+    rows = load_scorer(folder, settings_of_training(inputs.config)).score(items, f"{inputs.label}: filter")
     rewards = np.array([row.score for row in rows]).reshape(len(examples), -1).tolist()
     write_json(file, rewards)
     return rewards

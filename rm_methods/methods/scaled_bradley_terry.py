@@ -18,7 +18,7 @@ import torch
 from rm_methods.errors import UserError
 from rm_methods.methods.bradley_terry import bradley_terry_loss
 from rm_methods.methods.contract import Loss, TrainedMethod
-from rm_methods.methods.pair_numbers import label_strengths
+from rm_methods.preferences.pair_numbers import label_strengths
 
 
 def scaled_bradley_terry_loss(rewards: torch.Tensor, factor: torch.Tensor | float) -> torch.Tensor:

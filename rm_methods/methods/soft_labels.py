@@ -15,7 +15,7 @@ import torch
 
 from rm_methods.methods.bradley_terry import bradley_terry_loss
 from rm_methods.methods.contract import Loss, TrainedMethod
-from rm_methods.methods.pair_numbers import label_strengths, meta_numbers
+from rm_methods.preferences.pair_numbers import label_strengths, meta_numbers
 
 
 def soft_label_loss(rewards: torch.Tensor, target: torch.Tensor | float) -> torch.Tensor:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -52,6 +52,22 @@ def scoring_settings(config: dict[str, Any]) -> ScoringSettings:
     """The settings that a resolved configuration asks for."""
     backbone = config["backbone"]
     return ScoringSettings(max_length=backbone["max_length"], attention=backbone["attention"], **config["scoring"])
+
+
+def settings_of_training(config: Mapping[str, Any]) -> ScoringSettings:
+    """The settings that score training pairs as training itself reads them.
+
+    Args:
+        config: sections `backbone` and `training`.
+    """
+    training, backbone = config["training"], config["backbone"]
+    return ScoringSettings(
+        max_length=training["max_length"] or backbone["max_length"],
+        tokens_per_batch=training["tokens_per_microbatch"],
+        precision=training["precision"],
+        layout=training["layout"],
+        attention=backbone["attention"],
+    )
 
 
 def load_scorer(folder: str | Path, settings: ScoringSettings):

@@ -236,16 +236,13 @@ def _validation(config: dict[str, Any], files: RunFiles) -> dict[str, float]:
     """Accuracy (ties are wrong) and Bradley-Terry loss of the saved model on the validation split; empty if there is none."""
     import numpy as np
 
-    from rm_methods.benchmarks.item import BenchmarkItem
-    from rm_methods.scoring.scorer import load_scorer, scoring_settings
+    from rm_methods.scoring.scorer import load_scorer, pair_rewards, scoring_settings
 
     pairs = read_pairs(files.pairs, splits=["validation"])
     if not pairs:
         return {}
-    items = [BenchmarkItem(p.pair_id, p.split, p.prompt, [p.chosen, p.rejected], 0) for p in pairs]
     scorer = load_scorer(files.model, scoring_settings(config))
-    rows = scorer.score(items)
-    rewards = np.array([row.score for row in rows], dtype=np.float64).reshape(-1, 2)
+    rewards = pair_rewards(scorer, pairs)
     margins = rewards[:, 0] - rewards[:, 1]
     return {
         "validation_accuracy": float((margins > 0).mean()),

@@ -9,7 +9,7 @@ from rm_methods.methods.bradley_terry import bradley_terry_loss
 from rm_methods.methods.contract import Loss, TrainedMethod
 from rm_methods.methods.product_of_experts import BiasExpert
 from rm_methods.methods.registry import load_card, load_method
-from rm_methods.methods.response_tokens import response_tokens
+from rm_methods.reward_models.response_tokens import response_tokens
 from tests.conftest import experiment_config
 from tests.methods.length_toy import LengthWorld, LinearModel, accuracy, correlation, trained
 
