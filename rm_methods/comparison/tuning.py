@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import io
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -96,7 +97,7 @@ def tune(config: Mapping[str, Any], folder: Path, out_folder: Path) -> str:
 
 
 def read_candidates(config: Mapping[str, Any], folder: Path) -> list[Candidate]:
-    """All points of all grids; the untouched variant stands once in each of its two lines."""
+    """All points of all grids, line by line; the untouched variant stands once in each of its two lines, a line of one point is none."""
     candidates = []
     for variant, entry in config["methods"].items():
         card = load_card(entry["method"])
@@ -111,6 +112,8 @@ def read_candidates(config: Mapping[str, Any], folder: Path) -> list[Candidate]:
             candidates.append(Candidate(*common, "learning_rate", own_rate, *scores))
         if card.knob and (entry["learning_rate"] == base["learning_rate"]):
             candidates.append(Candidate(*common, card.knob["setting"], entry["settings"][card.knob["setting"]], *scores))
+    points = Counter((c.tuned_from, c.setting) for c in candidates)
+    candidates = [c for c in candidates if points[c.tuned_from, c.setting] > 1]
     return sorted(candidates, key=lambda c: (list(config["methods"]).index(c.tuned_from), c.setting != "learning_rate", c.value))
 
 

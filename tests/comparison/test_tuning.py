@@ -53,6 +53,14 @@ def test_equal_accuracy_goes_to_the_lower_loss(tmp_path):
     assert settings["bradley_terry"] == {"learning_rate": 0.001}
 
 
+def test_a_setting_that_was_not_varied_is_not_chosen(tmp_path):
+    config = configuration(tuning={"enabled": True, "learning_rates": [0.001], "knobs": False})
+    write_runs(tmp_path, config, lambda variant, seed: 0.7)
+    tune(config, tmp_path, tmp_path / "tuning")
+    settings = yaml.safe_load((tmp_path / "tuning" / "tuned.yaml").read_text())["settings"]
+    assert set(settings["label_smoothing"]) == {"learning_rate"}
+
+
 def test_what_was_chosen_is_read_back_by_a_configuration(tmp_path):
     config = configuration()
     write_runs(tmp_path, config, lambda variant, seed: 0.7, {"bradley_terry_lr0p001": 0.4})
