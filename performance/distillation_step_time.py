@@ -66,7 +66,16 @@ def time_side(side: str, models: Path, rows: list[dict], budget: int, steps: int
     pairs = [make_pair(r["prompt"], r["chosen"][0]["content"], r["rejected"][0]["content"], split="train", source="hh_rlhf") for r in rows]
     items = tokenizer.encode((p.prompt, (p.chosen, p.rejected)) for p in pairs)
     inputs = Inputs(
-        0, models / "work" / "run", side, config, models / "backbone", {"teacher": models / "teacher" / "model"}, 1, pairs, items, tokenizer
+        0,
+        models / "work" / "run",
+        side,
+        config,
+        models / "backbone",
+        {"teacher": [models / "teacher" / "model"]},
+        1,
+        pairs,
+        items,
+        tokenizer,
     )
     model = method.model(pairs, tokenizer, inputs)
     method.build(model, inputs)

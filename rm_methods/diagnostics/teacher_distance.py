@@ -83,7 +83,7 @@ def diagnose_teacher_distance(
         for moment, model in (("before", before), ("after", scorer.model)):
             method = Method(settings)
             items = scorer.tokenizer.encode((p.prompt, (p.chosen, p.rejected)) for p in pairs)
-            inputs = _inputs(config, seed, folders, {"teacher": folder})
+            inputs = _inputs(config, seed, folders, {"teacher": [folder]})
             method.build(model, replace(inputs, total_steps=1, pairs=pairs, items=items, reader=scorer.tokenizer))
             found[moment], examples[moment] = _measure(method, model, pairs, items, scoring.tokens_per_batch)
         for index, pair in enumerate(selected):
@@ -107,7 +107,7 @@ def _settings(config: dict[str, Any], variant: str, teacher: str) -> dict[str, A
     return load_card("interaction_distillation").defaults() | layers | {"teacher": teacher, "online": True}
 
 
-def _inputs(config: dict[str, Any], seed: int, folders: Mapping[str, Path], required: Mapping[str, Path]) -> Inputs:
+def _inputs(config: dict[str, Any], seed: int, folders: Mapping[str, Path], required: Mapping[str, list[Path]]) -> Inputs:
     # The run's model is loaded with the precision of scoring; the one before training must have the same.
     sections = {"backbone": config["backbone"], "training": config["training"] | {"precision": config["scoring"]["precision"]}}
     return Inputs(seed, Path(folders["model"]).parent, "diagnose", sections, folders["backbone"], required)

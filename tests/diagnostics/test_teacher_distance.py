@@ -24,7 +24,7 @@ def trained(prepared, pairs, tmp_path_factory):
     models = {}
     for variant in ("joint_encoder", "bradley_terry", "interaction_distillation"):
         out = folder / variant
-        required = {"teacher": models["joint_encoder"]} if variant == "interaction_distillation" else {}
+        required = {"teacher": [models["joint_encoder"]]} if variant == "interaction_distillation" else {}
         outputs = (out / "model", out / "metrics.jsonl", out / "summary.json", folder / "work")
         train(config, variant, 0, RunFiles(prepared[0], prepared[1], *outputs, required))
         models[variant] = out / "model"

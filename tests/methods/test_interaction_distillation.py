@@ -34,7 +34,7 @@ def made(prepared, tokenizer, pairs, folder, name="interaction_distillation", fo
     method = load_method(name, load_card(name).defaults() | settings)
     config = {"backbone": prepared[2]["backbone"], "training": prepared[2]["training"]}
     items = tokenizer.encode((p.prompt, (p.chosen, p.rejected)) for p in pairs)
-    required = {"teacher": folder_of_teacher} if folder_of_teacher else {}
+    required = {"teacher": [folder_of_teacher]} if folder_of_teacher else {}
     inputs = Inputs(0, folder / "work" / "run", name, config, prepared[1], required, 10, pairs, items, tokenizer)
     model = method.model(pairs, tokenizer, inputs)
     method.build(model, inputs)
@@ -167,7 +167,7 @@ def test_the_exported_model_has_no_trace_of_the_teacher(prepared, tmp_path, teac
     methods = {"bradley_terry": {}, "interaction_distillation": {"teacher": "joint_encoder"}, "joint_encoder": TEACHER}
     own = tmp_path / "teacher"
     shutil.copytree(teachers["joint_encoder"].parent, own)
-    summary, model = train_variant(prepared, tmp_path, "interaction_distillation", methods, {"teacher": own / "model"})
+    summary, model = train_variant(prepared, tmp_path, "interaction_distillation", methods, {"teacher": [own / "model"]})
     _, plain = train_variant(prepared, tmp_path, "bradley_terry", methods)
     weights, plain_weights = (load_file(folder / "model.safetensors") for folder in (model, plain))
     assert {name: w.shape for name, w in weights.items()} == {name: w.shape for name, w in plain_weights.items()}
