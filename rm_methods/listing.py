@@ -27,7 +27,7 @@ def _methods() -> str:
     rows = []
     for name in method_names():
         card = load_card(name)
-        settings = ", ".join(f"{key}={value}" for key, value in card.defaults().items())
+        settings = "\n".join(f"{key}={value}" for key, value in card.defaults().items())
         rows.append((name, card.title, card.kind.replace("_", "-"), ", ".join(card.targets) or "-", settings or "-"))
     return _table(("name", "title", "kind", "targets", "settings and defaults"), rows)
 
@@ -57,10 +57,16 @@ def _table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
     from rich import box
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
-    table = Table(*header, box=box.SIMPLE_HEAD)
+    table = Table(box=box.SIMPLE_HEAD)
+    for position, heading in enumerate(header):
+        # Names are there to be copied: never cut, never broken.
+        table.add_column(
+            heading, no_wrap=position == 0, overflow="fold", min_width=max(len(row[0]) for row in rows) if position == 0 else None
+        )
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(Text, row))
     out = StringIO()
     Console(file=out, width=max(100, shutil.get_terminal_size().columns)).print(table)
     return "\n".join(line.rstrip() for line in out.getvalue().rstrip().split("\n"))
