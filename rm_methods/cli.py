@@ -236,7 +236,10 @@ def diagnose_teacher(config_files, variant, seed, model, backbone, teacher, benc
         raise UserError(f"{len(benchmark)} --benchmark but {len(items)} --items were given; give one --items for each --benchmark.")
     folders = {"model": model, "backbone": backbone}
     benchmarks = list(zip(benchmark, items, strict=True))
-    teachers = {name: folder for name, (folder,) in _named_folders("--teacher", teacher).items()}
+    teachers = _named_folders("--teacher", teacher)
+    if twice := [name for name, folders in teachers.items() if len(folders) > 1]:
+        raise UserError(f"--teacher {twice[0]}: given {len(teachers[twice[0]])} times; give each teacher once.")
+    teachers = {name: folders[0] for name, folders in teachers.items()}
     click.echo(diagnose_teacher_distance(config, variant, seed, benchmarks, folders, teachers, out, threads))
 
 

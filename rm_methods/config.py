@@ -6,6 +6,7 @@ Imports nothing heavy: the Snakefile resolves the configuration in every job.
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
@@ -142,10 +143,15 @@ def _resolve_methods(config: dict[str, Any], problems: list[str]) -> dict[str, A
     resolved = {name: _resolve_method(name, entry or {}, tuned, problems) for name, entry in entries.items()}
     if problems:
         return resolved
-    if config["tuning"]["enabled"]:
-        resolved = tuning_grid(resolved, config["tuning"]["learning_rates"], config["tuning"]["knobs"])
+    tuning = config["tuning"]
     config["noise_levels"] = [{"kind": "symmetric"} | level for level in config["noise_levels"]]
-    return across_noise(resolved, config["noise_levels"]) if config["noise_levels"] else resolved
+    try:
+        if tuning["enabled"]:
+            resolved = tuning_grid(resolved, tuning["learning_rates"], tuning["knobs"], config["training"]["learning_rate"])
+        return across_noise(resolved, config["noise_levels"]) if config["noise_levels"] else resolved
+    except ConfigError as error:
+        problems += error.problems
+        return resolved
 
 
 def _resolve_method(variant: str, entry: dict[str, Any], tuned: dict[str, Any], problems: list[str]) -> dict[str, Any]:
@@ -292,6 +298,14 @@ def _axis_conflicts(config: dict[str, Any]) -> list[str]:
         found.append("data.label_noise.rate: would be added to every one of noise_levels; set it to 0, or leave noise_levels empty")
     if levels and config["tuning"]["enabled"]:
         found.append("tuning.enabled: a grid is tuned on one level of noise; leave noise_levels empty and set data.label_noise")
+    if config["tuning"]["enabled"]:
+        # Tuned settings are kept by method, so a second grid of a method would have no place.
+        grids = Counter(entry["method"] for entry in config["methods"].values() if not entry["tuned_from"])
+        found += [
+            f"tuning.enabled: {count} variants of the method '{method}', but tuned settings belong to a method; keep one of them"
+            for method, count in grids.items()
+            if count > 1 and registry.load_card(method).kind == "trained"
+        ]
     return found
 
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from rm_methods.errors import ConfigError
 from rm_methods.methods.registry import load_card
 
 Entries = dict[str, dict[str, Any]]  # variant -> {"method", "settings", "learning_rate", "label_noise", "tuned_from"}
@@ -62,39 +63,61 @@ def noise_suffix(level: Mapping[str, Any]) -> str:
 
 
 def across_noise(entries: Entries, levels: Sequence[Mapping[str, Any]]) -> Entries:
-    """Every variant that learns from pairs, once for each level; a required variant is the one of the same level."""
+    """Every variant that learns from pairs, once for each level; a required variant is the one of the same level.
+
+    Raises:
+        ConfigError: a variant already has the name that another one gets on a level.
+    """
     crossed: Entries = {}
     for level in levels:
         suffix = noise_suffix(level)
         for variant, entry in entries.items():
             card = load_card(entry["method"])
             if card.kind == "content_blind":
-                crossed[variant] = entry
+                _add(crossed, variant, entry, "noise_levels")
                 continue
             required = {key: other + suffix for key, other in card.required_variants(entry["settings"]).items()}
-            crossed[variant + suffix] = entry | {"settings": entry["settings"] | required, "label_noise": dict(level)}
+            _add(crossed, variant + suffix, entry | {"settings": entry["settings"] | required, "label_noise": dict(level)}, "noise_levels")
     return crossed
 
 
-def tuning_grid(entries: Entries, learning_rates: Sequence[float], knobs: bool) -> Entries:
+def tuning_grid(entries: Entries, learning_rates: Sequence[float], knobs: bool, common_rate: float) -> Entries:
     """Every trained variant with each learning rate, and with each value of its knob at its own learning rate.
 
     A star, not a full grid: the same number of learning rates for all, and one line through the knob.  Joint models stay as they are,
     and combined methods have nothing to tune.
+
+    Args:
+        learning_rates: to try beside a variant's own; its own is not tried twice.
+        knobs: whether to try the values of the main setting.
+        common_rate: learning rate of variants without one of their own.
+
+    Raises:
+        ConfigError: a variant already has the name of a point of the grid.
     """
     grid: Entries = {}
     for variant, entry in entries.items():
         card = load_card(entry["method"])
         if not card.has_weights:
             continue
-        grid[variant] = entry
+        _add(grid, variant, entry, "tuning")
         if card.kind == "joint":
             continue
         for rate in learning_rates:
-            grid[f"{variant}_lr{rate:g}".replace(".", "p").replace("+", "")] = entry | {"learning_rate": rate, "tuned_from": variant}
+            if rate != (entry["learning_rate"] or common_rate):
+                _add(grid, _point(variant, f"lr{rate:g}"), entry | {"learning_rate": rate, "tuned_from": variant}, "tuning")
         for value in card.knob["values"] if knobs and card.knob else ():
-            if value == entry["settings"][card.knob["setting"]]:
-                continue
-            name = f"{variant}_{card.knob['setting']}_{value}".replace(".", "p").replace("+", "")
-            grid[name] = entry | {"settings": entry["settings"] | {card.knob["setting"]: value}, "tuned_from": variant}
+            setting = card.knob["setting"]
+            if value != entry["settings"][setting]:
+                changed = entry | {"settings": entry["settings"] | {setting: value}, "tuned_from": variant}
+                _add(grid, _point(variant, f"{setting}_{value}"), changed, "tuning")
     return grid
+
+
+def _point(variant: str, value: str) -> str:
+    return f"{variant}_{value}".replace(".", "p").replace("+", "")
+
+
+def _add(variants: Entries, name: str, entry: dict[str, Any], axis: str) -> None:
+    if variants.setdefault(name, entry) != entry:
+        raise ConfigError([f"methods.{name}: {axis} gives this name to another variant; choose another name"])

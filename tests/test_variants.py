@@ -52,7 +52,7 @@ def test_the_reference_is_named_without_noise_even_where_every_level_has_some():
 
 
 def test_the_grid_is_a_star_around_each_method():
-    tuning = {"enabled": True, "learning_rates": [1e-3, 5e-3]}
+    tuning = {"enabled": True, "learning_rates": [1e-3, 7e-3]}
     config = resolve(configuration(methods={"label_smoothing": {"smoothing": 0.1}, "longest": {}}, tuning=tuning))
     grid = config["methods"]
     values = [value for value in (0.05, 0.1, 0.2) if value != 0.1]
@@ -63,6 +63,13 @@ def test_the_grid_is_a_star_around_each_method():
     assert grid["label_smoothing_smoothing_0p2"]["settings"] == {"smoothing": 0.2}
     assert grid["label_smoothing_smoothing_0p2"]["learning_rate"] is None
     assert resolve(config) == config
+
+
+@pytest.mark.parametrize(("own", "common", "tried"), [({"learning_rate": 5e-3}, 1e-2, {"1e-3", "1e-2"}), ({}, 1e-2, {"1e-3", "5e-3"})])
+def test_a_learning_rate_that_a_variant_has_already_is_not_trained_twice(own, common, tried):
+    tuning = {"enabled": True, "learning_rates": [1e-3, 5e-3, 1e-2], "knobs": False}
+    config = resolve(configuration(methods={"bradley_terry": own}, training={"learning_rate": common}, tuning=tuning))
+    assert {entry["learning_rate"] for name, entry in config["methods"].items() if name != "bradley_terry"} == {float(t) for t in tried}
 
 
 def test_a_grid_without_knobs_has_learning_rates_only():
@@ -80,6 +87,21 @@ def test_a_grid_without_knobs_has_learning_rates_only():
         ({"noise_levels": [{"rate": 0.5}]}, "noise_levels.0.rate: is 0.5; must be less than 0.5"),
         ({"noise_levels": LEVELS, "data": {"dataset": "world", "label_noise": {"rate": 0.1}}}, "data.label_noise.rate: would be added"),
         ({"noise_levels": LEVELS, "tuning": {"enabled": True}}, "tuning.enabled: a grid is tuned on one level"),
+        (
+            {"methods": {"x": {"method": "hinge"}, "x_noise20": {"method": "bradley_terry"}}, "noise_levels": LEVELS[:2]},
+            "methods.x_noise20: noise_levels gives this name to another variant",
+        ),
+        (
+            {
+                "methods": {"x": {"method": "hinge"}, "x_lr0p001": {"method": "bradley_terry"}},
+                "tuning": {"enabled": True, "learning_rates": [1e-3]},
+            },
+            "methods.x_lr0p001: tuning gives this name to another variant",
+        ),
+        (
+            {"methods": {"a": {"method": "hinge"}, "b": {"method": "hinge"}}, "tuning": {"enabled": True}},
+            "tuning.enabled: 2 variants of the method 'hinge'",
+        ),
         ({"methods": {"bradley_terry": {"learning_rate": -1.0}}}, "methods.bradley_terry.learning_rate: is -1.0; must be more than 0"),
         ({"methods": "everything"}, "methods: "),
     ],

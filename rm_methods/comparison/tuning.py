@@ -66,7 +66,7 @@ def tune(config: Mapping[str, Any], folder: Path, out_folder: Path) -> str:
     chosen = choose(candidates)
     settings: dict[str, dict[str, Any]] = {}
     for candidate in chosen:
-        settings.setdefault(candidate.tuned_from, {})[candidate.setting] = candidate.value
+        settings.setdefault(candidate.method, {})[candidate.setting] = candidate.value
     evidence = {
         "experiment": config["experiment"],
         "dataset": config["data"]["dataset"],

@@ -7,6 +7,9 @@ import torch.nn.functional as F
 
 from rm_methods.interaction.masked_language import MaskedLanguageModel, MaskedLanguageModelling
 from rm_methods.methods.contract import Adaptation, Loss, TrainedMethod
+from rm_methods.reward_models.backbones import load_classifier, load_tokenizer
+from rm_methods.reward_models.joint_model import JointModel
+from rm_methods.reward_models.joint_reader import DecoderReader
 
 
 def joint_loss(logits: torch.Tensor) -> torch.Tensor:
@@ -40,3 +43,21 @@ class JointMethod(TrainedMethod):
         loss = MaskedLanguageModelling(mask_id, special, len(reader.tokenizer), inputs.seed, settings["masked_share"])
         own = {"epochs": settings["masked_language_epochs"], "learning_rate": settings["masked_language_learning_rate"]}
         return Adaptation(MaskedLanguageModel(language_model, decoder, autocast), loss, training | own)
+
+
+class DecoderJointMethod(JointMethod):
+    """Joint preference model on the student's own backbone, read at the row's last token.
+
+    Attributes:
+        causal: whether every token sees only those before it; set by the subclass.
+    """
+
+    causal: bool
+
+    def reader(self, pairs, inputs):
+        training, backbone = inputs.config["training"], inputs.config["backbone"]
+        return DecoderReader(load_tokenizer(inputs.backbone, training["max_length"] or backbone["max_length"]))
+
+    def model(self, pairs, reader, inputs):
+        autocast = torch.bfloat16 if inputs.config["training"]["precision"] == "bf16" else None
+        return JointModel(load_classifier(inputs.backbone, inputs.config["backbone"], inputs.seed), True, autocast, causal=self.causal)

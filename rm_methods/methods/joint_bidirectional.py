@@ -9,22 +9,13 @@ Our choices: full fine-tuning instead of LoRA, and the logit is read at the row'
 
 from __future__ import annotations
 
-import torch
-
-from rm_methods.interaction.joint_training import JointMethod
-from rm_methods.reward_models.backbones import load_classifier, load_language_model, load_tokenizer
-from rm_methods.reward_models.joint_model import NAME, JointModel
-from rm_methods.reward_models.joint_reader import DecoderReader
+from rm_methods.interaction.joint_training import DecoderJointMethod
+from rm_methods.reward_models.backbones import load_language_model
+from rm_methods.reward_models.joint_model import NAME
 
 
-class Method(JointMethod):
-    def reader(self, pairs, inputs):
-        training, backbone = inputs.config["training"], inputs.config["backbone"]
-        return DecoderReader(load_tokenizer(inputs.backbone, training["max_length"] or backbone["max_length"]))
-
-    def model(self, pairs, reader, inputs):
-        autocast = torch.bfloat16 if inputs.config["training"]["precision"] == "bf16" else None
-        return JointModel(load_classifier(inputs.backbone, inputs.config["backbone"], inputs.seed), True, autocast)
+class Method(DecoderJointMethod):
+    causal = False
 
     def adaptation(self, pairs, reader, inputs):
         if not self.settings["masked_language_epochs"]:

@@ -9,19 +9,8 @@ The second response attends to the first and never the other way round; both ord
 
 from __future__ import annotations
 
-import torch
-
-from rm_methods.interaction.joint_training import JointMethod
-from rm_methods.reward_models.backbones import load_classifier, load_tokenizer
-from rm_methods.reward_models.joint_model import JointModel
-from rm_methods.reward_models.joint_reader import DecoderReader
+from rm_methods.interaction.joint_training import DecoderJointMethod
 
 
-class Method(JointMethod):
-    def reader(self, pairs, inputs):
-        training, backbone = inputs.config["training"], inputs.config["backbone"]
-        return DecoderReader(load_tokenizer(inputs.backbone, training["max_length"] or backbone["max_length"]))
-
-    def model(self, pairs, reader, inputs):
-        autocast = torch.bfloat16 if inputs.config["training"]["precision"] == "bf16" else None
-        return JointModel(load_classifier(inputs.backbone, inputs.config["backbone"], inputs.seed), True, autocast, causal=True)
+class Method(DecoderJointMethod):
+    causal = True

@@ -65,13 +65,14 @@ def train(config: dict[str, Any], variant: str, seed: int, files: RunFiles, thre
         UserError: nothing to train on, a loss that is not finite, a rank that failed, an impossible setting.
     """
     card = load_card(config["methods"][variant]["method"])
+    threads = config["training"]["threads"] if threads is None else threads
     if not card.has_weights:
-        return _make_scorer(config, variant, seed, files)
+        return _make_scorer(config, variant, seed, files, threads)
     # DeepSpeed wants a launcher for a single rank too.
     if (config["training"]["processes"] > 1 or config["training"]["deepspeed"]) and "RANK" not in os.environ:
         _launch_ranks(config["training"]["processes"])
         return read_json(files.summary)
-    return _train_this_rank(config, variant, seed, files, config["training"]["threads"] if threads is None else threads)
+    return _train_this_rank(config, variant, seed, files, threads)
 
 
 def training_pairs(config: dict[str, Any], variant: str, file: Path) -> tuple[list[PreferencePair], dict[str, int]]:
@@ -211,9 +212,10 @@ def _required(config: dict[str, Any], variant: str, files: RunFiles) -> dict[str
         missing = [str(folder) for folder in folders if not Path(folder).is_dir()]
         least = card.requires[key].get("at_least", 1)
         if missing or len(folders) < least:
+            there = f", but {', '.join(missing)} is not there" if missing else ""
             raise UserError(
-                f"methods.{variant}.{key}: needs model folders of {least} or more runs of '{other}', {len(folders)} were given "
-                f"({', '.join(missing) or 'none'} not there). Train that variant first and give --required {key}=FOLDER for each; "
+                f"methods.{variant}.{key}: needs model folders of {least} or more runs of '{other}', {len(folders)} were given"
+                f"{there}. Train that variant first and give --required {key}=FOLDER for each; "
                 "the workflow does both."
             )
     return dict(files.required)
@@ -252,30 +254,31 @@ def _validation(config: dict[str, Any], files: RunFiles) -> dict[str, float]:
     }
 
 
-def _make_scorer(config: dict[str, Any], variant: str, seed: int, files: RunFiles) -> dict[str, Any]:
+def _make_scorer(config: dict[str, Any], variant: str, seed: int, files: RunFiles, threads: int) -> dict[str, Any]:
     """A run without training: the description of a content-blind scorer, or what a method combines from other runs."""
     from rm_methods.methods.contract import Inputs
 
     entry = config["methods"][variant]
-    report: dict[str, Any] = {}
-    metrics: dict[str, float] = {}
+    extra, metrics = {}, {}
+    combined = load_card(entry["method"]).kind == "combined"
     started = time.monotonic()
     with written_atomically(files.model) as folder:
         folder.mkdir()
-        if load_card(entry["method"]).kind == "combined":
+        if combined:
+            prepare_cpu(threads)
             method = load_method(entry["method"], entry["settings"])
             sections = {key: config[key] for key in ("backbone", "training", "scoring")}
             inputs = Inputs(seed, files.work, f"{variant} seed {seed}", sections, files.backbone, _required(config, variant, files))
-            report = method.combine(read_pairs(files.pairs, splits=["validation"]), inputs, folder)
+            extra["report"] = method.combine(read_pairs(files.pairs, splits=["validation"]), inputs, folder)
         else:
             write_json(folder / SCORER_FILE, {"method": entry["method"], "settings": entry["settings"], "seed": seed})
-    if report:
+    if combined:
         metrics = _validation(config, files)
     with written_atomically(files.metrics) as path:
         path.touch()
     cost = dict.fromkeys(("pairs_seen", "tokens", "launched_tokens", "optimizer_steps", "forwards", "peak_memory_bytes"), 0)
     cost = {"wall_seconds": round(time.monotonic() - started, 2), **cost, "device": "none", "world_size": 1}
-    return _write_summary(config, variant, seed, files, file_hash(files.pairs), cost, metrics, {"report": report} if report else {})
+    return _write_summary(config, variant, seed, files, file_hash(files.pairs), cost, metrics, extra)
 
 
 def _write_summary(config, variant, seed, files: RunFiles, pairs_hash: str, cost, metrics, extra) -> dict[str, Any]:

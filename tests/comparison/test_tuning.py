@@ -91,3 +91,12 @@ def test_missing_runs_missing_validation_and_no_grid_are_refused(tmp_path):
         tune(config, tmp_path, tmp_path / "tuning")
     with pytest.raises(UserError, match=r"tuning\.enabled is false"):
         tune(configuration(tuning={}), tmp_path, tmp_path / "tuning")
+
+
+def test_a_variant_with_a_name_of_its_own_gives_the_settings_of_its_method(tmp_path):
+    config = configuration(methods={"mine": {"method": "label_smoothing", "smoothing": 0.1}})
+    write_runs(tmp_path, config, lambda variant, seed: 0.9 if variant == "mine_smoothing_0p2" else 0.5)
+    tune(config, tmp_path, tmp_path / "tuning")
+    tuned = str(tmp_path / "tuning" / "tuned.yaml")
+    read = resolve({"experiment": "x", "data": {"dataset": "world"}, "methods": {"label_smoothing": {}}, "tuned": tuned})
+    assert read["methods"]["label_smoothing"]["settings"] == {"smoothing": 0.2}
