@@ -25,6 +25,7 @@ logger = logging.getLogger(__name__)
 
 ROWS_PER_CALL = 1000  # MLflow's limit for metrics in one call
 ITEMS_PER_CALL = 100  # and for parameters
+_PATHS = ("summary", "metrics", "training_log", "model", "further")  # of RunFiles, kept for a later attempt
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,8 @@ def export_experiment(runs: Sequence[RunExport], out_folder: Path, tracking_uri:
     targets: dict[Path, RunExport] = {}
     for run in runs:
         summary = read_json(run.files.summary)
-        target = Path(out_folder) / str(summary.get("variant")) / f"seed{summary.get('seed')}.json"
+        name = f"seed{summary.get('seed')}{run.files.purpose and '_'}{run.files.purpose}.json"
+        target = Path(out_folder) / str(summary.get("variant")) / name
         if target in targets:
             raise UserError(f"{run.files.summary} and {targets[target].files.summary} are of the same variant and seed. Keep one of them.")
         targets[target] = run
@@ -86,8 +88,8 @@ def retry_pending(out_folder: Path, tracking_uri: str | None = None) -> list[dic
         record = read_json(target)
         if isinstance(record, dict) and record.get("status") == "pending":
             request = record["request"]
-            log = request["training_log"]
-            files = RunFiles(Path(request["summary"]), Path(request["metrics"]), None if log is None else Path(log), Path(request["model"]))
+            paths = {key: None if request[key] is None else Path(request[key]) for key in _PATHS}
+            files = RunFiles(**paths, purpose=request["purpose"])
             waiting.append((RunExport(files, request["experiment"]), target))
     return _export_all(waiting, tracking_uri)
 
@@ -153,10 +155,9 @@ def _described(run: RunExport, record: RunRecord, outcome: dict[str, Any], uri: 
         "skipped_cut_line": record.skipped_cut_line,
     }
     if outcome["status"] == "pending":
-        files = run.files
-        request = {"summary": files.summary, "metrics": files.metrics, "training_log": files.training_log, "model": files.model}
-        request = {name: None if path is None else str(path) for name, path in request.items()}
-        description["request"] = request | {"experiment": run.experiment}
+        paths = {key: getattr(run.files, key) for key in _PATHS}
+        request = {key: None if path is None else str(path) for key, path in paths.items()}
+        description["request"] = request | {"purpose": run.files.purpose, "experiment": run.experiment}
     return description
 
 
@@ -286,7 +287,7 @@ def _link_model(client, run, record: RunRecord) -> str:
             run.info.experiment_id,
             name=legal_name(f"{record.variant}-seed{record.seed}").translate(str.maketrans("/:.", "___")),
             source_run_id=run_id,
-            model_type="reward model",
+            model_type=record.tags["purpose"],
             tags={"mlflow.model.isExternal": "true", "exported_run": run_id} | record.tags,
         )
     if model.status != "READY":

@@ -26,15 +26,19 @@ class RunFiles:
 
     Attributes:
         summary: summary.json of training.
-        metrics: metrics.json of evaluation.
+        metrics: metrics.json of evaluation; None for a run that is not evaluated on benchmarks.
         training_log: metrics.jsonl of training, None or empty for a scorer without training.
         model: the folder of the checkpoint; only its path is stored.
+        further: JSON file with more final metrics under `metrics`, or None.
+        purpose: what the run is beside training a reward model, such as "ppo"; it becomes part of the run's name.
     """
 
     summary: Path
-    metrics: Path
+    metrics: Path | None
     training_log: Path | None
     model: Path
+    further: Path | None = None
+    purpose: str = ""
 
 
 @dataclass(frozen=True)
@@ -87,18 +91,20 @@ def read_run(files: RunFiles, experiment: str) -> RunRecord:
         UserError: a file is missing or not JSON.
         DataError: a file is not what it should be, or summary and metrics are of different runs.
     """
-    summary, metrics = read_json(files.summary), read_json(files.metrics)
+    summary, metrics = read_json(files.summary), read_json(files.metrics) if files.metrics else {}
     _check(files, summary, metrics)
+    further = read_json(files.further) if files.further else {}
     steps, cut_line, bad_steps = read_training_log(files.training_log)
-    finals, bad_finals = _finals(summary, metrics)
+    finals, bad_finals = _finals(summary, metrics, further)
     cost, data, provenance = (summary.get(key) or {} for key in ("cost", "data", "provenance"))
     end_ms = int(files.summary.stat().st_mtime * 1000)
     log = [files.training_log] if files.training_log is not None and files.training_log.exists() else []
     tags = {
         "run_key": summary["run_key"],
         "experiment": experiment,
-        "variant": summary["variant"],
+        "variant": f"{summary['variant']} {files.purpose}".strip(),
         "method": summary["method"],
+        "purpose": files.purpose or "reward model",
         "seed": summary["seed"],
         "git_commit": provenance.get("git_commit"),
         "git_dirty": provenance.get("git_dirty"),
@@ -110,14 +116,14 @@ def read_run(files: RunFiles, experiment: str) -> RunRecord:
     }
     return RunRecord(
         run_key=str(summary["run_key"]),
-        variant=str(summary["variant"]),
+        variant=str(tags["variant"]),
         seed=int(summary["seed"]),
         params=params_of({key: summary.get(key) or {} for key in ("settings", "training", "backbone", "data")}),
         tags={name: _plain(value)[:TAG_LENGTH] for name, value in tags.items() if value is not None},
         steps=steps,
         finals=finals,
         training_digest=file_hash(*log),
-        export_digest=file_hash(files.summary, files.metrics, *log),
+        export_digest=file_hash(*(path for path in (files.summary, files.metrics, files.further) if path), *log),
         dataset=(str(data["dataset"]), str(data["hash"])[:36], data.get("pairs")) if data.get("dataset") and data.get("hash") else None,
         start_ms=end_ms - int(1000 * float(cost.get("wall_seconds") or 0)),
         end_ms=end_ms,
@@ -128,10 +134,12 @@ def read_run(files: RunFiles, experiment: str) -> RunRecord:
 
 def _check(files: RunFiles, summary: Any, metrics: Any) -> None:
     for path, content in ((files.summary, summary), (files.metrics, metrics)):
+        if path is None:
+            continue
         missing = [k for k in ("run_key", "variant", "method", "seed") if not isinstance(content, dict) or k not in content]
         if missing:
             raise DataError(f"{path}: not a file of a run: {', '.join(missing)} missing. Run the stage that writes it again.")
-    if summary["run_key"] != metrics["run_key"]:
+    if files.metrics and summary["run_key"] != metrics["run_key"]:
         raise DataError(
             f"{files.metrics}: run_key is {metrics['run_key']!r}, but {files.summary} says {summary['run_key']!r}. "
             "The evaluation is of another run; run score and evaluate again."
@@ -171,10 +179,10 @@ def read_training_log(source: Path | None) -> tuple[list[StepMetric], bool, int]
     return steps, cut_line, not_finite
 
 
-def _finals(summary: Mapping[str, Any], metrics: Mapping[str, Any]) -> tuple[dict[str, float], int]:
+def _finals(summary: Mapping[str, Any], metrics: Mapping[str, Any], further: Mapping[str, Any]) -> tuple[dict[str, float], int]:
     """Final metrics by legal name, and how many were not finite (or null, which is how JSON holds them)."""
     found: dict[str, Any] = {f"final/{name}": value for name, value in (summary.get("metrics") or {}).items()}
-    found |= {f"cost/{name}": value for name, value in (summary.get("cost") or {}).items()}
+    found |= {f"cost/{name}": value for name, value in (summary.get("cost") or {}).items()} | dict(further.get("metrics") or {})
     for benchmark, report in (metrics.get("benchmarks") or {}).items():
         found |= {f"{benchmark}/{name}": value for name, value in (report.get("metrics") or {}).items()}
         counts = {name: report.get(name) for name in ("tie_rate", "n_scored", "n_total", "n_truncated")}

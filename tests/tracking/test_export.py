@@ -13,7 +13,8 @@ from rm_methods.errors import UserError
 from rm_methods.files import read_json
 from rm_methods.tracking import export
 from rm_methods.tracking import store as mlflow_store
-from rm_methods.tracking.export import export_experiment, export_run, retry_pending
+from rm_methods.tracking.export import RunExport, export_experiment, export_run, retry_pending
+from rm_methods.tracking.records import RunFiles
 
 
 def only_run(client, experiment="paper"):
@@ -268,3 +269,23 @@ def test_telemetry_is_off():
 def test_retry_needs_a_folder(tmp_path):
     with pytest.raises(UserError, match="no such folder"):
         retry_pending(tmp_path / "nowhere")
+
+
+def test_a_policy_trained_against_a_run_is_a_run_of_its_own(store, client, finished_run, tmp_path):
+    files = finished_run().files
+    policy = RunFiles(files.summary, None, files.training_log, tmp_path / "policy", purpose="ppo")
+    export_experiment([RunExport(files, "paper"), RunExport(policy, "paper")], tmp_path / "out", store)
+    assert {run.info.run_name for run in all_runs(client)} == {"bradley_terry seed 0", "bradley_terry ppo seed 0"}
+    assert {run.data.tags["superseded"] for run in all_runs(client)} == {"false"}
+    assert {path.name for path in (tmp_path / "out").rglob("*.json")} == {"seed0.json", "seed0_ppo.json"}
+
+
+def test_further_metrics_come_later_and_update_the_run(store, client, finished_run, tmp_path):
+    files = finished_run().files
+    export_experiment([RunExport(files, "paper")], tmp_path / "out", store)
+    further = tmp_path / "further.json"
+    further.write_text('{"metrics": {"best_of_n/samples/gold_at_peak": 0.7}}')
+    with_further = RunFiles(files.summary, files.metrics, files.training_log, files.model, further)
+    (record,) = export_experiment([RunExport(with_further, "paper")], tmp_path / "out", store)
+    assert record["action"] == "updated"
+    assert only_run(client).data.metrics["best_of_n/samples/gold_at_peak"] == 0.7
