@@ -1,4 +1,4 @@
-# One experiment: prepare -> train -> score -> evaluate -> diagnose -> compare -> track (or, for a tuning grid, -> train -> tune).
+# One experiment: prepare -> train -> score -> evaluate -> optimise -> diagnose -> compare -> track (a tuning grid: -> train -> tune).
 #
 #   snakemake --cores 2                                        the embedded default (config/quickstart.yaml)
 #   snakemake --cores 2 --configfile config/smol.yaml          another experiment; several files go over each other, left to right
@@ -52,6 +52,7 @@ localrules:
     track,
     export,
     compare,
+    overoptimization,
     diagnose_summary,
     tune,
 
@@ -67,6 +68,10 @@ rule all:
         else [],
         f"{FOLDER}/diagnostics/table.txt" if config["diagnostics"]["benchmarks"] else [],
         f"{FOLDER}/tuning/tuned.yaml" if config["tuning"]["enabled"] else [],
+        [
+            f"{FOLDER}/overoptimization/{name}"
+            for name in EXPERIMENT.overoptimization_files()
+        ],
 
 
 for stage in (
@@ -74,6 +79,7 @@ for stage in (
     "train",
     "score",
     "evaluate",
+    "optimise",
     "diagnose",
     "compare",
     "tune",
@@ -86,6 +92,12 @@ for stage in (
 onsuccess:
     from pathlib import Path
 
-    table = Path(FOLDER) / "comparison" / "table.txt"
-    if table.exists():
-        print(f"\n{table.read_text()}\nTables and figures: {table.parent}/")
+    for stage, names in (
+        ("comparison", ["table.txt"]),
+        ("overoptimization", ["best_of_n_table.txt", "ppo_table.txt"]),
+    ):
+        tables = [Path(FOLDER) / stage / name for name in names]
+        if texts := [table.read_text() for table in tables if table.exists()]:
+            print(
+                "\n" + "\n".join(texts) + f"\nTables and figures: {FOLDER}/{stage}/"
+            )

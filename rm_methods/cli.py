@@ -72,6 +72,26 @@ def check(config_files):
 
 @main.command()
 @_config
+@click.option("--gpu", default="h100", show_default=True, help="Whose peak and memory are counted with: a100, h100, h200 or b200.")
+@click.option("--utilisation", type=float, default=0.4, show_default=True, help="Share of the GPU's peak that training reaches.")
+@click.option("--pairs", type=click.IntRange(min=1), default=None, help="Training pairs, where none are prepared.")
+@click.option("--prompt-tokens", type=float, default=None, help="Mean tokens of a prompt, where nothing is prepared.")
+@click.option("--response-tokens", type=float, default=None, help="Mean tokens of a response, where nothing is prepared.")
+@click.option("--responses", type=click.IntRange(min=1), default=None, help="Responses scored per benchmark and run.")
+@click.option("--shape", default=None, help="Count with this size of backbone: 135M, 1B, 8B or 70B.")
+def plan(config_files, **given):
+    """Print jobs, GPU-hours, memory and disk of an experiment before anything is submitted."""
+    from rm_methods import plan as planning
+    from rm_methods.config import load_config
+
+    config = load_config(config_files)
+    assumptions = planning.known(config, {key: value for key, value in given.items() if value is not None})
+    plans = planning.plan(config, assumptions)
+    click.echo(planning.describe(config, plans, assumptions, planning.job_counts(config_files)))
+
+
+@main.command()
+@_config
 @click.option("--pairs", required=True, type=_FILE, help="Parquet file to write.")
 @click.option("--report", required=True, type=_FILE, help="JSON report to write.")
 def prepare(config_files, pairs, report):
@@ -303,6 +323,110 @@ def track(config_files, folder, out):
     click.echo(f"{len(records) - len(pending)} of {len(records)} runs are in MLflow ({records[0]['tracking_uri'] if records else '-'}).")
     if pending:
         click.echo(f"Pending: {len(pending)} ({pending[0]['reason']}). Run `snakemake --cores 1 track` when the server is up.", err=True)
+
+
+@main.command()
+@_config
+@click.option("--pairs", required=True, type=_FILE, help="Prepared pairs.")
+@click.option("--out", required=True, type=_FOLDER, help="Folder to write: backbone/, policy/, metrics.jsonl, summary.json.")
+@click.option("--work", required=True, type=_FOLDER, help="Folder for checkpoints.")
+@click.option("--threads", type=click.IntRange(min=0), default=0, help="CPU threads.")
+def sft(config_files, pairs, out, work, threads):
+    """Fine-tune the policy that Best-of-N and PPO start from."""
+    from rm_methods.config import load_config
+    from rm_methods.overoptimization.stages import make_policy
+
+    make_policy(load_config(config_files), pairs, out, work, threads)
+
+
+@main.command("sample-pool")
+@_config
+@click.option("--policy", required=True, type=_FOLDER, help="Policy folder.")
+@click.option("--pairs", required=True, type=_FILE, help="Prepared pairs, whose prompts are answered.")
+@click.option("--items", required=True, type=_FILE, help="Items to write: the candidates with their gold rewards.")
+@click.option("--report", required=True, type=_FILE, help="JSON report to write.")
+@click.option("--work", required=True, type=_FOLDER, help="Folder for what is sampled so far.")
+@click.option("--threads", type=click.IntRange(min=0), default=0, help="CPU threads.")
+def sample_pool(config_files, policy, pairs, items, report, work, threads):
+    """Sample the candidates of Best-of-N from the policy."""
+    from rm_methods.config import load_config
+    from rm_methods.overoptimization.stages import draw_pool
+
+    click.echo(_counts(draw_pool(load_config(config_files), policy, pairs, items, report, work, threads)))
+
+
+@main.command("sample-references")
+@_config
+@click.option("--policy", required=True, type=_FOLDER, help="Policy folder.")
+@click.option("--pairs", required=True, type=_FILE, help="Prepared pairs, whose training prompts are answered.")
+@click.option("--out", required=True, type=_FILE, help="Parquet file to write.")
+@click.option("--work", required=True, type=_FOLDER, help="Folder for what is sampled so far.")
+@click.option("--threads", type=click.IntRange(min=0), default=0, help="CPU threads.")
+def sample_references(config_files, policy, pairs, out, work, threads):
+    """Sample the responses that PPO's rewards are centred and scaled on."""
+    from rm_methods.config import load_config
+    from rm_methods.overoptimization.stages import draw_references
+
+    click.echo(_counts(draw_references(load_config(config_files), policy, pairs, out, work, threads)))
+
+
+@main.command()
+@_config
+@click.option("--variant", required=True, help="Entry under `methods:`.")
+@click.option("--seed", required=True, type=click.IntRange(min=0))
+@click.option("--model", required=True, type=_FOLDER, help="Reward model, in its run folder.")
+@click.option("--policy", required=True, type=_FOLDER, help="Policy folder.")
+@click.option("--pairs", required=True, type=_FILE, help="Prepared pairs, whose prompts are answered.")
+@click.option("--references", required=True, type=_FILE, help="File of sample-references.")
+@click.option("--out", required=True, type=_FOLDER, help="Folder to write: policy/, metrics.jsonl, evaluation.parquet, summary.json.")
+@click.option("--work", required=True, type=_FOLDER, help="Folder for checkpoints.")
+@click.option("--threads", type=click.IntRange(min=0), default=0, help="CPU threads.")
+def ppo(config_files, variant, seed, model, policy, pairs, references, out, work, threads):
+    """Optimise the policy against one reward model, and watch its gold reward."""
+    from rm_methods.config import load_config
+    from rm_methods.errors import nearest
+    from rm_methods.overoptimization.stages import optimise
+
+    config = load_config(config_files)
+    if variant not in config["methods"]:
+        raise UserError(f"Unknown variant '{variant}'. {nearest(variant, config['methods'])}")
+    optimise(config, variant, seed, model, policy, pairs, references, out, work, threads)
+
+
+@main.command()
+@_config
+@click.option("--experiment", "folder", required=True, type=_FOLDER, help="Folder of the experiment's results.")
+@click.option("--out", required=True, type=_FOLDER, help="Folder to write tables, figures and pages to.")
+def overoptimization(config_files, folder, out):
+    """Summarise Best-of-N and PPO of all runs: tables, figures, pages of samples."""
+    from rm_methods.config import load_config
+    from rm_methods.overoptimization.stages import summarise
+
+    click.echo(summarise(load_config(config_files), folder, out))
+
+
+@main.command()
+@click.option("--folder", type=_FOLDER, default=Path("."), help="Only jobs that were submitted from here; the current folder by default.")
+@click.option("--everywhere", is_flag=True, help="All jobs of yours with the prefix, whatever folder they were submitted from.")
+@click.option("--prefix", default="rm-methods", show_default=True, help="Job-name prefix of the profile (slurm-jobname-prefix).")
+@click.option("--list", "only_list", is_flag=True, help="Only list the jobs.")
+def cancel(folder, everywhere, prefix, only_list):
+    """Cancel the Slurm jobs that a killed Snakemake left behind, and wait until they are gone."""
+    from rm_methods import cluster
+
+    folder = None if everywhere else folder
+    jobs = cluster.queued_jobs(prefix, folder) if only_list else cluster.cancel(folder, prefix)
+    where = "anywhere" if folder is None else f"submitted from {folder.resolve()}"
+    if not jobs:
+        click.echo(f"No {prefix} jobs {where} in Slurm's queue.")
+        return
+    click.echo(f"{len(jobs)} {prefix} jobs {where}{'' if only_list else ', cancelled'}:\n{cluster.describe(jobs)}")
+    if not only_list:
+        click.echo("Next: snakemake --unlock, then start the workflow again with --rerun-incomplete. Runs continue from their checkpoints.")
+
+
+def _counts(counts: dict) -> str:
+    return ", ".join(f"{name}: {value}" for name, value in counts.items())
 
 
 def _named_folders(option: str, texts: tuple[str, ...]) -> dict[str, list[Path]]:

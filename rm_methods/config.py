@@ -22,6 +22,7 @@ from rm_methods.validation import schema_problems
 from rm_methods.variants import across_noise, noise_levels, noise_suffix, tuning_grid
 
 SCHEMA_FILE = Path(__file__).parents[1] / "workflow" / "schemas" / "config.schema.yaml"
+SAMPLES = "samples"  # the pool of Best-of-N that is drawn from the policy
 _RESOLVED = ("method", "settings", "learning_rate", "label_noise", "tuned_from")  # keys of a resolved `methods` entry
 
 
@@ -124,6 +125,13 @@ def runs(config: Mapping[str, Any]) -> list[tuple[str, int]]:
         for name, entry in config["methods"].items()
         for seed in (config["seeds"][:1] if registry.load_card(entry["method"]).seed_free else config["seeds"])
     ]
+
+
+def optimised_variants(config: Mapping[str, Any]) -> list[str]:
+    """The variants that Best-of-N and PPO optimise against."""
+    named = config["overoptimization"]["variants"]
+    cards = {name: registry.load_card(entry["method"]) for name, entry in config["methods"].items()}
+    return named or [name for name, card in cards.items() if card.scalar_reward and card.kind != "content_blind"]
 
 
 def write_resolved(config: Mapping[str, Any]) -> Path:
@@ -246,8 +254,7 @@ def _conflicts(config: dict[str, Any]) -> list[str]:
     for section in ("training", "scoring"):
         if backbone["attention"] != "sdpa" and config[section]["layout"] == "packed":
             found.append(f"{section}.layout: 'packed' needs backbone.attention 'sdpa'; otherwise use 'auto' or 'plain'")
-    if training["pairs_per_step"] < training["processes"]:
-        found.append(f"training.pairs_per_step: {training['pairs_per_step']} is fewer than training.processes = {training['processes']}")
+    found += _rank_conflicts(config)
     try:
         configuration_file(training["deepspeed"])
     except UserError as error:
@@ -255,10 +262,30 @@ def _conflicts(config: dict[str, Any]) -> list[str]:
     found += _missing_requirements(config)
     found += _axis_conflicts(config)
     found += _diagnostics_conflicts(config)
+    found += _overoptimization_conflicts(config)
     reference = config["comparison"]["reference"]
     names = _names_without_noise(config)
     if reference and reference not in names:
         found.append(f"comparison.reference: '{reference}' is not among the methods. {nearest(reference, names)}")
+    return found
+
+
+def _rank_conflicts(config: dict[str, Any]) -> list[str]:
+    """Ranks, the pairs they share out, and the GPUs they run on."""
+    found = []
+    processes, pairs, resources = config["training"]["processes"], config["training"]["pairs_per_step"], config["resources"]
+    if pairs < processes:
+        found.append(f"training.pairs_per_step: {pairs} is fewer than training.processes = {processes}")
+    elif pairs < (ranks := processes * resources["nodes"]):
+        found.append(
+            f"training.pairs_per_step: {pairs} is fewer than the {ranks} ranks of training.processes = {processes} on each of "
+            f"resources.nodes = {resources['nodes']}"
+        )
+    if resources["gpus"] not in (0, processes):
+        found.append(
+            f"resources.gpus: {resources['gpus']}, but training.processes: {processes}; both are per node and a rank drives one GPU, so "
+            "set them alike (or gpus: 0 for training on CPUs)"
+        )
     return found
 
 
@@ -321,6 +348,36 @@ def _diagnostics_conflicts(config: dict[str, Any]) -> list[str]:
     cards = [registry.load_card(entry["method"]) for entry in config["methods"].values()]
     if diagnosed and not any(card.kind == "trained" and card.scalar_reward for card in cards):
         found.append("diagnostics.benchmarks: no method is a trained one with a scalar reward; add one, or leave it empty")
+    return found
+
+
+def _overoptimization_conflicts(config: dict[str, Any]) -> list[str]:
+    from rm_methods.benchmarks.cards import list_cards, load_card
+
+    found, settings, methods = [], config["overoptimization"], config["methods"]
+    where, pools, ppo = "overoptimization", settings["best_of_n"]["pools"], settings["ppo"]
+    for name in settings["variants"] or []:
+        if name not in methods:
+            found.append(f"{where}.variants: '{name}' is not among the methods. {nearest(name, methods)}")
+        elif not registry.load_card(methods[name]["method"]).scalar_reward:
+            found.append(f"{where}.variants: '{name}' compares responses and gives a single one no reward; leave it out")
+    known = [SAMPLES, *(name for name in config["benchmarks"] if name in list_cards() and load_card(name).has_gold)]
+    found += [
+        f"{where}.best_of_n.pools: '{name}' is neither '{SAMPLES}' nor a benchmark with gold values under `benchmarks:`. "
+        f"{nearest(name, known)}"
+        for name in pools
+        if name not in known
+    ]
+    if (pools or ppo["enabled"]) and not optimised_variants(config):
+        found.append(f"{where}: no variant gives a scalar reward; add a trained reward-model method")
+    if settings["gold"] == "world" and (SAMPLES in pools or ppo["enabled"]) and config["data"]["dataset"] != "world":
+        found.append(
+            f"{where}.gold: 'world' knows the controlled world only, but data.dataset is '{config['data']['dataset']}'; name a reward model"
+        )
+    if ppo["enabled"] and (settings["sampling"]["temperature"], settings["sampling"]["top_p"]) != (1, 1):
+        found.append(f"{where}.sampling: PPO learns from what the policy itself would write; temperature and top_p must be 1")
+    if ppo["minibatches"] > ppo["batch_size"]:
+        found.append(f"{where}.ppo.minibatches: {ppo['minibatches']} is more than overoptimization.ppo.batch_size = {ppo['batch_size']}")
     return found
 
 

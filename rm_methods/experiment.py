@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rm_methods.config import runs
+from rm_methods.config import SAMPLES, optimised_variants, runs
 from rm_methods.errors import UserError
 from rm_methods.files import canonical_json
 from rm_methods.methods.registry import load_card
@@ -44,6 +44,61 @@ class Experiment:
             key: [self.folder / "runs" / other / f"seed{s}" / "model" for s in seeds[card.requires[key].get("seeds", "same")]]
             for key, other in card.required_variants(self.config["methods"][variant]["settings"]).items()
         }
+
+    def optimised_runs(self) -> list[tuple[str, int]]:
+        """(variant, seed) of the runs that Best-of-N picks with."""
+        wanted = optimised_variants(self.config)
+        return [(variant, seed) for variant, seed in self.runs() if variant in wanted]
+
+    def ppo_runs(self) -> list[tuple[str, int]]:
+        """(variant, seed) of the runs that PPO optimises against."""
+        return self.optimised_runs() if self.config["overoptimization"]["ppo"]["enabled"] else []
+
+    def is_optimised(self) -> bool:
+        """Whether there is any over-optimisation to summarise."""
+        return bool(self.pools()) or bool(self.ppo_runs())
+
+    def pools(self) -> list[str]:
+        """Names of the pools of Best-of-N."""
+        return self.config["overoptimization"]["best_of_n"]["pools"]
+
+    def policy_settings(self) -> list:
+        """The part of the configuration that the policy depends on."""
+        settings = self.config["overoptimization"]
+        policy = settings["policy"] or self.config["backbone"]
+        return [policy, settings["sft"], settings["sampling"]["max_prompt_tokens"], self.config["seeds"][0]]
+
+    def pool_settings(self) -> list:
+        """The part of the configuration that the stored samples depend on, beside the policy."""
+        settings = self.config["overoptimization"]
+        asked = {key: value for key, value in settings["best_of_n"].items() if key != "pools"}
+        return [asked, settings["sampling"], settings["gold"], settings["prompts"], self.config["seeds"][0]]
+
+    def reference_settings(self) -> list:
+        """The part of the configuration that the references depend on, beside the policy."""
+        settings = self.config["overoptimization"]
+        asked = [settings["ppo"][key] for key in ("train_prompts", "references_per_prompt")]
+        return [*asked, settings["best_of_n"]["batch_size"], settings["sampling"], self.config["seeds"][0]]
+
+    def ppo_settings(self) -> list:
+        """The part of the configuration that a PPO run depends on, beside the policy and the reward model."""
+        settings = self.config["overoptimization"]
+        return [*(settings[key] for key in ("ppo", "sampling", "gold", "prompts")), self.config["scoring"]]
+
+    def ppo_code(self, variant: str) -> str:
+        """Hash of the code that a PPO run depends on; a scorer without a model is its method's code."""
+        return code_hash("ppo", *([] if self.is_trained(variant) else map(str, self._method(variant).files())))
+
+    def overoptimization_files(self) -> list[str]:
+        """Names of the files of the over-optimisation summary."""
+        from rm_methods.overoptimization.outputs import best_of_n_files, ppo_files, run_metrics
+
+        of_pools = [*best_of_n_files(self.pools()), *(run_metrics(v, s) for v, s in self.optimised_runs())] if self.pools() else []
+        return [*of_pools, *(ppo_files() if self.ppo_runs() else [])]
+
+    def item_table(self, name: str) -> Path:
+        """Items of a benchmark or pool, below the experiment's folder."""
+        return Path("pools" if name == SAMPLES else "benchmarks") / f"{name}.parquet"
 
     def made_of_pairs(self, benchmark: str) -> bool:
         """Whether a benchmark is made of the experiment's own prepared pairs."""
@@ -103,14 +158,21 @@ class Experiment:
 
     def exports(self, folder: Path | None = None) -> list:
         """What the tracking stage exports, one entry per run."""
+        from rm_methods.overoptimization.outputs import run_metrics
         from rm_methods.tracking.export import RunExport
         from rm_methods.tracking.records import RunFiles
 
         name = self.config["tracking"]["experiment"] or self.config["experiment"]
-        exports = []
-        for run in self.evaluated_runs(folder):
+        folder, exports = folder or self.folder, []
+        picked = set(self.optimised_runs()) if self.pools() else set()
+        for key, run in zip(self.runs(), self.evaluated_runs(folder), strict=True):
             trained = run.summary.parent
-            exports.append(RunExport(RunFiles(run.summary, run.metrics, trained / "metrics.jsonl", trained / "model"), name))
+            further = folder / "overoptimization" / run_metrics(*key) if key in picked else None
+            exports.append(RunExport(RunFiles(run.summary, run.metrics, trained / "metrics.jsonl", trained / "model", further), name))
+        for variant, seed in self.ppo_runs():
+            done = folder / "ppo" / variant / f"seed{seed}"
+            files = RunFiles(done / "summary.json", None, done / "metrics.jsonl", done / "policy", purpose="ppo")
+            exports.append(RunExport(files, name))
         return exports
 
 

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from rm_methods.config import load_config, merge, reference_variant, resolve, runs, write_resolved
+from rm_methods.config import load_config, merge, optimised_variants, reference_variant, resolve, runs, write_resolved
 from rm_methods.errors import ConfigError
 from tests.conftest import REPOSITORY
 
@@ -154,3 +154,48 @@ def test_every_key_of_the_schema_is_described():
             walk(part, f"{where}{key}.")
 
     walk(schema(), "")
+
+
+@pytest.mark.parametrize(
+    ("section", "says"),
+    [
+        (
+            {"variants": ["bradley_tery"]},
+            "overoptimization.variants: 'bradley_tery' is not among the methods. Did you mean 'bradley_terry'?",
+        ),
+        ({"variants": ["joint_encoder"]}, "overoptimization.variants: 'joint_encoder' compares responses"),
+        (
+            {"best_of_n": {"pools": ["world"]}},
+            "overoptimization.best_of_n.pools: 'world' is neither 'samples' nor a benchmark with gold values",
+        ),
+        ({"best_of_n": {"samples": 1}}, "overoptimization.best_of_n.samples: is 1; must be at least 2"),
+        (
+            {"ppo": {"enabled": True}, "sampling": {"top_p": 0.9}},
+            "overoptimization.sampling: PPO learns from what the policy itself would write",
+        ),
+        ({"ppo": {"minibatches": 64}}, "overoptimization.ppo.minibatches: 64 is more than overoptimization.ppo.batch_size = 32"),
+        ({"ppo": {"transform": "sqrt"}}, "overoptimization.ppo.transform: "),
+    ],
+)
+def test_impossible_optimisation_is_refused(section, says):
+    config = {
+        "experiment": "x",
+        "data": {"dataset": "world"},
+        "methods": {"bradley_terry": {}, "joint_encoder": {}},
+        "benchmarks": {"world": {}},
+    }
+    with pytest.raises(ConfigError) as error:
+        resolve(config | {"overoptimization": section})
+    assert says in str(error.value)
+
+
+def test_exact_gold_is_refused_outside_the_controlled_world():
+    config = {"experiment": "x", "data": {"dataset": "hh_rlhf"}, "methods": {"bradley_terry": {}}}
+    with pytest.raises(ConfigError, match=r"overoptimization\.gold: 'world' knows the controlled world only"):
+        resolve(config | {"overoptimization": {"best_of_n": {"pools": ["samples"]}}})
+
+
+def test_all_variants_with_a_scalar_reward_are_optimised_unless_named():
+    config = {"experiment": "x", "data": {"dataset": "world"}, "methods": {"bradley_terry": {}, "joint_encoder": {}, "longest": {}}}
+    assert optimised_variants(resolve(config)) == ["bradley_terry"]
+    assert optimised_variants(resolve(config | {"overoptimization": {"variants": ["longest"]}})) == ["longest"]

@@ -15,7 +15,7 @@ from rm_methods.errors import ConfigError, UserError, nearest
 CARDS = Path(__file__).resolve().parents[2] / "data" / "benchmarks"
 MODULES = Path(__file__).resolve().parent
 
-OPTIONAL = {"hub_id": None, "revision": None, "files": {}, "options": {}, "notes": ""}
+OPTIONAL = {"has_gold": False, "hub_id": None, "revision": None, "files": {}, "options": {}, "notes": ""}
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,7 @@ class BenchmarkCard:
         subsets: every subset that an item may have.
         columns: metric -> short heading, for the metrics that stand in the main comparison table.
         chance: what a random scorer gets in those metrics, in [0, 1].
+        has_gold: whether labels are gold values of the responses, so that Best-of-N can use the benchmark as a pool.
         hub_id, revision: of the Hugging Face hub, or None.  A revision is a full commit hash.
         files: name -> glob under a local root.  What the names mean is the module's affair.
         options: values that differ from the module's defaults.
@@ -45,6 +46,7 @@ class BenchmarkCard:
     subsets: tuple[str, ...]
     columns: dict[str, str]
     chance: float
+    has_gold: bool
     hub_id: str | None
     revision: str | None
     files: dict[str, str]

@@ -120,7 +120,8 @@ class JointModel(nn.Module):
         capture = AttentionCapture(layers)
         options = {"capture": capture} if layers and own_kernel else {"output_attentions": True} if layers else {}
         device_type = batch.input_ids.device.type
-        with torch.autocast(device_type, dtype=self.autocast) if self.autocast else nullcontext():
+        # No cache of cast weights: as in RewardModel.forward.
+        with torch.autocast(device_type, dtype=self.autocast, cache_enabled=False) if self.autocast else nullcontext():
             if self.decoder:
                 hidden_RLH = self.classifier.base_model(
                     input_ids=batch.input_ids,

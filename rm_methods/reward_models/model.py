@@ -122,7 +122,9 @@ class RewardModel(nn.Module):
         capture = AttentionCapture(self.captured_layers)
         capturing = {"capture": capture} if self.captured_layers else {}
         device_type = batch.input_ids.device.type
-        cast = torch.autocast(device_type, dtype=self.autocast) if self.autocast else nullcontext()
+        # Each weight is used once a forward, so a cache of the cast ones saves nothing; under ZeRO-3 with recomputed activations it would
+        # hold 2 bytes of every parameter of the whole model on every GPU.
+        cast = torch.autocast(device_type, dtype=self.autocast, cache_enabled=False) if self.autocast else nullcontext()
         with cast:
             hidden_RLH = self.backbone(
                 input_ids=batch.input_ids,

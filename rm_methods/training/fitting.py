@@ -10,7 +10,9 @@ from typing import Any
 
 from rm_methods.errors import UserError
 from rm_methods.files import written_atomically
+from rm_methods.memory import check_offload
 from rm_methods.training.deepspeed import configuration_file
+from rm_methods.training.resume import fitted_to
 
 
 def training_arguments(training: dict[str, Any], seed: int, work: Path, steps: int):
@@ -98,13 +100,21 @@ def fit(method, model, steps, arguments, log, work: Path):
 
     from rm_methods.training.trainer import RewardTrainer, last_complete_checkpoint
 
+    if arguments.hf_deepspeed_config:
+        parameters = sum(getattr(p, "ds_numel", p.numel()) for p in model.parameters())
+        nodes = arguments.world_size // int(os.environ.get("LOCAL_WORLD_SIZE", arguments.world_size))
+        check_offload(parameters, arguments.hf_deepspeed_config.config.get("zero_optimization", {}), nodes)
     trainer = RewardTrainer(method=method, steps=steps, model=model, args=arguments, callbacks=[log])
     trainer.remove_callback(PrinterCallback)
     if not len(steps):
         log.on_train_begin(arguments, trainer.state, trainer.control)
         return trainer
-    checkpoint = last_complete_checkpoint(work) if arguments.process_index == 0 else None
-    checkpoint = _from_rank_zero(checkpoint, arguments.world_size)
+    first = arguments.process_index == 0
+    checkpoint = last_complete_checkpoint(work) if first else None
+    universal = first and fitted_to(checkpoint, arguments.world_size)
+    checkpoint, universal = (_from_rank_zero(value, arguments.world_size) for value in (checkpoint, universal))
+    if universal:
+        arguments.hf_deepspeed_config.config["checkpoint"] = {"load_universal": True}
     if checkpoint and arguments.process_index == 0:
         print(f"{log.label}: resumes from {checkpoint}", file=sys.stderr, flush=True)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)

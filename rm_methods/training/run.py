@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -19,8 +18,11 @@ from rm_methods.methods.registry import load_card, load_method
 from rm_methods.preferences.noise import flip_labels
 from rm_methods.preferences.pair import PreferencePair, read_pairs
 from rm_methods.provenance import code_hash, key_of, peak_memory_bytes, provenance
+from rm_methods.run_lock import run_lock
 from rm_methods.scoring.scorer import SCORER_FILE
 from rm_methods.training.fitting import adapt, fit, plan_training, planned_steps, training_arguments
+from rm_methods.training.launch import check_gpus, full_disk_explained, launch_ranks, stops_on_signals
+from rm_methods.training.resume import without_world_size
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,8 @@ def run_key(config: dict[str, Any], variant: str, seed: int, pairs_hash: str, re
 def train(config: dict[str, Any], variant: str, seed: int, files: RunFiles, threads: int | None = None) -> dict[str, Any]:
     """Train one variant with one seed, or describe a scorer that has no weights.
 
-    With `training.processes` > 1 this starts that many ranks of the running command through torchrun and waits for them.
+    With `training.processes` > 1 this starts that many ranks of the running command through torchrun and waits for them; with
+    `resources.nodes` > 1 on each node of the Slurm job.  No other process writes the same run meanwhile.
 
     Args:
         config: resolved configuration.
@@ -62,17 +65,21 @@ def train(config: dict[str, Any], variant: str, seed: int, files: RunFiles, thre
         The summary that was written.
 
     Raises:
-        UserError: nothing to train on, a loss that is not finite, a rank that failed, an impossible setting.
+        UserError: nothing to train on, a loss that is not finite, a rank that failed, an impossible setting, another process that
+            writes this run, other GPUs than asked for, a full disk.
     """
-    card = load_card(config["methods"][variant]["method"])
     threads = config["training"]["threads"] if threads is None else threads
-    if not card.has_weights:
-        return _make_scorer(config, variant, seed, files, threads)
-    # DeepSpeed wants a launcher for a single rank too.
-    if (config["training"]["processes"] > 1 or config["training"]["deepspeed"]) and "RANK" not in os.environ:
-        _launch_ranks(config["training"]["processes"])
-        return read_json(files.summary)
-    return _train_this_rank(config, variant, seed, files, threads)
+    with stops_on_signals(), full_disk_explained(files.work):
+        if "RANK" in os.environ:
+            return _train_this_rank(config, variant, seed, files, threads)
+        with run_lock(files.summary.parent):
+            if not load_card(config["methods"][variant]["method"]).has_weights:
+                return _make_scorer(config, variant, seed, files, threads)
+            # DeepSpeed wants a launcher for a single rank too.
+            if config["training"]["processes"] > 1 or config["resources"]["nodes"] > 1 or config["training"]["deepspeed"]:
+                launch_ranks(config, sys.argv[1:])
+                return read_json(files.summary)
+            return _train_this_rank(config, variant, seed, files, threads)
 
 
 def training_pairs(config: dict[str, Any], variant: str, file: Path) -> tuple[list[PreferencePair], dict[str, int]]:
@@ -121,16 +128,6 @@ def apply_truncation_policy(pairs: Sequence[PreferencePair], items: Sequence, po
     return kept_pairs, kept_items, counts
 
 
-def _launch_ranks(processes: int) -> None:
-    """Run the same command once per rank.  torchrun rather than DeepSpeed's launcher: it needs no ssh and works inside Slurm."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-    command += ["-m", "rm_methods.cli", *sys.argv[1:]]
-    threads = max(1, len(os.sched_getaffinity(0)) // processes)
-    done = subprocess.run(command, env={"OMP_NUM_THREADS": str(threads), **os.environ})
-    if done.returncode:
-        raise UserError(f"A training rank failed (exit status {done.returncode}); its message stands above.")
-
-
 def _train_this_rank(config: dict[str, Any], variant: str, seed: int, files: RunFiles, threads: int) -> dict[str, Any] | None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     from rm_methods.methods.contract import Inputs
@@ -140,8 +137,10 @@ def _train_this_rank(config: dict[str, Any], variant: str, seed: int, files: Run
     started = time.monotonic()
     label = f"{variant} seed {seed}"
     prepare_cpu(threads)
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        check_gpus(config)
     pairs_hash = file_hash(files.pairs)
-    work = files.work / run_key(config, variant, seed, pairs_hash, files.required)
+    work = files.work / run_key(without_world_size(config), variant, seed, pairs_hash, files.required)
     method = load_method(config["methods"][variant]["method"], config["methods"][variant]["settings"])
     entry = config["methods"][variant]
     own_rate = {"learning_rate": entry["learning_rate"]} if entry["learning_rate"] else {}

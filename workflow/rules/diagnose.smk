@@ -16,7 +16,7 @@ rule diagnose:
         f"{FOLDER}/logs/diagnose/{{variant}}_seed{{seed}}.log",
     threads: config["resources"]["threads"]
     resources:
-        mem_mb=config["resources"]["memory_mb"],
+        mem_mb=lambda wc, attempt: attempt * config["resources"]["memory_mb"],
         runtime=config["resources"]["runtime_minutes"],
         gpu=min(1, config["resources"]["gpus"]),
     params:
@@ -53,7 +53,7 @@ rule diagnose_teacher:
         f"{FOLDER}/logs/diagnose_teacher/{{variant}}_seed{{seed}}.log",
     threads: config["resources"]["threads"]
     resources:
-        mem_mb=config["resources"]["memory_mb"],
+        mem_mb=lambda wc, attempt: attempt * config["resources"]["memory_mb"],
         runtime=config["resources"]["runtime_minutes"],
         gpu=min(1, config["resources"]["gpus"]),
     params:

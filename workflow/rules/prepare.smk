@@ -27,7 +27,7 @@ rule prepare_backbone:
     log:
         f"{FOLDER}/logs/prepare_backbone.log",
     resources:
-        mem_mb=config["resources"]["memory_mb"],
+        mem_mb=lambda wc, attempt: attempt * config["resources"]["memory_mb"],
         runtime=config["resources"]["runtime_minutes"],
     params:
         settings=canonical_json(config["backbone"]),

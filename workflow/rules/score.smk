@@ -4,14 +4,16 @@
 rule score:
     input:
         model=rules.train.output.model,
-        item_table=rules.prepare_benchmark.output.item_table,
+        item_table=lambda wc: f"{FOLDER}/{EXPERIMENT.item_table(wc.benchmark)}",
     output:
         f"{FOLDER}/scores/{{variant}}/seed{{seed}}/{{benchmark}}.parquet",
     log:
         f"{FOLDER}/logs/score/{{variant}}_seed{{seed}}_{{benchmark}}.log",
+    wildcard_constraints:
+        benchmark="|".join([*config["benchmarks"], *EXPERIMENT.pools()]) or "none",
     threads: config["resources"]["threads"]
     resources:
-        mem_mb=config["resources"]["memory_mb"],
+        mem_mb=lambda wc, attempt: attempt * config["resources"]["memory_mb"],
         runtime=config["resources"]["runtime_minutes"],
         gpu=lambda wc: (
             min(1, config["resources"]["gpus"])

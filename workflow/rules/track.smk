@@ -6,6 +6,10 @@ rule export:
     input:
         metrics=rules.compare.input.metrics,
         summaries=rules.compare.input.summaries,
+        further=rules.overoptimization.output if EXPERIMENT.is_optimised() else [],
+        policies=[
+            f"{FOLDER}/ppo/{v}/seed{s}/summary.json" for v, s in EXPERIMENT.ppo_runs()
+        ],
     output:
         f"{FOLDER}/tracking/export.json",
     log:

@@ -1,5 +1,6 @@
 # One job per variant and seed.  Checkpoints lie undeclared in work/<run key>/, because Snakemake deletes declared outputs of a job
-# that was killed; the job that runs next finds them and continues.
+# that was killed; the job that runs next finds them and continues.  A job that is tried again (only profiles do that) asks for more memory.
+from rm_methods.cluster import train_resource
 
 
 rule train:
@@ -21,11 +22,15 @@ rule train:
         f"{FOLDER}/logs/train/{{variant}}_seed{{seed}}.log",
     threads: config["resources"]["threads"]
     resources:
-        mem_mb=config["resources"]["memory_mb"],
+        mem_mb=lambda wc, attempt: attempt * config["resources"]["memory_mb"],
         runtime=config["resources"]["runtime_minutes"],
-        gpu=lambda wc: (
-            config["resources"]["gpus"] if EXPERIMENT.is_trained(wc.variant) else 0
-        ),
+        gpu=train_resource(config, EXPERIMENT.is_trained, "gpu"),
+        tasks=train_resource(config, EXPERIMENT.is_trained, "tasks"),
+        # For jobs on several nodes only; None leaves a resource unset.
+        nodes=train_resource(config, EXPERIMENT.is_trained, "nodes"),
+        mpi=train_resource(config, EXPERIMENT.is_trained, "mpi"),
+        gres=train_resource(config, EXPERIMENT.is_trained, "gres"),
+        tasks_per_gpu=train_resource(config, EXPERIMENT.is_trained, "tasks_per_gpu"),
     params:
         settings=lambda wc: EXPERIMENT.train_settings(wc.variant),
         code=lambda wc: EXPERIMENT.train_code(wc.variant),

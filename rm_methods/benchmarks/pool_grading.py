@@ -1,0 +1,58 @@
+"""Grading of pools: many candidates of a prompt with a gold value each, of which a scorer picks the best."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from rm_methods.errors import DataError
+
+GOLD_RULE = "equal scores at the top: the one with the lowest gold counts (strict); within a pair they are wrong"
+
+
+def candidate_gold(label: Any, n_responses: int) -> np.ndarray:
+    """Gold values of the candidates from an item's label: a list of numbers, or an object with that list under "gold".
+
+    Returns:
+        float64 [responses].
+
+    Raises:
+        DataError: the label is neither, holds a number too many or too few, or one that is not finite.
+    """
+    values = label.get("gold") if isinstance(label, dict) else label
+    if not isinstance(values, list) or not values or not all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in values):
+        raise DataError(f"label {str(label)[:80]!r} is not allowed; expected the gold values of the responses, a list of numbers.")
+    if len(values) != n_responses:
+        raise DataError(f"label {str(label)[:80]!r} is not allowed; it holds {len(values)} gold values for {n_responses} responses.")
+    gold = np.asarray(values, dtype=np.float64)
+    if not np.isfinite(gold).all():
+        raise DataError(f"label {str(label)[:80]!r} is not allowed; gold value {int(np.flatnonzero(~np.isfinite(gold))[0])} is not finite.")
+    return gold
+
+
+def gold_comparisons(gold: np.ndarray) -> list[tuple[int, int]]:
+    """All pairs (better, worse) of candidates whose gold differs."""
+    better, worse = np.nonzero(gold[:, None] > gold[None, :])
+    return list(zip(better.tolist(), worse.tolist(), strict=True))
+
+
+def gold_of_top(gold: np.ndarray, scores: np.ndarray) -> tuple[float, float]:
+    """Gold of the candidate with the highest score, (strict, expected); NaN is never picked, and without any score it is 0.
+
+    strict: of several candidates that share the highest score the worst counts, so that a tie never helps.
+    expected: their mean, as if the tie were broken at random.
+
+    >>> gold_of_top(np.array([0.2, 1.0, 0.6]), np.array([3.0, 1.0, 3.0]))
+    (0.2, 0.4)
+    """
+    if np.isnan(scores).all():
+        return 0.0, 0.0
+    top = gold[scores == np.nanmax(scores)]
+    return float(top.min()), float(top.mean())
+
+
+def agreement(gold: np.ndarray, scores: np.ndarray) -> float:
+    """Share of the pairs of candidates with different gold that the scores order strictly the same way; NaN makes a pair wrong."""
+    better = gold[:, None] > gold[None, :]
+    return float((scores[:, None] > scores[None, :])[better].mean())

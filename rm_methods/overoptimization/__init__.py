@@ -1,0 +1,1 @@
+"""Over-optimisation: Best-of-N and PPO against a reward model, measured by a gold reward."""

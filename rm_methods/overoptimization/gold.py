@@ -1,0 +1,163 @@
+"""Gold rewards behind one call: gold(prompts, responses) -> float64 [responses].
+
+* "world": the exact gold of the controlled world, computed from the text (rm_methods/preferences/world/gold.py);
+* "recorded": the gold values that a pool holds as labels, for the responses in it;
+* anything else: a reward model, as a folder or a Hugging Face hub id, read through the project's own scorer: its chat template is applied
+  once, the reward is read at the end by length.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from rm_methods.benchmarks.item import BenchmarkItem
+from rm_methods.benchmarks.pool_grading import candidate_gold
+from rm_methods.errors import UserError, nearest
+from rm_methods.files import content_hash
+from rm_methods.preferences.pair import Message
+from rm_methods.scoring.scorer import ScoringSettings
+
+Gold = Callable[[Sequence[Sequence[Message]], Sequence[str]], np.ndarray]
+SOURCES = ("world", "recorded")
+# Weights and tokenizer only: no code is ever fetched, and no pickled weights.
+HUB_FILES = ("*.json", "*.safetensors", "*.jinja", "*.model", "*.txt")
+
+
+def load_gold(
+    source: str,
+    *,
+    items: Sequence[BenchmarkItem] | None = None,
+    settings: ScoringSettings | None = None,
+    revision: str | None = None,
+) -> Gold:
+    """The gold reward that a configuration names.
+
+    Args:
+        source: "world", "recorded", a reward-model folder, or a hub id (owner/name).
+        items: the pool whose labels are the gold values, for "recorded".
+        settings: how to compute the scores of a reward model.
+        revision: of the hub id.
+
+    Returns:
+        a function of conversations and responses, of equal number; its values are always finite.
+
+    Raises:
+        UserError: unknown source, "recorded" without a pool, a folder or hub repository that is no scalar reward model.
+    """
+    if source == "world":
+        return world_gold
+    if source == "recorded":
+        if items is None:
+            raise UserError("Gold source 'recorded' takes the labels of a pool, but no pool was given.")
+        return RecordedGold(items)
+    if "/" not in source and not Path(source).is_dir():
+        raise UserError(
+            f"Unknown gold source {source!r}. {nearest(source, SOURCES)} Or name a reward-model folder, or a hub id owner/name."
+        )
+    return RewardModelGold(_model_folder(source, revision), settings or ScoringSettings())
+
+
+def world_gold(prompts: Sequence[Sequence[Message]], responses: Sequence[str]) -> np.ndarray:
+    """Exact gold rewards of the controlled world, float64 [responses], at most 1."""
+    from rm_methods.preferences.world.gold import gold
+
+    _check_lengths(prompts, responses)
+    return np.array([gold(prompt, response) for prompt, response in zip(prompts, responses, strict=True)], dtype=np.float64)
+
+
+class RecordedGold:
+    """Gold values looked up in a pool; a text that several candidates of a prompt share has the mean of their values."""
+
+    def __init__(self, items: Sequence[BenchmarkItem]):
+        values = defaultdict(list)
+        for item in items:
+            for response, value in zip(item.responses, candidate_gold(item.label, len(item.responses)), strict=True):
+                values[_prompt_key(item.prompt), response].append(value)
+        self.values = {key: float(np.mean(found)) for key, found in values.items()}
+
+    def __call__(self, prompts: Sequence[Sequence[Message]], responses: Sequence[str]) -> np.ndarray:
+        """Raises UserError for a response that the pool does not hold."""
+        _check_lengths(prompts, responses)
+        keys = [(_prompt_key(prompt), response) for prompt, response in zip(prompts, responses, strict=True)]
+        for key, prompt in zip(keys, prompts, strict=True):
+            if key not in self.values:
+                raise UserError(
+                    f"No gold value is recorded for this response: {_shown(prompt, key[1])}. Recorded gold knows only the responses of its "
+                    "pool; new ones need a gold reward model or the controlled world."
+                )
+        return np.array([self.values[key] for key in keys], dtype=np.float64)
+
+
+class RewardModelGold:
+    """Gold rewards of a trained sequence-classification reward model."""
+
+    def __init__(self, folder: str | Path, settings: ScoringSettings):
+        from rm_methods.scoring.scorer import JointScorer, load_scorer
+
+        self.folder = Path(folder)
+        self.scorer = load_scorer(self.folder, settings)
+        if isinstance(self.scorer, JointScorer):
+            raise UserError(f"{folder}: a joint model compares responses and gives none a reward of its own; it cannot be a gold reward.")
+
+    def __call__(self, prompts: Sequence[Sequence[Message]], responses: Sequence[str]) -> np.ndarray:
+        """Raises UserError naming the prompt and response whose reward is not finite."""
+        _check_lengths(prompts, responses)
+        items = [
+            BenchmarkItem(str(k), "gold", prompt, [response], None)
+            for k, (prompt, response) in enumerate(zip(prompts, responses, strict=True))
+        ]
+        rewards = np.array([row.score for row in self.scorer.score(items, "gold")], dtype=np.float64)
+        check_finite(rewards, prompts, responses, f"the gold reward model {self.folder}")
+        return rewards
+
+    def text_read(self, prompt: Sequence[Message], response: str) -> str:
+        """The exact text that the model reads, special tokens and truncation included, for checking a chat template by eye or by test."""
+        (encoded,) = self.scorer.tokenizer.encode([(prompt, [response])])
+        return self.scorer.tokenizer.tokenizer.decode(encoded.sequences[0], skip_special_tokens=False, clean_up_tokenization_spaces=False)
+
+
+def check_finite(values: np.ndarray, prompts: Sequence[Sequence[Message]], responses: Sequence[str], source: str) -> None:
+    """Refuse rewards that are not finite.
+
+    Raises:
+        UserError: naming the first prompt and response, and how many there are.
+    """
+    bad = np.flatnonzero(~np.isfinite(values))
+    if len(bad):
+        first = int(bad[0])
+        raise UserError(
+            f"{len(bad)} of {len(values)} rewards of {source} are not finite; the first is {values[first]} for "
+            f"{_shown(prompts[first], responses[first])}. Try precision fp32, and look at the model's weights."
+        )
+
+
+def _model_folder(source: str, revision: str | None) -> Path:
+    if Path(source).exists() or source.startswith(("/", ".", "~")) or source.count("/") != 1:
+        return Path(source).expanduser()
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(source, revision=revision, allow_patterns=list(HUB_FILES)))
+    except Exception as error:  # network, cache and hub layers raise what they like; the text goes on to the user
+        first = str(error).strip().splitlines()[0] if str(error).strip() else ""
+        raise UserError(
+            f"Gold reward model {source!r} is no folder here and could not be fetched from the hub ({type(error).__name__}: {first}). "
+            "Without the network, download it elsewhere and name its folder."
+        ) from error
+
+
+def _prompt_key(prompt: Sequence[Message]) -> str:
+    return content_hash([[message["role"], message["content"]] for message in prompt])
+
+
+def _check_lengths(prompts: Sequence, responses: Sequence) -> None:
+    if len(prompts) != len(responses):
+        raise UserError(f"Gold rewards need one prompt for each response, found {len(prompts)} prompts and {len(responses)} responses.")
+
+
+def _shown(prompt: Sequence[Message], response: str) -> str:
+    return f"prompt {prompt[-1]['content'][:120]!r}, response {response[:120]!r}"

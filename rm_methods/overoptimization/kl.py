@@ -1,0 +1,114 @@
+"""KL divergence of Best-of-n from the policy it samples from: the usual bound, and an estimate that sees repeated responses.
+
+Best-of-n draws n responses y and keeps one with the highest score.  Let F(s) be the policy's probability of a score of at most s and
+F-(s) of one below s.  Best-of-n ends in the score s with probability F(s)^n - F-(s)^n, and among responses of one score it keeps the
+policy's own proportions, so the KL divergence is a sum over scores alone (natural logarithm, nats):
+
+    KL = sum over s of (F^n - F-^n) log[ (F^n - F-^n) / (F - F-) ]                                              (1)
+
+Where no single score has a noticeable probability the sum becomes an integral over u = F in [0, 1] of n u^(n-1) log(n u^(n-1)), which is
+log n - (n - 1)/n.  Merging scores can only lower it, so that formula, which the literature prints as the KL divergence, is an upper
+bound (Beirami et al., "Theoretical Guarantees on the Best-of-n Alignment Policy", arXiv:2401.01879, theorem 3.1), loose where the
+policy often repeats itself: a policy of two equally likely responses has a KL divergence of at most log 2 for every n.
+
+The estimate takes the scores of N stored samples.  The interval of F that a score takes up is split in an *atom*, summed as in (1), and a
+*continuum*, integrated; so it is never above the bound.  With one atom of probability e at the top it is exactly the estimator of
+Beirami et al. (section 4):  (1-e)^n (log n + (n-1) log(1-e) - (n-1)/n) + (1 - (1-e)^n) log[ (1 - (1-e)^n) / e ].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+# A text this unlikely cannot be told from continuum; far below, its interval of F would vanish in rounding.
+SMALLEST_ATOM = 1e-9
+
+
+def kl_bound(n: ArrayLike) -> np.ndarray:
+    """log n - (n - 1)/n in nats, float64, the shape of `n`.
+
+    >>> [round(float(kl_bound(n)), 3) for n in (1, 2, 16, 1024)]
+    [0.0, 0.193, 1.835, 5.932]
+    """
+    n = np.asarray(n, dtype=np.float64)
+    return np.log(n) - (n - 1) / n
+
+
+def exact_kl(probabilities: ArrayLike, n: ArrayLike) -> np.ndarray:
+    """KL divergence of Best-of-n for a policy whose every outcome is known (equation 1).
+
+    Args:
+        probabilities: of the outcomes (scores), from the worst to the best, float64 [outcomes]; sum to 1.
+        n: numbers of samples, [K].
+
+    Returns:
+        float64 [K], nats.
+
+    Raises:
+        ValueError: the probabilities are not positive or do not sum to 1.
+    """
+    probabilities = np.asarray(probabilities, dtype=np.float64)
+    if (probabilities <= 0).any() or abs(probabilities.sum() - 1) > 1e-9:
+        raise ValueError(f"probabilities must be positive and sum to 1, found {probabilities.tolist()}")
+    upper = np.minimum(np.cumsum(probabilities), 1.0)
+    return _atom_terms(upper - probabilities, upper, np.atleast_1d(n)).sum(axis=0)
+
+
+def kl_estimate(
+    scores: np.ndarray, n: ArrayLike, responses: Sequence[str] | None = None, log_probabilities: np.ndarray | None = None
+) -> np.ndarray:
+    """Estimated KL divergence of Best-of-n for one prompt from N stored samples.
+
+    A score that several samples have is an atom of probability (number of them) / N.  A score that one sample has tells nothing of its
+    probability and counts as continuum: without repetitions the estimate is the bound.  Where the log-probabilities of the samples are
+    known, a score that belongs to one text alone is an atom of that text's probability (but never more than its share of the samples).
+
+    Args:
+        scores: proxy rewards of the samples, [N], finite.
+        n: numbers of samples, [K].
+        responses: the samples' texts, [N]; needed with `log_probabilities`.
+        log_probabilities: of each text under the distribution that the samples were drawn from, [N], nats.
+
+    Returns:
+        float64 [K], nats, never above `kl_bound(n)`.
+    """
+    n = np.atleast_1d(np.asarray(n, dtype=np.float64))
+    total = len(scores)
+    order = None if log_probabilities is None else np.argsort(scores, kind="stable")
+    ordered = np.sort(scores) if order is None else np.asarray(scores)[order]
+    first = np.flatnonzero(np.concatenate([[True], ordered[1:] != ordered[:-1]]))
+    last = np.concatenate([first[1:], [total]])
+    share = (last - first) / total
+    atom = np.where(last - first > 1, share, 0.0)
+    if order is not None:
+        for k, (start, end) in enumerate(zip(first, last, strict=True)):
+            if len({responses[i] for i in order[start:end]}) == 1:
+                atom[k] = min(share[k], float(np.exp(log_probabilities[order[start]])))
+    atoms = atom > SMALLEST_ATOM
+    upper = last[atoms] / total
+    lower = upper - atom[atoms]
+    lower[lower < 1e-12] = 0.0  # rounding of the subtraction, where the atom begins at 0
+    estimate = kl_bound(n) + (_atom_terms(lower, upper, n) - _continuum_terms(lower, upper, n)).sum(axis=0)
+    return np.clip(estimate, 0.0, kl_bound(n))
+
+
+def _atom_terms(lower: np.ndarray, upper: np.ndarray, n: np.ndarray) -> np.ndarray:
+    """Summands of (1) for outcomes that take up the intervals [lower, upper] of F, [atoms, K]; in logarithms, because F^n underflows."""
+    lower, upper, n = lower[:, None], upper[:, None], n[None, :].astype(np.float64)
+    with np.errstate(divide="ignore"):
+        below = np.where(lower > 0, n * np.log(np.maximum(lower, 1e-300) / upper), -np.inf)
+        log_mass = n * np.log(upper) + np.log(-np.expm1(below))
+    return np.exp(log_mass) * (log_mass - np.log(upper - lower))
+
+
+def _continuum_terms(lower: np.ndarray, upper: np.ndarray, n: np.ndarray) -> np.ndarray:
+    """Integral of n u^(n-1) log(n u^(n-1)) over u from lower to upper, [atoms, K]."""
+
+    def below(u: np.ndarray) -> np.ndarray:
+        log_u = np.log(np.maximum(u[:, None], 1e-300))
+        return np.exp(n * log_u) * (np.log(n) + (n - 1) * log_u - (n - 1) / n)
+
+    return below(upper) - below(lower)

@@ -1,0 +1,342 @@
+"""PPO for language policies against a proxy reward, with the gold reward watched beside it.
+
+An update samples a batch of responses from the policy, scores them, and takes a few clipped policy-gradient steps; a KL penalty at each
+token holds the policy near the one it started from.  All randomness comes from (seed, purpose, update), so a resumed run needs no random
+states, and the number of ranks does not change what is sampled.  docs/ppo.md has the objective and every setting.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+import sys
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, load_model, save_file, save_model
+
+from rm_methods.cpu import prepare_cpu
+from rm_methods.errors import UserError
+from rm_methods.files import content_hash, read_json, write_json, written_atomically
+from rm_methods.overoptimization import ppo_math
+from rm_methods.overoptimization.ppo_ranks import Ranks
+from rm_methods.overoptimization.ppo_records import Records, evaluation_means, measures, reward_hacking
+from rm_methods.overoptimization.ppo_rewards import Reward, rewards_of
+from rm_methods.overoptimization.ppo_rollouts import Actors, Rollouts, collect
+from rm_methods.overoptimization.ppo_settings import PPOSettings
+from rm_methods.overoptimization.reward_transforms import RewardTransform, needs_references
+from rm_methods.policies.log_probabilities import read_responses, token_log_probabilities
+from rm_methods.policies.policy import Prompt, load_policy, save_policy
+from rm_methods.policies.progress import Progress
+from rm_methods.policies.sampling import NotFinite, check_prompts, derived_seed, policy_hash
+from rm_methods.policies.settings import settings_from
+
+
+def train_ppo(
+    settings: PPOSettings | Mapping[str, Any],
+    policy_folder: str | Path,
+    reward: Reward,
+    gold: Reward,
+    prompts: Sequence[Prompt],
+    evaluation_prompts: Sequence[Prompt],
+    seed: int,
+    out_folder: str | Path,
+    work_folder: str | Path,
+    references: Mapping[str, Sequence[str]] | None = None,
+    threads: int = 0,
+) -> dict[str, Any]:
+    """Optimise a policy against a proxy reward.
+
+    Args:
+        policy_folder: the policy to start from (usually after supervised fine-tuning); it is also the reference of the KL penalty.
+        reward: the proxy, (prompts, responses) -> float64 [B].
+        gold: the gold reward, the same way; only reported, never learned from.
+        prompts: to learn on.  With standardised or reference-based rewards, each needs stored responses.
+        evaluation_prompts: to evaluate on, with the same random numbers each time.
+        seed: of sampling and of the order of prompts.
+        out_folder: gets `policy/` (a plain causal-language-model folder), `evaluation.parquet`, `metrics.jsonl`, `summary.json`.
+        work_folder: those files as they grow, and checkpoints; a run that was killed goes on from the last one.  Removed at the end.
+        references: prompt id -> stored responses of the starting policy (`rm_methods.policies.sampling.read_references`).
+
+    Returns:
+        The summary that was written; an empty dictionary on ranks other than the first.  A run that diverged ends early with the policy of
+        its last good evaluation and says so under `stopped`.
+
+    Raises:
+        UserError: unusable prompts, policy or references, a reward that is not finite, or a work folder of another run.
+    """
+    settings = settings_from(PPOSettings, settings, "the PPO settings")
+    prepare_cpu(threads)
+    run = PPO(settings, policy_folder, reward, gold, prompts, evaluation_prompts, seed, Path(work_folder), references)
+    run.train()
+    return run.finish(Path(out_folder))
+
+
+class PPO:
+    """One run; see `train_ppo`."""
+
+    def __init__(self, settings, policy_folder, reward, gold, prompts, evaluation_prompts, seed, work: Path, references):
+        self.started = time.monotonic()
+        self.settings, self.seed, self.work, self.ranks = settings, seed, work, Ranks()
+        self.prompts, self.evaluation_prompts = list(prompts), list(evaluation_prompts)
+        check_prompts(self.prompts, "prompts")
+        check_prompts(self.evaluation_prompts, "evaluation prompts")
+        policy, reference = load_policy(policy_folder), load_policy(policy_folder).model.requires_grad_(False)
+        self.ids, cut = policy.encode_prompts([p.messages for p in self.prompts], settings.max_prompt_tokens)
+        self.evaluation_ids, evaluation_cut = policy.encode_prompts(
+            [p.messages for p in self.evaluation_prompts], settings.max_prompt_tokens
+        )
+        policy.check_room([*self.ids, *self.evaluation_ids], settings.max_new_tokens)
+        self.cut = sum(cut) + sum(evaluation_cut)
+        value_head = torch.nn.Linear(policy.model.get_output_embeddings().in_features, 1).to(policy.model.device)
+        torch.nn.init.zeros_(value_head.weight)
+        torch.nn.init.zeros_(value_head.bias)
+        self.actors = Actors(policy, reference, value_head, reward, gold, settings, self.ranks)
+        self.transform = self._transform(references)
+        self.parameters = [*policy.model.parameters(), *value_head.parameters()]
+        groups = [{"params": [*policy.model.parameters()], "factor": 1.0}]
+        groups += [{"params": [*value_head.parameters()], "factor": settings.value_rate_factor}]
+        self.optimizer = torch.optim.AdamW(
+            groups, settings.learning_rate, settings.adam_betas, weight_decay=settings.weight_decay, fused=True
+        )
+        self.kl_coefficient, self.stopped = settings.kl_coefficient, None
+        self.good_step, self.good = 0, None
+        ids = [[p.prompt_id for p in some] for some in (self.prompts, self.evaluation_prompts)]
+        self.fingerprint = content_hash([asdict(settings), seed, policy_hash(policy_folder), ids, self.ids, self.evaluation_ids])
+
+    def _transform(self, references: Mapping[str, Sequence[str]] | None) -> RewardTransform:
+        """The reward transform, with the proxy's scores of the stored responses to the prompts."""
+        scores: dict[str, Any] = {}
+        if needs_references(self.settings.transform, self.settings.standardise) and references:
+            rows = [(prompt, text) for prompt in self.prompts for text in references.get(prompt.prompt_id, ())]
+            with self.actors.timed("references"):
+                proxy = rewards_of(self.actors.reward, "proxy reward", [prompt for prompt, _ in rows], [text for _, text in rows])
+            scores = {prompt.prompt_id: [] for prompt in self.prompts}
+            for (prompt, _), score in zip(rows, proxy, strict=True):
+                scores[prompt.prompt_id].append(score)
+        return RewardTransform(self.settings.transform, scores, self.settings.standardise, self.settings.clip_width)
+
+    def train(self) -> None:
+        """All updates that are left, with evaluations and checkpoints between them."""
+        settings = self.settings
+        first = self._resume()
+        self.records = Records(self.work, first if self.resumed else None) if self.ranks.first else None
+        progress = Progress(f"PPO seed {self.seed}", settings.updates, first)
+        for step in range(first, settings.updates + 1):
+            if (step % settings.evaluate_every == 0 or step == settings.updates) and not (self.resumed and step == first):
+                self._evaluate(step)
+            if self.stopped or step == settings.updates:
+                break
+            if settings.checkpoint_every and step % settings.checkpoint_every == 0 and step > first:
+                self._save_checkpoint(step)
+            line = self._update(step)
+            if self.ranks.first:
+                elapsed = self.records.before + time.monotonic() - self.started
+                self.records.add_update({"step": step + 1, "time": round(elapsed, 3), **line})
+            if self.stopped:
+                break
+            if self.ranks.first:
+                progress.advance(1, "  ".join(f"{name} {line[name]:.3f}" for name in ("proxy", "gold", "kl")))
+        if self.stopped and self.ranks.first:
+            print(f"PPO stopped: {self.stopped['reason']} The policy of step {self.good_step} is kept.", file=sys.stderr, flush=True)
+
+    def _evaluate(self, step: int) -> None:
+        """Sample the evaluation prompts; a good evaluation's policy is what a run that diverges later falls back to."""
+        # Phases inside an evaluation count as evaluation.
+        actors = replace(self.actors, seconds=Counter())
+        try:
+            with self.actors.timed("evaluation"):
+                rollouts = collect(actors, self.evaluation_prompts, self.evaluation_ids, derived_seed(self.seed, "evaluation"))
+        except NotFinite as error:
+            self._stop(step, str(error))
+            return
+        if self.ranks.first and np.isfinite(rollouts.kl).all():
+            self.records.add_evaluation(step, rollouts)
+        if self._checked(step, rollouts) and self.ranks.first:
+            self.good_step = step
+            self.good = {name: weight.detach().cpu().clone() for name, weight in self.actors.policy.model.state_dict().items()}
+
+    def _update(self, step: int) -> dict[str, float]:
+        """Sample, score, learn; returns the line of `metrics.jsonl`, measured on the responses that were sampled before learning."""
+        settings = self.settings
+        members = batch_members(len(self.prompts), settings.batch_size, step, self.seed)
+        batch, ids = [self.prompts[k] for k in members], [self.ids[k] for k in members]
+        try:
+            rollouts = collect(self.actors, batch, ids, derived_seed(self.seed, "rollout", step))
+        except NotFinite as error:
+            self._stop(step, str(error))
+            return {"kl_coefficient": self.kl_coefficient}
+        line = measures(rollouts) | {"kl_coefficient": self.kl_coefficient}
+        if not self._checked(step, rollouts):
+            return line
+        rewards_B = self.transform(rollouts.proxy, [prompt.prompt_id for prompt in rollouts.prompts])
+        if settings.missing_end_penalty is not None:
+            rewards_B = rewards_B - settings.missing_end_penalty * ~rollouts.finished.numpy()
+        line["reward"] = float(rewards_B.mean())
+        with self.actors.timed("learn"):
+            line |= self._learn(step, rollouts, torch.tensor(rewards_B, dtype=torch.float32))
+        if settings.kl_target is not None:
+            self.kl_coefficient = ppo_math.adapted_kl_coefficient(
+                self.kl_coefficient, line["kl"], settings.kl_target, len(members), settings.kl_horizon
+            )
+        return line
+
+    def _checked(self, step: int, rollouts: Rollouts) -> bool:
+        """Whether KL is finite and within the limit; otherwise the run stops."""
+        kl = float(rollouts.kl.mean())
+        if math.isfinite(kl) and kl <= self.settings.kl_limit:
+            return True
+        self._stop(step, f"the KL divergence from the starting policy is {kl:.4g} nats, kl_limit is {self.settings.kl_limit}.")
+        return False
+
+    def _stop(self, step: int, reason: str) -> None:
+        self.stopped = {"step": step, "reason": reason + " Lower learning_rate, or raise kl_coefficient."}
+
+    def _learn(self, step: int, rollouts: Rollouts, scores: torch.Tensor) -> dict[str, float]:
+        """All optimizer steps of an update; returns means over them."""
+        settings = self.settings
+        rewards = ppo_math.token_rewards(scores, rollouts.log_ratio, rollouts.mask, self.kl_coefficient)
+        advantages, returns = ppo_math.advantages_and_returns(rewards, rollouts.values, rollouts.mask, settings.gamma, settings.lambda_)
+        advantages = ppo_math.whitened(advantages, rollouts.mask)
+        for group in self.optimizer.param_groups:
+            group["lr"] = settings.learning_rate * group["factor"] * rate_factor(settings.schedule, step / settings.updates)
+        totals: dict[str, list[float]] = {}
+        for epoch in range(settings.ppo_epochs):
+            order = np.random.default_rng(derived_seed(self.seed, "minibatch", step, epoch)).permutation(len(scores))
+            for rows in np.array_split(order, settings.minibatches):
+                stats = self._minibatch(rows, rollouts, advantages, returns)
+                for name, value in stats.items():
+                    totals.setdefault(name, []).append(value)
+                if not all(map(math.isfinite, stats.values())):
+                    self._stop(step, "a loss or gradient is not finite.")
+                    return {name: float("nan") for name in stats}
+                self.optimizer.step()
+        return {name: float(np.mean(values)) for name, values in totals.items()}
+
+    def _minibatch(self, rows: np.ndarray, rollouts: Rollouts, advantages: torch.Tensor, returns: torch.Tensor) -> dict[str, float]:
+        """Gradients of one optimizer step: mean over the tokens of the minibatch on all ranks."""
+        settings = self.settings
+        tokens = int(rollouts.mask[rows].sum())
+        self.optimizer.zero_grad(set_to_none=True)
+        sums = np.zeros(3)
+        mine = rows[self.ranks.rank :: self.ranks.size]
+        for start in range(0, len(mine), settings.rows_per_forward):
+            sums += self._backward(mine[start : start + settings.rows_per_forward], rollouts, advantages, returns, tokens)
+        policy_loss, value_loss, clipped = np.sum(self.ranks.gathered([sums]), axis=0) / tokens
+        self.ranks.sum_gradients(self.parameters)
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters, settings.max_gradient_norm)
+        return {"policy_loss": policy_loss, "value_loss": value_loss, "clip_fraction": clipped, "gradient_norm": float(norm)}
+
+    def _backward(self, rows, rollouts: Rollouts, advantages, returns, tokens: int) -> tuple[float, float, int]:
+        """Forward and backward of some responses; returns policy loss, value loss and clipped tokens, summed over tokens."""
+        actors, settings = self.actors, self.settings
+        device, width = actors.policy.model.device, int(rollouts.mask[rows].sum(1).max())
+        of_batch = (rollouts.response_ids, rollouts.mask, rollouts.log_probabilities, rollouts.values, advantages, returns)
+        ids, mask, old, old_values, advantages, returns = (tensor[rows, :width].to(device) for tensor in of_batch)
+        prompt_ids = [rollouts.prompt_ids[row] for row in rows]
+        logits, hidden = read_responses(actors.policy.model, prompt_ids, ids, mask, actors.policy.pad_id, actors.autocast)
+        log_probabilities = token_log_probabilities(logits, ids, mask)
+        policy_loss, clipped = ppo_math.policy_loss(log_probabilities, old, advantages, mask, settings.clip_range)
+        value_loss = ppo_math.value_loss(actors.value_head(hidden)[..., 0], old_values, returns, mask, settings.value_clip_range)
+        ((policy_loss + settings.value_coefficient * value_loss) / tokens).backward()
+        return policy_loss.item(), value_loss.item(), int(clipped)
+
+    def _save_checkpoint(self, step: int) -> None:
+        if not self.ranks.first:
+            return
+        with written_atomically(self.work / f"checkpoint-{step}") as folder:
+            folder.mkdir()
+            save_model(self.actors.policy.model, str(folder / "policy.safetensors"))
+            save_model(self.actors.value_head, str(folder / "value_head.safetensors"))
+            save_file(self.good, folder / "good.safetensors")
+            torch.save(self.optimizer.state_dict(), folder / "optimizer.pt")
+            state = {"fingerprint": self.fingerprint, "kl_coefficient": self.kl_coefficient, "good_step": self.good_step}
+            write_json(folder / "state.json", state | {"transform": self.transform.state(), "seconds": dict(self.actors.seconds)})
+        for older in _checkpoints(self.work)[:-1]:
+            shutil.rmtree(older)
+
+    def _resume(self) -> int:
+        """Load the last checkpoint, if there is one; returns the number of updates done."""
+        folders = self.ranks.gathered([_checkpoints(self.work)] if self.ranks.first else [[]])[0]
+        self.resumed = bool(folders)
+        if not folders:
+            return 0
+        folder = folders[-1]
+        state = read_json(folder / "state.json")
+        if state["fingerprint"] != self.fingerprint:
+            raise UserError(f"{folder} is a checkpoint of another run (settings, seed, policy or prompts differ). Remove {self.work}.")
+        load_model(self.actors.policy.model, str(folder / "policy.safetensors"))
+        load_model(self.actors.value_head, str(folder / "value_head.safetensors"))
+        self.optimizer.load_state_dict(torch.load(folder / "optimizer.pt", weights_only=True))
+        self.good_step, self.good = state["good_step"], load_file(folder / "good.safetensors")
+        self.kl_coefficient = state["kl_coefficient"]
+        self.transform.load_state(state["transform"])
+        self.actors.seconds.update(state["seconds"])
+        if self.ranks.first:
+            print(f"PPO: resumes from {folder}", file=sys.stderr, flush=True)
+        return int(folder.name.rsplit("-", 1)[1])
+
+    def finish(self, out: Path) -> dict[str, Any]:
+        """Write the last good policy and the summary; returns the summary (empty on other ranks than the first)."""
+        self.ranks.wait()
+        if not self.ranks.first:
+            return {}
+        if self.good is not None:
+            self.actors.policy.model.load_state_dict(self.good)
+        save_policy(self.actors.policy, out / "policy")
+        evaluations = evaluation_means(self.records.rows)
+        summary = {
+            "settings": asdict(self.settings),
+            "seed": self.seed,
+            "policy_step": self.good_step,
+            "stopped": self.stopped,
+            "prompts": len(self.prompts),
+            "evaluation_prompts": len(self.evaluation_prompts),
+            "prompts_cut": self.cut,
+            "proxy_centre": self.transform.centre,
+            "proxy_scale": self.transform.scale,
+            "kl_coefficient": self.kl_coefficient,
+            "evaluation": {
+                "first": evaluations[0] if evaluations else None,
+                "best_gold": max(evaluations, key=lambda row: row["gold"], default=None),
+                "last": evaluations[-1] if evaluations else None,
+            },
+            "reward_hacking": reward_hacking(self.records.rows, self.settings.alarm_margin),
+            "wall_seconds": round(self.records.before + time.monotonic() - self.started, 2),
+            "seconds": {phase: round(seconds, 2) for phase, seconds in self.actors.seconds.items()},
+            "world_size": self.ranks.size,
+            "device": str(self.actors.policy.model.device),
+        }
+        for source in (self.records.metrics, self.records.evaluation):
+            with written_atomically(out / source.name) as path:
+                shutil.copyfile(source, path)
+        write_json(out / "summary.json", summary)
+        shutil.rmtree(self.work, ignore_errors=True)
+        return summary
+
+
+def batch_members(prompts: int, batch_size: int, step: int, seed: int) -> list[int]:
+    """Positions of the prompts of an update: every pass goes through all prompts once in an order of its own."""
+    members = []
+    for place in range(step * batch_size, (step + 1) * batch_size):
+        number, within = divmod(place, prompts)
+        if not members or within == 0:
+            order = np.random.default_rng(derived_seed(seed, "prompts", number)).permutation(prompts)
+        members.append(int(order[within]))
+    return members
+
+
+def rate_factor(schedule: str, progress: float) -> float:
+    """Learning rate as a share of its first value, at a progress from 0 to 1."""
+    return {"constant": 1.0, "linear": 1 - progress, "cosine": 0.5 * (1 + math.cos(math.pi * progress))}[schedule]
+
+
+def _checkpoints(work: Path) -> list[Path]:
+    """Complete checkpoints, oldest first."""
+    return sorted(work.glob("checkpoint-*"), key=lambda folder: int(folder.name.rsplit("-", 1)[1]))

@@ -1,0 +1,255 @@
+"""The over-optimisation summary: from pools, score tables and PPO runs to curves, tables, figures and a page of samples."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rm_methods.benchmarks.item import BenchmarkItem
+from rm_methods.errors import UserError
+from rm_methods.files import write_text
+from rm_methods.overoptimization.best_of_n import PoolCurves, pool_curves, read_pool
+from rm_methods.overoptimization.curve_fits import CurveFit, fit_curve
+from rm_methods.overoptimization.figures import write_best_of_n_figure, write_ppo_figure
+from rm_methods.overoptimization.outputs import pool_stem
+from rm_methods.overoptimization.ppo_evaluations import PpoEvaluation, alarms, ppo_curves, read_ppo_run
+from rm_methods.overoptimization.samples_page import samples_page
+from rm_methods.overoptimization.summary_tables import (
+    best_of_n_section,
+    csv_text,
+    fit_record,
+    fit_section,
+    footnotes,
+    number_text,
+    ppo_sections,
+    table_records,
+    write_tables,
+)
+from rm_methods.overoptimization.variant_curves import VariantCurves, combine_seeds, highest, summarise_peaks
+
+
+@dataclass(frozen=True)
+class PoolRun:
+    """One reward model on one pool: `items` is the pool, `scores` its score table by this run.  `seed_free`: any seed scores the same."""
+
+    variant: str
+    method: str
+    seed: int
+    pool: str
+    items: Path
+    scores: Path
+    seed_free: bool = False
+
+
+@dataclass(frozen=True)
+class PpoRun:
+    """One PPO run along the reward model of this variant and seed: a folder with evaluation.parquet and summary.json."""
+
+    variant: str
+    method: str
+    seed: int
+    folder: Path
+
+
+@dataclass(frozen=True)
+class OveroptimizationSummary:
+    """Files written, by name, and the text of the terminal table."""
+
+    files: dict[str, Path]
+    text: str
+
+
+def summarise_best_of_n(runs: Sequence[PoolRun], reference: str | None, out_folder: Path) -> OveroptimizationSummary:
+    """Best-of-N of every run: curves, table, figures, samples (names: `best_of_n_files`).
+
+    Args:
+        runs: variants appear in the order of their first run.
+        reference: variant that the others are tested against on every pool; None for no tests.
+        out_folder: made if missing.
+
+    Raises:
+        UserError: no runs, a run given twice, an unknown reference.
+        DataError: a pool or score table is wrong or does not fit.
+    """
+    out_folder = Path(out_folder)
+    _check_runs([(run.pool, run.variant, run.seed) for run in runs])
+    curve_records, run_records, sections, summaries, notes = [], [], [], [], []
+    fits: dict[tuple[str, str], CurveFit] = {}
+    files = {}
+    for pool in dict.fromkeys(run.pool for run in runs):
+        of_pool = [run for run in runs if run.pool == pool]
+        read = {(run.variant, run.seed): read_pool(run.items, run.scores) for run in of_pool}
+        found = {key: pool_curves(*items_and_scores) for key, items_and_scores in read.items()}
+        for run in of_pool:
+            curve_records += _curve_records(run, found[run.variant, run.seed])
+            run_records.append(_run_record(run, found[run.variant, run.seed]))
+        variants = [_variant_curves(name, of_pool, found) for name in dict.fromkeys(run.variant for run in of_pool)]
+        fits |= {(pool, curves.variant): _fit(curves, "best_of_n") for curves in variants}
+        of_variants = summarise_peaks(variants, reference)
+        first = next(iter(found.values()))
+        sections.append(best_of_n_section(_title(pool, first), of_variants))
+        sections.append(fit_section(f"Fitted curves on {pool}", of_variants, fits))
+        summaries += of_variants
+        notes += _pool_notes(pool, first)
+        targets = [out_folder / f"{pool_stem(pool)}.{suffix}" for suffix in ("png", "svg")]
+        write_best_of_n_figure(variants, reference, targets)
+        page = out_folder / f"{pool_stem(pool)}_samples.md"
+        write_text(page, samples_page(pool, _first_seeds(of_pool, read)))
+        files |= {target.name: target for target in [*targets, page]}
+    notes = [*footnotes(summaries, reference, "n"), *_fit_notes(fits), *notes]
+    files |= write_tables("best_of_n_table", sections, notes, table_records(summaries, reference, fits), out_folder)
+    for name, records in (("best_of_n.csv", curve_records), ("best_of_n_runs.csv", run_records)):
+        write_text(out_folder / name, csv_text(records))
+        files[name] = out_folder / name
+    return OveroptimizationSummary(files, files["best_of_n_table.txt"].read_text(encoding="utf-8"))
+
+
+def summarise_ppo(runs: Sequence[PpoRun], reference: str | None, out_folder: Path) -> OveroptimizationSummary:
+    """PPO runs of every variant: curves over steps, table, figure (names: `ppo_files`).
+
+    Args, Raises: as `summarise_best_of_n`.
+    """
+    out_folder = Path(out_folder)
+    _check_runs([("ppo", run.variant, run.seed) for run in runs])
+    by_variant: dict[str, dict[int, PpoEvaluation]] = {}
+    for run in runs:
+        by_variant.setdefault(run.variant, {})[run.seed] = read_ppo_run(run.folder)
+    methods = {run.variant: run.method for run in runs}
+    variants = [ppo_curves(variant, methods[variant], by_seed) for variant, by_seed in by_variant.items()]
+    summaries = summarise_peaks(variants, reference)
+    fits = {("ppo", curves.variant): _fit(curves, "reinforcement_learning") for curves in variants}
+    extras = {variant: _ppo_extras(by_seed) for variant, by_seed in by_variant.items()}
+    sections = ppo_sections(f"PPO, {len(variants[0].groups)} evaluation prompts", summaries, extras)
+    sections.append(fit_section("Fitted curves of PPO", summaries, fits))
+    rung = [f"{variant}, {text}" for variant, by_seed in by_variant.items() for text in alarms(by_seed)]
+    notes = footnotes(summaries, reference, "step")
+    notes.append("Tokens: mean length of a response at the end. Finished: share of responses with an end token. KL: estimated, nats.")
+    notes += [f"Alarm: {text}." for text in rung] + _fit_notes(fits)
+    records = [
+        record | extras[summary.curves.variant]
+        for summary, record in zip(summaries, table_records(summaries, reference, fits), strict=True)
+    ]
+    files = write_tables("ppo_table", sections, notes, records, out_folder)
+    write_text(out_folder / "ppo.csv", csv_text([r for v, by_seed in by_variant.items() for r in _ppo_records(v, by_seed)]))
+    targets = [out_folder / f"ppo.{suffix}" for suffix in ("png", "svg")]
+    write_ppo_figure(variants, reference, targets)
+    files |= {target.name: target for target in [out_folder / "ppo.csv", *targets]}
+    return OveroptimizationSummary(files, files["ppo_table.txt"].read_text(encoding="utf-8"))
+
+
+def _check_runs(keys: Sequence[tuple[str, str, int]]) -> None:
+    if not keys:
+        raise UserError("The over-optimisation summary needs at least one run.")
+    doubles = sorted({key for key in keys if keys.count(key) > 1})
+    if doubles:
+        pool, variant, seed = doubles[0]
+        raise UserError(f"Variant '{variant}', seed {seed}, is given twice for '{pool}'. Give every run once.")
+
+
+def _variant_curves(variant: str, runs: Sequence[PoolRun], found: Mapping[tuple[str, int], PoolCurves]) -> VariantCurves:
+    own = [run for run in runs if run.variant == variant]
+    by_seed = {run.seed: found[variant, run.seed] for run in own}
+    return combine_seeds(variant, own[0].method, own[0].pool, by_seed, all(run.seed_free for run in own))
+
+
+def _fit(curves: VariantCurves, form: str) -> CurveFit:
+    """The curve through the variant's mean gold less its value at the start."""
+    gold = curves.mean_gold
+    return fit_curve(np.maximum(curves.kl, 0.0), gold - gold[0], form)
+
+
+def _curve_records(run: PoolRun, curves: PoolCurves) -> list[dict[str, Any]]:
+    return [
+        {
+            "variant": run.variant,
+            "method": run.method,
+            "seed": run.seed,
+            "pool": run.pool,
+            "n": int(n),
+            "kl_bound": float(curves.kl_bound[k]),
+            "kl_estimate": float(curves.kl_estimate[:, k].mean()),
+            "proxy": float(curves.proxy[:, k].mean()),
+            "proxy_standardised": float(curves.proxy_standardised[:, k].mean()),
+            "gold": float(curves.gold[:, k].mean()),
+            "gold_oracle": float(curves.oracle[:, k].mean()),
+        }
+        for k, n in enumerate(curves.n)
+    ]
+
+
+def _run_record(run: PoolRun, curves: PoolCurves) -> dict[str, Any]:
+    gold = curves.gold.mean(axis=0)
+    peak = highest(gold)
+    fit = fit_curve(curves.kl_estimate.mean(axis=0), gold - gold[0], "best_of_n")
+    return {
+        "variant": run.variant,
+        "method": run.method,
+        "seed": run.seed,
+        "pool": run.pool,
+        "n_end": int(curves.n[-1]),
+        "gold_start": float(gold[0]),
+        "gold_end": float(gold[-1]),
+        "gold_peak": float(gold[peak]),
+        "n_peak": int(curves.n[peak]),
+        "gap": float(gold[peak] - gold[-1]),
+        **fit_record(fit),
+        **curves.counts,
+    }
+
+
+def _title(pool: str, curves: PoolCurves) -> str:
+    gold, oracle = curves.gold.mean(axis=0), curves.oracle.mean(axis=0)
+    return (
+        f"Best-of-N on {pool}: {len(curves.item_ids)} prompts, n up to {curves.n[-1]}; gold at n = 1 is {number_text(float(gold[0]))}, "
+        f"at n = {curves.n[-1]} at most {number_text(float(oracle[-1]))}"
+    )
+
+
+def _pool_notes(pool: str, curves: PoolCurves) -> list[str]:
+    counts = curves.counts
+    repeated = f"{counts['duplicates']} repeat another of their prompt and {counts['empty']} are empty; all are kept"
+    return [f"{pool}: {counts['responses']} responses, of which {repeated}."]
+
+
+def _fit_notes(fits: Mapping[tuple[str, str], CurveFit]) -> list[str]:
+    form = next(iter(fits.values())).form
+    curve = "d (a - b d)" if form == "best_of_n" else "d (a - b log d)"
+    notes = [f"a, b: least-squares fit of gold less its start = {curve}, d = sqrt(KL estimate), to the mean curve (Gao et al. 2023)."]
+    refused: dict[str, list[str]] = {}
+    for (pool, variant), fit in fits.items():
+        if fit.refused:
+            refused.setdefault(fit.refused, []).append(f"{variant} on {pool}" if pool != "ppo" else variant)
+    return notes + [f"No fitted optimum for {', '.join(names)}: {reason}." for reason, names in refused.items()]
+
+
+def _first_seeds(runs: Sequence[PoolRun], read: Mapping) -> list[tuple[str, int, list[BenchmarkItem], list[np.ndarray]]]:
+    first: dict[str, int] = {}
+    for run in runs:
+        first[run.variant] = min(run.seed, first.get(run.variant, run.seed))
+    return [(variant, seed, *read[variant, seed]) for variant, seed in first.items()]
+
+
+def _ppo_extras(by_seed: Mapping[int, PpoEvaluation]) -> dict[str, float]:
+    """Means over seeds at each run's own last step."""
+
+    def at_end(name: str) -> float:
+        return float(np.mean([run.values[name][-1].mean() for run in by_seed.values()]))
+
+    return {
+        "kl_end": at_end("kl"),
+        "length_end": at_end("n_tokens"),
+        "end_rate": at_end("finished"),
+        "alarms": float(len(alarms(by_seed))),
+    }
+
+
+def _ppo_records(variant: str, by_seed: Mapping[int, PpoEvaluation]) -> list[dict[str, Any]]:
+    return [
+        {"variant": variant, "seed": seed, "step": int(step)} | {name: float(values[k].mean()) for name, values in run.values.items()}
+        for seed, run in sorted(by_seed.items())
+        for k, step in enumerate(run.steps)
+    ]

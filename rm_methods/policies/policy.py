@@ -1,0 +1,225 @@
+"""A policy: a plain causal-language-model folder, how prompts become token ids, and how sampled ids become text.
+
+The folder holds what any other program needs: config, safetensors, the tokenizer with its chat template, and a generation
+configuration with end and pad tokens.  A response is what stands between the generation prompt and the first end token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rm_methods.errors import UserError
+from rm_methods.files import written_atomically
+from rm_methods.preferences.pair import Message, PreferencePair
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A conversation that ends with a user message, and its name in sample and evaluation files."""
+
+    prompt_id: str
+    messages: Sequence[Message]
+
+
+@dataclass
+class Policy:
+    """A causal language model with its tokenizer.
+
+    Attributes:
+        model: a transformers causal language model in evaluation mode (no dropout, so that sampling and training agree).
+        tokenizer: a fast tokenizer with a chat template and a pad token of its own.
+        end_ids: token ids that end a response; the first is the one that the chat template prints after a response.
+    """
+
+    model: Any
+    tokenizer: Any
+    end_ids: tuple[int, ...]
+
+    @property
+    def pad_id(self) -> int:
+        """Fills the places before a prompt and after a response; never read."""
+        return self.tokenizer.pad_token_id
+
+    def encode_prompts(self, prompts: Iterable[Sequence[Message]], max_prompt_tokens: int) -> tuple[list[list[int]], list[bool]]:
+        """Token ids of prompts, up to and including the generation prompt.
+
+        A prompt that does not fit is cut as reward models cut it: the oldest turns first (a system turn stays), then the start of
+        the last user turn.
+
+        Returns:
+            ids of each prompt, and for each whether it was cut.
+
+        Raises:
+            UserError: the chat template refuses a conversation, or not even its last turn can be made to fit.
+        """
+        from rm_methods.reward_models.tokenization import ChatTokenizer
+
+        # Reads an empty response: what is left of the prompt then fits with the template's closing tokens.
+        cutter = ChatTokenizer(self.tokenizer, max_prompt_tokens)
+        encoded, cut = [], []
+        for messages in prompts:
+            ids = _prompt_ids(self.tokenizer, messages)
+            too_long = len(ids) > max_prompt_tokens
+            if too_long:
+                try:
+                    left = cutter.encode([(messages, [""])])[0].conversations[0][:-1]
+                except UserError:
+                    left = messages
+                ids = _prompt_ids(self.tokenizer, left)
+                if len(ids) > max_prompt_tokens:
+                    raise UserError(
+                        f"max_prompt_tokens = {max_prompt_tokens} is too small for the chat template of {self.tokenizer.name_or_path}: a "
+                        f"prompt still takes {len(ids)} tokens when cut to its last turn. Raise max_prompt_tokens."
+                    )
+            encoded.append(ids)
+            cut.append(too_long)
+        return encoded, cut
+
+    def check_room(self, prompt_ids: Sequence[Sequence[int]], max_new_tokens: int) -> None:
+        """Raises UserError if the longest prompt and a response do not fit the positions that the model was made for."""
+        limit = getattr(self.model.config, "max_position_embeddings", None)
+        longest = max(map(len, prompt_ids), default=0)
+        if limit is not None and longest + max_new_tokens > limit:
+            raise UserError(
+                f"A prompt of {longest} tokens and max_new_tokens = {max_new_tokens} are more than the {limit} positions of the policy. "
+                "Lower max_new_tokens or max_prompt_tokens."
+            )
+
+    def decode(self, response_ids: Sequence[int]) -> str:
+        """Text of a response: what stands before its first end token, special tokens left out."""
+        ids = [int(i) for i in response_ids]
+        end = next((k for k, i in enumerate(ids) if i in self.end_ids), len(ids))
+        return self.tokenizer.decode(ids[:end], skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+
+def prompts_of(pairs: Iterable[PreferencePair]) -> list[Prompt]:
+    """The different prompts of preference pairs in their order; the prompt id is the pair's group."""
+    found: dict[str, Prompt] = {}
+    for pair in pairs:
+        found.setdefault(pair.group, Prompt(pair.group, pair.prompt))
+    return list(found.values())
+
+
+def load_policy(folder: str | Path, dtype: str = "float32") -> Policy:
+    """Load a policy folder.
+
+    Args:
+        dtype: of the weights: "float32", "bfloat16" or "float16".
+
+    Raises:
+        UserError: no such folder, not a causal language model, no chat template, no end token, no pad token, or a pad token that ends a
+            response.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from rm_methods.reward_models.backbones import hub_errors_explained
+
+    folder = Path(folder)
+    if not (folder / "config.json").is_file():
+        there = "has no config.json" if folder.is_dir() else "is not there"
+        raise UserError(f"{folder}: {there}. A policy is a folder with a causal language model; fine-tune one first.")
+    with hub_errors_explained(str(folder)):
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        model, loading = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=getattr(torch, dtype), local_files_only=True, use_safetensors=True, output_loading_info=True
+        )
+    if loading["missing_keys"]:
+        missing = ", ".join(sorted(loading["missing_keys"])[:3])
+        raise UserError(f"{folder}: no weights for {missing}. Is this a reward model? A policy needs the language-model head.")
+    return make_policy(model, tokenizer)
+
+
+def policy_from_backbone(folder: Path, backbone: dict[str, Any], seed: int) -> Policy:
+    """The policy that a prepared backbone is before any training; a tiny backbone has random weights, drawn from the seed.
+
+    Args:
+        folder: of `rm_methods.reward_models.backbones.prepare_backbone`.
+        backbone: the resolved `backbone` section of the configuration.
+    """
+    import torch
+    from transformers import AutoTokenizer
+
+    from rm_methods.reward_models.backbones import load_language_model
+
+    model = load_language_model(folder, backbone, seed).to(torch.float32)
+    return make_policy(model, AutoTokenizer.from_pretrained(folder))
+
+
+def make_policy(model, tokenizer) -> Policy:
+    """A policy of a model and its tokenizer, in evaluation mode on its device (a GPU where there is one).
+
+    Raises:
+        UserError: no chat template, no end token, no pad token, or a pad token that ends a response.
+    """
+    import torch
+
+    name = tokenizer.name_or_path
+    if not tokenizer.chat_template:
+        raise UserError(f"{name}: the tokenizer has no chat template, so prompts cannot be rendered. Put chat_template.jinja beside it.")
+    end_ids = _end_ids(tokenizer, model.generation_config)
+    if not end_ids:
+        raise UserError(
+            f"{name}: no end token is named, so responses would never end. Set eos_token in tokenizer_config.json or eos_token_id in "
+            "generation_config.json."
+        )
+    if tokenizer.pad_token_id is None or tokenizer.pad_token_id in end_ids:
+        seen = "there is no pad token" if tokenizer.pad_token_id is None else f"the pad token {tokenizer.pad_token!r} also ends a response"
+        raise UserError(
+            f"{name}: {seen}. Set pad_token in tokenizer_config.json to a token that ends nothing (preparing the backbone does that)."
+        )
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model.config.pad_token_id = tokenizer.pad_token_id
+    return Policy(model.to(device).eval(), tokenizer, end_ids)
+
+
+def save_policy(policy: Policy, folder: str | Path) -> None:
+    """Write a policy folder, atomically.  Its generation configuration samples from the model itself (temperature 1, no top-k)."""
+    from transformers import GenerationConfig
+
+    model = policy.model
+    # A folder's path in the config would make the files of two machines differ.
+    model.config._name_or_path = ""
+    model.generation_config = GenerationConfig(
+        bos_token_id=policy.tokenizer.bos_token_id,
+        eos_token_id=list(policy.end_ids),
+        pad_token_id=policy.pad_id,
+        do_sample=True,
+        temperature=1.0,
+        top_p=1.0,
+        top_k=0,
+    )
+    with written_atomically(folder) as path:
+        model.save_pretrained(path)
+        policy.tokenizer.save_pretrained(path)
+
+
+def _prompt_ids(tokenizer, messages: Sequence[Message]) -> list[int]:
+    try:
+        return tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, tokenize=True, return_dict=False)
+    except Exception as error:  # Jinja errors of a strict template: roles that do not alternate, no system turn allowed, ...
+        roles = " ".join(m["role"] for m in messages)
+        raise UserError(f"The chat template of {tokenizer.name_or_path} refuses a prompt (turns: {roles}): {error}") from None
+
+
+def _end_ids(tokenizer, generation_config) -> tuple[int, ...]:
+    """The token that the template closes a response with, then those that tokenizer and generation configuration name."""
+    named = generation_config.eos_token_id if generation_config is not None else None
+    named = [] if named is None else [named] if isinstance(named, int) else list(named)
+    if tokenizer.eos_token_id is not None:
+        named.append(tokenizer.eos_token_id)
+    probe = [{"role": "user", "content": "a"}]
+    head = tokenizer.apply_chat_template(probe, add_generation_prompt=True, tokenize=False) + "b"
+    whole = tokenizer.apply_chat_template([*probe, {"role": "assistant", "content": "b"}], tokenize=False)
+    tail = tokenizer(whole[len(head) :], add_special_tokens=False)["input_ids"] if whole.startswith(head) else []
+    # Ordinary text after a response (a newline, say) ends nothing.
+    closing = [i for i in tail[:1] if i in named or tokenizer.convert_ids_to_tokens(i) in _special_tokens(tokenizer)]
+    return tuple(dict.fromkeys([*closing, *named]))
+
+
+def _special_tokens(tokenizer) -> set[str]:
+    added = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+    return added | set(tokenizer.all_special_tokens)

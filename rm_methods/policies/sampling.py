@@ -1,0 +1,303 @@
+"""Sampling from a policy: batches that depend on their seed alone, and pools of stored samples for Best-of-N."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from rm_methods.errors import ConfigError, UserError
+from rm_methods.files import content_hash, file_hash, written_atomically
+from rm_methods.policies.policy import Policy, Prompt, load_policy
+from rm_methods.policies.progress import Progress
+
+POOL_COLUMNS = ("prompt_id", "prompt_index", "sample_index", "response", "n_tokens", "log_probability", "finished", "truncated")
+
+
+class NotFinite(UserError):
+    """The policy's logits are not finite, so nothing can be sampled from it."""
+
+
+@dataclass(frozen=True)
+class SamplingSettings:
+    """How responses are drawn.
+
+    Attributes:
+        max_new_tokens: longest response in tokens, the end token included.
+        temperature: 1 samples from the model itself, less is sharper, 0 always takes the likeliest token.
+        top_p: only the likeliest tokens that together have this probability (nucleus sampling); 1 takes all.
+    """
+
+    max_new_tokens: int = 64
+    temperature: float = 1.0
+    top_p: float = 1.0
+
+    def __post_init__(self):
+        problems = []
+        if self.max_new_tokens < 1:
+            problems.append(f"max_new_tokens: is {self.max_new_tokens}; must be at least 1")
+        if not self.temperature >= 0:
+            problems.append(f"temperature: is {self.temperature}; must be at least 0")
+        if not 0 < self.top_p <= 1:
+            problems.append(f"top_p: is {self.top_p}; must be more than 0 and at most 1")
+        if problems:
+            raise ConfigError(problems, "the sampling settings")
+
+
+@dataclass
+class Generated:
+    """Sampled responses.
+
+    Attributes:
+        response_ids: int64 [B, T], padded on the right.
+        mask: bool [B, T], tokens of the response, the end token included.
+        finished: bool [B], whether an end token came; the others were cut at `max_new_tokens`.
+    """
+
+    response_ids: Any
+    mask: Any
+    finished: Any
+
+
+def derived_seed(*parts: int | str) -> int:
+    """A seed below 2**63 for a named purpose, the same on every machine: derived_seed(seed, "pool", chunk)."""
+    return int(content_hash(list(parts)), 16) % 2**63
+
+
+def generate(
+    model,
+    prompt_ids: Sequence[Sequence[int]],
+    settings: SamplingSettings,
+    end_ids: Sequence[int],
+    pad_id: int,
+    seed: int,
+    autocast=None,
+) -> Generated:
+    """Draw one response for each prompt with the `generate` of transformers (key-value cache, prompts padded on the left).
+
+    The same seed gives the same responses whatever was drawn before, and torch's random state is left as it was.  Nothing is taken
+    from the model's own generation configuration (whose missing values default to top_k = 50).
+
+    Args:
+        prompt_ids: token ids up to the generation prompt, one list for each response.
+        end_ids: tokens that end a response.
+        autocast: dtype of matrix products, or None.
+
+    Raises:
+        NotFinite: a logit is NaN.
+    """
+    from contextlib import nullcontext
+
+    import torch
+
+    from rm_methods.policies.log_probabilities import left_padded
+
+    device = next(model.parameters()).device
+    input_ids, is_token = left_padded(prompt_ids, pad_id, device)
+    own_configuration = model.generation_config
+    model.generation_config = generation_configuration(settings, end_ids, pad_id)
+    try:
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), torch.no_grad():
+            torch.manual_seed(seed)
+            with torch.autocast(device.type, dtype=autocast) if autocast else nullcontext():
+                sequences = model.generate(
+                    input_ids=input_ids,
+                    attention_mask=is_token,
+                    generation_config=model.generation_config,
+                    logits_processor=[_refuse_nan],
+                )
+    finally:
+        model.generation_config = own_configuration
+    response_ids = sequences[:, input_ids.shape[1] :]
+    is_end = torch.isin(response_ids, torch.tensor(list(end_ids), device=device))
+    # Ends before a place: 0 up to and including the first end token.
+    mask = (is_end.long().cumsum(1) - is_end.long()) == 0
+    return Generated(torch.where(mask, response_ids, pad_id), mask, is_end.any(1))
+
+
+def _refuse_nan(input_ids, logits):
+    """A logits processor: torch's own sampling would end in an assertion of the device."""
+    if logits.isnan().any():
+        raise NotFinite("The policy's logits are NaN: its weights are broken. Go back to an earlier policy, or lower the learning rate.")
+    return logits
+
+
+def generation_configuration(settings: SamplingSettings, end_ids: Sequence[int], pad_id: int):
+    """The transformers `GenerationConfig` in which everything that shapes the distribution is set, so that no default comes in."""
+    from transformers import GenerationConfig
+
+    sampling = {"do_sample": False}
+    if settings.temperature > 0:
+        # Nucleus sampling alone would leave logits that do not sum to 1.
+        sampling = {"do_sample": True, "temperature": settings.temperature, "top_p": settings.top_p, "top_k": 0}
+    return GenerationConfig(
+        max_new_tokens=settings.max_new_tokens,
+        eos_token_id=list(end_ids),
+        pad_token_id=pad_id,
+        num_beams=1,
+        use_cache=True,
+        repetition_penalty=1.0,
+        renormalize_logits=True,
+        **sampling,
+    )
+
+
+def sample_pool(
+    policy_folder: str | Path,
+    prompts: Sequence[Prompt],
+    samples_per_prompt: int,
+    settings: SamplingSettings,
+    seed: int,
+    out_parquet: str | Path,
+    work_folder: str | Path,
+    batch_size: int = 64,
+    max_prompt_tokens: int = 512,
+    threads: int = 0,
+) -> dict[str, Any]:
+    """Store samples of a policy: `samples_per_prompt` rows for each prompt, in the prompts' order.
+
+    Columns: prompt_id, prompt_index, sample_index, response (text), n_tokens (the end token included), log_probability (sum over the
+    sampled tokens, at temperature 1 and without top-p, whatever was sampled with), finished (an end token came), truncated (the prompt
+    was cut).  Empty and repeated responses stay.
+
+    Rows are sampled in chunks of `batch_size`, each with a seed of its own, and finished chunks are kept in `work_folder`: a run that was
+    killed goes on after its last chunk and gives the same bytes.  The batch size is part of what is sampled.
+
+    Returns:
+        samples, prompts, empty, duplicates (equal to an earlier response to the same prompt), unfinished, prompts_cut, tokens,
+        sampled_seconds (of this call: less after a resume).
+
+    Raises:
+        UserError: no prompts, a prompt id twice, or an unusable policy folder.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from rm_methods.cpu import prepare_cpu
+
+    check_prompts(prompts, "prompts")
+    if samples_per_prompt < 1 or batch_size < 1:
+        raise UserError(f"samples_per_prompt = {samples_per_prompt} and batch_size = {batch_size} must be at least 1.")
+    prepare_cpu(threads)
+    policy = load_policy(policy_folder)
+    prompt_ids, cut = policy.encode_prompts([prompt.messages for prompt in prompts], max_prompt_tokens)
+    policy.check_room(prompt_ids, settings.max_new_tokens)
+    named = [prompt.prompt_id for prompt in prompts]
+    made_from = [policy_hash(policy_folder), prompt_ids, named, samples_per_prompt, asdict(settings), seed, batch_size]
+    chunks_folder = Path(work_folder) / content_hash(made_from)
+    rows = len(prompts) * samples_per_prompt
+    starts = range(0, rows, batch_size)
+    files = [chunks_folder / f"chunk_{number:06d}.parquet" for number in range(len(starts))]
+    kept = sum(file.exists() for file in files)
+    if kept:
+        print(f"sampling: {kept} of {len(files)} chunks were sampled before", file=sys.stderr, flush=True)
+    progress = Progress("sampling", len(files), kept)
+    started = time.monotonic()
+    for number, (start, file) in enumerate(zip(starts, files, strict=True)):
+        if file.exists():
+            continue
+        places = [divmod(row, samples_per_prompt) for row in range(start, min(start + batch_size, rows))]
+        columns = _sample_chunk(policy, [prompt_ids[p] for p, _ in places], settings, derived_seed(seed, "pool", number))
+        columns |= {
+            "prompt_id": [prompts[p].prompt_id for p, _ in places],
+            "prompt_index": [p for p, _ in places],
+            "sample_index": [s for _, s in places],
+            "truncated": [cut[p] for p, _ in places],
+        }
+        with written_atomically(file) as path:
+            pq.write_table(_pool_table(columns), path)
+        progress.advance(1)
+    table = pa.concat_tables([pq.read_table(file) for file in files]).combine_chunks()
+    with written_atomically(out_parquet) as path:
+        pq.write_table(table, path)
+    for file in files:
+        file.unlink()
+    chunks_folder.rmdir()
+    return _pool_counts(table) | {"prompts_cut": sum(cut), "sampled_seconds": round(time.monotonic() - started, 2)}
+
+
+def read_references(pool: str | Path, per_prompt: int | None = None) -> dict[str, list[str]]:
+    """Stored responses by prompt id, in the order of their sample index.
+
+    Args:
+        pool: file of `sample_pool`.
+        per_prompt: take only the first so many of each prompt; None takes all.
+
+    Raises:
+        DataError: the file is missing or is not a pool of samples.
+        UserError: a prompt has fewer.
+    """
+    from rm_methods.files import read_parquet
+
+    table = read_parquet(pool, ("prompt_id", "sample_index", "response"), "a pool of samples", "sampling")
+    found: dict[str, list[str]] = {}
+    for row in sorted(table.to_pylist(), key=lambda row: row["sample_index"]):
+        found.setdefault(row["prompt_id"], []).append(row["response"])
+    for prompt_id, responses in found.items():
+        if per_prompt is not None and len(responses) < per_prompt:
+            raise UserError(f"{pool}: prompt {prompt_id} has {len(responses)} samples, {per_prompt} are asked for. Sample more.")
+    return {prompt_id: responses[:per_prompt] for prompt_id, responses in found.items()}
+
+
+def check_prompts(prompts: Sequence[Prompt], what: str) -> None:
+    """Raises UserError if there are no prompts or two have the same id."""
+    if not prompts:
+        raise UserError(f"There are no {what}. Give at least one.")
+    seen: set[str] = set()
+    for prompt in prompts:
+        if prompt.prompt_id in seen:
+            raise UserError(f"{what}: the id {prompt.prompt_id!r} occurs twice; ids must be unique. Leave repeated prompts out.")
+        seen.add(prompt.prompt_id)
+
+
+def policy_hash(folder: str | Path) -> str:
+    """Hash of a policy's weights, tokenizer and chat template."""
+    folder = Path(folder)
+    names = sorted([*folder.glob("*.safetensors"), *folder.glob("tokenizer*.json"), *folder.glob("*.jinja"), folder / "config.json"])
+    return file_hash(*names)
+
+
+def _sample_chunk(policy: Policy, prompt_ids: Sequence[Sequence[int]], settings: SamplingSettings, seed: int) -> dict[str, list]:
+    import torch
+
+    from rm_methods.policies.log_probabilities import read_responses, token_log_probabilities
+
+    drawn = generate(policy.model, prompt_ids, settings, policy.end_ids, policy.pad_id, seed)
+    with torch.no_grad():
+        logits, _ = read_responses(policy.model, prompt_ids, drawn.response_ids, drawn.mask, policy.pad_id)
+        log_probabilities = token_log_probabilities(logits, drawn.response_ids, drawn.mask).double().sum(1)
+    lengths = drawn.mask.sum(1).tolist()
+    return {
+        "response": [policy.decode(ids[:length]) for ids, length in zip(drawn.response_ids.tolist(), lengths, strict=True)],
+        "n_tokens": lengths,
+        "log_probability": log_probabilities.tolist(),
+        "finished": drawn.finished.tolist(),
+    }
+
+
+def _pool_table(columns: dict[str, list]):
+    import pyarrow as pa
+
+    types = {
+        "prompt_id": pa.string(),
+        "response": pa.string(),
+        "log_probability": pa.float64(),
+        "finished": pa.bool_(),
+        "truncated": pa.bool_(),
+    }
+    return pa.table({name: pa.array(columns[name], types.get(name, pa.int32())) for name in POOL_COLUMNS})
+
+
+def _pool_counts(table) -> dict[str, int]:
+    rows = table.to_pylist()
+    return {
+        "samples": len(rows),
+        "prompts": len({row["prompt_id"] for row in rows}),
+        "empty": sum(not row["response"].strip() for row in rows),
+        "duplicates": len(rows) - len({(row["prompt_id"], row["response"]) for row in rows}),
+        "unfinished": sum(not row["finished"] for row in rows),
+        "tokens": sum(row["n_tokens"] for row in rows),
+    }

@@ -1,0 +1,331 @@
+"""Supervised fine-tuning: a policy learns to write the responses of preference pairs.
+
+The transformers `Trainer` does the training; ours are the examples (prompt as it is sampled from, loss on the response and its end
+token) and the log.  Training on chosen *and* rejected responses gives a policy that makes mistakes, which is what a reward model is
+there to find.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from rm_methods.errors import ConfigError, DataError, UserError
+from rm_methods.files import write_json, write_text, written_atomically
+from rm_methods.policies.policy import Policy, policy_from_backbone, save_policy
+from rm_methods.policies.progress import Progress
+from rm_methods.policies.settings import settings_from
+from rm_methods.preferences.pair import Message, PreferencePair
+
+IGNORED = -100  # label of tokens without loss, as in transformers
+Example = dict[str, list[int]]
+
+
+@dataclass(frozen=True)
+class SFTSettings:
+    """Settings of supervised fine-tuning.
+
+    Attributes:
+        responses: "both" trains on chosen and rejected responses, "chosen" on the chosen ones.
+        epochs: passes over the examples; 0 leaves the policy as it is.
+        examples_per_step: examples of one optimizer step, over all ranks.
+        examples_per_microbatch: examples of one forward; changes the result only by rounding.
+        learning_rate, weight_decay, adam_betas, schedule, warmup_fraction, max_gradient_norm: AdamW with a peak learning rate.
+        precision: "fp32" or "bf16" (autocast; weights stay fp32).
+        max_prompt_tokens: longer prompts are cut, oldest turns first.
+        max_response_tokens: longer responses are cut and then teach no end token.
+        log_every_steps: optimizer steps between two lines of metrics.jsonl.
+        checkpoint_every_steps: optimizer steps between checkpoints for resuming; None writes none.
+    """
+
+    responses: str = "both"
+    epochs: int = 1
+    examples_per_step: int = 32
+    examples_per_microbatch: int = 32
+    learning_rate: float = 1e-5
+    weight_decay: float = 0.0
+    adam_betas: tuple[float, float] = (0.9, 0.95)
+    schedule: str = "cosine"
+    warmup_fraction: float = 0.05
+    max_gradient_norm: float = 1.0
+    precision: str = "fp32"
+    max_prompt_tokens: int = 512
+    max_response_tokens: int = 512
+    log_every_steps: int = 10
+    checkpoint_every_steps: int | None = 200
+
+    def __post_init__(self):
+        problems = [
+            f"{name}: is {getattr(self, name)!r}; allowed: {', '.join(allowed)}"
+            for name, allowed in {
+                "responses": ("both", "chosen"),
+                "schedule": ("cosine", "linear", "constant"),
+                "precision": ("fp32", "bf16"),
+            }.items()
+            if getattr(self, name) not in allowed
+        ]
+        least = {"epochs": 0, "examples_per_step": 1, "examples_per_microbatch": 1, "max_prompt_tokens": 8, "max_response_tokens": 1}
+        problems += [f"{name}: is {getattr(self, name)}; must be at least {n}" for name, n in least.items() if getattr(self, name) < n]
+        if not self.learning_rate > 0:
+            problems.append(f"learning_rate: is {self.learning_rate}; must be more than 0")
+        if problems:
+            raise ConfigError(problems, "the settings of supervised fine-tuning")
+
+
+def train_sft(
+    settings: SFTSettings | Mapping[str, Any],
+    pairs: Sequence[PreferencePair],
+    backbone_folder: str | Path,
+    backbone: Mapping[str, Any],
+    seed: int,
+    out_folder: str | Path,
+    work_folder: str | Path,
+    threads: int = 0,
+) -> dict[str, Any]:
+    """Fine-tune a prepared backbone on the responses of preference pairs.
+
+    Args:
+        pairs: prepared pairs; those of split "train" are trained on, the loss is also measured on those of split "validation".
+        backbone_folder: of `prepare_backbone`.
+        backbone: the resolved `backbone` section of the configuration.
+        seed: of the order of examples, and of the weights of a tiny backbone.
+        out_folder: gets `policy/` (a plain causal-language-model folder), `metrics.jsonl` and `summary.json`.
+        work_folder: checkpoints; a run that was killed goes on from the last one.  Removed at the end.
+
+    Returns:
+        The summary that was written; an empty dictionary on ranks other than the first.
+
+    Raises:
+        UserError: an unusable backbone, or a loss that is not finite.
+        DataError: no training pairs.
+    """
+    from rm_methods.cpu import prepare_cpu
+
+    settings = settings_from(SFTSettings, settings, "the settings of supervised fine-tuning")
+    prepare_cpu(threads)
+    started = time.monotonic()
+    out_folder, work_folder = Path(out_folder), Path(work_folder)
+    policy = policy_from_backbone(Path(backbone_folder), dict(backbone), seed)
+    train, counts = sft_examples(policy, [pair for pair in pairs if pair.split == "train"], settings)
+    validation, _ = sft_examples(policy, [pair for pair in pairs if pair.split == "validation"], settings)
+    if not train and settings.epochs:
+        raise DataError("There are no pairs of split 'train' to fine-tune a policy on. Prepare the data first, or set epochs: 0.")
+    log = _log(work_folder / "metrics.jsonl")
+    trainer = _trainer(policy, train, settings, seed, work_folder, log)
+    first = trainer.args.process_index == 0
+    if settings.epochs:
+        _fit(trainer, work_folder)
+    policy.model.eval()
+    if not first:
+        return {}
+    summary = {
+        "settings": asdict(settings),
+        "seed": seed,
+        "examples": len(train),
+        **counts,
+        "tokens": settings.epochs * sum(len(example["input_ids"]) for example in train),
+        "response_tokens": settings.epochs * sum(sum(label != IGNORED for label in example["labels"]) for example in train),
+        "optimizer_steps": trainer.state.global_step,
+        "wall_seconds": round(log.before + time.monotonic() - started, 2),
+        "train_loss": log.last_loss,
+        "validation_loss": mean_loss(policy, validation, settings.examples_per_microbatch),
+        "validation_examples": len(validation),
+    }
+    save_policy(policy, out_folder / "policy")
+    with written_atomically(out_folder / "metrics.jsonl") as path:
+        shutil.copyfile(log.path, path) if log.path.exists() else path.touch()
+    write_json(out_folder / "summary.json", summary)
+    shutil.rmtree(work_folder, ignore_errors=True)
+    return summary
+
+
+def sft_examples(
+    policy: Policy, pairs: Sequence[PreferencePair], settings: SFTSettings
+) -> tuple[list[dict[str, list[int]]], dict[str, int]]:
+    """Training examples `{"input_ids", "labels"}`: prompt, response, end token; labels of the prompt are ignored.
+
+    The prompt's ids are those that the policy is sampled with.  The response's ids are taken from the whole conversation where that starts
+    with the prompt's ids; where a token straddles the boundary they are those of the response alone.
+
+    Returns:
+        The examples, and counts: prompts_cut, responses_cut, boundary_merges.
+    """
+    prompt_ids, cut = policy.encode_prompts([pair.prompt for pair in pairs], settings.max_prompt_tokens)
+    counts = {"prompts_cut": 0, "responses_cut": 0, "boundary_merges": 0}
+    examples = []
+    for pair, prompt, was_cut in zip(pairs, prompt_ids, cut, strict=True):
+        for response in (pair.chosen, pair.rejected) if settings.responses == "both" else (pair.chosen,):
+            ids, merged = response_token_ids(policy, None if was_cut else pair.prompt, prompt, response)
+            counts["prompts_cut"] += was_cut
+            counts["boundary_merges"] += merged
+            if len(ids) > settings.max_response_tokens:
+                ids = ids[: settings.max_response_tokens]
+                counts["responses_cut"] += 1
+            examples.append({"input_ids": prompt + ids, "labels": [IGNORED] * len(prompt) + ids})
+    policy.check_room([example["input_ids"] for example in examples], 0)
+    return examples, counts
+
+
+def response_token_ids(policy: Policy, messages: Sequence[Message] | None, prompt_ids: list[int], response: str) -> tuple[list[int], bool]:
+    """Token ids of a response with its end token, and whether the whole conversation has other ids.
+
+    Args:
+        messages: the prompt as it was rendered, or None if it was cut (then the response is tokenised alone).
+    """
+    tokenizer, end_id = policy.tokenizer, policy.end_ids[0]
+    if messages is not None:
+        conversation = [*messages, {"role": "assistant", "content": response}]
+        whole = tokenizer.apply_chat_template(conversation, tokenize=True, return_dict=False)
+        after = whole[len(prompt_ids) :]
+        if whole[: len(prompt_ids)] == prompt_ids and end_id in after:
+            return after[: after.index(end_id) + 1], False
+    return [*tokenizer(response, add_special_tokens=False)["input_ids"], end_id], messages is not None
+
+
+def mean_loss(policy: Policy, examples: Sequence[Mapping[str, list[int]]], batch_size: int) -> float | None:
+    """Mean negative log-likelihood of a response token over all response tokens; None without examples."""
+    import torch
+
+    total, tokens = 0.0, 0
+    for start in range(0, len(examples), batch_size):
+        batch = collate(examples[start : start + batch_size], policy.pad_id, policy.model.device)
+        with torch.no_grad():
+            logits = policy.model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits[:, :-1].float()
+        labels = batch["labels"][:, 1:]
+        total += float(torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="sum"))
+        tokens += int((labels != IGNORED).sum())
+    return total / tokens if tokens else None
+
+
+def collate(examples: Sequence[Mapping[str, list[int]]], pad_id: int, device=None) -> dict[str, Any]:
+    """A batch as wide as its longest example: input_ids, attention_mask, labels, int64 [B, L], padded on the right."""
+    import torch
+
+    longest = max(len(example["input_ids"]) for example in examples)
+
+    def padded(rows: Sequence[list[int]], filling: int):
+        return torch.tensor([[*row, *[filling] * (longest - len(row))] for row in rows], dtype=torch.long, device=device)
+
+    return {
+        "input_ids": padded([e["input_ids"] for e in examples], pad_id),
+        "attention_mask": padded([[1] * len(e["input_ids"]) for e in examples], 0),
+        "labels": padded([e["labels"] for e in examples], IGNORED),
+    }
+
+
+def _trainer(policy: Policy, examples: list, settings: SFTSettings, seed: int, work: Path, log):
+    """The transformers Trainer of a run; the loss is the mean over the response tokens of a whole optimizer step."""
+    import torch
+    from transformers import Trainer, TrainingArguments
+    from transformers.trainer_callback import PrinterCallback
+
+    ranks, on_gpu = int(os.environ.get("WORLD_SIZE", 1)), torch.cuda.is_available()
+    per_rank, rest = divmod(settings.examples_per_step, ranks)
+    if rest:
+        raise ConfigError([f"examples_per_step: {settings.examples_per_step} cannot be dealt to {ranks} ranks evenly"], "the SFT settings")
+    per_forward = max(n for n in range(1, min(per_rank, settings.examples_per_microbatch) + 1) if per_rank % n == 0)
+    steps = settings.epochs * -(-len(examples) // settings.examples_per_step)
+    arguments = TrainingArguments(
+        output_dir=str(work),
+        num_train_epochs=settings.epochs,
+        per_device_train_batch_size=per_forward,
+        gradient_accumulation_steps=per_rank // per_forward,
+        learning_rate=settings.learning_rate,
+        weight_decay=settings.weight_decay,
+        adam_beta1=settings.adam_betas[0],
+        adam_beta2=settings.adam_betas[1],
+        lr_scheduler_type={"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}[settings.schedule],
+        warmup_steps=round(settings.warmup_fraction * steps),
+        max_grad_norm=settings.max_gradient_norm,
+        optim="adamw_torch_fused",
+        bf16=settings.precision == "bf16",
+        use_cpu=not on_gpu,
+        ddp_backend="gloo" if "RANK" in os.environ and not on_gpu else None,
+        ddp_find_unused_parameters=False,
+        seed=seed,
+        data_seed=seed,
+        logging_steps=settings.log_every_steps,
+        logging_first_step=True,
+        logging_nan_inf_filter=False,
+        save_strategy="steps" if settings.checkpoint_every_steps else "no",
+        save_steps=settings.checkpoint_every_steps or 1,
+        save_total_limit=2,
+        report_to=[],
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        dataloader_pin_memory=False,
+    )
+    trainer = Trainer(
+        model=policy.model,
+        args=arguments,
+        train_dataset=examples,
+        data_collator=lambda batch: collate(batch, policy.pad_id),
+        callbacks=[log],
+    )
+    trainer.remove_callback(PrinterCallback)
+    return trainer
+
+
+def _fit(trainer, work: Path) -> None:
+    from rm_methods.training.trainer import last_complete_checkpoint
+
+    checkpoint = last_complete_checkpoint(work, remove_incomplete=trainer.args.process_index == 0)
+    if checkpoint and trainer.args.process_index == 0:
+        print(f"SFT: resumes from {checkpoint}", file=sys.stderr, flush=True)
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+
+
+def _log(path: Path):
+    """The callback that writes `metrics.jsonl`, prints progress, and marks checkpoints that were written to their end."""
+    from transformers import TrainerCallback
+
+    from rm_methods.training.trainer import COMPLETE
+
+    class Log(TrainerCallback):
+        def __init__(self):
+            self.path, self.last_loss, self.before = path, None, 0.0
+
+        def on_train_begin(self, args, state, control, **kwargs):
+            self.started = time.monotonic()
+            self.progress = Progress("SFT", state.max_steps, state.global_step)
+            if not state.is_world_process_zero:
+                return
+            # A resumed run writes the steps after its checkpoint again.
+            kept = [row for row in _rows(path) if row["step"] <= state.global_step]
+            self.before = kept[-1]["time"] if kept else 0.0
+            write_text(path, "".join(json.dumps(row) + "\n" for row in kept))
+
+        def on_log(self, args, state, control, logs=None, **kwargs):
+            if not state.is_world_process_zero or "loss" not in (logs or {}):
+                return
+            if not math.isfinite(logs["loss"]):
+                raise UserError(
+                    f"SFT stopped at step {state.global_step}: the loss is {logs['loss']}. Lower learning_rate or use precision: fp32."
+                )
+            self.last_loss = float(logs["loss"])
+            row = {"step": state.global_step, "time": round(self.before + time.monotonic() - self.started, 3)}
+            row |= {name: float(value) for name, value in logs.items() if name != "epoch"}
+            with path.open("a", encoding="utf-8") as stream:
+                stream.write(json.dumps(row) + "\n")
+            self.progress.advance(state.global_step - self.progress.done, f"loss {self.last_loss:.4f}")
+
+        def on_save(self, args, state, control, **kwargs):
+            if state.is_world_process_zero:
+                (Path(args.output_dir) / f"checkpoint-{state.global_step}" / COMPLETE).touch()
+
+    return Log()
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    """The whole lines of a JSON-lines file; a line that was cut off by a kill is not one."""
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line.endswith("}")]

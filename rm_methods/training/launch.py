@@ -1,0 +1,199 @@
+"""Starting a training run on its processors: the check of the GPUs, one rank a GPU through torchrun, on one node or on those of a Slurm
+job; and how a run ends when it is told to stop or when the disk is full.
+
+torchrun rather than DeepSpeed's launcher: it needs no ssh and works inside Slurm.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rm_methods.cluster import allocated_nodes
+from rm_methods.errors import UserError
+
+# Set by tests whose GPUs only Slurm believes in: then what torch sees is not compared with what Slurm gave.
+STAND_INS = "RM_METHODS_GPU_STAND_INS"
+_TORCHRUN = (sys.executable, "-m", "torch.distributed.run")
+_VISIBLE = ("CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES")
+# Of the allocation, the rest would set options of the job step that is started here.
+_KEPT_OF_SLURM = ("SLURM_JOB_ID", "SLURM_CONF", "SLURM_CLUSTER_NAME")
+_SECONDS_TO_STOP = 25  # below the 30 s that Slurm gives a job by default
+_PR_SET_PDEATHSIG = 1  # from linux/prctl.h
+
+
+def check_gpus(config: Mapping[str, Any]) -> None:
+    """Compare the GPUs that this process may use with those that were asked for.
+
+    In a Slurm job they must be as many as `resources.gpus` says (which is per node): with fewer, ranks would share a GPU; with more,
+    jobs on one node take the same ones.  Elsewhere there must be one for every rank, if there are any.
+
+    Raises:
+        UserError: other GPUs than asked for; says what was seen and what to change.
+    """
+    import torch
+
+    asked, ranks = config["resources"]["gpus"], config["training"]["processes"]
+    seen = torch.cuda.device_count()
+    if "SLURM_JOB_ID" not in os.environ:
+        if seen and ranks > seen:
+            raise UserError(
+                f"training.processes: {ranks} ranks need a GPU each, but {socket.gethostname()} shows {seen}. Lower it, or use a machine "
+                "with more GPUs."
+            )
+        return
+    if not asked:
+        return
+    variable = next((name for name in _VISIBLE if name in os.environ), None)
+    given = seen if variable is None else sum(bool(word.strip()) for word in os.environ[variable].split(","))
+    shown = f"{variable}={os.environ[variable]}" if variable else "CUDA_VISIBLE_DEVICES is not set"
+    where = f"Slurm job {os.environ['SLURM_JOB_ID']} on {socket.gethostname()}"
+    if given != asked:
+        raise UserError(
+            f"resources.gpus: {asked} GPUs were asked for, but {where} shows {given} ({shown}). Submit with the profile "
+            "workflow/profiles/slurm and change the number in the configuration, not in the profile. If both are so, the command runs once "
+            "per GPU (set the resource tasks to 0), or the cluster does not hand out GPUs by job (GresTypes=gpu; ask its administrators)."
+        )
+    if seen != given and STAND_INS not in os.environ:
+        why = f"torch {torch.__version__} is a build without GPU support" if not _torch_has_gpus() else "the driver does not show them all"
+        raise UserError(f"{where} has {given} GPUs ({shown}), but torch sees {seen}: {why}. Install the CUDA build, or use another node.")
+
+
+def launch_ranks(config: Mapping[str, Any], arguments: Sequence[str]) -> None:
+    """Run `rm-methods <arguments>` once per rank and wait for all.
+
+    Raises:
+        UserError: a rank failed (its message is on stderr), or the nodes of `resources.nodes` are not there.
+    """
+    resources, processes = config["resources"], config["training"]["processes"]
+    nodes = resources["nodes"]
+    environment = dict(os.environ)
+    if nodes == 1:
+        command = [*_TORCHRUN, "--standalone", f"--nproc_per_node={processes}"]
+        threads = max(1, len(os.sched_getaffinity(0)) // processes)
+    else:
+        job = _job_with(nodes)
+        command = several_nodes_command(processes, resources, job, os.environ)
+        threads = max(1, resources["threads"] // processes)
+        environment = {k: v for k, v in environment.items() if not k.startswith(("SLURM_", "SRUN_", "SBATCH_")) or k in _KEPT_OF_SLURM}
+    command += ["-m", "rm_methods.cli", *arguments]
+    status = _run(command, {"OMP_NUM_THREADS": str(threads), **environment})
+    if status:
+        raise UserError(f"A training rank failed (exit status {status}); its message stands above.")
+
+
+def several_nodes_command(processes: int, resources: Mapping[str, Any], job: str, environment: Mapping[str, str]) -> list[str]:
+    """The command that starts one torchrun on every node of a Slurm job; they meet on the first node, where this runs.
+
+    Args:
+        processes: ranks on each node.
+        resources: section of the configuration.
+        job: number of the Slurm job; fixes the port, so that two jobs on one node do not meet.
+        environment: MASTER_ADDR and MASTER_PORT go over the host name and the port.
+    """
+    nodes, gpus = resources["nodes"], resources["gpus"]
+    host = environment.get("MASTER_ADDR", socket.gethostname())
+    port = environment.get("MASTER_PORT", str(15000 + int(job) % 15000))
+    srun = ["srun", f"--nodes={nodes}", f"--ntasks={nodes}", "--ntasks-per-node=1", f"--cpus-per-task={resources['threads']}"]
+    srun += [f"--gpus-per-node={gpus}"] if gpus else []
+    meeting = ["--rdzv_backend=c10d", f"--rdzv_endpoint={host}:{port}", f"--rdzv_id={job}"]
+    # One node that fails must end all: the others would wait for it.
+    return [*srun, "--kill-on-bad-exit=1", *_TORCHRUN, f"--nnodes={nodes}", f"--nproc_per_node={processes}", *meeting]
+
+
+class Stopped(SystemExit):
+    """A signal told the run to stop."""
+
+
+@contextmanager
+def stops_on_signals() -> Iterator[None]:
+    """Let SIGTERM and SIGUSR1 (time limit, preemption, scancel) end the block like an error does.
+
+    So half-written files are removed and the run's lock is given back; the last complete checkpoint stays, and the same command
+    continues from it.  Python's own reaction to both signals is to vanish.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    numbers = (signal.SIGTERM, signal.SIGUSR1)
+
+    def stop(number, frame):
+        for other in numbers:
+            signal.signal(other, signal.SIG_IGN)  # Slurm and torchrun both send one; the clean-up is under way
+        print(
+            f"rm-methods: stopped by {signal.Signals(number).name}. Nothing half-written is kept; the same command continues from the last "
+            "complete checkpoint.",
+            file=sys.stderr,
+            flush=True,
+        )
+        raise Stopped(128 + number)
+
+    before = {number: signal.signal(number, stop) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def full_disk_explained(folder: Path) -> Iterator[None]:
+    """Turn what libraries say on a full disk into an error with what to do; torch and safetensors do not raise OSError."""
+    try:
+        yield
+    except Exception as error:
+        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+        if not full and not any(text in str(error) for text in ("No space left", "Disk quota exceeded", "PytorchStreamWriter failed")):
+            raise
+        there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+        free = shutil.disk_usage(there).free / 2**20
+        raise UserError(
+            f"{folder}: the disk is full or over its quota ({free:.0f} MiB are free now). Make room, or name a folder on another disk in "
+            "`results:`. Nothing half-written is kept; the same command continues from the last complete checkpoint."
+        ) from error
+
+
+def _torch_has_gpus() -> bool:
+    import torch
+
+    return bool(torch.version.cuda or torch.version.hip)
+
+
+def _job_with(nodes: int) -> str:
+    job = os.environ.get("SLURM_JOB_ID")
+    there = allocated_nodes(job) if job else None
+    if there != nodes:
+        seen = f"Slurm job {job} has {there}" if job else "this is not a Slurm job"
+        raise UserError(
+            f"resources.nodes: {nodes} nodes were asked for, but {seen}. Run the workflow with --workflow-profile workflow/profiles/slurm "
+            "(or inside sbatch with as many nodes), or set resources.nodes: 1."
+        )
+    return job
+
+
+def _run(command: Sequence[str], environment: Mapping[str, str]) -> int:
+    """Run to the end; what interrupts us is passed on as SIGTERM, and awaited."""
+    prctl = getattr(ctypes.CDLL(None), "prctl", None)  # Linux only
+    # A launcher that is killed must not leave ranks behind that write on without the run's lock.
+    child = subprocess.Popen(command, env=environment, preexec_fn=(lambda: prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)) if prctl else None)
+    try:
+        return child.wait()
+    except BaseException:
+        child.terminate()
+        try:
+            child.wait(_SECONDS_TO_STOP)
+        except subprocess.TimeoutExpired:
+            child.kill()
+            child.wait()
+        raise

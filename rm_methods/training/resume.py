@@ -1,0 +1,54 @@
+"""Continuing from a checkpoint, also with another number of ranks than wrote it.
+
+Without DeepSpeed, or with its stage 0, a checkpoint holds the whole state of the optimizer and fits any number of ranks.  ZeRO cuts the
+state into one part a rank; DeepSpeed's converter then puts the parts together ("universal checkpoint"), once, beside them.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from rm_methods.errors import UserError
+
+_CONVERTER = "deepspeed.checkpoint.ds_to_universal"
+
+
+def without_world_size(config: dict[str, Any]) -> dict[str, Any]:
+    """The configuration as it would be on one rank: what names the folder of checkpoints, so that another world size finds them."""
+    return config | {"training": config["training"] | {"processes": 1}}
+
+
+def ranks_of(checkpoint: Path) -> int | None:
+    """Number of ranks that the optimizer's state is cut for; None if it is whole."""
+    return len(list(checkpoint.glob("global_step*/*_optim_states.pt"))) or None
+
+
+def fitted_to(checkpoint: Path | None, ranks: int) -> bool:
+    """Make a checkpoint loadable by so many ranks; called on one rank.
+
+    Returns:
+        Whether it is to be loaded as a universal checkpoint.
+
+    Raises:
+        UserError: it was written by another number of ranks and cannot be converted; nothing of it is lost.
+    """
+    written_by = ranks_of(checkpoint) if checkpoint else None
+    if written_by in (None, ranks):
+        return False
+    if (checkpoint / "latest_universal").exists():
+        return True
+    source = next(checkpoint.glob("global_step*"))
+    print(f"{checkpoint}: written by {written_by} ranks; converting it for {ranks}", file=sys.stderr, flush=True)
+    command = [sys.executable, "-m", _CONVERTER, "--input_folder", source, "--output_folder", f"{source}_universal"]
+    command += ["--num_extract_workers", "1", "--num_merge_workers", "1", "--inject_missing_state"]
+    done = subprocess.run([str(word) for word in command], capture_output=True, text=True)
+    if done.returncode:
+        reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        raise UserError(
+            f"{checkpoint} was written by {written_by} ranks, and DeepSpeed could not convert it for {ranks} ({reason}). Continue with "
+            f"training.processes x resources.nodes = {written_by}, or move the folder away to begin anew; it was not changed."
+        )
+    return True

@@ -1,0 +1,186 @@
+from __future__ import annotations
+
+import csv
+import io
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from rm_methods.benchmarks.item import BenchmarkItem
+from rm_methods.errors import DataError, UserError
+from rm_methods.overoptimization.best_of_n import pool_curves, read_pool
+from rm_methods.overoptimization.figures import draw_best_of_n
+from rm_methods.overoptimization.outputs import best_of_n_files, ppo_files
+from rm_methods.overoptimization.ppo_evaluations import ppo_curves, read_ppo_run
+from rm_methods.overoptimization.samples_page import fenced, samples_page
+from rm_methods.overoptimization.summary import summarise_best_of_n, summarise_ppo
+from rm_methods.overoptimization.variant_curves import combine_seeds
+
+from .made_up import pool_runs, ppo_run
+
+
+def records(path):
+    return list(csv.DictReader(io.StringIO(path.read_text())))
+
+
+class TestBestOfN:
+    @pytest.fixture(scope="class")
+    def written(self, tmp_path_factory):
+        folder = tmp_path_factory.mktemp("best_of_n")
+        runs = pool_runs(folder, {"bradley_terry": 1.0, "robust": 0.1})
+        return runs, folder / "out", summarise_best_of_n(runs, "bradley_terry", folder / "out")
+
+    def test_it_writes_exactly_the_files_it_names(self, written):
+        _, out, summary = written
+        assert sorted(summary.files) == sorted(best_of_n_files(["policy"])) == sorted(path.name for path in out.iterdir())
+        assert all(path.stat().st_size > 0 for path in summary.files.values())
+
+    def test_curves_are_those_of_every_run(self, written):
+        runs, out, _ = written
+        rows = records(out / "best_of_n.csv")
+        assert len(rows) == 6 * 7
+        run = runs[4]
+        curves = pool_curves(*read_pool(run.items, run.scores))
+        of_run = [row for row in rows if (row["variant"], row["seed"]) == (run.variant, str(run.seed))]
+        assert [int(row["n"]) for row in of_run] == [1, 2, 4, 8, 16, 32, 64]
+        assert [float(row["gold"]) for row in of_run] == pytest.approx(curves.gold.mean(axis=0).tolist())
+        assert [float(row["kl_bound"]) for row in of_run] == pytest.approx(curves.kl_bound.tolist())
+        assert float(of_run[0]["proxy_standardised"]) == pytest.approx(0, abs=1e-6)
+
+    def test_runs_have_their_peak_and_gap(self, written):
+        rows = records(written[1] / "best_of_n_runs.csv")
+        for row in rows:
+            assert float(row["gap"]) == pytest.approx(float(row["gold_peak"]) - float(row["gold_end"]))
+            assert (row["responses"], row["duplicates"], row["n_end"]) == ("1536", "0", "64")
+
+    def test_the_proxy_that_hacks_falls_and_the_robust_one_does_not(self, written):
+        hacked, robust = records(written[1] / "best_of_n_table.csv")
+        assert (hacked["variant"], robust["variant"]) == ("bradley_terry", "robust")
+        assert float(hacked["gap_low"]) > 0 > float(robust["gap"]) - 0.05
+        assert robust["gap_verdict"] == "significant"
+        assert float(robust["gap_difference"]) == pytest.approx(float(robust["gap"]) - float(hacked["gap"]))
+        assert int(hacked["peak"]) < int(robust["peak"])
+        assert float(hacked["fit_b"]) > 0
+        assert hacked["fit_refused"] == ""
+
+    def test_tables_say_how_to_read_them(self, written):
+        out, summary = written[1], written[2]
+        assert "Gold at n = 64" in summary.text
+        assert "held out" in summary.text
+        assert "1536 responses, of which 0 repeat another of their prompt and 0 are empty" in " ".join(summary.text.split())
+        assert "\\begin{tabular}" in (out / "best_of_n_table.tex").read_text()
+        assert "bradley\\_terry" in (out / "best_of_n_table.md").read_text()
+
+    def test_it_gives_the_same_bytes_again(self, written, tmp_path):
+        runs, out, _ = written
+        summarise_best_of_n(runs, "bradley_terry", tmp_path / "again")
+        for name in best_of_n_files(["policy"]):
+            assert (tmp_path / "again" / name).read_bytes() == (out / name).read_bytes(), name
+
+    def test_runs_that_cannot_be_summarised_are_errors(self, written, tmp_path):
+        runs = written[0]
+        for wrong, message in (
+            ([], "at least one run"),
+            ([runs[0], runs[0]], "seed 0, is given twice"),
+            ([replace(runs[0], pool="a/b")], "Pool name 'a/b' is not allowed"),
+        ):
+            with pytest.raises(UserError, match=message):
+                summarise_best_of_n(wrong, None, tmp_path / "out")
+        with pytest.raises(UserError, match="Did you mean 'robust'"):
+            summarise_best_of_n(runs, "robus", tmp_path / "out")
+        other = pool_runs(tmp_path / "other", {"x": 0.0}, seeds=(0,), responses=32)[0]
+        with pytest.raises(DataError, match="does not fit"):
+            summarise_best_of_n([replace(runs[0], scores=other.scores)], None, tmp_path / "out")
+
+
+class TestFigure:
+    def test_every_variant_has_a_panel_with_its_gold_and_the_reference_behind(self, tmp_path):
+        runs = pool_runs(tmp_path, {"bradley_terry": 1.0, "robust": 0.1}, prompts=6)
+        variants = []
+        for name in ("bradley_terry", "robust"):
+            by_seed = {run.seed: pool_curves(*read_pool(run.items, run.scores)) for run in runs if run.variant == name}
+            variants.append(combine_seeds(name, name, "policy", by_seed))
+        figure = draw_best_of_n(variants, "bradley_terry")
+        left = [axis for axis in figure.axes if axis.get_title(loc="left")]
+        assert [axis.get_title(loc="left") for axis in left] == ["bradley_terry", "robust"]
+
+        def curves(axis):
+            return [line.get_ydata() for line in axis.get_lines() if len(np.atleast_1d(line.get_ydata())) == 7]
+
+        assert len(curves(left[0])) == 1
+        reference, own = curves(left[1])
+        assert own == pytest.approx(variants[1].mean_gold)
+        assert reference == pytest.approx(variants[0].mean_gold)
+
+
+class TestSamples:
+    def test_what_is_picked_stands_beside_what_should_have_been(self):
+        item = BenchmarkItem("p_1", "s", [{"role": "user", "content": "Ask"}], ["bad ```x", "", "good"], [0.1, 0.2, 0.9])
+        page = samples_page("pool", [("my_rm", 0, [item], [np.array([3.0, 1.0, 2.0])])])
+        assert "## my\\_rm, seed 0" in page
+        assert "First by proxy: gold 0.100, proxy 3.000\n\n````text\nbad ```x\n````" in page
+        assert "First by gold: gold 0.900, proxy 2.000 (rank 2 by proxy)\n\n```text\ngood\n```" in page
+
+    def test_no_text_can_leave_its_block(self):
+        text = "a\r````` b\u2028# c\n```"
+        block = fenced(text).split("\n")
+        assert block[0] == "``````text"
+        assert block[-1] == "``````"
+        assert not any(line.startswith("``````") for line in block[1:-1])
+        assert fenced(" ") == "```text\n[empty]\n```"
+        assert fenced("y" * 1600).endswith(" [... 100 characters more]\n```")
+
+
+class TestPpo:
+    def test_table_curves_and_alarms(self, tmp_path):
+        alarm = {"step": 40, "best_step": 20, "gold_change": -0.3, "proxy_change": 0.7}
+        hacked = {"stopped": {"step": 45, "reason": "KL is above kl_limit."}, "reward_hacking": {"alarm": True, "first": alarm}}
+        runs = [ppo_run(tmp_path, "bradley_terry", seed, 0.6, summary=hacked if seed == 1 else None) for seed in range(3)]
+        runs += [ppo_run(tmp_path, "robust", seed, 0.1) for seed in range(3)]
+        summary = summarise_ppo(runs, "bradley_terry", tmp_path / "out")
+        assert sorted(summary.files) == sorted(ppo_files()) == sorted(path.name for path in (tmp_path / "out").iterdir())
+        first, second = records(tmp_path / "out" / "ppo_table.csv")
+        assert (first["peak"], second["peak"], first["end"]) == ("10", "50", "50")
+        # gold at KL 5 is sqrt(5) - 0.6 x 5 = -0.764, at KL 1 it is 0.4
+        assert float(first["gold_end"]) == pytest.approx(5**0.5 - 3.0, abs=0.02)
+        assert float(first["gap"]) == pytest.approx(0.4 - (5**0.5 - 3.0), abs=0.03)
+        assert second["gap_verdict"] == "significant"
+        assert (float(first["kl_peak"]), float(first["kl_end"])) == pytest.approx((1.0, 5.0))
+        assert (float(first["length_end"]), float(first["end_rate"]), float(first["alarms"])) == pytest.approx((60.0, 0.75, 2.0))
+        text = " ".join(summary.text.split())
+        assert "seed 1: reward hacking from step 40 on: gold -0.300 and proxy +0.700 since its best at step 20" in text
+        assert "seed 1: stopped at step 45: KL is above kl_limit" in text
+        assert len(records(tmp_path / "out" / "ppo.csv")) == 6 * 6
+
+    def test_runs_that_ended_early_shorten_the_curves_and_say_so(self, tmp_path):
+        runs = {
+            seed: read_ppo_run(ppo_run(tmp_path, "bt", seed, 0.5, steps=steps).folder) for seed, steps in enumerate([(0, 10, 20), (0, 10)])
+        }
+        curves = ppo_curves("bt", "bt", runs)
+        assert curves.axis.tolist() == [0, 10]
+        assert "the curves end at step 10" in curves.notes[0]
+        assert curves.mean_proxy[0] == pytest.approx(0.0, abs=1e-12)
+
+    def test_evaluations_that_are_not_finite_are_left_out_and_counted(self, tmp_path):
+        folder = ppo_run(tmp_path, "bt", 0, 0.5).folder
+        frame = pd.read_parquet(folder / "evaluation.parquet")
+        frame.loc[frame["step"] == 50, "kl"] = np.nan
+        frame.to_parquet(folder / "evaluation.parquet")
+        run = read_ppo_run(folder)
+        assert (run.steps.tolist(), run.broken_steps) == ([0, 10, 20, 30, 40], (50,))
+        assert "not finite at steps [50]; left out" in ppo_curves("bt", "bt", {0: run}).notes[0]
+        frame["gold"] = np.nan
+        frame.to_parquet(folder / "evaluation.parquet")
+        with pytest.raises(DataError, match="every evaluation holds values that are not finite"):
+            read_ppo_run(folder)
+
+    def test_missing_prompts_and_files_are_errors(self, tmp_path):
+        folder = ppo_run(tmp_path, "bt", 0, 0.5).folder
+        frame = pd.read_parquet(folder / "evaluation.parquet")
+        frame.iloc[:-1].to_parquet(folder / "evaluation.parquet")
+        with pytest.raises(DataError, match="step 50 has 19 prompts, others have 20"):
+            read_ppo_run(folder)
+        with pytest.raises(DataError, match="no such file"):
+            read_ppo_run(tmp_path / "nothing")

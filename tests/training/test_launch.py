@@ -1,0 +1,186 @@
+"""The check of the GPUs, the command for several nodes, and how runs end on signals and full disks."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from rm_methods.errors import UserError
+from rm_methods.run_lock import LOCK
+from rm_methods.training import launch
+from rm_methods.training.launch import check_gpus, full_disk_explained, launch_ranks, several_nodes_command, stops_on_signals
+from tests.conftest import experiment_config
+
+
+@pytest.fixture(autouse=True)
+def no_slurm(monkeypatch):
+    for name in [name for name in os.environ if name.startswith("SLURM_")] + ["CUDA_VISIBLE_DEVICES", launch.STAND_INS, "MASTER_ADDR"]:
+        monkeypatch.delenv(name, raising=False)
+
+
+def config_for(folder, gpus, nodes=1):
+    return experiment_config(folder, resources={"gpus": gpus, "nodes": nodes}, training={"processes": gpus or 1})
+
+
+def seen_by_torch(monkeypatch, count):
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+
+
+@pytest.mark.parametrize(
+    ("asked", "variable", "torch_sees", "problem"),
+    [
+        (2, "0,1", 2, None),
+        (1, "GPU-8c5", 1, None),
+        (0, None, 4, None),
+        (2, "0", 1, r"resources.gpus: 2 GPUs were asked for, but Slurm job 17 on .* shows 1 \(CUDA_VISIBLE_DEVICES=0\)"),
+        (1, "0,1,2", 3, "1 GPUs were asked for, but .* shows 3"),
+        (2, "", 0, r"shows 0 \(CUDA_VISIBLE_DEVICES=\)"),
+        (2, None, 8, r"shows 8 \(CUDA_VISIBLE_DEVICES is not set\)"),
+        (2, "0,1", 0, "has 2 GPUs .* but torch sees 0: "),
+    ],
+)
+def test_a_slurm_job_must_see_the_gpus_that_were_asked_for(tmp_path, monkeypatch, asked, variable, torch_sees, problem):
+    monkeypatch.setenv("SLURM_JOB_ID", "17")
+    if variable is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", variable)
+    seen_by_torch(monkeypatch, torch_sees)
+    if problem is None:
+        check_gpus(config_for(tmp_path, asked))
+    else:
+        with pytest.raises(UserError, match=problem):
+            check_gpus(config_for(tmp_path, asked))
+
+
+def test_stand_ins_are_compared_with_what_slurm_gave_only(tmp_path, monkeypatch):
+    monkeypatch.setenv("SLURM_JOB_ID", "17")
+    monkeypatch.setenv(launch.STAND_INS, "1")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    seen_by_torch(monkeypatch, 0)
+    check_gpus(config_for(tmp_path, 2))
+    with pytest.raises(UserError, match="shows 2"):
+        check_gpus(config_for(tmp_path, 1))
+
+
+def test_outside_slurm_every_rank_needs_a_gpu_if_there_are_any(tmp_path, monkeypatch):
+    config = experiment_config(tmp_path, training={"processes": 4})
+    seen_by_torch(monkeypatch, 0)
+    check_gpus(config)
+    seen_by_torch(monkeypatch, 4)
+    check_gpus(config)
+    seen_by_torch(monkeypatch, 2)
+    with pytest.raises(UserError, match=r"training.processes: 4 ranks need a GPU each, but .* shows 2"):
+        check_gpus(config)
+
+
+def test_the_command_for_several_nodes_starts_one_torchrun_on_each():
+    resources = {"nodes": 3, "gpus": 8, "threads": 16}
+    command = several_nodes_command(8, resources, "150007", {"MASTER_ADDR": "node1-ib"})
+    start = command.index(sys.executable)
+    assert command[:start] == [
+        "srun", "--nodes=3", "--ntasks=3", "--ntasks-per-node=1", "--cpus-per-task=16", "--gpus-per-node=8", "--kill-on-bad-exit=1"
+    ]  # fmt: skip
+    assert command[start + 1 :] == [
+        "-m", "torch.distributed.run", "--nnodes=3", "--nproc_per_node=8",
+        # 15000 + 150007 mod 15000
+        "--rdzv_backend=c10d", "--rdzv_endpoint=node1-ib:15007", "--rdzv_id=150007",
+    ]  # fmt: skip
+    on_cpus = several_nodes_command(2, resources | {"gpus": 0}, "4", {"MASTER_PORT": "29500"})
+    assert not any(word.startswith("--gpus") for word in on_cpus)
+    assert on_cpus[-2] == f"--rdzv_endpoint={os.uname().nodename}:29500"
+
+
+@pytest.mark.parametrize(("job", "there", "problem"), [(None, None, "this is not a Slurm job"), ("17", 1, "Slurm job 17 has 1")])
+def test_nodes_that_are_not_there_are_refused(tmp_path, monkeypatch, job, there, problem):
+    if job:
+        monkeypatch.setenv("SLURM_JOB_ID", job)
+    monkeypatch.setattr(launch, "allocated_nodes", lambda number: there)
+    with pytest.raises(UserError, match=f"resources.nodes: 2 nodes were asked for, but {problem}"):
+        launch_ranks(config_for(tmp_path, 0, nodes=2), ["train"])
+
+
+def test_the_step_does_not_inherit_options_of_the_allocation(tmp_path, monkeypatch):
+    monkeypatch.setenv("SLURM_JOB_ID", "17")
+    monkeypatch.setenv("SLURM_CPUS_PER_TASK", "9")
+    monkeypatch.setenv("SLURM_CONF", "/etc/slurm/other.conf")
+    monkeypatch.setattr(launch, "allocated_nodes", lambda number: 2)
+    started = []
+    monkeypatch.setattr(launch, "_run", lambda command, environment: started.append((command, environment)) or 0)
+    launch_ranks(config_for(tmp_path, 0, nodes=2), ["train", "--seed", "0"])
+    command, environment = started[0]
+    assert command[-5:] == ["-m", "rm_methods.cli", "train", "--seed", "0"]
+    assert {name for name in environment if name.startswith("SLURM_")} == {"SLURM_JOB_ID", "SLURM_CONF"}
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_ends_the_block_like_an_error(number, capsys):
+    cleaned = []
+
+    def interrupted():
+        with stops_on_signals():
+            try:
+                os.kill(os.getpid(), number)
+                time.sleep(5)
+            finally:
+                cleaned.append(True)
+
+    with pytest.raises(SystemExit) as ended:
+        interrupted()
+    assert (ended.value.code, cleaned) == (128 + number, [True])
+    assert f"stopped by {number.name}" in capsys.readouterr().err
+    assert signal.getsignal(number) == signal.SIG_DFL
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        OSError(errno.EDQUOT, "Disk quota exceeded"),
+        RuntimeError("[enforce fail at inline_container.cc:820] . PytorchStreamWriter failed writing file data/3: file write failed"),
+        ValueError("Error while serializing: I/O error: No space left on device (os error 28)"),
+    ],
+)
+def test_a_full_disk_is_explained_whoever_finds_it(tmp_path, error):
+    with (
+        pytest.raises(UserError, match=r"the disk is full .* MiB are free now.*`results:`"),
+        full_disk_explained(tmp_path / "not" / "there"),
+    ):
+        raise error
+
+
+def test_other_errors_pass(tmp_path):
+    with pytest.raises(RuntimeError, match="something else"), full_disk_explained(tmp_path):
+        raise RuntimeError("something else")
+
+
+def test_a_terminated_training_leaves_its_checkpoint_and_nothing_half_written(prepared, tmp_path):
+    """SIGTERM, as Slurm sends it at the time limit, to a real run; the same command then goes on from the checkpoint."""
+    import yaml
+
+    config = experiment_config(tmp_path, training={"epochs": 400, "checkpoint_every_steps": 5})
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    command = [sys.executable, "-m", "rm_methods.cli", "train", "--config", tmp_path / "config.yaml", "--variant", "bradley_terry"]
+    command += ["--seed", "0", "--pairs", prepared[0], "--backbone", prepared[1], "--out", tmp_path / "run", "--work", tmp_path / "work"]
+    process = subprocess.Popen([str(word) for word in command], stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while not list((tmp_path / "work").glob("*/checkpoint-*/complete")) and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.02)
+    assert (tmp_path / "run" / LOCK).exists()
+    process.terminate()
+    error = process.communicate(timeout=30)[1]
+    assert process.returncode == 128 + signal.SIGTERM, error
+    assert "stopped by SIGTERM" in error
+    assert "Traceback" not in error
+    assert list((tmp_path / "run").iterdir()) == []
+    assert list((tmp_path / "work").glob("*/checkpoint-*/complete"))
+    again = subprocess.Popen([str(word) for word in command], stderr=subprocess.PIPE, text=True)
+    assert any("resumes from" in line for line in again.stderr)
+    again.kill()
+    again.wait()
