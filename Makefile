@@ -8,7 +8,7 @@ TRACKING ?= $(or $(MLFLOW_TRACKING_URI),sqlite:///mlflow.db)
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export MLFLOW_DISABLE_TELEMETRY := true
 
-.PHONY: demo test test-slow lint format setup environment ui clean
+.PHONY: demo test test-slow test-slurm lint format setup environment ui clean
 
 demo: setup
 	snakemake --cores $(CORES)
@@ -19,6 +19,10 @@ test: setup
 # Real backbone, real data, the trained world: minutes.
 test-slow: setup
 	pytest -m slow
+
+# The workflow through a real Slurm that is installed and started on this machine (root, Debian or Ubuntu); skipped with the reason elsewhere.
+test-slurm: setup
+	RM_METHODS_TEST_SLURM=1 OMP_NUM_THREADS=1 pytest -rs tests/slurm
 
 lint: setup
 	ruff check .

@@ -88,7 +88,9 @@ def main() -> None:
     parameters = 4 * (2 * shape[0] * shape[2] * shape[4] + 2 * shape[0] * shape[3] * shape[4] + 3 * shape[0] * shape[1])
     for checkpointing in (False, True):
         copies = saved_bytes(shape, 4, 504, checkpointing)[1]
-        print(f"  bf16 copies of weights kept, gradient checkpointing {'on ' if checkpointing else 'off'}: {copies / parameters:.2f} bytes/parameter")
+        print(
+            f"  bf16 copies of weights kept, checkpointing {'on ' if checkpointing else 'off'}: {copies / parameters:.2f} bytes/parameter"
+        )
 
 
 if __name__ == "__main__":

@@ -7,8 +7,8 @@ Usage (one GPU, under 8 minutes; no weights, no data and no network are needed):
 Training runs `rm-methods train` on pairs of the controlled world with random weights of the published shapes (the 8B shape with
 --layers of its 32 layers, so that ZeRO fits on one GPU) and a small vocabulary; a run of its own per row, bf16, recomputed activations.
 Tokens a second are launched tokens (each prompt once) over the steps after the first three.  Utilisation is 6 operations a parameter and
-token (embeddings left out) over the GPU's dense bf16 peak: what `rm-methods plan --utilisation` takes.  A row that fails (too little memory)
-says so, the others go on; rows that would begin after --limit seconds are left out and named.
+token (embeddings left out) over the GPU's dense bf16 peak: what `rm-methods plan --utilisation` takes.  A row that fails (too little
+memory) says so, the others go on; rows that would begin after --limit seconds are left out and named.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ CASES = (
     ("1B", "bradley_terry", "zero2"), ("1B", "interaction_distillation", "zero2"), ("1B", "bradley_terry", "zero3"),
     ("8B", "bradley_terry", "zero2"), ("8B", "bradley_terry", "zero3"), ("8B", "interaction_distillation", "zero3"),
 )  # fmt: skip
-TINY_CASES = (("tiny", "bradley_terry", None), ("tiny", "interaction_distillation", None), ("tiny", "bradley_terry", "zero2"))
+TINY_CASES = (("tiny", "bradley_terry", None), ("tiny", "interaction_distillation", None))
 # heads, key-value heads, head size, pairs, prompt tokens, response tokens
 ATTENTION = ((9, 3, 64, 16, 256, 128), (32, 8, 128, 8, 256, 128), (32, 8, 128, 4, 2048, 512), (32, 8, 128, 16, 64, 512))
 TINY_ATTENTION = ((4, 2, 16, 2, 24, 8),)
@@ -41,7 +41,13 @@ TINY_ATTENTION = ((4, 2, 16, 2, 24, 8),)
 def configuration(size: tuple[int, ...], pairs: int, deepspeed: str | None, tiny: bool) -> dict:
     """An experiment on the controlled world with a random backbone of this size, and an untrained teacher."""
     hidden, intermediate, layers, heads, key_value_heads = size
-    backbone = {"hidden_size": hidden, "intermediate_size": intermediate, "layers": layers, "heads": heads, "key_value_heads": key_value_heads}
+    backbone = {
+        "hidden_size": hidden,
+        "intermediate_size": intermediate,
+        "layers": layers,
+        "heads": heads,
+        "key_value_heads": key_value_heads,
+    }
     encoder = {"hidden_size": 16 if tiny else 1024, "intermediate_size": 32 if tiny else 2624, "layers": 1 if tiny else 28,
                "heads": 2 if tiny else 16, "vocabulary_size": 1000, "positions": 2048, "initializer_range": 0.02}  # fmt: skip
     return {
@@ -61,35 +67,58 @@ def configuration(size: tuple[int, ...], pairs: int, deepspeed: str | None, tiny
     }  # fmt: skip
 
 
-def verb(*words) -> None:
-    """Run `rm-methods`; raises with the end of its messages if it fails."""
-    done = subprocess.run([sys.executable, "-m", "rm_methods.cli", *map(str, words)], capture_output=True, text=True)
-    if done.returncode:
-        lines = done.stderr.strip().splitlines() or ["no message"]
-        reason = next((line for line in lines if "OutOfMemory" in line or "out of memory" in line), lines[-1])
-        raise RuntimeError(reason.strip()[:300])
-
-
-def train_case(folder: Path, size: tuple[int, ...], method: str, deepspeed: str | None, pairs: int, tiny: bool) -> dict:
-    """One row of the training table, from the artefacts of an ordinary run."""
+def prepare(folder: Path, config: dict) -> None:
+    """Pairs, backbone and an untrained teacher of one size, for all its rows."""
     import yaml
 
+    from rm_methods.cli import main as command
+
     folder.mkdir(parents=True)
-    (folder / "config.yaml").write_text(yaml.safe_dump(configuration(size, pairs, deepspeed, tiny)))
-    given = ("--config", folder / "config.yaml")
-    verb("prepare", *given, "--pairs", folder / "pairs.parquet", "--report", folder / "report.json")
-    verb("prepare-backbone", *given, "--pairs", folder / "pairs.parquet", "--out", folder / "backbone")
-    run = ("--seed", 0, "--pairs", folder / "pairs.parquet", "--backbone", folder / "backbone", "--work", folder / "work")
-    required = ()
-    if method == "interaction_distillation":
-        verb("train", *given, "--variant", "joint_encoder", *run, "--out", folder / "teacher")
-        required = ("--required", f"teacher={folder / 'teacher' / 'model'}")
-    verb("train", *given, "--variant", method, *run, "--out", folder / "run", *required)
-    cost = json.loads((folder / "run" / "summary.json").read_text())["cost"]
-    rows = [json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()]
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    pairs, backbone = folder / "pairs.parquet", folder / "backbone"
+    run = ["--seed", 0, "--pairs", pairs, "--backbone", backbone, "--work", folder / "work", "--out", folder / "teacher"]
+    for words in (
+        ["prepare", "--pairs", pairs, "--report", folder / "report.json"],
+        ["prepare-backbone", "--pairs", pairs, "--out", backbone],
+        ["train", "--variant", "joint_encoder", *run],
+    ):
+        command.main([str(word) for word in [*words, "--config", folder / "config.yaml"]], standalone_mode=False)
+
+
+def train_case(folder: Path, size: tuple[int, ...], config: dict, method: str) -> dict:
+    """One row of the training table, from the artefacts of an ordinary run.
+
+    Args:
+        folder: of what `prepare` made.
+    """
+    import yaml
+
+    run = folder / f"{method}_{config['training']['deepspeed']}"
+    run.mkdir()
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    words = ["--config", run / "config.yaml", "--variant", method, "--seed", 0, "--out", run, "--work", run / "work"]
+    words += ["--pairs", folder / "pairs.parquet", "--backbone", folder / "backbone"]
+    words += ["--required", f"teacher={folder / 'teacher' / 'model'}"] if method == "interaction_distillation" else []
+    done = subprocess.run([sys.executable, "-m", "rm_methods.cli", "train", *map(str, words)], capture_output=True, text=True)
+    if done.returncode:
+        return {"error": _reason(done.stderr)}
+    cost = json.loads((run / "summary.json").read_text())["cost"]
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     steps = len(rows) - SKIPPED_STEPS
     rate = cost["launched_tokens"] / len(rows) * steps / (rows[-1]["time"] - rows[SKIPPED_STEPS - 1]["time"])
-    return {"tokens_per_second": rate, "peak_memory_bytes": cost["peak_memory_bytes"], "device": cost["device"]}
+    peak = _peak_of(cost["device"])
+    return {
+        "tokens_per_second": rate,
+        "peak_memory_bytes": cost["peak_memory_bytes"],
+        "device": cost["device"],
+        "matrix_parameters": matrix_parameters(size),
+        "utilisation": 6 * matrix_parameters(size) * rate / peak if peak else None,
+    }
+
+
+def _reason(messages: str) -> str:
+    lines = messages.strip().splitlines() or ["no message"]
+    return next((line for line in lines if "OutOfMemory" in line or "out of memory" in line), lines[-1]).strip()[:300]
 
 
 def matrix_parameters(size: tuple[int, ...]) -> int:
@@ -98,14 +127,14 @@ def matrix_parameters(size: tuple[int, ...]) -> int:
     return layers * (2 * hidden * hidden + 2 * hidden * (hidden // heads) * key_value_heads + 3 * hidden * intermediate)
 
 
-def score_case(folder: Path) -> dict:
-    """Tokens a second of scoring the training pairs of a finished run with its model; the second pass counts."""
+def score_case(folder: Path, model: Path) -> dict:
+    """Tokens a second of scoring the training pairs in `folder` with a model folder; the second pass counts."""
     import torch
 
     from rm_methods.preferences.pair import read_pairs
     from rm_methods.scoring.scorer import ScoringSettings, load_scorer, pair_rewards
 
-    scorer = load_scorer(folder / "run" / "model", ScoringSettings(tokens_per_batch=32768, precision="bf16"))
+    scorer = load_scorer(model, ScoringSettings(tokens_per_batch=32768, precision="bf16"))
     pairs = read_pairs(folder / "pairs.parquet", splits=["train"])
     items = scorer.tokenizer.encode((pair.prompt, (pair.chosen, pair.rejected)) for pair in pairs)
     tokens = sum(sum(item.lengths) - item.shared for item in items)
@@ -138,8 +167,9 @@ def attention_case(heads: int, key_value_heads: int, size: int, pairs: int, prom
     batch = lay_out([TokenizedItem((ids, ids), prompt, (False, False), (False, False))] * pairs, "packed", 0).to(device)
     total = batch.input_ids.shape[1]
     generator = torch.Generator(device).manual_seed(0)
+    backward = device == "cuda"
     query, key, value = (
-        torch.randn(1, count, total, size, device=device, dtype=torch.bfloat16, generator=generator, requires_grad=True)
+        torch.randn(1, count, total, size, device=device, dtype=torch.bfloat16, generator=generator, requires_grad=backward)
         for count in (heads, key_value_heads, key_value_heads)
     )
     item = torch.cat([torch.arange(pairs).repeat_interleave(prompt), torch.arange(pairs).repeat_interleave(2 * response)]).to(device)
@@ -158,7 +188,6 @@ def attention_case(heads: int, key_value_heads: int, size: int, pairs: int, prom
     }
     with torch.no_grad():
         outputs = [side() for side in sides.values()]
-    backward = device == "cuda"
     timed = {name: _milliseconds(side, (query, key, value), backward) for name, side in sides.items()}
     difference = float((outputs[0].float() - outputs[1].float()).abs().max())
     return {**timed, "largest_difference": difference, "backward": backward, "tokens": total}
@@ -185,31 +214,49 @@ def _milliseconds(side, leaves, backward: bool, rounds: int = 5) -> float:
     return statistics.median(once() for _ in range(rounds))
 
 
-def run_case(part: str, case: list, arguments: argparse.Namespace) -> dict:
+def run_part(part: str, case: list, arguments: argparse.Namespace) -> dict:
     """One row in a process of its own, so that its peak memory is its own and its failure too."""
     command = [sys.executable, __file__, "--part", part, "--case", json.dumps(case), "--pairs", str(arguments.pairs)]
     command += ["--scratch", str(arguments.scratch), "--layers", str(arguments.layers)] + (["--tiny"] if arguments.tiny else [])
-    environment = os.environ | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    done = subprocess.run(command, capture_output=True, text=True)
     lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
-    if lines:
-        return json.loads(lines[0].removeprefix("RESULT "))
-    return {"error": (done.stderr.strip().splitlines() or ["no message"])[-1][:300]}
+    return json.loads(lines[0].removeprefix("RESULT ")) if lines else {"error": _reason(done.stderr)}
 
 
-def one_case(arguments: argparse.Namespace) -> dict:
-    case = json.loads(arguments.case)
-    if arguments.part == "attention":
+def one_case(part: str, case: list, arguments: argparse.Namespace) -> dict:
+    """One row, in this process (training: in one that it starts)."""
+    if part == "attention":
         return attention_case(*case)
     name, method, deepspeed = case
-    folder = arguments.scratch / "_".join(map(str, case))
-    if arguments.part == "scoring":
-        return score_case(folder)
-    size = sizes(arguments)[name]
-    found = train_case(folder, size, method, deepspeed, arguments.pairs, arguments.tiny)
-    peak = _peak_of(found["device"])
-    used = 6 * matrix_parameters(size) * found["tokens_per_second"]
-    return found | {"matrix_parameters": matrix_parameters(size), "utilisation": used / peak if peak else None}
+    size, folder = sizes(arguments)[name], arguments.scratch / name
+    config = configuration(size, arguments.pairs, deepspeed, arguments.tiny)
+    if part == "preparation":
+        prepare(folder, config)
+        return {}
+    if part == "scoring":
+        return score_case(folder, folder / f"{method}_{deepspeed}" / "model")
+    return train_case(folder, size, config, method)
+
+
+def measure(arguments: argparse.Namespace) -> list[dict]:
+    """All rows."""
+    cases = [("attention", case) for case in (TINY_ATTENTION if arguments.tiny else ATTENTION)]
+    for case in TINY_CASES if arguments.tiny else CASES:
+        if not any(part == "preparation" and other[0] == case[0] for part, other in cases):
+            cases.append(("preparation", (case[0], "", None)))
+        cases.append(("training", case))
+        if case == next(c for c in (TINY_CASES if arguments.tiny else CASES) if c[0] == case[0]):
+            cases.append(("scoring", case))
+    rows, started = [], time.monotonic()
+    for part, case in cases:
+        if time.monotonic() - started > arguments.limit:
+            found = {"error": "left out, --limit was reached"}
+        else:
+            found = one_case(part, list(case), arguments) if part == "training" else run_part(part, list(case), arguments)
+        if part != "preparation" or "error" in found:
+            rows.append({"part": part, "case": [word for word in case if word], **found})
+            print(line(rows[-1]), flush=True)
+    return rows
 
 
 def sizes(arguments: argparse.Namespace) -> dict[str, tuple[int, ...]]:
@@ -226,22 +273,18 @@ def _peak_of(device: str) -> float | None:
     return next((peak for name, (peak, _) in GPUS.items() if name in device.lower()), None)
 
 
-def report(rows: list[dict]) -> str:
-    """The rows as a table; None where something was not measured."""
-    from rm_methods.plan import aligned
-
-    table = [("part", "case", "result")]
-    for row in rows:
-        if "error" in row:
-            result = f"failed: {row['error']}"
-        elif row["part"] == "attention":
-            what = "forward + backward" if row["backward"] else "forward only"
-            result = f"{what}: packed {row['packed']:.2f} ms, flex {row['flex']:.2f} ms, apart {row['largest_difference']:.1e}"
-        else:
-            used = f", utilisation {row['utilisation']:.3f}" if row.get("utilisation") else ""
-            result = f"{row['tokens_per_second']:,.0f} tokens/s, peak {row['peak_memory_bytes'] / 2**30:.2f} GiB{used}"
-        table.append((row["part"], " ".join(map(str, row["case"])), result))
-    return "\n".join(aligned(table))
+def line(row: dict) -> str:
+    """A row for the terminal."""
+    if "error" in row:
+        result = f"failed: {row['error']}"
+    elif row["part"] == "attention":
+        what = "forward + backward" if row["backward"] else "forward"
+        result = f"{what}: packed {row['packed']:.2f} ms, flex {row['flex']:.2f} ms, apart {row['largest_difference']:.1e}"
+    else:
+        used = f", utilisation {row['utilisation']:.3f}" if row.get("utilisation") else ""
+        memory = f", peak {row['peak_memory_bytes'] / 2**30:.2f} GiB" if row["peak_memory_bytes"] else ""
+        result = f"{row['tokens_per_second']:,.0f} tokens/s{memory}{used}"
+    return f"{row['part']:<10} {' '.join(map(str, row['case'])):<38} {result}"
 
 
 def main() -> None:
@@ -252,32 +295,27 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=1536, help="training pairs; 12 steps")
     parser.add_argument("--limit", type=float, default=420.0, help="seconds after which no further row begins")
     parser.add_argument("--scratch", type=Path, help="folder for models; a temporary one if not given")
-    parser.add_argument("--part", choices=("training", "scoring", "attention"), help=argparse.SUPPRESS)
+    parser.add_argument("--part", choices=("preparation", "scoring", "attention"), help=argparse.SUPPRESS)
     parser.add_argument("--case", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     if arguments.part:
-        print("RESULT " + json.dumps(one_case(arguments)))
+        print("RESULT " + json.dumps(one_case(arguments.part, json.loads(arguments.case), arguments)))
         return
+    started = time.monotonic()
     with tempfile.TemporaryDirectory() as temporary:
         arguments.scratch = arguments.scratch or Path(temporary)
-        cases = [("attention", case) for case in (TINY_ATTENTION if arguments.tiny else ATTENTION)]
-        for case in TINY_CASES if arguments.tiny else CASES:
-            cases += [("training", case), *([("scoring", case)] if case[1] == "bradley_terry" and case[2] in (None, "zero2") else [])]
-        rows, started = [], time.monotonic()
-        for part, case in cases:
-            late = time.monotonic() - started > arguments.limit
-            row = {"error": "left out, --limit was reached"} if late else run_case(part, list(case), arguments)
-            rows.append({"part": part, "case": list(case), **row})
-            print(report(rows[-1:]).splitlines()[1], flush=True)
-        seconds = time.monotonic() - started
-    print(f"\n{report(rows)}\n\n{seconds:.0f} s")
+        rows = measure(arguments)
+    seconds = time.monotonic() - started
+    print(f"{seconds:.0f} s")
     if arguments.out:
         import torch
 
         from rm_methods.files import write_json
 
         gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-        write_json(arguments.out, {"gpu": gpu, "torch": torch.__version__, "seconds": round(seconds, 1), "layers_of_8B": arguments.layers, "rows": rows})
+        head = {"gpu": gpu, "torch": torch.__version__, "seconds": round(seconds, 1), "layers_of_8B": arguments.layers}
+        write_json(arguments.out, head | {"rows": rows})
     if any("error" in row and not row["error"].startswith("left out") for row in rows):
         sys.exit("Some rows failed; the reasons stand in the table.")
 

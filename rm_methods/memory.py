@@ -137,7 +137,7 @@ def check_offload(parameters: int, zero: Mapping[str, Any], nodes: int = 1) -> N
     needed, free = offloaded_bytes(parameters, nodes), psutil.virtual_memory().available
     if needed > free:
         raise UserError(
-            f"training.deepspeed: offloading the optimizer of {parameters:,} parameters takes {needed / 2**30:.1f} GiB of main memory on each "
-            f"of {nodes} nodes, but {free / 2**30:.1f} GiB are free. Ask for more memory (resources.memory_mb) or more nodes, or use zero3 "
-            "on more GPUs, which offloads nothing."
+            f"training.deepspeed: offloading the optimizer of {parameters:,} parameters takes {needed / 2**30:.1f} GiB of main memory on "
+            f"each of {nodes} nodes, but {free / 2**30:.1f} GiB are free. Ask for more memory (resources.memory_mb) or more "
+            "nodes, or use zero3 on more GPUs, which offloads nothing."
         )

@@ -1,9 +1,9 @@
 """`rm-methods plan`: jobs, GPU-hours, memory and disk of an experiment, before anyone submits it.
 
 Nothing is downloaded and no weights are made.  What is prepared already (pairs, tokenizer) is measured; everything else is an assumption,
-and printed as one.  Operations of training: 6 x parameters x tokens (2 forward, 4 backward; Kaplan et al. 2020, arXiv 2001.08361, section
-2.1; parameters without the embedding table), 8 with recomputed activations, and 2 x width x context a layer and token for causal attention's
-two products, likewise times 3 or 4.  GPU-hours = operations / (peak of the GPU x utilisation).
+and printed as one.  Operations of a token in training: 6 x parameters (2 forward, 4 backward; Kaplan et al. 2020, arXiv 2001.08361,
+section 2.1; without the embedding table), 8 with recomputed activations; and for causal attention's two products as often the width x
+context of every layer.  GPU-hours = operations / (peak of the GPU x utilisation).
 """
 
 from __future__ import annotations
@@ -154,28 +154,31 @@ def job_counts(config_files: Sequence[Path]) -> dict[str, int]:
 
 
 def warnings(config: Mapping[str, Any], plans: Sequence[VariantPlan], assumptions: Assumptions) -> list[str]:
-    """What would go wrong on the way, one sentence each."""
-    memory, resources = GPUS[assumptions.gpu][1], config["resources"]
-    ranks, found = _ranks(config), []
+    """What would go wrong on the way, one sentence each; variants of which the same is true stand together."""
+    memory, resources, ranks = GPUS[assumptions.gpu][1], config["resources"], _ranks(config)
+    found: dict[str, list[str]] = {}
     for entry in (entry for entry in plans if entry.gpu_bytes):
         if entry.gpu_bytes > memory:
             largest = max(entry.gpu_parts, key=entry.gpu_parts.get)
-            found.append(
-                f"{entry.variant}: {entry.gpu_bytes / 1e9:.0f} GB a GPU, a {assumptions.gpu} has {memory / 1e9:.0f}; most of it {largest} "
-                f"({entry.gpu_parts[largest] / 1e9:.0f} GB). More ranks, a higher ZeRO stage or a smaller training.tokens_per_microbatch help."
+            text = (
+                f"{entry.gpu_bytes / 1e9:.0f} GB a GPU, a {assumptions.gpu} has {memory / 1e9:.0f}; most of it {largest} "
+                f"({entry.gpu_parts[largest] / 1e9:.0f} GB). More ranks, a higher ZeRO stage or a smaller tokens_per_microbatch help."
             )
+            found.setdefault(text, []).append(entry.variant)
         if entry.host_bytes > resources["memory_mb"] * 2**20:
-            found.append(
-                f"{entry.variant}: {entry.host_bytes / 1e9:.0f} GB of main memory on a node, resources.memory_mb gives "
+            text = (
+                f"{entry.host_bytes / 1e9:.0f} GB of main memory on a node, resources.memory_mb gives "
                 f"{resources['memory_mb'] * 2**20 / 1e9:.0f} GB. Raise it."
             )
+            found.setdefault(text, []).append(entry.variant)
         minutes = 60 * entry.train_hours / ranks
         if minutes > resources["runtime_minutes"]:
-            found.append(
-                f"{entry.variant}: about {minutes:.0f} minutes of training on {ranks} GPUs, resources.runtime_minutes is "
-                f"{resources['runtime_minutes']}. Raise it; a job that is cut off continues from its last checkpoint."
+            text = (
+                f"about {minutes:.0f} minutes of training on {ranks} GPUs, resources.runtime_minutes is {resources['runtime_minutes']}. "
+                "Raise it; a job that is cut off continues from its last checkpoint."
             )
-    return found
+            found.setdefault(text, []).append(entry.variant)
+    return [f"{names[0]}{f' and {len(names) - 1} more' if len(names) > 1 else ''}: {text}" for text, names in found.items()]
 
 
 def _plan_variant(config: Mapping[str, Any], variant: str, shapes: Mapping[str, Shape], assumed: Assumptions) -> VariantPlan:
@@ -286,24 +289,26 @@ def _configuration(config: Mapping[str, Any], variant: str, named: str | None):
 def describe(config: Mapping[str, Any], plans: Sequence[VariantPlan], assumptions: Assumptions, jobs: Mapping[str, int]) -> str:
     """The plan as text for the terminal."""
     counts = f"{len(plans)} variants, {len(config['seeds'])} seeds, {len(config['benchmarks'])} benchmarks"
-    header = ("variant", "runs", "1e9 parameters", "steps", "train GPU-h", "score GPU-h", "GB/GPU", "GB/node", "model GB", "scratch GB")
-    rows = [
-        (p.variant, str(p.runs), f"{p.parameters / 1e9:.3g}", str(p.steps), f"{p.train_hours:.3g}", f"{p.score_hours:.2g}", _gb(p.gpu_bytes),
-         _gb(p.host_bytes), _gb(p.disk_bytes), _gb(p.work_bytes))
-        for p in plans
-    ]  # fmt: skip
+    header = ("variant", "runs", "1e9 parameters", "steps", "train GPU-h", "score GPU-h")
+    header += ("GB/GPU", "GB/node", "model GB", "scratch GB")
     found = warnings(config, plans, assumptions)
     return "\n".join(
         [
             f"Plan of experiment {config['experiment']}: {counts}",
             *("", "Assumptions (options change them; * measured on prepared files):", *_assumption_lines(config, assumptions)),
             *("", "Jobs still to run: " + (", ".join(f"{name} {count}" for name, count in jobs.items()) or "none")),
-            *("", "Of one run of each variant:", *aligned([header, *rows])),
+            *("", "Of one run of each variant:", *aligned([header, *map(_row, plans)])),
             *("", *_totals(config, plans, assumptions)),
             *(["Not in these numbers: sampling, Best-of-N and PPO."] if _optimises(jobs) else []),
             *(["", "Look at these:", *(f"  - {text}" for text in found)] if found else []),
         ]
     )
+
+
+def _row(p: VariantPlan) -> tuple[str, ...]:
+    sizes = (p.gpu_bytes, p.host_bytes, p.disk_bytes, p.work_bytes)
+    hours = f"{p.train_hours:.3g}", f"{p.score_hours:.2g}"
+    return (p.variant, str(p.runs), f"{p.parameters / 1e9:.3g}", str(p.steps), *hours, *map(_gb, sizes))
 
 
 def _assumption_lines(config: Mapping[str, Any], assumptions: Assumptions) -> list[str]:
@@ -339,7 +344,9 @@ def _optimises(jobs: Mapping[str, int]) -> bool:
 def aligned(rows: Sequence[tuple[str, ...]]) -> list[str]:
     """Rows of cells as lines: the first column to the left, numbers to the right; names are never cut."""
     widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
-    return ["  ".join(cell.ljust(w) if k == 0 else cell.rjust(w) for k, (cell, w) in enumerate(zip(row, widths, strict=True))) for row in rows]
+    return [
+        "  ".join(cell.ljust(w) if k == 0 else cell.rjust(w) for k, (cell, w) in enumerate(zip(row, widths, strict=True))) for row in rows
+    ]
 
 
 def _gb(size: float) -> str:

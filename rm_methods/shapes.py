@@ -60,7 +60,7 @@ def configuration_of(source: str, prepared: Path | None = None):
     name = shape_in_name(source)
     if name is None:
         raise UserError(
-            f"The size of '{source}' is not known before it is downloaded. Name a similar one with --shape ({', '.join(SHAPES)}), or run the "
-            "rule prepare_backbone first."
+            f"The size of '{source}' is not known before it is downloaded. Name a similar one with --shape ({', '.join(SHAPES)}), or run "
+            "the rule prepare_backbone first."
         )
     return published_configuration(name)

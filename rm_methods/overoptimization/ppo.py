@@ -154,6 +154,8 @@ class PPO:
             with self.actors.timed("evaluation"):
                 rollouts = collect(actors, self.evaluation_prompts, self.evaluation_ids, derived_seed(self.seed, "evaluation"))
         except NotFinite as error:
+            if step == 0:
+                raise
             self._stop(step, str(error))
             return
         if self.ranks.first and np.isfinite(rollouts.kl).all():

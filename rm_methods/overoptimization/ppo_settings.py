@@ -77,7 +77,16 @@ class PPOSettings:
         for name in ("updates", "batch_size", "rows_per_forward", "ppo_epochs", "minibatches", "max_new_tokens", "evaluate_every"):
             if getattr(self, name) < 1:
                 problems.append(f"{name}: is {getattr(self, name)}; must be at least 1")
-        for name in ("learning_rate", "value_rate_factor", "kl_limit", "kl_horizon", "clip_range", "value_clip_range", "clip_width", "max_gradient_norm"):
+        for name in (
+            "learning_rate",
+            "value_rate_factor",
+            "kl_limit",
+            "kl_horizon",
+            "clip_range",
+            "value_clip_range",
+            "clip_width",
+            "max_gradient_norm",
+        ):
             if not getattr(self, name) > 0:
                 problems.append(f"{name}: is {getattr(self, name)}; must be more than 0")
         for name in ("kl_coefficient", "value_coefficient", "alarm_margin", "weight_decay"):

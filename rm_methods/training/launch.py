@@ -29,6 +29,8 @@ _TORCHRUN = (sys.executable, "-m", "torch.distributed.run")
 _VISIBLE = ("CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES")
 # Of the allocation, the rest would set options of the job step that is started here.
 _KEPT_OF_SLURM = ("SLURM_JOB_ID", "SLURM_CONF", "SLURM_CLUSTER_NAME")
+# What the C library, torch (while it writes a zip file) and safetensors say on a full disk.
+_FULL_DISK = ("No space left", "Disk quota exceeded", "PytorchStreamWriter failed", "unexpected pos")
 _SECONDS_TO_STOP = 25  # below the 30 s that Slurm gives a job by default
 _PR_SET_PDEATHSIG = 1  # from linux/prctl.h
 
@@ -154,7 +156,7 @@ def full_disk_explained(folder: Path) -> Iterator[None]:
         yield
     except Exception as error:
         full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-        if not full and not any(text in str(error) for text in ("No space left", "Disk quota exceeded", "PytorchStreamWriter failed")):
+        if not full and not any(text in str(error) for text in _FULL_DISK):
             raise
         there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
         free = shutil.disk_usage(there).free / 2**20

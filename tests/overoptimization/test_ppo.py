@@ -208,6 +208,15 @@ def test_weights_that_overflow_stop_the_run_too(policy_folder, tmp_path):
     assert same_weights(policy_folder, tmp_path / "policy")
 
 
+def test_a_policy_that_is_broken_from_the_start_is_an_error(policy_folder, tmp_path):
+    policy = load_policy(policy_folder)
+    with torch.no_grad():
+        policy.model.lm_head.weight[0] = float("nan")
+    save_policy(policy, tmp_path / "broken")
+    with pytest.raises(UserError, match="weights are broken"):
+        run(tmp_path / "broken", tmp_path)
+
+
 def test_a_loss_that_is_not_finite_is_never_stepped_on(policy_folder, tmp_path):
     summary = run(policy_folder, tmp_path, text_reward(lambda prompt, response: 1e38 * len(response)), updates=4)
     assert "not finite" in summary["stopped"]["reason"]

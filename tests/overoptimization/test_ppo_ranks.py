@@ -22,7 +22,7 @@ from rm_methods.overoptimization.ppo_rewards import text_reward
 from rm_methods.policies.policy import Prompt
 
 policy, out = sys.argv[1:]
-prompts = [Prompt(f"p{k}", [{"role": "user", "content": f"paint it {c}"}]) for k, c in enumerate(("red", "blue", "black", "white", "green"))]
+prompts = [Prompt(f"p{k}", [{"role": "user", "content": f"paint it {c}"}]) for k, c in enumerate(("red", "blue", "black", "white"))]
 settings = {
     "updates": 3, "batch_size": 10, "rows_per_forward": 3, "max_new_tokens": 6, "learning_rate": 1e-3, "standardise": False,
     "evaluate_every": 2, "checkpoint_every": 2, "minibatches": 3,

@@ -130,6 +130,23 @@ def test_padding_changes_no_log_probability(policy, ids):
             assert torch.allclose(one_hidden[0], hidden[row, :length], atol=1e-4)
 
 
+def test_padding_changes_nothing_for_absolute_positions_either(policy, ids):
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    torch.manual_seed(0)
+    config = GPT2Config(vocab_size=len(policy.tokenizer), n_positions=64, n_embd=16, n_layer=1, n_head=2, initializer_range=0.5)
+    model = GPT2LMHeadModel(config).eval()
+    drawn = generate(model, ids[:3], SamplingSettings(4), policy.end_ids, policy.pad_id, 0)
+    with torch.no_grad():
+        logits, _ = read_responses(model, ids[:3], drawn.response_ids, drawn.mask, policy.pad_id)
+        for row in range(3):
+            one = slice(row, row + 1)
+            alone, _ = read_responses(model, [ids[row]], drawn.response_ids[one], drawn.mask[one], policy.pad_id)
+            length = int(drawn.mask[row].sum())
+            assert torch.allclose(alone[0, :length], logits[row, :length], atol=1e-4)
+    assert len({len(row) for row in ids[:3]}) > 1
+
+
 def test_entropy_of_two_equal_outcomes_is_log_two():
     logits = torch.tensor([[[0.0, 0.0, -1e9], [3.0, 3.0, 3.0]]])
     entropies = token_entropies(logits, torch.tensor([[True, False]]))

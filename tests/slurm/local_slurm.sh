@@ -2,7 +2,7 @@
 # A Slurm for the tests: one machine, several virtual nodes with stand-in GPUs; no systemd, no accounting, no cgroups.
 #
 #   local_slurm.sh install     Debian packages, if they are missing (root)
-#   local_slurm.sh up FOLDER   start; everything it writes lies in FOLDER (root)
+#   local_slurm.sh up FOLDER   start, or start again what is missing; everything it writes lies in FOLDER (root)
 #   local_slurm.sh down FOLDER stop what `up` started, by its own pid files
 #
 # NODES, CPUS and GPUS (per node) can be set in the environment.
@@ -90,6 +90,10 @@ up() {
         say "$SYSTEM/slurm.conf is the configuration of another Slurm; not touched"
         exit 3
     fi
+    local other
+    other=$(dirname "$(readlink "$SYSTEM/slurm.conf" || echo "$folder/none")")
+    # Left by a test that was killed; tests take turns (conftest.py).
+    if [ "$other" != "$folder" ]; then down "$other"; fi
     configure "$folder"
     mkdir -p "$SYSTEM"
     for name in slurm gres cgroup; do ln -sfn "$folder/$name.conf" "$SYSTEM/$name.conf"; done
@@ -118,6 +122,13 @@ down() {
     local folder=$1
     for file in "$folder"/run/slurmd-*.pid "$folder"/run/slurmctld.pid "$folder"/run/munged.pid; do
         if runs "$file"; then kill "$(cat "$file")"; fi
+    done
+    for file in "$folder"/run/slurmd-*.pid "$folder"/run/slurmctld.pid; do
+        for ((k = 0; k < 40; k++)); do
+            runs "$file" || break
+            sleep 0.25
+        done
+        if runs "$file"; then kill -KILL "$(cat "$file")"; fi
     done
     for name in slurm gres cgroup; do
         if [ "$(readlink "$SYSTEM/$name.conf" || true)" = "$folder/$name.conf" ]; then rm "$SYSTEM/$name.conf"; fi

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 
 import pytest
+import yaml
 
 from rm_methods.errors import UserError
 from rm_methods.run_lock import LOCK
 from rm_methods.training import launch
 from rm_methods.training.launch import check_gpus, full_disk_explained, launch_ranks, several_nodes_command, stops_on_signals
-from tests.conftest import experiment_config
+from tests.conftest import REPOSITORY, experiment_config
 
 
 @pytest.fixture(autouse=True)
@@ -144,6 +146,7 @@ def test_a_signal_ends_the_block_like_an_error(number, capsys):
         OSError(errno.ENOSPC, "No space left on device"),
         OSError(errno.EDQUOT, "Disk quota exceeded"),
         RuntimeError("[enforce fail at inline_container.cc:820] . PytorchStreamWriter failed writing file data/3: file write failed"),
+        RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 192320 vs 192212"),
         ValueError("Error while serializing: I/O error: No space left on device (os error 28)"),
     ],
 )
@@ -160,15 +163,44 @@ def test_other_errors_pass(tmp_path):
         raise RuntimeError("something else")
 
 
+@pytest.fixture
+def small_disk(tmp_path):
+    """A folder on a file system of one MiB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)], capture_output=True).returncode:
+        pytest.skip("a small file system cannot be mounted here (needs root)")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def train_command(prepared, folder, epochs, out, work):
+    """A real training that writes a checkpoint every five steps, on a copy of the package that nobody edits meanwhile."""
+    config = experiment_config(folder / "configuration", training={"epochs": epochs, "checkpoint_every_steps": 5})
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    shutil.copytree(REPOSITORY / "rm_methods", folder / "code" / "rm_methods", ignore=shutil.ignore_patterns("__pycache__"))
+    command = [sys.executable, "-m", "rm_methods.cli", "train", "--config", folder / "config.yaml", "--variant", "bradley_terry"]
+    command += ["--seed", "0", "--pairs", prepared[0], "--backbone", prepared[1], "--out", out, "--work", work]
+    return [str(word) for word in command], os.environ | {"PYTHONPATH": str(folder / "code")}
+
+
+@pytest.mark.slow
+def test_a_full_disk_ends_a_training_with_what_to_do_and_no_half_checkpoint(prepared, tmp_path, small_disk):
+    command, environment = train_command(prepared, tmp_path, 1, tmp_path / "run", small_disk / "work")
+    (small_disk / "other").write_bytes(b"x" * 700 * 1024)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 2, done.stderr
+    assert f"{small_disk / 'work'}: the disk is full" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert list((tmp_path / "run").iterdir()) == []
+    assert not list((small_disk / "work").glob("*/checkpoint-*/complete"))
+
+
+@pytest.mark.slow
 def test_a_terminated_training_leaves_its_checkpoint_and_nothing_half_written(prepared, tmp_path):
     """SIGTERM, as Slurm sends it at the time limit, to a real run; the same command then goes on from the checkpoint."""
-    import yaml
-
-    config = experiment_config(tmp_path, training={"epochs": 400, "checkpoint_every_steps": 5})
-    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
-    command = [sys.executable, "-m", "rm_methods.cli", "train", "--config", tmp_path / "config.yaml", "--variant", "bradley_terry"]
-    command += ["--seed", "0", "--pairs", prepared[0], "--backbone", prepared[1], "--out", tmp_path / "run", "--work", tmp_path / "work"]
-    process = subprocess.Popen([str(word) for word in command], stderr=subprocess.PIPE, text=True)
+    command, environment = train_command(prepared, tmp_path, 100, tmp_path / "run", tmp_path / "work")
+    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 60
     while not list((tmp_path / "work").glob("*/checkpoint-*/complete")) and time.monotonic() < deadline and process.poll() is None:
         time.sleep(0.02)
@@ -180,7 +212,7 @@ def test_a_terminated_training_leaves_its_checkpoint_and_nothing_half_written(pr
     assert "Traceback" not in error
     assert list((tmp_path / "run").iterdir()) == []
     assert list((tmp_path / "work").glob("*/checkpoint-*/complete"))
-    again = subprocess.Popen([str(word) for word in command], stderr=subprocess.PIPE, text=True)
+    again = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
     assert any("resumes from" in line for line in again.stderr)
     again.kill()
     again.wait()
