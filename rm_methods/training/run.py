@@ -18,6 +18,7 @@ from rm_methods.methods.registry import load_card, load_method
 from rm_methods.preferences.noise import flip_labels
 from rm_methods.preferences.pair import PreferencePair, read_pairs
 from rm_methods.provenance import code_hash, key_of, peak_memory_bytes, provenance
+from rm_methods.reward_models.older_releases import add_older_names
 from rm_methods.run_lock import run_lock
 from rm_methods.scoring.scorer import SCORER_FILE
 from rm_methods.training.fitting import adapt, fit, plan_training, planned_steps, training_arguments
@@ -179,6 +180,7 @@ def _train_this_rank(config: dict[str, Any], variant: str, seed: int, files: Run
         with written_atomically(files.model) as folder:
             method.export(trainer.accelerator.unwrap_model(trainer.model_wrapped), folder, state_dict)
             reader.tokenizer.save_pretrained(folder)
+            add_older_names(folder)
         with written_atomically(files.metrics) as path:
             shutil.copyfile(work / "metrics.jsonl", path)
         planned = plan_cost(plan, items, layout)
@@ -269,6 +271,7 @@ def _make_scorer(config: dict[str, Any], variant: str, seed: int, files: RunFile
             sections = {key: config[key] for key in ("backbone", "training", "scoring")}
             inputs = Inputs(seed, files.work, f"{variant} seed {seed}", sections, files.backbone, _required(config, variant, files))
             extra["report"] = method.combine(read_pairs(files.pairs, splits=["validation"]), inputs, folder)
+            add_older_names(folder)
         else:
             write_json(folder / SCORER_FILE, {"method": entry["method"], "settings": entry["settings"], "seed": seed})
     if combined:

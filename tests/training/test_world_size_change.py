@@ -16,8 +16,9 @@ from rm_methods.training.run import run_key
 from tests.conftest import experiment_config
 from tests.training.test_rank_failure import killed_in_training, losses, run_to_the_end, train_command
 
-# 54 steps.  A gentle learning rate: with a high one, rounding errors of two orders of summation grow until they show.
-STEADY = {"epochs": 9, "learning_rate": 1e-3, "checkpoint_every_steps": 20}
+# 54 steps.  The learning rate is gentle because rounding errors grow with it: at 1e-3 one rank that only cuts its micro-batches otherwise
+# is already 1.3e-3 away from itself in Interaction Distillation.
+STEADY = {"epochs": 9, "learning_rate": 3e-4, "checkpoint_every_steps": 20}
 STAGES = ["zero2", *(pytest.param(s, marks=pytest.mark.slow) for s in (None, "zero0", "zero1", "zero3", "zero3_offload"))]
 
 
