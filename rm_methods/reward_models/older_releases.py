@@ -27,4 +27,6 @@ def add_older_names(folder: str | Path) -> None:
     if (folder / "tokenizer_config.json").exists():
         tokenizer = read_json(folder / "tokenizer_config.json")
         if tokenizer.get("tokenizer_class") == "TokenizersBackend":
-            write_json(folder / "tokenizer_config.json", tokenizer | {"tokenizer_class": "PreTrainedTokenizerFast"})
+            # Version 4 would also return token types, which decoders do not take.
+            names = {"model_input_names": ["input_ids", "attention_mask"]}
+            write_json(folder / "tokenizer_config.json", names | tokenizer | {"tokenizer_class": "PreTrainedTokenizerFast"})

@@ -190,7 +190,8 @@ def test_samples_that_are_not_there_are_refused(reward_model, tokenizer, tmp_pat
 
 def test_zero3_is_refused_by_name_and_by_file(pairs, tmp_path):
     method = load_method("meta_rm", load_card("meta_rm").defaults())
-    (tmp_path / "own.json").write_text('{"zero_optimization": {"stage": 3}}')
+    own = '{"zero_optimization": {"stage": 3, "stage3_gather_16bit_weights_on_model_save": true}}'
+    (tmp_path / "own.json").write_text(own)
     for name in ("zero3", str(tmp_path / "own.json")):
         with pytest.raises(UserError, match="only a part of each parameter"):
             method.transform_pairs(pairs, Inputs(0, tmp_path, config={"training": {"deepspeed": name}}))
