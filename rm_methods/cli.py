@@ -145,7 +145,7 @@ def prepare_benchmark(config_files, benchmark, pairs, items, report):
 @click.option("--out", required=True, type=_FOLDER, help="Run folder: model/, metrics.jsonl and summary.json are written there.")
 @click.option("--work", required=True, type=_FOLDER, help="Folder for checkpoints of unfinished runs.")
 @click.option("--required", multiple=True, help="SETTING=FOLDER: model folder of a run that a setting of the method names; repeatable.")
-@click.option("--threads", type=click.IntRange(min=0), default=None, help="CPU threads; overrides training.threads.")
+@click.option("--threads", type=click.IntRange(min=0), default=None, help="CPU threads, shared by the ranks; overrides training.threads.")
 def train(config_files, variant, seed, pairs, backbone, out, work, required, threads):
     """Train one variant with one seed.  Continues from the last complete checkpoint if it was interrupted."""
     from rm_methods.config import load_config

@@ -20,7 +20,6 @@ JOB_PREFIX = "rm-methods"  # `slurm-jobname-prefix` in workflow/profiles/slurm/c
 # States of a job that has processes, or may still have them (`man squeue`, JOB STATE CODES).
 RUNNING_STATES = frozenset({"RUNNING", "SUSPENDED", "STOPPED", "SIGNALING", "STAGE_OUT", "RESIZING"})
 ENDING_STATES = frozenset({"COMPLETING"})
-WAITING_STATES = frozenset({"PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT", "RESV_DEL_HOLD"})
 _SECONDS_FOR_SLURM = 60
 
 

@@ -243,14 +243,8 @@ def _no_folder(where: str, path: str) -> str:
 def _conflicts(config: dict[str, Any]) -> list[str]:
     """Settings that are each allowed but not together."""
     found = []
-    tiny, backbone, training = config["backbone"]["tiny"], config["backbone"], config["training"]
-    if backbone["source"] == "tiny":
-        if tiny["hidden_size"] % tiny["heads"]:
-            found.append(f"backbone.tiny.hidden_size: {tiny['hidden_size']} is not a multiple of backbone.tiny.heads = {tiny['heads']}")
-        if tiny["heads"] % tiny["key_value_heads"]:
-            found.append(f"backbone.tiny.key_value_heads: {tiny['key_value_heads']} does not divide backbone.tiny.heads = {tiny['heads']}")
-        if backbone["gguf_file"]:
-            found.append("backbone.gguf_file: set, but backbone.source is 'tiny'; name the folder or package that holds the file")
+    backbone, training = config["backbone"], config["training"]
+    found += _tiny_conflicts(backbone, "backbone")
     for section in ("training", "scoring"):
         if backbone["attention"] != "sdpa" and config[section]["layout"] == "packed":
             found.append(f"{section}.layout: 'packed' needs backbone.attention 'sdpa'; otherwise use 'auto' or 'plain'")
@@ -267,6 +261,20 @@ def _conflicts(config: dict[str, Any]) -> list[str]:
     names = _names_without_noise(config)
     if reference and reference not in names:
         found.append(f"comparison.reference: '{reference}' is not among the methods. {nearest(reference, names)}")
+    return found
+
+
+def _tiny_conflicts(backbone: Mapping[str, Any], where: str) -> list[str]:
+    """Sizes of a tiny backbone that no model can have."""
+    found: list[str] = []
+    tiny = backbone["tiny"]
+    if backbone["source"] == "tiny":
+        if tiny["hidden_size"] % tiny["heads"]:
+            found.append(f"{where}.tiny.hidden_size: {tiny['hidden_size']} is not a multiple of {where}.tiny.heads = {tiny['heads']}")
+        if tiny["heads"] % tiny["key_value_heads"]:
+            found.append(f"{where}.tiny.key_value_heads: {tiny['key_value_heads']} does not divide {where}.tiny.heads = {tiny['heads']}")
+        if backbone["gguf_file"]:
+            found.append(f"{where}.gguf_file: set, but {where}.source is 'tiny'; name the folder or package that holds the file")
     return found
 
 
@@ -374,6 +382,12 @@ def _overoptimization_conflicts(config: dict[str, Any]) -> list[str]:
         found.append(
             f"{where}.gold: 'world' knows the controlled world only, but data.dataset is '{config['data']['dataset']}'; name a reward model"
         )
+    if settings["gold"] == "recorded" and (SAMPLES in pools or ppo["enabled"]):
+        found.append(f"{where}.gold: 'recorded' gold knows no new responses; take 'world' or a reward model")
+    if config["noise_levels"] and (pools or ppo["enabled"]):
+        found.append(f"{where}: not with noise_levels; set data.label_noise to one level")
+    if settings["policy"]:
+        found += _tiny_conflicts(settings["policy"], f"{where}.policy")
     if ppo["enabled"] and (settings["sampling"]["temperature"], settings["sampling"]["top_p"]) != (1, 1):
         found.append(f"{where}.sampling: PPO learns from what the policy itself would write; temperature and top_p must be 1")
     if ppo["minibatches"] > ppo["batch_size"]:

@@ -11,6 +11,7 @@ from rm_methods.errors import UserError
 from rm_methods.files import canonical_json
 from rm_methods.methods.registry import load_card
 from rm_methods.provenance import code_hash
+from rm_methods.training.deepspeed import own_file_hash
 
 
 class Experiment:
@@ -52,7 +53,15 @@ class Experiment:
 
     def ppo_runs(self) -> list[tuple[str, int]]:
         """(variant, seed) of the runs that PPO optimises against."""
-        return self.optimised_runs() if self.config["overoptimization"]["ppo"]["enabled"] else []
+        if not self.config["overoptimization"]["ppo"]["enabled"]:
+            return []
+        # Every seed, also where the reward model has none: PPO itself is random.
+        return [(variant, seed) for variant in dict(self.optimised_runs()) for seed in self.config["seeds"]]
+
+    def model_of(self, variant: str, seed: int | str) -> Path:
+        """Model folder of the run that PPO with this seed optimises against; all seeds share that of a variant without seeds."""
+        own = self.config["seeds"][0] if self._method(variant).seed_free else seed
+        return self.folder / "runs" / variant / f"seed{own}" / "model"
 
     def is_optimised(self) -> bool:
         """Whether there is any over-optimisation to summarise."""
@@ -72,7 +81,8 @@ class Experiment:
         """The part of the configuration that the stored samples depend on, beside the policy."""
         settings = self.config["overoptimization"]
         asked = {key: value for key, value in settings["best_of_n"].items() if key != "pools"}
-        return [asked, settings["sampling"], settings["gold"], settings["prompts"], self.config["seeds"][0]]
+        gold = [settings["gold"], self._gold_scoring()]
+        return [asked, settings["sampling"], gold, settings["prompts"], self.config["seeds"][0]]
 
     def reference_settings(self) -> list:
         """The part of the configuration that the references depend on, beside the policy."""
@@ -83,7 +93,10 @@ class Experiment:
     def ppo_settings(self) -> list:
         """The part of the configuration that a PPO run depends on, beside the policy and the reward model."""
         settings = self.config["overoptimization"]
-        return [*(settings[key] for key in ("ppo", "sampling", "gold", "prompts")), self.config["scoring"]]
+        return [*(settings[key] for key in ("ppo", "sampling", "gold", "prompts")), self._gold_scoring()]
+
+    def _gold_scoring(self) -> list:
+        return [self.config["scoring"], self.config["backbone"]["max_length"], self.config["backbone"]["attention"]]
 
     def ppo_code(self, variant: str) -> str:
         """Hash of the code that a PPO run depends on; a scorer without a model is its method's code."""
@@ -120,8 +133,9 @@ class Experiment:
 
     def train_settings(self, variant: str) -> str:
         """The part of the configuration that a training run depends on, as one text."""
-        method = self.config["methods"][variant]
-        return canonical_json([method, *([self.config["backbone"], self.config["training"]] if self.is_trained(variant) else [])])
+        method, training = self.config["methods"][variant], self.config["training"]
+        trained = [self.config["backbone"], training, own_file_hash(training["deepspeed"])]
+        return canonical_json([method, *(trained if self.is_trained(variant) else [])])
 
     def train_code(self, variant: str) -> str:
         """Hash of the code that a training run depends on: that of its method and of nothing else's."""

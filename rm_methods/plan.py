@@ -195,9 +195,10 @@ def _plan_variant(config: Mapping[str, Any], variant: str, shapes: Mapping[str, 
     training = method.training(config["training"], 0)
     steps = training["epochs"] * -(-assumed.pairs // training["pairs_per_step"])
     single = assumed.prompt_tokens + 2 * assumed.response_tokens
-    # A joint model reads a whole pair in both orders; the packed layout reads its prompt once.
+    # A joint model reads a whole pair in both orders; the packed layout reads its prompt once, the plain one twice.
     joint = card.kind == "joint"
-    read = 2 * single if joint else single
+    packed = training["layout"] != "plain" and config["backbone"]["attention"] == "sdpa"
+    read = 2 * single if joint else single + (0 if packed else assumed.prompt_tokens)
     context = single if joint else assumed.prompt_tokens + assumed.response_tokens
     backward = 8 if training["gradient_checkpointing"] else 6
     passes = training["epochs"] * method.passes + (entry["settings"].get("masked_language_epochs", 0) if joint else 0)

@@ -17,6 +17,7 @@ REPOSITORY = PACKAGE.parent
 
 # What a stage's result depends on, besides configuration and data.  Paths below the package; a folder stands for its Python files.
 _POLICIES = ("policies/policy.py", "policies/log_probabilities.py", "reward_models/backbones.py", "reward_models/tokenization.py")
+_GOLD = ("overoptimization/gold.py", "preferences/world/gold.py", "preferences/world/vocabulary.py")
 _STAGE_CODE = {
     "prepare": ("preferences",),
     "backbone": ("reward_models/backbones.py", "reward_models/tokenization.py"),
@@ -33,14 +34,17 @@ _STAGE_CODE = {
         *("diagnostics/teacher_distance.py", "diagnostics/pairs.py", "diagnostics/records.py"),
         *("interaction", "methods/interaction_distillation.py", "scoring", "reward_models"),
     ),
-    "sft": (*_POLICIES, "policies/sft.py", "training/trainer.py"),
-    "sample": (*_POLICIES, "policies/sampling.py", "overoptimization/gold.py", "overoptimization/pools.py"),
+    "sft": (*_POLICIES, "policies/sft.py", "training/trainer.py", "overoptimization/stages.py"),
+    "sample": (*_POLICIES, "policies/sampling.py", *_GOLD, "overoptimization/pools.py", "overoptimization/stages.py", "scoring"),
     "ppo": (
         *(f"overoptimization/{name}.py" for name in ("ppo", "ppo_math", "ppo_ranks", "ppo_records", "ppo_rewards", "ppo_rollouts")),
-        *("overoptimization/ppo_settings.py", "overoptimization/reward_transforms.py", "overoptimization/gold.py"),
+        *("overoptimization/ppo_settings.py", "overoptimization/reward_transforms.py", "overoptimization/stages.py", *_GOLD),
         *("policies", "scoring", "reward_models"),
     ),
-    "overoptimization": ("overoptimization", "comparison/figures.py", "comparison/tables.py"),
+    "overoptimization": (
+        *("overoptimization", "comparison", "diagnostics/bootstrap.py", "diagnostics/tables.py"),
+        *("benchmarks/pool_grading.py", "benchmarks/evaluation.py"),
+    ),
     "diagnose_summary": ("diagnostics", "comparison/figures.py", "comparison/tables.py"),
     "compare": ("comparison", "variants.py"),
     "tune": ("comparison/tuning.py", "comparison/tables.py"),

@@ -20,7 +20,7 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from rm_methods.cluster import ENDING_STATES, RUNNING_STATES, job_state
@@ -78,7 +78,8 @@ def writer_state(writer: dict, age_seconds: float) -> str:
     job, cluster = writer.get("job"), writer.get("cluster")
     if job and cluster and cluster == os.environ.get("SLURM_CLUSTER_NAME") and job != os.environ.get("SLURM_JOB_ID"):
         state = job_state(job)
-        if state in RUNNING_STATES:
+        # An allocation may run on after the writer in it has died: then the lock is not touched any more.
+        if state in RUNNING_STATES and (state != "RUNNING" or age_seconds <= DEAD_AFTER_SECONDS):
             return ALIVE
         if state is not None and state not in ENDING_STATES:
             return DEAD
@@ -135,7 +136,8 @@ def _remove(lock: Path, found: dict) -> None:
         return
     try:
         if (_read(aside) or {}).get("token") != found.get("token"):
-            os.link(aside, lock)
+            with suppress(FileExistsError):  # a third process came between; the one that was moved aside notices and stops
+                os.link(aside, lock)
     finally:
         aside.unlink()
 

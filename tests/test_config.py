@@ -5,6 +5,7 @@ import yaml
 
 from rm_methods.config import load_config, merge, optimised_variants, reference_variant, resolve, runs, write_resolved
 from rm_methods.errors import ConfigError
+from rm_methods.experiment import Experiment
 from tests.conftest import REPOSITORY
 
 
@@ -175,6 +176,8 @@ def test_every_key_of_the_schema_is_described():
         ),
         ({"ppo": {"minibatches": 64}}, "overoptimization.ppo.minibatches: 64 is more than overoptimization.ppo.batch_size = 32"),
         ({"ppo": {"transform": "sqrt"}}, "overoptimization.ppo.transform: "),
+        ({"ppo": {"enabled": True}, "gold": "recorded"}, "overoptimization.gold: 'recorded' gold knows no new responses"),
+        ({"policy": {"tiny": {"heads": 3}}}, "overoptimization.policy.tiny.hidden_size: 128 is not a multiple"),
     ],
 )
 def test_impossible_optimisation_is_refused(section, says):
@@ -199,3 +202,22 @@ def test_all_variants_with_a_scalar_reward_are_optimised_unless_named():
     config = {"experiment": "x", "data": {"dataset": "world"}, "methods": {"bradley_terry": {}, "joint_encoder": {}, "longest": {}}}
     assert optimised_variants(resolve(config)) == ["bradley_terry"]
     assert optimised_variants(resolve(config | {"overoptimization": {"variants": ["longest"]}})) == ["longest"]
+
+
+def test_optimisation_on_several_levels_of_noise_is_refused():
+    config = {
+        "experiment": "x",
+        "data": {"dataset": "world"},
+        "methods": {"bradley_terry": {}},
+        "noise_levels": [{"rate": 0.0}, {"rate": 0.2}],
+    }
+    with pytest.raises(ConfigError, match="overoptimization: not with noise_levels"):
+        resolve(config | {"overoptimization": {"best_of_n": {"pools": ["samples"]}}})
+
+
+def test_ppo_goes_over_every_seed_also_where_the_reward_model_has_none():
+    config = {"experiment": "x", "seeds": [4, 5], "data": {"dataset": "world"}, "methods": {"bradley_terry": {}, "ensemble": {}}}
+    experiment = Experiment(resolve(config | {"overoptimization": {"ppo": {"enabled": True}}}))
+    assert experiment.ppo_runs() == [("bradley_terry", 4), ("bradley_terry", 5), ("ensemble", 4), ("ensemble", 5)]
+    assert experiment.model_of("ensemble", 5).parts[-2:] == ("seed4", "model")
+    assert experiment.model_of("bradley_terry", 5).parts[-2:] == ("seed5", "model")

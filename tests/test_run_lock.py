@@ -175,3 +175,10 @@ def test_of_many_that_come_at_once_one_writes_at_a_time(tmp_path):
     for process in processes:
         process.communicate("go\n", timeout=20)
     assert sorted(answers) == ["in", "refused", "refused", "refused"]
+
+
+@pytest.mark.parametrize(("state", "expected"), [("RUNNING", DEAD), ("SUSPENDED", ALIVE)])
+def test_an_allocation_that_outlives_its_writer_does_not_hold_the_lock(monkeypatch, state, expected):
+    monkeypatch.setenv("SLURM_CLUSTER_NAME", "big")
+    monkeypatch.setattr(module, "job_state", lambda job: state)
+    assert writer_state(elsewhere(job="41", cluster="big"), module.DEAD_AFTER_SECONDS + 1) == expected

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import csv
+import os
 import random
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from rm_methods.errors import UserError
-from rm_methods.files import content_hash, read_json, write_json
+from rm_methods.files import content_hash, file_hash, read_json, write_json
 from rm_methods.overoptimization.outputs import run_metrics
 from rm_methods.preferences.pair import PreferencePair, read_pairs
+from rm_methods.provenance import code_hash
+from rm_methods.run_lock import run_lock
 
 
 def policy_backbone(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -38,9 +42,10 @@ def make_policy(config: Mapping[str, Any], pairs: Path, out: Path, work: Path, t
     prepare_backbone(backbone, [pair for pair in read if pair.split == "train"] if backbone["source"] == "tiny" else [], out / "backbone")
     sft, seed = config["overoptimization"]["sft"], config["seeds"][0]
     settings = sft | {"max_prompt_tokens": config["overoptimization"]["sampling"]["max_prompt_tokens"]}
-    return train_sft(
-        settings, read, out / "backbone", backbone, seed, out, work / f"sft_{content_hash([settings, backbone, seed])}", threads
-    )
+    # Another data set or other code never meets these checkpoints.
+    checkpoints = work / f"sft_{content_hash([settings, backbone, seed, file_hash(pairs), code_hash('sft')])}"
+    with _one_writer(out):
+        return train_sft(settings, read, out / "backbone", backbone, seed, out, checkpoints, threads)
 
 
 def draw_pool(config: Mapping[str, Any], policy: Path, pairs: Path, items: Path, report: Path, work: Path, threads: int) -> dict[str, Any]:
@@ -59,6 +64,7 @@ def draw_pool(config: Mapping[str, Any], policy: Path, pairs: Path, items: Path,
     settings = config["overoptimization"]
     asked, sampling = settings["best_of_n"], settings["sampling"]
     prompts = some_prompts(read_pairs(pairs), settings["prompts"], asked["limit"])
+    gold = load_gold(settings["gold"], settings=_scoring(config, threads))  # before hours of sampling: it may be missing
     drawn = items.with_name(f"{items.stem}_drawn.parquet")
     counts = sample_pool(
         policy,
@@ -72,7 +78,6 @@ def draw_pool(config: Mapping[str, Any], policy: Path, pairs: Path, items: Path,
         sampling["max_prompt_tokens"],
         threads,
     )
-    gold = load_gold(settings["gold"], settings=_gold_scoring(config, threads))
     plain = sampling["temperature"] == 1 and sampling["top_p"] == 1
     pool = pool_from_samples(drawn, {p.prompt_id: p.messages for p in prompts}, gold, subset=settings["prompts"], plain_sampling=plain)
     write_items(pool, items)
@@ -109,7 +114,7 @@ def optimise(
     from rm_methods.overoptimization.ppo import train_ppo
     from rm_methods.overoptimization.ppo_rewards import scorer_reward
     from rm_methods.policies.sampling import policy_hash, read_references
-    from rm_methods.scoring.scorer import load_scorer, scoring_settings
+    from rm_methods.scoring.scorer import load_scorer
 
     settings = config["overoptimization"]
     ppo = dict(settings["ppo"])
@@ -118,20 +123,22 @@ def optimise(
     chosen = {"lambda_": ppo.pop("gae_lambda")} | ppo | lengths
     read = read_pairs(pairs)
     trained = read_json(model.parent / "summary.json")
-    key = content_hash([trained["run_key"], seed, chosen, counts, policy_hash(policy), settings["gold"], settings["prompts"]])
-    summary = train_ppo(
-        chosen,
-        policy,
-        scorer_reward(load_scorer(model, replace(scoring_settings(dict(config)), threads=threads)), f"{variant} seed {seed}"),
-        load_gold(settings["gold"], settings=_gold_scoring(config, threads)),
-        some_prompts(read, "train", counts["train_prompts"]),
-        some_prompts(read, settings["prompts"], counts["evaluation_prompts"]),
-        seed,
-        out,
-        work / f"ppo_{key}",
-        read_references(references, counts["references_per_prompt"]),
-        threads,
-    )
+    depends_on = [chosen, counts, settings["gold"], settings["prompts"], config["scoring"], policy_hash(policy), file_hash(references)]
+    key = content_hash([trained["run_key"], seed, *depends_on, code_hash("ppo")])
+    with _one_writer(out):
+        summary = train_ppo(
+            chosen,
+            policy,
+            scorer_reward(load_scorer(model, _scoring(config, threads)), f"{variant} seed {seed}"),
+            load_gold(settings["gold"], settings=_scoring(config, threads)),
+            some_prompts(read, "train", counts["train_prompts"]),
+            some_prompts(read, settings["prompts"], counts["evaluation_prompts"]),
+            seed,
+            out,
+            work / f"ppo_{variant}_seed{seed}_{key}",
+            read_references(references, counts["references_per_prompt"]),
+            threads,
+        )
     if not summary:
         return summary
     identity = {"run_key": key, "experiment": config["experiment"], "variant": variant, "method": trained["method"], "seed": seed}
@@ -164,6 +171,11 @@ def summarise(config: Mapping[str, Any], folder: Path, out: Path) -> str:
         ppo = [PpoRun(v, config["methods"][v]["method"], seed, folder / f"ppo/{v}/seed{seed}") for v, seed in experiment.ppo_runs()]
         texts.append(summarise_ppo(ppo, reference if reference in {run.variant for run in ppo} else None, out).text)
     return "\n".join(texts)
+
+
+def _one_writer(out: Path):
+    """The lock of a folder, held by the process that is no rank of another."""
+    return nullcontext() if "RANK" in os.environ else run_lock(out)
 
 
 def _write_run_metrics(out: Path) -> None:
@@ -201,7 +213,7 @@ def _sampling_settings(sampling: Mapping[str, Any]):
     return SamplingSettings(sampling["max_new_tokens"], sampling["temperature"], sampling["top_p"])
 
 
-def _gold_scoring(config: Mapping[str, Any], threads: int):
+def _scoring(config: Mapping[str, Any], threads: int):
     from rm_methods.scoring.scorer import scoring_settings
 
     return replace(scoring_settings(dict(config)), threads=threads)

@@ -227,6 +227,8 @@ def _trainer(policy: Policy, examples: list, settings: SFTSettings, seed: int, w
     from transformers import Trainer, TrainingArguments
     from transformers.trainer_callback import PrinterCallback
 
+    from rm_methods.training.fitting import one_device
+
     ranks, on_gpu = int(os.environ.get("WORLD_SIZE", 1)), torch.cuda.is_available()
     per_rank, rest = divmod(settings.examples_per_step, ranks)
     if rest:
@@ -263,6 +265,7 @@ def _trainer(policy: Policy, examples: list, settings: SFTSettings, seed: int, w
         remove_unused_columns=False,
         dataloader_pin_memory=False,
     )
+    one_device(arguments)
     trainer = Trainer(
         model=policy.model,
         args=arguments,
@@ -300,7 +303,7 @@ def _log(path: Path):
                 return
             # A resumed run writes the steps after its checkpoint again.
             kept = [row for row in _rows(path) if row["step"] <= state.global_step]
-            self.before = kept[-1]["time"] if kept else 0.0
+            self.before, self.last_loss = (kept[-1]["time"], kept[-1]["loss"]) if kept else (0.0, None)
             write_text(path, "".join(json.dumps(row) + "\n" for row in kept))
 
         def on_log(self, args, state, control, logs=None, **kwargs):

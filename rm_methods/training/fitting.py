@@ -32,7 +32,7 @@ def training_arguments(training: dict[str, Any], seed: int, work: Path, steps: i
         import deepspeed
 
         deepspeed.init_distributed(dist_backend="gloo", verbose=False)
-    return TrainingArguments(
+    arguments = TrainingArguments(
         output_dir=str(work),
         max_steps=steps,
         per_device_train_batch_size=1,
@@ -64,6 +64,14 @@ def training_arguments(training: dict[str, Any], seed: int, work: Path, steps: i
         remove_unused_columns=False,
         dataloader_pin_memory=False,
     )
+    one_device(arguments)
+    return arguments
+
+
+def one_device(arguments) -> None:
+    """A process uses one GPU.  Left alone, the Trainer puts a process that sees several on all of them, with as many times the batch."""
+    if arguments.n_gpu > 1:
+        arguments._n_gpu = 1
 
 
 def planned_steps(training: dict[str, Any], pairs: int) -> int:

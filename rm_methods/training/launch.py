@@ -184,6 +184,17 @@ def _job_with(nodes: int) -> str:
     return job
 
 
+def dies_with_its_launcher() -> None:
+    """Called by a rank: it is killed when torchrun goes, even where it hangs in a collective operation and handles no signal."""
+    if "TORCHELASTIC_RUN_ID" in os.environ and (prctl := getattr(ctypes.CDLL(None), "prctl", None)):
+        prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def threads_of_rank(threads: int) -> int:
+    """A rank's share of a job's CPU threads, at least 1; 0 (leave it to torch) stays 0."""
+    return threads and max(1, threads // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+
+
 def _run(command: Sequence[str], environment: Mapping[str, str]) -> int:
     """Run to the end; what interrupts us is passed on as SIGTERM, and awaited."""
     prctl = getattr(ctypes.CDLL(None), "prctl", None)  # Linux only

@@ -6,6 +6,7 @@ state into one part a rank; DeepSpeed's converter then puts the parts together (
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -40,12 +41,15 @@ def fitted_to(checkpoint: Path | None, ranks: int) -> bool:
         return False
     if (checkpoint / "latest_universal").exists():
         return True
-    source = next(checkpoint.glob("global_step*"))
+    source = checkpoint / (checkpoint / "latest").read_text(encoding="utf-8").strip()
+    target = Path(f"{source}_universal")
+    shutil.rmtree(target, ignore_errors=True)  # what a converter that was killed has left
     print(f"{checkpoint}: written by {written_by} ranks; converting it for {ranks}", file=sys.stderr, flush=True)
-    command = [sys.executable, "-m", _CONVERTER, "--input_folder", source, "--output_folder", f"{source}_universal"]
+    command = [sys.executable, "-m", _CONVERTER, "--input_folder", source, "--output_folder", target]
     command += ["--num_extract_workers", "1", "--num_merge_workers", "1", "--inject_missing_state"]
     done = subprocess.run([str(word) for word in command], capture_output=True, text=True)
     if done.returncode:
+        shutil.rmtree(target, ignore_errors=True)
         reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
         raise UserError(
             f"{checkpoint} was written by {written_by} ranks, and DeepSpeed could not convert it for {ranks} ({reason}). Continue with "

@@ -21,8 +21,16 @@ from rm_methods.provenance import code_hash, key_of, peak_memory_bytes, provenan
 from rm_methods.reward_models.older_releases import add_older_names
 from rm_methods.run_lock import run_lock
 from rm_methods.scoring.scorer import SCORER_FILE
+from rm_methods.training.deepspeed import own_file_hash
 from rm_methods.training.fitting import adapt, fit, plan_training, planned_steps, training_arguments
-from rm_methods.training.launch import check_gpus, full_disk_explained, launch_ranks, stops_on_signals
+from rm_methods.training.launch import (
+    check_gpus,
+    dies_with_its_launcher,
+    full_disk_explained,
+    launch_ranks,
+    stops_on_signals,
+    threads_of_rank,
+)
 from rm_methods.training.resume import without_world_size
 
 
@@ -45,7 +53,7 @@ def run_key(config: dict[str, Any], variant: str, seed: int, pairs_hash: str, re
     card = load_card(method["method"])
     parts = [method, seed, pairs_hash]
     if card.has_weights:
-        parts += [config["backbone"], config["training"]]
+        parts += [config["backbone"], config["training"], own_file_hash(config["training"]["deepspeed"])]
     # A required run's summary lies beside its model.
     for key, folders in sorted((required or {}).items()):
         parts.append([key, *(read_json(folder.parent / "summary.json")["run_key"] for folder in folders)])
@@ -60,7 +68,7 @@ def train(config: dict[str, Any], variant: str, seed: int, files: RunFiles, thre
 
     Args:
         config: resolved configuration.
-        threads: CPU threads of each rank; None takes training.threads.  Not part of the run key.
+        threads: CPU threads, shared by the ranks of a node; None takes training.threads.  Not part of the run key.
 
     Returns:
         The summary that was written.
@@ -137,11 +145,13 @@ def _train_this_rank(config: dict[str, Any], variant: str, seed: int, files: Run
 
     started = time.monotonic()
     label = f"{variant} seed {seed}"
-    prepare_cpu(threads)
+    dies_with_its_launcher()
+    prepare_cpu(threads_of_rank(threads))
     if os.environ.get("LOCAL_RANK", "0") == "0":
         check_gpus(config)
     pairs_hash = file_hash(files.pairs)
-    work = files.work / run_key(without_world_size(config), variant, seed, pairs_hash, files.required)
+    # Two variants may be the same training (a control of the comparison), but two runs never share checkpoints.
+    work = files.work / f"{variant}_seed{seed}_{run_key(without_world_size(config), variant, seed, pairs_hash, files.required)}"
     method = load_method(config["methods"][variant]["method"], config["methods"][variant]["settings"])
     entry = config["methods"][variant]
     own_rate = {"learning_rate": entry["learning_rate"]} if entry["learning_rate"] else {}

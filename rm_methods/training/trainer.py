@@ -114,16 +114,17 @@ class RewardTrainer(Trainer):
         return objective.detach()
 
     def _add(self, name: str, value: torch.Tensor) -> None:
+        if not self.sums:
+            self.sums_from = self.state.global_step  # not 0: a resumed run begins in the middle
         self.sums[name] = self.sums.get(name, torch.zeros((), device=value.device)) + value
 
     def log(self, logs: dict[str, float], *args, **kwargs) -> None:
         """Adds the method's own terms, averaged over the steps since the last log and summed over the ranks' shares."""
         if "loss" in logs and self.sums:
-            steps = self.state.global_step - getattr(self, "_terms_logged_at", 0)
+            steps = self.state.global_step - self.sums_from
             for name in sorted(self.sums):
                 logs[name] = float(self.accelerator.reduce(self.sums[name], "sum")) / max(steps, 1)
             self.sums = {}
-        self._terms_logged_at = self.state.global_step
         super().log(logs, *args, **kwargs)
 
     def _clip_grad_norm(self, model):
@@ -169,6 +170,7 @@ class RunLog(TrainerCallback):
             rows = [json.loads(line) for line in self.path.read_text().split("\n") if line.endswith("}")]
             kept = [row for row in rows if row["step"] <= state.global_step]
             self.before = max((row["time"] for row in kept), default=0.0)
+            self.last_loss = kept[-1]["loss"] if kept else None  # a run that was stopped after its last step has no more to log
         self.path.write_text("".join(json.dumps(row) + "\n" for row in kept))
 
     def on_log(self, args, state, control, logs=None, **kwargs):

@@ -97,13 +97,13 @@ def slurm(tmp_path_factory):
         pytest.skip(f"Slurm's packages cannot be installed here: {(done.stderr.strip().splitlines() or ['no message'])[-1]}")
     folder = tmp_path_factory.mktemp("slurm")
     with FileLock(Path(tempfile.gettempdir()) / "rm_methods_test_slurm.lock"):
-        subprocess.run([SCRIPT, "up", folder], check=True, timeout=120)
         try:
+            subprocess.run([SCRIPT, "up", folder], check=True, timeout=120)
             yield folder
-        finally:
             subprocess.run(["scancel", "--full", "--user=root"], timeout=60)
             # Slurm ends its jobs only while it runs itself.
             wait_for("the jobs to end", lambda: not [job for job in in_queue() if job["JobState"] in ("RUNNING", "COMPLETING")], 30)
+        finally:
             subprocess.run([SCRIPT, "down", folder], check=True, timeout=60)
 
 

@@ -216,3 +216,11 @@ def test_a_terminated_training_leaves_its_checkpoint_and_nothing_half_written(pr
     assert any("resumes from" in line for line in again.stderr)
     again.kill()
     again.wait()
+
+
+@pytest.mark.parametrize(("threads", "ranks", "share"), [(16, "8", 2), (2, "8", 1), (0, "8", 0), (16, None, 16)])
+def test_ranks_share_the_threads_of_a_job(monkeypatch, threads, ranks, share):
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    if ranks:
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", ranks)
+    assert launch.threads_of_rank(threads) == share

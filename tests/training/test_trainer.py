@@ -18,7 +18,7 @@ from rm_methods.reward_models.backbones import load_classifier
 from rm_methods.reward_models.model import RewardModel
 from rm_methods.training.batch_plan import plan_steps
 from rm_methods.training.fitting import training_arguments
-from rm_methods.training.run import RunFiles, apply_truncation_policy, train
+from rm_methods.training.run import RunFiles, apply_truncation_policy, run_key, train
 from rm_methods.training.trainer import COMPLETE, PlannedSteps, RewardTrainer, last_complete_checkpoint
 from tests.conftest import experiment_config, made_up_pairs
 
@@ -196,3 +196,47 @@ def test_a_content_blind_scorer_needs_no_training(prepared, tmp_path):
     assert summary["seed_free"]
     assert json.loads((tmp_path / "model" / "scorer.json").read_text())["method"] == "longest"
     shutil.rmtree(tmp_path / "model")
+
+
+def test_a_resumed_run_logs_a_methods_own_terms_as_the_uninterrupted_one(prepared, tmp_path, monkeypatch):
+    methods = {"inform": {}}
+    config = experiment_config(tmp_path, methods=methods, training={"epochs": 2, "checkpoint_every_steps": 4, "log_every_steps": 2})
+    train(config, "inform", 0, run_files(prepared, tmp_path / "whole"))
+    with monkeypatch.context() as patch:
+        killed_after(patch, 9)
+        with pytest.raises(KeyboardInterrupt):
+            train(config, "inform", 0, run_files(prepared, tmp_path / "killed"))
+    train(config, "inform", 0, run_files(prepared, tmp_path / "killed"))
+    whole, resumed = (log(tmp_path / name / "metrics.jsonl") for name in ("whole", "killed"))
+    assert {"preference_loss", "kl"} <= set(whole[0])
+    assert [row | {"time": 0} for row in resumed] == [row | {"time": 0} for row in whole]
+
+
+def test_a_run_stopped_after_its_last_step_keeps_its_training_loss(prepared, tmp_path, monkeypatch):
+    config = configuration(tmp_path, epochs=1, checkpoint_every_steps=1)
+    with monkeypatch.context() as patch:
+        patch.setattr("rm_methods.training.run.add_older_names", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            train(config, "bradley_terry", 0, run_files(prepared, tmp_path))
+    summary = train(config, "bradley_terry", 0, run_files(prepared, tmp_path))
+    assert summary["metrics"]["train_loss"] == log(tmp_path / "metrics.jsonl")[-1]["loss"]
+
+
+def test_two_variants_of_one_training_do_not_share_checkpoints(prepared, tmp_path, monkeypatch):
+    methods = {"bradley_terry": {}, "control": {"method": "bradley_terry"}}
+    config = experiment_config(tmp_path, methods=methods, training={"checkpoint_every_steps": 2})
+    for variant in methods:
+        with monkeypatch.context() as patch:
+            killed_after(patch, 3)
+            with pytest.raises(KeyboardInterrupt):
+                train(config, variant, 0, run_files(prepared, tmp_path))
+    assert len(list((tmp_path / "work").iterdir())) == 2
+
+
+def test_what_a_deepspeed_file_of_ones_own_says_is_part_of_the_run_key(tmp_path):
+    own = tmp_path / "own.json"
+    keys = set()
+    for stage in (1, 2):
+        own.write_text(json.dumps({"zero_optimization": {"stage": stage}}))
+        keys.add(run_key(configuration(tmp_path, deepspeed=str(own)), "bradley_terry", 0, "pairs"))
+    assert len(keys) == 2

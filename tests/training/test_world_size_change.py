@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -87,13 +88,14 @@ def checkpoint_of(folder: Path, ranks: int) -> Path:
     (folder / "global_step5").mkdir(parents=True)
     for rank in range(ranks):
         (folder / "global_step5" / f"zero_pp_rank_{rank}_mp_rank_00_optim_states.pt").write_bytes(b"none")
+    (folder / "latest").write_text("global_step5")
     return folder
 
 
 def test_a_checkpoint_of_the_same_world_size_is_left_as_it_is(tmp_path):
     assert resume.fitted_to(None, 2) is False
     assert resume.fitted_to(checkpoint_of(tmp_path / "zero", 2), 2) is False
-    assert [path.name for path in (tmp_path / "zero").iterdir()] == ["global_step5"]
+    assert {path.name for path in (tmp_path / "zero").iterdir()} == {"global_step5", "latest"}
     (tmp_path / "plain").mkdir()
     assert resume.ranks_of(tmp_path / "plain") is None
     assert resume.fitted_to(tmp_path / "plain", 2) is False
@@ -114,3 +116,19 @@ def test_a_conversion_is_done_once(tmp_path, monkeypatch):
     monkeypatch.setattr(resume, "_CONVERTER", "rm_methods.errors.no_such_module")
     assert resume.fitted_to(checkpoint, 1) is True
     shutil.rmtree(checkpoint)
+
+
+def test_what_a_killed_converter_left_is_not_taken_for_the_checkpoint(tmp_path, monkeypatch):
+    checkpoint = checkpoint_of(tmp_path / "zero", 2)
+    (checkpoint / "global_step5_universal" / "zero").mkdir(parents=True)
+    (checkpoint / "global_step4_universal").mkdir()
+    asked = []
+
+    def converter(command, **_):
+        asked.append(command)
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(resume.subprocess, "run", converter)
+    assert resume.fitted_to(checkpoint, 1) is True
+    assert asked[0][asked[0].index("--input_folder") + 1] == str(checkpoint / "global_step5")
+    assert not (checkpoint / "global_step5_universal").exists()

@@ -70,8 +70,10 @@ rule sample_references:
 
 rule ppo:
     input:
-        model=rules.train.output.model,
-        summary=rules.train.output.summary,
+        model=lambda wc: str(EXPERIMENT.model_of(wc.variant, wc.seed)),
+        summary=lambda wc: str(
+            EXPERIMENT.model_of(wc.variant, wc.seed).parent / "summary.json"
+        ),
         policy=rules.sft.output.policy,
         pairs=rules.prepare.output.pairs,
         references=rules.sample_references.output,

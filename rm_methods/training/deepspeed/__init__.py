@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rm_methods.errors import UserError, nearest
+from rm_methods.files import file_hash
 
 FOLDER = Path(__file__).parent
 
@@ -31,6 +32,12 @@ def configuration_file(name: str | None) -> str | None:
     if problems := configuration_problems(_read(path)):
         raise UserError(f"{path}: {'; '.join(problems)}")
     return str(path)
+
+
+def own_file_hash(name: str | None) -> str | None:
+    """Hash of a configuration file of one's own; None for none and for shipped ones, which count as code."""
+    file = configuration_file(name)
+    return None if file is None or Path(file).parent == FOLDER else file_hash(Path(file))
 
 
 def zero_settings(name: str | None) -> dict[str, Any]:
