@@ -52,10 +52,6 @@ class Records:
             self.rows.append(dict(zip(EVALUATION_COLUMNS, values, strict=True)))
         write_evaluation(self.rows, self.evaluation)
 
-    def evaluated(self, step: int) -> bool:
-        """Whether a step has been evaluated."""
-        return any(row["step"] == step for row in self.rows)
-
 
 def write_evaluation(rows: Sequence[Mapping[str, Any]], target: Path) -> None:
     """Write `evaluation.parquet`: one row for each step and evaluation prompt."""
