@@ -101,15 +101,16 @@ def _clean_and_split(pairs: list[PreferencePair], data: dict[str, Any]) -> tuple
     steps.append(_step("leaks", unique, placed, counts))
 
     splits = _by_split(seeded_order(placed, seed, "order"))
-    for split in data["max_pairs"].keys() - splits.keys():
-        if data["max_pairs"][split] is not None:
-            notes.append(f"data.max_pairs.{split} is not used: there is no split of that name.")
-    train = splits.get("train", [])
-    if data["max_characters"]:
-        short = [pair for pair in train if longest_text(pair) <= data["max_characters"]]
-        steps.append(_step(f"max_characters of train ({data['max_characters']})", train, short, {}))
-        splits["train"] = train = short
+    for limit in ("max_pairs", "max_characters"):
+        for split in sorted(data[limit].keys() - splits.keys()):
+            if data[limit][split] is not None:
+                notes.append(f"data.{limit}.{split} is not used: there is no split of that name.")
+    for split, members in splits.items():
+        if most := data["max_characters"].get(split):
+            splits[split] = [pair for pair in members if longest_text(pair) <= most]
+            steps.append(_step(f"max_characters of {split} ({most})", members, splits[split], {}))
     if data["length_balance"]:
+        train = splits.get("train", [])
         balanced = balance_length(train, seed)
         shares = {"share_chosen_longer_before": share_chosen_longer(train), "share_chosen_longer_after": share_chosen_longer(balanced)}
         steps.append(_step("length balance of train", train, balanced, shares))

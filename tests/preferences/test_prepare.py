@@ -142,7 +142,7 @@ def test_defaults_are_filled_in():
         "validation_fraction": 0.1,
         "test_fraction": 0.0,
         "max_pairs": {},
-        "max_characters": None,
+        "max_characters": {},
         "length_balance": False,
         "label_noise": {"rate": 0.1, "kind": "symmetric"},
     }
@@ -211,7 +211,7 @@ def test_long_training_pairs_are_left_out_before_the_balance_and_counted(tmp_pat
         for k in range(40)
     ]
     (tmp_path / "p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    section = {"dataset": str(tmp_path / "p.jsonl"), "max_characters": 100, "length_balance": True, "validation_fraction": 0.0}
+    section = {"dataset": str(tmp_path / "p.jsonl"), "max_characters": {"train": 100}, "length_balance": True, "validation_fraction": 0.0}
     data = resolve({"experiment": "x", "data": section, "methods": {"bradley_terry": {}}})["data"]
     report = prepare(data, tmp_path / "o.parquet", tmp_path / "r.json")
     step = next(s for s in report["steps"] if s["step"].startswith("max_characters"))
@@ -219,3 +219,16 @@ def test_long_training_pairs_are_left_out_before_the_balance_and_counted(tmp_pat
     pairs = read_pairs(tmp_path / "o.parquet")
     assert all(len(p.chosen) < 100 for p in pairs)
     assert 2 * sum(len(p.chosen) > len(p.rejected) for p in pairs) == len(pairs) > 0
+
+
+def test_long_pairs_of_other_splits_are_left_out_only_where_asked(write_lines, run):
+    rows = [row(n, "short", "tiny") for n in range(500, 600)]
+    rows += [row(n, "short", "tiny", split=split) for split in ("test", "other") for n in range(100)]
+    rows += [row(n, "x" * 200, "tiny", split=split) for split in ("test", "other") for n in range(100, 110)]
+    path = write_lines("x.jsonl", rows)
+    _, report = run(path, max_characters={"test": 100, "gone": 5})
+    assert [(s["step"], s["before"], s["after"]) for s in report["steps"] if "characters" in s["step"]] == [
+        ("max_characters of test (100)", 110, 100)
+    ]
+    assert report["splits"]["other"]["pairs"] == 110
+    assert "data.max_characters.gone is not used: there is no split of that name." in report["notes"]

@@ -76,9 +76,13 @@ def lose_node(slurm: Path, name: str) -> None:
     titles = [(process, " ".join(process.info["cmdline"] or [])) for process in psutil.process_iter(["cmdline"])]
     steps = [process for process, title in titles if (step := re.match(r"slurmstepd: \[(\d+)\.", title)) and step[1] in there]
     daemon = int((slurm / "run" / f"slurmd-{name}.pid").read_text())
-    for process in [psutil.Process(daemon), *(child for step in steps for child in [step, *step.children(recursive=True)])]:
+    doomed = [psutil.Process(daemon), *(child for step in steps for child in [step, *step.children(recursive=True)])]
+    for process in doomed:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
+    # `local_slurm.sh up` starts a daemon only where none is left.
+    _, alive = psutil.wait_procs(doomed, timeout=30)
+    assert not alive, alive
     subprocess.run(["scontrol", "update", f"NodeName={name}", "State=DOWN", "Reason=test"], check=True)
 
 
@@ -152,7 +156,9 @@ class Project:
 
     def finish(self) -> None:
         """Wait for what was started last; it must succeed."""
-        if self.started[-1].wait(timeout=600):
+        process = self.started[-1]
+        wait_for("Snakemake to end", lambda: process.poll() is not None, 600)
+        if process.returncode:
             files = [self.log, *self.results.rglob("logs/**/*.log"), *self.folder.glob(".snakemake/slurm_logs/**/*.log")]
             pytest.fail("\n".join(f"== {file}\n{file.read_text()[-3000:]}" for file in files))
 
