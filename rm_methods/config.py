@@ -390,6 +390,8 @@ def _overoptimization_conflicts(config: dict[str, Any]) -> list[str]:
         found += _tiny_conflicts(settings["policy"], f"{where}.policy")
     if ppo["enabled"] and (settings["sampling"]["temperature"], settings["sampling"]["top_p"]) != (1, 1):
         found.append(f"{where}.sampling: PPO learns from what the policy itself would write; temperature and top_p must be 1")
+    if extra := sorted(set(ppo["seeds"] or []) - set(config["seeds"])):
+        found.append(f"{where}.ppo.seeds: {', '.join(map(str, extra))} not among seeds: {', '.join(map(str, config['seeds']))}")
     if ppo["minibatches"] > ppo["batch_size"]:
         found.append(f"{where}.ppo.minibatches: {ppo['minibatches']} is more than overoptimization.ppo.batch_size = {ppo['batch_size']}")
     return found

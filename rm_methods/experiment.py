@@ -53,10 +53,11 @@ class Experiment:
 
     def ppo_runs(self) -> list[tuple[str, int]]:
         """(variant, seed) of the runs that PPO optimises against."""
-        if not self.config["overoptimization"]["ppo"]["enabled"]:
+        ppo = self.config["overoptimization"]["ppo"]
+        if not ppo["enabled"]:
             return []
         # Every seed, also where the reward model has none: PPO itself is random.
-        return [(variant, seed) for variant in dict(self.optimised_runs()) for seed in self.config["seeds"]]
+        return [(variant, seed) for variant in dict(self.optimised_runs()) for seed in ppo["seeds"] or self.config["seeds"]]
 
     def model_of(self, variant: str, seed: int | str) -> Path:
         """Model folder of the run that PPO with this seed optimises against; all seeds share that of a variant without seeds."""
@@ -93,7 +94,8 @@ class Experiment:
     def ppo_settings(self) -> list:
         """The part of the configuration that a PPO run depends on, beside the policy and the reward model."""
         settings = self.config["overoptimization"]
-        return [*(settings[key] for key in ("ppo", "sampling", "gold", "prompts")), self._gold_scoring()]
+        of_a_run = {key: value for key, value in settings["ppo"].items() if key not in ("enabled", "seeds")}
+        return [of_a_run, *(settings[key] for key in ("sampling", "gold", "prompts")), self._gold_scoring()]
 
     def _gold_scoring(self) -> list:
         return [self.config["scoring"], self.config["backbone"]["max_length"], self.config["backbone"]["attention"]]

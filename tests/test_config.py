@@ -174,6 +174,7 @@ def test_every_key_of_the_schema_is_described():
             {"ppo": {"enabled": True}, "sampling": {"top_p": 0.9}},
             "overoptimization.sampling: PPO learns from what the policy itself would write",
         ),
+        ({"ppo": {"seeds": [0, 7]}}, "overoptimization.ppo.seeds: 7 not among seeds: 0"),
         ({"ppo": {"minibatches": 64}}, "overoptimization.ppo.minibatches: 64 is more than overoptimization.ppo.batch_size = 32"),
         ({"ppo": {"transform": "sqrt"}}, "overoptimization.ppo.transform: "),
         ({"ppo": {"enabled": True}, "gold": "recorded"}, "overoptimization.gold: 'recorded' gold knows no new responses"),
@@ -220,4 +221,7 @@ def test_ppo_goes_over_every_seed_also_where_the_reward_model_has_none():
     experiment = Experiment(resolve(config | {"overoptimization": {"ppo": {"enabled": True}}}))
     assert experiment.ppo_runs() == [("bradley_terry", 4), ("bradley_terry", 5), ("ensemble", 4), ("ensemble", 5)]
     assert experiment.model_of("ensemble", 5).parts[-2:] == ("seed4", "model")
+    some = Experiment(resolve(config | {"overoptimization": {"ppo": {"enabled": True, "seeds": [5]}}}))
+    assert some.ppo_runs() == [("bradley_terry", 5), ("ensemble", 5)]
+    assert some.ppo_settings() == experiment.ppo_settings()
     assert experiment.model_of("bradley_terry", 5).parts[-2:] == ("seed5", "model")

@@ -118,7 +118,9 @@ def optimise(
 
     settings = config["overoptimization"]
     ppo = dict(settings["ppo"])
-    counts = {name: ppo.pop(name) for name in ("enabled", "train_prompts", "evaluation_prompts", "references_per_prompt")}
+    for which_runs in ("enabled", "seeds"):
+        del ppo[which_runs]
+    counts = {name: ppo.pop(name) for name in ("train_prompts", "evaluation_prompts", "references_per_prompt")}
     lengths = {name: settings["sampling"][name] for name in ("max_new_tokens", "max_prompt_tokens")}
     chosen = {"lambda_": ppo.pop("gae_lambda")} | ppo | lengths
     read = read_pairs(pairs)

@@ -222,9 +222,9 @@ def test_long_training_pairs_are_left_out_before_the_balance_and_counted(tmp_pat
 
 
 def test_long_pairs_of_other_splits_are_left_out_only_where_asked(write_lines, run):
-    rows = [row(n, "short", "tiny") for n in range(500, 600)]
-    rows += [row(n, "short", "tiny", split=split) for split in ("test", "other") for n in range(100)]
-    rows += [row(n, "x" * 200, "tiny", split=split) for split in ("test", "other") for n in range(100, 110)]
+    rows = [row(n, "short", "tiny") for n in range(100)]
+    for first, split in ((100, "test"), (300, "other")):
+        rows += [row(first + n, "short" if n < 100 else "x" * 200, "tiny", split=split) for n in range(110)]
     path = write_lines("x.jsonl", rows)
     _, report = run(path, max_characters={"test": 100, "gone": 5})
     assert [(s["step"], s["before"], s["after"]) for s in report["steps"] if "characters" in s["step"]] == [

@@ -64,7 +64,8 @@ def test_a_killed_snakemake_and_a_lost_node_cost_only_the_steps_since_the_last_c
     lose_node(slurm, job["NodeList"])
     moved = wait_for(
         # Between its two starts a job has no node, written as nothing or as "(null)".
-        "the job on the other node", lambda: [j for j in project.jobs(comment)[1:] if {j["NodeList"], job["NodeList"]} == {"n1", "n2"}]
+        "the job on the other node",
+        lambda: [j for j in project.jobs(comment)[1:] if {j["NodeList"], job["NodeList"]} == {"n1", "n2"}],
     )
     bring_back(slurm, job["NodeList"])
     assert (moved[0]["JobId"], moved[0]["Restarts"]) == (job["JobId"], "1")
