@@ -70,8 +70,12 @@ def settings_of_training(config: Mapping[str, Any]) -> ScoringSettings:
     )
 
 
-def load_scorer(folder: str | Path, settings: ScoringSettings):
+def load_scorer(folder: str | Path, settings: ScoringSettings, keep_loaded: bool = False):
     """The scorer that a model folder describes.
+
+    Args:
+        keep_loaded: an ensemble keeps its members in memory from one `score` to the next, for callers that score many times; otherwise
+            each call loads them again, one at a time.  Other scorers are one model, which stays loaded anyway.
 
     Returns:
         An object with `score(items) -> list[ScoredResponse]`, rows in the order of items and responses.
@@ -82,7 +86,9 @@ def load_scorer(folder: str | Path, settings: ScoringSettings):
     folder = Path(folder)
     if (folder / SCORER_FILE).exists():
         description = read_json(folder / SCORER_FILE)
-        return EnsembleScorer(description, folder, settings) if "members" in description else ContentBlindScorer(description)
+        if "members" not in description:
+            return ContentBlindScorer(description)
+        return EnsembleScorer(description, folder, settings, keep_loaded)
     if not folder.is_dir():
         raise UserError(f"{folder}: no such model folder. Train it first, or give a folder with config.json or {SCORER_FILE}.")
     if not (folder / "config.json").exists():
@@ -243,23 +249,25 @@ class JointScorer(RewardModelScorer):
 
 
 class EnsembleScorer:
-    """Scores with every member, one loaded at a time, and combines what they say of a response.
+    """Scores with every member and combines what they say of a response.
 
     Args:
         description: content of `scorer.json`: `method` and `settings`, `members` (their model folders, relative to `folder`), and
             `centres` (what is subtracted from each member's rewards).
         folder: the model folder that the description lies in.
+        keep_loaded: members are loaded when they are first needed and stay in memory, all of them; without it only one is ever loaded.
 
     Raises:
         UserError: a member's folder is not there, or not every member has a centre.
     """
 
-    def __init__(self, description: dict[str, Any], folder: Path, settings: ScoringSettings):
+    def __init__(self, description: dict[str, Any], folder: Path, settings: ScoringSettings, keep_loaded: bool = False):
         from rm_methods.methods.registry import load_method
 
         self.method = load_method(description["method"], description["settings"])
         self.members = [folder.resolve() / member for member in description["members"]]
         self.centres, self.settings = description["centres"], settings
+        self.keep_loaded, self._loaded = keep_loaded, {}
         if len(self.centres) != len(self.members):
             raise UserError(f"{folder / SCORER_FILE}: {len(self.members)} members, but {len(self.centres)} centres. Make it again.")
         if missing := [member for member in self.members if not member.is_dir()]:
@@ -272,8 +280,7 @@ class EnsembleScorer:
     def score(self, items: Sequence[BenchmarkItem], label: str = "score") -> list[ScoredResponse]:
         """Score every response of every item; raises UserError if the members read the same text differently."""
         table = [
-            load_scorer(member, self.settings).score(items, f"{label}, member {k + 1} of {len(self.members)}")
-            for k, member in enumerate(self.members)
+            self._scorer(member).score(items, f"{label}, member {k + 1} of {len(self.members)}") for k, member in enumerate(self.members)
         ]
         for member, rows in zip(self.members[1:], table[1:], strict=True):
             for first, row in zip(table[0], rows, strict=True):
@@ -285,6 +292,14 @@ class EnsembleScorer:
         rewards_MS = np.array([[row.score for row in rows] for rows in table], dtype=np.float64)
         combined_S = self.method.aggregate(rewards_MS - np.array(self.centres)[:, None])
         return [replace(row, score=float(score)) for row, score in zip(table[0], combined_S, strict=True)]
+
+    def _scorer(self, member: Path):
+        """The scorer of a member; nothing here holds it on, unless it is to stay loaded."""
+        if not self.keep_loaded:
+            return load_scorer(member, self.settings)
+        if member not in self._loaded:
+            self._loaded[member] = load_scorer(member, self.settings, keep_loaded=True)
+        return self._loaded[member]
 
     def extra_metrics(self) -> dict[str, float]:
         """What is known besides the scores."""
