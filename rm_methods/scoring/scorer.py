@@ -1,7 +1,7 @@
 """Scores benchmark items with a reward model folder, several of them, or a content-blind scorer, into a score table.
 
 Items are sorted by length (longest first: too little memory shows at once, and the ETA is honest), batched by launched tokens,
-and put back into their order.  A prompt with several responses is computed once.
+and put back into their order.  A prompt with several responses is computed once; once for each part, if they do not fit into one forward.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class ScoringSettings:
 
     Attributes:
         max_length: longest sequence in tokens; longer ones are cut (prompt first) and marked.
-        tokens_per_batch: limit of launched tokens in a forward.
+        tokens_per_batch: limit of launched tokens in a forward; only a single response may be longer.
         precision: "fp32" or "bf16" (autocast; the head is always fp32).
         layout: "auto", "packed" or "plain".
         attention: attention implementation of transformers.
@@ -153,13 +153,17 @@ class RewardModelScorer:
     def score(self, items: Sequence[BenchmarkItem], label: str = "score") -> list[ScoredResponse]:
         """Score every response of every item; nothing is dropped, what had to be cut is marked."""
         encoded = self.tokenizer.encode((item.prompt, item.responses) for item in items)
-        rewards = [[float("nan")] * len(item.responses) for item in items]
-        batches = self._batches(encoded)
+        parts, owner = self._parts(encoded)
+        of_parts: list[list[float]] = [[]] * len(parts)
+        batches = self._batches(parts)
         progress = _Progress(label, sum(cost for _, cost in batches))
         for members, cost in batches:
-            for index, row in zip(members, self._rewards([encoded[i] for i in members]), strict=True):
-                rewards[index] = row
+            for index, row in zip(members, self._rewards([parts[k] for k in members]), strict=True):
+                of_parts[index] = row
             progress.advance(cost)
+        rewards: list[list[float]] = [[] for _ in items]
+        for i, row in zip(owner, of_parts, strict=True):
+            rewards[i] += row
         return [
             ScoredResponse(item.item_id, k, response_hash(text), rewards[i][k], encoded[i].lengths[k], encoded[i].truncated[k])
             for i, item in enumerate(items)
@@ -178,6 +182,14 @@ class RewardModelScorer:
         batch = lay_out(encoded, self.model.layout(self.settings.layout), self.tokenizer.pad_id)
         with torch.inference_mode():
             return self.model(batch.to(next(self.model.parameters()).device)).rewards.float().cpu().tolist()
+
+    def _parts(self, encoded) -> tuple[list, list[int]]:
+        """The items, each with more responses than fit into a forward in several parts; and for each part, which item it is of."""
+        from rm_methods.scoring.response_parts import split_responses
+
+        layout = self.model.layout(self.settings.layout)
+        split = [split_responses(item, layout, self.settings.tokens_per_batch) for item in encoded]
+        return [part for parts in split for part in parts], [i for i, parts in enumerate(split) for _ in parts]
 
     def _batches(self, encoded) -> list[tuple[list[int], int]]:
         """(positions of items, launched tokens): items with one number of responses and like lengths, longest first."""
