@@ -88,7 +88,7 @@ def scorer_reward(folder: Path, settings: ScoringSettings) -> Callable[..., list
     """
     from rm_methods.benchmarks.item import BenchmarkItem
 
-    scorer = load_scorer(folder, settings)
+    scorer = load_scorer(folder, settings, keep_loaded=True)
 
     def reward(prompts: list[list[Message]], completions: list[list[Message]], log_metric: Callable, **columns: Any) -> list[float]:
         pairs = enumerate(zip(prompts, completions, strict=True))

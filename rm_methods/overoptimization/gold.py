@@ -33,6 +33,7 @@ def load_gold(
     items: Sequence[BenchmarkItem] | None = None,
     settings: ScoringSettings | None = None,
     revision: str | None = None,
+    keep_loaded: bool = False,
 ) -> Gold:
     """The gold reward that a configuration names.
 
@@ -41,6 +42,7 @@ def load_gold(
         items: the pool whose labels are the gold values, for "recorded".
         settings: how to compute the scores of a reward model.
         revision: of the hub id.
+        keep_loaded: for many calls: an ensemble keeps its members in memory between them.
 
     Returns:
         a function of conversations and responses, of equal number; its values are always finite.
@@ -58,7 +60,7 @@ def load_gold(
         raise UserError(
             f"Unknown gold source {source!r}. {nearest(source, SOURCES)} Or name a reward-model folder, or a hub id owner/name."
         )
-    return RewardModelGold(_model_folder(source, revision), settings or ScoringSettings())
+    return RewardModelGold(_model_folder(source, revision), settings or ScoringSettings(), keep_loaded)
 
 
 def world_gold(prompts: Sequence[Sequence[Message]], responses: Sequence[str]) -> np.ndarray:
@@ -95,11 +97,11 @@ class RecordedGold:
 class RewardModelGold:
     """Gold rewards of a trained sequence-classification reward model."""
 
-    def __init__(self, folder: str | Path, settings: ScoringSettings):
+    def __init__(self, folder: str | Path, settings: ScoringSettings, keep_loaded: bool = False):
         from rm_methods.scoring.scorer import JointScorer, load_scorer
 
         self.folder = Path(folder)
-        self.scorer = load_scorer(self.folder, settings)
+        self.scorer = load_scorer(self.folder, settings, keep_loaded)
         if isinstance(self.scorer, JointScorer):
             raise UserError(f"{folder}: a joint model compares responses and gives none a reward of its own; it cannot be a gold reward.")
 

@@ -131,8 +131,8 @@ def optimise(
         summary = train_ppo(
             chosen,
             policy,
-            scorer_reward(load_scorer(model, _scoring(config, threads)), f"{variant} seed {seed}"),
-            load_gold(settings["gold"], settings=_scoring(config, threads)),
+            scorer_reward(load_scorer(model, _scoring(config, threads), keep_loaded=True), f"{variant} seed {seed}"),
+            load_gold(settings["gold"], settings=_scoring(config, threads), keep_loaded=True),
             some_prompts(read, "train", counts["train_prompts"]),
             some_prompts(read, settings["prompts"], counts["evaluation_prompts"]),
             seed,

@@ -1,7 +1,7 @@
 """Scores benchmark items with a reward model folder, several of them, or a content-blind scorer, into a score table.
 
 Items are sorted by length (longest first: too little memory shows at once, and the ETA is honest), batched by launched tokens,
-and put back into their order.  A prompt with several responses is computed once.
+and put back into their order.  A prompt with several responses is computed once; once for each part, if they do not fit into one forward.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class ScoringSettings:
 
     Attributes:
         max_length: longest sequence in tokens; longer ones are cut (prompt first) and marked.
-        tokens_per_batch: limit of launched tokens in a forward.
+        tokens_per_batch: limit of launched tokens in a forward; only a single response may be longer.
         precision: "fp32" or "bf16" (autocast; the head is always fp32).
         layout: "auto", "packed" or "plain".
         attention: attention implementation of transformers.
@@ -70,8 +70,12 @@ def settings_of_training(config: Mapping[str, Any]) -> ScoringSettings:
     )
 
 
-def load_scorer(folder: str | Path, settings: ScoringSettings):
+def load_scorer(folder: str | Path, settings: ScoringSettings, keep_loaded: bool = False):
     """The scorer that a model folder describes.
+
+    Args:
+        keep_loaded: an ensemble keeps its members in memory from one `score` to the next, for callers that score many times; otherwise
+            each call loads them again, one at a time.  Other scorers are one model, which stays loaded anyway.
 
     Returns:
         An object with `score(items) -> list[ScoredResponse]`, rows in the order of items and responses.
@@ -82,7 +86,9 @@ def load_scorer(folder: str | Path, settings: ScoringSettings):
     folder = Path(folder)
     if (folder / SCORER_FILE).exists():
         description = read_json(folder / SCORER_FILE)
-        return EnsembleScorer(description, folder, settings) if "members" in description else ContentBlindScorer(description)
+        if "members" not in description:
+            return ContentBlindScorer(description)
+        return EnsembleScorer(description, folder, settings, keep_loaded)
     if not folder.is_dir():
         raise UserError(f"{folder}: no such model folder. Train it first, or give a folder with config.json or {SCORER_FILE}.")
     if not (folder / "config.json").exists():
@@ -147,13 +153,17 @@ class RewardModelScorer:
     def score(self, items: Sequence[BenchmarkItem], label: str = "score") -> list[ScoredResponse]:
         """Score every response of every item; nothing is dropped, what had to be cut is marked."""
         encoded = self.tokenizer.encode((item.prompt, item.responses) for item in items)
-        rewards = [[float("nan")] * len(item.responses) for item in items]
-        batches = self._batches(encoded)
+        parts, owner = self._parts(encoded)
+        of_parts: list[list[float]] = [[]] * len(parts)
+        batches = self._batches(parts)
         progress = _Progress(label, sum(cost for _, cost in batches))
         for members, cost in batches:
-            for index, row in zip(members, self._rewards([encoded[i] for i in members]), strict=True):
-                rewards[index] = row
+            for index, row in zip(members, self._rewards([parts[k] for k in members]), strict=True):
+                of_parts[index] = row
             progress.advance(cost)
+        rewards: list[list[float]] = [[] for _ in items]
+        for i, row in zip(owner, of_parts, strict=True):
+            rewards[i] += row
         return [
             ScoredResponse(item.item_id, k, response_hash(text), rewards[i][k], encoded[i].lengths[k], encoded[i].truncated[k])
             for i, item in enumerate(items)
@@ -172,6 +182,14 @@ class RewardModelScorer:
         batch = lay_out(encoded, self.model.layout(self.settings.layout), self.tokenizer.pad_id)
         with torch.inference_mode():
             return self.model(batch.to(next(self.model.parameters()).device)).rewards.float().cpu().tolist()
+
+    def _parts(self, encoded) -> tuple[list, list[int]]:
+        """The items, each with more responses than fit into a forward in several parts; and for each part, which item it is of."""
+        from rm_methods.scoring.response_parts import split_responses
+
+        layout = self.model.layout(self.settings.layout)
+        split = [split_responses(item, layout, self.settings.tokens_per_batch) for item in encoded]
+        return [part for parts in split for part in parts], [i for i, parts in enumerate(split) for _ in parts]
 
     def _batches(self, encoded) -> list[tuple[list[int], int]]:
         """(positions of items, launched tokens): items with one number of responses and like lengths, longest first."""
@@ -243,23 +261,25 @@ class JointScorer(RewardModelScorer):
 
 
 class EnsembleScorer:
-    """Scores with every member, one loaded at a time, and combines what they say of a response.
+    """Scores with every member and combines what they say of a response.
 
     Args:
         description: content of `scorer.json`: `method` and `settings`, `members` (their model folders, relative to `folder`), and
             `centres` (what is subtracted from each member's rewards).
         folder: the model folder that the description lies in.
+        keep_loaded: members are loaded when they are first needed and stay in memory, all of them; without it only one is ever loaded.
 
     Raises:
         UserError: a member's folder is not there, or not every member has a centre.
     """
 
-    def __init__(self, description: dict[str, Any], folder: Path, settings: ScoringSettings):
+    def __init__(self, description: dict[str, Any], folder: Path, settings: ScoringSettings, keep_loaded: bool = False):
         from rm_methods.methods.registry import load_method
 
         self.method = load_method(description["method"], description["settings"])
         self.members = [folder.resolve() / member for member in description["members"]]
         self.centres, self.settings = description["centres"], settings
+        self.keep_loaded, self._loaded = keep_loaded, {}
         if len(self.centres) != len(self.members):
             raise UserError(f"{folder / SCORER_FILE}: {len(self.members)} members, but {len(self.centres)} centres. Make it again.")
         if missing := [member for member in self.members if not member.is_dir()]:
@@ -272,8 +292,7 @@ class EnsembleScorer:
     def score(self, items: Sequence[BenchmarkItem], label: str = "score") -> list[ScoredResponse]:
         """Score every response of every item; raises UserError if the members read the same text differently."""
         table = [
-            load_scorer(member, self.settings).score(items, f"{label}, member {k + 1} of {len(self.members)}")
-            for k, member in enumerate(self.members)
+            self._scorer(member).score(items, f"{label}, member {k + 1} of {len(self.members)}") for k, member in enumerate(self.members)
         ]
         for member, rows in zip(self.members[1:], table[1:], strict=True):
             for first, row in zip(table[0], rows, strict=True):
@@ -285,6 +304,14 @@ class EnsembleScorer:
         rewards_MS = np.array([[row.score for row in rows] for rows in table], dtype=np.float64)
         combined_S = self.method.aggregate(rewards_MS - np.array(self.centres)[:, None])
         return [replace(row, score=float(score)) for row, score in zip(table[0], combined_S, strict=True)]
+
+    def _scorer(self, member: Path):
+        """The scorer of a member; nothing here holds it on, unless it is to stay loaded."""
+        if not self.keep_loaded:
+            return load_scorer(member, self.settings)
+        if member not in self._loaded:
+            self._loaded[member] = load_scorer(member, self.settings, keep_loaded=True)
+        return self._loaded[member]
 
     def extra_metrics(self) -> dict[str, float]:
         """What is known besides the scores."""

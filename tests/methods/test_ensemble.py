@@ -155,8 +155,9 @@ def run_files(prepared, folder, required):
     return RunFiles(prepared[0], prepared[1], *outputs, required)
 
 
-def test_only_one_member_is_loaded_at_a_time(prepared, pairs, member, tmp_path, monkeypatch):
-    folder = combined(prepared, tmp_path, [member(0), member(1), member(2)])[1]
+@pytest.fixture
+def alive(monkeypatch):
+    """For each model that is loaded, how many of those loaded before are still in memory."""
     loaded, alive = [], []
     original = RewardModelScorer.from_folder.__func__
 
@@ -168,8 +169,25 @@ def test_only_one_member_is_loaded_at_a_time(prepared, pairs, member, tmp_path, 
         return made
 
     monkeypatch.setattr(RewardModelScorer, "from_folder", classmethod(counted))
-    load_scorer(folder, SETTINGS).score(items_of(pairs[:2]))
+    return alive
+
+
+def test_only_one_member_is_loaded_at_a_time(prepared, pairs, member, tmp_path, alive):
+    folder = combined(prepared, tmp_path, [member(0), member(1), member(2)])[1]
+    alive.clear()
+    scorer = load_scorer(folder, SETTINGS)
+    assert alive == []
+    scorer.score(items_of(pairs[:2]))
     assert alive == [0, 0, 0]
+
+
+def test_members_that_are_to_stay_loaded_are_loaded_once_and_score_the_same(prepared, pairs, member, tmp_path, alive):
+    folder = combined(prepared, tmp_path, [member(0), member(1), member(2)])[1]
+    once = [load_scorer(folder, SETTINGS).score(items_of(some)) for some in (pairs[:2], pairs[2:5])]
+    alive.clear()
+    scorer = load_scorer(folder, SETTINGS, keep_loaded=True)
+    assert [scorer.score(items_of(some)) for some in (pairs[:2], pairs[2:5])] == once
+    assert alive == [0, 1, 2]
 
 
 def test_a_single_member_is_refused(prepared, member, tmp_path):

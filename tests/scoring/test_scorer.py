@@ -1,9 +1,13 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
+import torch
 
 from rm_methods.benchmarks.item import BenchmarkItem, write_items
 from rm_methods.errors import UserError
 from rm_methods.preferences.pair import write_pairs
+from rm_methods.reward_models.model import RewardOutput
 from rm_methods.scoring.score import load_items, score_files
 from rm_methods.scoring.score_table import read_scores, response_hash
 from rm_methods.scoring.scorer import RewardModelScorer, ScoringSettings
@@ -44,6 +48,38 @@ def test_scores_do_not_depend_on_the_order_of_items(scorer, items):
     forward = {(r.item_id, r.response_index): r.score for r in scores(scorer, items)}
     backward = {(r.item_id, r.response_index): r.score for r in scores(scorer, items[::-1])}
     assert backward == pytest.approx(forward, abs=1e-5)
+
+
+@pytest.mark.parametrize("layout", ["packed", "plain"])
+def test_many_responses_of_one_prompt_are_scored_in_forwards_of_bounded_size(scorer, pairs, layout, monkeypatch):
+    texts = [text for p in pairs for text in (p.chosen, p.rejected * 2)]
+    responses = [[*texts, "", "long " * 2000], ["Red."]]
+    items = [BenchmarkItem(str(k), "s", pairs[k].prompt, some, 0) for k, some in enumerate(responses)]
+    whole = scores(scorer, items, layout=layout, tokens_per_batch=1_000_000)
+    launched, forward = [], scorer.model.forward
+
+    def counted(batch):
+        launched.append(batch.launched_tokens)
+        return forward(batch)
+
+    monkeypatch.setattr(scorer.model, "forward", counted)
+    split = scores(scorer, items, layout=layout, tokens_per_batch=300)
+    assert max(launched) <= 300
+    assert len(launched) > 3
+    assert [replace(row, score=0.0) for row in split] == [replace(row, score=0.0) for row in whole]
+    assert [row.score for row in split] == pytest.approx([row.score for row in whole], abs=1e-5)
+
+
+def test_a_reward_that_is_not_a_number_stays_at_its_response(scorer, pairs, monkeypatch):
+    def lengths(batch):
+        columns = batch.read_column if batch.attention_map is None else batch.position_ids[0, batch.read_column]
+        values = torch.where(columns % 2 == 0, torch.nan, columns.float())
+        return RewardOutput(values.view(-1, batch.responses), None, None)
+
+    monkeypatch.setattr(scorer.model, "forward", lengths)
+    rows = scores(scorer, [BenchmarkItem("a", "s", pairs[0].prompt, [p.chosen for p in pairs], 0)], tokens_per_batch=100)
+    assert {row.n_tokens % 2 for row in rows} == {0, 1}
+    np.testing.assert_array_equal([row.score for row in rows], [np.nan if row.n_tokens % 2 else row.n_tokens - 1 for row in rows])
 
 
 def test_an_empty_response_is_scored(scorer, pairs):
