@@ -351,12 +351,18 @@ def _diagnostics_conflicts(config: dict[str, Any]) -> list[str]:
         for name in diagnosed
         if name not in config["benchmarks"]
     ]
+    found += _unknown_seeds(config, config["diagnostics"]["seeds"], "diagnostics.seeds")
     if diagnosed and config["backbone"]["attention"] != "sdpa":
         found.append(f"diagnostics.benchmarks: needs backbone.attention 'sdpa', not '{config['backbone']['attention']}'; or leave it empty")
     cards = [registry.load_card(entry["method"]) for entry in config["methods"].values()]
     if diagnosed and not any(card.kind == "trained" and card.scalar_reward for card in cards):
         found.append("diagnostics.benchmarks: no method is a trained one with a scalar reward; add one, or leave it empty")
     return found
+
+
+def _unknown_seeds(config: dict[str, Any], some: list[int] | None, where: str) -> list[str]:
+    unknown = sorted(set(some or []) - set(config["seeds"]))
+    return [f"{where}: {', '.join(map(str, unknown))} not among seeds: {', '.join(map(str, config['seeds']))}"] if unknown else []
 
 
 def _overoptimization_conflicts(config: dict[str, Any]) -> list[str]:
@@ -390,8 +396,7 @@ def _overoptimization_conflicts(config: dict[str, Any]) -> list[str]:
         found += _tiny_conflicts(settings["policy"], f"{where}.policy")
     if ppo["enabled"] and (settings["sampling"]["temperature"], settings["sampling"]["top_p"]) != (1, 1):
         found.append(f"{where}.sampling: PPO learns from what the policy itself would write; temperature and top_p must be 1")
-    if extra := sorted(set(ppo["seeds"] or []) - set(config["seeds"])):
-        found.append(f"{where}.ppo.seeds: {', '.join(map(str, extra))} not among seeds: {', '.join(map(str, config['seeds']))}")
+    found += _unknown_seeds(config, ppo["seeds"], f"{where}.ppo.seeds")
     if ppo["minibatches"] > ppo["batch_size"]:
         found.append(f"{where}.ppo.minibatches: {ppo['minibatches']} is more than overoptimization.ppo.batch_size = {ppo['batch_size']}")
     return found

@@ -91,6 +91,10 @@ class Experiment:
         asked = [settings["ppo"][key] for key in ("train_prompts", "references_per_prompt")]
         return [*asked, settings["best_of_n"]["batch_size"], settings["sampling"], self.config["seeds"][0]]
 
+    def diagnose_settings(self) -> list:
+        """The part of the configuration that the diagnostics of a run depend on, beside the model and the items."""
+        return [{key: value for key, value in self.config["diagnostics"].items() if key != "seeds"}, self.config["scoring"]]
+
     def ppo_settings(self) -> list:
         """The part of the configuration that a PPO run depends on, beside the policy and the reward model."""
         settings = self.config["overoptimization"]

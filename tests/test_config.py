@@ -4,6 +4,7 @@ import pytest
 import yaml
 
 from rm_methods.config import load_config, merge, optimised_variants, reference_variant, resolve, runs, write_resolved
+from rm_methods.diagnostics.runs import diagnosed_runs
 from rm_methods.errors import ConfigError
 from rm_methods.experiment import Experiment
 from tests.conftest import REPOSITORY
@@ -214,6 +215,17 @@ def test_optimisation_on_several_levels_of_noise_is_refused():
     }
     with pytest.raises(ConfigError, match="overoptimization: not with noise_levels"):
         resolve(config | {"overoptimization": {"best_of_n": {"pools": ["samples"]}}})
+
+
+def test_some_seeds_can_be_diagnosed_without_changing_what_a_run_depends_on():
+    config = {"experiment": "x", "seeds": [4, 5], "data": {"dataset": "world"}, "methods": {"bradley_terry": {}}}
+    config["benchmarks"] = {"world": {}}
+    every, some = (resolve(config | {"diagnostics": {"benchmarks": ["world"], "seeds": seeds}}) for seeds in (None, [5]))
+    assert diagnosed_runs(every) == [("bradley_terry", 4), ("bradley_terry", 5)]
+    assert diagnosed_runs(some) == [("bradley_terry", 5)]
+    assert Experiment(some).diagnose_settings() == Experiment(every).diagnose_settings()
+    with pytest.raises(ConfigError, match=r"diagnostics\.seeds: 3 not among seeds: 4, 5"):
+        resolve(config | {"diagnostics": {"benchmarks": ["world"], "seeds": [3, 4]}})
 
 
 def test_ppo_goes_over_every_seed_also_where_the_reward_model_has_none():

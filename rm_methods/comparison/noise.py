@@ -131,5 +131,5 @@ def _legend(figure, reference: str | None, kinds: Sequence[str], styles: Mapping
     if len(kinds) > 1:
         names = {"symmetric": "any labels flipped", "length": "flipped to the longer response"}
         handles += [Line2D([], [], color="black", linestyle=styles[kind], label=names[kind]) for kind in kinds]
-    legend = figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False, fontsize=8)
+    legend = figure.legend(handles=handles, loc="outside upper center", ncols=len(handles), frameon=False, fontsize=8)
     legend.set_title("Mean and 95% interval", prop={"size": 8})

@@ -26,9 +26,9 @@ def obstacle(card: MethodCard) -> str | None:
 
 
 def diagnosed_runs(config: Mapping[str, Any]) -> list[tuple[str, int]]:
-    """(variant, seed) of every run that can be diagnosed."""
-    without = left_out(config)
-    return [(variant, seed) for variant, seed in runs(config) if variant not in without]
+    """(variant, seed) of every run that can be diagnosed and is asked for."""
+    without, seeds = left_out(config), config["diagnostics"]["seeds"]
+    return [(variant, seed) for variant, seed in runs(config) if variant not in without and (seeds is None or seed in seeds)]
 
 
 def left_out(config: Mapping[str, Any]) -> dict[str, str]:

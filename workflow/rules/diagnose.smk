@@ -20,7 +20,7 @@ rule diagnose:
         runtime=config["resources"]["runtime_minutes"],
         gpu=min(1, config["resources"]["gpus"]),
     params:
-        settings=canonical_json([config["diagnostics"], config["scoring"]]),
+        settings=canonical_json(EXPERIMENT.diagnose_settings()),
         code=code_hash("diagnose"),
         benchmark_options=[
             option
@@ -57,7 +57,7 @@ rule diagnose_teacher:
         runtime=config["resources"]["runtime_minutes"],
         gpu=min(1, config["resources"]["gpus"]),
     params:
-        settings=canonical_json([config["diagnostics"], config["scoring"]]),
+        settings=canonical_json(EXPERIMENT.diagnose_settings()),
         code=code_hash("diagnose_teacher"),
         benchmark_options=rules.diagnose.params.benchmark_options,
         item_options=rules.diagnose.params.item_options,
