@@ -20,6 +20,8 @@ rule train:
         summary=f"{FOLDER}/runs/{{variant}}/seed{{seed}}/summary.json",
     log:
         f"{FOLDER}/logs/train/{{variant}}_seed{{seed}}.log",
+    # Nearly everything else waits for trainings.
+    priority: 1
     threads: config["resources"]["threads"]
     resources:
         mem_mb=lambda wc, attempt: attempt * config["resources"]["memory_mb"],
