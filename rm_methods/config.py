@@ -84,6 +84,7 @@ def resolve(config: Mapping[str, Any], source: str = "the configuration") -> dic
         config["methods"] = {name: {} for name in registry.method_names()}
     if not isinstance(config.get("methods"), dict):
         raise ConfigError(problems or ["methods: at least one is needed"], source)
+    _expand_gold(config)
     _fill(config, schema())
     config["methods"] = _resolve_methods(config, problems)
     if isinstance(config.get("data"), dict):
@@ -384,12 +385,8 @@ def _overoptimization_conflicts(config: dict[str, Any]) -> list[str]:
     ]
     if (pools or ppo["enabled"]) and not optimised_variants(config):
         found.append(f"{where}: no variant gives a scalar reward; add a trained reward-model method")
-    if settings["gold"] == "world" and (SAMPLES in pools or ppo["enabled"]) and config["data"]["dataset"] != "world":
-        found.append(
-            f"{where}.gold: 'world' knows the controlled world only, but data.dataset is '{config['data']['dataset']}'; name a reward model"
-        )
-    if settings["gold"] == "recorded" and (SAMPLES in pools or ppo["enabled"]):
-        found.append(f"{where}.gold: 'recorded' gold knows no new responses; take 'world' or a reward model")
+    if SAMPLES in pools or ppo["enabled"]:
+        found += _policy_conflicts(config)
     if config["noise_levels"] and (pools or ppo["enabled"]):
         found.append(f"{where}: not with noise_levels; set data.label_noise to one level")
     if settings["policy"]:
@@ -400,6 +397,33 @@ def _overoptimization_conflicts(config: dict[str, Any]) -> list[str]:
     if ppo["minibatches"] > ppo["batch_size"]:
         found.append(f"{where}.ppo.minibatches: {ppo['minibatches']} is more than overoptimization.ppo.batch_size = {ppo['batch_size']}")
     return found
+
+
+def _policy_conflicts(config: Mapping[str, Any]) -> list[str]:
+    """What stands against sampling from a policy and judging what it writes."""
+    found, where, gold = [], "overoptimization", config["overoptimization"]["gold"]
+    if gold["source"] == "world":
+        if config["data"]["dataset"] != "world":
+            dataset = config["data"]["dataset"]
+            found.append(f"{where}.gold: 'world' knows the controlled world only, but data.dataset is '{dataset}'; name a reward model")
+        given = [key for key in ("revision", "max_length") if gold[key] is not None]
+        found += [f"{where}.gold.{key}: is {gold[key]!r}, but 'world' is computed from the whole text; leave it out" for key in given]
+    elif "/" not in gold["source"] and not Path(gold["source"]).is_dir():
+        found.append(f"{where}.gold: '{gold['source']}' is neither 'world', nor a folder here, nor a hub id (owner/name)")
+    policy = config["overoptimization"]["policy"]
+    if (policy or config["backbone"])["trust_remote_code"]:
+        found.append(
+            f"{f'{where}.policy' if policy else 'backbone'}.trust_remote_code: policies are plain folders that are loaded without code of "
+            "theirs; set it to false, or name another model under overoptimization.policy"
+        )
+    return found
+
+
+def _expand_gold(config: dict[str, Any]) -> None:
+    """`gold: <source>` is short for `gold: {source: <source>}`."""
+    section = config.get("overoptimization")
+    if isinstance(section, dict) and isinstance(section.get("gold"), str):
+        section["gold"] = {"source": section["gold"]}
 
 
 def _fill(value: dict[str, Any], fragment: Mapping[str, Any]) -> None:

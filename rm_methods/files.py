@@ -66,6 +66,23 @@ def read_json(source: str | os.PathLike) -> Any:
         raise UserError(f"{source}: not valid JSON ({error}).") from None
 
 
+def read_json_lines(source: str | os.PathLike) -> list[dict[str, Any]]:
+    """The objects of a JSON-lines file that is written line by line: a last line that a kill cut off is left out; no file has no lines.
+
+    Raises:
+        UserError: a whole line is not JSON.
+    """
+    source = Path(source)
+    if not source.exists():
+        return []
+    lines = source.read_text(encoding="utf-8").split("\n")
+    try:
+        # What stands behind the last line break was not written to its end, even if it happens to be JSON.
+        return [json.loads(line) for line in lines[:-1]]
+    except ValueError as error:
+        raise UserError(f"{source}: a line is not valid JSON ({error}). Remove the file; it is written anew.") from None
+
+
 def canonical_json(value: Any) -> str:
     """The one JSON text of a value: sorted keys, no spaces.  Equal values give equal texts, so it can be hashed."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)

@@ -178,7 +178,14 @@ def test_every_key_of_the_schema_is_described():
         ({"ppo": {"seeds": [0, 7]}}, "overoptimization.ppo.seeds: 7 not among seeds: 0"),
         ({"ppo": {"minibatches": 64}}, "overoptimization.ppo.minibatches: 64 is more than overoptimization.ppo.batch_size = 32"),
         ({"ppo": {"transform": "sqrt"}}, "overoptimization.ppo.transform: "),
-        ({"ppo": {"enabled": True}, "gold": "recorded"}, "overoptimization.gold: 'recorded' gold knows no new responses"),
+        ({"ppo": {"enabled": True}, "gold": "recorded"}, "overoptimization.gold: 'recorded' is neither 'world', nor a folder here"),
+        ({"ppo": {"enabled": True}, "gold": {"max_length": 64}}, "overoptimization.gold.max_length: is 64, but 'world' is computed"),
+        ({"gold": {"sorce": "world"}}, "overoptimization.gold.sorce: unknown key. Did you mean 'source'?"),
+        ({"gold": 3}, "overoptimization.gold: is 3; expected object or string"),
+        (
+            {"ppo": {"enabled": True}, "policy": {"source": "a/b", "trust_remote_code": True}},
+            "overoptimization.policy.trust_remote_code: policies are plain folders",
+        ),
         ({"policy": {"tiny": {"heads": 3}}}, "overoptimization.policy.tiny.hidden_size: 128 is not a multiple"),
     ],
 )
@@ -192,6 +199,14 @@ def test_impossible_optimisation_is_refused(section, says):
     with pytest.raises(ConfigError) as error:
         resolve(config | {"overoptimization": section})
     assert says in str(error.value)
+
+
+@pytest.mark.parametrize("written", ["owner/gold", {"source": "owner/gold"}])
+def test_gold_is_a_source_or_a_source_with_settings(written):
+    config = {"experiment": "x", "data": {"dataset": "world"}, "methods": {"bradley_terry": {}}}
+    gold = resolve(config | {"overoptimization": {"gold": written}})["overoptimization"]["gold"]
+    assert gold == {"source": "owner/gold", "revision": None, "max_length": None}
+    assert resolve(config)["overoptimization"]["gold"]["source"] == "world"
 
 
 def test_exact_gold_is_refused_outside_the_controlled_world():

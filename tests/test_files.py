@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from rm_methods.errors import UserError
-from rm_methods.files import canonical_json, content_hash, file_hash, read_json, write_json, written_atomically
+from rm_methods.files import canonical_json, content_hash, file_hash, read_json, read_json_lines, write_json, written_atomically
 
 
 def leftovers(folder: Path) -> list[str]:
@@ -34,6 +34,19 @@ def test_a_folder_appears_whole_or_not_at_all(tmp_path):
             (path / "weights").write_text(content)
     assert (target / "weights").read_text() == "second"
     assert not leftovers(tmp_path)
+
+
+def test_a_line_that_was_not_written_to_its_end_is_left_out(tmp_path):
+    file = tmp_path / "metrics.jsonl"
+    assert read_json_lines(file) == []
+    file.write_text('{"step": 1}\n{"step": 2}\n')
+    assert read_json_lines(file) == [{"step": 1}, {"step": 2}]
+    for rest in ('{"st', '{"step": 3, "more": {"a": 1}', '{"step": 3}'):
+        file.write_text('{"step": 1}\n{"step": 2}\n' + rest)
+        assert read_json_lines(file) == [{"step": 1}, {"step": 2}]
+    file.write_text('{"st\n{"step": 2}\n')
+    with pytest.raises(UserError, match=r"metrics\.jsonl: a line is not valid JSON"):
+        read_json_lines(file)
 
 
 def test_nan_is_not_json(tmp_path):

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
+import psutil
 import pytest
 from click.testing import CliRunner
 
@@ -13,7 +15,7 @@ from rm_methods.benchmarks.cards import list_cards
 from rm_methods.cli import main
 from rm_methods.config import load_config, resolve
 from rm_methods.errors import ConfigError, UserError
-from rm_methods.memory import Shape, activation_bytes, check_offload, checkpoint_bytes, model_state_bytes, shape_of
+from rm_methods.memory import Shape, activation_bytes, check_offload, checkpoint_bytes, main_memory, model_state_bytes, shape_of
 from rm_methods.methods.registry import load_card, method_names
 from rm_methods.plan import Assumptions, known, plan, warnings
 from rm_methods.preferences.pair import write_pairs
@@ -259,6 +261,62 @@ def test_a_wrong_deepspeed_file_is_a_problem_of_the_configuration(tmp_path):
             resolve(
                 {"experiment": "x", "data": {"dataset": "world"}, "methods": {"bradley_terry": {}}, "training": {"deepspeed": str(file)}}
             )
+
+
+GIB = 2**30
+
+
+@pytest.fixture
+def machine(tmp_path, monkeypatch):
+    """machine(files, slurm) makes a machine with 64 GiB free and these files below its root, and gives the root."""
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=64 * GIB))
+
+    def of(files, slurm=None):
+        for name, text in files.items():
+            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / name).write_text(text)
+        if slurm is None:
+            monkeypatch.delenv("SLURM_MEM_PER_NODE", raising=False)
+        else:
+            monkeypatch.setenv("SLURM_MEM_PER_NODE", slurm)
+        return tmp_path
+
+    return of
+
+
+def test_main_memory_is_what_is_free_where_nothing_limits_it(machine):
+    assert main_memory(machine({})) == ("free on the machine", 64 * GIB)
+    unlimited = {"proc/self/cgroup": "0::/a\n", "sys/fs/cgroup/a/memory.max": "max\n"}
+    assert main_memory(machine(unlimited, slurm="0")) == ("free on the machine", 64 * GIB)
+    assert main_memory(machine({}, slurm="128000")) == ("free on the machine", 64 * GIB)
+
+
+def test_main_memory_is_limited_by_the_job_of_slurm(machine):
+    assert main_memory(machine({}, slurm="8192")) == ("SLURM_MEM_PER_NODE", 8 * GIB)
+
+
+@pytest.mark.parametrize("group", ["sys/fs/cgroup/job/step/memory.max", "sys/fs/cgroup/job/memory.max", "sys/fs/cgroup/memory.max"])
+def test_main_memory_is_limited_by_any_group_around_the_process(machine, group):
+    root = machine({"proc/self/cgroup": "0::/job/step\n", group: f"{6 * GIB}\n"}, slurm="8192")
+    assert main_memory(root) == ("limit of the control group", 6 * GIB)
+
+
+def test_main_memory_is_limited_by_groups_of_version_1_of_the_memory_controller_only(machine):
+    files = {
+        "proc/self/cgroup": "5:cpu,cpuacct:/job\n4:memory:/slurm/job\n1:name=systemd:/x\n",
+        "sys/fs/cgroup/memory/slurm/job/memory.limit_in_bytes": f"{5 * GIB}\n",
+        "sys/fs/cgroup/memory/memory.limit_in_bytes": "9223372036854771712\n",
+        "sys/fs/cgroup/job/memory.max": "1\n",
+    }
+    assert main_memory(machine(files)) == ("limit of the control group", 5 * GIB)
+
+
+def test_offload_beyond_the_memory_of_the_job_is_refused(machine):
+    machine({}, slurm="1024")
+    zero = zero_settings("zero3_offload")
+    check_offload(2**20, zero)
+    with pytest.raises(UserError, match=r"takes 2\.0 GiB .*there are 1\.0 GiB \(SLURM_MEM_PER_NODE\)"):
+        check_offload(2**27, zero)
 
 
 def test_offload_without_memory_is_refused_before_training():

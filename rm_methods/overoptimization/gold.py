@@ -1,28 +1,26 @@
 """Gold rewards behind one call: gold(prompts, responses) -> float64 [responses].
 
 * "world": the exact gold of the controlled world, computed from the text (rm_methods/preferences/world/gold.py);
-* "recorded": the gold values that a pool holds as labels, for the responses in it;
 * anything else: a reward model, as a folder or a Hugging Face hub id, read through the project's own scorer: its chat template is applied
   once, the reward is read at the end by length.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from rm_methods.benchmarks.item import BenchmarkItem
-from rm_methods.benchmarks.pool_grading import candidate_gold
 from rm_methods.errors import UserError, nearest
-from rm_methods.files import content_hash
+from rm_methods.files import read_json
 from rm_methods.preferences.pair import Message
 from rm_methods.scoring.scorer import ScoringSettings
 
 Gold = Callable[[Sequence[Sequence[Message]], Sequence[str]], np.ndarray]
-SOURCES = ("world", "recorded")
+SOURCES = ("world",)
 # Weights and tokenizer only: no code is ever fetched, and no pickled weights.
 HUB_FILES = ("*.json", "*.safetensors", "*.jinja", "*.model", "*.txt")
 
@@ -30,37 +28,40 @@ HUB_FILES = ("*.json", "*.safetensors", "*.jinja", "*.model", "*.txt")
 def load_gold(
     source: str,
     *,
-    items: Sequence[BenchmarkItem] | None = None,
     settings: ScoringSettings | None = None,
     revision: str | None = None,
+    max_length: int | None = None,
     keep_loaded: bool = False,
 ) -> Gold:
     """The gold reward that a configuration names.
 
     Args:
-        source: "world", "recorded", a reward-model folder, or a hub id (owner/name).
-        items: the pool whose labels are the gold values, for "recorded".
-        settings: how to compute the scores of a reward model.
-        revision: of the hub id.
+        source: "world", a reward-model folder, or a hub id (owner/name).
+        settings: how to compute the scores of a reward model; their `max_length` is that of the proxies and only the last resort.
+        revision: commit of the hub repository; a name alone may stand for another model tomorrow.
+        max_length: longest sequence in tokens; None takes the positions of the gold model, or `settings.max_length` if it does not say.
         keep_loaded: for many calls: an ensemble keeps its members in memory between them.
 
     Returns:
         a function of conversations and responses, of equal number; its values are always finite.
 
     Raises:
-        UserError: unknown source, "recorded" without a pool, a folder or hub repository that is no scalar reward model.
+        UserError: unknown source, a revision or length of something that has none, a length beyond the model's positions, a folder or hub
+            repository that is no scalar reward model.
     """
     if source == "world":
+        if revision or max_length:
+            raise UserError("Gold source 'world' reads whole texts and is no hub repository: it takes neither revision nor max_length.")
         return world_gold
-    if source == "recorded":
-        if items is None:
-            raise UserError("Gold source 'recorded' takes the labels of a pool, but no pool was given.")
-        return RecordedGold(items)
     if "/" not in source and not Path(source).is_dir():
         raise UserError(
             f"Unknown gold source {source!r}. {nearest(source, SOURCES)} Or name a reward-model folder, or a hub id owner/name."
         )
-    return RewardModelGold(_model_folder(source, revision), settings or ScoringSettings(), keep_loaded)
+    folder, settings = _model_folder(source, revision), settings or ScoringSettings()
+    limit = _positions(folder)
+    if max_length and limit and max_length > limit:
+        raise UserError(f"overoptimization.gold.max_length = {max_length} is more than the {limit} positions of {source}. Lower it.")
+    return RewardModelGold(folder, replace(settings, max_length=max_length or limit or settings.max_length), keep_loaded)
 
 
 def world_gold(prompts: Sequence[Sequence[Message]], responses: Sequence[str]) -> np.ndarray:
@@ -69,29 +70,6 @@ def world_gold(prompts: Sequence[Sequence[Message]], responses: Sequence[str]) -
 
     _check_lengths(prompts, responses)
     return np.array([gold(prompt, response) for prompt, response in zip(prompts, responses, strict=True)], dtype=np.float64)
-
-
-class RecordedGold:
-    """Gold values looked up in a pool; a text that several candidates of a prompt share has the mean of their values."""
-
-    def __init__(self, items: Sequence[BenchmarkItem]):
-        values = defaultdict(list)
-        for item in items:
-            for response, value in zip(item.responses, candidate_gold(item.label, len(item.responses)), strict=True):
-                values[_prompt_key(item.prompt), response].append(value)
-        self.values = {key: float(np.mean(found)) for key, found in values.items()}
-
-    def __call__(self, prompts: Sequence[Sequence[Message]], responses: Sequence[str]) -> np.ndarray:
-        """Raises UserError for a response that the pool does not hold."""
-        _check_lengths(prompts, responses)
-        keys = [(_prompt_key(prompt), response) for prompt, response in zip(prompts, responses, strict=True)]
-        for key, prompt in zip(keys, prompts, strict=True):
-            if key not in self.values:
-                raise UserError(
-                    f"No gold value is recorded for this response: {_shown(prompt, key[1])}. Recorded gold knows only the responses of its "
-                    "pool; new ones need a gold reward model or the controlled world."
-                )
-        return np.array([self.values[key] for key in keys], dtype=np.float64)
 
 
 class RewardModelGold:
@@ -137,8 +115,16 @@ def check_finite(values: np.ndarray, prompts: Sequence[Sequence[Message]], respo
         )
 
 
+def _positions(folder: Path) -> int | None:
+    """Longest sequence that a model was made for, if its configuration says so; an ensemble has none."""
+    file = folder / "config.json"
+    return read_json(file).get("max_position_embeddings") if file.exists() else None
+
+
 def _model_folder(source: str, revision: str | None) -> Path:
     if Path(source).exists() or source.startswith(("/", ".", "~")) or source.count("/") != 1:
+        if revision:
+            raise UserError(f"Gold reward model {source!r} is a folder, which has no revision ({revision!r}). Leave the revision out.")
         return Path(source).expanduser()
     from huggingface_hub import snapshot_download
 
@@ -150,10 +136,6 @@ def _model_folder(source: str, revision: str | None) -> Path:
             f"Gold reward model {source!r} is no folder here and could not be fetched from the hub ({type(error).__name__}: {first}). "
             "Without the network, download it elsewhere and name its folder."
         ) from error
-
-
-def _prompt_key(prompt: Sequence[Message]) -> str:
-    return content_hash([[message["role"], message["content"]] for message in prompt])
 
 
 def _check_lengths(prompts: Sequence, responses: Sequence) -> None:

@@ -50,6 +50,7 @@ def train_ppo(
     work_folder: str | Path,
     references: Mapping[str, Sequence[str]] | None = None,
     threads: int = 0,
+    attention: str = "sdpa",
 ) -> dict[str, Any]:
     """Optimise a policy against a proxy reward.
 
@@ -63,6 +64,7 @@ def train_ppo(
         out_folder: gets `policy/` (a plain causal-language-model folder), `evaluation.parquet`, `metrics.jsonl`, `summary.json`.
         work_folder: those files as they grow, and checkpoints; a run that was killed goes on from the last one.  Removed at the end.
         references: prompt id -> stored responses of the starting policy (`rm_methods.policies.sampling.read_references`).
+        attention: implementation of transformers, of the policy and its reference.
 
     Returns:
         The summary that was written; an empty dictionary on ranks other than the first.  A run that diverged ends early with the policy of
@@ -73,7 +75,7 @@ def train_ppo(
     """
     settings = settings_from(PPOSettings, settings, "the PPO settings")
     prepare_cpu(threads)
-    run = PPO(settings, policy_folder, reward, gold, prompts, evaluation_prompts, seed, Path(work_folder), references)
+    run = PPO(settings, policy_folder, reward, gold, prompts, evaluation_prompts, seed, Path(work_folder), references, attention)
     run.train()
     return run.finish(Path(out_folder))
 
@@ -81,13 +83,14 @@ def train_ppo(
 class PPO:
     """One run; see `train_ppo`."""
 
-    def __init__(self, settings, policy_folder, reward, gold, prompts, evaluation_prompts, seed, work: Path, references):
+    def __init__(self, settings, policy_folder, reward, gold, prompts, evaluation_prompts, seed, work: Path, references, attention):
         self.started = time.monotonic()
         self.settings, self.seed, self.work, self.ranks = settings, seed, work, Ranks()
         self.prompts, self.evaluation_prompts = list(prompts), list(evaluation_prompts)
         check_prompts(self.prompts, "prompts")
         check_prompts(self.evaluation_prompts, "evaluation prompts")
-        policy, reference = load_policy(policy_folder), load_policy(policy_folder).model.requires_grad_(False)
+        policy, reference = (load_policy(policy_folder, attention=attention) for _ in range(2))
+        reference = reference.model.requires_grad_(False)
         self.ids, cut = policy.encode_prompts([p.messages for p in self.prompts], settings.max_prompt_tokens)
         self.evaluation_ids, evaluation_cut = policy.encode_prompts(
             [p.messages for p in self.evaluation_prompts], settings.max_prompt_tokens
@@ -275,7 +278,7 @@ class PPO:
             raise UserError(f"{folder} is a checkpoint of another run (settings, seed, policy or prompts differ). Remove {self.work}.")
         load_model(self.actors.policy.model, str(folder / "policy.safetensors"))
         load_model(self.actors.value_head, str(folder / "value_head.safetensors"))
-        self.optimizer.load_state_dict(torch.load(folder / "optimizer.pt", weights_only=True))
+        self.optimizer.load_state_dict(torch.load(folder / "optimizer.pt", map_location="cpu", weights_only=True))
         self.good_step, self.good = state["good_step"], load_file(folder / "good.safetensors")
         self.kl_coefficient = state["kl_coefficient"]
         self.transform.load_state(state["transform"])

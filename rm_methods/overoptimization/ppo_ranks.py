@@ -13,13 +13,18 @@ import torch
 import torch.distributed as dist
 
 
+def use_own_gpu() -> None:
+    """Make the GPU of this rank the one that "cuda" means; whatever is loaded before (a reward model, say) goes to the first GPU."""
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
+
+
 class Ranks:
     """The ranks of a run: one process, or those that torchrun started."""
 
     def __init__(self):
         self.size, self.rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
-        if torch.cuda.is_available():
-            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
+        use_own_gpu()
         if self.size > 1 and not dist.is_initialized():
             dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
 

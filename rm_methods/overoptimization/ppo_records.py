@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from rm_methods.files import read_parquet, write_text, written_atomically
+from rm_methods.files import read_json_lines, read_parquet, write_text, written_atomically
 from rm_methods.overoptimization.ppo_math import distinct
 from rm_methods.overoptimization.ppo_rollouts import Rollouts
 
@@ -31,9 +31,7 @@ class Records:
         self.before = 0.0
         lines: list[dict[str, Any]] = []
         if keep_until is not None:
-            # A line that a kill cut off does not end with a brace.
-            lines = [json.loads(line) for line in self.metrics.read_text(encoding="utf-8").split("\n") if line.endswith("}")]
-            lines = [line for line in lines if line["step"] <= keep_until]
+            lines = [line for line in read_json_lines(self.metrics) if line["step"] <= keep_until]
             self.rows = [row for row in read_evaluation(self.evaluation) if row["step"] <= keep_until]
             self.before = lines[-1]["time"] if lines else 0.0
         write_text(self.metrics, "".join(json.dumps(line) + "\n" for line in lines))

@@ -12,6 +12,7 @@ import numpy as np
 
 from rm_methods.benchmarks.item import BenchmarkItem
 from rm_methods.errors import UserError
+from rm_methods.overoptimization.gold import check_finite
 from rm_methods.policies.policy import Prompt
 from rm_methods.preferences.pair import Message
 
@@ -58,10 +59,5 @@ def rewards_of(reward: Reward, what: str, prompts: Sequence[Prompt], responses: 
         raise UserError(
             f"The {what} returned an array of shape {rewards.shape} for {len(responses)} responses; one number for each is needed."
         )
-    if len(bad := np.flatnonzero(~np.isfinite(rewards))):
-        first = int(bad[0])
-        raise UserError(
-            f"The {what} of {len(bad)} of {len(responses)} responses is not finite. The first is {rewards[first]} for prompt "
-            f"{prompts[first].prompt_id} ({prompts[first].messages[-1]['content']!r:.200}), response {responses[first]!r:.200}."
-        )
+    check_finite(rewards, [prompt.messages for prompt in prompts], responses, f"the {what}")
     return rewards

@@ -57,14 +57,13 @@ def draw_pool(config: Mapping[str, Any], policy: Path, pairs: Path, items: Path,
         report: counts to write (JSON).
     """
     from rm_methods.benchmarks.item import write_items
-    from rm_methods.overoptimization.gold import load_gold
     from rm_methods.overoptimization.pools import pool_from_samples
     from rm_methods.policies.sampling import sample_pool
 
     settings = config["overoptimization"]
     asked, sampling = settings["best_of_n"], settings["sampling"]
     prompts = some_prompts(read_pairs(pairs), settings["prompts"], asked["limit"])
-    gold = load_gold(settings["gold"], settings=_scoring(config, threads))  # before hours of sampling: it may be missing
+    gold = _gold(config, threads)  # before hours of sampling: it may be missing
     drawn = items.with_name(f"{items.stem}_drawn.parquet")
     counts = sample_pool(
         policy,
@@ -77,6 +76,7 @@ def draw_pool(config: Mapping[str, Any], policy: Path, pairs: Path, items: Path,
         asked["batch_size"],
         sampling["max_prompt_tokens"],
         threads,
+        policy_backbone(config)["attention"],
     )
     plain = sampling["temperature"] == 1 and sampling["top_p"] == 1
     pool = pool_from_samples(drawn, {p.prompt_id: p.messages for p in prompts}, gold, subset=settings["prompts"], plain_sampling=plain)
@@ -93,7 +93,8 @@ def draw_references(config: Mapping[str, Any], policy: Path, pairs: Path, out: P
     ppo, sampling = settings["ppo"], settings["sampling"]
     prompts = some_prompts(read_pairs(pairs), "train", ppo["train_prompts"])
     chosen = (_sampling_settings(sampling), config["seeds"][0], out, work / "references", settings["best_of_n"]["batch_size"])
-    return sample_pool(policy, prompts, ppo["references_per_prompt"], *chosen, sampling["max_prompt_tokens"], threads)
+    read = (sampling["max_prompt_tokens"], threads, policy_backbone(config)["attention"])
+    return sample_pool(policy, prompts, ppo["references_per_prompt"], *chosen, *read)
 
 
 def optimise(
@@ -110,13 +111,14 @@ def optimise(
     Returns:
         The summary, with run_key, variant, method and seed of the pair (reward model, policy).
     """
-    from rm_methods.overoptimization.gold import load_gold
     from rm_methods.overoptimization.ppo import train_ppo
+    from rm_methods.overoptimization.ppo_ranks import use_own_gpu
     from rm_methods.overoptimization.ppo_rewards import scorer_reward
     from rm_methods.policies.sampling import policy_hash, read_references
     from rm_methods.scoring.scorer import load_scorer
 
-    settings = config["overoptimization"]
+    use_own_gpu()  # before the reward models are loaded, or those of all ranks would lie on the first GPU
+    settings, attention = config["overoptimization"], policy_backbone(config)["attention"]
     ppo = dict(settings["ppo"])
     for which_runs in ("enabled", "seeds"):
         del ppo[which_runs]
@@ -125,14 +127,15 @@ def optimise(
     chosen = {"lambda_": ppo.pop("gae_lambda")} | ppo | lengths
     read = read_pairs(pairs)
     trained = read_json(model.parent / "summary.json")
-    depends_on = [chosen, counts, settings["gold"], settings["prompts"], config["scoring"], policy_hash(policy), file_hash(references)]
+    depends_on = [chosen, counts, settings["gold"], settings["prompts"], config["scoring"], attention]
+    depends_on += [policy_hash(policy), file_hash(references)]
     key = content_hash([trained["run_key"], seed, *depends_on, code_hash("ppo")])
     with _one_writer(out):
         summary = train_ppo(
             chosen,
             policy,
             scorer_reward(load_scorer(model, _scoring(config, threads), keep_loaded=True), f"{variant} seed {seed}"),
-            load_gold(settings["gold"], settings=_scoring(config, threads), keep_loaded=True),
+            _gold(config, threads, keep_loaded=True),
             some_prompts(read, "train", counts["train_prompts"]),
             some_prompts(read, settings["prompts"], counts["evaluation_prompts"]),
             seed,
@@ -140,6 +143,7 @@ def optimise(
             work / f"ppo_{variant}_seed{seed}_{key}",
             read_references(references, counts["references_per_prompt"]),
             threads,
+            attention,
         )
     if not summary:
         return summary
@@ -219,6 +223,14 @@ def _scoring(config: Mapping[str, Any], threads: int):
     from rm_methods.scoring.scorer import scoring_settings
 
     return replace(scoring_settings(dict(config)), threads=threads)
+
+
+def _gold(config: Mapping[str, Any], threads: int, keep_loaded: bool = False):
+    from rm_methods.overoptimization.gold import load_gold
+
+    asked = config["overoptimization"]["gold"]
+    given = {name: asked[name] for name in ("revision", "max_length")}
+    return load_gold(asked["source"], settings=_scoring(config, threads), keep_loaded=keep_loaded, **given)
 
 
 def _final_metrics(summary: Mapping[str, Any]) -> dict[str, float]:

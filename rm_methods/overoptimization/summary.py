@@ -21,6 +21,7 @@ from rm_methods.overoptimization.samples_page import samples_page
 from rm_methods.overoptimization.summary_tables import (
     best_of_n_section,
     csv_text,
+    early_end_notes,
     fit_record,
     fit_section,
     footnotes,
@@ -122,12 +123,13 @@ def summarise_ppo(runs: Sequence[PpoRun], reference: str | None, out_folder: Pat
     variants = [ppo_curves(variant, methods[variant], by_seed) for variant, by_seed in by_variant.items()]
     summaries = summarise_peaks(variants, reference)
     fits = {("ppo", curves.variant): _fit(curves, "reinforcement_learning") for curves in variants}
-    extras = {variant: _ppo_extras(by_seed) for variant, by_seed in by_variant.items()}
+    extras = {curves.variant: _ppo_extras(by_variant[curves.variant], int(curves.axis[-1])) for curves in variants}
     sections = ppo_sections(f"PPO, {len(variants[0].groups)} evaluation prompts", summaries, extras)
     sections.append(fit_section("Fitted curves of PPO", summaries, fits))
     rung = [f"{variant}, {text}" for variant, by_seed in by_variant.items() for text in alarms(by_seed)]
     notes = footnotes(summaries, reference, "step")
     notes.append("Tokens: mean length of a response at the end. Finished: share of responses with an end token. KL: estimated, nats.")
+    notes += early_end_notes(summaries)
     notes += [f"Alarm: {text}." for text in rung] + _fit_notes(fits)
     records = [
         record | extras[summary.curves.variant]
@@ -233,11 +235,11 @@ def _first_seeds(runs: Sequence[PoolRun], read: Mapping) -> list[tuple[str, int,
     return [(variant, seed, *read[variant, seed]) for variant, seed in first.items()]
 
 
-def _ppo_extras(by_seed: Mapping[int, PpoEvaluation]) -> dict[str, float]:
-    """Means over seeds at each run's own last step."""
+def _ppo_extras(by_seed: Mapping[int, PpoEvaluation], end: int) -> dict[str, float]:
+    """Means over seeds at the step where the curves end, the last that all seeds have."""
 
     def at_end(name: str) -> float:
-        return float(np.mean([run.values[name][-1].mean() for run in by_seed.values()]))
+        return float(np.mean([run.values[name][run.steps == end].mean() for run in by_seed.values()]))
 
     return {
         "kl_end": at_end("kl"),

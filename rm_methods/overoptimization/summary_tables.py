@@ -59,17 +59,21 @@ def fit_section(title: str, summaries: Sequence[PeakSummary], fits: Mapping[tupl
 def ppo_sections(title: str, summaries: Sequence[PeakSummary], extras: Mapping[str, Mapping[str, float]]) -> list[Section]:
     """Two tables: gold at the end, at the peak, the step there, the gap; and KL, length, rate of finished responses, alarms.
 
+    A variant whose curves end before those of others (a run diverged or was stopped) is marked with †; see `early_end_notes`.
+
     Args:
         extras: variant -> {"kl_end", "length_end", "end_rate", "alarms"}.
     """
+    early = _early_ends(summaries)
+    names = {s.curves.variant: _method(s) + (" †" if s.curves.variant in early else "") for s in summaries}
     headings = ("Method", "Seeds", "Gold at end", "Gold at peak", "Step at peak", "Gap")
-    rows = [(_method(s), str(len(s.curves.seeds)), *_held_out_texts(s)) for s in summaries]
+    rows = [(names[s.curves.variant], str(len(s.curves.seeds)), *_held_out_texts(s)) for s in summaries]
     state = []
     for summary in summaries:
         extra = extras[summary.curves.variant]
         state.append(
             (
-                _method(summary),
+                names[summary.curves.variant],
                 str(len(summary.curves.seeds)),
                 number_text(summary.kl_peak),
                 number_text(extra["kl_end"]),
@@ -80,6 +84,25 @@ def ppo_sections(title: str, summaries: Sequence[PeakSummary], extras: Mapping[s
         )
     state_headings = ("Method", "Seeds", "KL at peak", "KL at end", "Tokens", "Finished", "Alarms")
     return [Section(title, headings, tuple(rows)), Section("State of the policies", state_headings, tuple(state))]
+
+
+def _early_ends(summaries: Sequence[PeakSummary]) -> dict[str, int]:
+    """Variants whose curves end before the longest of the table, and at which step."""
+    ends = {summary.curves.variant: int(summary.curves.axis[-1]) for summary in summaries}
+    return {variant: end for variant, end in ends.items() if end < max(ends.values())}
+
+
+def early_end_notes(summaries: Sequence[PeakSummary]) -> list[str]:
+    """What † of `ppo_sections` means; nothing where all variants end at one step."""
+    early = _early_ends(summaries)
+    if not early:
+        return []
+    where = ", ".join(f"{variant} at step {end}" for variant, end in early.items())
+    last = max(int(summary.curves.axis[-1]) for summary in summaries)
+    return [
+        f"†: ended early, so its end is that of a shorter training: {where}; the longest at step {last}. Gold, KL, tokens and finished "
+        "at the end are read there (the last step that all seeds of a variant have), and differences compare policies of different steps."
+    ]
 
 
 def _method(summary: PeakSummary) -> str:

@@ -103,11 +103,12 @@ def prompts_of(pairs: Iterable[PreferencePair]) -> list[Prompt]:
     return list(found.values())
 
 
-def load_policy(folder: str | Path, dtype: str = "float32") -> Policy:
+def load_policy(folder: str | Path, dtype: str = "float32", attention: str = "sdpa") -> Policy:
     """Load a policy folder.
 
     Args:
         dtype: of the weights: "float32", "bfloat16" or "float16".
+        attention: implementation of transformers: "sdpa", "eager" or "flash_attention_2".
 
     Raises:
         UserError: no such folder, not a causal language model, no chat template, no end token, no pad token, or a pad token that ends a
@@ -125,7 +126,12 @@ def load_policy(folder: str | Path, dtype: str = "float32") -> Policy:
     with hub_errors_explained(str(folder)):
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         model, loading = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=getattr(torch, dtype), local_files_only=True, use_safetensors=True, output_loading_info=True
+            folder,
+            dtype=getattr(torch, dtype),
+            attn_implementation=attention,
+            local_files_only=True,
+            use_safetensors=True,
+            output_loading_info=True,
         )
     if loading["missing_keys"]:
         missing = ", ".join(sorted(loading["missing_keys"])[:3])

@@ -156,6 +156,7 @@ def sample_pool(
     batch_size: int = 64,
     max_prompt_tokens: int = 512,
     threads: int = 0,
+    attention: str = "sdpa",
 ) -> dict[str, Any]:
     """Store samples of a policy: `samples_per_prompt` rows for each prompt, in the prompts' order.
 
@@ -165,6 +166,9 @@ def sample_pool(
 
     Rows are sampled in chunks of `batch_size`, each with a seed of its own, and finished chunks are kept in `work_folder`: a run that was
     killed goes on after its last chunk and gives the same bytes.  The batch size is part of what is sampled.
+
+    Args:
+        attention: implementation of transformers that the policy is read with.
 
     Returns:
         samples, prompts, empty, duplicates (equal to an earlier response to the same prompt), unfinished, prompts_cut, tokens,
@@ -182,11 +186,11 @@ def sample_pool(
     if samples_per_prompt < 1 or batch_size < 1:
         raise UserError(f"samples_per_prompt = {samples_per_prompt} and batch_size = {batch_size} must be at least 1.")
     prepare_cpu(threads)
-    policy = load_policy(policy_folder)
+    policy = load_policy(policy_folder, attention=attention)
     prompt_ids, cut = policy.encode_prompts([prompt.messages for prompt in prompts], max_prompt_tokens)
     policy.check_room(prompt_ids, settings.max_new_tokens)
     named = [prompt.prompt_id for prompt in prompts]
-    made_from = [policy_hash(policy_folder), prompt_ids, named, samples_per_prompt, asdict(settings), seed, batch_size]
+    made_from = [policy_hash(policy_folder), prompt_ids, named, samples_per_prompt, asdict(settings), seed, batch_size, attention]
     chunks_folder = Path(work_folder) / content_hash(made_from)
     rows = len(prompts) * samples_per_prompt
     starts = range(0, rows, batch_size)

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from rm_methods.errors import ConfigError, DataError, UserError
-from rm_methods.files import write_json, write_text, written_atomically
+from rm_methods.files import read_json_lines, write_json, write_text, written_atomically
 from rm_methods.policies.policy import Policy, policy_from_backbone, save_policy
 from rm_methods.policies.progress import Progress
 from rm_methods.policies.settings import settings_from
@@ -302,7 +302,7 @@ def _log(path: Path):
             if not state.is_world_process_zero:
                 return
             # A resumed run writes the steps after its checkpoint again.
-            kept = [row for row in _rows(path) if row["step"] <= state.global_step]
+            kept = [row for row in read_json_lines(path) if row["step"] <= state.global_step]
             self.before, self.last_loss = (kept[-1]["time"], kept[-1]["loss"]) if kept else (0.0, None)
             write_text(path, "".join(json.dumps(row) + "\n" for row in kept))
 
@@ -325,10 +325,3 @@ def _log(path: Path):
                 (Path(args.output_dir) / f"checkpoint-{state.global_step}" / COMPLETE).touch()
 
     return Log()
-
-
-def _rows(path: Path) -> list[dict[str, Any]]:
-    """The whole lines of a JSON-lines file; a line that was cut off by a kill is not one."""
-    if not path.exists():
-        return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line.endswith("}")]

@@ -1,11 +1,11 @@
 from __future__ import annotations
 
+import json
 import math
 
 import numpy as np
 import pytest
 
-from rm_methods.benchmarks.item import BenchmarkItem
 from rm_methods.errors import UserError
 from rm_methods.overoptimization.gold import check_finite, load_gold
 from rm_methods.reward_models.backbones import load_classifier
@@ -56,22 +56,6 @@ class TestWorld:
             load_gold("world")([user("a")], ["b", "c"])
 
 
-class TestRecorded:
-    ITEMS = (BenchmarkItem("i", "s", user("q"), ["a", "b", "a"], [0.25, 1.0, 0.75]),)
-
-    def test_labels_are_looked_up_and_repeated_texts_have_their_mean(self):
-        gold = load_gold("recorded", items=self.ITEMS)
-        assert gold([user("q")] * 2, ["b", "a"]).tolist() == [1.0, 0.5]
-
-    def test_a_response_outside_the_pool_is_named(self):
-        with pytest.raises(UserError, match="No gold value is recorded for this response: prompt 'q', response 'new'"):
-            load_gold("recorded", items=self.ITEMS)([user("q")], ["new"])
-
-    def test_it_needs_a_pool(self):
-        with pytest.raises(UserError, match="no pool was given"):
-            load_gold("recorded")
-
-
 class TestRewardModel:
     def test_the_text_it_reads_is_exactly_the_stored_one(self, gold_folder):
         gold = load_gold(str(gold_folder), settings=ScoringSettings(max_length=256))
@@ -94,6 +78,33 @@ class TestRewardModel:
             load_gold("wrld")
         with pytest.raises(UserError, match="no such model folder"):
             load_gold(str(tmp_path / "nothing"))
+
+    def test_it_reads_as_far_as_the_model_can_unless_another_length_is_asked_for(self, gold_folder):
+        proxies = ScoringSettings(max_length=40)
+        long = "word " * 90
+        read = load_gold(str(gold_folder), settings=proxies).text_read(user("q"), long)
+        assert len(read) > len(long)
+        shorter = load_gold(str(gold_folder), settings=proxies, max_length=64)
+        assert (shorter.scorer.settings.max_length, shorter.scorer.tokenizer.max_length) == (64, 64)
+        assert len(shorter.text_read(user("q"), long)) < len(long)
+        with pytest.raises(UserError, match=r"gold\.max_length = 100000 is more than the \d+ positions"):
+            load_gold(str(gold_folder), max_length=100_000)
+        config = json.loads((gold_folder / "config.json").read_text())
+        del config["max_position_embeddings"]
+        (gold_folder / "config.json").write_text(json.dumps(config))
+        assert load_gold(str(gold_folder), settings=proxies).scorer.tokenizer.max_length == 40
+
+    def test_only_hub_models_have_a_revision(self, gold_folder, monkeypatch):
+        import huggingface_hub
+
+        asked = []
+        monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda source, **given: asked.append(given["revision"]) or gold_folder)
+        load_gold("owner/gold", revision="abc123")
+        assert asked == ["abc123"]
+        with pytest.raises(UserError, match="is a folder, which has no revision"):
+            load_gold(str(gold_folder), revision="abc123")
+        with pytest.raises(UserError, match="neither revision nor max_length"):
+            load_gold("world", revision="abc123")
 
     def test_an_unreachable_hub_model_says_what_to_do(self, monkeypatch):
         import huggingface_hub

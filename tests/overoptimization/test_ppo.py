@@ -184,7 +184,7 @@ def test_the_penalty_teaches_to_end(policy_folder, tmp_path):
 
 
 def test_a_gold_that_is_not_a_number_names_prompt_and_response(policy_folder, tmp_path):
-    with pytest.raises(UserError, match=r"gold reward of 3 of 3 responses is not finite.*nan for prompt p0 .*paint it red.*response"):
+    with pytest.raises(UserError, match=r"3 of 3 rewards of the gold reward are not finite.*nan for prompt .paint it red., response"):
         run(policy_folder, tmp_path, gold=text_reward(lambda prompt, response: float("nan")))
 
 

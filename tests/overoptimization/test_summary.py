@@ -163,6 +163,19 @@ class TestPpo:
         assert "the curves end at step 10" in curves.notes[0]
         assert curves.mean_proxy[0] == pytest.approx(0.0, abs=1e-12)
 
+    def test_a_variant_that_ended_early_is_marked_and_read_where_it_ended(self, tmp_path):
+        runs = [ppo_run(tmp_path, "whole", seed, 0.5, steps=(0, 10, 20, 30)) for seed in range(2)]
+        runs += [ppo_run(tmp_path, "broken", 0, 0.5, steps=(0, 10, 20, 30)), ppo_run(tmp_path, "broken", 1, 0.5, steps=(0, 10))]
+        text = " ".join(summarise_ppo(runs, "whole", tmp_path / "out").text.split())
+        assert text.count("broken † 2") == 2
+        assert "whole †" not in text
+        assert "broken at step 10; the longest at step 30" in text
+        whole, broken = records(tmp_path / "out" / "ppo_table.csv")
+        # KL is a tenth of the step, and a response has 10 tokens more than steps.
+        assert (float(whole["kl_end"]), float(whole["length_end"]), whole["end"]) == (pytest.approx(3.0), pytest.approx(40.0), "30")
+        assert (float(broken["kl_end"]), float(broken["length_end"]), broken["end"]) == (pytest.approx(1.0), pytest.approx(20.0), "10")
+        assert "†" not in summarise_ppo(runs[:2], None, tmp_path / "equal").text
+
     def test_evaluations_that_are_not_finite_are_left_out_and_counted(self, tmp_path):
         folder = ppo_run(tmp_path, "bt", 0, 0.5).folder
         frame = pd.read_parquet(folder / "evaluation.parquet")

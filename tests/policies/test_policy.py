@@ -78,6 +78,14 @@ def test_more_tokens_than_positions_are_refused(policy):
     policy.check_room([[1] * 500], 12)
 
 
+def test_a_policy_is_read_with_the_attention_that_is_asked_for(folder):
+    eager, default = load_policy(folder, attention="eager").model, load_policy(folder).model
+    assert (eager.config._attn_implementation, default.config._attn_implementation) == ("eager", "sdpa")
+    ids = torch.arange(10, 30)[None]
+    with torch.no_grad():
+        assert torch.allclose(eager(ids).logits, default(ids).logits, atol=1e-4)
+
+
 def test_a_saved_policy_is_a_plain_folder_that_anybody_can_load(policy, folder):
     from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 

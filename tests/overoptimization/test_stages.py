@@ -1,0 +1,109 @@
+"""What the stages hand on from the configuration."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+
+import rm_methods.overoptimization.gold as gold
+import rm_methods.overoptimization.pools as pools
+import rm_methods.overoptimization.ppo as ppo
+import rm_methods.overoptimization.ppo_ranks as ppo_ranks
+import rm_methods.policies.sampling as sampling
+import rm_methods.scoring.scorer as scorer
+from rm_methods.overoptimization.stages import draw_pool, draw_references, optimise
+from rm_methods.preferences.pair import write_pairs
+from tests.conftest import experiment_config, made_up_pairs
+
+GOLD = {"source": "owner/gold", "revision": "abc123", "max_length": 2048}
+
+
+@pytest.fixture
+def config(tmp_path):
+    section = {
+        "gold": GOLD,
+        "policy": {"source": "tiny", "attention": "eager"},
+        "best_of_n": {"pools": ["samples"]},
+        "ppo": {"enabled": True},
+    }
+    return experiment_config(tmp_path, overoptimization=section)
+
+
+@pytest.fixture
+def pairs_file(tmp_path):
+    write_pairs([*made_up_pairs(4), *made_up_pairs(3, seed=1, split="test")], tmp_path / "pairs.parquet")
+    return tmp_path / "pairs.parquet"
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """(name, arguments, named arguments) of what the stages call, in order; nothing is computed."""
+    calls = []
+
+    def recorded(module, name, result):
+        monkeypatch.setattr(module, name, lambda *given, **named: calls.append((name, given, named)) or result)
+
+    recorded(ppo_ranks, "use_own_gpu", None)
+    recorded(scorer, "load_scorer", SimpleNamespace())
+    recorded(gold, "load_gold", None)
+    recorded(sampling, "sample_pool", {})
+    recorded(sampling, "policy_hash", "policy")
+    recorded(sampling, "read_references", {})
+    recorded(pools, "pool_from_samples", [])
+    recorded(ppo, "train_ppo", {})
+    return calls
+
+
+def named(calls, name):
+    return next(call for call in calls if call[0] == name)
+
+
+@pytest.fixture
+def optimised(config, pairs_file, calls, tmp_path):
+    """The calls of a PPO stage."""
+    model, references = tmp_path / "run" / "model", tmp_path / "references.parquet"
+    model.mkdir(parents=True)
+    (model.parent / "summary.json").write_text('{"run_key": "key", "method": "bradley_terry"}')
+    references.touch()
+    files = {"model": model, "policy": tmp_path, "pairs": pairs_file, "references": references}
+    optimise(config, "bradley_terry", 0, **files, out=tmp_path / "out", work=tmp_path / "work", threads=1)
+    return calls
+
+
+def test_each_rank_takes_its_gpu_before_any_model_is_loaded(optimised):
+    order = [name for name, *_ in optimised if name in ("use_own_gpu", "load_scorer", "load_gold", "train_ppo")]
+    assert order == ["use_own_gpu", "load_scorer", "load_gold", "train_ppo"]
+
+
+def test_ppo_scores_every_update_so_ensembles_stay_loaded(optimised):
+    assert named(optimised, "load_scorer")[2]["keep_loaded"] is True
+    assert named(optimised, "load_gold")[2]["keep_loaded"] is True
+
+
+def test_gold_has_settings_of_its_own(optimised):
+    _, given, options = named(optimised, "load_gold")
+    assert given == ("owner/gold",)
+    assert (options["revision"], options["max_length"], options["settings"].max_length) == ("abc123", 2048, 256)
+
+
+def test_policies_are_read_with_the_attention_that_their_section_names(optimised, config, pairs_file, calls, tmp_path):
+    # The reward models' backbone says sdpa.
+    assert named(optimised, "train_ppo")[1][-1] == "eager"
+    calls.clear()
+    draw_references(config, tmp_path, pairs_file, tmp_path / "references.parquet", tmp_path, 1)
+    assert named(calls, "sample_pool")[1][-1] == "eager"
+    calls.clear()
+    draw_pool(config, tmp_path, pairs_file, tmp_path / "items.parquet", tmp_path / "report.json", tmp_path, 1)
+    assert named(calls, "sample_pool")[1][-1] == "eager"
+    assert named(calls, "load_gold")[2]["keep_loaded"] is False
+
+
+def test_a_rank_takes_the_gpu_of_its_number(monkeypatch):
+    chosen = []
+    monkeypatch.setattr(ppo_ranks.torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(ppo_ranks.torch.cuda, "set_device", chosen.append)
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    ppo_ranks.use_own_gpu()
+    ppo_ranks.Ranks()
+    assert chosen == [3, 3]
