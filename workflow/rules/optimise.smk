@@ -10,6 +10,7 @@ rule sft:
         summary=f"{FOLDER}/sft/summary.json",
     log:
         f"{FOLDER}/logs/sft.log",
+    priority: 1
     threads: config["resources"]["threads"]
     resources:
         mem_mb=lambda wc, attempt: attempt * config["resources"]["memory_mb"],
