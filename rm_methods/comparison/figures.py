@@ -25,6 +25,9 @@ def save_figure(drawn: Callable[[], Any], targets: Sequence[Path]) -> None:
 
     with matplotlib.rc_context({"font.size": 9, "svg.fonttype": "none", "svg.hashsalt": "rm-methods", "axes.unicode_minus": False}):
         figure = drawn()
+        # Laid out once: a layout engine would measure every text again for every file, which takes longer than drawing.
+        figure.draw_without_rendering()
+        figure.set_layout_engine("none")
         for target in targets:
             metadata = {"Date": None} if target.suffix == ".svg" else {}
             with written_atomically(target) as path:
