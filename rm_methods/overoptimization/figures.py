@@ -1,10 +1,10 @@
-"""Pictures of over-optimisation: gold and proxy against n (Best-of-N) or against the square root of the KL divergence (PPO)."""
+"""Pictures of over-optimisation: gold and proxy against n (Best-of-N) or against the updates (PPO), with the KL divergence above."""
 
 from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -39,7 +39,7 @@ def draw_best_of_n(variants: Sequence[VariantCurves], reference: str | None):
         axis.set_xticks(ticks, [str(n) for n in ticks])
         axis.minorticks_off()
         if is_first_row:
-            _kl_axis(axis, ticks)
+            _kl_axis(axis, {n: float(kl_bound(n)) for n in ticks})
 
     figure = _draw(variants, reference, lambda curves: curves.axis, panel, "n (log scale)")
     pool, prompts = variants[0].pool, len(variants[0].groups)
@@ -52,26 +52,25 @@ def draw_best_of_n(variants: Sequence[VariantCurves], reference: str | None):
 
 
 def draw_ppo(variants: Sequence[VariantCurves], reference: str | None):
-    """One panel a variant: gold (solid, left) and standardised proxy (dashed, right) against sqrt(KL), the reference behind."""
-    farthest = max(float(_distance(curves).max()) for curves in variants)
+    """One panel a variant: gold (solid, left) and standardised proxy (dashed, right) against updates, the reference behind.
+
+    Not against the KL divergence, which PPO does not raise steadily: it stands above each panel.
+    """
+    last = max(int(curves.axis[-1]) for curves in variants)
 
     def panel(axis, right, curves: VariantCurves, is_first_row: bool) -> None:
-        axis.set_xlim(0, 1.03 * farthest if farthest > 0 else 1.0)
-        axis.locator_params(axis="x", nbins=5)
-        end = _distance(curves)[-1]
-        axis.plot(end, curves.mean_gold[-1], marker="s", markersize=4, color=_color(curves, reference), zorder=5)
+        axis.set_xlim(0, max(last, 1))
+        axis.locator_params(axis="x", nbins=5, integer=True)
+        shown = curves.axis[:: math.ceil(len(curves.axis) / 5)]
+        _kl_axis(axis, {int(step): float(curves.kl[list(curves.axis).index(step)]) for step in shown})
 
-    figure = _draw(variants, reference, _distance, panel, "distance, square root of KL in nats")
+    figure = _draw(variants, reference, lambda curves: curves.axis, panel, "updates")
     title = (
         f"PPO, {len(variants[0].groups)} evaluation prompts; mean and 95% band over prompts and seeds at each evaluation; dot: highest "
-        "gold, square: end. Proxy in its standard deviations before training"
+        "gold. Proxy in its standard deviations before training. KL: estimate, nats"
     )
     _legend(figure, variants, reference, title)
     return figure
-
-
-def _distance(curves: VariantCurves) -> np.ndarray:
-    return np.sqrt(np.maximum(curves.kl, 0.0))  # an estimate of a divergence near 0 can be slightly negative
 
 
 def _color(curves: VariantCurves, reference: str | None) -> str:
@@ -124,7 +123,6 @@ def _draw(variants: Sequence[VariantCurves], reference: str | None, places, pane
 def _lines(axis, right, x: np.ndarray, bands: tuple[list[Estimate], list[Estimate]], color: str, strong: bool) -> None:
     """Gold and proxy of one variant; the reference behind another one is thin and has no band of its proxy."""
     gold, proxy = bands
-    order = np.argsort(x, kind="stable") if strong else np.arange(len(x))
     width = 1.5 if strong else 0.9
     for target, found, style in ((axis, gold, "-"), (right, proxy, _DASHED)):
         mean, low, high = (np.array([getattr(e, name) for e in found]) for name in ("mean", "low", "high"))
@@ -133,7 +131,7 @@ def _lines(axis, right, x: np.ndarray, bands: tuple[list[Estimate], list[Estimat
         target.plot(x, mean, color=color, linewidth=width, linestyle=style, alpha=shown, zorder=4 if strong else 3)
         if target is axis or strong:
             band = 0.08 if target is right or not strong else 0.2  # that of the proxy is faint, so that it never hides gold
-            target.fill_between(x[order], low[order], high[order], color=color, alpha=band, linewidth=0, zorder=2)
+            target.fill_between(x, low, high, color=color, alpha=band, linewidth=0, zorder=2)
 
 
 def _spread_ticks(n: np.ndarray) -> list[int]:
@@ -143,11 +141,11 @@ def _spread_ticks(n: np.ndarray) -> list[int]:
     return [value for value in ticks if math.log2(n[-1] / value) > 0.75 * stride] + [int(n[-1])]
 
 
-def _kl_axis(axis, ticks: Sequence[int]) -> None:
-    """The upper bound of the KL divergence above the panel, at the places of n."""
+def _kl_axis(axis, divergences: Mapping[int, float]) -> None:
+    """The KL divergence above the panel, at its places on the axis below."""
     top = axis.secondary_xaxis("top")
-    labels = [f"{float(kl_bound(n)):.1f}" for n in ticks]
-    top.set_xticks(list(ticks), ["KL 0" if n == 1 else label for n, label in zip(ticks, labels, strict=True)])
+    labels = [f"{max(value, 0.0):.1f}" for value in divergences.values()]  # an estimate of a divergence near 0 can be slightly negative
+    top.set_xticks(list(divergences), ["KL 0" if label == "0.0" else label for label in labels])
     top.minorticks_off()
     top.tick_params(labelsize=7, colors=GREY, length=2)
     top.spines["top"].set_visible(False)
