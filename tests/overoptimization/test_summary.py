@@ -11,7 +11,7 @@ import pytest
 from rm_methods.benchmarks.item import BenchmarkItem
 from rm_methods.errors import DataError, UserError
 from rm_methods.overoptimization.best_of_n import pool_curves, read_pool
-from rm_methods.overoptimization.figures import draw_best_of_n
+from rm_methods.overoptimization.figures import draw_best_of_n, draw_ppo
 from rm_methods.overoptimization.outputs import best_of_n_files, ppo_files
 from rm_methods.overoptimization.ppo_evaluations import ppo_curves, read_ppo_run
 from rm_methods.overoptimization.samples_page import fenced, samples_page
@@ -113,6 +113,18 @@ class TestFigure:
         reference, own = curves(left[1])
         assert own == pytest.approx(variants[1].mean_gold)
         assert reference == pytest.approx(variants[0].mean_gold)
+
+    def test_ppo_is_drawn_against_updates_with_the_divergence_of_each_variant_above(self, tmp_path):
+        runs = [ppo_run(tmp_path, name, seed, 0.1) for name in ("bradley_terry", "robust") for seed in (0, 1)]
+        variants = [
+            ppo_curves(name, name, {run.seed: read_ppo_run(run.folder) for run in runs if run.variant == name})
+            for name in ("bradley_terry", "robust")
+        ]
+        axis = [axis for axis in draw_ppo(variants, "bradley_terry").axes if axis.get_title(loc="left")][1]
+        lines = [line for line in axis.get_lines() if len(np.atleast_1d(line.get_ydata())) == 6]
+        assert [list(line.get_xdata()) for line in lines] == [[0, 10, 20, 30, 40, 50]] * 2
+        (above,) = axis.child_axes
+        assert [text.get_text() for text in above.get_xticklabels()] == ["KL 0", "2.0", "4.0"]
 
 
 class TestSamples:
