@@ -5,11 +5,12 @@ Usage (no GPU, no weights, seconds):
 
 Columns: our formulas (rm_methods/memory.py: fp32 weights, DeepSpeed's buffers), DeepSpeed's own estimators (16-bit weights, no buffers),
 and the activations of a micro-batch of 16,384 tokens with recomputation.  GB are 10^9 bytes; 8 GPUs a node.
+A second table: the states with LoRA of rank 16 on every linear layer.
 """
 
 from __future__ import annotations
 
-from rm_methods.memory import activation_bytes, model_state_bytes, shape_of
+from rm_methods.memory import activation_bytes, checkpoint_bytes, model_state_bytes, shape_of
 from rm_methods.shapes import published_configuration
 from rm_methods.training.deepspeed import zero_settings
 
@@ -17,6 +18,8 @@ TOKENS = 16_384
 SIZES = ("1B", "8B", "70B")
 STAGES = (None, "zero1", "zero2", "zero3", "zero3_offload")
 WORLDS = (1, 8, 16, 32, 64)
+LORA = {"rank": 16, "target_modules": "all-linear"}
+LORA_RUNS = ((1, None), (8, None), (8, "zero3"))
 PER_NODE = 8
 
 
@@ -52,6 +55,23 @@ def main() -> None:
                 cells += [f"{theirs[0] / 1e9:.1f}" if theirs else "-", f"{activations / 1e9:.1f}", f"{(gpu + activations) / 1e9:.1f}"]
                 cells += [f"{host / 1e9:.0f}" if host else "-", f"{theirs[1] / 1e9:.0f}" if theirs and host else "-"]
                 print("| " + " | ".join(cells) + " |")
+    print_lora()
+
+
+def print_lora() -> None:
+    print("\n| student with LoRA | trained, millions | GPUs | stage | states, GB/GPU | all weights, GB/GPU | checkpoint, GB |")
+    print("|---|---:|---:|---|---:|---:|---:|")
+    for size in SIZES:
+        shape = shape_of(published_configuration(size), LORA)
+        for ranks, stage in LORA_RUNS:
+            zero = zero_settings(stage) if stage else None
+            states, full = (
+                model_state_bytes(shape.parameters, shape.largest_layer, zero, ranks, trainable=trainable)[0] / 1e9
+                for trainable in (shape.trainable, None)
+            )
+            checkpoint = checkpoint_bytes(shape.parameters, zero, shape.trainable) / 1e9
+            cells = [f"{size} ({shape.parameters / 1e9:.2f})", f"{shape.trainable / 1e6:.1f}", str(ranks), stage or "none"]
+            print("| " + " | ".join([*cells, f"{states:.1f}", f"{full:.1f}", f"{checkpoint:.1f}"]) + " |")
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from rm_methods.variants import across_noise, noise_levels, noise_suffix, tuning
 
 SCHEMA_FILE = Path(__file__).parents[1] / "workflow" / "schemas" / "config.schema.yaml"
 SAMPLES = "samples"  # the pool of Best-of-N that is drawn from the policy
-_RESOLVED = ("method", "settings", "learning_rate", "label_noise", "tuned_from")  # keys of a resolved `methods` entry
+_RESOLVED = ("method", "settings", "learning_rate", "lora", "label_noise", "tuned_from")  # keys of a resolved `methods` entry
 
 
 @cache
@@ -73,7 +73,8 @@ def resolve(config: Mapping[str, Any], source: str = "the configuration") -> dic
     Returns:
         A new dictionary in which every key of the schema is present, all options are complete, `methods` holds every variant of the
         axes (noise_levels, tuning), and `methods.<variant>` has `method`, `settings`, `learning_rate` (None: that of `training`),
-        `label_noise` (None: as prepared) and `tuned_from` (the variant whose grid it belongs to, or None).
+        `lora` (as `training.lora`, which it is where the variant says nothing), `label_noise` (None: as prepared) and `tuned_from` (the
+        variant whose grid it belongs to, or None).
 
     Raises:
         ConfigError: with every problem found, each with its key path, the value seen, and what is allowed.
@@ -149,7 +150,7 @@ def _resolve_methods(config: dict[str, Any], problems: list[str]) -> dict[str, A
     if all(isinstance(entry, dict) and set(entry) == set(_RESOLVED) for entry in entries.values()):
         return entries
     tuned = _tuned_settings(config, problems)
-    resolved = {name: _resolve_method(name, entry or {}, tuned, problems) for name, entry in entries.items()}
+    resolved = {name: _resolve_method(name, entry or {}, tuned, config["training"], problems) for name, entry in entries.items()}
     if problems:
         return resolved
     tuning = config["tuning"]
@@ -163,7 +164,7 @@ def _resolve_methods(config: dict[str, Any], problems: list[str]) -> dict[str, A
         return resolved
 
 
-def _resolve_method(variant: str, entry: dict[str, Any], tuned: dict[str, Any], problems: list[str]) -> dict[str, Any]:
+def _resolve_method(variant: str, entry: dict[str, Any], tuned: dict[str, Any], training: Any, problems: list[str]) -> dict[str, Any]:
     where = f"methods.{variant}"
     name = entry.get("method", variant)
     if name not in registry.method_names():
@@ -178,8 +179,24 @@ def _resolve_method(variant: str, entry: dict[str, Any], tuned: dict[str, Any], 
         problems += schema_problems(
             learning_rate, schema()["properties"]["training"]["properties"]["learning_rate"], f"{where}.learning_rate"
         )
+    lora = _resolve_lora(settings, training, where, problems) if card.has_weights else None
     problems += schema_problems(settings, card.settings_schema, where)
-    return dict.fromkeys(_RESOLVED) | {"method": name, "settings": card.defaults() | settings, "learning_rate": learning_rate}
+    own = {"method": name, "settings": card.defaults() | settings, "learning_rate": learning_rate, "lora": lora}
+    return dict.fromkeys(_RESOLVED) | own
+
+
+def _resolve_lora(settings: dict[str, Any], training: Any, where: str, problems: list[str]) -> dict[str, Any] | None:
+    """LoRA of a variant: the keys that it gives (they are taken out of `settings`) over `training.lora`; null trains all weights."""
+    common = training.get("lora") if isinstance(training, dict) else None
+    if "lora" not in settings:
+        return copy.deepcopy(common)
+    own, fragment = settings.pop("lora"), schema()["properties"]["training"]["properties"]["lora"]
+    problems += schema_problems(own, fragment, f"{where}.lora")
+    if not isinstance(own, dict):
+        return None
+    resolved = (common if isinstance(common, dict) else {}) | own
+    _fill(resolved, fragment)
+    return resolved
 
 
 def _tuned_settings(config: dict[str, Any], problems: list[str]) -> dict[str, Any]:

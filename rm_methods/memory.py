@@ -1,8 +1,9 @@
 """How much memory and disk a training run takes, by formula: for `rm-methods plan` and for the check before optimizer states are offloaded.
 
 Weights, gradients and the optimizer are fp32 (the backbone is autocast, docs/architecture.md), so a parameter takes 20 bytes under ZeRO:
-4 weight, 4 gradient, 4 the optimizer's own copy of the weight, 8 its moments.  DeepSpeed's estimators
-(`estimate_zero2/zero3_model_states_mem_needs`) are made for 16-bit weights, 18 bytes; `docs/scaling.md` puts both side by side.
+4 weight, 4 gradient, 4 the optimizer's own copy of the weight, 8 its moments; one that LoRA leaves as it is takes only the first 4.
+DeepSpeed's estimators (`estimate_zero2/zero3_model_states_mem_needs`) are made for 16-bit weights, 18 bytes; `docs/scaling.md` puts both
+side by side.
 Stages after Rajbhandari et al. 2020 (arXiv 1910.02054), section 5.  Sizes are bytes; a parameter count is a number of scalars.
 """
 
@@ -36,6 +37,7 @@ class Shape:
         largest_layer: of the module with the most parameters of its own, which ZeRO-3 gathers whole.
         hidden, intermediate, layers, heads: as in the model's configuration.
         attention: width of all query heads together.
+        trainable: parameters that are trained: all, or adapters and head (LoRA).
     """
 
     parameters: int
@@ -46,21 +48,32 @@ class Shape:
     layers: int
     heads: int
     attention: int
+    trainable: int
 
 
-def shape_of(config) -> Shape:
-    """The shape of a reward model on a backbone with this transformers configuration; no memory is taken for its weights."""
+def shape_of(config, lora: Mapping[str, Any] | None = None) -> Shape:
+    """The shape of a reward model on a backbone with this transformers configuration; no memory is taken for its weights.
+
+    Args:
+        lora: the resolved `training.lora`.
+
+    Raises:
+        UserError: LoRA names layers that the backbone does not have.
+    """
     import torch
     from transformers import AutoModelForSequenceClassification
+
+    from rm_methods.reward_models.lora import trainable_parameters
 
     config.num_labels = 1
     with torch.device("meta"):
         model = AutoModelForSequenceClassification.from_config(config)
     own = [sum(p.numel() for p in module.parameters(recurse=False)) for module in model.modules()]
+    parameters = sum(p.numel() for p in model.parameters())
     heads, hidden = config.num_attention_heads, config.hidden_size
     head_size = getattr(config, "head_dim", None) or hidden // heads
     return Shape(
-        parameters=sum(p.numel() for p in model.parameters()),
+        parameters=parameters,
         embedding=model.get_input_embeddings().weight.numel(),
         largest_layer=max(own),
         hidden=hidden,
@@ -68,34 +81,39 @@ def shape_of(config) -> Shape:
         layers=config.num_hidden_layers,
         heads=heads,
         attention=heads * head_size,
+        trainable=parameters if lora is None else trainable_parameters(model, lora),
     )
 
 
-def model_state_bytes(parameters: int, largest_layer: int, zero: Mapping[str, Any] | None, ranks: int, nodes: int = 1) -> tuple[int, int]:
+def model_state_bytes(
+    parameters: int, largest_layer: int, zero: Mapping[str, Any] | None, ranks: int, nodes: int = 1, trainable: int | None = None
+) -> tuple[int, int]:
     """Weights, gradients, optimizer and DeepSpeed's buffers: (bytes of a GPU, bytes of a node's main memory).
 
     Args:
         zero: `zero_optimization` of a DeepSpeed configuration; None for training without DeepSpeed.
         ranks: over all nodes.
+        trainable: parameters that are trained; None: all.
     """
+    trainable = parameters if trainable is None else trainable
     if zero is None or zero.get("stage", 0) == 0:
-        exchanged = GRADIENT * parameters if ranks > 1 else 0  # buckets of the gradients
-        return (WEIGHT + GRADIENT + MOMENTS) * parameters + exchanged, 0
+        exchanged = GRADIENT * trainable if ranks > 1 else 0  # buckets of the gradients
+        return WEIGHT * parameters + (GRADIENT + MOMENTS) * trainable + exchanged, 0
     stage = zero["stage"]
     offloads = (zero.get("offload_optimizer") or {}).get("device", "none") != "none"
-    buckets = 0 if stage == 3 else (2 * GRADIENT + WEIGHT) * min(_BUCKET, parameters)
+    buckets = 0 if stage == 3 else (2 * GRADIENT + WEIGHT) * min(_BUCKET, trainable)
     gpu = WEIGHT * parameters // (ranks if stage == 3 else 1) + buckets
-    gpu += GRADIENT * parameters // (ranks if stage >= 2 else 1)
+    gpu += GRADIENT * trainable // (ranks if stage >= 2 else 1)
     if stage == 3:
         gpu += WEIGHT * min(parameters, max(largest_layer, zero.get("stage3_max_live_parameters", _LIVE)))
     if not offloads:
-        return gpu + (MASTER + MOMENTS) * parameters // ranks, 0
-    return gpu, offloaded_bytes(parameters, nodes)
+        return gpu + (MASTER + MOMENTS) * trainable // ranks, 0
+    return gpu, offloaded_bytes(trainable, nodes)
 
 
-def offloaded_bytes(parameters: int, nodes: int = 1) -> int:
+def offloaded_bytes(trainable: int, nodes: int = 1) -> int:
     """Main memory of a node for the optimizer's copy of the weights, its moments and the gradients."""
-    return (GRADIENT + MASTER + MOMENTS) * parameters // nodes
+    return (GRADIENT + MASTER + MOMENTS) * trainable // nodes
 
 
 def activation_bytes(shape: Shape, tokens: int, recomputed: bool) -> int:
@@ -110,15 +128,18 @@ def activation_bytes(shape: Shape, tokens: int, recomputed: bool) -> int:
     return tokens * shape.layers * layer + 2 * (shape.parameters - shape.embedding)
 
 
-def checkpoint_bytes(parameters: int, zero: Mapping[str, Any] | None) -> int:
+def checkpoint_bytes(parameters: int, zero: Mapping[str, Any] | None, trainable: int | None = None) -> int:
     """One checkpoint for resuming: the whole weights and the optimizer's state; under ZeRO also the copy of the weights.
 
+    DeepSpeed writes the weights a second time below stage 3, and from stage 2 on those that are not trained once more.
+
     Args:
-        zero: as for `model_state_bytes`.
+        zero, trainable: as for `model_state_bytes`.
     """
+    trainable = parameters if trainable is None else trainable
     stage = None if zero is None else zero.get("stage", 0)
-    more = {None: 0, 0: WEIGHT, 1: WEIGHT + MASTER, 2: WEIGHT + MASTER, 3: MASTER}[stage]
-    return (WEIGHT + MOMENTS + more) * parameters
+    weights = {None: 1, 0: 2, 1: 2, 2: 2, 3: 1}[stage] * parameters + (parameters - trainable if stage in (2, 3) else 0)
+    return WEIGHT * weights + (MOMENTS + (MASTER if stage else 0)) * trainable
 
 
 def model_bytes(parameters: int) -> int:

@@ -2,8 +2,8 @@
 
 Nothing is downloaded and no weights are made.  What is prepared already (pairs, tokenizer) is measured; everything else is an assumption,
 and printed as one.  Operations of a token in training: 6 x parameters (2 forward, 4 backward; Kaplan et al. 2020, arXiv 2001.08361,
-section 2.1; without the embedding table), 8 with recomputed activations; and for causal attention's two products as often the width x
-context of every layer.  GPU-hours = operations / (peak of the GPU x utilisation).
+section 2.1; without the embedding table), 8 with recomputed activations, 2 less with LoRA (adapters are not counted); and for causal
+attention's two products 6 (8) x the width x context of every layer.  GPU-hours = operations / (peak of the GPU x utilisation).
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import Any
 
 from rm_methods.errors import UserError, nearest
 from rm_methods.experiment import Experiment
+from rm_methods.files import canonical_json
 from rm_methods.memory import (
     CHECKPOINTS_ON_DISK,
     WEIGHT,
@@ -68,7 +69,7 @@ class VariantPlan:
 
     Attributes:
         runs: how many.
-        parameters: of the model that is trained.
+        parameters: of the model that is trained (with LoRA a part of it).
         steps: optimizer steps.
         train_hours, score_hours: GPU-hours of training and of scoring all benchmarks.
         gpu_bytes: of one GPU in training (0: trains nothing); gpu_parts: what they consist of.
@@ -105,11 +106,13 @@ def plan(config: Mapping[str, Any], assumptions: Assumptions) -> list[VariantPla
     if assumptions.pairs < 1:
         raise UserError("The number of training pairs is not known before they are prepared. Give --pairs, or set data.max_pairs.train.")
     shapes: dict[str, Shape] = {}
-    for variant in config["methods"]:
-        source = _source(config, variant)
-        if source not in shapes:
-            shapes[source] = shape_of(_configuration(config, variant, assumptions.shape))
-    of = {variant: shapes[_source(config, variant)] for variant in config["methods"]}
+    of: dict[str, Shape] = {}
+    for variant, entry in config["methods"].items():
+        training = _training(config, entry) if load_card(entry["method"]).has_weights else {"lora": None}
+        key = canonical_json([_source(config, variant), training["lora"]])
+        if key not in shapes:
+            shapes[key] = shape_of(_configuration(config, variant, assumptions.shape), training["lora"])
+        of[variant] = shapes[key]
     return [_plan_variant(config, variant, of, assumptions) for variant in config["methods"]]
 
 
@@ -192,7 +195,7 @@ def _plan_variant(config: Mapping[str, Any], variant: str, shapes: Mapping[str, 
         return VariantPlan(variant, entry["method"], runs, **nothing, score_hours=scoring, disk_bytes=folder, maps_bytes=0)
 
     method = load_method(entry["method"], entry["settings"])
-    training = method.training(config["training"], 0)
+    training = _training(config, entry)
     steps = training["epochs"] * -(-assumed.pairs // training["pairs_per_step"])
     single = assumed.prompt_tokens + 2 * assumed.response_tokens
     # A joint model reads a whole pair in both orders; the packed layout reads its prompt once, the plain one twice.
@@ -202,7 +205,7 @@ def _plan_variant(config: Mapping[str, Any], variant: str, shapes: Mapping[str, 
     context = single if joint else assumed.prompt_tokens + assumed.response_tokens
     backward = 8 if training["gradient_checkpointing"] else 6
     passes = training["epochs"] * method.passes + (entry["settings"].get("masked_language_epochs", 0) if joint else 0)
-    operations = passes * assumed.pairs * read * _operations(shape, context, backward)
+    operations = passes * assumed.pairs * read * _operations(shape, context, backward, bool(training["lora"]))
     maps = _maps_bytes(card, entry["settings"], assumed, single)
     if teacher := card.required_variants(entry["settings"]).get("teacher"):
         # Its maps of all pairs, both orders: computed by the first student of a seed, or in every step (online).
@@ -210,13 +213,14 @@ def _plan_variant(config: Mapping[str, Any], variant: str, shapes: Mapping[str, 
 
     zero = zero_settings(training["deepspeed"]) if training["deepspeed"] else None
     ranks, nodes = _ranks(config), config["resources"]["nodes"]
-    states, host = model_state_bytes(shape.parameters, shape.largest_layer, zero, ranks, nodes)
+    states, host = model_state_bytes(shape.parameters, shape.largest_layer, zero, ranks, nodes, shape.trainable)
     if joint and entry["settings"].get("masked_language_epochs"):
         # The training on text goes without DeepSpeed.
         states = max(states, model_state_bytes(shape.parameters, shape.largest_layer, None, ranks)[0])
     activations = activation_bytes(shape, training["tokens_per_microbatch"], training["gradient_checkpointing"])
     # Each rank makes the whole model, or (ZeRO-3) one rank gathers it to save it.
     whole = config["training"]["processes"] if method.model_is_made_whole or zero is None or zero["stage"] < 3 else 1
+    checkpoint = checkpoint_bytes(shape.parameters, zero, shape.trainable)
     peak = GPUS[assumed.gpu][0] * assumed.utilisation
     return VariantPlan(
         variant=variant,
@@ -230,14 +234,20 @@ def _plan_variant(config: Mapping[str, Any], variant: str, shapes: Mapping[str, 
         gpu_parts={"weights, gradients and optimizer": states, "activations": activations},
         host_bytes=host + whole * WEIGHT * shape.parameters,
         disk_bytes=model_bytes(shape.parameters),
-        work_bytes=CHECKPOINTS_ON_DISK * checkpoint_bytes(shape.parameters, zero) if training["checkpoint_every_steps"] else 0,
+        work_bytes=CHECKPOINTS_ON_DISK * checkpoint if training["checkpoint_every_steps"] else 0,
         maps_bytes=maps,
     )
 
 
-def _operations(shape: Shape, context: float, factor: int) -> float:
-    """Of one token: `factor` 2 forward, 6 with backward, 8 with recomputation."""
-    return factor * (shape.parameters - shape.embedding) + factor * shape.layers * shape.attention * context
+def _training(config: Mapping[str, Any], entry: Mapping[str, Any]) -> dict[str, Any]:
+    """The `training` section that a variant goes by."""
+    return load_method(entry["method"], entry["settings"]).training(config["training"] | {"lora": entry["lora"]}, 0)
+
+
+def _operations(shape: Shape, context: float, factor: int, frozen: bool = False) -> float:
+    """Of one token: `factor` 2 forward, 6 with backward, 8 with recomputation.  Weights that are frozen get no gradient, which saves 2."""
+    products = factor - 2 if frozen else factor
+    return products * (shape.parameters - shape.embedding) + factor * shape.layers * shape.attention * context
 
 
 def _score_hours(config: Mapping[str, Any], variant: str, shape: Shape, assumed: Assumptions) -> float:

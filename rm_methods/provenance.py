@@ -101,7 +101,7 @@ def provenance(code: str) -> dict[str, Any]:
         "code_hash": code,
         "python": platform.python_version(),
         "machine": platform.machine(),
-        "versions": package_versions("torch", "transformers", "accelerate", "deepspeed", "datasets", "rm-methods"),
+        "versions": package_versions("torch", "transformers", "accelerate", "deepspeed", "peft", "datasets", "rm-methods"),
     }
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from rm_methods.errors import ConfigError
 from rm_methods.methods.registry import load_card
 
-Entries = dict[str, dict[str, Any]]  # variant -> {"method", "settings", "learning_rate", "label_noise", "tuned_from"}
+Entries = dict[str, dict[str, Any]]  # variant -> {"method", "settings", "learning_rate", "lora", "label_noise", "tuned_from"}
 
 
 @dataclass(frozen=True)

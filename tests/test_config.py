@@ -29,6 +29,7 @@ def test_defaults_are_filled_in_everywhere():
         "method": "bradley_terry",
         "settings": {"margin_scale": 0.0, "centring": 0.0},
         "learning_rate": None,
+        "lora": None,
         "label_noise": None,
         "tuned_from": None,
     }

@@ -75,7 +75,9 @@ def test_deepspeeds_estimators_have_the_same_form_for_16_bit_weights():
 
 
 def test_activations_by_hand():
-    shape = Shape(parameters=1000, embedding=200, largest_layer=200, hidden=10, intermediate=20, layers=3, heads=2, attention=10)
+    shape = Shape(
+        parameters=1000, embedding=200, largest_layer=200, hidden=10, intermediate=20, layers=3, heads=2, attention=10, trainable=1000
+    )
     layer = 26 * 10 + 8 * 20 + 10 * 10 + 4 * 2 + 8
     assert activation_bytes(shape, 7, recomputed=False) == 7 * 3 * layer + 2 * 800
     assert activation_bytes(shape, 7, recomputed=True) == 7 * (3 * 4 * 10 + layer)

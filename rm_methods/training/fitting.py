@@ -109,7 +109,7 @@ def fit(method, model, steps, arguments, log, work: Path):
     from rm_methods.training.trainer import RewardTrainer, last_complete_checkpoint
 
     if arguments.deepspeed:
-        parameters = sum(getattr(p, "ds_numel", p.numel()) for p in model.parameters())
+        parameters = sum(getattr(p, "ds_numel", p.numel()) for p in model.parameters() if p.requires_grad)
         nodes = arguments.world_size // int(os.environ.get("LOCAL_WORLD_SIZE", arguments.world_size))
         check_offload(parameters, arguments.hf_deepspeed_config.config.get("zero_optimization", {}), nodes)
     trainer = RewardTrainer(method=method, steps=steps, model=model, args=arguments, callbacks=[log])

@@ -140,6 +140,7 @@ def apply_truncation_policy(pairs: Sequence[PreferencePair], items: Sequence, po
 def _train_this_rank(config: dict[str, Any], variant: str, seed: int, files: RunFiles, threads: int) -> dict[str, Any] | None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     from rm_methods.methods.contract import Inputs
+    from rm_methods.reward_models.lora import add_adapters, merge_adapters, target_layers
     from rm_methods.training.batch_plan import plan_cost
     from rm_methods.training.trainer import PlannedSteps, RunLog
 
@@ -155,7 +156,7 @@ def _train_this_rank(config: dict[str, Any], variant: str, seed: int, files: Run
     method = load_method(config["methods"][variant]["method"], config["methods"][variant]["settings"])
     entry = config["methods"][variant]
     own_rate = {"learning_rate": entry["learning_rate"]} if entry["learning_rate"] else {}
-    training = method.training(config["training"] | own_rate, seed)
+    training = method.training(config["training"] | {"lora": entry["lora"]} | own_rate, seed)
     sections = {"backbone": config["backbone"], "training": training}
     inputs = Inputs(seed, work, label, sections, files.backbone, _required(config, variant, files))
 
@@ -171,9 +172,13 @@ def _train_this_rank(config: dict[str, Any], variant: str, seed: int, files: Run
     # because random weights drawn in shards would be others than those of a run on one rank.
     whole = method.model_is_made_whole or config["backbone"]["source"] == "tiny"
     model = method.model(pairs, reader, inputs) if whole else None
+    if model and training["lora"]:
+        target_layers(model.classifier, training["lora"]["target_modules"])  # what is wrong is said before hours of training on text
     adaptation_cost = adapt(model, method.adaptation(pairs, reader, inputs), pairs, items, reader, inputs)
     arguments = training_arguments(training, seed, work, planned_steps(training, budget))
     model = model or method.model(pairs, reader, inputs)
+    if training["lora"]:
+        add_adapters(model, training["lora"], seed)
     if training["gradient_checkpointing"]:
         model.recompute_activations()
     layout = model.layout(training["layout"])
@@ -188,7 +193,8 @@ def _train_this_rank(config: dict[str, Any], variant: str, seed: int, files: Run
     summary = None
     if arguments.process_index == 0:
         with written_atomically(files.model) as folder:
-            method.export(trainer.accelerator.unwrap_model(trainer.model_wrapped), folder, state_dict)
+            trained = trainer.accelerator.unwrap_model(trainer.model_wrapped)
+            method.export(trained, folder, merge_adapters(trained, state_dict) if training["lora"] else state_dict)
             reader.tokenizer.save_pretrained(folder)
             add_older_names(folder)
         with written_atomically(files.metrics) as path:

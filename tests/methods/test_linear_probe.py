@@ -39,8 +39,8 @@ def test_names_of_frozen_parameters():
 
 def test_learning_rate_is_a_multiple_of_the_given_one():
     given = {"learning_rate": 2e-5, "epochs": 3}
-    assert probe().training(given, 0) == {"learning_rate": pytest.approx(2e-4), "epochs": 3}
-    assert probe(learning_rate_factor=1.0).training(given, 5) == given
+    assert probe().training(given, 0) == {"learning_rate": pytest.approx(2e-4), "epochs": 3, "lora": None}
+    assert probe(learning_rate_factor=1.0).training(given, 5) == given | {"lora": None}
 
 
 def test_checkpointed_activations_do_not_hinder_it(prepared, pairs, tmp_path):

@@ -1,0 +1,122 @@
+"""LoRA: the backbone stays as it is, and a product of two thin matrices beside each of its linear layers is trained, with the head.
+
+    y = W x + alpha / rank * B A x,    A [rank, in],  B [out, rank],  B = 0 at the start
+
+Hu et al. 2021 (arXiv 2106.09685).  The layers are those of the peft library, put into the backbone in place: modules keep their names and
+classes, so attention capture, packing, DeepSpeed and the methods' own modules see the model that they know.  Only the backbone is given to
+peft, so the head, and whatever a method attaches, is trained and saved as without LoRA.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from rm_methods.errors import UserError, nearest
+
+ALL_LINEAR = "all-linear"
+ADAPTER = "default"  # peft's own name for an adapter that has none; part of its parameters' names
+
+
+def target_layers(classifier: nn.Module, asked: str | list[str]) -> list[str]:
+    """Names, inside the backbone of a sequence-classification model, of the linear layers that get adapters.
+
+    A pooler counts as part of the head: checkpoints of language models have none, so it may be as new as the head.
+
+    Args:
+        asked: `training.lora.target_modules`: "all-linear", or names such as `q_proj` or `self_attn.q_proj`.
+
+    Raises:
+        UserError: a name that fits no linear layer, or a model whose backbone cannot be told from its head.
+    """
+    from transformers.pytorch_utils import Conv1D
+
+    backbone = classifier.base_model
+    kind = type(classifier).__name__
+    if backbone is classifier:
+        raise UserError(f"training.lora: the backbone of {kind} cannot be told from its head (no base_model). Set it to null.")
+    linear = [name for name, module in backbone.named_modules() if isinstance(module, nn.Linear | Conv1D) and not _is_pooler(name)]
+    if asked == ALL_LINEAR:
+        return linear
+    fitting = {one: [name for name in linear if f".{name}".endswith(f".{one}")] for one in asked}
+    if unknown := [one for one, names in fitting.items() if not names]:
+        there = {name.rsplit(".", 1)[-1] for name in linear}
+        raise UserError(
+            f"training.lora.target_modules: the backbone of {kind} has no linear layer '{unknown[0]}'. {nearest(unknown[0], there)} "
+            f"'{ALL_LINEAR}' takes them all."
+        )
+    wanted = {name for names in fitting.values() for name in names}
+    return [name for name in linear if name in wanted]
+
+
+def add_adapters(model: nn.Module, lora: Mapping[str, Any], seed: int) -> None:
+    """Freeze the backbone of a reward model or joint model and put adapters into it, fp32; what it computes does not change yet.
+
+    Args:
+        model: has the sequence-classification model as `classifier`.
+        lora: the resolved `training.lora`.
+        seed: draws A, the same on every rank and under every stage of DeepSpeed; no other random number is used up.
+
+    Raises:
+        UserError: as `target_layers`.
+    """
+    from peft import LoraConfig, inject_adapter_in_model
+
+    backbone = model.classifier.base_model
+    targets = target_layers(model.classifier, lora["target_modules"])
+    config = LoraConfig(r=lora["rank"], lora_alpha=lora["alpha"], lora_dropout=lora["dropout"], target_modules=targets)
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(zlib.crc32(f"lora {seed}".encode()))
+        inject_adapter_in_model(config, backbone, ADAPTER)
+    for name, parameter in backbone.named_parameters():
+        if _is_pooler(name):
+            parameter.requires_grad_(True)
+        elif parameter.requires_grad:
+            parameter.data = parameter.data.float()  # peft gives adapters the type of the weights beside them
+
+
+def merge_adapters(model: nn.Module, state_dict: Mapping[str, torch.Tensor] | None = None) -> dict[str, torch.Tensor]:
+    """Take the adapters out of a model again, and add what they learnt to the weights: W + alpha / rank * B A.
+
+    In fp32 on the CPU, whatever the backbone's type and the GPU's way of multiplying: in 16 bits the sum would lose most of a small update.
+
+    Args:
+        state_dict: whole weights of the model (under ZeRO-3 its own tensors are only shards); None takes its own.
+
+    Returns:
+        fp32 weights of the whole model, with the names and the order that they have without LoRA.  The tensors of `model` itself keep the
+        weights from before LoRA: only its modules are restored.
+    """
+    from peft.tuners.lora import LoraLayer
+
+    given = model.state_dict() if state_dict is None else state_dict
+    weights = {name: w.detach().cpu().float() if w.is_floating_point() else w.detach().cpu() for name, w in given.items()}
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, LoraLayer)}
+    for name, layer in layers.items():
+        for own in [own for own in weights if own.startswith(f"{name}.base_layer.")]:
+            weights[own.replace(".base_layer.", ".")] = weights.pop(own)
+        a, b = (weights.pop(f"{name}.lora_{x}.{ADAPTER}.weight") for x in "AB")
+        update = layer.scaling[ADAPTER] * (b @ a)
+        weights[f"{name}.weight"] = weights[f"{name}.weight"] + (update.T if layer.fan_in_fan_out else update)
+        parent, _, child = name.rpartition(".")
+        setattr(model.get_submodule(parent), child, layer.get_base_layer())
+    model.float()  # the type that the exported configuration names is that of the model's own tensors
+    return {name: weights[name] for name in model.state_dict()}
+
+
+def trainable_parameters(classifier: nn.Module, lora: Mapping[str, Any]) -> int:
+    """How many parameters of a sequence-classification model without adapters would be trained: those of adapters, head and pooler."""
+    backbone = classifier.base_model
+    adapters = 0
+    for name in target_layers(classifier, lora["target_modules"]):
+        adapters += lora["rank"] * sum(backbone.get_submodule(name).weight.shape)
+    frozen = sum(p.numel() for name, p in backbone.named_parameters() if not _is_pooler(name))
+    return adapters + sum(p.numel() for p in classifier.parameters()) - frozen
+
+
+def _is_pooler(name: str) -> bool:
+    return "pooler" in name.split(".")
