@@ -39,7 +39,7 @@ def cuts(draw, text):
     return list(zip([0, *ends[:-1]], ends, strict=True))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(data=st.data(), text=st.text(min_size=1, max_size=40))
 def test_groups_partition_the_text_and_no_token_crosses_one(data, text):
     student, teacher = data.draw(cuts(text)), data.draw(cuts(text))
@@ -55,7 +55,7 @@ def test_groups_partition_the_text_and_no_token_crosses_one(data, text):
         assert covered[0] == covered[1] != ""
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(data=st.data(), text=st.text(alphabet="abcdé\u0301 \U0001f600", min_size=1, max_size=30))
 def test_equal_tokenizers_give_singletons(data, text):
     spans = data.draw(cuts(text))

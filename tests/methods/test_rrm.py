@@ -133,7 +133,7 @@ def test_seeds_decide_and_nothing_else_does(tmp_path):
 
 
 @given(st.lists(st.integers(0, 8), min_size=1, max_size=50), st.integers(0, 5))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_others_are_of_other_groups_and_everyone_is_drawn_twice(groups, seed):
     names = [f"group {g}" for g in groups]
     if len(names) < 3 * max(Counter(names).values()):
@@ -147,7 +147,6 @@ def test_others_are_of_other_groups_and_everyone_is_drawn_twice(groups, seed):
 
 
 @given(st.integers(1, 60), st.integers(1, 14))
-@settings(deadline=None)
 def test_quotas_never_ask_for_more_than_there_is(count, each):
     numbers = quotas(count, each, 8 / 14)
     assert len(numbers) == count

@@ -29,7 +29,7 @@ def test_shared_part_ends_where_the_responses_begin(tokenizer):
     assert tokenizer.tokenizer.decode(item.sequences[0][: item.shared]) == prompt
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(prompt=st.text(max_size=40), responses=st.lists(st.text(max_size=40), min_size=1, max_size=3))
 def test_any_text_shares_exactly_a_common_prefix_and_leaves_every_response_a_token(tokenizer, prompt, responses):
     item = tokenizer.encode([([{"role": "user", "content": prompt}], responses)])[0]

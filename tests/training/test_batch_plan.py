@@ -19,7 +19,7 @@ ITEMS = st.lists(st.builds(item, st.integers(0, 60), st.integers(1, 40), st.inte
 OPTIONS = {"seed": 0}
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(
     items=ITEMS,
     ranks=st.integers(1, 4),
