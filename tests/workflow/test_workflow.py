@@ -84,8 +84,8 @@ def test_dry_run_of_the_quickstart_shows_every_job(tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     rules = set(planned(done.stdout + done.stderr)) or {"nothing to be done"}
     assert rules <= {
-        "all", "prepare", "prepare_backbone", "prepare_benchmark", "train", "score", "evaluate", "diagnose",
-        "diagnose_summary", "compare", "export", "nothing to be done"
+        "all", "prepare", "prepare_backbone", "prepare_benchmark", "train", "score", "evaluate", "diagnose", "diagnose_teacher",
+        "diagnose_summary", "sft", "sample_pool", "sample_references", "ppo", "overoptimization", "compare", "export", "nothing to be done"
     }  # fmt: skip
 
 
