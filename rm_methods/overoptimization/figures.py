@@ -61,8 +61,8 @@ def draw_ppo(variants: Sequence[VariantCurves], reference: str | None):
     def panel(axis, right, curves: VariantCurves, is_first_row: bool) -> None:
         axis.set_xlim(0, max(last, 1))
         axis.locator_params(axis="x", nbins=5, integer=True)
-        shown = curves.axis[:: math.ceil(len(curves.axis) / 5)]
-        _kl_axis(axis, {int(step): float(curves.kl[list(curves.axis).index(step)]) for step in shown})
+        some = slice(None, None, math.ceil(len(curves.axis) / 5))
+        _kl_axis(axis, dict(zip(curves.axis[some].tolist(), curves.kl[some].tolist(), strict=True)))
 
     figure = _draw(variants, reference, lambda curves: curves.axis, panel, "updates")
     title = (
@@ -145,7 +145,7 @@ def _kl_axis(axis, divergences: Mapping[int, float]) -> None:
     """The KL divergence above the panel, at its places on the axis below."""
     top = axis.secondary_xaxis("top")
     labels = [f"{max(value, 0.0):.1f}" for value in divergences.values()]  # an estimate of a divergence near 0 can be slightly negative
-    top.set_xticks(list(divergences), ["KL 0" if label == "0.0" else label for label in labels])
+    top.set_xticks(list(divergences), ["KL 0", *labels[1:]])
     top.minorticks_off()
     top.tick_params(labelsize=7, colors=GREY, length=2)
     top.spines["top"].set_visible(False)
