@@ -6,12 +6,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rm_methods.config import SAMPLES, optimised_variants, runs
+from rm_methods.config import runs
 from rm_methods.errors import UserError
 from rm_methods.files import canonical_json
 from rm_methods.methods.registry import load_card
 from rm_methods.provenance import code_hash
 from rm_methods.training.deepspeed import own_file_hash
+from rm_methods.variants import SAMPLES, optimised_variants
 
 
 class Experiment:
@@ -99,7 +100,8 @@ class Experiment:
         """The part of the configuration that a PPO run depends on, beside the policy and the reward model."""
         settings = self.config["overoptimization"]
         of_a_run = {key: value for key, value in settings["ppo"].items() if key not in ("enabled", "seeds")}
-        return [of_a_run, *(settings[key] for key in ("sampling", "gold", "prompts")), self._gold_scoring()]
+        of_all = [settings[key] for key in ("sampling", "gold", "prompts")]
+        return [of_a_run, *of_all, self._gold_scoring(), own_file_hash(of_a_run["deepspeed"])]
 
     def _gold_scoring(self) -> list:
         return [self.config["scoring"], self.config["backbone"]["max_length"], self.config["backbone"]["attention"]]

@@ -37,9 +37,9 @@ _STAGE_CODE = {
     "sft": (*_POLICIES, "policies/sft.py", "training/trainer.py", "overoptimization/stages.py"),
     "sample": (*_POLICIES, "policies/sampling.py", *_GOLD, "overoptimization/pools.py", "overoptimization/stages.py", "scoring"),
     "ppo": (
-        *(f"overoptimization/{name}.py" for name in ("ppo", "ppo_math", "ppo_ranks", "ppo_records", "ppo_rewards", "ppo_rollouts")),
-        *("overoptimization/ppo_settings.py", "overoptimization/reward_transforms.py", "overoptimization/stages.py", *_GOLD),
-        *("policies", "scoring", "reward_models"),
+        *(f"overoptimization/{name}.py" for name in ("ppo", "ppo_learner", "ppo_math", "ppo_ranks", "ppo_records", "ppo_rewards")),
+        *(f"overoptimization/{name}.py" for name in ("ppo_rollouts", "ppo_settings", "reward_transforms", "stages")),
+        *("policies", "scoring", "reward_models", "training/deepspeed", *_GOLD),
     ),
     "overoptimization": (
         *("overoptimization", "comparison", "diagnostics/bootstrap.py", "diagnostics/tables.py"),

@@ -1,4 +1,4 @@
-"""Axes of an experiment: every method on several levels of label noise, and the grid that a method is tuned on.
+"""The variants of an experiment and its axes: every method on several levels of label noise, and the grid that a method is tuned on.
 
 Each point of an axis is a variant of its own, so that every stage after the configuration works on it unchanged.
 """
@@ -12,6 +12,7 @@ from typing import Any
 from rm_methods.errors import ConfigError
 from rm_methods.methods.registry import load_card
 
+SAMPLES = "samples"  # the pool of Best-of-N that is drawn from the policy
 Entries = dict[str, dict[str, Any]]  # variant -> {"method", "settings", "learning_rate", "lora", "label_noise", "tuned_from"}
 
 
@@ -112,6 +113,21 @@ def tuning_grid(entries: Entries, learning_rates: Sequence[float], knobs: bool, 
                 changed = entry | {"settings": entry["settings"] | {setting: value}, "tuned_from": variant}
                 _add(grid, _point(variant, f"{setting}_{value}"), changed, "tuning")
     return grid
+
+
+def names_without_noise(config: Mapping[str, Any]) -> dict[str, str]:
+    """Name of every variant without its level of noise, and one variant that has it."""
+    levels = noise_levels(config)
+    return (
+        {base: name for level in reversed(levels) for name, base in level.variants.items()} if levels else {n: n for n in config["methods"]}
+    )
+
+
+def optimised_variants(config: Mapping[str, Any]) -> list[str]:
+    """The variants that Best-of-N and PPO optimise against."""
+    named = config["overoptimization"]["variants"]
+    cards = {name: load_card(entry["method"]) for name, entry in config["methods"].items()}
+    return named or [name for name, card in cards.items() if card.scalar_reward and card.kind != "content_blind"]
 
 
 def _point(variant: str, value: str) -> str:

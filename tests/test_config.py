@@ -3,10 +3,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from rm_methods.config import load_config, merge, optimised_variants, reference_variant, resolve, runs, write_resolved
+from rm_methods.config import load_config, merge, reference_variant, resolve, runs, write_resolved
 from rm_methods.diagnostics.runs import diagnosed_runs
 from rm_methods.errors import ConfigError
 from rm_methods.experiment import Experiment
+from rm_methods.variants import optimised_variants
 from tests.conftest import REPOSITORY
 
 
@@ -83,6 +84,9 @@ def test_missing_sections_are_named():
         ({"comparison": {"reference": "bradley_tery"}}, "comparison.reference: 'bradley_tery' is not among the methods. Did you mean"),
         ({"data": {"dataset": "absent.jsonl"}}, "no file or folder absent.jsonl"),
         ({"training": {"deepspeed": "zero9"}}, "training.deepspeed: 'zero9' is neither"),
+        ({"overoptimization": {"ppo": {"deepspeed": "zero9"}}}, "overoptimization.ppo.deepspeed: 'zero9' is neither"),
+        ({"overoptimization": {"ppo": {"deepspeed": "zero0"}}}, "overoptimization.ppo.deepspeed: 'zero0' is stage 0, which cuts nothing"),
+        ({"overoptimization": {"ppo": {"processes": 4, "batch_size": 2}}}, "overoptimization.ppo.processes: 4 is more than"),
         ({"seeds": []}, "seeds"),
         ({"seeds": ["0"]}, "seeds.0"),
     ],

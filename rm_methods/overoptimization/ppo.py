@@ -13,26 +13,28 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, load_model, save_file, save_model
+from safetensors.torch import load_file, save_file
 
 from rm_methods.cpu import prepare_cpu
 from rm_methods.errors import UserError
 from rm_methods.files import content_hash, read_json, write_json, written_atomically
 from rm_methods.overoptimization import ppo_math
+from rm_methods.overoptimization.ppo_learner import Learner, ZeroLearner
 from rm_methods.overoptimization.ppo_ranks import Ranks
 from rm_methods.overoptimization.ppo_records import Records, evaluation_means, measures, reward_hacking
 from rm_methods.overoptimization.ppo_rewards import Reward, rewards_of
 from rm_methods.overoptimization.ppo_rollouts import Actors, Rollouts, collect
 from rm_methods.overoptimization.ppo_settings import PPOSettings
 from rm_methods.overoptimization.reward_transforms import RewardTransform, needs_references
-from rm_methods.policies.log_probabilities import read_responses, token_log_probabilities
-from rm_methods.policies.policy import Prompt, load_policy, save_policy
+from rm_methods.policies.log_probabilities import token_log_probabilities
+from rm_methods.policies.policy import Prompt, save_policy
 from rm_methods.policies.progress import Progress
 from rm_methods.policies.sampling import NotFinite, check_prompts, derived_seed, policy_hash
 from rm_methods.policies.settings import settings_from
@@ -51,6 +53,7 @@ def train_ppo(
     references: Mapping[str, Sequence[str]] | None = None,
     threads: int = 0,
     attention: str = "sdpa",
+    deepspeed: str | None = None,
 ) -> dict[str, Any]:
     """Optimise a policy against a proxy reward.
 
@@ -65,6 +68,8 @@ def train_ppo(
         work_folder: those files as they grow, and checkpoints; a run that was killed goes on from the last one.  Removed at the end.
         references: prompt id -> stored responses of the starting policy (`rm_methods.policies.sampling.read_references`).
         attention: implementation of transformers, of the policy and its reference.
+        deepspeed: a shipped configuration's name or a file with stage 1, 2 or 3, to cut policy and optimizer over the ranks that torchrun
+            started; None keeps them whole on each.
 
     Returns:
         The summary that was written; an empty dictionary on ranks other than the first.  A run that diverged ends early with the policy of
@@ -75,7 +80,8 @@ def train_ppo(
     """
     settings = settings_from(PPOSettings, settings, "the PPO settings")
     prepare_cpu(threads)
-    run = PPO(settings, policy_folder, reward, gold, prompts, evaluation_prompts, seed, Path(work_folder), references, attention)
+    data = (reward, gold, prompts, evaluation_prompts)
+    run = PPO(settings, policy_folder, *data, seed, Path(work_folder), references, attention, deepspeed)
     run.train()
     return run.finish(Path(out_folder))
 
@@ -83,35 +89,30 @@ def train_ppo(
 class PPO:
     """One run; see `train_ppo`."""
 
-    def __init__(self, settings, policy_folder, reward, gold, prompts, evaluation_prompts, seed, work: Path, references, attention):
+    def __init__(
+        self, settings, policy_folder, reward, gold, prompts, evaluation_prompts, seed, work: Path, references, attention, deepspeed
+    ):
         self.started = time.monotonic()
         self.settings, self.seed, self.work, self.ranks = settings, seed, work, Ranks()
         self.prompts, self.evaluation_prompts = list(prompts), list(evaluation_prompts)
         check_prompts(self.prompts, "prompts")
         check_prompts(self.evaluation_prompts, "evaluation prompts")
-        policy, reference = (load_policy(policy_folder, attention=attention) for _ in range(2))
-        reference = reference.model.requires_grad_(False)
+        weights = (policy_folder, attention, settings, self.ranks)
+        self.learner = ZeroLearner(*weights, deepspeed) if deepspeed else Learner(*weights)
+        policy = self.learner.policy
         self.ids, cut = policy.encode_prompts([p.messages for p in self.prompts], settings.max_prompt_tokens)
         self.evaluation_ids, evaluation_cut = policy.encode_prompts(
             [p.messages for p in self.evaluation_prompts], settings.max_prompt_tokens
         )
         policy.check_room([*self.ids, *self.evaluation_ids], settings.max_new_tokens)
         self.cut = sum(cut) + sum(evaluation_cut)
-        value_head = torch.nn.Linear(policy.model.get_output_embeddings().in_features, 1).to(policy.model.device)
-        torch.nn.init.zeros_(value_head.weight)
-        torch.nn.init.zeros_(value_head.bias)
-        self.actors = Actors(policy, reference, value_head, reward, gold, settings, self.ranks)
+        self.actors = Actors(self.learner, reward, gold)
         self.transform = self._transform(references)
-        self.parameters = [*policy.model.parameters(), *value_head.parameters()]
-        groups = [{"params": [*policy.model.parameters()], "factor": 1.0}]
-        groups += [{"params": [*value_head.parameters()], "factor": settings.value_rate_factor}]
-        self.optimizer = torch.optim.AdamW(
-            groups, settings.learning_rate, settings.adam_betas, weight_decay=settings.weight_decay, fused=True
-        )
         self.kl_coefficient, self.stopped = settings.kl_coefficient, None
         self.good_step, self.good = 0, None
         ids = [[p.prompt_id for p in some] for some in (self.prompts, self.evaluation_prompts)]
-        self.fingerprint = content_hash([asdict(settings), seed, policy_hash(policy_folder), ids, self.ids, self.evaluation_ids])
+        read = [policy_hash(policy_folder), ids, self.ids, self.evaluation_ids]
+        self.fingerprint = content_hash([asdict(settings), seed, *read, deepspeed and self.learner.config["zero_optimization"]])
 
     def _transform(self, references: Mapping[str, Sequence[str]] | None) -> RewardTransform:
         """The reward transform, with the proxy's scores of the stored responses to the prompts."""
@@ -163,9 +164,8 @@ class PPO:
             return
         if self.ranks.first and np.isfinite(rollouts.kl).all():
             self.records.add_evaluation(step, rollouts)
-        if self._checked(step, rollouts) and self.ranks.first:
-            self.good_step = step
-            self.good = {name: weight.detach().cpu().clone() for name, weight in self.actors.policy.model.state_dict().items()}
+        if self._checked(step, rollouts):
+            self.good_step, self.good = step, self.learner.policy_weights()
 
     def _update(self, step: int) -> dict[str, float]:
         """Sample, score, learn; returns the line of `metrics.jsonl`, measured on the responses that were sampled before learning."""
@@ -209,8 +209,7 @@ class PPO:
         rewards = ppo_math.token_rewards(scores, rollouts.log_ratio, rollouts.mask, self.kl_coefficient)
         advantages, returns = ppo_math.advantages_and_returns(rewards, rollouts.values, rollouts.mask, settings.gamma, settings.lambda_)
         advantages = ppo_math.whitened(advantages, rollouts.mask)
-        for group in self.optimizer.param_groups:
-            group["lr"] = settings.learning_rate * group["factor"] * rate_factor(settings.schedule, step / settings.updates)
+        self.learner.set_rates(rate_factor(settings.schedule, step / settings.updates))
         totals: dict[str, list[float]] = {}
         for epoch in range(settings.ppo_epochs):
             order = np.random.default_rng(derived_seed(self.seed, "minibatch", step, epoch)).permutation(len(scores))
@@ -221,49 +220,55 @@ class PPO:
                 if not all(map(math.isfinite, stats.values())):
                     self._stop(step, "a loss or gradient is not finite.")
                     return {name: float("nan") for name in stats}
-                self.optimizer.step()
         return {name: float(np.mean(values)) for name, values in totals.items()}
 
     def _minibatch(self, rows: np.ndarray, rollouts: Rollouts, advantages: torch.Tensor, returns: torch.Tensor) -> dict[str, float]:
-        """Gradients of one optimizer step: mean over the tokens of the minibatch on all ranks."""
-        settings = self.settings
-        tokens = int(rollouts.mask[rows].sum())
-        self.optimizer.zero_grad(set_to_none=True)
-        sums = np.zeros(3)
-        mine = rows[self.ranks.rank :: self.ranks.size]
-        for start in range(0, len(mine), settings.rows_per_forward):
-            sums += self._backward(mine[start : start + settings.rows_per_forward], rollouts, advantages, returns, tokens)
+        """One optimizer step on the mean over the tokens of the minibatch on all ranks."""
+        mine, at_once = rows[self.ranks.rank :: self.ranks.size], self.settings.rows_per_forward
+        tokens, sums = int(rollouts.mask[rows].sum()), np.zeros(3)
+        starts = range(0, -(-len(rows) // self.ranks.size), at_once)
+        for start in starts:
+            # DeepSpeed needs as many backwards on each rank; one without rows is left for it takes part with weight 0.
+            chunk, weight = mine[start : start + at_once], 1.0
+            if not len(chunk):
+                chunk, weight = rows[:1], 0.0
+            sums += weight * self._backward(chunk, rollouts, advantages, returns, weight / tokens, last=start == starts[-1])
         policy_loss, value_loss, clipped = np.sum(self.ranks.gathered([sums]), axis=0) / tokens
-        self.ranks.sum_gradients(self.parameters)
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters, settings.max_gradient_norm)
-        return {"policy_loss": policy_loss, "value_loss": value_loss, "clip_fraction": clipped, "gradient_norm": float(norm)}
+        norm = self.learner.step()
+        return {"policy_loss": policy_loss, "value_loss": value_loss, "clip_fraction": clipped, "gradient_norm": norm}
 
-    def _backward(self, rows, rollouts: Rollouts, advantages, returns, tokens: int) -> tuple[float, float, int]:
-        """Forward and backward of some responses; returns policy loss, value loss and clipped tokens, summed over tokens."""
-        actors, settings = self.actors, self.settings
-        device, width = actors.policy.model.device, int(rollouts.mask[rows].sum(1).max())
+    def _backward(self, rows, rollouts: Rollouts, advantages, returns, factor: float, last: bool) -> np.ndarray:
+        """Forward and backward of some responses; returns policy loss, value loss and clipped tokens, summed over tokens.
+
+        Args:
+            factor: of the summed losses.
+            last: whether it is this rank's last one before a step.
+        """
+        settings, learner = self.settings, self.learner
+        device, width = learner.policy.model.device, int(rollouts.mask[rows].sum(1).max())
         of_batch = (rollouts.response_ids, rollouts.mask, rollouts.log_probabilities, rollouts.values, advantages, returns)
         ids, mask, old, old_values, advantages, returns = (tensor[rows, :width].to(device) for tensor in of_batch)
-        prompt_ids = [rollouts.prompt_ids[row] for row in rows]
-        logits, hidden = read_responses(actors.policy.model, prompt_ids, ids, mask, actors.policy.pad_id, actors.autocast)
+        logits, values = learner.forward([rollouts.prompt_ids[row] for row in rows], ids, mask)
         log_probabilities = token_log_probabilities(logits, ids, mask)
         policy_loss, clipped = ppo_math.policy_loss(log_probabilities, old, advantages, mask, settings.clip_range)
-        value_loss = ppo_math.value_loss(actors.value_head(hidden)[..., 0], old_values, returns, mask, settings.value_clip_range)
-        ((policy_loss + settings.value_coefficient * value_loss) / tokens).backward()
-        return policy_loss.item(), value_loss.item(), int(clipped)
+        value_loss = ppo_math.value_loss(values, old_values, returns, mask, settings.value_clip_range)
+        learner.backward((policy_loss + settings.value_coefficient * value_loss) * factor, last)
+        return np.array([policy_loss.item(), value_loss.item(), int(clipped)])
 
     def _save_checkpoint(self, step: int) -> None:
-        if not self.ranks.first:
-            return
-        with written_atomically(self.work / f"checkpoint-{step}") as folder:
-            folder.mkdir()
-            save_model(self.actors.policy.model, str(folder / "policy.safetensors"))
-            save_model(self.actors.value_head, str(folder / "value_head.safetensors"))
-            save_file(self.good, folder / "good.safetensors")
-            torch.save(self.optimizer.state_dict(), folder / "optimizer.pt")
-            state = {"fingerprint": self.fingerprint, "kl_coefficient": self.kl_coefficient, "good_step": self.good_step}
-            write_json(folder / "state.json", state | {"transform": self.transform.state(), "seconds": dict(self.actors.seconds)})
-        for older in _checkpoints(self.work)[:-1]:
+        first = self.ranks.first
+        with written_atomically(self.work / f"checkpoint-{step}") if first else nullcontext() as folder:
+            folder = self.ranks.gathered([folder] if first else [])[0]
+            if first:
+                folder.mkdir()
+            self.ranks.wait()
+            self.learner.save(folder)
+            if first:
+                save_file(self.good, folder / "good.safetensors")
+                state = {"fingerprint": self.fingerprint, "kl_coefficient": self.kl_coefficient, "good_step": self.good_step}
+                write_json(folder / "state.json", state | {"transform": self.transform.state(), "seconds": dict(self.actors.seconds)})
+            self.ranks.wait()
+        for older in _checkpoints(self.work)[:-1] if first else []:
             shutil.rmtree(older)
 
     def _resume(self) -> int:
@@ -271,15 +276,14 @@ class PPO:
         folders = self.ranks.gathered([_checkpoints(self.work)] if self.ranks.first else [[]])[0]
         self.resumed = bool(folders)
         if not folders:
+            self.learner.start(None)
             return 0
         folder = folders[-1]
         state = read_json(folder / "state.json")
         if state["fingerprint"] != self.fingerprint:
             raise UserError(f"{folder} is a checkpoint of another run (settings, seed, policy or prompts differ). Remove {self.work}.")
-        load_model(self.actors.policy.model, str(folder / "policy.safetensors"))
-        load_model(self.actors.value_head, str(folder / "value_head.safetensors"))
-        self.optimizer.load_state_dict(torch.load(folder / "optimizer.pt", map_location="cpu", weights_only=True))
-        self.good_step, self.good = state["good_step"], load_file(folder / "good.safetensors")
+        self.learner.start(folder)
+        self.good_step, self.good = state["good_step"], load_file(folder / "good.safetensors") if self.ranks.first else None
         self.kl_coefficient = state["kl_coefficient"]
         self.transform.load_state(state["transform"])
         self.actors.seconds.update(state["seconds"])
@@ -292,9 +296,7 @@ class PPO:
         self.ranks.wait()
         if not self.ranks.first:
             return {}
-        if self.good is not None:
-            self.actors.policy.model.load_state_dict(self.good)
-        save_policy(self.actors.policy, out / "policy")
+        save_policy(self.learner.policy, out / "policy", self.good)
         evaluations = evaluation_means(self.records.rows)
         summary = {
             "settings": asdict(self.settings),
@@ -316,7 +318,7 @@ class PPO:
             "wall_seconds": round(self.records.before + time.monotonic() - self.started, 2),
             "seconds": {phase: round(seconds, 2) for phase, seconds in self.actors.seconds.items()},
             "world_size": self.ranks.size,
-            "device": str(self.actors.policy.model.device),
+            "device": str(self.learner.policy.model.device),
         }
         for source in (self.records.metrics, self.records.evaluation):
             with written_atomically(out / source.name) as path:

@@ -11,12 +11,11 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from rm_methods.overoptimization.ppo_ranks import Ranks
+from rm_methods.overoptimization.ppo_learner import Learner
 from rm_methods.overoptimization.ppo_rewards import Reward, rewards_of
-from rm_methods.overoptimization.ppo_settings import PPOSettings
 from rm_methods.policies.log_probabilities import read_responses, token_entropies, token_log_probabilities
-from rm_methods.policies.policy import Policy, Prompt
-from rm_methods.policies.sampling import NotFinite, SamplingSettings, derived_seed, generate
+from rm_methods.policies.policy import Prompt
+from rm_methods.policies.sampling import Generated, NotFinite, SamplingSettings, derived_seed, generate
 
 
 @dataclass
@@ -66,21 +65,12 @@ class Rollouts:
 
 @dataclass
 class Actors:
-    """What rollouts are made with: policy, frozen reference, value head, proxy and gold."""
+    """What rollouts are made with: policy, reference and value head (in the learner), proxy and gold."""
 
-    policy: Policy
-    reference: torch.nn.Module
-    value_head: torch.nn.Linear
+    learner: Learner
     reward: Reward
     gold: Reward
-    settings: PPOSettings
-    ranks: Ranks
     seconds: Counter = field(default_factory=Counter)
-
-    @property
-    def autocast(self) -> torch.dtype | None:
-        """Type of matrix products, or None."""
-        return torch.bfloat16 if self.settings.precision == "bf16" else None
 
     @contextmanager
     def timed(self, phase: str) -> Iterator[None]:
@@ -96,39 +86,46 @@ def collect(actors: Actors, prompts: Sequence[Prompt], prompt_ids: Sequence[list
     """Sample one response to each prompt and score it.
 
     Chunks of `rows_per_forward` prompts have seeds of their own and are dealt to the ranks, so what is sampled does not depend on the
-    number of ranks.
+    number of ranks.  Where ranks must keep in step, those that got a chunk less sample the first one again, for nothing.
 
     Raises:
         NotFinite: on every rank, if the policy's logits on any of them are not finite.
         UserError: a reward is not finite.
     """
-    rows = actors.settings.rows_per_forward
+    learner, ranks, rows = actors.learner, actors.learner.ranks, actors.learner.settings.rows_per_forward
+    number_of_chunks = -(-len(prompts) // rows)
     chunks = []
-    for number, start in enumerate(range(0, len(prompts), rows)):
-        if number % actors.ranks.size == actors.ranks.rank:
-            members = slice(start, start + rows)
-            try:
-                chunk = _sample_chunk(actors, prompts[members], prompt_ids[members], derived_seed(seed, number))
-            except NotFinite as error:
-                chunk = str(error)
+    for number in range(ranks.rank, up_to_full_round(number_of_chunks, learner), ranks.size):
+        spare = number >= number_of_chunks
+        start = 0 if spare else number * rows
+        members = slice(start, start + rows)
+        try:
+            chunk = _sample_chunk(actors, prompts[members], prompt_ids[members], derived_seed(seed, number))
+        except NotFinite as error:
+            chunk = str(error)
+        if not spare:
             chunks.append((number, chunk))
-    chunks = [chunk for _, chunk in sorted(actors.ranks.gathered(chunks), key=lambda pair: pair[0])]
+    chunks = [chunk for _, chunk in sorted(ranks.gathered(chunks), key=lambda pair: pair[0])]
     if broken := [chunk for chunk in chunks if isinstance(chunk, str)]:
         raise NotFinite(broken[0])
-    return _merged(chunks, actors.policy.pad_id)
+    return _merged(chunks, learner.policy.pad_id)
+
+
+def up_to_full_round(chunks: int, learner: Learner) -> int:
+    """Number of chunks that ranks run through: where they must keep in step, as many on each."""
+    return -(-chunks // learner.ranks.size) * learner.ranks.size if learner.in_step else chunks
 
 
 def _sample_chunk(actors: Actors, prompts: Sequence[Prompt], prompt_ids: Sequence[list[int]], seed: int) -> Rollouts:
-    policy, settings = actors.policy, actors.settings
+    learner, policy = actors.learner, actors.learner.policy
     with actors.timed("generate"):
-        sampling = SamplingSettings(settings.max_new_tokens)
-        drawn = generate(policy.model, prompt_ids, sampling, policy.end_ids, policy.pad_id, seed, actors.autocast)
+        drawn = _generated(learner, prompt_ids, seed)
     ids, mask = drawn.response_ids, drawn.mask
     with actors.timed("read"), torch.no_grad():
-        logits, hidden = read_responses(policy.model, prompt_ids, ids, mask, policy.pad_id, actors.autocast)
+        logits, values = learner.module(prompt_ids, ids, mask)
         log_probabilities, entropies = token_log_probabilities(logits, ids, mask), token_entropies(logits, mask)
-        values = torch.where(mask, actors.value_head(hidden)[..., 0], 0.0)
-        logits, _ = read_responses(actors.reference, prompt_ids, ids, mask, policy.pad_id, actors.autocast)
+        values = torch.where(mask, values, 0.0)
+        logits, _ = read_responses(learner.reference, prompt_ids, ids, mask, policy.pad_id, learner.autocast)
         reference_log_probabilities = token_log_probabilities(logits, ids, mask)
     responses = [policy.decode(row) for row in ids.tolist()]
     with actors.timed("proxy"):
@@ -137,6 +134,21 @@ def _sample_chunk(actors: Actors, prompts: Sequence[Prompt], prompt_ids: Sequenc
         gold = rewards_of(actors.gold, "gold reward", prompts, responses)
     tensors = (ids, mask, drawn.finished, log_probabilities, reference_log_probabilities, values, entropies)
     return Rollouts(list(prompts), list(prompt_ids), responses, *(tensor.cpu() for tensor in tensors), proxy, gold)
+
+
+def _generated(learner: Learner, prompt_ids: Sequence[list[int]], seed: int) -> Generated:
+    """Sampled responses; NotFinite is raised on all ranks or on none, where they must keep in step."""
+    policy, sampling = learner.policy, SamplingSettings(learner.settings.max_new_tokens)
+    drawn, broken = None, None
+    try:
+        drawn = generate(policy.model, prompt_ids, sampling, policy.end_ids, policy.pad_id, seed, learner.autocast, learner.in_step)
+    except NotFinite as error:
+        broken = str(error)
+    if learner.in_step:
+        broken = next(filter(None, learner.ranks.gathered([broken])), None)
+    if broken:
+        raise NotFinite(broken)
+    return drawn
 
 
 def _merged(chunks: Sequence[Rollouts], pad_id: int) -> Rollouts:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import csv
 import os
 import random
+import sys
 from collections.abc import Mapping
-from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from rm_methods.overoptimization.outputs import run_metrics
 from rm_methods.preferences.pair import PreferencePair, read_pairs
 from rm_methods.provenance import code_hash
 from rm_methods.run_lock import run_lock
+from rm_methods.training.deepspeed import own_file_hash
 
 
 def policy_backbone(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -44,7 +45,7 @@ def make_policy(config: Mapping[str, Any], pairs: Path, out: Path, work: Path, t
     settings = sft | {"max_prompt_tokens": config["overoptimization"]["sampling"]["max_prompt_tokens"]}
     # Another data set or other code never meets these checkpoints.
     checkpoints = work / f"sft_{content_hash([settings, backbone, seed, file_hash(pairs), code_hash('sft')])}"
-    with _one_writer(out):
+    with run_lock(out):
         return train_sft(settings, read, out / "backbone", backbone, seed, out, checkpoints, threads)
 
 
@@ -111,43 +112,74 @@ def optimise(
     Returns:
         The summary, with run_key, variant, method and seed of the pair (reward model, policy).
     """
+    from rm_methods.training.launch import dies_with_its_launcher, end_of_rank, full_disk_explained, launch_ranks, stops_on_signals
+
+    ppo, run = config["overoptimization"]["ppo"], (config, variant, seed, model, policy, pairs, references, out, work, threads)
+    with stops_on_signals(), full_disk_explained(work):
+        if "RANK" in os.environ:
+            dies_with_its_launcher()
+            summary = _optimise_this_rank(*run)
+            end_of_rank(int(os.environ["WORLD_SIZE"]))
+            return summary
+        with run_lock(out):
+            # DeepSpeed wants a launcher for a single rank too.
+            if ppo["processes"] == 1 and not ppo["deepspeed"]:
+                return _optimise_this_rank(*run)
+            launch_ranks(ppo["processes"], config["resources"] | {"nodes": 1}, sys.argv[1:])
+            return read_json(out / "summary.json")
+
+
+def _optimise_this_rank(
+    config: Mapping[str, Any], variant: str, seed: int, model: Path, policy: Path, pairs: Path, references: Path, out: Path, work: Path,
+    threads: int,
+) -> dict[str, Any]:  # fmt: skip
     from rm_methods.overoptimization.ppo import train_ppo
     from rm_methods.overoptimization.ppo_ranks import use_own_gpu
     from rm_methods.overoptimization.ppo_rewards import scorer_reward
     from rm_methods.policies.sampling import policy_hash, read_references
     from rm_methods.scoring.scorer import load_scorer
+    from rm_methods.training.launch import check_gpus, threads_of_rank
 
-    use_own_gpu()  # before the reward models are loaded, or those of all ranks would lie on the first GPU
     settings, attention = config["overoptimization"], policy_backbone(config)["attention"]
-    ppo = dict(settings["ppo"])
-    for which_runs in ("enabled", "seeds"):
-        del ppo[which_runs]
+    ppo = {key: value for key, value in settings["ppo"].items() if key not in ("enabled", "seeds")}
+    processes, deepspeed = ppo.pop("processes"), ppo.pop("deepspeed")
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        check_gpus(processes if config["resources"]["gpus"] else 0, processes, "overoptimization.ppo.processes")
+    threads = threads_of_rank(threads)
+    use_own_gpu()  # before the reward models are loaded, or those of all ranks would lie on the first GPU
     counts = {name: ppo.pop(name) for name in ("train_prompts", "evaluation_prompts", "references_per_prompt")}
     lengths = {name: settings["sampling"][name] for name in ("max_new_tokens", "max_prompt_tokens")}
     chosen = {"lambda_": ppo.pop("gae_lambda")} | ppo | lengths
     read = read_pairs(pairs)
     trained = read_json(model.parent / "summary.json")
     depends_on = [chosen, counts, settings["gold"], settings["prompts"], config["scoring"], attention]
-    depends_on += [policy_hash(policy), file_hash(references)]
-    key = content_hash([trained["run_key"], seed, *depends_on, code_hash("ppo")])
-    with _one_writer(out):
-        summary = train_ppo(
-            chosen,
-            policy,
-            scorer_reward(load_scorer(model, _scoring(config, threads), keep_loaded=True), f"{variant} seed {seed}"),
-            _gold(config, threads, keep_loaded=True),
-            some_prompts(read, "train", counts["train_prompts"]),
-            some_prompts(read, settings["prompts"], counts["evaluation_prompts"]),
-            seed,
-            out,
-            work / f"ppo_{variant}_seed{seed}_{key}",
-            read_references(references, counts["references_per_prompt"]),
-            threads,
-            attention,
-        )
+    depends_on += [policy_hash(policy), file_hash(references), deepspeed, own_file_hash(deepspeed)]
+    depends_on = [trained["run_key"], seed, *depends_on, code_hash("ppo")]
+    summary = train_ppo(
+        chosen,
+        policy,
+        scorer_reward(load_scorer(model, _scoring(config, threads), keep_loaded=True), f"{variant} seed {seed}"),
+        _gold(config, threads, keep_loaded=True),
+        some_prompts(read, "train", counts["train_prompts"]),
+        some_prompts(read, settings["prompts"], counts["evaluation_prompts"]),
+        seed,
+        out,
+        # Another number of ranks finds the same checkpoints.
+        work / f"ppo_{variant}_seed{seed}_{content_hash(depends_on)}",
+        read_references(references, counts["references_per_prompt"]),
+        threads,
+        attention,
+        deepspeed,
+    )
     if not summary:
         return summary
-    identity = {"run_key": key, "experiment": config["experiment"], "variant": variant, "method": trained["method"], "seed": seed}
+    identity = {
+        "run_key": content_hash([*depends_on, processes]),
+        "experiment": config["experiment"],
+        "variant": variant,
+        "method": trained["method"],
+        "seed": seed,
+    }
     summary = identity | summary | {"cost": {"wall_seconds": summary["wall_seconds"]}, "metrics": _final_metrics(summary)}
     write_json(out / "summary.json", summary)
     return summary
@@ -177,11 +209,6 @@ def summarise(config: Mapping[str, Any], folder: Path, out: Path) -> str:
         ppo = [PpoRun(v, config["methods"][v]["method"], seed, folder / f"ppo/{v}/seed{seed}") for v, seed in experiment.ppo_runs()]
         texts.append(summarise_ppo(ppo, reference if reference in {run.variant for run in ppo} else None, out).text)
     return "\n".join(texts)
-
-
-def _one_writer(out: Path):
-    """The lock of a folder, held by the process that is no rank of another."""
-    return nullcontext() if "RANK" in os.environ else run_lock(out)
 
 
 def _write_run_metrics(out: Path) -> None:

@@ -6,7 +6,7 @@ configuration with end and pad tokens.  A response is what stands between the ge
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -182,8 +182,12 @@ def make_policy(model, tokenizer) -> Policy:
     return Policy(model.to(device).eval(), tokenizer, end_ids)
 
 
-def save_policy(policy: Policy, folder: str | Path) -> None:
-    """Write a policy folder, atomically.  Its generation configuration samples from the model itself (temperature 1, no top-k)."""
+def save_policy(policy: Policy, folder: str | Path, weights: Mapping[str, Any] | None = None) -> None:
+    """Write a policy folder, atomically.  Its generation configuration samples from the model itself (temperature 1, no top-k).
+
+    Args:
+        weights: state dictionary to write instead of the model's own.
+    """
     from transformers import GenerationConfig
 
     model = policy.model
@@ -199,7 +203,7 @@ def save_policy(policy: Policy, folder: str | Path) -> None:
         top_k=0,
     )
     with written_atomically(folder) as path:
-        model.save_pretrained(path)
+        model.save_pretrained(path, state_dict=weights)
         policy.tokenizer.save_pretrained(path)
 
 

@@ -75,6 +75,7 @@ def generate(
     pad_id: int,
     seed: int,
     autocast=None,
+    in_step: bool = False,
 ) -> Generated:
     """Draw one response for each prompt with the `generate` of transformers (key-value cache, prompts padded on the left).
 
@@ -85,9 +86,10 @@ def generate(
         prompt_ids: token ids up to the generation prompt, one list for each response.
         end_ids: tokens that end a response.
         autocast: dtype of matrix products, or None.
+        in_step: whether ranks share the model's weights and so must go on until the last one is done.
 
     Raises:
-        NotFinite: a logit is NaN.
+        NotFinite: a logit is NaN (said at the end, so that ranks keep in step).
     """
     from contextlib import nullcontext
 
@@ -99,6 +101,7 @@ def generate(
     input_ids, is_token = left_padded(prompt_ids, pad_id, device)
     own_configuration = model.generation_config
     model.generation_config = generation_configuration(settings, end_ids, pad_id)
+    not_a_number = _NotANumber()
     try:
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), torch.no_grad():
             torch.manual_seed(seed)
@@ -107,10 +110,13 @@ def generate(
                     input_ids=input_ids,
                     attention_mask=is_token,
                     generation_config=model.generation_config,
-                    logits_processor=[_refuse_nan],
+                    logits_processor=[not_a_number],
+                    synced_gpus=in_step,
                 )
     finally:
         model.generation_config = own_configuration
+    if not_a_number.seen:
+        raise NotFinite("The policy's logits are NaN: its weights are broken. Go back to an earlier policy, or lower the learning rate.")
     response_ids = sequences[:, input_ids.shape[1] :]
     is_end = torch.isin(response_ids, torch.tensor(list(end_ids), device=device))
     # Ends before a place: 0 up to and including the first end token.
@@ -118,11 +124,17 @@ def generate(
     return Generated(torch.where(mask, response_ids, pad_id), mask, is_end.any(1))
 
 
-def _refuse_nan(input_ids, logits):
-    """A logits processor: torch's own sampling would end in an assertion of the device."""
-    if logits.isnan().any():
-        raise NotFinite("The policy's logits are NaN: its weights are broken. Go back to an earlier policy, or lower the learning rate.")
-    return logits
+class _NotANumber:
+    """A logits processor that remembers NaN and puts 0 there: torch's own sampling would end in an assertion of the device."""
+
+    seen = False
+
+    def __call__(self, input_ids, logits):
+        broken = logits.isnan()
+        if broken.any():
+            self.seen = True
+            logits = logits.masked_fill(broken, 0.0)
+        return logits
 
 
 def generation_configuration(settings: SamplingSettings, end_ids: Sequence[int], pad_id: int):

@@ -35,23 +35,27 @@ _SECONDS_TO_STOP = 25  # below the 30 s that Slurm gives a job by default
 _PR_SET_PDEATHSIG = 1  # from linux/prctl.h
 
 
-def check_gpus(config: Mapping[str, Any]) -> None:
+def check_gpus(asked: int, ranks: int, setting: str) -> None:
     """Compare the GPUs that this process may use with those that were asked for.
 
-    In a Slurm job they must be as many as `resources.gpus` says (which is per node): with fewer, ranks would share a GPU; with more,
-    jobs on one node take the same ones.  Elsewhere there must be one for every rank, if there are any.
+    In a Slurm job they must be as many as were asked for: with fewer, ranks would share a GPU; with more, jobs on one node take the same
+    ones.  Elsewhere there must be one for every rank, if there are any.
+
+    Args:
+        asked: GPUs on each node; 0 for a job on CPUs.
+        ranks: processes on each node.
+        setting: key path of their number in the configuration.
 
     Raises:
         UserError: other GPUs than asked for; says what was seen and what to change.
     """
     import torch
 
-    asked, ranks = config["resources"]["gpus"], config["training"]["processes"]
     seen = torch.cuda.device_count()
     if "SLURM_JOB_ID" not in os.environ:
         if seen and ranks > seen:
             raise UserError(
-                f"training.processes: {ranks} ranks need a GPU each, but {socket.gethostname()} shows {seen}. Lower it, or use a machine "
+                f"{setting}: {ranks} ranks need a GPU each, but {socket.gethostname()} shows {seen}. Lower it, or use a machine "
                 "with more GPUs."
             )
         return
@@ -72,13 +76,16 @@ def check_gpus(config: Mapping[str, Any]) -> None:
         raise UserError(f"{where} has {given} GPUs ({shown}), but torch sees {seen}: {why}. Install the CUDA build, or use another node.")
 
 
-def launch_ranks(config: Mapping[str, Any], arguments: Sequence[str]) -> None:
+def launch_ranks(processes: int, resources: Mapping[str, Any], arguments: Sequence[str]) -> None:
     """Run `rm-methods <arguments>` once per rank and wait for all.
+
+    Args:
+        processes: ranks on each node.
+        resources: section of the configuration.
 
     Raises:
         UserError: a rank failed (its message is on stderr), or the nodes of `resources.nodes` are not there.
     """
-    resources, processes = config["resources"], config["training"]["processes"]
     nodes = resources["nodes"]
     environment = dict(os.environ)
     if nodes == 1:
@@ -92,7 +99,7 @@ def launch_ranks(config: Mapping[str, Any], arguments: Sequence[str]) -> None:
     command += ["-m", "rm_methods.cli", *arguments]
     status = _run(command, {"OMP_NUM_THREADS": str(threads), **environment})
     if status:
-        raise UserError(f"A training rank failed (exit status {status}); its message stands above.")
+        raise UserError(f"A rank failed (exit status {status}); its message stands above.")
 
 
 def several_nodes_command(processes: int, resources: Mapping[str, Any], job: str, environment: Mapping[str, str]) -> list[str]:
@@ -193,6 +200,20 @@ def dies_with_its_launcher() -> None:
 def threads_of_rank(threads: int) -> int:
     """A rank's share of a job's CPU threads, at least 1; 0 (leave it to torch) stays 0."""
     return threads and max(1, threads // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+
+
+def end_of_rank(world_size: int) -> None:
+    """Leave together, and at once: everything is written, and the threads of the communication library sometimes abort a rank whose
+    interpreter is shut down in the ordinary way (seen with ZeRO-3 on gloo), which makes the launcher call the training failed.
+    """
+    if world_size > 1:
+        import torch.distributed as dist
+
+        dist.barrier()
+        dist.destroy_process_group()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
 
 
 def _run(command: Sequence[str], environment: Mapping[str, str]) -> int:

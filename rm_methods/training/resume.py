@@ -53,6 +53,7 @@ def fitted_to(checkpoint: Path | None, ranks: int) -> bool:
         reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
         raise UserError(
             f"{checkpoint} was written by {written_by} ranks, and DeepSpeed could not convert it for {ranks} ({reason}). Continue with "
-            f"training.processes x resources.nodes = {written_by}, or move the folder away to begin anew; it was not changed."
+            f"{written_by} ranks (training.processes x resources.nodes, or overoptimization.ppo.processes), or move the folder away to "
+            "begin anew; it was not changed."
         )
     return True

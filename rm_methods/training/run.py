@@ -26,6 +26,7 @@ from rm_methods.training.fitting import adapt, fit, plan_training, planned_steps
 from rm_methods.training.launch import (
     check_gpus,
     dies_with_its_launcher,
+    end_of_rank,
     full_disk_explained,
     launch_ranks,
     stops_on_signals,
@@ -86,7 +87,7 @@ def train(config: dict[str, Any], variant: str, seed: int, files: RunFiles, thre
                 return _make_scorer(config, variant, seed, files, threads)
             # DeepSpeed wants a launcher for a single rank too.
             if config["training"]["processes"] > 1 or config["resources"]["nodes"] > 1 or config["training"]["deepspeed"]:
-                launch_ranks(config, sys.argv[1:])
+                launch_ranks(config["training"]["processes"], config["resources"], sys.argv[1:])
                 return read_json(files.summary)
             return _train_this_rank(config, variant, seed, files, threads)
 
@@ -149,7 +150,7 @@ def _train_this_rank(config: dict[str, Any], variant: str, seed: int, files: Run
     dies_with_its_launcher()
     prepare_cpu(threads_of_rank(threads))
     if os.environ.get("LOCAL_RANK", "0") == "0":
-        check_gpus(config)
+        check_gpus(config["resources"]["gpus"], config["training"]["processes"], "training.processes")
     pairs_hash = file_hash(files.pairs)
     # Two variants may be the same training (a control of the comparison), but two runs never share checkpoints.
     work = files.work / f"{variant}_seed{seed}_{run_key(without_world_size(config), variant, seed, pairs_hash, files.required)}"
@@ -207,7 +208,7 @@ def _train_this_rank(config: dict[str, Any], variant: str, seed: int, files: Run
         extra = {"truncation": truncation, "training": training, "noise": noise, "report": method.report()}
         summary = _write_summary(config, variant, seed, files, pairs_hash, cost, final, extra)
         shutil.rmtree(work, ignore_errors=True)
-    _end_of_rank(arguments.world_size)
+    end_of_rank(arguments.world_size)
     return summary
 
 
@@ -330,17 +331,3 @@ def _equal(item) -> bool:
     import numpy as np
 
     return np.array_equal(item.sequences[0], item.sequences[1])
-
-
-def _end_of_rank(world_size: int) -> None:
-    """Leave together, and at once: everything is written, and the threads of the communication library sometimes abort a rank whose
-    interpreter is shut down in the ordinary way (seen with ZeRO-3 on gloo), which makes the launcher call the training failed.
-    """
-    if world_size > 1:
-        import torch.distributed as dist
-
-        dist.barrier()
-        dist.destroy_process_group()
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(0)

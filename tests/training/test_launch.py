@@ -26,8 +26,7 @@ def no_slurm(monkeypatch):
         monkeypatch.delenv(name, raising=False)
 
 
-def config_for(folder, gpus, nodes=1):
-    return experiment_config(folder, resources={"gpus": gpus, "nodes": nodes}, training={"processes": gpus or 1})
+TWO_NODES = {"gpus": 0, "nodes": 2, "threads": 1}
 
 
 def seen_by_torch(monkeypatch, count):
@@ -55,10 +54,10 @@ def test_a_slurm_job_must_see_the_gpus_that_were_asked_for(tmp_path, monkeypatch
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", variable)
     seen_by_torch(monkeypatch, torch_sees)
     if problem is None:
-        check_gpus(config_for(tmp_path, asked))
+        check_gpus(asked, asked or 1, "training.processes")
     else:
         with pytest.raises(UserError, match=problem):
-            check_gpus(config_for(tmp_path, asked))
+            check_gpus(asked, asked or 1, "training.processes")
 
 
 def test_stand_ins_are_compared_with_what_slurm_gave_only(tmp_path, monkeypatch):
@@ -66,20 +65,19 @@ def test_stand_ins_are_compared_with_what_slurm_gave_only(tmp_path, monkeypatch)
     monkeypatch.setenv(launch.STAND_INS, "1")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
     seen_by_torch(monkeypatch, 0)
-    check_gpus(config_for(tmp_path, 2))
+    check_gpus(2, 2, "training.processes")
     with pytest.raises(UserError, match="shows 2"):
-        check_gpus(config_for(tmp_path, 1))
+        check_gpus(1, 1, "training.processes")
 
 
 def test_outside_slurm_every_rank_needs_a_gpu_if_there_are_any(tmp_path, monkeypatch):
-    config = experiment_config(tmp_path, training={"processes": 4})
     seen_by_torch(monkeypatch, 0)
-    check_gpus(config)
+    check_gpus(0, 4, "training.processes")
     seen_by_torch(monkeypatch, 4)
-    check_gpus(config)
+    check_gpus(0, 4, "training.processes")
     seen_by_torch(monkeypatch, 2)
     with pytest.raises(UserError, match=r"training.processes: 4 ranks need a GPU each, but .* shows 2"):
-        check_gpus(config)
+        check_gpus(0, 4, "training.processes")
 
 
 def test_the_command_for_several_nodes_starts_one_torchrun_on_each():
@@ -105,7 +103,7 @@ def test_nodes_that_are_not_there_are_refused(tmp_path, monkeypatch, job, there,
         monkeypatch.setenv("SLURM_JOB_ID", job)
     monkeypatch.setattr(launch, "allocated_nodes", lambda number: there)
     with pytest.raises(UserError, match=f"resources.nodes: 2 nodes were asked for, but {problem}"):
-        launch_ranks(config_for(tmp_path, 0, nodes=2), ["train"])
+        launch_ranks(1, TWO_NODES, ["train"])
 
 
 def test_the_step_does_not_inherit_options_of_the_allocation(tmp_path, monkeypatch):
@@ -115,7 +113,7 @@ def test_the_step_does_not_inherit_options_of_the_allocation(tmp_path, monkeypat
     monkeypatch.setattr(launch, "allocated_nodes", lambda number: 2)
     started = []
     monkeypatch.setattr(launch, "_run", lambda command, environment: started.append((command, environment)) or 0)
-    launch_ranks(config_for(tmp_path, 0, nodes=2), ["train", "--seed", "0"])
+    launch_ranks(1, TWO_NODES, ["train", "--seed", "0"])
     command, environment = started[0]
     assert command[-5:] == ["-m", "rm_methods.cli", "train", "--seed", "0"]
     assert {name for name in environment if name.startswith("SLURM_")} == {"SLURM_JOB_ID", "SLURM_CONF"}

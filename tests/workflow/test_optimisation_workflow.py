@@ -21,7 +21,16 @@ def test_a_policy_is_optimised_against_every_reward_model(tmp_path):
             "best_of_n": {"pools": ["samples"], "limit": 4, "samples": 4},
             "sampling": {"max_new_tokens": 8},
             "sft": {"learning_rate": 1e-3},
-            "ppo": {"enabled": True, "updates": 1, "batch_size": 2, "train_prompts": 4, "evaluation_prompts": 2, "learning_rate": 1e-3},
+            "ppo": {
+                "enabled": True,
+                "updates": 1,
+                "batch_size": 2,
+                "train_prompts": 4,
+                "evaluation_prompts": 2,
+                "learning_rate": 1e-3,
+                "processes": 2,
+                "deepspeed": "zero2",
+            },
         },
     }
     (folder / "config" / "smoke.yaml").write_text(yaml.safe_dump(study))
@@ -37,6 +46,7 @@ def test_a_policy_is_optimised_against_every_reward_model(tmp_path):
     assert "PPO, 2 evaluation prompts" in printed
     summary = json.loads((results(folder) / "ppo" / "bradley_terry" / "seed0" / "summary.json").read_text())
     assert (summary["variant"], summary["method"], summary["seed"]) == ("bradley_terry", "bradley_terry", 0)
+    assert summary["world_size"] == 2
     AutoModelForCausalLM.from_pretrained(results(folder) / "ppo" / "bradley_terry" / "seed0" / "policy")
     further = json.loads((results(folder) / "overoptimization" / "runs" / "longest" / "seed0.json").read_text())
     assert "best_of_n/samples/gold_end" in further["metrics"]

@@ -89,7 +89,10 @@ rule ppo:
     resources:
         mem_mb=lambda wc, attempt: attempt * config["resources"]["memory_mb"],
         runtime=config["resources"]["runtime_minutes"],
-        gpu=min(1, config["resources"]["gpus"]),
+        gpu=config["overoptimization"]["ppo"]["processes"]
+        * min(1, config["resources"]["gpus"]),
+        # One task, which starts a rank for each GPU itself (see `train_resource`).
+        tasks=0,
     params:
         settings=canonical_json(EXPERIMENT.ppo_settings()),
         code=lambda wc: EXPERIMENT.ppo_code(wc.variant),
