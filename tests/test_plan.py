@@ -243,6 +243,7 @@ def test_shipped_deepspeed_configurations_are_accepted_and_named_in_the_schema()
         ({"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "nvme"}}}, "nvme needs stage 3"),
         ({"zero_optimization": {"stage": 3}}, "stage3_gather_16bit_weights_on_model_save"),
         ({"bf16": {"enabled": True}}, "bf16.enabled: must be off; training.precision"),
+        ({"optimizer": {"type": "AdamW"}}, "optimizer: must be left out"),
         ({"gradient_accumulation_steps": 4}, "must be 'auto', not 4; training.tokens_per_microbatch"),
     ],
 )

@@ -22,7 +22,7 @@ from rm_methods.overoptimization.ppo_settings import PPOSettings
 from rm_methods.policies.log_probabilities import read_responses
 from rm_methods.policies.policy import Policy, load_policy
 from rm_methods.training.deepspeed import configuration_file
-from rm_methods.training.resume import fitted_to
+from rm_methods.training.resume import fitted_to, restore_settings
 
 
 class PolicyWithValues(torch.nn.Module):
@@ -72,11 +72,7 @@ class Learner:
 
     def start(self, checkpoint: Path | None) -> None:
         """Make the optimizer and go on from what `save` wrote, if anything.  Called once, on all ranks."""
-        settings = self.settings
-        self.forward = self.module
-        self.optimizer = torch.optim.AdamW(
-            self._groups(), settings.learning_rate, settings.adam_betas, weight_decay=settings.weight_decay, fused=True
-        )
+        self.forward, self.optimizer = self.module, self._adamw()
         if checkpoint:
             load_model(self.policy.model, str(checkpoint / "policy.safetensors"))
             load_model(self.module.value_head, str(checkpoint / "value_head.safetensors"))
@@ -120,9 +116,10 @@ class Learner:
     def _loading(self):
         return nullcontext()
 
-    def _groups(self) -> list[dict[str, Any]]:
-        parts = zip((self.policy.model, self.module.value_head), self.factors, strict=True)
-        return [{"params": [*part.parameters()], "lr": self.settings.learning_rate * factor} for part, factor in parts]
+    def _adamw(self) -> torch.optim.AdamW:
+        settings = self.settings
+        groups = [{"params": [*part.parameters()]} for part in (self.policy.model, self.module.value_head)]
+        return torch.optim.AdamW(groups, settings.learning_rate, settings.adam_betas, weight_decay=settings.weight_decay, fused=True)
 
 
 class ZeroLearner(Learner):
@@ -160,15 +157,16 @@ class ZeroLearner(Learner):
         nodes = self.ranks.size // int(os.environ.get("LOCAL_WORLD_SIZE", self.ranks.size))
         check_offload(sum(getattr(p, "ds_numel", p.numel()) for p in self.module.parameters()), zero, nodes)
         if self.in_step:
-            forwards_only = {key: value for key, value in self.config.items() if key != "optimizer"}
-            forwards_only["zero_optimization"] = {key: value for key, value in zero.items() if key != "offload_optimizer"}
-            self.reference = initialize(model=self.reference, config=forwards_only)[0].module.eval()
+            forwards_only = {key: value for key, value in zero.items() if key != "offload_optimizer"}
+            self.reference = initialize(model=self.reference, config=self.config | {"zero_optimization": forwards_only})[0].module.eval()
         universal = self.ranks.gathered([checkpoint and fitted_to(checkpoint, self.ranks.size)] if self.ranks.first else [])[0]
         config = self.config | ({"checkpoint": {"load_universal": True}} if universal else {})
-        self.forward, self.optimizer, _, _ = initialize(model=self.module, model_parameters=self._groups(), config=config)
+        self.forward, self.optimizer, _, _ = initialize(model=self.module, optimizer=self._adamw(), config=config)
         self.module.eval()  # initialize says train, which would switch dropout on
         if checkpoint:
             self.forward.load_checkpoint(str(checkpoint))
+        if universal:
+            restore_settings(self.optimizer.optimizer, [self.settings.weight_decay] * 2)
 
     def save(self, folder: Path) -> None:
         self.forward.save_checkpoint(str(folder))
@@ -207,10 +205,6 @@ def filled_configuration(deepspeed: str, settings: PPOSettings, ranks: int, poli
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
         "gradient_clipping": settings.max_gradient_norm,
-        "lr": settings.learning_rate,
-        "betas": list(settings.adam_betas),
-        "eps": 1e-8,
-        "weight_decay": settings.weight_decay,
         "reduce_bucket_size": width * width,
         "stage3_prefetch_bucket_size": int(0.9 * width * width),
         "stage3_param_persistence_threshold": 10 * width,

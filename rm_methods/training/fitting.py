@@ -106,7 +106,7 @@ def fit(method, model, steps, arguments, log, work: Path):
     """
     from transformers.trainer_callback import PrinterCallback
 
-    from rm_methods.training.trainer import RewardTrainer, last_complete_checkpoint
+    from rm_methods.training.trainer import RestoredSettings, RewardTrainer, last_complete_checkpoint
 
     if arguments.deepspeed:
         parameters = sum(getattr(p, "ds_numel", p.numel()) for p in model.parameters() if p.requires_grad)
@@ -123,6 +123,7 @@ def fit(method, model, steps, arguments, log, work: Path):
     checkpoint, universal = (_from_rank_zero(value, arguments.world_size) for value in (checkpoint, universal))
     if universal:
         arguments.hf_deepspeed_config.config["checkpoint"] = {"load_universal": True}
+        trainer.add_callback(RestoredSettings(trainer))
     if checkpoint and arguments.process_index == 0:
         print(f"{log.label}: resumes from {checkpoint}", file=sys.stderr, flush=True)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,23 @@ def without_world_size(config: dict[str, Any]) -> dict[str, Any]:
 def ranks_of(checkpoint: Path) -> int | None:
     """Number of ranks that the optimizer's state is cut for; None if it is whole."""
     return len(list(checkpoint.glob("global_step*/*_optim_states.pt"))) or None
+
+
+def restore_settings(optimizer, weight_decays: Sequence[float]) -> None:
+    """Undo what loading a universal checkpoint of ZeRO-3 does to an optimizer with several groups of weights.
+
+    DeepSpeed 0.19 (`load_hp_checkpoint_state_from_checkpoint_dir_stage3`) gives the settings of the first group to all of them, and one
+    step counter to all parts of the weights, which then counts once for each.
+
+    Args:
+        optimizer: torch's, inside that of DeepSpeed.
+        weight_decays: of each group.
+    """
+    for group, weight_decay in zip(optimizer.param_groups, weight_decays, strict=True):
+        group["weight_decay"] = weight_decay
+    for state in optimizer.state.values():
+        if "step" in state:
+            state["step"] = state["step"].clone()
 
 
 def fitted_to(checkpoint: Path | None, ranks: int) -> bool:

@@ -26,6 +26,7 @@ from rm_methods.preferences.pair import PreferencePair
 from rm_methods.reward_models.layouts import PairBatch, lay_out
 from rm_methods.reward_models.tokenization import TokenizedItem
 from rm_methods.training.batch_plan import MicroBatch, StepPlan
+from rm_methods.training.resume import restore_settings
 
 COMPLETE = "complete"  # empty file in a checkpoint that was written to its end
 
@@ -81,6 +82,13 @@ class RewardTrainer(Trainer):
     def get_train_dataloader(self) -> DataLoader:
         """The plan already says what each rank computes, so accelerate must not deal the steps out again."""
         return DataLoader(self.train_dataset, batch_size=1, shuffle=False, collate_fn=_the_one)
+
+    def create_optimizer(self, model=None):
+        """Two groups of weights: norms and biases do not decay.  DeepSpeed could not take an empty group, so there may be one only."""
+        optimizer = super().create_optimizer(model)
+        optimizer.param_groups[:] = [group for group in optimizer.param_groups if group["params"]]
+        self.weight_decays = [group["weight_decay"] for group in optimizer.param_groups]
+        return optimizer
 
     def training_step(self, model, inputs, num_items_in_batch=None) -> torch.Tensor:
         """Forward and backward of all micro-batches of one optimizer step; returns the step's share of the loss (see `_backward`)."""
@@ -149,6 +157,16 @@ class RewardTrainer(Trainer):
             f"Training stopped at step {self.state.global_step + 1}: the loss is not finite. Pairs: {_some(bad)}. "
             "Lower training.learning_rate, use training.precision: fp32, or look at these pairs."
         )
+
+
+class RestoredSettings(TrainerCallback):
+    """After a universal checkpoint was loaded (`resume.restore_settings`)."""
+
+    def __init__(self, trainer: RewardTrainer):
+        self.trainer = trainer
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        restore_settings(self.trainer.deepspeed.optimizer.optimizer, self.trainer.weight_decays)
 
 
 class RunLog(TrainerCallback):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -41,7 +42,8 @@ if int(dies_after):
 train = ppo.PPO.train
 def train_and_count(run):
     train(run)
-    print("held of the policy:", sum(p.numel() for p in run.learner.policy.model.parameters()), file=sys.stderr)
+    if run.ranks.first:
+        print(f"held of the policy: {sum(p.numel() for p in run.learner.policy.model.parameters())}", file=sys.stderr)
 ppo.PPO.train = train_and_count
 reward = text_reward(lambda prompt, response: float(response.count("e")))
 work = Path(out) / "work"
@@ -97,7 +99,7 @@ def test_two_ranks_are_one_rank(policy, alone, tmp_path, deepspeed):
     said = run(policy, tmp_path, 2, deepspeed)
     assert json.loads((tmp_path / "summary.json").read_text())["world_size"] == 2
     assert_same(alone, tmp_path, policy)
-    held, whole = int(said.split("held of the policy:")[1].split()[0]), load_policy(policy).model.num_parameters()
+    held, whole = int(re.search(r"held of the policy: (\d+)", said)[1]), load_policy(policy).model.num_parameters()
     # Between forwards, ZeRO-3 leaves small parameters (norms, biases) and empty stand-ins.
     assert held < 0.1 * whole if deepspeed.startswith("zero3") else held == whole
 
@@ -111,10 +113,8 @@ def test_a_killed_run_goes_on_from_its_checkpoint_with_any_number_of_ranks(polic
 
 
 def test_what_a_configuration_leaves_open_comes_from_the_settings(policy):
-    settings = PPOSettings(learning_rate=2e-4, adam_betas=(0.8, 0.9), weight_decay=0.1, max_gradient_norm=0.7)
-    filled = filled_configuration("zero3", settings, 4, policy)
+    filled = filled_configuration("zero3", PPOSettings(max_gradient_norm=0.7), 4, policy)
     assert "auto" not in json.dumps(filled)
     assert filled["train_batch_size"] == 4
     assert filled["gradient_clipping"] == 0.7
-    assert filled["optimizer"]["params"] == {"lr": 2e-4, "betas": [0.8, 0.9], "eps": 1e-8, "weight_decay": 0.1, "torch_adam": True}
     assert filled["zero_optimization"]["reduce_bucket_size"] == 32 * 32  # the width of the tests' policy

@@ -19,7 +19,7 @@ METHODS = {"bradley_terry": {}, "joint_encoder": {"masked_language_epochs": 1, "
 
 
 def run(prepared, folder: Path, variant: str = "bradley_terry", teacher: Path | None = None, **training) -> Path:
-    config = experiment_config(folder, methods=METHODS, training={"processes": 1, **training})
+    config = experiment_config(folder, methods=METHODS, training={"processes": 1, "weight_decay": 5.0, **training})
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
     command = [sys.executable, "-m", "rm_methods.cli", "train", "--config", folder / "config.yaml", "--variant", variant]
     command += ["--seed", "0", "--pairs", prepared[0], "--backbone", prepared[1], "--out", folder, "--work", folder / "work"]
