@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import TrainerState, TrainingArguments
 
 from rm_methods.errors import DataError, UserError
 from rm_methods.methods.contract import Inputs
@@ -19,7 +20,7 @@ from rm_methods.reward_models.model import RewardModel
 from rm_methods.training.batch_plan import plan_steps
 from rm_methods.training.fitting import training_arguments
 from rm_methods.training.run import RunFiles, apply_truncation_policy, run_key, train
-from rm_methods.training.trainer import COMPLETE, PlannedSteps, RewardTrainer, last_complete_checkpoint
+from rm_methods.training.trainer import COMPLETE, PlannedSteps, RewardTrainer, RunLog, last_complete_checkpoint
 from tests.conftest import experiment_config, made_up_pairs
 
 
@@ -128,6 +129,19 @@ def test_a_resumed_run_equals_the_uninterrupted_one(prepared, tmp_path, monkeypa
     one, two = (log(tmp_path / name / "metrics.jsonl") for name in ("whole", "killed"))
     assert [row["step"] for row in two] == [row["step"] for row in one]
     assert [row["loss"] for row in two] == [row["loss"] for row in one]
+
+
+def test_a_resumed_log_keeps_whole_lines_up_to_the_checkpoint_and_refuses_a_broken_one(tmp_path):
+    log_file = tmp_path / "metrics.jsonl"
+    log_file.write_text("".join(f'{{"step": {k}, "time": {k}.5, "loss": 0.{k}}}\n' for k in (1, 2, 3)) + '{"step": 2, "time": 9')
+    resumed = RunLog([], log_file, "run")
+    begin = (TrainingArguments(output_dir=str(tmp_path), report_to=[]), TrainerState(global_step=2), None)
+    resumed.on_train_begin(*begin)
+    assert [row["step"] for row in log(log_file)] == [1, 2]
+    assert (resumed.before, resumed.last_loss) == (2.5, 0.2)
+    log_file.write_text('{"st\n{"step": 2, "time": 2.5, "loss": 0.2}\n')
+    with pytest.raises(UserError, match=r"metrics\.jsonl: a line is not valid JSON"):
+        resumed.on_train_begin(*begin)
 
 
 def test_a_half_written_checkpoint_is_not_resumed_from(tmp_path):
