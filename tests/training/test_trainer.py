@@ -12,16 +12,16 @@ import torch
 from safetensors.torch import load_file
 from transformers import TrainerState, TrainingArguments
 
-from rm_methods.errors import DataError, UserError
+from rm_methods.errors import UserError
 from rm_methods.methods.contract import Inputs
 from rm_methods.methods.registry import load_method
 from rm_methods.reward_models.backbones import load_classifier
 from rm_methods.reward_models.model import RewardModel
 from rm_methods.training.batch_plan import plan_steps
 from rm_methods.training.fitting import training_arguments
-from rm_methods.training.run import RunFiles, apply_truncation_policy, run_key, train
+from rm_methods.training.run import RunFiles, run_key, train
 from rm_methods.training.trainer import COMPLETE, PlannedSteps, RewardTrainer, RunLog, last_complete_checkpoint
-from tests.conftest import experiment_config, made_up_pairs
+from tests.conftest import experiment_config
 
 
 def run_files(prepared, out: Path) -> RunFiles:
@@ -174,25 +174,6 @@ def test_a_gradient_that_is_not_finite_stops_the_run(prepared, tmp_path, tokeniz
     next(model.parameters()).register_hook(lambda gradient: gradient * float("inf"))
     with pytest.raises(UserError, match="gradient is not finite"):
         trainer.train()
-
-
-def test_truncation_policy_counts_what_it_drops(tokenizer):
-    short = type(tokenizer)(tokenizer.tokenizer, 48)
-    pairs = made_up_pairs(3)
-    pairs[1] = replace(pairs[1], rejected="blue " * 100)
-    same_start = "red " * 100
-    pairs[2] = replace(pairs[2], chosen=same_start + "good", rejected=same_start + "bad")
-    items = short.encode((p.prompt, (p.chosen, p.rejected)) for p in pairs)
-    kept, _, counts = apply_truncation_policy(pairs, items, "drop")
-    assert kept == pairs[:1]
-    assert counts["dropped_response_cut"] == 2
-    kept, _, counts = apply_truncation_policy(pairs, items, "truncate")
-    assert kept == pairs[:2]
-    assert counts["dropped_equal"] == 1
-    with pytest.raises(DataError, match=pairs[1].pair_id):
-        apply_truncation_policy(pairs, items, "error")
-    with pytest.raises(DataError, match=r"training\.max_length"):
-        apply_truncation_policy(pairs[1:], items[1:], "drop")
 
 
 def test_margin_without_strength_is_refused_before_training(pairs, tmp_path):
