@@ -135,17 +135,18 @@ class RewardModelScorer:
 
     @classmethod
     def from_folder(cls, folder: Path, settings: ScoringSettings) -> RewardModelScorer:
-        """Load a saved sequence-classification folder."""
+        """Load a saved sequence-classification folder; raises UserError for a model that needs code of its own."""
         import torch
         from transformers import AutoModelForSequenceClassification
 
         from rm_methods.reward_models.backbones import load_tokenizer
         from rm_methods.reward_models.model import RewardModel
+        from rm_methods.reward_models.remote_code import refusal_explained
 
         prepare_cpu(settings.threads)
-        classifier = AutoModelForSequenceClassification.from_pretrained(
-            folder, dtype=torch.float32, attn_implementation=settings.attention, local_files_only=True
-        )
+        options = {"attn_implementation": settings.attention, "local_files_only": True, "trust_remote_code": False}
+        with refusal_explained(str(folder)):
+            classifier = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32, **options)
         model = RewardModel(classifier, autocast=torch.bfloat16 if settings.precision == "bf16" else None)
         device = "cuda" if torch.cuda.is_available() else "cpu"
         return cls(model.to(device).eval(), load_tokenizer(folder, settings.max_length), settings)
