@@ -191,10 +191,4 @@ def _policy_conflicts(config: Mapping[str, Any]) -> list[str]:
         found += [f"{where}.gold.{key}: is {gold[key]!r}, but 'world' is computed from the whole text; leave it out" for key in given]
     elif "/" not in gold["source"] and not Path(gold["source"]).is_dir():
         found.append(f"{where}.gold: '{gold['source']}' is neither 'world', nor a folder here, nor a hub id (owner/name)")
-    policy = config["overoptimization"]["policy"]
-    if (policy or config["backbone"])["trust_remote_code"]:
-        found.append(
-            f"{f'{where}.policy' if policy else 'backbone'}.trust_remote_code: policies are plain folders that are loaded without code of "
-            "theirs; set it to false, or name another model under overoptimization.policy"
-        )
     return found

@@ -53,10 +53,12 @@ def configuration_of(source: str, prepared: Path | None = None):
     from transformers import AutoConfig
 
     from rm_methods.reward_models.backbones import source_folder
+    from rm_methods.reward_models.remote_code import refusal_explained
 
     for folder in (prepared, None if source == "tiny" else Path(source_folder(source))):
         if folder is not None and (folder / "config.json").is_file():
-            return AutoConfig.from_pretrained(folder)
+            with refusal_explained(str(folder)):
+                return AutoConfig.from_pretrained(folder, trust_remote_code=False)
     name = shape_in_name(source)
     if name is None:
         raise UserError(

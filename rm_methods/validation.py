@@ -42,7 +42,7 @@ def _expectation(error: Any) -> str:
     if rule == "type":
         return f"expected {' or '.join(limit) if isinstance(limit, list) else limit}"
     if rule == "enum":
-        return f"allowed: {', '.join(map(str, limit))}"
+        return f"allowed: {', '.join(value if isinstance(value, str) else json.dumps(value) for value in limit)}"
     if rule in _BOUNDS:
         return f"must be {_BOUNDS[rule]} {limit}"
     if rule == "pattern":

@@ -81,6 +81,7 @@ def test_missing_sections_are_named():
         ({"backbone": {"attention": "eager"}, "training": {"layout": "packed"}}, "training.layout"),
         ({"backbone": {"attention": "flash_attention_2"}, "scoring": {"layout": "packed"}}, "scoring.layout"),
         ({"training": {"pairs_per_step": 1, "processes": 2}}, "training.pairs_per_step: 1 is fewer"),
+        ({"backbone": {"trust_remote_code": True}}, "backbone.trust_remote_code: is true; allowed: false"),
         ({"comparison": {"reference": "bradley_tery"}}, "comparison.reference: 'bradley_tery' is not among the methods. Did you mean"),
         ({"data": {"dataset": "absent.jsonl"}}, "no file or folder absent.jsonl"),
         ({"training": {"deepspeed": "zero9"}}, "training.deepspeed: 'zero9' is neither"),
@@ -187,10 +188,7 @@ def test_every_key_of_the_schema_is_described():
         ({"ppo": {"enabled": True}, "gold": {"max_length": 64}}, "overoptimization.gold.max_length: is 64, but 'world' is computed"),
         ({"gold": {"sorce": "world"}}, "overoptimization.gold.sorce: unknown key. Did you mean 'source'?"),
         ({"gold": 3}, "overoptimization.gold: is 3; expected object or string"),
-        (
-            {"ppo": {"enabled": True}, "policy": {"source": "a/b", "trust_remote_code": True}},
-            "overoptimization.policy.trust_remote_code: policies are plain folders",
-        ),
+        ({"policy": {"source": "a/b", "trust_remote_code": True}}, "overoptimization.policy.trust_remote_code: is true; allowed: false"),
         ({"policy": {"tiny": {"heads": 3}}}, "overoptimization.policy.tiny.hidden_size: 128 is not a multiple"),
     ],
 )

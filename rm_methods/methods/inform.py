@@ -23,7 +23,7 @@ from rm_methods.errors import UserError
 from rm_methods.files import written_atomically
 from rm_methods.methods.bradley_terry import bradley_terry_loss
 from rm_methods.methods.contract import Loss, TrainedMethod
-from rm_methods.reward_models.layouts import PairBatch, lay_out
+from rm_methods.reward_models.layouts import PairBatch
 from rm_methods.scoring.scorer import RewardModelScorer, ScoringSettings
 
 FILE = "inform.safetensors"  # the bottleneck, beside the exported model
@@ -117,17 +117,15 @@ class _LatentReader(RewardModelScorer):
     """Gives latents where the scorer gives rewards."""
 
     def latents(self, items: Sequence[BenchmarkItem], bottleneck: dict[str, torch.Tensor]) -> list[np.ndarray]:
-        encoded = self.tokenizer.encode((item.prompt, item.responses) for item in items)
         device = next(self.model.parameters()).device
         matrix, centre = bottleneck["mean.weight"].to(device), bottleneck["centre"].to(device)
-        found: list[np.ndarray] = [np.empty(0)] * len(items)
-        for members, _ in self._batches(encoded):
-            batch = lay_out([encoded[i] for i in members], self.model.layout(self.settings.layout), self.tokenizer.pad_id).to(device)
+
+        def means(encoded) -> np.ndarray:
             with torch.inference_mode():
-                means = self.model(batch).last_hidden.float() @ matrix.T + centre
-            for index, mean in zip(members, means.cpu().numpy(), strict=True):
-                found[index] = mean
-        return found
+                return (self._forward(encoded).last_hidden.float() @ matrix.T + centre).cpu().numpy()
+
+        encoded = self.tokenizer.encode((item.prompt, item.responses) for item in items)
+        return [np.stack(rows) for rows in self._of_responses(encoded, means, "latents")]
 
 
 def latents_of_items(folder: str | Path, items: Sequence[BenchmarkItem], settings: ScoringSettings) -> list[np.ndarray]:

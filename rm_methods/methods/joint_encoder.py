@@ -18,6 +18,7 @@ from rm_methods.interaction.joint_training import JointMethod
 from rm_methods.reward_models.backbones import hub_errors_explained, source_folder
 from rm_methods.reward_models.joint_model import JointModel, encoder_reader, load_encoder
 from rm_methods.reward_models.joint_reader import EncoderReader
+from rm_methods.reward_models.remote_code import refusal_explained
 
 _SPECIAL = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]"}
 
@@ -29,10 +30,9 @@ class Method(JointMethod):
         if self.settings["source"] == "tiny":
             return EncoderReader(_words(pairs, self.settings["tiny"]["vocabulary_size"]), self.settings["tiny"]["positions"])
         source, revision = source_folder(self.settings["source"]), self.settings["revision"]
-        with hub_errors_explained(source):
-            return encoder_reader(
-                AutoTokenizer.from_pretrained(source, revision=revision), AutoConfig.from_pretrained(source, revision=revision)
-            )
+        options = {"revision": revision, "trust_remote_code": False}
+        with hub_errors_explained(source), refusal_explained(source):
+            return encoder_reader(AutoTokenizer.from_pretrained(source, **options), AutoConfig.from_pretrained(source, **options))
 
     def model(self, pairs, reader, inputs):
         from transformers import AutoModelForSequenceClassification, set_seed
@@ -42,7 +42,7 @@ class Method(JointMethod):
         if source == "tiny":
             classifier = AutoModelForSequenceClassification.from_config(self._tiny(reader, num_labels=1), attn_implementation="sdpa")
         else:
-            with hub_errors_explained(source):
+            with hub_errors_explained(source), refusal_explained(source):
                 classifier = load_encoder(source, revision=self.settings["revision"])
         return JointModel(classifier, False, torch.bfloat16 if inputs.config["training"]["precision"] == "bf16" else None)
 
@@ -58,10 +58,9 @@ class Method(JointMethod):
         if source == "tiny":
             language_model = AutoModelForMaskedLM.from_config(self._tiny(reader), attn_implementation="sdpa")
         else:
-            with hub_errors_explained(source):
-                language_model, loading = AutoModelForMaskedLM.from_pretrained(
-                    source, revision=self.settings["revision"], dtype=torch.float32, output_loading_info=True
-                )
+            options = {"revision": self.settings["revision"], "dtype": torch.float32, "trust_remote_code": False}
+            with hub_errors_explained(source), refusal_explained(source):
+                language_model, loading = AutoModelForMaskedLM.from_pretrained(source, output_loading_info=True, **options)
             inner = f"{language_model.base_model_prefix}."
             if lost := [key for key in loading["missing_keys"] if key.startswith(inner)]:
                 raise UserError(

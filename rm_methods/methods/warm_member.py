@@ -42,6 +42,7 @@ class Method(TrainedMethod):
             dtype=getattr(torch, backbone["dtype"]),
             attn_implementation=backbone["attention"],
             local_files_only=True,
+            trust_remote_code=False,
         )
         return RewardModel(classifier, torch.bfloat16 if inputs.config["training"]["precision"] == "bf16" else None)
 

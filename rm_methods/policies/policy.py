@@ -118,18 +118,20 @@ def load_policy(folder: str | Path, dtype: str = "float32", attention: str = "sd
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from rm_methods.reward_models.backbones import hub_errors_explained
+    from rm_methods.reward_models.remote_code import refusal_explained
 
     folder = Path(folder)
     if not (folder / "config.json").is_file():
         there = "has no config.json" if folder.is_dir() else "is not there"
         raise UserError(f"{folder}: {there}. A policy is a folder with a causal language model; fine-tune one first.")
-    with hub_errors_explained(str(folder)):
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    with hub_errors_explained(str(folder)), refusal_explained(str(folder)):
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         model, loading = AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=getattr(torch, dtype),
             attn_implementation=attention,
             local_files_only=True,
+            trust_remote_code=False,
             use_safetensors=True,
             output_loading_info=True,
         )
@@ -152,7 +154,7 @@ def policy_from_backbone(folder: Path, backbone: dict[str, Any], seed: int) -> P
     from rm_methods.reward_models.backbones import load_language_model
 
     model = load_language_model(folder, backbone, seed).to(torch.float32)
-    return make_policy(model, AutoTokenizer.from_pretrained(folder))
+    return make_policy(model, AutoTokenizer.from_pretrained(folder, trust_remote_code=False))
 
 
 def make_policy(model, tokenizer) -> Policy:

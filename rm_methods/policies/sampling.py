@@ -189,9 +189,6 @@ def sample_pool(
     Raises:
         UserError: no prompts, a prompt id twice, or an unusable policy folder.
     """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     from rm_methods.cpu import prepare_cpu
 
     check_prompts(prompts, "prompts")
@@ -203,35 +200,10 @@ def sample_pool(
     policy.check_room(prompt_ids, settings.max_new_tokens)
     named = [prompt.prompt_id for prompt in prompts]
     made_from = [policy_hash(policy_folder), prompt_ids, named, samples_per_prompt, asdict(settings), seed, batch_size, attention]
-    chunks_folder = Path(work_folder) / content_hash(made_from)
-    rows = len(prompts) * samples_per_prompt
-    starts = range(0, rows, batch_size)
-    files = [chunks_folder / f"chunk_{number:06d}.parquet" for number in range(len(starts))]
-    kept = sum(file.exists() for file in files)
-    if kept:
-        print(f"sampling: {kept} of {len(files)} chunks were sampled before", file=sys.stderr, flush=True)
-    progress = Progress("sampling", len(files), kept)
+    chunks = _chunks(Path(work_folder) / content_hash(made_from), len(prompts), samples_per_prompt, batch_size)
     started = time.monotonic()
-    for number, (start, file) in enumerate(zip(starts, files, strict=True)):
-        if file.exists():
-            continue
-        places = [divmod(row, samples_per_prompt) for row in range(start, min(start + batch_size, rows))]
-        columns = _sample_chunk(policy, [prompt_ids[p] for p, _ in places], settings, derived_seed(seed, "pool", number))
-        columns |= {
-            "prompt_id": [prompts[p].prompt_id for p, _ in places],
-            "prompt_index": [p for p, _ in places],
-            "sample_index": [s for _, s in places],
-            "truncated": [cut[p] for p, _ in places],
-        }
-        with written_atomically(file) as path:
-            pq.write_table(_pool_table(columns), path)
-        progress.advance(1)
-    table = pa.concat_tables([pq.read_table(file) for file in files]).combine_chunks()
-    with written_atomically(out_parquet) as path:
-        pq.write_table(table, path)
-    for file in files:
-        file.unlink()
-    chunks_folder.rmdir()
+    _sample_missing(chunks, policy, _PoolPrompts(named, prompt_ids, cut), settings, seed)
+    table = _join_chunks(chunks, out_parquet)
     return _pool_counts(table) | {"prompts_cut": sum(cut), "sampled_seconds": round(time.monotonic() - started, 2)}
 
 
@@ -274,6 +246,73 @@ def policy_hash(folder: str | Path) -> str:
     folder = Path(folder)
     names = sorted([*folder.glob("*.safetensors"), *folder.glob("tokenizer*.json"), *folder.glob("*.jinja"), folder / "config.json"])
     return file_hash(*names)
+
+
+@dataclass(frozen=True)
+class _PoolPrompts:
+    """What each prompt of a pool is called, its token ids, and whether it was cut."""
+
+    named: Sequence[str]
+    ids: Sequence[Sequence[int]]
+    cut: Sequence[bool]
+
+
+@dataclass(frozen=True)
+class _Chunk:
+    """Rows that are sampled together.
+
+    Attributes:
+        places: (position of the prompt, number of the sample) of each row.
+    """
+
+    number: int
+    file: Path
+    places: Sequence[tuple[int, int]]
+
+
+def _chunks(folder: Path, prompts: int, samples_per_prompt: int, batch_size: int) -> list[_Chunk]:
+    """A pool's rows, `batch_size` at a time, and where each such chunk is kept until all are there."""
+    places = [(prompt, sample) for prompt in range(prompts) for sample in range(samples_per_prompt)]
+    starts = range(0, len(places), batch_size)
+    return [
+        _Chunk(number, folder / f"chunk_{number:06d}.parquet", places[start : start + batch_size]) for number, start in enumerate(starts)
+    ]
+
+
+def _sample_missing(chunks: Sequence[_Chunk], policy: Policy, prompts: _PoolPrompts, settings: SamplingSettings, seed: int) -> None:
+    """Sample and write the chunks that are not there yet."""
+    import pyarrow.parquet as pq
+
+    missing = [chunk for chunk in chunks if not chunk.file.exists()]
+    kept = len(chunks) - len(missing)
+    if kept:
+        print(f"sampling: {kept} of {len(chunks)} chunks were sampled before", file=sys.stderr, flush=True)
+    progress = Progress("sampling", len(chunks), kept)
+    for chunk in missing:
+        rows = _sample_chunk(policy, [prompts.ids[p] for p, _ in chunk.places], settings, derived_seed(seed, "pool", chunk.number))
+        rows |= {
+            "prompt_id": [prompts.named[p] for p, _ in chunk.places],
+            "prompt_index": [p for p, _ in chunk.places],
+            "sample_index": [sample for _, sample in chunk.places],
+            "truncated": [prompts.cut[p] for p, _ in chunk.places],
+        }
+        with written_atomically(chunk.file) as path:
+            pq.write_table(_pool_table(rows), path)
+        progress.advance(1)
+
+
+def _join_chunks(chunks: Sequence[_Chunk], out_parquet: str | Path):
+    """Write the pool and remove its chunks; gives the table."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    table = pa.concat_tables([pq.read_table(chunk.file) for chunk in chunks]).combine_chunks()
+    with written_atomically(out_parquet) as path:
+        pq.write_table(table, path)
+    for chunk in chunks:
+        chunk.file.unlink()
+    chunks[0].file.parent.rmdir()
+    return table
 
 
 def _sample_chunk(policy: Policy, prompt_ids: Sequence[Sequence[int]], settings: SamplingSettings, seed: int) -> dict[str, list]:

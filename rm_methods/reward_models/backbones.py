@@ -16,6 +16,7 @@ from typing import Any
 from rm_methods.errors import UserError
 from rm_methods.files import read_json, write_json, written_atomically
 from rm_methods.preferences.pair import PreferencePair
+from rm_methods.reward_models.remote_code import refusal_explained
 
 RECORD = "backbone.json"
 _ROLES = ("system", "user", "assistant")
@@ -37,7 +38,7 @@ def prepare_backbone(backbone: dict[str, Any], pairs: Iterable[PreferencePair], 
         The record that is also written to `backbone.json`: kind, where weights are loaded from, revision, tokenizer hash.
 
     Raises:
-        UserError: source not found, hub not reachable, tokenizer unusable.
+        UserError: source not found, hub not reachable, tokenizer unusable, a model that needs code of its own.
     """
     from rm_methods.reward_models.tokenization import ChatTokenizer
 
@@ -63,7 +64,8 @@ def load_tokenizer(folder: Path, max_length: int):
 
     from rm_methods.reward_models.tokenization import ChatTokenizer
 
-    return ChatTokenizer(AutoTokenizer.from_pretrained(folder), max_length)
+    with refusal_explained(str(folder)):
+        return ChatTokenizer(AutoTokenizer.from_pretrained(folder, trust_remote_code=False), max_length)
 
 
 def load_classifier(folder: Path, backbone: dict[str, Any], seed: int):
@@ -76,7 +78,7 @@ def load_classifier(folder: Path, backbone: dict[str, Any], seed: int):
     from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, set_seed
 
     record = read_json(Path(folder) / RECORD)
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     set_seed(seed)
     if record["kind"] == "tiny":
         config = AutoConfig.from_pretrained(folder)
@@ -84,14 +86,14 @@ def load_classifier(folder: Path, backbone: dict[str, Any], seed: int):
         classifier = AutoModelForSequenceClassification.from_config(config, attn_implementation=backbone["attention"])
     else:
         weights = str(folder) if record["weights"] == "here" else record["weights"]
-        with hub_errors_explained(weights):
+        with hub_errors_explained(weights), refusal_explained(weights):
             classifier, loading = AutoModelForSequenceClassification.from_pretrained(
                 weights,
                 revision=record["revision"],
                 num_labels=1,
                 dtype=getattr(torch, backbone["dtype"]),
                 attn_implementation=backbone["attention"],
-                trust_remote_code=backbone["trust_remote_code"],
+                trust_remote_code=False,
                 output_loading_info=True,
             )
         if "score.weight" in loading["missing_keys"]:
@@ -111,15 +113,15 @@ def load_language_model(folder: Path, backbone: dict[str, Any], seed: int):
     if record["kind"] == "tiny":
         return AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder), attn_implementation=backbone["attention"])
     weights = str(folder) if record["weights"] == "here" else record["weights"]
-    with hub_errors_explained(weights):
+    with hub_errors_explained(weights), refusal_explained(weights):
         language_model = AutoModelForCausalLM.from_pretrained(
             weights,
             revision=record["revision"],
             dtype=getattr(torch, backbone["dtype"]),
             attn_implementation=backbone["attention"],
-            trust_remote_code=backbone["trust_remote_code"],
+            trust_remote_code=False,
         )
-    _make_room(language_model, AutoTokenizer.from_pretrained(folder))
+    _make_room(language_model, AutoTokenizer.from_pretrained(folder, trust_remote_code=False))
     return language_model
 
 
@@ -246,8 +248,8 @@ def _prepare_pretrained(backbone: dict[str, Any], path: Path) -> dict[str, Any]:
     from transformers import AutoConfig, AutoTokenizer
 
     source = source_folder(backbone["source"])
-    options = {"revision": backbone["revision"], "trust_remote_code": backbone["trust_remote_code"]}
-    with hub_errors_explained(source):
+    options = {"revision": backbone["revision"], "trust_remote_code": False}
+    with hub_errors_explained(source), refusal_explained(source):
         AutoTokenizer.from_pretrained(source, **options).save_pretrained(path)
         AutoConfig.from_pretrained(source, **options).save_pretrained(path)
     weights = os.path.abspath(source) if Path(source).is_dir() else source
@@ -258,7 +260,7 @@ def _check_length(path: Path, backbone: dict[str, Any]) -> None:
     """Positions beyond those a model was made for give an index error at best and nonsense at worst."""
     from transformers import AutoConfig
 
-    limit = getattr(AutoConfig.from_pretrained(path), "max_position_embeddings", None)
+    limit = getattr(AutoConfig.from_pretrained(path, trust_remote_code=False), "max_position_embeddings", None)
     if limit is not None and backbone["max_length"] > limit:
         raise UserError(
             f"backbone.max_length = {backbone['max_length']} is more than the {limit} positions of backbone.source = "
@@ -274,7 +276,7 @@ def _tokenizer(path: Path, backbone: dict[str, Any]):
     """
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(path)
+    tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     if backbone["chat_template"]:
         try:
             tokenizer.chat_template = Path(backbone["chat_template"]).read_text(encoding="utf-8")

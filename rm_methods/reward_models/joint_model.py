@@ -22,6 +22,7 @@ from rm_methods.reward_models.attention_capture import AttentionCapture, LayerAt
 from rm_methods.reward_models.joint_reader import DecoderReader, EncoderReader
 from rm_methods.reward_models.layouts import SequenceBatch
 from rm_methods.reward_models.pairrm import PairRM, is_pairrm, pairrm_opening
+from rm_methods.reward_models.remote_code import refusal_explained
 
 KERNEL = "sdpa"
 NAME = "joint_sdpa"
@@ -187,10 +188,11 @@ def load_joint(folder: str | Path, max_length: int, precision: str = "fp32") -> 
         raise UserError(f"{folder}: not a joint model ({RECORD} is not there). Name the model folder of a run of a joint method.")
     record = read_json(folder / RECORD)
     decoder, causal = record["decoder"], record.get("causal", False)
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    with _outside_of_zero3():
+    with _outside_of_zero3(), refusal_explained(str(folder)):
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         if decoder:
-            classifier = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
+            options = {"local_files_only": True, "trust_remote_code": False}
+            classifier = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32, **options)
             reader = DecoderReader(ChatTokenizer(tokenizer, max_length))
         else:
             classifier = load_encoder(folder, local_files_only=True)
@@ -203,9 +205,10 @@ def load_encoder(source: str | Path, **options) -> nn.Module:
     """A classifier with one output from a hub id or folder: a PairRM checkpoint, or any encoder (with a new head if it has none)."""
     from transformers import AutoConfig, AutoModelForSequenceClassification
 
-    if is_pairrm(AutoConfig.from_pretrained(source, **options)):
+    if is_pairrm(AutoConfig.from_pretrained(source, trust_remote_code=False, **options)):
         return PairRM.from_pretrained(source, dtype=torch.float32, **options)
-    return AutoModelForSequenceClassification.from_pretrained(source, num_labels=1, dtype=torch.float32, **options)
+    options |= {"num_labels": 1, "dtype": torch.float32, "trust_remote_code": False}
+    return AutoModelForSequenceClassification.from_pretrained(source, **options)
 
 
 def encoder_reader(tokenizer, config) -> EncoderReader:

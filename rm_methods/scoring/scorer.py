@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -135,17 +135,18 @@ class RewardModelScorer:
 
     @classmethod
     def from_folder(cls, folder: Path, settings: ScoringSettings) -> RewardModelScorer:
-        """Load a saved sequence-classification folder."""
+        """Load a saved sequence-classification folder; raises UserError for a model that needs code of its own."""
         import torch
         from transformers import AutoModelForSequenceClassification
 
         from rm_methods.reward_models.backbones import load_tokenizer
         from rm_methods.reward_models.model import RewardModel
+        from rm_methods.reward_models.remote_code import refusal_explained
 
         prepare_cpu(settings.threads)
-        classifier = AutoModelForSequenceClassification.from_pretrained(
-            folder, dtype=torch.float32, attn_implementation=settings.attention, local_files_only=True
-        )
+        options = {"attn_implementation": settings.attention, "local_files_only": True, "trust_remote_code": False}
+        with refusal_explained(str(folder)):
+            classifier = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32, **options)
         model = RewardModel(classifier, autocast=torch.bfloat16 if settings.precision == "bf16" else None)
         device = "cuda" if torch.cuda.is_available() else "cpu"
         return cls(model.to(device).eval(), load_tokenizer(folder, settings.max_length), settings)
@@ -153,17 +154,7 @@ class RewardModelScorer:
     def score(self, items: Sequence[BenchmarkItem], label: str = "score") -> list[ScoredResponse]:
         """Score every response of every item; nothing is dropped, what had to be cut is marked."""
         encoded = self.tokenizer.encode((item.prompt, item.responses) for item in items)
-        parts, owner = self._parts(encoded)
-        of_parts: list[list[float]] = [[]] * len(parts)
-        batches = self._batches(parts)
-        progress = _Progress(label, sum(cost for _, cost in batches))
-        for members, cost in batches:
-            for index, row in zip(members, self._rewards([parts[k] for k in members]), strict=True):
-                of_parts[index] = row
-            progress.advance(cost)
-        rewards: list[list[float]] = [[] for _ in items]
-        for i, row in zip(owner, of_parts, strict=True):
-            rewards[i] += row
+        rewards = self._of_responses(encoded, self._rewards, label)
         return [
             ScoredResponse(item.item_id, k, response_hash(text), rewards[i][k], encoded[i].lengths[k], encoded[i].truncated[k])
             for i, item in enumerate(items)
@@ -174,14 +165,41 @@ class RewardModelScorer:
         """What is known besides the scores."""
         return {}
 
-    def _rewards(self, encoded) -> list[list[float]]:
+    def _of_responses(self, encoded, read: Callable[[list], Sequence], label: str) -> list[list]:
+        """What `read` gives for every response of every item, computed in forwards of bounded size.
+
+        Args:
+            read: from items with one number of responses to a row for each: what stands for each of its responses.
+        """
+        parts, owner = self._parts(encoded)
+        found: list[list] = [[] for _ in encoded]
+        for i, row in zip(owner, self._in_batches(parts, read, label), strict=True):
+            found[i].extend(row)
+        return found
+
+    def _in_batches(self, encoded, read: Callable[[list], Sequence], label: str) -> list[Sequence]:
+        """The row that `read` gives for each item, in their order, whatever batches they were read in."""
+        rows: list[Sequence] = [()] * len(encoded)
+        batches = self._batches(encoded)
+        progress = _Progress(label, sum(cost for _, cost in batches))
+        for members, cost in batches:
+            for index, row in zip(members, read([encoded[k] for k in members]), strict=True):
+                rows[index] = row
+            progress.advance(cost)
+        return rows
+
+    def _forward(self, encoded):
+        """The `RewardOutput` of items with one number of responses, without gradients."""
         import torch
 
         from rm_methods.reward_models.layouts import lay_out
 
         batch = lay_out(encoded, self.model.layout(self.settings.layout), self.tokenizer.pad_id)
         with torch.inference_mode():
-            return self.model(batch.to(next(self.model.parameters()).device)).rewards.float().cpu().tolist()
+            return self.model(batch.to(next(self.model.parameters()).device))
+
+    def _rewards(self, encoded) -> list[list[float]]:
+        return self._forward(encoded).rewards.float().cpu().tolist()
 
     def _parts(self, encoded) -> tuple[list, list[int]]:
         """The items, each with more responses than fit into a forward in several parts; and for each part, which item it is of."""
@@ -231,13 +249,7 @@ class JointScorer(RewardModelScorer):
         """Score every response of every item, reading each two of an item together in both orders."""
         duels = [(i, a, b) for i, item in enumerate(items) for a in range(len(item.responses)) for b in range(a)]
         encoded = self.tokenizer.encode((items[i].prompt, (items[i].responses[a], items[i].responses[b])) for i, a, b in duels)
-        batches = self._batches(encoded)
-        progress = _Progress(label, sum(cost for _, cost in batches))
-        logits = [(0.0, 0.0)] * len(duels)
-        for members, cost in batches:
-            for index, row in zip(members, self._rewards([encoded[k] for k in members]), strict=True):
-                logits[index] = row
-            progress.advance(cost)
+        logits = self._in_batches(encoded, self._rewards, label)
         rewards = [[0.0] * len(item.responses) for item in items]
         tokens = [[0] * len(item.responses) for item in items]
         cut = [[False] * len(item.responses) for item in items]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import sys
@@ -12,11 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from rm_methods.cpu import prepare_cpu
-from rm_methods.errors import DataError, UserError
+from rm_methods.errors import UserError
 from rm_methods.files import file_hash, read_json, write_json, written_atomically
 from rm_methods.methods.registry import load_card, load_method
-from rm_methods.preferences.noise import flip_labels
-from rm_methods.preferences.pair import PreferencePair, read_pairs
+from rm_methods.preferences.pair import read_pairs
 from rm_methods.provenance import code_hash, key_of, peak_memory_bytes, provenance
 from rm_methods.reward_models.older_releases import add_older_names
 from rm_methods.run_lock import run_lock
@@ -33,6 +33,7 @@ from rm_methods.training.launch import (
     threads_of_rank,
 )
 from rm_methods.training.resume import without_world_size
+from rm_methods.training.training_data import TrainingData, training_data
 
 
 @dataclass(frozen=True)
@@ -92,61 +93,28 @@ def train(config: dict[str, Any], variant: str, seed: int, files: RunFiles, thre
             return _train_this_rank(config, variant, seed, files, threads)
 
 
-def training_pairs(config: dict[str, Any], variant: str, file: Path) -> tuple[list[PreferencePair], dict[str, int]]:
-    """The training pairs of a variant, with its level of label noise, and counts of what was flipped.
+@dataclass(frozen=True)
+class _Fitted:
+    """What is known of a training when its model is saved; holds no model.
 
-    The flips depend on the data's seed alone, so all variants of a level learn from the same labels.
+    Attributes:
+        arguments: the Trainer's.
+        planned: what was computed, as `plan_cost` counts it.
+        seconds_before: wall time of earlier parts of a resumed run.
+        train_loss: the last that was logged.
+        extra: entries of the summary.
     """
-    pairs = read_pairs(file, splits=["train"])
-    level = config["methods"][variant]["label_noise"]
-    return flip_labels(pairs, level["rate"], level["kind"], config["data"]["seed"]) if level else (pairs, {})
 
-
-def apply_truncation_policy(pairs: Sequence[PreferencePair], items: Sequence, policy: str) -> tuple[list, list, dict[str, int]]:
-    """Decide what happens to pairs that did not fit, and count it.
-
-    A cut prompt stays (the oldest turns went first).  A pair with a cut response is dropped or kept by `policy`; a pair whose two
-    sequences became equal is always dropped, because it could only teach log 2.
-
-    Args:
-        policy: `training.overlong_pairs`: "drop", "truncate" or "error".
-
-    Returns:
-        Kept pairs, their items, and counts: prompts_cut, responses_cut, dropped_response_cut, dropped_equal.
-    """
-    counts = {"prompts_cut": 0, "responses_cut": 0, "dropped_response_cut": 0, "dropped_equal": 0}
-    kept_pairs, kept_items = [], []
-    for pair, item in zip(pairs, items, strict=True):
-        counts["prompts_cut"] += any(item.prompt_cut)
-        if any(item.response_cut):
-            if policy == "error":
-                raise DataError(
-                    f"Pair {pair.pair_id} ({pair.source}): a response does not fit into training.max_length. Raise it, or set "
-                    "training.overlong_pairs to 'drop' or 'truncate'."
-                )
-            counts["responses_cut"] += 1
-            if policy == "drop":
-                counts["dropped_response_cut"] += 1
-                continue
-        if _equal(item):
-            counts["dropped_equal"] += 1
-            continue
-        kept_pairs.append(pair)
-        kept_items.append(item)
-    if not kept_pairs:
-        raise DataError(f"No training pair is left after truncation ({counts}). Raise training.max_length.")
-    return kept_pairs, kept_items, counts
+    arguments: Any
+    planned: dict[str, int]
+    seconds_before: float
+    train_loss: float | None
+    extra: dict[str, Any]
 
 
 def _train_this_rank(config: dict[str, Any], variant: str, seed: int, files: RunFiles, threads: int) -> dict[str, Any] | None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    from rm_methods.methods.contract import Inputs
-    from rm_methods.reward_models.lora import add_adapters, merge_adapters, target_layers
-    from rm_methods.training.batch_plan import plan_cost
-    from rm_methods.training.trainer import PlannedSteps, RunLog
-
     started = time.monotonic()
-    label = f"{variant} seed {seed}"
     dies_with_its_launcher()
     prepare_cpu(threads_of_rank(threads))
     if os.environ.get("LOCAL_RANK", "0") == "0":
@@ -154,62 +122,93 @@ def _train_this_rank(config: dict[str, Any], variant: str, seed: int, files: Run
     pairs_hash = file_hash(files.pairs)
     # Two variants may be the same training (a control of the comparison), but two runs never share checkpoints.
     work = files.work / f"{variant}_seed{seed}_{run_key(without_world_size(config), variant, seed, pairs_hash, files.required)}"
-    method = load_method(config["methods"][variant]["method"], config["methods"][variant]["settings"])
+    fitted = _fit_and_export(config, variant, seed, files, work)
+    summary = None
+    if fitted.arguments.process_index == 0:
+        with written_atomically(files.metrics) as path:
+            shutil.copyfile(work / "metrics.jsonl", path)
+        cost = _cost(fitted.planned, fitted.arguments, fitted.seconds_before + time.monotonic() - started)
+        _free_memory()  # of the trained model: the saved one is loaded whole and in fp32
+        final = {"train_loss": fitted.train_loss, **_validation(config, files)}
+        summary = _write_summary(config, variant, seed, files, pairs_hash, cost, final, fitted.extra)
+        shutil.rmtree(work, ignore_errors=True)
+    end_of_rank(fitted.arguments.world_size)
+    return summary
+
+
+def _fit_and_export(config: dict[str, Any], variant: str, seed: int, files: RunFiles, work: Path) -> _Fitted:
+    """Train and save the model; only rank 0 writes.  Afterwards nothing but cycles refers to the trained one."""
+    from rm_methods.training.batch_plan import plan_cost
+    from rm_methods.training.trainer import PlannedSteps, RunLog
+
+    method, inputs = _method_and_inputs(config, variant, seed, files, work)
+    training = inputs.config["training"]
+    data = training_data(config, variant, files.pairs, method, inputs)
+    model, arguments, adaptation_cost = _model_to_train(method, inputs, data)
+    layout = model.layout(training["layout"])
+    plan = plan_training(training, data.items, seed, arguments.world_size, layout, data.budget)
+    method.build(model, replace(inputs, total_steps=len(plan), pairs=data.pairs, items=data.items, reader=data.reader))
+
+    log = RunLog(plan, work / "metrics.jsonl", inputs.label)
+    steps = PlannedSteps(plan, data.pairs, data.items, layout, arguments.process_index, data.reader.pad_id)
+    trainer = fit(method, model, steps, arguments, log, work)
+    state_dict = _gathered_weights(trainer) if arguments.deepspeed and plan else None
+    report = {}
+    if arguments.process_index == 0:
+        _export(trainer, method, data.reader, training, state_dict, files.model)
+        report = method.report()
+    # DeepSpeed's hooks hold the model and its optimizer where the garbage collector does not look.
+    trainer.accelerator.free_memory()
+
+    planned = plan_cost(plan, data.items, layout)
+    planned |= {key: method.passes * planned[key] for key in ("tokens", "launched_tokens", "forwards")}
+    planned = {key: count + adaptation_cost.get(key, 0) for key, count in planned.items()}
+    extra = {"truncation": data.truncation, "training": training, "noise": data.noise, "report": report}
+    return _Fitted(arguments, planned, log.before, log.last_loss, extra)
+
+
+def _method_and_inputs(config: dict[str, Any], variant: str, seed: int, files: RunFiles, work: Path):
+    """The method of a variant, and what it is given; its `training` section is the one that this seed goes by."""
+    from rm_methods.methods.contract import Inputs
+
     entry = config["methods"][variant]
+    method = load_method(entry["method"], entry["settings"])
     own_rate = {"learning_rate": entry["learning_rate"]} if entry["learning_rate"] else {}
     training = method.training(config["training"] | {"lora": entry["lora"]} | own_rate, seed)
     sections = {"backbone": config["backbone"], "training": training}
-    inputs = Inputs(seed, work, label, sections, files.backbone, _required(config, variant, files))
+    return method, Inputs(seed, work, f"{variant} seed {seed}", sections, files.backbone, _required(config, variant, files))
 
-    given, noise = training_pairs(config, variant, files.pairs)
-    pairs = list(method.transform_pairs(given, inputs))
-    reader = method.reader(pairs, inputs)
-    items = reader.encode((pair.prompt, (pair.chosen, pair.rejected)) for pair in pairs)
-    transformed = len(pairs)
-    pairs, items, truncation = apply_truncation_policy(pairs, items, training["overlong_pairs"])
-    budget = round(len(pairs) * len(given) / transformed)
 
+def _model_to_train(method, inputs, data: TrainingData):
+    """The model, trained on text where the method asks for that; the Trainer's arguments; and the cost of that training on text."""
+    from rm_methods.reward_models.lora import add_adapters, target_layers
+
+    training = inputs.config["training"]
     # With ZeRO-3 the arguments make transformers create and load a model in shards, so they come first; a tiny model is created whole,
     # because random weights drawn in shards would be others than those of a run on one rank.
-    whole = method.model_is_made_whole or config["backbone"]["source"] == "tiny"
-    model = method.model(pairs, reader, inputs) if whole else None
+    whole = method.model_is_made_whole or inputs.config["backbone"]["source"] == "tiny"
+    model = method.model(data.pairs, data.reader, inputs) if whole else None
     if model and training["lora"]:
         target_layers(model.classifier, training["lora"]["target_modules"])  # what is wrong is said before hours of training on text
-    adaptation_cost = adapt(model, method.adaptation(pairs, reader, inputs), pairs, items, reader, inputs)
-    arguments = training_arguments(training, seed, work, planned_steps(training, budget))
-    model = model or method.model(pairs, reader, inputs)
+    adaptation_cost = adapt(model, method.adaptation(data.pairs, data.reader, inputs), data.pairs, data.items, data.reader, inputs)
+    arguments = training_arguments(training, inputs.seed, inputs.work_folder, planned_steps(training, data.budget))
+    model = model or method.model(data.pairs, data.reader, inputs)
     if training["lora"]:
-        add_adapters(model, training["lora"], seed)
+        add_adapters(model, training["lora"], inputs.seed)
     if training["gradient_checkpointing"]:
         model.recompute_activations()
-    layout = model.layout(training["layout"])
-    plan = plan_training(training, items, seed, arguments.world_size, layout, budget)
-    method.build(model, replace(inputs, total_steps=len(plan), pairs=pairs, items=items, reader=reader))
+    return model, arguments, adaptation_cost
 
-    log = RunLog(plan, work / "metrics.jsonl", label)
-    steps = PlannedSteps(plan, pairs, items, layout, arguments.process_index, reader.pad_id)
-    trainer = fit(method, model, steps, arguments, log, work)
 
-    state_dict = _gathered_weights(trainer) if arguments.deepspeed and plan else None
-    summary = None
-    if arguments.process_index == 0:
-        with written_atomically(files.model) as folder:
-            trained = trainer.accelerator.unwrap_model(trainer.model_wrapped)
-            method.export(trained, folder, merge_adapters(trained, state_dict) if training["lora"] else state_dict)
-            reader.tokenizer.save_pretrained(folder)
-            add_older_names(folder)
-        with written_atomically(files.metrics) as path:
-            shutil.copyfile(work / "metrics.jsonl", path)
-        planned = plan_cost(plan, items, layout)
-        planned |= {key: method.passes * planned[key] for key in ("tokens", "launched_tokens", "forwards")}
-        planned = {key: count + adaptation_cost.get(key, 0) for key, count in planned.items()}
-        cost = _cost(planned, arguments, log.before + time.monotonic() - started)
-        final = {"train_loss": log.last_loss, **_validation(config, files)}
-        extra = {"truncation": truncation, "training": training, "noise": noise, "report": method.report()}
-        summary = _write_summary(config, variant, seed, files, pairs_hash, cost, final, extra)
-        shutil.rmtree(work, ignore_errors=True)
-    end_of_rank(arguments.world_size)
-    return summary
+def _export(trainer, method, reader, training: Mapping[str, Any], state_dict: dict | None, target: Path) -> None:
+    """Write the model folder; `state_dict` holds gathered weights, where the model's own are shards."""
+    from rm_methods.reward_models.lora import merge_adapters
+
+    with written_atomically(target) as folder:
+        trained = trainer.accelerator.unwrap_model(trainer.model_wrapped)
+        method.export(trained, folder, merge_adapters(trained, state_dict) if training["lora"] else state_dict)
+        reader.tokenizer.save_pretrained(folder)
+        add_older_names(folder)
 
 
 def _gathered_weights(trainer) -> dict:
@@ -237,6 +236,14 @@ def _required(config: dict[str, Any], variant: str, files: RunFiles) -> dict[str
                 "the workflow does both."
             )
     return dict(files.required)
+
+
+def _free_memory() -> None:
+    """Give back what nothing refers to any more (a Trainer and its model refer to each other), on the GPU too."""
+    import torch
+
+    gc.collect()
+    torch.cuda.empty_cache()
 
 
 def _cost(planned: dict[str, int], arguments, wall_seconds: float) -> dict[str, Any]:
@@ -325,9 +332,3 @@ def _write_summary(config, variant, seed, files: RunFiles, pairs_hash: str, cost
     }
     write_json(files.summary, summary)
     return summary
-
-
-def _equal(item) -> bool:
-    import numpy as np
-
-    return np.array_equal(item.sequences[0], item.sequences[1])

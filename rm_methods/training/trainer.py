@@ -22,6 +22,7 @@ from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from rm_methods.errors import UserError
+from rm_methods.files import read_json_lines, write_text
 from rm_methods.preferences.pair import PreferencePair
 from rm_methods.reward_models.layouts import PairBatch, lay_out
 from rm_methods.reward_models.tokenization import TokenizedItem
@@ -181,15 +182,13 @@ class RunLog(TrainerCallback):
         self.started, self.first_step, self.before = time.monotonic(), state.global_step, 0.0
         if not state.is_world_process_zero:
             return
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         kept = []
-        if self.path.exists() and state.global_step:
+        if state.global_step:
             # A resumed run writes the steps after its checkpoint again; keep what lies before.
-            rows = [json.loads(line) for line in self.path.read_text().split("\n") if line.endswith("}")]
-            kept = [row for row in rows if row["step"] <= state.global_step]
+            kept = [row for row in read_json_lines(self.path) if row["step"] <= state.global_step]
             self.before = max((row["time"] for row in kept), default=0.0)
             self.last_loss = kept[-1]["loss"] if kept else None  # a run that was stopped after its last step has no more to log
-        self.path.write_text("".join(json.dumps(row) + "\n" for row in kept))
+        write_text(self.path, "".join(json.dumps(row) + "\n" for row in kept))
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         if not state.is_world_process_zero or "loss" not in (logs or {}):

@@ -1,6 +1,7 @@
 import copy
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from rm_methods.methods.contract import Inputs
 from rm_methods.methods.inform import FILE, Bottleneck, kl_to_standard_normal, latents_of_items
 from rm_methods.methods.registry import load_card, load_method
 from rm_methods.reward_models.layouts import PairBatch, lay_out
+from rm_methods.reward_models.model import RewardModel
 from rm_methods.scoring.scorer import ScoringSettings, load_scorer
 from rm_methods.training.run import RunFiles, train
 from rm_methods.validation import schema_problems
@@ -197,6 +199,27 @@ def test_latents_of_responses_do_not_depend_on_how_they_are_batched(exported, pa
     together = latents_of_items(exported, [many[3], one, many[0]], SCORING)
     assert [x.shape for x in together] == [(3, 32), (1, 32), (3, 32)]
     np.testing.assert_allclose(together[1][0], together[2][0], atol=1e-5)
+
+
+@pytest.mark.parametrize("layout", ["packed", "plain"])
+def test_latents_of_many_responses_are_read_in_forwards_of_bounded_size(exported, pairs, layout, monkeypatch):
+    launched, forward = [], RewardModel.forward
+
+    def counted(self, batch):
+        launched.append(batch.launched_tokens)
+        return forward(self, batch)
+
+    monkeypatch.setattr(RewardModel, "forward", counted)
+    responses = [[text for p in pairs for text in (p.chosen, p.rejected * 2)], ["Red."]]
+    items = [BenchmarkItem(str(k), "s", pairs[k].prompt, some, 0) for k, some in enumerate(responses)]
+    whole = latents_of_items(exported, items, replace(SCORING, layout=layout, tokens_per_batch=1_000_000))
+    assert max(launched) > 300
+    launched.clear()
+    split = latents_of_items(exported, items, replace(SCORING, layout=layout, tokens_per_batch=300))
+    assert max(launched) <= 300
+    assert [x.shape for x in split] == [(len(some), 32) for some in responses]
+    for one, other in zip(whole, split, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-5)
 
 
 def test_latents_of_another_method_are_refused(tmp_path):

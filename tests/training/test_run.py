@@ -2,30 +2,21 @@
 
 from __future__ import annotations
 
+import weakref
 from dataclasses import replace
 
 import pytest
 
 from rm_methods.errors import UserError
 from rm_methods.methods.bradley_terry import Method as BradleyTerry
-from rm_methods.preferences.pair import read_pairs
-from rm_methods.training.run import RunFiles, train, training_pairs
+from rm_methods.training import run as running
+from rm_methods.training.run import RunFiles, train
 from tests.conftest import experiment_config
 from tests.training.test_trainer import log, run_files
 
 
 def noisy_configuration(folder, *rates):
     return experiment_config(folder, noise_levels=[{"rate": rate} for rate in rates])
-
-
-def test_a_level_of_noise_flips_the_same_pairs_for_every_variant_and_seed(prepared, tmp_path):
-    config = experiment_config(tmp_path, noise_levels=[{"rate": 0.0}, {"rate": 0.25}], methods={"bradley_terry": {}, "label_smoothing": {}})
-    clean = read_pairs(prepared[0], splits=["train"])
-    assert training_pairs(config, "bradley_terry", prepared[0])[0] == clean
-    noisy, counts = training_pairs(config, "bradley_terry_noise25", prepared[0])
-    assert counts["flipped"] == 12 == sum(pair.meta.get("flipped", False) for pair in noisy)
-    assert [pair.pair_id for pair in noisy] == [pair.pair_id for pair in clean]
-    assert training_pairs(config, "label_smoothing_noise25", prepared[0]) == (noisy, counts)
 
 
 def test_noise_changes_what_is_learnt_and_is_counted(prepared, tmp_path):
@@ -76,3 +67,24 @@ def test_the_cost_counts_every_pass(prepared, tmp_path):
     costs = [train(experiment_config(tmp_path, methods=methods), name, 0, run_files(prepared, tmp_path / name))["cost"] for name in methods]
     assert [costs[1][key] for key in ("tokens", "forwards")] == [2 * costs[0][key] for key in ("tokens", "forwards")]
     assert costs[1]["optimizer_steps"] == costs[0]["optimizer_steps"]
+
+
+@pytest.mark.parametrize("method", ["bradley_terry", "inform"])
+def test_the_trained_model_is_gone_before_the_saved_one_is_loaded(prepared, tmp_path, monkeypatch, method):
+    held, fit, validation = {}, running.fit, running._validation
+
+    def watched_fit(method, model, *rest):
+        trainer = fit(method, model, *rest)
+        held["before"] = {"model": weakref.ref(model), "trainer": weakref.ref(trainer), "optimizer": weakref.ref(trainer.optimizer)}
+        return trainer
+
+    def watched_validation(*args):
+        held["then"] = [name for name, reference in held["before"].items() if reference() is not None]
+        return validation(*args)
+
+    monkeypatch.setattr(running, "fit", watched_fit)
+    monkeypatch.setattr(running, "_validation", watched_validation)
+    training = {"checkpoint_every_steps": 2, "lora": {"rank": 2, "alpha": 4}}
+    summary = train(experiment_config(tmp_path, methods={method: {}}, training=training), method, 0, run_files(prepared, tmp_path))
+    assert held["then"] == []
+    assert summary["metrics"]["validation_pairs"] == 12

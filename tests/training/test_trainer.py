@@ -10,17 +10,18 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import TrainerState, TrainingArguments
 
-from rm_methods.errors import DataError, UserError
+from rm_methods.errors import UserError
 from rm_methods.methods.contract import Inputs
 from rm_methods.methods.registry import load_method
 from rm_methods.reward_models.backbones import load_classifier
 from rm_methods.reward_models.model import RewardModel
 from rm_methods.training.batch_plan import plan_steps
 from rm_methods.training.fitting import training_arguments
-from rm_methods.training.run import RunFiles, apply_truncation_policy, run_key, train
-from rm_methods.training.trainer import COMPLETE, PlannedSteps, RewardTrainer, last_complete_checkpoint
-from tests.conftest import experiment_config, made_up_pairs
+from rm_methods.training.run import RunFiles, run_key, train
+from rm_methods.training.trainer import COMPLETE, PlannedSteps, RewardTrainer, RunLog, last_complete_checkpoint
+from tests.conftest import experiment_config
 
 
 def run_files(prepared, out: Path) -> RunFiles:
@@ -130,6 +131,19 @@ def test_a_resumed_run_equals_the_uninterrupted_one(prepared, tmp_path, monkeypa
     assert [row["loss"] for row in two] == [row["loss"] for row in one]
 
 
+def test_a_resumed_log_keeps_whole_lines_up_to_the_checkpoint_and_refuses_a_broken_one(tmp_path):
+    log_file = tmp_path / "metrics.jsonl"
+    log_file.write_text("".join(f'{{"step": {k}, "time": {k}.5, "loss": 0.{k}}}\n' for k in (1, 2, 3)) + '{"step": 2, "time": 9')
+    resumed = RunLog([], log_file, "run")
+    begin = (TrainingArguments(output_dir=str(tmp_path), report_to=[]), TrainerState(global_step=2), None)
+    resumed.on_train_begin(*begin)
+    assert [row["step"] for row in log(log_file)] == [1, 2]
+    assert (resumed.before, resumed.last_loss) == (2.5, 0.2)
+    log_file.write_text('{"st\n{"step": 2, "time": 2.5, "loss": 0.2}\n')
+    with pytest.raises(UserError, match=r"metrics\.jsonl: a line is not valid JSON"):
+        resumed.on_train_begin(*begin)
+
+
 def test_a_half_written_checkpoint_is_not_resumed_from(tmp_path):
     for step, complete in ((4, True), (8, False)):
         (tmp_path / f"checkpoint-{step}").mkdir()
@@ -160,25 +174,6 @@ def test_a_gradient_that_is_not_finite_stops_the_run(prepared, tmp_path, tokeniz
     next(model.parameters()).register_hook(lambda gradient: gradient * float("inf"))
     with pytest.raises(UserError, match="gradient is not finite"):
         trainer.train()
-
-
-def test_truncation_policy_counts_what_it_drops(tokenizer):
-    short = type(tokenizer)(tokenizer.tokenizer, 48)
-    pairs = made_up_pairs(3)
-    pairs[1] = replace(pairs[1], rejected="blue " * 100)
-    same_start = "red " * 100
-    pairs[2] = replace(pairs[2], chosen=same_start + "good", rejected=same_start + "bad")
-    items = short.encode((p.prompt, (p.chosen, p.rejected)) for p in pairs)
-    kept, _, counts = apply_truncation_policy(pairs, items, "drop")
-    assert kept == pairs[:1]
-    assert counts["dropped_response_cut"] == 2
-    kept, _, counts = apply_truncation_policy(pairs, items, "truncate")
-    assert kept == pairs[:2]
-    assert counts["dropped_equal"] == 1
-    with pytest.raises(DataError, match=pairs[1].pair_id):
-        apply_truncation_policy(pairs, items, "error")
-    with pytest.raises(DataError, match=r"training\.max_length"):
-        apply_truncation_policy(pairs[1:], items[1:], "drop")
 
 
 def test_margin_without_strength_is_refused_before_training(pairs, tmp_path):

@@ -63,9 +63,7 @@ def configuration_problems(content: dict[str, Any]) -> list[str]:
     if stage == 3 and not zero.get("stage3_gather_16bit_weights_on_model_save"):
         found.append("zero_optimization.stage3_gather_16bit_weights_on_model_save: must be true, or the model could not be saved")
     if "optimizer" in content:
-        found.append(
-            "optimizer: must be left out; the run's settings make it, and DeepSpeed's own would let norms and biases decay, too"
-        )
+        found.append("optimizer: must be left out; the run's settings make it, and DeepSpeed's own would let norms and biases decay, too")
     for key in ("fp16", "bf16"):
         if (content.get(key) or {}).get("enabled"):
             found.append(f"{key}.enabled: must be off; training.precision casts the backbone and leaves weights and head in fp32")

@@ -1,0 +1,102 @@
+"""The data of one training run: prepared pairs, with their level of noise, as a method changes them, in tokens that fit."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rm_methods.errors import DataError
+from rm_methods.preferences.noise import flip_labels
+from rm_methods.preferences.pair import PreferencePair, read_pairs
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """What a run learns from.
+
+    Attributes:
+        pairs, items: what is left after truncation, as pairs and as tokens.
+        reader: what tokenised them.
+        budget: number of pairs that the number of optimizer steps is counted from.
+        truncation, noise: what was cut, dropped and flipped, for the summary.
+    """
+
+    pairs: list[PreferencePair]
+    items: list
+    reader: Any
+    budget: int
+    truncation: dict[str, int]
+    noise: dict[str, int]
+
+
+def training_data(config: dict[str, Any], variant: str, file: Path, method, inputs) -> TrainingData:
+    """The pairs that a variant learns from, changed as its method says, tokenised, and cut or dropped where they are too long.
+
+    Args:
+        file: the prepared pairs.
+        inputs: what the method is given (`rm_methods.methods.contract.Inputs`); its `training` section is the run's.
+
+    Raises:
+        DataError: no pair is left, or one is too long and that is not allowed.
+    """
+    given, noise = training_pairs(config, variant, file)
+    pairs = list(method.transform_pairs(given, inputs))
+    reader = method.reader(pairs, inputs)
+    items = reader.encode((pair.prompt, (pair.chosen, pair.rejected)) for pair in pairs)
+    kept, items, truncation = apply_truncation_policy(pairs, items, inputs.config["training"]["overlong_pairs"])
+    budget = round(len(kept) * len(given) / len(pairs))  # steps are counted before the method changes how many pairs there are
+    return TrainingData(kept, items, reader, budget, truncation, noise)
+
+
+def training_pairs(config: dict[str, Any], variant: str, file: Path) -> tuple[list[PreferencePair], dict[str, int]]:
+    """The training pairs of a variant, with its level of label noise, and counts of what was flipped.
+
+    The flips depend on the data's seed alone, so all variants of a level learn from the same labels.
+    """
+    pairs = read_pairs(file, splits=["train"])
+    level = config["methods"][variant]["label_noise"]
+    return flip_labels(pairs, level["rate"], level["kind"], config["data"]["seed"]) if level else (pairs, {})
+
+
+def apply_truncation_policy(pairs: Sequence[PreferencePair], items: Sequence, policy: str) -> tuple[list, list, dict[str, int]]:
+    """Decide what happens to pairs that did not fit, and count it.
+
+    A cut prompt stays (the oldest turns went first).  A pair with a cut response is dropped or kept by `policy`; a pair whose two
+    sequences became equal is always dropped, because it could only teach log 2.
+
+    Args:
+        policy: `training.overlong_pairs`: "drop", "truncate" or "error".
+
+    Returns:
+        Kept pairs, their items, and counts: prompts_cut, responses_cut, dropped_response_cut, dropped_equal.
+    """
+    counts = {"prompts_cut": 0, "responses_cut": 0, "dropped_response_cut": 0, "dropped_equal": 0}
+    kept_pairs, kept_items = [], []
+    for pair, item in zip(pairs, items, strict=True):
+        counts["prompts_cut"] += any(item.prompt_cut)
+        if any(item.response_cut):
+            if policy == "error":
+                raise DataError(
+                    f"Pair {pair.pair_id} ({pair.source}): a response does not fit into training.max_length. Raise it, or set "
+                    "training.overlong_pairs to 'drop' or 'truncate'."
+                )
+            counts["responses_cut"] += 1
+            if policy == "drop":
+                counts["dropped_response_cut"] += 1
+                continue
+        if _equal(item):
+            counts["dropped_equal"] += 1
+            continue
+        kept_pairs.append(pair)
+        kept_items.append(item)
+    if not kept_pairs:
+        raise DataError(f"No training pair is left after truncation ({counts}). Raise training.max_length.")
+    return kept_pairs, kept_items, counts
+
+
+def _equal(item) -> bool:
+    import numpy as np
+
+    return np.array_equal(item.sequences[0], item.sequences[1])
