@@ -92,10 +92,10 @@ def test_policies_are_read_with_the_attention_that_their_section_names(optimised
     assert named(optimised, "train_ppo")[1][-2] == "eager"
     calls.clear()
     draw_references(config, tmp_path, pairs_file, tmp_path / "references.parquet", tmp_path, 1)
-    assert named(calls, "sample_pool")[1][-2] == "eager"
+    assert named(calls, "sample_pool")[1][-1] == "eager"
     calls.clear()
     draw_pool(config, tmp_path, pairs_file, tmp_path / "items.parquet", tmp_path / "report.json", tmp_path, 1)
-    assert named(calls, "sample_pool")[1][-2] == "eager"
+    assert named(calls, "sample_pool")[1][-1] == "eager"
     assert named(calls, "load_gold")[2]["keep_loaded"] is False
 
 
