@@ -105,7 +105,7 @@ def test_a_checkpoint_of_the_same_world_size_is_left_as_it_is(tmp_path):
 def test_a_checkpoint_that_cannot_be_converted_is_kept_and_the_error_says_what_to_do(tmp_path, monkeypatch):
     checkpoint = checkpoint_of(tmp_path / "zero", 2)
     monkeypatch.setattr(resume, "_CONVERTER", "rm_methods.errors.no_such_module")
-    with pytest.raises(UserError, match=r"written by 2 ranks.*for 3.*Continue with 2 ranks \(training\.processes x resources\.nodes") as failure:
+    with pytest.raises(UserError, match=r"written by 2 ranks.*for 3.*Continue with 2 ranks \(training\.processes") as failure:
         resume.fitted_to(checkpoint, 3)
     assert "it was not changed" in str(failure.value)
     assert len(list((checkpoint / "global_step5").iterdir())) == 2
