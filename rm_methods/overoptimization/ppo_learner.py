@@ -199,7 +199,7 @@ def filled_configuration(deepspeed: str, settings: PPOSettings, ranks: int, poli
     """
     from transformers import AutoConfig
 
-    width = AutoConfig.from_pretrained(policy).get_text_config().hidden_size
+    width = AutoConfig.from_pretrained(policy, trust_remote_code=False).get_text_config().hidden_size
     values = {
         "train_batch_size": ranks,
         "train_micro_batch_size_per_gpu": 1,

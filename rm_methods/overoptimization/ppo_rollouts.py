@@ -95,7 +95,7 @@ def collect(actors: Actors, prompts: Sequence[Prompt], prompt_ids: Sequence[list
     learner, ranks, rows = actors.learner, actors.learner.ranks, actors.learner.settings.rows_per_forward
     number_of_chunks = -(-len(prompts) // rows)
     chunks = []
-    for number in range(ranks.rank, up_to_full_round(number_of_chunks, learner), ranks.size):
+    for number in range(ranks.rank, _up_to_full_round(number_of_chunks, learner), ranks.size):
         spare = number >= number_of_chunks
         start = 0 if spare else number * rows
         members = slice(start, start + rows)
@@ -111,7 +111,7 @@ def collect(actors: Actors, prompts: Sequence[Prompt], prompt_ids: Sequence[list
     return _merged(chunks, learner.policy.pad_id)
 
 
-def up_to_full_round(chunks: int, learner: Learner) -> int:
+def _up_to_full_round(chunks: int, learner: Learner) -> int:
     """Number of chunks that ranks run through: where they must keep in step, as many on each."""
     return -(-chunks // learner.ranks.size) * learner.ranks.size if learner.in_step else chunks
 
