@@ -8,9 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import shutil
-import sys
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,8 +16,9 @@ import numpy as np
 import torch
 
 from rm_methods.errors import UserError
-from rm_methods.files import content_hash, file_hash, read_json, write_json, written_atomically
+from rm_methods.files import content_hash, file_hash, read_json
 from rm_methods.interaction.alignment import align
+from rm_methods.interaction.map_file import map_file
 from rm_methods.interaction.objectives import TeacherAttention
 from rm_methods.reward_models.attention_capture import layer_numbers
 from rm_methods.reward_models.joint_model import JointModel, load_joint
@@ -104,7 +102,7 @@ class JointTeacher:
         summary = Path(folder).parent / "summary.json"
         if not summary.exists():
             raise UserError(f"{summary} is not there: a teacher is the model folder of a run, with its summary beside it.")
-        code = file_hash(*(Path(__file__).parent / name for name in ("teacher_maps.py", "alignment.py")))
+        code = file_hash(*(Path(__file__).parent / name for name in ("teacher_maps.py", "map_file.py", "alignment.py")))
         self.identity = [read_json(summary)["run_key"], precision, code]
 
     @torch.no_grad()
@@ -155,6 +153,10 @@ class TeacherMaps:
         layer: number from 0.
         shuffle: "rows" permutes the rows of each map, "columns" its columns, seeded: a teacher with the same marginals and no meaning.
         cache: folder to keep the maps in; None computes them online.
+
+    Attributes:
+        counts: `pairs` and `tokens` (of both orders) that the teacher read, `outside`: the sum over these pairs of the share of attention
+            that went to tokens outside the groups.
     """
 
     def __init__(
@@ -162,8 +164,7 @@ class TeacherMaps:
     ):
         self.pairs, self.teacher, self.layer, self.shuffle = alignments.pairs, teacher, layer, shuffle
         self.uniform = teacher is None
-        # Sum over pairs of the share of attention that went to tokens outside the groups, and number of pairs.
-        self.outside = [0.0, 0]
+        self.counts = {"outside": 0.0, "pairs": 0, "tokens": 0}
         sizes = [0 if pair is None else len(pair.segment) for pair in self.pairs]
         self.starts = np.concatenate([[0], np.cumsum(np.square(sizes, dtype=np.int64))])
         self.stored: np.ndarray | None = None
@@ -191,7 +192,9 @@ class TeacherMaps:
         found = {}
         if aligned:
             maps, outside = self.teacher.maps([self.pairs[k] for k in aligned], self.layer)
-            self.outside = [self.outside[0] + outside * len(aligned), self.outside[1] + len(aligned)]
+            self.counts["outside"] += outside * len(aligned)
+            self.counts["pairs"] += len(aligned)
+            self.counts["tokens"] += sum(len(row.ids) for k in aligned for row, _ in self.pairs[k].rows)
             found = dict(zip(aligned, maps, strict=True))
         return [found.get(k, np.zeros((0, 0), dtype=np.float16)) for k in places]
 
@@ -202,46 +205,15 @@ class TeacherMaps:
         return values[order] if self.shuffle == "rows" else values[:, order]
 
     def _stored(self, cache: Path, sizes: list[int]) -> np.ndarray:
-        """The file of maps, written first if it is not there; ranks wait for the first one to write it."""
+        """The file of maps, computed first if it is not there."""
         digest = hashlib.sha256()
         for pair in self.pairs:
             for row, group in pair.rows if pair else ():
                 digest.update(row.ids.tobytes() + group.tobytes())
         path = cache / f"{content_hash([self.teacher.identity, self.layer, digest.hexdigest()])}.npy"
-        distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
-        if not path.exists() and (not distributed or torch.distributed.get_rank() == 0):
-            self._write(path, sizes)
-        if distributed:
-            torch.distributed.barrier()
-        self.outside = read_json(path.with_suffix(".json"))["outside"]
-        return np.load(path, mmap_mode="r", allow_pickle=False)
-
-    def _write(self, path: Path, sizes: list[int]) -> None:
-        order = sorted((k for k in range(len(sizes)) if sizes[k]), key=lambda k: -sizes[k])
-        started, shown, done = time.monotonic(), time.monotonic(), 0
-        size = 2 * int(self.starts[-1])
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if size > (free := shutil.disk_usage(path.parent).free):
-            raise UserError(
-                f"{path.parent}: the teacher's maps take {size / 2**30:.1f} GiB, but {free / 2**30:.1f} GiB are free. Make room, or set "
-                "online: true, which computes them in every step."
-            )
-        print(f"teacher maps: {len(order)} pairs, {size / 2**20:.0f} MiB in {path.parent}", file=sys.stderr, flush=True)
-        with written_atomically(path) as temporary:
-            stored = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.float16, shape=(max(int(self.starts[-1]), 1),))
-            while done < len(order):
-                # About 4,096 tokens a forward; both orders are read.
-                count = max(1, 4096 // (2 * max(len(row.ids) for row, _ in self.pairs[order[done]].rows)))
-                places = order[done : done + count]
-                for k, values in zip(places, self._values(places), strict=True):
-                    stored[self.starts[k] : self.starts[k + 1]] = values.ravel()
-                done += len(places)
-                if (now := time.monotonic()) - shown > 5:
-                    shown, left = now, (now - started) / done * (len(order) - done)
-                    print(f"teacher maps: {done}/{len(order)} pairs  ETA {left:.0f} s", file=sys.stderr, flush=True)
-            stored.flush()
-            # Before the maps are moved into place: who finds the maps finds this too.
-            write_json(path.with_suffix(".json"), {"outside": self.outside})
+        lengths = [max(len(row.ids) for row, _ in pair.rows) if pair else 0 for pair in self.pairs]
+        maps, self.counts = map_file(path, sizes, lengths, self._values, lambda: self.counts)
+        return maps
 
 
 def without_rows(pair: AlignedPair | None) -> AlignedPair | None:

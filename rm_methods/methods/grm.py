@@ -26,6 +26,7 @@ from rm_methods.errors import UserError
 from rm_methods.files import read_json
 from rm_methods.methods.bradley_terry import bradley_terry_loss
 from rm_methods.methods.contract import Loss, TrainedMethod
+from rm_methods.ranks import gathered, rank_and_ranks
 from rm_methods.reward_models.backbones import RECORD, load_language_model
 from rm_methods.reward_models.layouts import SequenceBatch, lay_out
 from rm_methods.reward_models.tokenization import TokenizedItem
@@ -175,8 +176,7 @@ class Method(TrainedMethod):
         `build` comes before a checkpoint is loaded, so a resumed run gets the same numbers.
         """
         training, layout = inputs.config["training"], model.layout(inputs.config["training"]["layout"])
-        distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
-        rank, ranks = (torch.distributed.get_rank(), torch.distributed.get_world_size()) if distributed else (0, 1)
+        rank, ranks = rank_and_ranks()
         options = {"pairs_per_step": len(self.items), "tokens_per_microbatch": training["tokens_per_microbatch"], "seed": 0}
         plan = plan_steps(self.items, steps=1, ranks=ranks, layout=layout, **options)[0].ranks[rank]
         device, home, was_training = "cuda" if torch.cuda.is_available() else "cpu", next(model.parameters()).device, model.training
@@ -188,10 +188,7 @@ class Method(TrainedMethod):
             sums = summed_log_probabilities(self.head, model(batch).hidden_states, items, batch, (0, 1))
             found |= dict(zip(micro_batch.indices, (sums[:, 0] - sums[:, 1]).tolist(), strict=True))
         model.train(was_training).to(home)
-        parts = [found] * ranks
-        if distributed:
-            torch.distributed.all_gather_object(parts, found)
-        everywhere = {index: value for part in parts for index, value in part.items()}
+        everywhere = {index: value for part in gathered(found) for index, value in part.items()}
         return torch.tensor([everywhere[k] for k in range(len(self.items))])
 
 

@@ -47,7 +47,9 @@ class Method(TrainedMethod):
         alignments = PairAlignments(inputs.items, inputs.reader, teacher.reader if teacher else None)
         self.pairs, self.counts = alignments.pairs, alignments.counts
         cache = None if settings["online"] or settings["objective"] == "relations" else inputs.work_folder.parent / "teacher_maps"
-        self.maps = [TeacherMaps(alignments, teacher, layer, settings["shuffle"], cache) for layer in teacher_layers]
+        # Student layers may share a layer of the teacher: it is read once for all of them.
+        by_layer = {layer: TeacherMaps(alignments, teacher, layer, settings["shuffle"], cache) for layer in set(teacher_layers)}
+        self.maps = [by_layer[layer] for layer in teacher_layers]
         self.teacher = teacher if cache is None else None
         if cache is not None:
             # The maps are stored: neither the teacher nor its view of the pairs is needed in training.
@@ -90,41 +92,46 @@ class Method(TrainedMethod):
             return Loss(preference)
         places = [self.place[pair_id] for pair_id in batch.pair_ids]
         alignment = torch.zeros_like(preference)
+        teacher = {maps: self._teacher_attention(maps, places, preference.device) for maps in set(self.maps)}
         for layer, maps in zip(self.layers, self.maps, strict=True):
             student = self.student_attention(output.attention[layer], batch, places)
-            alignment = alignment + self._alignment(student, maps, places) / len(self.layers)
+            alignment = alignment + self._alignment(student, teacher[maps], places) / len(self.layers)
         warmup = self.settings["warmup_fraction"]
         weight = self.settings["weight"] * (min(1.0, batch.progress / warmup) if warmup else 1.0)
         return Loss(preference + weight * alignment, {"preference_loss": preference, "alignment_loss": alignment})
 
-    def _alignment(self, student: StudentAttention, maps: TeacherMaps, places: list[int]) -> torch.Tensor:
+    def _teacher_attention(self, maps: TeacherMaps, places: list[int], device) -> list[TeacherAttention]:
+        """The teacher's maps of the pairs at these places; for relations its vectors of those that are aligned, one for each order."""
+        if self.settings["objective"] != "relations":
+            return [maps.batch(places, device)]
+        aligned = [place for place in places if self.pairs[place] is not None]
+        if not aligned:
+            return []
+        segment = segments(self.pairs, aligned).to(device)
+        orders = self.teacher.vectors([self.pairs[place] for place in aligned], maps.layer)
+        return [TeacherAttention(None, segment, tuple(x.to(device) for x in vectors)) for vectors in orders]
+
+    def _alignment(self, student: StudentAttention, teacher: list[TeacherAttention], places: list[int]) -> torch.Tensor:
         """The objective that the settings name, fp32 [pairs]; 0 for pairs that could not be aligned."""
-        settings, device = self.settings, student.query.device
+        settings = self.settings
         if settings["objective"] == "relations":
-            return self._relations(student, maps, places)
-        teacher = maps.batch(places, device)
+            return self._relations(student, teacher, places)
         if settings["objective"] != "row_kl":
             simple = {"causal_kl": partial(objectives.row_kl, causal=True)}
-            return simple.get(settings["objective"], getattr(objectives, settings["objective"], None))(student, teacher)
+            return simple.get(settings["objective"], getattr(objectives, settings["objective"], None))(student, *teacher)
         row_kl = objectives.row_kl if settings["heads"] == "each" else objectives.averaged_row_kl
         if settings["scope"] != "separate":
-            return row_kl(student, teacher, settings["scope"])
-        intra, inter = (row_kl(student, teacher, scope) for scope in ("intra", "inter"))
+            return row_kl(student, *teacher, settings["scope"])
+        intra, inter = (row_kl(student, *teacher, scope) for scope in ("intra", "inter"))
         return settings["intra_weight"] * intra + settings["inter_weight"] * inter
 
-    def _relations(self, student, maps, places):
-        aligned = [k for k, place in enumerate(places) if self.pairs[place] is not None]
+    def _relations(self, student: StudentAttention, orders: list[TeacherAttention], places: list[int]) -> torch.Tensor:
         total = student.query.new_zeros(len(places))
-        if not aligned:
-            return total
-        part = StudentAttention(*(x[aligned] for x in (student.query, student.key, student.value)), student.scaling,
-                                *(x[aligned] for x in (student.group, student.segment, student.read)))  # fmt: skip
-        segment = segments(self.pairs, [places[k] for k in aligned]).to(total.device)
-        pairs = [self.pairs[places[k]] for k in aligned]
-        for vectors in self.teacher.vectors(pairs, maps.layer):
-            teacher = TeacherAttention(None, segment, tuple(x.to(total.device) for x in vectors))
-            total = total.index_add(0, torch.tensor(aligned, device=total.device),
-                                    objectives.relations(part, teacher, self.settings["relation_heads"]) / 2)  # fmt: skip
+        aligned = torch.tensor([k for k, place in enumerate(places) if self.pairs[place] is not None], device=total.device)
+        for teacher in orders:
+            part = StudentAttention(*(x[aligned] for x in (student.query, student.key, student.value)), student.scaling,
+                                    *(x[aligned] for x in (student.group, student.segment, student.read)))  # fmt: skip
+            total = total.index_add(0, aligned, objectives.relations(part, teacher, self.settings["relation_heads"]) / len(orders))
         return total
 
     def student_attention(self, attention, batch, places: list[int]) -> StudentAttention:
@@ -166,10 +173,14 @@ class Method(TrainedMethod):
         return (prompt, response), torch.from_numpy(segment), torch.from_numpy(group)
 
     def report(self):
-        """Counts of the alignment, and the teacher's attention outside the text where it was measured."""
-        measured = [maps.outside for maps in getattr(self, "maps", []) if maps.outside[1]]
-        share = sum(total for total, _ in measured) / max(1, sum(count for _, count in measured))
-        return self.counts | ({"teacher_attention_outside_text": round(share, 4)} if measured else {})
+        """Counts of the alignment, the teacher's attention outside the text, and the tokens that the teacher read for maps that are stored."""
+        found = dict(self.counts)
+        if measured := [maps for maps in set(getattr(self, "maps", [])) if maps.counts["pairs"]]:
+            share = sum(maps.counts["outside"] for maps in measured) / sum(maps.counts["pairs"] for maps in measured)
+            found["teacher_attention_outside_text"] = round(share, 4)
+            if all(maps.stored is not None for maps in measured):
+                found["teacher_tokens"] = sum(maps.counts["tokens"] for maps in measured)
+        return found
 
 
 def _plain_places(items, widths, length: int) -> torch.Tensor:

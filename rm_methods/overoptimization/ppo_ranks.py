@@ -12,6 +12,8 @@ from collections.abc import Iterable
 import torch
 import torch.distributed as dist
 
+from rm_methods.ranks import gathered, wait_for_ranks
+
 
 def use_own_gpu() -> None:
     """Make the GPU of this rank the one that "cuda" means; whatever is loaded before (a reward model, say) goes to the first GPU."""
@@ -35,11 +37,7 @@ class Ranks:
 
     def gathered(self, values: list) -> list:
         """The values of all ranks, those of rank 0 first."""
-        if self.size == 1:
-            return values
-        everyone: list = [None] * self.size
-        dist.all_gather_object(everyone, values)
-        return [value for values in everyone for value in values]
+        return [value for own in gathered(values) for value in own]
 
     def sum_gradients(self, parameters: Iterable[torch.nn.Parameter]) -> None:
         """Add the gradients of all ranks; a parameter that this rank did not use counts zero."""
@@ -51,5 +49,4 @@ class Ranks:
 
     def wait(self) -> None:
         """Until all ranks are here."""
-        if self.size > 1:
-            dist.barrier()
+        wait_for_ranks()

@@ -49,7 +49,7 @@ def training_arguments(training: dict[str, Any], seed: int, work: Path, steps: i
         use_cpu=not torch.cuda.is_available(),
         ddp_backend="gloo" if "RANK" in os.environ and not torch.cuda.is_available() else None,
         ddp_find_unused_parameters=False,
-        # Ranks wait for the first one, which may compute a teacher's maps for hours; the default is 30 minutes.
+        # Ranks wait for one another where a share of the work may take hours (a teacher's maps, validation); the default is 30 minutes.
         ddp_timeout=7 * 24 * 3600,
         seed=seed,
         data_seed=seed,
@@ -106,6 +106,7 @@ def fit(method, model, steps, arguments, log, work: Path):
     """
     from transformers.trainer_callback import PrinterCallback
 
+    from rm_methods.ranks import from_rank_zero
     from rm_methods.training.trainer import RestoredSettings, RewardTrainer, last_complete_checkpoint
 
     if arguments.deepspeed:
@@ -120,7 +121,8 @@ def fit(method, model, steps, arguments, log, work: Path):
     first = arguments.process_index == 0
     checkpoint = last_complete_checkpoint(work) if first else None
     universal = first and fitted_to(checkpoint, arguments.world_size)
-    checkpoint, universal = (_from_rank_zero(value, arguments.world_size) for value in (checkpoint, universal))
+    # Only rank 0 looks for checkpoints, so that no two ranks disagree or delete under each other.
+    checkpoint, universal = from_rank_zero((checkpoint, universal))
     if universal:
         arguments.hf_deepspeed_config.config["checkpoint"] = {"load_universal": True}
         trainer.add_callback(RestoredSettings(trainer))
@@ -140,6 +142,7 @@ def adapt(model, adaptation, pairs: Sequence, items: Sequence, reader, inputs) -
         return {}
     from safetensors.torch import load_file, save_file
 
+    from rm_methods.ranks import wait_for_ranks
     from rm_methods.training.batch_plan import plan_cost
     from rm_methods.training.trainer import PlannedSteps, RunLog
 
@@ -155,27 +158,9 @@ def adapt(model, adaptation, pairs: Sequence, items: Sequence, reader, inputs) -
         if arguments.process_index == 0:
             with written_atomically(adapted) as path:
                 save_file({name: weight.contiguous().cpu() for name, weight in inner.state_dict().items()}, path)
-        _wait_for_ranks(arguments.world_size)
+        wait_for_ranks()
     missing, unexpected = model.classifier.base_model.load_state_dict(load_file(adapted), strict=False)
     # Some classifiers have a pooler that their language models lack; anything else would mean that they are different models.
     if unexpected or any("pooler" not in name for name in missing):
         raise UserError(f"{inputs.label}: language model and classifier of the source have different weights ({unexpected or missing}).")
     return plan_cost(plan, items, "plain")
-
-
-def _from_rank_zero(value, world_size: int):
-    """The same value on every rank (only rank 0 looks for checkpoints, so that no two ranks disagree or delete under each other)."""
-    if world_size == 1:
-        return value
-    import torch.distributed as dist
-
-    box = [str(value) if value else None]
-    dist.broadcast_object_list(box, src=0)
-    return box[0]
-
-
-def _wait_for_ranks(world_size: int) -> None:
-    if world_size > 1:
-        import torch.distributed as dist
-
-        dist.barrier()

@@ -7,6 +7,7 @@ from safetensors.torch import load_file
 from rm_methods.errors import ConfigError, UserError
 from rm_methods.methods.contract import Inputs
 from rm_methods.methods.registry import load_card, load_method
+from rm_methods.reward_models.joint_model import JointModel
 from rm_methods.reward_models.layouts import PairBatch, lay_out
 from rm_methods.training.run import RunFiles, train
 from tests.conftest import experiment_config
@@ -80,7 +81,10 @@ def test_cached_and_online_maps_give_the_same_loss_and_gradients(teacher, prepar
     mine, other = (gradients(*each) for each in found)
     for name in mine:
         torch.testing.assert_close(mine[name], other[name], atol=1e-4, rtol=1e-3)
-    assert found[1][0].report()["teacher_attention_outside_text"] > 0
+    reports = [method.report() for method, _, _ in found]
+    assert all(report["teacher_attention_outside_text"] > 0 for report in reports)
+    assert reports[0]["teacher_tokens"] > 0
+    assert "teacher_tokens" not in reports[1]
     assert len(list((tmp_path / "work" / "teacher_maps").glob("*.npy"))) == 1
     # Once stored, the teacher and its view of the pairs are given back.
     assert found[0][0].teacher is None
@@ -127,6 +131,18 @@ def test_two_layers_are_the_mean_of_each_alone(prepared, tokenizer, pairs, tmp_p
     together = alignment([1, 2], [-1, 1])
     torch.testing.assert_close(together, (alignment([1], [-1]) + alignment([2], [1])) / 2)
     assert (alignment([1], [-1]) - alignment([1], [1])).abs().max() > 1e-5
+
+
+@pytest.mark.parametrize("settings", [{"online": True}, {"objective": "relations"}], ids=str)
+def test_layers_that_share_a_layer_of_the_teacher_read_it_once(settings, prepared, tokenizer, pairs, tmp_path, teachers, monkeypatch):
+    calls = []
+    forward = JointModel.forward
+    monkeypatch.setattr(JointModel, "forward", lambda *arguments: calls.append(1) or forward(*arguments))
+    method, model, batch = made(
+        prepared, tokenizer, pairs[:6], tmp_path, folder_of_teacher=teachers["joint_encoder"], student_layers=[1, 2], **settings
+    )
+    method.loss(model, batch)
+    assert len(calls) == 1
 
 
 def test_the_read_tokens_are_those_that_the_rewards_are_read_from(prepared, tokenizer, pairs, tmp_path):

@@ -1,0 +1,88 @@
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+from rm_methods.errors import UserError
+from rm_methods.interaction import map_file as module
+from rm_methods.interaction.map_file import map_file
+
+SIZES, LENGTHS = [3, 0, 1, 5, 2, 0], [4, 0, 2, 6, 3, 0]
+# Every cell of a pair's map holds its place.
+EXPECTED = [0] * 9 + [2] * 1 + [3] * 25 + [4] * 4
+
+
+class Teacher:
+    def __init__(self):
+        self.done = []
+
+    def maps(self, places):
+        self.done += places
+        return [np.full((SIZES[k], SIZES[k]), k, dtype=np.float16) for k in places]
+
+    def file(self, path):
+        return map_file(path, SIZES, LENGTHS, self.maps, lambda: {"pairs": len(self.done)})
+
+
+def test_each_pair_is_computed_once_and_lies_in_its_place(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "_TOKENS_AT_ONCE", 14)
+    teacher = Teacher()
+    maps, counts = teacher.file(tmp_path / "maps.npy")
+    assert maps.tolist() == EXPECTED
+    assert counts == {"pairs": 4}
+    assert teacher.done == [3, 0, 4, 2]
+    again = Teacher()
+    maps, counts = again.file(tmp_path / "maps.npy")
+    assert (maps.tolist(), counts, again.done) == (EXPECTED, {"pairs": 4}, [])
+
+
+def test_no_pairs_make_an_empty_file(tmp_path):
+    for sizes in ([], [0, 0]):
+        path = tmp_path / f"{len(sizes)}.npy"
+        map_file(path, sizes, [0] * len(sizes), lambda places: [], dict)
+        assert path.exists()
+
+
+def of_rank(rank, ranks, folder):
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=ranks)
+    teacher = Teacher()
+    maps, counts = teacher.file(folder / "maps" / "maps.npy")
+    (folder / f"{rank}.json").write_text(json.dumps([maps.tolist(), counts, teacher.done]))
+    torch.distributed.destroy_process_group()
+
+
+def test_ranks_share_the_work_and_make_the_file_of_one(tmp_path):
+    torch.multiprocessing.spawn(of_rank, (3, tmp_path), nprocs=3)
+    found = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(3)]
+    assert all(maps == EXPECTED and counts == {"pairs": 4} for maps, counts, _ in found)
+    assert sorted(place for _, _, done in found for place in done) == [0, 2, 3, 4]
+    assert max(len(done) for _, _, done in found) < 4
+    assert sorted(file.name for file in (tmp_path / "maps").iterdir()) == ["maps.json", "maps.npy"]
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3, 9])
+def test_shares_are_stretches_of_about_as_many_tokens(ranks):
+    lengths = np.array([5, 0, 9, 2, 2, 7, 4, 4, 1, 6])
+    bounds = module._shares(np.minimum(lengths, 1), lengths, ranks)
+    assert (bounds[0], bounds[-1], len(bounds)) == (0, 10, ranks + 1)
+    assert bounds == sorted(bounds)
+    shares = [lengths[start:end].sum() for start, end in zip(bounds, bounds[1:], strict=False)]
+    assert max(abs(share - 40 / ranks) for share in shares) <= 9
+
+
+def test_an_error_leaves_nothing_behind(tmp_path):
+    def fails(places):
+        raise UserError("no")
+
+    with pytest.raises(UserError, match="no"):
+        map_file(tmp_path / "maps.npy", SIZES, LENGTHS, fails, dict)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_disk_that_is_too_small_is_noticed_before_anything_is_written(tmp_path, monkeypatch):
+    monkeypatch.setattr(module.shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(100, 0, 10))
+    with pytest.raises(UserError, match="set online: true"):
+        Teacher().file(tmp_path / "maps.npy")
+    assert list(tmp_path.iterdir()) == []
