@@ -214,12 +214,14 @@ def _plan_variant(config: Mapping[str, Any], variant: str, shapes: Mapping[str, 
     zero = zero_settings(training["deepspeed"]) if training["deepspeed"] else None
     ranks, nodes = _ranks(config), config["resources"]["nodes"]
     states, host = model_state_bytes(shape.parameters, shape.largest_layer, zero, ranks, nodes, shape.trainable)
-    if joint and entry["settings"].get("masked_language_epochs"):
-        # The training on text goes without DeepSpeed.
-        states = max(states, model_state_bytes(shape.parameters, shape.largest_layer, None, ranks)[0])
+    on_text = joint and entry["settings"].get("masked_language_epochs")
+    if on_text:
+        # All weights are trained then.
+        states = max(states, model_state_bytes(shape.parameters, shape.largest_layer, zero, ranks, nodes)[0])
     activations = activation_bytes(shape, training["tokens_per_microbatch"], training["gradient_checkpointing"])
-    # Each rank makes the whole model, or (ZeRO-3) one rank gathers it to save it.
+    # Each rank makes the whole model, and a language model beside it to train on text; or (ZeRO-3) one rank gathers it to save it.
     whole = config["training"]["processes"] if method.model_is_made_whole or zero is None or zero["stage"] < 3 else 1
+    whole *= 2 if on_text else 1
     checkpoint = checkpoint_bytes(shape.parameters, zero, shape.trainable)
     peak = GPUS[assumed.gpu][0] * assumed.utilisation
     return VariantPlan(

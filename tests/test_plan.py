@@ -184,11 +184,24 @@ def test_what_does_not_fit_is_named(paper):
     assert any("resources.runtime_minutes" in text for text in warnings(paper, plan(paper, replace(assumed, utilisation=0.001)), assumed))
 
 
-def test_training_on_text_is_counted_without_deepspeed(paper):
+def test_training_on_text_needs_a_second_model_in_main_memory(paper):
     entry = paper["methods"]["joint_bidirectional"]
     config = paper | {"methods": {"joint_bidirectional": entry | {"settings": entry["settings"] | {"masked_language_epochs": 1}}}}
     assumed = Assumptions(pairs=150_000)
-    assert any("joint_bidirectional: 16" in text for text in warnings(config, plan(config, assumed), assumed))
+    (found,), (alone,) = plan(config, assumed), [row for row in plan(paper, assumed) if row.variant == "joint_bidirectional"]
+    assert found.gpu_bytes == alone.gpu_bytes
+    assert found.host_bytes == 2 * alone.host_bytes
+    assert any("main memory" in text and "joint_bidirectional" in text for text in warnings(config, [found], assumed))
+
+
+def test_training_on_text_trains_all_weights_beside_adapters(paper):
+    entry = paper["methods"]["joint_bidirectional"] | {"lora": {"rank": 16, "alpha": 32, "dropout": 0.0, "target_modules": "all-linear"}}
+    bytes_of = {}
+    for epochs in (0, 1):
+        settings = entry["settings"] | {"masked_language_epochs": epochs}
+        (row,) = plan(paper | {"methods": {"joint_bidirectional": entry | {"settings": settings}}}, Assumptions(pairs=150_000))
+        bytes_of[epochs] = row.gpu_bytes
+    assert bytes_of[1] > 1.5 * bytes_of[0]
 
 
 def test_the_paper_has_every_method_and_every_benchmark_that_it_can(paper):

@@ -24,7 +24,11 @@ _TOKENS_AT_ONCE = 4096
 
 
 def map_file(
-    path: Path, sizes: Sequence[int], lengths: Sequence[int], compute: Callable[[Sequence[int]], list[np.ndarray]], counts: Callable[[], dict]
+    path: Path,
+    sizes: Sequence[int],
+    lengths: Sequence[int],
+    compute: Callable[[Sequence[int]], list[np.ndarray]],
+    counts: Callable[[], dict],
 ) -> tuple[np.ndarray, dict]:
     """The maps at `path`, computed first if they are not there, mapped into memory: fp16 [sum of squares of `sizes`]; and their counts.
 

@@ -8,7 +8,7 @@ because that is where its pretrained head looks.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 
 import torch
@@ -34,9 +34,29 @@ class MaskedLanguageModel(nn.Module):
         super().__init__()
         self.language_model, self.decoder, self.autocast = language_model, decoder, autocast
 
+    @property
+    def config(self):
+        """The configuration of the model inside; ZeRO-3 reads its width."""
+        return self.language_model.config
+
     def layout(self, asked: str) -> str:
         """Plain rows, whatever is asked for."""
         return "plain"
+
+    def recompute_activations(self) -> None:
+        """Recompute activations in the backward pass."""
+        self.language_model.activation_checkpointing_enable({"use_reentrant": False})
+
+    def inner_weights(self, state_dict: Mapping[str, torch.Tensor] | None = None) -> dict[str, torch.Tensor]:
+        """What a classifier on the same base has, too, by its names there; on the CPU.
+
+        Args:
+            state_dict: gathered weights, where the model's own are shards.
+        """
+        base = self.language_model.base_model
+        prefix = next(name for name, module in self.named_modules() if module is base) + "."
+        weights = self.state_dict() if state_dict is None else state_dict
+        return {name.removeprefix(prefix): weight.contiguous().cpu() for name, weight in weights.items() if name.startswith(prefix)}
 
     def state_dict(self, *args, **kwargs):
         """Weights by name, those that input and output embeddings share once: safetensors refuses them twice."""
@@ -52,7 +72,8 @@ class MaskedLanguageModel(nn.Module):
     def _first_names(self) -> dict[str, str]:
         """For each weight, the first name that it goes by."""
         first: dict[int, str] = {}
-        return {name: first.setdefault(weight.data_ptr(), name) for name, weight in super().state_dict().items()}
+        # By identity: the shards of ZeRO-3 all lie at address 0.
+        return {name: first.setdefault(id(weight), name) for name, weight in self.named_parameters(remove_duplicate=False)}
 
     def forward(self, input_ids: torch.Tensor, batch: SequenceBatch, places: torch.Tensor) -> torch.Tensor:
         """Logits fp32 [masked tokens, vocabulary] for the tokens at `places` bool [R, L] of rows with ids `input_ids` [R, L]."""

@@ -132,6 +132,15 @@ def fit(method, model, steps, arguments, log, work: Path):
     return trainer
 
 
+def gathered_weights(trainer) -> dict:
+    """Whole weights (ZeRO-3 holds shards), on every rank's call.  Models loaded after this are ordinary ones again."""
+    from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+
+    state_dict = trainer.accelerator.get_state_dict(trainer.model_wrapped)
+    unset_hf_deepspeed_config()
+    return state_dict
+
+
 def adapt(model, adaptation, pairs: Sequence, items: Sequence, reader, inputs) -> dict[str, int]:
     """Train on text first (`TrainedMethod.adaptation`) and give the result to `model`; done once, also if the run is interrupted later.
 
@@ -146,18 +155,21 @@ def adapt(model, adaptation, pairs: Sequence, items: Sequence, reader, inputs) -
     from rm_methods.training.batch_plan import plan_cost
     from rm_methods.training.trainer import PlannedSteps, RunLog
 
-    work, training = inputs.work_folder / "adaptation", dict(adaptation.training) | {"deepspeed": None}
+    work, training = inputs.work_folder / "adaptation", adaptation.training
     adapted = work / "adapted.safetensors"
-    inner = adaptation.model.language_model.base_model
+    if training["gradient_checkpointing"]:
+        adaptation.model.recompute_activations()
     arguments = training_arguments(training, inputs.seed, work, planned_steps(training, len(pairs)))
     plan = plan_training(training, items, inputs.seed, arguments.world_size, "plain")
     if not adapted.exists():
         steps = PlannedSteps(plan, pairs, items, "plain", arguments.process_index, reader.pad_id)
         log = RunLog(plan, work / "metrics.jsonl", f"{inputs.label} (masked language modelling)")
-        fit(adaptation.method, adaptation.model, steps, arguments, log, work)
+        trainer = fit(adaptation.method, adaptation.model, steps, arguments, log, work)
+        state_dict = gathered_weights(trainer) if arguments.deepspeed else None
         if arguments.process_index == 0:
             with written_atomically(adapted) as path:
-                save_file({name: weight.contiguous().cpu() for name, weight in inner.state_dict().items()}, path)
+                save_file(adaptation.model.inner_weights(state_dict), path)
+        trainer.accelerator.free_memory()  # what DeepSpeed holds: another of its engines trains the preferences
         wait_for_ranks()
     missing, unexpected = model.classifier.base_model.load_state_dict(load_file(adapted), strict=False)
     # Some classifiers have a pooler that their language models lack; anything else would mean that they are different models.

@@ -22,7 +22,7 @@ from rm_methods.reward_models.older_releases import add_older_names
 from rm_methods.run_lock import run_lock
 from rm_methods.scoring.scorer import SCORER_FILE
 from rm_methods.training.deepspeed import own_file_hash
-from rm_methods.training.fitting import adapt, fit, plan_training, planned_steps, training_arguments
+from rm_methods.training.fitting import adapt, fit, gathered_weights, plan_training, planned_steps, training_arguments
 from rm_methods.training.launch import (
     check_gpus,
     dies_with_its_launcher,
@@ -152,7 +152,7 @@ def _fit_and_export(config: dict[str, Any], variant: str, seed: int, files: RunF
     log = RunLog(plan, work / "metrics.jsonl", inputs.label)
     steps = PlannedSteps(plan, data.pairs, data.items, layout, arguments.process_index, data.reader.pad_id)
     trainer = fit(method, model, steps, arguments, log, work)
-    state_dict = _gathered_weights(trainer) if arguments.deepspeed and plan else None
+    state_dict = gathered_weights(trainer) if arguments.deepspeed and plan else None
     report = {}
     if arguments.process_index == 0:
         _export(trainer, method, data.reader, training, state_dict, files.model)
@@ -209,15 +209,6 @@ def _export(trainer, method, reader, training: Mapping[str, Any], state_dict: di
         method.export(trained, folder, merge_adapters(trained, state_dict) if training["lora"] else state_dict)
         reader.tokenizer.save_pretrained(folder)
         add_older_names(folder)
-
-
-def _gathered_weights(trainer) -> dict:
-    """Whole weights (ZeRO-3 holds shards), on every rank's call.  Models loaded after this are ordinary ones again."""
-    from transformers.integrations.deepspeed import unset_hf_deepspeed_config
-
-    state_dict = trainer.accelerator.get_state_dict(trainer.model_wrapped)
-    unset_hf_deepspeed_config()
-    return state_dict
 
 
 def _required(config: dict[str, Any], variant: str, files: RunFiles) -> dict[str, Sequence[Path]]:

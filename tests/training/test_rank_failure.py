@@ -23,7 +23,11 @@ LONG = {"processes": 2, "epochs": 12, "checkpoint_every_steps": 12}  # 72 steps
 
 def train_command(prepared, folder: Path, variant: str = "bradley_terry", teacher: Path | None = None, **training) -> list[str]:
     """`rm-methods train` for a run in `folder`, whose configuration is written there."""
-    methods = {"bradley_terry": {}, "joint_encoder": {"masked_language_epochs": 1, "epochs": 1}, "interaction_distillation": {}}
+    teachers = {
+        "joint_encoder": {"masked_language_epochs": 1, "epochs": 1},
+        "joint_bidirectional": {"masked_language_epochs": 6, "epochs": 1},
+    }
+    methods = {"bradley_terry": {}, **teachers, "interaction_distillation": {}}
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.yaml").write_text(yaml.safe_dump(experiment_config(folder, methods=methods, training=training)))
     command = [sys.executable, "-m", "rm_methods.cli", "train", "--config", folder / "config.yaml", "--variant", variant]
@@ -44,8 +48,11 @@ def ranks_of(process: subprocess.Popen) -> list[psutil.Process]:
     return [p for p in found if "torch.distributed.run" not in p.cmdline()]
 
 
-def killed_in_training(command: list[str], folder: Path) -> tuple[float, str]:
+def killed_in_training(command: list[str], folder: Path, checkpoints: str = "*/checkpoint-*") -> tuple[float, str]:
     """Start a run on two ranks, kill one after the first checkpoint.
+
+    Args:
+        checkpoints: pattern of their folders in the folder of work.
 
     Returns:
         Seconds until everything had ended, and standard error.
@@ -53,7 +60,7 @@ def killed_in_training(command: list[str], folder: Path) -> tuple[float, str]:
     with (folder / "stderr.txt").open("w") as errors:
         process = subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL, stderr=errors)
         deadline = time.monotonic() + 200
-        while not list((folder / "work").glob("*/checkpoint-*/complete")):
+        while not list((folder / "work").glob(f"{checkpoints}/complete")):
             assert process.poll() is None, (folder / "stderr.txt").read_text()[-3000:]
             assert time.monotonic() < deadline, "no checkpoint was written"
             time.sleep(0.02)
@@ -87,3 +94,20 @@ def test_a_killed_rank_stops_the_others_and_the_rerun_ends_with_the_same_weights
     assert all(torch.equal(ours[key], theirs[key]) for key in ours)
     assert losses(killed) == losses(whole)
     assert not list((killed / "work").glob("*/checkpoint-*")), "checkpoints of a finished run are removed"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [2, 1])
+@pytest.mark.parametrize("stage", [None, "zero2", "zero3"])
+def test_a_teacher_that_was_killed_while_it_trained_on_text_continues_there(prepared, tmp_path, stage, ranks):
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    options = {"checkpoint_every_steps": 4, "learning_rate": 3e-4}
+    run_to_the_end(train_command(prepared, whole, "joint_bidirectional", **options))
+    command = train_command(prepared, killed, "joint_bidirectional", **options, processes=2, deepspeed=stage)
+    killed_in_training(command, killed, "*/adaptation/checkpoint-*")
+    command = train_command(prepared, killed, "joint_bidirectional", **options, processes=ranks, deepspeed=stage)
+    assert "(masked language modelling): resumes from" in run_to_the_end(command)
+    assert losses(killed) == pytest.approx(losses(whole), abs=1e-3)
+    ours, theirs = (load_file(folder / "model" / "model.safetensors") for folder in (whole, killed))
+    assert ours.keys() == theirs.keys()
+    assert max(float((ours[key] - theirs[key]).abs().max()) for key in ours) < 1e-2
