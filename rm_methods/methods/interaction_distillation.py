@@ -173,7 +173,7 @@ class Method(TrainedMethod):
         return (prompt, response), torch.from_numpy(segment), torch.from_numpy(group)
 
     def report(self):
-        """Counts of the alignment, the teacher's attention outside the text, and the tokens that the teacher read for maps that are stored."""
+        """Counts of the alignment, the teacher's attention outside the text, and the tokens that it read for maps that are stored."""
         found = dict(self.counts)
         if measured := [maps for maps in set(getattr(self, "maps", [])) if maps.counts["pairs"]]:
             share = sum(maps.counts["outside"] for maps in measured) / sum(maps.counts["pairs"] for maps in measured)

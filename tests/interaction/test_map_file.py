@@ -1,5 +1,6 @@
 import json
 import shutil
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -68,7 +69,7 @@ def test_shares_are_stretches_of_about_as_many_tokens(ranks):
     bounds = module._shares(np.minimum(lengths, 1), lengths, ranks)
     assert (bounds[0], bounds[-1], len(bounds)) == (0, 10, ranks + 1)
     assert bounds == sorted(bounds)
-    shares = [lengths[start:end].sum() for start, end in zip(bounds, bounds[1:], strict=False)]
+    shares = [lengths[start:end].sum() for start, end in pairwise(bounds)]
     assert max(abs(share - 40 / ranks) for share in shares) <= 9
 
 
