@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 from rm_methods.comparison.compare import build_comparison, write_comparison
 from rm_methods.comparison.figures import BLUE, ORANGE, save_figure
-from rm_methods.comparison.result import Cell, Column, Comparison, ComparisonResult
-from rm_methods.comparison.runs import RunFiles, read_runs
+from rm_methods.comparison.result import Column, Comparison, ComparisonResult, Cost, VariantRow
+from rm_methods.comparison.runs import Run, RunFiles, read_runs
 from rm_methods.errors import UserError
 from rm_methods.variants import NoiseLevel, figure_stem
 
@@ -36,7 +36,7 @@ def compare_across_noise(
     read = read_runs(runs, columns)
     comparisons = []
     for level in levels:
-        there = [replace(run, variant=level.variants[run.variant]) for run in read if run.variant in level.variants]
+        there = [_without_level(run, level) for run in read if run.variant in level.variants]
         if not there:
             raise UserError(f"No run has {level.heading}; run snakemake for this configuration first.")
         comparisons.append(build_comparison(there, columns, reference))
@@ -48,6 +48,11 @@ def compare_across_noise(
     return write_comparison(merged, Path(out_folder))
 
 
+def _without_level(run: Run, level: NoiseLevel) -> Run:
+    """The run under the names that its variants have without noise."""
+    return replace(run, variant=level.variants[run.variant], made_of=tuple(level.variants.get(name, name) for name in run.made_of))
+
+
 def merge_levels(levels: Sequence[NoiseLevel], comparisons: Sequence[Comparison]) -> Comparison:
     """One comparison with the columns of all levels, named after them."""
     columns = tuple(
@@ -55,19 +60,34 @@ def merge_levels(levels: Sequence[NoiseLevel], comparisons: Sequence[Comparison]
         for level, comparison in zip(levels, comparisons, strict=True)
         for column in comparison.columns
     )
-    cells: dict[str, dict[int, Sequence[Cell | None]]] = {}
-    rows = {}
+    rows: dict[str, dict[int, VariantRow]] = {}
     for number, comparison in enumerate(comparisons):
         for row in comparison.rows:
-            rows.setdefault(row.variant, row)
-            cells.setdefault(row.variant, {})[number] = row.cells
-    width = len(comparisons[0].columns)
+            rows.setdefault(row.variant, {})[number] = row
+    without = (None,) * len(comparisons[0].columns)
     merged = tuple(
-        replace(row, cells=tuple(cell for number in range(len(comparisons)) for cell in cells[name].get(number, (None,) * width)))
-        for name, row in rows.items()
+        replace(
+            next(iter(own.values())),
+            cost=_mean_cost([row.cost for row in own.values()]),
+            cells=tuple(cell for number in range(len(comparisons)) for cell in (own[number].cells if number in own else without)),
+        )
+        for own in rows.values()
     )
-    notes = tuple(dict.fromkeys(note for comparison in comparisons for note in comparison.notes))
-    return Comparison(columns, merged, comparisons[0].reference, notes)
+    return Comparison(columns, merged, comparisons[0].reference, _merged_notes(levels, comparisons))
+
+
+def _mean_cost(costs: Sequence[Cost]) -> Cost:
+    values = {field.name: [getattr(cost, field.name) for cost in costs if getattr(cost, field.name) is not None] for field in fields(Cost)}
+    return Cost(**{name: sum(found) / len(found) if found else None for name, found in values.items()})
+
+
+def _merged_notes(levels: Sequence[NoiseLevel], comparisons: Sequence[Comparison]) -> tuple[str, ...]:
+    """The footnotes of all levels; one that does not stand below every level says which it is of."""
+    notes: dict[str, list[str]] = {}
+    for level, comparison in zip(levels, comparisons, strict=True):
+        for note in comparison.notes:
+            notes.setdefault(note, []).append(level.heading)
+    return tuple(note if len(of) == len(levels) else f"{', '.join(of)}: {note}" for note, of in notes.items())
 
 
 def draw_noise(levels: Sequence[NoiseLevel], comparisons: Sequence[Comparison], column: int):

@@ -18,9 +18,10 @@ def footnotes(runs: Sequence[Run], rows: Sequence[VariantRow], columns: Sequence
     if any(not row.scalar_reward for row in rows):
         notes.append("†: no scalar reward; it reads both responses together, so it cannot rank a response alone.")
     if any(row.cost != Cost() for row in rows):
-        notes.append("Cost of training one run, mean over seeds: tokens seen, wall time, peak memory.")
+        notes.append(f"Cost of training one run, mean over seeds: tokens seen, wall time, peak memory{_without(runs)}.")
     for key, what in (("device", "devices"), ("world_size", "numbers of processes")):
-        found = sorted({str(run.cost[key]) for run in runs if run.cost.get(key) is not None and not run.content_blind})
+        # What is made of other runs was trained on no device.
+        found = sorted({str(run.cost[key]) for run in runs if run.cost.get(key) is not None and run.cost.get("device") != "none"})
         if len(found) > 1:
             notes.append(f"Wall time and memory were measured on different {what}: {', '.join(found)}.")
     hashes = {run.data_hash for run in runs if run.data_hash and not run.content_blind}
@@ -29,13 +30,26 @@ def footnotes(runs: Sequence[Run], rows: Sequence[VariantRow], columns: Sequence
     return tuple(notes)
 
 
+def _without(runs: Sequence[Run]) -> str:
+    """What the costs leave out: the runs that a variant is taught by or made of."""
+    needs: dict[str, dict[str, None]] = {}
+    for run in runs:
+        for name in run.made_of:
+            needs.setdefault(name, {})[run.variant] = None
+    listed = "; ".join(f"{name} before {', '.join(variants)}" for name, variants in needs.items())
+    return f". Not in it, the runs that others need first: {listed}" if needs else ""
+
+
 def _interval_notes(rows: Sequence[VariantRow]) -> list[str]:
     bases = {cell.estimate.basis for row in rows for cell in row.cells if cell is not None}
     notes = []
     if "seeds and items" in bases:
         notes.append("Percent, mean over seeds ± half of a 95% interval that counts both seeds and items (two-way random effects).")
     if "items" in bases:
-        notes.append("‡: one run only; its interval counts items, not seeds. For a scorer without a seed that is all there is to count.")
+        notes.append(
+            "‡: one run only; its interval counts items, not seeds. For a scorer without a seed that is all there is to count; a "
+            "combination of runs would be another one with other runs."
+        )
     if "seeds" in bases:
         notes.append("§: a metric without per-item credits; its interval counts seeds, not items.")
     if "nothing" in bases:

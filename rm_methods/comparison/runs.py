@@ -36,6 +36,8 @@ class Run:
     """One (variant, seed) as the comparison needs it.
 
     Attributes:
+        seed_free: any seed gives the same scores.  Not so a combination of runs: it is made once, but of other runs it would be another.
+        made_of: variants whose runs must be there first: teachers, members.
         benchmarks: the `benchmarks` of metrics.json.
         credits: (benchmark, metric) -> DataFrame with the columns item_id, group, stratum, weight, credit, sorted by item_id.
     """
@@ -47,6 +49,7 @@ class Run:
     seed_free: bool
     scalar_reward: bool
     content_blind: bool
+    made_of: tuple[str, ...]
     data_hash: str | None
     cost: dict[str, Any]
     benchmarks: dict[str, dict[str, Any]]
@@ -107,9 +110,10 @@ def _read_run(files: RunFiles, columns: Sequence[Column]) -> Run:
         variant=summary["variant"],
         method=summary["method"],
         seed=int(summary["seed"]),
-        seed_free=bool(summary.get("seed_free", False)),
+        seed_free=bool(summary.get("seed_free", False)) and _content_blind(summary),
         scalar_reward=bool(summary.get("scalar_reward", True)),
         content_blind=_content_blind(summary),
+        made_of=_made_of(summary),
         data_hash=(summary.get("data") or {}).get("hash"),
         cost=summary.get("cost") or {},
         benchmarks=metrics.get("benchmarks", {}),
@@ -128,6 +132,15 @@ def _content_blind(summary: dict[str, Any]) -> bool:
     if kind is None and summary["method"] in method_names():
         kind = load_card(summary["method"]).kind
     return kind == "content_blind"
+
+
+def _made_of(summary: dict[str, Any]) -> tuple[str, ...]:
+    from rm_methods.methods.registry import load_card, method_names
+
+    if summary["method"] not in method_names():
+        return ()
+    card = load_card(summary["method"])
+    return tuple(dict.fromkeys(card.required_variants(card.defaults() | (summary.get("settings") or {})).values()))
 
 
 def _read_credits(path: Path, columns: Sequence[Column]) -> dict[tuple[str, str], pandas.DataFrame]:

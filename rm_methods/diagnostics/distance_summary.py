@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from rm_methods.diagnostics.bootstrap import MIN_CLUSTERS
 from rm_methods.diagnostics.findings import pooled_means
 from rm_methods.diagnostics.records import DISTANCE_COLUMNS, read_rows
 from rm_methods.diagnostics.runs import DISTANCE_FILES, diagnosed_runs, teachers
@@ -16,7 +18,8 @@ from rm_methods.diagnostics.tables import Section, latex_text, markdown_text, te
 NAMES = {"joint": "Joint", "intra": "Intra", "inter": "Inter", "causal": "Causal", "received": "Received"}
 NOTES = [
     "KL(teacher, student) in nats, mean over pairs that were not trained on and over seeds, before > after training; ± is half of a 95% "
-    "interval over resampled pairs (not seeds). Before: the model that training began from. Pairs without a joint text are left out.",
+    "interval over resampled pairs (not seeds). Before: the model that training began from. Pairs without a joint text are left out. "
+    f"Below {MIN_CLUSTERS} prompts there is no interval.",
     "Joint: rows of the virtual map over prompt, chosen and rejected; intra: of prompt with each response; inter: of one response with the "
     "other; causal: rows of the map that the model uses; received: attention that each part of the text receives.",
 ]
@@ -47,8 +50,9 @@ def distance_tables(config: Mapping[str, Any], folder: Path) -> tuple[str, str, 
                 cells.append("-")
                 continue
             value, low, high = pooled_means(part, ["before", "after"])
-            cells.append(f"{value[0]:.2f} > {value[1]:.2f} ±{(high[1] - low[1]) / 2:.2f}")
-            records.append([benchmark, variant, teacher, name, len(part), value[0], value[1], low[1], high[1]])
+            few = math.isnan(low[1])
+            cells.append(f"{value[0]:.2f} > {value[1]:.2f}" + ("" if few else f" ±{(high[1] - low[1]) / 2:.2f}"))
+            records.append([benchmark, variant, teacher, name, len(part), value[0], value[1], *(("", "") if few else (low[1], high[1]))])
         rows.append((benchmark, variant, teacher, *cells))
     tables = [
         Section("Distance to the joint teacher, before > after training", ("Data", "Method", "Teacher", *NAMES.values()), tuple(rows))

@@ -20,9 +20,11 @@ PERCENTS = tuple(range(0, 100, 10))  # of the text, hidden
 
 def obstacle(card: MethodCard) -> str | None:
     """Why the models of a method cannot be diagnosed, or None if they can."""
-    if card.kind != "trained":
-        return f"{card.kind.replace('_', '-')}: no weights of its own, so no attention"
-    return None if card.scalar_reward else "no scalar reward: it reads both responses together"
+    if card.kind == "trained":
+        return None
+    if card.kind == "joint":
+        return "joint: no scalar reward, it reads both responses together"
+    return f"{card.kind.replace('_', '-')}: not a trained model of its own"
 
 
 def diagnosed_runs(config: Mapping[str, Any]) -> list[tuple[str, int]]:

@@ -17,6 +17,7 @@ import torch
 from rm_methods.benchmarks.item import read_items
 from rm_methods.diagnostics.pairs import DiagnosedPair, select_pairs
 from rm_methods.diagnostics.records import DISTANCE_COLUMNS, write_rows
+from rm_methods.errors import UserError
 from rm_methods.files import written_atomically
 from rm_methods.interaction import objectives
 from rm_methods.interaction.objectives import StudentAttention, TeacherAttention
@@ -67,6 +68,9 @@ def diagnose_teacher_distance(
 
     Returns:
         One line a teacher and distance: medians before and after.
+
+    Raises:
+        UserError: no pair has a joint text.
     """
     scoring = scoring_settings(config)
     selected = []
@@ -85,6 +89,11 @@ def diagnose_teacher_distance(
             items = scorer.tokenizer.encode((p.prompt, (p.chosen, p.rejected)) for p in pairs)
             inputs = _inputs(config, seed, folders, {"teacher": [folder]})
             method.build(model, replace(inputs, total_steps=1, pairs=pairs, items=items, reader=scorer.tokenizer))
+            if not any(method.pairs):
+                raise UserError(
+                    f"{variant} seed {seed}: none of the {len(pairs)} pairs has a joint text, because their prompts were cut differently "
+                    "for the two responses. Raise backbone.max_length or diagnostics.limit."
+                )
             found[moment], examples[moment] = _measure(method, model, pairs, items, scoring.tokens_per_batch)
         for index, pair in enumerate(selected):
             identity = {"benchmark": pair.benchmark, "subset": pair.item.subset, "item_id": pair.item.item_id, "group": pair.item.group}

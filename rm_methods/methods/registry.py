@@ -68,7 +68,7 @@ class MethodCard:
         title, citation, targets, cost: for lists, tables and documentation.
         kind: "trained" (a reward model), "joint" (a model that reads two responses together and prefers one), "combined" (made of trained
             runs without any training), or "content_blind" (scores without a model).
-        seed_free: all seeds give the same scores, so only the first one is run.
+        seed_free: only the first seed is run: all give the same scores, or (combined methods) the runs of all seeds go into one.
         scalar_reward: the method scores a response alone.
         settings: JSON-schema fragment per setting, each with `default` and `description`.
         requires: settings that name another variant whose runs must be there first: the `kind` (and, if given, the `method`) that it must
@@ -90,6 +90,11 @@ class MethodCard:
     requires: dict[str, dict[str, Any]] = field(default_factory=dict)
     knob: dict[str, Any] | None = None
     code: tuple[str, ...] = ()
+
+    @property
+    def without_seed(self) -> bool:
+        """Whether any seed gives the same scores.  A combination of runs is made once, too, but of other runs it would be another."""
+        return self.seed_free and self.kind == "content_blind"
 
     @property
     def has_weights(self) -> bool:

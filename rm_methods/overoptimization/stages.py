@@ -202,7 +202,7 @@ def summarise(config: Mapping[str, Any], folder: Path, out: Path) -> str:
         for variant, seed in runs:
             method, scores = config["methods"][variant]["method"], folder / "scores" / variant / f"seed{seed}"
             files = [(pool, folder / experiment.item_table(pool), scores / f"{pool}.parquet") for pool in pools]
-            best_of_n += [PoolRun(variant, method, seed, *of_pool, load_card(method).seed_free) for of_pool in files]
+            best_of_n += [PoolRun(variant, method, seed, *of_pool, load_card(method).without_seed) for of_pool in files]
         texts.append(summarise_best_of_n(best_of_n, reference, out).text)
         _write_run_metrics(out)
     if config["overoptimization"]["ppo"]["enabled"]:

@@ -98,6 +98,28 @@ def test_undefined_metric_is_kept_as_undefined(experiment, edit_json):
     assert rows["a"].cells[0].verdict == "not enough evidence"
 
 
+def test_a_combination_of_runs_is_one_run_and_not_one_without_seed(experiment):
+    """However large its effect: of other runs it would be another model."""
+    world = experiment()
+    runs = world.add("bradley_terry", 0.0) + world.add("ensemble", 4.0, (0,), seed_free=True, kind="combined", settings={})
+    comparison = built(runs, reference="bradley_terry")
+    cell = rows_by_name(comparison)["ensemble"].cells[0]
+    assert cell.difference.estimate.mean > 0.3
+    assert cell.verdict == "not enough evidence"
+    assert any("ensemble (1)" in note for note in comparison.notes)
+
+
+def test_costs_say_which_runs_they_leave_out(experiment):
+    world = experiment()
+    nothing = {"tokens": 0, "wall_seconds": 1.0, "peak_memory_bytes": 0, "device": "none", "world_size": 1}
+    runs = world.add("bradley_terry", 0.0) + world.add("worst_case", 0.0, (0,), method="ensemble", kind="combined", cost=nothing)
+    runs += world.add("id", 0.0, method="interaction_distillation", settings={"teacher": "my_teacher"})
+    runs += world.add("id_uniform", 0.0, method="interaction_distillation", settings={"teacher": "uniform"})
+    notes = "\n".join(built(runs).notes)
+    assert "the runs that others need first: bradley_terry before worst_case; my_teacher before id." in notes
+    assert "different devices" not in notes
+
+
 def test_metric_without_credits_counts_seeds_only(experiment, edit_json):
     world = experiment()
     runs = world.add("a", 0.5)

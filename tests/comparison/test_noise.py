@@ -57,6 +57,16 @@ def test_every_level_is_compared_with_its_own_reference(noisy, tmp_path):
     assert longest.cells[0].estimate == longest.cells[1].estimate
 
 
+def test_costs_of_the_levels_are_averaged_and_footnotes_say_of_which_level_they_are(noisy, tmp_path, edit_json):
+    (robust,) = [files for files in noisy if "robust_noise20/seed0" in str(files.summary)]
+    edit_json(robust.metrics, lambda content: content["benchmarks"]["rm_bench"].update(tie_rate=0.3))
+    edit_json(robust.summary, lambda content: content["cost"].update(tokens=1_250_000 + 600_000))
+    merged = compare_across_noise(noisy, [COLUMN], "bradley_terry", levels(), tmp_path).comparison
+    assert merged.rows[1].cost.tokens == pytest.approx(1_250_000 + 100_000)  # one of six runs
+    assert "20% flips: Tie rate above 0.5%: robust on rm_bench 10.0%." in merged.notes
+    assert sum("Cost of training" in note for note in merged.notes) == 1
+
+
 def test_a_variant_that_a_level_lacks_has_no_cell_there(noisy):
     partial = NoiseLevel(0.2, "symmetric", {"bradley_terry_noise20": "bradley_terry"})
     merged = merge_levels([levels()[0], partial], by_level(noisy, [levels()[0], partial], None))

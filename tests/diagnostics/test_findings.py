@@ -3,12 +3,13 @@ import math
 import numpy as np
 import pytest
 
-from rm_methods.diagnostics import figures
+from rm_methods.diagnostics import figures, runs
 from rm_methods.diagnostics.findings import ALL, Place, read_findings
 from rm_methods.diagnostics.runs import TABLES, figure_names, left_out
 from rm_methods.diagnostics.summary import write_summary
 from rm_methods.diagnostics.tables import csv_text, notes, sections, terminal_text
 from rm_methods.errors import DataError, UserError
+from rm_methods.methods.registry import load_card
 from tests.conftest import experiment_config
 from tests.diagnostics.conftest import masking_rows_of, sequence_row, write_run
 
@@ -142,7 +143,7 @@ def test_tables_name_what_was_left_out_and_round_for_readers(config, tmp_path):
     assert "+15.0 [+15.0, +15.0]" in text
     assert "30 / 20" in text
     assert "1 of 1" in text
-    assert "Not diagnosed: longest (content-blind: no weights of its own, so no attention)." in " ".join(text.split())
+    assert "Not diagnosed: longest (content-blind: not a trained model of its own)." in " ".join(text.split())
     assert "3 without one best of two responses" in text
     assert "layers 1 of 2" in text
     header, *lines = csv_text(findings).splitlines()
@@ -150,15 +151,14 @@ def test_tables_name_what_was_left_out_and_round_for_readers(config, tmp_path):
     assert len(lines) == len(findings.entries)
 
 
-def test_joint_models_are_left_out(config, monkeypatch):
-    from dataclasses import replace
-
-    from rm_methods.diagnostics import runs
-
-    load_card = runs.load_card
-    monkeypatch.setattr(runs, "load_card", lambda name: replace(load_card(name), scalar_reward=False))
-    assert runs.diagnosed_runs(config) == []
-    assert runs.left_out(config)["bradley_terry"] == "no scalar reward: it reads both responses together"
+def test_joint_and_combined_models_are_left_out_with_the_reason(config):
+    every = [{"bradley_terry": {}}, {"joint_encoder": {}}, {"ensemble": {}}]
+    config["methods"] = {name: {"method": name, "settings": load_card(name).defaults()} for methods in every for name in methods}
+    assert {variant for variant, _ in runs.diagnosed_runs(config)} == {"bradley_terry"}
+    assert runs.left_out(config) == {
+        "joint_encoder": "joint: no scalar reward, it reads both responses together",
+        "ensemble": "combined: not a trained model of its own",
+    }
 
 
 def test_runs_on_other_pairs_and_missing_files_are_refused(config, tmp_path):

@@ -5,6 +5,7 @@ import torch
 from rm_methods.benchmarks.item import BenchmarkItem, write_items
 from rm_methods.diagnostics.records import DISTANCE_COLUMNS, read_rows
 from rm_methods.diagnostics.teacher_distance import DISTANCES, _grouped_student_map, diagnose_teacher_distance
+from rm_methods.errors import UserError
 from rm_methods.interaction.objectives import StudentAttention
 from rm_methods.training.run import RunFiles, train
 from tests.conftest import experiment_config
@@ -62,6 +63,14 @@ def test_a_model_that_was_not_trained_is_where_it_began(trained, prepared, tmp_p
     untrained = (config, trained[1], models | {"bradley_terry": tmp_path / "run" / "model"}, None)
     frame = distances(untrained, prepared, "bradley_terry", tmp_path / "out")
     np.testing.assert_allclose(frame.before, frame.after, atol=1e-5)
+
+
+def test_pairs_without_any_joint_text_are_an_error(trained, prepared, tmp_path):
+    config, _, models, _ = trained
+    prompt = [{"role": "user", "content": "one two three four five six seven eight nine ten " * 60}]
+    write_items([BenchmarkItem("long", "test", prompt, ["yes", "no no no no no no no no no no no"], 0, "g")], tmp_path / "items.parquet")
+    with pytest.raises(UserError, match="none of the 1 pairs has a joint text"):
+        distances((config, tmp_path / "items.parquet", models, None), prepared, "bradley_terry", tmp_path / "out")
 
 
 def test_a_students_map_over_groups_is_pooled_by_mean_of_rows_and_sum_of_columns():
