@@ -34,12 +34,15 @@ ALIVE, DEAD, UNCERTAIN = "alive", "dead", "uncertain"
 
 
 @contextmanager
-def run_lock(folder: str | os.PathLike) -> Iterator[None]:
+def run_lock(folder: str | os.PathLike, patient: bool = False) -> Iterator[None]:
     """Hold a run folder while the block runs.
 
     The lock of a dead writer is taken over.  If a writer is certainly alive, this refuses at once; if that cannot be known yet, it waits
     until its file was not touched for two minutes.  Should the lock be lost all the same (a machine that was suspended), the process
     is stopped with SIGTERM rather than written on.
+
+    Args:
+        patient: wait for a writer that is alive.
 
     Raises:
         UserError: another process writes this run; names it.
@@ -48,7 +51,7 @@ def run_lock(folder: str | os.PathLike) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     lock = folder / LOCK
     mine = _me()
-    _acquire(lock, mine)
+    _acquire(lock, mine, patient)
     released = threading.Event()
     beat = threading.Thread(target=_keep, args=(lock, mine["token"], released), daemon=True, name="writer lock")
     beat.start()
@@ -92,8 +95,9 @@ def describe(writer: dict) -> str:
     return f"process {writer.get('process', '?')} on {writer.get('host', '?')}{job}, since {writer.get('since', '?')}"
 
 
-def _acquire(lock: Path, mine: dict) -> None:
+def _acquire(lock: Path, mine: dict, patient: bool) -> None:
     watched = None  # (token, time of the last touch) of the writer that we wait to see more of
+    awaited = None  # token of the writer that we wait for
     while not _create(lock, mine):
         found, touched, age = _look(lock)
         if found is None:
@@ -101,6 +105,12 @@ def _acquire(lock: Path, mine: dict) -> None:
         state = writer_state(found, age)
         if state == UNCERTAIN and watched and watched[0] == found.get("token") and watched[1] != touched:
             state = ALIVE
+        if state == ALIVE and patient:
+            if awaited != found.get("token"):
+                awaited = found.get("token")
+                print(f"{lock.parent} is being written by {describe(found)}; waits for it.", file=sys.stderr, flush=True)
+            time.sleep(POLL_SECONDS)
+            continue
         if state == ALIVE:
             end = f"end it (rm-methods cancel, or scancel {found['job']})" if found.get("job") else "end it"
             raise UserError(f"{lock.parent} is being written by {describe(found)}. Wait for it, or {end}, then run this again.")

@@ -68,6 +68,18 @@ def test_a_living_writer_is_refused_at_once_and_named(tmp_path, monkeypatch):
         process.wait()
 
 
+def test_who_is_patient_waits_for_a_living_writer(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(module, "POLL_SECONDS", 0.05)
+    process = held_by_another_process(tmp_path)
+    end = threading.Timer(1.0, process.kill)
+    end.start()
+    started = time.monotonic()
+    with run_lock(tmp_path, patient=True):
+        assert time.monotonic() - started > 0.9
+    process.wait()
+    assert capsys.readouterr().err.count(f"process {process.pid} on") == 2  # waits for it, takes over from it
+
+
 def test_a_killed_writer_is_taken_over_from(tmp_path, capsys):
     process = held_by_another_process(tmp_path)
     process.send_signal(signal.SIGKILL)

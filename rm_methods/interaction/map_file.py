@@ -9,8 +9,8 @@ import os
 import shutil
 import sys
 import time
-import uuid
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from itertools import pairwise
 from pathlib import Path
 
@@ -19,20 +19,21 @@ import numpy as np
 from rm_methods.errors import UserError
 from rm_methods.files import read_json, write_json, written_atomically
 from rm_methods.ranks import from_rank_zero, gathered, rank_and_ranks, wait_for_ranks
+from rm_methods.run_lock import run_lock
 
 _TOKENS_AT_ONCE = 4096
 
 
 def map_file(
-    path: Path,
+    folder: Path,
     sizes: Sequence[int],
     lengths: Sequence[int],
     compute: Callable[[Sequence[int]], list[np.ndarray]],
     counts: Callable[[], dict],
 ) -> tuple[np.ndarray, dict]:
-    """The maps at `path`, computed first if they are not there, mapped into memory: fp16 [sum of squares of `sizes`]; and their counts.
+    """The maps in `folder`, computed first if they are not there, mapped into memory: fp16 [sum of squares of `sizes`]; and their counts.
 
-    Every rank calls this.
+    Every rank calls this.  Of several runs that want the same maps one computes them, and the others wait.
 
     Args:
         sizes: groups of each pair, 0 for a pair without a map.
@@ -43,18 +44,22 @@ def map_file(
     Raises:
         UserError: the disk is too small.
     """
+    path, rank = folder / "maps.npy", rank_and_ranks()[0]
     if not from_rank_zero(path.exists()):
-        _compute(path, np.asarray(sizes, dtype=np.int64), np.asarray(lengths, dtype=np.int64), compute, counts)
-    return np.load(path, mmap_mode="r", allow_pickle=False), read_json(path.with_suffix(".json"))
+        with run_lock(folder, patient=True) if rank == 0 else nullcontext():
+            if not from_rank_zero(path.exists()):
+                _compute(path, np.asarray(sizes, dtype=np.int64), np.asarray(lengths, dtype=np.int64), compute, counts)
+    return np.load(path, mmap_mode="r", allow_pickle=False), read_json(folder / "counts.json")
 
 
 def _compute(path: Path, sizes: np.ndarray, lengths: np.ndarray, compute, counts) -> None:
     rank, ranks = rank_and_ranks()
     bounds = _shares(sizes, lengths, ranks)
-    folder = path.parent / from_rank_zero(f".{path.stem}.{uuid.uuid4().hex[:8]}.parts")
+    folder = path.parent / "parts"
     parts = [folder / f"{r}.npy" for r in range(ranks)]
     try:
         if rank == 0:
+            shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed
             # With several ranks parts and whole lie side by side for a moment.
             _check_disk(path.parent, 2 * _cells(sizes) * min(ranks, 2))
             folder.mkdir()
@@ -64,7 +69,7 @@ def _compute(path: Path, sizes: np.ndarray, lengths: np.ndarray, compute, counts
         everyone = gathered(counts())
         if rank == 0:
             # Before the maps are moved into place: who finds the maps finds this too.
-            write_json(path.with_suffix(".json"), {key: sum(own[key] for own in everyone) for key in everyone[0]})
+            write_json(path.with_name("counts.json"), {key: sum(own[key] for own in everyone) for key in everyone[0]})
             with written_atomically(path) as temporary:
                 _join(parts, [_cells(sizes[start:end]) for start, end in pairwise(bounds)], temporary)
         wait_for_ranks()
@@ -85,7 +90,6 @@ def _cells(sizes: np.ndarray) -> int:
 
 
 def _check_disk(folder: Path, needed: int) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
     if needed > (free := shutil.disk_usage(folder).free):
         raise UserError(
             f"{folder}: the teacher's maps take {needed / 2**30:.1f} GiB, but {free / 2**30:.1f} GiB are free. Make room, or set "
@@ -95,14 +99,18 @@ def _check_disk(folder: Path, needed: int) -> None:
 
 def _new_file(path: Path, cells: int) -> np.ndarray:
     # An empty file cannot be mapped into memory.
-    return np.lib.format.open_memmap(path, mode="w+", dtype=np.float16, shape=(max(cells, 1),))
+    array = np.lib.format.open_memmap(path, mode="w+", dtype=np.float16, shape=(max(cells, 1),))
+    with path.open("r+b") as stream:
+        # Where the disk fills up, a file with holes would end the process with a signal; this raises OSError.
+        os.posix_fallocate(stream.fileno(), 0, path.stat().st_size)
+    return array
 
 
 def _write_part(path: Path, first: int, sizes: np.ndarray, lengths: np.ndarray, compute, shown: bool) -> None:
     """The maps of neighbouring pairs, those from place `first` on."""
     starts = np.concatenate([[0], np.cumsum(np.square(sizes))])
     stored = _new_file(path, int(starts[-1]))
-    order = sorted(np.flatnonzero(sizes), key=lambda k: -sizes[k])
+    order = sorted(np.flatnonzero(sizes), key=lambda k: -lengths[k])
     if shown:
         print(f"teacher maps: {len(order)} pairs, {2 * starts[-1] / 2**20:.0f} MiB", file=sys.stderr, flush=True)
     started, last, done = time.monotonic(), time.monotonic(), 0

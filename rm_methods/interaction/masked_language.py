@@ -15,7 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from rm_methods.errors import UserError
 from rm_methods.methods.contract import Loss
+from rm_methods.reward_models.backbones import changed_logits
+from rm_methods.reward_models.joint_model import check_positions
 from rm_methods.reward_models.layouts import PairBatch, SequenceBatch
 
 _MASKED, _REPLACED = 0.8, 0.1  # of the chosen tokens, the rest is kept, as in BERT (arXiv 1810.04805)
@@ -28,11 +31,19 @@ class MaskedLanguageModel(nn.Module):
         language_model: `AutoModelForMaskedLM`, or a decoder-only `AutoModelForCausalLM`.
         decoder: the latter; its causal mask is taken away.
         autocast: dtype of matrix products, or None.
+
+    Raises:
+        UserError: a decoder that scales or caps its logits.
     """
 
     def __init__(self, language_model: nn.Module, decoder: bool, autocast: torch.dtype | None = None):
         super().__init__()
         self.language_model, self.decoder, self.autocast = language_model, decoder, autocast
+        if decoder and (changed := changed_logits(language_model.config)):
+            raise UserError(
+                f"This backbone ('{language_model.config.model_type}') changes its logits ({changed}), which training on text does not. "
+                "Set masked_language_epochs: 0, or use another backbone."
+            )
 
     @property
     def config(self):
@@ -79,7 +90,9 @@ class MaskedLanguageModel(nn.Module):
         """Logits fp32 [masked tokens, vocabulary] for the tokens at `places` bool [R, L] of rows with ids `input_ids` [R, L]."""
         is_token_RL = torch.arange(input_ids.shape[1], device=input_ids.device) <= batch.read_column[:, None]
         device_type = input_ids.device.type
-        with torch.autocast(device_type, dtype=self.autocast) if self.autocast else nullcontext():
+        check_positions(self.config, input_ids.shape[1])
+        # No cache of cast weights: as in RewardModel.forward.
+        with torch.autocast(device_type, dtype=self.autocast, cache_enabled=False) if self.autocast else nullcontext():
             if not self.decoder:
                 return self.language_model(input_ids=input_ids, attention_mask=is_token_RL.long()).logits[places].float()
             hidden_RLH = self.language_model.base_model(

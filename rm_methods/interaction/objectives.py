@@ -8,7 +8,7 @@ among them, which gives a distribution over student tokens for every student tok
     KL_i = sum_v A[u,v] log(A[u,v] / |v|) + logsumexp_j(s_ij) - sum_v A[u,v] q_i . mean_{j in v}(k_j) / sqrt(d).
 
 The last sum is bilinear in pooled queries and keys, so all that is needed of the L x L scores is the log-sum-exp of each row, which is
-computed in row blocks and recomputed in the backward pass: memory grows linearly with length.
+computed in row blocks and recomputed in the backward pass: beside the teacher's G x G map, memory grows linearly with length.
 
 Shapes: B pairs, h heads, L student tokens (padded), G groups (padded), d head size.  All sums are in fp32 or wider.
 """
@@ -90,11 +90,11 @@ def row_kl(student: StudentAttention, teacher: TeacherAttention, scope: str = "j
         return _causal_row_kl(student, teacher)
     table = torch.tensor(visible_segments(scope), device=student.query.device)
     target_BGG, has_row_BG = _restricted(teacher, table)
-    size_BG, mean_key_BhGd = _pool(student.key, student.group, teacher.segment.shape[1], mean=True)
+    size_BG, mean_key_BhGd = _pool(student.key, student.group, teacher.segment.shape[1])
     present = size_BG > 0
     entropy_BG = torch.special.xlogy(target_BGG, target_BGG / size_BG.clamp(min=1)[:, None]).sum(-1)
     valid_BL, group_BL = _rows(student, has_row_BG & present)
-    expected_BhGd = target_BGG[:, None] @ mean_key_BhGd
+    expected_BhGd = _expected_keys(target_BGG, mean_key_BhGd)
     match_BhL = (student.query * _take(expected_BhGd, group_BL)).sum(-1) * student.scaling
     lse_BhL = _row_log_sum_exp(student, table)
     kl_BhL = entropy_BG.gather(1, group_BL)[:, None] + lse_BhL - match_BhL
@@ -133,7 +133,7 @@ def readout(student: StudentAttention, teacher: TeacherAttention) -> torch.Tenso
     """
     total = 0.0
     groups = teacher.segment.shape[1]
-    size_BG, mean_key_BhGd = _pool(student.key, student.group, groups, mean=True)
+    size_BG, mean_key_BhGd = _pool(student.key, student.group, groups)
     for k, response in enumerate((CHOSEN, REJECTED)):
         table = torch.zeros(3, 3, dtype=torch.bool, device=student.query.device)
         table[response, [PROMPT, response]] = True
@@ -197,7 +197,7 @@ def relations(student: StudentAttention, teacher: TeacherAttention, heads: int) 
     valid_BG = (teacher.segment >= 0) & (_rows_per_group(student, groups) > 0)
     total = 0.0
     for own, target in zip((student.query, student.key, student.value), teacher.vectors, strict=True):
-        _, pooled = _pool(own, student.group, groups, mean=True)
+        _, pooled = _pool(own, student.group, groups)
         mine = _relation_heads(pooled.transpose(1, 2).flatten(2), heads)
         theirs = _relation_heads(target.to(mine.dtype), heads)
         total = total + _relation_kl(mine, theirs, valid_BG)
@@ -232,7 +232,7 @@ def _causal_row_kl(student: StudentAttention, teacher: TeacherAttention) -> torc
     before = torch.ones(groups, groups, dtype=torch.bool, device=table.device).tril()
     target_BGG, has_row_BG = _restricted(teacher, table, before)
     valid_BL, group_BL = _rows(student, has_row_BG)
-    size_BG, mean_key_BhGd = _pool(student.key, student.group, groups, mean=True)
+    size_BG, mean_key_BhGd = _pool(student.key, student.group, groups)
     # Groups come in the order of the text, so sums over a group's tokens up to a row's own are differences of running sums.
     in_text_BL = student.group >= 0
     before_group_BG = size_BG.cumsum(1) - size_BG
@@ -244,7 +244,7 @@ def _causal_row_kl(student: StudentAttention, teacher: TeacherAttention) -> torc
     own_mean = own_sum / count_BL[:, None, :, None]
     diagonal_BG = target_BGG.diagonal(dim1=1, dim2=2)
     earlier_BGG = target_BGG - torch.diag_embed(diagonal_BG)
-    expected = _take(earlier_BGG[:, None] @ mean_key_BhGd, group_BL)
+    expected = _take(_expected_keys(earlier_BGG, mean_key_BhGd), group_BL)
     own_mass_BL = diagonal_BG.gather(1, group_BL)
     expected = expected + own_mass_BL[:, None, :, None] * own_mean
     match_BhL = (student.query * expected).sum(-1) * student.scaling
@@ -272,14 +272,20 @@ def _restricted(teacher: TeacherAttention, table: torch.Tensor, pattern: torch.T
     return kept / mass.clamp(min=1e-12), has_row
 
 
-def _pool(x_BhLd: torch.Tensor, group_BL: torch.Tensor, groups: int, mean: bool):
-    """Tokens per group [B, G], and their sum or mean [B, h, G, d]."""
+def _pool(x_BhLd: torch.Tensor, group_BL: torch.Tensor, groups: int):
+    """Tokens per group [B, G], and their mean [B, h, G, d]."""
     batch, heads, _, size = x_BhLd.shape
     inside = (group_BL >= 0).to(x_BhLd.dtype)
     count = x_BhLd.new_zeros(batch, groups).scatter_add(1, group_BL.clamp(min=0), inside)
     index = group_BL.clamp(min=0)[:, None, :, None].expand(-1, heads, -1, size)
     total = x_BhLd.new_zeros(batch, heads, groups, size).scatter_add(2, index, x_BhLd * inside[:, None, :, None])
-    return count, total / count.clamp(min=1)[:, None, :, None] if mean else total
+    return count, total / count.clamp(min=1)[:, None, :, None]
+
+
+def _expected_keys(map_BGG: torch.Tensor, mean_key_BhGd: torch.Tensor) -> torch.Tensor:
+    """The mean key that each row of a map looks at, [B, h, G, d]."""
+    # Not a product with the map's heads expanded: that would copy the map for each head and keep it for the backward pass.
+    return torch.einsum("bgv,bhvd->bhgd", map_BGG, mean_key_BhGd)
 
 
 def _rows_per_group(student: StudentAttention, groups: int) -> torch.Tensor:

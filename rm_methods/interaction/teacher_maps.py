@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -26,20 +26,23 @@ from rm_methods.reward_models.joint_reader import DecoderReader, JointRow, pair_
 from rm_methods.reward_models.layouts import lay_out
 from rm_methods.reward_models.tokenization import ChatTokenizer, TokenizedItem
 
+_PAIRS_AT_ONCE = 1000
+
 
 @dataclass(frozen=True)
 class AlignedPair:
     """A pair as student and teacher read it.
 
     Attributes:
-        student: int64 [L], group of each student token, in the order [shared prompt | rest of chosen | rest of rejected]; -1 for none.
-        segment: int64 [G].
-        rows: the teacher's rows, chosen first and rejected first, and the group of each of their tokens; None for a made-up teacher.
+        student: int32 [L], group of each student token, in the order [shared prompt | rest of chosen | rest of rejected]; -1 for none.
+        segment: int8 [G].
+        rows: token ids of the teacher's rows, chosen first and rejected first, and the group of each token, int32 [M] both; None for a
+            made-up teacher.
     """
 
     student: np.ndarray
     segment: np.ndarray
-    rows: tuple[tuple[JointRow, np.ndarray], tuple[JointRow, np.ndarray]] | None
+    rows: tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]] | None
 
 
 class PairAlignments:
@@ -60,24 +63,31 @@ class PairAlignments:
             raise UserError(
                 "The teacher is a decoder with another tokenizer than the student. Train it on the same backbone, or use an encoder."
             )
+        self.pairs: list[AlignedPair | None] = []
+        self._unmatched, self._tokens, self._cut = 0, 0, 0
+        # Texts and spans take many times as much memory as what is kept of them.
+        for start in range(0, len(items), _PAIRS_AT_ONCE):
+            self._align(items[start : start + _PAIRS_AT_ONCE], tokenizer, teacher_reader)
+        self.counts = {
+            "pairs_without_alignment": sum(pair is None for pair in self.pairs),
+            "pairs_cut_for_the_teacher": self._cut,
+            "unmatched_text_tokens": round(self._unmatched / max(self._tokens, 1), 6),
+        }
+
+    def _align(self, items: Sequence[TokenizedItem], tokenizer: ChatTokenizer, teacher_reader) -> None:
         texts = [pair_text(tokenizer, item) for item in items]
         kept = [k for k, text in enumerate(texts) if text is not None]
         rows = teacher_reader.read([texts[k] for k in kept], [items[k] for k in kept]) if teacher_reader else [None] * len(kept)
-        self.pairs: list[AlignedPair | None] = [None] * len(items)
-        unmatched, tokens, cut = 0, 0, 0
+        pairs: list[AlignedPair | None] = [None] * len(items)
         for k, orders in zip(kept, rows, strict=True):
             student = texts[k].student
             found = [align(texts[k].segments, student, row) for row in orders or (student,)]
-            teacher = None if orders is None else tuple((row, a.teacher) for row, a in zip(orders, found, strict=True))
-            self.pairs[k] = AlignedPair(found[0].student, found[0].segment, teacher)
-            unmatched += found[0].unmatched
-            tokens += _text_tokens(student, orders)
-            cut += orders is not None and orders[0].cut
-        self.counts = {
-            "pairs_without_alignment": len(items) - len(kept),
-            "pairs_cut_for_the_teacher": cut,
-            "unmatched_text_tokens": round(unmatched / max(tokens, 1), 6),
-        }
+            teacher = None if orders is None else tuple((row.ids, a.teacher.astype(np.int32)) for row, a in zip(orders, found, strict=True))
+            pairs[k] = AlignedPair(found[0].student.astype(np.int32), found[0].segment.astype(np.int8), teacher)
+            self._unmatched += found[0].unmatched
+            self._tokens += _text_tokens(student, orders)
+            self._cut += orders is not None and orders[0].cut
+        self.pairs += pairs
 
 
 class JointTeacher:
@@ -194,7 +204,7 @@ class TeacherMaps:
             maps, outside = self.teacher.maps([self.pairs[k] for k in aligned], self.layer)
             self.counts["outside"] += outside * len(aligned)
             self.counts["pairs"] += len(aligned)
-            self.counts["tokens"] += sum(len(row.ids) for k in aligned for row, _ in self.pairs[k].rows)
+            self.counts["tokens"] += sum(len(ids) for k in aligned for ids, _ in self.pairs[k].rows)
             found = dict(zip(aligned, maps, strict=True))
         return [found.get(k, np.zeros((0, 0), dtype=np.float16)) for k in places]
 
@@ -208,17 +218,17 @@ class TeacherMaps:
         """The file of maps, computed first if it is not there."""
         digest = hashlib.sha256()
         for pair in self.pairs:
-            for row, group in pair.rows if pair else ():
-                digest.update(row.ids.tobytes() + group.tobytes())
-        path = cache / f"{content_hash([self.teacher.identity, self.layer, digest.hexdigest()])}.npy"
-        lengths = [max(len(row.ids) for row, _ in pair.rows) if pair else 0 for pair in self.pairs]
-        maps, self.counts = map_file(path, sizes, lengths, self._values, lambda: self.counts)
+            for ids, group in pair.rows if pair else ():
+                digest.update(ids.tobytes() + group.tobytes())
+        folder = cache / content_hash([self.teacher.identity, self.layer, digest.hexdigest()])
+        lengths = [max(len(ids) for ids, _ in pair.rows) if pair else 0 for pair in self.pairs]
+        maps, self.counts = map_file(folder, sizes, lengths, self._values, lambda: self.counts)
         return maps
 
 
 def without_rows(pair: AlignedPair | None) -> AlignedPair | None:
     """A pair with what the student needs only."""
-    return None if pair is None else AlignedPair(pair.student.astype(np.int32), pair.segment.astype(np.int8), None)
+    return None if pair is None else replace(pair, rows=None)
 
 
 def segments(pairs: Sequence[AlignedPair | None], places: Sequence[int]) -> torch.Tensor:
@@ -232,7 +242,7 @@ def segments(pairs: Sequence[AlignedPair | None], places: Sequence[int]) -> torc
 
 def _joint_batch(pairs: Sequence[AlignedPair], pad_id: int):
     """The teacher's rows of some pairs, laid out plain: chosen first and rejected first of each pair, one below the other."""
-    items = [TokenizedItem(tuple(row.ids for row, _ in pair.rows), 0, (False, False), (False, False)) for pair in pairs]
+    items = [TokenizedItem(tuple(ids for ids, _ in pair.rows), 0, (False, False), (False, False)) for pair in pairs]
     return lay_out(items, "plain", pad_id)
 
 
@@ -243,7 +253,7 @@ def _pooling(pairs: Sequence[AlignedPair], length: int) -> torch.Tensor:
     pool_RGM = torch.zeros(len(groups), width, length)
     for r, group in enumerate(groups):
         inside = np.flatnonzero(group >= 0)
-        pool_RGM[r, torch.from_numpy(group[inside]), torch.from_numpy(inside)] = 1.0
+        pool_RGM[r, torch.from_numpy(group[inside].astype(np.int64)), torch.from_numpy(inside)] = 1.0
     return pool_RGM / pool_RGM.sum(-1, keepdim=True).clamp(min=1)
 
 

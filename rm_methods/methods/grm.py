@@ -27,7 +27,7 @@ from rm_methods.files import read_json
 from rm_methods.methods.bradley_terry import bradley_terry_loss
 from rm_methods.methods.contract import Loss, TrainedMethod
 from rm_methods.ranks import gathered, rank_and_ranks
-from rm_methods.reward_models.backbones import RECORD, load_language_model
+from rm_methods.reward_models.backbones import RECORD, changed_logits, load_language_model
 from rm_methods.reward_models.layouts import SequenceBatch, lay_out
 from rm_methods.reward_models.tokenization import TokenizedItem
 from rm_methods.training.batch_plan import plan_steps
@@ -199,9 +199,9 @@ def _one_prompt(item: TokenizedItem) -> bool:
 def _language_head(model, inputs) -> LanguageHead:
     """A copy of the backbone's own output embedding: its input embeddings where they are tied, else its language model's head."""
     config = model.config
-    if scaled := {
-        k: v for k in ("logit_scale", "logits_scaling", "lm_head_multiplier") if (v := getattr(config, k, None)) not in (None, 1)
-    }:
+    scaled = changed_logits(config)
+    softcap = scaled.pop("final_logit_softcapping", None)
+    if scaled:
         raise UserError(
             f"grm: this backbone ('{config.model_type}') scales its logits ({scaled}), which the language-model head here does not. "
             "Use another backbone or another method."
@@ -219,7 +219,7 @@ def _language_head(model, inputs) -> LanguageHead:
             f"grm: the output embedding of this backbone ('{config.model_type}') reads {weight.shape[1]} numbers, its last layer gives "
             f"{model.hidden_size}. Use another backbone or another method."
         )
-    return LanguageHead(weight, bias, model.autocast, getattr(config, "final_logit_softcapping", None))
+    return LanguageHead(weight, bias, model.autocast, softcap)
 
 
 def _whole(parameter: torch.Tensor) -> torch.Tensor:

@@ -27,6 +27,12 @@ from rm_methods.reward_models.joint_reader import CHOSEN, PROMPT, REJECTED
 from rm_methods.reward_models.packed_attention import tokens_of_pairs
 
 UNIFORM = "uniform"
+_OBJECTIVES = {
+    "causal_kl": partial(objectives.row_kl, causal=True),
+    "received_mass": objectives.received_mass,
+    "readout": objectives.readout,
+    "virt": objectives.virt,
+}
 
 
 class Method(TrainedMethod):
@@ -34,7 +40,7 @@ class Method(TrainedMethod):
 
     def build(self, model, inputs):
         settings = self.settings
-        self.counts = {}
+        self.counts, self.maps = {}, []
         if not settings["weight"]:
             return
         depth = model.config.num_hidden_layers
@@ -61,11 +67,10 @@ class Method(TrainedMethod):
     def _check_relation_heads(self, model) -> None:
         if self.settings["objective"] != "relations":
             return
-        widths = {"student": model.config.hidden_size, "teacher": self.teacher.model.config.hidden_size}
+        widths = {"student": _attention_width(model.config), "teacher": _attention_width(self.teacher.model.config)}
         if wrong := {side: width for side, width in widths.items() if width % self.settings["relation_heads"]}:
-            raise UserError(
-                f"interaction_distillation.relation_heads: {self.settings['relation_heads']} does not divide the width of {wrong}."
-            )
+            asked = self.settings["relation_heads"]
+            raise UserError(f"interaction_distillation.relation_heads: {asked} does not divide the attention width of {wrong}.")
 
     def _teacher(self, inputs):
         """The teacher (None: uniform) and its layers, one for each student layer."""
@@ -117,8 +122,7 @@ class Method(TrainedMethod):
         if settings["objective"] == "relations":
             return self._relations(student, teacher, places)
         if settings["objective"] != "row_kl":
-            simple = {"causal_kl": partial(objectives.row_kl, causal=True)}
-            return simple.get(settings["objective"], getattr(objectives, settings["objective"], None))(student, *teacher)
+            return _OBJECTIVES[settings["objective"]](student, *teacher)
         row_kl = objectives.row_kl if settings["heads"] == "each" else objectives.averaged_row_kl
         if settings["scope"] != "separate":
             return row_kl(student, *teacher, settings["scope"])
@@ -175,12 +179,17 @@ class Method(TrainedMethod):
     def report(self):
         """Counts of the alignment, the teacher's attention outside the text, and the tokens that it read for maps that are stored."""
         found = dict(self.counts)
-        if measured := [maps for maps in set(getattr(self, "maps", [])) if maps.counts["pairs"]]:
+        if measured := [maps for maps in set(self.maps) if maps.counts["pairs"]]:
             share = sum(maps.counts["outside"] for maps in measured) / sum(maps.counts["pairs"] for maps in measured)
             found["teacher_attention_outside_text"] = round(share, 4)
             if all(maps.stored is not None for maps in measured):
                 found["teacher_tokens"] = sum(maps.counts["tokens"] for maps in measured)
         return found
+
+
+def _attention_width(config) -> int:
+    """Numbers in the queries of all heads; not always the hidden size."""
+    return config.num_attention_heads * (getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
 
 
 def _plain_places(items, widths, length: int) -> torch.Tensor:

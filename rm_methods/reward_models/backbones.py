@@ -125,6 +125,12 @@ def load_language_model(folder: Path, backbone: dict[str, Any], seed: int):
     return language_model
 
 
+def changed_logits(config) -> dict[str, float]:
+    """What a language model with this configuration does to the product of hidden states and output embeddings; nothing for most."""
+    keys = ("logit_scale", "logits_scaling", "lm_head_multiplier", "final_logit_softcapping")
+    return {key: value for key in keys if (value := getattr(config, key, None)) not in (None, 1)}
+
+
 def _make_room(model, tokenizer) -> None:
     """A tokenizer that got a pad token of its own needs a row of the embeddings for it."""
     if len(tokenizer) > model.get_input_embeddings().num_embeddings:

@@ -71,6 +71,7 @@ class JointModel(nn.Module):
     def __init__(self, classifier: nn.Module, decoder: bool, autocast: torch.dtype | None = None, causal: bool = False):
         super().__init__()
         self.classifier, self.decoder, self.autocast, self.causal = classifier, decoder, autocast, causal
+        _keep_head_in_fp32(classifier)
         own_kernel = classifier.config._attn_implementation in (KERNEL, NAME) and classifier._can_set_attn_implementation()
         if decoder and not causal and (not own_kernel or getattr(classifier.config, "sliding_window", None)):
             raise UserError(
@@ -103,12 +104,7 @@ class JointModel(nn.Module):
             UserError: attention is asked for and cannot be read.
         """
         length = batch.input_ids.shape[1]
-        limit = getattr(self.config, "max_position_embeddings", None) or length
-        if length > limit and getattr(self.config, "rope_parameters", None) is None:
-            raise UserError(
-                f"A joint row has {length} tokens, but the model has {limit} positions. A row holds the prompt and both responses: set "
-                f"training.max_length to at most {limit // 2}, or use a backbone with rotary positions."
-            )
+        check_positions(self.config, length)
         is_token_RL = torch.arange(length, device=batch.input_ids.device) <= batch.read_column[:, None]
         # Without a mask of ours a decoder is causal, and never reaches the padding behind a row's end.
         mask = None if self.causal else is_token_RL[:, None, None]
@@ -131,13 +127,10 @@ class JointModel(nn.Module):
                     use_cache=False,
                     **options,
                 ).last_hidden_state
-                last_RH = hidden_RLH[batch.read_row, batch.read_column]
-                with torch.autocast(device_type, enabled=False):
-                    logits_R = self.classifier.score(last_RH.float())[:, 0]
-                maps = None
+                logits_R, maps = self.classifier.score(hidden_RLH[batch.read_row, batch.read_column])[:, 0], None
             else:
                 output = self.classifier(input_ids=batch.input_ids, attention_mask=is_token_RL.long(), **options)
-                logits_R, maps = output.logits[:, 0].float(), output.get("attentions")
+                logits_R, maps = output.logits[:, 0], output.get("attentions")
         taken = capture.taken
         if layers and not taken and (not maps or any(x is None for x in maps)):
             raise UserError(
@@ -155,10 +148,14 @@ class JointModel(nn.Module):
                 return output.maps[layer].float().mean(1), None
             taken = output.attention[layer].repeated()
             is_token_RL = torch.arange(batch.input_ids.shape[1], device=batch.input_ids.device) <= batch.read_column[:, None]
-            scores_RhLL = taken.query.float() @ taken.key.float().transpose(2, 3) * taken.scaling
-            allowed_RLL = is_token_RL[:, None].expand(-1, is_token_RL.shape[1], -1)
-            allowed_RLL = allowed_RLL.tril() if self.causal else allowed_RLL
-            return scores_RhLL.masked_fill_(~allowed_RLL[:, None], float("-inf")).softmax(-1).mean(1), taken
+            hidden_RLL = ~is_token_RL[:, None].expand(-1, is_token_RL.shape[1], -1)
+            hidden_RLL = hidden_RLL | ~torch.ones_like(hidden_RLL).tril() if self.causal else hidden_RLL
+            total_RLL = torch.zeros(hidden_RLL.shape, device=hidden_RLL.device)
+            # One head at a time: the scores of all heads are many times as large as their mean.
+            for query_RLd, key_RLd in zip(taken.query.unbind(1), taken.key.unbind(1), strict=True):
+                scores_RLL = query_RLd.float() @ key_RLd.float().transpose(1, 2) * taken.scaling
+                total_RLL += scores_RLL.masked_fill_(hidden_RLL, float("-inf")).softmax(-1)
+            return total_RLL / taken.query.shape[1], taken
 
     def save(self, folder: str | Path, state_dict: dict[str, torch.Tensor] | None = None) -> None:
         """Write the classifier as transformers loads it, and the record that makes the folder a joint model."""
@@ -167,6 +164,31 @@ class JointModel(nn.Module):
         with written_atomically(folder) as path:
             self.classifier.save_pretrained(path, state_dict=weights)
             write_json(path / RECORD, {"decoder": self.decoder, "causal": self.causal})
+
+
+def check_positions(config, length: int) -> None:
+    """Refuse joint rows of so many tokens if a model with this configuration has fewer positions."""
+    limit = getattr(config, "max_position_embeddings", None) or length
+    if length > limit and getattr(config, "rope_parameters", None) is None:
+        raise UserError(
+            f"A joint row has {length} tokens, but the model has {limit} positions. A row holds the prompt and both responses: set "
+            f"training.max_length to at most {limit // 2}, or use a backbone with rotary positions."
+        )
+
+
+class _Fp32Linear(nn.Linear):
+    """Computes in fp32 under autocast, too: bf16 logits make ties and round small differences."""
+
+    def forward(self, x):
+        with torch.autocast(x.device.type, enabled=False):
+            return super().forward(x.float())
+
+
+def _keep_head_in_fp32(classifier: nn.Module) -> None:
+    """The head is the last linear layer with one output, whatever it is called."""
+    heads = [module for module in classifier.modules() if type(module) is nn.Linear and module.out_features == 1]
+    if heads:
+        heads[-1].float().__class__ = _Fp32Linear
 
 
 def load_joint(folder: str | Path, max_length: int, precision: str = "fp32") -> tuple[JointModel, EncoderReader | DecoderReader]:

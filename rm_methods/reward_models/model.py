@@ -39,7 +39,7 @@ class RewardModel(nn.Module):
     Args:
         classifier: a decoder-only `AutoModelForSequenceClassification` with `num_labels=1` and a linear head `score`.
         autocast: dtype of the backbone's matrix products, or None for the weights' own.  The head is always fp32: bf16 heads make
-            ties (footguns 17) and round away small differences.
+            ties and round away small differences.
 
     Attributes:
         packing_obstacle: why this backbone takes plain batches only; None if it takes packed ones.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,9 @@ from rm_methods.files import written_atomically
 from rm_methods.memory import check_offload
 from rm_methods.training.deepspeed import configuration_file
 from rm_methods.training.resume import fitted_to
+
+# Ranks wait for one another where one may take hours (a teacher's maps, validation); the default is 10 or 30 minutes.
+_PATIENCE = timedelta(days=7)
 
 
 def training_arguments(training: dict[str, Any], seed: int, work: Path, steps: int):
@@ -31,7 +35,10 @@ def training_arguments(training: dict[str, Any], seed: int, work: Path, steps: i
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
         import deepspeed
 
-        deepspeed.init_distributed(dist_backend="gloo", verbose=False)
+        deepspeed.init_distributed(dist_backend="gloo", timeout=_PATIENCE, verbose=False)
+    elif "RANK" in os.environ and not torch.cuda.is_available() and not torch.distributed.is_initialized():
+        # The Trainer hands its timeout on for GPUs only.
+        torch.distributed.init_process_group("gloo", timeout=_PATIENCE)
     arguments = TrainingArguments(
         output_dir=str(work),
         max_steps=steps,
@@ -49,8 +56,7 @@ def training_arguments(training: dict[str, Any], seed: int, work: Path, steps: i
         use_cpu=not torch.cuda.is_available(),
         ddp_backend="gloo" if "RANK" in os.environ and not torch.cuda.is_available() else None,
         ddp_find_unused_parameters=False,
-        # Ranks wait for one another where a share of the work may take hours (a teacher's maps, validation); the default is 30 minutes.
-        ddp_timeout=7 * 24 * 3600,
+        ddp_timeout=int(_PATIENCE.total_seconds()),
         seed=seed,
         data_seed=seed,
         logging_steps=training["log_every_steps"],
@@ -151,7 +157,7 @@ def adapt(model, adaptation, pairs: Sequence, items: Sequence, reader, inputs) -
         return {}
     from safetensors.torch import load_file, save_file
 
-    from rm_methods.ranks import wait_for_ranks
+    from rm_methods.ranks import from_rank_zero, wait_for_ranks
     from rm_methods.training.batch_plan import plan_cost
     from rm_methods.training.trainer import PlannedSteps, RunLog
 
@@ -161,7 +167,7 @@ def adapt(model, adaptation, pairs: Sequence, items: Sequence, reader, inputs) -
         adaptation.model.recompute_activations()
     arguments = training_arguments(training, inputs.seed, work, planned_steps(training, len(pairs)))
     plan = plan_training(training, items, inputs.seed, arguments.world_size, "plain")
-    if not adapted.exists():
+    if not from_rank_zero(adapted.exists()):
         steps = PlannedSteps(plan, pairs, items, "plain", arguments.process_index, reader.pad_id)
         log = RunLog(plan, work / "metrics.jsonl", f"{inputs.label} (masked language modelling)")
         trainer = fit(adaptation.method, adaptation.model, steps, arguments, log, work)

@@ -191,6 +191,7 @@ def _model_to_train(method, inputs, data: TrainingData):
     if model and training["lora"]:
         target_layers(model.classifier, training["lora"]["target_modules"])  # what is wrong is said before hours of training on text
     adaptation_cost = adapt(model, method.adaptation(data.pairs, data.reader, inputs), data.pairs, data.items, data.reader, inputs)
+    _free_memory()  # of the language model and its optimizer
     arguments = training_arguments(training, inputs.seed, inputs.work_folder, planned_steps(training, data.budget))
     model = model or method.model(data.pairs, data.reader, inputs)
     if training["lora"]:

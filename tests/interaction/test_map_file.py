@@ -1,11 +1,15 @@
 import json
 import shutil
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
 
+from rm_methods import run_lock
 from rm_methods.errors import UserError
 from rm_methods.interaction import map_file as module
 from rm_methods.interaction.map_file import map_file
@@ -23,33 +27,33 @@ class Teacher:
         self.done += places
         return [np.full((SIZES[k], SIZES[k]), k, dtype=np.float16) for k in places]
 
-    def file(self, path):
-        return map_file(path, SIZES, LENGTHS, self.maps, lambda: {"pairs": len(self.done)})
+    def file(self, folder):
+        return map_file(folder, SIZES, LENGTHS, self.maps, lambda: {"pairs": len(self.done)})
 
 
 def test_each_pair_is_computed_once_and_lies_in_its_place(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "_TOKENS_AT_ONCE", 14)
     teacher = Teacher()
-    maps, counts = teacher.file(tmp_path / "maps.npy")
+    maps, counts = teacher.file(tmp_path)
     assert maps.tolist() == EXPECTED
     assert counts == {"pairs": 4}
     assert teacher.done == [3, 0, 4, 2]
     again = Teacher()
-    maps, counts = again.file(tmp_path / "maps.npy")
+    maps, counts = again.file(tmp_path)
     assert (maps.tolist(), counts, again.done) == (EXPECTED, {"pairs": 4}, [])
 
 
 def test_no_pairs_make_an_empty_file(tmp_path):
     for sizes in ([], [0, 0]):
-        path = tmp_path / f"{len(sizes)}.npy"
-        map_file(path, sizes, [0] * len(sizes), lambda places: [], dict)
-        assert path.exists()
+        folder = tmp_path / str(len(sizes))
+        map_file(folder, sizes, [0] * len(sizes), lambda places: [], dict)
+        assert (folder / "maps.npy").exists()
 
 
 def of_rank(rank, ranks, folder):
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=ranks)
     teacher = Teacher()
-    maps, counts = teacher.file(folder / "maps" / "maps.npy")
+    maps, counts = teacher.file(folder / "maps")
     (folder / f"{rank}.json").write_text(json.dumps([maps.tolist(), counts, teacher.done]))
     torch.distributed.destroy_process_group()
 
@@ -60,7 +64,7 @@ def test_ranks_share_the_work_and_make_the_file_of_one(tmp_path):
     assert all(maps == EXPECTED and counts == {"pairs": 4} for maps, counts, _ in found)
     assert sorted(place for _, _, done in found for place in done) == [0, 2, 3, 4]
     assert max(len(done) for _, _, done in found) < 4
-    assert sorted(file.name for file in (tmp_path / "maps").iterdir()) == ["maps.json", "maps.npy"]
+    assert sorted(file.name for file in (tmp_path / "maps").iterdir()) == ["counts.json", "maps.npy"]
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3, 9])
@@ -73,17 +77,47 @@ def test_shares_are_stretches_of_about_as_many_tokens(ranks):
     assert max(abs(share - 40 / ranks) for share in shares) <= 9
 
 
+def test_of_two_runs_one_computes_and_the_other_waits(tmp_path, monkeypatch):
+    monkeypatch.setattr(run_lock, "POLL_SECONDS", 0.02)
+    started, go = threading.Event(), threading.Event()
+    first, second = Teacher(), Teacher()
+
+    def slow(places):
+        started.set()
+        assert go.wait(60)
+        return first.maps(places)
+
+    with ThreadPoolExecutor(2) as pool:
+        one = pool.submit(map_file, tmp_path, SIZES, LENGTHS, slow, lambda: {"pairs": len(first.done)})
+        assert started.wait(60)
+        other = pool.submit(second.file, tmp_path)
+        time.sleep(0.2)
+        assert not other.done()
+        go.set()
+        for maps, counts in (one.result(60), other.result(60)):
+            assert (maps.tolist(), counts) == (EXPECTED, {"pairs": 4})
+    assert second.done == []
+
+
+def test_what_a_killed_run_left_is_removed(tmp_path):
+    (tmp_path / "parts").mkdir()
+    (tmp_path / "parts" / "0.npy").write_text("half")
+    maps, _ = Teacher().file(tmp_path)
+    assert maps.tolist() == EXPECTED
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["counts.json", "maps.npy"]
+
+
 def test_an_error_leaves_nothing_behind(tmp_path):
     def fails(places):
         raise UserError("no")
 
     with pytest.raises(UserError, match="no"):
-        map_file(tmp_path / "maps.npy", SIZES, LENGTHS, fails, dict)
+        map_file(tmp_path, SIZES, LENGTHS, fails, dict)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_disk_that_is_too_small_is_noticed_before_anything_is_written(tmp_path, monkeypatch):
     monkeypatch.setattr(module.shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(100, 0, 10))
     with pytest.raises(UserError, match="set online: true"):
-        Teacher().file(tmp_path / "maps.npy")
+        Teacher().file(tmp_path)
     assert list(tmp_path.iterdir()) == []

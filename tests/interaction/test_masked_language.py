@@ -2,6 +2,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from rm_methods.errors import UserError
 from rm_methods.interaction.masked_language import MaskedLanguageModel, MaskedLanguageModelling
 from rm_methods.reward_models.backbones import load_language_model
 from rm_methods.reward_models.joint_model import NAME
@@ -62,6 +63,22 @@ def test_a_decoder_predicts_a_masked_token_from_the_place_before_it(batch, prepa
     for pair in range(len(found)):
         both = [*expected[2 * pair], *expected[2 * pair + 1]]
         torch.testing.assert_close(found[pair], torch.stack(both).mean(), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("setting", [{"logits_scaling": 8.0}, {"final_logit_softcapping": 30.0}])
+def test_a_backbone_that_changes_its_logits_is_refused(prepared, setting):
+    language_model = load_language_model(prepared[1], prepared[2]["backbone"], 0)
+    language_model.config.update(setting)
+    with pytest.raises(UserError, match=r"changes its logits .*masked_language_epochs: 0"):
+        MaskedLanguageModel(language_model, decoder=True)
+
+
+def test_rows_longer_than_the_positions_are_refused(batch, prepared):
+    language_model = load_language_model(prepared[1], prepared[2]["backbone"], 0)
+    language_model.config.update({"max_position_embeddings": 8, "rope_parameters": None})
+    model = MaskedLanguageModel(language_model, decoder=True)
+    with pytest.raises(UserError, match="the model has 8 positions"):
+        MaskedLanguageModelling(MASK, SPECIAL, 100, 0).loss(model, batch)
 
 
 def test_shared_weights_are_kept_once_and_come_back(prepared):

@@ -6,6 +6,7 @@ import torch
 
 from rm_methods.errors import UserError
 from rm_methods.files import write_json
+from rm_methods.interaction import teacher_maps
 from rm_methods.interaction.teacher_maps import JointTeacher, PairAlignments, TeacherMaps, group_maps
 from rm_methods.methods.joint_encoder import Method, _words
 from rm_methods.methods.registry import load_card
@@ -45,8 +46,8 @@ def naive_group_map(model, reader, pair, layer):
     """By definition: loops over groups, one order after the other."""
     total = 0.0
     size = len(pair.segment)
-    for row, group in pair.rows:
-        batch = lay_out([TokenizedItem((row.ids, row.ids), 0, (False,) * 2, (False,) * 2)], "plain", reader.pad_id)
+    for ids, group in pair.rows:
+        batch = lay_out([TokenizedItem((ids, ids), 0, (False,) * 2, (False,) * 2)], "plain", reader.pad_id)
         map_MM = model.attention_map(batch, layer)[0][0]
         grouped = torch.zeros(size, size)
         for u in range(size):
@@ -100,18 +101,18 @@ def test_cached_maps_equal_those_computed_online(items, tokenizer, teacher_folde
     first, second = (maps.batch(places, "cpu") for maps in (online, cached))
     assert torch.equal(first.segment, second.segment)
     torch.testing.assert_close(first.map, second.map, atol=1e-3, rtol=0)
-    files = sorted(tmp_path.iterdir())
-    assert [path.suffix for path in files] == [".json", ".npy"]
+    files = sorted(tmp_path.glob("*/*"))
+    assert [path.name for path in files] == ["counts.json", "maps.npy"]
     assert cached.counts["pairs"] == len(items)
-    assert cached.counts["tokens"] == sum(len(row.ids) for pair in alignments.pairs for row, _ in pair.rows)
+    assert cached.counts["tokens"] == sum(len(ids) for pair in alignments.pairs for ids, _ in pair.rows)
     assert 0 < cached.counts["outside"] / len(items) < 1
     # Another layer or other pairs are other files; the same are the same.
     again = TeacherMaps(alignments, made, 1, cache=tmp_path)
-    assert sorted(tmp_path.iterdir()) == files
+    assert sorted(tmp_path.glob("*/*")) == files
     assert again.counts == cached.counts
     TeacherMaps(alignments, made, 0, cache=tmp_path)
     TeacherMaps(PairAlignments(items[:3], tokenizer, made.reader), made, 1, cache=tmp_path)
-    assert len(list(tmp_path.glob("*.npy"))) == 3
+    assert len(list(tmp_path.glob("*/maps.npy"))) == 3
 
 
 def test_made_up_teachers(items, tokenizer, teacher_folder):
@@ -140,6 +141,18 @@ def test_pairs_without_joint_text_have_no_map(tokenizer, teacher_folder, tmp_pat
         assert found.map[0].abs().sum() == 0
         assert (found.segment[0] == -1).all()
         assert found.map[1].sum() > 0
+
+
+def test_pairs_are_aligned_the_same_in_any_number_of_chunks(items, tokenizer, teacher_folder, monkeypatch):
+    reader = teacher(teacher_folder).reader
+    whole = PairAlignments(items, tokenizer, reader)
+    monkeypatch.setattr(teacher_maps, "_PAIRS_AT_ONCE", 4)
+    parts = PairAlignments(items, tokenizer, reader)
+    assert parts.counts == whole.counts
+    for one, other in zip(parts.pairs, whole.pairs, strict=True):
+        assert np.array_equal(one.student, other.student)
+        assert np.array_equal(one.segment, other.segment)
+        assert all(np.array_equal(a, b) for rows in zip(one.rows, other.rows, strict=True) for a, b in zip(*rows, strict=True))
 
 
 def test_a_teacher_with_fewer_positions_than_the_pair_is_cut_and_counted(tokenizer, pairs):

@@ -1,11 +1,14 @@
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from rm_methods.errors import ConfigError, UserError
+from rm_methods.interaction import objectives
 from rm_methods.methods.contract import Inputs
+from rm_methods.methods.interaction_distillation import _attention_width
 from rm_methods.methods.registry import load_card, load_method
 from rm_methods.reward_models.joint_model import JointModel
 from rm_methods.reward_models.layouts import PairBatch, lay_out
@@ -85,7 +88,7 @@ def test_cached_and_online_maps_give_the_same_loss_and_gradients(teacher, prepar
     assert all(report["teacher_attention_outside_text"] > 0 for report in reports)
     assert reports[0]["teacher_tokens"] > 0
     assert "teacher_tokens" not in reports[1]
-    assert len(list((tmp_path / "work" / "teacher_maps").glob("*.npy"))) == 1
+    assert len(list((tmp_path / "work" / "teacher_maps").glob("*/maps.npy"))) == 1
     # Once stored, the teacher and its view of the pairs are given back.
     assert found[0][0].teacher is None
     assert all(pair.rows is None for pair in found[0][0].pairs)
@@ -120,6 +123,31 @@ def test_every_variant_pulls_the_queries_and_keys_of_its_layer(settings, prepare
         attention = model.backbone.layers[layer - 1].self_attn
         assert attention.q_proj.weight.grad.abs().max() > 0 < attention.k_proj.weight.grad.abs().max()
     assert model.classifier.score.weight.grad is None
+
+
+@pytest.mark.parametrize(
+    ("settings", "objective"),
+    [
+        ({"objective": "causal_kl"}, partial(objectives.row_kl, causal=True)),
+        ({"objective": "received_mass"}, objectives.received_mass),
+        ({"objective": "readout"}, objectives.readout),
+        ({"objective": "virt"}, objectives.virt),
+        ({"scope": "intra"}, partial(objectives.row_kl, scope="intra")),
+        ({"heads": "averaged", "scope": "inter"}, partial(objectives.averaged_row_kl, scope="inter")),
+        ({"shuffle": "rows"}, objectives.row_kl),
+    ],
+    ids=str,
+)
+def test_settings_name_the_objective(settings, objective, prepared, tokenizer, pairs, tmp_path, teachers):
+    folder = teachers["joint_encoder"]
+    method, model, batch = made(prepared, tokenizer, pairs[:6], tmp_path, folder_of_teacher=folder, **settings)
+    found = method.loss(model, batch).terms["alignment_loss"]
+    (maps,) = method.maps
+    student = method.student_attention(model(batch).attention[method.layers[0]], batch, list(range(6)))
+    torch.testing.assert_close(found, objective(student, maps.batch(list(range(6)), "cpu")))
+    assert maps.shuffle == settings.get("shuffle", "none")
+    plain = made(prepared, tokenizer, pairs[:6], tmp_path, folder_of_teacher=folder)
+    assert (found - plain[0].loss(*plain[1:]).terms["alignment_loss"]).abs().max() > 1e-5
 
 
 def test_two_layers_are_the_mean_of_each_alone(prepared, tokenizer, pairs, tmp_path, teachers):
@@ -206,7 +234,7 @@ def test_mistakes_are_explained(prepared, tokenizer, pairs, tmp_path, teachers):
         build(student_layers=[3])
     with pytest.raises(UserError, match="2 layers for 1 student layers"):
         build(teacher_layers=[1, 2])
-    with pytest.raises(UserError, match="relation_heads: 3 does not divide the width of"):
+    with pytest.raises(UserError, match="relation_heads: 3 does not divide the attention width of"):
         build(objective="relations", relation_heads=3)
     with pytest.raises(UserError, match="'relations' needs a teacher"):
         build(teacher="uniform", objective="relations")
@@ -216,3 +244,10 @@ def test_mistakes_are_explained(prepared, tokenizer, pairs, tmp_path, teachers):
         experiment_config(tmp_path, methods={"bradley_terry": {}, "interaction_distillation": {"teacher": "bradley_terry"}})
     with pytest.raises(UserError, match="Train that variant first"):
         train_variant(prepared, tmp_path, "interaction_distillation", {"interaction_distillation": {}, "joint_encoder": {}})
+
+
+def test_the_attention_width_is_that_of_all_heads():
+    from transformers import BertConfig, Qwen3Config
+
+    assert _attention_width(Qwen3Config(hidden_size=2560, num_attention_heads=32, head_dim=128)) == 4096
+    assert _attention_width(BertConfig(hidden_size=64, num_attention_heads=4)) == 64

@@ -54,6 +54,27 @@ def test_attention_maps_are_those_of_eager_attention(config, words, pairs):
         torch.testing.assert_close(found.sum(-1)[is_token], torch.ones(int(is_token.sum())), atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("config", [BertConfig, ModernBertConfig, DebertaV2Config])
+def test_logits_of_an_encoder_are_not_rounded_to_16_bits(config, words, pairs):
+    model = encoder(config, words)
+    model.autocast = torch.bfloat16
+    with torch.no_grad():
+        rewards = model(laid_out(EncoderReader(words, 128), pairs, 16)).rewards
+    assert rewards.dtype == torch.float32
+    assert not torch.equal(rewards, rewards.bfloat16().float())
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_a_decoder_with_weights_in_16_bits_has_a_head_in_32(prepared, tokenizer, pairs, causal):
+    classifier = load_classifier(prepared[1], prepared[2]["backbone"], 0).to(torch.bfloat16)
+    model = JointModel(classifier, True, torch.bfloat16, causal=causal).eval()
+    with torch.no_grad():
+        rewards = model(laid_out(DecoderReader(tokenizer), pairs)).rewards
+    assert classifier.score.weight.dtype == torch.float32
+    assert torch.isfinite(rewards).all()
+    assert not torch.equal(rewards, rewards.bfloat16().float())
+
+
 def test_a_decoder_without_mask_sees_what_comes_later_but_no_padding(decoder, pairs):
     model, reader = decoder
     batch = laid_out(reader, pairs)
