@@ -103,6 +103,8 @@ def usable_scores(values: Iterable[float]) -> np.ndarray:
 def credit_table(card: BenchmarkCard, items: Sequence[BenchmarkItem], scores: Sequence[np.ndarray]) -> dict[str, list]:
     """One row a metric and item, as columns (`CREDIT_COLUMNS`); a metric is the sum over its strata of weight x mean credit.
 
+    A metric that is undefined, because one of its strata has no items, has no rows.
+
     Args:
         scores: for each item the float32 scores of its responses, NaN where there is none.
 
@@ -119,10 +121,13 @@ def credit_table(card: BenchmarkCard, items: Sequence[BenchmarkItem], scores: Se
         graded.append(module.grade(item.label, item_scores))
     table: dict[str, list] = {column: [] for column in CREDIT_COLUMNS}
     for metric in module.metrics(items):
-        place = {subset: (stratum, weight) for stratum, (weight, subsets) in metric.strata.items() for subset in subsets}
-        for item, credits in zip(items, graded, strict=True):
-            if item.subset in place:
-                stratum, weight = place[item.subset]
+        place = {part: (stratum, weight) for stratum, (weight, parts) in metric.strata.items() for part in parts}
+        found = [place.get(metric.part_of(item)) for item in items]
+        if {there[0] for there in found if there} != set(metric.strata):
+            continue
+        for item, credits, there in zip(items, graded, found, strict=True):
+            if there:
+                stratum, weight = there
                 row = (card.name, metric.name, item.item_id, item.group or item.item_id, stratum, weight, credits[metric.credit])
                 for column, value in zip(CREDIT_COLUMNS, row, strict=True):
                     table[column].append(value)
@@ -216,7 +221,7 @@ def evaluate_run(
         for column in CREDIT_COLUMNS:
             all_credits[column] += table[column]
         result["benchmarks"][name] = {
-            "metrics": metric_values(table),
+            "metrics": dict.fromkeys(metric.name for metric in benchmark_module(card).metrics(items)) | metric_values(table),
             "tie_rate": tie_rate(card, items, scores),
             "tie_rule": benchmark_module(card).TIE_RULE,
             "n_scored": sum(bool(np.isfinite(item_scores).all()) for item_scores in scores),

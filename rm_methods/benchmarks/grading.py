@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -26,19 +27,21 @@ SAMPLING_OPTIONS = {
 
 @dataclass(frozen=True)
 class Metric:
-    """A metric = sum over strata of weight x mean credit of the items in the stratum.
+    """A metric = sum over strata of weight x mean credit of the items in the stratum; undefined where a stratum has no items.
 
     Attributes:
         name: as in metrics.json.
         credit: which of the credits that `grade` gives for an item.
-        strata: name -> (weight, subsets whose items are pooled in it).  Weights sum to 1.
+        strata: name -> (weight, parts of the benchmark that are pooled in it).  Weights sum to 1.
         strict: whether equal scores earn nothing; false only where a benchmark's official rule says otherwise.
+        part_of: the part that an item is of; its subset, unless the metric says otherwise.
     """
 
     name: str
     credit: str
     strata: dict[str, tuple[float, tuple[str, ...]]]
     strict: bool = True
+    part_of: Callable[[BenchmarkItem], str] = attrgetter("subset")
 
 
 def pooled(name: str, credit: str, subsets: Iterable[str], strict: bool = True) -> Metric:
@@ -49,6 +52,21 @@ def pooled(name: str, credit: str, subsets: Iterable[str], strict: bool = True) 
 def mean_of(name: str, credit: str, strata: dict[str, tuple[str, ...]]) -> Metric:
     """A metric that is the unweighted mean over strata, whatever their sizes (a macro average)."""
     return Metric(name, credit, {stratum: (1 / len(strata), tuple(subsets)) for stratum, subsets in strata.items()})
+
+
+def length_controlled(name: str, credit: str, subsets: Iterable[str]) -> Metric:
+    """A metric in which pairs whose chosen response is the longer one, in characters, weigh as much as those where it is the shorter one.
+
+    A scorer that goes by length gets 50%, however often the longer response is chosen.  Pairs of equal length are left out.  Items need
+    two responses, and the index of the better one as label.
+    """
+    asked, longer, shorter = frozenset(subsets), "chosen is longer", "chosen is shorter"
+
+    def part_of(item: BenchmarkItem) -> str:
+        difference = len(item.responses[item.label]) - len(item.responses[1 - item.label])
+        return "" if item.subset not in asked or not difference else longer if difference > 0 else shorter
+
+    return Metric(name, credit, {part: (0.5, (part,)) for part in (longer, shorter)}, part_of=part_of)
 
 
 def best_is_strictly_above(label: Any, scores: np.ndarray) -> float:

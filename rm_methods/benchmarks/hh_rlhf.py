@@ -21,6 +21,7 @@ from rm_methods.benchmarks.grading import (
     Metric,
     best_against_others,
     best_is_strictly_above,
+    length_controlled,
     pooled,
     present_subsets,
     sample_items,
@@ -144,6 +145,7 @@ def grade(label: Any, scores: np.ndarray) -> dict[str, float]:
 
 
 def metrics(items: Sequence[BenchmarkItem]) -> list[Metric]:
-    """accuracy over all rows (a micro average), and the accuracy of each tranche."""
+    """accuracy over all rows (a micro average), the same with length controlled, and the accuracy of each tranche."""
     present = present_subsets(items, SUBSETS, "hh_rlhf")
-    return [pooled("accuracy", "accuracy", present), *(pooled(subset, "accuracy", [subset]) for subset in SUBSETS if subset in present)]
+    overall = [pooled("accuracy", "accuracy", present), length_controlled("length_controlled", "accuracy", present)]
+    return [*overall, *(pooled(subset, "accuracy", [subset]) for subset in SUBSETS if subset in present)]

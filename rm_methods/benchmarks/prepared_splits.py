@@ -1,7 +1,8 @@
 """Benchmarks made of prepared pairs: held-out splits of the training data, or the splits of the controlled world.
 
-One metric a split and `mean`, the unweighted mean over the splits.  The chosen response stands at index 0 by convention and the label
-is 0; scoring sees each response alone and grading is strict, so the position gives nothing away.
+One metric a split and `mean`, the unweighted mean over the splits; held-out splits have a length-controlled one, too.  The chosen
+response stands at index 0 by convention and the label is 0; scoring sees each response alone and grading is strict, so the position
+gives nothing away.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from rm_methods.benchmarks.grading import (
     Metric,
     best_against_others,
     best_is_strictly_above,
+    length_controlled,
     mean_of,
     pooled,
     sample_items,
@@ -98,6 +100,10 @@ def grade(label: Any, scores: np.ndarray) -> dict[str, float]:
 
 
 def metrics(items: Sequence[BenchmarkItem]) -> list[Metric]:
-    """One metric a split, and their mean."""
+    """One metric a split, and their mean; for held-out splits with length controlled, too (those of the world control it by their cue)."""
     splits = sorted({item.subset for item in items})
-    return [*(pooled(split, "accuracy", [split]) for split in splits), mean_of("mean", "accuracy", {split: (split,) for split in splits})]
+    controlled = [
+        length_controlled(f"{split}_length_controlled", "accuracy", [split]) for split in splits if split in ("test", "validation")
+    ]
+    each = [pooled(split, "accuracy", [split]) for split in splits]
+    return [*each, *controlled, mean_of("mean", "accuracy", {split: (split,) for split in splits})]

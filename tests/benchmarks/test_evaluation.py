@@ -47,7 +47,8 @@ class TestMetricsFile:
         assert result == IDENTITY | {
             "benchmarks": {
                 "heldout": {
-                    "metrics": {"test": 0.25, "mean": 0.25},
+                    # Every chosen response here is the longer one, so length cannot be controlled.
+                    "metrics": {"test": 0.25, "test_length_controlled": None, "mean": 0.25},
                     "tie_rate": 0.25,
                     "tie_rule": "equal scores are wrong (strict)",
                     "n_scored": 3,

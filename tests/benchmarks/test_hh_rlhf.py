@@ -94,7 +94,9 @@ class TestSubsets:
         assert report["notes"] == ["Not below the root, so not evaluated: helpful-online, helpful-rejection-sampled."]
         scores = scores_by(lambda text: float(text == "A plum."), items)
         values = metric_values(credit_table(CARD, items, scores))
-        assert values == {"accuracy": pytest.approx(1 / 5), "harmless-base": 0.0, "helpful-base": 1.0}
+        # "A plum." is one of the three chosen responses that are shorter than their rival.
+        controlled = {"length_controlled": pytest.approx(1 / 6)}
+        assert values == controlled | {"accuracy": pytest.approx(1 / 5), "harmless-base": 0.0, "helpful-base": 1.0}
 
     def test_a_tranche_that_is_asked_for_must_be_there(self, tmp_path):
         with pytest.raises(DataError, match=r"no file helpful-online/test.jsonl\* is here"):

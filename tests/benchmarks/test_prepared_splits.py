@@ -38,6 +38,29 @@ def test_heldout_reads_the_test_split_and_validation_on_request(tmp_path):
     assert len({item.item_id for item in both}) == 4  # the same pairs in two splits stay apart
 
 
+def heldout_values(tmp_path, pairs, score):
+    made = [make_pair([{"role": "user", "content": f"{k}?"}], *pair, split="test", source="made up") for k, pair in enumerate(pairs)]
+    write_pairs(made, tmp_path / "pairs.parquet")
+    _, items = prepare("heldout", tmp_path / "pairs.parquet", tmp_path)
+    return metric_values(credit_table(load_card("heldout"), items, scores_by(score, items)))
+
+
+def test_with_length_controlled_longer_and_shorter_chosen_responses_weigh_the_same(tmp_path):
+    """Three pairs whose longer response is chosen, one whose shorter one is, one of equal length."""
+    pairs = [("a good one", "bad"), ("good again", "bad"), ("good and long", "bad"), ("good", "bad but long"), ("good!", "worse")]
+    by_length = heldout_values(tmp_path, pairs, lambda text: float(len(text)))
+    assert by_length["test"] == pytest.approx(3 / 5)
+    assert by_length["test_length_controlled"] == pytest.approx(1 / 2)
+    by_word = heldout_values(tmp_path, pairs, lambda text: float("good" in text and "again" not in text))
+    assert by_word["test"] == pytest.approx(4 / 5)
+    assert by_word["test_length_controlled"] == pytest.approx((2 / 3 + 1) / 2)
+
+
+def test_without_a_pair_of_each_kind_length_cannot_be_controlled(tmp_path):
+    values = heldout_values(tmp_path, [("a good one", "bad"), ("good!", "worse")], lambda text: float(len(text)))
+    assert set(values) == {"test", "mean"}
+
+
 def test_the_chosen_response_is_the_first_and_keeps_the_group_of_its_pair(tmp_path):
     pair = make_pair([{"role": "user", "content": "?"}], "good", "bad", split="test", source="s", strength=2.0, meta={"flipped": True})
     write_pairs([pair], tmp_path / "pairs.parquet")

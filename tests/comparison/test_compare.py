@@ -130,6 +130,17 @@ def test_metric_without_credits_counts_seeds_only(experiment, edit_json):
     assert cell.estimate.mean == pytest.approx(0.2)
 
 
+def test_a_metric_that_is_undefined_everywhere_leaves_empty_cells(experiment, edit_json, tmp_path):
+    world = experiment()
+    runs = world.add("a", 0.5) + world.add("b", 0.5)
+    for run in runs:
+        edit_json(run.metrics, lambda m: m["benchmarks"]["rm_bench"]["metrics"].update(controlled=None))
+    result = compare(runs, [OVERALL, Column("rm_bench", "controlled", "length-controlled")], "a", tmp_path)
+    assert all(math.isnan(row.cells[1].estimate.mean) for row in result.comparison.rows)
+    assert result.comparison.rows[1].cells[1].verdict == "not enough evidence"
+    assert "nan" not in result.text
+
+
 def test_notes_name_what_makes_numbers_less_than_they_seem(experiment, edit_json):
     world = experiment()
     runs = world.add("a", 0.5) + world.add("b", 0.5, scalar_reward=False, data={"hash": "other"})
