@@ -136,7 +136,7 @@ def test_every_variant_pulls_the_queries_and_keys_of_its_layer(settings, prepare
         ({"heads": "averaged", "scope": "inter"}, partial(objectives.averaged_row_kl, scope="inter")),
         ({"shuffle": "rows"}, objectives.row_kl),
     ],
-    ids=str,
+    ids=lambda value: " ".join(map(str, value.values())) if isinstance(value, dict) else "",
 )
 def test_settings_name_the_objective(settings, objective, prepared, tokenizer, pairs, tmp_path, teachers):
     folder = teachers["joint_encoder"]
