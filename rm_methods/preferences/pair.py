@@ -28,6 +28,7 @@ class PreferencePair:
         meta: anything else the source knows; {"flipped": True} marks injected label noise.
         margin, target, weight: what a method's `transform_pairs` may set for training, never stored: reward margin,
             probability that `chosen` really is better, weight of the pair in the loss.
+        file, row: what a reader read the pair from, never stored: path (or hub name), and row counted from 1; "" and None without.
     """
 
     pair_id: str
@@ -42,6 +43,8 @@ class PreferencePair:
     margin: float = 0.0
     target: float = 1.0
     weight: float = 1.0
+    file: str = ""
+    row: int | None = None
 
 
 def make_pair(

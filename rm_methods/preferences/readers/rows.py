@@ -11,7 +11,7 @@ import math
 import sys
 import zlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -317,7 +317,9 @@ def checked_pair(
     if chosen == rejected:
         raise Unusable("chosen equals rejected")
     check_prompt(prompt)
-    return make_pair(prompt, chosen, rejected, split=row.split if split is None else split, source=source, strength=strength, meta=meta)
+    split = row.split if split is None else split
+    pair = make_pair(prompt, chosen, rejected, split=split, source=source, strength=strength, meta=meta)
+    return replace(pair, file=row.file, row=row.number)
 
 
 def check_prompt(prompt: Sequence[Message]) -> None:

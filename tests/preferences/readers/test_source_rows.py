@@ -151,3 +151,10 @@ def test_rows_of_the_hub_are_read_like_local_ones(read, monkeypatch):
         ("test", "Q test?", "good", 3.5),
     ]
     assert any("Unpinned" in note for note in report["notes"])
+
+
+def test_pairs_keep_the_file_and_row_they_came_from(read, write_lines):
+    """A blank line counts, a row that is dropped too, and a repetition stays."""
+    good = {"prompt": "a", "chosen": "b", "rejected": "c"}
+    path = write_lines("x.jsonl", [good, "", good | {"chosen": ""}, good])
+    assert [(pair.file, pair.row) for pair in read(path)[0]] == [(str(path), 1), (str(path), 4)]
