@@ -282,3 +282,22 @@ def test_ppo_goes_over_every_seed_also_where_the_reward_model_has_none():
     assert some.ppo_runs() == [("bradley_terry", 5), ("ensemble", 5)]
     assert some.ppo_settings() == experiment.ppo_settings()
     assert experiment.model_of("bradley_terry", 5).parts[-2:] == ("seed5", "model")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"overoptimization": {"gold": {"source": "owner/other"}}},
+        {"overoptimization": {"gold": {"source": "owner/gold", "max_length": 64}}},
+        {"scoring": {"precision": "bf16"}},
+        {"backbone": {"max_length": 128}},
+        {"backbone": {"attention": "eager"}},
+    ],
+)
+def test_samples_and_ppo_runs_depend_on_the_gold_and_on_how_it_scores(change):
+    """A pool stores the gold reward of its samples, so another gold makes another pool."""
+    config = {"experiment": "x", "data": {"dataset": "world"}, "methods": {"bradley_terry": {}}}
+    config["overoptimization"] = {"gold": {"source": "owner/gold"}}
+    before, after = (Experiment(resolve(config | further)) for further in ({}, change))
+    assert before.pool_settings() != after.pool_settings()
+    assert before.ppo_settings() != after.ppo_settings()

@@ -45,6 +45,17 @@ def test_unstratified_variance_equals_the_textbook_formula():
     assert estimate(credits, one_stratum(7)).standard_error ** 2 == pytest.approx((ms_seed + ms_item - ms_resid) / 28, abs=1e-12)
 
 
+def test_the_degrees_of_freedom_do_not_fall_below_those_of_the_seeds():
+    """Items x seeds [[2,0,1],[-2,0,-1]]: item effects +-1, interaction +-(1,-1,0): MS_item 6, MS_resid 2, MS_seed 0.
+
+    V = (6 - 2)/6 = 2/3.  Satterthwaite gives 4^2 / (6^2/1 + 2^2/2) = 16/38, less than the 2 of three seeds alone.
+    """
+    result = estimate(np.array([[2.0, 0.0, 1.0], [-2.0, 0.0, -1.0]]), one_stratum(2))
+    assert result.standard_error**2 == pytest.approx(2 / 3, abs=1e-12)
+    assert result.degrees_of_freedom == 2
+    assert result.half_width == pytest.approx(stats.t.ppf(0.975, 2) * math.sqrt(2 / 3), abs=1e-12)
+
+
 def test_negative_item_variance_is_clipped_to_the_seeds_alone():
     """[[1,0],[0,1]]: both seeds 1/2, both items 1/2, all spread is residual, so V_seed = 0 and V_item < 0; add a seed shift of 1."""
     result = estimate(np.array([[2.0, 0.0], [1.0, 1.0]]), one_stratum(2))

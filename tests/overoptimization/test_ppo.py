@@ -98,6 +98,20 @@ def test_no_reward_leaves_the_policy_as_it_is(policy_folder, tmp_path):
     assert summary["evaluation"]["first"] | {"step": 4} == summary["evaluation"]["last"]
 
 
+def test_every_update_and_every_seed_samples_anew(policy_folder, tmp_path):
+    """Without a reward the policy never changes, so equal responses in two updates could only come from an equal seed."""
+    responses = []
+
+    def noted(prompts, texts):
+        if len(texts) == QUICK["batch_size"]:  # an evaluation has three prompts
+            responses.append(tuple(texts))
+        return np.zeros(len(texts))
+
+    for seed in (0, 1):
+        run(policy_folder, tmp_path / str(seed), noted, prompts=PROMPTS[:1], seed=seed)
+    assert len(responses) == len(set(responses)) == 2 * QUICK["updates"]
+
+
 def test_a_seed_gives_the_same_run_bit_for_bit_and_another_seed_does_not(policy_folder, tmp_path):
     for name, seed in (("first", 0), ("second", 0), ("other", 1)):
         torch.rand(3)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from types import SimpleNamespace
 
 import pytest
@@ -59,15 +60,20 @@ def named(calls, name):
     return next(call for call in calls if call[0] == name)
 
 
+def optimise_against(run_key, config, pairs_file, tmp_path, seed=0, references_text=""):
+    """Run the PPO stage against a reward model whose training has this run key, with references of this text."""
+    model, references = tmp_path / "run" / "model", tmp_path / "references.parquet"
+    model.mkdir(parents=True, exist_ok=True)
+    (model.parent / "summary.json").write_text(json.dumps({"run_key": run_key, "method": "bradley_terry"}))
+    references.write_text(references_text)
+    files = {"model": model, "policy": tmp_path, "pairs": pairs_file, "references": references}
+    return optimise(config, "bradley_terry", seed, **files, out=tmp_path / "out", work=tmp_path / "work", threads=1)
+
+
 @pytest.fixture
 def optimised(config, pairs_file, calls, tmp_path):
     """The calls of a PPO stage."""
-    model, references = tmp_path / "run" / "model", tmp_path / "references.parquet"
-    model.mkdir(parents=True)
-    (model.parent / "summary.json").write_text('{"run_key": "key", "method": "bradley_terry"}')
-    references.touch()
-    files = {"model": model, "policy": tmp_path, "pairs": pairs_file, "references": references}
-    optimise(config, "bradley_terry", 0, **files, out=tmp_path / "out", work=tmp_path / "work", threads=1)
+    optimise_against("key", config, pairs_file, tmp_path)
     return calls
 
 
@@ -79,6 +85,24 @@ def test_each_rank_takes_its_gpu_before_any_model_is_loaded(optimised):
 def test_ppo_scores_every_update_so_ensembles_stay_loaded(optimised):
     assert named(optimised, "load_scorer")[2]["keep_loaded"] is True
     assert named(optimised, "load_gold")[2]["keep_loaded"] is True
+
+
+def test_checkpoints_against_another_training_of_the_reward_model_are_not_resumed(config, pairs_file, calls, tmp_path):
+    for run_key in ("first", "second", "first"):
+        optimise_against(run_key, config, pairs_file, tmp_path)
+    optimise_against("first", config, pairs_file, tmp_path, references_text="other references")
+    work = [given[8] for name, given, _ in calls if name == "train_ppo"]
+    assert work[0] == work[2]
+    assert len(set(work)) == 3
+
+
+def test_the_run_key_of_ppo_changes_with_seed_and_reward_model(config, pairs_file, calls, tmp_path, monkeypatch):
+    summary = {"wall_seconds": 1.0, "evaluation": {"last": None, "best_gold": None}}
+    monkeypatch.setattr(ppo, "train_ppo", lambda *given, **named: summary)
+    written = [optimise_against(key, config, pairs_file, tmp_path, seed) for key, seed in (("a", 0), ("a", 1), ("b", 0), ("a", 0))]
+    keys = [summary["run_key"] for summary in written]
+    assert keys[0] == keys[3]
+    assert len(set(keys)) == 3
 
 
 def test_gold_has_settings_of_its_own(optimised):

@@ -198,6 +198,15 @@ def test_a_pool_has_a_row_for_every_sample_and_counts_what_is_odd(folder, policy
     assert row["n_tokens"] == int(drawn.mask[0].sum())
 
 
+def test_each_chunk_and_each_seed_of_a_pool_draws_other_samples(folder, tmp_path):
+    """Both chunks ask the same prompt four times; about nine tokens a response, so that four equal ones are no accident."""
+    sample_pool(folder, PROMPTS[:1], 8, SHORT, 0, tmp_path / "pool.parquet", tmp_path / "work", batch_size=4, threads=1)
+    responses = pq.read_table(tmp_path / "pool.parquet")["response"].to_pylist()
+    assert responses[:4] != responses[4:]
+    sample_pool(folder, PROMPTS[:1], 8, SHORT, 1, tmp_path / "other.parquet", tmp_path / "work", batch_size=4, threads=1)
+    assert pq.read_table(tmp_path / "other.parquet")["response"].to_pylist()[:4] not in (responses[:4], responses[4:])
+
+
 def test_empty_and_repeated_responses_stay_and_are_counted(folder, tmp_path):
     policy = load_policy(folder)
     with torch.no_grad():

@@ -154,6 +154,12 @@ def test_the_longer_answer_is_chosen_in_exactly_half_after_balancing(pairs, seed
     assert share_chosen_longer(kept) in (None, 0.5)
 
 
+@given(pairs_lists, seeds)
+def test_what_the_balance_keeps_does_not_depend_on_the_order_of_the_files(pairs, seed):
+    pairs = unique(pairs)
+    assert balance_length(pairs[::-1], seed) == balance_length(pairs, seed)[::-1]
+
+
 def test_each_source_is_balanced_in_itself_where_it_can_be():
     def of(source, longer, shorter):
         first = [pair(f"{source}{number}?", "long answer", "short", source=source) for number in range(longer)]

@@ -232,6 +232,24 @@ def test_a_server_lost_on_the_way_leaves_the_rest_pending(store, client, finishe
     assert [(r["status"], r.get("reason")) for r in results] == [("exported", None), ("pending", "gone"), ("pending", "gone")]
 
 
+def test_a_run_that_cannot_be_stored_leaves_the_others_stored(store, client, finished_run, tmp_path, monkeypatch):
+    """The store answers, and only what it is told about seed 1 is refused."""
+    from mlflow.exceptions import MlflowException
+
+    original = export._export
+
+    def refused_for_seed_1(client, record, experiment):
+        if record.seed == 1:
+            raise MlflowException("a value is too long")
+        return original(client, record, experiment)
+
+    monkeypatch.setattr(export, "_export", refused_for_seed_1)
+    results = export_experiment([finished_run(seed=seed, run_key=f"k{seed}") for seed in range(3)], tmp_path / "out", store)
+    assert [result["status"] for result in results] == ["exported", "pending", "exported"]
+    assert results[1]["reason"] == "MlflowException: a value is too long"
+    assert sorted(run.data.tags["seed"] for run in all_runs(client)) == ["0", "2"]
+
+
 def test_many_processes_can_make_the_store_at_once(made_by_four):
     """The fixture made it with four processes that started together on a missing file; none may see it half made or lose a row."""
     path, errors, returncodes = made_by_four

@@ -14,6 +14,7 @@ from transformers import TrainerState, TrainingArguments
 
 from rm_methods.errors import UserError
 from rm_methods.methods.contract import Inputs
+from rm_methods.methods.contrastive import add_dropout
 from rm_methods.methods.registry import load_method
 from rm_methods.reward_models.backbones import load_classifier
 from rm_methods.reward_models.model import RewardModel
@@ -80,12 +81,15 @@ def test_how_a_step_is_cut_does_not_change_what_is_learnt(prepared, tmp_path, ch
     assert losses[0] == pytest.approx(losses[1], abs=1e-4)
 
 
-def make_trainer(prepared, tmp_path, pairs, tokenizer, budget, method=("bradley_terry", {"margin_scale": 0.0, "centring": 0.0})):
+BRADLEY_TERRY = ("bradley_terry", {"margin_scale": 0.0, "centring": 0.0})
+
+
+def make_trainer(prepared, tmp_path, pairs, tokenizer, budget, method=BRADLEY_TERRY, seed=0):
     config = configuration(tmp_path)
     items = tokenizer.encode((p.prompt, (p.chosen, p.rejected)) for p in pairs)
     model = RewardModel(load_classifier(prepared[1], config["backbone"], 0))
     plan = plan_steps(items, steps=1, pairs_per_step=len(pairs), tokens_per_microbatch=budget, seed=0, ranks=1, layout="packed")
-    arguments = training_arguments(config["training"], 0, tmp_path / "work", len(plan))
+    arguments = training_arguments(config["training"], seed, tmp_path / "work", len(plan))
     steps = PlannedSteps(plan, pairs, items, "packed", 0, tokenizer.pad_id)
     return RewardTrainer(method=load_method(*method), steps=steps, model=model, args=arguments), steps, model
 
@@ -262,3 +266,83 @@ def test_what_a_deepspeed_file_of_ones_own_says_is_part_of_the_run_key(tmp_path)
         own.write_text(json.dumps({"zero_optimization": {"stage": stage}}))
         keys.add(run_key(configuration(tmp_path, deepspeed=str(own)), "bradley_terry", 0, "pairs"))
     assert len(keys) == 2
+
+
+def test_the_run_key_changes_with_everything_that_a_run_depends_on(tmp_path):
+    config = configuration(tmp_path)
+    changed = [
+        experiment_config(tmp_path, methods={"bradley_terry": {"centring": 0.5}}),
+        experiment_config(tmp_path, methods={"bradley_terry": {"learning_rate": 1e-5}}),
+        experiment_config(tmp_path, backbone={"max_length": 128}),
+        configuration(tmp_path, learning_rate=1e-5),
+    ]
+    keys = [run_key(one, "bradley_terry", 0, "pairs") for one in (config, *changed)]
+    keys += [run_key(config, "bradley_terry", 1, "pairs"), run_key(config, "bradley_terry", 0, "other pairs")]
+    assert len(set(keys)) == len(keys) == 7
+    assert run_key(configuration(tmp_path), "bradley_terry", 0, "pairs") == keys[0]
+
+
+def test_the_run_key_changes_with_the_runs_that_are_required(tmp_path):
+    """A student of a teacher that was trained anew is another run, and so is one whose teachers have changed places."""
+    config = experiment_config(tmp_path, methods={"joint_encoder": {}, "interaction_distillation": {}})
+    folders = [tmp_path / name / "model" for name in ("first", "second")]
+    for folder in folders:
+        folder.mkdir(parents=True)
+
+    def key_with(*keys_of_teachers):
+        for folder, key in zip(folders, keys_of_teachers, strict=True):
+            (folder.parent / "summary.json").write_text(json.dumps({"run_key": key}))
+        return run_key(config, "interaction_distillation", 0, "pairs", {"teacher": folders})
+
+    keys = [key_with("a", "b"), key_with("a", "c"), key_with("b", "a"), key_with("a", "b")]
+    assert keys[0] == keys[3]
+    assert len(set(keys)) == 3
+    assert run_key(config, "interaction_distillation", 0, "pairs") not in keys
+
+
+def test_adam_is_made_with_the_betas_and_weight_decay_that_the_configuration_names(prepared, tmp_path):
+    config = configuration(tmp_path, adam_betas=[0.7, 0.6], weight_decay=0.3)
+    arguments = training_arguments(config["training"], 0, tmp_path / "work", 1)
+    model = RewardModel(load_classifier(prepared[1], config["backbone"], 0))
+    steps = PlannedSteps([], [], [], "packed", 0, 0)
+    trainer = RewardTrainer(method=load_method(*BRADLEY_TERRY), steps=steps, model=model, args=arguments)
+    groups = trainer.create_optimizer().param_groups
+    assert {group["betas"] for group in groups} == {(0.7, 0.6)}
+    assert {group["weight_decay"] for group in groups} == {0.3, 0.0}  # norms and biases do not decay
+
+
+@pytest.mark.parametrize(
+    ("schedule", "rates"),
+    [
+        # Six steps, two of them warm-up; the rate of a step is logged before it: 0, 1/2, then the schedule's share of 4 steps.
+        ("constant", [0, 0.5, 1, 1, 1, 1]),
+        ("linear", [0, 0.5, 1, 0.75, 0.5, 0.25]),
+        ("cosine", [0, 0.5, 1, 0.853553, 0.5, 0.146447]),
+    ],
+)
+def test_the_learning_rate_follows_the_schedule(prepared, tmp_path, schedule, rates):
+    config = configuration(tmp_path, schedule=schedule, warmup_fraction=1 / 3)
+    train(config, "bradley_terry", 0, run_files(prepared, tmp_path))
+    logged = [row["learning_rate"] / 3e-3 for row in log(tmp_path / "metrics.jsonl")]
+    assert logged == pytest.approx(rates, abs=1e-5)
+
+
+def test_gradients_are_clipped_to_the_norm_that_the_configuration_names(prepared, tmp_path):
+    """Adam divides by sqrt(v) + 1e-8, so a gradient clipped far below 1e-8 moves nothing and every step has the loss of the start."""
+    losses = {}
+    for norm in (1e-14, 1.0):
+        config = configuration(tmp_path, max_gradient_norm=norm, weight_decay=0.0, pairs_per_step=48, epochs=3, schedule="constant")
+        train(config, "bradley_terry", 0, run_files(prepared, tmp_path / str(norm)))
+        losses[norm] = [row["loss"] for row in log(tmp_path / str(norm) / "metrics.jsonl")]
+    assert losses[1e-14] == pytest.approx([losses[1e-14][0]] * 3, abs=1e-5)
+    assert losses[1.0][0] == pytest.approx(losses[1e-14][0], abs=1e-5)
+    assert abs(losses[1.0][2] - losses[1.0][0]) > 1e-2
+
+
+def test_the_seed_decides_what_dropout_drops(prepared, tmp_path, tokenizer, pairs):
+    losses = []
+    for seed in (0, 1, 0):
+        trainer, steps, model = make_trainer(prepared, tmp_path, pairs[:8], tokenizer, 5000, seed=seed)
+        add_dropout(model.backbone, 0.5)
+        losses.append(float(trainer.training_step(model, steps[0])))
+    assert losses[0] == losses[2] != losses[1]
