@@ -24,8 +24,8 @@ def conflicts(config: dict[str, Any]) -> list[str]:
     if backbone["chat_template"] and not Path(backbone["chat_template"]).is_file():
         found.append(f"backbone.chat_template: no such file: '{backbone['chat_template']}' (looked in {Path.cwd()})")
     for section in ("training", "scoring"):
-        if backbone["attention"] != "sdpa" and config[section]["layout"] == "packed":
-            found.append(f"{section}.layout: 'packed' needs backbone.attention 'sdpa'; otherwise use 'auto' or 'plain'")
+        if backbone["attention"] not in ("auto", "sdpa") and config[section]["layout"] == "packed":
+            found.append(f"{section}.layout: 'packed' needs backbone.attention 'auto' or 'sdpa'; otherwise use 'auto' or 'plain'")
     found += _rank_conflicts(config)
     try:
         stage = zero_settings(training["deepspeed"])["stage"]
@@ -175,8 +175,9 @@ def _diagnostics_conflicts(config: dict[str, Any]) -> list[str]:
         if name not in config["benchmarks"]
     ]
     found += _unknown_seeds(config, config["diagnostics"]["seeds"], "diagnostics.seeds")
-    if diagnosed and config["backbone"]["attention"] != "sdpa":
-        found.append(f"diagnostics.benchmarks: needs backbone.attention 'sdpa', not '{config['backbone']['attention']}'; or leave it empty")
+    if diagnosed and config["backbone"]["attention"] not in ("auto", "sdpa"):
+        attention = config["backbone"]["attention"]
+        found.append(f"diagnostics.benchmarks: needs backbone.attention 'auto' or 'sdpa', not '{attention}'; or leave it empty")
     cards = [registry.load_card(entry["method"]) for entry in config["methods"].values()]
     if diagnosed and not any(card.kind == "trained" and card.scalar_reward for card in cards):
         found.append("diagnostics.benchmarks: no method is a trained one with a scalar reward; add one, or leave it empty")

@@ -200,7 +200,7 @@ def _plan_variant(config: Mapping[str, Any], variant: str, shapes: Mapping[str, 
     single = assumed.prompt_tokens + 2 * assumed.response_tokens
     # A joint model reads a whole pair in both orders; the packed layout reads its prompt once, the plain one twice.
     joint = card.kind == "joint"
-    packed = training["layout"] != "plain" and config["backbone"]["attention"] == "sdpa"
+    packed = training["layout"] != "plain" and config["backbone"]["attention"] in ("auto", "sdpa")
     read = 2 * single if joint else single + (0 if packed else assumed.prompt_tokens)
     context = single if joint else assumed.prompt_tokens + assumed.response_tokens
     backward = 8 if training["gradient_checkpointing"] else 6

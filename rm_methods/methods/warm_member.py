@@ -33,6 +33,7 @@ class Method(TrainedMethod):
     def model(self, pairs, reader, inputs):
         from transformers import AutoModelForSequenceClassification
 
+        from rm_methods.reward_models.loading import attention_option
         from rm_methods.reward_models.model import RewardModel
 
         backbone = inputs.config["backbone"]
@@ -40,7 +41,7 @@ class Method(TrainedMethod):
         classifier = AutoModelForSequenceClassification.from_pretrained(
             inputs.required["start"][0],
             dtype=getattr(torch, backbone["dtype"]),
-            attn_implementation=backbone["attention"],
+            attn_implementation=attention_option(backbone["attention"]),
             local_files_only=True,
             trust_remote_code=False,
         )

@@ -52,7 +52,7 @@ def train_ppo(
     work_folder: str | Path,
     references: Mapping[str, Sequence[str]] | None = None,
     threads: int = 0,
-    attention: str = "sdpa",
+    attention: str = "auto",
     deepspeed: str | None = None,
 ) -> dict[str, Any]:
     """Optimise a policy against a proxy reward.

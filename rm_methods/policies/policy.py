@@ -103,12 +103,12 @@ def prompts_of(pairs: Iterable[PreferencePair]) -> list[Prompt]:
     return list(found.values())
 
 
-def load_policy(folder: str | Path, dtype: str = "float32", attention: str = "sdpa") -> Policy:
+def load_policy(folder: str | Path, dtype: str = "float32", attention: str = "auto") -> Policy:
     """Load a policy folder.
 
     Args:
         dtype: of the weights: "float32", "bfloat16" or "float16".
-        attention: implementation of transformers: "sdpa", "eager" or "flash_attention_2".
+        attention: implementation of transformers: "auto", "sdpa", "eager" or "flash_attention_2".
 
     Raises:
         UserError: no such folder, not a causal language model, no chat template, no end token, no pad token, or a pad token that ends a
@@ -118,6 +118,7 @@ def load_policy(folder: str | Path, dtype: str = "float32", attention: str = "sd
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from rm_methods.reward_models.backbones import hub_errors_explained
+    from rm_methods.reward_models.loading import attention_option
     from rm_methods.reward_models.remote_code import refusal_explained
 
     folder = Path(folder)
@@ -129,7 +130,7 @@ def load_policy(folder: str | Path, dtype: str = "float32", attention: str = "sd
         model, loading = AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=getattr(torch, dtype),
-            attn_implementation=attention,
+            attn_implementation=attention_option(attention),
             local_files_only=True,
             trust_remote_code=False,
             use_safetensors=True,

@@ -168,7 +168,7 @@ def sample_pool(
     batch_size: int = 64,
     max_prompt_tokens: int = 512,
     threads: int = 0,
-    attention: str = "sdpa",
+    attention: str = "auto",
 ) -> dict[str, Any]:
     """Store samples of a policy: `samples_per_prompt` rows for each prompt, in the prompts' order.
 

@@ -16,6 +16,7 @@ from typing import Any
 from rm_methods.errors import UserError
 from rm_methods.files import read_json, write_json, written_atomically
 from rm_methods.preferences.pair import PreferencePair
+from rm_methods.reward_models.loading import attention_option
 from rm_methods.reward_models.remote_code import refusal_explained
 
 RECORD = "backbone.json"
@@ -83,7 +84,7 @@ def load_classifier(folder: Path, backbone: dict[str, Any], seed: int):
     if record["kind"] == "tiny":
         config = AutoConfig.from_pretrained(folder)
         config.num_labels = 1
-        classifier = AutoModelForSequenceClassification.from_config(config, attn_implementation=backbone["attention"])
+        classifier = AutoModelForSequenceClassification.from_config(config, attn_implementation=attention_option(backbone["attention"]))
     else:
         weights = str(folder) if record["weights"] == "here" else record["weights"]
         with hub_errors_explained(weights), refusal_explained(weights):
@@ -92,7 +93,7 @@ def load_classifier(folder: Path, backbone: dict[str, Any], seed: int):
                 revision=record["revision"],
                 num_labels=1,
                 dtype=getattr(torch, backbone["dtype"]),
-                attn_implementation=backbone["attention"],
+                attn_implementation=attention_option(backbone["attention"]),
                 trust_remote_code=False,
                 output_loading_info=True,
             )
@@ -111,14 +112,15 @@ def load_language_model(folder: Path, backbone: dict[str, Any], seed: int):
     record = read_json(Path(folder) / RECORD)
     set_seed(seed)
     if record["kind"] == "tiny":
-        return AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder), attn_implementation=backbone["attention"])
+        config = AutoConfig.from_pretrained(folder)
+        return AutoModelForCausalLM.from_config(config, attn_implementation=attention_option(backbone["attention"]))
     weights = str(folder) if record["weights"] == "here" else record["weights"]
     with hub_errors_explained(weights), refusal_explained(weights):
         language_model = AutoModelForCausalLM.from_pretrained(
             weights,
             revision=record["revision"],
             dtype=getattr(torch, backbone["dtype"]),
-            attn_implementation=backbone["attention"],
+            attn_implementation=attention_option(backbone["attention"]),
             trust_remote_code=False,
         )
     _make_room(language_model, AutoTokenizer.from_pretrained(folder, trust_remote_code=False))

@@ -36,7 +36,7 @@ class ScoringSettings:
         tokens_per_batch: limit of launched tokens in a forward; only a single response may be longer.
         precision: "fp32" or "bf16" (autocast; the head is always fp32).
         layout: "auto", "packed" or "plain".
-        attention: attention implementation of transformers.
+        attention: attention implementation of transformers; "auto" takes sdpa where the architecture has it, otherwise eager.
         threads: CPU threads, 0 for all.
     """
 
@@ -44,7 +44,7 @@ class ScoringSettings:
     tokens_per_batch: int = 4096
     precision: str = "fp32"
     layout: str = "auto"
-    attention: str = "sdpa"
+    attention: str = "auto"
     threads: int = 0
 
 
@@ -140,11 +140,12 @@ class RewardModelScorer:
         from transformers import AutoModelForSequenceClassification
 
         from rm_methods.reward_models.backbones import load_tokenizer
+        from rm_methods.reward_models.loading import attention_option
         from rm_methods.reward_models.model import RewardModel
         from rm_methods.reward_models.remote_code import refusal_explained
 
         prepare_cpu(settings.threads)
-        options = {"attn_implementation": settings.attention, "local_files_only": True, "trust_remote_code": False}
+        options = {"attn_implementation": attention_option(settings.attention), "local_files_only": True, "trust_remote_code": False}
         with refusal_explained(str(folder)):
             classifier = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32, **options)
         model = RewardModel(classifier, autocast=torch.bfloat16 if settings.precision == "bf16" else None)

@@ -134,6 +134,6 @@ def test_configuration_problems_are_found_before_anything_runs(config):
     (found,) = problems(diagnostics={"benchmarks": ["heldut"]})
     assert found == "diagnostics.benchmarks: 'heldut' is not among the benchmarks. Did you mean 'heldout'? Allowed: heldout."
     assert "no method is a trained one" in problems(methods={"longest": {}})[0]
-    assert "backbone.attention 'sdpa'" in problems(backbone=config["backbone"] | {"attention": "eager"})[0]
+    assert "backbone.attention 'auto' or 'sdpa'" in problems(backbone=config["backbone"] | {"attention": "eager"})[0]
     assert "diagnostics.limit: is 0; must be at least 1." in problems(diagnostics={"limit": 0})
     assert resolve({k: v for k, v in config.items() if k != "diagnostics"})["diagnostics"]["benchmarks"] == []
