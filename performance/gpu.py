@@ -76,7 +76,18 @@ def prepare(folder: Path, config: dict) -> None:
     folder.mkdir(parents=True)
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
     pairs, backbone = folder / "pairs.parquet", folder / "backbone"
-    run = ["--seed", 0, "--pairs", pairs, "--backbone", backbone, "--work", folder / "work", "--out", folder / "teacher"]
+    run = [
+        "--seed",
+        0,
+        "--pairs",
+        pairs,
+        "--backbone",
+        backbone,
+        "--work",
+        folder / "work",
+        "--out",
+        folder / "teacher",
+    ]
     for words in (
         ["prepare", "--pairs", pairs, "--report", folder / "report.json"],
         ["prepare-backbone", "--pairs", pairs, "--out", backbone],
@@ -99,7 +110,9 @@ def train_case(folder: Path, size: tuple[int, ...], config: dict, method: str) -
     words = ["--config", run / "config.yaml", "--variant", method, "--seed", 0, "--out", run, "--work", run / "work"]
     words += ["--pairs", folder / "pairs.parquet", "--backbone", folder / "backbone"]
     words += ["--required", f"teacher={folder / 'teacher' / 'model'}"] if method == "interaction_distillation" else []
-    done = subprocess.run([sys.executable, "-m", "rm_methods.cli", "train", *map(str, words)], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "rm_methods.cli", "train", *map(str, words)], capture_output=True, text=True
+    )
     if done.returncode:
         return {"error": _reason(done.stderr)}
     cost = json.loads((run / "summary.json").read_text())["cost"]
@@ -170,11 +183,17 @@ def attention_case(heads: int, key_value_heads: int, size: int, pairs: int, prom
     generator = torch.Generator(device).manual_seed(0)
     backward = device == "cuda"
     query, key, value = (
-        torch.randn(1, count, total, size, device=device, dtype=torch.bfloat16, generator=generator, requires_grad=backward)
+        torch.randn(
+            1, count, total, size, device=device, dtype=torch.bfloat16, generator=generator, requires_grad=backward
+        )
         for count in (heads, key_value_heads, key_value_heads)
     )
-    item = torch.cat([torch.arange(pairs).repeat_interleave(prompt), torch.arange(pairs).repeat_interleave(2 * response)]).to(device)
-    part = torch.cat([torch.zeros(pairs * prompt), torch.tensor([1, 2]).repeat_interleave(response).repeat(pairs)]).to(device)
+    item = torch.cat(
+        [torch.arange(pairs).repeat_interleave(prompt), torch.arange(pairs).repeat_interleave(2 * response)]
+    ).to(device)
+    part = torch.cat([torch.zeros(pairs * prompt), torch.tensor([1, 2]).repeat_interleave(response).repeat(pairs)]).to(
+        device
+    )
     place = batch.position_ids[0]
 
     def sees(batch_index, head, q, k):
@@ -184,7 +203,9 @@ def attention_case(heads: int, key_value_heads: int, size: int, pairs: int, prom
     flex = torch.compile(flex_attention, dynamic=True) if device == "cuda" else flex_attention
     module = SimpleNamespace(num_key_value_groups=heads // key_value_heads, is_causal=True, training=True)
     sides = {
-        "packed": lambda: packed_attention(module, query, key, value, None, attention_map=batch.attention_map)[0].transpose(1, 2),
+        "packed": lambda: packed_attention(module, query, key, value, None, attention_map=batch.attention_map)[
+            0
+        ].transpose(1, 2),
         "flex": lambda: flex(query, key, value, block_mask=block_mask, enable_gqa=True),
     }
     with torch.no_grad():
@@ -218,7 +239,9 @@ def _milliseconds(side, leaves, backward: bool, rounds: int = 5) -> float:
 def run_part(part: str, case: list, arguments: argparse.Namespace) -> dict:
     """One row in a process of its own, so that its peak memory is its own and its failure too."""
     command = [sys.executable, __file__, "--part", part, "--case", json.dumps(case), "--pairs", str(arguments.pairs)]
-    command += ["--scratch", str(arguments.scratch), "--layers", str(arguments.layers)] + (["--tiny"] if arguments.tiny else [])
+    command += ["--scratch", str(arguments.scratch), "--layers", str(arguments.layers)] + (
+        ["--tiny"] if arguments.tiny else []
+    )
     done = subprocess.run(command, capture_output=True, text=True)
     lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
     return json.loads(lines[0].removeprefix("RESULT ")) if lines else {"error": _reason(done.stderr)}
@@ -253,7 +276,9 @@ def measure(arguments: argparse.Namespace) -> list[dict]:
         if time.monotonic() - started > arguments.limit:
             found = {"error": "left out, --limit was reached"}
         else:
-            found = one_case(part, list(case), arguments) if part == "training" else run_part(part, list(case), arguments)
+            found = (
+                one_case(part, list(case), arguments) if part == "training" else run_part(part, list(case), arguments)
+            )
         if part != "preparation" or "error" in found:
             rows.append({"part": part, "case": [word for word in case if word], **found})
             print(line(rows[-1]), flush=True)
@@ -269,7 +294,7 @@ def sizes(arguments: argparse.Namespace) -> dict[str, tuple[int, ...]]:
 
 
 def _peak_of(device: str) -> float | None:
-    from rm_methods.plan import GPUS
+    from rm_methods.planning.plan import GPUS
 
     return next((peak for name, (peak, _) in GPUS.items() if name in device.lower()), None)
 
@@ -280,7 +305,9 @@ def line(row: dict) -> str:
         result = f"failed: {row['error']}"
     elif row["part"] == "attention":
         what = "forward + backward" if row["backward"] else "forward"
-        result = f"{what}: packed {row['packed']:.2f} ms, flex {row['flex']:.2f} ms, apart {row['largest_difference']:.1e}"
+        result = (
+            f"{what}: packed {row['packed']:.2f} ms, flex {row['flex']:.2f} ms, apart {row['largest_difference']:.1e}"
+        )
     else:
         used = f", utilisation {row['utilisation']:.3f}" if row.get("utilisation") else ""
         memory = f", peak {row['peak_memory_bytes'] / 2**30:.2f} GiB" if row["peak_memory_bytes"] else ""

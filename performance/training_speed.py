@@ -46,21 +46,26 @@ def time_ours(backbone: Path, rows: list[dict], budget: int, pairs_per_step: int
     """One pass with our trainer, on this rank."""
     import torch
 
-    from rm_methods.config import resolve
-    from rm_methods.cpu import prepare_cpu
+    from rm_methods.config.resolve import resolve
     from rm_methods.methods.registry import load_card, load_method
     from rm_methods.preferences.pair import make_pair
     from rm_methods.reward_models.backbones import load_classifier, load_tokenizer
     from rm_methods.reward_models.model import RewardModel
+    from rm_methods.system.cpu import prepare_cpu
     from rm_methods.training.batch_plan import plan_cost
     from rm_methods.training.fitting import plan_training, training_arguments
     from rm_methods.training.trainer import PlannedSteps, RewardTrainer
 
     training = {"pairs_per_step": pairs_per_step, "tokens_per_microbatch": budget, "checkpoint_every_steps": None}
     prepare_cpu(threads=0)
-    config = resolve({"experiment": "speed", "data": {"dataset": "world"}, "methods": {"bradley_terry": {}}, "training": training})
+    config = resolve(
+        {"experiment": "speed", "data": {"dataset": "world"}, "methods": {"bradley_terry": {}}, "training": training}
+    )
     tokenizer = load_tokenizer(backbone, 1024)
-    pairs = [make_pair(r["prompt"], r["chosen"][0]["content"], r["rejected"][0]["content"], split="train", source="hh_rlhf") for r in rows]
+    pairs = [
+        make_pair(r["prompt"], r["chosen"][0]["content"], r["rejected"][0]["content"], split="train", source="hh_rlhf")
+        for r in rows
+    ]
     items = tokenizer.encode((p.prompt, (p.chosen, p.rejected)) for p in pairs)
     model = RewardModel(load_classifier(backbone, config["backbone"], 0), autocast=torch.bfloat16)
     ranks, steps = int(os.environ.get("WORLD_SIZE", 1)), -(-len(pairs) // pairs_per_step)
@@ -93,7 +98,9 @@ def time_trl(backbone: Path, rows: list[dict], checkpointing: bool) -> dict:
             output_dir=work, num_train_epochs=1, report_to=[], save_strategy="no", use_cpu=not torch.cuda.is_available(), bf16=True,
             disable_tqdm=True, **options,
         )  # fmt: skip
-        trainer = RewardTrainer(model=model, args=arguments, train_dataset=Dataset.from_list(rows), processing_class=tokenizer)
+        trainer = RewardTrainer(
+            model=model, args=arguments, train_dataset=Dataset.from_list(rows), processing_class=tokenizer
+        )
         kept = len(trainer.train_dataset)
         started = time.perf_counter()
         trainer.train()
@@ -113,11 +120,20 @@ def run_side(arguments: argparse.Namespace) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pairs", type=Path, required=True, help="HH-RLHF file in its published folders (harmless-base/test.jsonl.gz)")
+    parser.add_argument(
+        "--pairs", type=Path, required=True, help="HH-RLHF file in its published folders (harmless-base/test.jsonl.gz)"
+    )
     parser.add_argument("--count", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--tokens-per-microbatch", type=int, default=1024, help="1024 suits a CPU of 2 cores; the configuration has 4096")
-    parser.add_argument("--pairs-per-step", type=int, default=64, help="as in the configuration, where it is the default")
+    parser.add_argument(
+        "--tokens-per-microbatch",
+        type=int,
+        default=1024,
+        help="1024 suits a CPU of 2 cores; the configuration has 4096",
+    )
+    parser.add_argument(
+        "--pairs-per-step", type=int, default=64, help="as in the configuration, where it is the default"
+    )
     parser.add_argument("--backbone", type=Path, help="prepared backbone folder; made from the wheel if not given")
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -126,7 +142,7 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as scratch:
         if arguments.backbone is None:
-            from rm_methods.config import load_config
+            from rm_methods.config.resolve import load_config
             from rm_methods.reward_models.backbones import prepare_backbone
 
             arguments.backbone = Path(scratch) / "backbone"

@@ -22,7 +22,12 @@ from rm_methods.errors import UserError
 _FILE = click.Path(dir_okay=False, path_type=Path)
 _FOLDER = click.Path(file_okay=False, path_type=Path)
 _config = click.option(
-    "--config", "config_files", multiple=True, required=True, type=_FILE, help="Configuration file; later ones go over earlier ones."
+    "--config",
+    "config_files",
+    multiple=True,
+    required=True,
+    type=_FILE,
+    help="Configuration file; later ones go over earlier ones.",
 )
 
 
@@ -38,7 +43,10 @@ class _Cli(click.Group):
         except OSError as error:
             if error.errno is None:
                 raise
-            click.echo(f"rm-methods: {error.filename or 'file system'}: {error.strerror}. Nothing half-written was kept.", err=True)
+            click.echo(
+                f"rm-methods: {error.filename or 'file system'}: {error.strerror}. Nothing half-written was kept.",
+                err=True,
+            )
             sys.exit(2)
 
 
@@ -65,24 +73,30 @@ def check(config_files):
     """Check a configuration and print it with all defaults."""
     import yaml
 
-    from rm_methods.config import load_config
+    from rm_methods.config.resolve import load_config
 
     click.echo(yaml.safe_dump(load_config(config_files), sort_keys=False, allow_unicode=True), nl=False)
 
 
 @main.command()
 @_config
-@click.option("--gpu", default="h100", show_default=True, help="Whose peak and memory are counted with: a100, h100, h200 or b200.")
-@click.option("--utilisation", type=float, default=0.4, show_default=True, help="Share of the GPU's peak that training reaches.")
+@click.option(
+    "--gpu", default="h100", show_default=True, help="Whose peak and memory are counted with: a100, h100, h200 or b200."
+)
+@click.option(
+    "--utilisation", type=float, default=0.4, show_default=True, help="Share of the GPU's peak that training reaches."
+)
 @click.option("--pairs", type=click.IntRange(min=1), default=None, help="Training pairs, where none are prepared.")
 @click.option("--prompt-tokens", type=float, default=None, help="Mean tokens of a prompt, where nothing is prepared.")
-@click.option("--response-tokens", type=float, default=None, help="Mean tokens of a response, where nothing is prepared.")
+@click.option(
+    "--response-tokens", type=float, default=None, help="Mean tokens of a response, where nothing is prepared."
+)
 @click.option("--responses", type=click.IntRange(min=1), default=None, help="Responses scored per benchmark and run.")
 @click.option("--shape", default=None, help="Count with this size of backbone: 135M, 1B, 8B or 70B.")
 def plan(config_files, **given):
     """Print jobs, GPU-hours, memory and disk of an experiment before anything is submitted."""
-    from rm_methods import plan as planning
-    from rm_methods.config import load_config
+    from rm_methods.config.resolve import load_config
+    from rm_methods.planning import plan as planning
 
     config = load_config(config_files)
     assumptions = planning.known(config, {key: value for key, value in given.items() if value is not None})
@@ -96,7 +110,7 @@ def plan(config_files, **given):
 @click.option("--report", required=True, type=_FILE, help="JSON report to write.")
 def prepare(config_files, pairs, report):
     """Read, clean, split and (on request) balance and flip the preference data."""
-    from rm_methods.config import load_config
+    from rm_methods.config.resolve import load_config
     from rm_methods.preferences.prepare import describe
     from rm_methods.preferences.prepare import prepare as run
 
@@ -109,7 +123,7 @@ def prepare(config_files, pairs, report):
 @click.option("--out", required=True, type=_FOLDER, help="Folder to write.")
 def prepare_backbone(config_files, pairs, out):
     """Get tokenizer, chat template and configuration of the backbone ready; convert or create it where needed."""
-    from rm_methods.config import load_config
+    from rm_methods.config.resolve import load_config
     from rm_methods.preferences.pair import read_pairs
     from rm_methods.reward_models.backbones import prepare_backbone as run
 
@@ -127,12 +141,14 @@ def prepare_backbone(config_files, pairs, out):
 def prepare_benchmark(config_files, benchmark, pairs, items, report):
     """Read a benchmark into items."""
     from rm_methods.benchmarks.evaluation import prepare_items
-    from rm_methods.config import load_config
+    from rm_methods.config.resolve import load_config
     from rm_methods.errors import nearest
 
     entries = load_config(config_files)["benchmarks"]
     if benchmark not in entries:
-        raise UserError(f"'{benchmark}' is not among the benchmarks of the configuration. {nearest(benchmark, entries)}")
+        raise UserError(
+            f"'{benchmark}' is not among the benchmarks of the configuration. {nearest(benchmark, entries)}"
+        )
     prepare_items(benchmark, entries[benchmark], pairs, items, report)
 
 
@@ -142,13 +158,21 @@ def prepare_benchmark(config_files, benchmark, pairs, items, report):
 @click.option("--seed", required=True, type=click.IntRange(min=0))
 @click.option("--pairs", required=True, type=_FILE, help="Prepared pairs.")
 @click.option("--backbone", required=True, type=_FOLDER, help="Prepared backbone folder.")
-@click.option("--out", required=True, type=_FOLDER, help="Run folder: model/, metrics.jsonl and summary.json are written there.")
+@click.option(
+    "--out", required=True, type=_FOLDER, help="Run folder: model/, metrics.jsonl and summary.json are written there."
+)
 @click.option("--work", required=True, type=_FOLDER, help="Folder for checkpoints of unfinished runs.")
-@click.option("--required", multiple=True, help="SETTING=FOLDER: model folder of a run that a setting of the method names; repeatable.")
-@click.option("--threads", type=click.IntRange(min=0), default=0, help="CPU threads, shared by the ranks; 0 leaves it to torch.")
+@click.option(
+    "--required",
+    multiple=True,
+    help="SETTING=FOLDER: model folder of a run that a setting of the method names; repeatable.",
+)
+@click.option(
+    "--threads", type=click.IntRange(min=0), default=0, help="CPU threads, shared by the ranks; 0 leaves it to torch."
+)
 def train(config_files, variant, seed, pairs, backbone, out, work, required, threads):
     """Train one variant with one seed.  Continues from the last complete checkpoint if it was interrupted."""
-    from rm_methods.config import load_config
+    from rm_methods.config.resolve import load_config
     from rm_methods.errors import nearest
     from rm_methods.training.run import RunFiles
     from rm_methods.training.run import train as run
@@ -163,10 +187,17 @@ def train(config_files, variant, seed, pairs, backbone, out, work, required, thr
 
 @main.command()
 @click.option("--model", required=True, type=_FOLDER, help="Reward-model folder, or a folder with scorer.json.")
-@click.option("--data", multiple=True, required=True, help="Benchmark items (.parquet), a preference file, or a card name; repeatable.")
+@click.option(
+    "--data",
+    multiple=True,
+    required=True,
+    help="Benchmark items (.parquet), a preference file, or a card name; repeatable.",
+)
 @click.option("--out", multiple=True, required=True, type=_FILE, help="Score table to write, one per --data.")
 @click.option("--root", type=_FOLDER, default=None, help="Local folder with the files of a card.")
-@click.option("--config", "config_files", multiple=True, type=_FILE, help="Take the scoring settings from a configuration.")
+@click.option(
+    "--config", "config_files", multiple=True, type=_FILE, help="Take the scoring settings from a configuration."
+)
 @click.option("--threads", type=click.IntRange(min=0), default=0, help="CPU threads; 0 leaves it to torch.")
 @click.option("--max-length", type=click.IntRange(min=32), default=None, help="Longest sequence in tokens.")
 @click.option("--precision", type=click.Choice(["fp32", "bf16"]), default=None)
@@ -177,7 +208,9 @@ def score(model, data, out, root, config_files, threads, max_length, precision):
     if len(data) != len(out):
         raise UserError(f"{len(data)} --data but {len(out)} --out were given; give one --out for each --data.")
     given = {"threads": threads, "max_length": max_length, "precision": precision}
-    score_files(model, list(zip(data, out, strict=True)), root, config_files, {k: v for k, v in given.items() if v is not None})
+    score_files(
+        model, list(zip(data, out, strict=True)), root, config_files, {k: v for k, v in given.items() if v is not None}
+    )
 
 
 @main.command()
@@ -214,11 +247,13 @@ def evaluate(benchmark, items, scores, summary, metrics, credits):
 @click.option("--model", required=True, type=_FOLDER, help="Reward-model folder of the run.")
 @click.option("--benchmark", multiple=True, required=True, help="Card name; repeatable.")
 @click.option("--items", multiple=True, required=True, type=_FILE, help="Items, one per --benchmark.")
-@click.option("--out", required=True, type=_FOLDER, help="Folder for attention.parquet, masking.parquet and report.json.")
+@click.option(
+    "--out", required=True, type=_FOLDER, help="Folder for attention.parquet, masking.parquet and report.json."
+)
 @click.option("--threads", type=click.IntRange(min=0), default=0, help="CPU threads; 0 leaves it to torch.")
 def diagnose(config_files, variant, model, benchmark, items, out, threads):
     """Measure what one trained reward model looks at: attention by position, accuracy with the start of the text hidden."""
-    from rm_methods.config import load_config
+    from rm_methods.config.resolve import load_config
     from rm_methods.diagnostics.diagnose import diagnose as run
     from rm_methods.errors import nearest
 
@@ -226,7 +261,9 @@ def diagnose(config_files, variant, model, benchmark, items, out, threads):
     if variant not in config["methods"]:
         raise UserError(f"Unknown variant '{variant}'. {nearest(variant, config['methods'])}")
     if len(benchmark) != len(items):
-        raise UserError(f"{len(benchmark)} --benchmark but {len(items)} --items were given; give one --items for each --benchmark.")
+        raise UserError(
+            f"{len(benchmark)} --benchmark but {len(items)} --items were given; give one --items for each --benchmark."
+        )
     report = run(config, variant, list(zip(benchmark, items, strict=True)), model, out, threads)
     for name, counts in report["benchmarks"].items():
         click.echo(f"{name}: " + ", ".join(f"{key} {count}" for key, count in counts.items()))
@@ -238,14 +275,16 @@ def diagnose(config_files, variant, model, benchmark, items, out, threads):
 @click.option("--seed", required=True, type=click.IntRange(min=0))
 @click.option("--model", required=True, type=_FOLDER, help="Reward-model folder of the run.")
 @click.option("--backbone", required=True, type=_FOLDER, help="Prepared backbone folder, which the run began from.")
-@click.option("--teacher", multiple=True, required=True, help="VARIANT=FOLDER: model folder of a joint variant's run; repeatable.")
+@click.option(
+    "--teacher", multiple=True, required=True, help="VARIANT=FOLDER: model folder of a joint variant's run; repeatable."
+)
 @click.option("--benchmark", multiple=True, required=True, help="Card name; repeatable.")
 @click.option("--items", multiple=True, required=True, type=_FILE, help="Items, one per --benchmark.")
 @click.option("--out", required=True, type=_FOLDER, help="Folder for teacher.parquet and teacher_maps.png.")
 @click.option("--threads", type=click.IntRange(min=0), default=0, help="CPU threads; 0 leaves it to torch.")
 def diagnose_teacher(config_files, variant, seed, model, backbone, teacher, benchmark, items, out, threads):
     """Measure how far a run's attention is from a joint teacher's, before and after its training."""
-    from rm_methods.config import load_config
+    from rm_methods.config.resolve import load_config
     from rm_methods.diagnostics.teacher_distance import diagnose_teacher_distance
     from rm_methods.errors import nearest
 
@@ -253,7 +292,9 @@ def diagnose_teacher(config_files, variant, seed, model, backbone, teacher, benc
     if variant not in config["methods"]:
         raise UserError(f"Unknown variant '{variant}'. {nearest(variant, config['methods'])}")
     if len(benchmark) != len(items):
-        raise UserError(f"{len(benchmark)} --benchmark but {len(items)} --items were given; give one --items for each --benchmark.")
+        raise UserError(
+            f"{len(benchmark)} --benchmark but {len(items)} --items were given; give one --items for each --benchmark."
+        )
     folders = {"model": model, "backbone": backbone}
     benchmarks = list(zip(benchmark, items, strict=True))
     teachers = _named_folders("--teacher", teacher)
@@ -269,7 +310,7 @@ def diagnose_teacher(config_files, variant, seed, model, backbone, teacher, benc
 @click.option("--out", required=True, type=_FOLDER, help="Folder to write tables and figures to.")
 def diagnose_summary(config_files, folder, out):
     """Summarise the diagnostics of all runs of an experiment: tables and figures."""
-    from rm_methods.config import load_config
+    from rm_methods.config.resolve import load_config
     from rm_methods.diagnostics.summary import write_summary
 
     click.echo(write_summary(load_config(config_files), folder, out))
@@ -283,9 +324,9 @@ def compare(config_files, folder, out):
     """Compare all runs of an experiment: tables and figures."""
     from rm_methods.comparison.compare import compare as run
     from rm_methods.comparison.noise import compare_across_noise
-    from rm_methods.config import load_config, reference_variant
-    from rm_methods.experiment import Experiment, comparison_columns
-    from rm_methods.variants import noise_levels
+    from rm_methods.config.resolve import load_config, reference_variant
+    from rm_methods.config.variants import noise_levels
+    from rm_methods.experiment.experiment import Experiment, comparison_columns
 
     config = load_config(config_files)
     what = Experiment(config).evaluated_runs(folder), comparison_columns(config), reference_variant(config)
@@ -300,7 +341,7 @@ def compare(config_files, folder, out):
 def tune(config_files, folder, out):
     """Choose learning rate and main setting of every method by validation accuracy, from the runs of a tuning grid."""
     from rm_methods.comparison.tuning import tune as run
-    from rm_methods.config import load_config
+    from rm_methods.config.resolve import load_config
 
     click.echo(run(load_config(config_files), folder, out))
 
@@ -311,8 +352,8 @@ def tune(config_files, folder, out):
 @click.option("--out", required=True, type=_FILE, help="JSON record to write; one more per run is written beside it.")
 def track(config_files, folder, out):
     """Export finished runs to MLflow.  Can be repeated: nothing is stored twice, and what was pending is filled in."""
-    from rm_methods.config import load_config
-    from rm_methods.experiment import Experiment
+    from rm_methods.config.resolve import load_config
+    from rm_methods.experiment.experiment import Experiment
     from rm_methods.files import write_json
     from rm_methods.tracking.export import export_experiment
 
@@ -320,20 +361,27 @@ def track(config_files, folder, out):
     records = export_experiment(Experiment(config).exports(folder), out.parent, config["tracking"]["uri"])
     write_json(out, records)
     pending = [record for record in records if record["status"] == "pending"]
-    click.echo(f"{len(records) - len(pending)} of {len(records)} runs are in MLflow ({records[0]['tracking_uri'] if records else '-'}).")
+    click.echo(
+        f"{len(records) - len(pending)} of {len(records)} runs are in MLflow ({records[0]['tracking_uri'] if records else '-'})."
+    )
     if pending:
-        click.echo(f"Pending: {len(pending)} ({pending[0]['reason']}). Run `snakemake --cores 1 track` when the server is up.", err=True)
+        click.echo(
+            f"Pending: {len(pending)} ({pending[0]['reason']}). Run `snakemake --cores 1 track` when the server is up.",
+            err=True,
+        )
 
 
 @main.command()
 @_config
 @click.option("--pairs", required=True, type=_FILE, help="Prepared pairs.")
-@click.option("--out", required=True, type=_FOLDER, help="Folder to write: backbone/, policy/, metrics.jsonl, summary.json.")
+@click.option(
+    "--out", required=True, type=_FOLDER, help="Folder to write: backbone/, policy/, metrics.jsonl, summary.json."
+)
 @click.option("--work", required=True, type=_FOLDER, help="Folder for checkpoints.")
 @click.option("--threads", type=click.IntRange(min=0), default=0, help="CPU threads; 0 leaves it to torch.")
 def sft(config_files, pairs, out, work, threads):
     """Fine-tune the policy that Best-of-N and PPO start from."""
-    from rm_methods.config import load_config
+    from rm_methods.config.resolve import load_config
     from rm_methods.overoptimization.stages import make_policy
 
     make_policy(load_config(config_files), pairs, out, work, threads)
@@ -349,7 +397,7 @@ def sft(config_files, pairs, out, work, threads):
 @click.option("--threads", type=click.IntRange(min=0), default=0, help="CPU threads; 0 leaves it to torch.")
 def sample_pool(config_files, policy, pairs, items, report, work, threads):
     """Sample the candidates of Best-of-N from the policy."""
-    from rm_methods.config import load_config
+    from rm_methods.config.resolve import load_config
     from rm_methods.overoptimization.stages import draw_pool
 
     click.echo(_counts(draw_pool(load_config(config_files), policy, pairs, items, report, work, threads)))
@@ -364,7 +412,7 @@ def sample_pool(config_files, policy, pairs, items, report, work, threads):
 @click.option("--threads", type=click.IntRange(min=0), default=0, help="CPU threads; 0 leaves it to torch.")
 def sample_references(config_files, policy, pairs, out, work, threads):
     """Sample the responses that PPO's rewards are centred and scaled on."""
-    from rm_methods.config import load_config
+    from rm_methods.config.resolve import load_config
     from rm_methods.overoptimization.stages import draw_references
 
     click.echo(_counts(draw_references(load_config(config_files), policy, pairs, out, work, threads)))
@@ -378,12 +426,17 @@ def sample_references(config_files, policy, pairs, out, work, threads):
 @click.option("--policy", required=True, type=_FOLDER, help="Policy folder.")
 @click.option("--pairs", required=True, type=_FILE, help="Prepared pairs, whose prompts are answered.")
 @click.option("--references", required=True, type=_FILE, help="File of sample-references.")
-@click.option("--out", required=True, type=_FOLDER, help="Folder to write: policy/, metrics.jsonl, evaluation.parquet, summary.json.")
+@click.option(
+    "--out",
+    required=True,
+    type=_FOLDER,
+    help="Folder to write: policy/, metrics.jsonl, evaluation.parquet, summary.json.",
+)
 @click.option("--work", required=True, type=_FOLDER, help="Folder for checkpoints.")
 @click.option("--threads", type=click.IntRange(min=0), default=0, help="CPU threads; 0 leaves it to torch.")
 def ppo(config_files, variant, seed, model, policy, pairs, references, out, work, threads):
     """Optimise the policy against one reward model, and watch its gold reward."""
-    from rm_methods.config import load_config
+    from rm_methods.config.resolve import load_config
     from rm_methods.errors import nearest
     from rm_methods.overoptimization.stages import optimise
 
@@ -399,20 +452,29 @@ def ppo(config_files, variant, seed, model, policy, pairs, references, out, work
 @click.option("--out", required=True, type=_FOLDER, help="Folder to write tables, figures and pages to.")
 def overoptimization(config_files, folder, out):
     """Summarise Best-of-N and PPO of all runs: tables, figures, pages of samples."""
-    from rm_methods.config import load_config
+    from rm_methods.config.resolve import load_config
     from rm_methods.overoptimization.stages import summarise
 
     click.echo(summarise(load_config(config_files), folder, out))
 
 
 @main.command()
-@click.option("--folder", type=_FOLDER, default=Path("."), help="Only jobs that were submitted from here; the current folder by default.")
-@click.option("--everywhere", is_flag=True, help="All jobs of yours with the prefix, whatever folder they were submitted from.")
-@click.option("--prefix", default="rm-methods", show_default=True, help="Job-name prefix of the profile (slurm-jobname-prefix).")
+@click.option(
+    "--folder",
+    type=_FOLDER,
+    default=Path("."),
+    help="Only jobs that were submitted from here; the current folder by default.",
+)
+@click.option(
+    "--everywhere", is_flag=True, help="All jobs of yours with the prefix, whatever folder they were submitted from."
+)
+@click.option(
+    "--prefix", default="rm-methods", show_default=True, help="Job-name prefix of the profile (slurm-jobname-prefix)."
+)
 @click.option("--list", "only_list", is_flag=True, help="Only list the jobs.")
 def cancel(folder, everywhere, prefix, only_list):
     """Cancel the Slurm jobs that a killed Snakemake left behind, and wait until they are gone."""
-    from rm_methods import cluster
+    from rm_methods.system import cluster
 
     folder = None if everywhere else folder
     jobs = cluster.queued_jobs(prefix, folder) if only_list else cluster.cancel(folder, prefix)
@@ -422,7 +484,9 @@ def cancel(folder, everywhere, prefix, only_list):
         return
     click.echo(f"{len(jobs)} {prefix} jobs {where}{'' if only_list else ', cancelled'}:\n{cluster.describe(jobs)}")
     if not only_list:
-        click.echo("Next: snakemake --unlock, then start the workflow again with --rerun-incomplete. Runs continue from their checkpoints.")
+        click.echo(
+            "Next: snakemake --unlock, then start the workflow again with --rerun-incomplete. Runs continue from their checkpoints."
+        )
 
 
 def _counts(counts: dict) -> str:
@@ -432,7 +496,9 @@ def _counts(counts: dict) -> str:
 def _named_folders(option: str, texts: tuple[str, ...]) -> dict[str, list[Path]]:
     """NAME=FOLDER options as a mapping; a name may have several folders."""
     if wrong := [text for text in texts if "=" not in text]:
-        raise UserError(f"{option} {wrong[0]}: write NAME=FOLDER, for instance teacher=results/x/runs/joint_encoder/seed0/model.")
+        raise UserError(
+            f"{option} {wrong[0]}: write NAME=FOLDER, for instance teacher=results/x/runs/joint_encoder/seed0/model."
+        )
     folders: dict[str, list[Path]] = {}
     for name, path in (text.split("=", 1) for text in texts):
         folders.setdefault(name, []).append(Path(path))

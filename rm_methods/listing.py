@@ -52,7 +52,8 @@ def _datasets() -> str:
 
     cards = [load_card(name) for name in list_cards()]
     return _table(
-        ("name", "title", "reader", "hub id", "licence"), [(c.name, c.title, c.reader, c.hub_id or "-", c.licence) for c in cards]
+        ("name", "title", "reader", "hub id", "licence"),
+        [(c.name, c.title, c.reader, c.hub_id or "-", c.licence) for c in cards],
     )
 
 
@@ -68,7 +69,10 @@ def _table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
     for position, heading in enumerate(header):
         # Names are there to be copied: never cut, never broken.
         table.add_column(
-            heading, no_wrap=position == 0, overflow="fold", min_width=max(len(row[0]) for row in rows) if position == 0 else None
+            heading,
+            no_wrap=position == 0,
+            overflow="fold",
+            min_width=max(len(row[0]) for row in rows) if position == 0 else None,
         )
     for row in rows:
         table.add_row(*map(Text, row))

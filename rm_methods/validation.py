@@ -9,7 +9,12 @@ from typing import Any
 
 from rm_methods.errors import nearest
 
-_BOUNDS = {"minimum": "at least", "maximum": "at most", "exclusiveMinimum": "more than", "exclusiveMaximum": "less than"}
+_BOUNDS = {
+    "minimum": "at least",
+    "maximum": "at most",
+    "exclusiveMinimum": "more than",
+    "exclusiveMaximum": "less than",
+}
 
 
 @cache
@@ -18,7 +23,9 @@ def _validator():
     from jsonschema import Draft202012Validator
     from jsonschema.validators import extend
 
-    whole = Draft202012Validator.TYPE_CHECKER.redefine("integer", lambda _, value: isinstance(value, int) and not isinstance(value, bool))
+    whole = Draft202012Validator.TYPE_CHECKER.redefine(
+        "integer", lambda _, value: isinstance(value, int) and not isinstance(value, bool)
+    )
     return extend(Draft202012Validator, type_checker=whole)
 
 
@@ -34,7 +41,11 @@ def schema_problems(value: Any, schema: Mapping[str, Any], where: str = "") -> l
         if error.validator == "additionalProperties" and error.validator_value is False:
             allowed = error.schema.get("properties", {})
             prefix = f"{path}." if path else ""
-            problems += [f"{prefix}{key}: unknown key. {nearest(str(key), allowed)}" for key in error.instance if key not in allowed]
+            problems += [
+                f"{prefix}{key}: unknown key. {nearest(str(key), allowed)}"
+                for key in error.instance
+                if key not in allowed
+            ]
         elif error.validator == "required":
             missing = [key for key in error.validator_value if key not in error.instance]
             problems.append(f"{path or 'top level'}: missing {', '.join(missing)}.")

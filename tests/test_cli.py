@@ -22,7 +22,9 @@ def test_help_imports_nothing_heavy():
     subprocess.run([sys.executable, "-c", code], check=True, cwd=REPOSITORY)
 
 
-@pytest.mark.parametrize(("what", "expected"), [("methods", "bradley_terry"), ("benchmarks", "rm_bench"), ("datasets", "alpaca_eval")])
+@pytest.mark.parametrize(
+    ("what", "expected"), [("methods", "bradley_terry"), ("benchmarks", "rm_bench"), ("datasets", "alpaca_eval")]
+)
 def test_lists_name_what_a_configuration_can_name(what, expected):
     result = invoke("list", what)
     assert result.exit_code == 0
@@ -36,7 +38,9 @@ def test_nothing_in_a_list_is_cut():
     assert [name for name in method_names() if f" {name} " not in output] == []
     assert "…" not in output
     together = "".join(output.split())
-    assert [key for name in method_names() for key in load_card(name).settings if key not in together and len(key) < 12] == []
+    assert [
+        key for name in method_names() for key in load_card(name).settings if key not in together and len(key) < 12
+    ] == []
 
 
 def test_an_unknown_list_is_refused():
@@ -61,11 +65,16 @@ def test_scoring_and_evaluating_by_hand(tmp_path):
     """A content-blind scorer on two pairs: the longer answer is chosen in one of them."""
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "scorer.json").write_text(json.dumps({"method": "longest", "settings": {}, "seed": 0}))
-    rows = [{"prompt": "a", "chosen": "long answer", "rejected": "short"}, {"prompt": "b", "chosen": "no", "rejected": "perhaps"}]
+    rows = [
+        {"prompt": "a", "chosen": "long answer", "rejected": "short"},
+        {"prompt": "b", "chosen": "no", "rejected": "perhaps"},
+    ]
     (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    result = invoke("score", "--model", tmp_path / "model", "--data", tmp_path / "pairs.jsonl", "--out", tmp_path / "s.parquet")
+    result = invoke(
+        "score", "--model", tmp_path / "model", "--data", tmp_path / "pairs.jsonl", "--out", tmp_path / "s.parquet"
+    )
     assert result.exit_code == 0, result.output
-    from rm_methods.scoring.score_table import read_scores
+    from rm_methods.benchmarks.score_table import read_scores
 
     assert read_scores(tmp_path / "s.parquet").score.tolist() == [11.0, 5.0, 2.0, 7.0]
 

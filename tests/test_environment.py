@@ -8,7 +8,11 @@ from tests.conftest import REPOSITORY
 
 
 def pins(lines):
-    return {re.split("==", line)[0].lower(): re.split("==", line)[1] for line in lines if "==" in line and not line.startswith("#")}
+    return {
+        re.split("==", line)[0].lower(): re.split("==", line)[1]
+        for line in lines
+        if "==" in line and not line.startswith("#")
+    }
 
 
 def test_conda_environment_has_the_pins_of_the_lock():

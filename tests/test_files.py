@@ -4,7 +4,15 @@ from pathlib import Path
 import pytest
 
 from rm_methods.errors import UserError
-from rm_methods.files import canonical_json, content_hash, file_hash, read_json, read_json_lines, write_json, written_atomically
+from rm_methods.files import (
+    canonical_json,
+    content_hash,
+    file_hash,
+    read_json,
+    read_json_lines,
+    write_json,
+    written_atomically,
+)
 
 
 def leftovers(folder: Path) -> list[str]:

@@ -58,15 +58,21 @@ def _item(row: dict[str, Any], where: str) -> BenchmarkItem:
     if not isinstance(instruction, str) or not instruction.strip():
         raise DataError(f"{where}: `instruction` must be a text that is not empty, found {str(instruction)[:80]!r}.")
     if row.get("dataset") not in SUBSETS:
-        raise DataError(f"{where}: dataset {row.get('dataset')!r} is not one of AlpacaEval. {nearest(str(row.get('dataset')), SUBSETS)}")
+        raise DataError(
+            f"{where}: dataset {row.get('dataset')!r} is not one of AlpacaEval. {nearest(str(row.get('dataset')), SUBSETS)}"
+        )
     if not isinstance(candidates, (list, tuple)) or len(candidates) < 2:
-        raise DataError(f"{where}: `candidates` must be a list of at least two answers, found {str(candidates)[:80]!r}.")
+        raise DataError(
+            f"{where}: `candidates` must be a list of at least two answers, found {str(candidates)[:80]!r}."
+        )
     for number, candidate in enumerate(candidates, start=1):
         if not isinstance(candidate, dict) or not isinstance(candidate.get("output"), str):
             raise DataError(f"{where}: candidate {number} has no text `output`.")
         preference = candidate.get("preference")
         if isinstance(preference, bool) or not isinstance(preference, (int, float)) or not 1 <= preference <= 2:
-            raise DataError(f"{where}: candidate {number}: `preference` must be a number from 1 to 2, found {preference!r}.")
+            raise DataError(
+                f"{where}: candidate {number}: `preference` must be a number from 1 to 2, found {preference!r}."
+            )
     messages = [{"role": "user", "content": instruction}]
     return BenchmarkItem(
         item_id=content_hash(instruction),

@@ -69,7 +69,9 @@ def load_card(name: str, folder: Path | None = None) -> BenchmarkCard:
     """
     folder = folder or CARDS
     if name not in list_cards(folder):
-        raise UserError(f"Unknown benchmark {name!r}. {nearest(name, list_cards(folder))} A benchmark is a card in {folder}.")
+        raise UserError(
+            f"Unknown benchmark {name!r}. {nearest(name, list_cards(folder))} A benchmark is a card in {folder}."
+        )
     source = folder / f"{name}.yaml"
     try:
         raw = yaml.safe_load(source.read_text(encoding="utf-8"))
@@ -102,7 +104,10 @@ def resolve_options(card: BenchmarkCard, given: dict[str, Any] | None = None) ->
         problems += schema_problems(value, schemas.get(key, {}), f"{where}.{key}")
     if "splits" in schemas and not problems:
         unknown = [split for split in chosen.get("splits", []) if split not in card.subsets]
-        problems += [f"{where}.splits: '{split}' is not a split of {card.name}. {nearest(split, card.subsets)}" for split in unknown]
+        problems += [
+            f"{where}.splits: '{split}' is not a split of {card.name}. {nearest(split, card.subsets)}"
+            for split in unknown
+        ]
     if problems:
         raise ConfigError(problems)
     return {key: schema["default"] for key, schema in schemas.items()} | chosen
@@ -124,12 +129,22 @@ def _problems(raw: dict[str, Any], name: str) -> list[str]:
         elif key == "name":
             expect(key, value == name, f"{name!r}, the name of the file")
         elif key == "module":
-            modules = sorted(path.stem for path in MODULES.glob("*.py") if "def grade(" in path.read_text(encoding="utf-8"))
+            modules = sorted(
+                path.stem for path in MODULES.glob("*.py") if "def grade(" in path.read_text(encoding="utf-8")
+            )
             expect(key, value in modules, f"the name of a benchmark file in {MODULES}. {nearest(value, modules)}")
         elif key == "subsets":
-            expect(key, isinstance(value, list) and bool(value) and all(map(_is_text, value)), "a list of at least one name")
+            expect(
+                key,
+                isinstance(value, list) and bool(value) and all(map(_is_text, value)),
+                "a list of at least one name",
+            )
         elif key in ("columns", "files"):
-            expect(key, isinstance(value, dict) and all(map(_is_text, [*value, *value.values()])), "a mapping of texts to texts")
+            expect(
+                key,
+                isinstance(value, dict) and all(map(_is_text, [*value, *value.values()])),
+                "a mapping of texts to texts",
+            )
         elif key == "options":
             expect(key, isinstance(value, dict), "a mapping")
         elif key == "chance":
@@ -140,7 +155,11 @@ def _problems(raw: dict[str, Any], name: str) -> list[str]:
             expect(key, value is None or (_is_text(value) and value.count("/") == 1), "owner/name on the hub, or null")
         elif key == "revision":
             hexadecimal = isinstance(value, str) and len(value) == 40 and set(value) <= set("0123456789abcdef")
-            expect(key, value is None or hexadecimal, "a full commit hash of 40 hexadecimal digits in quotation marks, or null")
+            expect(
+                key,
+                value is None or hexadecimal,
+                "a full commit hash of 40 hexadecimal digits in quotation marks, or null",
+            )
     if "columns" in raw and raw["columns"] == {}:
         problems.append("columns: empty; at least one metric must stand in the comparison table")
     return problems

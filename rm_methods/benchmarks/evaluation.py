@@ -15,10 +15,10 @@ import numpy as np
 from rm_methods.benchmarks.cards import BenchmarkCard, benchmark_module, load_card, resolve_options
 from rm_methods.benchmarks.grading import present_subsets
 from rm_methods.benchmarks.item import BenchmarkItem, read_items, read_notes, write_items
+from rm_methods.benchmarks.score_table import read_scores, response_hash
 from rm_methods.benchmarks.sources import ReadReport
 from rm_methods.errors import DataError
 from rm_methods.files import write_json, written_atomically
-from rm_methods.scoring.score_table import read_scores, response_hash
 
 CREDIT_COLUMNS = ("benchmark", "metric", "item_id", "group", "stratum", "weight", "credit")
 IDENTITY = ("variant", "method", "seed", "run_key")
@@ -27,7 +27,9 @@ IDENTITY = ("variant", "method", "seed", "run_key")
 # Prepare: the items of a benchmark
 
 
-def prepare_items(card_name: str, config: dict[str, Any], pairs: Path | None, out_items: Path, out_report: Path) -> dict[str, Any]:
+def prepare_items(
+    card_name: str, config: dict[str, Any], pairs: Path | None, out_items: Path, out_report: Path
+) -> dict[str, Any]:
     """Read the items of a benchmark into a Parquet file, and a JSON report of everything that was read and left out.
 
     Args:
@@ -50,7 +52,9 @@ def prepare_items(card_name: str, config: dict[str, Any], pairs: Path | None, ou
     present_subsets(items, card.subsets, card.name)
     excluded = sum(entry["count"] for entry in report.excluded.values())
     if report.rows != len(items) + excluded:
-        raise DataError(f"{card.name}: {report.rows} rows gave {len(items)} items and {excluded} exclusions: rows are not accounted for.")
+        raise DataError(
+            f"{card.name}: {report.rows} rows gave {len(items)} items and {excluded} exclusions: rows are not accounted for."
+        )
     for item in items:
         _check_item(module, card, item)
     write_items(items, out_items, report.notes)
@@ -63,7 +67,9 @@ def prepare_items(card_name: str, config: dict[str, Any], pairs: Path | None, ou
         "n_rows": report.rows,
         "n_items": len(items),
         "n_responses": sum(len(item.responses) for item in items),
-        "subsets": {subset: sum(item.subset == subset for item in items) for subset in sorted({item.subset for item in items})},
+        "subsets": {
+            subset: sum(item.subset == subset for item in items) for subset in sorted({item.subset for item in items})
+        },
         "excluded": report.excluded,
         "counted": report.counted,
         "tie_rule": module.TIE_RULE,
@@ -116,7 +122,9 @@ def credit_table(card: BenchmarkCard, items: Sequence[BenchmarkItem], scores: Se
     graded = []
     for item, item_scores in zip(items, scores, strict=True):
         if len(item_scores) != len(item.responses):
-            raise DataError(f"{card.name}: item {item.item_id!r} has {len(item.responses)} responses but {len(item_scores)} scores.")
+            raise DataError(
+                f"{card.name}: item {item.item_id!r} has {len(item.responses)} responses but {len(item_scores)} scores."
+            )
         _comparisons(module, card, item)
         graded.append(module.grade(item.label, item_scores))
     table: dict[str, list] = {column: [] for column in CREDIT_COLUMNS}
@@ -128,7 +136,15 @@ def credit_table(card: BenchmarkCard, items: Sequence[BenchmarkItem], scores: Se
         for item, credits, there in zip(items, graded, found, strict=True):
             if there:
                 stratum, weight = there
-                row = (card.name, metric.name, item.item_id, item.group or item.item_id, stratum, weight, credits[metric.credit])
+                row = (
+                    card.name,
+                    metric.name,
+                    item.item_id,
+                    item.group or item.item_id,
+                    stratum,
+                    weight,
+                    credits[metric.credit],
+                )
                 for column, value in zip(CREDIT_COLUMNS, row, strict=True):
                     table[column].append(value)
     return table
@@ -137,7 +153,9 @@ def credit_table(card: BenchmarkCard, items: Sequence[BenchmarkItem], scores: Se
 def metric_values(table: dict[str, list]) -> dict[str, float]:
     """The metrics of one benchmark from its credit table.  Sums are exact (fsum), so the order of the items has no influence."""
     credits: dict[str, dict[tuple[str, float], list[float]]] = defaultdict(lambda: defaultdict(list))
-    for metric, stratum, weight, credit in zip(table["metric"], table["stratum"], table["weight"], table["credit"], strict=True):
+    for metric, stratum, weight, credit in zip(
+        table["metric"], table["stratum"], table["weight"], table["credit"], strict=True
+    ):
         credits[metric][stratum, weight].append(credit)
     return {
         metric: math.fsum(weight * math.fsum(values) / len(values) for (_, weight), values in strata.items())
@@ -168,7 +186,9 @@ def align_scores(items: Sequence[BenchmarkItem], scores_path: str | os.PathLike)
     rows, doubles = {}, []
     frame = read_scores(scores_path)
     columns = ("item_id", "response_index", "response_hash", "score", "truncated")
-    for item_id, index, text_hash, score, truncated in zip(*(frame[column].tolist() for column in columns), strict=True):
+    for item_id, index, text_hash, score, truncated in zip(
+        *(frame[column].tolist() for column in columns), strict=True
+    ):
         if (item_id, index) in rows:
             doubles.append((item_id, index))
         rows[item_id, index] = (text_hash, score, truncated)
@@ -177,9 +197,15 @@ def align_scores(items: Sequence[BenchmarkItem], scores_path: str | os.PathLike)
         "missing": [key for key in expected if key not in rows],
         "not in the benchmark": [key for key in rows if key not in expected],
         "double": doubles,
-        "scored with another text": [key for key, text in expected.items() if key in rows and rows[key][0] != response_hash(text)],
+        "scored with another text": [
+            key for key, text in expected.items() if key in rows and rows[key][0] != response_hash(text)
+        ],
     }
-    found = [f"{len(keys)} {fault} (such as item {keys[0][0]!r}, response {keys[0][1]})" for fault, keys in faults.items() if keys]
+    found = [
+        f"{len(keys)} {fault} (such as item {keys[0][0]!r}, response {keys[0][1]})"
+        for fault, keys in faults.items()
+        if keys
+    ]
     if found:
         raise DataError(
             f"{scores_path}: the score table does not fit the {len(items)} items ({len(expected)} responses): {'; '.join(found)}. "
@@ -221,7 +247,8 @@ def evaluate_run(
         for column in CREDIT_COLUMNS:
             all_credits[column] += table[column]
         result["benchmarks"][name] = {
-            "metrics": dict.fromkeys(metric.name for metric in benchmark_module(card).metrics(items)) | metric_values(table),
+            "metrics": dict.fromkeys(metric.name for metric in benchmark_module(card).metrics(items))
+            | metric_values(table),
             "tie_rate": tie_rate(card, items, scores),
             "tie_rule": benchmark_module(card).TIE_RULE,
             "n_scored": sum(bool(np.isfinite(item_scores).all()) for item_scores in scores),

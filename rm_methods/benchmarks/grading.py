@@ -87,7 +87,9 @@ def best_against_others(label: Any, n_responses: int) -> list[tuple[int, int]]:
         DataError: the label is not such an index, or there is nothing to compare with.
     """
     if isinstance(label, bool) or not isinstance(label, int) or not 0 <= label < n_responses:
-        raise DataError(f"label {label!r} is not allowed; expected the index of the best of {n_responses} responses, from 0.")
+        raise DataError(
+            f"label {label!r} is not allowed; expected the index of the best of {n_responses} responses, from 0."
+        )
     if n_responses < 2:
         raise DataError("an item needs at least two responses to compare, found one.")
     return [(label, other) for other in range(n_responses) if other != label]
@@ -124,8 +126,15 @@ def sample_items(items: Iterable[BenchmarkItem], options: dict[str, Any], report
         by_subset[item.subset].append((draw, item.item_id))
     kept = {item_id for drawn in by_subset.values() for _, item_id in sorted(drawn)[: options["limit"]]}
     if len(kept) < len(items):
-        sizes = ", ".join(f"{subset} {min(len(drawn), options['limit'])} of {len(drawn)}" for subset, drawn in sorted(by_subset.items()))
-        weights = "; figures that pool subsets weigh them as drawn, not as the whole benchmark does" if len(by_subset) > 1 else ""
+        sizes = ", ".join(
+            f"{subset} {min(len(drawn), options['limit'])} of {len(drawn)}"
+            for subset, drawn in sorted(by_subset.items())
+        )
+        weights = (
+            "; figures that pool subsets weigh them as drawn, not as the whole benchmark does"
+            if len(by_subset) > 1
+            else ""
+        )
         report.notes.append(f"A sample (options.limit): {sizes} items{weights}.")
     for item in items:
         if item.item_id in kept:

@@ -62,7 +62,9 @@ def read(
     yield from sample_items(_read_subsets(card, root, options, report), options, report)
 
 
-def _read_subsets(card: BenchmarkCard, root: Path | None, options: dict[str, Any], report: ReadReport) -> Iterator[BenchmarkItem]:
+def _read_subsets(
+    card: BenchmarkCard, root: Path | None, options: dict[str, Any], report: ReadReport
+) -> Iterator[BenchmarkItem]:
     if root is None:
         subsets = options["subsets"] or SUBSETS
         rows = (row for subset in subsets for row in hub_rows(card, report, subset, data_dir=subset, split="test"))
@@ -70,7 +72,9 @@ def _read_subsets(card: BenchmarkCard, root: Path | None, options: dict[str, Any
         files = local_files(card, root, names=options["subsets"])
         rows = local_rows(files, report)
         if options["subsets"] is None and len(files) < len(SUBSETS):
-            report.notes.append(f"Not below the root, so not evaluated: {', '.join(s for s in SUBSETS if s not in files)}.")
+            report.notes.append(
+                f"Not below the root, so not evaluated: {', '.join(s for s in SUBSETS if s not in files)}."
+            )
     seen: Counter[str] = Counter()
     for subset, where, row in rows:
         item = _item(row, subset, where, options["differing_prompts"] == "exclude", seen, report)
@@ -120,7 +124,13 @@ def _item(
         report.count("row occurs more than once, kept", where)
         item_id = f"{item_id}#{seen[item_id]}"
     return BenchmarkItem(
-        item_id, subset, messages, [pair.chosen, pair.rejected], 0, pair.group, {"differing_prompts": True} if differ else {}
+        item_id,
+        subset,
+        messages,
+        [pair.chosen, pair.rejected],
+        0,
+        pair.group,
+        {"differing_prompts": True} if differ else {},
     )
 
 

@@ -99,4 +99,7 @@ def read_items(source: str | os.PathLike) -> list[BenchmarkItem]:
         DataError: if the file is missing, is not Parquet, or has other columns.
     """
     table = read_parquet(source, COLUMNS, "a file of benchmark items", "prepare")
-    return [BenchmarkItem(**(row | {"label": json.loads(row["label"]), "meta": json.loads(row["meta"])})) for row in table.to_pylist()]
+    return [
+        BenchmarkItem(**(row | {"label": json.loads(row["label"]), "meta": json.loads(row["meta"])}))
+        for row in table.to_pylist()
+    ]

@@ -53,7 +53,9 @@ def read(
     yield from sample_items(_read_pairs(card, root, options["response_model"], report), options, report)
 
 
-def _read_pairs(card: BenchmarkCard, root: Path | None, response_model: str, report: ReadReport) -> Iterator[BenchmarkItem]:
+def _read_pairs(
+    card: BenchmarkCard, root: Path | None, response_model: str, report: ReadReport
+) -> Iterator[BenchmarkItem]:
     if root is None:
         rows = hub_rows(card, report, response_model, split=response_model)
     else:
@@ -71,7 +73,9 @@ def _item(row: dict[str, Any], where: str) -> BenchmarkItem:
             raise DataError(f"{where}: `{key}` must be a text, found {type(row.get(key)).__name__}.")
     subset = next((prefix for prefix in CATEGORIES.values() if row["source"].startswith(prefix)), None)
     if subset is None:
-        raise DataError(f"{where}: source {row['source']!r} is not one of JudgeBench. {nearest(row['source'], CATEGORIES.values())}")
+        raise DataError(
+            f"{where}: source {row['source']!r} is not one of JudgeBench. {nearest(row['source'], CATEGORIES.values())}"
+        )
     if row["label"] not in LABELS:
         raise DataError(f"{where}: label {row['label']!r} is not allowed. {nearest(row['label'], LABELS)}")
     messages = [{"role": "user", "content": row["question"]}]

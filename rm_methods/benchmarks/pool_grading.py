@@ -21,13 +21,23 @@ def candidate_gold(label: Any, n_responses: int) -> np.ndarray:
         DataError: the label is neither, holds a number too many or too few, or one that is not finite.
     """
     values = label.get("gold") if isinstance(label, dict) else label
-    if not isinstance(values, list) or not values or not all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in values):
-        raise DataError(f"label {str(label)[:80]!r} is not allowed; expected the gold values of the responses, a list of numbers.")
+    if (
+        not isinstance(values, list)
+        or not values
+        or not all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in values)
+    ):
+        raise DataError(
+            f"label {str(label)[:80]!r} is not allowed; expected the gold values of the responses, a list of numbers."
+        )
     if len(values) != n_responses:
-        raise DataError(f"label {str(label)[:80]!r} is not allowed; it holds {len(values)} gold values for {n_responses} responses.")
+        raise DataError(
+            f"label {str(label)[:80]!r} is not allowed; it holds {len(values)} gold values for {n_responses} responses."
+        )
     gold = np.asarray(values, dtype=np.float64)
     if not np.isfinite(gold).all():
-        raise DataError(f"label {str(label)[:80]!r} is not allowed; gold value {int(np.flatnonzero(~np.isfinite(gold))[0])} is not finite.")
+        raise DataError(
+            f"label {str(label)[:80]!r} is not allowed; gold value {int(np.flatnonzero(~np.isfinite(gold))[0])} is not finite."
+        )
     return gold
 
 

@@ -58,14 +58,18 @@ def read(
     """Items from the Parquet files of the five benchmarks below `root`, or from their hub repositories if `root` is None."""
     wanted = options["benchmarks"] or list(SUBSETS)
     if root is None:
-        rows = [row for name in wanted for row in hub_rows(replace(card, hub_id=HUB_IDS[name]), report, name, split="train")]
+        rows = [
+            row for name in wanted for row in hub_rows(replace(card, hub_id=HUB_IDS[name]), report, name, split="train")
+        ]
         missing = [name for name in SUBSETS if name not in wanted]
     else:
         files = local_files(card, root, names=options["benchmarks"])
         rows = local_rows(files, report)
         missing = [name for name in SUBSETS if name not in files]
     if missing:
-        report.notes.append(f"Benchmarks missing: {', '.join(missing)}. Overall figures are means over the others, not PPE Correctness.")
+        report.notes.append(
+            f"Benchmarks missing: {', '.join(missing)}. Overall figures are means over the others, not PPE Correctness."
+        )
     yield from sample_items(_items(rows, report), options, report)
 
 
@@ -88,11 +92,15 @@ def _item(row: dict[str, Any], subset: str, where: str, report: ReadReport) -> B
         raise DataError(f"{where}: `prompt` must be a text, found {type(row.get('prompt')).__name__}.")
     correct = row.get("scores")
     if not isinstance(correct, (list, tuple)) or not correct or not all(value in (0, 1) for value in correct):
-        raise DataError(f"{where}: `scores` must be a list of true and false, one a response, found {str(correct)[:80]!r}.")
+        raise DataError(
+            f"{where}: `scores` must be a list of true and false, one a response, found {str(correct)[:80]!r}."
+        )
     responses = [row.get(f"response_{k}") for k in range(1, len(correct) + 1)]
     for k, response in enumerate(responses, start=1):
         if not isinstance(response, str):
-            raise DataError(f"{where}: `scores` has {len(correct)} values, but `response_{k}` is {type(response).__name__}, not a text.")
+            raise DataError(
+                f"{where}: `scores` has {len(correct)} values, but `response_{k}` is {type(response).__name__}, not a text."
+            )
     if row.get(f"response_{len(correct) + 1}") is not None:
         raise DataError(f"{where}: there are more responses than the {len(correct)} values of `scores`.")
     pairs = _conflict_pairs(row.get("sampled_conflict_pairs"), correct, where, report)
@@ -116,10 +124,16 @@ def _item(row: dict[str, Any], subset: str, where: str, report: ReadReport) -> B
 def _conflict_pairs(given: Any, correct: Sequence[bool], where: str, report: ReadReport) -> list[list[int]]:
     """Pairs [right, wrong] of response indices from 0, repetitions kept as in the official list."""
     if not isinstance(given, (list, tuple)):
-        raise DataError(f"{where}: `sampled_conflict_pairs` must be a list of pairs of indices, found {str(given)[:80]!r}.")
+        raise DataError(
+            f"{where}: `sampled_conflict_pairs` must be a list of pairs of indices, found {str(given)[:80]!r}."
+        )
     pairs = []
     for pair in given:
-        if not isinstance(pair, (list, tuple)) or len(pair) != 2 or not all(isinstance(k, int) and 0 <= k < len(correct) for k in pair):
+        if (
+            not isinstance(pair, (list, tuple))
+            or len(pair) != 2
+            or not all(isinstance(k, int) and 0 <= k < len(correct) for k in pair)
+        ):
             raise DataError(f"{where}: conflict pair {pair!r} is not two indices from 0 to {len(correct) - 1}.")
         first, second = pair
         if correct[first] == correct[second]:
@@ -141,7 +155,9 @@ def comparisons(label: Any, n_responses: int) -> list[tuple[int, int]]:
 def _parts(label: Any, n_responses: int) -> tuple[np.ndarray, np.ndarray]:
     pairs = label.get("conflict_pairs") if isinstance(label, dict) else None
     if not isinstance(pairs, list) or not pairs:
-        raise DataError(f'label {str(label)[:80]!r} is not allowed; expected {{"gold": [...], "conflict_pairs": [[right, wrong], ...]}}.')
+        raise DataError(
+            f'label {str(label)[:80]!r} is not allowed; expected {{"gold": [...], "conflict_pairs": [[right, wrong], ...]}}.'
+        )
     return candidate_gold(label, n_responses), np.asarray(pairs, dtype=np.int64)
 
 

@@ -99,7 +99,9 @@ def metrics(items: Sequence[BenchmarkItem]) -> list[Metric]:
     """One metric a split, and their mean; for held-out splits with length controlled, too (those of the world control it by their cue)."""
     splits = sorted({item.subset for item in items})
     controlled = [
-        length_controlled(f"{split}_length_controlled", "accuracy", [split]) for split in splits if split in ("test", "validation")
+        length_controlled(f"{split}_length_controlled", "accuracy", [split])
+        for split in splits
+        if split in ("test", "validation")
     ]
     each = [pooled(split, "accuracy", [split]) for split in splits]
     return [*each, *controlled, mean_of("mean", "accuracy", {split: (split,) for split in splits})]

@@ -56,11 +56,15 @@ def read(
             f"Domains missing: {', '.join(missing)}. `overall` is the mean over the others and is not the official Overall."
         )
     if "safety" not in missing and not present >= set(DOMAINS["safety"]):
-        report.notes.append("Only one of the two safety files is there: `safety` is not the official figure, which pools both by rows.")
+        report.notes.append(
+            "Only one of the two safety files is there: `safety` is not the official figure, which pools both by rows."
+        )
     yield from sample_items(items, options, report)
 
 
-def _read_domains(card: BenchmarkCard, root: Path | None, wanted: set[str], report: ReadReport) -> Iterator[BenchmarkItem]:
+def _read_domains(
+    card: BenchmarkCard, root: Path | None, wanted: set[str], report: ReadReport
+) -> Iterator[BenchmarkItem]:
     if root is None:
         rows = hub_rows(card, report, "total_dataset", split="train")
     else:
@@ -84,8 +88,14 @@ def _item(row: dict[str, Any], subset: str, where: str) -> BenchmarkItem:
     if not isinstance(prompt, str):
         raise DataError(f"{where}: `prompt` must be a text, found {type(prompt).__name__}.")
     for key, answers in (("chosen", chosen), ("rejected", rejected)):
-        if not isinstance(answers, (list, tuple)) or len(answers) != 3 or not all(isinstance(answer, str) for answer in answers):
-            raise DataError(f"{where}: `{key}` must be a list of three texts (concise, detailed, markdown), found {str(answers)[:80]!r}.")
+        if (
+            not isinstance(answers, (list, tuple))
+            or len(answers) != 3
+            or not all(isinstance(answer, str) for answer in answers)
+        ):
+            raise DataError(
+                f"{where}: `{key}` must be a list of three texts (concise, detailed, markdown), found {str(answers)[:80]!r}."
+            )
     messages = [{"role": "user", "content": prompt}]
     return BenchmarkItem(
         item_id=f"{subset}/{row.get('id')}",  # the official id is unique only within a file
@@ -105,7 +115,9 @@ def comparisons(label: Any, n_responses: int) -> list[tuple[int, int]]:
         DataError: the label is not {"chosen": [3 indices], "rejected": [3 indices]} in the order of the styles.
     """
     indices = [label.get(key) if isinstance(label, dict) else None for key in ("chosen", "rejected")]
-    if not all(isinstance(side, list) and len(side) == 3 for side in indices) or sorted(indices[0] + indices[1]) != list(range(6)):
+    if not all(isinstance(side, list) and len(side) == 3 for side in indices) or sorted(
+        indices[0] + indices[1]
+    ) != list(range(6)):
         raise DataError(f'label {label!r} is not allowed; expected {{"chosen": [0, 1, 2], "rejected": [3, 4, 5]}}.')
     if n_responses != 6:
         raise DataError(f"an item of RM-Bench has 6 responses, found {n_responses}.")
@@ -133,8 +145,15 @@ def grade(label: Any, scores: np.ndarray) -> dict[str, float]:
 def metrics(items: Sequence[BenchmarkItem]) -> list[Metric]:
     """overall, easy, normal, hard over the domains present; the average and the levels of each domain."""
     present = present_subsets(items, SUBSETS, "rm_bench")
-    domains = {domain: tuple(s for s in subsets if s in present) for domain, subsets in DOMAINS.items() if present & set(subsets)}
-    across = [mean_of("overall" if level == "average" else level, level, domains) for level in ("average", "easy", "normal", "hard")]
+    domains = {
+        domain: tuple(s for s in subsets if s in present)
+        for domain, subsets in DOMAINS.items()
+        if present & set(subsets)
+    }
+    across = [
+        mean_of("overall" if level == "average" else level, level, domains)
+        for level in ("average", "easy", "normal", "hard")
+    ]
     within = [
         mean_of(domain if level == "average" else f"{domain}_{level}", level, {domain: subsets})
         for domain, subsets in domains.items()

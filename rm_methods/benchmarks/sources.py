@@ -96,7 +96,7 @@ def local_rows(files: dict[str, list[Path]], report: ReadReport) -> Iterator[tup
     Raises:
         DataError: a file is damaged or a row is not a JSON object.
     """
-    from rm_methods.preferences.readers.rows import file_rows
+    from rm_methods.preferences.file_rows import file_rows
 
     for name, paths in files.items():
         for path in paths:
@@ -106,7 +106,9 @@ def local_rows(files: dict[str, list[Path]], report: ReadReport) -> Iterator[tup
                 yield name, f"{path}, row {number}", row
 
 
-def hub_rows(card: BenchmarkCard, report: ReadReport, name: str, **load_arguments: Any) -> Iterator[tuple[str, str, dict[str, Any]]]:
+def hub_rows(
+    card: BenchmarkCard, report: ReadReport, name: str, **load_arguments: Any
+) -> Iterator[tuple[str, str, dict[str, Any]]]:
     """Rows of one split of the card's hub repository at its pinned revision, in the form of `local_rows` under the given name.
 
     Raises:
@@ -122,7 +124,9 @@ def hub_rows(card: BenchmarkCard, report: ReadReport, name: str, **load_argument
 
     try:
         rows = datasets.load_dataset(card.hub_id, revision=card.revision, **load_arguments)
-    except Exception as error:  # network, cache and parser layers below raise what they like; the text goes on to the user
+    except (
+        Exception
+    ) as error:  # network, cache and parser layers below raise what they like; the text goes on to the user
         raise DataError(
             f"Benchmark {card.name!r}: {card.hub_id} ({load_arguments}, revision {card.revision or 'not pinned'}) could not be loaded "
             f"from the hub ({type(error).__name__}: {error}).\n{instead}"

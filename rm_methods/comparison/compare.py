@@ -10,16 +10,18 @@ from pathlib import Path
 import numpy as np
 
 from rm_methods.comparison.figures import write_figures
-from rm_methods.comparison.intervals import ALPHA, ItemDesign, estimate, estimate_from_seeds, holm, paired_difference
 from rm_methods.comparison.notes import footnotes
 from rm_methods.comparison.result import Cell, Column, Comparison, ComparisonResult, Cost, VariantRow
 from rm_methods.comparison.runs import Run, RunFiles, common_design, read_runs
 from rm_methods.comparison.tables import csv_table, latex_table, markdown_table, terminal_table
 from rm_methods.errors import UserError, nearest
 from rm_methods.files import write_text
+from rm_methods.statistics.intervals import ALPHA, ItemDesign, estimate, estimate_from_seeds, holm, paired_difference
 
 
-def compare(runs: Sequence[RunFiles], columns: Sequence[Column], reference: str | None, out_folder: Path) -> ComparisonResult:
+def compare(
+    runs: Sequence[RunFiles], columns: Sequence[Column], reference: str | None, out_folder: Path
+) -> ComparisonResult:
     """Compare runs and write table.txt, table.md, table.csv, table.tex, comparison.png and comparison.svg.
 
     Args:
@@ -60,7 +62,9 @@ def build_comparison(runs: Sequence[Run], columns: Sequence[Column], reference: 
     for run in runs:
         by_variant.setdefault(run.variant, []).append(run)
     if reference is not None and reference not in by_variant:
-        raise UserError(f"The reference '{reference}' is not among the variants compared. {nearest(reference, by_variant)}")
+        raise UserError(
+            f"The reference '{reference}' is not among the variants compared. {nearest(reference, by_variant)}"
+        )
     order = sorted(by_variant, key=lambda v: by_variant[v][0].content_blind)
     cells = {variant: [] for variant in order}
     for column in columns:
@@ -114,7 +118,9 @@ def _column_cells(by_variant: dict[str, list[Run]], column: Column, reference: s
     tested = [v for v, cell in cells.items() if cell is not None and cell.difference is not None]
     p_values = [cells[v].difference.p_value if cells[v].difference.enough_evidence else math.nan for v in tested]
     for variant, p_holm in zip(tested, holm(p_values), strict=True):
-        verdict = "not enough evidence" if math.isnan(p_holm) else "significant" if p_holm < ALPHA else "not significant"
+        verdict = (
+            "not enough evidence" if math.isnan(p_holm) else "significant" if p_holm < ALPHA else "not significant"
+        )
         cells[variant] = replace(cells[variant], p_holm=p_holm, verdict=verdict)
     return cells
 

@@ -23,7 +23,9 @@ def save_figure(drawn: Callable[[], Any], targets: Sequence[Path]) -> None:
     """Draw a figure once and save it to every target (.png at 200 dpi, .svg with text as text); the same figure gives the same bytes."""
     import matplotlib
 
-    with matplotlib.rc_context({"font.size": 9, "svg.fonttype": "none", "svg.hashsalt": "rm-methods", "axes.unicode_minus": False}):
+    with matplotlib.rc_context(
+        {"font.size": 9, "svg.fonttype": "none", "svg.hashsalt": "rm-methods", "axes.unicode_minus": False}
+    ):
         figure = drawn()
         # Laid out once: a layout engine would measure every text again for every file, which takes longer than drawing.
         figure.draw_without_rendering()
@@ -153,9 +155,13 @@ def _legend(figure, comparison: Comparison) -> None:
 
     def dot(color: str, marker: str, filled: bool, label: str) -> Line2D:
         face = color if filled else "white"
-        return Line2D([], [], color=color, marker=marker, markersize=5, markerfacecolor=face, linestyle="none", label=label)
+        return Line2D(
+            [], [], color=color, marker=marker, markersize=5, markerfacecolor=face, linestyle="none", label=label
+        )
 
-    verdicts = {cell.verdict for row in comparison.rows if not row.content_blind for cell in row.cells if cell is not None}
+    verdicts = {
+        cell.verdict for row in comparison.rows if not row.content_blind for cell in row.cells if cell is not None
+    }
     handles = []
     if comparison.reference is not None:
         handles.append(dot(ORANGE, "D", True, "reference"))

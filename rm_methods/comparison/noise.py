@@ -11,14 +11,18 @@ from rm_methods.comparison.compare import build_comparison, write_comparison
 from rm_methods.comparison.figures import BLUE, ORANGE, save_figure
 from rm_methods.comparison.result import Column, Comparison, ComparisonResult, Cost, VariantRow
 from rm_methods.comparison.runs import Run, RunFiles, read_runs
+from rm_methods.config.variants import NoiseLevel, figure_stem
 from rm_methods.errors import UserError
-from rm_methods.variants import NoiseLevel, figure_stem
 
 ACROSS = 4  # panels side by side
 
 
 def compare_across_noise(
-    runs: Sequence[RunFiles], columns: Sequence[Column], reference: str | None, levels: Sequence[NoiseLevel], out_folder: Path
+    runs: Sequence[RunFiles],
+    columns: Sequence[Column],
+    reference: str | None,
+    levels: Sequence[NoiseLevel],
+    out_folder: Path,
 ) -> ComparisonResult:
     """Compare every level by itself (`<level>/table.*`, `<level>/comparison.*`), then write one table of all levels and the figures.
 
@@ -43,14 +47,18 @@ def compare_across_noise(
         write_comparison(comparisons[-1], Path(out_folder) / level.folder)
     merged = merge_levels(levels, comparisons)
     for number, column in enumerate(columns):
-        targets = [Path(out_folder) / f"{figure_stem(column.benchmark, column.metric)}.{suffix}" for suffix in ("png", "svg")]
+        targets = [
+            Path(out_folder) / f"{figure_stem(column.benchmark, column.metric)}.{suffix}" for suffix in ("png", "svg")
+        ]
         save_figure(lambda number=number: draw_noise(levels, comparisons, number), targets)
     return write_comparison(merged, Path(out_folder))
 
 
 def _without_level(run: Run, level: NoiseLevel) -> Run:
     """The run under the names that its variants have without noise."""
-    return replace(run, variant=level.variants[run.variant], made_of=tuple(level.variants.get(name, name) for name in run.made_of))
+    return replace(
+        run, variant=level.variants[run.variant], made_of=tuple(level.variants.get(name, name) for name in run.made_of)
+    )
 
 
 def merge_levels(levels: Sequence[NoiseLevel], comparisons: Sequence[Comparison]) -> Comparison:
@@ -69,7 +77,9 @@ def merge_levels(levels: Sequence[NoiseLevel], comparisons: Sequence[Comparison]
         replace(
             next(iter(own.values())),
             cost=_mean_cost([row.cost for row in own.values()]),
-            cells=tuple(cell for number in range(len(comparisons)) for cell in (own[number].cells if number in own else without)),
+            cells=tuple(
+                cell for number in range(len(comparisons)) for cell in (own[number].cells if number in own else without)
+            ),
         )
         for own in rows.values()
     )
@@ -77,7 +87,10 @@ def merge_levels(levels: Sequence[NoiseLevel], comparisons: Sequence[Comparison]
 
 
 def _mean_cost(costs: Sequence[Cost]) -> Cost:
-    values = {field.name: [getattr(cost, field.name) for cost in costs if getattr(cost, field.name) is not None] for field in fields(Cost)}
+    values = {
+        field.name: [getattr(cost, field.name) for cost in costs if getattr(cost, field.name) is not None]
+        for field in fields(Cost)
+    }
     return Cost(**{name: sum(found) / len(found) if found else None for name, found in values.items()})
 
 
@@ -122,7 +135,9 @@ def draw_noise(levels: Sequence[NoiseLevel], comparisons: Sequence[Comparison], 
     return figure
 
 
-def _points(levels, comparisons, variant: str | None, kind: str, column: int) -> list[tuple[float, float, float, float]]:
+def _points(
+    levels, comparisons, variant: str | None, kind: str, column: int
+) -> list[tuple[float, float, float, float]]:
     """(rate, mean, low, high) in percent; the level without noise belongs to every kind."""
     points = []
     for level, comparison in zip(levels, comparisons, strict=True):
@@ -139,7 +154,9 @@ def _draw_line(axis, points, color: str, style: str) -> None:
     rates, means, lows, highs = zip(*points, strict=True)
     axis.plot(rates, means, color=color, linestyle=style, marker="o", markersize=3, linewidth=1.3)
     # An interval may reach past 0 or 100%, what it is about does not.
-    axis.fill_between(rates, [max(low, 0) for low in lows], [min(high, 100) for high in highs], color=color, alpha=0.18, linewidth=0)
+    axis.fill_between(
+        rates, [max(low, 0) for low in lows], [min(high, 100) for high in highs], color=color, alpha=0.18, linewidth=0
+    )
 
 
 def _legend(figure, reference: str | None, kinds: Sequence[str], styles: Mapping[str, str]) -> None:

@@ -4,36 +4,49 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rm_methods.comparison.intervals import ALPHA, MIN_SEEDS
 from rm_methods.comparison.result import Column, Cost, VariantRow
 from rm_methods.comparison.runs import Run
+from rm_methods.statistics.intervals import ALPHA, MIN_SEEDS
 
 
-def footnotes(runs: Sequence[Run], rows: Sequence[VariantRow], columns: Sequence[Column], reference: str | None) -> tuple[str, ...]:
+def footnotes(
+    runs: Sequence[Run], rows: Sequence[VariantRow], columns: Sequence[Column], reference: str | None
+) -> tuple[str, ...]:
     """The footnotes, in the order in which a reader needs them."""
     notes = _interval_notes(rows)
     if reference is not None:
         notes += _reference_notes(rows, columns, reference)
     notes += _scoring_notes(runs, rows, columns)
     if any(not row.scalar_reward for row in rows):
-        notes.append("†: no scalar reward; it reads both responses together, so it cannot rank a response alone." + _many_responses(runs))
+        notes.append(
+            "†: no scalar reward; it reads both responses together, so it cannot rank a response alone."
+            + _many_responses(runs)
+        )
     if any(row.cost != Cost() for row in rows):
         notes.append(f"Cost of training one run, mean over seeds: tokens seen, wall time, peak memory{_without(runs)}.")
     for key, what in (("device", "devices"), ("world_size", "numbers of processes")):
         # What is made of other runs was trained on no device.
-        found = sorted({str(run.cost[key]) for run in runs if run.cost.get(key) is not None and run.cost.get("device") != "none"})
+        found = sorted(
+            {str(run.cost[key]) for run in runs if run.cost.get(key) is not None and run.cost.get("device") != "none"}
+        )
         if len(found) > 1:
             notes.append(f"Wall time and memory were measured on different {what}: {', '.join(found)}.")
     hashes = {run.data_hash for run in runs if run.data_hash and not run.content_blind}
     if len(hashes) > 1:
-        notes.append(f"Not an equal comparison: the variants were trained on {len(hashes)} different prepared data sets.")
+        notes.append(
+            f"Not an equal comparison: the variants were trained on {len(hashes)} different prepared data sets."
+        )
     return tuple(notes)
 
 
 def _many_responses(runs: Sequence[Run]) -> str:
     """Where a joint model's scores are not what its name promises: it judges pairs, and here a score is a mean over many of them."""
     names = {
-        name: None for run in runs if not run.scalar_reward for name, found in run.benchmarks.items() if found.get("most_responses", 0) > 2
+        name: None
+        for run in runs
+        if not run.scalar_reward
+        for name, found in run.benchmarks.items()
+        if found.get("most_responses", 0) > 2
     }
     if not names:
         return ""
@@ -57,7 +70,9 @@ def _interval_notes(rows: Sequence[VariantRow]) -> list[str]:
     bases = {cell.estimate.basis for row in rows for cell in row.cells if cell is not None}
     notes = []
     if "seeds and items" in bases:
-        notes.append("Percent, mean over seeds ± half of a 95% interval that counts both seeds and items (two-way random effects).")
+        notes.append(
+            "Percent, mean over seeds ± half of a 95% interval that counts both seeds and items (two-way random effects)."
+        )
     if "items" in bases:
         notes.append(
             "‡: one run only; its interval counts items, not seeds. For a scorer without a seed that is all there is to count; a "
@@ -66,7 +81,9 @@ def _interval_notes(rows: Sequence[VariantRow]) -> list[str]:
     if "seeds" in bases:
         notes.append("§: a metric without per-item credits; its interval counts seeds, not items.")
     if "nothing" in bases:
-        notes.append("A mean without ± has no interval: its values have no spread that could be estimated, or there is only one.")
+        notes.append(
+            "A mean without ± has no interval: its values have no spread that could be estimated, or there is only one."
+        )
     return notes
 
 
@@ -93,10 +110,14 @@ def _reference_notes(rows: Sequence[VariantRow], columns: Sequence[Column], refe
     if undefined:
         listed = "; ".join(f"{heading}: {', '.join(variants)}" for heading, variants in undefined.items())
         notes.append(f"Not compared with {reference}, because the difference is undefined or without spread: {listed}.")
-    pairings = {row.variant: {c.difference.pairing for c in row.cells if c is not None and c.difference} for row in rows}
+    pairings = {
+        row.variant: {c.difference.pairing for c in row.cells if c is not None and c.difference} for row in rows
+    }
     in_order = [variant for variant, found in pairings.items() if "order of seeds" in found]
     if in_order:
-        notes.append(f"No seed in common with {reference}, so runs were paired in the order of their seeds: {', '.join(in_order)}.")
+        notes.append(
+            f"No seed in common with {reference}, so runs were paired in the order of their seeds: {', '.join(in_order)}."
+        )
     return notes
 
 
@@ -105,9 +126,13 @@ def _scoring_notes(runs: Sequence[Run], rows: Sequence[VariantRow], columns: Seq
     benchmarks = list(dict.fromkeys(column.benchmark for column in columns))
     rules: dict[str, list[str]] = {}
     for benchmark in benchmarks:
-        found = {run.benchmarks[benchmark].get("tie_rule") or "not recorded" for run in runs if benchmark in run.benchmarks}
+        found = {
+            run.benchmarks[benchmark].get("tie_rule") or "not recorded" for run in runs if benchmark in run.benchmarks
+        }
         rules.setdefault(" / ".join(sorted(found)), []).append(benchmark)
-    noted = [(name, note) for name in benchmarks for run in runs for note in run.benchmarks.get(name, {}).get("notes", ())]
+    noted = [
+        (name, note) for name in benchmarks for run in runs for note in run.benchmarks.get(name, {}).get("notes", ())
+    ]
     notes = [
         *dict.fromkeys(f"{name}: {note}" for name, note in noted),
         "Ties: " + "; ".join(f"{rule} ({', '.join(names)})" for rule, names in rules.items()) + ".",
@@ -115,7 +140,11 @@ def _scoring_notes(runs: Sequence[Run], rows: Sequence[VariantRow], columns: Seq
     ties, unscored, truncated = [], [], {}
     for benchmark in benchmarks:
         for row in rows:
-            present = [c for c, column in zip(row.cells, columns, strict=True) if column.benchmark == benchmark and c is not None]
+            present = [
+                c
+                for c, column in zip(row.cells, columns, strict=True)
+                if column.benchmark == benchmark and c is not None
+            ]
             if not present:
                 continue
             cell = present[0]
@@ -128,7 +157,9 @@ def _scoring_notes(runs: Sequence[Run], rows: Sequence[VariantRow], columns: Seq
     if ties:
         notes.append(f"Tie rate above 0.5%: {', '.join(ties)}.")
     if unscored:
-        notes.append(f"Not all items could be scored (n_scored/n_total, all seeds): {', '.join(unscored)}; the rest stays in the metric.")
+        notes.append(
+            f"Not all items could be scored (n_scored/n_total, all seeds): {', '.join(unscored)}; the rest stays in the metric."
+        )
     cut = [f"{b} {_span(counts)}" for b, counts in truncated.items() if max(counts) > 0]
     if cut:
         notes.append(f"Items with a text cut to fit the model, per run: {', '.join(cut)}.")

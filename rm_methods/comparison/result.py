@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from rm_methods.comparison.intervals import Difference, Estimate
+from rm_methods.statistics.intervals import Difference, Estimate
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,11 @@ class Comparison:
 
     def best_rows(self, column: int) -> set[int]:
         """Indices of the rows with the highest mean of a column, content-blind rows included: if one of them leads, the table says so."""
-        means = {index: row.cells[column].estimate.mean for index, row in enumerate(self.rows) if row.cells[column] is not None}
+        means = {
+            index: row.cells[column].estimate.mean
+            for index, row in enumerate(self.rows)
+            if row.cells[column] is not None
+        }
         means = {index: mean for index, mean in means.items() if mean == mean}
         return {index for index, mean in means.items() if mean >= max(means.values()) - 1e-12}
 

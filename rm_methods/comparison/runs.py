@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rm_methods.comparison.intervals import ItemDesign, item_design
 from rm_methods.comparison.result import Column
 from rm_methods.errors import DataError, UserError, nearest
 from rm_methods.files import read_json, read_parquet
+from rm_methods.statistics.intervals import ItemDesign, item_design
 
 if TYPE_CHECKING:
     import pandas
@@ -74,7 +74,9 @@ def read_runs(files: Sequence[RunFiles], columns: Sequence[Column]) -> list[Run]
     if not files:
         raise UserError("There is nothing to compare: no runs were given. Run the evaluate stage first.")
     if not columns:
-        raise UserError("There is nothing to compare: no columns were given. Name at least one benchmark in the configuration.")
+        raise UserError(
+            "There is nothing to compare: no columns were given. Name at least one benchmark in the configuration."
+        )
     runs = [_read_run(f, columns) for f in files]
     seen: dict[tuple[str, int], Run] = {}
     methods: dict[str, Run] = {}
@@ -98,7 +100,9 @@ def _read_run(files: RunFiles, columns: Sequence[Column]) -> Run:
     for name, path, content in (("summary", files.summary, summary), ("metrics", files.metrics, metrics)):
         missing = [k for k in ("variant", "method", "seed", "run_key") if k not in content]
         if missing:
-            raise DataError(f"{path}: not a {name}.json of a run: {', '.join(missing)} missing. Run the stage that writes it again.")
+            raise DataError(
+                f"{path}: not a {name}.json of a run: {', '.join(missing)} missing. Run the stage that writes it again."
+            )
     for key in ("variant", "method", "seed", "run_key"):
         if summary[key] != metrics[key]:
             raise DataError(
@@ -153,7 +157,9 @@ def _read_credits(path: Path, columns: Sequence[Column]) -> dict[tuple[str, str]
         frame = frame.drop(columns=["benchmark", "metric"]).sort_values("item_id", ignore_index=True)
         twice = frame["item_id"][frame["item_id"].duplicated()]
         if len(twice):
-            raise DataError(f"{path}: item {twice.iloc[0]!r} occurs twice in {key[0]}/{key[1]}; an item has one credit for a metric.")
+            raise DataError(
+                f"{path}: item {twice.iloc[0]!r} occurs twice in {key[0]}/{key[1]}; an item has one credit for a metric."
+            )
         credits[key] = frame
     return credits
 
@@ -165,7 +171,9 @@ def _check_adds_up(run: Run, column: Column) -> None:
         return
     name = f"{column.benchmark}/{column.metric}"
     if metric is None:
-        raise DataError(f"{run.files.credits}: has credits for {name}, which {run.files.metrics} lacks. Run the evaluate stage again.")
+        raise DataError(
+            f"{run.files.credits}: has credits for {name}, which {run.files.metrics} lacks. Run the evaluate stage again."
+        )
     try:
         design = item_design(frame["stratum"], frame["weight"])
     except ValueError as error:
@@ -182,10 +190,14 @@ def _check_adds_up(run: Run, column: Column) -> None:
 def _check_known(column: Column, runs: Sequence[Run]) -> None:
     benchmarks = {name for run in runs for name in run.benchmarks}
     if column.benchmark not in benchmarks:
-        raise UserError(f"No run was evaluated on benchmark '{column.benchmark}'. {nearest(column.benchmark, benchmarks)}")
+        raise UserError(
+            f"No run was evaluated on benchmark '{column.benchmark}'. {nearest(column.benchmark, benchmarks)}"
+        )
     metrics = {name for run in runs for name in run.benchmarks.get(column.benchmark, {}).get("metrics", {})}
     if column.metric not in metrics:
-        raise UserError(f"No run has the metric '{column.metric}' of {column.benchmark}. {nearest(column.metric, metrics)}")
+        raise UserError(
+            f"No run has the metric '{column.metric}' of {column.benchmark}. {nearest(column.metric, metrics)}"
+        )
 
 
 def common_design(runs: Sequence[Run], column: Column) -> ItemDesign | None:
@@ -203,7 +215,9 @@ def common_design(runs: Sequence[Run], column: Column) -> ItemDesign | None:
     for run, frame in zip(having, frames, strict=True):
         if frame is None or first is None:
             without = run if frame is None else first_run
-            raise DataError(f"{without.files.credits}: no credits for {key[0]}/{key[1]}, which other runs have. Run evaluate again.")
+            raise DataError(
+                f"{without.files.credits}: no credits for {key[0]}/{key[1]}, which other runs have. Run evaluate again."
+            )
         _check_same_items(first_run, first, run, frame, column)
     return item_design(first["stratum"], first["weight"], first["group"])
 

@@ -91,8 +91,13 @@ def terminal_table(comparison: Comparison, width: int = WIDTH) -> str:
     costs = zip(*(cost_texts(row) for row in comparison.rows), strict=True)
     cost_columns = [(heading, list(texts)) for heading, texts in zip(COST_HEADINGS, costs, strict=True)]
     # Groups of columns that stand in one table: each benchmark column alone, the three of the cost together.
-    groups = [[(column.heading, _terminal_column(comparison, index))] for index, column in enumerate(comparison.columns)] + [cost_columns]
-    first = [("Method", [method_text(row) for row in comparison.rows]), ("Seeds", [str(len(row.seeds)) for row in comparison.rows])]
+    groups = [
+        [(column.heading, _terminal_column(comparison, index))] for index, column in enumerate(comparison.columns)
+    ] + [cost_columns]
+    first = [
+        ("Method", [method_text(row) for row in comparison.rows]),
+        ("Seeds", [str(len(row.seeds)) for row in comparison.rows]),
+    ]
     room = width - min(_needed(*first[0]), width // 3 + GAP) - _needed(*first[1])
     stacks, left = [[]], room
     for group in groups:
@@ -163,7 +168,11 @@ def markdown_table(comparison: Comparison) -> str:
             name = _markdown(method_text(row))
             cells = [_markdown_cell(cell, index in best[column]) for column, cell in enumerate(row.cells)]
             lines.append(
-                "| " + " | ".join([f"_{name}_" if row.content_blind else name, str(len(row.seeds)), *cells, *cost_texts(row)]) + " |"
+                "| "
+                + " | ".join(
+                    [f"_{name}_" if row.content_blind else name, str(len(row.seeds)), *cells, *cost_texts(row)]
+                )
+                + " |"
             )
     notes = [
         "Bold: best mean of the column, content-blind rows included. _Italic_: content-blind scorers.",

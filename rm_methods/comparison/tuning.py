@@ -111,10 +111,14 @@ def read_candidates(config: Mapping[str, Any], folder: Path) -> list[Candidate]:
         if entry["settings"] == base["settings"]:
             candidates.append(Candidate(*common, "learning_rate", own_rate, *scores))
         if card.knob and (entry["learning_rate"] == base["learning_rate"]):
-            candidates.append(Candidate(*common, card.knob["setting"], entry["settings"][card.knob["setting"]], *scores))
+            candidates.append(
+                Candidate(*common, card.knob["setting"], entry["settings"][card.knob["setting"]], *scores)
+            )
     points = Counter((c.tuned_from, c.setting) for c in candidates)
     candidates = [c for c in candidates if points[c.tuned_from, c.setting] > 1]
-    return sorted(candidates, key=lambda c: (list(config["methods"]).index(c.tuned_from), c.setting != "learning_rate", c.value))
+    return sorted(
+        candidates, key=lambda c: (list(config["methods"]).index(c.tuned_from), c.setting != "learning_rate", c.value)
+    )
 
 
 def choose(candidates: list[Candidate]) -> list[Candidate]:
@@ -130,7 +134,9 @@ def _validation(path: Path) -> dict[str, float]:
         raise UserError(f"{path}: this run is missing. Run snakemake for this configuration first.")
     metrics = read_json(path)["metrics"]
     if "validation_accuracy" not in metrics:
-        raise UserError(f"{path}: no validation accuracy. Tuning needs a validation split; set data.validation_fraction above 0.")
+        raise UserError(
+            f"{path}: no validation accuracy. Tuning needs a validation split; set data.validation_fraction above 0."
+        )
     return metrics
 
 
@@ -168,7 +174,17 @@ def _csv(candidates: list[Candidate], chosen: list[Candidate]) -> str:
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow(
-        ["variant", "tuned_from", "method", "setting", "value", "seed_index", "validation_accuracy", "validation_loss", "chosen"]
+        [
+            "variant",
+            "tuned_from",
+            "method",
+            "setting",
+            "value",
+            "seed_index",
+            "validation_accuracy",
+            "validation_loss",
+            "chosen",
+        ]
     )
     for c in candidates:
         for k, (accuracy, loss) in enumerate(zip(c.accuracies, c.losses, strict=True)):

@@ -51,7 +51,11 @@ def sequence_masses(attention: Mapping[int, LayerAttention], items: Sequence[Tok
     for tokens in packed_places(items):
         places = torch.from_numpy(tokens).to(layers[0].query.device)
         rows = [
-            torch.stack(attention_mass(layer.query[0].index_select(1, places), layer.key[0].index_select(1, places), layer.scaling))
+            torch.stack(
+                attention_mass(
+                    layer.query[0].index_select(1, places), layer.key[0].index_select(1, places), layer.scaling
+                )
+            )
             for layer in layers
         ]
         masses.append(torch.stack(rows).mean(0).cpu().numpy())

@@ -37,7 +37,9 @@ class ClusterSeparation:
     min_samples: int
 
 
-def cluster_separation(latents: np.ndarray, reference: np.ndarray, eps: float | None = None, min_samples: int = 5) -> ClusterSeparation:
+def cluster_separation(
+    latents: np.ndarray, reference: np.ndarray, eps: float | None = None, min_samples: int = 5
+) -> ClusterSeparation:
     """Cluster separation index of `latents` [n, d] against `reference` [m, d].
 
     Args:
@@ -55,12 +57,16 @@ def cluster_separation(latents: np.ndarray, reference: np.ndarray, eps: float | 
         raise UserError(f"min_samples = {min_samples}: must be at least 1.")
     eps = neighbourhood(reference, min_samples) if eps is None else eps
     if not (np.isfinite(eps) and eps > 0):
-        raise UserError(f"eps = {eps}: must be above 0. If it was computed, most reference latents are equal: give eps.")
+        raise UserError(
+            f"eps = {eps}: must be above 0. If it was computed, most reference latents are equal: give eps."
+        )
     labels = DBSCAN(eps=eps, min_samples=min_samples).fit_predict(latents)
     parts = {label: _separation(latents[labels == label], reference) for label in np.unique(labels)}
     noise = parts.pop(-1, 0.0)
     index = float(sum(parts.values()))
-    return ClusterSeparation(index, index + noise, len(parts), int((labels == -1).sum()), len(latents), float(eps), min_samples)
+    return ClusterSeparation(
+        index, index + noise, len(parts), int((labels == -1).sum()), len(latents), float(eps), min_samples
+    )
 
 
 def neighbourhood(reference: np.ndarray, min_samples: int = 5, quantile: float = 0.9) -> float:
@@ -68,7 +74,9 @@ def neighbourhood(reference: np.ndarray, min_samples: int = 5, quantile: float =
     from sklearn.neighbors import NearestNeighbors
 
     if len(reference) < min_samples:
-        raise UserError(f"eps: {len(reference)} reference latents are too few for min_samples = {min_samples}. Give eps, or more of them.")
+        raise UserError(
+            f"eps: {len(reference)} reference latents are too few for min_samples = {min_samples}. Give eps, or more of them."
+        )
     distances, _ = NearestNeighbors(n_neighbors=min_samples).fit(reference).kneighbors(reference)
     return float(np.quantile(distances[:, -1], quantile))
 
@@ -107,11 +115,15 @@ def _checked(latents: np.ndarray, reference: np.ndarray) -> tuple[np.ndarray, np
     found = {"latents": np.asarray(latents, dtype=np.float64), "reference": np.asarray(reference, dtype=np.float64)}
     for name, values in found.items():
         if values.ndim != 2 or not values.size:
-            raise DataError(f"{name}: must be a table of samples x dimensions with at least one of each, got shape {values.shape}.")
+            raise DataError(
+                f"{name}: must be a table of samples x dimensions with at least one of each, got shape {values.shape}."
+            )
         if not np.isfinite(values).all():
             row = int(np.flatnonzero(~np.isfinite(values).all(axis=1))[0]) + 1
             raise DataError(f"{name}: row {row} has a value that is not finite.")
     if found["latents"].shape[1] != found["reference"].shape[1]:
         widths = [values.shape[1] for values in found.values()]
-        raise DataError(f"latents have {widths[0]} dimensions, reference {widths[1]}. Both must come from the same model.")
+        raise DataError(
+            f"latents have {widths[0]} dimensions, reference {widths[1]}. Both must come from the same model."
+        )
     return found["latents"], found["reference"]

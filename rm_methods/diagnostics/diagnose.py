@@ -41,7 +41,12 @@ class Measured:
 
 
 def diagnose(
-    config: dict[str, Any], variant: str, benchmarks: Sequence[tuple[str, Path]], model_folder: Path, out: Path, threads: int = 0
+    config: dict[str, Any],
+    variant: str,
+    benchmarks: Sequence[tuple[str, Path]],
+    model_folder: Path,
+    out: Path,
+    threads: int = 0,
 ) -> dict[str, Any]:
     """Diagnose one trained run: write attention.parquet, masking.parquet and report.json.
 
@@ -79,14 +84,19 @@ def diagnose(
     write_rows(rows, ATTENTION_COLUMNS, out / RUN_FILES[0])
     write_rows(masking_rows(pairs, measured.scores), MASKING_COLUMNS, out / RUN_FILES[1])
     for name, own in counts.items():
-        own["n_truncated"] = sum(any(item.truncated) for pair, item in zip(pairs, encoded, strict=True) if pair.benchmark == name)
+        own["n_truncated"] = sum(
+            any(item.truncated) for pair, item in zip(pairs, encoded, strict=True) if pair.benchmark == name
+        )
     report = {"variant": variant, "layers": counted, "n_layers": count, "benchmarks": counts}
     write_json(out / RUN_FILES[2], report)
     return report
 
 
 def measure(
-    scorer: RewardModelScorer, encoded: Sequence[TokenizedItem], texts: Sequence[Sequence[TextTokens]], layers: tuple[int, ...]
+    scorer: RewardModelScorer,
+    encoded: Sequence[TokenizedItem],
+    texts: Sequence[Sequence[TextTokens]],
+    layers: tuple[int, ...],
 ) -> Measured:
     """All forwards: one with the attention captured, then one for every part of the text that is hidden.
 
@@ -115,7 +125,11 @@ def measure(
 
 
 def masked_scores(
-    scorer: RewardModelScorer, encoded: Sequence[TokenizedItem], texts: Sequence[Sequence[TextTokens]], mode: str, percent: int
+    scorer: RewardModelScorer,
+    encoded: Sequence[TokenizedItem],
+    texts: Sequence[Sequence[TextTokens]],
+    mode: str,
+    percent: int,
 ) -> np.ndarray:
     """Scores with the first `percent` of the text hidden (`visible_positions`), float32 [items, 2]."""
     visible = [[visible_positions(text, mode, percent) for text in own] for own in texts]

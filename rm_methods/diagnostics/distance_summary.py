@@ -9,11 +9,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rm_methods.diagnostics.bootstrap import MIN_CLUSTERS
 from rm_methods.diagnostics.findings import pooled_means
 from rm_methods.diagnostics.records import DISTANCE_COLUMNS, read_rows
 from rm_methods.diagnostics.runs import DISTANCE_FILES, diagnosed_runs, teachers
 from rm_methods.diagnostics.tables import Section, latex_text, markdown_text, terminal_text
+from rm_methods.statistics.bootstrap import MIN_CLUSTERS
 
 NAMES = {"joint": "Joint", "intra": "Intra", "inter": "Inter", "causal": "Causal", "received": "Received"}
 NOTES = [
@@ -52,13 +52,30 @@ def distance_tables(config: Mapping[str, Any], folder: Path) -> tuple[str, str, 
             value, low, high = pooled_means(part, ["before", "after"])
             few = math.isnan(low[1])
             cells.append(f"{value[0]:.2f} > {value[1]:.2f}" + ("" if few else f" ±{(high[1] - low[1]) / 2:.2f}"))
-            records.append([benchmark, variant, teacher, name, len(part), value[0], value[1], *(("", "") if few else (low[1], high[1]))])
+            records.append(
+                [
+                    benchmark,
+                    variant,
+                    teacher,
+                    name,
+                    len(part),
+                    value[0],
+                    value[1],
+                    *(("", "") if few else (low[1], high[1])),
+                ]
+            )
         rows.append((benchmark, variant, teacher, *cells))
     tables = [
-        Section("Distance to the joint teacher, before > after training", ("Data", "Method", "Teacher", *NAMES.values()), tuple(rows))
+        Section(
+            "Distance to the joint teacher, before > after training",
+            ("Data", "Method", "Teacher", *NAMES.values()),
+            tuple(rows),
+        )
     ]
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(["benchmark", "variant", "teacher", "distance", "rows", "before", "after", "after_low", "after_high"])
+    writer.writerow(
+        ["benchmark", "variant", "teacher", "distance", "rows", "before", "after", "after_low", "after_high"]
+    )
     writer.writerows(records)
     return terminal_text(tables, NOTES), markdown_text(tables, NOTES), stream.getvalue(), latex_text(tables, NOTES)

@@ -8,15 +8,19 @@ from pathlib import Path
 
 from rm_methods.comparison.figures import BLUE, GREY, ORANGE
 from rm_methods.diagnostics.findings import ALL, GROUPS, Finding, Findings, Place
+from rm_methods.diagnostics.position_bins import STAGES, uniform_mass
 from rm_methods.diagnostics.runs import MEASURES, MODES, SHOWN_VERSIONS
-from rm_methods.diagnostics.stages import STAGES, uniform_mass
 from rm_methods.files import written_atomically
 
 # Okabe-Ito, as in the comparison; the reference is orange.
 _OTHERS = (BLUE, "#009E73", "#CC79A7", "#56B4E9", "#000000")
 _DASHES = ("-", (0, (5, 1.5)), (0, (1.5, 1.5)), (0, (5, 1.5, 1, 1.5)))
 _GROUP_STYLES = dict(
-    zip(GROUPS, ({"color": BLUE, "marker": "o"}, {"color": ORANGE, "marker": "D", "markerfacecolor": "white"}), strict=True)
+    zip(
+        GROUPS,
+        ({"color": BLUE, "marker": "o"}, {"color": ORANGE, "marker": "D", "markerfacecolor": "white"}),
+        strict=True,
+    )
 )
 _BASELINE = {"color": GREY, "linewidth": 0.9, "linestyle": (0, (2, 2))}
 _ACROSS = 4  # panels beside each other
@@ -26,10 +30,15 @@ def write_figures(findings: Findings, benchmark: str, reference: str, folder: Pa
     """Draw every figure of a benchmark into `folder`, as PNG (200 dpi) and SVG with text as text (names: `runs.figure_names`)."""
     import matplotlib
 
-    with matplotlib.rc_context({"font.size": 9, "svg.fonttype": "none", "svg.hashsalt": "rm-methods", "axes.unicode_minus": False}):
+    with matplotlib.rc_context(
+        {"font.size": 9, "svg.fonttype": "none", "svg.hashsalt": "rm-methods", "axes.unicode_minus": False}
+    ):
         for measure in MEASURES:
             for version in SHOWN_VERSIONS:
-                _save(draw_attention(findings, benchmark, measure, version), folder / f"{benchmark}_attention_{measure}_{version}")
+                _save(
+                    draw_attention(findings, benchmark, measure, version),
+                    folder / f"{benchmark}_attention_{measure}_{version}",
+                )
         pooled = findings.places(benchmark)
         subsets = list(dict.fromkeys(place.subset for place in pooled if place.subset != ALL)) or [ALL]
         _save(draw_masking(findings, benchmark, [ALL], reference), folder / f"{benchmark}_masking")
@@ -78,7 +87,16 @@ def _draw_stages(axis, findings: Findings, place: Place, quantity: str, measure:
     if missing and quantity == "stage_mass":
         text = f"no {missing[0]} pair" if len(missing) == 1 else "no pair decided"
         place = {"ha": "center", "va": "top", "transform": axis.transAxes}
-        axis.text(0.5, 0.97, text, color=GREY, fontsize=8, zorder=4, bbox={"facecolor": "white", "edgecolor": "none", "pad": 1}, **place)
+        axis.text(
+            0.5,
+            0.97,
+            text,
+            color=GREY,
+            fontsize=8,
+            zorder=4,
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 1},
+            **place,
+        )
     axis.set_xlim(0.6, STAGES + 0.4)
     axis.set_xticks((1, 4, 7, 10))
     axis.set_ylim(bottom=0)
@@ -103,7 +121,9 @@ def draw_masking(findings: Findings, benchmark: str, subsets: Sequence[str], ref
     if list(subsets) == [ALL]:
         # One panel a mode, beside each other.
         modes = list(MODES.values())
-        figure = _grid(modes, ("accuracy (%)",), lambda axis, mode, _: panel(axis, 0, mode), "hidden (%)", width=3.0, height=2.5)
+        figure = _grid(
+            modes, ("accuracy (%)",), lambda axis, mode, _: panel(axis, 0, mode), "hidden (%)", width=3.0, height=2.5
+        )
     else:
         rows = [f"{name.replace(' hidden', '')}\naccuracy (%)" for name in MODES.values()]
         figure = _grid(subsets, rows, panel, "hidden (%)")
@@ -117,7 +137,9 @@ def _styles(variants: Sequence[str], reference: str) -> dict[str, dict]:
     """Colour and dashes of each variant; where colours run out the dashes change."""
     others = [variant for variant in variants if variant != reference]
     count = len(_OTHERS)
-    styles = {v: {"color": _OTHERS[k % count], "linestyle": _DASHES[k // count % len(_DASHES)]} for k, v in enumerate(others)}
+    styles = {
+        v: {"color": _OTHERS[k % count], "linestyle": _DASHES[k // count % len(_DASHES)]} for k, v in enumerate(others)
+    }
     return {variant: styles.get(variant, {"color": ORANGE, "linestyle": "-"}) for variant in variants}
 
 
@@ -154,7 +176,9 @@ def _grid(
 
     blocks = math.ceil(len(columns) / _ACROSS)
     across = math.ceil(len(columns) / blocks)
-    figure = Figure(figsize=(max(width * across, 3.6) + 0.6, (height * len(rows) + 0.35) * blocks + 0.25), layout="constrained")
+    figure = Figure(
+        figsize=(max(width * across, 3.6) + 0.6, (height * len(rows) + 0.35) * blocks + 0.25), layout="constrained"
+    )
     figure.get_layout_engine().set(h_pad=0.06, w_pad=0.05)
     FigureCanvasAgg(figure)
     axes = figure.subplots(len(rows) * blocks, across, squeeze=False)

@@ -12,12 +12,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rm_methods.benchmarks.cards import load_card
-from rm_methods.diagnostics.bootstrap import MIN_CLUSTERS, interval, length_bins, means, resampled_counts, standardised_means
+from rm_methods.diagnostics.position_bins import LATE_STAGES, STAGES
 from rm_methods.diagnostics.records import ATTENTION_COLUMNS, MASKING_COLUMNS, read_rows
 from rm_methods.diagnostics.runs import MEASURES, MODES, RUN_FILES, diagnosed_runs
-from rm_methods.diagnostics.stages import LATE_STAGES, STAGES
 from rm_methods.errors import DataError, UserError
 from rm_methods.files import read_json
+from rm_methods.statistics.bootstrap import (
+    MIN_CLUSTERS,
+    interval,
+    length_bins,
+    means,
+    resampled_counts,
+    standardised_means,
+)
 
 if TYPE_CHECKING:
     import pandas
@@ -112,11 +119,15 @@ def read_findings(config: Mapping[str, Any], folder: Path) -> Findings:
     if not config["diagnostics"]["benchmarks"]:
         raise UserError("diagnostics.benchmarks is empty: nothing was measured. Name at least one of the benchmarks.")
     if not runs:
-        raise UserError("No method of this experiment is a trained reward model with a scalar reward; there is nothing to diagnose.")
+        raise UserError(
+            "No method of this experiment is a trained reward model with a scalar reward; there is nothing to diagnose."
+        )
     seeds: dict[str, list[int]] = {}
     for variant, seed in runs:
         seeds.setdefault(variant, []).append(seed)
-    folders = {variant: [folder / "diagnostics" / variant / f"seed{seed}" for seed in own] for variant, own in seeds.items()}
+    folders = {
+        variant: [folder / "diagnostics" / variant / f"seed{seed}" for seed in own] for variant, own in seeds.items()
+    }
     attention = {v: _read(folders[v], seeds[v], RUN_FILES[0], ATTENTION_COLUMNS) for v in seeds}
     masking = {v: _read(folders[v], seeds[v], RUN_FILES[1], MASKING_COLUMNS) for v in seeds}
     _check_same_pairs(attention)
@@ -135,7 +146,9 @@ def read_findings(config: Mapping[str, Any], folder: Path) -> Findings:
 def _read(folders: Sequence[Path], seeds: Sequence[int], name: str, columns: Mapping[str, str]) -> pandas.DataFrame:
     import pandas
 
-    return pandas.concat([read_rows(f / name, columns).assign(seed=s) for f, s in zip(folders, seeds, strict=True)], ignore_index=True)
+    return pandas.concat(
+        [read_rows(f / name, columns).assign(seed=s) for f, s in zip(folders, seeds, strict=True)], ignore_index=True
+    )
 
 
 def _of(frame: pandas.DataFrame, benchmark: str, subset: str = ALL) -> pandas.DataFrame:
@@ -192,7 +205,9 @@ def attention_findings(place: Place, frame: pandas.DataFrame) -> Iterator[Findin
     replicates = {}
     for same_lengths, stratum in _strata(decided).items():
         # [B, 2 groups, kinds, stages]
-        replicates[same_lengths] = standardised_means(values, group, cluster, stratum, counts).reshape(len(counts), 2, len(kinds), STAGES)
+        replicates[same_lengths] = standardised_means(values, group, cluster, stratum, counts).reshape(
+            len(counts), 2, len(kinds), STAGES
+        )
     for measure in MEASURES:
         for version, (same_lengths, text_only) in VERSIONS.items():
             kind = kinds.index(measure + ("_text" if text_only else ""))
@@ -220,7 +235,9 @@ def _by_stage(place: Place, measure: str, version: str, mass: np.ndarray, enough
                 yield _finding(place, quantity, measure, version, group, stage + 1, replicates[:, g, stage], enough[g])
 
 
-def _finding(place, quantity, measure, version, group, position, replicates: np.ndarray, with_interval: bool) -> Finding:
+def _finding(
+    place, quantity, measure, version, group, position, replicates: np.ndarray, with_interval: bool
+) -> Finding:
     low, high = interval(replicates) if with_interval else (math.nan, math.nan)
     return Finding(place, quantity, measure, version, group, position, float(replicates[0]), float(low), float(high))
 

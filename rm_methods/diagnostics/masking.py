@@ -35,13 +35,17 @@ def visible_item(item: TokenizedItem, visible: Sequence[np.ndarray]) -> Tokenize
         visible: positions for each sequence, ascending.
     """
     length = min(map(len, visible))
-    same = (visible[0][:length] < item.shared) & np.logical_and.reduce([v[:length] == visible[0][:length] for v in visible])
+    same = (visible[0][:length] < item.shared) & np.logical_and.reduce(
+        [v[:length] == visible[0][:length] for v in visible]
+    )
     sequences = tuple(sequence[v] for sequence, v in zip(item.sequences, visible, strict=True))
     # Some place always differs: the last token of a sequence stays and is not shared.
     return TokenizedItem(sequences, int(same.argmin()), item.prompt_cut, item.response_cut)
 
 
-def lay_out_visible(items: Sequence[TokenizedItem], visible: Sequence[Sequence[np.ndarray]], pad_id: int) -> SequenceBatch:
+def lay_out_visible(
+    items: Sequence[TokenizedItem], visible: Sequence[Sequence[np.ndarray]], pad_id: int
+) -> SequenceBatch:
     """The packed batch of `visible_item`s, each token at its place in the whole sequence.
 
     Args:

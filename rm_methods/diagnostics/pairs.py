@@ -43,7 +43,9 @@ class TextTokens:
     is_response: np.ndarray
 
 
-def select_pairs(benchmark: str, items: Sequence[BenchmarkItem], limit: int | None) -> tuple[list[DiagnosedPair], dict[str, int]]:
+def select_pairs(
+    benchmark: str, items: Sequence[BenchmarkItem], limit: int | None
+) -> tuple[list[DiagnosedPair], dict[str, int]]:
     """The pairs of a benchmark: at most `limit` of each subset, drawn at random but always the same ones.
 
     Returns:

@@ -10,8 +10,8 @@ import numpy as np
 
 from rm_methods.benchmarks.evaluation import usable_scores
 from rm_methods.diagnostics.pairs import DiagnosedPair, TextTokens, pair_credit
+from rm_methods.diagnostics.position_bins import stage_mass
 from rm_methods.diagnostics.runs import MEASURES
-from rm_methods.diagnostics.stages import stage_mass
 from rm_methods.files import read_parquet, written_atomically
 from rm_methods.reward_models.tokenization import TokenizedItem
 
@@ -92,7 +92,12 @@ def masking_rows(pairs: Sequence[DiagnosedPair], scores: Mapping[tuple[str, int]
 
 def _identity(pair: DiagnosedPair) -> dict[str, str]:
     item = pair.item
-    return {"benchmark": pair.benchmark, "subset": item.subset, "item_id": item.item_id, "group": item.group or item.item_id}
+    return {
+        "benchmark": pair.benchmark,
+        "subset": item.subset,
+        "item_id": item.item_id,
+        "group": item.group or item.item_id,
+    }
 
 
 def write_rows(rows: Sequence[dict[str, Any]], columns: Mapping[str, str], target: Path) -> None:

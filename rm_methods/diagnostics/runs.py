@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from rm_methods.config import runs
+from rm_methods.config.resolve import runs
 from rm_methods.methods.registry import MethodCard, load_card
 
 TABLES = ("table.txt", "table.md", "table.csv", "table.tex")
@@ -30,7 +30,9 @@ def obstacle(card: MethodCard) -> str | None:
 def diagnosed_runs(config: Mapping[str, Any]) -> list[tuple[str, int]]:
     """(variant, seed) of every run that can be diagnosed and is asked for."""
     without, seeds = left_out(config), config["diagnostics"]["seeds"]
-    return [(variant, seed) for variant, seed in runs(config) if variant not in without and (seeds is None or seed in seeds)]
+    return [
+        (variant, seed) for variant, seed in runs(config) if variant not in without and (seeds is None or seed in seeds)
+    ]
 
 
 def left_out(config: Mapping[str, Any]) -> dict[str, str]:
@@ -50,4 +52,8 @@ def teachers(config: Mapping[str, Any], variant: str) -> list[str]:
 def figure_names(config: Mapping[str, Any]) -> list[str]:
     """File names of the figures, without their suffixes."""
     kinds = [f"attention_{measure}_{version}" for measure in MEASURES for version in SHOWN_VERSIONS]
-    return [f"{benchmark}_{kind}" for benchmark in config["diagnostics"]["benchmarks"] for kind in [*kinds, "masking", "masking_subsets"]]
+    return [
+        f"{benchmark}_{kind}"
+        for benchmark in config["diagnostics"]["benchmarks"]
+        for kind in [*kinds, "masking", "masking_subsets"]
+    ]

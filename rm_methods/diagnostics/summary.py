@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rm_methods.config import reference_variant
+from rm_methods.config.resolve import reference_variant
 from rm_methods.diagnostics.distance_summary import distance_tables
 from rm_methods.diagnostics.figures import write_figures
 from rm_methods.diagnostics.findings import read_findings
@@ -31,7 +31,12 @@ def write_summary(config: Mapping[str, Any], folder: Path, out: Path) -> str:
     """
     findings = read_findings(config, folder)
     tables, footnotes = sections(findings), notes(findings, left_out(config))
-    texts = (terminal_text(tables, footnotes), markdown_text(tables, footnotes), csv_text(findings), latex_text(tables, footnotes))
+    texts = (
+        terminal_text(tables, footnotes),
+        markdown_text(tables, footnotes),
+        csv_text(findings),
+        latex_text(tables, footnotes),
+    )
     for name, text in zip(TABLES, texts, strict=True):
         write_text(out / name, text)
     if distances := distance_tables(config, folder):

@@ -10,14 +10,27 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from rm_methods.comparison.tables import MISSING, latex_escape
-from rm_methods.diagnostics.bootstrap import LENGTH_BINS, MIN_CLUSTERS, REPLICATES
 from rm_methods.diagnostics.findings import GROUPS, UNDECIDED, Finding, Findings, Place
+from rm_methods.diagnostics.position_bins import LATE_STAGES, STAGES
 from rm_methods.diagnostics.runs import MEASURES, MODES
-from rm_methods.diagnostics.stages import LATE_STAGES, STAGES
+from rm_methods.statistics.bootstrap import LENGTH_BINS, MIN_CLUSTERS, REPLICATES
 
 WIDTH = 112  # of the notes in the terminal
 SHOWN_PERCENTS = (0, 30, 60, 80, 90)
-CSV_FIELDS = ("benchmark", "subset", "variant", "seed", "quantity", "measure", "version", "group", "position", "value", "low", "high")
+CSV_FIELDS = (
+    "benchmark",
+    "subset",
+    "variant",
+    "seed",
+    "quantity",
+    "measure",
+    "version",
+    "group",
+    "position",
+    "value",
+    "low",
+    "high",
+)
 
 
 @dataclass(frozen=True)
@@ -48,7 +61,9 @@ def _attention_row(findings: Findings, place: Place, measure: str) -> tuple[str,
     per_seed = [
         gap.value
         for seed in findings.seeds[place.variant]
-        for gap in findings.find(Place(place.benchmark, place.subset, place.variant, seed), "late_gap", measure, "controlled")
+        for gap in findings.find(
+            Place(place.benchmark, place.subset, place.variant, seed), "late_gap", measure, "controlled"
+        )
         if not math.isnan(gap.value)
     ]
     dropped = findings.find(place, "dropped_mass", measure)[0].value
@@ -95,7 +110,9 @@ def notes(findings: Findings, left_out: Mapping[str, str]) -> list[str]:
         "Hidden: the first part of all text (sequence), or of the response only (response). A tie earns 0.5 here.",
     ]
     few = [
-        f"{_data(place)}, {place.variant}" for place in findings.places() if not findings.find(place, "pairs", "", group=GROUPS[1])[0].value
+        f"{_data(place)}, {place.variant}"
+        for place in findings.places()
+        if not findings.find(place, "pairs", "", group=GROUPS[1])[0].value
     ]
     if few:
         found.append(f"Nothing misclassified, so nothing to compare: {'; '.join(few)}.")
@@ -105,7 +122,9 @@ def notes(findings: Findings, left_out: Mapping[str, str]) -> list[str]:
         if (undecided := findings.find(place, "pairs", "", group=UNDECIDED)[0].value)
     ]
     if tied:
-        found.append(f"Pairs that are tied or could not be scored count as neither correct nor wrong: {'; '.join(tied)}.")
+        found.append(
+            f"Pairs that are tied or could not be scored count as neither correct nor wrong: {'; '.join(tied)}."
+        )
     report = next(iter(findings.reports.values()))
     for name, counts in report["benchmarks"].items():
         parts = [f"{counts['n_pairs']} pairs of {counts['n_items']} items"]
@@ -115,7 +134,9 @@ def notes(findings: Findings, left_out: Mapping[str, str]) -> list[str]:
         found.append(f"{name}: {', '.join(parts)}.")
     layers = {(tuple(r["layers"]), r["n_layers"]) for r in findings.reports.values()}
     for numbers, count in sorted(layers):
-        which = f"all layers ({count})" if len(numbers) == count else f"layers {', '.join(map(str, numbers))} of {count}"
+        which = (
+            f"all layers ({count})" if len(numbers) == count else f"layers {', '.join(map(str, numbers))} of {count}"
+        )
         found.append(f"Attention is averaged over heads and {which}.")
     if left_out:
         found.append(f"Not diagnosed: {'; '.join(f'{variant} ({reason})' for variant, reason in left_out.items())}.")
@@ -130,7 +151,9 @@ def terminal_text(tables: list[Section], footnotes: list[str]) -> str:
         lines = [_aligned(section.headings, widths), "─" * (sum(widths) + 3 * (len(widths) - 1))]
         lines += [_aligned(row, widths) for row in _without_repeats(section.rows)]
         parts.append("\n".join([section.title, "", *lines]))
-    parts.append("\n".join(textwrap.fill(note, WIDTH, subsequent_indent="   ", break_on_hyphens=False) for note in footnotes))
+    parts.append(
+        "\n".join(textwrap.fill(note, WIDTH, subsequent_indent="   ", break_on_hyphens=False) for note in footnotes)
+    )
     return "\n\n".join(parts) + "\n"
 
 
@@ -168,10 +191,20 @@ def latex_text(tables: list[Section], footnotes: list[str]) -> str:
     """One booktabs tabular a table, to be \\input inside a table environment, and the notes below."""
     lines = ["% needs \\usepackage{booktabs}"]
     for section in tables:
-        lines += [latex_escape(section.title), "", f"\\begin{{tabular}}{{ll{'r' * (len(section.headings) - 2)}}}", "\\toprule"]
+        lines += [
+            latex_escape(section.title),
+            "",
+            f"\\begin{{tabular}}{{ll{'r' * (len(section.headings) - 2)}}}",
+            "\\toprule",
+        ]
         lines += [_latex_row(section.headings), "\\midrule", *map(_latex_row, _without_repeats(section.rows))]
         lines += ["\\bottomrule", "\\end{tabular}", "", "\\medskip"]
-    lines += ["{\\footnotesize", *(latex_escape(note) + r"\\" for note in footnotes[:-1]), latex_escape(footnotes[-1]), "}"]
+    lines += [
+        "{\\footnotesize",
+        *(latex_escape(note) + r"\\" for note in footnotes[:-1]),
+        latex_escape(footnotes[-1]),
+        "}",
+    ]
     return "\n".join(lines) + "\n"
 
 

@@ -96,12 +96,19 @@ def diagnose_teacher_distance(
                 )
             found[moment], examples[moment] = _measure(method, model, pairs, items, scoring.tokens_per_batch)
         for index, pair in enumerate(selected):
-            identity = {"benchmark": pair.benchmark, "subset": pair.item.subset, "item_id": pair.item.item_id, "group": pair.item.group}
+            identity = {
+                "benchmark": pair.benchmark,
+                "subset": pair.item.subset,
+                "item_id": pair.item.item_id,
+                "group": pair.item.group,
+            }
             for name in DISTANCES:
                 values = {moment: float(found[moment][name][index]) for moment in found}
                 rows.append(identity | {"teacher": teacher, "distance": name} | values)
         for name in DISTANCES:
-            lines.append(f"{teacher} {name}: {np.nanmedian(found['before'][name]):.3f} -> {np.nanmedian(found['after'][name]):.3f}")
+            lines.append(
+                f"{teacher} {name}: {np.nanmedian(found['before'][name]):.3f} -> {np.nanmedian(found['after'][name]):.3f}"
+            )
         if k == 0:
             shown = _example_maps(scorer.tokenizer, items, examples)
             _write_page(shown, f"{variant} seed {seed}", teacher, out / "teacher_maps.png")
@@ -116,9 +123,14 @@ def _settings(config: dict[str, Any], variant: str, teacher: str) -> dict[str, A
     return load_card("interaction_distillation").defaults() | layers | {"teacher": teacher, "online": True}
 
 
-def _inputs(config: dict[str, Any], seed: int, folders: Mapping[str, Path], required: Mapping[str, list[Path]]) -> Inputs:
+def _inputs(
+    config: dict[str, Any], seed: int, folders: Mapping[str, Path], required: Mapping[str, list[Path]]
+) -> Inputs:
     # The run's model is loaded with the precision of scoring; the one before training must have the same.
-    sections = {"backbone": config["backbone"], "training": config["training"] | {"precision": config["scoring"]["precision"]}}
+    sections = {
+        "backbone": config["backbone"],
+        "training": config["training"] | {"precision": config["scoring"]["precision"]},
+    }
     return Inputs(seed, Path(folders["model"]).parent, "diagnose", sections, folders["backbone"], required)
 
 
@@ -138,7 +150,9 @@ def _measure(method: Method, model, pairs: Sequence[PreferencePair], items: Sequ
     while start < len(order):
         places = order[start : start + max(1, budget // (2 * sum(items[order[start]].lengths)))]
         start += len(places)
-        batch = PairBatch(**vars(lay_out([items[i] for i in places], "packed", 0)), pair_ids=tuple(pairs[i].pair_id for i in places))
+        batch = PairBatch(
+            **vars(lay_out([items[i] for i in places], "packed", 0)), pair_ids=tuple(pairs[i].pair_id for i in places)
+        )
         output = model(batch.to(device))
         values = dict.fromkeys(DISTANCES, 0.0)
         for layer, teacher_maps in zip(method.layers, method.maps, strict=True):
@@ -152,13 +166,20 @@ def _measure(method: Method, model, pairs: Sequence[PreferencePair], items: Sequ
                     found[name][i] = values[name][k]
             if i in shortest:
                 size = len(method.pairs[i].segment)
-                maps[i] = (teacher.map[k, :size, :size].cpu().numpy(), _grouped_student_map(student, k, size), method.pairs[i])
+                maps[i] = (
+                    teacher.map[k, :size, :size].cpu().numpy(),
+                    _grouped_student_map(student, k, size),
+                    method.pairs[i],
+                )
     return found, maps
 
 
 def _distances(student: StudentAttention, teacher: TeacherAttention) -> dict[str, torch.Tensor]:
     found = {scope: objectives.row_kl(student, teacher, scope) for scope in ("joint", "intra", "inter")}
-    return found | {"causal": objectives.row_kl(student, teacher, causal=True), "received": objectives.received_mass(student, teacher)}
+    return found | {
+        "causal": objectives.row_kl(student, teacher, causal=True),
+        "received": objectives.received_mass(student, teacher),
+    }
 
 
 def _shortest(method: Method, items: Sequence) -> list[int]:
@@ -180,7 +201,9 @@ def _example_maps(tokenizer, items: Sequence, maps: Mapping[str, dict]) -> list[
     for i, (teacher, before, pair) in maps["before"].items():
         text = pair_text(tokenizer, items[i])
         words = [""] * len(pair.segment)
-        for group, kind, (start, end) in zip(pair.student, text.student.segment, text.student.spans.tolist(), strict=True):
+        for group, kind, (start, end) in zip(
+            pair.student, text.student.segment, text.student.spans.tolist(), strict=True
+        ):
             if group >= 0:
                 words[group] += text.segments[kind][start:end]
         shown.append(ExampleMaps([word.strip() for word in words], pair.segment, teacher, before, maps["after"][i][1]))
@@ -201,7 +224,9 @@ def _write_page(examples: Sequence[ExampleMaps], title: str, teacher: str, targe
         maps = (example.teacher, example.before, example.after)
         # Square root of the attention, so that small differences are seen beside the peaks.
         scale = PowerNorm(0.5, vmin=0, vmax=float(np.quantile(np.concatenate([m.ravel() for m in maps]), 0.995)))
-        for axis, values, name in zip(row, maps, (f"teacher: {teacher}", "student before", "student after"), strict=True):
+        for axis, values, name in zip(
+            row, maps, (f"teacher: {teacher}", "student before", "student after"), strict=True
+        ):
             image = axis.imshow(values, cmap="viridis", norm=scale, interpolation="nearest")
             for edge in np.flatnonzero(np.diff(example.segment)) + 0.5:
                 axis.axhline(edge, color="white", linewidth=0.6)

@@ -36,7 +36,9 @@ class Alignment:
     unmatched: int
 
 
-def group_tokens(student_spans: np.ndarray, teacher_spans: np.ndarray, text: str) -> tuple[np.ndarray, np.ndarray, int, int]:
+def group_tokens(
+    student_spans: np.ndarray, teacher_spans: np.ndarray, text: str
+) -> tuple[np.ndarray, np.ndarray, int, int]:
     """Groups of one segment.
 
     Args:

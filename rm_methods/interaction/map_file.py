@@ -18,8 +18,8 @@ import numpy as np
 
 from rm_methods.errors import UserError
 from rm_methods.files import read_json, write_json, written_atomically
-from rm_methods.ranks import from_rank_zero, gathered, rank_and_ranks, wait_for_ranks
-from rm_methods.run_lock import run_lock
+from rm_methods.system.ranks import from_rank_zero, gathered, rank_and_ranks, wait_for_ranks
+from rm_methods.system.run_lock import run_lock
 
 _TOKENS_AT_ONCE = 4096
 
@@ -81,7 +81,11 @@ def _compute(path: Path, sizes: np.ndarray, lengths: np.ndarray, compute, counts
 def _shares(sizes: np.ndarray, lengths: np.ndarray, ranks: int) -> list[int]:
     """Where the share of each rank starts, and the end: neighbours go to one rank, and shares have about as many tokens."""
     read = np.cumsum(np.where(sizes > 0, lengths, 0))
-    inner = [int(np.searchsorted(read, read[-1] * rank / ranks)) for rank in range(1, ranks)] if len(read) else [0] * (ranks - 1)
+    inner = (
+        [int(np.searchsorted(read, read[-1] * rank / ranks)) for rank in range(1, ranks)]
+        if len(read)
+        else [0] * (ranks - 1)
+    )
     return [0, *inner, len(sizes)]
 
 

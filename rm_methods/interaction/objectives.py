@@ -75,7 +75,9 @@ def visible_segments(scope: str) -> list[list[bool]]:
     }[scope]
 
 
-def row_kl(student: StudentAttention, teacher: TeacherAttention, scope: str = "joint", causal: bool = False) -> torch.Tensor:
+def row_kl(
+    student: StudentAttention, teacher: TeacherAttention, scope: str = "joint", causal: bool = False
+) -> torch.Tensor:
     """KL(teacher || student) of attention rows, mean over student tokens in the text and over heads.
 
     Args:
@@ -178,7 +180,9 @@ def _over_pooled_rows(student: StudentAttention, teacher: TeacherAttention, scop
     groups = teacher.segment.shape[1]
 
     def block(rows: slice, query, key, target):
-        prob_BRL = _block_scores(student, table, rows, query, key)[0].softmax(-1).mean(1) * (student.group >= 0)[:, None]
+        prob_BRL = (
+            _block_scores(student, table, rows, query, key)[0].softmax(-1).mean(1) * (student.group >= 0)[:, None]
+        )
         column_BRL = student.group.clamp(min=0)[:, None].expand_as(prob_BRL)
         pooled = prob_BRL.new_zeros(*prob_BRL.shape[:2], groups).scatter_add(2, column_BRL, prob_BRL)
         wanted = target.gather(1, group_BL[:, rows, None].expand(-1, -1, groups))
@@ -248,7 +252,9 @@ def _causal_row_kl(student: StudentAttention, teacher: TeacherAttention) -> torc
     own_mass_BL = diagonal_BG.gather(1, group_BL)
     expected = expected + own_mass_BL[:, None, :, None] * own_mean
     match_BhL = (student.query * expected).sum(-1) * student.scaling
-    earlier_entropy = torch.special.xlogy(earlier_BGG, earlier_BGG / size_BG.clamp(min=1)[:, None]).sum(-1).gather(1, group_BL)
+    earlier_entropy = (
+        torch.special.xlogy(earlier_BGG, earlier_BGG / size_BG.clamp(min=1)[:, None]).sum(-1).gather(1, group_BL)
+    )
     own_entropy = torch.special.xlogy(own_mass_BL, own_mass_BL / count_BL)
     lse_BhL = _row_log_sum_exp(student, table, causal=True)
     return _mean_over_rows((earlier_entropy + own_entropy)[:, None] + lse_BhL - match_BhL, valid_BL)
@@ -325,7 +331,9 @@ def _block_scores(student: StudentAttention, table, rows: slice, query, key, cau
 def _in_row_blocks(block, student: StudentAttention, *extra: torch.Tensor) -> torch.Tensor:
     """Concatenate block(rows, query, key, *extra) along the rows (the last axis); blocks are recomputed in the backward pass."""
     blocks = _row_blocks(student.query.shape[2])
-    return torch.cat([checkpoint(block, rows, student.query, student.key, *extra, use_reentrant=False) for rows in blocks], dim=-1)
+    return torch.cat(
+        [checkpoint(block, rows, student.query, student.key, *extra, use_reentrant=False) for rows in blocks], dim=-1
+    )
 
 
 def _row_log_sum_exp(student: StudentAttention, table: torch.Tensor, causal: bool = False) -> torch.Tensor:
@@ -354,7 +362,9 @@ class _RowLogSumExp(torch.autograd.Function):
         query_gradient, key_gradient = torch.empty_like(query), torch.zeros_like(key)
         for rows in _row_blocks(query.shape[2]):
             score, visible = _block_scores(ctx.student, ctx.table, rows, query, key, ctx.causal)
-            weight = torch.where(visible.any(-1), gradient_BhL[:, :, rows] * ctx.student.scaling, 0.0)[..., None] * score.softmax(-1)
+            weight = torch.where(visible.any(-1), gradient_BhL[:, :, rows] * ctx.student.scaling, 0.0)[
+                ..., None
+            ] * score.softmax(-1)
             query_gradient[:, :, rows] = weight @ key
             key_gradient += weight.transpose(2, 3) @ query[:, :, rows]
         return query_gradient, key_gradient, None, None, None

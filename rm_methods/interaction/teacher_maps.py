@@ -77,12 +77,20 @@ class PairAlignments:
     def _align(self, items: Sequence[TokenizedItem], tokenizer: ChatTokenizer, teacher_reader) -> None:
         texts = [pair_text(tokenizer, item) for item in items]
         kept = [k for k, text in enumerate(texts) if text is not None]
-        rows = teacher_reader.read([texts[k] for k in kept], [items[k] for k in kept]) if teacher_reader else [None] * len(kept)
+        rows = (
+            teacher_reader.read([texts[k] for k in kept], [items[k] for k in kept])
+            if teacher_reader
+            else [None] * len(kept)
+        )
         pairs: list[AlignedPair | None] = [None] * len(items)
         for k, orders in zip(kept, rows, strict=True):
             student = texts[k].student
             found = [align(texts[k].segments, student, row) for row in orders or (student,)]
-            teacher = None if orders is None else tuple((row.ids, a.teacher.astype(np.int32)) for row, a in zip(orders, found, strict=True))
+            teacher = (
+                None
+                if orders is None
+                else tuple((row.ids, a.teacher.astype(np.int32)) for row, a in zip(orders, found, strict=True))
+            )
             pairs[k] = AlignedPair(found[0].student.astype(np.int32), found[0].segment.astype(np.int8), teacher)
             self._unmatched += found[0].unmatched
             self._tokens += _text_tokens(student, orders)
@@ -105,21 +113,35 @@ class JointTeacher:
         UserError: a layer or head that does not exist, a layer that sees a window only, or no summary beside the folder.
     """
 
-    def __init__(self, folder: Path, max_length: int, layers: Sequence[int], key: str, precision: str, heads: Sequence[int] | None = None):
+    def __init__(
+        self,
+        folder: Path,
+        max_length: int,
+        layers: Sequence[int],
+        key: str,
+        precision: str,
+        heads: Sequence[int] | None = None,
+    ):
         self.model, self.reader = load_joint(folder, max_length, precision)
         config = self.model.config
         self.layers = layer_numbers(list(layers), config.num_hidden_layers, key)
         kinds = getattr(config, "layer_types", None) or ["full_attention"] * config.num_hidden_layers
         if local := [layer + 1 for layer in self.layers if kinds[layer] != "full_attention"]:
             full = [number for number, kind in enumerate(kinds, start=1) if kind == "full_attention"]
-            raise UserError(f"{key}: layers {local} of the teacher see a window only, not the whole pair. Use one of {full}.")
+            raise UserError(
+                f"{key}: layers {local} of the teacher see a window only, not the whole pair. Use one of {full}."
+            )
         count = config.num_attention_heads
         if wrong := [head for head in heads or () if not 1 <= head <= count]:
-            raise UserError(f"{key.replace('layers', 'heads')}: the teacher has {count} heads, so {wrong} do not exist. Use 1 to {count}.")
+            raise UserError(
+                f"{key.replace('layers', 'heads')}: the teacher has {count} heads, so {wrong} do not exist. Use 1 to {count}."
+            )
         self.heads = None if heads is None else tuple(head - 1 for head in heads)
         summary = Path(folder).parent / "summary.json"
         if not summary.exists():
-            raise UserError(f"{summary} is not there: a teacher is the model folder of a run, with its summary beside it.")
+            raise UserError(
+                f"{summary} is not there: a teacher is the model folder of a run, with its summary beside it."
+            )
         code = file_hash(*(Path(__file__).parent / name for name in ("teacher_maps.py", "map_file.py", "alignment.py")))
         self.identity = [read_json(summary)["run_key"], precision, code, self.heads]
 
@@ -127,7 +149,9 @@ class JointTeacher:
     def maps(self, pairs: Sequence[AlignedPair], layer: int) -> tuple[list[np.ndarray], float]:
         """fp16 maps [G, G] of some pairs (both orders averaged), and the mean share of attention that went to tokens outside the groups."""
         maps_PGG, outside = group_maps(self.model, pairs, layer, self.reader.pad_id, self.heads)
-        return [m[: len(p.segment), : len(p.segment)].half().cpu().numpy() for m, p in zip(maps_PGG, pairs, strict=True)], outside
+        return [
+            m[: len(p.segment), : len(p.segment)].half().cpu().numpy() for m, p in zip(maps_PGG, pairs, strict=True)
+        ], outside
 
     @torch.no_grad()
     def vectors(self, pairs: Sequence[AlignedPair], layer: int) -> list[tuple[torch.Tensor, ...]]:
@@ -139,7 +163,9 @@ class JointTeacher:
         batch = _joint_batch(pairs, self.reader.pad_id).to(next(self.model.parameters()).device)
         _, taken = self.model.attention_map(batch, layer)
         if taken is None:
-            raise UserError("objective: 'relations' needs the teacher's queries, keys and values, but this teacher gives only its weights.")
+            raise UserError(
+                "objective: 'relations' needs the teacher's queries, keys and values, but this teacher gives only its weights."
+            )
         pool_RGM = _pooling(pairs, batch.input_ids.shape[1]).to(batch.input_ids.device)
         vectors = [pool_RGM @ x.transpose(1, 2).flatten(2).float() for x in (taken.query, taken.key, taken.value)]
         return [tuple(x[order::2] for x in vectors) for order in range(2)]
@@ -183,7 +209,12 @@ class TeacherMaps:
     """
 
     def __init__(
-        self, alignments: PairAlignments, teacher: JointTeacher | None, layer: int, shuffle: str = "none", cache: Path | None = None
+        self,
+        alignments: PairAlignments,
+        teacher: JointTeacher | None,
+        layer: int,
+        shuffle: str = "none",
+        cache: Path | None = None,
     ):
         self.pairs, self.teacher, self.layer, self.shuffle = alignments.pairs, teacher, layer, shuffle
         self.uniform = teacher is None
@@ -204,13 +235,18 @@ class TeacherMaps:
             return TeacherAttention(maps.to(device), segment_BG.to(device))
         maps = torch.zeros(*segment_BG.shape, segment_BG.shape[1])
         for b, values in enumerate(self._values(places)):
-            maps[b, : len(values), : len(values)] = torch.from_numpy(self._shuffled(values.astype(np.float32), places[b]))
+            maps[b, : len(values), : len(values)] = torch.from_numpy(
+                self._shuffled(values.astype(np.float32), places[b])
+            )
         return TeacherAttention(maps.to(device), segment_BG.to(device))
 
     def _values(self, places: Sequence[int]) -> list[np.ndarray]:
         if self.stored is not None:
             cut = (self.stored[self.starts[k] : self.starts[k + 1]] for k in places)
-            return [np.array(values).reshape(math.isqrt(len(values)), -1) if len(values) else np.zeros((0, 0)) for values in cut]
+            return [
+                np.array(values).reshape(math.isqrt(len(values)), -1) if len(values) else np.zeros((0, 0))
+                for values in cut
+            ]
         aligned = [k for k in places if self.pairs[k] is not None]
         found = {}
         if aligned:

@@ -55,4 +55,7 @@ class Method(TrainedMethod):
         if not self.settings["centring"]:
             return Loss(preference)
         penalty = centring_penalty(rewards)
-        return Loss(preference + self.settings["centring"] * penalty, {"preference_loss": preference, "centring_penalty": penalty})
+        return Loss(
+            preference + self.settings["centring"] * penalty,
+            {"preference_loss": preference, "centring_penalty": penalty},
+        )

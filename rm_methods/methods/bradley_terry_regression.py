@@ -50,7 +50,10 @@ def ratings_of_pairs(pairs: Sequence[PreferencePair], keys: Sequence[str]) -> to
         UserError: a rating is missing or not a finite number.
     """
     columns = [meta_numbers(pairs, key, "bradley_terry_regression.ratings") for key in keys]
-    rows = [row[::-1] if pair.meta.get("flipped") else row for pair, row in zip(pairs, zip(*columns, strict=True), strict=True)]
+    rows = [
+        row[::-1] if pair.meta.get("flipped") else row
+        for pair, row in zip(pairs, zip(*columns, strict=True), strict=True)
+    ]
     return torch.tensor(rows, dtype=torch.float64)
 
 
@@ -67,7 +70,10 @@ class Method(TrainedMethod):
     def loss(self, model, batch):
         rewards = model(batch).rewards
         target = torch.stack([self.target[pair_id] for pair_id in batch.pair_ids]).to(rewards.device)
-        terms = {"preference_loss": bradley_terry_loss(rewards), "regression_penalty": regression_penalty(rewards, target)}
+        terms = {
+            "preference_loss": bradley_terry_loss(rewards),
+            "regression_penalty": regression_penalty(rewards, target),
+        }
         return Loss(bradley_terry_regression_loss(rewards, target, self.settings["weight"]), terms)
 
     def report(self):
@@ -80,8 +86,14 @@ class Method(TrainedMethod):
             mean, scale = float(ratings.mean()), float(ratings.std(correction=0))
             _check_scale(scale, f"the ratings {keys[0]} and {keys[1]} of all training pairs are equal")
             against = int((ratings[:, 0] < ratings[:, 1]).sum())
-            return (ratings - mean) / scale, {"rating_mean": mean, "rating_scale": scale, "pairs_rated_against_their_label": against}
-        instead = "Or name the keys of the two responses' ratings in the pairs' meta as bradley_terry_regression.ratings."
+            return (ratings - mean) / scale, {
+                "rating_mean": mean,
+                "rating_scale": scale,
+                "pairs_rated_against_their_label": against,
+            }
+        instead = (
+            "Or name the keys of the two responses' ratings in the pairs' meta as bradley_terry_regression.ratings."
+        )
         differences = torch.tensor(label_strengths(pairs, "bradley_terry_regression", instead), dtype=torch.float64)
         scale = float(differences.square().mean().sqrt())
         _check_scale(scale, "the strengths of all training pairs are 0")

@@ -145,7 +145,9 @@ class TrainedMethod:
         """What turns pairs into tokens: has `encode(items) -> list[TokenizedItem]`, `pad_id`, and a `tokenizer` to save."""
         from rm_methods.reward_models.backbones import load_tokenizer
 
-        return load_tokenizer(inputs.backbone, inputs.config["training"]["max_length"] or inputs.config["backbone"]["max_length"])
+        return load_tokenizer(
+            inputs.backbone, inputs.config["training"]["max_length"] or inputs.config["backbone"]["max_length"]
+        )
 
     def model(self, pairs: Sequence[PreferencePair], reader, inputs: Inputs) -> RewardModel:
         """The model to train, the same for all reward-model methods."""

@@ -26,7 +26,9 @@ from rm_methods.methods.contract import Loss, TrainedMethod
 def simcse_loss(first_ND: torch.Tensor, second_ND: torch.Tensor, temperature: float) -> torch.Tensor:
     """-log of the share that a state's own second view has among the second views of all, fp32 [N]; 0 if there is one state only."""
     cosine_NN = F.normalize(first_ND, dim=1) @ F.normalize(second_ND, dim=1).T
-    return F.cross_entropy(cosine_NN / temperature, torch.arange(len(first_ND), device=first_ND.device), reduction="none")
+    return F.cross_entropy(
+        cosine_NN / temperature, torch.arange(len(first_ND), device=first_ND.device), reduction="none"
+    )
 
 
 def sinkhorn(scores_NK: torch.Tensor, regularisation: float, iterations: int) -> torch.Tensor:
@@ -47,7 +49,9 @@ def sinkhorn(scores_NK: torch.Tensor, regularisation: float, iterations: int) ->
     return log_NK.exp()
 
 
-def swav_loss(first_NK: torch.Tensor, second_NK: torch.Tensor, temperature: float, regularisation: float, iterations: int) -> torch.Tensor:
+def swav_loss(
+    first_NK: torch.Tensor, second_NK: torch.Tensor, temperature: float, regularisation: float, iterations: int
+) -> torch.Tensor:
     """Swapped prediction: each view predicts the other's assignment, fp32 [N].
 
     Args:
@@ -74,7 +78,9 @@ class Prototypes(nn.Module):
 
     def __init__(self, count: int, hidden_size: int, seed: int):
         super().__init__()
-        self.weight = nn.Parameter(torch.randn(count, hidden_size, generator=torch.Generator().manual_seed(seed)) / hidden_size**0.5)
+        self.weight = nn.Parameter(
+            torch.randn(count, hidden_size, generator=torch.Generator().manual_seed(seed)) / hidden_size**0.5
+        )
 
     def forward(self, states_ND: torch.Tensor) -> torch.Tensor:
         """Cosines, fp32 [N, K]."""
@@ -142,4 +148,6 @@ class Method(TrainedMethod):
         if settings["objective"] == "simcse":
             return simcse_loss(first_ND, second_ND, settings["temperature"])
         scores = (self.prototypes(states_ND) for states_ND in (first_ND, second_ND))
-        return swav_loss(*scores, settings["temperature"], settings["sinkhorn_regularisation"], settings["sinkhorn_iterations"])
+        return swav_loss(
+            *scores, settings["temperature"], settings["sinkhorn_regularisation"], settings["sinkhorn_iterations"]
+        )

@@ -34,7 +34,12 @@ class Method(TrainedMethod):
                 f"cross_fitted: fold {left_out} of {folds} holds all {len(pairs)} training pairs, so nothing is left to train on. Use "
                 "more pairs with different prompts, or more folds."
             )
-        self.counts = {"folds": folds, "fold_left_out": left_out, "pairs_left_out": len(pairs) - len(kept), "pairs_kept": len(kept)}
+        self.counts = {
+            "folds": folds,
+            "fold_left_out": left_out,
+            "pairs_left_out": len(pairs) - len(kept),
+            "pairs_kept": len(kept),
+        }
         return kept
 
     def loss(self, model, batch):

@@ -50,13 +50,17 @@ class Method(CombinedMethod):
         settings = scoring_settings(inputs.config)
         rewards_MP2 = np.stack(
             [
-                pair_rewards(load_scorer(member, settings), pairs, f"{inputs.label}, centre of member {k + 1} of {len(members)}")
+                pair_rewards(
+                    load_scorer(member, settings), pairs, f"{inputs.label}, centre of member {k + 1} of {len(members)}"
+                )
                 for k, member in enumerate(members)
             ]
         )
         centres = rewards_MP2.mean(axis=(1, 2))
         if bad := [str(member) for member, centre in zip(members, centres, strict=True) if not np.isfinite(centre)]:
-            raise UserError(f"ensemble: {bad[0]} gives rewards of validation pairs that are not finite. Train that run again.")
+            raise UserError(
+                f"ensemble: {bad[0]} gives rewards of validation pairs that are not finite. Train that run again."
+            )
         description = {
             "method": "ensemble",
             "settings": self.settings,

@@ -24,4 +24,7 @@ def generalised_cross_entropy_loss(rewards: torch.Tensor, q: float) -> torch.Ten
 class Method(TrainedMethod):
     def loss(self, model, batch):
         rewards = model(batch).rewards
-        return Loss(generalised_cross_entropy_loss(rewards, self.settings["q"]), {"preference_loss": bradley_terry_loss(rewards)})
+        return Loss(
+            generalised_cross_entropy_loss(rewards, self.settings["q"]),
+            {"preference_loss": bradley_terry_loss(rewards)},
+        )

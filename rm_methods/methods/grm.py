@@ -26,13 +26,15 @@ from rm_methods.errors import UserError
 from rm_methods.files import read_json
 from rm_methods.methods.bradley_terry import bradley_terry_loss
 from rm_methods.methods.contract import Loss, TrainedMethod
-from rm_methods.ranks import gathered, rank_and_ranks
 from rm_methods.reward_models.backbones import RECORD, changed_logits, load_language_model
 from rm_methods.reward_models.layouts import SequenceBatch, lay_out
 from rm_methods.reward_models.tokenization import TokenizedItem
+from rm_methods.system.ranks import gathered, rank_and_ranks
 from rm_methods.training.batch_plan import plan_steps
 
-_LOGITS_AT_ONCE = 2**26  # 256 MiB in fp32; more tokens are done in parts, and each part's logits again in the backward pass
+_LOGITS_AT_ONCE = (
+    2**26
+)  # 256 MiB in fp32; more tokens are done in parts, and each part's logits again in the backward pass
 
 
 def sft_regulariser(log_chosen: torch.Tensor, beta: float, saturated: bool = True) -> torch.Tensor:
@@ -40,7 +42,9 @@ def sft_regulariser(log_chosen: torch.Tensor, beta: float, saturated: bool = Tru
     return F.softplus(-beta * log_chosen) if saturated else -log_chosen
 
 
-def dpo_regulariser(log_probabilities: torch.Tensor, beta: float, reference: torch.Tensor | float = 0.0) -> torch.Tensor:
+def dpo_regulariser(
+    log_probabilities: torch.Tensor, beta: float, reference: torch.Tensor | float = 0.0
+) -> torch.Tensor:
     """-log sigmoid(beta (log pi(chosen) - log pi(rejected) - reference)), fp32 [pairs].
 
     Args:
@@ -59,9 +63,17 @@ class LanguageHead(nn.Module):
         softcap: logits are squashed into (-softcap, softcap), as Gemma 2 does; None leaves them.
     """
 
-    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None, autocast: torch.dtype | None = None, softcap: float | None = None):
+    def __init__(
+        self,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        autocast: torch.dtype | None = None,
+        softcap: float | None = None,
+    ):
         super().__init__()
-        self.projection = nn.utils.skip_init(nn.Linear, weight.shape[1], weight.shape[0], bias=bias is not None, dtype=weight.dtype)
+        self.projection = nn.utils.skip_init(
+            nn.Linear, weight.shape[1], weight.shape[0], bias=bias is not None, dtype=weight.dtype
+        )
         self.projection.load_state_dict({"weight": weight} if bias is None else {"weight": weight, "bias": bias})
         self.autocast, self.softcap = autocast, softcap
 
@@ -72,7 +84,9 @@ class LanguageHead(nn.Module):
         return logits_MV if self.softcap is None else self.softcap * torch.tanh(logits_MV / self.softcap)
 
 
-def response_tokens(items: Sequence[TokenizedItem], batch: SequenceBatch, responses: Sequence[int]) -> tuple[torch.Tensor, ...]:
+def response_tokens(
+    items: Sequence[TokenizedItem], batch: SequenceBatch, responses: Sequence[int]
+) -> tuple[torch.Tensor, ...]:
     """The response tokens (with the template's closing tokens) of a micro-batch, and where each is predicted.
 
     Args:
@@ -95,14 +109,20 @@ def response_tokens(items: Sequence[TokenizedItem], batch: SequenceBatch, respon
             before = prompt_start[b] if packed else row * row_length
             start = response_start[row] if packed else before + item.shared
             # An item that shares no token has no joint prompt and does not count (see `build`); its place must only be valid.
-            places.append(np.concatenate([[before + max(item.shared - 1, 0)], np.arange(start, start + lengths[row] - 1)]))
+            places.append(
+                np.concatenate([[before + max(item.shared - 1, 0)], np.arange(start, start + lengths[row] - 1)])
+            )
             tokens.append(item.sequences[k][item.shared :])
             sequence.append(np.full(lengths[row], len(sequence)))
     return tuple(torch.from_numpy(np.concatenate(x).astype(np.int64)) for x in (places, tokens, sequence))
 
 
 def summed_log_probabilities(
-    head: LanguageHead, hidden_states: torch.Tensor, items: Sequence[TokenizedItem], batch: SequenceBatch, responses: Sequence[int]
+    head: LanguageHead,
+    hidden_states: torch.Tensor,
+    items: Sequence[TokenizedItem],
+    batch: SequenceBatch,
+    responses: Sequence[int],
 ) -> torch.Tensor:
     """Log-probability of each whole response given its prompt, fp32 [items, wanted responses].
 
@@ -164,7 +184,14 @@ class Method(TrainedMethod):
             regulariser = dpo_regulariser(log_probabilities, beta, reference)
         regulariser = regulariser * self.counts[places].to(preference.device)
         loss = (1 - weight) * preference + weight * regulariser
-        return Loss(loss, {"preference_loss": preference, "regulariser": regulariser, "chosen_log_probability": log_probabilities[:, 0]})
+        return Loss(
+            loss,
+            {
+                "preference_loss": preference,
+                "regulariser": regulariser,
+                "chosen_log_probability": log_probabilities[:, 0],
+            },
+        )
 
     def report(self):
         return {"pairs_without_regulariser": int((self.counts == 0).sum())} if self.settings["weight"] else {}
@@ -177,9 +204,17 @@ class Method(TrainedMethod):
         """
         training, layout = inputs.config["training"], model.layout(inputs.config["training"]["layout"])
         rank, ranks = rank_and_ranks()
-        options = {"pairs_per_step": len(self.items), "tokens_per_microbatch": training["tokens_per_microbatch"], "seed": 0}
+        options = {
+            "pairs_per_step": len(self.items),
+            "tokens_per_microbatch": training["tokens_per_microbatch"],
+            "seed": 0,
+        }
         plan = plan_steps(self.items, steps=1, ranks=ranks, layout=layout, **options)[0].ranks[rank]
-        device, home, was_training = "cuda" if torch.cuda.is_available() else "cpu", next(model.parameters()).device, model.training
+        device, home, was_training = (
+            "cuda" if torch.cuda.is_available() else "cpu",
+            next(model.parameters()).device,
+            model.training,
+        )
         model.eval().to(device)
         found: dict[int, float] = {}
         for micro_batch in plan:

@@ -106,7 +106,11 @@ class Method(TrainedMethod):
             return model.save(folder, state_dict)
         weights = model.state_dict() if state_dict is None else state_dict
         prefix = "bottleneck."
-        bottleneck = {name[len(prefix) :]: w.detach().float().cpu().contiguous() for name, w in weights.items() if name.startswith(prefix)}
+        bottleneck = {
+            name[len(prefix) :]: w.detach().float().cpu().contiguous()
+            for name, w in weights.items()
+            if name.startswith(prefix)
+        }
         score = (bottleneck["decoder.weight"].double() @ bottleneck["mean.weight"].double()).float()
         model.save(folder, dict(weights) | {"classifier.score.weight": score})
         with written_atomically(Path(folder) / FILE) as path:
@@ -143,5 +147,7 @@ def latents_of_items(folder: str | Path, items: Sequence[BenchmarkItem], setting
     from safetensors.torch import load_file
 
     if not (Path(folder) / FILE).exists():
-        raise UserError(f"{folder}: no {FILE} is there, so it has no latents. Give the model folder of a run of the method 'inform'.")
+        raise UserError(
+            f"{folder}: no {FILE} is there, so it has no latents. Give the model folder of a run of the method 'inform'."
+        )
     return _LatentReader.from_folder(Path(folder), settings).latents(items, load_file(Path(folder) / FILE))

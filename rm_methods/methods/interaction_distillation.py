@@ -52,9 +52,15 @@ class Method(TrainedMethod):
         self.place = {pair.pair_id: k for k, pair in enumerate(inputs.pairs)}
         alignments = PairAlignments(inputs.items, inputs.reader, teacher.reader if teacher else None)
         self.pairs, self.counts = alignments.pairs, alignments.counts
-        cache = None if settings["online"] or settings["objective"] == "relations" else inputs.work_folder.parent / "teacher_maps"
+        cache = (
+            None
+            if settings["online"] or settings["objective"] == "relations"
+            else inputs.work_folder.parent / "teacher_maps"
+        )
         # Student layers may share a layer of the teacher: it is read once for all of them.
-        by_layer = {layer: TeacherMaps(alignments, teacher, layer, settings["shuffle"], cache) for layer in set(teacher_layers)}
+        by_layer = {
+            layer: TeacherMaps(alignments, teacher, layer, settings["shuffle"], cache) for layer in set(teacher_layers)
+        }
         self.maps = [by_layer[layer] for layer in teacher_layers]
         self.teacher = teacher if cache is None else None
         if cache is not None:
@@ -70,22 +76,30 @@ class Method(TrainedMethod):
         widths = {"student": _attention_width(model.config), "teacher": _attention_width(self.teacher.model.config)}
         if wrong := {side: width for side, width in widths.items() if width % self.settings["relation_heads"]}:
             asked = self.settings["relation_heads"]
-            raise UserError(f"interaction_distillation.relation_heads: {asked} does not divide the attention width of {wrong}.")
+            raise UserError(
+                f"interaction_distillation.relation_heads: {asked} does not divide the attention width of {wrong}."
+            )
 
     def _teacher(self, inputs):
         """The teacher (None: uniform) and its layers, one for each student layer."""
         settings = self.settings
         if settings["teacher"] == UNIFORM:
             if settings["objective"] == "relations":
-                raise UserError("interaction_distillation: objective 'relations' needs a teacher with queries and keys, not 'uniform'.")
+                raise UserError(
+                    "interaction_distillation: objective 'relations' needs a teacher with queries and keys, not 'uniform'."
+                )
             return None, [0] * len(self.layers)
         training, backbone = inputs.config["training"], inputs.config["backbone"]
         length = training["max_length"] or backbone["max_length"]
         key = "interaction_distillation.teacher_layers"
         heads = None if settings["teacher_heads"] == "all" else settings["teacher_heads"]
         if heads and settings["objective"] == "relations":
-            raise UserError("interaction_distillation.teacher_heads: objective 'relations' reads the vectors of all heads. Use 'all'.")
-        teacher = JointTeacher(inputs.required["teacher"][0], length, settings["teacher_layers"], key, training["precision"], heads)
+            raise UserError(
+                "interaction_distillation.teacher_heads: objective 'relations' reads the vectors of all heads. Use 'all'."
+            )
+        teacher = JointTeacher(
+            inputs.required["teacher"][0], length, settings["teacher_layers"], key, training["precision"], heads
+        )
         layers = list(teacher.layers) * (len(self.layers) if len(teacher.layers) == 1 else 1)
         if len(layers) != len(self.layers):
             raise UserError(
@@ -134,11 +148,15 @@ class Method(TrainedMethod):
 
     def _relations(self, student: StudentAttention, orders: list[TeacherAttention], places: list[int]) -> torch.Tensor:
         total = student.query.new_zeros(len(places))
-        aligned = torch.tensor([k for k, place in enumerate(places) if self.pairs[place] is not None], device=total.device)
+        aligned = torch.tensor(
+            [k for k, place in enumerate(places) if self.pairs[place] is not None], device=total.device
+        )
         for teacher in orders:
             part = StudentAttention(*(x[aligned] for x in (student.query, student.key, student.value)), student.scaling,
                                     *(x[aligned] for x in (student.group, student.segment, student.read)))  # fmt: skip
-            total = total.index_add(0, aligned, objectives.relations(part, teacher, self.settings["relation_heads"]) / len(orders))
+            total = total.index_add(
+                0, aligned, objectives.relations(part, teacher, self.settings["relation_heads"]) / len(orders)
+            )
         return total
 
     def student_attention(self, attention, batch, places: list[int]) -> StudentAttention:
@@ -146,18 +164,31 @@ class Method(TrainedMethod):
         attention = attention.repeated()
         items = [self.items[place] for place in places]
         widths, segment, group = self._token_groups(items, places)
-        wanted = (attention.query, attention.key, *([attention.value] if self.settings["objective"] == "relations" else []))
+        wanted = (
+            attention.query,
+            attention.key,
+            *([attention.value] if self.settings["objective"] == "relations" else []),
+        )
         if batch.attention_map is not None:
             tokens = [tokens_of_pairs(x, batch.attention_map).float() for x in wanted]
         else:
             index = _plain_places(items, widths, attention.query.shape[2]).to(attention.query.device)
             tokens = [_taken(x, index).float() for x in wanted]
         prompt, response = widths
-        read = [[prompt + len(i.sequences[0]) - i.shared - 1, prompt + response + len(i.sequences[1]) - i.shared - 1] for i in items]
+        read = [
+            [prompt + len(i.sequences[0]) - i.shared - 1, prompt + response + len(i.sequences[1]) - i.shared - 1]
+            for i in items
+        ]
         device = attention.query.device
         value = tokens[2] if len(tokens) > 2 else None
         return StudentAttention(
-            tokens[0], tokens[1], value, attention.scaling, group.to(device), segment.to(device), torch.tensor(read, device=device)
+            tokens[0],
+            tokens[1],
+            value,
+            attention.scaling,
+            group.to(device),
+            segment.to(device),
+            torch.tensor(read, device=device),
         )
 
     def _token_groups(self, items, places):
@@ -167,7 +198,9 @@ class Method(TrainedMethod):
         segment = np.full((len(items), prompt + 2 * response), -1, dtype=np.int64)
         group = segment.copy()
         for b, (item, place) in enumerate(zip(items, places, strict=True)):
-            own = np.full(sum(item.lengths) - item.shared, -1) if self.pairs[place] is None else self.pairs[place].student
+            own = (
+                np.full(sum(item.lengths) - item.shared, -1) if self.pairs[place] is None else self.pairs[place].student
+            )
             start = 0
             for kind, column, count in (
                 (PROMPT, 0, item.shared),
@@ -192,7 +225,9 @@ class Method(TrainedMethod):
 
 def _attention_width(config) -> int:
     """Numbers in the queries of all heads; not always the hidden size."""
-    return config.num_attention_heads * (getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
+    return config.num_attention_heads * (
+        getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    )
 
 
 def _plain_places(items, widths, length: int) -> torch.Tensor:

@@ -9,7 +9,7 @@ Our choices: full fine-tuning instead of LoRA, and the logit is read at the row'
 
 from __future__ import annotations
 
-from rm_methods.interaction.joint_training import DecoderJointMethod
+from rm_methods.methods.joint_method import DecoderJointMethod
 from rm_methods.reward_models.backbones import load_language_model
 from rm_methods.reward_models.joint_model import NAME
 
@@ -27,4 +27,8 @@ class Method(DecoderJointMethod):
 
 def _mask_id(tokenizer) -> int:
     """The mask token, or, as in LLM2Vec, the underscore: a token that pretraining has seen as a blank to fill in."""
-    return tokenizer("_", add_special_tokens=False)["input_ids"][0] if tokenizer.mask_token_id is None else tokenizer.mask_token_id
+    return (
+        tokenizer("_", add_special_tokens=False)["input_ids"][0]
+        if tokenizer.mask_token_id is None
+        else tokenizer.mask_token_id
+    )

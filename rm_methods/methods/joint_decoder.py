@@ -9,7 +9,7 @@ The second response attends to the first and never the other way round; both ord
 
 from __future__ import annotations
 
-from rm_methods.interaction.joint_training import DecoderJointMethod
+from rm_methods.methods.joint_method import DecoderJointMethod
 
 
 class Method(DecoderJointMethod):

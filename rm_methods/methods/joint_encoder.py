@@ -14,13 +14,19 @@ from collections import Counter
 import torch
 
 from rm_methods.errors import UserError
-from rm_methods.interaction.joint_training import JointMethod
+from rm_methods.methods.joint_method import JointMethod
 from rm_methods.reward_models.backbones import hub_errors_explained, source_folder
 from rm_methods.reward_models.joint_model import JointModel, encoder_reader, load_encoder
 from rm_methods.reward_models.joint_reader import EncoderReader
 from rm_methods.reward_models.remote_code import refusal_explained
 
-_SPECIAL = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]"}
+_SPECIAL = {
+    "pad_token": "[PAD]",
+    "unk_token": "[UNK]",
+    "cls_token": "[CLS]",
+    "sep_token": "[SEP]",
+    "mask_token": "[MASK]",
+}
 
 
 class Method(JointMethod):
@@ -28,11 +34,15 @@ class Method(JointMethod):
         from transformers import AutoConfig, AutoTokenizer
 
         if self.settings["source"] == "tiny":
-            return EncoderReader(_words(pairs, self.settings["tiny"]["vocabulary_size"]), self.settings["tiny"]["positions"])
+            return EncoderReader(
+                _words(pairs, self.settings["tiny"]["vocabulary_size"]), self.settings["tiny"]["positions"]
+            )
         source, revision = source_folder(self.settings["source"]), self.settings["revision"]
         options = {"revision": revision, "trust_remote_code": False}
         with hub_errors_explained(source, "joint_encoder.source"), refusal_explained(source):
-            return encoder_reader(AutoTokenizer.from_pretrained(source, **options), AutoConfig.from_pretrained(source, **options))
+            return encoder_reader(
+                AutoTokenizer.from_pretrained(source, **options), AutoConfig.from_pretrained(source, **options)
+            )
 
     def model(self, pairs, reader, inputs):
         from transformers import AutoModelForSequenceClassification, set_seed
@@ -40,11 +50,15 @@ class Method(JointMethod):
         set_seed(inputs.seed)
         source = source_folder(self.settings["source"])
         if source == "tiny":
-            classifier = AutoModelForSequenceClassification.from_config(self._tiny(reader, num_labels=1), attn_implementation="sdpa")
+            classifier = AutoModelForSequenceClassification.from_config(
+                self._tiny(reader, num_labels=1), attn_implementation="sdpa"
+            )
         else:
             with hub_errors_explained(source, "joint_encoder.source"), refusal_explained(source):
                 classifier = load_encoder(source, revision=self.settings["revision"])
-        return JointModel(classifier, False, torch.bfloat16 if inputs.config["training"]["precision"] == "bf16" else None)
+        return JointModel(
+            classifier, False, torch.bfloat16 if inputs.config["training"]["precision"] == "bf16" else None
+        )
 
     def adaptation(self, pairs, reader, inputs):
         from transformers import AutoModelForMaskedLM, set_seed
@@ -54,13 +68,17 @@ class Method(JointMethod):
         set_seed(inputs.seed)
         source = source_folder(self.settings["source"])
         if reader.tokenizer.mask_token_id is None:
-            raise UserError(f"joint_encoder: the tokenizer of '{source}' has no mask token; set masked_language_epochs: 0.")
+            raise UserError(
+                f"joint_encoder: the tokenizer of '{source}' has no mask token; set masked_language_epochs: 0."
+            )
         if source == "tiny":
             language_model = AutoModelForMaskedLM.from_config(self._tiny(reader), attn_implementation="sdpa")
         else:
             options = {"revision": self.settings["revision"], "dtype": torch.float32, "trust_remote_code": False}
             with hub_errors_explained(source, "joint_encoder.source"), refusal_explained(source):
-                language_model, loading = AutoModelForMaskedLM.from_pretrained(source, output_loading_info=True, **options)
+                language_model, loading = AutoModelForMaskedLM.from_pretrained(
+                    source, output_loading_info=True, **options
+                )
             inner = f"{language_model.base_model_prefix}."
             if lost := [key for key in loading["missing_keys"] if key.startswith(inner)]:
                 raise UserError(

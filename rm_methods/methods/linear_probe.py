@@ -15,7 +15,10 @@ from rm_methods.methods.contract import Loss, TrainedMethod
 class Method(TrainedMethod):
     def training(self, training, seed):
         # The backbone is frozen here anyway, so LoRA adapters would have nothing to do.
-        return training | {"learning_rate": training["learning_rate"] * self.settings["learning_rate_factor"], "lora": None}
+        return training | {
+            "learning_rate": training["learning_rate"] * self.settings["learning_rate_factor"],
+            "lora": None,
+        }
 
     def is_frozen(self, parameter):
         return not parameter.startswith("score.")

@@ -72,7 +72,9 @@ def losses_at_shifted_parameters(
             for parameter, original in zip(parameters, originals, strict=True):
                 parameter.copy_(original)
     reached = [k for k, gradient in enumerate(gradients) if gradient is not None]
-    return _WithGradient.apply(values.detach(), weight, [gradients[k] for k in reached], *(parameters[k] for k in reached))
+    return _WithGradient.apply(
+        values.detach(), weight, [gradients[k] for k in reached], *(parameters[k] for k in reached)
+    )
 
 
 class _WithGradient(torch.autograd.Function):
@@ -107,7 +109,11 @@ class Method(TrainedMethod):
         self.items = inputs.reader.encode((pair.prompt, (pair.chosen, pair.rejected)) for pair in samples)
         self.pad_id, self.tokens = inputs.reader.pad_id, inputs.config["training"]["tokens_per_microbatch"]
         cut = sum(any(item.truncated) for item in self.items)
-        self.counts = {"sample_prompts": len(samples), "samples_cut": cut, "samples_hash": file_hash(self.settings["samples"])}
+        self.counts = {
+            "sample_prompts": len(samples),
+            "samples_cut": cut,
+            "samples_hash": file_hash(self.settings["samples"]),
+        }
 
     @torch.enable_grad()
     def loss(self, model, batch):

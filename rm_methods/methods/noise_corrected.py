@@ -26,4 +26,6 @@ def noise_corrected_loss(rewards: torch.Tensor, noise_rate: float) -> torch.Tens
 class Method(TrainedMethod):
     def loss(self, model, batch):
         rewards = model(batch).rewards
-        return Loss(noise_corrected_loss(rewards, self.settings["noise_rate"]), {"preference_loss": bradley_terry_loss(rewards)})
+        return Loss(
+            noise_corrected_loss(rewards, self.settings["noise_rate"]), {"preference_loss": bradley_terry_loss(rewards)}
+        )

@@ -135,7 +135,9 @@ class Method(TrainedMethod):
         self.place = {pair.pair_id: k for k, pair in enumerate(inputs.pairs)}
         scale = getattr(model.config, "initializer_range", 0.02)
         most_per_step = 2 * inputs.config["training"]["pairs_per_step"]
-        self.head = model.length_head = LengthHead(model.hidden_size, scale, inputs.seed, self.settings["memory"], most_per_step)
+        self.head = model.length_head = LengthHead(
+            model.hidden_size, scale, inputs.seed, self.settings["memory"], most_per_step
+        )
         self.quality_head = model.classifier.score
 
     def loss(self, model, batch):
@@ -158,11 +160,16 @@ class Method(TrainedMethod):
             earlier = earlier.new_zeros(FEWEST, 5)  # constant, so without correlation
         rho_Q, of_quality = expanded_correlation(quality, lengths, earlier[:, QUALITY], earlier[:, LENGTH])
         rho_L, of_length_head = expanded_correlation(length_head, lengths, earlier[:, LENGTH_HEAD], earlier[:, LENGTH])
-        terms = {"quality_correlation": rho_Q.expand_as(of_quality), "length_head_correlation": rho_L.expand_as(of_quality)}
+        terms = {
+            "quality_correlation": rho_Q.expand_as(of_quality),
+            "length_head_correlation": rho_L.expand_as(of_quality),
+        }
         return rho_Q.sign() * of_quality, of_length_head, terms
 
     def _remember(self, batch, quality, length_head, lengths):
-        order = quality.new_tensor([[2 * self.place[pair_id], 2 * self.place[pair_id] + 1] for pair_id in batch.pair_ids])
+        order = quality.new_tensor(
+            [[2 * self.place[pair_id], 2 * self.place[pair_id] + 1] for pair_id in batch.pair_ids]
+        )
         columns = {
             STAMP: torch.full_like(quality, batch.progress),
             ORDER: order,

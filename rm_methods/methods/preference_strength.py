@@ -101,7 +101,9 @@ def cross_fitted_strengths(pairs: Sequence[PreferencePair], inputs) -> tuple[np.
             label = f"{inputs.label}, strengths by model {k + 1} of {len(folders)}"
             rewards = pair_rewards(load_scorer(folder, settings), [pairs[i] for i in places], label)
         if not np.isfinite(rewards).all():
-            raise UserError(f"preference_strength: {folder} gives rewards of training pairs that are not finite. Train that run again.")
+            raise UserError(
+                f"preference_strength: {folder} gives rewards of training pairs that are not finite. Train that run again."
+            )
         for place, margin in zip(places, rewards[:, 0] - rewards[:, 1], strict=True):
             margins[place].append(float(margin))
     return np.array([np.mean(own) for own in margins]), np.array([np.std(own) for own in margins]), folds
@@ -112,7 +114,9 @@ def _folds(folders: Sequence[Path]) -> tuple[list[int], int]:
     reports = [read_json(folder.parent / "summary.json")["report"] for folder in folders]
     numbers = {report["folds"] for report in reports}
     if len(numbers) > 1:
-        raise UserError(f"preference_strength: the models of `strengths` were trained with different numbers of folds: {sorted(numbers)}.")
+        raise UserError(
+            f"preference_strength: the models of `strengths` were trained with different numbers of folds: {sorted(numbers)}."
+        )
     folds, left_out = numbers.pop(), [report["fold_left_out"] for report in reports]
     if missing := sorted(set(range(folds)) - set(left_out)):
         raise UserError(
@@ -163,7 +167,10 @@ class Method(TrainedMethod):
 
     def loss(self, model, batch):
         rewards = model(batch).rewards
-        return Loss(preference_strength_loss(rewards, batch.margin, batch.target), {"preference_loss": bradley_terry_loss(rewards)})
+        return Loss(
+            preference_strength_loss(rewards, batch.margin, batch.target),
+            {"preference_loss": bradley_terry_loss(rewards)},
+        )
 
     def report(self):
         return self.measured

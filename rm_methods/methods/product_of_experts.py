@@ -38,7 +38,14 @@ class BiasExpert(nn.Module):
     """
 
     def __init__(
-        self, vocabulary: int, size: int, noise: float, factor: float, log_length_mean: float, log_length_deviation: float, seed: int
+        self,
+        vocabulary: int,
+        size: int,
+        noise: float,
+        factor: float,
+        log_length_mean: float,
+        log_length_deviation: float,
+        seed: int,
     ):
         super().__init__()
         self.noise, self.factor, self.size = noise, factor, size
@@ -84,7 +91,9 @@ class BiasExpert(nn.Module):
 
 class Method(TrainedMethod):
     def build(self, model, inputs):
-        self.tokens = dict(zip((pair.pair_id for pair in inputs.pairs), response_tokens(inputs.items, inputs.reader), strict=True))
+        self.tokens = dict(
+            zip((pair.pair_id for pair in inputs.pairs), response_tokens(inputs.items, inputs.reader), strict=True)
+        )
         self.seed = inputs.seed
         log_lengths = np.log1p([len(ids) for pair in self.tokens.values() for ids in pair])
         self.expert = model.bias_expert = BiasExpert(
@@ -100,7 +109,10 @@ class Method(TrainedMethod):
     def loss(self, model, batch):
         main = model(batch).rewards
         bias = self.bias_rewards(batch.pair_ids, batch.progress, main.device)
-        return Loss(bradley_terry_loss(main + bias), {"preference_loss": bradley_terry_loss(main), "bias_loss": bradley_terry_loss(bias)})
+        return Loss(
+            bradley_terry_loss(main + bias),
+            {"preference_loss": bradley_terry_loss(main), "bias_loss": bradley_terry_loss(bias)},
+        )
 
     def bias_rewards(self, pair_ids, progress: float, device) -> torch.Tensor:
         """Rewards of the bias expert, fp32 [pairs, 2].  The noise of a pair comes from seed, progress and pair alone, so neither the

@@ -107,11 +107,17 @@ class MethodCard:
 
     def required_variants(self, settings: dict[str, Any]) -> dict[str, str]:
         """The variants that these settings need a run of, by the setting that names them."""
-        return {key: settings[key] for key, need in self.requires.items() if settings[key] not in need.get("builtin", [])}
+        return {
+            key: settings[key] for key, need in self.requires.items() if settings[key] not in need.get("builtin", [])
+        }
 
     def files_named(self, settings: dict[str, Any]) -> list[str]:
         """Files that these settings name (`format: file` in the card): what they hold is part of what a run depends on."""
-        return [settings[name] for name, fragment in self.settings.items() if fragment.get("format") == "file" and settings[name]]
+        return [
+            settings[name]
+            for name, fragment in self.settings.items()
+            if fragment.get("format") == "file" and settings[name]
+        ]
 
     @property
     def settings_schema(self) -> dict[str, Any]:
@@ -139,8 +145,14 @@ def card_problems(content: Any) -> list[str]:
             problems.append(f"settings.{name}: {' and '.join(missing)} missing")
             continue
         problems += schema_problems(fragment["default"], fragment, f"settings.{name}.default")
-    problems += [f"code: '{name}' is not below rm_methods/" for name in content.get("code", ()) if not (FOLDER.parent / name).exists()]
-    problems += [f"requires.{name}: is not a setting" for name in content.get("requires", {}) if name not in content["settings"]]
+    problems += [
+        f"code: '{name}' is not below rm_methods/"
+        for name in content.get("code", ())
+        if not (FOLDER.parent / name).exists()
+    ]
+    problems += [
+        f"requires.{name}: is not a setting" for name in content.get("requires", {}) if name not in content["settings"]
+    ]
     if knob := content.get("knob"):
         if knob["setting"] not in content["settings"]:
             return [*problems, f"knob.setting: '{knob['setting']}' is not a setting"]
@@ -170,7 +182,9 @@ def load_card(name: str) -> MethodCard:
     content = yaml.safe_load(path.read_text(encoding="utf-8"))
     if problems := card_problems(content):
         raise ConfigError(problems, source=str(path))
-    return MethodCard(name=name, **(content | {"targets": tuple(content["targets"]), "code": tuple(content.get("code", ()))}))
+    return MethodCard(
+        name=name, **(content | {"targets": tuple(content["targets"]), "code": tuple(content.get("code", ()))})
+    )
 
 
 def load_method(name: str, settings: dict[str, Any]):

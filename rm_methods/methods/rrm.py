@@ -83,7 +83,9 @@ def draw_others(groups: Sequence[str], generator: np.random.Generator) -> list[t
     return others
 
 
-def make_examples(pairs: Sequence[PreferencePair], generator: np.random.Generator, neutral: bool) -> tuple[list[Example], int]:
+def make_examples(
+    pairs: Sequence[PreferencePair], generator: np.random.Generator, neutral: bool
+) -> tuple[list[Example], int]:
     """All candidates of all examples, and how many were left out because two texts in them are equal.
 
     A foreign response that is a response to the own prompt too, word for word, is not foreign, and of equal foreign ones one counts.
@@ -102,7 +104,9 @@ def make_examples(pairs: Sequence[PreferencePair], generator: np.random.Generato
             NON_CONTEXTUAL: tuple(itertools.product((0, 1), foreign)),
             NEUTRAL: tuple((b, a) if flip else (a, b) for (a, b), flip in zip(ties, flips, strict=True)),
         }
-        left_out += sum(MOST[kind] - len(candidates[kind]) for kind in (NON_CONTEXTUAL, *([NEUTRAL] if neutral else [])))
+        left_out += sum(
+            MOST[kind] - len(candidates[kind]) for kind in (NON_CONTEXTUAL, *([NEUTRAL] if neutral else []))
+        )
         examples.append(Example(pair, responses, candidates))
     return examples, left_out
 
@@ -121,7 +125,9 @@ def augmented_pair(example: Example, kind: str, places: tuple[int, int]) -> Pref
     return replace(pair, target=TARGET[kind])
 
 
-def misjudged(rewards: Sequence[float], places: Sequence[tuple[int, int]], target: float, threshold: float) -> tuple[tuple[int, int], ...]:
+def misjudged(
+    rewards: Sequence[float], places: Sequence[tuple[int, int]], target: float, threshold: float
+) -> tuple[tuple[int, int], ...]:
     """The places (chosen, rejected) whose probability, sigmoid of the reward difference, is off the target by `threshold` or more."""
     return tuple((a, b) for a, b in places if abs(_sigmoid(rewards[a] - rewards[b]) - target) >= threshold)
 
@@ -179,7 +185,9 @@ class Method(TrainedMethod):
             return examples
         threshold, kept = self.settings["filter_threshold"], []
         for example, rewards in zip(examples, filter_rewards(examples, inputs), strict=True):
-            candidates = {kind: misjudged(rewards, places, TARGET[kind], threshold) for kind, places in example.candidates.items()}
+            candidates = {
+                kind: misjudged(rewards, places, TARGET[kind], threshold) for kind, places in example.candidates.items()
+            }
             kept.append(replace(example, candidates=candidates))
         return kept
 
@@ -206,7 +214,9 @@ def filter_rewards(examples: Sequence[Example], inputs: Inputs) -> list[list[flo
     file = inputs.work_folder / f"filter_rewards_{asked}.json"
     if file.exists():
         return read_json(file)
-    items = [BenchmarkItem(str(i), "", example.original.prompt, example.responses, 0) for i, example in enumerate(examples)]
+    items = [
+        BenchmarkItem(str(i), "", example.original.prompt, example.responses, 0) for i, example in enumerate(examples)
+    ]
     rows = load_scorer(folder, settings_of_training(inputs.config)).score(items, f"{inputs.label}: filter")
     rewards = np.array([row.score for row in rows]).reshape(len(examples), -1).tolist()
     write_json(file, rewards)

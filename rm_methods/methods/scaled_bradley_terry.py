@@ -60,7 +60,9 @@ class Method(TrainedMethod):
 
     def loss(self, model, batch):
         rewards = model(batch).rewards
-        factor = torch.tensor([self.factor[pair_id] for pair_id in batch.pair_ids], dtype=torch.float32, device=rewards.device)
+        factor = torch.tensor(
+            [self.factor[pair_id] for pair_id in batch.pair_ids], dtype=torch.float32, device=rewards.device
+        )
         return Loss(scaled_bradley_terry_loss(rewards, factor), {"preference_loss": bradley_terry_loss(rewards)})
 
     def report(self):

@@ -47,4 +47,7 @@ class Method(TrainedMethod):
 
     def loss(self, model, batch):
         rewards = model(batch).rewards
-        return Loss(soft_label_loss(rewards, batch.target), {"preference_loss": bradley_terry_loss(rewards), "target": batch.target})
+        return Loss(
+            soft_label_loss(rewards, batch.target),
+            {"preference_loss": bradley_terry_loss(rewards), "target": batch.target},
+        )

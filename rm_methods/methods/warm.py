@@ -63,7 +63,9 @@ def check_members(members: Sequence[Path]) -> None:
 def _what_must_agree(member: Path) -> dict:
     start = read_json(member.parent / "summary.json").get("report", {}).get("start_run_key")
     if start is None:
-        raise UserError(f"warm: {member.parent / 'summary.json'} does not say what the member started from; it is no run of warm_member.")
+        raise UserError(
+            f"warm: {member.parent / 'summary.json'} does not say what the member started from; it is no run of warm_member."
+        )
     shapes = {}
     for name, file in _weight_files(member).items():
         with safe_open(file, "pt") as stream:

@@ -28,7 +28,9 @@ class Method(TrainedMethod):
     depends_on_cut = True
 
     def training(self, training, seed):
-        return training | {"learning_rate": training["learning_rate"] * of_seed(self.settings["learning_rate_factors"], seed)}
+        return training | {
+            "learning_rate": training["learning_rate"] * of_seed(self.settings["learning_rate_factors"], seed)
+        }
 
     def model(self, pairs, reader, inputs):
         from transformers import AutoModelForSequenceClassification

@@ -77,7 +77,9 @@ def best_of_n_weights(n_stored: int, n: Sequence[int]) -> np.ndarray:
 
     n = np.asarray(n, dtype=np.int64)
     if len(n) == 0 or n.min() < 1 or n.max() > n_stored:
-        raise UserError(f"Best-of-n needs 1 <= n <= {n_stored} (the stored responses of a prompt), found n = {n.tolist()}.")
+        raise UserError(
+            f"Best-of-n needs 1 <= n <= {n_stored} (the stored responses of a prompt), found n = {n.tolist()}."
+        )
     rank = np.arange(1, n_stored + 1)[:, None]
     possible = rank >= n
     left = np.where(possible, rank - n, 0)
@@ -130,7 +132,9 @@ def read_pool(items: str | Path, scores: str | Path) -> tuple[list[BenchmarkItem
     return pool, aligned
 
 
-def pool_curves(items: Sequence[BenchmarkItem], scores: Sequence[np.ndarray], n: Sequence[int] | None = None) -> PoolCurves:
+def pool_curves(
+    items: Sequence[BenchmarkItem], scores: Sequence[np.ndarray], n: Sequence[int] | None = None
+) -> PoolCurves:
     """Best-of-n of one reward model on a pool.
 
     Args:
@@ -147,12 +151,16 @@ def pool_curves(items: Sequence[BenchmarkItem], scores: Sequence[np.ndarray], n:
     gold = [candidate_gold(item.label, len(item.responses)) for item in items]
     for item, item_scores in zip(items, scores, strict=True):
         if len(item_scores) != len(item.responses) or not np.isfinite(item_scores).all():
-            raise DataError(f"item {item.item_id!r}: {len(item.responses)} finite scores are needed, found {np.asarray(item_scores)}.")
+            raise DataError(
+                f"item {item.item_id!r}: {len(item.responses)} finite scores are needed, found {np.asarray(item_scores)}."
+            )
     sizes = [len(item.responses) for item in items]
     smallest = min(sizes)
     n = numbers_of_samples(smallest) if n is None else np.asarray(sorted(set(n)), dtype=np.int64)
     if len(n) == 0 or n[0] < 1 or n[-1] > smallest:
-        raise UserError(f"n = {n.tolist()}: Best-of-n needs 1 <= n <= {smallest}, the smallest number of responses of a prompt here.")
+        raise UserError(
+            f"n = {n.tolist()}: Best-of-n needs 1 <= n <= {smallest}, the smallest number of responses of a prompt here."
+        )
     weights = {size: best_of_n_weights(size, n) for size in set(sizes)}
     expected: dict[str, list[np.ndarray]] = {"gold": [], "proxy": [], "oracle": [], "kl": []}
     for item, item_scores, item_gold in zip(items, scores, gold, strict=True):
@@ -211,5 +219,7 @@ def _notes(sizes: Sequence[int], scores: Sequence[np.ndarray]) -> tuple[str, ...
             "all prompts."
         )
     if all(np.ptp(prompt) == 0 for prompt in scores):
-        notes.append("All scores of a prompt are equal, for every prompt: every pick is random and the proxy has no scale.")
+        notes.append(
+            "All scores of a prompt are equal, for every prompt: every pick is random and the proxy has no scale."
+        )
     return tuple(notes)

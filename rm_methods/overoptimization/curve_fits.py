@@ -68,7 +68,9 @@ def fit_curve(kl: np.ndarray, reward: np.ndarray, form: str) -> CurveFit:
         raise UserError(f"Unknown form of curve {form!r}. {nearest(form, FORMS)}")
     kl, reward = np.asarray(kl, dtype=np.float64), np.asarray(reward, dtype=np.float64)
     if not (np.isfinite(kl).all() and np.isfinite(reward).all()):
-        raise UserError("A curve cannot be fitted to values that are not finite; look for NaN in the KL divergences and rewards.")
+        raise UserError(
+            "A curve cannot be fitted to values that are not finite; look for NaN in the KL divergences and rewards."
+        )
     used = kl > 0
     d, reward = np.sqrt(kl[used]), reward[used]
     nothing = CurveFit(form, *(math.nan,) * 5, n_points=len(d))
@@ -88,7 +90,9 @@ def fit_curve(kl: np.ndarray, reward: np.ndarray, form: str) -> CurveFit:
 def _with_optimum(fit: CurveFit, farthest: float) -> CurveFit:
     a, b = fit.a, fit.b
     if b <= 0:
-        return _refuse(fit, f"b = {b:.3g} is not above 0: the curve does not turn down within the data, so it has no highest point")
+        return _refuse(
+            fit, f"b = {b:.3g} is not above 0: the curve does not turn down within the data, so it has no highest point"
+        )
     if fit.form == "best_of_n":
         best_d, best_reward = a / (2 * b), a**2 / (4 * b)
     else:
@@ -96,7 +100,9 @@ def _with_optimum(fit: CurveFit, farthest: float) -> CurveFit:
         best_d = math.exp(min(a / b - 1, 700.0))
         best_reward = b * best_d
     if best_d <= 0:
-        return _refuse(fit, f"a = {a:.3g} is not above 0: the curve falls from the start, so its highest point is d = 0")
+        return _refuse(
+            fit, f"a = {a:.3g} is not above 0: the curve falls from the start, so its highest point is d = 0"
+        )
     if best_d > 2 * farthest:
         return _refuse(fit, f"the optimum d = {best_d:.3g} lies beyond twice the farthest point ({farthest:.3g})")
     return CurveFit(fit.form, a, b, best_d, best_reward, fit.r_squared, fit.n_points)

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 
 from rm_methods.comparison.figures import BLUE, GREY, ORANGE, save_figure
-from rm_methods.comparison.intervals import Estimate
 from rm_methods.overoptimization.kl import kl_bound
 from rm_methods.overoptimization.variant_curves import VariantCurves
+from rm_methods.statistics.intervals import Estimate
 
 ACROSS = 3  # panels beside each other
 _DASHED = (0, (4, 1.5))
@@ -103,7 +103,13 @@ def _draw(variants: Sequence[VariantCurves], reference: str | None, places, pane
         color = _color(curves, reference)
         _lines(axis, right, places(curves), bands[curves.variant], color, strong=True)
         axis.plot(
-            places(curves)[curves.peak], curves.mean_gold[curves.peak], marker="o", markersize=4.5, color=color, zorder=5, clip_on=False
+            places(curves)[curves.peak],
+            curves.mean_gold[curves.peak],
+            marker="o",
+            markersize=4.5,
+            color=color,
+            zorder=5,
+            clip_on=False,
         )
         panel(axis, right, curves, number < across)
         column = number % across
@@ -130,7 +136,9 @@ def _lines(axis, right, x: np.ndarray, bands: tuple[list[Estimate], list[Estimat
         shown = 1.0 if strong else 0.75
         target.plot(x, mean, color=color, linewidth=width, linestyle=style, alpha=shown, zorder=4 if strong else 3)
         if target is axis or strong:
-            band = 0.08 if target is right or not strong else 0.2  # that of the proxy is faint, so that it never hides gold
+            band = (
+                0.08 if target is right or not strong else 0.2
+            )  # that of the proxy is faint, so that it never hides gold
             target.fill_between(x, low, high, color=color, alpha=band, linewidth=0, zorder=2)
 
 
@@ -144,7 +152,9 @@ def _spread_ticks(n: np.ndarray) -> list[int]:
 def _kl_axis(axis, divergences: Mapping[int, float]) -> None:
     """The KL divergence above the panel, at its places on the axis below."""
     top = axis.secondary_xaxis("top")
-    labels = [f"{max(value, 0.0):.1f}" for value in divergences.values()]  # an estimate of a divergence near 0 can be slightly negative
+    labels = [
+        f"{max(value, 0.0):.1f}" for value in divergences.values()
+    ]  # an estimate of a divergence near 0 can be slightly negative
     top.set_xticks(list(divergences), ["KL 0", *labels[1:]])
     top.minorticks_off()
     top.tick_params(labelsize=7, colors=GREY, length=2)
@@ -176,7 +186,10 @@ def _legend(figure, variants: Sequence[VariantCurves], reference: str | None, ti
     names = [curves.variant for curves in variants]
     handles = []
     if any(name != reference for name in names):
-        handles += [Line2D([], [], color=BLUE, label="gold"), Line2D([], [], color=BLUE, linestyle=_DASHED, label="proxy")]
+        handles += [
+            Line2D([], [], color=BLUE, label="gold"),
+            Line2D([], [], color=BLUE, linestyle=_DASHED, label="proxy"),
+        ]
     if reference in names:
         handles.append(Line2D([], [], color=ORANGE, label=f"gold, {reference}"))
         handles.append(Line2D([], [], color=ORANGE, linestyle=_DASHED, label=f"proxy, {reference}"))

@@ -51,7 +51,9 @@ def load_gold(
     """
     if source == "world":
         if revision or max_length:
-            raise UserError("Gold source 'world' reads whole texts and is no hub repository: it takes neither revision nor max_length.")
+            raise UserError(
+                "Gold source 'world' reads whole texts and is no hub repository: it takes neither revision nor max_length."
+            )
         return world_gold
     if "/" not in source and not Path(source).is_dir():
         raise UserError(
@@ -60,8 +62,12 @@ def load_gold(
     folder, settings = _model_folder(source, revision), settings or ScoringSettings()
     limit = _positions(folder)
     if max_length and limit and max_length > limit:
-        raise UserError(f"overoptimization.gold.max_length = {max_length} is more than the {limit} positions of {source}. Lower it.")
-    return RewardModelGold(folder, replace(settings, max_length=max_length or limit or settings.max_length), keep_loaded)
+        raise UserError(
+            f"overoptimization.gold.max_length = {max_length} is more than the {limit} positions of {source}. Lower it."
+        )
+    return RewardModelGold(
+        folder, replace(settings, max_length=max_length or limit or settings.max_length), keep_loaded
+    )
 
 
 def world_gold(prompts: Sequence[Sequence[Message]], responses: Sequence[str]) -> np.ndarray:
@@ -69,7 +75,9 @@ def world_gold(prompts: Sequence[Sequence[Message]], responses: Sequence[str]) -
     from rm_methods.preferences.world.gold import gold
 
     _check_lengths(prompts, responses)
-    return np.array([gold(prompt, response) for prompt, response in zip(prompts, responses, strict=True)], dtype=np.float64)
+    return np.array(
+        [gold(prompt, response) for prompt, response in zip(prompts, responses, strict=True)], dtype=np.float64
+    )
 
 
 class RewardModelGold:
@@ -81,7 +89,9 @@ class RewardModelGold:
         self.folder = Path(folder)
         self.scorer = load_scorer(self.folder, settings, keep_loaded)
         if isinstance(self.scorer, JointScorer):
-            raise UserError(f"{folder}: a joint model compares responses and gives none a reward of its own; it cannot be a gold reward.")
+            raise UserError(
+                f"{folder}: a joint model compares responses and gives none a reward of its own; it cannot be a gold reward."
+            )
 
     def __call__(self, prompts: Sequence[Sequence[Message]], responses: Sequence[str]) -> np.ndarray:
         """Raises UserError naming the prompt and response whose reward is not finite."""
@@ -97,10 +107,14 @@ class RewardModelGold:
     def text_read(self, prompt: Sequence[Message], response: str) -> str:
         """The exact text that the model reads, special tokens and truncation included, for checking a chat template by eye or by test."""
         (encoded,) = self.scorer.tokenizer.encode([(prompt, [response])])
-        return self.scorer.tokenizer.tokenizer.decode(encoded.sequences[0], skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        return self.scorer.tokenizer.tokenizer.decode(
+            encoded.sequences[0], skip_special_tokens=False, clean_up_tokenization_spaces=False
+        )
 
 
-def check_finite(values: np.ndarray, prompts: Sequence[Sequence[Message]], responses: Sequence[str], source: str) -> None:
+def check_finite(
+    values: np.ndarray, prompts: Sequence[Sequence[Message]], responses: Sequence[str], source: str
+) -> None:
     """Refuse rewards that are not finite.
 
     Raises:
@@ -124,7 +138,9 @@ def _positions(folder: Path) -> int | None:
 def _model_folder(source: str, revision: str | None) -> Path:
     if Path(source).exists() or source.startswith(("/", ".", "~")) or source.count("/") != 1:
         if revision:
-            raise UserError(f"Gold reward model {source!r} is a folder, which has no revision ({revision!r}). Leave the revision out.")
+            raise UserError(
+                f"Gold reward model {source!r} is a folder, which has no revision ({revision!r}). Leave the revision out."
+            )
         return Path(source).expanduser()
     from huggingface_hub import snapshot_download
 
@@ -140,7 +156,9 @@ def _model_folder(source: str, revision: str | None) -> Path:
 
 def _check_lengths(prompts: Sequence, responses: Sequence) -> None:
     if len(prompts) != len(responses):
-        raise UserError(f"Gold rewards need one prompt for each response, found {len(prompts)} prompts and {len(responses)} responses.")
+        raise UserError(
+            f"Gold rewards need one prompt for each response, found {len(prompts)} prompts and {len(responses)} responses."
+        )
 
 
 def _shown(prompt: Sequence[Message], response: str) -> str:

@@ -58,7 +58,10 @@ def exact_kl(probabilities: ArrayLike, n: ArrayLike) -> np.ndarray:
 
 
 def kl_estimate(
-    scores: np.ndarray, n: ArrayLike, responses: Sequence[str] | None = None, log_probabilities: np.ndarray | None = None
+    scores: np.ndarray,
+    n: ArrayLike,
+    responses: Sequence[str] | None = None,
+    log_probabilities: np.ndarray | None = None,
 ) -> np.ndarray:
     """Estimated KL divergence of Best-of-n for one prompt from N stored samples.
 

@@ -17,7 +17,9 @@ def pool_stem(pool: str) -> str:
         UserError: the name of the pool is not made for files.
     """
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", pool):
-        raise UserError(f"Pool name {pool!r} is not allowed; use letters, digits, '_', '-' and '.', and begin with a letter or digit.")
+        raise UserError(
+            f"Pool name {pool!r} is not allowed; use letters, digits, '_', '-' and '.', and begin with a letter or digit."
+        )
     return f"best_of_n_{pool}"
 
 

@@ -66,7 +66,11 @@ def pool_from_samples(
         label = values[position : position + len(drawn)].tolist()
         position += len(drawn)
         messages = [dict(message) for message in prompts[prompt_id]]
-        items.append(BenchmarkItem(prompt_id, subset, messages, [row["response"] for row in drawn], label, prompt_group(messages), meta))
+        items.append(
+            BenchmarkItem(
+                prompt_id, subset, messages, [row["response"] for row in drawn], label, prompt_group(messages), meta
+            )
+        )
     return items
 
 
@@ -93,5 +97,7 @@ def _checked_rows(samples: str | Path, prompts: Mapping[str, Sequence[Message]])
         drawn[row["sample_index"]] = row
     without = [prompt_id for prompt_id, drawn in found.items() if not drawn]
     if without:
-        raise DataError(f"{samples}: {len(without)} of {len(prompts)} prompts have no sample, such as {without[0]!r}. Sample them again.")
+        raise DataError(
+            f"{samples}: {len(without)} of {len(prompts)} prompts have no sample, such as {without[0]!r}. Sample them again."
+        )
     return {prompt_id: [drawn[index] for index in sorted(drawn)] for prompt_id, drawn in found.items()}

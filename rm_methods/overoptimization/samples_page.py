@@ -29,9 +29,13 @@ def samples_page(pool: str, picks: Sequence[tuple[str, int, Sequence[BenchmarkIt
     ]
     for variant, seed, items, scores in picks:
         parts.append(f"## {markdown_escape(variant)}, seed {seed}")
-        drawn = sorted(range(len(items)), key=lambda k: hashlib.sha256(items[k].item_id.encode("utf-8")).hexdigest())[:RANDOM_PROMPTS]
+        drawn = sorted(range(len(items)), key=lambda k: hashlib.sha256(items[k].item_id.encode("utf-8")).hexdigest())[
+            :RANDOM_PROMPTS
+        ]
         losses = [_loss(item, item_scores) for item, item_scores in zip(items, scores, strict=True)]
-        worst = [k for k in np.argsort(losses, kind="stable")[::-1].tolist() if k not in drawn and losses[k] > 0][:WORST_PROMPTS]
+        worst = [k for k in np.argsort(losses, kind="stable")[::-1].tolist() if k not in drawn and losses[k] > 0][
+            :WORST_PROMPTS
+        ]
         for title, chosen in (("drawn at random", drawn), ("largest loss of gold", worst)):
             parts += [_prompt_part(items[k], scores[k], title) for k in chosen]
     return "\n\n".join(parts) + "\n"
@@ -46,10 +50,18 @@ def _prompt_part(item: BenchmarkItem, scores: np.ndarray, title: str) -> str:
     gold = candidate_gold(item.label, len(item.responses))
     by_proxy, by_gold = int(np.argmax(scores)), int(np.argmax(gold))
     conversation = "\n\n".join(f"[{message['role']}] {message['content']}" for message in item.prompt)
-    parts = [f"### {markdown_escape(item.item_id)} ({title})", f"Prompt, {len(item.responses)} responses:", fenced(conversation)]
+    parts = [
+        f"### {markdown_escape(item.item_id)} ({title})",
+        f"Prompt, {len(item.responses)} responses:",
+        fenced(conversation),
+    ]
     if by_proxy == by_gold or gold[by_proxy] == gold[by_gold]:
         return "\n\n".join(
-            [*parts, f"First by proxy, and as good as the best by gold ({gold[by_proxy]:.3f}):", fenced(item.responses[by_proxy])]
+            [
+                *parts,
+                f"First by proxy, and as good as the best by gold ({gold[by_proxy]:.3f}):",
+                fenced(item.responses[by_proxy]),
+            ]
         )
     rank = int((scores > scores[by_gold]).sum()) + 1
     return "\n\n".join(

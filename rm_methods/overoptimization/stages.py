@@ -15,9 +15,9 @@ from rm_methods.errors import UserError
 from rm_methods.files import content_hash, file_hash, read_json, write_json
 from rm_methods.overoptimization.outputs import run_metrics
 from rm_methods.preferences.pair import PreferencePair, read_pairs
-from rm_methods.provenance import code_hash
-from rm_methods.run_lock import run_lock
-from rm_methods.training.deepspeed import own_file_hash
+from rm_methods.system.deepspeed import own_file_hash
+from rm_methods.system.provenance import code_hash
+from rm_methods.system.run_lock import run_lock
 
 
 def policy_backbone(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -40,7 +40,11 @@ def make_policy(config: Mapping[str, Any], pairs: Path, out: Path, work: Path, t
 
     backbone = policy_backbone(config)
     read = read_pairs(pairs, ["train", "validation"])
-    prepare_backbone(backbone, [pair for pair in read if pair.split == "train"] if backbone["source"] == "tiny" else [], out / "backbone")
+    prepare_backbone(
+        backbone,
+        [pair for pair in read if pair.split == "train"] if backbone["source"] == "tiny" else [],
+        out / "backbone",
+    )
     sft, seed = config["overoptimization"]["sft"], config["seeds"][0]
     settings = sft | {"max_prompt_tokens": config["overoptimization"]["sampling"]["max_prompt_tokens"]}
     # Another data set or other code never meets these checkpoints.
@@ -49,7 +53,9 @@ def make_policy(config: Mapping[str, Any], pairs: Path, out: Path, work: Path, t
         return train_sft(settings, read, out / "backbone", backbone, seed, out, checkpoints, threads)
 
 
-def draw_pool(config: Mapping[str, Any], policy: Path, pairs: Path, items: Path, report: Path, work: Path, threads: int) -> dict[str, Any]:
+def draw_pool(
+    config: Mapping[str, Any], policy: Path, pairs: Path, items: Path, report: Path, work: Path, threads: int
+) -> dict[str, Any]:
     """Sample the candidates of Best-of-N and give them their gold rewards.
 
     Args:
@@ -80,20 +86,30 @@ def draw_pool(config: Mapping[str, Any], policy: Path, pairs: Path, items: Path,
         policy_backbone(config)["attention"],
     )
     plain = sampling["temperature"] == 1 and sampling["top_p"] == 1
-    pool = pool_from_samples(drawn, {p.prompt_id: p.messages for p in prompts}, gold, subset=settings["prompts"], plain_sampling=plain)
+    pool = pool_from_samples(
+        drawn, {p.prompt_id: p.messages for p in prompts}, gold, subset=settings["prompts"], plain_sampling=plain
+    )
     write_items(pool, items)
     write_json(report, counts)
     return counts
 
 
-def draw_references(config: Mapping[str, Any], policy: Path, pairs: Path, out: Path, work: Path, threads: int) -> dict[str, Any]:
+def draw_references(
+    config: Mapping[str, Any], policy: Path, pairs: Path, out: Path, work: Path, threads: int
+) -> dict[str, Any]:
     """Sample responses to PPO's training prompts: what rewards are centred and scaled on, and what some transforms compare with."""
     from rm_methods.policies.sampling import sample_pool
 
     settings = config["overoptimization"]
     ppo, sampling = settings["ppo"], settings["sampling"]
     prompts = some_prompts(read_pairs(pairs), "train", ppo["train_prompts"])
-    chosen = (_sampling_settings(sampling), config["seeds"][0], out, work / "references", settings["best_of_n"]["batch_size"])
+    chosen = (
+        _sampling_settings(sampling),
+        config["seeds"][0],
+        out,
+        work / "references",
+        settings["best_of_n"]["batch_size"],
+    )
     read = (sampling["max_prompt_tokens"], threads, policy_backbone(config)["attention"])
     return sample_pool(policy, prompts, ppo["references_per_prompt"], *chosen, *read)
 
@@ -112,9 +128,18 @@ def optimise(
     Returns:
         The summary, with run_key, variant, method and seed of the pair (reward model, policy).
     """
-    from rm_methods.training.launch import dies_with_its_launcher, end_of_rank, full_disk_explained, launch_ranks, stops_on_signals
+    from rm_methods.training.launch import (
+        dies_with_its_launcher,
+        end_of_rank,
+        full_disk_explained,
+        launch_ranks,
+        stops_on_signals,
+    )
 
-    ppo, run = config["overoptimization"]["ppo"], (config, variant, seed, model, policy, pairs, references, out, work, threads)
+    ppo, run = (
+        config["overoptimization"]["ppo"],
+        (config, variant, seed, model, policy, pairs, references, out, work, threads),
+    )
     with stops_on_signals(), full_disk_explained(work):
         if "RANK" in os.environ:
             dies_with_its_launcher()
@@ -133,10 +158,10 @@ def _optimise_this_rank(
     config: Mapping[str, Any], variant: str, seed: int, model: Path, policy: Path, pairs: Path, references: Path, out: Path, work: Path,
     threads: int,
 ) -> dict[str, Any]:  # fmt: skip
-    from rm_methods.overoptimization.ppo import train_ppo
-    from rm_methods.overoptimization.ppo_ranks import use_own_gpu
-    from rm_methods.overoptimization.ppo_rewards import scorer_reward
     from rm_methods.policies.sampling import policy_hash, read_references
+    from rm_methods.ppo.ranks import use_own_gpu
+    from rm_methods.ppo.rewards import scorer_reward
+    from rm_methods.ppo.trainer import train_ppo
     from rm_methods.scoring.scorer import load_scorer
     from rm_methods.training.launch import check_gpus, threads_of_rank
 
@@ -180,15 +205,17 @@ def _optimise_this_rank(
         "method": trained["method"],
         "seed": seed,
     }
-    summary = identity | summary | {"cost": {"wall_seconds": summary["wall_seconds"]}, "metrics": _final_metrics(summary)}
+    summary = (
+        identity | summary | {"cost": {"wall_seconds": summary["wall_seconds"]}, "metrics": _final_metrics(summary)}
+    )
     write_json(out / "summary.json", summary)
     return summary
 
 
 def summarise(config: Mapping[str, Any], folder: Path, out: Path) -> str:
     """Tables, figures and pages of all Best-of-N and PPO runs below the experiment's folder; returns the tables as text."""
-    from rm_methods.config import reference_variant
-    from rm_methods.experiment import Experiment
+    from rm_methods.config.resolve import reference_variant
+    from rm_methods.experiment.experiment import Experiment
     from rm_methods.methods.registry import load_card
     from rm_methods.overoptimization.summary import PoolRun, PpoRun, summarise_best_of_n, summarise_ppo
 
@@ -206,7 +233,10 @@ def summarise(config: Mapping[str, Any], folder: Path, out: Path) -> str:
         texts.append(summarise_best_of_n(best_of_n, reference, out).text)
         _write_run_metrics(out)
     if config["overoptimization"]["ppo"]["enabled"]:
-        ppo = [PpoRun(v, config["methods"][v]["method"], seed, folder / f"ppo/{v}/seed{seed}") for v, seed in experiment.ppo_runs()]
+        ppo = [
+            PpoRun(v, config["methods"][v]["method"], seed, folder / f"ppo/{v}/seed{seed}")
+            for v, seed in experiment.ppo_runs()
+        ]
         texts.append(summarise_ppo(ppo, reference if reference in {run.variant for run in ppo} else None, out).text)
     return "\n".join(texts)
 

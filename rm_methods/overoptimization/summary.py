@@ -16,7 +16,6 @@ from rm_methods.overoptimization.best_of_n import PoolCurves, pool_curves, read_
 from rm_methods.overoptimization.curve_fits import CurveFit, fit_curve
 from rm_methods.overoptimization.figures import write_best_of_n_figure, write_ppo_figure
 from rm_methods.overoptimization.outputs import pool_stem
-from rm_methods.overoptimization.ppo_evaluations import PpoEvaluation, alarms, ppo_curves, read_ppo_run
 from rm_methods.overoptimization.samples_page import samples_page
 from rm_methods.overoptimization.summary_tables import (
     best_of_n_section,
@@ -31,6 +30,7 @@ from rm_methods.overoptimization.summary_tables import (
     write_tables,
 )
 from rm_methods.overoptimization.variant_curves import VariantCurves, combine_seeds, highest, summarise_peaks
+from rm_methods.ppo.evaluations import PpoEvaluation, alarms, ppo_curves, read_ppo_run
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,9 @@ def summarise_ppo(runs: Sequence[PpoRun], reference: str | None, out_folder: Pat
     sections.append(fit_section("Fitted curves of PPO", summaries, fits))
     rung = [f"{variant}, {text}" for variant, by_seed in by_variant.items() for text in alarms(by_seed)]
     notes = footnotes(summaries, reference, "step")
-    notes.append("Tokens: mean length of a response at the end. Finished: share of responses with an end token. KL: estimated, nats.")
+    notes.append(
+        "Tokens: mean length of a response at the end. Finished: share of responses with an end token. KL: estimated, nats."
+    )
     notes += early_end_notes(summaries)
     notes += [f"Alarm: {text}." for text in rung] + _fit_notes(fits)
     records = [
@@ -136,7 +138,9 @@ def summarise_ppo(runs: Sequence[PpoRun], reference: str | None, out_folder: Pat
         for summary, record in zip(summaries, table_records(summaries, reference, fits), strict=True)
     ]
     files = write_tables("ppo_table", sections, notes, records, out_folder)
-    write_text(out_folder / "ppo.csv", csv_text([r for v, by_seed in by_variant.items() for r in _ppo_records(v, by_seed)]))
+    write_text(
+        out_folder / "ppo.csv", csv_text([r for v, by_seed in by_variant.items() for r in _ppo_records(v, by_seed)])
+    )
     targets = [out_folder / f"ppo.{suffix}" for suffix in ("png", "svg")]
     write_ppo_figure(variants, reference, targets)
     files |= {target.name: target for target in [out_folder / "ppo.csv", *targets]}
@@ -152,7 +156,9 @@ def _check_runs(keys: Sequence[tuple[str, str, int]]) -> None:
         raise UserError(f"Variant '{variant}', seed {seed}, is given twice for '{pool}'. Give every run once.")
 
 
-def _variant_curves(variant: str, runs: Sequence[PoolRun], found: Mapping[tuple[str, int], PoolCurves]) -> VariantCurves:
+def _variant_curves(
+    variant: str, runs: Sequence[PoolRun], found: Mapping[tuple[str, int], PoolCurves]
+) -> VariantCurves:
     own = [run for run in runs if run.variant == variant]
     by_seed = {run.seed: found[variant, run.seed] for run in own}
     return combine_seeds(variant, own[0].method, own[0].pool, by_seed, all(run.seed_free for run in own))
@@ -220,7 +226,9 @@ def _pool_notes(pool: str, curves: PoolCurves) -> list[str]:
 def _fit_notes(fits: Mapping[tuple[str, str], CurveFit]) -> list[str]:
     form = next(iter(fits.values())).form
     curve = "d (a - b d)" if form == "best_of_n" else "d (a - b log d)"
-    notes = [f"a, b: least-squares fit of gold less its start = {curve}, d = sqrt(KL estimate), to the mean curve (Gao et al. 2023)."]
+    notes = [
+        f"a, b: least-squares fit of gold less its start = {curve}, d = sqrt(KL estimate), to the mean curve (Gao et al. 2023)."
+    ]
     refused: dict[str, list[str]] = {}
     for (pool, variant), fit in fits.items():
         if fit.refused:
@@ -228,7 +236,9 @@ def _fit_notes(fits: Mapping[tuple[str, str], CurveFit]) -> list[str]:
     return notes + [f"No fitted optimum for {', '.join(names)}: {reason}." for reason, names in refused.items()]
 
 
-def _first_seeds(runs: Sequence[PoolRun], read: Mapping) -> list[tuple[str, int, list[BenchmarkItem], list[np.ndarray]]]:
+def _first_seeds(
+    runs: Sequence[PoolRun], read: Mapping
+) -> list[tuple[str, int, list[BenchmarkItem], list[np.ndarray]]]:
     first: dict[str, int] = {}
     for run in runs:
         first[run.variant] = min(run.seed, first.get(run.variant, run.seed))
@@ -251,7 +261,8 @@ def _ppo_extras(by_seed: Mapping[int, PpoEvaluation], end: int) -> dict[str, flo
 
 def _ppo_records(variant: str, by_seed: Mapping[int, PpoEvaluation]) -> list[dict[str, Any]]:
     return [
-        {"variant": variant, "seed": seed, "step": int(step)} | {name: float(values[k].mean()) for name, values in run.values.items()}
+        {"variant": variant, "seed": seed, "step": int(step)}
+        | {name: float(values[k].mean()) for name, values in run.values.items()}
         for seed, run in sorted(by_seed.items())
         for k, step in enumerate(run.steps)
     ]

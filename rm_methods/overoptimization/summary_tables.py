@@ -9,13 +9,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rm_methods.comparison.intervals import ALPHA, MIN_SEEDS
 from rm_methods.comparison.result import Cell
 from rm_methods.comparison.tables import MISSING
 from rm_methods.diagnostics.tables import Section, latex_text, markdown_text, terminal_text
 from rm_methods.files import write_text
 from rm_methods.overoptimization.curve_fits import CurveFit
 from rm_methods.overoptimization.variant_curves import COLUMNS, PeakSummary
+from rm_methods.statistics.intervals import ALPHA, MIN_SEEDS
 
 
 def cell_text(cell: Cell) -> str:
@@ -56,7 +56,9 @@ def fit_section(title: str, summaries: Sequence[PeakSummary], fits: Mapping[tupl
     return Section(title, ("Method", "Points", "a", "b", "d*", "R*", "R squared"), tuple(rows))
 
 
-def ppo_sections(title: str, summaries: Sequence[PeakSummary], extras: Mapping[str, Mapping[str, float]]) -> list[Section]:
+def ppo_sections(
+    title: str, summaries: Sequence[PeakSummary], extras: Mapping[str, Mapping[str, float]]
+) -> list[Section]:
     """Two tables: gold at the end, at the peak, the step there, the gap; and KL, length, rate of finished responses, alarms.
 
     A variant whose curves end before those of others (a run diverged or was stopped) is marked with †; see `early_end_notes`.
@@ -134,10 +136,18 @@ def footnotes(summaries: Sequence[PeakSummary], reference: str | None, axis: str
         notes.append("One prompt only: there are no two halves, so the peak is not held out.")
     verdicts = {cell.verdict for cell in cells}
     if verdicts & {"significant", "not significant"}:
-        notes.append(f"*: differs from {reference} at the {ALPHA:.0%} level, paired by seed and prompt, Holm-corrected over the column.")
-    few = [s.curves.variant for s in summaries if s.cells["gap"].verdict == "not enough evidence" and len(s.curves.seeds) < MIN_SEEDS]
+        notes.append(
+            f"*: differs from {reference} at the {ALPHA:.0%} level, paired by seed and prompt, Holm-corrected over the column."
+        )
+    few = [
+        s.curves.variant
+        for s in summaries
+        if s.cells["gap"].verdict == "not enough evidence" and len(s.curves.seeds) < MIN_SEEDS
+    ]
     if few:
-        notes.append(f"Not enough evidence to compare with {reference} (fewer than {MIN_SEEDS} paired seeds): {', '.join(few)}.")
+        notes.append(
+            f"Not enough evidence to compare with {reference} (fewer than {MIN_SEEDS} paired seeds): {', '.join(few)}."
+        )
     notes += dict.fromkeys(note for summary in summaries for note in summary.curves.notes)
     return list(dict.fromkeys(notes))
 
@@ -173,7 +183,11 @@ def table_records(
 
 
 def _cell_record(column: str, cell: Cell) -> dict[str, Any]:
-    record: dict[str, Any] = {column: cell.estimate.mean, f"{column}_low": cell.estimate.low, f"{column}_high": cell.estimate.high}
+    record: dict[str, Any] = {
+        column: cell.estimate.mean,
+        f"{column}_low": cell.estimate.low,
+        f"{column}_high": cell.estimate.high,
+    }
     difference = cell.difference
     return record | {
         f"{column}_difference": difference.estimate.mean if difference else math.nan,
@@ -204,7 +218,9 @@ def csv_text(records: Sequence[Mapping[str, Any]]) -> str:
     writer = csv.DictWriter(stream, list(records[0]), lineterminator="\n")
     writer.writeheader()
     for record in records:
-        writer.writerow({key: "" if isinstance(value, float) and math.isnan(value) else value for key, value in record.items()})
+        writer.writerow(
+            {key: "" if isinstance(value, float) and math.isnan(value) else value for key, value in record.items()}
+        )
     return stream.getvalue()
 
 

@@ -1,6 +1,6 @@
 """Variants on one pool: mean curves with bands, where they peak, how far they fall, and paired differences to a reference.
 
-Intervals are those of the comparison (rm_methods/comparison/intervals.py): seeds of the reward model and prompts of the pool are crossed
+Intervals are those of the comparison (rm_methods/statistics/intervals.py): seeds of the reward model and prompts of the pool are crossed
 random effects, with Student's t.  A percentile bootstrap over three seeds would be far too narrow (measured: docs/overoptimization.md);
 it is used only for the n at the peak, which is no mean of anything.
 
@@ -18,10 +18,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from rm_methods.comparison.intervals import ALPHA, Estimate, ItemDesign, estimate, holm, item_design, paired_difference
 from rm_methods.comparison.result import Cell
 from rm_methods.errors import DataError, UserError, nearest
 from rm_methods.overoptimization.best_of_n import PoolCurves
+from rm_methods.statistics.intervals import ALPHA, Estimate, ItemDesign, estimate, holm, item_design, paired_difference
 
 COLUMNS = ("gold_end", "gold_peak", "gap")
 REPLICATES = 1000
@@ -110,7 +110,9 @@ def highest(curve: np.ndarray) -> int:
     return int(np.argmax(curve >= curve.max() - 1e-12))
 
 
-def combine_seeds(variant: str, method: str, pool: str, by_seed: dict[int, PoolCurves], seed_free: bool = False) -> VariantCurves:
+def combine_seeds(
+    variant: str, method: str, pool: str, by_seed: dict[int, PoolCurves], seed_free: bool = False
+) -> VariantCurves:
     """The curves of one variant on one pool from those of its seeds.
 
     Raises:
@@ -120,7 +122,11 @@ def combine_seeds(variant: str, method: str, pool: str, by_seed: dict[int, PoolC
     first = by_seed[seeds[0]]
     for seed in seeds[1:]:
         other = by_seed[seed]
-        if other.item_ids != first.item_ids or not np.array_equal(other.n, first.n) or not np.array_equal(other.oracle, first.oracle):
+        if (
+            other.item_ids != first.item_ids
+            or not np.array_equal(other.n, first.n)
+            or not np.array_equal(other.oracle, first.oracle)
+        ):
             raise DataError(
                 f"{variant} on {pool}: seed {seed} was scored on another pool than seed {seeds[0]}. Score the same items again."
             )
@@ -155,7 +161,9 @@ def summarise_peaks(curves: Sequence[VariantCurves], reference: str | None) -> l
         raise UserError(f"The reference '{reference}' is not among the variants compared. {nearest(reference, names)}")
     for curve in curves[1:]:
         if curve.groups != curves[0].groups:
-            raise DataError(f"{curve.variant} and {curves[0].variant} on {curve.pool} have other prompts, so they cannot be compared.")
+            raise DataError(
+                f"{curve.variant} and {curves[0].variant} on {curve.pool} have other prompts, so they cannot be compared."
+            )
     credits = {curve.variant: held_out_credits(curve) for curve in curves}
     cells = {column: _column_cells(curves, {v: c[column] for v, c in credits.items()}, reference) for column in COLUMNS}
     return [_summary(curve, {column: cells[column][curve.variant] for column in COLUMNS}) for curve in curves]
@@ -181,7 +189,9 @@ def half_of_group(groups: Sequence[str]) -> np.ndarray:
     return np.array([half[group] for group in groups], dtype=np.int64)
 
 
-def _column_cells(curves: Sequence[VariantCurves], credits: dict[str, np.ndarray], reference: str | None) -> dict[str, Cell]:
+def _column_cells(
+    curves: Sequence[VariantCurves], credits: dict[str, np.ndarray], reference: str | None
+) -> dict[str, Cell]:
     """Estimates, paired differences and verdicts of one column, by the rules of the comparison."""
     design = curves[0].design
     by_name = {curve.variant: curve for curve in curves}
@@ -205,7 +215,9 @@ def _column_cells(curves: Sequence[VariantCurves], credits: dict[str, np.ndarray
     }
     p_values = [differences[v].p_value if differences[v].enough_evidence else math.nan for v in tested]
     for variant, p_holm in zip(tested, holm(p_values), strict=True):
-        verdict = "not enough evidence" if math.isnan(p_holm) else "significant" if p_holm < ALPHA else "not significant"
+        verdict = (
+            "not enough evidence" if math.isnan(p_holm) else "significant" if p_holm < ALPHA else "not significant"
+        )
         cells[variant] = replace(cells[variant], difference=differences[variant], p_holm=p_holm, verdict=verdict)
     cells[reference] = replace(cells[reference], verdict="reference")
     return cells
@@ -232,7 +244,7 @@ def peak_interval(curves: VariantCurves, seed: int = 0) -> tuple[int, int]:
     Of S seeds S - 1 are drawn with replacement, which makes the bootstrap variance of a mean over seeds unbiased (Rao and Wu, "Resampling
     inference with complex survey data", JASA 1988); with one seed only prompts are resampled.
     """
-    from rm_methods.diagnostics.bootstrap import resampled_counts
+    from rm_methods.statistics.bootstrap import resampled_counts
 
     group = np.unique(np.asarray(curves.groups), return_inverse=True)[1]
     n_seeds, _, places = curves.gold.shape

@@ -24,7 +24,12 @@ def left_padded(prompt_ids: Sequence[Sequence[int]], pad_id: int, device) -> tup
 
 
 def read_responses(
-    model, prompt_ids: Sequence[Sequence[int]], response_ids: torch.Tensor, mask: torch.Tensor, pad_id: int, autocast=None
+    model,
+    prompt_ids: Sequence[Sequence[int]],
+    response_ids: torch.Tensor,
+    mask: torch.Tensor,
+    pad_id: int,
+    autocast=None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """One forward over prompts with their responses.
 

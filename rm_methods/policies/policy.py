@@ -43,7 +43,9 @@ class Policy:
         """Fills the places before a prompt and after a response; never read."""
         return self.tokenizer.pad_token_id
 
-    def encode_prompts(self, prompts: Iterable[Sequence[Message]], max_prompt_tokens: int) -> tuple[list[list[int]], list[bool]]:
+    def encode_prompts(
+        self, prompts: Iterable[Sequence[Message]], max_prompt_tokens: int
+    ) -> tuple[list[list[int]], list[bool]]:
         """Token ids of prompts, up to and including the generation prompt.
 
         A prompt that does not fit is cut as reward models cut it: the oldest turns first (a system turn stays), then the start of
@@ -138,7 +140,9 @@ def load_policy(folder: str | Path, dtype: str = "float32", attention: str = "au
         )
     if loading["missing_keys"]:
         missing = ", ".join(sorted(loading["missing_keys"])[:3])
-        raise UserError(f"{folder}: no weights for {missing}. Is this a reward model? A policy needs the language-model head.")
+        raise UserError(
+            f"{folder}: no weights for {missing}. Is this a reward model? A policy needs the language-model head."
+        )
     return make_policy(model, tokenizer)
 
 
@@ -168,7 +172,9 @@ def make_policy(model, tokenizer) -> Policy:
 
     name = tokenizer.name_or_path
     if not tokenizer.chat_template:
-        raise UserError(f"{name}: the tokenizer has no chat template, so prompts cannot be rendered. Put chat_template.jinja beside it.")
+        raise UserError(
+            f"{name}: the tokenizer has no chat template, so prompts cannot be rendered. Put chat_template.jinja beside it."
+        )
     end_ids = _end_ids(tokenizer, model.generation_config)
     if not end_ids:
         raise UserError(
@@ -176,7 +182,11 @@ def make_policy(model, tokenizer) -> Policy:
             "generation_config.json."
         )
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id in end_ids:
-        seen = "there is no pad token" if tokenizer.pad_token_id is None else f"the pad token {tokenizer.pad_token!r} also ends a response"
+        seen = (
+            "there is no pad token"
+            if tokenizer.pad_token_id is None
+            else f"the pad token {tokenizer.pad_token!r} also ends a response"
+        )
         raise UserError(
             f"{name}: {seen}. Set pad_token in tokenizer_config.json to a token that ends nothing (preparing the backbone does that)."
         )
@@ -212,10 +222,16 @@ def save_policy(policy: Policy, folder: str | Path, weights: Mapping[str, Any] |
 
 def _prompt_ids(tokenizer, messages: Sequence[Message]) -> list[int]:
     try:
-        return tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, tokenize=True, return_dict=False)
-    except Exception as error:  # Jinja errors of a strict template: roles that do not alternate, no system turn allowed, ...
+        return tokenizer.apply_chat_template(
+            list(messages), add_generation_prompt=True, tokenize=True, return_dict=False
+        )
+    except (
+        Exception
+    ) as error:  # Jinja errors of a strict template: roles that do not alternate, no system turn allowed, ...
         roles = " ".join(m["role"] for m in messages)
-        raise UserError(f"The chat template of {tokenizer.name_or_path} refuses a prompt (turns: {roles}): {error}") from None
+        raise UserError(
+            f"The chat template of {tokenizer.name_or_path} refuses a prompt (turns: {roles}): {error}"
+        ) from None
 
 
 def _end_ids(tokenizer, generation_config) -> tuple[int, ...]:

@@ -12,9 +12,18 @@ from typing import Any
 from rm_methods.errors import ConfigError, UserError
 from rm_methods.files import content_hash, file_hash, written_atomically
 from rm_methods.policies.policy import Policy, Prompt, load_policy
-from rm_methods.policies.progress import Progress
+from rm_methods.system.progress import Progress
 
-POOL_COLUMNS = ("prompt_id", "prompt_index", "sample_index", "response", "n_tokens", "log_probability", "finished", "truncated")
+POOL_COLUMNS = (
+    "prompt_id",
+    "prompt_index",
+    "sample_index",
+    "response",
+    "n_tokens",
+    "log_probability",
+    "finished",
+    "truncated",
+)
 
 
 class NotFinite(UserError):
@@ -116,7 +125,9 @@ def generate(
     finally:
         model.generation_config = own_configuration
     if not_a_number.seen:
-        raise NotFinite("The policy's logits are NaN: its weights are broken. Go back to an earlier policy, or lower the learning rate.")
+        raise NotFinite(
+            "The policy's logits are NaN: its weights are broken. Go back to an earlier policy, or lower the learning rate."
+        )
     response_ids = sequences[:, input_ids.shape[1] :]
     is_end = torch.isin(response_ids, torch.tensor(list(end_ids), device=device))
     # Ends before a place: 0 up to and including the first end token.
@@ -189,7 +200,7 @@ def sample_pool(
     Raises:
         UserError: no prompts, a prompt id twice, or an unusable policy folder.
     """
-    from rm_methods.cpu import prepare_cpu
+    from rm_methods.system.cpu import prepare_cpu
 
     check_prompts(prompts, "prompts")
     if samples_per_prompt < 1 or batch_size < 1:
@@ -199,7 +210,16 @@ def sample_pool(
     prompt_ids, cut = policy.encode_prompts([prompt.messages for prompt in prompts], max_prompt_tokens)
     policy.check_room(prompt_ids, settings.max_new_tokens)
     named = [prompt.prompt_id for prompt in prompts]
-    made_from = [policy_hash(policy_folder), prompt_ids, named, samples_per_prompt, asdict(settings), seed, batch_size, attention]
+    made_from = [
+        policy_hash(policy_folder),
+        prompt_ids,
+        named,
+        samples_per_prompt,
+        asdict(settings),
+        seed,
+        batch_size,
+        attention,
+    ]
     chunks = _chunks(Path(work_folder) / content_hash(made_from), len(prompts), samples_per_prompt, batch_size)
     started = time.monotonic()
     _sample_missing(chunks, policy, _PoolPrompts(named, prompt_ids, cut), settings, seed)
@@ -226,7 +246,9 @@ def read_references(pool: str | Path, per_prompt: int | None = None) -> dict[str
         found.setdefault(row["prompt_id"], []).append(row["response"])
     for prompt_id, responses in found.items():
         if per_prompt is not None and len(responses) < per_prompt:
-            raise UserError(f"{pool}: prompt {prompt_id} has {len(responses)} samples, {per_prompt} are asked for. Sample more.")
+            raise UserError(
+                f"{pool}: prompt {prompt_id} has {len(responses)} samples, {per_prompt} are asked for. Sample more."
+            )
     return {prompt_id: responses[:per_prompt] for prompt_id, responses in found.items()}
 
 
@@ -237,14 +259,23 @@ def check_prompts(prompts: Sequence[Prompt], what: str) -> None:
     seen: set[str] = set()
     for prompt in prompts:
         if prompt.prompt_id in seen:
-            raise UserError(f"{what}: the id {prompt.prompt_id!r} occurs twice; ids must be unique. Leave repeated prompts out.")
+            raise UserError(
+                f"{what}: the id {prompt.prompt_id!r} occurs twice; ids must be unique. Leave repeated prompts out."
+            )
         seen.add(prompt.prompt_id)
 
 
 def policy_hash(folder: str | Path) -> str:
     """Hash of a policy's weights, tokenizer and chat template."""
     folder = Path(folder)
-    names = sorted([*folder.glob("*.safetensors"), *folder.glob("tokenizer*.json"), *folder.glob("*.jinja"), folder / "config.json"])
+    names = sorted(
+        [
+            *folder.glob("*.safetensors"),
+            *folder.glob("tokenizer*.json"),
+            *folder.glob("*.jinja"),
+            folder / "config.json",
+        ]
+    )
     return file_hash(*names)
 
 
@@ -275,11 +306,14 @@ def _chunks(folder: Path, prompts: int, samples_per_prompt: int, batch_size: int
     places = [(prompt, sample) for prompt in range(prompts) for sample in range(samples_per_prompt)]
     starts = range(0, len(places), batch_size)
     return [
-        _Chunk(number, folder / f"chunk_{number:06d}.parquet", places[start : start + batch_size]) for number, start in enumerate(starts)
+        _Chunk(number, folder / f"chunk_{number:06d}.parquet", places[start : start + batch_size])
+        for number, start in enumerate(starts)
     ]
 
 
-def _sample_missing(chunks: Sequence[_Chunk], policy: Policy, prompts: _PoolPrompts, settings: SamplingSettings, seed: int) -> None:
+def _sample_missing(
+    chunks: Sequence[_Chunk], policy: Policy, prompts: _PoolPrompts, settings: SamplingSettings, seed: int
+) -> None:
     """Sample and write the chunks that are not there yet."""
     import pyarrow.parquet as pq
 
@@ -289,7 +323,9 @@ def _sample_missing(chunks: Sequence[_Chunk], policy: Policy, prompts: _PoolProm
         print(f"sampling: {kept} of {len(chunks)} chunks were sampled before", file=sys.stderr, flush=True)
     progress = Progress("sampling", len(chunks), kept)
     for chunk in missing:
-        rows = _sample_chunk(policy, [prompts.ids[p] for p, _ in chunk.places], settings, derived_seed(seed, "pool", chunk.number))
+        rows = _sample_chunk(
+            policy, [prompts.ids[p] for p, _ in chunk.places], settings, derived_seed(seed, "pool", chunk.number)
+        )
         rows |= {
             "prompt_id": [prompts.named[p] for p, _ in chunk.places],
             "prompt_index": [p for p, _ in chunk.places],
@@ -315,7 +351,9 @@ def _join_chunks(chunks: Sequence[_Chunk], out_parquet: str | Path):
     return table
 
 
-def _sample_chunk(policy: Policy, prompt_ids: Sequence[Sequence[int]], settings: SamplingSettings, seed: int) -> dict[str, list]:
+def _sample_chunk(
+    policy: Policy, prompt_ids: Sequence[Sequence[int]], settings: SamplingSettings, seed: int
+) -> dict[str, list]:
     import torch
 
     from rm_methods.policies.log_probabilities import read_responses, token_log_probabilities
@@ -326,7 +364,9 @@ def _sample_chunk(policy: Policy, prompt_ids: Sequence[Sequence[int]], settings:
         log_probabilities = token_log_probabilities(logits, drawn.response_ids, drawn.mask).double().sum(1)
     lengths = drawn.mask.sum(1).tolist()
     return {
-        "response": [policy.decode(ids[:length]) for ids, length in zip(drawn.response_ids.tolist(), lengths, strict=True)],
+        "response": [
+            policy.decode(ids[:length]) for ids, length in zip(drawn.response_ids.tolist(), lengths, strict=True)
+        ],
         "n_tokens": lengths,
         "log_probability": log_probabilities.tolist(),
         "finished": drawn.finished.tolist(),

@@ -21,9 +21,9 @@ from typing import Any
 from rm_methods.errors import ConfigError, DataError, UserError
 from rm_methods.files import read_json_lines, write_json, write_text, written_atomically
 from rm_methods.policies.policy import Policy, policy_from_backbone, save_policy
-from rm_methods.policies.progress import Progress
 from rm_methods.policies.settings import settings_from
 from rm_methods.preferences.pair import Message, PreferencePair
+from rm_methods.system.progress import Progress
 
 IGNORED = -100  # label of tokens without loss, as in transformers
 Example = dict[str, list[int]]
@@ -72,8 +72,18 @@ class SFTSettings:
             }.items()
             if getattr(self, name) not in allowed
         ]
-        least = {"epochs": 0, "examples_per_step": 1, "examples_per_microbatch": 1, "max_prompt_tokens": 8, "max_response_tokens": 1}
-        problems += [f"{name}: is {getattr(self, name)}; must be at least {n}" for name, n in least.items() if getattr(self, name) < n]
+        least = {
+            "epochs": 0,
+            "examples_per_step": 1,
+            "examples_per_microbatch": 1,
+            "max_prompt_tokens": 8,
+            "max_response_tokens": 1,
+        }
+        problems += [
+            f"{name}: is {getattr(self, name)}; must be at least {n}"
+            for name, n in least.items()
+            if getattr(self, name) < n
+        ]
         if not self.learning_rate > 0:
             problems.append(f"learning_rate: is {self.learning_rate}; must be more than 0")
         if problems:
@@ -107,7 +117,7 @@ def train_sft(
         UserError: an unusable backbone, or a loss that is not finite.
         DataError: no training pairs.
     """
-    from rm_methods.cpu import prepare_cpu
+    from rm_methods.system.cpu import prepare_cpu
 
     settings = settings_from(SFTSettings, settings, "the settings of supervised fine-tuning")
     prepare_cpu(threads)
@@ -117,7 +127,9 @@ def train_sft(
     train, counts = sft_examples(policy, [pair for pair in pairs if pair.split == "train"], settings)
     validation, _ = sft_examples(policy, [pair for pair in pairs if pair.split == "validation"], settings)
     if not train and settings.epochs:
-        raise DataError("There are no pairs of split 'train' to fine-tune a policy on. Prepare the data first, or set epochs: 0.")
+        raise DataError(
+            "There are no pairs of split 'train' to fine-tune a policy on. Prepare the data first, or set epochs: 0."
+        )
     log = _log(work_folder / "metrics.jsonl")
     trainer = _trainer(policy, train, settings, seed, work_folder, log)
     first = trainer.args.process_index == 0
@@ -132,7 +144,8 @@ def train_sft(
         "examples": len(train),
         **counts,
         "tokens": settings.epochs * sum(len(example["input_ids"]) for example in train),
-        "response_tokens": settings.epochs * sum(sum(label != IGNORED for label in example["labels"]) for example in train),
+        "response_tokens": settings.epochs
+        * sum(sum(label != IGNORED for label in example["labels"]) for example in train),
         "optimizer_steps": trainer.state.global_step,
         "wall_seconds": round(log.before + time.monotonic() - started, 2),
         "train_loss": log.last_loss,
@@ -174,7 +187,9 @@ def sft_examples(
     return examples, counts
 
 
-def response_token_ids(policy: Policy, messages: Sequence[Message] | None, prompt_ids: list[int], response: str) -> tuple[list[int], bool]:
+def response_token_ids(
+    policy: Policy, messages: Sequence[Message] | None, prompt_ids: list[int], response: str
+) -> tuple[list[int], bool]:
     """Token ids of a response with its end token, and whether the whole conversation has other ids.
 
     Args:
@@ -198,9 +213,17 @@ def mean_loss(policy: Policy, examples: Sequence[Mapping[str, list[int]]], batch
     for start in range(0, len(examples), batch_size):
         batch = collate(examples[start : start + batch_size], policy.pad_id, policy.model.device)
         with torch.no_grad():
-            logits = policy.model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits[:, :-1].float()
+            logits = (
+                policy.model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
+                .logits[:, :-1]
+                .float()
+            )
         labels = batch["labels"][:, 1:]
-        total += float(torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="sum"))
+        total += float(
+            torch.nn.functional.cross_entropy(
+                logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="sum"
+            )
+        )
         tokens += int((labels != IGNORED).sum())
     return total / tokens if tokens else None
 
@@ -212,7 +235,9 @@ def collate(examples: Sequence[Mapping[str, list[int]]], pad_id: int, device=Non
     longest = max(len(example["input_ids"]) for example in examples)
 
     def padded(rows: Sequence[list[int]], filling: int):
-        return torch.tensor([[*row, *[filling] * (longest - len(row))] for row in rows], dtype=torch.long, device=device)
+        return torch.tensor(
+            [[*row, *[filling] * (longest - len(row))] for row in rows], dtype=torch.long, device=device
+        )
 
     return {
         "input_ids": padded([e["input_ids"] for e in examples], pad_id),
@@ -232,7 +257,10 @@ def _trainer(policy: Policy, examples: list, settings: SFTSettings, seed: int, w
     ranks, on_gpu = int(os.environ.get("WORLD_SIZE", 1)), torch.cuda.is_available()
     per_rank, rest = divmod(settings.examples_per_step, ranks)
     if rest:
-        raise ConfigError([f"examples_per_step: {settings.examples_per_step} cannot be dealt to {ranks} ranks evenly"], "the SFT settings")
+        raise ConfigError(
+            [f"examples_per_step: {settings.examples_per_step} cannot be dealt to {ranks} ranks evenly"],
+            "the SFT settings",
+        )
     per_forward = max(n for n in range(1, min(per_rank, settings.examples_per_microbatch) + 1) if per_rank % n == 0)
     steps = settings.epochs * -(-len(examples) // settings.examples_per_step)
     arguments = TrainingArguments(
@@ -244,7 +272,9 @@ def _trainer(policy: Policy, examples: list, settings: SFTSettings, seed: int, w
         weight_decay=settings.weight_decay,
         adam_beta1=settings.adam_betas[0],
         adam_beta2=settings.adam_betas[1],
-        lr_scheduler_type={"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}[settings.schedule],
+        lr_scheduler_type={"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}[
+            settings.schedule
+        ],
         warmup_steps=round(settings.warmup_fraction * steps),
         max_grad_norm=settings.max_gradient_norm,
         optim="adamw_torch_fused",

@@ -13,8 +13,8 @@ from typing import Any
 import yaml
 
 from rm_methods.errors import ConfigError, DataError, nearest
+from rm_methods.preferences.file_rows import FORMATS, data_format
 from rm_methods.preferences.readers import READERS, option_problems
-from rm_methods.preferences.readers.rows import FORMATS, data_format
 from rm_methods.validation import schema_problems
 
 CARD_FOLDER = Path(__file__).resolve().parents[2] / "data" / "datasets"
@@ -123,7 +123,10 @@ def load_card(name: str, folder: Path = CARD_FOLDER) -> DatasetCard:
         problems += _meaning_problems(content, name)
     if problems:
         raise ConfigError(problems, source=str(path))
-    splits = {split: SplitSource(**(source | {"files": tuple(source.get("files", ()))})) for split, source in content["splits"].items()}
+    splits = {
+        split: SplitSource(**(source | {"files": tuple(source.get("files", ()))}))
+        for split, source in content["splits"].items()
+    }
     return DatasetCard(**(content | {"splits": splits, "options": content.get("options", {})}))
 
 
@@ -141,10 +144,14 @@ def _meaning_problems(content: dict[str, Any], name: str) -> list[str]:
         if not isinstance(source, dict):
             continue
         if "hub" not in source and "files" not in source:
-            problems.append(f"splits.{split}: give 'hub' (the hub's split), 'files' (patterns below the local root), or both.")
+            problems.append(
+                f"splits.{split}: give 'hub' (the hub's split), 'files' (patterns below the local root), or both."
+            )
         for pattern in source.get("files") or ():
             if str(pattern).startswith("/") or ".." in str(pattern).split("/"):
-                problems.append(f"splits.{split}.files: {pattern!r} leaves the local root; patterns are relative to it.")
+                problems.append(
+                    f"splits.{split}.files: {pattern!r} leaves the local root; patterns are relative to it."
+                )
     return problems
 
 

@@ -12,7 +12,9 @@ from rm_methods.preferences.splits import seeded_order
 KINDS = ("symmetric", "length")
 
 
-def flip_labels(pairs: Sequence[PreferencePair], rate: float, kind: str, seed: int) -> tuple[list[PreferencePair], dict[str, int]]:
+def flip_labels(
+    pairs: Sequence[PreferencePair], rate: float, kind: str, seed: int
+) -> tuple[list[PreferencePair], dict[str, int]]:
     """Swap chosen and rejected in exactly ``round(rate * len(pairs))`` pairs (Python's rounding: halves to even); the order is kept.
 
     A flipped pair keeps its `pair_id` and gets ``meta["flipped"] = True``; one that the reader had flipped already is turned back and
@@ -45,7 +47,9 @@ def flip_labels(pairs: Sequence[PreferencePair], rate: float, kind: str, seed: i
     chosen_ids = {pair.pair_id for pair in flipped}
     result = [_flip(pair) if pair.pair_id in chosen_ids else pair for pair in pairs]
     directions = [_gain_in_length(pair) for pair in flipped]
-    counts = {name: directions.count(value) for name, value in (("to_longer", -1), ("to_shorter", 1), ("same_length", 0))}
+    counts = {
+        name: directions.count(value) for name, value in (("to_longer", -1), ("to_shorter", 1), ("same_length", 0))
+    }
     return result, {"flipped": len(flipped), **counts}
 
 
@@ -55,4 +59,9 @@ def _gain_in_length(pair: PreferencePair) -> int:
 
 
 def _flip(pair: PreferencePair) -> PreferencePair:
-    return replace(pair, chosen=pair.rejected, rejected=pair.chosen, meta=pair.meta | {"flipped": not pair.meta.get("flipped", False)})
+    return replace(
+        pair,
+        chosen=pair.rejected,
+        rejected=pair.chosen,
+        meta=pair.meta | {"flipped": not pair.meta.get("flipped", False)},
+    )

@@ -104,7 +104,8 @@ def write_pairs(pairs: Iterable[PreferencePair], target: str | os.PathLike) -> N
 
     schema = pair_schema()
     rows = [
-        {name: getattr(pair, name) for name in schema.names if name != "meta"} | {"meta": json.dumps(pair.meta, sort_keys=True)}
+        {name: getattr(pair, name) for name in schema.names if name != "meta"}
+        | {"meta": json.dumps(pair.meta, sort_keys=True)}
         for pair in pairs
     ]
     with written_atomically(target) as path:
@@ -120,5 +121,7 @@ def read_pairs(source: str | os.PathLike, splits: Iterable[str] | None = None) -
     table = read_parquet(source, pair_schema().names, "a file of prepared pairs", "prepare")
     wanted = None if splits is None else set(splits)
     return [
-        PreferencePair(**(row | {"meta": json.loads(row["meta"])})) for row in table.to_pylist() if wanted is None or row["split"] in wanted
+        PreferencePair(**(row | {"meta": json.loads(row["meta"])}))
+        for row in table.to_pylist()
+        if wanted is None or row["split"] in wanted
     ]

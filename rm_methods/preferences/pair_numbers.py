@@ -63,4 +63,6 @@ def _is_number(value, lowest: float, highest: float) -> bool:
     if not isinstance(value, int | float) or isinstance(value, bool):
         return False
     largest = sys.float_info.max
-    return max(lowest, -largest) <= value <= min(highest, largest)  # false for NaN, infinities, and integers beyond all floats
+    return (
+        max(lowest, -largest) <= value <= min(highest, largest)
+    )  # false for NaN, infinities, and integers beyond all floats

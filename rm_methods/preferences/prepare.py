@@ -35,12 +35,14 @@ def resolve_data(data: dict[str, Any]) -> dict[str, Any]:
     Raises:
         ConfigError: with every problem of the section.
     """
-    from rm_methods.config import schema
+    from rm_methods.config.resolve import schema
 
     data_schema = schema()["properties"]["data"]
     problems = schema_problems(data, data_schema, "data")
     if not problems and data.get("validation_fraction", 0) + data.get("test_fraction", 0) >= 1:
-        problems.append("data.test_fraction: with validation_fraction it takes everything; together they must be less than 1.")
+        problems.append(
+            "data.test_fraction: with validation_fraction it takes everything; together they must be less than 1."
+        )
     if problems:
         raise ConfigError(problems)
     resolved = {name: entry.get("default") for name, entry in data_schema["properties"].items()} | data
@@ -52,7 +54,7 @@ def prepare(data: dict[str, Any], out_pairs: str | Path, out_report: str | Path)
     """Prepare the preference data of an experiment.
 
     Args:
-        data: the resolved `data` section of the configuration (workflow/schemas/config.schema.yaml).
+        data: the resolved `data` section of the configuration (rm_methods/config/config.schema.yaml).
         out_pairs: Parquet file of the pairs (`pair.write_pairs`), in training order.
         out_report: JSON file of the report.
 
@@ -70,7 +72,9 @@ def prepare(data: dict[str, Any], out_pairs: str | Path, out_report: str | Path)
     pairs, steps, notes = _clean_and_split(pairs, data)
     check_groups(pairs)
     read = read_report.to_json()
-    about = {name: getattr(card, name) for name in ("name", "title", "hub_id", "revision", "licence", "citation", "reader")}
+    about = {
+        name: getattr(card, name) for name in ("name", "title", "hub_id", "revision", "licence", "citation", "reader")
+    }
     report = {
         "dataset": about | {"options": options, "local": root is not None},
         "seed": data["seed"],
@@ -85,7 +89,9 @@ def prepare(data: dict[str, Any], out_pairs: str | Path, out_report: str | Path)
     return report
 
 
-def _clean_and_split(pairs: list[PreferencePair], data: dict[str, Any]) -> tuple[list[PreferencePair], list[dict[str, Any]], list[str]]:
+def _clean_and_split(
+    pairs: list[PreferencePair], data: dict[str, Any]
+) -> tuple[list[PreferencePair], list[dict[str, Any]], list[str]]:
     """All steps after reading: the pairs split by split (train first), a log entry for each step, and notes."""
     seed, steps = data["seed"], []
 
@@ -112,22 +118,31 @@ def _clean_and_split(pairs: list[PreferencePair], data: dict[str, Any]) -> tuple
     if data["length_balance"]:
         train = splits.get("train", [])
         balanced = balance_length(train, seed)
-        shares = {"share_chosen_longer_before": share_chosen_longer(train), "share_chosen_longer_after": share_chosen_longer(balanced)}
+        shares = {
+            "share_chosen_longer_before": share_chosen_longer(train),
+            "share_chosen_longer_after": share_chosen_longer(balanced),
+        }
         steps.append(_step("length balance of train", train, balanced, shares))
         splits["train"] = balanced
     for split, members in splits.items():
-        splits[split] = cap_pairs(members, data["max_pairs"].get(split), keep_balance=data["length_balance"] and split == "train")
+        splits[split] = cap_pairs(
+            members, data["max_pairs"].get(split), keep_balance=data["length_balance"] and split == "train"
+        )
         if len(splits[split]) < len(members):
             steps.append(_step(f"max_pairs of {split}", members, splits[split], {}))
     noise = data["label_noise"]
     if noise["rate"] > 0:
         capped = splits.get("train", [])
         splits["train"], counts = flip_labels(capped, noise["rate"], noise["kind"], seed)
-        steps.append(_step(f"label noise in train ({noise['kind']}, rate {noise['rate']})", capped, splits["train"], counts))
+        steps.append(
+            _step(f"label noise in train ({noise['kind']}, rate {noise['rate']})", capped, splits["train"], counts)
+        )
     return [pair for members in splits.values() for pair in members], steps, notes
 
 
-def _step(name: str, before: list[PreferencePair], after: list[PreferencePair], counts: dict[str, Any]) -> dict[str, Any]:
+def _step(
+    name: str, before: list[PreferencePair], after: list[PreferencePair], counts: dict[str, Any]
+) -> dict[str, Any]:
     return {"step": name, "before": len(before), "after": len(after), "counts": counts}
 
 
@@ -141,7 +156,9 @@ def _check_not_empty(data: dict[str, Any], report: dict[str, Any]) -> None:
     asked = ["train"] + [split for split in ("validation", "test") if data[f"{split}_fraction"] > 0]
     empty = [split for split in asked if split not in report["splits"]]
     if empty:
-        what = "nothing is left to train on" if "train" in empty else f"the split {' and the split '.join(empty)} is empty"
+        what = (
+            "nothing is left to train on" if "train" in empty else f"the split {' and the split '.join(empty)} is empty"
+        )
         advice = (
             "Below: what was read and what became of it."
             if "train" in empty
@@ -153,7 +170,11 @@ def _check_not_empty(data: dict[str, Any], report: dict[str, Any]) -> None:
 def describe(report: dict[str, Any]) -> str:
     """The report of `prepare` as text for a terminal."""
     about, read = report["dataset"], report["read"]
-    revision = "" if about["local"] or about["hub_id"] is None else f", {about['hub_id']} at {about['revision'] or 'no fixed revision'}"
+    revision = (
+        ""
+        if about["local"] or about["hub_id"] is None
+        else f", {about['hub_id']} at {about['revision'] or 'no fixed revision'}"
+    )
     lines = [f"{about['title']} ({about['name']}{revision}; licence: {about['licence']})", "", "Read"]
     lines += [f"  {count:>9,} rows   {file}" for file, count in read["files"].items()]
     lines += [f"  {read['pairs']:>9,} pairs made"]
@@ -163,7 +184,8 @@ def describe(report: dict[str, Any]) -> str:
     lines += ["", "Steps"]
     for step in report["steps"]:
         counts = ", ".join(
-            f"{name} {value:.3f}" if isinstance(value, float) else f"{name} {value}" for name, value in step["counts"].items()
+            f"{name} {value:.3f}" if isinstance(value, float) else f"{name} {value}"
+            for name, value in step["counts"].items()
         )
         lines.append(f"  {step['before']:>9,} -> {step['after']:,}   {step['step']}{f': {counts}' if counts else ''}")
     lines += [
@@ -174,7 +196,9 @@ def describe(report: dict[str, Any]) -> str:
     for split, summary in report["splits"].items():
         characters = ", ".join(f"{value:,.0f}" for value in summary["mean_characters"].values())
         share = f"{summary['share_chosen_longer']:.1%}"
-        lines.append(f"  {split:20}{summary['pairs']:>9,}{summary['groups']:>9,}{share:>15}{summary['flipped']:>9,}   {characters}")
+        lines.append(
+            f"  {split:20}{summary['pairs']:>9,}{summary['groups']:>9,}{share:>15}{summary['flipped']:>9,}   {characters}"
+        )
     if report["notes"]:
         lines += ["", "Notes", *(f"  - {note}" for note in report["notes"])]
     return "\n".join(lines)

@@ -56,7 +56,9 @@ def _compared(pair: PreferencePair) -> tuple:
     return prompt, *sorted((pair.chosen, pair.rejected))
 
 
-def split_train(pairs: Sequence[PreferencePair], validation_fraction: float, test_fraction: float, seed: int) -> list[PreferencePair]:
+def split_train(
+    pairs: Sequence[PreferencePair], validation_fraction: float, test_fraction: float, seed: int
+) -> list[PreferencePair]:
     """Move groups out of "train" into "validation" and "test", each only if the source itself has no such split.
 
     A group's place is hash(seed, group), a uniform number u in [0, 1): validation if u < validation_fraction, test if it is in the
@@ -91,7 +93,10 @@ def drop_leaks(pairs: Sequence[PreferencePair]) -> tuple[list[PreferencePair], d
     leaked = [pair for pair in pairs if _claim(pair.split) < claim[pair.group]]
     dropped = Counter(pair.split for pair in leaked)
     kept = [pair for pair in pairs if _claim(pair.split) == claim[pair.group]]
-    return kept, {"groups": len({pair.group for pair in leaked}), **{f"{split}_pairs": count for split, count in sorted(dropped.items())}}
+    return kept, {
+        "groups": len({pair.group for pair in leaked}),
+        **{f"{split}_pairs": count for split, count in sorted(dropped.items())},
+    }
 
 
 def check_groups(pairs: Iterable[PreferencePair]) -> None:
@@ -156,4 +161,6 @@ def share_chosen_longer(pairs: Sequence[PreferencePair]) -> float | None:
     """Share of pairs whose chosen answer has more characters, equal lengths counted half; None without pairs."""
     if not pairs:
         return None
-    return sum(0.5 * ((len(p.chosen) > len(p.rejected)) + (len(p.chosen) >= len(p.rejected))) for p in pairs) / len(pairs)
+    return sum(0.5 * ((len(p.chosen) > len(p.rejected)) + (len(p.chosen) >= len(p.rejected))) for p in pairs) / len(
+        pairs
+    )

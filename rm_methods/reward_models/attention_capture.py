@@ -57,7 +57,9 @@ class AttentionCapture:
         number = self.calls if number is None else number
         self.calls += 1
         if number in self.layers:
-            self.taken[number] = LayerAttention(query, key, value, query.shape[-1] ** -0.5 if scaling is None else scaling)
+            self.taken[number] = LayerAttention(
+                query, key, value, query.shape[-1] ** -0.5 if scaling is None else scaling
+            )
 
 
 def layer_numbers(layers: list[int], count: int, key: str) -> tuple[int, ...]:
@@ -72,7 +74,9 @@ def layer_numbers(layers: list[int], count: int, key: str) -> tuple[int, ...]:
     """
     wrong = [layer for layer in layers if layer == 0 or abs(layer) > count]
     if wrong:
-        raise UserError(f"{key}: the model has {count} layers, so {wrong} do not exist. Use 1 to {count}, or -1 to {-count} from the end.")
+        raise UserError(
+            f"{key}: the model has {count} layers, so {wrong} do not exist. Use 1 to {count}, or -1 to {-count} from the end."
+        )
     return tuple(layer - 1 if layer > 0 else count + layer for layer in layers)
 
 

@@ -84,7 +84,9 @@ def load_classifier(folder: Path, backbone: dict[str, Any], seed: int):
     if record["kind"] == "tiny":
         config = AutoConfig.from_pretrained(folder)
         config.num_labels = 1
-        classifier = AutoModelForSequenceClassification.from_config(config, attn_implementation=attention_option(backbone["attention"]))
+        classifier = AutoModelForSequenceClassification.from_config(
+            config, attn_implementation=attention_option(backbone["attention"])
+        )
     else:
         weights = str(folder) if record["weights"] == "here" else record["weights"]
         with hub_errors_explained(weights), refusal_explained(weights):
@@ -193,7 +195,11 @@ class hub_errors_explained:
     def __exit__(self, kind, error, trace):
         if isinstance(error, (OSError, ValueError)) and not isinstance(error, (FileExistsError, PermissionError)):
             first = str(error).strip().splitlines()[0] if str(error).strip() else kind.__name__
-            where = "" if Path(self.source).is_dir() else " There is no such folder here, so it was taken for a model of the hub."
+            where = (
+                ""
+                if Path(self.source).is_dir()
+                else " There is no such folder here, so it was taken for a model of the hub."
+            )
             raise UserError(
                 f"{self.key} = '{self.source}' cannot be loaded ({first}).{where} If this machine has no network, download the model "
                 f"elsewhere and set {self.key} to the local folder."
@@ -246,7 +252,9 @@ def _convert_gguf(backbone: dict[str, Any], path: Path) -> dict[str, Any]:
     folder = source_folder(backbone["source"])
     if not (Path(folder) / backbone["gguf_file"]).is_file():
         found = sorted(p.name for p in Path(folder).glob("*.gguf"))
-        raise UserError(f"backbone.gguf_file = '{backbone['gguf_file']}' is not in {folder}; GGUF files there: {found or 'none'}.")
+        raise UserError(
+            f"backbone.gguf_file = '{backbone['gguf_file']}' is not in {folder}; GGUF files there: {found or 'none'}."
+        )
     model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=backbone["gguf_file"], dtype=torch.float32)
     # The record of the quantisation makes save_pretrained refuse, and the folder's path would make two machines' files differ.
     del model.config.quantization_config
@@ -254,7 +262,12 @@ def _convert_gguf(backbone: dict[str, Any], path: Path) -> dict[str, Any]:
     model.config._name_or_path = ""
     model.save_pretrained(path)
     AutoTokenizer.from_pretrained(folder, gguf_file=backbone["gguf_file"]).save_pretrained(path)
-    return {"kind": "pretrained", "weights": "here", "revision": None, "source": backbone["source"] + "/" + backbone["gguf_file"]}
+    return {
+        "kind": "pretrained",
+        "weights": "here",
+        "revision": None,
+        "source": backbone["source"] + "/" + backbone["gguf_file"],
+    }
 
 
 def _prepare_pretrained(backbone: dict[str, Any], path: Path) -> dict[str, Any]:
@@ -295,7 +308,9 @@ def _tokenizer(path: Path, backbone: dict[str, Any]):
         try:
             tokenizer.chat_template = Path(backbone["chat_template"]).read_text(encoding="utf-8")
         except OSError as error:
-            raise UserError(f"backbone.chat_template = '{backbone['chat_template']}' cannot be read: {error.strerror}.") from None
+            raise UserError(
+                f"backbone.chat_template = '{backbone['chat_template']}' cannot be read: {error.strerror}."
+            ) from None
     if not tokenizer.chat_template:
         raise UserError(
             f"backbone.source = '{backbone['source']}': the tokenizer has no chat template. Name a Jinja file in backbone.chat_template, "
@@ -304,7 +319,10 @@ def _tokenizer(path: Path, backbone: dict[str, Any]):
     probe = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
     last = tokenizer(tokenizer.apply_chat_template(probe, tokenize=False), add_special_tokens=False)["input_ids"][-1]
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id == last:
-        spare = next((t for t in (tokenizer.unk_token, "<|endoftext|>", "<pad>", "[PAD]") if _usable_as_pad(tokenizer, t, last)), None)
+        spare = next(
+            (t for t in (tokenizer.unk_token, "<|endoftext|>", "<pad>", "[PAD]") if _usable_as_pad(tokenizer, t, last)),
+            None,
+        )
         if spare is None:
             spare = "<|reward_pad|>"
             tokenizer.add_special_tokens({"pad_token": spare})

@@ -73,7 +73,9 @@ class JointModel(nn.Module):
         super().__init__()
         self.classifier, self.decoder, self.autocast, self.causal = classifier, decoder, autocast, causal
         _keep_head_in_fp32(classifier)
-        own_kernel = classifier.config._attn_implementation in (KERNEL, NAME) and classifier._can_set_attn_implementation()
+        own_kernel = (
+            classifier.config._attn_implementation in (KERNEL, NAME) and classifier._can_set_attn_implementation()
+        )
         if decoder and not causal and (not own_kernel or getattr(classifier.config, "sliding_window", None)):
             raise UserError(
                 f"The causal mask of {type(classifier).__name__} with attention '{classifier.config._attn_implementation}' cannot be taken "
@@ -111,7 +113,11 @@ class JointModel(nn.Module):
         mask = None if self.causal else is_token_RL[:, None, None]
         own_kernel = self.config._attn_implementation == NAME
         obstacle = capture_obstacle(self.config)
-        if self.causal and getattr(self.config, "sliding_window", None) and not getattr(self.config, "layer_types", None):
+        if (
+            self.causal
+            and getattr(self.config, "sliding_window", None)
+            and not getattr(self.config, "layer_types", None)
+        ):
             obstacle = obstacle or f"'{self.config.model_type}' sees a window only, not the whole pair"
         if layers and obstacle:
             raise UserError(f"The teacher's attention cannot be read: {obstacle}. Use another teacher.")
@@ -155,7 +161,9 @@ class JointModel(nn.Module):
                 maps_RhLL = output.maps[layer].float()
                 return (maps_RhLL if heads is None else maps_RhLL[:, list(heads)]).mean(1), None
             taken = output.attention[layer].repeated()
-            is_token_RL = torch.arange(batch.input_ids.shape[1], device=batch.input_ids.device) <= batch.read_column[:, None]
+            is_token_RL = (
+                torch.arange(batch.input_ids.shape[1], device=batch.input_ids.device) <= batch.read_column[:, None]
+            )
             hidden_RLL = ~is_token_RL[:, None].expand(-1, is_token_RL.shape[1], -1)
             hidden_RLL = hidden_RLL | ~torch.ones_like(hidden_RLL).tril() if self.causal else hidden_RLL
             total_RLL = torch.zeros(hidden_RLL.shape, device=hidden_RLL.device)
@@ -169,7 +177,9 @@ class JointModel(nn.Module):
     def save(self, folder: str | Path, state_dict: dict[str, torch.Tensor] | None = None) -> None:
         """Write the classifier as transformers loads it, and the record that makes the folder a joint model."""
         prefix = "classifier."
-        weights = None if state_dict is None else {k[len(prefix) :]: v for k, v in state_dict.items() if k.startswith(prefix)}
+        weights = (
+            None if state_dict is None else {k[len(prefix) :]: v for k, v in state_dict.items() if k.startswith(prefix)}
+        )
         with written_atomically(folder) as path:
             self.classifier.save_pretrained(path, state_dict=weights)
             write_json(path / RECORD, {"decoder": self.decoder, "causal": self.causal})
@@ -200,7 +210,9 @@ def _keep_head_in_fp32(classifier: nn.Module) -> None:
         heads[-1].float().__class__ = _Fp32Linear
 
 
-def load_joint(folder: str | Path, max_length: int, precision: str = "fp32") -> tuple[JointModel, EncoderReader | DecoderReader]:
+def load_joint(
+    folder: str | Path, max_length: int, precision: str = "fp32"
+) -> tuple[JointModel, EncoderReader | DecoderReader]:
     """A saved joint model, in evaluation mode on its device, and its reader.
 
     Args:
@@ -216,7 +228,9 @@ def load_joint(folder: str | Path, max_length: int, precision: str = "fp32") -> 
 
     folder = Path(folder)
     if not (folder / RECORD).exists():
-        raise UserError(f"{folder}: not a joint model ({RECORD} is not there). Name the model folder of a run of a joint method.")
+        raise UserError(
+            f"{folder}: not a joint model ({RECORD} is not there). Name the model folder of a run of a joint method."
+        )
     record = read_json(folder / RECORD)
     decoder, causal = record["decoder"], record.get("causal", False)
     with _outside_of_zero3(), refusal_explained(str(folder)):

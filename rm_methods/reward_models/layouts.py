@@ -180,7 +180,8 @@ def _attention_map(prompt_lengths: list[int], response_lengths: list[int]) -> At
     item_of = np.repeat(np.arange(items), each)
     causal = np.tril(np.ones((length, length), dtype=bool))
     allowed = np.concatenate(
-        [np.repeat(is_prompt[item_of][:, None], length, axis=1), np.broadcast_to(causal, (rows, length, length))], axis=2
+        [np.repeat(is_prompt[item_of][:, None], length, axis=1), np.broadcast_to(causal, (rows, length, length))],
+        axis=2,
     )
     query_is_token = np.concatenate([is_prompt.ravel(), is_response.ravel()])
     # Places of the prompt tokens in each group of keys: first their own prompt, then before each of their item's responses.

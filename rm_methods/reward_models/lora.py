@@ -38,8 +38,14 @@ def target_layers(classifier: nn.Module, asked: str | list[str]) -> list[str]:
     backbone = classifier.base_model
     kind = type(classifier).__name__
     if backbone is classifier:
-        raise UserError(f"training.lora: the backbone of {kind} cannot be told from its head (no base_model). Set it to null.")
-    linear = [name for name, module in backbone.named_modules() if isinstance(module, nn.Linear | Conv1D) and not _is_pooler(name)]
+        raise UserError(
+            f"training.lora: the backbone of {kind} cannot be told from its head (no base_model). Set it to null."
+        )
+    linear = [
+        name
+        for name, module in backbone.named_modules()
+        if isinstance(module, nn.Linear | Conv1D) and not _is_pooler(name)
+    ]
     if asked == ALL_LINEAR:
         return linear
     fitting = {one: [name for name in linear if f".{name}".endswith(f".{one}")] for one in asked}
@@ -94,7 +100,9 @@ def merge_adapters(model: nn.Module, state_dict: Mapping[str, torch.Tensor] | No
     from peft.tuners.lora import LoraLayer
 
     given = model.state_dict() if state_dict is None else state_dict
-    weights = {name: w.detach().cpu().float() if w.is_floating_point() else w.detach().cpu() for name, w in given.items()}
+    weights = {
+        name: w.detach().cpu().float() if w.is_floating_point() else w.detach().cpu() for name, w in given.items()
+    }
     layers = {name: module for name, module in model.named_modules() if isinstance(module, LoraLayer)}
     for name, layer in layers.items():
         for own in [own for own in weights if own.startswith(f"{name}.base_layer.")]:

@@ -91,7 +91,9 @@ class RewardModel(nn.Module):
             UserError: "packed" is asked for and not possible.
         """
         if asked == "packed" and self.packing_obstacle:
-            raise UserError(f"layout 'packed' is not possible with this backbone: {self.packing_obstacle}. Use 'auto' or 'plain'.")
+            raise UserError(
+                f"layout 'packed' is not possible with this backbone: {self.packing_obstacle}. Use 'auto' or 'plain'."
+            )
         return "plain" if asked == "plain" or self.packing_obstacle else "packed"
 
     def capture_attention(self, layers: tuple[int, ...]) -> None:
@@ -102,7 +104,9 @@ class RewardModel(nn.Module):
         """
         obstacle = self.packing_obstacle or capture_obstacle(self.config)
         if obstacle:
-            raise UserError(f"The attention of this backbone cannot be captured: {obstacle}. Use another backbone, or attention: sdpa.")
+            raise UserError(
+                f"The attention of this backbone cannot be captured: {obstacle}. Use another backbone, or attention: sdpa."
+            )
         self.captured_layers = tuple(layers)
 
     def recompute_activations(self) -> None:
@@ -135,7 +139,9 @@ class RewardModel(nn.Module):
             ).last_hidden_state
         if packed and not batch.attention_map.used:
             name = type(self.backbone).__name__
-            raise UserError(f"{name} does not hand its keyword arguments on to its attention, which packing needs. Use layout: plain.")
+            raise UserError(
+                f"{name} does not hand its keyword arguments on to its attention, which packing needs. Use layout: plain."
+            )
         last_SH = hidden_RLH[batch.read_row, batch.read_column]
         with torch.autocast(device_type, enabled=False):
             # Called as a module, not by its weight: ZeRO-3 gathers a module's shards when it is called.
@@ -154,7 +160,9 @@ class RewardModel(nn.Module):
             state_dict: gathered weights of this module (under ZeRO-3 the module's own tensors are only shards).
         """
         prefix = "classifier."
-        weights = None if state_dict is None else {k[len(prefix) :]: v for k, v in state_dict.items() if k.startswith(prefix)}
+        weights = (
+            None if state_dict is None else {k[len(prefix) :]: v for k, v in state_dict.items() if k.startswith(prefix)}
+        )
         with written_atomically(folder) as path:
             self.classifier.save_pretrained(path, state_dict=weights)
 
@@ -170,6 +178,9 @@ def packing_obstacle(classifier) -> str | None:
     limit = getattr(config, "max_position_embeddings", None)
     if window and getattr(config, "use_sliding_window", True) and (limit is None or window < limit):
         return f"its sliding-window attention ({window} tokens) needs masks"
-    if any(name in config.model_type for name in ("mamba", "rwkv", "recurrent", "jamba", "zamba", "bloom", "mpt", "falcon_h1")):
+    if any(
+        name in config.model_type
+        for name in ("mamba", "rwkv", "recurrent", "jamba", "zamba", "bloom", "mpt", "falcon_h1")
+    ):
         return f"'{config.model_type}' does not take its positions from position_ids alone"
     return None

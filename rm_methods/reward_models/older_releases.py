@@ -29,4 +29,6 @@ def add_older_names(folder: str | Path) -> None:
         if tokenizer.get("tokenizer_class") == "TokenizersBackend":
             # Version 4 would also return token types, which decoders do not take.
             names = {"model_input_names": ["input_ids", "attention_mask"]}
-            write_json(folder / "tokenizer_config.json", names | tokenizer | {"tokenizer_class": "PreTrainedTokenizerFast"})
+            write_json(
+                folder / "tokenizer_config.json", names | tokenizer | {"tokenizer_class": "PreTrainedTokenizerFast"}
+            )

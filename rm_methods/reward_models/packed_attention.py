@@ -50,7 +50,9 @@ def packed_attention(
     device = query_1hTd.device.type
     if torch.is_autocast_enabled(device):
         # Rotary embedding leaves fp32 behind; the kernel would cast anyway, after the gathering below.
-        query_1hTd, key_1hTd, value_1hTd = (x.to(torch.get_autocast_dtype(device)) for x in (query_1hTd, key_1hTd, value_1hTd))
+        query_1hTd, key_1hTd, value_1hTd = (
+            x.to(torch.get_autocast_dtype(device)) for x in (query_1hTd, key_1hTd, value_1hTd)
+        )
     if attention_map is None:
         return _attend(module, query_1hTd, key_1hTd, value_1hTd, attention_mask, **options)
     attention_map.used = True
@@ -134,7 +136,12 @@ def tokens_of_pairs(x_1hTd: torch.Tensor, attention_map: AttentionMap) -> torch.
 
 def _attend(module, query, key, value, bias, **options):
     short = key.shape[2] <= _CPU_UNFUSED_LENGTH
-    if query.device.type == "cpu" and query.dtype == torch.bfloat16 and short and (bias is None or bias.is_floating_point()):
+    if (
+        query.device.type == "cpu"
+        and query.dtype == torch.bfloat16
+        and short
+        and (bias is None or bias.is_floating_point())
+    ):
         return _attend_unfused(query, key, value, bias, **options)
     return ALL_ATTENTION_FUNCTIONS[KERNEL](module, query, key, value, bias, **options)
 
@@ -146,8 +153,14 @@ def _attend_unfused(query_ShQd, key_SkLd, value_SkLd, bias_S1QL, scaling=None, d
     groups = heads // key_heads
     if bias_S1QL is None:
         lowest = torch.finfo(query_ShQd.dtype).min
-        bias_S1QL = torch.full((length, key_length), lowest, dtype=query_ShQd.dtype).triu(1).expand(rows, 1, length, key_length)
-    bias = bias_S1QL[:, :, None].expand(rows, key_heads, groups, length, key_length).reshape(rows * key_heads, groups * length, key_length)
+        bias_S1QL = (
+            torch.full((length, key_length), lowest, dtype=query_ShQd.dtype).triu(1).expand(rows, 1, length, key_length)
+        )
+    bias = (
+        bias_S1QL[:, :, None]
+        .expand(rows, key_heads, groups, length, key_length)
+        .reshape(rows * key_heads, groups * length, key_length)
+    )
     query = query_ShQd.reshape(rows * key_heads, groups * length, size)
     key, value = (x.reshape(rows * key_heads, key_length, size) for x in (key_SkLd, value_SkLd))
     scores = torch.baddbmm(bias, query, key.transpose(1, 2), alpha=size**-0.5 if scaling is None else scaling)

@@ -34,15 +34,21 @@ class PairRM(DebertaV2PreTrainedModel):
         )
         self.post_init()
 
-    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, output_attentions: bool = False, **options):
+    def forward(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, output_attentions: bool = False, **options
+    ):
         """Logits of rows [R, L] that hold each mark once."""
-        output = self.pretrained_model(input_ids=input_ids, attention_mask=attention_mask, output_attentions=output_attentions)
+        output = self.pretrained_model(
+            input_ids=input_ids, attention_mask=attention_mask, output_attentions=output_attentions
+        )
         row = torch.arange(len(input_ids), device=input_ids.device)
         source, first, second = (
             output.last_hidden_state[row, (input_ids == getattr(self.config, mark)).int().argmax(1)] for mark in _MARKS
         )
         scores = [self.head_layer(torch.cat([source, candidate], dim=-1)) for candidate in (first, second)]
-        return SequenceClassifierOutput(logits=(scores[0] - scores[1]).mean(-1, keepdim=True), attentions=output.attentions)
+        return SequenceClassifierOutput(
+            logits=(scores[0] - scores[1]).mean(-1, keepdim=True), attentions=output.attentions
+        )
 
 
 def is_pairrm(config) -> bool:

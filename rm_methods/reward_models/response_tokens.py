@@ -21,6 +21,8 @@ def response_tokens(items: Sequence[TokenizedItem], reader: ChatTokenizer) -> li
     for start in range(0, len(items), _AT_ONCE):
         part = items[start : start + _AT_ONCE]
         texts = [conversation[-1]["content"] for item in part for conversation in item.conversations]
-        ids = iter(reader.tokenizer(texts, add_special_tokens=False, return_attention_mask=False)["input_ids"] if texts else ())
+        ids = iter(
+            reader.tokenizer(texts, add_special_tokens=False, return_attention_mask=False)["input_ids"] if texts else ()
+        )
         found += [tuple(np.asarray(next(ids), dtype=np.int32) for _ in item.conversations) for item in part]
     return found

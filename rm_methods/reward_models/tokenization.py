@@ -60,7 +60,9 @@ class ChatTokenizer:
 
     def __init__(self, tokenizer, max_length: int):
         if not tokenizer.is_fast:
-            raise UserError(f"{tokenizer.name_or_path}: only fast tokenizers are supported (character offsets are needed).")
+            raise UserError(
+                f"{tokenizer.name_or_path}: only fast tokenizers are supported (character offsets are needed)."
+            )
         if not tokenizer.chat_template:
             raise UserError(
                 f"{tokenizer.name_or_path}: the tokenizer has no chat template. Name a Jinja file in backbone.chat_template, "
@@ -71,7 +73,9 @@ class ChatTokenizer:
         probe = self._apply_template(list(_conversation([{"role": "user", "content": "a"}], "b")), False)
         probe = tokenizer(probe, add_special_tokens=False)["input_ids"]
         if len(probe) > 1 and probe[0] == probe[1] == tokenizer.bos_token_id:
-            raise UserError(f"{tokenizer.name_or_path}: its chat template prints the BOS token twice; correct the template.")
+            raise UserError(
+                f"{tokenizer.name_or_path}: its chat template prints the BOS token twice; correct the template."
+            )
 
     @property
     def pad_id(self) -> int:
@@ -90,7 +94,9 @@ class ChatTokenizer:
                 boundaries.append(_common_prefix(head, text))
         if not texts:
             return []
-        encoding = self.tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True, return_attention_mask=False)
+        encoding = self.tokenizer(
+            texts, add_special_tokens=False, return_offsets_mapping=True, return_attention_mask=False
+        )
         encoded, position = [], 0
         for prompt, responses in items:
             sequences, prompt_tokens, prompt_cut, response_cut, conversations = [], [], [], [], []
@@ -108,7 +114,9 @@ class ChatTokenizer:
                 conversations.append(conversation)
                 position += 1
             shared = min(min(prompt_tokens), _common_prefix_of_ids(sequences))
-            encoded.append(TokenizedItem(tuple(sequences), shared, tuple(prompt_cut), tuple(response_cut), tuple(conversations)))
+            encoded.append(
+                TokenizedItem(tuple(sequences), shared, tuple(prompt_cut), tuple(response_cut), tuple(conversations))
+            )
         return encoded
 
     def text_spans(self, conversation: Sequence[Message]) -> np.ndarray:
@@ -130,8 +138,12 @@ class ChatTokenizer:
 
     def _apply_template(self, messages: list[Message], add_generation_prompt: bool) -> str:
         try:
-            return self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt)
-        except Exception as error:  # Jinja errors of a strict template: roles that do not alternate, no system turn allowed, ...
+            return self.tokenizer.apply_chat_template(
+                messages, tokenize=False, add_generation_prompt=add_generation_prompt
+            )
+        except (
+            Exception
+        ) as error:  # Jinja errors of a strict template: roles that do not alternate, no system turn allowed, ...
             roles = " ".join(m["role"] for m in messages)
             raise UserError(
                 f"The chat template of {self.tokenizer.name_or_path} refuses a conversation (turns: {roles}): {error}"
@@ -181,7 +193,9 @@ class ChatTokenizer:
             excess = self._excess(left)
         if excess > 0:
             needed = excess + self.max_length
-            raise UserError(f"backbone.max_length = {self.max_length} is too small: the chat template alone takes {needed} tokens.")
+            raise UserError(
+                f"backbone.max_length = {self.max_length} is too small: the chat template alone takes {needed} tokens."
+            )
         return left, (prompt_cut, True)
 
     def _excess(self, conversation: Sequence[Message]) -> int:
@@ -199,7 +213,9 @@ class ChatTokenizer:
         return text[offsets[count][0] :] if from_start else text[: offsets[len(offsets) - count][0]]
 
 
-def spans_in_text(rendered: str, offsets: Sequence[tuple[int, int]], contents: Sequence[str], response_start: int) -> np.ndarray:
+def spans_in_text(
+    rendered: str, offsets: Sequence[tuple[int, int]], contents: Sequence[str], response_start: int
+) -> np.ndarray:
     """Where tokens of a rendered conversation lie in the text of its messages.
 
     Args:
@@ -249,7 +265,9 @@ def _common_prefix(first: str, second: str) -> int:
     """Characters that two texts have in common at their start."""
     if second.startswith(first):
         return len(first)
-    return next((i for i, (a, b) in enumerate(zip(first, second, strict=False)) if a != b), min(len(first), len(second)))
+    return next(
+        (i for i, (a, b) in enumerate(zip(first, second, strict=False)) if a != b), min(len(first), len(second))
+    )
 
 
 def _tokens_before(offsets: Sequence[tuple[int, int]], boundary: int) -> int:

@@ -26,4 +26,7 @@ def split_responses(item: TokenizedItem, layout: str, limit: int) -> list[Tokeni
         return [item]
     ends = [*starts[1:], len(item.sequences)]
     of_responses = ("sequences", "prompt_cut", "response_cut", "conversations")
-    return [replace(item, **{name: getattr(item, name)[a:b] for name in of_responses}) for a, b in zip(starts, ends, strict=True)]
+    return [
+        replace(item, **{name: getattr(item, name)[a:b] for name in of_responses})
+        for a, b in zip(starts, ends, strict=True)
+    ]

@@ -8,14 +8,18 @@ from pathlib import Path
 from typing import Any
 
 from rm_methods.benchmarks.item import BenchmarkItem, read_items
+from rm_methods.benchmarks.score_table import write_scores
 from rm_methods.errors import UserError, nearest
 from rm_methods.files import parquet_columns
-from rm_methods.scoring.score_table import write_scores
 from rm_methods.scoring.scorer import ScoringSettings, load_scorer, scoring_settings
 
 
 def score_files(
-    model: Path, jobs: Sequence[tuple[str, Path]], root: Path | None, config_files: Sequence[Path], overrides: dict[str, Any]
+    model: Path,
+    jobs: Sequence[tuple[str, Path]],
+    root: Path | None,
+    config_files: Sequence[Path],
+    overrides: dict[str, Any],
 ) -> None:
     """Score data sets with one model.
 
@@ -28,7 +32,7 @@ def score_files(
     """
     settings = ScoringSettings()
     if config_files:
-        from rm_methods.config import load_config
+        from rm_methods.config.resolve import load_config
 
         settings = scoring_settings(load_config(config_files))
     data = [(name, load_items(name, root), out) for name, out in jobs]
@@ -93,5 +97,11 @@ def _items_of_benchmark(name: str, root: Path | None) -> list[BenchmarkItem]:
 
     with tempfile.TemporaryDirectory() as scratch:
         items = Path(scratch) / "items.parquet"
-        prepare_items(name, {"root": None if root is None else str(root), "options": {}}, None, items, Path(scratch) / "report.json")
+        prepare_items(
+            name,
+            {"root": None if root is None else str(root), "options": {}},
+            None,
+            items,
+            Path(scratch) / "report.json",
+        )
         return read_items(items)

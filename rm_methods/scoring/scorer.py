@@ -17,14 +17,16 @@ from typing import Any
 import numpy as np
 
 from rm_methods.benchmarks.item import BenchmarkItem
-from rm_methods.cpu import prepare_cpu
+from rm_methods.benchmarks.score_table import ScoredResponse, response_hash
 from rm_methods.errors import UserError
 from rm_methods.files import read_json
 from rm_methods.preferences.pair import PreferencePair
-from rm_methods.scoring.score_table import ScoredResponse, response_hash
+from rm_methods.system.cpu import prepare_cpu
 
 SCORER_FILE = "scorer.json"  # stands in a model folder in place of weights
-JOINT_RECORD = "joint.json"  # rm_methods.reward_models.joint_model.RECORD, which is not imported here because it imports torch
+JOINT_RECORD = (
+    "joint.json"  # rm_methods.reward_models.joint_model.RECORD, which is not imported here because it imports torch
+)
 
 
 @dataclass(frozen=True)
@@ -90,9 +92,13 @@ def load_scorer(folder: str | Path, settings: ScoringSettings, keep_loaded: bool
             return ContentBlindScorer(description)
         return EnsembleScorer(description, folder, settings, keep_loaded)
     if not folder.is_dir():
-        raise UserError(f"{folder}: no such model folder. Train it first, or give a folder with config.json or {SCORER_FILE}.")
+        raise UserError(
+            f"{folder}: no such model folder. Train it first, or give a folder with config.json or {SCORER_FILE}."
+        )
     if not (folder / "config.json").exists():
-        raise UserError(f"{folder}: neither a reward model (config.json) nor a scorer description ({SCORER_FILE}) is there.")
+        raise UserError(
+            f"{folder}: neither a reward model (config.json) nor a scorer description ({SCORER_FILE}) is there."
+        )
     if (folder / JOINT_RECORD).exists():
         return JointScorer.from_folder(folder, settings)
     return RewardModelScorer.from_folder(folder, settings)
@@ -116,7 +122,9 @@ class ContentBlindScorer:
     def score(self, items: Sequence[BenchmarkItem], label: str = "score") -> list[ScoredResponse]:
         """Score every response of every item."""
         return [
-            ScoredResponse(item.item_id, k, response_hash(text), self.method.score(item.prompt, text, self.seed), 0, False)
+            ScoredResponse(
+                item.item_id, k, response_hash(text), self.method.score(item.prompt, text, self.seed), 0, False
+            )
             for item in items
             for k, text in enumerate(item.responses)
         ]
@@ -145,7 +153,11 @@ class RewardModelScorer:
         from rm_methods.reward_models.remote_code import refusal_explained
 
         prepare_cpu(settings.threads)
-        options = {"attn_implementation": attention_option(settings.attention), "local_files_only": True, "trust_remote_code": False}
+        options = {
+            "attn_implementation": attention_option(settings.attention),
+            "local_files_only": True,
+            "trust_remote_code": False,
+        }
         with refusal_explained(str(folder)):
             classifier = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32, **options)
         model = RewardModel(classifier, autocast=torch.bfloat16 if settings.precision == "bf16" else None)
@@ -157,7 +169,9 @@ class RewardModelScorer:
         encoded = self.tokenizer.encode((item.prompt, item.responses) for item in items)
         rewards = self._of_responses(encoded, self._rewards, label)
         return [
-            ScoredResponse(item.item_id, k, response_hash(text), rewards[i][k], encoded[i].lengths[k], encoded[i].truncated[k])
+            ScoredResponse(
+                item.item_id, k, response_hash(text), rewards[i][k], encoded[i].lengths[k], encoded[i].truncated[k]
+            )
             for i, item in enumerate(items)
             for k, text in enumerate(item.responses)
         ]
@@ -222,7 +236,10 @@ class RewardModelScorer:
         for members in by_responses.values():
             current: list[int] = []
             for i in members:
-                if current and launched_tokens([encoded[j] for j in [*current, i]], layout) > self.settings.tokens_per_batch:
+                if (
+                    current
+                    and launched_tokens([encoded[j] for j in [*current, i]], layout) > self.settings.tokens_per_batch
+                ):
                     batches.append(current)
                     current = []
                 current.append(i)
@@ -249,7 +266,9 @@ class JointScorer(RewardModelScorer):
     def score(self, items: Sequence[BenchmarkItem], label: str = "score") -> list[ScoredResponse]:
         """Score every response of every item, reading each two of an item together in both orders."""
         duels = [(i, a, b) for i, item in enumerate(items) for a in range(len(item.responses)) for b in range(a)]
-        encoded = self.tokenizer.encode((items[i].prompt, (items[i].responses[a], items[i].responses[b])) for i, a, b in duels)
+        encoded = self.tokenizer.encode(
+            (items[i].prompt, (items[i].responses[a], items[i].responses[b])) for i, a, b in duels
+        )
         logits = self._in_batches(encoded, self._rewards, label)
         rewards = [[0.0] * len(item.responses) for item in items]
         tokens = [[0] * len(item.responses) for item in items]
@@ -270,7 +289,11 @@ class JointScorer(RewardModelScorer):
 
     def extra_metrics(self) -> dict[str, float]:
         """Position bias of the last `score`: mean probability given to the first response over both orders, less one half."""
-        return {"validation_position_bias": sum(self._first_place) / len(self._first_place) - 0.5} if self._first_place else {}
+        return (
+            {"validation_position_bias": sum(self._first_place) / len(self._first_place) - 0.5}
+            if self._first_place
+            else {}
+        )
 
 
 class EnsembleScorer:
@@ -294,7 +317,9 @@ class EnsembleScorer:
         self.centres, self.settings = description["centres"], settings
         self.keep_loaded, self._loaded = keep_loaded, {}
         if len(self.centres) != len(self.members):
-            raise UserError(f"{folder / SCORER_FILE}: {len(self.members)} members, but {len(self.centres)} centres. Make it again.")
+            raise UserError(
+                f"{folder / SCORER_FILE}: {len(self.members)} members, but {len(self.centres)} centres. Make it again."
+            )
         if missing := [member for member in self.members if not member.is_dir()]:
             raise UserError(
                 f"{folder / SCORER_FILE}: {len(missing)} of {len(self.members)} members are not there, the first is "
@@ -305,7 +330,8 @@ class EnsembleScorer:
     def score(self, items: Sequence[BenchmarkItem], label: str = "score") -> list[ScoredResponse]:
         """Score every response of every item; raises UserError if the members read the same text differently."""
         table = [
-            self._scorer(member).score(items, f"{label}, member {k + 1} of {len(self.members)}") for k, member in enumerate(self.members)
+            self._scorer(member).score(items, f"{label}, member {k + 1} of {len(self.members)}")
+            for k, member in enumerate(self.members)
         ]
         for member, rows in zip(self.members[1:], table[1:], strict=True):
             for first, row in zip(table[0], rows, strict=True):
@@ -351,4 +377,8 @@ class _Progress:
         elapsed = now - self.started
         remaining = elapsed / self.done * (self.total - self.done)
         share = 100 * self.done / self.total
-        print(f"{self.label}: {share:.0f}%  {self.done / elapsed:.0f} tokens/s  ETA {remaining:.0f} s", file=sys.stderr, flush=True)
+        print(
+            f"{self.label}: {share:.0f}%  {self.done / elapsed:.0f} tokens/s  ETA {remaining:.0f} s",
+            file=sys.stderr,
+            flush=True,
+        )

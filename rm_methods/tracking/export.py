@@ -37,7 +37,13 @@ class RunExport:
 
 
 def export_run(
-    summary: Path, metrics: Path, training_log: Path | None, model: Path, experiment: str, out: Path, tracking_uri: str | None = None
+    summary: Path,
+    metrics: Path,
+    training_log: Path | None,
+    model: Path,
+    experiment: str,
+    out: Path,
+    tracking_uri: str | None = None,
 ) -> dict[str, Any]:
     """Export one run and write what became of it to `out`.
 
@@ -57,7 +63,9 @@ def export_run(
     return _export_all([(RunExport(RunFiles(summary, metrics, training_log, model), experiment), out)], tracking_uri)[0]
 
 
-def export_experiment(runs: Sequence[RunExport], out_folder: Path, tracking_uri: str | None = None) -> list[dict[str, Any]]:
+def export_experiment(
+    runs: Sequence[RunExport], out_folder: Path, tracking_uri: str | None = None
+) -> list[dict[str, Any]]:
     """Export all runs in one process (importing MLflow costs a second), each with its record in <out_folder>/<variant>/seed<k>.json.
 
     Raises:
@@ -69,7 +77,9 @@ def export_experiment(runs: Sequence[RunExport], out_folder: Path, tracking_uri:
         name = f"seed{summary.get('seed')}{run.files.purpose and '_'}{run.files.purpose}.json"
         target = Path(out_folder) / str(summary.get("variant")) / name
         if target in targets:
-            raise UserError(f"{run.files.summary} and {targets[target].files.summary} are of the same variant and seed. Keep one of them.")
+            raise UserError(
+                f"{run.files.summary} and {targets[target].files.summary} are of the same variant and seed. Keep one of them."
+            )
         targets[target] = run
     return _export_all([(run, target) for target, run in targets.items()], tracking_uri)
 
@@ -113,7 +123,9 @@ def _export_all(runs: Sequence[tuple[RunExport, Path]], tracking_uri: str | None
     return results
 
 
-def _export_reachable(uri: str, runs: Sequence[tuple[RunExport, Path]], records: Sequence[RunRecord]) -> tuple[list[dict], str | None]:
+def _export_reachable(
+    uri: str, runs: Sequence[tuple[RunExport, Path]], records: Sequence[RunRecord]
+) -> tuple[list[dict], str | None]:
     """Outcomes of the runs in order, as far as the store answered, and why it stopped answering (None if it did not)."""
     import sqlalchemy.exc
     from filelock import Timeout
@@ -219,7 +231,9 @@ def _runs_of(client, experiment_id: str, record: RunRecord) -> list:
     condition = f"tags.variant = {quote}{record.variant}{quote} and tags.seed = '{record.seed}'"
     found, token = [], None
     while True:
-        page = client.search_runs([experiment_id], condition, max_results=100, order_by=["attributes.start_time ASC"], page_token=token)
+        page = client.search_runs(
+            [experiment_id], condition, max_results=100, order_by=["attributes.start_time ASC"], page_token=token
+        )
         found += page
         token = page.token
         if not token:

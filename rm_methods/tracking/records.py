@@ -126,7 +126,9 @@ def read_run(files: RunFiles, experiment: str) -> RunRecord:
         finals=finals,
         training_digest=file_hash(*log),
         export_digest=file_hash(*(path for path in (files.summary, files.metrics, files.further) if path), *log),
-        dataset=(str(data["dataset"]), str(data["hash"])[:36], data.get("pairs")) if data.get("dataset") and data.get("hash") else None,
+        dataset=(str(data["dataset"]), str(data["hash"])[:36], data.get("pairs"))
+        if data.get("dataset") and data.get("hash")
+        else None,
         start_ms=end_ms - int(1000 * float(cost.get("wall_seconds") or 0)),
         end_ms=end_ms,
         skipped_not_finite=bad_steps + bad_finals,
@@ -138,9 +140,13 @@ def _check(files: RunFiles, summary: Any, metrics: Any) -> None:
     for path, content in ((files.summary, summary), (files.metrics, metrics)):
         if path is None:
             continue
-        missing = [k for k in ("run_key", "variant", "method", "seed") if not isinstance(content, dict) or k not in content]
+        missing = [
+            k for k in ("run_key", "variant", "method", "seed") if not isinstance(content, dict) or k not in content
+        ]
         if missing:
-            raise DataError(f"{path}: not a file of a run: {', '.join(missing)} missing. Run the stage that writes it again.")
+            raise DataError(
+                f"{path}: not a file of a run: {', '.join(missing)} missing. Run the stage that writes it again."
+            )
     if files.metrics and summary["run_key"] != metrics["run_key"]:
         raise DataError(
             f"{files.metrics}: run_key is {metrics['run_key']!r}, but {files.summary} says {summary['run_key']!r}. "
@@ -175,22 +181,30 @@ def read_training_log(source: Path | None) -> tuple[list[StepMetric], bool, int]
             ) from None
         for name, value in row.items():
             if name not in ("step", "time") and _is_number(value):
-                last[legal_name(f"train/{name}"), step] = StepMetric(legal_name(f"train/{name}"), float(value), step, seconds)
+                last[legal_name(f"train/{name}"), step] = StepMetric(
+                    legal_name(f"train/{name}"), float(value), step, seconds
+                )
     steps = [metric for metric in last.values() if math.isfinite(metric.value)]
     not_finite = len(last) - len(steps)
     return steps, cut_line, not_finite
 
 
-def _finals(summary: Mapping[str, Any], metrics: Mapping[str, Any], further: Mapping[str, Any]) -> tuple[dict[str, float], int]:
+def _finals(
+    summary: Mapping[str, Any], metrics: Mapping[str, Any], further: Mapping[str, Any]
+) -> tuple[dict[str, float], int]:
     """Final metrics by legal name, and how many were not finite (or null, which is how JSON holds them)."""
     found: dict[str, Any] = {f"final/{name}": value for name, value in (summary.get("metrics") or {}).items()}
-    found |= {f"cost/{name}": value for name, value in (summary.get("cost") or {}).items()} | dict(further.get("metrics") or {})
+    found |= {f"cost/{name}": value for name, value in (summary.get("cost") or {}).items()} | dict(
+        further.get("metrics") or {}
+    )
     for benchmark, report in (metrics.get("benchmarks") or {}).items():
         found |= {f"{benchmark}/{name}": value for name, value in (report.get("metrics") or {}).items()}
         counts = {name: report.get(name) for name in ("tie_rate", "n_scored", "n_total", "n_truncated")}
         found |= {f"{benchmark}/{name}": value for name, value in counts.items() if value is not None}
     numbers = {
-        legal_name(name): math.nan if value is None else float(value) for name, value in found.items() if value is None or _is_number(value)
+        legal_name(name): math.nan if value is None else float(value)
+        for name, value in found.items()
+        if value is None or _is_number(value)
     }
     finite = {name: value for name, value in numbers.items() if math.isfinite(value)}
     return finite, len(numbers) - len(finite)

@@ -11,8 +11,8 @@ from typing import Any
 
 from rm_methods.errors import UserError
 from rm_methods.files import written_atomically
-from rm_methods.memory import check_offload
-from rm_methods.training.deepspeed import configuration_file
+from rm_methods.planning.sizes import check_offload
+from rm_methods.system.deepspeed import configuration_file
 from rm_methods.training.resume import fitted_to
 
 # Ranks wait for one another where one may take hours (a teacher's maps, validation); the default is 10 or 30 minutes.
@@ -48,7 +48,9 @@ def training_arguments(training: dict[str, Any], seed: int, work: Path, steps: i
         weight_decay=training["weight_decay"],
         adam_beta1=training["adam_betas"][0],
         adam_beta2=training["adam_betas"][1],
-        lr_scheduler_type={"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}[training["schedule"]],
+        lr_scheduler_type={"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}[
+            training["schedule"]
+        ],
         warmup_steps=round(training["warmup_fraction"] * steps),
         max_grad_norm=training["max_gradient_norm"],
         optim="adamw_torch_fused",
@@ -85,7 +87,9 @@ def planned_steps(training: dict[str, Any], pairs: int) -> int:
     return training["epochs"] * -(-pairs // training["pairs_per_step"])
 
 
-def plan_training(training: dict[str, Any], items: Sequence, seed: int, ranks: int, layout: str, budget: int | None = None):
+def plan_training(
+    training: dict[str, Any], items: Sequence, seed: int, ranks: int, layout: str, budget: int | None = None
+):
     """The batch plan that a `training` section asks for.
 
     Args:
@@ -112,7 +116,7 @@ def fit(method, model, steps, arguments, log, work: Path):
     """
     from transformers.trainer_callback import PrinterCallback
 
-    from rm_methods.ranks import from_rank_zero
+    from rm_methods.system.ranks import from_rank_zero
     from rm_methods.training.trainer import RestoredSettings, RewardTrainer, last_complete_checkpoint
 
     if arguments.deepspeed:
@@ -157,7 +161,7 @@ def adapt(model, adaptation, pairs: Sequence, items: Sequence, reader, inputs) -
         return {}
     from safetensors.torch import load_file, save_file
 
-    from rm_methods.ranks import from_rank_zero, wait_for_ranks
+    from rm_methods.system.ranks import from_rank_zero, wait_for_ranks
     from rm_methods.training.batch_plan import plan_cost
     from rm_methods.training.trainer import PlannedSteps, RunLog
 
@@ -180,5 +184,7 @@ def adapt(model, adaptation, pairs: Sequence, items: Sequence, reader, inputs) -
     missing, unexpected = model.classifier.base_model.load_state_dict(load_file(adapted), strict=False)
     # Some classifiers have a pooler that their language models lack; anything else would mean that they are different models.
     if unexpected or any("pooler" not in name for name in missing):
-        raise UserError(f"{inputs.label}: language model and classifier of the source have different weights ({unexpected or missing}).")
+        raise UserError(
+            f"{inputs.label}: language model and classifier of the source have different weights ({unexpected or missing})."
+        )
     return plan_cost(plan, items, "plain")

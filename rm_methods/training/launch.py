@@ -20,8 +20,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from rm_methods.cluster import allocated_nodes
 from rm_methods.errors import UserError
+from rm_methods.system.cluster import allocated_nodes
 
 # Set by tests whose GPUs only Slurm believes in: then what torch sees is not compared with what Slurm gave.
 STAND_INS = "RM_METHODS_GPU_STAND_INS"
@@ -72,8 +72,14 @@ def check_gpus(asked: int, ranks: int, setting: str) -> None:
             "per GPU (set the resource tasks to 0), or the cluster does not hand out GPUs by job (GresTypes=gpu; ask its administrators)."
         )
     if seen != given and STAND_INS not in os.environ:
-        why = f"torch {torch.__version__} is a build without GPU support" if not _torch_has_gpus() else "the driver does not show them all"
-        raise UserError(f"{where} has {given} GPUs ({shown}), but torch sees {seen}: {why}. Install the CUDA build, or use another node.")
+        why = (
+            f"torch {torch.__version__} is a build without GPU support"
+            if not _torch_has_gpus()
+            else "the driver does not show them all"
+        )
+        raise UserError(
+            f"{where} has {given} GPUs ({shown}), but torch sees {seen}: {why}. Install the CUDA build, or use another node."
+        )
 
 
 def launch_ranks(processes: int, resources: Mapping[str, Any], arguments: Sequence[str]) -> None:
@@ -95,14 +101,20 @@ def launch_ranks(processes: int, resources: Mapping[str, Any], arguments: Sequen
         job = _job_with(nodes)
         command = several_nodes_command(processes, resources, job, os.environ)
         threads = max(1, resources["threads"] // processes)
-        environment = {k: v for k, v in environment.items() if not k.startswith(("SLURM_", "SRUN_", "SBATCH_")) or k in _KEPT_OF_SLURM}
+        environment = {
+            k: v
+            for k, v in environment.items()
+            if not k.startswith(("SLURM_", "SRUN_", "SBATCH_")) or k in _KEPT_OF_SLURM
+        }
     command += ["-m", "rm_methods.cli", *arguments]
     status = _run(command, {"OMP_NUM_THREADS": str(threads), **environment})
     if status:
         raise UserError(f"A rank failed (exit status {status}); its message stands above.")
 
 
-def several_nodes_command(processes: int, resources: Mapping[str, Any], job: str, environment: Mapping[str, str]) -> list[str]:
+def several_nodes_command(
+    processes: int, resources: Mapping[str, Any], job: str, environment: Mapping[str, str]
+) -> list[str]:
     """The command that starts one torchrun on every node of a Slurm job; they meet on the first node, where this runs.
 
     Args:
@@ -114,7 +126,13 @@ def several_nodes_command(processes: int, resources: Mapping[str, Any], job: str
     nodes, gpus = resources["nodes"], resources["gpus"]
     host = environment.get("MASTER_ADDR", socket.gethostname())
     port = environment.get("MASTER_PORT", str(15000 + int(job) % 15000))
-    srun = ["srun", f"--nodes={nodes}", f"--ntasks={nodes}", "--ntasks-per-node=1", f"--cpus-per-task={resources['threads']}"]
+    srun = [
+        "srun",
+        f"--nodes={nodes}",
+        f"--ntasks={nodes}",
+        "--ntasks-per-node=1",
+        f"--cpus-per-task={resources['threads']}",
+    ]
     srun += [f"--gpus-per-node={gpus}"] if gpus else []
     meeting = ["--rdzv_backend=c10d", f"--rdzv_endpoint={host}:{port}", f"--rdzv_id={job}"]
     # One node that fails must end all: the others would wait for it.
@@ -220,7 +238,9 @@ def _run(command: Sequence[str], environment: Mapping[str, str]) -> int:
     """Run to the end; what interrupts us is passed on as SIGTERM, and awaited."""
     prctl = getattr(ctypes.CDLL(None), "prctl", None)  # Linux only
     # A launcher that is killed must not leave ranks behind that write on without the run's lock.
-    child = subprocess.Popen(command, env=environment, preexec_fn=(lambda: prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)) if prctl else None)
+    child = subprocess.Popen(
+        command, env=environment, preexec_fn=(lambda: prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)) if prctl else None
+    )
     try:
         return child.wait()
     except BaseException:

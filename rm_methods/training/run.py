@@ -12,16 +12,16 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from rm_methods.cpu import prepare_cpu
 from rm_methods.errors import UserError
 from rm_methods.files import file_hash, named_file_hash, read_json, write_json, written_atomically
 from rm_methods.methods.registry import load_card, load_method
 from rm_methods.preferences.pair import read_pairs
-from rm_methods.provenance import code_hash, key_of, peak_memory_bytes, provenance
 from rm_methods.reward_models.older_releases import add_older_names
-from rm_methods.run_lock import run_lock
 from rm_methods.scoring.scorer import SCORER_FILE
-from rm_methods.training.deepspeed import own_file_hash
+from rm_methods.system.cpu import prepare_cpu
+from rm_methods.system.deepspeed import own_file_hash
+from rm_methods.system.provenance import code_hash, key_of, peak_memory_bytes, provenance
+from rm_methods.system.run_lock import run_lock
 from rm_methods.training.fitting import adapt, fit, gathered_weights, plan_training, planned_steps, training_arguments
 from rm_methods.training.launch import (
     check_gpus,
@@ -49,7 +49,13 @@ class RunFiles:
     required: Mapping[str, Sequence[Path]] = field(default_factory=dict)
 
 
-def run_key(config: dict[str, Any], variant: str, seed: int, pairs_hash: str, required: Mapping[str, Sequence[Path]] | None = None) -> str:
+def run_key(
+    config: dict[str, Any],
+    variant: str,
+    seed: int,
+    pairs_hash: str,
+    required: Mapping[str, Sequence[Path]] | None = None,
+) -> str:
     """Hash of everything the run depends on: method, settings, seed, data, backbone, training, required runs, code."""
     method = config["methods"][variant]
     card = load_card(method["method"])
@@ -87,7 +93,11 @@ def train(config: dict[str, Any], variant: str, seed: int, files: RunFiles, thre
             if not load_card(config["methods"][variant]["method"]).has_weights:
                 return _make_scorer(config, variant, seed, files, threads)
             # DeepSpeed wants a launcher for a single rank too.
-            if config["training"]["processes"] > 1 or config["resources"]["nodes"] > 1 or config["training"]["deepspeed"]:
+            if (
+                config["training"]["processes"] > 1
+                or config["resources"]["nodes"] > 1
+                or config["training"]["deepspeed"]
+            ):
                 launch_ranks(config["training"]["processes"], config["resources"], sys.argv[1:])
                 return read_json(files.summary)
             return _train_this_rank(config, variant, seed, files, threads)
@@ -112,7 +122,9 @@ class _Fitted:
     extra: dict[str, Any]
 
 
-def _train_this_rank(config: dict[str, Any], variant: str, seed: int, files: RunFiles, threads: int) -> dict[str, Any] | None:
+def _train_this_rank(
+    config: dict[str, Any], variant: str, seed: int, files: RunFiles, threads: int
+) -> dict[str, Any] | None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     started = time.monotonic()
     dies_with_its_launcher()
@@ -121,7 +133,10 @@ def _train_this_rank(config: dict[str, Any], variant: str, seed: int, files: Run
         check_gpus(config["resources"]["gpus"], config["training"]["processes"], "training.processes")
     pairs_hash = file_hash(files.pairs)
     # Two variants may be the same training (a control of the comparison), but two runs never share checkpoints.
-    work = files.work / f"{variant}_seed{seed}_{run_key(without_world_size(config), variant, seed, pairs_hash, files.required)}"
+    work = (
+        files.work
+        / f"{variant}_seed{seed}_{run_key(without_world_size(config), variant, seed, pairs_hash, files.required)}"
+    )
     fitted = _fit_and_export(config, variant, seed, files, work)
     summary = None
     if fitted.arguments.process_index == 0:
@@ -176,7 +191,9 @@ def _method_and_inputs(config: dict[str, Any], variant: str, seed: int, files: R
     own_rate = {"learning_rate": entry["learning_rate"]} if entry["learning_rate"] else {}
     training = method.training(config["training"] | {"lora": entry["lora"]} | own_rate, seed)
     sections = {"backbone": config["backbone"], "training": training}
-    return method, Inputs(seed, work, f"{variant} seed {seed}", sections, files.backbone, _required(config, variant, files))
+    return method, Inputs(
+        seed, work, f"{variant} seed {seed}", sections, files.backbone, _required(config, variant, files)
+    )
 
 
 def _model_to_train(method, inputs, data: TrainingData):
@@ -189,8 +206,12 @@ def _model_to_train(method, inputs, data: TrainingData):
     whole = method.model_is_made_whole or inputs.config["backbone"]["source"] == "tiny"
     model = method.model(data.pairs, data.reader, inputs) if whole else None
     if model and training["lora"]:
-        target_layers(model.classifier, training["lora"]["target_modules"])  # what is wrong is said before hours of training on text
-    adaptation_cost = adapt(model, method.adaptation(data.pairs, data.reader, inputs), data.pairs, data.items, data.reader, inputs)
+        target_layers(
+            model.classifier, training["lora"]["target_modules"]
+        )  # what is wrong is said before hours of training on text
+    adaptation_cost = adapt(
+        model, method.adaptation(data.pairs, data.reader, inputs), data.pairs, data.items, data.reader, inputs
+    )
     _free_memory()  # of the language model and its optimizer
     arguments = training_arguments(training, inputs.seed, inputs.work_folder, planned_steps(training, data.budget))
     model = model or method.model(data.pairs, data.reader, inputs)
@@ -285,7 +306,9 @@ def _make_scorer(config: dict[str, Any], variant: str, seed: int, files: RunFile
             prepare_cpu(threads)
             method = load_method(entry["method"], entry["settings"])
             sections = {key: config[key] for key in ("backbone", "training", "scoring")}
-            inputs = Inputs(seed, files.work, f"{variant} seed {seed}", sections, files.backbone, _required(config, variant, files))
+            inputs = Inputs(
+                seed, files.work, f"{variant} seed {seed}", sections, files.backbone, _required(config, variant, files)
+            )
             extra["report"] = method.combine(read_pairs(files.pairs, splits=["validation"]), inputs, folder)
             add_older_names(folder)
         else:
@@ -294,7 +317,9 @@ def _make_scorer(config: dict[str, Any], variant: str, seed: int, files: RunFile
         metrics = _validation(config, files)
     with written_atomically(files.metrics) as path:
         path.touch()
-    cost = dict.fromkeys(("pairs_seen", "tokens", "launched_tokens", "optimizer_steps", "forwards", "peak_memory_bytes"), 0)
+    cost = dict.fromkeys(
+        ("pairs_seen", "tokens", "launched_tokens", "optimizer_steps", "forwards", "peak_memory_bytes"), 0
+    )
     cost = {"wall_seconds": round(time.monotonic() - started, 2), **cost, "device": "none", "world_size": 1}
     return _write_summary(config, variant, seed, files, file_hash(files.pairs), cost, metrics, extra)
 
@@ -316,7 +341,11 @@ def _write_summary(config, variant, seed, files: RunFiles, pairs_hash: str, cost
         "settings": method["settings"],
         "training": config["training"] if trained else {},
         "backbone": config["backbone"] | {"prepared": read_json(record)} if trained else {},
-        "data": {"dataset": config["data"]["dataset"], "hash": pairs_hash, "pairs": len(read_pairs(files.pairs, splits=["train"]))},
+        "data": {
+            "dataset": config["data"]["dataset"],
+            "hash": pairs_hash,
+            "pairs": len(read_pairs(files.pairs, splits=["train"])),
+        },
         "cost": cost,
         "metrics": metrics,
         **extra,

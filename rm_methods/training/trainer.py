@@ -36,9 +36,22 @@ class PlannedSteps(Dataset):
     """The optimizer steps of one rank, each as a list of micro-batches."""
 
     def __init__(
-        self, plan: Sequence[StepPlan], pairs: Sequence[PreferencePair], items: Sequence[TokenizedItem], layout: str, rank: int, pad_id: int
+        self,
+        plan: Sequence[StepPlan],
+        pairs: Sequence[PreferencePair],
+        items: Sequence[TokenizedItem],
+        layout: str,
+        rank: int,
+        pad_id: int,
     ):
-        self.plan, self.pairs, self.items, self.layout, self.rank, self.pad_id = plan, pairs, items, layout, rank, pad_id
+        self.plan, self.pairs, self.items, self.layout, self.rank, self.pad_id = (
+            plan,
+            pairs,
+            items,
+            layout,
+            rank,
+            pad_id,
+        )
 
     def __len__(self) -> int:
         return len(self.plan)
@@ -152,7 +165,11 @@ class RewardTrainer(Trainer):
         with torch.no_grad():
             for batch in batches:
                 values = self.method.loss(model, batch.to(self.args.device)).per_pair
-                bad += [pair_id for pair_id, value in zip(batch.pair_ids, values.tolist(), strict=True) if not np.isfinite(value)]
+                bad += [
+                    pair_id
+                    for pair_id, value in zip(batch.pair_ids, values.tolist(), strict=True)
+                    if not np.isfinite(value)
+                ]
         bad = bad or [pair_id for batch in batches for pair_id in batch.pair_ids]
         return (
             f"Training stopped at step {self.state.global_step + 1}: the loss is not finite. Pairs: {_some(bad)}. "
@@ -187,7 +204,9 @@ class RunLog(TrainerCallback):
             # A resumed run writes the steps after its checkpoint again; keep what lies before.
             kept = [row for row in read_json_lines(self.path) if row["step"] <= state.global_step]
             self.before = max((row["time"] for row in kept), default=0.0)
-            self.last_loss = kept[-1]["loss"] if kept else None  # a run that was stopped after its last step has no more to log
+            self.last_loss = (
+                kept[-1]["loss"] if kept else None
+            )  # a run that was stopped after its last step has no more to log
         write_text(self.path, "".join(json.dumps(row) + "\n" for row in kept))
 
     def on_step_end(self, args, state, control, **kwargs):

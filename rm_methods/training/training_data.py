@@ -46,7 +46,9 @@ def training_data(config: dict[str, Any], variant: str, file: Path, method, inpu
     reader = method.reader(pairs, inputs)
     items = reader.encode((pair.prompt, (pair.chosen, pair.rejected)) for pair in pairs)
     kept, items, truncation = apply_truncation_policy(pairs, items, inputs.config["training"]["overlong_pairs"])
-    budget = round(len(kept) * len(given) / len(pairs))  # steps are counted before the method changes how many pairs there are
+    budget = round(
+        len(kept) * len(given) / len(pairs)
+    )  # steps are counted before the method changes how many pairs there are
     return TrainingData(kept, items, reader, budget, truncation, noise)
 
 
@@ -60,7 +62,9 @@ def training_pairs(config: dict[str, Any], variant: str, file: Path) -> tuple[li
     return flip_labels(pairs, level["rate"], level["kind"], config["data"]["seed"]) if level else (pairs, {})
 
 
-def apply_truncation_policy(pairs: Sequence[PreferencePair], items: Sequence, policy: str) -> tuple[list, list, dict[str, int]]:
+def apply_truncation_policy(
+    pairs: Sequence[PreferencePair], items: Sequence, policy: str
+) -> tuple[list, list, dict[str, int]]:
     """Decide what happens to pairs that did not fit, and count it.
 
     A cut prompt stays (the oldest turns went first).  A pair with a cut response is dropped or kept by `policy`; a pair whose two

@@ -39,8 +39,12 @@ def example_items(tmp_path: Path) -> Callable[[BenchmarkCard], list[BenchmarkIte
             root, pairs = None, example_pairs(card.subsets, tmp_path / "pairs.parquet")
         else:
             root, pairs = EXAMPLES / card.name, None
-            assert root.is_dir(), f"add a few made-up rows in the public format of {card.name} to {root}: the contract is tested on them"
-        prepare_items(card.name, {"root": root}, pairs, tmp_path / f"{card.name}.parquet", tmp_path / f"{card.name}.json")
+            assert root.is_dir(), (
+                f"add a few made-up rows in the public format of {card.name} to {root}: the contract is tested on them"
+            )
+        prepare_items(
+            card.name, {"root": root}, pairs, tmp_path / f"{card.name}.parquet", tmp_path / f"{card.name}.json"
+        )
         return read_items(tmp_path / f"{card.name}.parquet")
 
     return prepare

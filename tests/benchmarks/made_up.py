@@ -9,15 +9,18 @@ import numpy as np
 
 from rm_methods.benchmarks.cards import BenchmarkCard, benchmark_module
 from rm_methods.benchmarks.item import BenchmarkItem
+from rm_methods.benchmarks.score_table import ScoredResponse, response_hash, write_scores
 from rm_methods.preferences.pair import make_pair, write_pairs
-from rm_methods.scoring.score_table import ScoredResponse, response_hash, write_scores
 
 
 def example_pairs(splits: tuple[str, ...], target: Path) -> Path:
     """A file of prepared pairs: two of each split and two for training.  The same texts stand in every split."""
     prompt = [{"role": "user", "content": "Name a fruit."}]
     answers = [("A plum.", "A brick."), ("A pear, if you like.", "Mud.")]
-    write_pairs([make_pair(prompt, *two, split=split, source="made up") for split in ("train", *splits) for two in answers], target)
+    write_pairs(
+        [make_pair(prompt, *two, split=split, source="made up") for split in ("train", *splits) for two in answers],
+        target,
+    )
     return target
 
 

@@ -20,7 +20,9 @@ CARD = load_card("alpaca_eval_pool")
 @pytest.fixture
 def prepare(tmp_path):
     def run(root, **options):
-        report = prepare_items(CARD.name, {"root": root, "options": options}, None, tmp_path / "items.parquet", tmp_path / "report.json")
+        report = prepare_items(
+            CARD.name, {"root": root, "options": options}, None, tmp_path / "items.parquet", tmp_path / "report.json"
+        )
         return read_items(tmp_path / "items.parquet"), report
 
     return run
@@ -35,7 +37,11 @@ class TestGrading:
 
     def test_by_hand(self):
         """Scores 3, 1, 2: the first is picked; of the pairs (1,0), (1,2), (2,0) none is right."""
-        assert grade(self.LABEL, np.array([3, 1, 2])) == {"best_of_all": 0.2, "best_of_all_expected": 0.2, "agreement": 0.0}
+        assert grade(self.LABEL, np.array([3, 1, 2])) == {
+            "best_of_all": 0.2,
+            "best_of_all_expected": 0.2,
+            "agreement": 0.0,
+        }
         assert grade(self.LABEL, np.array([1, 3, 0]))["agreement"] == pytest.approx(2 / 3)
 
     def test_a_tie_at_the_top_counts_as_its_worst_candidate_or_as_the_mean(self):
@@ -45,7 +51,11 @@ class TestGrading:
 
     def test_a_missing_score_is_never_picked(self):
         assert grade(self.LABEL, np.array([1, np.nan, 2]))["best_of_all"] == 0.6
-        assert grade(self.LABEL, np.full(3, np.nan)) == {"best_of_all": 0.0, "best_of_all_expected": 0.0, "agreement": 0.0}
+        assert grade(self.LABEL, np.full(3, np.nan)) == {
+            "best_of_all": 0.0,
+            "best_of_all_expected": 0.0,
+            "agreement": 0.0,
+        }
 
     def test_equal_gold_is_no_comparison(self):
         assert comparisons([0.5, 0.5, 1.0], 3) == [(2, 0), (2, 1)]
@@ -55,7 +65,10 @@ class TestGrading:
 
 class TestReading:
     def write(self, folder, *candidates, **changes):
-        rows = [{"generator": f"m{k}", "output": output, "preference": preference} for k, (output, preference) in enumerate(candidates)]
+        rows = [
+            {"generator": f"m{k}", "output": output, "preference": preference}
+            for k, (output, preference) in enumerate(candidates)
+        ]
         row = {"instruction": "Ask.", "dataset": "koala", "candidates": rows} | changes
         (folder / "bon_pool_test.jsonl").write_text(json.dumps(row) + "\n")
         return folder

@@ -31,7 +31,14 @@ def write(folder, **changes):
 def test_the_shipped_benchmarks():
     assert {"heldout", "hh_rlhf", "judge_bench", "rm_bench", "world"} <= set(list_cards())
     card = load_card("world")
-    assert list(card.columns.values()) == ["world iid", "world neutral", "world reversed", "world long", "world early", "world late"]
+    assert list(card.columns.values()) == [
+        "world iid",
+        "world neutral",
+        "world reversed",
+        "world long",
+        "world early",
+        "world late",
+    ]
 
 
 def test_optional_keys_have_defaults(tmp_path):
@@ -46,11 +53,34 @@ def test_an_unknown_benchmark_names_the_nearest():
 
 
 def test_all_problems_of_a_card_are_reported_together(tmp_path):
-    bad = {"chance": 50, "titel": "x", "title": "left out", "module": "rmbench", "revision": "ee19843", "hub_id": "nobody", "columns": {}}
+    bad = {
+        "chance": 50,
+        "titel": "x",
+        "title": "left out",
+        "module": "rmbench",
+        "revision": "ee19843",
+        "hub_id": "nobody",
+        "columns": {},
+    }
     with pytest.raises(ConfigError) as error:
-        load_card("mine", write(tmp_path, **bad, name="yours", subsets="chat", files=["a"], options=[], notes=3, licence=" "))
+        load_card(
+            "mine", write(tmp_path, **bad, name="yours", subsets="chat", files=["a"], options=[], notes=3, licence=" ")
+        )
     text = str(error.value)
-    for key in ("chance", "titel", "title", "module", "revision", "hub_id", "columns", "name", "subsets", "files", "options", "notes"):
+    for key in (
+        "chance",
+        "titel",
+        "title",
+        "module",
+        "revision",
+        "hub_id",
+        "columns",
+        "name",
+        "subsets",
+        "files",
+        "options",
+        "notes",
+    ):
         assert f"  - {key}: " in text
     assert "Did you mean 'title'" in text
     assert "Did you mean 'rm_bench'" in text
@@ -66,7 +96,11 @@ def test_what_is_not_a_mapping_in_plain_yaml_is_refused(tmp_path, text):
 def test_options_come_from_the_module_then_the_card_then_the_configuration():
     assert resolve_options(load_card("heldout"))["splits"] == ["test"]
     assert resolve_options(load_card("world"))["splits"][1] == "cue_neutral"
-    assert resolve_options(load_card("world"), {"splits": ["iid"], "limit": 9}) == {"splits": ["iid"], "limit": 9, "sample_seed": 0}
+    assert resolve_options(load_card("world"), {"splits": ["iid"], "limit": 9}) == {
+        "splits": ["iid"],
+        "limit": 9,
+        "sample_seed": 0,
+    }
 
 
 def test_all_bad_options_are_reported_together():
@@ -82,4 +116,6 @@ def test_cards_and_modules_are_read_without_heavy_packages():
         "import rm_methods.benchmarks.evaluation; "
         "print(sorted({'torch', 'transformers', 'datasets', 'evaluate', 'pandas', 'pyarrow', 'jsonschema'} & set(sys.modules)))"
     )
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    )

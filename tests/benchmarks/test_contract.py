@@ -92,7 +92,9 @@ def test_the_limit_takes_the_same_items_in_any_order_and_counts_the_rest(card, e
 def test_a_perfect_scorer_gets_one_and_its_opposite_nothing(card, example_items):
     items = example_items(card)
     perfect = perfect_scores(card, items)
-    assert metrics_of(card, items, perfect) == pytest.approx({metric.name: 1.0 for metric in benchmark_module(card).metrics(items)})
+    assert metrics_of(card, items, perfect) == pytest.approx(
+        {metric.name: 1.0 for metric in benchmark_module(card).metrics(items)}
+    )
     assert set(metrics_of(card, items, [-scores for scores in perfect]).values()) == {0.0}
 
 
@@ -110,7 +112,9 @@ def test_missing_scores_get_no_credit_and_are_counted(card, example_items, tmp_p
     write_items(items, tmp_path / "items.parquet")
     table = write_score_table(items, scores_by(lambda text: float("nan"), items), tmp_path / "scores.parquet")
     run = [(card.name, tmp_path / "items.parquet", table)]
-    result = evaluate_run(run, IDENTITY, tmp_path / "metrics.json", tmp_path / "credits.parquet")["benchmarks"][card.name]
+    result = evaluate_run(run, IDENTITY, tmp_path / "metrics.json", tmp_path / "credits.parquet")["benchmarks"][
+        card.name
+    ]
     assert set(result["metrics"].values()) == {0.0}
     assert (result["n_scored"], result["n_total"], result["tie_rate"]) == (0, len(items), 0.0)
 
@@ -124,7 +128,11 @@ def test_one_missing_score_takes_credit_away_but_not_the_item(card, example_item
     assert table["item_id"] == full["item_id"]
     lost = [row for row in range(len(full["credit"])) if table["credit"][row] < full["credit"][row]]
     assert {full["item_id"][row] for row in lost} == {items[0].item_id}
-    assert all(after == before for row, (before, after) in enumerate(zip(full["credit"], table["credit"], strict=True)) if row not in lost)
+    assert all(
+        after == before
+        for row, (before, after) in enumerate(zip(full["credit"], table["credit"], strict=True))
+        if row not in lost
+    )
 
 
 def test_weights_of_a_metric_sum_to_one_and_no_subset_counts_twice(card, example_items):
@@ -138,7 +146,9 @@ def test_the_order_of_the_items_has_no_influence(card, example_items):
     items = example_items(card)
     scores = scores_by(lambda text: float(sum(map(ord, text)) % 97), items)
     shuffled = random.Random(3).sample(list(zip(items, scores, strict=True)), len(items))
-    assert metrics_of(card, [item for item, _ in shuffled], [score for _, score in shuffled]) == metrics_of(card, items, scores)
+    assert metrics_of(card, [item for item, _ in shuffled], [score for _, score in shuffled]) == metrics_of(
+        card, items, scores
+    )
 
 
 def test_an_unknown_subset_is_an_error(card, example_items):

@@ -10,14 +10,16 @@ import pytest
 from rm_methods.benchmarks.cards import load_card
 from rm_methods.benchmarks.evaluation import credit_table, evaluate_run, tie_rate, usable_scores
 from rm_methods.benchmarks.item import BenchmarkItem, write_items
+from rm_methods.benchmarks.score_table import write_scores
 from rm_methods.errors import DataError, UserError
-from rm_methods.scoring.score_table import write_scores
 
 from .made_up import score_rows, write_score_table
 
 IDENTITY = {"variant": "bt", "method": "bradley_terry", "seed": 3, "run_key": "abc"}
 PROMPT = [{"role": "user", "content": "?"}]
-ITEMS = [BenchmarkItem(f"i{number}", "test", PROMPT, ["good", "bad"], 0, group=f"g{number // 2}") for number in range(4)]
+ITEMS = [
+    BenchmarkItem(f"i{number}", "test", PROMPT, ["good", "bad"], 0, group=f"g{number // 2}") for number in range(4)
+]
 
 
 @pytest.fixture
@@ -71,7 +73,13 @@ class TestMetricsFile:
         for name, items in (("heldout", ITEMS), ("judge_bench", judge)):
             write_items(items, tmp_path / f"{name}.parquet")
             scores = [np.array([0, 1], dtype=np.float32)] * len(items)
-            runs.append((name, tmp_path / f"{name}.parquet", write_score_table(items, scores, tmp_path / f"{name}_scores.parquet")))
+            runs.append(
+                (
+                    name,
+                    tmp_path / f"{name}.parquet",
+                    write_score_table(items, scores, tmp_path / f"{name}_scores.parquet"),
+                )
+            )
         result = evaluate_run(runs, IDENTITY, tmp_path / "m.json", tmp_path / "c.parquet")
         assert result["benchmarks"]["heldout"]["metrics"]["test"] == 0.0
         assert result["benchmarks"]["judge_bench"]["metrics"]["overall"] == 1.0
@@ -97,11 +105,18 @@ class TestCreditsFile:
         rng = np.random.default_rng(0)
         subsets = ["chat"] * 3 + ["code"] * 5 + ["safety-refuse"] * 2 + ["safety-response"]
         label = {"chosen": [0, 1, 2], "rejected": [3, 4, 5]}
-        items = [BenchmarkItem(f"i{n}", subset, PROMPT, [f"r{k}" for k in range(6)], label) for n, subset in enumerate(subsets)]
+        items = [
+            BenchmarkItem(f"i{n}", subset, PROMPT, [f"r{k}" for k in range(6)], label)
+            for n, subset in enumerate(subsets)
+        ]
         write_items(items, tmp_path / "items.parquet")
-        table = write_score_table(items, [rng.normal(size=6).astype(np.float32) for _ in items], tmp_path / "scores.parquet")
+        table = write_score_table(
+            items, [rng.normal(size=6).astype(np.float32) for _ in items], tmp_path / "scores.parquet"
+        )
         run = [("rm_bench", tmp_path / "items.parquet", table)]
-        metrics = evaluate_run(run, IDENTITY, tmp_path / "m.json", tmp_path / "c.parquet")["benchmarks"]["rm_bench"]["metrics"]
+        metrics = evaluate_run(run, IDENTITY, tmp_path / "m.json", tmp_path / "c.parquet")["benchmarks"]["rm_bench"][
+            "metrics"
+        ]
         credits = pd.read_parquet(tmp_path / "c.parquet")
         strata = credits.groupby(["metric", "stratum"]).agg(weight=("weight", "first"), credit=("credit", "mean"))
         recomputed = (strata["weight"] * strata["credit"]).groupby("metric").sum()
@@ -112,7 +127,9 @@ class TestCreditsFile:
 
 class TestScoreTableMustFitTheItems:
     def test_missing_rows(self, evaluate, tmp_path):
-        with pytest.raises(DataError, match=r"4 items \(8 responses\): 2 missing \(such as item 'i3', response 0\).*score stage again"):
+        with pytest.raises(
+            DataError, match=r"4 items \(8 responses\): 2 missing \(such as item 'i3', response 0\).*score stage again"
+        ):
             evaluate(rows_of((2, 1), (2, 1), (2, 1), (2, 1))[:-2])
         assert not (tmp_path / "metrics.json").exists()
 
@@ -120,7 +137,8 @@ class TestScoreTableMustFitTheItems:
         rows = rows_of((2, 1), (2, 1), (2, 1), (2, 1))
         extra = replace(rows[0], item_id="stranger")
         with pytest.raises(
-            DataError, match=r"1 not in the benchmark \(such as item 'stranger', response 0\); 1 double \(such as item 'i0'"
+            DataError,
+            match=r"1 not in the benchmark \(such as item 'stranger', response 0\); 1 double \(such as item 'i0'",
         ):
             evaluate([*rows, extra, rows[0]])
 

@@ -20,7 +20,9 @@ HUMAN, ASSISTANT = "\n\nHuman: ", "\n\nAssistant: "
 
 
 def prepare(root, tmp_path, **options):
-    report = prepare_items("hh_rlhf", {"root": str(root), "options": options}, None, tmp_path / "i.parquet", tmp_path / "r.json")
+    report = prepare_items(
+        "hh_rlhf", {"root": str(root), "options": options}, None, tmp_path / "i.parquet", tmp_path / "r.json"
+    )
     return report, read_items(tmp_path / "i.parquet")
 
 
@@ -37,7 +39,10 @@ class TestRows:
         _, items = prepare(EXAMPLES / "hh_rlhf", tmp_path)
         second = items[1]
         assert [message["content"] for message in second.prompt] == ["One?", "Two.", "Three?"]
-        assert second.responses == ["Four.", "Seven.\u2028Or so."]  # a line separator inside a text does not cut the row
+        assert second.responses == [
+            "Four.",
+            "Seven.\u2028Or so.",
+        ]  # a line separator inside a text does not cut the row
         assert second.label == 0
 
     def test_differing_prompts_are_compared_under_the_turns_they_share(self, tmp_path):
@@ -111,7 +116,9 @@ class TestSubsets:
 
 
 def test_shared_prompt_ends_with_the_last_user_turn_in_common():
-    user, assistant, again = ({"role": role, "content": text} for role, text in [("user", "a"), ("assistant", "b"), ("user", "c")])
+    user, assistant, again = (
+        {"role": role, "content": text} for role, text in [("user", "a"), ("assistant", "b"), ("user", "c")]
+    )
     assert shared_prompt([user, assistant, again], [user, assistant]) == [user]
     assert shared_prompt([user, assistant, again], [user, assistant, again, assistant]) == [user, assistant, again]
     assert shared_prompt([assistant], [assistant]) == []

@@ -56,7 +56,9 @@ def test_overall_is_the_micro_average_of_the_published_counts():
 
 class TestReading:
     def prepare(self, root, tmp_path, **options):
-        report = prepare_items("judge_bench", {"root": root, "options": options}, None, tmp_path / "i.parquet", tmp_path / "r.json")
+        report = prepare_items(
+            "judge_bench", {"root": root, "options": options}, None, tmp_path / "i.parquet", tmp_path / "r.json"
+        )
         return report, read_items(tmp_path / "i.parquet")
 
     def test_the_answers_of_one_model_at_a_time(self, tmp_path):
@@ -68,7 +70,10 @@ class TestReading:
     def test_equal_answers_are_kept_and_counted(self, tmp_path):
         report, items = self.prepare(ROOT, tmp_path, response_model="claude")
         assert len(items) == 2
-        assert report["counted"]["both answers are the same text: always a tie, kept"] == {"count": 1, "examples": ["pair-7"]}
+        assert report["counted"]["both answers are the same text: always a tie, kept"] == {
+            "count": 1,
+            "examples": ["pair-7"],
+        }
 
     @pytest.mark.parametrize(
         ("change", "message"),
@@ -79,7 +84,14 @@ class TestReading:
         ],
     )
     def test_a_bad_row_is_named(self, tmp_path, change, message):
-        row = {"pair_id": "p", "source": "livecodebench", "question": "?", "response_A": "a", "response_B": "b", "label": "A>B"} | change
+        row = {
+            "pair_id": "p",
+            "source": "livecodebench",
+            "question": "?",
+            "response_A": "a",
+            "response_B": "b",
+            "label": "A>B",
+        } | change
         (tmp_path / "x,response_model=gpt-4o-2024-05-13.jsonl").write_text(json.dumps(row))
         with pytest.raises(DataError, match=message):
             self.prepare(tmp_path, tmp_path)

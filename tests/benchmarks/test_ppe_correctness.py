@@ -37,7 +37,9 @@ def prepare(tmp_path):
             folder = root / "PPE-MATH-Best-of-K" / "data"
             folder.mkdir(parents=True)
             pq.write_table(pa.Table.from_pylist(list(rows)), folder / "train-00000-of-00001.parquet")
-        report = prepare_items(CARD.name, {"root": root, "options": options}, None, tmp_path / "items.parquet", tmp_path / "report.json")
+        report = prepare_items(
+            CARD.name, {"root": root, "options": options}, None, tmp_path / "items.parquet", tmp_path / "report.json"
+        )
         return read_items(tmp_path / "items.parquet"), report
 
     return run
@@ -49,11 +51,23 @@ class TestGrading:
     def test_by_hand(self):
         """Scores 4, 3, 1, 2: conflict pairs right, wrong, right, wrong; the top is right; of all four pairs two are right."""
         credits = grade(self.LABEL, np.array([4, 3, 1, 2], dtype=np.float32))
-        assert credits == {"accuracy": 0.5, "best_of_all": 1.0, "best_of_all_expected": 1.0, "agreement": 0.5, "auc": 0.5}
+        assert credits == {
+            "accuracy": 0.5,
+            "best_of_all": 1.0,
+            "best_of_all_expected": 1.0,
+            "agreement": 0.5,
+            "auc": 0.5,
+        }
 
     def test_ties(self):
         credits = grade(self.LABEL, np.ones(4, dtype=np.float32))
-        assert credits == {"accuracy": 0.0, "best_of_all": 0.0, "best_of_all_expected": 0.5, "agreement": 0.0, "auc": 0.5}
+        assert credits == {
+            "accuracy": 0.0,
+            "best_of_all": 0.0,
+            "best_of_all_expected": 0.5,
+            "agreement": 0.0,
+            "auc": 0.5,
+        }
 
     def test_auc_is_that_of_scikit_learn(self):
         generator = np.random.default_rng(0)
@@ -101,7 +115,9 @@ class TestReading:
         import datasets
 
         asked = []
-        monkeypatch.setattr(datasets, "load_dataset", lambda name, **given: asked.append((name, given["split"])) or [ROW])
+        monkeypatch.setattr(
+            datasets, "load_dataset", lambda name, **given: asked.append((name, given["split"])) or [ROW]
+        )
         items, _ = prepare(benchmarks=["math", "gpqa"])
         assert asked == [("lmarena-ai/PPE-MATH-Best-of-K", "train"), ("lmarena-ai/PPE-GPQA-Best-of-K", "train")]
         assert [item.subset for item in items] == ["math", "gpqa"]
@@ -113,7 +129,9 @@ def test_the_longest_response_on_the_example_by_hand(prepare):
     items, _ = prepare(root=EXAMPLES / "ppe_correctness")
     values = metric_values(credit_table(CARD, items, scores_by(len, items)))
     assert (values["accuracy"], values["best_of_all"], values["math"]) == (0.0, 0.0, 0.0)
-    assert values["agreement"] == pytest.approx(0.5 * 0.25)  # of the first row's four pairs only "It is k+1." is longer than "k"
+    assert values["agreement"] == pytest.approx(
+        0.5 * 0.25
+    )  # of the first row's four pairs only "It is k+1." is longer than "k"
 
 
 def test_the_pool_of_best_of_n_ends_at_the_end_score(prepare):

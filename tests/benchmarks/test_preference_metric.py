@@ -52,7 +52,9 @@ def results(tmp_path_factory):
         "HF_HUB_OFFLINE": "1",
         "HF_EVALUATE_OFFLINE": "1",
     }
-    run = subprocess.run([sys.executable, "-c", CODE, str(MODULE)], capture_output=True, text=True, env=environment, cwd=home)
+    run = subprocess.run(
+        [sys.executable, "-c", CODE, str(MODULE)], capture_output=True, text=True, env=environment, cwd=home
+    )
     assert run.returncode == 0, run.stderr
     return json.loads(run.stdout.splitlines()[-1])
 
@@ -60,7 +62,9 @@ def results(tmp_path_factory):
 def test_it_gives_the_metrics_of_the_evaluate_stage(results):
     """The chat item by hand is 1/3, 2/3, 1/3 (see test_rm_bench), the code item is all right."""
     values = results["rm_bench"]
-    assert [values[name] for name in ("easy", "normal", "hard", "chat", "code")] == pytest.approx([2 / 3, 5 / 6, 2 / 3, 4 / 9, 1])
+    assert [values[name] for name in ("easy", "normal", "hard", "chat", "code")] == pytest.approx(
+        [2 / 3, 5 / 6, 2 / 3, 4 / 9, 1]
+    )
 
 
 def test_batches_ties_and_missing_scores(results):

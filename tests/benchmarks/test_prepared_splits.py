@@ -21,7 +21,9 @@ def prepare(name, pairs, tmp_path, **config):
 def test_each_split_of_the_world_is_a_metric_and_mean_weighs_them_equally(tmp_path):
     prompt = [{"role": "user", "content": "?"}]
     pairs = [make_pair(prompt, f"long answer {i}", f"no {i}", split="iid", source="made up") for i in range(3)]
-    pairs += [make_pair(prompt, f"no {split}", "long answer", split=split, source="made up") for split in WORLD.subsets[1:]]
+    pairs += [
+        make_pair(prompt, f"no {split}", "long answer", split=split, source="made up") for split in WORLD.subsets[1:]
+    ]
     write_pairs(pairs, tmp_path / "pairs.parquet")
     _, items = prepare("world", tmp_path / "pairs.parquet", tmp_path)
     values = metric_values(credit_table(WORLD, items, scores_by(lambda text: float(text.startswith("long")), items)))
@@ -39,7 +41,10 @@ def test_heldout_reads_the_test_split_and_validation_on_request(tmp_path):
 
 
 def heldout_values(tmp_path, pairs, score):
-    made = [make_pair([{"role": "user", "content": f"{k}?"}], *pair, split="test", source="made up") for k, pair in enumerate(pairs)]
+    made = [
+        make_pair([{"role": "user", "content": f"{k}?"}], *pair, split="test", source="made up")
+        for k, pair in enumerate(pairs)
+    ]
     write_pairs(made, tmp_path / "pairs.parquet")
     _, items = prepare("heldout", tmp_path / "pairs.parquet", tmp_path)
     return metric_values(credit_table(load_card("heldout"), items, scores_by(score, items)))
@@ -47,7 +52,13 @@ def heldout_values(tmp_path, pairs, score):
 
 def test_with_length_controlled_longer_and_shorter_chosen_responses_weigh_the_same(tmp_path):
     """Three pairs whose longer response is chosen, one whose shorter one is, one of equal length."""
-    pairs = [("a good one", "bad"), ("good again", "bad"), ("good and long", "bad"), ("good", "bad but long"), ("good!", "worse")]
+    pairs = [
+        ("a good one", "bad"),
+        ("good again", "bad"),
+        ("good and long", "bad"),
+        ("good", "bad but long"),
+        ("good!", "worse"),
+    ]
     by_length = heldout_values(tmp_path, pairs, lambda text: float(len(text)))
     assert by_length["test"] == pytest.approx(3 / 5)
     assert by_length["test_length_controlled"] == pytest.approx(1 / 2)
@@ -62,7 +73,15 @@ def test_without_a_pair_of_each_kind_length_cannot_be_controlled(tmp_path):
 
 
 def test_the_chosen_response_is_the_first_and_keeps_the_group_of_its_pair(tmp_path):
-    pair = make_pair([{"role": "user", "content": "?"}], "good", "bad", split="test", source="s", strength=2.0, meta={"flipped": True})
+    pair = make_pair(
+        [{"role": "user", "content": "?"}],
+        "good",
+        "bad",
+        split="test",
+        source="s",
+        strength=2.0,
+        meta={"flipped": True},
+    )
     write_pairs([pair], tmp_path / "pairs.parquet")
     report, (item,) = prepare("heldout", tmp_path / "pairs.parquet", tmp_path)
     assert (item.responses, item.label, item.group) == (["good", "bad"], 0, pair.group)
@@ -78,7 +97,9 @@ def test_a_split_without_pairs_is_an_error_that_lists_what_there_is(tmp_path):
 
 def test_the_training_split_is_no_benchmark(tmp_path):
     pairs = example_pairs(("test",), tmp_path / "pairs.parquet")
-    with pytest.raises(ConfigError, match=r"options.splits: 'train' is not a split of heldout. Allowed: test, validation"):
+    with pytest.raises(
+        ConfigError, match=r"options.splits: 'train' is not a split of heldout. Allowed: test, validation"
+    ):
         prepare("heldout", pairs, tmp_path, options={"splits": ["train"]})
 
 

@@ -67,7 +67,9 @@ class TestMetrics:
         cases = json.loads(shared("golden/golden_metric_cases.json").read_text())["rm_bench"]
         assert len(cases) == 2
         for case in cases:
-            values = metrics_of([(row.get("domain", "chat"), row["score_chosen"] + row["score_rejected"]) for row in case["rows"]])
+            values = metrics_of(
+                [(row.get("domain", "chat"), row["score_chosen"] + row["score_rejected"]) for row in case["rows"]]
+            )
             ours = {"hard_acc": "hard", "normal_acc": "normal", "easy_acc": "easy", "total_avg_acc": "overall"}
             assert {name: values[ours.get(name, name)] for name in case["result"]} == pytest.approx(case["result"])
 
@@ -82,7 +84,9 @@ class TestReading:
         return {"id": 8, "prompt": "Why?", "chosen": ["a", "b", "c"], "rejected": ["d", "e", "f"]} | changes
 
     def prepare(self, root, tmp_path, **options):
-        report = prepare_items("rm_bench", {"root": str(root), "options": options}, None, tmp_path / "i.parquet", tmp_path / "r.json")
+        report = prepare_items(
+            "rm_bench", {"root": str(root), "options": options}, None, tmp_path / "i.parquet", tmp_path / "r.json"
+        )
         return report, read_items(tmp_path / "i.parquet")
 
     def test_equal_ids_in_two_files_stay_apart(self, tmp_path):
@@ -138,7 +142,9 @@ class TestReading:
 
 def test_the_public_files_and_the_length_ruler(shared, tmp_path):
     """Chat, code and safety (math is not at hand).  A ruler must find the lower triangle easy and the upper one hard."""
-    report = prepare_items("rm_bench", {"root": str(shared("data/rm_bench"))}, None, tmp_path / "i.parquet", tmp_path / "r.json")
+    report = prepare_items(
+        "rm_bench", {"root": str(shared("data/rm_bench"))}, None, tmp_path / "i.parquet", tmp_path / "r.json"
+    )
     assert report["subsets"] == {"chat": 129, "code": 228, "safety-refuse": 284, "safety-response": 157}
     assert report["n_rows"] == report["n_items"] == 798
     assert any(note.startswith("Domains missing: math.") for note in report["notes"])

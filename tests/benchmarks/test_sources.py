@@ -50,7 +50,9 @@ class TestLocal:
         pq.write_table(table.slice(1), folder / "train-00001-of-00002.parquet")
         report, items = prepare("ppe_correctness", {"root": tmp_path / "in"}, tmp_path)
         assert (report["n_rows"], len(report["sources"])) == (len(table), 2)
-        _, expected = prepare("ppe_correctness", {"root": whole.parents[2], "options": {"benchmarks": ["math"]}}, tmp_path)
+        _, expected = prepare(
+            "ppe_correctness", {"root": whole.parents[2], "options": {"benchmarks": ["math"]}}, tmp_path
+        )
         assert items == expected
         (folder / "copy.parquet").write_bytes(whole.read_bytes())
         with pytest.raises(DataError, match="nothing beside them"):
@@ -58,10 +60,16 @@ class TestLocal:
 
     def test_a_compressed_file_gives_the_same_items(self, tmp_path):
         text = (EXAMPLES / "rm_bench" / "chat_filtered.jsonl").read_bytes()
-        for folder, name, content in (("a", "chat_filtered.jsonl", text), ("b", "chat_filtered.jsonl.gz", gzip.compress(text))):
+        for folder, name, content in (
+            ("a", "chat_filtered.jsonl", text),
+            ("b", "chat_filtered.jsonl.gz", gzip.compress(text)),
+        ):
             (tmp_path / folder).mkdir()
             (tmp_path / folder / name).write_bytes(content)
-        assert prepare("rm_bench", {"root": tmp_path / "a"}, tmp_path)[1] == prepare("rm_bench", {"root": tmp_path / "b"}, tmp_path)[1]
+        assert (
+            prepare("rm_bench", {"root": tmp_path / "a"}, tmp_path)[1]
+            == prepare("rm_bench", {"root": tmp_path / "b"}, tmp_path)[1]
+        )
 
     def test_a_damaged_file_and_a_bad_line_are_named(self, tmp_path):
         whole = gzip.compress((EXAMPLES / "rm_bench" / "chat_filtered.jsonl").read_bytes())
@@ -107,14 +115,23 @@ class TestHub:
         return asked
 
     def test_rm_bench_is_one_split_with_domains(self, hub, tmp_path):
-        self.answer = [{"id": 1, "domain": "math", "prompt": "?", "chosen": list("abc"), "rejected": list("def"), "subset": None}]
+        self.answer = [
+            {"id": 1, "domain": "math", "prompt": "?", "chosen": list("abc"), "rejected": list("def"), "subset": None}
+        ]
         report, items = prepare("rm_bench", {}, tmp_path)
         assert hub == [("THU-KEG/RM-Bench", {"revision": None, "split": "train"})]
         assert items[0].item_id == "math/1"
         assert any(note.startswith("Not pinned") for note in report["notes"])
 
     def test_judge_bench_splits_by_response_model(self, hub, tmp_path):
-        row = {"pair_id": "p", "source": "livecodebench", "question": "?", "response_A": "a", "response_B": "b", "label": "A>B"}
+        row = {
+            "pair_id": "p",
+            "source": "livecodebench",
+            "question": "?",
+            "response_A": "a",
+            "response_B": "b",
+            "label": "A>B",
+        }
         self.answer = [row]
         prepare("judge_bench", {"root": None, "options": {"response_model": "claude"}}, tmp_path)
         assert hub == [("ScalerLab/JudgeBench", {"revision": None, "split": "claude"})]
@@ -143,7 +160,9 @@ class TestHub:
             "except DataError as error: print(error)"
         )
         environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}
-        run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, env=environment, check=True)
+        run = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, env=environment, check=True
+        )
         assert "could not be loaded from the hub" in run.stdout
         assert "benchmarks:\n      judge_bench:\n        root: /folder/with/the/files" in run.stdout
         assert not (tmp_path / "i.parquet").exists()

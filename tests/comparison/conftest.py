@@ -25,7 +25,10 @@ class ExperimentFolder:
     def add(self, variant, ability, seeds=(0, 1, 2), *, seed_spread=0.1, method=None, without=(), **summary):
         """Write the runs of a variant; returns their RunFiles."""
         shift = {name: self.rng.normal(0, 0.25, len(d)) for name, d in self.difficulty.items()}
-        return [self._add_run(variant, ability, seed, seed_spread, method or variant, without, shift, summary) for seed in seeds]
+        return [
+            self._add_run(variant, ability, seed, seed_spread, method or variant, without, shift, summary)
+            for seed in seeds
+        ]
 
     def _add_run(self, variant, ability, seed, seed_spread, method, without, shift, summary):
         folder = self.folder / variant / f"seed{seed}"
@@ -40,14 +43,24 @@ class ExperimentFolder:
                 latent = run_ability - 0.5 * offset + shift[name] - self.difficulty[name]
                 credit = (self.rng.random(spec["items"]) < 1 / (1 + np.exp(-latent))).astype(float)
                 frame = credits_frame(name, metric, credit, spec.get("strata", 1), spec.get("group_size", 1))
-                metrics[metric] = float((frame.weight * frame.credit / frame.groupby("stratum").credit.transform("size")).sum())
+                metrics[metric] = float(
+                    (frame.weight * frame.credit / frame.groupby("stratum").credit.transform("size")).sum()
+                )
                 frames.append(frame)
             reports[name] = {"metrics": metrics, "tie_rate": 0.0, "tie_rule": "a tie is wrong", "n_truncated": 3}
             reports[name] |= {"n_scored": spec["items"], "n_total": spec["items"]}
         identity = {"variant": variant, "method": method, "seed": seed, "run_key": f"key-{variant}-{seed}"}
-        cost = {"tokens": 1_250_000, "wall_seconds": 194.0 + seed, "peak_memory_bytes": 1.4 * 2**30, "device": "cpu", "world_size": 1}
+        cost = {
+            "tokens": 1_250_000,
+            "wall_seconds": 194.0 + seed,
+            "peak_memory_bytes": 1.4 * 2**30,
+            "device": "cpu",
+            "world_size": 1,
+        }
         files = RunFiles(folder / "summary.json", folder / "metrics.json", folder / "credits.parquet")
-        files.summary.write_text(json.dumps(identity | {"experiment": "test", "cost": cost, "data": {"hash": "d1"}} | summary))
+        files.summary.write_text(
+            json.dumps(identity | {"experiment": "test", "cost": cost, "data": {"hash": "d1"}} | summary)
+        )
         files.metrics.write_text(json.dumps(identity | {"benchmarks": reports}))
         pd.concat(frames).to_parquet(files.credits)
         return files

@@ -25,7 +25,11 @@ def rows_by_name(comparison):
 
 def test_writes_every_file_and_returns_the_terminal_table(experiment, tmp_path):
     world = experiment(benchmarks={"rm_bench": {"metrics": ["overall"], "items": 300}})
-    runs = world.add("bradley_terry", 0.0) + world.add("interaction_distillation", 2.0) + world.add("longest", -0.5, (0,), **FREE)
+    runs = (
+        world.add("bradley_terry", 0.0)
+        + world.add("interaction_distillation", 2.0)
+        + world.add("longest", -0.5, (0,), **FREE)
+    )
     result = compare(runs, [OVERALL], "bradley_terry", tmp_path / "out")
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == sorted(
         ["table.txt", "table.md", "table.csv", "table.tex", "comparison.png", "comparison.svg"]
@@ -45,12 +49,19 @@ def test_mean_is_the_mean_of_the_metrics_and_difference_is_of_the_means(experime
     rows = rows_by_name(built(runs, reference="a"))
     values = [r.metric(OVERALL) for r in read_runs(runs, [OVERALL])]
     assert rows["a"].cells[0].estimate.mean == pytest.approx(sum(values[:3]) / 3, abs=1e-12)
-    assert rows["b"].cells[0].difference.estimate.mean == pytest.approx((sum(values[3:]) - sum(values[:3])) / 3, abs=1e-12)
+    assert rows["b"].cells[0].difference.estimate.mean == pytest.approx(
+        (sum(values[3:]) - sum(values[:3])) / 3, abs=1e-12
+    )
 
 
 def test_content_blind_rows_stand_last_and_order_is_kept(experiment):
     world = experiment()
-    runs = world.add("longest", -0.5, (0,), **FREE) + world.add("zeta", 0.5) + world.add("alpha", 0.5) + world.add("random", 0.0)
+    runs = (
+        world.add("longest", -0.5, (0,), **FREE)
+        + world.add("zeta", 0.5)
+        + world.add("alpha", 0.5)
+        + world.add("random", 0.0)
+    )
     comparison = built(runs)
     assert [row.variant for row in comparison.rows] == ["zeta", "alpha", "longest", "random"]
     assert [row.content_blind for row in comparison.rows] == [False, False, True, True]
@@ -101,7 +112,9 @@ def test_undefined_metric_is_kept_as_undefined(experiment, edit_json):
 def test_a_combination_of_runs_is_one_run_and_not_one_without_seed(experiment):
     """However large its effect: of other runs it would be another model."""
     world = experiment()
-    runs = world.add("bradley_terry", 0.0) + world.add("ensemble", 4.0, (0,), seed_free=True, kind="combined", settings={})
+    runs = world.add("bradley_terry", 0.0) + world.add(
+        "ensemble", 4.0, (0,), seed_free=True, kind="combined", settings={}
+    )
     comparison = built(runs, reference="bradley_terry")
     cell = rows_by_name(comparison)["ensemble"].cells[0]
     assert cell.difference.estimate.mean > 0.3
@@ -112,7 +125,9 @@ def test_a_combination_of_runs_is_one_run_and_not_one_without_seed(experiment):
 def test_costs_say_which_runs_they_leave_out(experiment):
     world = experiment()
     nothing = {"tokens": 0, "wall_seconds": 1.0, "peak_memory_bytes": 0, "device": "none", "world_size": 1}
-    runs = world.add("bradley_terry", 0.0) + world.add("worst_case", 0.0, (0,), method="ensemble", kind="combined", cost=nothing)
+    runs = world.add("bradley_terry", 0.0) + world.add(
+        "worst_case", 0.0, (0,), method="ensemble", kind="combined", cost=nothing
+    )
     runs += world.add("id", 0.0, method="interaction_distillation", settings={"teacher": "my_teacher"})
     runs += world.add("id_uniform", 0.0, method="interaction_distillation", settings={"teacher": "uniform"})
     notes = "\n".join(built(runs).notes)
@@ -138,7 +153,9 @@ def test_notes_say_in_which_column_two_scorers_cannot_be_told_apart(experiment, 
         frame = pd.read_parquet(run.credits)
         frame.loc[frame["benchmark"] == "judge_bench", "credit"] = credit
         frame.to_parquet(run.credits)
-        edit_json(run.metrics, lambda m, credit=credit: m["benchmarks"]["judge_bench"]["metrics"].update(overall=credit))
+        edit_json(
+            run.metrics, lambda m, credit=credit: m["benchmarks"]["judge_bench"]["metrics"].update(overall=credit)
+        )
     notes = "\n".join(built(runs, [OVERALL, Column("judge_bench", "overall", "JudgeBench")], reference="longest").notes)
     assert "undefined or without spread: JudgeBench: shortest." in notes
     assert "n seeds" not in notes
@@ -148,10 +165,15 @@ def test_what_the_reader_of_a_benchmark_noted_stands_below_the_table(experiment,
     world = experiment()
     runs = world.add("a", 0.5) + world.add("joint", 0.5, scalar_reward=False)
     for run in runs:
-        edit_json(run.metrics, lambda m: m["benchmarks"]["rm_bench"].update(notes=["Domains missing: math."], most_responses=6))
+        edit_json(
+            run.metrics,
+            lambda m: m["benchmarks"]["rm_bench"].update(notes=["Domains missing: math."], most_responses=6),
+        )
     notes = built(runs, reference="a").notes
     assert notes.count("rm_bench: Domains missing: math.") == 1
-    assert any("On rm_bench a response's score is its mean preference over all other responses" in note for note in notes)
+    assert any(
+        "On rm_bench a response's score is its mean preference over all other responses" in note for note in notes
+    )
 
 
 def test_a_metric_that_is_undefined_everywhere_leaves_empty_cells(experiment, edit_json, tmp_path):
@@ -211,7 +233,9 @@ def test_other_items_in_one_run_are_refused_with_an_example(experiment, edit_jso
     frame = pd.read_parquet(runs[1].credits)
     frame.loc[0, "item_id"] = "stranger"
     frame.to_parquet(runs[1].credits)
-    with pytest.raises(DataError, match=r"seed1/credits.parquet: other items of rm_bench/overall.*59 in common.*'item00000'"):
+    with pytest.raises(
+        DataError, match=r"seed1/credits.parquet: other items of rm_bench/overall.*59 in common.*'item00000'"
+    ):
         built(runs)
 
 

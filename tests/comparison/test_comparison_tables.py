@@ -9,9 +9,18 @@ import pytest
 from rich.cells import cell_len
 
 from rm_methods.comparison.figures import draw, write_figures
-from rm_methods.comparison.intervals import Difference, Estimate
 from rm_methods.comparison.result import Cell, Column, Comparison, Cost, VariantRow
-from rm_methods.comparison.tables import WIDTH, cell_text, cost_texts, csv_table, latex_escape, latex_table, markdown_table, terminal_table
+from rm_methods.comparison.tables import (
+    WIDTH,
+    cell_text,
+    cost_texts,
+    csv_table,
+    latex_escape,
+    latex_table,
+    markdown_table,
+    terminal_table,
+)
+from rm_methods.statistics.intervals import Difference, Estimate
 
 
 def made_cell(mean, reach=0.012, verdict="", basis="seeds and items", n_seeds=3):
@@ -20,8 +29,16 @@ def made_cell(mean, reach=0.012, verdict="", basis="seeds and items", n_seeds=3)
 
 
 def made_row(variant, cells, **changes):
-    settings = {"method": variant, "seeds": (0, 1, 2), "seed_free": False, "scalar_reward": True, "content_blind": False}
-    return VariantRow(variant=variant, cells=tuple(cells), cost=Cost(1.25e6, 194.0, 1.4 * 2**30), **(settings | changes))
+    settings = {
+        "method": variant,
+        "seeds": (0, 1, 2),
+        "seed_free": False,
+        "scalar_reward": True,
+        "content_blind": False,
+    }
+    return VariantRow(
+        variant=variant, cells=tuple(cells), cost=Cost(1.25e6, 194.0, 1.4 * 2**30), **(settings | changes)
+    )
 
 
 def made_comparison(rows, n_columns=1, reference=None, notes=("A note.",)):
@@ -61,7 +78,11 @@ def test_cost_texts(cost, texts):
 
 
 def test_best_mean_is_marked_even_if_it_is_content_blind_and_blocks_are_apart():
-    rows = [made_row("a", [made_cell(0.7)]), made_row("b", [made_cell(0.6)]), made_row("longest", [made_cell(0.8)], content_blind=True)]
+    rows = [
+        made_row("a", [made_cell(0.7)]),
+        made_row("b", [made_cell(0.6)]),
+        made_row("longest", [made_cell(0.8)], content_blind=True),
+    ]
     text = terminal_table(made_comparison(rows))
     lines = text.splitlines()
     assert any(line.startswith("longest") and ">80.0" in line for line in lines)
@@ -72,7 +93,10 @@ def test_best_mean_is_marked_even_if_it_is_content_blind_and_blocks_are_apart():
 
 
 def test_twenty_methods_on_twelve_columns_are_stacked_within_the_width():
-    rows = [made_row(f"method_with_a_long_name_{i}", [made_cell(0.5 + 0.01 * i, verdict="significant")] * 12) for i in range(20)]
+    rows = [
+        made_row(f"method_with_a_long_name_{i}", [made_cell(0.5 + 0.01 * i, verdict="significant")] * 12)
+        for i in range(20)
+    ]
     text = terminal_table(made_comparison(rows, 12, reference="method_with_a_long_name_0", notes=("word " * 80,)))
     assert max(cell_len(line) for line in text.splitlines()) <= WIDTH
     assert text.count("Method ") >= 3
@@ -92,7 +116,10 @@ def test_awkward_names_and_missing_cells_survive_every_format():
     assert {line.replace(r"\|", "").count("|") for line in markdown.splitlines() if line.startswith("|")} == {8}
     assert r"µ|α\_\{1\} \& 50\%\textbackslash{}$^{*}$ (größe\_\#1) $^\dagger$" in latex_table(comparison)
     records = list(csv.DictReader(io.StringIO(csv_table(comparison))))
-    assert [(r["variant"], r["benchmark"], r["mean"]) for r in records] == [("µ|α_{1} & 50%\\*", "bench1", "0.5"), ("b", "bench0", "")]
+    assert [(r["variant"], r["benchmark"], r["mean"]) for r in records] == [
+        ("µ|α_{1} & 50%\\*", "bench1", "0.5"),
+        ("b", "bench0", ""),
+    ]
     assert records[0]["scalar_reward"] == "false"
 
 
@@ -108,7 +135,11 @@ def test_latex_rows_have_one_cell_a_column_and_escape_everything():
 
 def test_csv_keeps_full_precision_and_has_the_difference():
     value = 0.1234567890123456
-    record = next(csv.DictReader(io.StringIO(csv_table(made_comparison([made_row("a", [made_cell(value, verdict="significant")])])))))
+    record = next(
+        csv.DictReader(
+            io.StringIO(csv_table(made_comparison([made_row("a", [made_cell(value, verdict="significant")])])))
+        )
+    )
     assert float(record["mean"]) == value
     assert (float(record["p"]), float(record["p_holm"]), record["verdict"]) == (0.01, 0.02, "significant")
     assert float(record["diff_low"]) == value - 0.012
@@ -118,7 +149,9 @@ def test_csv_keeps_full_precision_and_has_the_difference():
 def test_figure_takes_missing_and_undefined_cells_and_wide_intervals(tmp_path):
     rows = [
         made_row("a", [made_cell(0.6, verdict="reference"), None, made_cell(math.nan, math.nan)]),
-        made_row("b", [made_cell(0.7, 0.9, "not enough evidence"), made_cell(0.5, math.nan), made_cell(math.nan, math.nan)]),
+        made_row(
+            "b", [made_cell(0.7, 0.9, "not enough evidence"), made_cell(0.5, math.nan), made_cell(math.nan, math.nan)]
+        ),
         made_row("c", [made_cell(0.65), made_cell(0.5), made_cell(math.nan, math.nan)]),
     ]
     comparison = made_comparison(rows, 3, reference="a")
@@ -135,7 +168,9 @@ def test_figure_takes_missing_and_undefined_cells_and_wide_intervals(tmp_path):
 @pytest.mark.parametrize("length", range(8, 40))
 def test_no_cell_and_no_name_is_cut_at_any_width(length):
     name = "m" * length
-    text = terminal_table(made_comparison([made_row(name, [made_cell(0.5 + 0.0123)] * 6), made_row("b", [made_cell(0.4)] * 6)], 6))
+    text = terminal_table(
+        made_comparison([made_row(name, [made_cell(0.5 + 0.0123)] * 6), made_row("b", [made_cell(0.4)] * 6)], 6)
+    )
     assert text.count("51.2 ±1.2") == 6
     if length <= WIDTH // 3:
         assert name in text

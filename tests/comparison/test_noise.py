@@ -6,8 +6,8 @@ from rm_methods.comparison.compare import build_comparison
 from rm_methods.comparison.noise import compare_across_noise, draw_noise, merge_levels
 from rm_methods.comparison.result import Column
 from rm_methods.comparison.runs import read_runs
+from rm_methods.config.variants import NoiseLevel
 from rm_methods.errors import UserError
-from rm_methods.variants import NoiseLevel
 
 COLUMN = Column("rm_bench", "overall", "RM-Bench", 0.5)
 
@@ -27,14 +27,21 @@ def noisy(experiment):
 def levels():
     names = ("bradley_terry", "robust")
     clean = {name: name for name in (*names, "longest")}
-    return [NoiseLevel(0.0, "symmetric", clean), NoiseLevel(0.2, "symmetric", {f"{n}_noise20": n for n in names} | {"longest": "longest"})]
+    return [
+        NoiseLevel(0.0, "symmetric", clean),
+        NoiseLevel(0.2, "symmetric", {f"{n}_noise20": n for n in names} | {"longest": "longest"}),
+    ]
 
 
 def by_level(files, levels, reference):
     """The comparison of every level."""
     runs = read_runs(files, [COLUMN])
     return [
-        build_comparison([replace(r, variant=level.variants[r.variant]) for r in runs if r.variant in level.variants], [COLUMN], reference)
+        build_comparison(
+            [replace(r, variant=level.variants[r.variant]) for r in runs if r.variant in level.variants],
+            [COLUMN],
+            reference,
+        )
         for level in levels
     ]
 
@@ -44,12 +51,20 @@ def test_one_table_of_all_levels_and_one_of_each(noisy, tmp_path):
     assert [row.variant for row in result.comparison.rows] == ["bradley_terry", "robust", "longest"]
     assert [column.heading for column in result.comparison.columns] == ["RM-Bench, 0% flips", "RM-Bench, 20% flips"]
     made = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
-    assert {"table.txt", "symmetric_0/table.txt", "symmetric_20/table.md", "noise_rm_bench_overall.png", "comparison.svg"} <= made
+    assert {
+        "table.txt",
+        "symmetric_0/table.txt",
+        "symmetric_20/table.md",
+        "noise_rm_bench_overall.png",
+        "comparison.svg",
+    } <= made
     assert "20% flips" in result.text
 
 
 def test_every_level_is_compared_with_its_own_reference(noisy, tmp_path):
-    reference, robust, longest = compare_across_noise(noisy, [COLUMN], "bradley_terry", levels(), tmp_path).comparison.rows
+    reference, robust, longest = compare_across_noise(
+        noisy, [COLUMN], "bradley_terry", levels(), tmp_path
+    ).comparison.rows
     assert [cell.verdict for cell in reference.cells] == ["reference", "reference"]
     for cell, base in zip(robust.cells, reference.cells, strict=True):
         assert cell.difference.estimate.mean == pytest.approx(cell.estimate.mean - base.estimate.mean)

@@ -4,7 +4,7 @@ import pytest
 import yaml
 
 from rm_methods.comparison.tuning import tune
-from rm_methods.config import resolve
+from rm_methods.config.resolve import resolve
 from rm_methods.errors import UserError
 
 
@@ -28,21 +28,33 @@ def write_runs(folder, config, accuracy, loss=None):
         for seed in config["seeds"]:
             path = folder / "runs" / variant / f"seed{seed}" / "summary.json"
             path.parent.mkdir(parents=True)
-            values = {"validation_accuracy": accuracy(variant, seed) or 0.5, "validation_loss": (loss or {}).get(variant, 0.6)}
+            values = {
+                "validation_accuracy": accuracy(variant, seed) or 0.5,
+                "validation_loss": (loss or {}).get(variant, 0.6),
+            }
             path.write_text(json.dumps({"metrics": values}))
 
 
 def test_the_best_of_each_line_by_mean_accuracy_over_seeds(tmp_path):
     config = configuration()
     # By hand: 0.001 has (0.9 + 0.5) / 2 = 0.7, which loses to 0.004 with 0.72 in both seeds; smoothing 0.2 wins its line.
-    values = {"label_smoothing_lr0p001": (0.9, 0.5), "label_smoothing_lr0p004": (0.72, 0.72), "label_smoothing_smoothing_0p2": (0.6, 0.8)}
+    values = {
+        "label_smoothing_lr0p001": (0.9, 0.5),
+        "label_smoothing_lr0p004": (0.72, 0.72),
+        "label_smoothing_smoothing_0p2": (0.6, 0.8),
+    }
     write_runs(tmp_path, config, lambda variant, seed: values.get(variant, (None, None))[seed])
     text = tune(config, tmp_path, tmp_path / "tuning")
     settings = yaml.safe_load((tmp_path / "tuning" / "tuned.yaml").read_text())["settings"]
     assert settings["label_smoothing"] == {"learning_rate": 0.004, "smoothing": 0.2}
     assert "longest" not in settings
     assert [line for line in text.splitlines() if "chosen" in line and "label_smoothing  learning_rate  0.004" in line]
-    assert {path.name for path in (tmp_path / "tuning").iterdir()} == {"tuned.yaml", "table.txt", "table.md", "table.csv"}
+    assert {path.name for path in (tmp_path / "tuning").iterdir()} == {
+        "tuned.yaml",
+        "table.txt",
+        "table.md",
+        "table.csv",
+    }
 
 
 def test_equal_accuracy_goes_to_the_lower_loss(tmp_path):
@@ -56,7 +68,11 @@ def test_equal_accuracy_goes_to_the_lower_loss(tmp_path):
 def test_equal_accuracy_made_of_other_seeds_is_a_tie_too(tmp_path):
     """Sums of the same counts in another order differ in the last bit: 0.1 + 0.7 is not 0.2 + 0.6."""
     config = configuration(seeds=[0, 1, 2])
-    values = {"bradley_terry": (0.1, 0.2, 0.3), "bradley_terry_lr0p001": (0.3, 0.2, 0.1), "bradley_terry_lr0p004": (0.1, 0.1, 0.1)}
+    values = {
+        "bradley_terry": (0.1, 0.2, 0.3),
+        "bradley_terry_lr0p001": (0.3, 0.2, 0.1),
+        "bradley_terry_lr0p004": (0.1, 0.1, 0.1),
+    }
     assert len({sum(seeds) for name, seeds in values.items() if name != "bradley_terry_lr0p004"}) == 2
     for better in ("bradley_terry", "bradley_terry_lr0p001"):
         folder = tmp_path / better
@@ -111,5 +127,7 @@ def test_a_variant_with_a_name_of_its_own_gives_the_settings_of_its_method(tmp_p
     write_runs(tmp_path, config, lambda variant, seed: 0.9 if variant == "mine_smoothing_0p2" else 0.5)
     tune(config, tmp_path, tmp_path / "tuning")
     tuned = str(tmp_path / "tuning" / "tuned.yaml")
-    read = resolve({"experiment": "x", "data": {"dataset": "world"}, "methods": {"label_smoothing": {}}, "tuned": tuned})
+    read = resolve(
+        {"experiment": "x", "data": {"dataset": "world"}, "methods": {"label_smoothing": {}}, "tuned": tuned}
+    )
     assert read["methods"]["label_smoothing"]["settings"] == {"smoothing": 0.2}

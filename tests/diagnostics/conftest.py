@@ -69,11 +69,22 @@ def stages(late: float) -> list[float]:
     return [(1 - late) / 7] * 7 + [late / 3] * 3
 
 
-def sequence_row(item: int, correct: bool | None, *, late: float, late_text: float | None = None, n_tokens: int = 20, **more) -> list[dict]:
+def sequence_row(
+    item: int, correct: bool | None, *, late: float, late_text: float | None = None, n_tokens: int = 20, **more
+) -> list[dict]:
     """The two rows of a pair in attention.parquet; both measures have the same masses."""
     text = stages(late if late_text is None else late_text)
-    masses = {m: stages(late) for m in ("reward_row", "received")} | {f"{m}_text": text for m in ("reward_row", "received")}
-    row = {"benchmark": "heldout", "subset": "test", "item_id": f"i{item}", "group": f"g{item}", "correct": correct, "score": 0.0}
+    masses = {m: stages(late) for m in ("reward_row", "received")} | {
+        f"{m}_text": text for m in ("reward_row", "received")
+    }
+    row = {
+        "benchmark": "heldout",
+        "subset": "test",
+        "item_id": f"i{item}",
+        "group": f"g{item}",
+        "correct": correct,
+        "score": 0.0,
+    }
     row |= {"n_tokens": n_tokens, "n_text_tokens": n_tokens - 5, "truncated": False, "layers": [1], **masses}
     row |= {"reward_row_dropped": 0.25, "received_dropped": 0.5, **more}
     return [row | {"response_index": k, "chosen": k == 0} for k in range(2)]
@@ -83,7 +94,8 @@ def masking_rows_of(rows: list[dict], credit: float = 1.0) -> list[dict]:
     """Rows of masking.parquet for the pairs of `rows`; everything has the same credit."""
     keys = ("benchmark", "subset", "item_id", "group")
     return [
-        {key: row[key] for key in keys} | {"mode": mode, "percent": percent, "chosen_score": 1.0, "rejected_score": 0.0, "credit": credit}
+        {key: row[key] for key in keys}
+        | {"mode": mode, "percent": percent, "chosen_score": 1.0, "rejected_score": 0.0, "credit": credit}
         for row in rows
         if row["chosen"]
         for mode in MODES
@@ -97,7 +109,9 @@ def write_run(folder: Path, variant: str, seed: int, rows: list[dict], masking: 
     write_rows(rows, ATTENTION_COLUMNS, out / RUN_FILES[0])
     write_rows(masking_rows_of(rows) if masking is None else masking, MASKING_COLUMNS, out / RUN_FILES[1])
     counts = {"n_items": len(rows), "not_a_pair": 3, "not_drawn": 0, "n_pairs": len(rows) // 2, "n_truncated": 0}
-    write_json(out / RUN_FILES[2], {"variant": variant, "layers": [1], "n_layers": 2, "benchmarks": {"heldout": counts}})
+    write_json(
+        out / RUN_FILES[2], {"variant": variant, "layers": [1], "n_layers": 2, "benchmarks": {"heldout": counts}}
+    )
 
 
 @pytest.fixture

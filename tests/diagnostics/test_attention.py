@@ -19,7 +19,9 @@ def test_reward_row_and_received_mass_equal_transformers_eager_maps(reward_model
     for item in encoded[:5]:
         for sequence in item.sequences:
             with torch.inference_mode():
-                maps = eager.base_model(torch.from_numpy(sequence.astype(np.int64))[None], output_attentions=True).attentions
+                maps = eager.base_model(
+                    torch.from_numpy(sequence.astype(np.int64))[None], output_attentions=True
+                ).attentions
             mean_LL = torch.stack([maps[layer][0] for layer in layers]).mean((0, 1)).numpy()
             reward_row, received = next(found)
             assert np.abs(mean_LL[-1] - 1 / len(sequence)).max() > 0.01
@@ -44,7 +46,9 @@ def test_uniform_attention_has_the_known_masses():
 
 def test_packed_items_with_a_shared_prompt_equal_single_sequences(reward_model, tokenizer, items):
     together = masses(reward_model, tokenizer.encode((item.prompt, item.responses) for item in items[:6]))
-    alone = [masses(reward_model, tokenizer.encode([(item.prompt, [r])]))[0] for item in items[:6] for r in item.responses]
+    alone = [
+        masses(reward_model, tokenizer.encode([(item.prompt, [r])]))[0] for item in items[:6] for r in item.responses
+    ]
     assert len(together) == len(alone) == 12
     for expected, found in zip(alone, together, strict=True):
         np.testing.assert_allclose(found, expected, atol=1e-5, rtol=0)

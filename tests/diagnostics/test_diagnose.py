@@ -5,15 +5,15 @@ import yaml
 from click.testing import CliRunner
 
 from rm_methods.benchmarks.item import BenchmarkItem, write_items
+from rm_methods.benchmarks.score_table import read_scores
 from rm_methods.cli import main
-from rm_methods.config import resolve
+from rm_methods.config.resolve import resolve
 from rm_methods.diagnostics.diagnose import diagnose
 from rm_methods.diagnostics.pairs import select_pairs
 from rm_methods.diagnostics.records import ATTENTION_COLUMNS, MASKING_COLUMNS, read_rows
 from rm_methods.errors import ConfigError, UserError
 from rm_methods.files import read_json
 from rm_methods.scoring.score import score_files
-from rm_methods.scoring.score_table import read_scores
 from tests.conftest import experiment_config
 
 
@@ -53,7 +53,9 @@ def test_diagnosing_a_run_writes_one_row_a_sequence_and_a_masking(config, run, i
     scores = read_scores(tmp_path / "scores.parquet").query("item_id != 'three'")
     assert attention["score"].tolist() == pytest.approx(scores["score"].tolist(), abs=1e-5)
     chosen, rejected = scores["score"].to_numpy().reshape(-1, 2).T
-    assert attention["correct"].tolist() == [bool(c > r) for c, r in zip(chosen, rejected, strict=True) for _ in range(2)]
+    assert attention["correct"].tolist() == [
+        bool(c > r) for c, r in zip(chosen, rejected, strict=True) for _ in range(2)
+    ]
     whole = masking.query("percent == 0")
     assert whole["credit"].mean() == (chosen > rejected).mean()
     assert set(attention["correct"]) == {True, False}
@@ -65,7 +67,9 @@ def test_layers_are_counted_as_people_do(config, run, tmp_path):
     for layers in (None, [2], [-1]):
         config["diagnostics"]["layers"] = layers
         report = diagnose(config, "bradley_terry", [("heldout", item_table)], model, tmp_path / "out", threads=1)
-        by_layers.append((report["layers"], read_rows(tmp_path / "out" / "attention.parquet", ATTENTION_COLUMNS)["reward_row"][0]))
+        by_layers.append(
+            (report["layers"], read_rows(tmp_path / "out" / "attention.parquet", ATTENTION_COLUMNS)["reward_row"][0])
+        )
     assert [layers for layers, _ in by_layers] == [[1, 2], [2], [2]]
     assert by_layers[1][1].tolist() == by_layers[2][1].tolist() != by_layers[0][1].tolist()
     config["diagnostics"]["layers"] = [3]
@@ -99,7 +103,9 @@ def test_the_second_response_may_be_the_better_one(config, run, items, tmp_path)
     write_items(swapped, tmp_path / "swapped.parquet")
     credits = []
     for name in ("straight", "swapped"):
-        diagnose(config, "bradley_terry", [("heldout", tmp_path / f"{name}.parquet")], model, tmp_path / name, threads=1)
+        diagnose(
+            config, "bradley_terry", [("heldout", tmp_path / f"{name}.parquet")], model, tmp_path / name, threads=1
+        )
         credits.append(read_rows(tmp_path / name / "masking.parquet", MASKING_COLUMNS)["credit"].tolist())
     assert credits[0] == credits[1]
 
@@ -132,7 +138,10 @@ def test_configuration_problems_are_found_before_anything_runs(config):
         return error.value.problems
 
     (found,) = problems(diagnostics={"benchmarks": ["heldut"]})
-    assert found == "diagnostics.benchmarks: 'heldut' is not among the benchmarks. Did you mean 'heldout'? Allowed: heldout."
+    assert (
+        found
+        == "diagnostics.benchmarks: 'heldut' is not among the benchmarks. Did you mean 'heldout'? Allowed: heldout."
+    )
     assert "no method is a trained one" in problems(methods={"longest": {}})[0]
     assert "backbone.attention 'auto' or 'sdpa'" in problems(backbone=config["backbone"] | {"attention": "eager"})[0]
     assert "diagnostics.limit: is 0; must be at least 1." in problems(diagnostics={"limit": 0})

@@ -23,7 +23,9 @@ def config(tmp_path):
 
 def rows_of_a_run(late_correct, late_wrong, n_correct=30, n_wrong=20, **more):
     rows = [row for i in range(n_correct) for row in sequence_row(i, True, late=late_correct, **more)]
-    return rows + [row for i in range(n_correct, n_correct + n_wrong) for row in sequence_row(i, False, late=late_wrong, **more)]
+    return rows + [
+        row for i in range(n_correct, n_correct + n_wrong) for row in sequence_row(i, False, late=late_wrong, **more)
+    ]
 
 
 def gap(findings, version="raw", seed=None, subset=ALL):
@@ -100,10 +102,16 @@ def test_nothing_misclassified_or_decided_is_a_note_not_a_crash(tmp_path):
     write_run(tmp_path, "bradley_terry", 0, none_wrong + tied)
     write_run(tmp_path, "label_smoothing", 0, none_decided + tied)
     text = " ".join(write_summary(config, tmp_path, tmp_path / "out").split())
-    assert "Nothing misclassified, so nothing to compare: heldout: all, bradley_terry; heldout: all, label_smoothing." in text
+    assert (
+        "Nothing misclassified, so nothing to compare: heldout: all, bradley_terry; heldout: all, label_smoothing."
+        in text
+    )
     assert "neither correct nor wrong: heldout: all, bradley_terry 3; heldout: all, label_smoothing 15." in text
     assert "bradley_terry 12 / 0 — —" in text
-    assert {p.name for p in (tmp_path / "out").iterdir()} == {*TABLES, *(f"{n}.{s}" for n in figure_names(config) for s in ("png", "svg"))}
+    assert {p.name for p in (tmp_path / "out").iterdir()} == {
+        *TABLES,
+        *(f"{n}.{s}" for n in figure_names(config) for s in ("png", "svg")),
+    }
     assert "no misclassified pair" in (tmp_path / "out" / "heldout_attention_received_raw.svg").read_text()
 
 
@@ -153,7 +161,9 @@ def test_tables_name_what_was_left_out_and_round_for_readers(config, tmp_path):
 
 def test_joint_and_combined_models_are_left_out_with_the_reason(config):
     every = [{"bradley_terry": {}}, {"joint_encoder": {}}, {"ensemble": {}}]
-    config["methods"] = {name: {"method": name, "settings": load_card(name).defaults()} for methods in every for name in methods}
+    config["methods"] = {
+        name: {"method": name, "settings": load_card(name).defaults()} for methods in every for name in methods
+    }
     assert {variant for variant, _ in runs.diagnosed_runs(config)} == {"bradley_terry"}
     assert runs.left_out(config) == {
         "joint_encoder": "joint: no scalar reward, it reads both responses together",

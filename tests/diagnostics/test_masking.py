@@ -56,9 +56,13 @@ def rewards_with_explicit_masks(eager, encoded, texts, mode, percent):
             visible[visible_positions(text, mode, percent)] = True
             # A hidden token still sees itself, so that its own row, which nobody reads, is defined.
             allowed_LL = np.tril(np.broadcast_to(visible, (length, length))) | np.eye(length, dtype=bool)
-            bias = torch.zeros(1, 1, length, length).masked_fill_(~torch.from_numpy(allowed_LL), torch.finfo(torch.float32).min)
+            bias = torch.zeros(1, 1, length, length).masked_fill_(
+                ~torch.from_numpy(allowed_LL), torch.finfo(torch.float32).min
+            )
             with torch.inference_mode():
-                hidden = eager.base_model(torch.from_numpy(ids.astype(np.int64))[None], attention_mask=bias).last_hidden_state
+                hidden = eager.base_model(
+                    torch.from_numpy(ids.astype(np.int64))[None], attention_mask=bias
+                ).last_hidden_state
                 rewards.append(eager.score(hidden[0, -1]).item())
     return np.array(rewards).reshape(-1, 2)
 
@@ -67,7 +71,9 @@ def rewards_with_explicit_masks(eager, encoded, texts, mode, percent):
 @pytest.mark.parametrize("percent", [10, 50, 90])
 def test_leaving_tokens_out_equals_an_explicit_attention_mask(scorer, eager, encoded, texts, mode, percent):
     found = masked_scores(scorer, encoded[:6], texts[:6], mode, percent)
-    np.testing.assert_allclose(found, rewards_with_explicit_masks(eager, encoded[:6], texts[:6], mode, percent), atol=1e-5, rtol=0)
+    np.testing.assert_allclose(
+        found, rewards_with_explicit_masks(eager, encoded[:6], texts[:6], mode, percent), atol=1e-5, rtol=0
+    )
     whole = masked_scores(scorer, encoded[:6], texts[:6], mode, 0)
     assert np.abs(found - whole).max() > 0.01
 
@@ -89,7 +95,9 @@ def test_hiding_the_response_equals_hiding_it_in_any_batch(scorer, encoded, text
 
 
 def test_responses_with_the_same_end_tie_when_only_the_end_is_visible(scorer, tokenizer):
-    encoded = tokenizer.encode([([{"role": "user", "content": "Paint it."}], ["red red red red red", "blue blue red red red"])])
+    encoded = tokenizer.encode(
+        [([{"role": "user", "content": "Paint it."}], ["red red red red red", "blue blue red red red"])]
+    )
     texts = [text_tokens(tokenizer, encoded[0])]
     assert len(encoded[0].sequences[0]) == len(encoded[0].sequences[1])
     scores = masked_scores(scorer, encoded, texts, "sequence", 90)

@@ -3,8 +3,8 @@ import pytest
 
 from rm_methods.benchmarks.item import BenchmarkItem
 from rm_methods.diagnostics.pairs import DiagnosedPair, TextTokens
+from rm_methods.diagnostics.position_bins import stage_mass
 from rm_methods.diagnostics.records import ATTENTION_COLUMNS, attention_rows, masking_rows, read_rows, write_rows
-from rm_methods.diagnostics.stages import stage_mass
 from rm_methods.errors import DataError
 from rm_methods.reward_models.tokenization import TokenizedItem
 

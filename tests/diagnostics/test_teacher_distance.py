@@ -37,7 +37,9 @@ def trained(prepared, pairs, tmp_path_factory):
 def distances(trained, prepared, variant, out):
     config, items, models, _ = trained
     folders = {"model": models[variant], "backbone": prepared[1]}
-    diagnose_teacher_distance(config, variant, 0, [("heldout", items)], folders, {"joint_encoder": models["joint_encoder"]}, out, 1)
+    diagnose_teacher_distance(
+        config, variant, 0, [("heldout", items)], folders, {"joint_encoder": models["joint_encoder"]}, out, 1
+    )
     return read_rows(out / "teacher.parquet", DISTANCE_COLUMNS)
 
 
@@ -68,7 +70,10 @@ def test_a_model_that_was_not_trained_is_where_it_began(trained, prepared, tmp_p
 def test_pairs_without_any_joint_text_are_an_error(trained, prepared, tmp_path):
     config, _, models, _ = trained
     prompt = [{"role": "user", "content": "one two three four five six seven eight nine ten " * 60}]
-    write_items([BenchmarkItem("long", "test", prompt, ["yes", "no no no no no no no no no no no"], 0, "g")], tmp_path / "items.parquet")
+    write_items(
+        [BenchmarkItem("long", "test", prompt, ["yes", "no no no no no no no no no no no"], 0, "g")],
+        tmp_path / "items.parquet",
+    )
     with pytest.raises(UserError, match="none of the 1 pairs has a joint text"):
         distances((config, tmp_path / "items.parquet", models, None), prepared, "bradley_terry", tmp_path / "out")
 
@@ -77,7 +82,9 @@ def test_a_students_map_over_groups_is_pooled_by_mean_of_rows_and_sum_of_columns
     torch.manual_seed(0)
     query, key = torch.randn(2, 1, 2, 5, 4)
     group = torch.tensor([[0, 0, -1, 1, 1]])
-    student = StudentAttention(query, key, None, 0.5, group, torch.zeros_like(group), torch.zeros(1, 2, dtype=torch.int64))
+    student = StudentAttention(
+        query, key, None, 0.5, group, torch.zeros_like(group), torch.zeros(1, 2, dtype=torch.int64)
+    )
     found = _grouped_student_map(student, 0, 2)
     weights = (query[0] @ key[0].transpose(1, 2) * 0.5)[:, :, [0, 1, 3, 4]].softmax(-1).mean(0)
     expected = [[weights[rows][:, columns].sum(1).mean() for columns in ([0, 1], [2, 3])] for rows in ([0, 1], [3, 4])]

@@ -49,7 +49,11 @@ def test_marked_groups_are_the_words_of_the_sentences(evidence, tokenizer):
     text = pair_text(tokenizer, item)
     marked = evidence.evidence_groups(pair, text, aligned)
     for name, segment in (("chosen", 1), ("rejected", 2)):
-        spans = [span for g, span in zip(aligned.student, text.student.spans.tolist(), strict=True) if g >= 0 and marked[name][g]]
+        spans = [
+            span
+            for g, span in zip(aligned.student, text.student.spans.tolist(), strict=True)
+            if g >= 0 and marked[name][g]
+        ]
         sentences = [getattr(pair, name)[start:stop] for start, stop in pair.meta[f"evidence_{name}"]]
         covered = "".join(text.segments[segment][start:stop] for start, stop in spans)
         assert covered.replace(" ", "") == "".join(sorted(sentences, key=getattr(pair, name).find)).replace(" ", "")
@@ -57,12 +61,16 @@ def test_marked_groups_are_the_words_of_the_sentences(evidence, tokenizer):
 
 def test_the_table_has_every_layer_and_head(evidence, prepared, tmp_path, capsys):
     config = experiment_config(tmp_path, methods={"joint_encoder": {"epochs": 0, "masked_language_epochs": 0}})
-    files = RunFiles(*prepared[:2], tmp_path / "model", tmp_path / "metrics.jsonl", tmp_path / "summary.json", tmp_path / "work")
+    files = RunFiles(
+        *prepared[:2], tmp_path / "model", tmp_path / "metrics.jsonl", tmp_path / "summary.json", tmp_path / "work"
+    )
     train(config, "joint_encoder", 0, files)
     capsys.readouterr()
     evidence.main(["--teacher", str(tmp_path / "model"), "--backbone", str(prepared[1]), "--pairs", "4"])
     rows = [line.split("|") for line in capsys.readouterr().out.splitlines()[2:]]
-    assert [(row[1].strip(), row[2].strip()) for row in rows] == [(str(layer), head) for layer in (1, 2) for head in ("all", *"1234")]
+    assert [(row[1].strip(), row[2].strip()) for row in rows] == [
+        (str(layer), head) for layer in (1, 2) for head in ("all", *"1234")
+    ]
     ratios = np.array([[float(cell) for cell in row[3:7]] for row in rows])
     # Random weights: attention is nearly even.
     assert np.all((ratios > 0.7) & (ratios < 1.4))

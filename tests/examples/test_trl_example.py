@@ -15,7 +15,9 @@ from rm_methods.errors import DataError, UserError
 from rm_methods.preferences.pair import make_pair, read_pairs, write_pairs
 from rm_methods.scoring.scorer import ScoringSettings, load_scorer
 
-needs_trl = pytest.mark.skipif(importlib.util.find_spec("trl") is None, reason="TRL: pip install -r performance/requirements.txt")
+needs_trl = pytest.mark.skipif(
+    importlib.util.find_spec("trl") is None, reason="TRL: pip install -r performance/requirements.txt"
+)
 
 
 def command(folders, output, *more, **replaced):
@@ -28,14 +30,18 @@ def command(folders, output, *more, **replaced):
 
 
 def made_trainer(example, folders, tmp_path, *more):
-    return example.make_trainer(example.parse_arguments(command(folders, tmp_path / "policy", *more)), tmp_path / "work")
+    return example.make_trainer(
+        example.parse_arguments(command(folders, tmp_path / "policy", *more)), tmp_path / "work"
+    )
 
 
 def rewards_of_trl(trainer, conversations) -> torch.Tensor:
     """What the trainer's own reward step gives for (prompt, response) pairs."""
     prompts = [prompt for prompt, _ in conversations]
     completions = [[{"role": "assistant", "content": response}] for _, response in conversations]
-    return trainer._calculate_rewards([{"prompt": prompt} for prompt in prompts], prompts, completions, [[0]] * len(prompts))[:, 0].cpu()
+    return trainer._calculate_rewards(
+        [{"prompt": prompt} for prompt in prompts], prompts, completions, [[0]] * len(prompts)
+    )[:, 0].cpu()
 
 
 def our_scores(folder, conversations) -> torch.Tensor:
@@ -46,7 +52,9 @@ def our_scores(folder, conversations) -> torch.Tensor:
 @pytest.fixture
 def conversations(folders):
     """Chosen and rejected responses of unequal lengths, a system turn, several turns, and an empty response."""
-    found = [(list(pair.prompt), text) for pair in read_pairs(folders.pairs)[:12] for text in (pair.chosen, pair.rejected)]
+    found = [
+        (list(pair.prompt), text) for pair in read_pairs(folders.pairs)[:12] for text in (pair.chosen, pair.rejected)
+    ]
     system = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Paint it red."}]
     turns = [*system, {"role": "assistant", "content": "It is red."}, {"role": "user", "content": "Now blue, please."}]
     return [*found, (system, "It is now red."), (turns, "It is now blue. " * 8), (system, "")]
@@ -77,7 +85,9 @@ def test_the_policy_is_trained_and_saved_as_a_causal_language_model(example, fol
 
     assert example.main(command(folders, tmp_path / "trained", "--trainer", trainer)) == 0
     assert "3 steps, mean reward" in capsys.readouterr().out
-    before, after = (AutoModelForCausalLM.from_pretrained(folder).state_dict() for folder in (folders.policy, tmp_path / "trained"))
+    before, after = (
+        AutoModelForCausalLM.from_pretrained(folder).state_dict() for folder in (folders.policy, tmp_path / "trained")
+    )
     assert before.keys() == after.keys()
     assert all(torch.isfinite(weight).all() for weight in after.values())
     changed = [name for name in before if not torch.equal(before[name], after[name])]
@@ -89,7 +99,9 @@ def test_the_policy_is_trained_and_saved_as_a_causal_language_model(example, fol
 @needs_trl
 def test_the_policy_learns_to_please_the_reward_model(example, folders, tmp_path):
     options = ["--kl", "0", "--scorer"]
-    small = command(folders, tmp_path / "trained", *options, steps=20, prompts_per_step=4, completions=8, learning_rate=1e-2)
+    small = command(
+        folders, tmp_path / "trained", *options, steps=20, prompts_per_step=4, completions=8, learning_rate=1e-2
+    )
     rewards = example.train_policy(example.parse_arguments(small))
     assert len(rewards) == 20
     assert sum(rewards[-5:]) / 5 > sum(rewards[:5]) / 5 + 0.3
@@ -113,7 +125,11 @@ def test_an_ensemble_serves_as_reward_through_our_scorer(example, folders, conve
 
 def test_prompts_are_taken_once_and_only_of_the_split(example, tmp_path):
     prompts = [[{"role": "user", "content": text}] for text in ("one", "two", "three")]
-    pairs = [make_pair(prompt, f"good {k}", f"bad {k}", split="train", source="s") for k in range(2) for prompt in prompts[:2]]
+    pairs = [
+        make_pair(prompt, f"good {k}", f"bad {k}", split="train", source="s")
+        for k in range(2)
+        for prompt in prompts[:2]
+    ]
     write_pairs([*pairs, make_pair(prompts[2], "good", "bad", split="test", source="s")], tmp_path / "pairs.parquet")
     assert example.read_prompts(tmp_path / "pairs.parquet", "train") == prompts[:2]
     with pytest.raises(DataError, match=r"no pair of split 'validaton'. Splits there: test, train"):
@@ -135,13 +151,19 @@ def refused(example, capsys, arguments) -> str:
 
 def test_models_that_have_no_score_for_trl_are_refused(example, folders, tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "trl", types.ModuleType("trl"))
-    assert "no such folder" in refused(example, capsys, command(folders, tmp_path / "out", reward_model=tmp_path / "absent"))
+    assert "no such folder" in refused(
+        example, capsys, command(folders, tmp_path / "out", reward_model=tmp_path / "absent")
+    )
     (tmp_path / "joint").mkdir()
     (tmp_path / "joint" / "joint.json").write_text("{}")
-    assert "a joint model" in refused(example, capsys, command(folders, tmp_path / "out", reward_model=tmp_path / "joint"))
+    assert "a joint model" in refused(
+        example, capsys, command(folders, tmp_path / "out", reward_model=tmp_path / "joint")
+    )
     (tmp_path / "ensemble").mkdir()
     (tmp_path / "ensemble" / "scorer.json").write_text("{}")
-    assert "Add --scorer" in refused(example, capsys, command(folders, tmp_path / "out", reward_model=tmp_path / "ensemble"))
+    assert "Add --scorer" in refused(
+        example, capsys, command(folders, tmp_path / "out", reward_model=tmp_path / "ensemble")
+    )
     assert "2 or more" in refused(example, capsys, command(folders, tmp_path / "out", completions=1))
 
 

@@ -29,7 +29,10 @@ def names(folders):
 
 
 def test_plain_transformers_gives_the_score_of_the_score_stage(names, folders):
-    items = [BenchmarkItem(str(k), "s", turns[:-1], [turns[-1]["content"]], 0) for k, turns in enumerate(names["conversations"])]
+    items = [
+        BenchmarkItem(str(k), "s", turns[:-1], [turns[-1]["content"]], 0)
+        for k, turns in enumerate(names["conversations"])
+    ]
     expected = [row.score for row in load_scorer(folders.reward_model, ScoringSettings(max_length=256)).score(items)]
     assert abs(expected[0] - expected[1]) > 1e-3
     torch.testing.assert_close(names["rewards"], torch.tensor(expected), atol=1e-5, rtol=0)
@@ -38,7 +41,8 @@ def test_plain_transformers_gives_the_score_of_the_score_stage(names, folders):
 def test_the_pad_token_that_is_saved_ends_no_conversation(names):
     assert names["model"].config.pad_token_id == names["tokenizer"].pad_token_id
     assert all(
-        names["tokenizer"](text, add_special_tokens=False).input_ids[-1] != names["tokenizer"].pad_token_id for text in names["texts"]
+        names["tokenizer"](text, add_special_tokens=False).input_ids[-1] != names["tokenizer"].pad_token_id
+        for text in names["texts"]
     )
 
 
@@ -49,7 +53,9 @@ def test_the_check_of_the_bos_token_finds_that_the_tiny_tokenizer_adds_none(name
 
 
 def test_the_commands_of_the_example_are_accepted(example):
-    commands = re.findall(r"^    python examples/train_policy_with_trl.py (.*)$", PAGE.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    commands = re.findall(
+        r"^    python examples/train_policy_with_trl.py (.*)$", PAGE.read_text(encoding="utf-8"), flags=re.MULTILINE
+    )
     assert len(commands) == 2
     parsed = [example.parse_arguments(shlex.split(command)) for command in commands]
     assert [options.scorer for options in parsed] == [False, True]

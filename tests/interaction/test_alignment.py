@@ -22,7 +22,9 @@ def test_groups_by_hand():
 
 def test_tokens_outside_the_text_and_without_a_partner():
     # Empty spans are special tokens; the teacher has no token for the emoji.
-    own, other, count, unmatched = groups("hi \U0001f600 yo", [(0, 0), (0, 2), (2, 4), (4, 7)], [(0, 2), (5, 7), (0, 0)])
+    own, other, count, unmatched = groups(
+        "hi \U0001f600 yo", [(0, 0), (0, 2), (2, 4), (4, 7)], [(0, 2), (5, 7), (0, 0)]
+    )
     assert own == [NO_GROUP, 0, NO_GROUP, 1]
     assert other == [0, 1, NO_GROUP]
     assert (count, unmatched) == (2, 1)
@@ -45,7 +47,9 @@ def test_groups_partition_the_text_and_no_token_crosses_one(data, text):
     student, teacher = data.draw(cuts(text)), data.draw(cuts(text))
     own, other, count, unmatched = groups(text, student, teacher)
     assert unmatched == 0
-    assert sorted({g for g in own if g != NO_GROUP}) == list(range(count)) == sorted({g for g in other if g != NO_GROUP})
+    assert (
+        sorted({g for g in own if g != NO_GROUP}) == list(range(count)) == sorted({g for g in other if g != NO_GROUP})
+    )
     assert [g for g in own if g != NO_GROUP] == sorted(g for g in own if g != NO_GROUP)
     for g in range(count):
         covered = [

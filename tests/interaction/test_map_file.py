@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from rm_methods import run_lock
 from rm_methods.errors import UserError
 from rm_methods.interaction import map_file as module
 from rm_methods.interaction.map_file import map_file
+from rm_methods.system import run_lock
 
 SIZES, LENGTHS = [3, 0, 1, 5, 2, 0], [4, 0, 2, 6, 3, 0]
 # Every cell of a pair's map holds its place.

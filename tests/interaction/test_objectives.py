@@ -36,13 +36,22 @@ def made_up(seed=0, rows=((3, 4, 2), (1, 2, 5)), special=True):
         return torch.tensor([x + [-1] * (to - len(x)) for x in lists])
 
     query, key, value = (
-        torch.randn(len(rows), HEADS, length, SIZE, generator=generator, dtype=torch.float64, requires_grad=True) for _ in range(3)
+        torch.randn(len(rows), HEADS, length, SIZE, generator=generator, dtype=torch.float64, requires_grad=True)
+        for _ in range(3)
     )
-    student = StudentAttention(query, key, value, SIZE**-0.5, pad(group, length), pad(segment, length), torch.tensor(read))
+    student = StudentAttention(
+        query, key, value, SIZE**-0.5, pad(group, length), pad(segment, length), torch.tensor(read)
+    )
     teacher_segment = pad(groups, width)
     valid = teacher_segment >= 0
-    raw = torch.rand(len(rows), width, width, generator=generator, dtype=torch.float64) * valid[:, None] * valid[..., None]
-    vectors = tuple(torch.randn(len(rows), width, 2 * HEADS, generator=generator, dtype=torch.float64) for _ in range(3))
+    raw = (
+        torch.rand(len(rows), width, width, generator=generator, dtype=torch.float64)
+        * valid[:, None]
+        * valid[..., None]
+    )
+    vectors = tuple(
+        torch.randn(len(rows), width, 2 * HEADS, generator=generator, dtype=torch.float64) for _ in range(3)
+    )
     return student, TeacherAttention(raw / raw.sum(-1, keepdim=True).clamp(min=1e-9), teacher_segment, vectors)
 
 
@@ -57,7 +66,11 @@ def sees(row, column, scope):
 def naive(student, teacher, b, score_row, columns, row_group, restrict):
     """KL(teacher row spread over tokens || student row) by definition, mean over heads."""
     group = student.group[b].tolist()
-    weights = {v: teacher.map[b, row_group, v] for v in range(teacher.map.shape[1]) if teacher.segment[b, v] >= 0 and restrict(v)}
+    weights = {
+        v: teacher.map[b, row_group, v]
+        for v in range(teacher.map.shape[1])
+        if teacher.segment[b, v] >= 0 and restrict(v)
+    }
     mass = sum(weights.values())
     inside = [j for j in columns if group[j] in weights]
     target = torch.stack([weights[group[j]] / mass / sum(group[i] == group[j] for i in inside) for j in inside])
@@ -75,7 +88,11 @@ def naive_row_kl(student, teacher, scope, causal):
         group, segment, rows = student.group[b].tolist(), student.segment[b].tolist(), []
         for i in [i for i, g in enumerate(group) if g >= 0]:
             visible = "intra" if causal else scope
-            columns = [j for j, g in enumerate(group) if g >= 0 and sees(segment[i], segment[j], visible) and (j <= i or not causal)]
+            columns = [
+                j
+                for j, g in enumerate(group)
+                if g >= 0 and sees(segment[i], segment[j], visible) and (j <= i or not causal)
+            ]
             if not columns:
                 continue
 
@@ -98,7 +115,9 @@ def naive_received_mass(student, teacher):
             for i in tokens:
                 columns = [j for j in tokens if j <= i]
                 row = scores(student, b)[:, i][:, columns].softmax(-1).mean(0)
-                pooled = [sum((row[k] for k, j in enumerate(columns) if group[j] == v), torch.tensor(0.0)) for v in kept]
+                pooled = [
+                    sum((row[k] for k, j in enumerate(columns) if group[j] == v), torch.tensor(0.0)) for v in kept
+                ]
                 mine = mine + torch.stack([p.double() for p in pooled]) / len(tokens)
                 wanted = teacher.map[b, group[i], kept]
                 theirs = theirs + wanted / wanted.sum() / len(tokens)
@@ -196,7 +215,9 @@ def test_values_and_gradients_equal_the_naive_ones(name, block, special, monkeyp
         value = objective(student, teacher)
         assert value.shape == (2,)
         weights = torch.tensor([1.0, 2.5], dtype=torch.float64)
-        gradients = torch.autograd.grad((weights * value).sum(), [student.query, student.key, student.value], allow_unused=True)
+        gradients = torch.autograd.grad(
+            (weights * value).sum(), [student.query, student.key, student.value], allow_unused=True
+        )
         found.append((value.detach(), [torch.zeros_like(student.key) if g is None else g for g in gradients]))
     assert (found[1][0] > 1e-3).all()
     torch.testing.assert_close(found[0][0], found[1][0], atol=1e-9, rtol=1e-9)
@@ -212,7 +233,10 @@ def test_a_teacher_that_is_the_students_own_map_gives_zero(scope):
     teacher.segment = student.segment
     visible = student.group >= 0
     score = (student.query @ student.key.transpose(2, 3) * student.scaling)[:, :1].detach()
-    student.query, student.key = student.query.detach()[:, :1].requires_grad_(), student.key.detach()[:, :1].requires_grad_()
+    student.query, student.key = (
+        student.query.detach()[:, :1].requires_grad_(),
+        student.key.detach()[:, :1].requires_grad_(),
+    )
     teacher.map = torch.where(visible[:, None], score[:, 0], -torch.inf).softmax(-1) * visible[..., None]
     value = objectives.row_kl(student, teacher, scope)
     torch.testing.assert_close(value, torch.zeros(2, dtype=torch.float64), atol=1e-9, rtol=0)
@@ -238,5 +262,7 @@ def test_a_pair_does_not_depend_on_its_batch(name):
             student.scaling,
             *(x[b : b + 1] for x in (student.group, student.segment, student.read)),
         )
-        of_pair = TeacherAttention(teacher.map[b : b + 1], teacher.segment[b : b + 1], tuple(v[b : b + 1] for v in teacher.vectors))
+        of_pair = TeacherAttention(
+            teacher.map[b : b + 1], teacher.segment[b : b + 1], tuple(v[b : b + 1] for v in teacher.vectors)
+        )
         torch.testing.assert_close(CASES[name][0](alone, of_pair)[0], together[b])

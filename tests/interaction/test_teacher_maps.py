@@ -32,7 +32,9 @@ def teacher_folder(pairs, tmp_path_factory):
     method.settings["tiny"] = method.settings["tiny"] | {"initializer_range": 0.6}
     folder = tmp_path_factory.mktemp("teacher")
     torch.manual_seed(0)
-    JointModel(AutoModelForSequenceClassification.from_config(method._tiny(reader, num_labels=1)), False).save(folder / "model")
+    JointModel(AutoModelForSequenceClassification.from_config(method._tiny(reader, num_labels=1)), False).save(
+        folder / "model"
+    )
     reader.tokenizer.save_pretrained(folder / "model")
     write_json(folder / "summary.json", {"run_key": "made up"})
     return folder / "model"
@@ -64,7 +66,9 @@ def test_group_maps_equal_their_definition(items, tokenizer, teacher_folder):
     assert 0.01 < outside < 0.99
     for pair, found in zip(pairs, maps, strict=True):
         size = len(pair.segment)
-        torch.testing.assert_close(found[:size, :size], naive_group_map(made.model, made.reader, pair, 1), atol=1e-5, rtol=0)
+        torch.testing.assert_close(
+            found[:size, :size], naive_group_map(made.model, made.reader, pair, 1), atol=1e-5, rtol=0
+        )
         torch.testing.assert_close(found[:size].sum(1), torch.ones(size), atol=1e-5, rtol=0)
         assert found[size:].abs().sum() == 0 == found[:, size:].abs().sum()
         assert (found[:size, :size] - 1 / size).abs().max() > 0.05
@@ -122,7 +126,9 @@ def test_made_up_teachers(items, tokenizer, teacher_folder):
         torch.testing.assert_close(uniform.map[b, :size, :size], torch.full((size, size), 1 / size))
     made = teacher(teacher_folder)
     alignments = PairAlignments(items, tokenizer, made.reader)
-    plain, rows, columns = (TeacherMaps(alignments, made, 1, shuffle).batch([2], "cpu").map[0] for shuffle in ("none", "rows", "columns"))
+    plain, rows, columns = (
+        TeacherMaps(alignments, made, 1, shuffle).batch([2], "cpu").map[0] for shuffle in ("none", "rows", "columns")
+    )
     torch.testing.assert_close(rows.sum(0), plain.sum(0), atol=1e-2, rtol=0)
     torch.testing.assert_close(columns.sort(1).values, plain.sort(1).values, atol=0, rtol=0)
     assert (rows - plain).abs().max() > 0.05 < (columns - plain).abs().max()
@@ -131,7 +137,9 @@ def test_made_up_teachers(items, tokenizer, teacher_folder):
 def test_pairs_without_joint_text_have_no_map(tokenizer, teacher_folder, tmp_path):
     short = type(tokenizer)(tokenizer.tokenizer, 64)
     prompt = [{"role": "user", "content": "one two three four five six seven eight nine ten " * 4}]
-    items = short.encode([(prompt, ("yes", "no no no no no no no no no no no")), ([{"role": "user", "content": "hi"}], ("yes", "no"))])
+    items = short.encode(
+        [(prompt, ("yes", "no no no no no no no no no no no")), ([{"role": "user", "content": "hi"}], ("yes", "no"))]
+    )
     made = teacher(teacher_folder)
     alignments = PairAlignments(items, short, made.reader)
     assert alignments.pairs[0] is None
@@ -152,12 +160,16 @@ def test_pairs_are_aligned_the_same_in_any_number_of_chunks(items, tokenizer, te
     for one, other in zip(parts.pairs, whole.pairs, strict=True):
         assert np.array_equal(one.student, other.student)
         assert np.array_equal(one.segment, other.segment)
-        assert all(np.array_equal(a, b) for rows in zip(one.rows, other.rows, strict=True) for a, b in zip(*rows, strict=True))
+        assert all(
+            np.array_equal(a, b) for rows in zip(one.rows, other.rows, strict=True) for a, b in zip(*rows, strict=True)
+        )
 
 
 def test_a_teacher_with_fewer_positions_than_the_pair_is_cut_and_counted(tokenizer, pairs):
     reader = EncoderReader(_words(pairs, 1000), 24)
-    alignments = PairAlignments(tokenizer.encode((p.prompt, (p.chosen, p.rejected)) for p in pairs[:20]), tokenizer, reader)
+    alignments = PairAlignments(
+        tokenizer.encode((p.prompt, (p.chosen, p.rejected)) for p in pairs[:20]), tokenizer, reader
+    )
     assert 0 < alignments.counts["pairs_cut_for_the_teacher"] <= 20
     assert 0 < alignments.counts["unmatched_text_tokens"] < 1
 
@@ -168,7 +180,10 @@ def test_layers_that_see_a_window_only_are_refused(teacher_folder, tmp_path):
     shutil.copytree(teacher_folder.parent, tmp_path / "run")
     config = tmp_path / "run" / "model" / "config.json"
     config.write_text(
-        json.dumps(json.loads(config.read_text()) | {"layer_types": ["full_attention", "sliding_attention"], "local_attention": 8})
+        json.dumps(
+            json.loads(config.read_text())
+            | {"layer_types": ["full_attention", "sliding_attention"], "local_attention": 8}
+        )
     )
     with pytest.raises(UserError, match=r"layers \[2\] of the teacher see a window only.*Use one of \[1\]"):
         teacher(tmp_path / "run" / "model", (2,))

@@ -31,7 +31,9 @@ class LinearModel(nn.Module):
         self.hidden_size, self.config = features, SimpleNamespace(initializer_range=0.02)
         self.classifier = nn.Module()
         self.classifier.score = nn.Linear(features, 1, bias=False)
-        self.classifier.score.weight.data = 0.02 * torch.randn(1, features, generator=torch.Generator().manual_seed(seed))
+        self.classifier.score.weight.data = 0.02 * torch.randn(
+            1, features, generator=torch.Generator().manual_seed(seed)
+        )
 
     def forward(self, batch):
         rewards = self.classifier.score(batch.features)[..., 0]
@@ -56,7 +58,9 @@ class LengthWorld:
         self.reader = SimpleNamespace(tokenizer=WordTokenizer())
         self.pairs = [SimpleNamespace(pair_id=f"pair {i}") for i in range(pairs)]
         self.items = [
-            SimpleNamespace(conversations=tuple(({"content": " ".join(map(str, words(int(n), generator)))},) for n in both))
+            SimpleNamespace(
+                conversations=tuple(({"content": " ".join(map(str, words(int(n), generator)))},) for n in both)
+            )
             for both in self.lengths
         ]
 
@@ -80,7 +84,9 @@ def words(count: int, generator: torch.Generator) -> list[int]:
     return torch.randint(0, VOCABULARY, (count,), generator=generator).tolist()
 
 
-def trained(method, world: LengthWorld, tmp_path, steps: int, learning_rate: float, pairs_per_step: int = 64) -> LinearModel:
+def trained(
+    method, world: LengthWorld, tmp_path, steps: int, learning_rate: float, pairs_per_step: int = 64
+) -> LinearModel:
     """A linear model trained with the method's loss, in evaluation mode."""
     model = LinearModel(world.features.shape[-1])
     method.build(model, world.inputs(tmp_path, learning_rate, pairs_per_step))

@@ -54,7 +54,11 @@ def test_the_default_weight_makes_both_parts_pull_alike_at_equal_rewards():
 def test_ratings_end_the_freedom_to_shift_rewards_and_differences_do_not():
     r = torch.tensor([[1.0, -1.0]])
     assert regression_penalty(r + 3, torch.tensor([[1.0, -1.0]])).item() == 9.0
-    assert regression_penalty(r + 3, torch.tensor([2.0])).item() == regression_penalty(r, torch.tensor([2.0])).item() == 0.0
+    assert (
+        regression_penalty(r + 3, torch.tensor([2.0])).item()
+        == regression_penalty(r, torch.tensor([2.0])).item()
+        == 0.0
+    )
 
 
 @pytest.mark.parametrize("with_ratings", [True, False])
@@ -69,7 +73,9 @@ def test_a_very_large_weight_recovers_least_squares(with_ratings):
 
     def fitted(weight):
         w = torch.zeros(3, dtype=torch.float64, requires_grad=True)
-        optimizer = torch.optim.LBFGS([w], max_iter=200, tolerance_grad=1e-12, tolerance_change=1e-14, line_search_fn="strong_wolfe")
+        optimizer = torch.optim.LBFGS(
+            [w], max_iter=200, tolerance_grad=1e-12, tolerance_change=1e-14, line_search_fn="strong_wolfe"
+        )
 
         def closure():
             optimizer.zero_grad()
@@ -106,7 +112,9 @@ def test_ratings_follow_their_responses_through_a_flip(tmp_path):
 
 
 def test_in_the_controlled_world_every_rating_is_the_gold_reward_of_its_own_response(tmp_path):
-    pairs = [pair for pair in generate(seed=0, train_pairs=40, validation_pairs=0, test_pairs=0) if pair.split == "train"]
+    pairs = [
+        pair for pair in generate(seed=0, train_pairs=40, validation_pairs=0, test_pairs=0) if pair.split == "train"
+    ]
     noisy, _ = flip_labels(pairs, 0.3, "symmetric", 1)
     found, report = targets(noisy, tmp_path, ratings=["gold_chosen", "gold_rejected"])
     assert report["pairs_rated_against_their_label"] == 12
@@ -140,7 +148,9 @@ def test_each_pair_of_a_batch_meets_its_own_ratings(tmp_path):
 @pytest.mark.parametrize("bad", [None, "4", True, float("inf")])
 def test_ratings_that_are_no_numbers_are_refused_with_their_number_and_the_first(bad, tmp_path):
     pairs = rated((4, 1), (2, bad), (3, bad))
-    with pytest.raises(UserError, match=rf"bradley_terry_regression\.ratings: .*'score_b', but 2 of 3 .*first is {pairs[1].pair_id}"):
+    with pytest.raises(
+        UserError, match=rf"bradley_terry_regression\.ratings: .*'score_b', but 2 of 3 .*first is {pairs[1].pair_id}"
+    ):
         method(ratings=KEYS).transform_pairs(pairs, Inputs(0, tmp_path))
 
 

@@ -36,7 +36,9 @@ def required(prepared, tmp_path_factory):
     def of(name):
         folders, card = {}, load_card(name)
         for key, other in card.required_variants(card.defaults()).items():
-            for seed in range(max(2, card.requires[key].get("at_least", 1)) if card.requires[key].get("seeds") == "all" else 1):
+            for seed in range(
+                max(2, card.requires[key].get("at_least", 1)) if card.requires[key].get("seeds") == "all" else 1
+            ):
                 if (other, seed) not in trained:
                     trained[other, seed] = tmp_path_factory.mktemp(other)
                     run(prepared, trained[other, seed], other, of(other), seed=seed)
@@ -73,7 +75,9 @@ def micro_batch(prepared, folder, pairs, name, required, layout):
     items = reader.encode((p.prompt, (p.chosen, p.rejected)) for p in pairs)
     model = method.model(pairs, reader, inputs)
     layout = model.layout(layout)
-    plan = plan_steps(items, steps=1, pairs_per_step=len(items), tokens_per_microbatch=10**6, seed=0, ranks=1, layout=layout)
+    plan = plan_steps(
+        items, steps=1, pairs_per_step=len(items), tokens_per_microbatch=10**6, seed=0, ranks=1, layout=layout
+    )
     method.build(model, replace(inputs, total_steps=1, pairs=pairs, items=items, reader=reader))
     batch = PlannedSteps(plan, pairs, items, layout, 0, reader.pad_id)[0]["micro_batches"][0]
     return method, model, replace(batch, progress=0.5)
@@ -88,7 +92,9 @@ def test_loss_decreases_and_every_trainable_parameter_moves(name, prepared, pair
     start, end = model.classifier.state_dict(), load_file(tmp_path / "model" / "model.safetensors")
     for key in end:
         moved = not torch.equal(start[key], end[key])
-        assert moved != method.is_frozen(key), f"{name}: {key} {'moved, but is called frozen' if moved else 'did not move'}"
+        assert moved != method.is_frozen(key), (
+            f"{name}: {key} {'moved, but is called frozen' if moved else 'did not move'}"
+        )
     assert summary["method"] == name
 
 
@@ -116,7 +122,9 @@ def test_packed_and_plain_layouts_give_the_same_loss(name, prepared, pairs, requ
 def test_transformed_pairs_are_pure_and_seeded(name, prepared, pairs, required, tmp_path):
     before = list(pairs)
     inputs = Inputs(5, tmp_path, name, prepared[2], prepared[1], required(name))
-    first, second = (list(load_method(name, load_card(name).defaults()).transform_pairs(list(pairs), inputs)) for _ in range(2))
+    first, second = (
+        list(load_method(name, load_card(name).defaults()).transform_pairs(list(pairs), inputs)) for _ in range(2)
+    )
     assert first == second
     assert list(pairs) == before
 
@@ -168,11 +176,31 @@ def test_two_ranks_learn_what_one_rank_learns(name, prepared, required, tmp_path
         folder = tmp_path / str(ranks)
         config = experiment_config(folder, methods=with_required(name), training={"processes": ranks}, seeds=[0, 1])
         (folder / "config.yaml").write_text(yaml.safe_dump(config))
-        command = [sys.executable, "-m", "rm_methods.cli", "train", "--config", folder / "config.yaml", "--variant", name, "--seed", "0"]
+        command = [
+            sys.executable,
+            "-m",
+            "rm_methods.cli",
+            "train",
+            "--config",
+            folder / "config.yaml",
+            "--variant",
+            name,
+            "--seed",
+            "0",
+        ]
         command += ["--pairs", prepared[0], "--backbone", prepared[1], "--out", folder, "--work", folder / "work"]
-        command += [word for key, folders in required(name).items() for path in folders for word in ("--required", f"{key}={path}")]
+        command += [
+            word
+            for key, folders in required(name).items()
+            for path in folders
+            for word in ("--required", f"{key}={path}")
+        ]
         done = subprocess.run(
-            [str(word) for word in command], capture_output=True, text=True, timeout=600, env=os.environ | {"OMP_NUM_THREADS": "1"}
+            [str(word) for word in command],
+            capture_output=True,
+            text=True,
+            timeout=600,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
         )
         assert done.returncode == 0, done.stderr[-4000:]
         losses.append([json.loads(line)["loss"] for line in (folder / "metrics.jsonl").read_text().splitlines()])
@@ -192,7 +220,10 @@ def test_what_is_combined_scores_without_its_own_training(name, prepared, pairs,
     assert 0 <= summary["metrics"]["validation_accuracy"] <= 1
     items = [BenchmarkItem(p.pair_id, "s", p.prompt, [p.chosen, p.rejected], 0) for p in pairs[:5]]
     settings = ScoringSettings(max_length=256, threads=1)
-    first, second = ([row.score for row in load_scorer(tmp_path / run / "model", settings).score(items)] for run in ("first", "second"))
+    first, second = (
+        [row.score for row in load_scorer(tmp_path / run / "model", settings).score(items)]
+        for run in ("first", "second")
+    )
     assert first == second
     assert len(set(first)) == 2 * len(items)
 

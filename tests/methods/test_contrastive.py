@@ -20,7 +20,12 @@ ORTHOGONAL = torch.tensor([[1.0, 0.0], [0.0, 3.0]])
 
 def pair_batch(tokenizer, pairs, layout="packed"):
     rows = lay_out(tokenizer.encode((p.prompt, (p.chosen, p.rejected)) for p in pairs), layout, 0)
-    return PairBatch(**vars(rows), margin=torch.zeros(len(pairs)), weight=torch.ones(len(pairs)), pair_ids=tuple(p.pair_id for p in pairs))
+    return PairBatch(
+        **vars(rows),
+        margin=torch.zeros(len(pairs)),
+        weight=torch.ones(len(pairs)),
+        pair_ids=tuple(p.pair_id for p in pairs),
+    )
 
 
 def built(model, **settings):
@@ -101,7 +106,9 @@ SMALL = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 3, "nu
 CONFIGS = [
     LlamaConfig(**SMALL),
     Gemma2Config(**SMALL, num_key_value_heads=1, head_dim=8),
-    GPT2Config(n_embd=16, n_layer=3, n_head=2, vocab_size=50, n_positions=32, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0),
+    GPT2Config(
+        n_embd=16, n_layer=3, n_head=2, vocab_size=50, n_positions=32, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0
+    ),
     GPTNeoXConfig(**SMALL),
     MixtralConfig(**SMALL, num_key_value_heads=1, num_local_experts=3),
 ]

@@ -32,7 +32,10 @@ def test_seeds_of_equal_remainder_leave_out_the_same_fold(tmp_path):
 def test_pairs_of_one_prompt_stay_together(tmp_path):
     # White space and case do not make another prompt.
     prompts = [f"Question {k % 20}" if k < 20 else f" question  {k % 20}" for k in range(40)]
-    pairs = [make_pair([{"role": "user", "content": p}], f"good {k}", f"bad {k}", split="train", source="s") for k, p in enumerate(prompts)]
+    pairs = [
+        make_pair([{"role": "user", "content": p}], f"good {k}", f"bad {k}", split="train", source="s")
+        for k, p in enumerate(prompts)
+    ]
     left = {pair.group for pair in kept(pairs, 0, 2, tmp_path)[0]}
     assert {pair.group for pair in pairs if pair.group not in left}.isdisjoint(left)
     groups = [pair.group for pair in kept(pairs, 0, 2, tmp_path)[0]]

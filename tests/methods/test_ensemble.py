@@ -9,7 +9,8 @@ import pytest
 
 import rm_methods.methods.ensemble as ensemble
 from rm_methods.benchmarks.item import BenchmarkItem
-from rm_methods.config import resolve
+from rm_methods.benchmarks.score_table import ScoredResponse, response_hash
+from rm_methods.config.resolve import resolve
 from rm_methods.errors import ConfigError, UserError
 from rm_methods.methods.contract import Inputs
 from rm_methods.methods.ensemble import Method, aggregate_rewards
@@ -17,7 +18,6 @@ from rm_methods.preferences.pair import write_pairs
 from rm_methods.reward_models.backbones import load_classifier, prepare_backbone
 from rm_methods.reward_models.model import RewardModel
 from rm_methods.scoring import scorer as scoring
-from rm_methods.scoring.score_table import ScoredResponse, response_hash
 from rm_methods.scoring.scorer import RewardModelScorer, ScoringSettings, load_scorer
 from rm_methods.training.run import RunFiles, train
 from tests.conftest import experiment_config, made_up_pairs
@@ -92,7 +92,9 @@ def test_scores_are_the_aggregate_of_the_centred_members(aggregate, prepared, pa
         assert centre == pytest.approx(np.mean(validated), abs=1e-6)
         expected.append([row.score - centre for row in load_scorer(model, SETTINGS).score(items)])
     rows = load_scorer(folder, SETTINGS).score(items)
-    assert [row.score for row in rows] == pytest.approx(aggregate_rewards(np.array(expected), aggregate, 0.5).tolist(), abs=1e-6)
+    assert [row.score for row in rows] == pytest.approx(
+        aggregate_rewards(np.array(expected), aggregate, 0.5).tolist(), abs=1e-6
+    )
     alone = load_scorer(members[0], SETTINGS).score(items)
     assert [replace(row, score=0.0) for row in rows] == [replace(row, score=0.0) for row in alone]
 
@@ -112,7 +114,10 @@ class Shifted:
 
     def score(self, items, label=""):
         texts = [(item, k, text) for item in items for k, text in enumerate(item.responses)]
-        return [ScoredResponse(i.item_id, k, response_hash(t), len(t) % (7 + self.number) + self.shift, 1, False) for i, k, t in texts]
+        return [
+            ScoredResponse(i.item_id, k, response_hash(t), len(t) % (7 + self.number) + self.shift, 1, False)
+            for i, k, t in texts
+        ]
 
 
 @pytest.mark.parametrize("aggregate", AGGREGATES)
@@ -127,7 +132,9 @@ def test_a_constant_added_to_a_member_changes_nothing(aggregate, prepared, pairs
             (folder / "member.json").write_text(json.dumps([number, shift if number == 1 else 0.0]))
         _, folder = combined(prepared, tmp_path / str(k), members, aggregate)
         description = json.loads((folder / "scorer.json").read_text())
-        scores.append([row.score for row in scoring.EnsembleScorer(description, folder, SETTINGS).score(items_of(pairs[:5]))])
+        scores.append(
+            [row.score for row in scoring.EnsembleScorer(description, folder, SETTINGS).score(items_of(pairs[:5]))]
+        )
     assert scores[0] == pytest.approx(scores[1], abs=1e-9)
     assert len(set(scores[0])) > 3
 
@@ -146,7 +153,9 @@ def test_an_experiment_that_was_moved_as_a_whole_scores_as_before(prepared, pair
     assert description["members"] == [f"../../../bradley_terry/seed{seed}/model" for seed in (0, 1)]
     before = load_scorer(runs / "ensemble" / "seed0" / "model", SETTINGS).score(items_of(pairs[:4]))
     (tmp_path / "experiment").rename(tmp_path / "elsewhere")
-    after = load_scorer(tmp_path / "elsewhere" / "runs" / "ensemble" / "seed0" / "model", SETTINGS).score(items_of(pairs[:4]))
+    after = load_scorer(tmp_path / "elsewhere" / "runs" / "ensemble" / "seed0" / "model", SETTINGS).score(
+        items_of(pairs[:4])
+    )
     assert after == before
 
 
@@ -195,7 +204,10 @@ def test_a_single_member_is_refused(prepared, member, tmp_path):
     with pytest.raises(UserError, match="2 or more runs of 'bradley_terry', 1 were given"):
         train(config, "ensemble", 0, run_files(prepared, tmp_path / "out", {"members": [member(0)]}))
     with pytest.raises(ConfigError, match="needs at least 2 seeds"):
-        resolve({key: config[key] for key in ("experiment", "data")} | {"methods": {"bradley_terry": {}, "ensemble": {}}, "seeds": [0]})
+        resolve(
+            {key: config[key] for key in ("experiment", "data")}
+            | {"methods": {"bradley_terry": {}, "ensemble": {}}, "seeds": [0]}
+        )
 
 
 def test_a_missing_member_is_named(prepared, member, tmp_path):

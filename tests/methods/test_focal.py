@@ -25,7 +25,10 @@ def test_with_gamma_zero_it_is_bradley_terry():
 
 
 def test_beside_bradley_terry_a_contradicted_label_pulls_more_than_a_confirmed_one():
-    share = {z: value_and_slope(lambda r: focal_loss(r, 2.0), z)[1] / value_and_slope(bradley_terry_loss, z)[1] for z in (-4.0, 0.0, 4.0)}
+    share = {
+        z: value_and_slope(lambda r: focal_loss(r, 2.0), z)[1] / value_and_slope(bradley_terry_loss, z)[1]
+        for z in (-4.0, 0.0, 4.0)
+    }
     assert share[-4.0] > 0.9 > share[0.0] > 0.5 > 0.1 > share[4.0]
 
 

@@ -13,11 +13,15 @@ DIFFERENCES = torch.linspace(-8, 8, 33, dtype=torch.float64)[:, None] * torch.te
 
 def test_values_by_hand():
     # q = 1/2, z = 0: 2 (1 - sqrt(1/2)) = 0.585786; slope -s^q (1 - s) = -0.353553.
-    assert value_and_slope(lambda r: generalised_cross_entropy_loss(r, 0.5), 0.0) == pytest.approx((0.585786, -0.353553), abs=1e-6)
+    assert value_and_slope(lambda r: generalised_cross_entropy_loss(r, 0.5), 0.0) == pytest.approx(
+        (0.585786, -0.353553), abs=1e-6
+    )
 
 
 def test_it_is_the_published_formula():
-    torch.testing.assert_close(generalised_cross_entropy_loss(DIFFERENCES, 0.7), (1 - torch.sigmoid(DIFFERENCES[:, 0]) ** 0.7) / 0.7)
+    torch.testing.assert_close(
+        generalised_cross_entropy_loss(DIFFERENCES, 0.7), (1 - torch.sigmoid(DIFFERENCES[:, 0]) ** 0.7) / 0.7
+    )
 
 
 def test_towards_zero_it_becomes_bradley_terry():

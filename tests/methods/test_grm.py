@@ -28,7 +28,12 @@ def made(prepared, tokenizer, pairs, folder, layout="packed", name="grm", **sett
     model = method.model(pairs, tokenizer, inputs)
     method.build(model, inputs)
     rows = lay_out(items, layout, tokenizer.pad_id)
-    return method, model, PairBatch(**vars(rows), margin=torch.zeros(len(pairs)), pair_ids=tuple(p.pair_id for p in pairs)), items
+    return (
+        method,
+        model,
+        PairBatch(**vars(rows), margin=torch.zeros(len(pairs)), pair_ids=tuple(p.pair_id for p in pairs)),
+        items,
+    )
 
 
 def causal_language_model(model):
@@ -65,7 +70,9 @@ def test_regularisers_by_hand():
 
 
 @pytest.mark.parametrize("layout", ["packed", "plain"])
-def test_log_probabilities_equal_a_loop_over_the_language_model(prepared, tokenizer, pairs, tmp_path, layout, monkeypatch):
+def test_log_probabilities_equal_a_loop_over_the_language_model(
+    prepared, tokenizer, pairs, tmp_path, layout, monkeypatch
+):
     _, model, batch, items = made(prepared, tokenizer, pairs[:7], tmp_path, layout)
     model.eval()
     expected = one_by_one(causal_language_model(model), items)
@@ -78,7 +85,9 @@ def test_log_probabilities_equal_a_loop_over_the_language_model(prepared, tokeni
     monkeypatch.setattr(grm, "_LOGITS_AT_ONCE", 3 * model.config.vocab_size)
     parts = summed_log_probabilities(model.language_head, hidden, items, batch, (0, 1))
     torch.testing.assert_close(parts, found)
-    for one, other in zip(gradient, torch.autograd.grad(parts.sum(), model.parameters(), allow_unused=True), strict=True):
+    for one, other in zip(
+        gradient, torch.autograd.grad(parts.sum(), model.parameters(), allow_unused=True), strict=True
+    ):
         torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
 
 
@@ -103,7 +112,10 @@ def test_labels_of_the_prompt_do_not_matter(prepared, tokenizer, pairs, tmp_path
     """The ids of the prompt make the hidden states, but they are never what is predicted."""
     _, model, batch, items = made(prepared, tokenizer, pairs[:5], tmp_path)
     hidden = model(batch).hidden_states
-    others = [replace(item, sequences=tuple(np.r_[np.full(item.shared, 7), s[item.shared :]] for s in item.sequences)) for item in items]
+    others = [
+        replace(item, sequences=tuple(np.r_[np.full(item.shared, 7), s[item.shared :]] for s in item.sequences))
+        for item in items
+    ]
     found = [summed_log_probabilities(model.language_head, hidden, these, batch, (0, 1)) for these in (items, others)]
     assert torch.equal(*found)
     wrong = [replace(item, sequences=tuple(np.r_[s[:-1], 7] for s in item.sequences)) for item in items]
@@ -111,7 +123,8 @@ def test_labels_of_the_prompt_do_not_matter(prepared, tokenizer, pairs, tmp_path
 
 
 @pytest.mark.parametrize(
-    "settings", [{"regulariser": "sft"}, {"regulariser": "dpo_no_reference"}, {"regulariser": "dpo"}, {"saturated": False}]
+    "settings",
+    [{"regulariser": "sft"}, {"regulariser": "dpo_no_reference"}, {"regulariser": "dpo"}, {"saturated": False}],
 )
 def test_packed_and_plain_layouts_give_the_same_loss(prepared, tokenizer, pairs, tmp_path, settings):
     losses = []
@@ -157,7 +170,9 @@ def test_identical_responses_give_log_2_without_a_reference(prepared, tokenizer,
 def test_dpo_starts_at_log_2_and_the_reference_keeps_the_starting_weights(prepared, tokenizer, pairs, tmp_path):
     method, model, batch, items = made(prepared, tokenizer, pairs[:12], tmp_path, regulariser="dpo")
     assert model.training
-    torch.testing.assert_close(method.loss(model, batch).terms["regulariser"], torch.full((12,), math.log(2)), atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        method.loss(model, batch).terms["regulariser"], torch.full((12,), math.log(2)), atol=1e-5, rtol=0
+    )
     start = one_by_one(causal_language_model(model), items)
     with torch.no_grad():
         model.backbone.embed_tokens.weight *= 2
@@ -226,7 +241,9 @@ def test_output_embeddings_of_another_width_are_refused(prepared, tmp_path, rewa
         grm._language_head(reward_model, Inputs(0, tmp_path, backbone=prepared[1]))
 
 
-@pytest.mark.parametrize("settings", [{"weight": 1.0}, {"weight": -0.1}, {"beta": 0}, {"regulariser": "ppo"}, {"saturated": 1}])
+@pytest.mark.parametrize(
+    "settings", [{"weight": 1.0}, {"weight": -0.1}, {"beta": 0}, {"regulariser": "ppo"}, {"saturated": 1}]
+)
 def test_impossible_settings_are_refused(settings):
     assert schema_problems(load_card("grm").defaults() | settings, load_card("grm").settings_schema)
 

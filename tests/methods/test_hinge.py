@@ -7,7 +7,9 @@ from tests.conftest import experiment_config
 from tests.methods.loss_checks import assert_best_difference, assert_finite_up_to_extreme_differences, value_and_slope
 
 
-@pytest.mark.parametrize(("z", "margin", "value", "slope"), [(0.25, 1.0, 0.75, -1), (-3.0, 1.0, 4.0, -1), (1.5, 2.0, 0.5, -1)])
+@pytest.mark.parametrize(
+    ("z", "margin", "value", "slope"), [(0.25, 1.0, 0.75, -1), (-3.0, 1.0, 4.0, -1), (1.5, 2.0, 0.5, -1)]
+)
 def test_a_pair_below_the_margin_pulls_with_slope_one(z, margin, value, slope):
     assert value_and_slope(lambda r: hinge_loss(r, margin), z) == pytest.approx((value, slope))
 

@@ -36,7 +36,9 @@ def made(prepared, tokenizer, pairs, folder, layout="packed", progress=0.5, **se
 
 def micro_batch(tokenizer, pairs, layout="packed", progress=0.5):
     rows = lay_out(tokenizer.encode((p.prompt, (p.chosen, p.rejected)) for p in pairs), layout, tokenizer.pad_id)
-    return PairBatch(**vars(rows), margin=torch.zeros(len(pairs)), pair_ids=tuple(p.pair_id for p in pairs), progress=progress)
+    return PairBatch(
+        **vars(rows), margin=torch.zeros(len(pairs)), pair_ids=tuple(p.pair_id for p in pairs), progress=progress
+    )
 
 
 def test_kl_by_hand():
@@ -155,7 +157,9 @@ def exported(prepared, tmp_path_factory):
     """Model folder of a trained run."""
     folder = tmp_path_factory.mktemp("inform")
     config = experiment_config(folder, methods={"inform": {}}, training={"epochs": 3})
-    files = RunFiles(prepared[0], prepared[1], *(folder / name for name in ("model", "metrics.jsonl", "summary.json", "work")))
+    files = RunFiles(
+        prepared[0], prepared[1], *(folder / name for name in ("model", "metrics.jsonl", "summary.json", "work"))
+    )
     train(config, "inform", 0, files)
     assert json.loads((folder / "metrics.jsonl").read_text().splitlines()[0])["kl"] > 0
     return folder / "model"
@@ -178,7 +182,9 @@ def test_exported_scores_are_those_of_the_bottleneck_without_noise(exported, pre
     assert [x.shape for x in latents] == [(2, 32)] * 12
     torch.testing.assert_close(torch.from_numpy(np.stack(latents)), mean, atol=1e-5, rtol=1e-5)
     difference = torch.from_numpy(np.stack(latents)) @ weights["decoder.weight"][0] - scores
-    torch.testing.assert_close(difference, (weights["decoder.weight"][0] @ weights["centre"]).expand(12, 2), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        difference, (weights["decoder.weight"][0] @ weights["centre"]).expand(12, 2), atol=1e-5, rtol=1e-5
+    )
 
 
 def test_export_loads_without_our_code_and_lists_what_was_learned(exported):
@@ -189,7 +195,9 @@ def test_export_loads_without_our_code_and_lists_what_was_learned(exported):
     assert not loading["unexpected_keys"]
     weights = load_file(exported / FILE)
     assert set(weights) == {"mean.weight", "centre", "log_variance.weight", "log_variance.bias", "decoder.weight"}
-    torch.testing.assert_close(classifier.score.weight, weights["decoder.weight"] @ weights["mean.weight"], atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(
+        classifier.score.weight, weights["decoder.weight"] @ weights["mean.weight"], atol=1e-6, rtol=1e-5
+    )
     assert weights["log_variance.weight"].any()  # it starts at 0
 
 

@@ -21,7 +21,15 @@ TEACHER = {"masked_language_epochs": 1, "epochs": 1}
 def train_variant(prepared, folder, variant, methods, required=None):
     config = experiment_config(folder, methods=methods)
     out = folder / variant
-    files = RunFiles(prepared[0], prepared[1], out / "model", out / "metrics.jsonl", out / "summary.json", folder / "work", required or {})
+    files = RunFiles(
+        prepared[0],
+        prepared[1],
+        out / "model",
+        out / "metrics.jsonl",
+        out / "summary.json",
+        folder / "work",
+        required or {},
+    )
     return train(config, variant, 0, files), out / "model"
 
 
@@ -66,7 +74,9 @@ def test_weight_0_is_bradley_terry_to_the_bit(prepared, tokenizer, pairs, tmp_pa
 
 def test_the_weight_rises_from_0(prepared, tokenizer, pairs, tmp_path, teachers):
     settings = {"weight": 2.0, "warmup_fraction": 0.4}
-    method, model, batch = made(prepared, tokenizer, pairs[:6], tmp_path, folder_of_teacher=teachers["joint_encoder"], **settings)
+    method, model, batch = made(
+        prepared, tokenizer, pairs[:6], tmp_path, folder_of_teacher=teachers["joint_encoder"], **settings
+    )
     losses = {progress: method.loss(model, replace(batch, progress=progress)) for progress in (0.0, 0.1, 0.4, 0.9)}
     alignment = losses[0.9].terms["alignment_loss"]
     assert (alignment > 1e-3).all()
@@ -76,9 +86,14 @@ def test_the_weight_rises_from_0(prepared, tokenizer, pairs, tmp_path, teachers)
 
 
 @pytest.mark.parametrize("teacher", ["joint_encoder", "joint_bidirectional"])
-def test_cached_and_online_maps_give_the_same_loss_and_gradients(teacher, prepared, tokenizer, pairs, tmp_path, teachers):
+def test_cached_and_online_maps_give_the_same_loss_and_gradients(
+    teacher, prepared, tokenizer, pairs, tmp_path, teachers
+):
     folder = teachers[teacher]
-    found = [made(prepared, tokenizer, pairs[:6], tmp_path, folder_of_teacher=folder, online=online) for online in (False, True)]
+    found = [
+        made(prepared, tokenizer, pairs[:6], tmp_path, folder_of_teacher=folder, online=online)
+        for online in (False, True)
+    ]
     losses = [method.loss(model, batch).per_pair for method, model, batch in found]
     torch.testing.assert_close(losses[0], losses[1], atol=2e-4, rtol=0)
     mine, other = (gradients(*each) for each in found)
@@ -111,7 +126,9 @@ VARIANTS = [
 
 
 @pytest.mark.parametrize("settings", VARIANTS, ids=lambda s: " ".join(map(str, s.values())))
-def test_every_variant_pulls_the_queries_and_keys_of_its_layer(settings, prepared, tokenizer, pairs, tmp_path, teachers):
+def test_every_variant_pulls_the_queries_and_keys_of_its_layer(
+    settings, prepared, tokenizer, pairs, tmp_path, teachers
+):
     teacher = None if "teacher" in settings else teachers["joint_encoder"]
     method, model, batch = made(prepared, tokenizer, pairs[:6], tmp_path, folder_of_teacher=teacher, **settings)
     model.zero_grad()
@@ -153,7 +170,9 @@ def test_settings_name_the_objective(settings, objective, prepared, tokenizer, p
 def test_two_layers_are_the_mean_of_each_alone(prepared, tokenizer, pairs, tmp_path, teachers):
     def alignment(student_layers, teacher_layers):
         settings = {"student_layers": student_layers, "teacher_layers": teacher_layers}
-        method, model, batch = made(prepared, tokenizer, pairs[:6], tmp_path, folder_of_teacher=teachers["joint_encoder"], **settings)
+        method, model, batch = made(
+            prepared, tokenizer, pairs[:6], tmp_path, folder_of_teacher=teachers["joint_encoder"], **settings
+        )
         return method.loss(model, batch).terms["alignment_loss"]
 
     together = alignment([1, 2], [-1, 1])
@@ -163,7 +182,9 @@ def test_two_layers_are_the_mean_of_each_alone(prepared, tokenizer, pairs, tmp_p
 
 def test_the_heads_of_a_teacher_average_to_its_map(prepared, tokenizer, pairs, tmp_path, teachers):
     def teacher_maps(heads):
-        method, _, _ = made(prepared, tokenizer, pairs[:6], tmp_path, folder_of_teacher=teachers["joint_encoder"], teacher_heads=heads)
+        method, _, _ = made(
+            prepared, tokenizer, pairs[:6], tmp_path, folder_of_teacher=teachers["joint_encoder"], teacher_heads=heads
+        )
         return method.maps[0].batch(list(range(6)), "cpu").map
 
     alone = [teacher_maps([head]) for head in (1, 2)]
@@ -172,12 +193,20 @@ def test_the_heads_of_a_teacher_average_to_its_map(prepared, tokenizer, pairs, t
 
 
 @pytest.mark.parametrize("settings", [{"online": True}, {"objective": "relations"}], ids=str)
-def test_layers_that_share_a_layer_of_the_teacher_read_it_once(settings, prepared, tokenizer, pairs, tmp_path, teachers, monkeypatch):
+def test_layers_that_share_a_layer_of_the_teacher_read_it_once(
+    settings, prepared, tokenizer, pairs, tmp_path, teachers, monkeypatch
+):
     calls = []
     forward = JointModel.forward
     monkeypatch.setattr(JointModel, "forward", lambda *arguments: calls.append(1) or forward(*arguments))
     method, model, batch = made(
-        prepared, tokenizer, pairs[:6], tmp_path, folder_of_teacher=teachers["joint_encoder"], student_layers=[1, 2], **settings
+        prepared,
+        tokenizer,
+        pairs[:6],
+        tmp_path,
+        folder_of_teacher=teachers["joint_encoder"],
+        student_layers=[1, 2],
+        **settings,
     )
     method.loss(model, batch)
     assert len(calls) == 1
@@ -197,7 +226,9 @@ def test_separate_is_the_weighted_sum_of_intra_and_inter(prepared, tokenizer, pa
     found = {}
     for scope in ("intra", "inter", "separate"):
         settings = {"scope": scope, "intra_weight": 0.5, "inter_weight": 2.0}
-        method, model, batch = made(prepared, tokenizer, pairs[:6], tmp_path, folder_of_teacher=teachers["joint_encoder"], **settings)
+        method, model, batch = made(
+            prepared, tokenizer, pairs[:6], tmp_path, folder_of_teacher=teachers["joint_encoder"], **settings
+        )
         found[scope] = method.loss(model, batch).terms["alignment_loss"]
     torch.testing.assert_close(found["separate"], 0.5 * found["intra"] + 2.0 * found["inter"])
 
@@ -207,7 +238,9 @@ def test_pairs_without_joint_text_count_but_are_not_aligned(prepared, tokenizer,
     prompt = [{"role": "user", "content": "one two three four five six seven eight nine ten " * 4}]
     odd = replace(pairs[0], pair_id="odd", prompt=prompt, chosen="yes", rejected="no no no no no no no no no no no")
     for settings in ({}, {"objective": "relations"}, {"objective": "received_mass"}, {"objective": "readout"}):
-        method, model, batch = made(prepared, short, [odd, pairs[1]], tmp_path, folder_of_teacher=teachers["joint_encoder"], **settings)
+        method, model, batch = made(
+            prepared, short, [odd, pairs[1]], tmp_path, folder_of_teacher=teachers["joint_encoder"], **settings
+        )
         loss = method.loss(model, batch)
         assert loss.terms["alignment_loss"][0] == 0 < loss.terms["alignment_loss"][1]
         loss.per_pair.sum().backward()
@@ -221,7 +254,9 @@ def test_the_exported_model_has_no_trace_of_the_teacher(prepared, tmp_path, teac
     methods = {"bradley_terry": {}, "interaction_distillation": {"teacher": "joint_encoder"}, "joint_encoder": TEACHER}
     own = tmp_path / "teacher"
     shutil.copytree(teachers["joint_encoder"].parent, own)
-    summary, model = train_variant(prepared, tmp_path, "interaction_distillation", methods, {"teacher": [own / "model"]})
+    summary, model = train_variant(
+        prepared, tmp_path, "interaction_distillation", methods, {"teacher": [own / "model"]}
+    )
     _, plain = train_variant(prepared, tmp_path, "bradley_terry", methods)
     weights, plain_weights = (load_file(folder / "model.safetensors") for folder in (model, plain))
     assert {name: w.shape for name, w in weights.items()} == {name: w.shape for name, w in plain_weights.items()}
@@ -253,11 +288,17 @@ def test_mistakes_are_explained(prepared, tokenizer, pairs, tmp_path, teachers):
     with pytest.raises(UserError, match="'relations' needs a teacher"):
         build(teacher="uniform", objective="relations")
     with pytest.raises(ConfigError, match="Did you mean 'joint_encoder'"):
-        experiment_config(tmp_path, methods={"joint_encoder": {}, "interaction_distillation": {"teacher": "joint_encode"}})
+        experiment_config(
+            tmp_path, methods={"joint_encoder": {}, "interaction_distillation": {"teacher": "joint_encode"}}
+        )
     with pytest.raises(ConfigError, match="'bradley_terry' is not a variant of kind 'joint'"):
-        experiment_config(tmp_path, methods={"bradley_terry": {}, "interaction_distillation": {"teacher": "bradley_terry"}})
+        experiment_config(
+            tmp_path, methods={"bradley_terry": {}, "interaction_distillation": {"teacher": "bradley_terry"}}
+        )
     with pytest.raises(UserError, match="Train that variant first"):
-        train_variant(prepared, tmp_path, "interaction_distillation", {"interaction_distillation": {}, "joint_encoder": {}})
+        train_variant(
+            prepared, tmp_path, "interaction_distillation", {"interaction_distillation": {}, "joint_encoder": {}}
+        )
 
 
 def test_the_attention_width_is_that_of_all_heads():

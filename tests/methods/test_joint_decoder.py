@@ -20,7 +20,12 @@ from rm_methods.validation import schema_problems
 def joint(prepared, pairs, tmp_path):
     """(model, reader) as a run makes them, in evaluation mode."""
     method = load_method("joint_decoder", load_card("joint_decoder").defaults())
-    inputs = Inputs(0, tmp_path, config={"backbone": prepared[2]["backbone"], "training": prepared[2]["training"]}, backbone=prepared[1])
+    inputs = Inputs(
+        0,
+        tmp_path,
+        config={"backbone": prepared[2]["backbone"], "training": prepared[2]["training"]},
+        backbone=prepared[1],
+    )
     reader = method.reader(pairs, inputs)
     return method.model(pairs, reader, inputs).eval(), reader
 
@@ -58,7 +63,9 @@ def test_padding_changes_nothing_and_the_score_is_read_at_the_last_token(joint, 
         # As transformers computes it for a row on its own, whose last token is its last.
         item = reader.encode([(pairs[3].prompt, (pairs[3].chosen, pairs[3].rejected))])[0]
         rows = [torch.from_numpy(sequence).long()[None] for sequence in item.sequences]
-        expected = torch.cat([model.classifier.score(model.classifier.base_model(row).last_hidden_state[:, -1]) for row in rows])
+        expected = torch.cat(
+            [model.classifier.score(model.classifier.base_model(row).last_hidden_state[:, -1]) for row in rows]
+        )
     torch.testing.assert_close(together, alone, atol=1e-5, rtol=0)
     torch.testing.assert_close(together[3], expected[:, 0], atol=1e-5, rtol=0)
 
@@ -70,7 +77,9 @@ def test_attention_maps_are_those_of_eager_attention(joint, pairs):
     eager.load_state_dict(model.classifier.state_dict())
     is_token = torch.arange(batch.input_ids.shape[1]) <= batch.read_column[:, None]
     with torch.no_grad():
-        expected = eager.base_model(batch.input_ids, attention_mask=is_token.long(), output_attentions=True).attentions[1]
+        expected = eager.base_model(batch.input_ids, attention_mask=is_token.long(), output_attentions=True).attentions[
+            1
+        ]
         found, _ = model.attention_map(batch, 1)
     torch.testing.assert_close(found[is_token], expected.mean(1)[is_token], atol=1e-5, rtol=0)
 
@@ -98,7 +107,9 @@ def test_the_saved_folder_says_that_it_is_causal(joint, pairs, tmp_path):
     unmasked = JointModel(model.classifier, decoder=True)
     with torch.no_grad():
         assert torch.equal(again(laid_out(reader_again, pairs)).rewards, model(laid_out(reader, pairs)).rewards)
-        assert not torch.allclose(unmasked(laid_out(reader, pairs)).rewards, model(laid_out(reader, pairs)).rewards, atol=1e-4)
+        assert not torch.allclose(
+            unmasked(laid_out(reader, pairs)).rewards, model(laid_out(reader, pairs)).rewards, atol=1e-4
+        )
 
 
 def test_attention_need_not_be_ours_and_maps_of_windows_are_refused(prepared, pairs, joint):
@@ -112,7 +123,9 @@ def test_attention_need_not_be_ours_and_maps_of_windows_are_refused(prepared, pa
         num_labels=1,
     )
     config.sliding_window = 8
-    model = JointModel(AutoModelForSequenceClassification.from_config(config, attn_implementation="eager").eval(), True, causal=True)
+    model = JointModel(
+        AutoModelForSequenceClassification.from_config(config, attn_implementation="eager").eval(), True, causal=True
+    )
     batch = laid_out(joint[1], pairs[:2])
     assert torch.isfinite(model(batch).rewards).all()
     with pytest.raises(UserError, match="sees a window only"):

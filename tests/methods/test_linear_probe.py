@@ -19,7 +19,9 @@ def test_only_the_head_gets_a_gradient_and_it_is_that_of_logistic_regression(rew
     encoded = tokenizer.encode((p.prompt, (p.chosen, p.rejected)) for p in pairs[:5])
     rows = lay_out(encoded, "plain", 0)
     zeros = torch.zeros(5)
-    batch = PairBatch(**vars(rows), margin=zeros, target=zeros + 1, weight=zeros + 1, pair_ids=tuple(map(str, range(5))), progress=0.0)
+    batch = PairBatch(
+        **vars(rows), margin=zeros, target=zeros + 1, weight=zeros + 1, pair_ids=tuple(map(str, range(5))), progress=0.0
+    )
     method.loss(reward_model, batch).per_pair.sum().backward()
     with_gradient = [name for name, parameter in reward_model.named_parameters() if parameter.grad is not None]
     assert with_gradient == ["classifier.score.weight"]

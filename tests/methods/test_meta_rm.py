@@ -20,7 +20,9 @@ from tests.conftest import experiment_config, made_up_pairs
 def pair_batch(tokenizer, pairs, weight=None, layout="packed"):
     rows = lay_out(tokenizer.encode((p.prompt, (p.chosen, p.rejected)) for p in pairs), layout, 0)
     weight = torch.ones(len(pairs)) if weight is None else torch.tensor(weight)
-    return PairBatch(**vars(rows), margin=torch.zeros(len(pairs)), weight=weight, pair_ids=tuple(p.pair_id for p in pairs))
+    return PairBatch(
+        **vars(rows), margin=torch.zeros(len(pairs)), weight=weight, pair_ids=tuple(p.pair_id for p in pairs)
+    )
 
 
 def built(model, tokenizer=None, **settings):
@@ -50,7 +52,9 @@ def test_objective_by_hand():
     value = difference_objective(torch.tensor([[1.0, -2.0, 0.5], [0.0, 0.0, 4.0]]))
     assert value.tolist() == pytest.approx([2 / 9 * (s(3) + s(0.5) + s(2.5)), 2 / 9 * (0.5 + 2 * s(4))], abs=1e-6)
     # Which response is the better one does not matter.
-    torch.testing.assert_close(difference_objective(torch.tensor([[3.0, 1.0]])), difference_objective(torch.tensor([[1.0, 3.0]])))
+    torch.testing.assert_close(
+        difference_objective(torch.tensor([[3.0, 1.0]])), difference_objective(torch.tensor([[1.0, 3.0]]))
+    )
     assert difference_objective(torch.tensor([[900.0, -900.0]])).item() == pytest.approx(0.5)
 
 
@@ -99,7 +103,10 @@ def test_loss_and_gradient_are_those_of_a_model_moved_along_the_objective(reward
     loss = built(reward_model, eta=0.5).loss(reward_model, batch)
     assert all(torch.equal(weight, start[name]) for name, weight in reward_model.state_dict().items())
     found = gradients(reward_model, loss, batch, 10.0)
-    assert loss.terms["difference_objective"].tolist() == [difference_objective(reward_model(batch).rewards).mean().item()] * 6
+    assert (
+        loss.terms["difference_objective"].tolist()
+        == [difference_objective(reward_model(batch).rewards).mean().item()] * 6
+    )
     reward_model.zero_grad()
     difference_objective(reward_model(batch).rewards).mean().backward()
     with torch.no_grad():
@@ -165,7 +172,10 @@ def test_samples_are_drawn_by_seed_and_step_and_fit_into_a_micro_batch(reward_mo
     assert method.meta_batch(pair_batch(tokenizer, pairs[:3], layout="plain")).attention_map is None
     # 48 pairs of about 40 tokens do not fit into 400.
     assert 200 < method.meta_batch(pair_batch(tokenizer, pairs)).launched_tokens <= 400
-    assert {key: method.report()[key] for key in ("sample_prompts", "samples_cut")} == {"sample_prompts": 30, "samples_cut": 0}
+    assert {key: method.report()[key] for key in ("sample_prompts", "samples_cut")} == {
+        "sample_prompts": 30,
+        "samples_cut": 0,
+    }
 
 
 def test_labels_of_samples_do_not_matter(reward_model, tokenizer, pairs, tmp_path):
@@ -189,7 +199,9 @@ def test_samples_that_are_not_there_are_refused(reward_model, tokenizer, tmp_pat
 
 
 def test_zero3_is_refused_by_name_and_by_file_before_anything_trains(tmp_path):
-    (tmp_path / "own.json").write_text('{"zero_optimization": {"stage": 3, "stage3_gather_16bit_weights_on_model_save": true}}')
+    (tmp_path / "own.json").write_text(
+        '{"zero_optimization": {"stage": 3, "stage3_gather_16bit_weights_on_model_save": true}}'
+    )
     for name in ("zero3", str(tmp_path / "own.json")):
         with pytest.raises(ConfigError, match=r"methods.meta_rm: 'meta_rm' trains with ZeRO stages 0, 1, 2 only"):
             experiment_config(tmp_path, methods={"meta_rm": {}}, training={"deepspeed": name})
@@ -229,7 +241,9 @@ def test_ranks_exchange_the_gradient_at_the_shifted_parameters_and_no_other(one_
         inner.weight.fill_(2.0)
     model = nn.parallel.DistributedDataParallel(inner)
     seen = exchanges(model)
-    losses = losses_at_shifted_parameters([inner.weight], model(x).sum(), lambda: 3 * inner(x)[:, 0].square(), torch.ones(1), 0.5)
+    losses = losses_at_shifted_parameters(
+        [inner.weight], model(x).sum(), lambda: 3 * inner(x)[:, 0].square(), torch.ones(1), 0.5
+    )
     assert seen == []
     losses.sum().backward()
     # theta' = 2.5, where 3 theta^2 is 18.75 and its gradient 15.
@@ -245,5 +259,7 @@ def test_the_first_forward_makes_ranks_ready_to_exchange(one_rank, reward_model,
     wrapped = nn.parallel.DistributedDataParallel(reward_model)
     seen = exchanges(wrapped)
     together = gradients(reward_model, method.loss(wrapped, batch), batch, 4)
-    assert sum(gradient.numel() for gradient in seen) == sum(parameter.numel() for parameter in reward_model.parameters())
+    assert sum(gradient.numel() for gradient in seen) == sum(
+        parameter.numel() for parameter in reward_model.parameters()
+    )
     assert all(torch.equal(10 * x, y) for x, y in zip(alone, together, strict=True))

@@ -52,7 +52,9 @@ def test_extreme_differences():
     assert_finite_up_to_extreme_differences(lambda r: noise_corrected_loss(r, 0.49))
 
 
-@pytest.mark.parametrize(("rate", "message"), [(0.5, "is 0.5; must be less than 0.5"), (-0.1, "is -0.1; must be at least 0")])
+@pytest.mark.parametrize(
+    ("rate", "message"), [(0.5, "is 0.5; must be less than 0.5"), (-0.1, "is -0.1; must be at least 0")]
+)
 def test_impossible_rates_are_refused(rate, message, tmp_path):
     with pytest.raises(ConfigError, match=rf"methods\.noise_corrected\.noise_rate: {message}"):
         experiment_config(tmp_path, methods={"noise_corrected": {"noise_rate": rate}})

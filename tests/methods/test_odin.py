@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from rm_methods.config import resolve
+from rm_methods.config.resolve import resolve
 from rm_methods.errors import ConfigError
 from rm_methods.methods import odin
 from rm_methods.methods.bradley_terry import bradley_terry_loss
@@ -38,7 +38,9 @@ def test_pearson_by_hand():
 def test_pearson_stays_within_one_and_is_that_of_numpy():
     for seed in range(20):
         first, second = normal(2, 30, seed=seed)
-        assert pearson(first, second).item() == pytest.approx(torch.corrcoef(torch.stack([first, second]))[0, 1].item(), abs=1e-5)
+        assert pearson(first, second).item() == pytest.approx(
+            torch.corrcoef(torch.stack([first, second]))[0, 1].item(), abs=1e-5
+        )
         assert pearson(first, 1e4 * first + 3).item() == pytest.approx(1, abs=1e-4)
         assert -1 <= pearson(first, -first).item() <= 1
 
@@ -76,7 +78,9 @@ def test_labels_that_depend_on_length_alone_are_left_to_the_length_head(tmp_path
     world, unseen = LengthWorld(256), LengthWorld(512, seed=1)
     model = trained(method(), world, tmp_path, steps=200, learning_rate=0.02)
     with torch.no_grad():
-        quality, length_head = (head(unseen.features)[..., 0] for head in (model.classifier.score, model.length_head.score))
+        quality, length_head = (
+            head(unseen.features)[..., 0] for head in (model.classifier.score, model.length_head.score)
+        )
     assert 0.4 < accuracy(quality) < 0.6  # standard error 0.022
     assert abs(correlation(quality, unseen.lengths)) < 0.15
     assert accuracy(length_head) > 0.97
@@ -135,7 +139,14 @@ def test_memory_keeps_the_last_responses_of_earlier_steps_in_order():
         head.remember(rows(stamp, 0, 2))
         # What is seen does not change within a step.
         assert head.earlier(stamp)[:, ORDER].tolist() == {0.0: [], 0.25: [0, 1, 2, 3], 0.5: [2, 3, 0, 1, 2, 3]}[stamp]
-    assert head.earlier(0.75)[:, [STAMP, ORDER]].tolist() == [[0.25, 2], [0.25, 3], [0.5, 0], [0.5, 1], [0.5, 2], [0.5, 3]]
+    assert head.earlier(0.75)[:, [STAMP, ORDER]].tolist() == [
+        [0.25, 2],
+        [0.25, 3],
+        [0.5, 0],
+        [0.5, 1],
+        [0.5, 2],
+        [0.5, 3],
+    ]
     assert head.earlier(0.5)[:, STAMP].tolist() == [0.0, 0.0, 0.25, 0.25, 0.25, 0.25]
 
 
@@ -166,7 +177,9 @@ def test_correlations_act_once_there_are_responses_enough(tmp_path):
         assert (terms["quality_correlation"].abs().max() > 0) == (step == 1)
     later = made.loss(model, world.batch([64, 65], 2 / 3))
     seen = world.features[:64].flatten(0, 1) @ model.classifier.score.weight[0].detach()
-    assert later.terms["quality_correlation"][0].item() == pytest.approx(correlation(seen, world.lengths[:64]), abs=1e-5)
+    assert later.terms["quality_correlation"][0].item() == pytest.approx(
+        correlation(seen, world.lengths[:64]), abs=1e-5
+    )
 
 
 def test_neither_evaluation_nor_fillers_nor_calls_without_gradient_are_remembered(tmp_path):

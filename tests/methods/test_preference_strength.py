@@ -24,7 +24,8 @@ SPREAD = 11.6**0.5
 
 def pairs_of(count):
     return [
-        make_pair([{"role": "user", "content": f"q{k}"}], f"c{k}", f"r{k}", split="train", source="s", strength=1.0) for k in range(count)
+        make_pair([{"role": "user", "content": f"q{k}"}], f"c{k}", f"r{k}", split="train", source="s", strength=1.0)
+        for k in range(count)
     ]
 
 
@@ -104,7 +105,10 @@ def test_detection_by_hand():
     strengths, wrong = np.array([2.0, -1.0, 0.0, -3.0, 7.0]), np.array([True, False, False, True, False])
     found = detection(strengths, np.array([False, True, False, True, False]), wrong)
     assert found == {"auroc": pytest.approx(4 / 6), "precision": 0.5, "recall": 0.5}
-    assert detection(np.zeros(4), np.zeros(4, dtype=bool), np.array([True, False, False, False])) == {"auroc": 0.5, "recall": 0.0}
+    assert detection(np.zeros(4), np.zeros(4, dtype=bool), np.array([True, False, False, False])) == {
+        "auroc": 0.5,
+        "recall": 0.0,
+    }
     assert detection(strengths, wrong, np.zeros(5, dtype=bool)) == {}
 
 
@@ -208,7 +212,9 @@ def test_injected_flips_are_found_and_swapped_back(prepared, tmp_path):
     def run(variant, seed, required):
         folder = tmp_path / variant / f"seed{seed}"
         outputs = (folder / "model", folder / "metrics.jsonl", folder / "summary.json", folder / "work")
-        return train(config, variant, seed, RunFiles(tmp_path / "noisy.parquet", prepared[1], *outputs, required)), folder / "model"
+        return train(
+            config, variant, seed, RunFiles(tmp_path / "noisy.parquet", prepared[1], *outputs, required)
+        ), folder / "model"
 
     models = [run("cross_fitted", seed, {})[1] for seed in (0, 1)]
     report = run("preference_strength", 0, {"strengths": models})[0]["report"]

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from rm_methods.config import resolve
+from rm_methods.config.resolve import resolve
 from rm_methods.errors import ConfigError
 from rm_methods.methods.bradley_terry import bradley_terry_loss
 from rm_methods.methods.contract import Loss, TrainedMethod
@@ -34,7 +34,9 @@ def expert(noise=2.0, factor=1.0, mean=0.0, deviation=1.0):
 
 
 def random_output(made):
-    made.expert.output_weight.data = torch.randn(made.expert.output_weight.shape, generator=torch.Generator().manual_seed(3))
+    made.expert.output_weight.data = torch.randn(
+        made.expert.output_weight.shape, generator=torch.Generator().manual_seed(3)
+    )
 
 
 def test_an_expert_fixed_to_zero_leaves_bradley_terry(tmp_path):
@@ -104,14 +106,19 @@ def test_a_step_moves_the_expert_by_its_own_learning_rate_and_its_gradient_is_un
     gradients = []
     for rate in (0.01, 0.5):
         made, model = built(world, tmp_path, expert_learning_rate=rate)
-        optimizer = torch.optim.Adam(model.parameters(), lr=0.01)  # the first step of Adam moves each weight by the rate
+        optimizer = torch.optim.Adam(
+            model.parameters(), lr=0.01
+        )  # the first step of Adam moves each weight by the rate
         made.loss(model, world.batch(list(range(16)), 0.0)).per_pair.mean().backward()
         gradients.append(made.expert.output_weight.grad.clone())
         optimizer.step()
         moved = made.expert.factor * made.expert.output_weight.detach()
         torch.testing.assert_close(moved.abs(), torch.full_like(moved, rate), atol=1e-4, rtol=0)
     torch.testing.assert_close(*gradients, atol=1e-6, rtol=1e-4)
-    assert made.report() == {"bias_expert_parameters": 40 * 16 + 32 * 17 + 32 + 32, "bias_expert_learning_rate_factor": 50.0}
+    assert made.report() == {
+        "bias_expert_parameters": 40 * 16 + 32 * 17 + 32 + 32,
+        "bias_expert_learning_rate_factor": 50.0,
+    }
 
 
 def test_labels_that_depend_on_length_alone_are_left_to_the_bias_expert(tmp_path):
@@ -123,7 +130,9 @@ def test_labels_that_depend_on_length_alone_are_left_to_the_bias_expert(tmp_path
     assert slope < 0.5 * slope_alone
     main, main_alone = (model.classifier.score(unseen.features)[..., 0].detach() for model in (with_expert, alone))
     assert correlation(main, unseen.lengths) < correlation(main_alone, unseen.lengths) - 0.1
-    made.tokens = dict(zip([p.pair_id for p in unseen.pairs], response_tokens(unseen.items, unseen.reader), strict=True))
+    made.tokens = dict(
+        zip([p.pair_id for p in unseen.pairs], response_tokens(unseen.items, unseen.reader), strict=True)
+    )
     bias = made.bias_rewards(list(made.tokens), 0.0, "cpu").detach()
     assert accuracy(bias) > 0.97
     assert correlation(bias, unseen.lengths) > 0.9
@@ -136,6 +145,8 @@ def test_impossible_settings_are_refused(tmp_path, wrong):
 
 
 def test_the_common_learning_rate_can_still_be_set_for_the_method(tmp_path):
-    entry = experiment_config(tmp_path, methods={"product_of_experts": {"learning_rate": 0.5}})["methods"]["product_of_experts"]
+    entry = experiment_config(tmp_path, methods={"product_of_experts": {"learning_rate": 0.5}})["methods"][
+        "product_of_experts"
+    ]
     assert entry["learning_rate"] == 0.5
     assert "learning_rate" not in entry["settings"]

@@ -17,7 +17,8 @@ def test_methods_are_found_by_their_cards():
 def test_cards_are_read_without_torch():
     code = (
         "import sys; from rm_methods.methods.registry import method_names, load_card;"
-        "[load_card(n) for n in method_names()]; from rm_methods.config import load_config; load_config(['config/quickstart.yaml']);"
+        "[load_card(n) for n in method_names()];"
+        "from rm_methods.config.resolve import load_config; load_config(['config/quickstart.yaml']);"
         "heavy = {'torch', 'transformers', 'datasets', 'pandas', 'mlflow', 'pyarrow'} & set(sys.modules); assert not heavy, heavy"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=REPOSITORY)
@@ -43,11 +44,24 @@ def test_the_index_of_the_documentation_links_every_method():
 
 
 def test_card_mistakes_are_all_found():
-    content = {"title": "", "kind": "magic", "targets": ["nosie"], "cost": "x", "settings": {"a": {"default": "x", "type": "number"}}}
+    content = {
+        "title": "",
+        "kind": "magic",
+        "targets": ["nosie"],
+        "cost": "x",
+        "settings": {"a": {"default": "x", "type": "number"}},
+    }
     found = " ".join(card_problems(content))
     for expected in ("citation", "kind", "targets.0", "title"):
         assert expected in found
-    complete = {"title": "t", "citation": "c", "kind": "trained", "targets": [], "cost": "x", "settings": content["settings"]}
+    complete = {
+        "title": "t",
+        "citation": "c",
+        "kind": "trained",
+        "targets": [],
+        "cost": "x",
+        "settings": content["settings"],
+    }
     assert card_problems(complete) == ["settings.a: description missing"]
     complete["settings"]["a"]["description"] = "d"
     assert card_problems(complete) == ['settings.a.default: is "x"; expected number.']

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rm_methods.benchmarks.item import BenchmarkItem
-from rm_methods.config import resolve
+from rm_methods.config.resolve import resolve
 from rm_methods.errors import ConfigError, UserError
 from rm_methods.methods.bradley_terry import bradley_terry_loss
 from rm_methods.methods.contract import Inputs
@@ -208,7 +208,13 @@ def filtering(prepared, reward_model, tokenizer, tmp_path):
         reward_model.classifier.score.weight *= 40
     reward_model.save(tmp_path / "filter" / "model")
     tokenizer.tokenizer.save_pretrained(tmp_path / "filter" / "model")
-    return Inputs(0, tmp_path / "work", config=prepared[2], backbone=prepared[1], required={"filter": [tmp_path / "filter" / "model"]})
+    return Inputs(
+        0,
+        tmp_path / "work",
+        config=prepared[2],
+        backbone=prepared[1],
+        required={"filter": [tmp_path / "filter" / "model"]},
+    )
 
 
 def test_the_filter_keeps_what_its_model_gets_wrong(filtering, pairs):
@@ -220,11 +226,17 @@ def test_the_filter_keeps_what_its_model_gets_wrong(filtering, pairs):
     z = torch.tensor([row.score for row in rows]).view(-1, 2) @ torch.tensor([1.0, -1.0])
     missed = (torch.sigmoid(z) - torch.tensor([p.target for p in everything])).abs()
     assert ((missed - 0.2).abs() > 1e-4).all()
-    expected = {(p.meta["original"], frozenset((p.chosen, p.rejected))) for p, m in zip(everything, missed, strict=True) if m >= 0.2}
+    expected = {
+        (p.meta["original"], frozenset((p.chosen, p.rejected)))
+        for p, m in zip(everything, missed, strict=True)
+        if m >= 0.2
+    }
     assert {(p.meta["original"], frozenset((p.chosen, p.rejected))) for p in kept} == expected
     assert 0.1 < len(kept) / len(everything) < 0.9
     report = made.report()
-    assert report["candidates_filtered_out"] == report["candidate_pairs"] - len(kept) - report["repeated_pairs_left_out"]
+    assert (
+        report["candidates_filtered_out"] == report["candidate_pairs"] - len(kept) - report["repeated_pairs_left_out"]
+    )
     assert report["candidates_filtered_out"] > 0
 
 

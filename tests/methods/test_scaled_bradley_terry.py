@@ -17,7 +17,10 @@ def method(**settings):
 
 
 def with_strengths(*strengths):
-    return [replace(pair, strength=strength) for pair, strength in zip(made_up_pairs(len(strengths)), strengths, strict=True)]
+    return [
+        replace(pair, strength=strength)
+        for pair, strength in zip(made_up_pairs(len(strengths)), strengths, strict=True)
+    ]
 
 
 class Model:
@@ -67,13 +70,18 @@ def test_each_pair_gets_its_own_factor_with_mean_one_over_the_pairs_that_are_tra
 
 def test_pairs_without_strengths_are_refused_with_their_number(tmp_path):
     pairs = with_strengths(1.0, None, 2.0, float("nan"))
-    with pytest.raises(UserError, match=rf"2 of 4 training pairs have none; the first is {pairs[1].pair_id} \(made up\), with None"):
+    with pytest.raises(
+        UserError, match=rf"2 of 4 training pairs have none; the first is {pairs[1].pair_id} \(made up\), with None"
+    ):
         method().transform_pairs(pairs, Inputs(0, tmp_path))
 
 
 @pytest.mark.parametrize(
     ("strengths", "message"),
-    [((1.0, -2.0, -1.0), "2 of 3 training pairs have one, the first -2"), ((0.0, 0.0), "0 on average over 2 training pairs")],
+    [
+        ((1.0, -2.0, -1.0), "2 of 3 training pairs have one, the first -2"),
+        ((0.0, 0.0), "0 on average over 2 training pairs"),
+    ],
 )
 def test_strengths_that_cannot_count_are_refused(strengths, message, tmp_path):
     with pytest.raises(UserError, match=message):

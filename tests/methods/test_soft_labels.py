@@ -15,11 +15,15 @@ from tests.methods.loss_checks import assert_finite_up_to_extreme_differences, v
 
 
 def transformed(pairs, folder, **settings):
-    return load_method("soft_labels", load_card("soft_labels").defaults() | settings).transform_pairs(pairs, Inputs(0, folder))
+    return load_method("soft_labels", load_card("soft_labels").defaults() | settings).transform_pairs(
+        pairs, Inputs(0, folder)
+    )
 
 
 def with_meta(*values):
-    return [replace(pair, meta={"votes": value}) for pair, value in zip(made_up_pairs(len(values)), values, strict=True)]
+    return [
+        replace(pair, meta={"votes": value}) for pair, value in zip(made_up_pairs(len(values)), values, strict=True)
+    ]
 
 
 def test_a_certain_label_is_bradley_terry():
@@ -51,7 +55,9 @@ def test_targets_of_strengths_by_hand():
 def test_targets_come_from_the_strengths(tmp_path):
     pairs = made_up_pairs(6)
     soft = transformed(pairs, tmp_path, scale=2.0)
-    assert [pair.target for pair in soft] == pytest.approx([1 / (1 + 2.718281828 ** (-2 * pair.strength)) for pair in pairs])
+    assert [pair.target for pair in soft] == pytest.approx(
+        [1 / (1 + 2.718281828 ** (-2 * pair.strength)) for pair in pairs]
+    )
     assert [replace(pair, target=1.0) for pair in soft] == pairs
 
 
@@ -69,7 +75,8 @@ def test_a_flipped_label_keeps_its_probability(tmp_path):
 def test_probabilities_that_are_none_are_refused_with_their_number_and_the_first(bad, tmp_path):
     pairs = with_meta(0.5, bad, 1.0, bad)
     with pytest.raises(
-        UserError, match=rf"soft_labels\.probability: .*'votes', but 2 of 4 training pairs do not; the first is {pairs[1].pair_id}"
+        UserError,
+        match=rf"soft_labels\.probability: .*'votes', but 2 of 4 training pairs do not; the first is {pairs[1].pair_id}",
     ):
         transformed(pairs, tmp_path, probability="votes")
 

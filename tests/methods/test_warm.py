@@ -42,7 +42,9 @@ def member(prepared, tokenizer, tmp_path):
             change(model.classifier)
         model.save(folder / "model")
         tokenizer.tokenizer.save_pretrained(folder / "model")
-        (folder / "summary.json").write_text(json.dumps({"run_key": f"key{seed}", "report": {"start_run_key": start} if start else {}}))
+        (folder / "summary.json").write_text(
+            json.dumps({"run_key": f"key{seed}", "report": {"start_run_key": start} if start else {}})
+        )
         return folder / "model"
 
     return of
@@ -52,7 +54,9 @@ def averaged(prepared, tmp_path, members, pairs=None):
     inputs = Inputs(0, tmp_path, "warm seed 0", prepared[2], required={"members": members})
     folder = tmp_path / "average"
     folder.mkdir()
-    return Method({"members": "warm_member"}).combine(made_up_pairs(10, seed=3) if pairs is None else pairs, inputs, folder), folder
+    return Method({"members": "warm_member"}).combine(
+        made_up_pairs(10, seed=3) if pairs is None else pairs, inputs, folder
+    ), folder
 
 
 def rewards(folder, pairs):

@@ -53,7 +53,11 @@ def test_all_seeds_start_from_the_probe_backbone_and_head(prepared, probe):
         state = model.classifier.state_dict()
         assert state.keys() == weights.keys()
         assert all(torch.equal(state[name], weights[name]) for name in weights)
-    assert method.report() == {"start_run_key": "the probe", "learning_rate": pytest.approx(0.25 * 3e-3), "dropout": 0.1}
+    assert method.report() == {
+        "start_run_key": "the probe",
+        "learning_rate": pytest.approx(0.25 * 3e-3),
+        "dropout": 0.1,
+    }
 
 
 def test_dropout_acts_on_the_head_in_training_only(prepared, probe, tokenizer, pairs):
@@ -84,7 +88,9 @@ def test_runs_of_two_seeds_differ_and_say_what_they_started_from(prepared, probe
 
 def test_impossible_settings_are_refused_by_the_configuration(tmp_path):
     with pytest.raises(ConfigError) as caught:
-        experiment_config(tmp_path, methods={"linear_probe": {}, "warm_member": {"dropout": [1.0], "learning_rate_factors": []}})
+        experiment_config(
+            tmp_path, methods={"linear_probe": {}, "warm_member": {"dropout": [1.0], "learning_rate_factors": []}}
+        )
     assert "methods.warm_member.dropout" in str(caught.value)
     assert "methods.warm_member.learning_rate_factors" in str(caught.value)
     with pytest.raises(ConfigError, match="not a variant of method 'linear_probe'"):

@@ -9,18 +9,24 @@ import numpy as np
 import pandas as pd
 
 from rm_methods.benchmarks.item import BenchmarkItem, write_items
+from rm_methods.benchmarks.score_table import ScoredResponse, response_hash, write_scores
 from rm_methods.overoptimization.summary import PoolRun, PpoRun
-from rm_methods.scoring.score_table import ScoredResponse, response_hash, write_scores
 
 
-def pool_runs(folder: Path, hacking: dict[str, float], seeds=(0, 1, 2), prompts=24, responses=64, pool="policy") -> list[PoolRun]:
+def pool_runs(
+    folder: Path, hacking: dict[str, float], seeds=(0, 1, 2), prompts=24, responses=64, pool="policy"
+) -> list[PoolRun]:
     """Runs whose proxy is quality + `hacking` x a cue that costs gold when it is extreme."""
     generator = np.random.default_rng(7)
     quality, cue = generator.standard_normal((prompts, responses)), generator.exponential(1.0, (prompts, responses))
     gold = 0.15 * quality - 0.02 * cue**2
     items = [
         BenchmarkItem(
-            f"p{p}", "policy", [{"role": "user", "content": f"Ask {p}."}], [f"r {p} {k}" for k in range(responses)], gold[p].tolist()
+            f"p{p}",
+            "policy",
+            [{"role": "user", "content": f"Ask {p}."}],
+            [f"r {p} {k}" for k in range(responses)],
+            gold[p].tolist(),
         )
         for p in range(prompts)
     ]

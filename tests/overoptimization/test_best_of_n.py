@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from rm_methods.benchmarks.item import BenchmarkItem, write_items
+from rm_methods.benchmarks.score_table import ScoredResponse, response_hash, write_scores
 from rm_methods.errors import DataError, UserError
 from rm_methods.overoptimization.best_of_n import (
     best_of_n_weights,
@@ -17,13 +18,14 @@ from rm_methods.overoptimization.best_of_n import (
     pool_curves,
     read_pool,
 )
-from rm_methods.scoring.score_table import ScoredResponse, response_hash, write_scores
 
 PROMPT = [{"role": "user", "content": "?"}]
 
 
 def pool_item(gold, name="p", responses=None, **meta):
-    return BenchmarkItem(name, "policy", PROMPT, responses or [f"{name} {k}" for k in range(len(gold))], list(gold), meta=meta)
+    return BenchmarkItem(
+        name, "policy", PROMPT, responses or [f"{name} {k}" for k in range(len(gold))], list(gold), meta=meta
+    )
 
 
 def brute_force(scores, gold, n):
@@ -71,7 +73,10 @@ class TestEstimator:
     @pytest.mark.slow
     def test_a_thousand_prompts_of_12600_responses_take_less_than_two_seconds_of_cpu(self):
         generator = np.random.default_rng(0)
-        scores, gold = generator.standard_normal((1000, 12_600)).astype(np.float32), generator.standard_normal((1000, 12_600))
+        scores, gold = (
+            generator.standard_normal((1000, 12_600)).astype(np.float32),
+            generator.standard_normal((1000, 12_600)),
+        )
         started = time.process_time()
         weights = best_of_n_weights(12_600, numbers_of_samples(12_500))
         for prompt_scores, prompt_gold in zip(scores, gold, strict=True):
@@ -123,7 +128,9 @@ class TestPoolCurves:
         assert curves.n.tolist() == [1, 2, 4, 6]
         assert "6 to 9 responses" in curves.notes[0]
         with pytest.raises(UserError, match="1 <= n <= 6, the smallest"):
-            pool_curves([pool_item(range(6), "a"), pool_item(range(9), "b")], [np.arange(6.0), np.arange(9.0)], n=[1, 8])
+            pool_curves(
+                [pool_item(range(6), "a"), pool_item(range(9), "b")], [np.arange(6.0), np.arange(9.0)], n=[1, 8]
+            )
 
     def test_duplicates_and_empty_responses_are_kept_and_counted(self):
         item = pool_item([1.0, 1.0, 0.0, 0.5], responses=["a", "a", "", "b"])
@@ -143,7 +150,9 @@ class TestPoolCurves:
         plain = pool_item(range(4), plain_sampling=True, log_probabilities=known)
         sharpened = replace(plain, meta={"plain_sampling": False, "log_probabilities": known})
         assert pool_curves([plain], [scores]).kl_estimate[0, -1] < pool_curves([plain], [scores]).kl_bound[-1] - 0.04
-        assert pool_curves([sharpened], [scores]).kl_estimate[0] == pytest.approx(pool_curves([plain], [scores]).kl_bound)
+        assert pool_curves([sharpened], [scores]).kl_estimate[0] == pytest.approx(
+            pool_curves([plain], [scores]).kl_bound
+        )
 
     @pytest.mark.parametrize("label", [[1.0, None], [1.0], [1.0, float("nan")], "A>B", None])
     def test_a_label_without_gold_is_an_error(self, label):

@@ -98,7 +98,9 @@ class TestRewardModel:
         import huggingface_hub
 
         asked = []
-        monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda source, **given: asked.append(given["revision"]) or gold_folder)
+        monkeypatch.setattr(
+            huggingface_hub, "snapshot_download", lambda source, **given: asked.append(given["revision"]) or gold_folder
+        )
         load_gold("owner/gold", revision="abc123")
         assert asked == ["abc123"]
         with pytest.raises(UserError, match="is a folder, which has no revision"):
@@ -114,10 +116,15 @@ class TestRewardModel:
             raise ConnectionError("no network")
 
         monkeypatch.setattr(huggingface_hub, "snapshot_download", unreachable)
-        with pytest.raises(UserError, match=r"'owner/gold' is no folder here and could not be fetched.*download it elsewhere"):
+        with pytest.raises(
+            UserError, match=r"'owner/gold' is no folder here and could not be fetched.*download it elsewhere"
+        ):
             load_gold("owner/gold")
 
 
 def test_a_reward_that_is_not_finite_names_prompt_and_response():
-    with pytest.raises(UserError, match="1 of 2 rewards of the gold model are not finite; the first is nan for prompt 'two', response 'b'"):
+    with pytest.raises(
+        UserError,
+        match="1 of 2 rewards of the gold model are not finite; the first is nan for prompt 'two', response 'b'",
+    ):
         check_finite(np.array([1.0, math.nan]), [user("one"), user("two")], ["a", "b"], "the gold model")

@@ -16,15 +16,30 @@ PROMPTS = {"p0": [{"role": "user", "content": "zero"}], "p1": [{"role": "user", 
 
 
 def sample(prompt_id, index, response, **changes):
-    row = {"prompt_id": prompt_id, "sample_index": index, "response": response, "n_tokens": 3, "log_probability": -1.5, "finished": True}
+    row = {
+        "prompt_id": prompt_id,
+        "sample_index": index,
+        "response": response,
+        "n_tokens": 3,
+        "log_probability": -1.5,
+        "finished": True,
+    }
     return row | changes
 
 
-ROWS = [sample("p1", 1, "late"), sample("p0", 0, "a"), sample("p1", 0, ""), sample("p0", 1, "a", log_probability=-2.5, finished=False)]
+ROWS = [
+    sample("p1", 1, "late"),
+    sample("p0", 0, "a"),
+    sample("p1", 0, ""),
+    sample("p0", 1, "a", log_probability=-2.5, finished=False),
+]
 
 
 def length_gold(prompts, responses):
-    return np.array([len(prompt[-1]["content"]) + len(response) for prompt, response in zip(prompts, responses, strict=True)], dtype=float)
+    return np.array(
+        [len(prompt[-1]["content"]) + len(response) for prompt, response in zip(prompts, responses, strict=True)],
+        dtype=float,
+    )
 
 
 @pytest.fixture
@@ -42,7 +57,12 @@ def test_samples_become_items_with_gold_as_label(written, tmp_path):
         ("p0", ["a", "a"], [5.0, 5.0]),
         ("p1", ["", "late"], [3.0, 7.0]),
     ]
-    assert items[0].meta == {"plain_sampling": True, "log_probabilities": [-1.5, -2.5], "n_tokens": [3, 3], "finished": [True, False]}
+    assert items[0].meta == {
+        "plain_sampling": True,
+        "log_probabilities": [-1.5, -2.5],
+        "n_tokens": [3, 3],
+        "finished": [True, False],
+    }
     assert items[0].prompt == PROMPTS["p0"]
     assert pool_counts(items) == {"prompts": 2, "responses": 4, "duplicates": 1, "empty": 1}
     write_items(items, tmp_path / "pool.parquet")
@@ -57,7 +77,10 @@ def test_samples_become_items_with_gold_as_label(written, tmp_path):
         ([*ROWS, ROWS[0]], "row 5: sample 1 of prompt 'p1' occurs twice"),
         ([*ROWS, sample("p0", 2, None)], "row 5: `response` must be a text"),
         ([*ROWS, sample("p0", 2, "x", log_probability=math.nan)], "row 5: `log_probability` must be a finite number"),
-        ([*ROWS, sample("p0", 2, "x", log_probability=0.5)], "row 5: `log_probability` must be a finite number of at most 0"),
+        (
+            [*ROWS, sample("p0", 2, "x", log_probability=0.5)],
+            "row 5: `log_probability` must be a finite number of at most 0",
+        ),
         ([{"prompt_id": "p0"}], "columns"),
     ],
 )

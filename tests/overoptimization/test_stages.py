@@ -9,9 +9,9 @@ import pytest
 
 import rm_methods.overoptimization.gold as gold
 import rm_methods.overoptimization.pools as pools
-import rm_methods.overoptimization.ppo as ppo
-import rm_methods.overoptimization.ppo_ranks as ppo_ranks
 import rm_methods.policies.sampling as sampling
+import rm_methods.ppo.ranks as ppo_ranks
+import rm_methods.ppo.trainer as ppo
 import rm_methods.scoring.scorer as scorer
 from rm_methods.overoptimization.stages import draw_pool, draw_references, optimise
 from rm_methods.preferences.pair import write_pairs
@@ -99,7 +99,10 @@ def test_checkpoints_against_another_training_of_the_reward_model_are_not_resume
 def test_the_run_key_of_ppo_changes_with_seed_and_reward_model(config, pairs_file, calls, tmp_path, monkeypatch):
     summary = {"wall_seconds": 1.0, "evaluation": {"last": None, "best_gold": None}}
     monkeypatch.setattr(ppo, "train_ppo", lambda *given, **named: summary)
-    written = [optimise_against(key, config, pairs_file, tmp_path, seed) for key, seed in (("a", 0), ("a", 1), ("b", 0), ("a", 0))]
+    written = [
+        optimise_against(key, config, pairs_file, tmp_path, seed)
+        for key, seed in (("a", 0), ("a", 1), ("b", 0), ("a", 0))
+    ]
     keys = [summary["run_key"] for summary in written]
     assert keys[0] == keys[3]
     assert len(set(keys)) == 3

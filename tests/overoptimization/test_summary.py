@@ -13,10 +13,10 @@ from rm_methods.errors import DataError, UserError
 from rm_methods.overoptimization.best_of_n import pool_curves, read_pool
 from rm_methods.overoptimization.figures import draw_best_of_n, draw_ppo
 from rm_methods.overoptimization.outputs import best_of_n_files, ppo_files
-from rm_methods.overoptimization.ppo_evaluations import ppo_curves, read_ppo_run
 from rm_methods.overoptimization.samples_page import fenced, samples_page
 from rm_methods.overoptimization.summary import summarise_best_of_n, summarise_ppo
 from rm_methods.overoptimization.variant_curves import combine_seeds
+from rm_methods.ppo.evaluations import ppo_curves, read_ppo_run
 
 from .made_up import pool_runs, ppo_run
 
@@ -34,7 +34,9 @@ class TestBestOfN:
 
     def test_it_writes_exactly_the_files_it_names(self, written):
         _, out, summary = written
-        assert sorted(summary.files) == sorted(best_of_n_files(["policy"])) == sorted(path.name for path in out.iterdir())
+        assert (
+            sorted(summary.files) == sorted(best_of_n_files(["policy"])) == sorted(path.name for path in out.iterdir())
+        )
         assert all(path.stat().st_size > 0 for path in summary.files.values())
 
     def test_curves_are_those_of_every_run(self, written):
@@ -69,7 +71,9 @@ class TestBestOfN:
         out, summary = written[1], written[2]
         assert "Gold at n = 64" in summary.text
         assert "held out" in summary.text
-        assert "1536 responses, of which 0 repeat another of their prompt and 0 are empty" in " ".join(summary.text.split())
+        assert "1536 responses, of which 0 repeat another of their prompt and 0 are empty" in " ".join(
+            summary.text.split()
+        )
         assert "\\begin{tabular}" in (out / "best_of_n_table.tex").read_text()
         assert "bradley\\_terry" in (out / "best_of_n_table.md").read_text()
 
@@ -129,7 +133,9 @@ class TestFigure:
 
 class TestSamples:
     def test_what_is_picked_stands_beside_what_should_have_been(self):
-        item = BenchmarkItem("p_1", "s", [{"role": "user", "content": "Ask"}], ["bad ```x", "", "good"], [0.1, 0.2, 0.9])
+        item = BenchmarkItem(
+            "p_1", "s", [{"role": "user", "content": "Ask"}], ["bad ```x", "", "good"], [0.1, 0.2, 0.9]
+        )
         page = samples_page("pool", [("my_rm", 0, [item], [np.array([3.0, 1.0, 2.0])])])
         assert "## my\\_rm, seed 0" in page
         assert "First by proxy: gold 0.100, proxy 3.000\n\n````text\nbad ```x\n````" in page
@@ -148,11 +154,18 @@ class TestSamples:
 class TestPpo:
     def test_table_curves_and_alarms(self, tmp_path):
         alarm = {"step": 40, "best_step": 20, "gold_change": -0.3, "proxy_change": 0.7}
-        hacked = {"stopped": {"step": 45, "reason": "KL is above kl_limit."}, "reward_hacking": {"alarm": True, "first": alarm}}
-        runs = [ppo_run(tmp_path, "bradley_terry", seed, 0.6, summary=hacked if seed == 1 else None) for seed in range(3)]
+        hacked = {
+            "stopped": {"step": 45, "reason": "KL is above kl_limit."},
+            "reward_hacking": {"alarm": True, "first": alarm},
+        }
+        runs = [
+            ppo_run(tmp_path, "bradley_terry", seed, 0.6, summary=hacked if seed == 1 else None) for seed in range(3)
+        ]
         runs += [ppo_run(tmp_path, "robust", seed, 0.1) for seed in range(3)]
         summary = summarise_ppo(runs, "bradley_terry", tmp_path / "out")
-        assert sorted(summary.files) == sorted(ppo_files()) == sorted(path.name for path in (tmp_path / "out").iterdir())
+        assert (
+            sorted(summary.files) == sorted(ppo_files()) == sorted(path.name for path in (tmp_path / "out").iterdir())
+        )
         first, second = records(tmp_path / "out" / "ppo_table.csv")
         assert (first["peak"], second["peak"], first["end"]) == ("10", "50", "50")
         # gold at KL 5 is sqrt(5) - 0.6 x 5 = -0.764, at KL 1 it is 0.4
@@ -160,7 +173,9 @@ class TestPpo:
         assert float(first["gap"]) == pytest.approx(0.4 - (5**0.5 - 3.0), abs=0.03)
         assert second["gap_verdict"] == "significant"
         assert (float(first["kl_peak"]), float(first["kl_end"])) == pytest.approx((1.0, 5.0))
-        assert (float(first["length_end"]), float(first["end_rate"]), float(first["alarms"])) == pytest.approx((60.0, 0.75, 2.0))
+        assert (float(first["length_end"]), float(first["end_rate"]), float(first["alarms"])) == pytest.approx(
+            (60.0, 0.75, 2.0)
+        )
         text = " ".join(summary.text.split())
         assert "seed 1: reward hacking from step 40 on: gold -0.300 and proxy +0.700 since its best at step 20" in text
         assert "seed 1: stopped at step 45: KL is above kl_limit" in text
@@ -168,7 +183,8 @@ class TestPpo:
 
     def test_runs_that_ended_early_shorten_the_curves_and_say_so(self, tmp_path):
         runs = {
-            seed: read_ppo_run(ppo_run(tmp_path, "bt", seed, 0.5, steps=steps).folder) for seed, steps in enumerate([(0, 10, 20), (0, 10)])
+            seed: read_ppo_run(ppo_run(tmp_path, "bt", seed, 0.5, steps=steps).folder)
+            for seed, steps in enumerate([(0, 10, 20), (0, 10)])
         }
         curves = ppo_curves("bt", "bt", runs)
         assert curves.axis.tolist() == [0, 10]
@@ -177,15 +193,26 @@ class TestPpo:
 
     def test_a_variant_that_ended_early_is_marked_and_read_where_it_ended(self, tmp_path):
         runs = [ppo_run(tmp_path, "whole", seed, 0.5, steps=(0, 10, 20, 30)) for seed in range(2)]
-        runs += [ppo_run(tmp_path, "broken", 0, 0.5, steps=(0, 10, 20, 30)), ppo_run(tmp_path, "broken", 1, 0.5, steps=(0, 10))]
+        runs += [
+            ppo_run(tmp_path, "broken", 0, 0.5, steps=(0, 10, 20, 30)),
+            ppo_run(tmp_path, "broken", 1, 0.5, steps=(0, 10)),
+        ]
         text = " ".join(summarise_ppo(runs, "whole", tmp_path / "out").text.split())
         assert text.count("broken † 2") == 2
         assert "whole †" not in text
         assert "broken at step 10; the longest at step 30" in text
         whole, broken = records(tmp_path / "out" / "ppo_table.csv")
         # KL is a tenth of the step, and a response has 10 tokens more than steps.
-        assert (float(whole["kl_end"]), float(whole["length_end"]), whole["end"]) == (pytest.approx(3.0), pytest.approx(40.0), "30")
-        assert (float(broken["kl_end"]), float(broken["length_end"]), broken["end"]) == (pytest.approx(1.0), pytest.approx(20.0), "10")
+        assert (float(whole["kl_end"]), float(whole["length_end"]), whole["end"]) == (
+            pytest.approx(3.0),
+            pytest.approx(40.0),
+            "30",
+        )
+        assert (float(broken["kl_end"]), float(broken["length_end"]), broken["end"]) == (
+            pytest.approx(1.0),
+            pytest.approx(20.0),
+            "10",
+        )
         assert "†" not in summarise_ppo(runs[:2], None, tmp_path / "equal").text
 
     def test_evaluations_that_are_not_finite_are_left_out_and_counted(self, tmp_path):

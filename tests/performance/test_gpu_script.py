@@ -10,8 +10,8 @@ import sys
 import pytest
 import torch
 
-from rm_methods.memory import activation_bytes, shape_of
-from rm_methods.shapes import published_configuration
+from rm_methods.planning.shapes import published_configuration
+from rm_methods.planning.sizes import activation_bytes, shape_of
 from tests.conftest import REPOSITORY
 
 
@@ -25,7 +25,15 @@ def script(name: str):
 
 @pytest.mark.slow
 def test_the_gpu_script_runs_to_the_end_on_a_cpu(tmp_path):
-    command = [sys.executable, REPOSITORY / "performance" / "gpu.py", "--tiny", "--pairs", "120", "--out", tmp_path / "gpu.json"]
+    command = [
+        sys.executable,
+        REPOSITORY / "performance" / "gpu.py",
+        "--tiny",
+        "--pairs",
+        "120",
+        "--out",
+        tmp_path / "gpu.json",
+    ]
     done = subprocess.run([str(word) for word in command], capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stdout + done.stderr[-2000:]
     found = json.loads((tmp_path / "gpu.json").read_text())
@@ -54,9 +62,9 @@ def test_the_scripts_shapes_are_the_published_ones(name):
 
 def test_a_failing_row_is_named_and_not_counted_as_a_result():
     gpu = script("gpu")
-    assert gpu.line({"part": "training", "case": ["8B", "bradley_terry", "zero2"], "error": "CUDA out of memory"}).endswith(
-        "failed: CUDA out of memory"
-    )
+    assert gpu.line(
+        {"part": "training", "case": ["8B", "bradley_terry", "zero2"], "error": "CUDA out of memory"}
+    ).endswith("failed: CUDA out of memory")
     assert (
         gpu._reason("a\ntorch.OutOfMemoryError: CUDA out of memory. Tried\nrank failed")
         == "torch.OutOfMemoryError: CUDA out of memory. Tried"

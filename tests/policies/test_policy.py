@@ -141,7 +141,9 @@ def test_a_tokenizer_without_chat_template_is_refused(folder):
 def test_a_policy_without_end_token_names_where_to_set_one(folder):
     change(folder / "tokenizer_config.json", eos_token="absent")
     change(folder / "generation_config.json", eos_token_id="absent")
-    (folder / "chat_template.jinja").write_text("{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}{% endfor %}")
+    (folder / "chat_template.jinja").write_text(
+        "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}{% endfor %}"
+    )
     change(folder / "config.json", eos_token_id=None)
     with pytest.raises(UserError, match=r"no end token is named.*Set eos_token"):
         load_policy(folder)
@@ -154,7 +156,9 @@ def test_a_pad_token_that_ends_a_response_is_refused(folder):
 
 
 def test_prompts_of_pairs_are_each_there_once_in_their_order():
-    pairs = [make_pair([{"role": "user", "content": text}], "a", "b", split="train", source="s") for text in ("x", "y", "x")]
+    pairs = [
+        make_pair([{"role": "user", "content": text}], "a", "b", split="train", source="s") for text in ("x", "y", "x")
+    ]
     pairs.append(make_pair([{"role": "user", "content": "x"}], "c", "d", split="train", source="s"))
     prompts = prompts_of(pairs)
     assert [prompt.messages[0]["content"] for prompt in prompts] == ["x", "y"]

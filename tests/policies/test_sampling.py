@@ -11,11 +11,19 @@ from rm_methods.errors import ConfigError, DataError, UserError
 from rm_methods.policies import sampling
 from rm_methods.policies.log_probabilities import read_responses, token_entropies, token_log_probabilities
 from rm_methods.policies.policy import Prompt, load_policy, policy_from_backbone, save_policy
-from rm_methods.policies.sampling import NotFinite, SamplingSettings, generate, generation_configuration, read_references, sample_pool
+from rm_methods.policies.sampling import (
+    NotFinite,
+    SamplingSettings,
+    generate,
+    generation_configuration,
+    read_references,
+    sample_pool,
+)
 
 SHORT = SamplingSettings(max_new_tokens=12)
 PROMPTS = [
-    Prompt(f"p{k}", [{"role": "user", "content": f"paint it {colour}"}]) for k, colour in enumerate(("red", "blue and green", "black"))
+    Prompt(f"p{k}", [{"role": "user", "content": f"paint it {colour}"}])
+    for k, colour in enumerate(("red", "blue and green", "black"))
 ]
 
 
@@ -65,7 +73,9 @@ def test_the_mask_ends_with_the_first_end_token(policy, ids):
     drawn = draw(policy, ids)
     end = policy.end_ids[0]
     assert 0 < int(drawn.finished.sum()) < len(ids)
-    for row, mask, finished in zip(drawn.response_ids.tolist(), drawn.mask.tolist(), drawn.finished.tolist(), strict=True):
+    for row, mask, finished in zip(
+        drawn.response_ids.tolist(), drawn.mask.tolist(), drawn.finished.tolist(), strict=True
+    ):
         length = row.index(end) + 1 if end in row else len(row)
         assert finished == (end in row)
         assert mask == [k < length for k in range(len(row))]
@@ -104,7 +114,11 @@ def test_log_probabilities_of_generation_and_of_a_plain_forward_agree(policy, id
     input_ids, is_token = left_padded(ids, policy.pad_id, "cpu")
     torch.manual_seed(0)
     output = policy.model.generate(
-        input_ids=input_ids, attention_mask=is_token, generation_config=settings, output_logits=True, return_dict_in_generate=True
+        input_ids=input_ids,
+        attention_mask=is_token,
+        generation_config=settings,
+        output_logits=True,
+        return_dict_in_generate=True,
     )
     response_ids = output.sequences[:, input_ids.shape[1] :]
     generated = torch.stack(output.logits, 1).log_softmax(-1).gather(-1, response_ids[..., None])[..., 0]
@@ -134,7 +148,9 @@ def test_padding_changes_nothing_for_absolute_positions_either(policy, ids):
     from transformers import GPT2Config, GPT2LMHeadModel
 
     torch.manual_seed(0)
-    config = GPT2Config(vocab_size=len(policy.tokenizer), n_positions=64, n_embd=16, n_layer=1, n_head=2, initializer_range=0.5)
+    config = GPT2Config(
+        vocab_size=len(policy.tokenizer), n_positions=64, n_embd=16, n_layer=1, n_head=2, initializer_range=0.5
+    )
     model = GPT2LMHeadModel(config).eval()
     drawn = generate(model, ids[:3], SamplingSettings(4), policy.end_ids, policy.pad_id, 0)
     with torch.no_grad():
@@ -180,7 +196,9 @@ def pool(folder, path, **changes):
 def test_a_pool_has_a_row_for_every_sample_and_counts_what_is_odd(folder, policy, tmp_path):
     counts = pool(folder, tmp_path)
     rows = pq.read_table(tmp_path / "pool.parquet").to_pylist()
-    assert [(row["prompt_id"], row["sample_index"]) for row in rows] == [(f"p{p}", s) for p in range(3) for s in range(5)]
+    assert [(row["prompt_id"], row["sample_index"]) for row in rows] == [
+        (f"p{p}", s) for p in range(3) for s in range(5)
+    ]
     assert counts["samples"] == len(rows) == 15
     assert counts["unfinished"] == sum(not row["finished"] for row in rows)
     assert counts["tokens"] == sum(row["n_tokens"] for row in rows)
@@ -203,7 +221,9 @@ def test_each_chunk_and_each_seed_of_a_pool_draws_other_samples(folder, tmp_path
     sample_pool(folder, PROMPTS[:1], 8, SHORT, 0, tmp_path / "pool.parquet", tmp_path / "work", batch_size=4, threads=1)
     responses = pq.read_table(tmp_path / "pool.parquet")["response"].to_pylist()
     assert responses[:4] != responses[4:]
-    sample_pool(folder, PROMPTS[:1], 8, SHORT, 1, tmp_path / "other.parquet", tmp_path / "work", batch_size=4, threads=1)
+    sample_pool(
+        folder, PROMPTS[:1], 8, SHORT, 1, tmp_path / "other.parquet", tmp_path / "work", batch_size=4, threads=1
+    )
     assert pq.read_table(tmp_path / "other.parquet")["response"].to_pylist()[:4] not in (responses[:4], responses[4:])
 
 

@@ -16,7 +16,13 @@ from rm_methods.policies.sampling import SamplingSettings, generate
 from rm_methods.policies.sft import IGNORED, SFTSettings, collate, mean_loss, sft_examples, train_sft
 from tests.conftest import made_up_pairs
 
-QUICK = {"epochs": 1, "examples_per_step": 16, "examples_per_microbatch": 8, "learning_rate": 1e-2, "log_every_steps": 1}
+QUICK = {
+    "epochs": 1,
+    "examples_per_step": 16,
+    "examples_per_microbatch": 8,
+    "learning_rate": 1e-2,
+    "log_every_steps": 1,
+}
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +115,10 @@ def test_an_interrupted_run_ends_with_the_weights_of_an_uninterrupted_one(prepar
     run(prepared, pairs, tmp_path / "killed", checkpoint_every_steps=4)
     weights = [load_file(tmp_path / name / "policy" / "model.safetensors") for name in ("whole", "killed")]
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
-    lines = [[json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()] for name in ("whole", "killed")]
+    lines = [
+        [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        for name in ("whole", "killed")
+    ]
     assert [line["loss"] for line in lines[0]] == [line["loss"] for line in lines[1]]
     assert len(lines[0]) == 6
 

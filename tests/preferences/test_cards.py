@@ -20,7 +20,9 @@ GOOD = {
 
 
 def write_card(folder: Path, **changes) -> None:
-    (folder / "mine.yaml").write_text(yaml.safe_dump({key: value for key, value in (GOOD | changes).items() if value != "absent"}))
+    (folder / "mine.yaml").write_text(
+        yaml.safe_dump({key: value for key, value in (GOOD | changes).items() if value != "absent"})
+    )
 
 
 @pytest.mark.parametrize("name", [path.stem for path in CARD_FOLDER.glob("*.yaml")])

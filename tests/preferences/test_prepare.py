@@ -53,7 +53,11 @@ def test_every_step_is_done_and_counted(run, write_lines):
     assert steps["leaks"]["counts"]["groups"] == 1
     assert steps["length balance of train"]["counts"]["share_chosen_longer_after"] == 0.5
     assert steps["label noise in train (symmetric, rate 0.1)"]["counts"]["flipped"] == 4
-    assert {split: summary["flipped"] for split, summary in report["splits"].items()} == {"train": 4, "validation": 0, "test": 0}
+    assert {split: summary["flipped"] for split, summary in report["splits"].items()} == {
+        "train": 4,
+        "validation": 0,
+        "test": 0,
+    }
     assert "data.test_fraction is not used: the source has a test split of its own." in report["notes"]
     clean = [p if not p.meta.get("flipped") else None for p in splits["train"]]
     unflipped = sum(len(p.chosen) > len(p.rejected) for p in clean if p) + sum(
@@ -75,7 +79,9 @@ def test_evaluation_splits_are_the_same_with_and_without_noise_balance_and_cap_o
     rows = [row(n) for n in range(60)] + [row(n, "short", "a longer answer") for n in range(60, 100)]
     path = write_lines("x.jsonl", rows)
     plain, _ = run(path, validation_fraction=0.3)
-    changed, _ = run(path, validation_fraction=0.3, length_balance=True, label_noise={"rate": 0.4}, max_pairs={"train": 10})
+    changed, _ = run(
+        path, validation_fraction=0.3, length_balance=True, label_noise={"rate": 0.4}, max_pairs={"train": 10}
+    )
     assert by_split(plain)["validation"] == by_split(changed)["validation"]
 
 
@@ -164,7 +170,9 @@ def test_the_description_shows_counts_shares_and_notes(run, write_lines):
 
 
 def test_a_real_test_file_alone_is_nothing_to_train_on(run, real_data):
-    with pytest.raises(DataError, match=r"nothing is left to train on(.|\n)*2,303 pairs made(.|\n)*No local file for split 'train'"):
+    with pytest.raises(
+        DataError, match=r"nothing is left to train on(.|\n)*2,303 pairs made(.|\n)*No local file for split 'train'"
+    ):
         run("hh_rlhf", root=str(real_data("hh_rlhf")))
 
 
@@ -172,7 +180,9 @@ def test_real_harmless_transcripts_through_the_whole_stage(run, real_data, tmp_p
     """The test file stands in for the train file: 2,303 pairs of 2,301 prompts."""
     (tmp_path / "hh/harmless-base").mkdir(parents=True)
     (tmp_path / "hh/harmless-base/train.jsonl.gz").symlink_to(real_data("hh_rlhf") / "harmless-base" / "test.jsonl.gz")
-    pairs, report = run("hh_rlhf", root=str(tmp_path / "hh"), validation_fraction=0.1, label_noise={"rate": 0.2, "kind": "length"})
+    pairs, report = run(
+        "hh_rlhf", root=str(tmp_path / "hh"), validation_fraction=0.1, label_noise={"rate": 0.2, "kind": "length"}
+    )
     splits = report["splits"]
     assert splits["train"]["pairs"] + splits["validation"]["pairs"] == 2303
     assert splits["train"]["groups"] + splits["validation"]["groups"] == 2301
@@ -189,7 +199,11 @@ def test_real_alpaca_eval_pairs_balanced_by_length(run, real_data):
         length_balance=True,
         max_pairs={"train": 1500, "validation": 200, "test": 200},
     )
-    assert {split: summary["pairs"] for split, summary in report["splits"].items()} == {"train": 1500, "validation": 200, "test": 200}
+    assert {split: summary["pairs"] for split, summary in report["splits"].items()} == {
+        "train": 1500,
+        "validation": 200,
+        "test": 200,
+    }
     assert report["splits"]["train"]["share_chosen_longer"] == 0.5
     assert report["splits"]["test"]["share_chosen_longer"] > 0.8
     groups = {split: {p.group for p in members} for split, members in by_split(pairs).items()}
@@ -199,19 +213,30 @@ def test_real_alpaca_eval_pairs_balanced_by_length(run, real_data):
 def test_importing_the_stage_loads_no_heavy_package():
     heavy = ("torch", "transformers", "datasets", "pandas", "pyarrow", "jsonschema")
     code = f"import sys, rm_methods.preferences.prepare; print([m for m in {heavy} if m in sys.modules])"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    )
 
 
 def test_long_training_pairs_are_left_out_before_the_balance_and_counted(tmp_path):
-    from rm_methods.config import resolve
+    from rm_methods.config.resolve import resolve
     from rm_methods.preferences.pair import read_pairs
 
     rows = [
-        {"prompt": f"question {k}", "chosen": "x" * (500 if k < 10 else 30 + k % 2), "rejected": "y" * (30 + (k + 1) % 2)}
+        {
+            "prompt": f"question {k}",
+            "chosen": "x" * (500 if k < 10 else 30 + k % 2),
+            "rejected": "y" * (30 + (k + 1) % 2),
+        }
         for k in range(40)
     ]
     (tmp_path / "p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    section = {"dataset": str(tmp_path / "p.jsonl"), "max_characters": {"train": 100}, "length_balance": True, "validation_fraction": 0.0}
+    section = {
+        "dataset": str(tmp_path / "p.jsonl"),
+        "max_characters": {"train": 100},
+        "length_balance": True,
+        "validation_fraction": 0.0,
+    }
     data = resolve({"experiment": "x", "data": section, "methods": {"bradley_terry": {}}})["data"]
     report = prepare(data, tmp_path / "o.parquet", tmp_path / "r.json")
     step = next(s for s in report["steps"] if s["step"].startswith("max_characters"))

@@ -89,7 +89,13 @@ def test_no_split_cuts_a_group(pairs, validation, test, seed):
 
 
 def test_a_leaked_group_stays_in_the_evaluation_split_and_is_counted():
-    pairs = [pair("a?"), pair(" A? ", chosen="x"), pair("a?", split="test", chosen="y"), pair("b?"), pair("c?", split="validation")]
+    pairs = [
+        pair("a?"),
+        pair(" A? ", chosen="x"),
+        pair("a?", split="test", chosen="y"),
+        pair("b?"),
+        pair("c?", split="validation"),
+    ]
     kept, counts = drop_leaks([*pairs, pair("c?", split="hard", chosen="z")])
     assert [(p.prompt[0]["content"], p.split) for p in kept] == [("a?", "test"), ("b?", "train"), ("c?", "hard")]
     assert counts == {"groups": 2, "train_pairs": 2, "validation_pairs": 1}
@@ -148,7 +154,11 @@ def test_the_longer_answer_is_chosen_in_exactly_half_after_balancing(pairs, seed
     kept = balance_length(pairs, seed)
     longer = sum(len(p.chosen) > len(p.rejected) for p in pairs)
     shorter = sum(len(p.chosen) < len(p.rejected) for p in pairs)
-    assert sum(len(p.chosen) > len(p.rejected) for p in kept) == sum(len(p.chosen) < len(p.rejected) for p in kept) == len(kept) / 2
+    assert (
+        sum(len(p.chosen) > len(p.rejected) for p in kept)
+        == sum(len(p.chosen) < len(p.rejected) for p in kept)
+        == len(kept) / 2
+    )
     assert len(kept) == 2 * min(longer, shorter)
     assert kept == [p for p in pairs if p in kept]
     assert share_chosen_longer(kept) in (None, 0.5)
@@ -216,11 +226,18 @@ def test_length_noise_prefers_the_longer_answer_first_and_says_when_it_cannot():
     noisy, counts = flip_labels(pairs, 0.2, "length", seed=0)
     assert counts == {"flipped": 20, "to_longer": 20, "to_shorter": 0, "same_length": 0}
     assert share_chosen_longer(noisy) == 0.95
-    assert flip_labels(pairs, 0.45, "length", seed=0)[1] == {"flipped": 45, "to_longer": 20, "to_shorter": 15, "same_length": 10}
+    assert flip_labels(pairs, 0.45, "length", seed=0)[1] == {
+        "flipped": 45,
+        "to_longer": 20,
+        "to_shorter": 15,
+        "same_length": 10,
+    }
 
 
 def test_symmetric_noise_is_blind_to_length():
-    pairs = [pair(f"{number}", "long answer", "short") for number in range(500)] + [pair(f"{n}!", "a", "bb") for n in range(500)]
+    pairs = [pair(f"{number}", "long answer", "short") for number in range(500)] + [
+        pair(f"{n}!", "a", "bb") for n in range(500)
+    ]
     counts = flip_labels(pairs, 0.4, "symmetric", seed=0)[1]
     # hypergeometric: 200 expected, standard deviation 7.7
     assert counts["to_longer"] + counts["to_shorter"] == 400
@@ -256,7 +273,11 @@ def test_pairs_survive_parquet(tmp_path_factory, pairs):
 
 
 def test_the_summary_counts_by_hand():
-    pairs = [pair("ab", "cccc", "d"), pair("AB", "e", "ff", source="t", meta={"flipped": True}), pair("x", "yy", "zz", split="iid")]
+    pairs = [
+        pair("ab", "cccc", "d"),
+        pair("AB", "e", "ff", source="t", meta={"flipped": True}),
+        pair("x", "yy", "zz", split="iid"),
+    ]
     assert summarise(pairs) == {
         "train": {
             "pairs": 2,

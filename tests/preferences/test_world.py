@@ -54,7 +54,11 @@ def test_gold_prefers_chosen_in_every_pair_and_is_what_meta_says(world):
     for pair in (pair for pairs in world.values() for pair in pairs):
         chosen, rejected = gold(pair.prompt, pair.chosen), gold(pair.prompt, pair.rejected)
         assert chosen > rejected
-        assert (pair.meta["gold_chosen"], pair.meta["gold_rejected"], pair.strength) == (chosen, rejected, chosen - rejected)
+        assert (pair.meta["gold_chosen"], pair.meta["gold_rejected"], pair.strength) == (
+            chosen,
+            rejected,
+            chosen - rejected,
+        )
 
 
 def test_no_prompt_stands_twice(world):
@@ -70,7 +74,12 @@ def test_conversations_begin_and_end_with_the_user(world):
 
 def test_texts_are_short_and_the_vocabulary_is_small(world):
     pairs = [pair for pairs in world.values() for pair in pairs]
-    kinds = {word.lower() for pair in pairs for text in (prompt_text(pair), pair.chosen, pair.rejected) for word in WORD.findall(text)}
+    kinds = {
+        word.lower()
+        for pair in pairs
+        for text in (prompt_text(pair), pair.chosen, pair.rejected)
+        for word in WORD.findall(text)
+    }
     assert len(kinds) < 300
     lengths = [len(f"{prompt_text(pair)} {pair.chosen}".split()) for pair in world["train"]]
     assert 35 < np.mean(lengths) < 60
@@ -86,7 +95,11 @@ def test_same_options_give_identical_bytes_in_another_process():
         "print(content_hash([asdict(pair) for pair in generate(**json.loads(sys.argv[1]))]))"
     )
     other = subprocess.run(
-        [sys.executable, "-c", code, json.dumps(options)], env={"PYTHONHASHSEED": "7"}, capture_output=True, text=True, check=True
+        [sys.executable, "-c", code, json.dumps(options)],
+        env={"PYTHONHASHSEED": "7"},
+        capture_output=True,
+        text=True,
+        check=True,
     )
     assert other.stdout.strip() == content_hash([asdict(pair) for pair in generate(**options)])
 
@@ -113,7 +126,9 @@ def test_evidence_spans_hold_exactly_the_statements_that_decide(world):
                 assert len(claimed) == 1, text[start:end]
                 decided |= set(claimed)
         chosen, rejected = statements(pair.chosen)[0], statements(pair.rejected)[0]
-        assert decided == {slot for slot in chosen | rejected if _credit(pair, chosen, slot) != _credit(pair, rejected, slot)}
+        assert decided == {
+            slot for slot in chosen | rejected if _credit(pair, chosen, slot) != _credit(pair, rejected, slot)
+        }
         for index, start, end in pair.meta["evidence_prompt"]:
             assert set(statements(pair.prompt[index]["content"][start:end])[0]) <= decided
 
@@ -135,7 +150,11 @@ def test_without_the_evidence_gold_sees_no_difference(world):
 
 
 def test_cue_spans_hold_exactly_the_cue(world):
-    openings = {"closing": words.CLOSINGS, "flattery": words.FLATTERIES, "formatting": (words.LIST_HEADER, words.LIST_BULLET)}
+    openings = {
+        "closing": words.CLOSINGS,
+        "flattery": words.FLATTERIES,
+        "formatting": (words.LIST_HEADER, words.LIST_BULLET),
+    }
     openings["length"] = [text.format(person=person) for text in words.RESPONSE_FILLER for person in words.PERSONS]
     for pair in world["iid"]:
         for side in ("chosen", "rejected"):
@@ -187,7 +206,9 @@ def test_length_follows_the_length_cue_only(world):
     longest = {split: accuracy(pairs, lambda pair, side: len(getattr(pair, side))) for split, pairs in world.items()}
     assert 0.55 < longest["iid"] < 0.70
     assert 0.30 < longest["cue_reversed"] < 0.45
-    assert all(0.44 < longest[split] < 0.60 for split in ("cue_neutral", "long_context", "early_evidence", "late_evidence"))
+    assert all(
+        0.44 < longest[split] < 0.60 for split in ("cue_neutral", "long_context", "early_evidence", "late_evidence")
+    )
     without = [pair for pair in world["train"] if pair.meta["cue"] != "length"]
     assert 0.45 < accuracy(without, lambda pair, side: len(getattr(pair, side))) < 0.58
 
@@ -200,7 +221,9 @@ def test_every_cue_kind_occurs_as_often(world):
 
 def bag_of_words_weights(pairs, vocabulary):
     """Logistic regression on the difference of word counts, chosen minus rejected: what can be known without the prompt."""
-    differences = np.array([count_words(pair.chosen, vocabulary) - count_words(pair.rejected, vocabulary) for pair in pairs])
+    differences = np.array(
+        [count_words(pair.chosen, vocabulary) - count_words(pair.rejected, vocabulary) for pair in pairs]
+    )
 
     def loss(weights):
         margins = differences @ weights
@@ -225,7 +248,8 @@ def test_scorer_blind_to_the_prompt_lives_on_the_cue_alone(world):
             vocabulary.setdefault(word, len(vocabulary))
     weights = bag_of_words_weights(world["train"], vocabulary)
     result = {
-        split: accuracy(pairs, lambda pair, side: count_words(getattr(pair, side), vocabulary) @ weights) for split, pairs in world.items()
+        split: accuracy(pairs, lambda pair, side: count_words(getattr(pair, side), vocabulary) @ weights)
+        for split, pairs in world.items()
     }
     assert result["iid"] > 0.75
     assert result["cue_reversed"] < result["cue_neutral"] - 0.10 < result["iid"] - 0.20
@@ -254,9 +278,18 @@ def test_number_of_claims_tells_little(world):
 def test_values_belong_to_one_slot_and_occur_in_no_other_text():
     values = [value for slot in words.SLOTS.values() for value in slot.values]
     assert len(values) == len(set(values)) == len(words.SLOT_OF_VALUE)
-    sentences = (*words.OPENERS, *words.FOLLOW_UPS, *words.PROMPT_FILLER, *words.RESPONSE_FILLER, *words.CLOSINGS, *words.FLATTERIES)
+    sentences = (
+        *words.OPENERS,
+        *words.FOLLOW_UPS,
+        *words.PROMPT_FILLER,
+        *words.RESPONSE_FILLER,
+        *words.CLOSINGS,
+        *words.FLATTERIES,
+    )
     templates = (*words.REQUIREMENTS, *words.CORRECTIONS, *words.CLAIMS, words.LIST_HEADER)
-    nouns = [noun for slot in words.SLOTS.values() for noun in slot.nouns] + [noun for names, _ in words.DOMAINS.values() for noun in names]
+    nouns = [noun for slot in words.SLOTS.values() for noun in slot.nouns] + [
+        noun for names, _ in words.DOMAINS.values() for noun in names
+    ]
     for text in (*sentences, *templates, *nouns, *words.PERSONS):
         assert not (set(WORD.findall(text.lower())) & (set(values) | words.NEGATIONS)), text
     assert all(value[0] not in "aeiou" for value in values)  # "a {value}"
@@ -285,8 +318,21 @@ def test_options_have_what_the_interface_needs():
     "options",
     [
         {"evidence": "late", "filler": 0, "min_requirements": 1, "max_requirements": 1, "multi_turn_rate": 1.0},
-        {"cue_kinds": ["formatting"], "cue_agreement": 1.0, "min_requirements": 4, "max_requirements": 4, "shared_flaw_rate": 1.0},
-        {"filler": 10, "long_multiplier": 30, "length_cue": 20, "max_deciding": 1, "correction_rate": 1.0, "multi_turn_rate": 1.0},
+        {
+            "cue_kinds": ["formatting"],
+            "cue_agreement": 1.0,
+            "min_requirements": 4,
+            "max_requirements": 4,
+            "shared_flaw_rate": 1.0,
+        },
+        {
+            "filler": 10,
+            "long_multiplier": 30,
+            "length_cue": 20,
+            "max_deciding": 1,
+            "correction_rate": 1.0,
+            "multi_turn_rate": 1.0,
+        },
     ],
 )
 def test_extreme_options_still_give_exact_labels(options):
@@ -308,7 +354,14 @@ def test_too_few_different_prompts_are_reported(monkeypatch):
     monkeypatch.setattr(words, "DOMAINS", {"gift": words.DOMAINS["gift"]})
     monkeypatch.setattr(words, "OPENERS", words.OPENERS[:1])
     # One opener x 2 things x 5 slots x 3 values x 2 nouns x 6 templates = 360 prompts of one requirement.
-    few = {"test_pairs": 0, "validation_pairs": 0, "filler": 0, "min_requirements": 1, "max_requirements": 1, "multi_turn_rate": 0}
+    few = {
+        "test_pairs": 0,
+        "validation_pairs": 0,
+        "filler": 0,
+        "min_requirements": 1,
+        "max_requirements": 1,
+        "multi_turn_rate": 0,
+    }
     assert len(generate(train_pairs=200, **few)) == 200
     with pytest.raises(ConfigError, match=r"only 3\d\d of 361 pairs have a prompt of their own"):
         generate(train_pairs=361, **few)

@@ -12,7 +12,10 @@ from rm_methods.preferences.world import vocabulary as words
 PROMPT = [{"role": "user", "content": "I need a gift for my boss. I want a red color. The size should be small."}]
 VALUES = [value for slot in words.SLOTS.values() for value in slot.values]
 any_response = st.one_of(
-    st.text(), st.lists(st.sampled_from([*VALUES, *words.NEGATIONS, "the", ".", "\n", *words.CLOSINGS]), max_size=40).map(" ".join)
+    st.text(),
+    st.lists(st.sampled_from([*VALUES, *words.NEGATIONS, "the", ".", "\n", *words.CLOSINGS]), max_size=40).map(
+        " ".join
+    ),
 )
 
 
@@ -76,7 +79,12 @@ def test_any_text_has_a_finite_repeatable_gold_that_ignores_cues_and_repetition(
     assert -1 - 0.5 * len(words.SLOTS) <= value <= 1
     assert gold(PROMPT, response) == value
     assert gold(PROMPT, f"{response}\n{response}\n{response}") == value
-    for cue in (*words.CLOSINGS, *words.FLATTERIES, words.LIST_HEADER, *(text.format(person="boss") for text in words.RESPONSE_FILLER)):
+    for cue in (
+        *words.CLOSINGS,
+        *words.FLATTERIES,
+        words.LIST_HEADER,
+        *(text.format(person="boss") for text in words.RESPONSE_FILLER),
+    ):
         assert gold(PROMPT, f"{cue}\n{response}\n{cue}") == value
 
 

@@ -26,7 +26,9 @@ def causal_maps(attention):
 def test_captured_plain_rows_give_the_maps_of_eager_attention(reward_model, items):
     from transformers import AutoModelForSequenceClassification
 
-    eager = AutoModelForSequenceClassification.from_config(copy.deepcopy(reward_model.config), attn_implementation="eager").eval()
+    eager = AutoModelForSequenceClassification.from_config(
+        copy.deepcopy(reward_model.config), attn_implementation="eager"
+    ).eval()
     eager.load_state_dict(reward_model.classifier.state_dict())
     reward_model.capture_attention((0, 1))
     batch = lay_out(items, "plain", 0)
@@ -47,7 +49,9 @@ def test_packed_tokens_of_a_pair_are_those_of_its_plain_rows(reward_model, items
     width = packed_batch.attention_map.prompts.shape[1]
     length = packed_batch.attention_map.responses.shape[1]
     for b, item in enumerate(items):
-        torch.testing.assert_close(regrouped[b, :, : item.shared], plain.key[2 * b, :, : item.shared], atol=1e-5, rtol=0)
+        torch.testing.assert_close(
+            regrouped[b, :, : item.shared], plain.key[2 * b, :, : item.shared], atol=1e-5, rtol=0
+        )
         for k in range(2):
             own = plain.key[2 * b + k, :, item.shared : item.lengths[k]]
             start = width + k * length
@@ -75,7 +79,9 @@ def test_nothing_is_captured_unless_asked(reward_model, items):
 def test_attention_that_cannot_be_captured_is_refused(reward_model):
     from transformers import AutoModelForSequenceClassification
 
-    eager = RewardModel(AutoModelForSequenceClassification.from_config(copy.deepcopy(reward_model.config), attn_implementation="eager"))
+    eager = RewardModel(
+        AutoModelForSequenceClassification.from_config(copy.deepcopy(reward_model.config), attn_implementation="eager")
+    )
     with pytest.raises(UserError, match="cannot be captured: attention 'eager'"):
         eager.capture_attention((0,))
     reward_model.config.attn_logit_softcapping = 50.0

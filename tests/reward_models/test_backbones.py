@@ -88,7 +88,9 @@ def test_a_limit_beyond_the_models_positions_is_refused(prepared, tokenizer, rew
     tokenizer.tokenizer.save_pretrained(tmp_path / "base")
     positions = reward_model.config.max_position_embeddings
     with pytest.raises(UserError, match=f"more than the {positions} positions"):
-        prepare_backbone(section(prepared, source=str(tmp_path / "base"), max_length=positions + 1), [], tmp_path / "out")
+        prepare_backbone(
+            section(prepared, source=str(tmp_path / "base"), max_length=positions + 1), [], tmp_path / "out"
+        )
 
 
 def test_a_missing_gguf_file_names_those_that_are_there(prepared, tmp_path):

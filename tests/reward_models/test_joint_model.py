@@ -22,7 +22,9 @@ def encoder(config, words, attention=None):
 
     torch.manual_seed(0)
     config = config(vocab_size=len(words), pad_token_id=words.pad_token_id, initializer_range=0.5, **SMALL)
-    return JointModel(AutoModelForSequenceClassification.from_config(config, attn_implementation=attention).eval(), decoder=False)
+    return JointModel(
+        AutoModelForSequenceClassification.from_config(config, attn_implementation=attention).eval(), decoder=False
+    )
 
 
 @pytest.fixture
@@ -32,7 +34,9 @@ def words(pairs):
 
 @pytest.fixture
 def decoder(prepared, tokenizer):
-    return JointModel(load_classifier(prepared[1], prepared[2]["backbone"], 0).eval(), decoder=True), DecoderReader(tokenizer)
+    return JointModel(load_classifier(prepared[1], prepared[2]["backbone"], 0).eval(), decoder=True), DecoderReader(
+        tokenizer
+    )
 
 
 def laid_out(reader, pairs, count=4):
@@ -137,7 +141,9 @@ def test_attention_that_cannot_be_read_is_refused(words, pairs, prepared):
         blind.attention_map(batch, 0)
     config = load_classifier(prepared[1], prepared[2]["backbone"], 0).config
     eager = AutoModelForSequenceClassification.from_config(config, attn_implementation="eager")
-    with pytest.raises(UserError, match="causal mask of LlamaForSequenceClassification with attention 'eager' cannot be taken away"):
+    with pytest.raises(
+        UserError, match="causal mask of LlamaForSequenceClassification with attention 'eager' cannot be taken away"
+    ):
         JointModel(eager, decoder=True)
 
 
@@ -157,11 +163,15 @@ def pairrm(words, tmp_path):
 
 def test_a_pairrm_checkpoint_loads_as_a_teacher(pairrm, pairs, tmp_path):
     source, marks = pairrm
-    method = load_method("joint_encoder", load_card("joint_encoder").defaults() | {"source": str(source), "masked_language_epochs": 0})
+    method = load_method(
+        "joint_encoder", load_card("joint_encoder").defaults() | {"source": str(source), "masked_language_epochs": 0}
+    )
     inputs = Inputs(0, tmp_path, config={"training": {"precision": "fp32"}})
     reader = method.reader(pairs, inputs)
     with pytest.raises(UserError, match="has no weights for its encoder as a masked language model"):
-        load_method("joint_encoder", load_card("joint_encoder").defaults() | {"source": str(source)}).adaptation(pairs, reader, inputs)
+        load_method("joint_encoder", load_card("joint_encoder").defaults() | {"source": str(source)}).adaptation(
+            pairs, reader, inputs
+        )
     model = method.model(pairs, reader, inputs).eval()
     batch = laid_out(reader, pairs)
     first = batch.input_ids[0].tolist()

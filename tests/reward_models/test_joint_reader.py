@@ -3,7 +3,15 @@ import pytest
 
 from rm_methods.errors import UserError
 from rm_methods.methods.joint_encoder import _words
-from rm_methods.reward_models.joint_reader import CHOSEN, OUTSIDE, PROMPT, REJECTED, DecoderReader, EncoderReader, pair_text
+from rm_methods.reward_models.joint_reader import (
+    CHOSEN,
+    OUTSIDE,
+    PROMPT,
+    REJECTED,
+    DecoderReader,
+    EncoderReader,
+    pair_text,
+)
 
 
 @pytest.fixture
@@ -13,7 +21,10 @@ def words(pairs):
 
 def covered(row, texts):
     """The text of each token of a row."""
-    return [None if kind == OUTSIDE else texts[kind][start:end] for kind, (start, end) in zip(row.segment, row.spans.tolist(), strict=True)]
+    return [
+        None if kind == OUTSIDE else texts[kind][start:end]
+        for kind, (start, end) in zip(row.segment, row.spans.tolist(), strict=True)
+    ]
 
 
 def test_an_encoder_reads_both_orders(words):
@@ -22,7 +33,17 @@ def test_an_encoder_reads_both_orders(words):
     chosen_first, rejected_first = reader.rows([texts])[0]
     assert covered(chosen_first, texts) == [None, "Paint", "it", None, "red", ".", None, "blue", None]
     assert covered(rejected_first, texts) == [None, "Paint", "it", None, "blue", None, "red", ".", None]
-    assert rejected_first.segment.tolist() == [OUTSIDE, PROMPT, PROMPT, OUTSIDE, REJECTED, OUTSIDE, CHOSEN, CHOSEN, OUTSIDE]
+    assert rejected_first.segment.tolist() == [
+        OUTSIDE,
+        PROMPT,
+        PROMPT,
+        OUTSIDE,
+        REJECTED,
+        OUTSIDE,
+        CHOSEN,
+        CHOSEN,
+        OUTSIDE,
+    ]
     special = chosen_first.ids[[0, 3, 6, 8]].tolist()
     assert special == [words.cls_token_id] + [words.sep_token_id] * 3
     assert not chosen_first.cut
@@ -52,7 +73,11 @@ def test_a_decoder_reads_the_students_tokens_in_both_orders(tokenizer, pairs):
     reader = DecoderReader(tokenizer)
     texts = [pair_text(tokenizer, item) for item in items]
     for item, text, rows, encoded in zip(
-        items, texts, reader.read(texts, items), reader.encode((p.prompt, (p.chosen, p.rejected)) for p in pairs[:4]), strict=True
+        items,
+        texts,
+        reader.read(texts, items),
+        reader.encode((p.prompt, (p.chosen, p.rejected)) for p in pairs[:4]),
+        strict=True,
     ):
         for row, sequence in zip(rows, encoded.sequences, strict=True):
             assert row.ids.tolist() == sequence.tolist()
@@ -67,7 +92,11 @@ def test_every_character_of_a_pair_is_covered_by_the_students_tokens(tokenizer, 
     prompt = [{"role": "system", "content": "Be kind."}, *pair.prompt]
     item = tokenizer.encode([(prompt, (pair.chosen, "na\u00efve \U0001f600 caf\u0065\u0301"))])[0]
     text = pair_text(tokenizer, item)
-    assert text.segments == (f"Be kind.\n{pair.prompt[0]['content']}", pair.chosen, "na\u00efve \U0001f600 caf\u0065\u0301")
+    assert text.segments == (
+        f"Be kind.\n{pair.prompt[0]['content']}",
+        pair.chosen,
+        "na\u00efve \U0001f600 caf\u0065\u0301",
+    )
     for kind, segment in enumerate(text.segments):
         inside = np.zeros(len(segment), dtype=bool)
         for start, end in text.student.spans[text.student.segment == kind]:
@@ -78,7 +107,9 @@ def test_every_character_of_a_pair_is_covered_by_the_students_tokens(tokenizer, 
 def test_a_pair_whose_prompts_were_cut_differently_has_no_joint_text(tokenizer):
     tokenizer = type(tokenizer)(tokenizer.tokenizer, 64)
     prompt = [{"role": "user", "content": "one two three four five six seven eight nine ten " * 4}]
-    same, different = tokenizer.encode([(prompt, ("yes", "yep")), (prompt, ("yes", "no no no no no no no no no no no"))])
+    same, different = tokenizer.encode(
+        [(prompt, ("yes", "yep")), (prompt, ("yes", "no no no no no no no no no no no"))]
+    )
     assert pair_text(tokenizer, different) is None
     assert pair_text(tokenizer, same) is not None or same.sequences[0].shape != same.sequences[1].shape
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
-from rm_methods.memory import checkpoint_bytes, model_state_bytes, shape_of
+from rm_methods.planning.sizes import checkpoint_bytes, model_state_bytes, shape_of
 from rm_methods.reward_models.backbones import load_classifier
 from rm_methods.reward_models.joint_model import JointModel
 from rm_methods.reward_models.layouts import lay_out
 from rm_methods.reward_models.lora import add_adapters, merge_adapters, target_layers, trainable_parameters
 from rm_methods.reward_models.model import RewardModel
-from rm_methods.training.deepspeed import zero_settings
+from rm_methods.system.deepspeed import zero_settings
 
 LORA = {"rank": 2, "alpha": 4, "dropout": 0.0, "target_modules": "all-linear"}
 
@@ -112,7 +112,9 @@ def test_the_seed_draws_the_adapters(prepared):
 def test_a_pooler_belongs_to_the_head():
     from transformers import BertConfig, BertForSequenceClassification
 
-    config = BertConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, vocab_size=50, num_labels=1)
+    config = BertConfig(
+        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, vocab_size=50, num_labels=1
+    )
     model = JointModel(BertForSequenceClassification(config), decoder=False)
     counted = trainable_parameters(model.classifier, LORA)
     add_adapters(model, LORA, seed=0)

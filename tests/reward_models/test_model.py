@@ -59,8 +59,14 @@ def test_plain_rows_equal_eager_attention(reward_model, items, prepared):
     eager.load_state_dict(reward_model.classifier.state_dict())
     model = RewardModel(eager)
     assert "eager" in model.packing_obstacle
-    assert (model.layout("auto"), reward_model.layout("auto"), reward_model.layout("plain")) == ("plain", "packed", "plain")
-    torch.testing.assert_close(rewards(model, items, "plain"), rewards(reward_model, items, "packed"), atol=1e-5, rtol=0)
+    assert (model.layout("auto"), reward_model.layout("auto"), reward_model.layout("plain")) == (
+        "plain",
+        "packed",
+        "plain",
+    )
+    torch.testing.assert_close(
+        rewards(model, items, "plain"), rewards(reward_model, items, "packed"), atol=1e-5, rtol=0
+    )
     with pytest.raises(UserError, match="eager"):
         model.layout("packed")
     with pytest.raises(UserError, match="eager"):
@@ -127,7 +133,9 @@ def test_gradient_checkpointing_changes_nothing(reward_model, items):
 
 
 @pytest.mark.parametrize("padding_side", ["right", "left"])
-def test_saved_folder_gives_the_same_scores_with_transformers_alone(reward_model, tokenizer, pairs, tmp_path, padding_side):
+def test_saved_folder_gives_the_same_scores_with_transformers_alone(
+    reward_model, tokenizer, pairs, tmp_path, padding_side
+):
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
     reward_model.save(tmp_path / "model")
@@ -155,7 +163,13 @@ def test_two_label_heads_are_refused(prepared):
 def test_sliding_window_backbones_are_not_packed():
     from transformers import AutoModelForSequenceClassification, MistralConfig
 
-    size = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 2}
+    size = {
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+    }
     config = MistralConfig(**size, vocab_size=50, num_labels=1, sliding_window=128, max_position_embeddings=4096)
     model = RewardModel(AutoModelForSequenceClassification.from_config(config))
     assert "sliding-window" in model.packing_obstacle

@@ -14,7 +14,10 @@ def test_older_names_stand_beside_the_new_ones(tmp_path):
     rope = {"rope_theta": 500000.0, "rope_type": "default"}
     config, tokenizer = written(tmp_path, {"rope_parameters": rope})
     assert config == {"rope_parameters": rope, "rope_theta": 500000.0}
-    assert tokenizer == {"tokenizer_class": "PreTrainedTokenizerFast", "model_input_names": ["input_ids", "attention_mask"]}
+    assert tokenizer == {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_input_names": ["input_ids", "attention_mask"],
+    }
 
 
 def test_scaled_positions_are_named_too(tmp_path):

@@ -10,11 +10,11 @@ import pytest
 from rm_methods.benchmarks.item import BenchmarkItem
 from rm_methods.errors import UserError
 from rm_methods.files import read_json, write_json
+from rm_methods.planning.shapes import configuration_of
 from rm_methods.policies.policy import load_policy
 from rm_methods.reward_models.backbones import prepare_backbone
 from rm_methods.reward_models.joint_model import load_joint
 from rm_methods.scoring.scorer import ScoringSettings, load_scorer
-from rm_methods.shapes import configuration_of
 
 SETTINGS = ScoringSettings(max_length=256, threads=1)
 CODE = """
@@ -43,9 +43,14 @@ def painted(reward_model, tokenizer, tmp_path, monkeypatch):
         reward_model.save(folder)
         tokenizer.tokenizer.save_pretrained(folder)
         (folder / "modeling_painted.py").write_text(CODE.format(marker=str(tmp_path / "ran")))
-        classes = {"AutoConfig": "PaintedConfig", "AutoModelForSequenceClassification": "PaintedForSequenceClassification"}
+        classes = {
+            "AutoConfig": "PaintedConfig",
+            "AutoModelForSequenceClassification": "PaintedForSequenceClassification",
+        }
         auto_map = {name: f"modeling_painted.{own}" for name, own in classes.items()}
-        write_json(folder / "config.json", read_json(folder / "config.json") | {"model_type": model_type, "auto_map": auto_map})
+        write_json(
+            folder / "config.json", read_json(folder / "config.json") | {"model_type": model_type, "auto_map": auto_map}
+        )
         return folder
 
     monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("a question was asked"))
@@ -70,7 +75,10 @@ def planned(folder: Path):
 @pytest.mark.parametrize("load", [reward_model_scorer, joint, load_policy, planned])
 def test_a_model_that_needs_code_of_its_own_is_refused(painted, tmp_path, load):
     folder = painted("painted")
-    with pytest.raises(UserError, match=r"needs code that comes with it .*is never run\. Use a model whose class is part of transformers"):
+    with pytest.raises(
+        UserError,
+        match=r"needs code that comes with it .*is never run\. Use a model whose class is part of transformers",
+    ):
         load(folder)
     assert not (tmp_path / "ran").exists()
 

@@ -104,7 +104,9 @@ def test_a_missing_template_is_refused_with_what_to_do(tokenizer):
 
 def test_a_template_error_names_the_roles(tokenizer):
     strict = copy.deepcopy(tokenizer.tokenizer)
-    strict.chat_template = "{{ raise_exception('roles must alternate') if messages|length > 2 else messages[0].content }}"
+    strict.chat_template = (
+        "{{ raise_exception('roles must alternate') if messages|length > 2 else messages[0].content }}"
+    )
     chat = ChatTokenizer(strict, 64)
     with pytest.raises(UserError, match=r"user user assistant.*roles must alternate"):
         chat.encode([([*USER, *USER], ["b"])])

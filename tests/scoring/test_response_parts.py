@@ -23,8 +23,20 @@ def test_responses_are_split_where_a_forward_is_full_by_hand():
 
 
 def test_parts_keep_the_prompt_and_what_is_known_of_each_response():
-    whole = TokenizedItem(item([1, 2], [3], [4, 4], [5]).sequences, 2, (False, True, False), (False, False, True), ("a", "b", "c"))
+    whole = TokenizedItem(
+        item([1, 2], [3], [4, 4], [5]).sequences, 2, (False, True, False), (False, False, True), ("a", "b", "c")
+    )
     first, second = split_responses(whole, "packed", 5)
-    assert (first.shared, first.prompt_cut, first.response_cut, first.conversations) == (2, (False, True), (False, False), ("a", "b"))
-    assert (second.shared, second.prompt_cut, second.response_cut, second.conversations) == (2, (False,), (True,), ("c",))
+    assert (first.shared, first.prompt_cut, first.response_cut, first.conversations) == (
+        2,
+        (False, True),
+        (False, False),
+        ("a", "b"),
+    )
+    assert (second.shared, second.prompt_cut, second.response_cut, second.conversations) == (
+        2,
+        (False,),
+        (True,),
+        ("c",),
+    )
     assert [s.tolist() for part in (first, second) for s in part.sequences] == [[1, 2, 3], [1, 2, 4, 4], [1, 2, 5]]

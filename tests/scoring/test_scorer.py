@@ -5,11 +5,11 @@ import pytest
 import torch
 
 from rm_methods.benchmarks.item import BenchmarkItem, write_items
+from rm_methods.benchmarks.score_table import read_scores, response_hash
 from rm_methods.errors import DataError, UserError
 from rm_methods.preferences.pair import write_pairs
 from rm_methods.reward_models.model import RewardOutput
 from rm_methods.scoring.score import load_items, score_files
-from rm_methods.scoring.score_table import read_scores, response_hash
 from rm_methods.scoring.scorer import RewardModelScorer, ScoringSettings
 
 
@@ -22,7 +22,10 @@ def scorer(reward_model, tokenizer):
 def items(pairs):
     """Items with 1 to 5 responses, of mixed lengths."""
     texts = [p.chosen for p in pairs]
-    return [BenchmarkItem(f"i{k}", "s", pairs[k].prompt, [t * (1 + k % 3) for t in texts[k : k + 1 + k % 5]], 0) for k in range(12)]
+    return [
+        BenchmarkItem(f"i{k}", "s", pairs[k].prompt, [t * (1 + k % 3) for t in texts[k : k + 1 + k % 5]], 0)
+        for k in range(12)
+    ]
 
 
 def scores(scorer, items, **settings):
@@ -32,13 +35,17 @@ def scores(scorer, items, **settings):
 
 def test_rows_come_in_the_order_of_items_and_responses_with_nothing_dropped(scorer, items):
     rows = scores(scorer, items)
-    assert [(r.item_id, r.response_index) for r in rows] == [(i.item_id, k) for i in items for k in range(len(i.responses))]
+    assert [(r.item_id, r.response_index) for r in rows] == [
+        (i.item_id, k) for i in items for k in range(len(i.responses))
+    ]
     assert [r.response_hash for r in rows] == [response_hash(text) for i in items for text in i.responses]
     assert all(np.isfinite(r.score) for r in rows)
     assert all(r.n_tokens > 0 for r in rows)
 
 
-@pytest.mark.parametrize("settings", [{"tokens_per_batch": 64}, {"tokens_per_batch": 100_000}, {"layout": "plain"}, {"layout": "packed"}])
+@pytest.mark.parametrize(
+    "settings", [{"tokens_per_batch": 64}, {"tokens_per_batch": 100_000}, {"layout": "plain"}, {"layout": "packed"}]
+)
 def test_scores_do_not_depend_on_batches_or_layout(scorer, items, settings):
     reference = [r.score for r in scores(scorer, items, tokens_per_batch=32, layout="plain")]
     assert [r.score for r in scores(scorer, items, **settings)] == pytest.approx(reference, abs=1e-5)
@@ -77,9 +84,13 @@ def test_a_reward_that_is_not_a_number_stays_at_its_response(scorer, pairs, monk
         return RewardOutput(values.view(-1, batch.responses), None, None)
 
     monkeypatch.setattr(scorer.model, "forward", lengths)
-    rows = scores(scorer, [BenchmarkItem("a", "s", pairs[0].prompt, [p.chosen for p in pairs], 0)], tokens_per_batch=100)
+    rows = scores(
+        scorer, [BenchmarkItem("a", "s", pairs[0].prompt, [p.chosen for p in pairs], 0)], tokens_per_batch=100
+    )
     assert {row.n_tokens % 2 for row in rows} == {0, 1}
-    np.testing.assert_array_equal([row.score for row in rows], [np.nan if row.n_tokens % 2 else row.n_tokens - 1 for row in rows])
+    np.testing.assert_array_equal(
+        [row.score for row in rows], [np.nan if row.n_tokens % 2 else row.n_tokens - 1 for row in rows]
+    )
 
 
 def test_an_empty_response_is_scored(scorer, pairs):
@@ -102,7 +113,9 @@ def test_score_files_reads_items_pairs_and_preference_files(prepared, reward_mod
     write_items(items, tmp_path / "items.parquet")
     write_pairs(pairs[:4], tmp_path / "pairs.parquet")
     (tmp_path / "raw.jsonl").write_text('{"prompt": "Paint it red.", "chosen": "Red.", "rejected": "Blue."}\n')
-    jobs = [(str(tmp_path / name), tmp_path / f"{name}.scores") for name in ("items.parquet", "pairs.parquet", "raw.jsonl")]
+    jobs = [
+        (str(tmp_path / name), tmp_path / f"{name}.scores") for name in ("items.parquet", "pairs.parquet", "raw.jsonl")
+    ]
     score_files(tmp_path / "model", jobs, None, [], {"max_length": 256, "threads": 1})
     tables = [read_scores(out) for _, out in jobs]
     assert [len(t) for t in tables] == [8, 8, 2]
@@ -113,7 +126,10 @@ def test_score_files_reads_items_pairs_and_preference_files(prepared, reward_mod
 def test_unknown_data_and_models_are_refused_with_the_nearest_name(tmp_path):
     with pytest.raises(UserError, match="Did you mean 'rm_bench'"):
         load_items("rm_bnch")
-    with pytest.raises(UserError, match=r"prepared pairs of an experiment. Give its file, results/<experiment>/benchmarks/world.parquet"):
+    with pytest.raises(
+        UserError,
+        match=r"prepared pairs of an experiment. Give its file, results/<experiment>/benchmarks/world.parquet",
+    ):
         load_items("world")
     (tmp_path / "broken.parquet").write_bytes(b"PA")
     with pytest.raises(DataError, match="not a readable Parquet file"):

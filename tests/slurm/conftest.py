@@ -33,7 +33,14 @@ exec {python} -m rm_methods.cli "$@"
 """
 ONE_GPU = {"gpus": 1, "memory_mb": 500, "runtime_minutes": 20}
 TWO_NODES = ONE_GPU | {"nodes": 2}
-QUICK_CHECKS = ("--slurm-init-seconds-before-status-checks", "2", "--seconds-between-status-checks", "2", "--latency-wait", "10")
+QUICK_CHECKS = (
+    "--slurm-init-seconds-before-status-checks",
+    "2",
+    "--seconds-between-status-checks",
+    "2",
+    "--latency-wait",
+    "10",
+)
 
 
 def why_not() -> str | None:
@@ -51,7 +58,9 @@ def why_not() -> str | None:
 
 def in_queue() -> list[dict[str, str]]:
     """All jobs that Slurm remembers, oldest first, as `scontrol show job` words them."""
-    text = subprocess.run(["scontrol", "--oneliner", "show", "job"], capture_output=True, text=True, check=True, timeout=30).stdout
+    text = subprocess.run(
+        ["scontrol", "--oneliner", "show", "job"], capture_output=True, text=True, check=True, timeout=30
+    ).stdout
     jobs = [dict(re.findall(r"(\S+?)=(\S*)", line)) for line in text.splitlines() if line.startswith("JobId=")]
     return sorted(jobs, key=lambda job: int(job["JobId"]))
 
@@ -74,7 +83,9 @@ def lose_node(slurm: Path, name: str) -> None:
     """
     there = {job["JobId"] for job in in_queue() if job["JobState"] == "RUNNING" and job["NodeList"] in (name, "n[1-2]")}
     titles = [(process, " ".join(process.info["cmdline"] or [])) for process in psutil.process_iter(["cmdline"])]
-    steps = [process for process, title in titles if (step := re.match(r"slurmstepd: \[(\d+)\.", title)) and step[1] in there]
+    steps = [
+        process for process, title in titles if (step := re.match(r"slurmstepd: \[(\d+)\.", title)) and step[1] in there
+    ]
     daemon = int((slurm / "run" / f"slurmd-{name}.pid").read_text())
     doomed = [psutil.Process(daemon), *(child for step in steps for child in [step, *step.children(recursive=True)])]
     for process in doomed:
@@ -98,7 +109,9 @@ def slurm(tmp_path_factory):
         pytest.skip(reason)
     done = subprocess.run([SCRIPT, "install"], capture_output=True, text=True)
     if done.returncode:
-        pytest.skip(f"Slurm's packages cannot be installed here: {(done.stderr.strip().splitlines() or ['no message'])[-1]}")
+        pytest.skip(
+            f"Slurm's packages cannot be installed here: {(done.stderr.strip().splitlines() or ['no message'])[-1]}"
+        )
     folder = tmp_path_factory.mktemp("slurm")
     with FileLock(Path(tempfile.gettempdir()) / "rm_methods_test_slurm.lock"):
         try:
@@ -106,7 +119,11 @@ def slurm(tmp_path_factory):
             yield folder
             subprocess.run(["scancel", "--full", "--user=root"], timeout=60)
             # Slurm ends its jobs only while it runs itself.
-            wait_for("the jobs to end", lambda: not [job for job in in_queue() if job["JobState"] in ("RUNNING", "COMPLETING")], 30)
+            wait_for(
+                "the jobs to end",
+                lambda: not [job for job in in_queue() if job["JobState"] in ("RUNNING", "COMPLETING")],
+                30,
+            )
         finally:
             subprocess.run([SCRIPT, "down", folder], check=True, timeout=60)
 
@@ -127,7 +144,9 @@ class Project:
     def configure(self, name: str, **sections) -> str:
         """Write a configuration that differs from the smoke test's in these sections."""
         config = SMOKE | {"methods": {"bradley_terry": {}}}
-        config |= {key: config[key] | value if isinstance(config.get(key), dict) else value for key, value in sections.items()}
+        config |= {
+            key: config[key] | value if isinstance(config.get(key), dict) else value for key, value in sections.items()
+        }
         (self.folder / "config" / name).write_text(yaml.safe_dump(config))
         return f"config/{name}"
 
@@ -136,11 +155,21 @@ class Project:
         return variables | {"PATH": f"{self.folder / 'bin'}{os.pathsep}{variables['PATH']}"}
 
     def command(self, config: str, *arguments: str) -> list[str]:
-        return ["snakemake", *arguments, "--workflow-profile", "workflow/profiles/slurm", "--configfile", config, *QUICK_CHECKS]
+        return [
+            "snakemake",
+            *arguments,
+            "--workflow-profile",
+            "workflow/profiles/slurm",
+            "--configfile",
+            config,
+            *QUICK_CHECKS,
+        ]
 
     def run(self, *command: str) -> tuple[int, str]:
         """Exit status and output."""
-        done = subprocess.run(command, cwd=self.folder, env=self.environment(), capture_output=True, text=True, timeout=400)
+        done = subprocess.run(
+            command, cwd=self.folder, env=self.environment(), capture_output=True, text=True, timeout=400
+        )
         return done.returncode, done.stdout + done.stderr
 
     def rm_methods(self, *arguments: str) -> tuple[int, str]:
@@ -150,7 +179,9 @@ class Project:
         """Snakemake in the background, in a process group of its own; its output goes to `log`."""
         command = self.command(config, *arguments)
         with self.log.open("a") as log:
-            process = subprocess.Popen(command, cwd=self.folder, env=self.environment(), stdout=log, stderr=log, start_new_session=True)
+            process = subprocess.Popen(
+                command, cwd=self.folder, env=self.environment(), stdout=log, stderr=log, start_new_session=True
+            )
         self.started.append(process)
         return process
 
@@ -159,7 +190,11 @@ class Project:
         process = self.started[-1]
         wait_for("Snakemake to end", lambda: process.poll() is not None, 600)
         if process.returncode:
-            files = [self.log, *self.results.rglob("logs/**/*.log"), *self.folder.glob(".snakemake/slurm_logs/**/*.log")]
+            files = [
+                self.log,
+                *self.results.rglob("logs/**/*.log"),
+                *self.folder.glob(".snakemake/slurm_logs/**/*.log"),
+            ]
             pytest.fail("\n".join(f"== {file}\n{file.read_text()[-3000:]}" for file in files))
 
     def jobs(self, comment: str) -> list[dict[str, str]]:
@@ -169,7 +204,11 @@ class Project:
     def train_calls(self, job: dict[str, str]) -> list[tuple[str, list[str]]]:
         """GPUs and arguments of every `rm-methods train` that a job ran."""
         calls = [line.split(" ", 2) for line in (self.folder / "calls").read_text().splitlines()]
-        return [(gpus, command.split(" ")) for number, gpus, command in calls if number == job["JobId"] and command.startswith("train")]
+        return [
+            (gpus, command.split(" "))
+            for number, gpus, command in calls
+            if number == job["JobId"] and command.startswith("train")
+        ]
 
 
 @pytest.fixture(scope="session")

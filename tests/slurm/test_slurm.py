@@ -81,7 +81,16 @@ def test_a_killed_snakemake_and_a_lost_node_cost_only_the_steps_since_the_last_c
 def test_gpus_that_are_not_those_asked_for_stop_a_training_before_it_starts(projects):
     project = projects[1]
     config = project.configure("gpus.yaml", resources=ONE_GPU)
-    files = ["--pairs", "results/smoke/data/pairs.parquet", "--backbone", "results/smoke/data/backbone", "--out", "out", "--work", "work"]
+    files = [
+        "--pairs",
+        "results/smoke/data/pairs.parquet",
+        "--backbone",
+        "results/smoke/data/backbone",
+        "--out",
+        "out",
+        "--work",
+        "work",
+    ]
     run = ["--config", config, "--variant", "bradley_terry", "--seed", "3"]
     status, output = project.run("srun", "--gpus=2", "rm-methods", "train", *run, *files)
     assert status == 2
@@ -127,7 +136,11 @@ def test_one_training_on_two_nodes(finished):
 
 
 def test_only_local_rules_touch_the_tracking_database(finished):
-    assert {job["Comment"].split("_wildcards_")[0] for job in finished.jobs("rule")} == {"rule_train", "rule_score", "rule_evaluate"}
+    assert {job["Comment"].split("_wildcards_")[0] for job in finished.jobs("rule")} == {
+        "rule_train",
+        "rule_score",
+        "rule_evaluate",
+    }
 
 
 def test_nothing_is_left_in_the_queue(finished):

@@ -56,10 +56,26 @@ def client(store):
 def finished_run(tmp_path):
     """Function that writes the files of a run and returns its RunExport; `steps` rows in the log, `changes` into summary.json."""
 
-    def write(variant="bradley_terry", seed=0, *, run_key="key0", steps=3, overall=0.61, experiment="paper", configured="paper", **changes):
+    def write(
+        variant="bradley_terry",
+        seed=0,
+        *,
+        run_key="key0",
+        steps=3,
+        overall=0.61,
+        experiment="paper",
+        configured="paper",
+        **changes,
+    ):
         folder = tmp_path / "files" / variant / f"seed{seed}"
         folder.mkdir(parents=True, exist_ok=True)
-        identity = {"experiment": configured, "run_key": run_key, "variant": variant, "method": "bradley_terry", "seed": seed}
+        identity = {
+            "experiment": configured,
+            "run_key": run_key,
+            "variant": variant,
+            "method": "bradley_terry",
+            "seed": seed,
+        }
         summary = identity | {
             "settings": {"label_smoothing": 0.1},
             "training": {"learning_rate": 1e-5, "betas": [0.9, 0.99]},
@@ -69,11 +85,19 @@ def finished_run(tmp_path):
             "metrics": {"train_loss": 0.5, "validation_loss": None},
             "provenance": {"git_commit": "c0ffee", "git_dirty": False},
         }
-        report = {"metrics": {"overall": overall, "hard": 0.4}, "tie_rate": 0.0, "n_scored": 129, "n_total": 129, "n_truncated": 3}
+        report = {
+            "metrics": {"overall": overall, "hard": 0.4},
+            "tie_rate": 0.0,
+            "n_scored": 129,
+            "n_total": 129,
+            "n_truncated": 3,
+        }
         files = RunFiles(folder / "summary.json", folder / "metrics.json", folder / "metrics.jsonl", folder / "model")
         files.summary.write_text(json.dumps(summary | changes))
         files.metrics.write_text(json.dumps(identity | {"benchmarks": {"rm_bench": report}}))
-        rows = [{"step": step, "time": step * 0.5, "loss": 1 / step, "learning_rate": 1e-5} for step in range(1, steps + 1)]
+        rows = [
+            {"step": step, "time": step * 0.5, "loss": 1 / step, "learning_rate": 1e-5} for step in range(1, steps + 1)
+        ]
         files.training_log.write_text("".join(json.dumps(row) + "\n" for row in rows))
         return RunExport(files, experiment)
 

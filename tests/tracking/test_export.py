@@ -69,7 +69,11 @@ def test_a_run_is_stored_with_everything_that_belongs_to_it(store, client, finis
         {"num_rows": 100},
     )
     model = client.get_logged_model(tags["model_id"])
-    assert (str(model.status), model.source_run_id, model.tags["checkpoint"]) == ("READY", stored.info.run_id, str(files.model))
+    assert (str(model.status), model.source_run_id, model.tags["checkpoint"]) == (
+        "READY",
+        stored.info.run_id,
+        str(files.model),
+    )
     assert {m.key: m.value for m in model.metrics}["rm_bench/overall"] == 0.61
     assert not (tmp_path / "mlruns").exists()
 
@@ -93,7 +97,9 @@ def test_two_variants_with_one_run_key_are_two_runs(store, client, finished_run,
 
 
 @pytest.mark.parametrize("calls", range(8))
-def test_an_export_that_was_cut_off_is_completed_without_doubling(store, client, finished_run, tmp_path, monkeypatch, calls):
+def test_an_export_that_was_cut_off_is_completed_without_doubling(
+    store, client, finished_run, tmp_path, monkeypatch, calls
+):
     """The store fails after `calls` of the eight calls that write; the next export gives what an uninterrupted one gives."""
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
@@ -137,7 +143,9 @@ def test_a_run_trained_anew_supersedes_the_older_one_and_back(store, client, fin
         experiment = client.get_experiment_by_name("paper").experiment_id
         return {run.data.tags["run_key"] for run in client.search_runs([experiment], "tags.superseded = 'true'")}
 
-    export_experiment([finished_run(run_key="old"), finished_run(seed=1, run_key="other seed")], tmp_path / "out", store)
+    export_experiment(
+        [finished_run(run_key="old"), finished_run(seed=1, run_key="other seed")], tmp_path / "out", store
+    )
     assert superseded() == set()
     export_experiment([finished_run(run_key="new")], tmp_path / "out", store)
     assert superseded() == {"old"}
@@ -161,7 +169,10 @@ def test_another_training_under_the_same_run_key_is_another_run(store, client, f
     export_experiment([finished_run(steps=3)], tmp_path / "out", store)
     export_experiment([finished_run(steps=4)], tmp_path / "out", store)
     runs = all_runs(client)
-    assert sorted((len(history(client, run, "train/loss")), run.data.tags.get("superseded")) for run in runs) == [(3, "true"), (4, "false")]
+    assert sorted((len(history(client, run, "train/loss")), run.data.tags.get("superseded")) for run in runs) == [
+        (3, "true"),
+        (4, "false"),
+    ]
 
 
 def test_a_scorer_without_training_has_no_steps(store, client, finished_run, tmp_path):
@@ -229,7 +240,11 @@ def test_a_server_lost_on_the_way_leaves_the_rest_pending(store, client, finishe
     monkeypatch.setattr(export, "_export", lost_after_the_first)
     monkeypatch.setattr(export, "unreachable_reason", lambda uri: next(answers))
     results = export_experiment([finished_run(seed=s, run_key=f"k{s}") for s in range(3)], tmp_path / "out", store)
-    assert [(r["status"], r.get("reason")) for r in results] == [("exported", None), ("pending", "gone"), ("pending", "gone")]
+    assert [(r["status"], r.get("reason")) for r in results] == [
+        ("exported", None),
+        ("pending", "gone"),
+        ("pending", "gone"),
+    ]
 
 
 def test_a_run_that_cannot_be_stored_leaves_the_others_stored(store, client, finished_run, tmp_path, monkeypatch):
@@ -244,7 +259,9 @@ def test_a_run_that_cannot_be_stored_leaves_the_others_stored(store, client, fin
         return original(client, record, experiment)
 
     monkeypatch.setattr(export, "_export", refused_for_seed_1)
-    results = export_experiment([finished_run(seed=seed, run_key=f"k{seed}") for seed in range(3)], tmp_path / "out", store)
+    results = export_experiment(
+        [finished_run(seed=seed, run_key=f"k{seed}") for seed in range(3)], tmp_path / "out", store
+    )
     assert [result["status"] for result in results] == ["exported", "pending", "exported"]
     assert results[1]["reason"] == "MlflowException: a value is too long"
     assert sorted(run.data.tags["seed"] for run in all_runs(client)) == ["0", "2"]

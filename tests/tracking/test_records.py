@@ -11,7 +11,9 @@ from rm_methods.tracking.records import PARAM_LENGTH, legal_name, params_of, rea
 
 
 def test_params_are_flattened_and_empty_sections_left_out():
-    assert params_of({"settings": {"a": {"b": 1}, "c": None}, "training": {"lr": 1e-5, "betas": [0.9, 0.99]}, "backbone": {}}) == {
+    assert params_of(
+        {"settings": {"a": {"b": 1}, "c": None}, "training": {"lr": 1e-5, "betas": [0.9, 0.99]}, "backbone": {}}
+    ) == {
         "settings.a.b": "1",
         "settings.c": "null",
         "training.lr": "1e-05",
@@ -63,7 +65,9 @@ def test_a_last_line_that_was_cut_off_is_left_out_and_reported(tmp_path):
     assert (len(steps), cut_line) == (1, True)
 
 
-@pytest.mark.parametrize("bad", ["not json", "[1, 2]", '{"loss": 0.5}', '{"step": "two", "loss": 0.5}', '{"step": true}'])
+@pytest.mark.parametrize(
+    "bad", ["not json", "[1, 2]", '{"loss": 0.5}', '{"step": "two", "loss": 0.5}', '{"step": true}']
+)
 def test_a_bad_line_inside_the_log_names_file_and_row(tmp_path, bad):
     log = tmp_path / "metrics.jsonl"
     log.write_text(f'{{"step": 1, "loss": 0.9}}\n{bad}\n{{"step": 3, "loss": 0.7}}\n')

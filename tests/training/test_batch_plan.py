@@ -78,14 +78,22 @@ def test_the_number_of_steps_is_the_budget_whatever_the_number_of_items(steps):
 def test_epochs_have_different_orders():
     items = [item(1, 1, 1)] * 30
     plan = plan_steps(
-        items, steps=2 * -(-len(items) // 10), pairs_per_step=10, tokens_per_microbatch=30, ranks=1, layout="packed", **OPTIONS
+        items,
+        steps=2 * -(-len(items) // 10),
+        pairs_per_step=10,
+        tokens_per_microbatch=30,
+        ranks=1,
+        layout="packed",
+        **OPTIONS,
     )
     assert sorted(plan[0].indices) != sorted(plan[3].indices)
 
 
 def test_cost_by_hand():
     # One pair: prompt 4, chosen 3, rejected 2.  Alone it is 7 + 6 = 13 tokens; packed it is one row of 9.
-    plan = plan_steps([item(4, 3, 2)] * 2, steps=3, pairs_per_step=2, tokens_per_microbatch=100, ranks=1, layout="packed", **OPTIONS)
+    plan = plan_steps(
+        [item(4, 3, 2)] * 2, steps=3, pairs_per_step=2, tokens_per_microbatch=100, ranks=1, layout="packed", **OPTIONS
+    )
     assert plan_cost(plan, [item(4, 3, 2)] * 2, "packed") == {
         "pairs_seen": 6, "tokens": 6 * 13, "launched_tokens": 3 * 2 * 9, "optimizer_steps": 3, "forwards": 3,
     }  # fmt: skip
@@ -94,7 +102,9 @@ def test_cost_by_hand():
 @pytest.mark.parametrize(("pairs", "ranks"), [(1, 2), (3, 4)])
 def test_fewer_pairs_than_ranks_are_filled_up_without_weight(pairs, ranks):
     items = [item(3, 2, 2)] * pairs
-    (step,) = plan_steps(items, steps=1, pairs_per_step=8, tokens_per_microbatch=100, ranks=ranks, layout="packed", **OPTIONS)
+    (step,) = plan_steps(
+        items, steps=1, pairs_per_step=8, tokens_per_microbatch=100, ranks=ranks, layout="packed", **OPTIONS
+    )
     assert sorted(step.indices) == list(range(pairs))
     assert step.micro_batches == pairs
     assert all(len(rank) == 1 for rank in step.ranks)

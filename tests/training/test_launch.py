@@ -14,15 +14,25 @@ import pytest
 import yaml
 
 from rm_methods.errors import UserError
-from rm_methods.run_lock import LOCK
+from rm_methods.system.run_lock import LOCK
 from rm_methods.training import launch
-from rm_methods.training.launch import check_gpus, full_disk_explained, launch_ranks, several_nodes_command, stops_on_signals
+from rm_methods.training.launch import (
+    check_gpus,
+    full_disk_explained,
+    launch_ranks,
+    several_nodes_command,
+    stops_on_signals,
+)
 from tests.conftest import REPOSITORY, experiment_config
 
 
 @pytest.fixture(autouse=True)
 def no_slurm(monkeypatch):
-    for name in [name for name in os.environ if name.startswith("SLURM_")] + ["CUDA_VISIBLE_DEVICES", launch.STAND_INS, "MASTER_ADDR"]:
+    for name in [name for name in os.environ if name.startswith("SLURM_")] + [
+        "CUDA_VISIBLE_DEVICES",
+        launch.STAND_INS,
+        "MASTER_ADDR",
+    ]:
         monkeypatch.delenv(name, raising=False)
 
 
@@ -41,7 +51,12 @@ def seen_by_torch(monkeypatch, count):
         (2, "0,1", 2, None),
         (1, "GPU-8c5", 1, None),
         (0, None, 4, None),
-        (2, "0", 1, r"resources.gpus: 2 GPUs were asked for, but Slurm job 17 on .* shows 1 \(CUDA_VISIBLE_DEVICES=0\)"),
+        (
+            2,
+            "0",
+            1,
+            r"resources.gpus: 2 GPUs were asked for, but Slurm job 17 on .* shows 1 \(CUDA_VISIBLE_DEVICES=0\)",
+        ),
         (1, "0,1,2", 3, "1 GPUs were asked for, but .* shows 3"),
         (2, "", 0, r"shows 0 \(CUDA_VISIBLE_DEVICES=\)"),
         (2, None, 8, r"shows 8 \(CUDA_VISIBLE_DEVICES is not set\)"),
@@ -97,7 +112,9 @@ def test_the_command_for_several_nodes_starts_one_torchrun_on_each():
     assert on_cpus[-2] == f"--rdzv_endpoint={os.uname().nodename}:29500"
 
 
-@pytest.mark.parametrize(("job", "there", "problem"), [(None, None, "this is not a Slurm job"), ("17", 1, "Slurm job 17 has 1")])
+@pytest.mark.parametrize(
+    ("job", "there", "problem"), [(None, None, "this is not a Slurm job"), ("17", 1, "Slurm job 17 has 1")]
+)
 def test_nodes_that_are_not_there_are_refused(tmp_path, monkeypatch, job, there, problem):
     if job:
         monkeypatch.setenv("SLURM_JOB_ID", job)
@@ -143,7 +160,9 @@ def test_a_signal_ends_the_block_like_an_error(number, capsys):
     [
         OSError(errno.ENOSPC, "No space left on device"),
         OSError(errno.EDQUOT, "Disk quota exceeded"),
-        RuntimeError("[enforce fail at inline_container.cc:820] . PytorchStreamWriter failed writing file data/3: file write failed"),
+        RuntimeError(
+            "[enforce fail at inline_container.cc:820] . PytorchStreamWriter failed writing file data/3: file write failed"
+        ),
         RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 192320 vs 192212"),
         ValueError("Error while serializing: I/O error: No space left on device (os error 28)"),
     ],
@@ -176,8 +195,19 @@ def train_command(prepared, folder, epochs, out, work):
     """A real training that writes a checkpoint every five steps, on a copy of the package that nobody edits meanwhile."""
     config = experiment_config(folder / "configuration", training={"epochs": epochs, "checkpoint_every_steps": 5})
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
-    shutil.copytree(REPOSITORY / "rm_methods", folder / "code" / "rm_methods", ignore=shutil.ignore_patterns("__pycache__"))
-    command = [sys.executable, "-m", "rm_methods.cli", "train", "--config", folder / "config.yaml", "--variant", "bradley_terry"]
+    shutil.copytree(
+        REPOSITORY / "rm_methods", folder / "code" / "rm_methods", ignore=shutil.ignore_patterns("__pycache__")
+    )
+    command = [
+        sys.executable,
+        "-m",
+        "rm_methods.cli",
+        "train",
+        "--config",
+        folder / "config.yaml",
+        "--variant",
+        "bradley_terry",
+    ]
     command += ["--seed", "0", "--pairs", prepared[0], "--backbone", prepared[1], "--out", out, "--work", work]
     return [str(word) for word in command], os.environ | {"PYTHONPATH": str(folder / "code")}
 
@@ -200,7 +230,11 @@ def test_a_terminated_training_leaves_its_checkpoint_and_nothing_half_written(pr
     command, environment = train_command(prepared, tmp_path, 100, tmp_path / "run", tmp_path / "work")
     process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 60
-    while not list((tmp_path / "work").glob("*/checkpoint-*/complete")) and time.monotonic() < deadline and process.poll() is None:
+    while (
+        not list((tmp_path / "work").glob("*/checkpoint-*/complete"))
+        and time.monotonic() < deadline
+        and process.poll() is None
+    ):
         time.sleep(0.02)
     assert (tmp_path / "run" / LOCK).exists()
     process.terminate()

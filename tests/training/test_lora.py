@@ -11,7 +11,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from rm_methods.config import resolve
+from rm_methods.config.resolve import resolve
 from rm_methods.errors import ConfigError, UserError
 from rm_methods.reward_models.backbones import load_classifier
 from rm_methods.training import run as running
@@ -120,7 +120,9 @@ def test_a_resumed_run_equals_the_uninterrupted_one(prepared, tmp_path, monkeypa
     assert losses(tmp_path / "killed") == losses(tmp_path / "whole")
 
 
-@pytest.mark.parametrize("change", [{"gradient_checkpointing": True}, {"layout": "plain"}, {"tokens_per_microbatch": 100}])
+@pytest.mark.parametrize(
+    "change", [{"gradient_checkpointing": True}, {"layout": "plain"}, {"tokens_per_microbatch": 100}]
+)
 def test_how_it_is_computed_does_not_change_what_is_learnt(prepared, run, tmp_path, change):
     changed = trained(prepared, tmp_path, epochs=3, **change)
     assert losses(changed) == pytest.approx(losses(run), abs=1e-4)
@@ -175,12 +177,16 @@ def test_a_linear_probe_has_no_adapters(prepared, tmp_path):
     folder = trained(prepared, tmp_path, "linear_probe", {"linear_probe": {}})
     assert json.loads((folder / "summary.json").read_text())["training"]["lora"] is None
     before = starting_weights(prepared)
-    assert {name for name, weight in weights(folder).items() if not torch.equal(weight, before[name])} == {"score.weight"}
+    assert {name for name, weight in weights(folder).items() if not torch.equal(weight, before[name])} == {
+        "score.weight"
+    }
 
 
 @pytest.mark.parametrize("name", ["q_prj", "proj", "embed_tokens", "score", "self_attn"])
 def test_a_layer_that_is_not_there_is_named_with_those_that_are(prepared, tmp_path, name):
-    with pytest.raises(UserError, match=rf"no linear layer '{name}'.*Allowed: down_proj, gate_proj, k_proj, o_proj, q_proj, up_proj"):
+    with pytest.raises(
+        UserError, match=rf"no linear layer '{name}'.*Allowed: down_proj, gate_proj, k_proj, o_proj, q_proj, up_proj"
+    ):
         trained(prepared, tmp_path, lora=SMALL | {"target_modules": ["v_proj", name]})
     assert not (tmp_path / "metrics.jsonl").exists()
 
@@ -225,10 +231,21 @@ def test_a_variant_has_the_experiments_lora_or_its_own():
     config = resolve(minimal(SMALL, methods))
     assert resolve(config) == config
     found = {name: entry["lora"] for name, entry in config["methods"].items()}
-    assert found == {"bradley_terry": LORA, "wide": LORA | {"rank": 64}, "joint_decoder": LORA, "longest": None, "full": None}
+    assert found == {
+        "bradley_terry": LORA,
+        "wide": LORA | {"rank": 64},
+        "joint_decoder": LORA,
+        "longest": None,
+        "full": None,
+    }
     config = resolve(minimal("absent", methods))
     assert config["training"]["lora"] is None
-    assert config["methods"]["wide"]["lora"] == {"rank": 64, "alpha": 32, "dropout": 0.0, "target_modules": "all-linear"}
+    assert config["methods"]["wide"]["lora"] == {
+        "rank": 64,
+        "alpha": 32,
+        "dropout": 0.0,
+        "target_modules": "all-linear",
+    }
     assert config["methods"]["bradley_terry"]["lora"] is None
     with pytest.raises(ConfigError, match=r"methods\.longest\.lora: unknown key"):
         resolve(minimal("absent", {"longest": {"lora": SMALL}}))
@@ -261,15 +278,24 @@ def stored(prepared, tmp_path) -> tuple[Path, Path]:
     folder = tmp_path / "stored"
     shutil.copytree(prepared[1], folder)
     load_classifier(prepared[1], prepared[2]["backbone"], seed=0).save_pretrained(folder)
-    (folder / "backbone.json").write_text(json.dumps({"kind": "pretrained", "weights": "here", "revision": None, "source": str(folder)}))
+    (folder / "backbone.json").write_text(
+        json.dumps({"kind": "pretrained", "weights": "here", "revision": None, "source": str(folder)})
+    )
     return prepared[0], folder
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("stage", "dtype"), [("zero3", "float32"), ("zero3", "bfloat16"), ("zero2", "bfloat16"), (None, "bfloat16")])
+@pytest.mark.parametrize(
+    ("stage", "dtype"), [("zero3", "float32"), ("zero3", "bfloat16"), ("zero2", "bfloat16"), (None, "bfloat16")]
+)
 def test_pretrained_weights_in_shards_and_in_16_bits_get_the_same_adapters(stored, tmp_path, stage, dtype):
     for ranks in (1, 2):
-        options = {"epochs": 3, "lora": SMALL, "precision": "fp32" if dtype == "float32" else "bf16", "processes": ranks}
+        options = {
+            "epochs": 3,
+            "lora": SMALL,
+            "precision": "fp32" if dtype == "float32" else "bf16",
+            "processes": ranks,
+        }
         command = train_command(stored, tmp_path / str(ranks), **options, deepspeed=stage if ranks == 2 else None)
         file = tmp_path / str(ranks) / "config.yaml"
         config = yaml.safe_load(file.read_text())
@@ -293,7 +319,9 @@ def test_a_run_that_was_killed_on_two_ranks_continues(prepared, tmp_path, stage,
     folder = tmp_path / "killed"
     command = train_command(prepared, folder, **options, processes=2, deepspeed=stage)
     killed_in_training(command, folder)
-    assert "resumes from" in run_to_the_end(train_command(prepared, folder, **options, processes=ranks, deepspeed=stage))
+    assert "resumes from" in run_to_the_end(
+        train_command(prepared, folder, **options, processes=ranks, deepspeed=stage)
+    )
     assert losses(folder) == pytest.approx(losses(tmp_path / "whole"), abs=1e-3)
     ours, theirs = weights(tmp_path / "whole"), weights(folder)
     assert max(float((ours[name] - theirs[name]).abs().max()) for name in ours) < 5e-3

@@ -21,7 +21,9 @@ from tests.conftest import experiment_config
 LONG = {"processes": 2, "epochs": 12, "checkpoint_every_steps": 12}  # 72 steps
 
 
-def train_command(prepared, folder: Path, variant: str = "bradley_terry", teacher: Path | None = None, **training) -> list[str]:
+def train_command(
+    prepared, folder: Path, variant: str = "bradley_terry", teacher: Path | None = None, **training
+) -> list[str]:
     """`rm-methods train` for a run in `folder`, whose configuration is written there."""
     teachers = {
         "joint_encoder": {"masked_language_epochs": 1, "epochs": 1},
@@ -30,21 +32,45 @@ def train_command(prepared, folder: Path, variant: str = "bradley_terry", teache
     methods = {"bradley_terry": {}, **teachers, "interaction_distillation": {}}
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.yaml").write_text(yaml.safe_dump(experiment_config(folder, methods=methods, training=training)))
-    command = [sys.executable, "-m", "rm_methods.cli", "train", "--config", folder / "config.yaml", "--variant", variant]
-    command += ["--seed", "0", "--pairs", prepared[0], "--backbone", prepared[1], "--out", folder, "--work", folder / "work"]
+    command = [
+        sys.executable,
+        "-m",
+        "rm_methods.cli",
+        "train",
+        "--config",
+        folder / "config.yaml",
+        "--variant",
+        variant,
+    ]
+    command += [
+        "--seed",
+        "0",
+        "--pairs",
+        prepared[0],
+        "--backbone",
+        prepared[1],
+        "--out",
+        folder,
+        "--work",
+        folder / "work",
+    ]
     return [str(word) for word in command] + ([f"--required=teacher={teacher}"] if teacher else [])
 
 
 def run_to_the_end(command: list[str]) -> str:
     """Standard error of a run that must succeed."""
-    done = subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=400)
+    done = subprocess.run(
+        command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=400
+    )
     assert done.returncode == 0, done.stderr[-4000:]
     return done.stderr
 
 
 def ranks_of(process: subprocess.Popen) -> list[psutil.Process]:
     """The rank processes of a running training: they have no children that train."""
-    found = [p for p in psutil.Process(process.pid).children(recursive=True) if "rm_methods.cli" in " ".join(p.cmdline())]
+    found = [
+        p for p in psutil.Process(process.pid).children(recursive=True) if "rm_methods.cli" in " ".join(p.cmdline())
+    ]
     return [p for p in found if "torch.distributed.run" not in p.cmdline()]
 
 
@@ -58,7 +84,9 @@ def killed_in_training(command: list[str], folder: Path, checkpoints: str = "*/c
         Seconds until everything had ended, and standard error.
     """
     with (folder / "stderr.txt").open("w") as errors:
-        process = subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL, stderr=errors)
+        process = subprocess.Popen(
+            command, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL, stderr=errors
+        )
         deadline = time.monotonic() + 200
         while not list((folder / "work").glob(f"{checkpoints}/complete")):
             assert process.poll() is None, (folder / "stderr.txt").read_text()[-3000:]
@@ -79,7 +107,9 @@ def losses(folder: Path) -> list[float]:
     return [json.loads(line)["loss"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.parametrize("stage", ["zero2", *(pytest.param(s, marks=pytest.mark.slow) for s in (None, "zero1", "zero3", "zero3_offload"))])
+@pytest.mark.parametrize(
+    "stage", ["zero2", *(pytest.param(s, marks=pytest.mark.slow) for s in (None, "zero1", "zero3", "zero3_offload"))]
+)
 def test_a_killed_rank_stops_the_others_and_the_rerun_ends_with_the_same_weights(prepared, tmp_path, stage):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     run_to_the_end(train_command(prepared, whole, **LONG, deepspeed=stage))

@@ -45,7 +45,9 @@ def test_the_number_of_steps_is_that_of_the_pairs_given(prepared, tmp_path, monk
         return [replace(pair, pair_id=f"{pair.pair_id}-{k}") for pair in pairs for k in range(copies)]
 
     monkeypatch.setattr(BradleyTerry, "transform_pairs", some_or_more)
-    summary = train(experiment_config(tmp_path, training={"epochs": 2}), "bradley_terry", 0, run_files(prepared, tmp_path))
+    summary = train(
+        experiment_config(tmp_path, training={"epochs": 2}), "bradley_terry", 0, run_files(prepared, tmp_path)
+    )
     # 48 pairs, 8 in a step, 2 epochs.
     assert summary["cost"]["optimizer_steps"] == 12
     assert summary["cost"]["pairs_seen"] == 96
@@ -64,7 +66,10 @@ def test_a_missing_run_of_another_variant_is_named(prepared, tmp_path):
 
 def test_the_cost_counts_every_pass(prepared, tmp_path):
     methods = {"bradley_terry": {}, "contrastive": {}}
-    costs = [train(experiment_config(tmp_path, methods=methods), name, 0, run_files(prepared, tmp_path / name))["cost"] for name in methods]
+    costs = [
+        train(experiment_config(tmp_path, methods=methods), name, 0, run_files(prepared, tmp_path / name))["cost"]
+        for name in methods
+    ]
     assert [costs[1][key] for key in ("tokens", "forwards")] == [2 * costs[0][key] for key in ("tokens", "forwards")]
     assert costs[1]["optimizer_steps"] == costs[0]["optimizer_steps"]
 
@@ -75,7 +80,11 @@ def test_the_trained_model_is_gone_before_the_saved_one_is_loaded(prepared, tmp_
 
     def watched_fit(method, model, *rest):
         trainer = fit(method, model, *rest)
-        held["before"] = {"model": weakref.ref(model), "trainer": weakref.ref(trainer), "optimizer": weakref.ref(trainer.optimizer)}
+        held["before"] = {
+            "model": weakref.ref(model),
+            "trainer": weakref.ref(trainer),
+            "optimizer": weakref.ref(trainer.optimizer),
+        }
         return trainer
 
     def watched_validation(*args):
@@ -85,6 +94,8 @@ def test_the_trained_model_is_gone_before_the_saved_one_is_loaded(prepared, tmp_
     monkeypatch.setattr(running, "fit", watched_fit)
     monkeypatch.setattr(running, "_validation", watched_validation)
     training = {"checkpoint_every_steps": 2, "lora": {"rank": 2, "alpha": 4}}
-    summary = train(experiment_config(tmp_path, methods={method: {}}, training=training), method, 0, run_files(prepared, tmp_path))
+    summary = train(
+        experiment_config(tmp_path, methods={method: {}}, training=training), method, 0, run_files(prepared, tmp_path)
+    )
     assert held["then"] == []
     assert summary["metrics"]["validation_pairs"] == 12

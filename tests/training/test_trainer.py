@@ -71,7 +71,8 @@ def test_equal_seeds_give_equal_weights_and_other_seeds_do_not(prepared, tmp_pat
 
 
 @pytest.mark.parametrize(
-    "change", [{"tokens_per_microbatch": 100}, {"tokens_per_microbatch": 4000}, {"layout": "plain"}, {"layout": "packed"}]
+    "change",
+    [{"tokens_per_microbatch": 100}, {"tokens_per_microbatch": 4000}, {"layout": "plain"}, {"layout": "packed"}],
 )
 def test_how_a_step_is_cut_does_not_change_what_is_learnt(prepared, tmp_path, change):
     losses = []
@@ -88,7 +89,9 @@ def make_trainer(prepared, tmp_path, pairs, tokenizer, budget, method=BRADLEY_TE
     config = configuration(tmp_path)
     items = tokenizer.encode((p.prompt, (p.chosen, p.rejected)) for p in pairs)
     model = RewardModel(load_classifier(prepared[1], config["backbone"], 0))
-    plan = plan_steps(items, steps=1, pairs_per_step=len(pairs), tokens_per_microbatch=budget, seed=0, ranks=1, layout="packed")
+    plan = plan_steps(
+        items, steps=1, pairs_per_step=len(pairs), tokens_per_microbatch=budget, seed=0, ranks=1, layout="packed"
+    )
     arguments = training_arguments(config["training"], seed, tmp_path / "work", len(plan))
     steps = PlannedSteps(plan, pairs, items, "packed", 0, tokenizer.pad_id)
     return RewardTrainer(method=load_method(*method), steps=steps, model=model, args=arguments), steps, model
@@ -148,7 +151,9 @@ def test_a_resumed_run_equals_the_uninterrupted_one(prepared, tmp_path, monkeypa
 
 def test_a_resumed_log_keeps_whole_lines_up_to_the_checkpoint_and_refuses_a_broken_one(tmp_path):
     log_file = tmp_path / "metrics.jsonl"
-    log_file.write_text("".join(f'{{"step": {k}, "time": {k}.5, "loss": 0.{k}}}\n' for k in (1, 2, 3)) + '{"step": 2, "time": 9')
+    log_file.write_text(
+        "".join(f'{{"step": {k}, "time": {k}.5, "loss": 0.{k}}}\n' for k in (1, 2, 3)) + '{"step": 2, "time": 9'
+    )
     resumed = RunLog([], log_file, "run")
     begin = (TrainingArguments(output_dir=str(tmp_path), report_to=[]), TrainerState(global_step=2), None)
     resumed.on_train_begin(*begin)
@@ -210,7 +215,9 @@ def test_a_content_blind_scorer_needs_no_training(prepared, tmp_path):
 
 def test_a_resumed_run_logs_a_methods_own_terms_as_the_uninterrupted_one(prepared, tmp_path, monkeypatch):
     methods = {"inform": {}}
-    config = experiment_config(tmp_path, methods=methods, training={"epochs": 2, "checkpoint_every_steps": 4, "log_every_steps": 2})
+    config = experiment_config(
+        tmp_path, methods=methods, training={"epochs": 2, "checkpoint_every_steps": 4, "log_every_steps": 2}
+    )
     train(config, "inform", 0, run_files(prepared, tmp_path / "whole"))
     with monkeypatch.context() as patch:
         killed_after(patch, 9)
@@ -250,7 +257,9 @@ def test_what_the_files_say_that_settings_name_is_part_of_the_run_key(tmp_path):
     for text in ("one", "two", "two"):
         template.write_text(text)
         config = experiment_config(
-            tmp_path, backbone={"chat_template": str(template)}, methods={"bradley_terry": {}, "meta_rm": {"samples": str(samples)}}
+            tmp_path,
+            backbone={"chat_template": str(template)},
+            methods={"bradley_terry": {}, "meta_rm": {"samples": str(samples)}},
         )
         keys.append((run_key(config, "bradley_terry", 0, "pairs"), run_key(config, "meta_rm", 0, "pairs")))
         if len(keys) == 2:
@@ -331,7 +340,9 @@ def test_gradients_are_clipped_to_the_norm_that_the_configuration_names(prepared
     """Adam divides by sqrt(v) + 1e-8, so a gradient clipped far below 1e-8 moves nothing and every step has the loss of the start."""
     losses = {}
     for norm in (1e-14, 1.0):
-        config = configuration(tmp_path, max_gradient_norm=norm, weight_decay=0.0, pairs_per_step=48, epochs=3, schedule="constant")
+        config = configuration(
+            tmp_path, max_gradient_norm=norm, weight_decay=0.0, pairs_per_step=48, epochs=3, schedule="constant"
+        )
         train(config, "bradley_terry", 0, run_files(prepared, tmp_path / str(norm)))
         losses[norm] = [row["loss"] for row in log(tmp_path / str(norm) / "metrics.jsonl")]
     assert losses[1e-14] == pytest.approx([losses[1e-14][0]] * 3, abs=1e-5)

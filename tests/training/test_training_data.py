@@ -13,7 +13,9 @@ from tests.conftest import experiment_config, made_up_pairs
 
 
 def test_a_level_of_noise_flips_the_same_pairs_for_every_variant_and_seed(prepared, tmp_path):
-    config = experiment_config(tmp_path, noise_levels=[{"rate": 0.0}, {"rate": 0.25}], methods={"bradley_terry": {}, "label_smoothing": {}})
+    config = experiment_config(
+        tmp_path, noise_levels=[{"rate": 0.0}, {"rate": 0.25}], methods={"bradley_terry": {}, "label_smoothing": {}}
+    )
     clean = read_pairs(prepared[0], splits=["train"])
     assert training_pairs(config, "bradley_terry", prepared[0])[0] == clean
     noisy, counts = training_pairs(config, "bradley_terry_noise25", prepared[0])

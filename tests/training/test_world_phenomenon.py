@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from rm_methods.benchmarks.item import BenchmarkItem
-from rm_methods.config import load_config
+from rm_methods.config.resolve import load_config
 from rm_methods.preferences.pair import read_pairs
 from rm_methods.preferences.prepare import prepare
 from rm_methods.reward_models.backbones import prepare_backbone
@@ -18,7 +18,12 @@ from tests.conftest import REPOSITORY
 def test_bradley_terry_is_good_on_iid_and_much_worse_where_the_cue_lies(tmp_path):
     config = load_config([REPOSITORY / "config" / "quickstart.yaml"])
     files = RunFiles(
-        tmp_path / "pairs.parquet", tmp_path / "backbone", tmp_path / "model", tmp_path / "m.jsonl", tmp_path / "s.json", tmp_path / "work"
+        tmp_path / "pairs.parquet",
+        tmp_path / "backbone",
+        tmp_path / "model",
+        tmp_path / "m.jsonl",
+        tmp_path / "s.json",
+        tmp_path / "work",
     )
     prepare(config["data"], files.pairs, tmp_path / "report.json")
     prepare_backbone(config["backbone"], read_pairs(files.pairs, ["train"]), files.backbone)
@@ -26,9 +31,14 @@ def test_bradley_terry_is_good_on_iid_and_much_worse_where_the_cue_lies(tmp_path
     accuracy = {}
     scorer = load_scorer(files.model, ScoringSettings(max_length=512, threads=1))
     for split in ("iid", "cue_neutral", "cue_reversed"):
-        items = [BenchmarkItem(p.pair_id, split, p.prompt, [p.chosen, p.rejected], 0) for p in read_pairs(files.pairs, [split])]
+        items = [
+            BenchmarkItem(p.pair_id, split, p.prompt, [p.chosen, p.rejected], 0)
+            for p in read_pairs(files.pairs, [split])
+        ]
         scores = [row.score for row in scorer.score(items)]
-        accuracy[split] = sum(chosen > rejected for chosen, rejected in zip(scores[::2], scores[1::2], strict=True)) / len(items)
+        accuracy[split] = sum(
+            chosen > rejected for chosen, rejected in zip(scores[::2], scores[1::2], strict=True)
+        ) / len(items)
     assert accuracy["iid"] > 0.82, accuracy
     assert accuracy["iid"] - accuracy["cue_reversed"] >= 0.10, accuracy
     assert accuracy["iid"] > accuracy["cue_neutral"] > accuracy["cue_reversed"], accuracy

@@ -21,7 +21,10 @@ from tests.training.test_rank_failure import killed_in_training, losses, run_to_
 # is already 1.3e-3 away from itself in Interaction Distillation.
 # The decay is strong, and norms have none of it: where DeepSpeed let them decay, they would end 8% away.
 STEADY = {"epochs": 9, "learning_rate": 3e-4, "checkpoint_every_steps": 20, "weight_decay": 5.0}
-STAGES = ["zero2", *(pytest.param(s, marks=pytest.mark.slow) for s in (None, "zero0", "zero1", "zero3", "zero3_offload"))]
+STAGES = [
+    "zero2",
+    *(pytest.param(s, marks=pytest.mark.slow) for s in (None, "zero0", "zero1", "zero3", "zero3_offload")),
+]
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +58,9 @@ def test_a_run_that_was_killed_on_two_ranks_continues_on_one(prepared, one_rank,
 @pytest.mark.parametrize("stage", ["zero2", "zero3"])
 def test_a_run_that_was_killed_on_two_ranks_continues_on_three(prepared, one_rank, tmp_path, stage):
     killed_in_training(train_command(prepared, tmp_path, **STEADY, processes=2, deepspeed=stage), tmp_path)
-    assert "converting it for 3" in run_to_the_end(train_command(prepared, tmp_path, **STEADY, processes=3, deepspeed=stage))
+    assert "converting it for 3" in run_to_the_end(
+        train_command(prepared, tmp_path, **STEADY, processes=3, deepspeed=stage)
+    )
     assert_alike(tmp_path, one_rank)
     assert json.loads((tmp_path / "summary.json").read_text())["cost"]["world_size"] == 3
 
@@ -77,7 +82,10 @@ def test_bradley_terry_and_distillation_lose_alike_over_fifty_steps_on_every_sta
 def test_checkpoints_belong_to_a_method_and_not_to_a_world_size(tmp_path):
     config = experiment_config(tmp_path, methods={"bradley_terry": {}, "hinge": {}}, training={"processes": 4})
     other = experiment_config(tmp_path, methods={"bradley_terry": {}, "hinge": {}}, training={"processes": 2})
-    folders = [run_key(resume.without_world_size(c), v, 0, "hash") for c, v in ((config, "bradley_terry"), (other, "bradley_terry"))]
+    folders = [
+        run_key(resume.without_world_size(c), v, 0, "hash")
+        for c, v in ((config, "bradley_terry"), (other, "bradley_terry"))
+    ]
     assert folders[0] == folders[1]
     assert folders[0] != run_key(resume.without_world_size(config), "hinge", 0, "hash")
     assert run_key(config, "bradley_terry", 0, "hash") != run_key(other, "bradley_terry", 0, "hash")
@@ -105,7 +113,9 @@ def test_a_checkpoint_of_the_same_world_size_is_left_as_it_is(tmp_path):
 def test_a_checkpoint_that_cannot_be_converted_is_kept_and_the_error_says_what_to_do(tmp_path, monkeypatch):
     checkpoint = checkpoint_of(tmp_path / "zero", 2)
     monkeypatch.setattr(resume, "_CONVERTER", "rm_methods.errors.no_such_module")
-    with pytest.raises(UserError, match=r"written by 2 ranks.*for 3.*Continue with 2 ranks \(training\.processes") as failure:
+    with pytest.raises(
+        UserError, match=r"written by 2 ranks.*for 3.*Continue with 2 ranks \(training\.processes"
+    ) as failure:
         resume.fitted_to(checkpoint, 3)
     assert "it was not changed" in str(failure.value)
     assert len(list((checkpoint / "global_step5").iterdir())) == 2

@@ -25,7 +25,11 @@ def test_every_level_of_noise_is_trained_and_compared(tmp_path):
     header = " ".join((comparison / "table.md").read_text().splitlines()[0].split())
     assert "0% flips" in header
     assert "25% flips" in header
-    rows = [line.split("|")[1].strip() for line in (comparison / "table.md").read_text().splitlines() if line.startswith("|")][2:]
+    rows = [
+        line.split("|")[1].strip()
+        for line in (comparison / "table.md").read_text().splitlines()
+        if line.startswith("|")
+    ][2:]
     assert [row.replace("\\", "").strip("_*") for row in rows] == ["bradley_terry", "ensemble", "longest"]
     assert (comparison / "symmetric_25" / "table.txt").exists()
     assert list(comparison.glob("noise_world_*.png"))
@@ -46,5 +50,7 @@ def test_a_tuning_grid_ends_in_settings_that_a_configuration_takes(tmp_path):
     snakemake(folder)
     tuned = results(folder) / "tuning" / "tuned.yaml"
     assert set(yaml.safe_load(tuned.read_text())["settings"]["label_smoothing"]) == {"learning_rate"}
-    (folder / "config" / "smoke.yaml").write_text(yaml.safe_dump(SMOKE | QUIET | {"methods": {"label_smoothing": {}}, "tuned": str(tuned)}))
+    (folder / "config" / "smoke.yaml").write_text(
+        yaml.safe_dump(SMOKE | QUIET | {"methods": {"label_smoothing": {}}, "tuned": str(tuned)})
+    )
     assert planned(snakemake(folder, "-n"))["train"] == 1

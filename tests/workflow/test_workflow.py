@@ -51,7 +51,9 @@ def environment(folder: Path, **more: str) -> dict[str, str]:
 
 def snakemake(folder: Path, *arguments: str, check: bool = True, **variables: str) -> str:
     command = ["snakemake", *arguments, "--cores", "2", "--configfile", "config/smoke.yaml"]
-    done = subprocess.run(command, cwd=folder, env=environment(folder, **variables), capture_output=True, text=True, timeout=600)
+    done = subprocess.run(
+        command, cwd=folder, env=environment(folder, **variables), capture_output=True, text=True, timeout=600
+    )
     output = done.stdout + done.stderr
     if check:
         logs = "\n".join(f"== {p}\n{p.read_text()[-2000:]}" for p in (folder / "results").rglob("*.log"))
@@ -81,7 +83,12 @@ def test_dry_run_of_the_quickstart_shows_every_job(tmp_path):
     folder = checkout(tmp_path / "fresh")
     shutil.copytree(REPOSITORY / "config", folder / "config", dirs_exist_ok=True)
     done = subprocess.run(
-        ["snakemake", "-n", "--cores", "2"], cwd=folder, env=environment(folder), capture_output=True, text=True, timeout=120
+        ["snakemake", "-n", "--cores", "2"],
+        cwd=folder,
+        env=environment(folder),
+        capture_output=True,
+        text=True,
+        timeout=120,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert set(planned(done.stdout + done.stderr)) == {
@@ -92,7 +99,14 @@ def test_dry_run_of_the_quickstart_shows_every_job(tmp_path):
 
 def test_the_workflow_runs_to_the_end(finished):
     comparison = results(finished) / "comparison"
-    assert {p.name for p in comparison.iterdir()} >= {"table.txt", "table.md", "table.csv", "table.tex", "comparison.png", "comparison.svg"}
+    assert {p.name for p in comparison.iterdir()} >= {
+        "table.txt",
+        "table.md",
+        "table.csv",
+        "table.tex",
+        "comparison.png",
+        "comparison.svg",
+    }
     table = (comparison / "table.txt").read_text()
     for variant in SMOKE["methods"]:
         assert variant in table
@@ -137,7 +151,11 @@ def test_editing_a_methods_code_reruns_that_method_only(finished):
 @pytest.mark.parametrize(
     ("section", "value", "expected"),
     [
-        ("methods", {**SMOKE["methods"], "label_smoothing": {"smoothing": 0.2}}, {"train": 1, "score": 1, "evaluate": 1}),
+        (
+            "methods",
+            {**SMOKE["methods"], "label_smoothing": {"smoothing": 0.2}},
+            {"train": 1, "score": 1, "evaluate": 1},
+        ),
         ("seeds", [0, 1], {"train": 2, "score": 2, "evaluate": 2}),
         ("scoring", {"tokens_per_batch": 999}, {"score": 3, "evaluate": 3}),
         ("tracking", {"experiment": "other"}, {}),
@@ -159,8 +177,16 @@ def test_editing_the_data_and_its_card_makes_them_again(tmp_path):
     """A file of pairs that grows, a card whose revision is pinned, a chat template that changes."""
     folder = checkout(tmp_path / "own")
     pairs = folder / "pairs.jsonl"
-    pairs.write_text("".join(json.dumps({"prompt": f"p{k}", "chosen": f"good {k}", "rejected": f"bad {k}"}) + "\n" for k in range(20)))
-    own = {"data": {"dataset": "pairs.jsonl", "test_fraction": 0.2}, "benchmarks": {"heldout": {}}, "methods": {"longest": {}}}
+    pairs.write_text(
+        "".join(
+            json.dumps({"prompt": f"p{k}", "chosen": f"good {k}", "rejected": f"bad {k}"}) + "\n" for k in range(20)
+        )
+    )
+    own = {
+        "data": {"dataset": "pairs.jsonl", "test_fraction": 0.2},
+        "benchmarks": {"heldout": {}},
+        "methods": {"longest": {}},
+    }
     (folder / "config" / "smoke.yaml").write_text(yaml.safe_dump(SMOKE | own))
     snakemake(folder, "results/smoke/comparison/table.txt")
     assert "Nothing to be done" in snakemake(folder, "-n", "results/smoke/comparison/table.txt")
@@ -208,6 +234,9 @@ def test_a_killed_run_continues_from_its_checkpoint(finished, tmp_path):
     snakemake(folder, "--rerun-incomplete")
     log = (results(folder) / "logs" / "train" / "bradley_terry_seed0.log").read_text()
     assert "resumes from" in log
-    steps = [json.loads(line)["step"] for line in (results(folder) / "runs/bradley_terry/seed0/metrics.jsonl").read_text().splitlines()]
+    steps = [
+        json.loads(line)["step"]
+        for line in (results(folder) / "runs/bradley_terry/seed0/metrics.jsonl").read_text().splitlines()
+    ]
     assert steps == list(range(1, len(steps) + 1))
     assert len(steps) == 40 * 15

@@ -1,6 +1,6 @@
 # One job per variant and seed.  Checkpoints lie undeclared in work/<run key>/, because Snakemake deletes declared outputs of a job
 # that was killed; the job that runs next finds them and continues.  A job that is tried again (only profiles do that) asks for more memory.
-from rm_methods.cluster import train_resource
+from rm_methods.system.cluster import train_resource
 
 
 rule train:

@@ -54,6 +54,10 @@ class PreferenceMetric(evaluate.Metric):
             try:
                 label = json.loads(reference)
             except ValueError:
-                raise DataError(f"references, row {row}: {reference!r} is not JSON; text labels need their quotation marks.") from None
+                raise DataError(
+                    f"references, row {row}: {reference!r} is not JSON; text labels need their quotation marks."
+                ) from None
             items.append(BenchmarkItem(f"row {row}", subset, (), [""] * len(scores), label))
-        return metric_values(credit_table(load_card(self.config_name), items, [usable_scores(scores) for scores in predictions]))
+        return metric_values(
+            credit_table(load_card(self.config_name), items, [usable_scores(scores) for scores in predictions])
+        )

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from rm_methods.errors import ConfigError, nearest
 from rm_methods.preferences.pair import PreferencePair
-from rm_methods.preferences.readers.report import ReadReport
+from rm_methods.preferences.read_report import ReadReport
 from rm_methods.validation import schema_problems
 
 if TYPE_CHECKING:
@@ -61,7 +61,9 @@ def resolve_options(card: DatasetCard, given: dict[str, Any]) -> dict[str, Any]:
     return defaults | card.options | given
 
 
-def read_dataset(card: DatasetCard, root: Path | None, options: dict[str, Any]) -> tuple[list[PreferencePair], dict[str, Any], ReadReport]:
+def read_dataset(
+    card: DatasetCard, root: Path | None, options: dict[str, Any]
+) -> tuple[list[PreferencePair], dict[str, Any], ReadReport]:
     """Read a whole data set.
 
     Args:

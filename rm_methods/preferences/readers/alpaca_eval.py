@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 from rm_methods.errors import DataError
 from rm_methods.files import content_hash
+from rm_methods.preferences.file_rows import Row, Unusable, checked_pair, number_field, source_rows, text_field
 from rm_methods.preferences.pair import PreferencePair
-from rm_methods.preferences.readers.report import ReadReport
-from rm_methods.preferences.readers.rows import Row, Unusable, checked_pair, number_field, source_rows, text_field
+from rm_methods.preferences.read_report import ReadReport
 
 if TYPE_CHECKING:
     from rm_methods.preferences.cards import DatasetCard

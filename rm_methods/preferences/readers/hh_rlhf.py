@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rm_methods.errors import DataError
+from rm_methods.preferences.file_rows import Row, Unusable, checked_pair, source_rows, text_field
 from rm_methods.preferences.pair import Message, PreferencePair
-from rm_methods.preferences.readers.report import ReadReport
-from rm_methods.preferences.readers.rows import Row, Unusable, checked_pair, source_rows, text_field
+from rm_methods.preferences.read_report import ReadReport
 
 if TYPE_CHECKING:
     from rm_methods.preferences.cards import DatasetCard
@@ -53,7 +53,9 @@ def parse_transcript(text: str) -> list[Message]:
         raise ValueError("it has no 'Human:' or 'Assistant:' turn")
     if before.strip():
         raise ValueError(f"it begins with {before[:40]!r} instead of 'Human:'")
-    messages = [{"role": ROLES[name], "content": content.strip()} for name, content in zip(turns[::2], turns[1::2], strict=True)]
+    messages = [
+        {"role": ROLES[name], "content": content.strip()} for name, content in zip(turns[::2], turns[1::2], strict=True)
+    ]
     if messages[0]["role"] != "user":
         raise ValueError("it begins with an Assistant turn, not with a Human turn")
     if messages[-1]["role"] != "assistant":
@@ -70,7 +72,10 @@ def merge_turns(messages: list[Message]) -> list[Message]:
     merged: list[Message] = []
     for message in messages:
         if merged and merged[-1]["role"] == message["role"]:
-            merged[-1] = {"role": message["role"], "content": f"{merged[-1]['content']}\n\n{message['content']}".strip()}
+            merged[-1] = {
+                "role": message["role"],
+                "content": f"{merged[-1]['content']}\n\n{message['content']}".strip(),
+            }
         else:
             merged.append(message)
     return merged

@@ -16,9 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rm_methods.errors import ConfigError, DataError
-from rm_methods.preferences.pair import Message, PreferencePair
-from rm_methods.preferences.readers.report import ReadReport
-from rm_methods.preferences.readers.rows import (
+from rm_methods.preferences.file_rows import (
     ROLES,
     SPLIT_SYNONYMS,
     Row,
@@ -29,6 +27,8 @@ from rm_methods.preferences.readers.rows import (
     number_field,
     source_rows,
 )
+from rm_methods.preferences.pair import Message, PreferencePair
+from rm_methods.preferences.read_report import ReadReport
 
 if TYPE_CHECKING:
     from rm_methods.preferences.cards import DatasetCard
@@ -36,10 +36,18 @@ if TYPE_CHECKING:
 _NAME = {"type": "string", "minLength": 1}
 _OPTIONAL_NAME = {"type": ["string", "null"], "minLength": 1}
 OPTIONS: dict[str, dict[str, Any]] = {
-    "prompt_field": {**_NAME, "default": "prompt", "description": "Column of the prompt. Rows without it have an implicit prompt."},
+    "prompt_field": {
+        **_NAME,
+        "default": "prompt",
+        "description": "Column of the prompt. Rows without it have an implicit prompt.",
+    },
     "chosen_field": {**_NAME, "default": "chosen", "description": "Column of the preferred answer."},
     "rejected_field": {**_NAME, "default": "rejected", "description": "Column of the other answer."},
-    "strength_field": {**_OPTIONAL_NAME, "default": None, "description": "Column of the label's strength (larger is surer); null: none."},
+    "strength_field": {
+        **_OPTIONAL_NAME,
+        "default": None,
+        "description": "Column of the label's strength (larger is surer); null: none.",
+    },
     "score_fields": {
         "type": ["array", "null"],
         "items": _NAME,
@@ -48,7 +56,11 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "default": None,
         "description": "Columns with the scores of chosen and rejected: the strength is their difference. null: none.",
     },
-    "id_field": {**_NAME, "default": "id", "description": "Column of the row's id, if there is one. An id must not occur twice."},
+    "id_field": {
+        **_NAME,
+        "default": "id",
+        "description": "Column of the row's id, if there is one. An id must not occur twice.",
+    },
     "split_field": {
         **_NAME,
         "default": "split",
@@ -108,14 +120,20 @@ def _common_length(first: Sequence, second: Sequence) -> int:
 def _parts(row: Row, options: dict[str, Any], report: ReadReport) -> tuple[list[Message], str, str]:
     chosen, rejected = (_text_or_messages(row, options[f"{side}_field"]) for side in ("chosen", "rejected"))
     if isinstance(chosen, str) != isinstance(rejected, str):
-        raise DataError(f"{row.file}, row {row.number}: one answer is text and the other is a list of messages; both must have one form.")
-    prompt = _text_or_messages(row, options["prompt_field"]) if row.fields.get(options["prompt_field"]) is not None else None
+        raise DataError(
+            f"{row.file}, row {row.number}: one answer is text and the other is a list of messages; both must have one form."
+        )
+    prompt = (
+        _text_or_messages(row, options["prompt_field"]) if row.fields.get(options["prompt_field"]) is not None else None
+    )
     if isinstance(chosen, str):
         return _text_parts(prompt, chosen, rejected, report)
     return _conversation_parts(prompt, chosen, rejected)
 
 
-def _text_parts(prompt: str | list[Message] | None, chosen: str, rejected: str, report: ReadReport) -> tuple[list[Message], str, str]:
+def _text_parts(
+    prompt: str | list[Message] | None, chosen: str, rejected: str, report: ReadReport
+) -> tuple[list[Message], str, str]:
     if prompt is None:
         if chosen.lstrip().startswith("Human:"):
             report.note(
@@ -145,7 +163,9 @@ def _conversation_parts(
         if not roles:
             raise Unusable("empty response", "one conversation is the beginning of the other")
         if len(roles) > 1:
-            raise Unusable("prompts of chosen and rejected differ", f"after what they share come the turns {', '.join(roles)}")
+            raise Unusable(
+                "prompts of chosen and rejected differ", f"after what they share come the turns {', '.join(roles)}"
+            )
         if roles != ["assistant"]:
             raise Unusable("the answer is not an assistant turn", f"role {roles[0]}")
     return prompt, chosen[0]["content"], rejected[0]["content"]
@@ -158,10 +178,14 @@ def _text_or_messages(row: Row, name: str) -> str | list[Message]:
         return value
     where = f"{row.file}, row {row.number}: field '{name}'"
     if not isinstance(value, list):
-        raise DataError(f"{where} is {value!r:.60} ({type(value).__name__}); expected text or a list of {{role, content}} messages.")
+        raise DataError(
+            f"{where} is {value!r:.60} ({type(value).__name__}); expected text or a list of {{role, content}} messages."
+        )
     for position, message in enumerate(value, start=1):
         if not isinstance(message, dict) or not {"role", "content"} <= message.keys():
-            raise DataError(f"{where}, message {position} is {message!r:.60}; expected an object with role and content.")
+            raise DataError(
+                f"{where}, message {position} is {message!r:.60}; expected an object with role and content."
+            )
         if not isinstance(message["content"], str) or not isinstance(message["role"], str):
             raise DataError(f"{where}, message {position}: role and content must be text, found {message!r:.60}.")
         if message["role"] not in ROLES:
@@ -179,7 +203,9 @@ def _row_id(row: Row, name: str, first_use: dict[str, str]) -> str:
         raise DataError(f"{row.file}, row {row.number}: id {value!r:.60} is not text or a whole number.")
     row_id = str(value)
     if row_id in first_use:
-        raise DataError(f"{row.file}, row {row.number}: id {row_id!r:.80} occurs twice, first in {first_use[row_id]}. Ids must be unique.")
+        raise DataError(
+            f"{row.file}, row {row.number}: id {row_id!r:.80} occurs twice, first in {first_use[row_id]}. Ids must be unique."
+        )
     first_use[row_id] = f"{row.file}, row {row.number}"
     return row_id
 

@@ -12,7 +12,7 @@ from rm_methods.preferences.world.gold import gold, requirements, statements
 
 if TYPE_CHECKING:
     from rm_methods.preferences.cards import DatasetCard
-    from rm_methods.preferences.readers.report import ReadReport
+    from rm_methods.preferences.read_report import ReadReport
 
 __all__ = ["OPTIONS", "SPLITS", "TEST_SPLITS", "generate", "gold", "read", "requirements", "statements"]
 

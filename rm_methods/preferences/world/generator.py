@@ -16,7 +16,11 @@ from rm_methods.validation import schema_problems
 SOURCE = "world"
 TEST_SPLITS = ("iid", "cue_neutral", "cue_reversed", "long_context", "early_evidence", "late_evidence")
 SPLITS = ("train", "validation", *TEST_SPLITS)
-FLAWS = {"contradicts": 0.84, "omits": 0.08, "invents": 0.08}  # the last two equally often: the number of claims tells nothing
+FLAWS = {
+    "contradicts": 0.84,
+    "omits": 0.08,
+    "invents": 0.08,
+}  # the last two equally often: the number of claims tells nothing
 MOST_REPEATS = 500  # prompts drawn in a row that all were there before: the world is as good as used up
 
 
@@ -33,7 +37,9 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "train_pairs": _whole(4000, 1, 1_000_000, "Pairs in the train split."),
     "validation_pairs": _whole(300, 0, 100_000, "Pairs in the validation split."),
     "test_pairs": _whole(600, 0, 100_000, "Pairs in each of the six test splits."),
-    "cue_agreement": _rate(0.85, "Rate at which the cue stands in the better response (train, validation, iid); cue_reversed: 1 minus it."),
+    "cue_agreement": _rate(
+        0.85, "Rate at which the cue stands in the better response (train, validation, iid); cue_reversed: 1 minus it."
+    ),
     "cue_kinds": {
         "type": "array",
         "items": {"enum": list(words.CUE_KINDS)},
@@ -45,10 +51,16 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "length_cue": _whole(2, 1, 50, "Filler sentences that the length cue adds."),
     "min_requirements": _whole(2, 1, 4, "Fewest requirements in a prompt."),
     "max_requirements": _whole(3, 1, 4, "Most requirements in a prompt."),
-    "max_deciding": _whole(3, 1, 4, "Most flaws that only the rejected response has (never more than requirements); fewer is harder."),
-    "shared_flaw_rate": _rate(0.05, "Rate at which a requirement that does not decide is contradicted in both responses."),
+    "max_deciding": _whole(
+        3, 1, 4, "Most flaws that only the rejected response has (never more than requirements); fewer is harder."
+    ),
+    "shared_flaw_rate": _rate(
+        0.05, "Rate at which a requirement that does not decide is contradicted in both responses."
+    ),
     "multi_turn_rate": _rate(0.05, "Share of prompts that take two user turns."),
-    "correction_rate": _rate(0.3, "Share of two-turn prompts in which the user takes back a requirement (never in early_evidence)."),
+    "correction_rate": _rate(
+        0.3, "Share of two-turn prompts in which the user takes back a requirement (never in early_evidence)."
+    ),
     "evidence": {
         "type": "string",
         "enum": ["early", "mixed", "late"],
@@ -57,7 +69,10 @@ OPTIONS: dict[str, dict[str, Any]] = {
     },
     "filler": _whole(1, 0, 100, "Most filler sentences in a prompt or response (evenly 0 to this)."),
     "long_multiplier": _whole(
-        5, 1, 1000, "long_context: fewest filler sentences in a text, in units of max(1, filler); the most is twice that."
+        5,
+        1,
+        1000,
+        "long_context: fewest filler sentences in a text, in units of max(1, filler); the most is twice that.",
     ),
 }
 
@@ -93,7 +108,9 @@ def resolve(options: dict[str, Any]) -> dict[str, Any]:
     settings = {name: schema["default"] for name, schema in OPTIONS.items()} | options
     if not problems and settings["min_requirements"] > settings["max_requirements"]:
         lowest, highest = settings["min_requirements"], settings["max_requirements"]
-        problems.append(f"min_requirements: {lowest} is above max_requirements ({highest}). Lower it, or raise max_requirements.")
+        problems.append(
+            f"min_requirements: {lowest} is above max_requirements ({highest}). Lower it, or raise max_requirements."
+        )
     if problems:
         raise ConfigError(problems, "the options of the controlled world")
     return settings
@@ -122,7 +139,11 @@ def _generate_split(split: str, size: int, settings: dict[str, Any], groups: set
     """Draw `size` pairs whose prompts are in no other pair; adds their groups to `groups`."""
     rng = random.Random(f"controlled world/{settings['seed']}/{split}")
     evidence = {"early_evidence": "early", "late_evidence": "late"}.get(split, settings["evidence"])
-    agreement = {"train": settings["cue_agreement"], "validation": settings["cue_agreement"], "iid": settings["cue_agreement"]}
+    agreement = {
+        "train": settings["cue_agreement"],
+        "validation": settings["cue_agreement"],
+        "iid": settings["cue_agreement"],
+    }
     agreement["cue_reversed"] = 1.0 - settings["cue_agreement"]
     fewest, most = 0, settings["filler"]
     if split == "long_context":
@@ -158,9 +179,14 @@ def _draw_pair(
         cue = kind if cue_on_chosen == (side == "chosen") else None
         # Where one response has a phrase, the other has one more filler sentence: only the length cue changes the length.
         count = rng.randint(*filler) + (kind in ("closing", "flattery") and cue is None)
-        texts[side] = _write_response(rng, getattr(scenario, side), scenario, evidence, cue, count, settings["length_cue"])
+        texts[side] = _write_response(
+            rng, getattr(scenario, side), scenario, evidence, cue, count, settings["length_cue"]
+        )
     gold_chosen, gold_rejected = gold(prompt, texts["chosen"][0]), gold(prompt, texts["rejected"][0])
-    assert gold_chosen > gold_rejected, (prompt, texts)  # true by construction; a change of the vocabulary could break it
+    assert gold_chosen > gold_rejected, (
+        prompt,
+        texts,
+    )  # true by construction; a change of the vocabulary could break it
     return make_pair(
         prompt,
         texts["chosen"][0],
@@ -230,7 +256,9 @@ def _write_prompt(
         sentences.append(Part(_sentence(rng, words.REQUIREMENTS, slot, value), slot, slot in scenario.deciding))
     sentences += [Part(text) for text in _filler(rng, words.PROMPT_FILLER, filler)]
     sentences = _order(rng, sentences, evidence)
-    opener = rng.choice(words.OPENERS).format(thing=rng.choice(words.DOMAINS[scenario.domain][0]), person=rng.choice(words.PERSONS))
+    opener = rng.choice(words.OPENERS).format(
+        thing=rng.choice(words.DOMAINS[scenario.domain][0]), person=rng.choice(words.PERSONS)
+    )
     if rng.random() >= settings["multi_turn_rate"]:
         turns = [[Part(opener), *sentences]]
     else:
@@ -248,7 +276,9 @@ def _write_prompt(
     return prompt, spans
 
 
-def _change_mind(rng: random.Random, scenario: Scenario, first: list[Part], last: list[Part], index: int) -> tuple[list[Part], list[Part]]:
+def _change_mind(
+    rng: random.Random, scenario: Scenario, first: list[Part], last: list[Part], index: int
+) -> tuple[list[Part], list[Part]]:
     """Let the first turn name another value for one requirement, and the last turn correct it."""
     old = first[index]
     value = scenario.required[old.slot]
@@ -258,12 +288,24 @@ def _change_mind(rng: random.Random, scenario: Scenario, first: list[Part], last
 
 
 def _write_response(
-    rng: random.Random, claims: dict[str, str], scenario: Scenario, evidence: str, cue: str | None, filler: int, length_cue: int
+    rng: random.Random,
+    claims: dict[str, str],
+    scenario: Scenario,
+    evidence: str,
+    cue: str | None,
+    filler: int,
+    length_cue: int,
 ) -> tuple[str, list[list[int]], list[list[int]]]:
     """The response with its cue (None: it has none), the spans of its deciding evidence, and the spans of the cue."""
     extra = length_cue if cue == "length" else 0
-    padding = [Part(text, cue=index >= filler) for index, text in enumerate(_filler(rng, words.RESPONSE_FILLER, filler + extra))]
-    parts = [Part(_sentence(rng, words.CLAIMS, slot, value), slot, slot in scenario.deciding) for slot, value in claims.items()]
+    padding = [
+        Part(text, cue=index >= filler)
+        for index, text in enumerate(_filler(rng, words.RESPONSE_FILLER, filler + extra))
+    ]
+    parts = [
+        Part(_sentence(rng, words.CLAIMS, slot, value), slot, slot in scenario.deciding)
+        for slot, value in claims.items()
+    ]
     parts = _order(rng, parts + padding, evidence)
     if cue == "closing":
         parts.append(Part(rng.choice(words.CLOSINGS), cue=True))

@@ -58,7 +58,11 @@ REQUIREMENTS = (
     "For the {noun}, {value} please.",
     "The {noun} should be {value}.",
 )
-CORRECTIONS = ("Actually, make the {noun} {value}.", "Sorry, the {noun} should be {value}.", "I changed my mind: a {value} {noun}.")
+CORRECTIONS = (
+    "Actually, make the {noun} {value}.",
+    "Sorry, the {noun} should be {value}.",
+    "I changed my mind: a {value} {noun}.",
+)
 FOLLOW_UPS = ("Sure. What else matters?", "Got it. Anything more?", "Thanks. Tell me more.")
 
 CLAIMS = (

@@ -25,7 +25,9 @@ def dropped(report):
 
 def test_each_annotation_is_a_pair_with_its_strength(read, write_lines, tmp_path):
     write_lines("pairs_train.jsonl.gz", [annotation(1.9), annotation(1.25, "other")])
-    write_lines("v1_pairs_test.jsonl.gz", [annotation(2.0, instruction="How?"), annotation(1.0, "third", instruction="How?")])
+    write_lines(
+        "v1_pairs_test.jsonl.gz", [annotation(2.0, instruction="How?"), annotation(1.0, "third", instruction="How?")]
+    )
     pairs, _ = read("alpaca_eval", tmp_path)
     assert [(p.split, p.source, p.chosen, p.rejected) for p in pairs] == [
         ("train", "alpaca_eval/weighted_alpaca_eval_gpt4_turbo", "model text", "baseline text"),
@@ -38,7 +40,9 @@ def test_each_annotation_is_a_pair_with_its_strength(read, write_lines, tmp_path
 
 
 def test_ties_equal_and_empty_outputs_are_counted(read, write_lines, tmp_path):
-    write_lines("pairs_train.jsonl", [annotation(1.5), annotation(1.5, "baseline text"), annotation(1.7, ""), annotation(None)])
+    write_lines(
+        "pairs_train.jsonl", [annotation(1.5), annotation(1.5, "baseline text"), annotation(1.7, ""), annotation(None)]
+    )
     write_lines("v1_pairs_train.jsonl", [annotation(0.0), annotation(1.5), annotation(2.0)])
     pairs, report = read("alpaca_eval", tmp_path)
     assert dropped(report) == {"tie": 3, "chosen equals rejected": 1, "empty response": 1, "no preference": 1}
@@ -47,7 +51,9 @@ def test_ties_equal_and_empty_outputs_are_counted(read, write_lines, tmp_path):
 
 def test_zero_is_a_draw_for_the_old_annotator_only(read, write_lines, tmp_path):
     path = write_lines("pairs_train.jsonl", [annotation(0.0)])
-    with pytest.raises(DataError, match=r"row 1: preference is 0\.0; weighted_alpaca_eval_gpt4_turbo gives a number from 1 to 2"):
+    with pytest.raises(
+        DataError, match=r"row 1: preference is 0\.0; weighted_alpaca_eval_gpt4_turbo gives a number from 1 to 2"
+    ):
         read("alpaca_eval", tmp_path)
     path.unlink()
     write_lines("v1_pairs_train.jsonl", [annotation(1.2)])
@@ -64,11 +70,18 @@ def test_weak_labels_and_annotators_can_be_left_out(read, write_lines, tmp_path)
 
 
 def test_models_are_paired_by_their_preferences_against_one_baseline(read, write_lines, tmp_path):
-    rows = [annotation(p, text, model=text) for p, text in [(1.0, "worst"), (1.25, "poor"), (1.75, "good"), (1.5, "equal"), (2.0, " ")]]
+    rows = [
+        annotation(p, text, model=text)
+        for p, text in [(1.0, "worst"), (1.25, "poor"), (1.75, "good"), (1.5, "equal"), (2.0, " ")]
+    ]
     write_lines("pairs_train.jsonl", [*rows, annotation(2.0, "elsewhere", instruction="How?", model="elsewhere")])
     pairs, report = read("alpaca_eval", tmp_path, pairing="models")
     assert dropped(report) == {"empty response": 1}
-    assert {(p.chosen, p.rejected, p.strength) for p in pairs} == {("good", "worst", 0.75), ("good", "poor", 0.5), ("equal", "worst", 0.5)}
+    assert {(p.chosen, p.rejected, p.strength) for p in pairs} == {
+        ("good", "worst", 0.75),
+        ("good", "poor", 0.5),
+        ("equal", "worst", 0.5),
+    }
     assert {p.source for p in pairs} == {"alpaca_eval/weighted_alpaca_eval_gpt4_turbo/models"}
     both, report = read("alpaca_eval", tmp_path, pairing="both")
     assert dropped(report)["empty response"] == 1
@@ -98,7 +111,10 @@ def test_a_clone_of_the_repository_is_split_by_instruction(read, tmp_path):
     assert report["rows"] == len(pairs) == 41
     assert {pair.split for pair in pairs} == {"train", "validation", "test"}
     assert all(pair.split == instruction_split(pair.prompt[0]["content"]) for pair in pairs)
-    assert Counter(pair.source.split("/")[1] for pair in pairs) == {"weighted_alpaca_eval_gpt4_turbo": 40, "alpaca_eval_gpt4": 1}
+    assert Counter(pair.source.split("/")[1] for pair in pairs) == {
+        "weighted_alpaca_eval_gpt4_turbo": 40,
+        "alpaca_eval_gpt4": 1,
+    }
 
 
 def test_a_wrong_field_is_named(read, write_lines, tmp_path):

@@ -59,7 +59,9 @@ def hh_folder(write_lines, tmp_path):
         row("no transcript", f"{start}\n\nAssistant: bad"),
     ]
     write_lines("hh/harmless-base/train.jsonl.gz", rows)
-    write_lines("hh/harmless-base/test.jsonl", [row("\n\nHuman: Test\n\nAssistant: good", "\n\nHuman: Test\n\nAssistant: bad")])
+    write_lines(
+        "hh/harmless-base/test.jsonl", [row("\n\nHuman: Test\n\nAssistant: good", "\n\nHuman: Test\n\nAssistant: bad")]
+    )
     write_lines("hh/helpful-base/train.jsonl.gz", rows[:1])
     return tmp_path / "hh"
 

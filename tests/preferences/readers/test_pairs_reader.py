@@ -15,7 +15,11 @@ FORMS = {
     "explicit text": {"prompt": "What color is the sky?", "chosen": "It is blue.", "rejected": "It is green."},
     "explicit conversation": {"prompt": [USER], "chosen": [BLUE], "rejected": [GREEN]},
     "implicit conversation": {"chosen": [USER, BLUE], "rejected": [USER, GREEN]},
-    "text prompt repeated in conversations": {"prompt": USER["content"], "chosen": [USER, BLUE], "rejected": [USER, GREEN]},
+    "text prompt repeated in conversations": {
+        "prompt": USER["content"],
+        "chosen": [USER, BLUE],
+        "rejected": [USER, GREEN],
+    },
     "text prompt, message answers": {"prompt": USER["content"], "chosen": [BLUE], "rejected": [GREEN]},
     "prompt messages repeated in conversations": {"prompt": [USER], "chosen": [USER, BLUE], "rejected": [USER, GREEN]},
     "prompt messages, text answers": {"prompt": [USER], "chosen": "It is blue.", "rejected": "It is green."},
@@ -80,13 +84,22 @@ def conversation(*roles):
         ({"prompt": " ", "chosen": "a", "rejected": "b"}, "empty prompt"),
         ({"chosen": "yes", "rejected": "no"}, "empty prompt"),
         ({"prompt": "Q?", "chosen": "a\ud800", "rejected": "b"}, "text is not Unicode"),
-        ({"prompt": "Q?", "chosen": [GREEN, USER, BLUE], "rejected": [USER, GREEN]}, "prompts of chosen and rejected differ"),
-        ({"chosen": [USER, GREEN, USER, BLUE], "rejected": [USER, BLUE, USER, BLUE]}, "prompts of chosen and rejected differ"),
+        (
+            {"prompt": "Q?", "chosen": [GREEN, USER, BLUE], "rejected": [USER, GREEN]},
+            "prompts of chosen and rejected differ",
+        ),
+        (
+            {"chosen": [USER, GREEN, USER, BLUE], "rejected": [USER, BLUE, USER, BLUE]},
+            "prompts of chosen and rejected differ",
+        ),
         ({"chosen": [USER], "rejected": [USER, GREEN]}, "empty response"),
         ({"prompt": conversation("user", "user"), "chosen": "a", "rejected": "b"}, "turns do not alternate"),
         ({"prompt": conversation("user", "system", "user"), "chosen": "a", "rejected": "b"}, "turns do not alternate"),
         ({"prompt": conversation("assistant", "user"), "chosen": "a", "rejected": "b"}, "turns do not alternate"),
-        ({"prompt": conversation("user", "assistant"), "chosen": "a", "rejected": "b"}, "prompt does not end with a user turn"),
+        (
+            {"prompt": conversation("user", "assistant"), "chosen": "a", "rejected": "b"},
+            "prompt does not end with a user turn",
+        ),
         ({"prompt": conversation("system"), "chosen": "a", "rejected": "b"}, "prompt does not end with a user turn"),
         ({"prompt": [USER], "chosen": [USER], "rejected": [GREEN]}, "the answer is not an assistant turn"),
         ({"prompt": conversation("tool", "user"), "chosen": "a", "rejected": "b"}, "unsupported role"),
@@ -96,7 +109,9 @@ def test_a_row_that_cannot_be_a_pair_is_dropped_and_counted(read, tmp_path, row,
     import json
 
     path = tmp_path / "x.jsonl"
-    path.write_text("".join(json.dumps(r) + "\n" for r in [FORMS["explicit text"], row]))  # escapes, so that half a surrogate is written
+    path.write_text(
+        "".join(json.dumps(r) + "\n" for r in [FORMS["explicit text"], row])
+    )  # escapes, so that half a surrogate is written
     pairs, report = read(path)
     assert len(pairs) == 1
     assert {name: entry["count"] for name, entry in report["dropped"].items()} == {reason: 1}
@@ -117,9 +132,15 @@ def test_a_system_prompt_and_earlier_turns_are_kept(read, write_lines):
         ({"prompt": "Q?", "chosen": None, "rejected": "b"}, r"field 'chosen' is None \(NoneType\)"),
         ({"prompt": 7, "chosen": "a", "rejected": "b"}, "field 'prompt' is 7"),
         ({"prompt": "Q?", "chosen": [BLUE], "rejected": "b"}, "both must have one form"),
-        ({"chosen": [USER, {"role": "assistant"}], "rejected": [USER, GREEN]}, "message 2 is .*; expected an object with role and content"),
+        (
+            {"chosen": [USER, {"role": "assistant"}], "rejected": [USER, GREEN]},
+            "message 2 is .*; expected an object with role and content",
+        ),
         ({"chosen": [USER, "x"], "rejected": [USER, GREEN]}, "message 2 is 'x'"),
-        ({"chosen": [{"role": "user", "content": 5}, BLUE], "rejected": [USER, GREEN]}, "role and content must be text"),
+        (
+            {"chosen": [{"role": "user", "content": 5}, BLUE], "rejected": [USER, GREEN]},
+            "role and content must be text",
+        ),
         ({**FORMS["explicit text"], "id": 2.5}, "id 2.5 is not text or a whole number"),
         ({**FORMS["explicit text"], "split": 2}, "field 'split' is 2; expected the name of a split"),
     ],
@@ -131,7 +152,9 @@ def test_a_field_of_the_wrong_kind_is_named_with_file_and_row(read, write_lines,
 
 
 def test_an_id_must_not_occur_twice(read, write_lines):
-    path = write_lines("x.jsonl", [{**FORMS["explicit text"], "id": "a"}, {"prompt": "?", "chosen": "b", "rejected": "c", "id": "a"}])
+    path = write_lines(
+        "x.jsonl", [{**FORMS["explicit text"], "id": "a"}, {"prompt": "?", "chosen": "b", "rejected": "c", "id": "a"}]
+    )
     with pytest.raises(DataError, match=r"row 2: id 'a' occurs twice, first in .*x\.jsonl, row 1"):
         read(path)
 
@@ -140,12 +163,18 @@ def test_strength_comes_from_a_column_or_from_two_scores(read, write_lines):
     path = write_lines("x.jsonl", [{**FORMS["explicit text"], "sure": 2, "good": 8.5, "bad": 6}])
     assert read(path, strength_field="sure")[0][0].strength == 2.0
     assert read(path, score_fields=["good", "bad"])[0][0].strength == 2.5
-    assert read(write_lines("y.jsonl", [{**FORMS["explicit text"], "sure": None}]), strength_field="sure")[0][0].strength is None
+    assert (
+        read(write_lines("y.jsonl", [{**FORMS["explicit text"], "sure": None}]), strength_field="sure")[0][0].strength
+        is None
+    )
 
 
 def test_strength_must_be_a_finite_number(read, tmp_path, write_lines):
     path = tmp_path / "x.parquet"
-    pq.write_table(pa.Table.from_pylist([{**FORMS["explicit text"], "sure": 1.0}, {**FORMS["explicit text"], "sure": math.nan}]), path)
+    pq.write_table(
+        pa.Table.from_pylist([{**FORMS["explicit text"], "sure": 1.0}, {**FORMS["explicit text"], "sure": math.nan}]),
+        path,
+    )
     with pytest.raises(DataError, match=r"row 2: field 'sure' is nan \(float\); expected a finite number"):
         read(path, strength_field="sure")
     for value in ('"high"', "true", "1e999"):
@@ -164,9 +193,17 @@ def test_csv_cells_are_converted_where_a_number_is_asked_for(read, tmp_path):
 
 
 def test_a_file_may_name_splits_in_a_column_and_a_folder_by_file_name(read, write_lines, tmp_path):
-    rows = [{"prompt": f"Q{split}?", "chosen": "a", "rejected": "b", "split": split} for split in ("train", "val", "test", "hard")]
+    rows = [
+        {"prompt": f"Q{split}?", "chosen": "a", "rejected": "b", "split": split}
+        for split in ("train", "val", "test", "hard")
+    ]
     assert [pair.split for pair in read(write_lines("one.jsonl", rows))[0]] == ["train", "validation", "test", "hard"]
-    for name in ("data/train-00000-of-00002.jsonl", "data/train-00001-of-00002.jsonl", "data/valid.jsonl.gz", "notes.jsonl"):
+    for name in (
+        "data/train-00000-of-00002.jsonl",
+        "data/train-00001-of-00002.jsonl",
+        "data/valid.jsonl.gz",
+        "notes.jsonl",
+    ):
         write_lines(f"many/{name}", [{"prompt": name, "chosen": "a", "rejected": "b", "split": "ignored"}])
     pairs, report = read(tmp_path / "many")
     assert [pair.split for pair in pairs] == ["train", "train", "validation"]
@@ -192,5 +229,7 @@ def test_other_column_names_can_be_given(read, write_lines):
 
 
 def test_transcripts_of_hh_rlhf_are_recognised(read, write_lines):
-    path = write_lines("x.jsonl", [{"chosen": "\n\nHuman: Hi?\n\nAssistant: Yes", "rejected": "\n\nHuman: Hi?\n\nAssistant: No"}])
+    path = write_lines(
+        "x.jsonl", [{"chosen": "\n\nHuman: Hi?\n\nAssistant: Yes", "rejected": "\n\nHuman: Hi?\n\nAssistant: No"}]
+    )
     assert any("hh_rlhf" in note for note in read(path)[1]["notes"])

@@ -8,9 +8,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from rm_methods.errors import DataError
-from rm_methods.preferences.readers.rows import file_rows
+from rm_methods.preferences.file_rows import file_rows
 
-ROWS = [{"prompt": "Q?", "chosen": "a b", "rejected": "c,\nd"}, {"prompt": "Q2?", "chosen": "ä", "rejected": 'say "no"'}]
+ROWS = [
+    {"prompt": "Q?", "chosen": "a b", "rejected": "c,\nd"},
+    {"prompt": "Q2?", "chosen": "ä", "rejected": 'say "no"'},
+]
 CSV = 'prompt,chosen,rejected\nQ?,a b,"c,\nd"\nQ2?,ä,"say ""no"""\n'
 
 
@@ -140,7 +143,12 @@ def test_rows_of_the_hub_are_read_like_local_ones(read, monkeypatch):
         asked.append((hub_id, config, data_dir, split, revision))
         messages = [{"role": "user", "content": f"Q {split}?"}]
         answer = [{"role": "assistant", "content": text} for text in ("good", "bad")]
-        row = {"chosen": messages + answer[:1], "rejected": messages + answer[1:], "score_chosen": 9.0, "score_rejected": 5.5}
+        row = {
+            "chosen": messages + answer[:1],
+            "rejected": messages + answer[1:],
+            "score_chosen": 9.0,
+            "score_rejected": 5.5,
+        }
         return datasets.Dataset.from_list([row])
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)

@@ -1,0 +1,1 @@
+"""Configuration: reading, resolving and checking it."""

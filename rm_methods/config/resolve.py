@@ -1,0 +1,291 @@
+"""Configuration: YAML files, checked against one JSON schema and the cards; every problem is reported at once.
+
+Imports nothing heavy: the Snakefile resolves the configuration in every job.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from rm_methods.config.conflicts import conflicts
+from rm_methods.config.variants import across_noise, names_without_noise, tuning_grid
+from rm_methods.errors import ConfigError, UserError, nearest
+from rm_methods.files import content_hash, write_text
+from rm_methods.methods import registry
+from rm_methods.validation import schema_problems
+
+SCHEMA_FILE = Path(__file__).with_name("config.schema.yaml")
+_RESOLVED = (
+    "method",
+    "settings",
+    "learning_rate",
+    "lora",
+    "label_noise",
+    "tuned_from",
+)  # keys of a resolved `methods` entry
+
+
+@cache
+def schema() -> dict[str, Any]:
+    """The JSON schema of an experiment."""
+    return yaml.safe_load(SCHEMA_FILE.read_text(encoding="utf-8"))
+
+
+def load_config(paths: Iterable[str | Path], overrides: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Read YAML files, later ones over earlier ones, and resolve the result.
+
+    Raises:
+        ConfigError: a file is missing or is not YAML, or anything in it is wrong.
+    """
+    merged: dict[str, Any] = {}
+    paths = [Path(p) for p in paths]
+    for path in paths:
+        try:
+            content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise ConfigError([f"cannot be read: {error.strerror}"], source=str(path)) from None
+        except yaml.YAMLError as error:
+            raise ConfigError([f"not valid YAML: {error}"], source=str(path)) from None
+        if not isinstance(content, dict):
+            raise ConfigError(
+                [f"must be a mapping of keys to values, found {type(content).__name__}"], source=str(path)
+            )
+        merged = merge(merged, content)
+    return resolve(merge(merged, overrides or {}), source=", ".join(map(str, paths)) or "the configuration")
+
+
+def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """`base` with the values of `over`; mappings are merged, anything else is replaced."""
+    merged = dict(base)
+    for key, value in over.items():
+        if isinstance(value, Mapping) and isinstance(merged.get(key), Mapping):
+            merged[key] = merge(merged[key], value)
+        else:
+            merged[key] = copy.deepcopy(value)
+    return merged
+
+
+def resolve(config: Mapping[str, Any], source: str = "the configuration") -> dict[str, Any]:
+    """Fill in all defaults and check everything that can be checked before anything runs.
+
+    Args:
+        config: as written by the user; a resolved configuration is left as it is.
+
+    Returns:
+        A new dictionary in which every key of the schema is present, all options are complete, `methods` holds every variant of the
+        axes (noise_levels, tuning), and `methods.<variant>` has `method`, `settings`, `learning_rate` (None: that of `training`),
+        `lora` (as `training.lora`, which it is where the variant says nothing), `label_noise` (None: as prepared) and `tuned_from` (the
+        variant whose grid it belongs to, or None).
+
+    Raises:
+        ConfigError: with every problem found, each with its key path, the value seen, and what is allowed.
+    """
+    config = copy.deepcopy(dict(config))
+    problems = schema_problems(config, schema())
+    if config.get("methods") == "all":
+        config["methods"] = {name: {} for name in registry.method_names()}
+    if not isinstance(config.get("methods"), dict):
+        raise ConfigError(problems or ["methods: at least one is needed"], source)
+    _expand_gold(config)
+    _fill(config, schema())
+    config["methods"] = _resolve_methods(config, problems)
+    if isinstance(config.get("data"), dict):
+        _resolve_data(config, problems)
+    if isinstance(config.get("benchmarks"), dict):
+        for name, entry in config["benchmarks"].items():
+            if entry is None or (isinstance(entry, dict) and isinstance(entry.get("options", {}), dict)):
+                config["benchmarks"][name] = _resolve_benchmark(name, entry or {}, problems)
+    if not problems:
+        problems += conflicts(config)
+    if problems:
+        raise ConfigError(problems, source)
+    return config
+
+
+def reference_variant(config: Mapping[str, Any]) -> str:
+    """The variant that the others are compared with (on several levels of noise, the name that it has without noise)."""
+    named = config["comparison"]["reference"]
+    if named:
+        return named
+    names = names_without_noise(config)
+    trained = [
+        base for base, name in names.items() if registry.load_card(config["methods"][name]["method"]).has_weights
+    ]
+    if "bradley_terry" in names:
+        return "bradley_terry"
+    return (trained or list(names))[0]
+
+
+def runs(config: Mapping[str, Any]) -> list[tuple[str, int]]:
+    """(variant, seed) of every run; a variant whose scores do not depend on the seed runs with the first seed only."""
+    return [
+        (name, seed)
+        for name, entry in config["methods"].items()
+        for seed in (config["seeds"][:1] if registry.load_card(entry["method"]).seed_free else config["seeds"])
+    ]
+
+
+def write_resolved(config: Mapping[str, Any]) -> Path:
+    """Keep a resolved configuration under its content's hash and return the path; nothing is ever overwritten."""
+    path = Path(config["results"]) / config["experiment"] / "config" / f"{content_hash(config)}.yaml"
+    if not path.exists():
+        write_text(path, yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True))
+    return path
+
+
+def _resolve_methods(config: dict[str, Any], problems: list[str]) -> dict[str, Any]:
+    """All variants, with the tuned settings below those of the configuration, and crossed with the axes."""
+    entries = config["methods"]
+    if all(isinstance(entry, dict) and set(entry) == set(_RESOLVED) for entry in entries.values()):
+        return entries
+    tuned = _tuned_settings(config, problems)
+    # What is no mapping has been reported already.
+    own = {name: entry or {} for name, entry in entries.items() if entry is None or isinstance(entry, dict)}
+    resolved = {name: _resolve_method(name, entry, tuned, config["training"], problems) for name, entry in own.items()}
+    if problems:
+        return resolved
+    tuning = config["tuning"]
+    config["noise_levels"] = [{"kind": "symmetric"} | level for level in config["noise_levels"]]
+    try:
+        if tuning["enabled"]:
+            resolved = tuning_grid(
+                resolved, tuning["learning_rates"], tuning["knobs"], config["training"]["learning_rate"]
+            )
+        return across_noise(resolved, config["noise_levels"]) if config["noise_levels"] else resolved
+    except ConfigError as error:
+        problems += error.problems
+        return resolved
+
+
+def _resolve_method(
+    variant: str, entry: dict[str, Any], tuned: dict[str, Any], training: Any, problems: list[str]
+) -> dict[str, Any]:
+    where = f"methods.{variant}"
+    name = entry.get("method", variant)
+    if name not in registry.method_names():
+        hint = nearest(str(name), registry.method_names())
+        problems.append(
+            f"{where}: unknown method '{name}'. {hint} A variant with a name of its own needs `method: <name>`."
+        )
+        return dict.fromkeys(_RESOLVED) | {"method": name, "settings": {}}
+    card = registry.load_card(name)
+    settings = {key: value for key, value in (tuned.get(name, {}) | entry).items() if key != "method"}
+    # Methods with a budget of their own (teachers) have a learning rate among their settings.
+    learning_rate = (
+        settings.pop("learning_rate", None) if card.kind == "trained" and "learning_rate" not in card.settings else None
+    )
+    if learning_rate is not None:
+        problems += schema_problems(
+            learning_rate, schema()["properties"]["training"]["properties"]["learning_rate"], f"{where}.learning_rate"
+        )
+    lora = _resolve_lora(settings, training, where, problems) if card.has_weights else None
+    problems += schema_problems(settings, card.settings_schema, where)
+    own = {"method": name, "settings": card.defaults() | settings, "learning_rate": learning_rate, "lora": lora}
+    return dict.fromkeys(_RESOLVED) | own
+
+
+def _resolve_lora(settings: dict[str, Any], training: Any, where: str, problems: list[str]) -> dict[str, Any] | None:
+    """LoRA of a variant: the keys that it gives (they are taken out of `settings`) over `training.lora`; null trains all weights."""
+    common = training.get("lora") if isinstance(training, dict) else None
+    if "lora" not in settings:
+        return copy.deepcopy(common)
+    own, fragment = settings.pop("lora"), schema()["properties"]["training"]["properties"]["lora"]
+    problems += schema_problems(own, fragment, f"{where}.lora")
+    if not isinstance(own, dict):
+        return None
+    resolved = (common if isinstance(common, dict) else {}) | own
+    _fill(resolved, fragment)
+    return resolved
+
+
+def _tuned_settings(config: dict[str, Any], problems: list[str]) -> dict[str, Any]:
+    """The file that `tuned` names: settings by method."""
+    if not isinstance(config["tuned"], str):
+        return {}
+    try:
+        content = yaml.safe_load(Path(config["tuned"]).read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        problems.append(
+            f"tuned: '{config['tuned']}' cannot be read: {error}. Give a file that `rm-methods tune` wrote, or null"
+        )
+        return {}
+    settings = content.get("settings") if isinstance(content, dict) else None
+    if not isinstance(settings, dict) or not all(isinstance(entry, dict) for entry in settings.values()):
+        problems.append(
+            f"tuned: '{config['tuned']}' has no `settings:` by method. Give a file that `rm-methods tune` wrote, or null"
+        )
+        return {}
+    if unknown := [name for name in settings if name not in registry.method_names()]:
+        problems.append(
+            f"tuned: '{config['tuned']}' has settings of an unknown method '{unknown[0]}'. {nearest(unknown[0], registry.method_names())}"
+        )
+    return settings
+
+
+def _resolve_data(config: dict[str, Any], problems: list[str]) -> None:
+    from rm_methods.preferences.cards import card_for
+    from rm_methods.preferences.readers import resolve_options
+
+    data = config["data"]
+    typed = (
+        isinstance(data.get("dataset"), str)
+        and isinstance(data.get("options"), dict)
+        and isinstance(data["root"], str | None)
+    )
+    if not typed:
+        return
+    if isinstance(data["root"], str) and not Path(data["root"]).is_dir():
+        problems.append(_no_folder("data.root", data["root"]))
+        return
+    try:
+        data["options"] = resolve_options(card_for(data["dataset"], data["root"])[0], data["options"])
+    except ConfigError as error:
+        problems += error.problems
+    except UserError as error:
+        problems.append(f"data.dataset: {error}")
+
+
+def _resolve_benchmark(name: str, entry: dict[str, Any], problems: list[str]) -> dict[str, Any]:
+    from rm_methods.benchmarks.cards import list_cards, load_card, resolve_options
+
+    where = f"benchmarks.{name}"
+    entry = {"root": None, "options": {}} | entry
+    if name not in list_cards():
+        problems.append(f"{where}: unknown benchmark. {nearest(name, list_cards())}")
+        return entry
+    card = load_card(name)
+    if entry["root"] is not None and card.module == "prepared_splits":
+        problems.append(f"{where}.root: is not used, this benchmark is made of the experiment's own pairs; remove it")
+    elif isinstance(entry["root"], str) and not Path(entry["root"]).is_dir():
+        problems.append(_no_folder(f"{where}.root", entry["root"]))
+    try:
+        entry["options"] = resolve_options(card, entry["options"])
+    except ConfigError as error:
+        problems += error.problems
+    return entry
+
+
+def _no_folder(where: str, path: str) -> str:
+    return f"{where}: no such folder: '{path}' (looked in {Path.cwd()}). Name the folder that holds the files, or null for the hub"
+
+
+def _expand_gold(config: dict[str, Any]) -> None:
+    """`gold: <source>` is short for `gold: {source: <source>}`."""
+    section = config.get("overoptimization")
+    if isinstance(section, dict) and isinstance(section.get("gold"), str):
+        section["gold"] = {"source": section["gold"]}
+
+
+def _fill(value: dict[str, Any], fragment: Mapping[str, Any]) -> None:
+    """Fill in defaults of the schema, also inside objects that are absent."""
+    for key, part in fragment.get("properties", {}).items():
+        if key not in value and "default" in part:
+            value[key] = copy.deepcopy(part["default"])
+        if isinstance(value.get(key), dict) and "properties" in part:
+            _fill(value[key], part)

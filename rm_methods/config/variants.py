@@ -1,0 +1,156 @@
+"""The variants of an experiment and its axes: every method on several levels of label noise, and the grid that a method is tuned on.
+
+Each point of an axis is a variant of its own, so that every stage after the configuration works on it unchanged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rm_methods.errors import ConfigError
+from rm_methods.methods.registry import load_card
+
+SAMPLES = "samples"  # the pool of Best-of-N that is drawn from the policy
+Entries = dict[
+    str, dict[str, Any]
+]  # variant -> {"method", "settings", "learning_rate", "lora", "label_noise", "tuned_from"}
+
+
+@dataclass(frozen=True)
+class NoiseLevel:
+    """One level of label noise.
+
+    Attributes:
+        rate, kind: as in the configuration's `noise_levels`.
+        variants: name of a variant on this level -> its name without noise.
+    """
+
+    rate: float
+    kind: str
+    variants: Mapping[str, str]
+
+    @property
+    def heading(self) -> str:
+        """For readers, for instance "20% flips" or "25% flips to longer"."""
+        return f"{100 * self.rate:g}% flips" + (" to longer" if self.kind == "length" and self.rate else "")
+
+    @property
+    def folder(self) -> str:
+        """Name of the level's folder of tables."""
+        return f"{self.kind}_{100 * self.rate:g}".replace(".", "p")
+
+
+def noise_levels(config: Mapping[str, Any]) -> list[NoiseLevel]:
+    """The levels of a resolved configuration, each with its variants; content-blind ones belong to all."""
+    levels = []
+    for level in config["noise_levels"]:
+        there = {name: entry for name, entry in config["methods"].items() if entry["label_noise"] in (None, level)}
+        variants = {
+            name: name.removesuffix(noise_suffix(level)) if entry["label_noise"] else name
+            for name, entry in there.items()
+        }
+        levels.append(NoiseLevel(level["rate"], level["kind"], variants))
+    return levels
+
+
+def figure_stem(benchmark: str, metric: str) -> str:
+    """File name, without its suffix, of the figure of a metric against noise."""
+    return f"noise_{benchmark}_{metric}"
+
+
+def noise_suffix(level: Mapping[str, Any]) -> str:
+    """What a level of noise adds to a variant's name: nothing for 0, `_noise20` for 20% flips, `_length_noise20` if they prefer length."""
+    if not level["rate"]:
+        return ""
+    kind = "" if level["kind"] == "symmetric" else f"_{level['kind']}"
+    return f"{kind}_noise{100 * level['rate']:g}".replace(".", "p")
+
+
+def across_noise(entries: Entries, levels: Sequence[Mapping[str, Any]]) -> Entries:
+    """Every variant that learns from pairs, once for each level; a required variant is the one of the same level.
+
+    Raises:
+        ConfigError: a variant already has the name that another one gets on a level.
+    """
+    crossed: Entries = {}
+    for level in levels:
+        suffix = noise_suffix(level)
+        for variant, entry in entries.items():
+            card = load_card(entry["method"])
+            if card.kind == "content_blind":
+                _add(crossed, variant, entry, "noise_levels")
+                continue
+            required = {key: other + suffix for key, other in card.required_variants(entry["settings"]).items()}
+            _add(
+                crossed,
+                variant + suffix,
+                entry | {"settings": entry["settings"] | required, "label_noise": dict(level)},
+                "noise_levels",
+            )
+    return crossed
+
+
+def tuning_grid(entries: Entries, learning_rates: Sequence[float], knobs: bool, common_rate: float) -> Entries:
+    """Every trained variant with each learning rate, and with each value of its knob at its own learning rate.
+
+    A star, not a full grid: the same number of learning rates for all, and one line through the knob.  Joint models stay as they are,
+    and combined methods have nothing to tune.
+
+    Args:
+        learning_rates: to try beside a variant's own; its own is not tried twice.
+        knobs: whether to try the values of the main setting.
+        common_rate: learning rate of variants without one of their own.
+
+    Raises:
+        ConfigError: a variant already has the name of a point of the grid.
+    """
+    grid: Entries = {}
+    for variant, entry in entries.items():
+        card = load_card(entry["method"])
+        if not card.has_weights:
+            continue
+        _add(grid, variant, entry, "tuning")
+        if card.kind == "joint":
+            continue
+        for rate in learning_rates:
+            if rate != (entry["learning_rate"] or common_rate):
+                _add(
+                    grid,
+                    _point(variant, f"lr{rate:g}"),
+                    entry | {"learning_rate": rate, "tuned_from": variant},
+                    "tuning",
+                )
+        for value in card.knob["values"] if knobs and card.knob else ():
+            setting = card.knob["setting"]
+            if value != entry["settings"][setting]:
+                changed = entry | {"settings": entry["settings"] | {setting: value}, "tuned_from": variant}
+                _add(grid, _point(variant, f"{setting}_{value}"), changed, "tuning")
+    return grid
+
+
+def names_without_noise(config: Mapping[str, Any]) -> dict[str, str]:
+    """Name of every variant without its level of noise, and one variant that has it."""
+    levels = noise_levels(config)
+    return (
+        {base: name for level in reversed(levels) for name, base in level.variants.items()}
+        if levels
+        else {n: n for n in config["methods"]}
+    )
+
+
+def optimised_variants(config: Mapping[str, Any]) -> list[str]:
+    """The variants that Best-of-N and PPO optimise against."""
+    named = config["overoptimization"]["variants"]
+    cards = {name: load_card(entry["method"]) for name, entry in config["methods"].items()}
+    return named or [name for name, card in cards.items() if card.scalar_reward and card.kind != "content_blind"]
+
+
+def _point(variant: str, value: str) -> str:
+    return f"{variant}_{value}".replace(".", "p").replace("+", "")
+
+
+def _add(variants: Entries, name: str, entry: dict[str, Any], axis: str) -> None:
+    if variants.setdefault(name, entry) != entry:
+        raise ConfigError([f"methods.{name}: {axis} gives this name to another variant; choose another name"])

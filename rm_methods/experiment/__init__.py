@@ -1,0 +1,1 @@
+"""An experiment: its folder, its runs, what each result depends on."""

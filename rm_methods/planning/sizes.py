@@ -1,0 +1,224 @@
+"""How much memory and disk a training run takes, by formula: for `rm-methods plan` and for the check before optimizer states are offloaded.
+
+Weights, gradients and the optimizer are fp32 (the backbone is autocast, docs/architecture.md), so a parameter takes 20 bytes under ZeRO:
+4 weight, 4 gradient, 4 the optimizer's own copy of the weight, 8 its moments; one that LoRA leaves as it is takes only the first 4.
+DeepSpeed's estimators (`estimate_zero2/zero3_model_states_mem_needs`) are made for 16-bit weights, 18 bytes; `docs/scaling.md` puts both
+side by side.
+Stages after Rajbhandari et al. 2020 (arXiv 1910.02054), section 5.  Sizes are bytes; a parameter count is a number of scalars.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rm_methods.errors import UserError
+
+WEIGHT, GRADIENT, MASTER, MOMENTS = 4, 4, 4, 8
+# DeepSpeed's defaults for stages 1 and 2, in numbers: two buffers to reduce gradients (overlap_comm), one to gather weights.
+_BUCKET = 500_000_000
+_LIVE = 1_000_000_000  # numbers that stage 3 keeps gathered at most
+# Kept for the backward pass in bf16 autocast, bytes per token and layer for each unit of width: performance/activation_memory.py.
+_PER_HIDDEN, _PER_INTERMEDIATE, _PER_ATTENTION, _PER_HEAD, _CONSTANT = 26, 8, 10, 4, 8
+_LAYER_INPUT = 4  # the residual stream is fp32
+CHECKPOINTS_ON_DISK = 3  # two are kept, and one is being written
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A decoder's sizes.
+
+    Attributes:
+        parameters: all of them.
+        embedding: those of the embedding table, which no matrix product runs through.
+        largest_layer: of the module with the most parameters of its own, which ZeRO-3 gathers whole.
+        hidden, intermediate, layers, heads: as in the model's configuration.
+        attention: width of all query heads together.
+        trainable: parameters that are trained: all, or adapters and head (LoRA).
+    """
+
+    parameters: int
+    embedding: int
+    largest_layer: int
+    hidden: int
+    intermediate: int
+    layers: int
+    heads: int
+    attention: int
+    trainable: int
+
+
+def shape_of(config, lora: Mapping[str, Any] | None = None) -> Shape:
+    """The shape of a reward model on a backbone with this transformers configuration; no memory is taken for its weights.
+
+    Args:
+        lora: the resolved `training.lora`.
+
+    Raises:
+        UserError: LoRA names layers that the backbone does not have.
+    """
+    import torch
+    from transformers import AutoModelForSequenceClassification
+
+    from rm_methods.reward_models.lora import trainable_parameters
+
+    config.num_labels = 1
+    with torch.device("meta"):
+        model = AutoModelForSequenceClassification.from_config(config)
+    own = [sum(p.numel() for p in module.parameters(recurse=False)) for module in model.modules()]
+    parameters = sum(p.numel() for p in model.parameters())
+    heads, hidden = config.num_attention_heads, config.hidden_size
+    head_size = getattr(config, "head_dim", None) or hidden // heads
+    return Shape(
+        parameters=parameters,
+        embedding=model.get_input_embeddings().weight.numel(),
+        largest_layer=max(own),
+        hidden=hidden,
+        intermediate=config.intermediate_size,
+        layers=config.num_hidden_layers,
+        heads=heads,
+        attention=heads * head_size,
+        trainable=parameters if lora is None else trainable_parameters(model, lora),
+    )
+
+
+def model_state_bytes(
+    parameters: int,
+    largest_layer: int,
+    zero: Mapping[str, Any] | None,
+    ranks: int,
+    nodes: int = 1,
+    trainable: int | None = None,
+) -> tuple[int, int]:
+    """Weights, gradients, optimizer and DeepSpeed's buffers: (bytes of a GPU, bytes of a node's main memory).
+
+    Args:
+        zero: `zero_optimization` of a DeepSpeed configuration; None for training without DeepSpeed.
+        ranks: over all nodes.
+        trainable: parameters that are trained; None: all.
+    """
+    trainable = parameters if trainable is None else trainable
+    if zero is None or zero.get("stage", 0) == 0:
+        exchanged = GRADIENT * trainable if ranks > 1 else 0  # buckets of the gradients
+        return WEIGHT * parameters + (GRADIENT + MOMENTS) * trainable + exchanged, 0
+    stage = zero["stage"]
+    offloads = (zero.get("offload_optimizer") or {}).get("device", "none") != "none"
+    buckets = 0 if stage == 3 else (2 * GRADIENT + WEIGHT) * min(_BUCKET, trainable)
+    gpu = WEIGHT * parameters // (ranks if stage == 3 else 1) + buckets
+    gpu += GRADIENT * trainable // (ranks if stage >= 2 else 1)
+    if stage == 3:
+        gpu += WEIGHT * min(parameters, max(largest_layer, zero.get("stage3_max_live_parameters", _LIVE)))
+    if not offloads:
+        return gpu + (MASTER + MOMENTS) * trainable // ranks, 0
+    return gpu, offloaded_bytes(trainable, nodes)
+
+
+def offloaded_bytes(trainable: int, nodes: int = 1) -> int:
+    """Main memory of a node for the optimizer's copy of the weights, its moments and the gradients."""
+    return (GRADIENT + MASTER + MOMENTS) * trainable // nodes
+
+
+def activation_bytes(shape: Shape, tokens: int, recomputed: bool) -> int:
+    """What a micro-batch of so many tokens keeps for its backward pass, in bf16 autocast; temporary tensors are not in it.
+
+    Without recomputation every weight's bf16 copy is kept too.
+    """
+    layer = _PER_HIDDEN * shape.hidden + _PER_INTERMEDIATE * shape.intermediate + _PER_ATTENTION * shape.attention
+    layer += _PER_HEAD * shape.heads + _CONSTANT
+    if recomputed:
+        return tokens * (shape.layers * _LAYER_INPUT * shape.hidden + layer)
+    return tokens * shape.layers * layer + 2 * (shape.parameters - shape.embedding)
+
+
+def checkpoint_bytes(parameters: int, zero: Mapping[str, Any] | None, trainable: int | None = None) -> int:
+    """One checkpoint for resuming: the whole weights and the optimizer's state; under ZeRO also the copy of the weights.
+
+    DeepSpeed writes the weights a second time below stage 3, and from stage 2 on those that are not trained once more.
+
+    Args:
+        zero, trainable: as for `model_state_bytes`.
+    """
+    trainable = parameters if trainable is None else trainable
+    stage = None if zero is None else zero.get("stage", 0)
+    weights = {None: 1, 0: 2, 1: 2, 2: 2, 3: 1}[stage] * parameters + (parameters - trainable if stage in (2, 3) else 0)
+    return WEIGHT * weights + (MOMENTS + (MASTER if stage else 0)) * trainable
+
+
+def model_bytes(parameters: int) -> int:
+    """The published model folder: fp32 safetensors."""
+    return WEIGHT * parameters
+
+
+def check_offload(parameters: int, zero: Mapping[str, Any], nodes: int = 1) -> None:
+    """Refuse to offload the optimizer to main memory that is not there; the system would kill a rank in the middle of the first step.
+
+    Raises:
+        UserError: says what it takes, what is free, and what to change.
+    """
+    if (zero.get("offload_optimizer") or {}).get("device") != "cpu":
+        return
+    needed, (what, free) = offloaded_bytes(parameters, nodes), main_memory()
+    if needed > free:
+        raise UserError(
+            f"training.deepspeed: offloading the optimizer of {parameters:,} parameters takes {needed / 2**30:.1f} GiB of main memory on "
+            f"each of {nodes} nodes, but there are {free / 2**30:.1f} GiB ({what}). Ask for more memory (resources.memory_mb) or more "
+            "nodes, or use zero3 on more GPUs, which offloads nothing."
+        )
+
+
+def main_memory(root: Path = Path("/")) -> tuple[str, int]:
+    """The main memory of this node that a run may take: what says so, and bytes.  The smallest of
+
+    * what is free on the machine;
+    * the limits of the control groups that this process is in, version 1 and 2 (a container or a cluster job);
+    * what Slurm gave the job (SLURM_MEM_PER_NODE, in MiB), which not every cluster enforces by control groups.
+
+    Args:
+        root: where /proc and /sys lie.
+    """
+    import psutil
+
+    found = {"free on the machine": psutil.virtual_memory().available}
+    limits = [limit for file in _limit_files(root) if (limit := _limit(file)) is not None]
+    if limits:
+        found["limit of the control group"] = min(limits)
+    slurm = os.environ.get("SLURM_MEM_PER_NODE", "")
+    if slurm.isdecimal() and int(slurm) > 0:  # --mem=0 asks for all of a node
+        found["SLURM_MEM_PER_NODE"] = int(slurm) * 2**20
+    what = min(found, key=found.__getitem__)
+    return what, found[what]
+
+
+def _limit_files(root: Path) -> list[Path]:
+    """Files with the memory limits of this process's control groups and of those around them, present or not.
+
+    Lines of /proc/self/cgroup are `number:controllers:path`, without controllers in version 2.  In a container the path may be that of
+    the host, which is not there; its own group is then the topmost one, which is looked at as well.
+    """
+    try:
+        lines = (root / "proc/self/cgroup").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return []
+    files = []
+    for _, controllers, group in (line.split(":", 2) for line in lines if line.count(":") >= 2):
+        if controllers == "":
+            top, name = root / "sys/fs/cgroup", "memory.max"
+        elif "memory" in controllers.split(","):
+            top, name = root / "sys/fs/cgroup/memory", "memory.limit_in_bytes"
+        else:
+            continue
+        own = Path(group.lstrip("/"))
+        files += [top / place / name for place in (own, *own.parents)]
+    return files
+
+
+def _limit(file: Path) -> int | None:
+    """The limit in a file; None where it is not there or says "max".  (Version 1 writes no limit as a number beyond any machine's.)"""
+    try:
+        text = file.read_text(encoding="utf-8").strip()
+    except OSError:
+        return None
+    return int(text) if text.isdecimal() else None

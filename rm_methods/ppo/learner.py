@@ -1,0 +1,225 @@
+"""The weights that PPO learns and their optimizer: whole on every rank, or cut by DeepSpeed's ZeRO.
+
+ZeRO 1 and 2 cut the optimizer (and its gradients); policy and reference stay whole on every rank.  ZeRO-3 cuts them, too: a layer is put
+together when it is used, so all ranks must run the same forwards (`Learner.in_step`).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_model, save_model
+
+from rm_methods.planning.sizes import check_offload
+from rm_methods.policies.log_probabilities import read_responses
+from rm_methods.policies.policy import Policy, load_policy
+from rm_methods.ppo.ranks import Ranks
+from rm_methods.ppo.settings import PPOSettings
+from rm_methods.system.deepspeed import configuration_file
+from rm_methods.training.resume import fitted_to, restore_settings
+
+
+class PolicyWithValues(torch.nn.Module):
+    """The policy's language model, and a value head that reads its last hidden states (fp32, zero at the start)."""
+
+    def __init__(self, policy: Policy, autocast: torch.dtype | None):
+        super().__init__()
+        self.language_model, self.pad_id, self.autocast = policy.model, policy.pad_id, autocast
+        self.value_head = torch.nn.Linear(policy.model.get_output_embeddings().in_features, 1).to(policy.model.device)
+        torch.nn.init.zeros_(self.value_head.weight)
+        torch.nn.init.zeros_(self.value_head.bias)
+
+    def forward(
+        self, prompt_ids: Sequence[Sequence[int]], response_ids: torch.Tensor, mask: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits fp32 [B, T, V] that the response's tokens int64 [B, T] were drawn from, and values fp32 [B, T] there."""
+        logits, hidden = read_responses(self.language_model, prompt_ids, response_ids, mask, self.pad_id, self.autocast)
+        return logits, self.value_head(hidden)[..., 0]
+
+
+class Learner:
+    """Policy and value head, whole on every rank; gradients are summed before each step.
+
+    Attributes:
+        policy: its model is what is sampled from.
+        reference: the policy as it was loaded, frozen.
+        module: what is trained.
+        forward: called for a forward that `backward` follows.
+        in_step: whether all ranks must run the same forwards.
+    """
+
+    in_step = False
+
+    def __init__(self, folder: str | Path, attention: str, settings: PPOSettings, ranks: Ranks):
+        self.settings, self.ranks = settings, ranks
+        with self._loading():
+            self.policy, reference = (load_policy(folder, attention=attention) for _ in range(2))
+        self.reference = reference.model.requires_grad_(False)
+        self.module = PolicyWithValues(self.policy, self.autocast)
+        # The learning rates of the two in units of the setting.
+        self.factors = (1.0, settings.value_rate_factor)
+
+    @property
+    def autocast(self) -> torch.dtype | None:
+        """Type of matrix products, or None."""
+        return torch.bfloat16 if self.settings.precision == "bf16" else None
+
+    def start(self, checkpoint: Path | None) -> None:
+        """Make the optimizer and go on from what `save` wrote, if anything.  Called once, on all ranks."""
+        self.forward, self.optimizer = self.module, self._adamw()
+        if checkpoint:
+            load_model(self.policy.model, str(checkpoint / "policy.safetensors"))
+            load_model(self.module.value_head, str(checkpoint / "value_head.safetensors"))
+            self.optimizer.load_state_dict(
+                torch.load(checkpoint / "optimizer.pt", map_location="cpu", weights_only=True)
+            )
+
+    def save(self, folder: Path) -> None:
+        """Write weights and optimizer into a folder that is there.  Called on all ranks."""
+        if self.ranks.first:
+            save_model(self.policy.model, str(folder / "policy.safetensors"))
+            save_model(self.module.value_head, str(folder / "value_head.safetensors"))
+            torch.save(self.optimizer.state_dict(), folder / "optimizer.pt")
+
+    def set_rates(self, share: float) -> None:
+        """Learning rates as a share of their first value."""
+        for group, factor in zip(self.optimizer.param_groups, self.factors, strict=True):
+            group["lr"] = self.settings.learning_rate * factor * share
+
+    def backward(self, loss: torch.Tensor, last: bool) -> None:
+        """Add the gradients of a loss; those of all ranks and calls add up.
+
+        Args:
+            last: whether it is this rank's last one before a step.
+        """
+        loss.backward()
+
+    def step(self) -> float:
+        """One optimizer step with clipped gradients, which are then forgotten; returns their norm before clipping."""
+        parameters = [*self.module.parameters()]
+        self.ranks.sum_gradients(parameters)
+        norm = torch.nn.utils.clip_grad_norm_(parameters, self.settings.max_gradient_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return float(norm)
+
+    def policy_weights(self) -> dict[str, torch.Tensor] | None:
+        """A copy of the policy's whole weights in main memory; None on ranks other than the first.  Called on all ranks."""
+        if not self.ranks.first:
+            return None
+        return {name: weight.detach().cpu().clone() for name, weight in self.policy.model.state_dict().items()}
+
+    def _loading(self):
+        return nullcontext()
+
+    def _adamw(self) -> torch.optim.AdamW:
+        settings = self.settings
+        groups = [{"params": [*part.parameters()]} for part in (self.policy.model, self.module.value_head)]
+        return torch.optim.AdamW(
+            groups, settings.learning_rate, settings.adam_betas, weight_decay=settings.weight_decay, fused=True
+        )
+
+
+class ZeroLearner(Learner):
+    """Policy and value head under ZeRO.
+
+    Args:
+        deepspeed: a shipped configuration's name, or a file.
+    """
+
+    def __init__(self, folder: str | Path, attention: str, settings: PPOSettings, ranks: Ranks, deepspeed: str):
+        if not torch.cuda.is_available():
+            os.environ.setdefault("DS_ACCELERATOR", "cpu")
+        from deepspeed import init_distributed
+
+        init_distributed(dist_backend=None if torch.cuda.is_available() else "gloo", verbose=False)
+        self.config = filled_configuration(deepspeed, settings, ranks.size, folder)
+        self.in_step = self.config["zero_optimization"]["stage"] == 3
+        super().__init__(folder, attention, settings, ranks)
+
+    @contextmanager
+    def _loading(self) -> Iterator[None]:
+        """With ZeRO-3, models that transformers loads meanwhile are cut as they are read."""
+        from transformers.integrations import HfDeepSpeedConfig
+        from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+
+        kept = HfDeepSpeedConfig(self.config)  # transformers refers to it weakly
+        yield
+        unset_hf_deepspeed_config()
+        del kept
+
+    def start(self, checkpoint: Path | None) -> None:
+        from deepspeed import initialize
+
+        zero = self.config["zero_optimization"]
+        nodes = self.ranks.size // int(os.environ.get("LOCAL_WORLD_SIZE", self.ranks.size))
+        check_offload(sum(getattr(p, "ds_numel", p.numel()) for p in self.module.parameters()), zero, nodes)
+        if self.in_step:
+            forwards_only = {key: value for key, value in zero.items() if key != "offload_optimizer"}
+            self.reference = initialize(
+                model=self.reference, config=self.config | {"zero_optimization": forwards_only}
+            )[0].module.eval()
+        universal = self.ranks.gathered(
+            [checkpoint and fitted_to(checkpoint, self.ranks.size)] if self.ranks.first else []
+        )[0]
+        config = self.config | ({"checkpoint": {"load_universal": True}} if universal else {})
+        self.forward, self.optimizer, _, _ = initialize(model=self.module, optimizer=self._adamw(), config=config)
+        self.module.eval()  # initialize says train, which would switch dropout on
+        if checkpoint:
+            self.forward.load_checkpoint(str(checkpoint))
+        if universal:
+            restore_settings(self.optimizer.optimizer, [self.settings.weight_decay] * 2)
+
+    def save(self, folder: Path) -> None:
+        self.forward.save_checkpoint(str(folder))
+
+    def backward(self, loss: torch.Tensor, last: bool) -> None:
+        self.forward.set_gradient_accumulation_boundary(last)
+        self.forward.backward(loss * self.ranks.size)  # DeepSpeed takes the mean over ranks
+
+    def step(self) -> float:
+        self.forward.step()
+        return float(self.forward.get_global_grad_norm())
+
+    def policy_weights(self) -> dict[str, torch.Tensor] | None:
+        import deepspeed
+
+        weights = {}
+        for name, weight in self.policy.model.state_dict(keep_vars=True).items():
+            with deepspeed.zero.GatheredParameters([weight], enabled=hasattr(weight, "ds_id")):
+                if self.ranks.first:
+                    weights[name] = weight.detach().cpu().clone()
+        return weights if self.ranks.first else None
+
+
+def filled_configuration(deepspeed: str, settings: PPOSettings, ranks: int, policy: str | Path) -> dict[str, Any]:
+    """A DeepSpeed configuration whose "auto" values are filled in from PPO's settings; buffers as the Trainer of transformers sizes them.
+
+    Args:
+        deepspeed: a shipped configuration's name, or a file.
+        policy: folder of the policy, for its width.
+    """
+    from transformers import AutoConfig
+
+    width = AutoConfig.from_pretrained(policy, trust_remote_code=False).get_text_config().hidden_size
+    values = {
+        "train_batch_size": ranks,
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        "gradient_clipping": settings.max_gradient_norm,
+        "reduce_bucket_size": width * width,
+        "stage3_prefetch_bucket_size": int(0.9 * width * width),
+        "stage3_param_persistence_threshold": 10 * width,
+    }
+
+    def filled(content: dict[str, Any]) -> dict[str, Any]:
+        inner = {key: filled(value) if isinstance(value, dict) else value for key, value in content.items()}
+        return {key: values.get(key, value) if value == "auto" else value for key, value in inner.items()}
+
+    return filled(json.loads(Path(configuration_file(deepspeed)).read_text(encoding="utf-8")))

@@ -1,0 +1,399 @@
+"""PPO for language policies against a proxy reward, with the gold reward watched beside it.
+
+An update samples a batch of responses from the policy, scores them, and takes a few clipped policy-gradient steps; a KL penalty at each
+token holds the policy near the one it started from.  All randomness comes from (seed, purpose, update), so a resumed run needs no random
+states, and the number of ranks does not change what is sampled.  docs/ppo.md has the objective and every setting.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+import sys
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+
+from rm_methods.errors import UserError
+from rm_methods.files import content_hash, read_json, write_json, written_atomically
+from rm_methods.policies.log_probabilities import token_log_probabilities
+from rm_methods.policies.policy import Prompt, save_policy
+from rm_methods.policies.sampling import NotFinite, check_prompts, derived_seed, policy_hash
+from rm_methods.policies.settings import settings_from
+from rm_methods.ppo import losses as ppo_math
+from rm_methods.ppo.learner import Learner, ZeroLearner
+from rm_methods.ppo.ranks import Ranks
+from rm_methods.ppo.records import Records, evaluation_means, measures, reward_hacking
+from rm_methods.ppo.reward_transforms import RewardTransform, needs_references
+from rm_methods.ppo.rewards import Reward, rewards_of
+from rm_methods.ppo.rollouts import Actors, Rollouts, collect
+from rm_methods.ppo.settings import PPOSettings
+from rm_methods.system.cpu import prepare_cpu
+from rm_methods.system.progress import Progress
+
+
+def train_ppo(
+    settings: PPOSettings | Mapping[str, Any],
+    policy_folder: str | Path,
+    reward: Reward,
+    gold: Reward,
+    prompts: Sequence[Prompt],
+    evaluation_prompts: Sequence[Prompt],
+    seed: int,
+    out_folder: str | Path,
+    work_folder: str | Path,
+    references: Mapping[str, Sequence[str]] | None = None,
+    threads: int = 0,
+    attention: str = "auto",
+    deepspeed: str | None = None,
+) -> dict[str, Any]:
+    """Optimise a policy against a proxy reward.
+
+    Args:
+        policy_folder: the policy to start from (usually after supervised fine-tuning); it is also the reference of the KL penalty.
+        reward: the proxy, (prompts, responses) -> float64 [B].
+        gold: the gold reward, the same way; only reported, never learned from.
+        prompts: to learn on.  With standardised or reference-based rewards, each needs stored responses.
+        evaluation_prompts: to evaluate on, with the same random numbers each time.
+        seed: of sampling and of the order of prompts.
+        out_folder: gets `policy/` (a plain causal-language-model folder), `evaluation.parquet`, `metrics.jsonl`, `summary.json`.
+        work_folder: those files as they grow, and checkpoints; a run that was killed goes on from the last one.  Removed at the end.
+        references: prompt id -> stored responses of the starting policy (`rm_methods.policies.sampling.read_references`).
+        attention: implementation of transformers, of the policy and its reference.
+        deepspeed: a shipped configuration's name or a file with stage 1, 2 or 3, to cut policy and optimizer over the ranks that torchrun
+            started; None keeps them whole on each.
+
+    Returns:
+        The summary that was written; an empty dictionary on ranks other than the first.  A run that diverged ends early with the policy of
+        its last good evaluation and says so under `stopped`.
+
+    Raises:
+        UserError: unusable prompts, policy or references, a reward that is not finite, or a work folder of another run.
+    """
+    settings = settings_from(PPOSettings, settings, "the PPO settings")
+    prepare_cpu(threads)
+    data = (reward, gold, prompts, evaluation_prompts)
+    run = PPO(settings, policy_folder, *data, seed, Path(work_folder), references, attention, deepspeed)
+    run.train()
+    return run.finish(Path(out_folder))
+
+
+class PPO:
+    """One run; see `train_ppo`."""
+
+    def __init__(
+        self,
+        settings,
+        policy_folder,
+        reward,
+        gold,
+        prompts,
+        evaluation_prompts,
+        seed,
+        work: Path,
+        references,
+        attention,
+        deepspeed,
+    ):
+        self.started = time.monotonic()
+        self.settings, self.seed, self.work, self.ranks = settings, seed, work, Ranks()
+        self.prompts, self.evaluation_prompts = list(prompts), list(evaluation_prompts)
+        check_prompts(self.prompts, "prompts")
+        check_prompts(self.evaluation_prompts, "evaluation prompts")
+        weights = (policy_folder, attention, settings, self.ranks)
+        self.learner = ZeroLearner(*weights, deepspeed) if deepspeed else Learner(*weights)
+        policy = self.learner.policy
+        self.ids, cut = policy.encode_prompts([p.messages for p in self.prompts], settings.max_prompt_tokens)
+        self.evaluation_ids, evaluation_cut = policy.encode_prompts(
+            [p.messages for p in self.evaluation_prompts], settings.max_prompt_tokens
+        )
+        policy.check_room([*self.ids, *self.evaluation_ids], settings.max_new_tokens)
+        self.cut = sum(cut) + sum(evaluation_cut)
+        self.actors = Actors(self.learner, reward, gold)
+        self.transform = self._transform(references)
+        self.kl_coefficient, self.stopped = settings.kl_coefficient, None
+        self.good_step, self.good = 0, None
+        ids = [[p.prompt_id for p in some] for some in (self.prompts, self.evaluation_prompts)]
+        read = [policy_hash(policy_folder), ids, self.ids, self.evaluation_ids]
+        self.fingerprint = content_hash(
+            [asdict(settings), seed, *read, deepspeed and self.learner.config["zero_optimization"]]
+        )
+
+    def _transform(self, references: Mapping[str, Sequence[str]] | None) -> RewardTransform:
+        """The reward transform, with the proxy's scores of the stored responses to the prompts."""
+        scores: dict[str, Any] = {}
+        if needs_references(self.settings.transform, self.settings.standardise) and references:
+            rows = [(prompt, text) for prompt in self.prompts for text in references.get(prompt.prompt_id, ())]
+            with self.actors.timed("references"):
+                proxy = rewards_of(
+                    self.actors.reward, "proxy reward", [prompt for prompt, _ in rows], [text for _, text in rows]
+                )
+            scores = {prompt.prompt_id: [] for prompt in self.prompts}
+            for (prompt, _), score in zip(rows, proxy, strict=True):
+                scores[prompt.prompt_id].append(score)
+        return RewardTransform(self.settings.transform, scores, self.settings.standardise, self.settings.clip_width)
+
+    def train(self) -> None:
+        """All updates that are left, with evaluations and checkpoints between them."""
+        settings = self.settings
+        first = self._resume()
+        self.records = Records(self.work, first if self.resumed else None) if self.ranks.first else None
+        progress = Progress(f"PPO seed {self.seed}", settings.updates, first)
+        for step in range(first, settings.updates + 1):
+            if (step % settings.evaluate_every == 0 or step == settings.updates) and not (
+                self.resumed and step == first
+            ):
+                self._evaluate(step)
+            if self.stopped or step == settings.updates:
+                break
+            if settings.checkpoint_every and step % settings.checkpoint_every == 0 and step > first:
+                self._save_checkpoint(step)
+            line = self._update(step)
+            if self.ranks.first:
+                elapsed = self.records.before + time.monotonic() - self.started
+                self.records.add_update({"step": step + 1, "time": round(elapsed, 3), **line})
+            if self.stopped:
+                break
+            if self.ranks.first:
+                progress.advance(1, "  ".join(f"{name} {line[name]:.3f}" for name in ("proxy", "gold", "kl")))
+        if self.stopped and self.ranks.first:
+            print(
+                f"PPO stopped: {self.stopped['reason']} The policy of step {self.good_step} is kept.",
+                file=sys.stderr,
+                flush=True,
+            )
+
+    def _evaluate(self, step: int) -> None:
+        """Sample the evaluation prompts; a good evaluation's policy is what a run that diverges later falls back to."""
+        # Phases inside an evaluation count as evaluation.
+        actors = replace(self.actors, seconds=Counter())
+        try:
+            with self.actors.timed("evaluation"):
+                rollouts = collect(
+                    actors, self.evaluation_prompts, self.evaluation_ids, derived_seed(self.seed, "evaluation")
+                )
+        except NotFinite as error:
+            if step == 0:
+                raise
+            self._stop(step, str(error))
+            return
+        if self.ranks.first and np.isfinite(rollouts.kl).all():
+            self.records.add_evaluation(step, rollouts)
+        if self._checked(step, rollouts):
+            self.good_step, self.good = step, self.learner.policy_weights()
+
+    def _update(self, step: int) -> dict[str, float]:
+        """Sample, score, learn; returns the line of `metrics.jsonl`, measured on the responses that were sampled before learning."""
+        settings = self.settings
+        members = batch_members(len(self.prompts), settings.batch_size, step, self.seed)
+        batch, ids = [self.prompts[k] for k in members], [self.ids[k] for k in members]
+        try:
+            rollouts = collect(self.actors, batch, ids, derived_seed(self.seed, "rollout", step))
+        except NotFinite as error:
+            self._stop(step, str(error))
+            return {"kl_coefficient": self.kl_coefficient}
+        line = measures(rollouts) | {"kl_coefficient": self.kl_coefficient}
+        if not self._checked(step, rollouts):
+            return line
+        rewards_B = self.transform(rollouts.proxy, [prompt.prompt_id for prompt in rollouts.prompts])
+        if settings.missing_end_penalty is not None:
+            rewards_B = rewards_B - settings.missing_end_penalty * ~rollouts.finished.numpy()
+        line["reward"] = float(rewards_B.mean())
+        with self.actors.timed("learn"):
+            line |= self._learn(step, rollouts, torch.tensor(rewards_B, dtype=torch.float32))
+        if settings.kl_target is not None:
+            self.kl_coefficient = ppo_math.adapted_kl_coefficient(
+                self.kl_coefficient, line["kl"], settings.kl_target, len(members), settings.kl_horizon
+            )
+        return line
+
+    def _checked(self, step: int, rollouts: Rollouts) -> bool:
+        """Whether KL is finite and within the limit; otherwise the run stops."""
+        kl = float(rollouts.kl.mean())
+        if math.isfinite(kl) and kl <= self.settings.kl_limit:
+            return True
+        self._stop(
+            step, f"the KL divergence from the starting policy is {kl:.4g} nats, kl_limit is {self.settings.kl_limit}."
+        )
+        return False
+
+    def _stop(self, step: int, reason: str) -> None:
+        self.stopped = {"step": step, "reason": reason + " Lower learning_rate, or raise kl_coefficient."}
+
+    def _learn(self, step: int, rollouts: Rollouts, scores: torch.Tensor) -> dict[str, float]:
+        """All optimizer steps of an update; returns means over them."""
+        settings = self.settings
+        rewards = ppo_math.token_rewards(scores, rollouts.log_ratio, rollouts.mask, self.kl_coefficient)
+        advantages, returns = ppo_math.advantages_and_returns(
+            rewards, rollouts.values, rollouts.mask, settings.gamma, settings.lambda_
+        )
+        advantages = ppo_math.whitened(advantages, rollouts.mask)
+        self.learner.set_rates(rate_factor(settings.schedule, step / settings.updates))
+        totals: dict[str, list[float]] = {}
+        for epoch in range(settings.ppo_epochs):
+            order = np.random.default_rng(derived_seed(self.seed, "minibatch", step, epoch)).permutation(len(scores))
+            for rows in np.array_split(order, settings.minibatches):
+                stats = self._minibatch(rows, rollouts, advantages, returns)
+                for name, value in stats.items():
+                    totals.setdefault(name, []).append(value)
+                if not all(map(math.isfinite, stats.values())):
+                    self._stop(step, "a loss or gradient is not finite.")
+                    return {name: float("nan") for name in stats}
+        return {name: float(np.mean(values)) for name, values in totals.items()}
+
+    def _minibatch(
+        self, rows: np.ndarray, rollouts: Rollouts, advantages: torch.Tensor, returns: torch.Tensor
+    ) -> dict[str, float]:
+        """One optimizer step on the mean over the tokens of the minibatch on all ranks."""
+        mine, at_once = rows[self.ranks.rank :: self.ranks.size], self.settings.rows_per_forward
+        tokens, sums = int(rollouts.mask[rows].sum()), np.zeros(3)
+        starts = range(0, -(-len(rows) // self.ranks.size), at_once)
+        for start in starts:
+            # DeepSpeed needs as many backwards on each rank; one without rows is left for it takes part with weight 0.
+            chunk, weight = mine[start : start + at_once], 1.0
+            if not len(chunk):
+                chunk, weight = rows[:1], 0.0
+            sums += weight * self._backward(
+                chunk, rollouts, advantages, returns, weight / tokens, last=start == starts[-1]
+            )
+        policy_loss, value_loss, clipped = np.sum(self.ranks.gathered([sums]), axis=0) / tokens
+        norm = self.learner.step()
+        return {"policy_loss": policy_loss, "value_loss": value_loss, "clip_fraction": clipped, "gradient_norm": norm}
+
+    def _backward(self, rows, rollouts: Rollouts, advantages, returns, factor: float, last: bool) -> np.ndarray:
+        """Forward and backward of some responses; returns policy loss, value loss and clipped tokens, summed over tokens.
+
+        Args:
+            factor: of the summed losses.
+            last: whether it is this rank's last one before a step.
+        """
+        settings, learner = self.settings, self.learner
+        device, width = learner.policy.model.device, int(rollouts.mask[rows].sum(1).max())
+        of_batch = (
+            rollouts.response_ids,
+            rollouts.mask,
+            rollouts.log_probabilities,
+            rollouts.values,
+            advantages,
+            returns,
+        )
+        ids, mask, old, old_values, advantages, returns = (tensor[rows, :width].to(device) for tensor in of_batch)
+        logits, values = learner.forward([rollouts.prompt_ids[row] for row in rows], ids, mask)
+        log_probabilities = token_log_probabilities(logits, ids, mask)
+        policy_loss, clipped = ppo_math.policy_loss(log_probabilities, old, advantages, mask, settings.clip_range)
+        value_loss = ppo_math.value_loss(values, old_values, returns, mask, settings.value_clip_range)
+        learner.backward((policy_loss + settings.value_coefficient * value_loss) * factor, last)
+        return np.array([policy_loss.item(), value_loss.item(), int(clipped)])
+
+    def _save_checkpoint(self, step: int) -> None:
+        first = self.ranks.first
+        with written_atomically(self.work / f"checkpoint-{step}") if first else nullcontext() as folder:
+            folder = self.ranks.gathered([folder] if first else [])[0]
+            if first:
+                folder.mkdir()
+            self.ranks.wait()
+            self.learner.save(folder)
+            if first:
+                save_file(self.good, folder / "good.safetensors")
+                state = {
+                    "fingerprint": self.fingerprint,
+                    "kl_coefficient": self.kl_coefficient,
+                    "good_step": self.good_step,
+                }
+                write_json(
+                    folder / "state.json",
+                    state | {"transform": self.transform.state(), "seconds": dict(self.actors.seconds)},
+                )
+            self.ranks.wait()
+        for older in _checkpoints(self.work)[:-1] if first else []:
+            shutil.rmtree(older)
+
+    def _resume(self) -> int:
+        """Load the last checkpoint, if there is one; returns the number of updates done."""
+        folders = self.ranks.gathered([_checkpoints(self.work)] if self.ranks.first else [[]])[0]
+        self.resumed = bool(folders)
+        if not folders:
+            self.learner.start(None)
+            return 0
+        folder = folders[-1]
+        state = read_json(folder / "state.json")
+        if state["fingerprint"] != self.fingerprint:
+            raise UserError(
+                f"{folder} is a checkpoint of another run (settings, seed, policy or prompts differ). Remove {self.work}."
+            )
+        self.learner.start(folder)
+        self.good_step, self.good = (
+            state["good_step"],
+            load_file(folder / "good.safetensors") if self.ranks.first else None,
+        )
+        self.kl_coefficient = state["kl_coefficient"]
+        self.transform.load_state(state["transform"])
+        self.actors.seconds.update(state["seconds"])
+        if self.ranks.first:
+            print(f"PPO: resumes from {folder}", file=sys.stderr, flush=True)
+        return int(folder.name.rsplit("-", 1)[1])
+
+    def finish(self, out: Path) -> dict[str, Any]:
+        """Write the last good policy and the summary; returns the summary (empty on other ranks than the first)."""
+        self.ranks.wait()
+        if not self.ranks.first:
+            return {}
+        save_policy(self.learner.policy, out / "policy", self.good)
+        evaluations = evaluation_means(self.records.rows)
+        summary = {
+            "settings": asdict(self.settings),
+            "seed": self.seed,
+            "policy_step": self.good_step,
+            "stopped": self.stopped,
+            "prompts": len(self.prompts),
+            "evaluation_prompts": len(self.evaluation_prompts),
+            "prompts_cut": self.cut,
+            "proxy_centre": self.transform.centre,
+            "proxy_scale": self.transform.scale,
+            "kl_coefficient": self.kl_coefficient,
+            "evaluation": {
+                "first": evaluations[0] if evaluations else None,
+                "best_gold": max(evaluations, key=lambda row: row["gold"], default=None),
+                "last": evaluations[-1] if evaluations else None,
+            },
+            "reward_hacking": reward_hacking(self.records.rows, self.settings.alarm_margin),
+            "wall_seconds": round(self.records.before + time.monotonic() - self.started, 2),
+            "seconds": {phase: round(seconds, 2) for phase, seconds in self.actors.seconds.items()},
+            "world_size": self.ranks.size,
+            "device": str(self.learner.policy.model.device),
+        }
+        for source in (self.records.metrics, self.records.evaluation):
+            with written_atomically(out / source.name) as path:
+                shutil.copyfile(source, path)
+        write_json(out / "summary.json", summary)
+        shutil.rmtree(self.work, ignore_errors=True)
+        return summary
+
+
+def batch_members(prompts: int, batch_size: int, step: int, seed: int) -> list[int]:
+    """Positions of the prompts of an update: every pass goes through all prompts once in an order of its own."""
+    members = []
+    for place in range(step * batch_size, (step + 1) * batch_size):
+        number, within = divmod(place, prompts)
+        if not members or within == 0:
+            order = np.random.default_rng(derived_seed(seed, "prompts", number)).permutation(prompts)
+        members.append(int(order[within]))
+    return members
+
+
+def rate_factor(schedule: str, progress: float) -> float:
+    """Learning rate as a share of its first value, at a progress from 0 to 1."""
+    return {"constant": 1.0, "linear": 1 - progress, "cosine": 0.5 * (1 + math.cos(math.pi * progress))}[schedule]
+
+
+def _checkpoints(work: Path) -> list[Path]:
+    """Complete checkpoints, oldest first."""
+    return sorted(work.glob("checkpoint-*"), key=lambda folder: int(folder.name.rsplit("-", 1)[1]))

@@ -1,0 +1,95 @@
+"""The DeepSpeed configurations that are shipped (zero0 to zero3, zero3_offload), and what a configuration of one's own must be.
+
+"auto" values are filled in from the training settings.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from rm_methods.errors import UserError, nearest
+from rm_methods.files import file_hash
+
+FOLDER = Path(__file__).parent
+
+
+def configuration_file(name: str | None) -> str | None:
+    """The JSON file of `training.deepspeed`: a shipped name or a path; None for none.
+
+    Raises:
+        UserError: neither a shipped configuration nor a file, or options that do not go together.
+    """
+    if not name:
+        return None
+    shipped = FOLDER / f"{name}.json"
+    path = shipped if shipped.exists() else Path(name)
+    if not path.is_file():
+        raise UserError(
+            f"'{name}' is neither a shipped configuration nor a JSON file. {nearest(name, [p.stem for p in FOLDER.glob('*.json')])}"
+        )
+    if problems := configuration_problems(_read(path)):
+        raise UserError(f"{path}: {'; '.join(problems)}")
+    return str(path)
+
+
+def own_file_hash(name: str | None) -> str | None:
+    """Hash of a configuration file of one's own; None for none and for shipped ones, which count as code."""
+    file = configuration_file(name)
+    return None if file is None or Path(file).parent == FOLDER else file_hash(Path(file))
+
+
+def zero_settings(name: str | None) -> dict[str, Any]:
+    """The `zero_optimization` section of `training.deepspeed`; stage 0 without DeepSpeed."""
+    file = configuration_file(name)
+    return {"stage": 0} | (_read(Path(file)).get("zero_optimization", {}) if file else {})
+
+
+def configuration_problems(content: dict[str, Any]) -> list[str]:
+    """What is wrong with a DeepSpeed configuration for this trainer, one sentence each."""
+    zero = content.get("zero_optimization", {})
+    stage = zero.get("stage", 0)
+    if stage not in (0, 1, 2, 3):
+        return [f"zero_optimization.stage: {stage!r} is not 0, 1, 2 or 3"]
+    found = []
+    optimizer, parameters = (
+        (zero.get(f"offload_{what}") or {}).get("device", "none") for what in ("optimizer", "param")
+    )
+    if optimizer != "none" and stage == 0:
+        found.append(f"zero_optimization.offload_optimizer: {optimizer!r} needs stage 1, 2 or 3, the stage is 0")
+    if parameters != "none" and stage < 3:
+        found.append(f"zero_optimization.offload_param: {parameters!r} needs stage 3, the stage is {stage}")
+    if "nvme" in (optimizer, parameters) and stage < 3:
+        found.append(
+            f"zero_optimization: offload to nvme needs stage 3, the stage is {stage}; offload to cpu, or take stage 3"
+        )
+    if stage == 3 and not zero.get("stage3_gather_16bit_weights_on_model_save"):
+        found.append(
+            "zero_optimization.stage3_gather_16bit_weights_on_model_save: must be true, or the model could not be saved"
+        )
+    if "optimizer" in content:
+        found.append(
+            "optimizer: must be left out; the run's settings make it, and DeepSpeed's own would let norms and biases decay, too"
+        )
+    for key in ("fp16", "bf16"):
+        if (content.get(key) or {}).get("enabled"):
+            found.append(
+                f"{key}.enabled: must be off; training.precision casts the backbone and leaves weights and head in fp32"
+            )
+    for key in ("gradient_accumulation_steps", "train_micro_batch_size_per_gpu"):
+        if content.get(key, "auto") not in ("auto", 1):
+            found.append(f"{key}: must be 'auto', not {content[key]!r}; training.tokens_per_microbatch cuts the steps")
+    return found
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: not a readable JSON file ({error}).") from None
+    if not isinstance(content, dict) or not isinstance(content.get("zero_optimization", {}), dict):
+        raise UserError(
+            f"{path}: not a DeepSpeed configuration: an object with an object zero_optimization is expected."
+        )
+    return content

@@ -1,0 +1,231 @@
+"""One writer per run folder.
+
+Snakemake holds a lock of its own, but a killed Snakemake leaves its jobs running on a cluster, and the next one would start them a second
+time.  So every run takes `writer.lock` in its folder: a file that is linked into place (atomic on network file systems too) and touched
+every few seconds.  Whether the writer of a lock that is found is still there is decided by
+
+* its process, on the same machine;
+* its Slurm job, on another machine of the same cluster;
+* otherwise by the file: a writer touches it, what is dead does not.  Times are those of the file system, never of two clocks.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from rm_methods.errors import UserError
+from rm_methods.system.cluster import ENDING_STATES, RUNNING_STATES, job_state
+
+LOCK = "writer.lock"
+BEAT_SECONDS = 15.0
+DEAD_AFTER_SECONDS = 120.0
+POLL_SECONDS = 1.0
+ALIVE, DEAD, UNCERTAIN = "alive", "dead", "uncertain"
+
+
+@contextmanager
+def run_lock(folder: str | os.PathLike, patient: bool = False) -> Iterator[None]:
+    """Hold a run folder while the block runs.
+
+    The lock of a dead writer is taken over.  If a writer is certainly alive, this refuses at once; if that cannot be known yet, it waits
+    until its file was not touched for two minutes.  Should the lock be lost all the same (a machine that was suspended), the process
+    is stopped with SIGTERM rather than written on.
+
+    Args:
+        patient: wait for a writer that is alive.
+
+    Raises:
+        UserError: another process writes this run; names it.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = folder / LOCK
+    mine = _me()
+    _acquire(lock, mine, patient)
+    released = threading.Event()
+    beat = threading.Thread(target=_keep, args=(lock, mine["token"], released), daemon=True, name="writer lock")
+    beat.start()
+    try:
+        yield
+    finally:
+        released.set()
+        beat.join()
+        if (_read(lock) or {}).get("token") == mine["token"]:
+            lock.unlink(missing_ok=True)
+
+
+def writer_state(writer: dict, age_seconds: float) -> str:
+    """Whether the writer of a lock is alive.
+
+    Args:
+        writer: the content of the lock.
+        age_seconds: since the lock was touched, by the file system's clock.
+
+    Returns:
+        ALIVE, DEAD or UNCERTAIN.
+    """
+    if writer.get("machine") == _machine():
+        started = _started(writer.get("process"))
+        return ALIVE if started is not None and started == writer.get("started") else DEAD
+    # A job that Slurm started again on another node meets its own lock; then only the file can tell.
+    job, cluster = writer.get("job"), writer.get("cluster")
+    if job and cluster and cluster == os.environ.get("SLURM_CLUSTER_NAME") and job != os.environ.get("SLURM_JOB_ID"):
+        state = job_state(job)
+        # An allocation may run on after the writer in it has died: then the lock is not touched any more.
+        if state in RUNNING_STATES and (state != "RUNNING" or age_seconds <= DEAD_AFTER_SECONDS):
+            return ALIVE
+        if state is not None and state not in ENDING_STATES:
+            return DEAD
+    return DEAD if age_seconds > DEAD_AFTER_SECONDS else UNCERTAIN
+
+
+def describe(writer: dict) -> str:
+    """The writer of a lock in words."""
+    job = f", Slurm job {writer['job']}" if writer.get("job") else ""
+    return f"process {writer.get('process', '?')} on {writer.get('host', '?')}{job}, since {writer.get('since', '?')}"
+
+
+def _acquire(lock: Path, mine: dict, patient: bool) -> None:
+    watched = None  # (token, time of the last touch) of the writer that we wait to see more of
+    awaited = None  # token of the writer that we wait for
+    while not _create(lock, mine):
+        found, touched, age = _look(lock)
+        if found is None:
+            continue
+        state = writer_state(found, age)
+        if state == UNCERTAIN and watched and watched[0] == found.get("token") and watched[1] != touched:
+            state = ALIVE
+        if state == ALIVE and patient:
+            if awaited != found.get("token"):
+                awaited = found.get("token")
+                print(
+                    f"{lock.parent} is being written by {describe(found)}; waits for it.", file=sys.stderr, flush=True
+                )
+            time.sleep(POLL_SECONDS)
+            continue
+        if state == ALIVE:
+            end = f"end it (rm-methods cancel, or scancel {found['job']})" if found.get("job") else "end it"
+            raise UserError(
+                f"{lock.parent} is being written by {describe(found)}. Wait for it, or {end}, then run this again."
+            )
+        if state == DEAD:
+            _remove(lock, found)
+            print(f"{lock.parent}: takes over from {describe(found)}, which is gone.", file=sys.stderr, flush=True)
+            continue
+        if watched is None or watched[0] != found.get("token"):
+            watched = found.get("token"), touched
+            wait = max(DEAD_AFTER_SECONDS - age, 0)
+            print(
+                f"{lock.parent}: waits up to {wait:.0f} s to see whether {describe(found)} is alive.",
+                file=sys.stderr,
+                flush=True,
+            )
+        time.sleep(POLL_SECONDS)
+
+
+def _create(lock: Path, mine: dict) -> bool:
+    temporary = lock.with_name(f".{lock.name}.{mine['token']}")
+    temporary.write_text(json.dumps(mine) + "\n", encoding="utf-8")
+    try:
+        os.link(temporary, lock)
+        return True
+    except FileExistsError:
+        return False
+    finally:
+        temporary.unlink()
+
+
+def _remove(lock: Path, found: dict) -> None:
+    """Take a dead writer's lock away; if another process was faster, its lock is put back."""
+    aside = lock.with_name(f".{lock.name}.{uuid.uuid4().hex}")
+    try:
+        os.rename(lock, aside)
+    except FileNotFoundError:
+        return
+    try:
+        if (_read(aside) or {}).get("token") != found.get("token"):
+            with suppress(
+                FileExistsError
+            ):  # a third process came between; the one that was moved aside notices and stops
+                os.link(aside, lock)
+    finally:
+        aside.unlink()
+
+
+def _read(lock: Path) -> dict | None:
+    """Content of a lock; None if there is none.  What cannot be read has an unknown writer."""
+    try:
+        content = json.loads(lock.read_text(encoding="utf-8"))
+        return content if isinstance(content, dict) else {}
+    except FileNotFoundError:
+        return None
+    except ValueError:
+        return {}
+
+
+def _look(lock: Path) -> tuple[dict | None, float, float]:
+    """Content, time of the last touch and seconds since then, all by the file system's clock."""
+    probe = lock.with_name(f".{lock.name}.{uuid.uuid4().hex}")
+    probe.touch()
+    try:
+        touched = lock.stat().st_mtime
+        return _read(lock), touched, probe.stat().st_mtime - touched
+    except FileNotFoundError:
+        return None, 0.0, 0.0
+    finally:
+        probe.unlink()
+
+
+def _keep(lock: Path, token: str, released: threading.Event) -> None:
+    while not released.wait(BEAT_SECONDS):
+        try:
+            if (_read(lock) or {}).get("token") != token:
+                print(f"{lock}: another process has taken this run over; stopping.", file=sys.stderr, flush=True)
+                os.kill(os.getpid(), signal.SIGTERM)
+                return
+            os.utime(lock)
+        except OSError as error:
+            print(f"{lock}: could not be touched ({error}); trying again.", file=sys.stderr, flush=True)
+
+
+def _me() -> dict:
+    process = os.getpid()
+    return {
+        "token": uuid.uuid4().hex,
+        "process": process,
+        "started": _started(process),
+        "host": socket.gethostname(),
+        "machine": _machine(),
+        "job": os.environ.get("SLURM_JOB_ID"),
+        "cluster": os.environ.get("SLURM_CLUSTER_NAME"),
+        "since": time.strftime("%Y-%m-%d %H:%M:%S"),
+    }
+
+
+def _machine() -> str:
+    """Host, boot and process namespace: only within one of these does a process number mean anything."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{socket.gethostname()} {boot} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        return f"{socket.gethostname()} {uuid.uuid4().hex}"
+
+
+def _started(process: int | None) -> int | None:
+    """Start of a process in clock ticks after boot, so that a number that was given out again is not taken for it; None if it is gone."""
+    try:
+        # Fields 3 and 22 of proc(5), counted after the name, which may hold blanks.
+        fields = Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()
+    except (OSError, IndexError):
+        return None
+    return None if fields[0] in "ZX" else int(fields[19])
