@@ -14,6 +14,7 @@ from typing import Any
 from rm_methods.errors import UserError
 from rm_methods.files import written_atomically
 from rm_methods.preferences.pair import Message, PreferencePair
+from rm_methods.reward_models.template_probe import conversation, pin_date, render
 
 
 @dataclass(frozen=True)
@@ -175,6 +176,7 @@ def make_policy(model, tokenizer) -> Policy:
         raise UserError(
             f"{name}: the tokenizer has no chat template, so prompts cannot be rendered. Put chat_template.jinja beside it."
         )
+    pin_date(tokenizer)
     end_ids = _end_ids(tokenizer, model.generation_config)
     if not end_ids:
         raise UserError(
@@ -221,17 +223,7 @@ def save_policy(policy: Policy, folder: str | Path, weights: Mapping[str, Any] |
 
 
 def _prompt_ids(tokenizer, messages: Sequence[Message]) -> list[int]:
-    try:
-        return tokenizer.apply_chat_template(
-            list(messages), add_generation_prompt=True, tokenize=True, return_dict=False
-        )
-    except (
-        Exception
-    ) as error:  # Jinja errors of a strict template: roles that do not alternate, no system turn allowed, ...
-        roles = " ".join(m["role"] for m in messages)
-        raise UserError(
-            f"The chat template of {tokenizer.name_or_path} refuses a prompt (turns: {roles}): {error}"
-        ) from None
+    return tokenizer(render(tokenizer, messages, add_generation_prompt=True), add_special_tokens=False)["input_ids"]
 
 
 def _end_ids(tokenizer, generation_config) -> tuple[int, ...]:
@@ -241,8 +233,8 @@ def _end_ids(tokenizer, generation_config) -> tuple[int, ...]:
     if tokenizer.eos_token_id is not None:
         named.append(tokenizer.eos_token_id)
     probe = [{"role": "user", "content": "a"}]
-    head = tokenizer.apply_chat_template(probe, add_generation_prompt=True, tokenize=False) + "b"
-    whole = tokenizer.apply_chat_template([*probe, {"role": "assistant", "content": "b"}], tokenize=False)
+    head = render(tokenizer, probe, add_generation_prompt=True) + "b"
+    whole = render(tokenizer, conversation(probe, "b"))
     tail = tokenizer(whole[len(head) :], add_special_tokens=False)["input_ids"] if whole.startswith(head) else []
     # Ordinary text after a response (a newline, say) ends nothing.
     closing = [i for i in tail[:1] if i in named or tokenizer.convert_ids_to_tokens(i) in _special_tokens(tokenizer)]

@@ -18,6 +18,7 @@ from rm_methods.files import read_json, write_json, written_atomically
 from rm_methods.preferences.pair import PreferencePair
 from rm_methods.reward_models.loading import attention_option
 from rm_methods.reward_models.remote_code import refusal_explained
+from rm_methods.reward_models.template_probe import conversation, fold_system, pin_date, render
 
 RECORD = "backbone.json"
 _ROLES = ("system", "user", "assistant")
@@ -36,7 +37,8 @@ def prepare_backbone(backbone: dict[str, Any], pairs: Iterable[PreferencePair], 
         folder: where to write.
 
     Returns:
-        The record that is also written to `backbone.json`: kind, where weights are loaded from, revision, tokenizer hash.
+        The record that is also written to `backbone.json`: kind, where weights are loaded from, revision, tokenizer hash, and
+        what the chat template does (`rm_methods.reward_models.template_probe.probe_template`).
 
     Raises:
         UserError: source not found, hub not reachable, tokenizer unusable, a model that needs code of its own.
@@ -54,7 +56,8 @@ def prepare_backbone(backbone: dict[str, Any], pairs: Iterable[PreferencePair], 
         tokenizer = _tokenizer(path, backbone)
         tokenizer.save_pretrained(path)
         _check_length(path, backbone)
-        record["tokenizer_hash"] = ChatTokenizer(tokenizer, backbone["max_length"]).hash()
+        reader = ChatTokenizer(tokenizer, backbone["max_length"])
+        record |= {"tokenizer_hash": reader.hash(), "template": reader.template}
         write_json(path / RECORD, record)
     return record
 
@@ -304,6 +307,7 @@ def _tokenizer(path: Path, backbone: dict[str, Any]):
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+    tokenizer.name_or_path = backbone["source"]  # for messages
     if backbone["chat_template"]:
         try:
             tokenizer.chat_template = Path(backbone["chat_template"]).read_text(encoding="utf-8")
@@ -316,8 +320,11 @@ def _tokenizer(path: Path, backbone: dict[str, Any]):
             f"backbone.source = '{backbone['source']}': the tokenizer has no chat template. Name a Jinja file in backbone.chat_template, "
             "or use a chat model."
         )
-    probe = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
-    last = tokenizer(tokenizer.apply_chat_template(probe, tokenize=False), add_special_tokens=False)["input_ids"][-1]
+    pin_date(tokenizer)
+    if backbone["refused_conversations"] == "fold_system":
+        fold_system(tokenizer)
+    text = render(tokenizer, conversation([{"role": "user", "content": "a"}], "b"))
+    last = next(iter(tokenizer(text, add_special_tokens=False)["input_ids"][-1:]), None)
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id == last:
         spare = next(
             (t for t in (tokenizer.unk_token, "<|endoftext|>", "<pad>", "[PAD]") if _usable_as_pad(tokenizer, t, last)),
@@ -331,7 +338,7 @@ def _tokenizer(path: Path, backbone: dict[str, Any]):
     return tokenizer
 
 
-def _usable_as_pad(tokenizer, token: str | None, last: int) -> bool:
+def _usable_as_pad(tokenizer, token: str | None, last: int | None) -> bool:
     if token is None:
         return False
     known = tokenizer.get_vocab().get(token)

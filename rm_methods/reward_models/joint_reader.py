@@ -180,7 +180,18 @@ class DecoderReader:
             first, second = (sequence[item.shared :] for sequence in item.sequences)
             prompt = item.sequences[0][: item.shared]
             orders = (np.concatenate([prompt, first, second]), np.concatenate([prompt, second, first]))
-            encoded.append(TokenizedItem(orders, 0, (any(item.prompt_cut),) * 2, (any(item.response_cut),) * 2))
+            marks = (item.prompt_cut, item.response_cut, item.prompt_changed, item.response_changed)
+            prompt_cut, response_cut, prompt_changed, response_changed = ((any(mark),) * 2 for mark in marks)
+            encoded.append(
+                TokenizedItem(
+                    orders,
+                    0,
+                    prompt_cut,
+                    response_cut,
+                    prompt_changed=prompt_changed,
+                    response_changed=response_changed,
+                )
+            )
         return encoded
 
     def read(self, texts: Sequence[PairText], items: Sequence[TokenizedItem]) -> list[tuple[JointRow, JointRow]]:

@@ -16,6 +16,14 @@ import numpy as np
 
 from rm_methods.errors import UserError
 from rm_methods.preferences.pair import Message
+from rm_methods.reward_models.template_probe import (
+    RefusedConversation,
+    contains,
+    conversation,
+    pin_date,
+    probe_template,
+    render,
+)
 
 
 @dataclass(frozen=True)
@@ -28,6 +36,8 @@ class TokenizedItem:
         prompt_cut: per response, whether the prompt was shortened (oldest turns first, then the start of the last one).
         response_cut: per response, whether the end of the response was cut, because it alone does not fit.
         conversations: per response, the messages that were rendered: what truncation left of the prompt, then the response.
+        prompt_changed: per response, whether the chat template left out or changed text of the prompt, white space aside.
+        response_changed: per response, whether it did so to the response (`<think>` blocks, mostly).
     """
 
     sequences: tuple[np.ndarray, ...]
@@ -35,6 +45,8 @@ class TokenizedItem:
     prompt_cut: tuple[bool, ...]
     response_cut: tuple[bool, ...]
     conversations: tuple[tuple[Message, ...], ...] = ()
+    prompt_changed: tuple[bool, ...] = ()
+    response_changed: tuple[bool, ...] = ()
 
     @property
     def lengths(self) -> tuple[int, ...]:
@@ -47,15 +59,36 @@ class TokenizedItem:
         return tuple(p or r for p, r in zip(self.prompt_cut, self.response_cut, strict=True))
 
 
+class RefusedConversations(UserError):
+    """The chat template refuses some of the conversations to encode.
+
+    Attributes:
+        reasons: for each refused item, by its position, what the template says.
+    """
+
+    def __init__(self, message: str, reasons: dict[int, str]):
+        super().__init__(message)
+        self.reasons = reasons
+
+    def naming(self, names: Sequence[str], remedy: str) -> str:
+        """The message with the first refused items by their names, and with what to do."""
+        refused = list(self.reasons)
+        listed = ", ".join(names[position] for position in refused[:3]) + (", ..." if len(refused) > 3 else "")
+        return f"{self} Refused: {listed}. {remedy}"
+
+
 class ChatTokenizer:
     """Applies a tokenizer and its chat template to conversations.
 
     Args:
-        tokenizer: a fast Hugging Face tokenizer with a chat template.
+        tokenizer: a fast Hugging Face tokenizer with a chat template; a template that prints the date gets a fixed one (`pin_date`).
         max_length: longest sequence in tokens (prompt and response together).
 
+    Attributes:
+        template: what the chat template does, as `probe_template` says.
+
     Raises:
-        UserError: no fast tokenizer, no chat template, or a template that prints the BOS token twice.
+        UserError: no fast tokenizer, no chat template, or one that `probe_template` refuses.
     """
 
     def __init__(self, tokenizer, max_length: int):
@@ -70,12 +103,8 @@ class ChatTokenizer:
             )
         self.tokenizer = tokenizer
         self.max_length = max_length
-        probe = self._apply_template(list(_conversation([{"role": "user", "content": "a"}], "b")), False)
-        probe = tokenizer(probe, add_special_tokens=False)["input_ids"]
-        if len(probe) > 1 and probe[0] == probe[1] == tokenizer.bos_token_id:
-            raise UserError(
-                f"{tokenizer.name_or_path}: its chat template prints the BOS token twice; correct the template."
-            )
+        pin_date(tokenizer)
+        self.template = probe_template(tokenizer)
 
     @property
     def pad_id(self) -> int:
@@ -83,15 +112,13 @@ class ChatTokenizer:
         return self.tokenizer.pad_token_id
 
     def encode(self, items: Iterable[tuple[Sequence[Message], Sequence[str]]]) -> list[TokenizedItem]:
-        """Tokenise (prompt, responses) items.  Every response of every item is kept; what was cut is marked."""
+        """Tokenise (prompt, responses) items.  Every response of every item is kept; what was cut or changed is marked.
+
+        Raises:
+            RefusedConversations: the chat template refuses some of them; none is tokenised.
+        """
         items = list(items)
-        texts, boundaries = [], []
-        for prompt, responses in items:
-            head = self._apply_template(list(prompt), True)
-            for response in responses:
-                text = self._apply_template(list(_conversation(prompt, response)), False)
-                texts.append(text)
-                boundaries.append(_common_prefix(head, text))
+        texts, boundaries = self._rendered(items)
         if not texts:
             return []
         encoding = self.tokenizer(
@@ -100,60 +127,78 @@ class ChatTokenizer:
         encoded, position = [], 0
         for prompt, responses in items:
             sequences, prompt_tokens, prompt_cut, response_cut, conversations = [], [], [], [], []
+            prompt_changed, response_changed = [], []
             for response in responses:
+                text = texts[position]
+                prompt_changed.append(not all(contains(text, message["content"]) for message in prompt))
+                response_changed.append(not contains(text, response))
                 ids = encoding["input_ids"][position]
                 inside = _tokens_before(encoding["offset_mapping"][position], boundaries[position])
-                cut, conversation = (False, False), _conversation(prompt, response)
+                cut, messages = (False, False), conversation(prompt, response)
                 if len(ids) > self.max_length:
-                    conversation, cut = self._truncate(prompt, response)
-                    ids, inside = self._ids(conversation)
+                    messages, cut = self._truncate(prompt, response)
+                    ids, inside = self._ids(messages)
                 sequences.append(np.asarray(ids, dtype=np.int32))
                 prompt_tokens.append(min(inside, len(ids) - 1))
                 prompt_cut.append(cut[0])
                 response_cut.append(cut[1])
-                conversations.append(conversation)
+                conversations.append(messages)
                 position += 1
             shared = min(min(prompt_tokens), _common_prefix_of_ids(sequences))
             encoded.append(
-                TokenizedItem(tuple(sequences), shared, tuple(prompt_cut), tuple(response_cut), tuple(conversations))
+                TokenizedItem(
+                    tuple(sequences),
+                    shared,
+                    tuple(prompt_cut),
+                    tuple(response_cut),
+                    conversations=tuple(conversations),
+                    prompt_changed=tuple(prompt_changed),
+                    response_changed=tuple(response_changed),
+                )
             )
         return encoded
 
-    def text_spans(self, conversation: Sequence[Message]) -> np.ndarray:
+    def _rendered(self, items: Sequence[tuple[Sequence[Message], Sequence[str]]]) -> tuple[list[str], list[int]]:
+        """The text of each response's conversation, and how many characters of it are the prompt's."""
+        texts, boundaries, reasons = [], [], {}
+        for position, (prompt, responses) in enumerate(items):
+            try:
+                head = render(self.tokenizer, prompt, add_generation_prompt=True)
+                whole = [render(self.tokenizer, conversation(prompt, response)) for response in responses]
+            except RefusedConversation as error:
+                reasons[position] = str(error)
+                continue
+            texts += whole
+            boundaries += [_common_prefix(head, text) for text in whole]
+        if reasons:
+            first = next(iter(reasons.values()))
+            raise RefusedConversations(f"{len(reasons)} of {len(items)} conversations cannot be read. {first}", reasons)
+        return texts, boundaries
+
+    def text_spans(self, messages: Sequence[Message]) -> np.ndarray:
         """Where the tokens of a conversation (of `TokenizedItem.conversations`) lie in its text (`spans_in_text`).
 
         Raises:
             UserError: the chat template changes a message's characters.
         """
-        text = self._apply_template(list(conversation), False)
+        text = render(self.tokenizer, messages)
         offsets = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
-        response_start = _common_prefix(self._apply_template(list(conversation[:-1]), True), text)
-        return spans_in_text(text, offsets, [message["content"] for message in conversation], response_start)
+        response_start = _common_prefix(render(self.tokenizer, messages[:-1], add_generation_prompt=True), text)
+        return spans_in_text(text, offsets, [message["content"] for message in messages], response_start)
 
     def hash(self) -> str:
-        """Hash of vocabulary and chat template: equal hashes give equal token ids."""
+        """Hash of all that token ids depend on (vocabulary, special tokens, chat template with its date): equal hashes give equal ids."""
         digest = hashlib.sha256(self.tokenizer.backend_tokenizer.to_str().encode("utf-8"))
-        digest.update(str(self.tokenizer.chat_template).encode("utf-8"))
+        example, _ = self._ids(conversation([{"role": "user", "content": "a"}], "b"))
+        for part in (self.tokenizer.chat_template, sorted(self.tokenizer.special_tokens_map.items()), example):
+            digest.update(str(part).encode("utf-8"))
         return digest.hexdigest()[:16]
 
-    def _apply_template(self, messages: list[Message], add_generation_prompt: bool) -> str:
-        try:
-            return self.tokenizer.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=add_generation_prompt
-            )
-        except (
-            Exception
-        ) as error:  # Jinja errors of a strict template: roles that do not alternate, no system turn allowed, ...
-            roles = " ".join(m["role"] for m in messages)
-            raise UserError(
-                f"The chat template of {self.tokenizer.name_or_path} refuses a conversation (turns: {roles}): {error}"
-            ) from None
-
-    def _ids(self, conversation: Sequence[Message]) -> tuple[list[int], int]:
+    def _ids(self, messages: Sequence[Message]) -> tuple[list[int], int]:
         """Token ids of a conversation, and how many of them lie within its prompt."""
-        text = self._apply_template(list(conversation), False)
+        text = render(self.tokenizer, messages)
         encoding = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-        boundary = _common_prefix(self._apply_template(list(conversation[:-1]), True), text)
+        boundary = _common_prefix(render(self.tokenizer, messages[:-1], add_generation_prompt=True), text)
         return encoding["input_ids"], _tokens_before(encoding["offset_mapping"], boundary)
 
     def _truncate(self, prompt: Sequence[Message], response: str) -> tuple[tuple[Message, ...], tuple[bool, bool]]:
@@ -169,19 +214,19 @@ class ChatTokenizer:
         turns = list(prompt[len(system) :])
         while len(turns) > 1:
             turns = turns[2:] if len(turns) > 2 and turns[1]["role"] == "assistant" else turns[1:]
-            left = _conversation(system + turns, response)
+            left = conversation(system + turns, response)
             if self._excess(left) <= 0:
                 return left, (True, False)
 
         last, keep = turns[-1], self.max_length // 4
-        left = _conversation(system + turns, response)
+        left = conversation(system + turns, response)
         content = last["content"]
         while (excess := self._excess(left)) > 0:
             shorter = self._drop_tokens(content, excess, keep, from_start=True)
             if shorter == content:
                 break
             content = shorter
-            left = _conversation([*system, {**last, "content": content}], response)
+            left = conversation([*system, {**last, "content": content}], response)
         prompt_cut = content != last["content"] or len(turns) != len(prompt) - len(system)
         if excess <= 0:
             return left, (prompt_cut, False)
@@ -189,7 +234,7 @@ class ChatTokenizer:
         shortened = response
         while excess > 0 and shortened:
             shortened = self._drop_tokens(shortened, excess, 0, from_start=False)
-            left = _conversation([*system, {**last, "content": content}], shortened)
+            left = conversation([*system, {**last, "content": content}], shortened)
             excess = self._excess(left)
         if excess > 0:
             needed = excess + self.max_length
@@ -198,9 +243,9 @@ class ChatTokenizer:
             )
         return left, (prompt_cut, True)
 
-    def _excess(self, conversation: Sequence[Message]) -> int:
+    def _excess(self, messages: Sequence[Message]) -> int:
         """Tokens beyond `max_length`."""
-        return len(self._ids(conversation)[0]) - self.max_length
+        return len(self._ids(messages)[0]) - self.max_length
 
     def _drop_tokens(self, text: str, count: int, keep: int, *, from_start: bool) -> str:
         """`text` without about `count` tokens at one end, leaving at least `keep` tokens."""
@@ -255,10 +300,6 @@ def spans_in_text(
         spans[inside] = np.stack([first, last], axis=1)[inside] + shift
         end = min(end, start)
     return spans
-
-
-def _conversation(prompt: Sequence[Message], response: str) -> tuple[Message, ...]:
-    return (*prompt, {"role": "assistant", "content": response})
 
 
 def _common_prefix(first: str, second: str) -> int:

@@ -18,7 +18,7 @@ import numpy as np
 
 from rm_methods.benchmarks.item import BenchmarkItem
 from rm_methods.benchmarks.score_table import ScoredResponse, response_hash
-from rm_methods.errors import UserError
+from rm_methods.errors import DataError, UserError
 from rm_methods.files import read_json
 from rm_methods.preferences.pair import PreferencePair
 from rm_methods.system.cpu import prepare_cpu
@@ -166,7 +166,7 @@ class RewardModelScorer:
 
     def score(self, items: Sequence[BenchmarkItem], label: str = "score") -> list[ScoredResponse]:
         """Score every response of every item; nothing is dropped, what had to be cut is marked."""
-        encoded = self.tokenizer.encode((item.prompt, item.responses) for item in items)
+        encoded = self._encode([(item.prompt, item.responses) for item in items], [item.item_id for item in items])
         rewards = self._of_responses(encoded, self._rewards, label)
         return [
             ScoredResponse(
@@ -179,6 +179,20 @@ class RewardModelScorer:
     def extra_metrics(self) -> dict[str, float]:
         """What is known besides the scores."""
         return {}
+
+    def _encode(self, read: Sequence[tuple], item_ids: Sequence[str]) -> list:
+        """(prompt, responses) in tokens; raises DataError with the ids of items that the chat template refuses."""
+        from rm_methods.reward_models.tokenization import RefusedConversations
+
+        try:
+            return self.tokenizer.encode(read)
+        except RefusedConversations as error:
+            names = [f"item {item_id}" for item_id in item_ids]
+            remedy = (
+                "Leave such items out, or put the text of a system turn into the first user turn (a model trained with "
+                "backbone.refused_conversations: fold_system does that itself)."
+            )
+            raise DataError(error.naming(names, remedy)) from None
 
     def _of_responses(self, encoded, read: Callable[[list], Sequence], label: str) -> list[list]:
         """What `read` gives for every response of every item, computed in forwards of bounded size.
@@ -266,9 +280,8 @@ class JointScorer(RewardModelScorer):
     def score(self, items: Sequence[BenchmarkItem], label: str = "score") -> list[ScoredResponse]:
         """Score every response of every item, reading each two of an item together in both orders."""
         duels = [(i, a, b) for i, item in enumerate(items) for a in range(len(item.responses)) for b in range(a)]
-        encoded = self.tokenizer.encode(
-            (items[i].prompt, (items[i].responses[a], items[i].responses[b])) for i, a, b in duels
-        )
+        read = [(items[i].prompt, (items[i].responses[a], items[i].responses[b])) for i, a, b in duels]
+        encoded = self._encode(read, [items[i].item_id for i, _, _ in duels])
         logits = self._in_batches(encoded, self._rewards, label)
         rewards = [[0.0] * len(item.responses) for item in items]
         tokens = [[0] * len(item.responses) for item in items]

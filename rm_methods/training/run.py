@@ -15,7 +15,7 @@ from typing import Any
 from rm_methods.errors import UserError
 from rm_methods.files import file_hash, named_file_hash, read_json, write_json, written_atomically
 from rm_methods.methods.registry import load_card, load_method
-from rm_methods.preferences.pair import read_pairs
+from rm_methods.preferences.pair import PreferencePair, read_pairs
 from rm_methods.reward_models.older_releases import add_older_names
 from rm_methods.scoring.scorer import SCORER_FILE
 from rm_methods.system.cpu import prepare_cpu
@@ -33,7 +33,7 @@ from rm_methods.training.launch import (
     threads_of_rank,
 )
 from rm_methods.training.resume import without_world_size
-from rm_methods.training.training_data import TrainingData, training_data
+from rm_methods.training.training_data import TrainingData, encode_pairs, training_data
 
 
 @dataclass(frozen=True)
@@ -278,7 +278,7 @@ def _validation(config: dict[str, Any], files: RunFiles) -> dict[str, float]:
 
     from rm_methods.scoring.scorer import load_scorer, pair_rewards, scoring_settings
 
-    pairs = read_pairs(files.pairs, splits=["validation"])
+    pairs, refused = _validation_pairs(config, files)
     if not pairs:
         return {}
     scorer = load_scorer(files.model, scoring_settings(config))
@@ -288,8 +288,20 @@ def _validation(config: dict[str, Any], files: RunFiles) -> dict[str, float]:
         "validation_accuracy": float((margins > 0).mean()),
         "validation_loss": float(np.logaddexp(0, -margins).mean()),
         "validation_pairs": len(pairs),
+        **({"validation_pairs_refused": refused} if refused else {}),
         **scorer.extra_metrics(),
     }
+
+
+def _validation_pairs(config: dict[str, Any], files: RunFiles) -> tuple[list[PreferencePair], int]:
+    """The validation pairs, without those that the chat template refuses if the configuration drops them; and how many these are."""
+    from rm_methods.reward_models.backbones import load_tokenizer
+
+    pairs, refused = read_pairs(files.pairs, splits=["validation"]), config["backbone"]["refused_conversations"]
+    if refused != "drop":
+        return pairs, 0
+    readable, _ = encode_pairs(pairs, load_tokenizer(files.backbone, config["backbone"]["max_length"]), refused)
+    return readable, len(pairs) - len(readable)
 
 
 def _make_scorer(config: dict[str, Any], variant: str, seed: int, files: RunFiles, threads: int) -> dict[str, Any]:
@@ -309,7 +321,7 @@ def _make_scorer(config: dict[str, Any], variant: str, seed: int, files: RunFile
             inputs = Inputs(
                 seed, files.work, f"{variant} seed {seed}", sections, files.backbone, _required(config, variant, files)
             )
-            extra["report"] = method.combine(read_pairs(files.pairs, splits=["validation"]), inputs, folder)
+            extra["report"] = method.combine(_validation_pairs(config, files)[0], inputs, folder)
             add_older_names(folder)
         else:
             write_json(folder / SCORER_FILE, {"method": entry["method"], "settings": entry["settings"], "seed": seed})

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rm_methods.errors import UserError
-from rm_methods.reward_models.tokenization import ChatTokenizer
+from rm_methods.reward_models.tokenization import ChatTokenizer, RefusedConversations
 
 USER = [{"role": "user", "content": "Paint it red, please."}]
 
@@ -102,11 +102,41 @@ def test_a_missing_template_is_refused_with_what_to_do(tokenizer):
         ChatTokenizer(bare, 64)
 
 
-def test_a_template_error_names_the_roles(tokenizer):
+def test_a_template_error_counts_the_conversations_and_names_their_roles(tokenizer):
     strict = copy.deepcopy(tokenizer.tokenizer)
     strict.chat_template = (
-        "{{ raise_exception('roles must alternate') if messages|length > 2 else messages[0].content }}"
+        "{% if messages|length > 2 %}{{ raise_exception('roles must alternate') }}{% endif %}" + strict.chat_template
     )
     chat = ChatTokenizer(strict, 64)
-    with pytest.raises(UserError, match=r"user user assistant.*roles must alternate"):
-        chat.encode([([*USER, *USER], ["b"])])
+    with pytest.raises(RefusedConversations, match=r"^1 of 2 .*user user assistant.*roles must alternate") as caught:
+        chat.encode([(USER, ["a", "b"]), ([*USER, *USER], ["b"])])
+    assert list(caught.value.reasons) == [1]
+    assert caught.value.naming(["first", "second"], "Leave it out.").endswith("Refused: second. Leave it out.")
+
+
+def test_text_that_the_template_leaves_out_is_marked(tokenizer):
+    strips = copy.deepcopy(tokenizer.tokenizer)
+    strips.chat_template = strips.chat_template.replace(
+        "message['content']", "message['content'].split('</think>')[-1]"
+    )
+    chat = ChatTokenizer(strips, 256)
+    thinking = "<think>Red is a colour.</think> It is red."
+    item = chat.encode([(USER, [thinking, " It is red. ", "It is\n red."])])[0]
+    assert item.response_changed == (True, False, False)
+    assert item.prompt_changed == (False, False, False)
+    item = chat.encode([([*USER, {"role": "assistant", "content": thinking}, *USER], ["Yes."])])[0]
+    assert item.prompt_changed == (True,)
+    assert item.response_changed == (False,)
+
+
+def test_the_hash_notices_template_special_tokens_and_their_treatment(tokenizer):
+    hashes = {
+        ChatTokenizer(tokenizer.tokenizer, 64).hash(),
+        ChatTokenizer(copy.deepcopy(tokenizer.tokenizer), 128).hash(),
+    }
+    assert len(hashes) == 1
+    for attribute, value in (("bos_token", "<eos>"), ("split_special_tokens", True), ("chat_template", None)):
+        other = copy.deepcopy(tokenizer.tokenizer)
+        setattr(other, attribute, value or other.chat_template + "{{ eos_token }}")
+        hashes.add(ChatTokenizer(other, 64).hash())
+    assert len(hashes) == 4

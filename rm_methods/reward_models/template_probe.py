@@ -1,0 +1,224 @@
+"""What a chat template does to a conversation, measured on a few made-up ones when a tokenizer is loaded.
+
+A reward model reads what the template prints, so the template must be a function of the conversation alone: two different responses give
+different tokens, and the date gives none.  A template that prints the date gets a fixed one, written into the template itself; so a resumed
+training, a later scoring and any other server of the saved model read the same tokens.
+"""
+
+from __future__ import annotations
+
+import datetime
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from rm_methods.errors import UserError
+from rm_methods.preferences.pair import Message
+
+TEMPLATE_DATE = datetime.date(2024, 7, 26)  # what Llama 3's templates print where they know no date
+_DATE_NOTE = "Conversations are rendered with the date {date}."
+_DATE_CODES = [*"aAbBcdDeFgGhHIjklmMnpPrRsStTuUVwWxXyYzZ", "-d", "-e", "-H", "-I", "-j", "-m", "-M", "-S", "-y"]
+_FOLD_NOTE = "The text of a system turn is put into the first user turn."
+_FOLD_SYSTEM = (
+    "{#- " + _FOLD_NOTE + " #}"
+    "{%- if messages|length > 1 and messages[0]['role'] == 'system' and messages[1]['role'] == 'user' -%}"
+    "{%- set folded = {'role': 'user', 'content': messages[0]['content'] + '\\n\\n' + messages[1]['content']} -%}"
+    "{%- set messages = [folded] + messages[2:] -%}"
+    # The line break behind the last block is removed by Jinja's trim_blocks, which transformers sets; it protects one of the template.
+    "{%- endif %}\n"
+)
+_SYSTEM, _FIRST, _ANSWER, _LAST = "Name rivers only.", "Which one is long?", "The Danube is.", "And which one is short?"
+_RESPONSE, _OTHER_RESPONSE, _THOUGHT = "Perhaps the Reprua.", "It may be the Roe.", "I remember a short one."
+_CHARACTERS = 'A Ä é Ω 河 🙂 "it\'s" a_b\t{1: [2]} 3.5 % !'
+
+
+class RefusedConversation(UserError):
+    """The chat template raises an error for a conversation: roles that do not alternate, no system turn allowed, ..."""
+
+
+def render(tokenizer, messages: Sequence[Message], add_generation_prompt: bool = False) -> str:
+    """The text of a conversation.
+
+    Raises:
+        RefusedConversation: the template raises an error for it.
+    """
+    try:
+        return tokenizer.apply_chat_template(
+            list(messages), tokenize=False, add_generation_prompt=add_generation_prompt
+        )
+    except Exception as error:  # whatever a template calls or raises
+        roles = " ".join(m["role"] for m in messages)
+        raise RefusedConversation(
+            f"The chat template of {tokenizer.name_or_path} refuses a conversation (turns: {roles}): {str(error).rstrip('.')}."
+        ) from None
+
+
+def conversation(prompt: Sequence[Message], response: str) -> tuple[Message, ...]:
+    """The messages of a prompt and its response."""
+    return (*prompt, {"role": "assistant", "content": response})
+
+
+def contains(text: str, content: str) -> bool:
+    """Whether a rendered conversation has all of a message's text; a template may print other white space."""
+    return content in text or _without_space(content) in _without_space(text)
+
+
+def pin_date(tokenizer) -> None:
+    """Make a template that asks for the date get `TEMPLATE_DATE`; one that has a fixed date keeps it.
+
+    transformers gives templates a function `strftime_now` that reads the clock, and no way to pass another one; a macro of that name in
+    front of the template hides it.
+    """
+    _edit_template(tokenizer, lambda text: _date_macro() + text if _asks_for_date(text) else text)
+
+
+def pinned_date(tokenizer) -> str | None:
+    """The date that a template is rendered with, as YYYY-MM-DD; None for a template without a date."""
+    match = re.search(re.escape(_DATE_NOTE).replace(re.escape("{date}"), r"(\d{4}-\d\d-\d\d)"), _text(tokenizer))
+    return match and match[1]
+
+
+def fold_system(tokenizer) -> None:
+    """Make a template that has no system turn print its text in front of the first user turn, as Gemma's and Mistral's users do by hand."""
+    if _system_turn(tokenizer) in ("refused", "left out"):
+        _edit_template(tokenizer, lambda text: _FOLD_SYSTEM + text)
+
+
+def probe_template(tokenizer) -> dict[str, Any]:
+    """What the template does, by name; for `backbone.json`, run cards and reports.
+
+    Returns:
+        adds_bos: the text begins with the BOS token.
+        ends_with: what is printed behind a response ("<|im_end|>\\n"); the reward is read at its last token, which is the response's own
+            if it is empty.
+        has_eos: the EOS token is among that.
+        system_turn: "accepted", "merged" (into a user turn), "refused" or "left out".
+        several_turns: "kept", "refused" or "changed" (text of an earlier turn is left out).
+        consecutive_turns: two user turns in sequence are "kept", "refused" or "changed".
+        strips_think: the text of `<think>...</think>` in a response is left out.
+        strips_earlier_think: ... in an earlier assistant turn.
+        trims_response: white space around a response is left out.
+        keeps_characters: tokens decode to the text, also letters with accents, other scripts and signs; else some are unknown or folded.
+        date: what `pinned_date` says.
+
+    Raises:
+        UserError: the template refuses one user turn and its response, is not a function of the conversation, prints the BOS token twice,
+            or prints the same for two responses.
+    """
+    name, first = tokenizer.name_or_path, _user(_FIRST)
+    text = render(tokenizer, conversation([first], _RESPONSE))
+    ids = _ids(tokenizer, text)
+    if text != render(tokenizer, conversation([first], _RESPONSE)):
+        raise UserError(f"{name}: its chat template prints another text each time it is asked. {_REMEDY}")
+    bos = tokenizer.bos_token_id
+    if bos is not None and ids[:2] == [bos, bos]:
+        raise UserError(f"{name}: its chat template prints the BOS token twice; correct the template.")
+    if text == render(tokenizer, conversation([first], _OTHER_RESPONSE)):
+        raise UserError(
+            f"{name}: its chat template prints the same for two different responses, so their scores would be equal. {_REMEDY}"
+        )
+    if _RESPONSE not in text:
+        raise UserError(
+            f"{name}: its chat template changes the text of a response, {_RESPONSE!r}. It prints {text!r}. {_REMEDY}"
+        )
+    ends_with = text[text.rindex(_RESPONSE) + len(_RESPONSE) :]
+    thinking = f"<think>\n{_THOUGHT}\n</think>\n\n"
+    return {
+        "adds_bos": bos is not None and ids[:1] == [bos],
+        "ends_with": ends_with,
+        "has_eos": tokenizer.eos_token_id in _ids(tokenizer, ends_with),
+        "system_turn": _system_turn(tokenizer),
+        "several_turns": _turns(tokenizer, [first, _assistant(_ANSWER), _user(_LAST)]),
+        "consecutive_turns": _turns(tokenizer, [first, _user(_LAST)]),
+        "strips_think": not contains(render(tokenizer, conversation([first], thinking + _RESPONSE)), _THOUGHT),
+        "strips_earlier_think": _turns(tokenizer, [first, _assistant(thinking + _ANSWER), _user(_LAST)]) == "changed",
+        "trims_response": f"  {_RESPONSE} \n " not in render(tokenizer, conversation([first], f"  {_RESPONSE} \n ")),
+        "keeps_characters": _keeps_characters(tokenizer, [first]),
+        "date": pinned_date(tokenizer),
+    }
+
+
+_REMEDY = (
+    "Name a Jinja file in backbone.chat_template that prints the content of every message as text (templates of image models expect lists "
+    "of parts)."
+)
+
+
+def _system_turn(tokenizer) -> str:
+    try:
+        text = render(tokenizer, conversation([{"role": "system", "content": _SYSTEM}, _user(_FIRST)], _RESPONSE))
+    except RefusedConversation:
+        return "refused"
+    if _SYSTEM not in text:
+        return "left out"
+    between = text.partition(_SYSTEM)[2].partition(_FIRST)[0]
+    return "accepted" if between.strip() else "merged"
+
+
+def _turns(tokenizer, prompt: Sequence[Message]) -> str:
+    """Whether all turns of a prompt, and the response, are printed in their order."""
+    try:
+        rest = _without_space(render(tokenizer, conversation(prompt, _RESPONSE)))
+    except RefusedConversation:
+        return "refused"
+    for message in conversation(prompt, _RESPONSE):
+        _, printed, rest = rest.partition(_without_space(message["content"]))
+        if not printed:
+            return "changed"
+    return "kept"
+
+
+def _keeps_characters(tokenizer, prompt: Sequence[Message]) -> bool:
+    ids = _ids(tokenizer, render(tokenizer, conversation(prompt, _CHARACTERS)))
+    return contains(tokenizer.decode(ids, clean_up_tokenization_spaces=False), _CHARACTERS)
+
+
+def _date_macro() -> str:
+    """Jinja text that defines `strftime_now` for `TEMPLATE_DATE`."""
+    midnight = datetime.datetime.combine(TEMPLATE_DATE, datetime.time())
+    values = [["%" + code, midnight.strftime("%" + code)] for code in _DATE_CODES]
+    note = _DATE_NOTE.format(date=TEMPLATE_DATE.isoformat())
+    return (
+        "{#- " + note + " #}"
+        "{%- macro strftime_now(format) -%}"
+        "{%- set pinned = namespace(date=format) -%}"
+        "{%- for code, value in " + repr(values) + " -%}"
+        "{%- set pinned.date = pinned.date | replace(code, value) -%}"
+        "{%- endfor -%}"
+        "{{- pinned.date -}}"
+        "{%- endmacro %}\n"  # as in _FOLD_SYSTEM
+    )
+
+
+def _asks_for_date(template: str) -> bool:
+    return "strftime_now" in template and not re.search(r"macro\s+strftime_now\b", template)
+
+
+def _edit_template(tokenizer, edit: Callable[[str], str]) -> None:
+    """Change the template, or each of those that a tokenizer has by name."""
+    template = tokenizer.chat_template
+    if isinstance(template, dict):
+        tokenizer.chat_template = {name: edit(text) for name, text in template.items()}
+    elif template:
+        tokenizer.chat_template = edit(template)
+
+
+def _text(tokenizer) -> str:
+    template = tokenizer.chat_template
+    return "\n".join(template.values()) if isinstance(template, dict) else template or ""
+
+
+def _ids(tokenizer, text: str) -> list[int]:
+    return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+def _user(content: str) -> Message:
+    return {"role": "user", "content": content}
+
+
+def _assistant(content: str) -> Message:
+    return {"role": "assistant", "content": content}
+
+
+def _without_space(text: str) -> str:
+    return "".join(text.split())
