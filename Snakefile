@@ -11,7 +11,7 @@
 from snakemake.exceptions import WorkflowError
 from snakemake.utils import min_version
 
-from rm_methods.config.resolve import load_config, reference_variant, resolve, write_resolved
+from rm_methods.config.resolve import reference_variant, workflow_config, write_resolved
 from rm_methods.diagnostics.runs import (
     DISTANCE_FILES,
     DISTANCE_TABLES,
@@ -31,7 +31,11 @@ min_version("9.0")
 
 try:
     # Not a `configfile:` statement: Snakemake would merge the default into the file that the user names.
-    config = resolve(config) if config else load_config(["config/quickstart.yaml"])
+    config = workflow_config(
+        workflow.overwrite_configfiles,
+        workflow.config_settings.config_args,
+        default="config/quickstart.yaml",
+    )
 except UserError as error:
     raise WorkflowError(str(error))
 

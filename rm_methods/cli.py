@@ -71,11 +71,10 @@ def list_cards(what):
 @_config
 def check(config_files):
     """Check a configuration and print it with all defaults."""
-    import yaml
-
     from rm_methods.config.resolve import load_config
+    from rm_methods.yaml_files import yaml_text
 
-    click.echo(yaml.safe_dump(load_config(config_files), sort_keys=False, allow_unicode=True), nl=False)
+    click.echo(yaml_text(load_config(config_files, before_workflow=True)), nl=False)
 
 
 @main.command()
@@ -366,7 +365,7 @@ def track(config_files, folder, out):
     )
     if pending:
         click.echo(
-            f"Pending: {len(pending)} ({pending[0]['reason']}). Run `snakemake --cores 1 track` when the server is up.",
+            f"Pending: {len(pending)} ({pending[0]['reason']}). Run `snakemake --cores 1 track` when that has changed.",
             err=True,
         )
 

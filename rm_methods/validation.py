@@ -1,9 +1,14 @@
-"""JSON-schema checks whose messages name the key path, the value seen, what is allowed, and the nearest name for an unknown key."""
+"""JSON-schema checks whose messages name the key path, the value seen, what is allowed, and the nearest name for an unknown key.
+
+Values that no setting may have (NaN, infinity, keys that are not text, ...) are refused whatever the schema says.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import math
+import re
+from collections.abc import Iterator, Mapping
 from functools import cache
 from typing import Any
 
@@ -15,18 +20,59 @@ _BOUNDS = {
     "exclusiveMinimum": "more than",
     "exclusiveMaximum": "less than",
 }
+_LARGEST_INTEGER = 2**63 - 1
 
 
 @cache
 def _validator():
-    """JSON Schema takes 64.0 for an integer; range() and paths do not."""
-    from jsonschema import Draft202012Validator
+    """JSON Schema takes 64.0 for an integer; range() and paths do not.  Python's `$` also matches before a last line break."""
+    from jsonschema import Draft202012Validator, ValidationError
     from jsonschema.validators import extend
 
     whole = Draft202012Validator.TYPE_CHECKER.redefine(
         "integer", lambda _, value: isinstance(value, int) and not isinstance(value, bool)
     )
-    return extend(Draft202012Validator, type_checker=whole)
+
+    def pattern(validator, expression, instance, _schema):
+        if validator.is_type(instance, "string") and not re.search(re.sub(r"\$\Z", r"\\Z", expression), instance):
+            yield ValidationError(f"{instance!r} does not match {expression}")
+
+    return extend(Draft202012Validator, validators={"pattern": pattern}, type_checker=whole)
+
+
+def unusable_values(value: Any, where: str = "") -> Iterator[str]:
+    """A sentence for every value that no setting may have, and for every key that is not text."""
+    if isinstance(value, dict):
+        for key, inside in value.items():
+            path = f"{where}.{key!s}" if where else str(key)
+            if not isinstance(key, str):
+                yield f"{path}: the name must be text, not {_type_name(key)}; put it in quotation marks"
+            elif problem := _unusable_text(key):
+                yield f"{path!r}: the name {problem}"
+            yield from unusable_values(inside, path)
+    elif isinstance(value, list):
+        for k, inside in enumerate(value):
+            yield from unusable_values(inside, f"{where}.{k}" if where else str(k))
+    elif isinstance(value, float) and not math.isfinite(value):
+        yield f"{where}: is {'NaN' if math.isnan(value) else 'infinite'}; expected a finite number"
+    elif isinstance(value, int) and abs(value) > _LARGEST_INTEGER:
+        yield f"{where}: a whole number of more than 64 bits; must be at most {_LARGEST_INTEGER}"
+    elif isinstance(value, str) and (problem := _unusable_text(value)):
+        yield f"{where}: the text {problem}"
+
+
+def _unusable_text(text: str) -> str | None:
+    if "\0" in text:
+        return "holds a NUL character; remove it"
+    if any("\ud800" <= letter <= "\udfff" for letter in text):
+        return "holds half a surrogate pair, which UTF-8 cannot write; remove it"
+    return None
+
+
+def _type_name(key: Any) -> str:
+    if key is None:
+        return "null"
+    return {bool: "true or false", int: "a number", float: "a number"}.get(type(key), type(key).__name__)
 
 
 def schema_problems(value: Any, schema: Mapping[str, Any], where: str = "") -> list[str]:
@@ -35,7 +81,7 @@ def schema_problems(value: Any, schema: Mapping[str, Any], where: str = "") -> l
     Args:
         where: key path of `value` itself, put before the paths inside it.
     """
-    problems = []
+    problems = list(unusable_values(value, where))
     for error in sorted(_validator()(schema).iter_errors(value), key=lambda error: list(map(str, error.absolute_path))):
         path = ".".join([*([where] if where else []), *map(str, error.absolute_path)])
         if error.validator == "additionalProperties" and error.validator_value is False:
@@ -50,7 +96,7 @@ def schema_problems(value: Any, schema: Mapping[str, Any], where: str = "") -> l
             missing = [key for key in error.validator_value if key not in error.instance]
             problems.append(f"{path or 'top level'}: missing {', '.join(missing)}.")
         else:
-            seen = json.dumps(error.instance, default=str, ensure_ascii=False)
+            seen = json.dumps(error.instance, default=str, skipkeys=True, ensure_ascii=False)
             problems.append(f"{path or 'top level'}: is {seen:.80}; {_expectation(error)}.")
     # jsonschema reports one "required" error per missing key; one sentence names them all.
     return list(dict.fromkeys(problems))
@@ -67,4 +113,8 @@ def _expectation(error: Any) -> str:
         return f"must be {_BOUNDS[rule]} {limit}"
     if rule == "pattern":
         return f"must match {limit}"
+    if rule == "maxLength":
+        return f"must have at most {limit} characters"
+    if rule == "uniqueItems":
+        return "nothing may be listed twice"
     return error.message

@@ -8,10 +8,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import yaml
-
 from rm_methods.errors import ConfigError, UserError, nearest
-from rm_methods.validation import schema_problems
+from rm_methods.validation import schema_problems, unusable_values
+from rm_methods.yaml_files import read_yaml
 
 CARDS = Path(__file__).resolve().parents[2] / "data" / "benchmarks"
 MODULES = Path(__file__).resolve().parent
@@ -64,8 +63,8 @@ def load_card(name: str, folder: Path | None = None) -> BenchmarkCard:
     """Read and check the card of a benchmark.
 
     Raises:
-        UserError: there is no such card, or it is not YAML.
-        ConfigError: with all problems of the card at once.
+        UserError: there is no such card.
+        ConfigError: it is not YAML, or with all problems of the card at once.
     """
     folder = folder or CARDS
     if name not in list_cards(folder):
@@ -73,13 +72,10 @@ def load_card(name: str, folder: Path | None = None) -> BenchmarkCard:
             f"Unknown benchmark {name!r}. {nearest(name, list_cards(folder))} A benchmark is a card in {folder}."
         )
     source = folder / f"{name}.yaml"
-    try:
-        raw = yaml.safe_load(source.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise UserError(f"{source}: not valid YAML ({error}).") from None
+    raw, problems = read_yaml(source)
     if not isinstance(raw, dict):
         raise ConfigError([f"the card must be a mapping of keys to values, found {type(raw).__name__}"], str(source))
-    problems = _problems(raw, name)
+    problems += list(unusable_values(raw)) or _problems(raw, name)
     if problems:
         raise ConfigError(problems, str(source))
     raw = OPTIONAL | raw

@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from rm_methods.errors import UserError
 from rm_methods.files import read_json, write_text
 from rm_methods.methods.registry import load_card
+from rm_methods.yaml_files import yaml_text
 
 FILES = ("tuned.yaml", "table.txt", "table.md", "table.csv")
 
@@ -86,7 +86,7 @@ def tune(config: Mapping[str, Any], folder: Path, out_folder: Path) -> str:
     }
     text = _terminal(candidates, chosen)
     contents = {
-        "tuned.yaml": yaml.safe_dump({"settings": settings, "evidence": evidence}, sort_keys=False, allow_unicode=True),
+        "tuned.yaml": yaml_text({"settings": settings, "evidence": evidence}),
         "table.txt": text,
         "table.md": _markdown(candidates, chosen),
         "table.csv": _csv(candidates, chosen),

@@ -5,6 +5,8 @@ Imports nothing heavy: the Snakefile resolves the configuration in every job.
 
 from __future__ import annotations
 
+import os
+import re
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,14 +17,17 @@ from rm_methods.errors import UserError, nearest
 from rm_methods.methods import registry
 from rm_methods.system.deepspeed import zero_settings
 
+_LONGEST_VARIANT = 150  # of 255 bytes of a file name; seed and benchmark join it
+_LONGEST_FOLDER = 255  # bytes of a name on all common file systems
+_LONGEST_RESULTS = 3000  # of 4096 bytes of a path
+
 
 def conflicts(config: dict[str, Any]) -> list[str]:
     """One sentence for each, with its key path and what to change."""
     found = []
     backbone, training = config["backbone"], config["training"]
-    found += _tiny_conflicts(backbone, "backbone")
-    if backbone["chat_template"] and not Path(backbone["chat_template"]).is_file():
-        found.append(f"backbone.chat_template: no such file: '{backbone['chat_template']}' (looked in {Path.cwd()})")
+    found += _name_conflicts(config)
+    found += _backbone_conflicts(backbone, "backbone")
     for section in ("training", "scoring"):
         if backbone["attention"] not in ("auto", "sdpa") and config[section]["layout"] == "packed":
             found.append(
@@ -53,10 +58,63 @@ def conflicts(config: dict[str, Any]) -> list[str]:
     return found
 
 
-def _tiny_conflicts(backbone: Mapping[str, Any], where: str) -> list[str]:
-    """Sizes of a tiny backbone that no model can have."""
+def workflow_problems(config: Mapping[str, Any]) -> list[str]:
+    """What stands against a whole workflow, and not against a single verb: its folder cannot be written, or MLflow's address not used."""
+    from rm_methods.tracking.store import resolve_uri
+
+    found = _results_problems(config["results"], config["experiment"])
+    if config["tracking"]["enabled"]:
+        try:
+            resolve_uri(config["tracking"]["uri"])
+        except UserError as error:
+            found.append(f"tracking.uri: {error}")
+    return found
+
+
+def _results_problems(results: str, experiment: str) -> list[str]:
+    """Snakemake takes braces for wildcards, and commands take a leading dash for an option."""
+    where = f"results: '{results}'"
+    if wrong := sorted(set(re.findall(r"[{}\x00-\x1f\x7f]", results))):
+        return [
+            f"results: {results!r} has the character {wrong[0]!r}, which the workflow cannot have in paths; choose another folder"
+        ]
+    if results.startswith("-"):
+        return [
+            f"{where} begins with a dash, so that commands would take it for an option; write the folder from the root on"
+        ]
+    if re.match(r"[a-z][a-z0-9+.-]+://", results):
+        return [f"{where} is an address; name a local folder"]
+    folder = (Path(results) / experiment).absolute()
+    if len(os.fsencode(folder)) > _LONGEST_RESULTS or any(
+        len(os.fsencode(part)) > _LONGEST_FOLDER for part in folder.parts
+    ):
+        return [
+            f"results: is too long: at most {_LONGEST_FOLDER} bytes for a folder and {_LONGEST_RESULTS} for the path from the root on, "
+            "with the experiment's name"
+        ]
+    exists = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
+    if not os.path.isdir(exists):
+        return [f"{where} cannot be made: '{exists}' is not a folder"]
+    if not os.access(exists, os.W_OK | os.X_OK):
+        return [f"{where} cannot be written: '{exists}' is read-only for you; choose another folder"]
+    return []
+
+
+def _name_conflicts(config: Mapping[str, Any]) -> list[str]:
+    """Names of variants that axes made too long for a file."""
+    return [
+        f"methods.{variant}: with what the axes add, the name has {len(variant)} characters; at most {_LONGEST_VARIANT} fit into file names"
+        for variant in config["methods"]
+        if len(variant) > _LONGEST_VARIANT
+    ]
+
+
+def _backbone_conflicts(backbone: Mapping[str, Any], where: str) -> list[str]:
+    """Files that are not there, and sizes of a tiny backbone that no model can have."""
     found: list[str] = []
     tiny = backbone["tiny"]
+    if backbone["chat_template"] and not os.path.isfile(backbone["chat_template"]):
+        found.append(f"{where}.chat_template: no such file: '{backbone['chat_template']}' (looked in {Path.cwd()})")
     if backbone["source"] == "tiny":
         if tiny["hidden_size"] % tiny["heads"]:
             found.append(
@@ -102,7 +160,7 @@ def _missing_requirements(config: dict[str, Any]) -> list[str]:
     for variant, entry in methods.items():
         card = registry.load_card(entry["method"])
         for name in card.files_named(entry["settings"]):
-            if not Path(name).is_file():
+            if not os.path.isfile(name):
                 found.append(f"methods.{variant}: no such file: '{name}' (looked in {Path.cwd()})")
         for key, named in card.required_variants(entry["settings"]).items():
             need = card.requires[key]
@@ -159,10 +217,9 @@ def _axis_conflicts(config: dict[str, Any]) -> list[str]:
 
 
 def _data_conflicts(config: dict[str, Any]) -> list[str]:
-    """Splits that a stage needs and that the data set cannot have, and an address that tracking cannot write to."""
+    """Splits that a stage needs and that the data set cannot have."""
     from rm_methods.preferences.cards import card_for
     from rm_methods.preferences.world import SPLITS
-    from rm_methods.tracking.store import resolve_uri
 
     found, data, optimisation = [], config["data"], config["overoptimization"]
     card = card_for(data["dataset"], data["root"])[0]
@@ -180,11 +237,6 @@ def _data_conflicts(config: dict[str, Any]) -> list[str]:
         found.append(
             f"overoptimization.prompts: the controlled world has no split '{optimisation['prompts']}'; use one of {', '.join(SPLITS)}"
         )
-    if config["tracking"]["enabled"]:
-        try:
-            resolve_uri(config["tracking"]["uri"])
-        except UserError as error:
-            found.append(f"tracking.uri: {error}")
     return found
 
 
@@ -244,7 +296,7 @@ def _overoptimization_conflicts(config: dict[str, Any]) -> list[str]:
     if config["noise_levels"] and (pools or ppo["enabled"]):
         found.append(f"{where}: not with noise_levels; set data.label_noise to one level")
     if settings["policy"]:
-        found += _tiny_conflicts(settings["policy"], f"{where}.policy")
+        found += _backbone_conflicts(settings["policy"], f"{where}.policy")
     if ppo["enabled"] and (settings["sampling"]["temperature"], settings["sampling"]["top_p"]) != (1, 1):
         found.append(
             f"{where}.sampling: PPO learns from what the policy itself would write; temperature and top_p must be 1"
@@ -279,7 +331,7 @@ def _policy_conflicts(config: Mapping[str, Any]) -> list[str]:
             f"{where}.gold.{key}: is {gold[key]!r}, but 'world' is computed from the whole text; leave it out"
             for key in given
         ]
-    elif "/" not in gold["source"] and not Path(gold["source"]).is_dir():
+    elif "/" not in gold["source"] and not os.path.isdir(gold["source"]):
         found.append(
             f"{where}.gold: '{gold['source']}' is neither 'world', nor a folder here, nor a hub id (owner/name)"
         )

@@ -6,19 +6,22 @@ Imports nothing heavy: the Snakefile resolves the configuration in every job.
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-import yaml
+from yaml import YAMLError
 
-from rm_methods.config.conflicts import conflicts
+from rm_methods.config.conflicts import conflicts, workflow_problems
+from rm_methods.config.path_settings import expand_paths
 from rm_methods.config.variants import across_noise, names_without_noise, tuning_grid
 from rm_methods.errors import ConfigError, UserError, nearest
 from rm_methods.files import content_hash, write_text
 from rm_methods.methods import registry
-from rm_methods.validation import schema_problems
+from rm_methods.validation import schema_problems, unusable_values
+from rm_methods.yaml_files import load_yaml, parse_yaml, read_yaml, yaml_text
 
 SCHEMA_FILE = Path(__file__).with_name("config.schema.yaml")
 _RESOLVED = (
@@ -34,30 +37,70 @@ _RESOLVED = (
 @cache
 def schema() -> dict[str, Any]:
     """The JSON schema of an experiment."""
-    return yaml.safe_load(SCHEMA_FILE.read_text(encoding="utf-8"))
+    return load_yaml(SCHEMA_FILE)
 
 
-def load_config(paths: Iterable[str | Path], overrides: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def load_config(
+    paths: Iterable[str | Path], overrides: Mapping[str, Any] | None = None, *, before_workflow: bool = False
+) -> dict[str, Any]:
     """Read YAML files, later ones over earlier ones, and resolve the result.
+
+    Args:
+        overrides: go over the files.
+        before_workflow: see `resolve`.
 
     Raises:
         ConfigError: a file is missing or is not YAML, or anything in it is wrong.
     """
     merged: dict[str, Any] = {}
     paths = [Path(p) for p in paths]
+    problems = []
     for path in paths:
-        try:
-            content = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise ConfigError([f"cannot be read: {error.strerror}"], source=str(path)) from None
-        except yaml.YAMLError as error:
-            raise ConfigError([f"not valid YAML: {error}"], source=str(path)) from None
+        content, written_wrong = read_yaml(path)
+        problems += written_wrong
+        if content is None:
+            raise ConfigError(["is empty; a configuration needs experiment, data and methods"], source=str(path))
         if not isinstance(content, dict):
             raise ConfigError(
                 [f"must be a mapping of keys to values, found {type(content).__name__}"], source=str(path)
             )
         merged = merge(merged, content)
-    return resolve(merge(merged, overrides or {}), source=", ".join(map(str, paths)) or "the configuration")
+    source = ", ".join(map(str, paths)) or "the configuration"
+    try:
+        config = resolve(merge(merged, overrides or {}), source, before_workflow=before_workflow)
+    except ConfigError as error:
+        raise ConfigError(dict.fromkeys([*problems, *error.problems]), source) from None
+    if problems:
+        raise ConfigError(problems, source)
+    return config
+
+
+def workflow_config(files: Iterable[str | Path], assignments: Iterable[str], default: str | Path) -> dict[str, Any]:
+    """The configuration of a workflow, read anew from the files that Snakemake was given.
+
+    Snakemake's own reading lets the last of two equal keys win and knows YAML 1.1 only.
+
+    Args:
+        files: of `--configfile`.
+        assignments: of `--config`: texts `key=value`, whose values are YAML.
+        default: file to read where none is given.
+
+    Raises:
+        ConfigError: as `load_config`.
+    """
+    overrides: dict[str, Any] = {}
+    problems = []
+    for assignment in assignments:
+        key, _, text = assignment.partition("=")
+        try:
+            value, written_wrong = parse_yaml(text, f" of --config {key}")
+        except YAMLError:
+            value, written_wrong = text, []
+        overrides = merge(overrides, {key: value})
+        problems += written_wrong
+    if problems:
+        raise ConfigError(problems, "--config")
+    return load_config(list(files) or [default], overrides, before_workflow=True)
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
@@ -71,11 +114,15 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def resolve(config: Mapping[str, Any], source: str = "the configuration") -> dict[str, Any]:
-    """Fill in all defaults and check everything that can be checked before anything runs.
+def resolve(
+    config: Mapping[str, Any], source: str = "the configuration", *, before_workflow: bool = False
+) -> dict[str, Any]:
+    """Fill in all defaults, expand paths, and check everything that can be checked before anything runs.
 
     Args:
         config: as written by the user; a resolved configuration is left as it is.
+        before_workflow: also check what a whole workflow needs and a single verb may do without: a folder for results that can be
+            written, and a tracking address that can be used.
 
     Returns:
         A new dictionary in which every key of the schema is present, all options are complete, `methods` holds every variant of the
@@ -86,14 +133,15 @@ def resolve(config: Mapping[str, Any], source: str = "the configuration") -> dic
     Raises:
         ConfigError: with every problem found, each with its key path, the value seen, and what is allowed.
     """
-    config = copy.deepcopy(dict(config))
     problems = schema_problems(config, schema())
+    config = _with_text_keys(config)
     if config.get("methods") == "all":
         config["methods"] = {name: {} for name in registry.method_names()}
     if not isinstance(config.get("methods"), dict):
         raise ConfigError(problems or ["methods: at least one is needed"], source)
     _expand_gold(config)
     _fill(config, schema())
+    config = expand_paths(config, schema(), "", problems)
     config["methods"] = _resolve_methods(config, problems)
     if isinstance(config.get("data"), dict):
         _resolve_data(config, problems)
@@ -103,8 +151,9 @@ def resolve(config: Mapping[str, Any], source: str = "the configuration") -> dic
                 config["benchmarks"][name] = _resolve_benchmark(name, entry or {}, problems)
     if not problems:
         problems += conflicts(config)
+        problems += workflow_problems(config) if before_workflow else []
     if problems:
-        raise ConfigError(problems, source)
+        raise ConfigError(dict.fromkeys(problems), source)
     return config
 
 
@@ -135,7 +184,7 @@ def write_resolved(config: Mapping[str, Any]) -> Path:
     """Keep a resolved configuration under its content's hash and return the path; nothing is ever overwritten."""
     path = Path(config["results"]) / config["experiment"] / "config" / f"{content_hash(config)}.yaml"
     if not path.exists():
-        write_text(path, yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True))
+        write_text(path, yaml_text(dict(config)))
     return path
 
 
@@ -186,6 +235,7 @@ def _resolve_method(
         )
     lora = _resolve_lora(settings, training, where, problems) if card.has_weights else None
     problems += schema_problems(settings, card.settings_schema, where)
+    settings = expand_paths(settings, card.settings_schema, where, problems)
     own = {"method": name, "settings": card.defaults() | settings, "learning_rate": learning_rate, "lora": lora}
     return dict.fromkeys(_RESOLVED) | own
 
@@ -209,14 +259,19 @@ def _tuned_settings(config: dict[str, Any], problems: list[str]) -> dict[str, An
     if not isinstance(config["tuned"], str):
         return {}
     try:
-        content = yaml.safe_load(Path(config["tuned"]).read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
-        problems.append(
-            f"tuned: '{config['tuned']}' cannot be read: {error}. Give a file that `rm-methods tune` wrote, or null"
-        )
+        content = load_yaml(config["tuned"])
+    except ConfigError as error:
+        problems += [
+            f"tuned: '{config['tuned']}': {problem}. Give a file that `rm-methods tune` wrote, or null"
+            for problem in error.problems
+        ]
         return {}
     settings = content.get("settings") if isinstance(content, dict) else None
-    if not isinstance(settings, dict) or not all(isinstance(entry, dict) for entry in settings.values()):
+    if (
+        not isinstance(settings, dict)
+        or not all(isinstance(entry, dict) for entry in settings.values())
+        or list(unusable_values(settings))
+    ):
         problems.append(
             f"tuned: '{config['tuned']}' has no `settings:` by method. Give a file that `rm-methods tune` wrote, or null"
         )
@@ -240,7 +295,7 @@ def _resolve_data(config: dict[str, Any], problems: list[str]) -> None:
     )
     if not typed:
         return
-    if isinstance(data["root"], str) and not Path(data["root"]).is_dir():
+    if isinstance(data["root"], str) and not os.path.isdir(data["root"]):
         problems.append(_no_folder("data.root", data["root"]))
         return
     try:
@@ -262,7 +317,7 @@ def _resolve_benchmark(name: str, entry: dict[str, Any], problems: list[str]) ->
     card = load_card(name)
     if entry["root"] is not None and card.module == "prepared_splits":
         problems.append(f"{where}.root: is not used, this benchmark is made of the experiment's own pairs; remove it")
-    elif isinstance(entry["root"], str) and not Path(entry["root"]).is_dir():
+    elif isinstance(entry["root"], str) and not os.path.isdir(entry["root"]):
         problems.append(_no_folder(f"{where}.root", entry["root"]))
     try:
         entry["options"] = resolve_options(card, entry["options"])
@@ -273,6 +328,13 @@ def _resolve_benchmark(name: str, entry: dict[str, Any], problems: list[str]) ->
 
 def _no_folder(where: str, path: str) -> str:
     return f"{where}: no such folder: '{path}' (looked in {Path.cwd()}). Name the folder that holds the files, or null for the hub"
+
+
+def _with_text_keys(value: Any) -> Any:
+    """A copy without the entries whose key is not text; they have been reported."""
+    if isinstance(value, Mapping):
+        return {key: _with_text_keys(inside) for key, inside in value.items() if isinstance(key, str)}
+    return [_with_text_keys(inside) for inside in value] if isinstance(value, list) else value
 
 
 def _expand_gold(config: dict[str, Any]) -> None:

@@ -13,10 +13,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from rm_methods.errors import ConfigError, UserError, nearest
 from rm_methods.validation import schema_problems
+from rm_methods.yaml_files import read_yaml
 
 FOLDER = Path(__file__).parent
 
@@ -179,8 +178,8 @@ def load_card(name: str) -> MethodCard:
     if name not in method_names():
         raise UserError(f"Unknown method '{name}'. {nearest(name, method_names())}")
     path = FOLDER / f"{name}.yaml"
-    content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    if problems := card_problems(content):
+    content, written_wrong = read_yaml(path)
+    if problems := written_wrong + card_problems(content):
         raise ConfigError(problems, source=str(path))
     return MethodCard(
         name=name, **(content | {"targets": tuple(content["targets"]), "code": tuple(content.get("code", ()))})

@@ -5,17 +5,17 @@ How to add one: data/datasets/README.md.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from rm_methods.errors import ConfigError, DataError, nearest
 from rm_methods.preferences.file_rows import FORMATS, data_format
 from rm_methods.preferences.readers import READERS, option_problems
 from rm_methods.validation import schema_problems
+from rm_methods.yaml_files import read_yaml
 
 CARD_FOLDER = Path(__file__).resolve().parents[2] / "data" / "datasets"
 
@@ -114,11 +114,8 @@ def load_card(name: str, folder: Path = CARD_FOLDER) -> DatasetCard:
     if name not in list_cards(folder):
         raise ConfigError([f"data.dataset: there is no card '{name}' in {folder}. {nearest(name, list_cards(folder))}"])
     path = folder / f"{name}.yaml"
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError([f"not valid YAML: {error}"], source=str(path)) from None
-    problems = schema_problems(content, CARD_SCHEMA)
+    content, problems = read_yaml(path)
+    problems += schema_problems(content, CARD_SCHEMA)
     if isinstance(content, dict):
         problems += _meaning_problems(content, name)
     if problems:
@@ -168,10 +165,10 @@ def card_for(dataset: str, root: str | Path | None = None) -> tuple[DatasetCard,
     if dataset in list_cards():
         return load_card(dataset), Path(root) if root is not None else None
     path = Path(dataset) if root is None else Path(root) / dataset
-    if dataset.strip() and path.is_dir():
+    if dataset.strip() and os.path.isdir(path):
         splits = {split: SplitSource(hub=split, optional=split != "train") for split in ("train", "validation", "test")}
         return _card_of_path(path, splits), path
-    if path.is_file():
+    if os.path.isfile(path):
         if data_format(path) is None:
             raise DataError(f"{path}: unknown format. Allowed: {', '.join(FORMATS)}; all but Parquet also with .gz.")
         return _card_of_path(path, {"": SplitSource(files=(_escape_glob(path.name),))}), path.parent

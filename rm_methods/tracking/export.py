@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,7 +20,15 @@ from typing import Any
 from rm_methods.errors import UserError
 from rm_methods.files import read_json, write_json
 from rm_methods.tracking.records import CONFIGURED, RunFiles, RunRecord, legal_name, read_run
-from rm_methods.tracking.store import import_mlflow, one_writer, redacted, resolve_uri, unreachable_reason
+from rm_methods.tracking.store import (
+    PROBE_SECONDS,
+    import_mlflow,
+    one_line,
+    one_writer,
+    redacted,
+    resolve_uri,
+    unreachable_reason,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +67,7 @@ def export_run(
         The content of `out`.
 
     Raises:
-        UserError: the files or the address are wrong.  A server that cannot be reached raises nothing.
+        UserError: the files are wrong.  An address that cannot be used and a server that cannot be reached raise nothing.
     """
     return _export_all([(RunExport(RunFiles(summary, metrics, training_log, model), experiment), out)], tracking_uri)[0]
 
@@ -107,9 +116,12 @@ def retry_pending(out_folder: Path, tracking_uri: str | None = None) -> list[dic
 def _export_all(runs: Sequence[tuple[RunExport, Path]], tracking_uri: str | None) -> list[dict[str, Any]]:
     if not runs:
         return []
-    uri = resolve_uri(tracking_uri)
     records = [read_run(run.files, run.experiment) for run, _ in runs]
-    reason = unreachable_reason(uri)
+    try:
+        uri = resolve_uri(tracking_uri)
+        reason = unreachable_reason(uri)
+    except UserError as error:  # the runs are finished, whatever became of the address since they began
+        uri, reason = tracking_uri or os.environ["MLFLOW_TRACKING_URI"], str(error).rstrip(".")
     outcomes = []
     if reason is None:
         import_mlflow()
@@ -127,32 +139,29 @@ def _export_reachable(
     uri: str, runs: Sequence[tuple[RunExport, Path]], records: Sequence[RunRecord]
 ) -> tuple[list[dict], str | None]:
     """Outcomes of the runs in order, as far as the store answered, and why it stopped answering (None if it did not)."""
-    import sqlalchemy.exc
-    from filelock import Timeout
     from mlflow import MlflowClient
-    from mlflow.exceptions import MlflowException
 
-    trouble = (MlflowException, OSError, sqlalchemy.exc.SQLAlchemyError, Timeout)
     outcomes: list[dict[str, Any]] = []
     try:
         with one_writer(uri):
             client = MlflowClient(tracking_uri=uri)
             for (run, _), record in zip(runs, records, strict=True):
+                started = time.monotonic()
                 try:
                     outcomes.append({"status": "exported"} | _export(client, record, run.experiment))
-                except trouble as error:
+                except (
+                    Exception
+                ) as error:  # of MLflow, SQLAlchemy or a driver: the runs are finished and must not fail for it
                     logger.debug("export of %s seed %s failed", record.variant, record.seed, exc_info=True)
-                    if gone := unreachable_reason(uri):
+                    # A store that was lost, or that takes its time to fail, would do so for every run.
+                    slow = one_line(error, uri) if time.monotonic() - started > PROBE_SECONDS else None
+                    if gone := slow or unreachable_reason(uri):
                         return outcomes, gone
-                    outcomes.append({"status": "pending", "reason": _one_line(error)})
-    except trouble as error:
-        return outcomes, _one_line(error)
+                    outcomes.append({"status": "pending", "reason": one_line(error, uri)})
+    except Exception as error:
+        logger.debug("the store %s failed", redacted(uri), exc_info=True)
+        return outcomes, one_line(error, uri)
     return outcomes, None
-
-
-def _one_line(error: BaseException) -> str:
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text[:300]}"
 
 
 def _described(run: RunExport, record: RunRecord, outcome: dict[str, Any], uri: str) -> dict[str, Any]:

@@ -1,13 +1,24 @@
+import re
 from pathlib import Path
 
 import pytest
 import yaml
 
-from rm_methods.config.resolve import load_config, merge, reference_variant, resolve, runs, write_resolved
+from rm_methods.config.resolve import (
+    load_config,
+    merge,
+    reference_variant,
+    resolve,
+    runs,
+    schema,
+    workflow_config,
+    write_resolved,
+)
 from rm_methods.config.variants import optimised_variants
 from rm_methods.diagnostics.runs import diagnosed_runs
 from rm_methods.errors import ConfigError
 from rm_methods.experiment.experiment import Experiment
+from rm_methods.methods.registry import load_card, method_names
 from tests.conftest import REPOSITORY
 
 
@@ -17,7 +28,7 @@ def minimal(**sections):
 
 def problems(config):
     with pytest.raises(ConfigError) as error:
-        resolve(config)
+        resolve(config, before_workflow=True)
     return error.value.problems
 
 
@@ -127,6 +138,35 @@ def test_missing_sections_are_named():
             "methods.meta_rm: 'meta_rm' trains with ZeRO stages 0, 1, 2 only",
         ),
         ({"seeds": []}, "seeds"),
+        ({"seeds": [2**32]}, "seeds.0: is 4294967296; must be at most 4294967295"),
+        ({"seeds": [1, 1]}, "seeds: is [1, 1]; nothing may be listed twice"),
+        ({"data": {"dataset": "world", "seed": 2**32}}, "data.seed: is 4294967296; must be at most"),
+        ({"training": {"learning_rate": float("nan")}}, "training.learning_rate: is NaN; expected a finite number"),
+        ({"methods": {"label_smoothing": {"smoothing": float("nan")}}}, "methods.label_smoothing.smoothing: is NaN"),
+        ({"methods": {5: {"method": "bradley_terry"}}}, "methods.5: the name must be text, not a number"),
+        ({"methods": {None: {}}}, "methods.None: the name must be text, not null"),
+        ({"methods": {"bradley_terry\n": {}}}, 'methods: is "bradley_terry\\n"; must match'),
+        ({"methods": {"a/b": {"method": "bradley_terry"}}}, 'methods: is "a/b"; must match'),
+        ({"methods": {"{a}": {"method": "bradley_terry"}}}, 'methods: is "{a}"; must match'),
+        ({"methods": {"a" * 300: {"method": "bradley_terry"}}}, "must have at most 100 characters"),
+        ({"experiment": "x" * 300}, "must have at most 100 characters"),
+        ({"experiment": "x\n"}, "experiment: is "),
+        ({"results": "a{b}"}, "results: 'a{b}' has the character '{'"),
+        ({"results": "a\nb"}, "has the character '\\n'"),
+        ({"results": "-r"}, "results: '-r' begins with a dash"),
+        ({"results": "s3://bucket/x"}, "results: 's3://bucket/x' is an address"),
+        ({"results": "a" * 300}, "results: is too long"),
+        ({"results": "a/" * 2000}, "results: is too long"),
+        ({"results": "a\0b"}, "results: the text holds a NUL character"),
+        ({"results": "/dev/null"}, "results: '/dev/null' cannot be made: '/dev/null' is not a folder"),
+        ({"data": {"dataset": "a" * 300}}, "data.dataset: there is no card"),
+        ({"data": {"dataset": "world", "root": "a" * 300}}, "data.root: no such folder"),
+        ({"benchmarks": {"hh_rlhf": {"root": "a" * 300}}}, "benchmarks.hh_rlhf.root: no such folder"),
+        ({"training": {"deepspeed": "a" * 300}}, "training.deepspeed: "),
+        (
+            {"overoptimization": {"policy": {"chat_template": "absent.jinja"}}},
+            "overoptimization.policy.chat_template: no such file",
+        ),
         ({"seeds": ["0"]}, "seeds.0"),
     ],
 )
@@ -148,7 +188,11 @@ def test_later_files_go_over_earlier_ones(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "expected"), [(None, "cannot be read"), ("a: [", "not valid YAML"), ("- 1", "must be a mapping")]
+    ("text", "expected"),
+    [
+        *((None, "cannot be read"), ("a: [", "not valid YAML"), ("- 1", "must be a mapping")),
+        *(("", "is empty"), ("# nothing", "is empty"), ("text", "must be a mapping")),
+    ],
 )
 def test_unreadable_files_are_named(tmp_path, text, expected):
     if text is not None:
@@ -197,8 +241,6 @@ def test_shipped_configurations_resolve(path, monkeypatch, tmp_path):
 
 
 def test_every_key_of_the_schema_is_described():
-    from rm_methods.config.resolve import schema
-
     def walk(fragment, where):
         for key, part in fragment.get("properties", {}).items():
             assert "description" in part or key == "data", f"{where}{key} has no description"
@@ -346,3 +388,111 @@ def test_samples_and_ppo_runs_depend_on_the_gold_and_on_how_it_scores(change):
     before, after = (Experiment(resolve(config | further)) for further in ({}, change))
     assert before.pool_settings() != after.pool_settings()
     assert before.ppo_settings() != after.ppo_settings()
+
+
+def test_all_problems_of_writing_and_of_meaning_are_reported_at_once(tmp_path):
+    (tmp_path / "a.yaml").write_text(
+        "experiment: x\nmethods: {bradley_terry: {}, 5: {}}\ndata: {dataset: world}\nseeds: [010]\n"
+    )
+    (tmp_path / "b.yaml").write_text(
+        "training:\n  epochs: 1\n  epochs: 0\n  learning_rate: .inf\ndata: {root: $ABSENT_VARIABLE}\n"
+    )
+    with pytest.raises(ConfigError) as error:
+        load_config([tmp_path / "a.yaml", tmp_path / "b.yaml"])
+    for expected in (
+        "seeds.0: 010 on line 4 of",
+        "methods.5: the name must be text",
+        "training.epochs: written twice, on lines 2 and 3 of",
+        "training.epochs: is 0; must be at least 1",
+        "training.learning_rate: is infinite",
+        "data.root: '$ABSENT_VARIABLE' names the environment variable 'ABSENT_VARIABLE', which is not set",
+    ):
+        assert any(problem.startswith(expected) for problem in error.value.problems), (
+            f"{expected!r} not in {error.value.problems}"
+        )
+
+
+def test_duplicate_keys_of_tuned_settings_are_refused(tmp_path):
+    (tmp_path / "tuned.yaml").write_text("settings:\n  bradley_terry: {centring: 0.1,\n    centring: 0.2}\n")
+    (problem,) = problems(minimal(tuned=str(tmp_path / "tuned.yaml")))
+    assert "settings.bradley_terry.centring: written twice, on lines 2 and 3" in problem
+
+
+def test_every_key_that_is_a_path_is_expanded(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("FILES", str(tmp_path))
+    for name in ("pairs.jsonl", "chat.jinja", "zero.json"):
+        (tmp_path / name).write_text("{}")
+    config = resolve(
+        minimal(
+            results="~/results",
+            data={"dataset": "pairs.jsonl", "root": "$FILES"},
+            backbone={"source": "${FILES}/model", "chat_template": "~/chat.jinja"},
+            methods={"joint_encoder": {"source": "~/encoder"}, "bradley_terry": {}},
+            training={"deepspeed": "~/zero.json"},
+            benchmarks={"hh_rlhf": {"root": "~"}},
+            overoptimization={"gold": "$FILES/gold", "policy": {"source": "~/policy"}, "ppo": {"enabled": False}},
+            tracking={"uri": "sqlite:///~/mlflow.db"},
+        ),
+        before_workflow=True,
+    )
+    here = str(tmp_path)
+    assert config["results"] == f"{here}/results"
+    assert config["data"]["root"] == here
+    assert (config["backbone"]["source"], config["backbone"]["chat_template"]) == (
+        f"{here}/model",
+        f"{here}/chat.jinja",
+    )
+    assert config["methods"]["joint_encoder"]["settings"]["source"] == f"{here}/encoder"
+    assert config["training"]["deepspeed"] == f"{here}/zero.json"
+    assert config["benchmarks"]["hh_rlhf"]["root"] == here
+    assert config["overoptimization"]["gold"]["source"] == f"{here}/gold"
+    assert config["overoptimization"]["policy"]["source"] == f"{here}/policy"
+    assert config["tracking"]["uri"] == f"sqlite:///{here}/mlflow.db"
+    assert resolve(config) == config
+
+
+def test_every_setting_that_names_a_file_or_folder_says_so():
+    """A setting whose description speaks of a file, folder or path is expanded; the others are texts, lists or numbers."""
+
+    def walk(fragment, where):
+        for key, part in {**fragment.get("properties", {}), "*": fragment.get("additionalProperties")}.items():
+            if isinstance(part, dict):
+                yield f"{where}{key}", part
+                yield from walk(part, f"{where}{key}.")
+
+    settings = dict(walk(schema(), ""))
+    for name in method_names():
+        settings |= {f"{name}.{key}": fragment for key, fragment in load_card(name).settings.items()}
+    for name, fragment in settings.items():
+        text = fragment.get("description", "").lower()
+        names_path = re.search(r"\b(folder|file|path of|json file)\b", text) and "string" in fragment.get("type", ())
+        assert not names_path or "format" in fragment, f"{name} has no format"
+
+
+def test_folders_for_results_are_checked_for_a_workflow_only(tmp_path):
+    (tmp_path / "file").write_text("")
+    config = minimal(results=str(tmp_path / "file" / "results"))
+    assert resolve(config)["results"] == config["results"]
+    assert problems(config) == [f"results: '{config['results']}' cannot be made: '{tmp_path / 'file'}' is not a folder"]
+
+
+def test_a_read_only_folder_for_results_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("rm_methods.config.conflicts.os.access", lambda path, mode: Path(path) != tmp_path)
+    assert "is read-only for you" in problems(minimal(results=str(tmp_path / "results")))[0]
+
+
+def test_a_workflow_reads_the_files_itself_and_keeps_what_the_command_line_gives(tmp_path):
+    (tmp_path / "a.yaml").write_text(
+        "experiment: x\ndata: {dataset: world}\nmethods: {bradley_terry: {}}\ntraining: {learning_rate: 1e-4}\n"
+    )
+    given = ["seeds=[3, 4]", "training={epochs: 5}", "experiment=other name"]
+    with pytest.raises(ConfigError, match="other name"):
+        workflow_config([tmp_path / "a.yaml"], given, default="absent.yaml")
+    config = workflow_config([tmp_path / "a.yaml"], given[:2], default="absent.yaml")
+    expected = {"seeds": [3, 4], "training": {"epochs": 5}}
+    assert config == load_config([tmp_path / "a.yaml"], expected)
+    assert (config["training"]["epochs"], config["training"]["learning_rate"]) == (5, 1e-4)
+    with pytest.raises(ConfigError, match="written twice"):
+        workflow_config([tmp_path / "a.yaml"], ["training={epochs: 5, epochs: 6}"], default="absent.yaml")
+    assert workflow_config([], ["seeds=[7]"], default=tmp_path / "a.yaml")["seeds"] == [7]

@@ -1,10 +1,12 @@
 """Export to a real SQLite store: complete, once, resumable, and harmless when the server is down."""
 
+import http.server
 import json
 import logging
 import os
 import socket
 import sqlite3
+import threading
 import time
 
 import pytest
@@ -289,10 +291,156 @@ def test_a_file_that_is_no_database_is_pending_not_a_traceback(finished_run, tmp
     assert "not a database" in result["reason"]
 
 
-@pytest.mark.parametrize("uri", ["./mlruns", "file:///somewhere/mlruns"])
-def test_a_folder_is_refused_with_what_is_allowed(finished_run, tmp_path, uri):
-    with pytest.raises(UserError, match=r"is a folder.*sqlite:///"):
-        export_experiment([finished_run()], tmp_path / "out", uri)
+def test_an_address_that_cannot_be_used_leaves_finished_runs_pending(finished_run, tmp_path, monkeypatch):
+    """The experiment is finished by then: tracking must not fail it."""
+    (record,) = export_experiment([finished_run()], tmp_path / "out", "./mlruns")
+    assert record["status"] == "pending"
+    assert "is a folder" in record["reason"]
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "htp://me:secret@server")
+    (record,) = export_experiment([finished_run()], tmp_path / "out")
+    assert "did you mean 'http'?" in record["reason"]
+    assert record["tracking_uri"] == "htp://server"
+
+
+@pytest.mark.parametrize(
+    ("uri", "says"),
+    [
+        ("./mlruns", "is a folder"),
+        ("file:///somewhere/mlruns", "is a folder"),
+        ("htp://server", "begins with 'htp', which MLflow does not know; did you mean 'http'?"),
+        ("postgres://server/db", "did you mean 'postgresql'?"),
+        ("s3://bucket", "begins with 's3', which MLflow does not know"),
+        ("http://", "names no server"),
+        ("http:///path", "names no server"),
+        ("http://server:port", "is not an address"),
+        ("http://[::1", "is not an address"),
+        ("mysql+no_such_driver://server/db", "needs the package no_such_driver, which is not installed"),
+        ("sqlite://mlflow.db", "names no file"),
+        ("sqlite:///", "names no file"),
+        ("sqlite:///:memory:", "names no file"),
+        ("sqlite:////", "names the folder /"),
+    ],
+)
+def test_an_address_that_can_never_work_is_refused_with_what_is_allowed(uri, says):
+    with pytest.raises(UserError, match=r"Allowed: sqlite:///") as error:
+        mlflow_store.resolve_uri(uri)
+    assert says in str(error.value)
+
+
+def test_a_database_without_its_driver_is_refused_with_the_package_to_install(monkeypatch):
+    monkeypatch.setattr(mlflow_store.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"pip install psycopg2-binary") as error:
+        mlflow_store.resolve_uri("postgresql://me:secret@server/db?sslpassword=hidden")
+    assert "secret" not in str(error.value)
+    assert "hidden" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "http://server",
+        "https://me:pw@server:5000/path",
+        "sqlite:///x.db",
+        "sqlite+pysqlite:///x.db",
+        "databricks",
+        "databricks://me",
+    ],
+)
+def test_addresses_that_may_work_are_left_alone(uri):
+    assert mlflow_store.resolve_uri(uri) == uri
+
+
+@pytest.mark.parametrize(
+    ("uri", "shown"),
+    [
+        ("http://me:p@ss@server:80/x", "http://server:80/x"),
+        ("postgresql+psycopg_async://me:secret@server/db?a=secret", "postgresql+psycopg_async://server/db"),
+        ("http://me:secret@[::1", "http://[::1"),
+        ("sqlite:////home/me@work/mlflow.db", "sqlite:////home/me@work/mlflow.db"),
+    ],
+)
+def test_addresses_are_shown_without_secrets(uri, shown):
+    assert mlflow_store.redacted(uri) == shown
+
+
+def test_messages_hold_no_secrets_of_the_address():
+    uri = "postgresql://me:p%40ss@server/db?password=other"
+    text = f"cannot connect to {uri} with p@ss or p%40ss or other"
+    assert mlflow_store.without_secrets(text, uri) == "cannot connect to postgresql://server/db with *** or *** or ***"
+
+
+def test_a_folder_for_a_database_is_pending_at_once(finished_run, tmp_path):
+    started = time.monotonic()
+    (record,) = export_experiment([finished_run()], tmp_path / "out", f"sqlite:///{tmp_path}")
+    assert record["status"] == "pending"
+    assert "names the folder" in record["reason"]
+    assert time.monotonic() - started < 5
+
+
+def test_a_database_server_that_is_not_there_is_given_up_at_once(finished_run, tmp_path, monkeypatch):
+    """No driver is needed to see that nothing listens."""
+    monkeypatch.setattr(mlflow_store.importlib.util, "find_spec", lambda name: object())
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        uri = f"postgresql://me:secret@127.0.0.1:{unused.getsockname()[1]}/mlflow"
+        started = time.monotonic()
+        (record,) = export_experiment([finished_run()], tmp_path / "out", uri)
+    assert record["status"] == "pending"
+    assert record["reason"].startswith("no database at 127.0.0.1:")
+    assert "secret" not in json.dumps(record)
+    assert time.monotonic() - started < 5
+
+
+def test_a_driver_that_cannot_be_loaded_is_pending(finished_run, tmp_path, monkeypatch):
+    monkeypatch.setattr(mlflow_store.importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(mlflow_store, "_closed_port", lambda *_: None)
+    (record,) = export_experiment([finished_run()], tmp_path / "out", "mysql+no_such_driver://server/db")
+    assert record["status"] == "pending"
+    assert "no_such_driver" in record["reason"]
+
+
+class HealthOnly(http.server.BaseHTTPRequestHandler):
+    """A server that says it is healthy and nothing else, and counts what else it is asked."""
+
+    asked = 0
+
+    def do_GET(self):
+        if self.path == "/health":
+            self.send_response(200)
+            self.end_headers()
+        else:
+            HealthOnly.asked += 1
+            time.sleep(5)
+
+    def log_message(self, *_):
+        pass
+
+
+def test_a_server_that_hangs_is_waited_for_once_and_not_for_every_run(finished_run, tmp_path, monkeypatch):
+    monkeypatch.setattr(export, "PROBE_SECONDS", 0.5)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), HealthOnly)
+    server.daemon_threads, server.block_on_close = True, False
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    runs = [finished_run(seed=seed, run_key=f"key{seed}") for seed in range(6)]
+    try:
+        records = export_experiment(runs, tmp_path / "out", f"http://127.0.0.1:{server.server_port}")
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert {record["status"] for record in records} == {"pending"}
+    assert "Timeout" in records[-1]["reason"]
+    assert HealthOnly.asked == 1
+
+
+def test_whatever_a_store_raises_leaves_finished_runs_pending(store, finished_run, tmp_path, monkeypatch):
+    def broken(*_):
+        raise ValueError("no credentials")
+
+    monkeypatch.setattr(export, "_export", broken)
+    (record,) = export_experiment([finished_run()], tmp_path / "out", store)
+    assert (record["status"], record["reason"]) == ("pending", "ValueError: no credentials")
 
 
 def test_default_address_and_environment(tmp_path, monkeypatch):

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,8 @@ def configuration_file(name: str | None) -> str | None:
     if not name:
         return None
     shipped = FOLDER / f"{name}.json"
-    path = shipped if shipped.exists() else Path(name)
-    if not path.is_file():
+    path = shipped if os.path.isfile(shipped) else Path(name)
+    if not os.path.isfile(path):
         raise UserError(
             f"'{name}' is neither a shipped configuration nor a JSON file. {nearest(name, [p.stem for p in FOLDER.glob('*.json')])}"
         )
