@@ -161,7 +161,7 @@ def test_tuned_settings_go_below_those_of_the_configuration(tmp_path):
     ("text", "says"),
     [
         (None, "cannot be read"),
-        ("a: [", "cannot be read"),
+        ("a: [", "not valid YAML: line 2"),
         ("a: 1", "has no `settings:`"),
         ("settings: {label_smothing: {}}", "unknown method 'label_smothing'"),
         ("settings: {label_smoothing: {smothing: 1}}", "methods.label_smoothing.smothing: unknown key"),
