@@ -110,8 +110,11 @@ def plan(config_files, **given):
 def prepare(config_files, pairs, report):
     """Read, clean, split and (on request) balance and flip the preference data."""
     from rm_methods.config.resolve import load_config
+    from rm_methods.files import check_outputs
     from rm_methods.preferences.prepare import describe
     from rm_methods.preferences.prepare import prepare as run
+
+    check_outputs({"--pairs": [pairs], "--report": [report]}, {"--config": config_files})
 
     click.echo(describe(run(load_config(config_files)["data"], pairs, report)))
 
@@ -142,13 +145,18 @@ def prepare_benchmark(config_files, benchmark, pairs, items, report):
     from rm_methods.benchmarks.evaluation import prepare_items
     from rm_methods.config.resolve import load_config
     from rm_methods.errors import nearest
+    from rm_methods.files import check_outputs
+    from rm_methods.listing import preparation_text
 
     entries = load_config(config_files)["benchmarks"]
     if benchmark not in entries:
         raise UserError(
             f"'{benchmark}' is not among the benchmarks of the configuration. {nearest(benchmark, entries)}"
         )
-    prepare_items(benchmark, entries[benchmark], pairs, items, report)
+    check_outputs(
+        {"--items": [items], "--report": [report]}, {"--config": config_files, "--pairs": [pairs] if pairs else []}
+    )
+    click.echo(preparation_text(prepare_items(benchmark, entries[benchmark], pairs, items, report)))
 
 
 @main.command()
@@ -199,17 +207,26 @@ def train(config_files, variant, seed, pairs, backbone, out, work, required, thr
 )
 @click.option("--threads", type=click.IntRange(min=0), default=0, help="CPU threads; 0 leaves it to torch.")
 @click.option("--max-length", type=click.IntRange(min=32), default=None, help="Longest sequence in tokens.")
-@click.option("--precision", type=click.Choice(["fp32", "bf16"]), default=None)
-def score(model, data, out, root, config_files, threads, max_length, precision):
-    """Score responses into score tables."""
+@click.option(
+    "--precision", type=click.Choice(["fp32", "bf16"]), default=None, help="Of the backbone; the head is always fp32."
+)
+@click.option(
+    "--layout", type=click.Choice(["auto", "packed", "plain"]), default=None, help="How texts are laid out in a batch."
+)
+@click.option("--attention", default=None, help="Attention of transformers: sdpa, eager, ...")
+@click.option("--tokens-per-batch", type=click.IntRange(min=32), default=None, help="Most tokens in one forward.")
+@click.option("--strict", is_flag=True, help="Refuse data with a row that cannot be scored.")
+def score(model, data, out, root, config_files, strict, **given):
+    """Score responses into score tables, and report what was read and how right the scores are.
+
+    A score table has the format of its suffix: .parquet, .csv or .jsonl.  The report is printed and kept beside it.
+    """
     from rm_methods.scoring.score import score_files
 
     if len(data) != len(out):
         raise UserError(f"{len(data)} --data but {len(out)} --out were given; give one --out for each --data.")
-    given = {"threads": threads, "max_length": max_length, "precision": precision}
-    score_files(
-        model, list(zip(data, out, strict=True)), root, config_files, {k: v for k, v in given.items() if v is not None}
-    )
+    settings = {name: value for name, value in given.items() if value is not None}
+    click.echo("\n\n".join(score_files(model, list(zip(data, out, strict=True)), root, config_files, settings, strict)))
 
 
 @main.command()
@@ -223,13 +240,16 @@ def evaluate(benchmark, items, scores, summary, metrics, credits):
     """Compute the metrics of score tables."""
     import tempfile
 
-    from rm_methods.benchmarks.evaluation import evaluate_run
-    from rm_methods.files import read_json
+    from rm_methods.benchmarks.evaluation import evaluate_run, read_identity
+    from rm_methods.files import check_outputs
     from rm_methods.listing import metrics_text
 
     if not len(benchmark) == len(items) == len(scores):
         raise UserError("Give as many --items and --scores as --benchmark.")
-    identity = read_json(summary) if summary else {"variant": None, "method": None, "seed": None, "run_key": None}
+    given = {"--metrics": metrics, "--credits": credits}
+    outputs = {option: [path] for option, path in given.items() if path}
+    check_outputs(outputs, {"--items": items, "--scores": scores, "--summary": [summary] if summary else []})
+    identity = read_identity(summary) if summary else {"variant": None, "method": None, "seed": None, "run_key": None}
     with tempfile.TemporaryDirectory() as scratch:
         result = evaluate_run(
             list(zip(benchmark, items, scores, strict=True)),
@@ -397,8 +417,10 @@ def sft(config_files, pairs, out, work, threads):
 def sample_pool(config_files, policy, pairs, items, report, work, threads):
     """Sample the candidates of Best-of-N from the policy."""
     from rm_methods.config.resolve import load_config
+    from rm_methods.files import check_outputs
     from rm_methods.overoptimization.stages import draw_pool
 
+    check_outputs({"--items": [items], "--report": [report]}, {"--config": config_files, "--pairs": [pairs]})
     click.echo(_counts(draw_pool(load_config(config_files), policy, pairs, items, report, work, threads)))
 
 

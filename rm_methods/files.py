@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,33 @@ def written_atomically(target: str | os.PathLike) -> Iterator[Path]:
         else:
             temporary.unlink(missing_ok=True)
         raise
+
+
+def check_outputs(
+    outputs: Mapping[str, Iterable[str | os.PathLike]], inputs: Mapping[str, Iterable[str | os.PathLike]]
+) -> None:
+    """Refuse to write one file twice, or over a file that is read.  Links and relative forms are followed to the file itself.
+
+    Args:
+        outputs, inputs: files by the option that names them.
+
+    Raises:
+        UserError: naming both options and the file.
+    """
+    reads = {os.path.realpath(path): option for option, paths in inputs.items() for path in paths}
+    writes: dict[str, str] = {}
+    for option, paths in outputs.items():
+        for path in paths:
+            file = os.path.realpath(path)
+            if file in writes:
+                raise UserError(
+                    f"{option} {path}: {writes[file]} writes the same file. Give each output a file for itself."
+                )
+            if file in reads:
+                raise UserError(
+                    f"{option} {path}: this is the file of {reads[file]}, which would be overwritten. Name another file."
+                )
+            writes[file] = f"{option} {path}"
 
 
 def write_text(target: str | os.PathLike, text: str) -> None:

@@ -11,12 +11,26 @@ def listing(what: str) -> str:
     return {"methods": _methods, "benchmarks": _benchmarks, "datasets": _datasets}[what]()
 
 
+def preparation_text(report: dict[str, Any]) -> str:
+    """What `prepare_items` read, left out and noticed, one line each."""
+    counts = f"{report['n_rows']:,} rows read, {report['n_items']:,} items with {report['n_responses']:,} responses"
+    lines = [f"{report['benchmark']}: {counts}"]
+    for heading, table in (("left out", report["excluded"]), ("kept", report["counted"])):
+        for reason, entry in sorted(table.items(), key=lambda item: -item[1]["count"]):
+            lines += [f"  {entry['count']:>9,} {heading}: {reason}", f"            e.g. {entry['examples'][0]}"]
+    return "\n".join(lines + [f"  {note}" for note in report["notes"]])
+
+
 def metrics_text(result: dict[str, Any]) -> str:
     """The metrics of one evaluation, one benchmark after another."""
     lines = []
     for name, entry in result["benchmarks"].items():
         counts = f"{entry['n_scored']} of {entry['n_total']} items scored, {entry['n_truncated']} responses truncated"
         lines.append(f"{name}: {counts}, tie rate {100 * entry['tie_rate']:.2f}% ({entry['tie_rule']})")
+        if missing := entry["n_total"] - entry["n_scored"]:
+            lines.append(
+                f"  WARNING: {missing} of {entry['n_total']} items have a score that is not finite; it earns nothing."
+            )
         lines += [f"  {metric:<28} {_percent(value)}" for metric, value in entry["metrics"].items()]
         lines += [f"  {note}" for note in entry["notes"]]
     return "\n".join(lines)

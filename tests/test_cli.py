@@ -1,3 +1,4 @@
+import ast
 import json
 import subprocess
 import sys
@@ -101,6 +102,111 @@ def test_score_wants_one_out_for_each_data(tmp_path):
     result = invoke("score", "--model", tmp_path, "--data", "a", "--data", "b", "--out", tmp_path / "s.parquet")
     assert result.exit_code == 2
     assert "2 --data but 1 --out" in result.output
+
+
+@pytest.fixture
+def pairs_and_model(tmp_path):
+    """A file with two pairs, a repetition and a row that cannot be one; and the scorer whose reward is the length."""
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "scorer.json").write_text(json.dumps({"method": "longest", "settings": {}, "seed": 0}))
+    good, bad = (
+        {"prompt": "a", "chosen": "long answer", "rejected": "short"},
+        {"prompt": "b", "chosen": "no", "rejected": "perhaps"},
+    )
+    rows = [good, bad, good, good | {"rejected": ""}]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return "--model", tmp_path / "model", "--data", tmp_path / "pairs.jsonl"
+
+
+def test_scoring_reports_what_was_read_and_how_right_the_scores_are(pairs_and_model, tmp_path):
+    result = invoke("score", *pairs_and_model, "--out", tmp_path / "s.csv")
+    assert result.exit_code == 0, result.output
+    for line in (
+        "pairs.jsonl: 2 pairs scored, 1 of 4 rows refused",
+        "  accuracy: 50.0%",
+        "  rows read           4",
+        "1  empty response (row 4)",
+        "  merged              1  exact repetitions",
+    ):
+        assert line in result.output
+    report = json.loads((tmp_path / "s.csv.report.json").read_text())
+    assert (report["items"], report["repetitions"], report["read"]["rows"]) == (2, 1, 4)
+    assert report["read"]["refused"]["empty response"]["count"] == 1
+
+
+def test_scoring_strictly_fails_on_a_refused_row(pairs_and_model, tmp_path):
+    result = invoke("score", *pairs_and_model, "--out", tmp_path / "s.csv", "--strict")
+    assert result.exit_code == 2
+    assert "1 of 4 rows are refused" in result.output
+
+
+def test_scoring_settings_can_be_given(pairs_and_model, tmp_path, monkeypatch):
+    import rm_methods.scoring.score as stage
+
+    monkeypatch.setattr(stage, "score_files", lambda *arguments: [str(arguments[4])])
+    given = (
+        "--layout",
+        "plain",
+        "--attention",
+        "eager",
+        "--tokens-per-batch",
+        "512",
+        "--precision",
+        "bf16",
+        "--max-length",
+        "64",
+    )
+    result = invoke("score", *pairs_and_model, "--out", tmp_path / "s.csv", *given)
+    expected = {
+        "layout": "plain",
+        "attention": "eager",
+        "tokens_per_batch": 512,
+        "precision": "bf16",
+        "max_length": 64,
+        "threads": 0,
+    }
+    assert ast.literal_eval(result.output.strip()) == expected
+
+
+def test_preparing_a_benchmark_says_what_it_read(tmp_path):
+    from rm_methods.preferences.pair import write_pairs
+    from tests.conftest import made_up_pairs
+
+    write_pairs(made_up_pairs(3, split="test"), tmp_path / "pairs.parquet")
+    (tmp_path / "c.yaml").write_text(
+        "experiment: x\ndata: {dataset: world}\nmethods: {bradley_terry: {}}\nbenchmarks: {heldout: {}}\n"
+    )
+    files = ("--pairs", tmp_path / "pairs.parquet", "--items", tmp_path / "i.parquet", "--report", tmp_path / "r.json")
+    result = invoke("prepare-benchmark", "--config", tmp_path / "c.yaml", "--benchmark", "heldout", *files)
+    assert result.exit_code == 0, result.output
+    assert "heldout: 3 rows read, 3 items with 6 responses" in result.output
+    again = invoke(
+        "prepare-benchmark", "--config", tmp_path / "c.yaml", "--benchmark", "heldout", *files[:4], "--report", files[1]
+    )
+    assert again.exit_code == 2
+    assert "--report" in again.output
+    assert "the file of --pairs" in again.output
+
+
+def test_a_summary_that_is_not_a_runs_is_refused(tmp_path):
+    for content, missing in (
+        ("[]", "variant, method, seed, run_key"),
+        ('{"variant": "a", "method": "b", "seed": 0}', "run_key"),
+    ):
+        (tmp_path / "summary.json").write_text(content)
+        arguments = (
+            "--benchmark",
+            "heldout",
+            "--items",
+            tmp_path / "i",
+            "--scores",
+            tmp_path / "s",
+            "--summary",
+            tmp_path / "summary.json",
+        )
+        result = invoke("evaluate", *arguments)
+        assert result.exit_code == 2
+        assert f"not the summary of a run: {missing} missing" in result.output
 
 
 def test_a_full_disk_is_reported_in_words(tmp_path, monkeypatch):

@@ -6,6 +6,7 @@ import pytest
 from rm_methods.errors import UserError
 from rm_methods.files import (
     canonical_json,
+    check_outputs,
     content_hash,
     file_hash,
     read_json,
@@ -77,3 +78,13 @@ def test_hashes_depend_on_content_only(tmp_path):
         (tmp_path / name).write_text(text)
     assert file_hash(tmp_path / "one") == file_hash(tmp_path / "two") != file_hash(tmp_path / "three")
     assert file_hash(tmp_path / "one", tmp_path / "three") != file_hash(tmp_path / "three", tmp_path / "one")
+
+
+def test_outputs_are_told_apart_by_the_file_that_they_lead_to(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "link").symlink_to(tmp_path)
+    check_outputs({"--a": ["x"], "--b": ["y", "z"]}, {"--in": ["w"]})
+    with pytest.raises(UserError, match=r"--b link/x: --a x writes the same file"):
+        check_outputs({"--a": ["x"], "--b": ["y", "link/x"]}, {})
+    with pytest.raises(UserError, match=r"--b ./w: this is the file of --in"):
+        check_outputs({"--b": ["./w"]}, {"--in": [tmp_path / "w"]})

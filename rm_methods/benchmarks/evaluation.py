@@ -18,7 +18,7 @@ from rm_methods.benchmarks.item import BenchmarkItem, read_items, read_notes, wr
 from rm_methods.benchmarks.score_table import read_scores, response_hash
 from rm_methods.benchmarks.sources import ReadReport
 from rm_methods.errors import DataError
-from rm_methods.files import write_json, written_atomically
+from rm_methods.files import read_json, write_json, written_atomically
 
 CREDIT_COLUMNS = ("benchmark", "metric", "item_id", "group", "stratum", "weight", "credit")
 IDENTITY = ("variant", "method", "seed", "run_key")
@@ -175,6 +175,21 @@ def tie_rate(card: BenchmarkCard, items: Sequence[BenchmarkItem], scores: Sequen
 
 
 # Evaluate: score tables to metrics
+
+
+def read_identity(summary: str | os.PathLike) -> dict[str, Any]:
+    """Variant, method, seed and run key of a run, from its summary.json.
+
+    Raises:
+        UserError: the file is missing, damaged, or not the summary of a run.
+    """
+    content = read_json(summary)
+    missing = [key for key in IDENTITY if not isinstance(content, dict) or key not in content]
+    if missing:
+        raise DataError(
+            f"{summary}: not the summary of a run: {', '.join(missing)} missing. Give summary.json of the run's folder."
+        )
+    return {key: content[key] for key in IDENTITY}
 
 
 def align_scores(items: Sequence[BenchmarkItem], scores_path: str | os.PathLike) -> tuple[list[np.ndarray], int]:

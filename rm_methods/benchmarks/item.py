@@ -10,6 +10,7 @@ from typing import Any
 
 from rm_methods.errors import DataError
 from rm_methods.files import read_parquet, written_atomically
+from rm_methods.preferences.file_rows import ROLES
 from rm_methods.preferences.pair import Message
 
 COLUMNS = ("item_id", "subset", "prompt", "responses", "label", "group", "meta")
@@ -96,10 +97,59 @@ def read_items(source: str | os.PathLike) -> list[BenchmarkItem]:
     """Read benchmark items in file order.
 
     Raises:
-        DataError: if the file is missing, is not Parquet, or has other columns.
+        DataError: if the file is missing, is not Parquet, or has other columns; or, with the row, if a field is of
+            another kind or an item id occurs twice, which would count the item twice.
     """
     table = read_parquet(source, COLUMNS, "a file of benchmark items", "prepare")
-    return [
-        BenchmarkItem(**(row | {"label": json.loads(row["label"]), "meta": json.loads(row["meta"])}))
-        for row in table.to_pylist()
-    ]
+    items, first_row = [], {}
+    for row, fields in enumerate(table.to_pylist(), start=1):
+        try:
+            item = _item(fields)
+        except ValueError as error:
+            raise DataError(f"{source}, row {row}: {error}. Run the prepare stage again.") from None
+        if item.item_id in first_row:
+            raise DataError(
+                f"{source}, row {row}: item id {item.item_id!r} occurs twice, first in row {first_row[item.item_id]}."
+            )
+        first_row[item.item_id] = row
+        items.append(item)
+    return items
+
+
+def _item(fields: dict[str, Any]) -> BenchmarkItem:
+    """An item from a row of its file.
+
+    Raises:
+        ValueError: naming the field that is of another kind.
+    """
+    for name in ("item_id", "subset", "label", "group", "meta"):
+        _check(isinstance(fields[name], str), name, fields[name], "text")
+    _check(fields["item_id"] != "", "item_id", "", "text that is not empty")
+    prompt, responses = fields["prompt"], fields["responses"]
+    _check(
+        isinstance(prompt, list) and prompt != [] and all(map(_is_message, prompt)),
+        "prompt",
+        prompt,
+        "a list of messages",
+    )
+    is_texts = isinstance(responses, list) and responses != [] and all(isinstance(text, str) for text in responses)
+    _check(is_texts, "responses", responses, "a list of texts")
+    label, meta = _from_json("label", fields["label"]), _from_json("meta", fields["meta"])
+    _check(isinstance(meta, dict), "meta", fields["meta"], "a JSON object")
+    return BenchmarkItem(**(fields | {"label": label, "meta": meta}))
+
+
+def _is_message(message: Any) -> bool:
+    return isinstance(message, dict) and message.get("role") in ROLES and isinstance(message.get("content"), str)
+
+
+def _from_json(name: str, text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        raise ValueError(f"'{name}' is {text!r:.60}; expected JSON") from None
+
+
+def _check(is_right: bool, name: str, value: Any, expected: str) -> None:
+    if not is_right:
+        raise ValueError(f"'{name}' is {value!r:.60}; expected {expected}")

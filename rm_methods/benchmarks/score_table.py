@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import math
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from rm_methods.errors import DataError, UserError
 from rm_methods.files import read_parquet, written_atomically
 
 COLUMNS = ("item_id", "response_index", "response_hash", "score", "n_tokens", "truncated")
+FORMATS = (".parquet", ".csv", ".jsonl")
 
 
 @dataclass(frozen=True)
@@ -39,12 +46,38 @@ def response_hash(text: str) -> str:
     return hashlib.sha256(text.encode("utf-8")).hexdigest()[:16]
 
 
-def write_scores(rows: list[ScoredResponse], target: str | os.PathLike) -> None:
-    """Write a score table to Parquet, atomically."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
+def check_format(target: str | os.PathLike) -> None:
+    """Refuse a score table whose suffix names no format.
 
-    table = pa.table(
+    Raises:
+        UserError: with the suffixes that are allowed.
+    """
+    if Path(target).suffix not in FORMATS:
+        raise UserError(f"--out {target}: the suffix names no format of a score table. Allowed: {', '.join(FORMATS)}.")
+
+
+def write_scores(rows: Sequence[ScoredResponse], target: str | os.PathLike) -> None:
+    """Write a score table, atomically, in the format of its suffix; any suffix but .csv and .jsonl is Parquet."""
+    _write(_table(rows), target)
+
+
+def write_row_scores(rows: Sequence[tuple[str, int | None, ScoredResponse]], target: str | os.PathLike) -> None:
+    """Write the score table of a user's file, atomically: columns `file` and `row`, then those of `ScoredResponse`.
+
+    Args:
+        rows: (file, row counted from 1 or None, scored response); a pair that the file repeats is repeated here.
+    """
+    import pyarrow as pa
+
+    table = _table([response for _, _, response in rows])
+    table = table.add_column(0, "row", pa.array([row for _, row, _ in rows], pa.int64()))
+    _write(table.add_column(0, "file", pa.array([file for file, _, _ in rows], pa.string())), target)
+
+
+def _table(rows: Sequence[ScoredResponse]):
+    import pyarrow as pa
+
+    return pa.table(
         {
             "item_id": pa.array([r.item_id for r in rows], pa.string()),
             "response_index": pa.array([r.response_index for r in rows], pa.int32()),
@@ -54,15 +87,72 @@ def write_scores(rows: list[ScoredResponse], target: str | os.PathLike) -> None:
             "truncated": pa.array([r.truncated for r in rows], pa.bool_()),
         }
     )
+
+
+def _write(table, target: str | os.PathLike) -> None:
+    import pyarrow.csv
+    import pyarrow.parquet
+
+    suffix = Path(target).suffix
     with written_atomically(target) as path:
-        pq.write_table(table, path)
+        if suffix == ".csv":
+            pyarrow.csv.write_csv(table, path)
+        elif suffix == ".jsonl":
+            path.write_text(
+                "".join(json.dumps(_without_nan(row)) + "\n" for row in table.to_pylist()), encoding="utf-8"
+            )
+        else:
+            pyarrow.parquet.write_table(table, path)
+
+
+def _without_nan(row: dict[str, Any]) -> dict[str, Any]:
+    """JSON has no NaN: a score that is not finite becomes null."""
+    return row | {"score": row["score"] if math.isfinite(row["score"]) else None}
 
 
 def read_scores(source: str | os.PathLike):
     """Read a score table as a pandas DataFrame with the columns of `ScoredResponse`.
 
     Raises:
-        DataError: if the file is missing, unreadable, or not a score table.
+        DataError: if the file is missing, unreadable, or not a score table; or a column holds values of another kind.
     """
+    if Path(source).suffix in FORMATS[1:]:
+        raise DataError(
+            f"{source}: score tables are read from Parquet only. "
+            f"Score again with --out {Path(source).with_suffix('.parquet')}."
+        )
     table = read_parquet(source, COLUMNS, "a score table", "score")
+    _check_columns(table, source)
     return table.to_pandas()
+
+
+def _check_columns(table, source: str | os.PathLike) -> None:
+    """Refuse values that would be taken for something else, or end in an error far from here."""
+    import pyarrow as pa
+
+    kinds = {
+        "item_id": (_is_text, "text"),
+        "response_index": (pa.types.is_integer, "whole numbers"),
+        "response_hash": (_is_text, "text"),
+        "score": (pa.types.is_floating, "floating-point numbers"),
+        "n_tokens": (pa.types.is_integer, "whole numbers"),
+        "truncated": (pa.types.is_boolean, "true or false"),
+    }
+    for name, (is_kind, kind) in kinds.items():
+        column = table.column(name)
+        if not is_kind(column.type):
+            raise DataError(
+                f"{source}: column '{name}' holds {column.type}; a score table has {kind} there. "
+                "Run the score stage again."
+            )
+        if column.null_count:
+            row = next(number for number, value in enumerate(column, start=1) if not value.is_valid)
+            raise DataError(
+                f"{source}, row {row}: '{name}' is empty; a score table has {kind} there. Run the score stage again."
+            )
+
+
+def _is_text(kind) -> bool:
+    import pyarrow as pa
+
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind)

@@ -1,16 +1,18 @@
-"""The score stage: one loaded model, any number of data, one score table each."""
+"""The score stage: one loaded model, any number of data; for each a score table and a report."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from rm_methods.benchmarks.item import BenchmarkItem, read_items
-from rm_methods.benchmarks.score_table import write_scores
-from rm_methods.errors import UserError, nearest
-from rm_methods.files import parquet_columns
+from rm_methods.benchmarks.score_table import ScoredResponse, check_format, write_row_scores, write_scores
+from rm_methods.errors import DataError
+from rm_methods.files import check_outputs, write_json
+from rm_methods.scoring.data import ScoringData, load_data
+from rm_methods.scoring.report import describe_model, describe_reading, make_report, report_text
 from rm_methods.scoring.scorer import ScoringSettings, load_scorer, scoring_settings
 
 
@@ -20,88 +22,75 @@ def score_files(
     root: Path | None,
     config_files: Sequence[Path],
     overrides: dict[str, Any],
-) -> None:
-    """Score data sets with one model.
+    strict: bool = False,
+) -> list[str]:
+    """Score data sets with one model.  Beside each score table its report is written (`report_path`).
 
     Args:
         model: reward-model folder or folder with a scorer description.
-        jobs: (data, score table to write); data is what `load_items` takes.
+        jobs: (data, score table to write); data is what `load_data` takes.
         root: local folder for data named by a card.
         config_files: configuration to take the scoring settings from; none: the defaults.
         overrides: fields of `ScoringSettings` given on the command line.
+        strict: refuse data with a row that cannot be scored, before anything is scored.
+
+    Returns:
+        the reports as texts for a terminal.
+
+    Raises:
+        UserError: an output is an input or given twice, data or model cannot be read, or nothing is left to score.
     """
+    outputs = [out for _, out in jobs]
+    for out in outputs:
+        check_format(out)
     settings = ScoringSettings()
     if config_files:
         from rm_methods.config.resolve import load_config
 
         settings = scoring_settings(load_config(config_files))
-    data = [(name, load_items(name, root), out) for name, out in jobs]
+    data = [load_data(name, root) for name, _ in jobs]
+    files = [file for entry in data for file in entry.reading.files]
+    reports = [report_path(out) for out in outputs]
+    check_outputs({"--out": outputs, "the report of --out": reports}, {"--data": files, "--config": config_files})
+    for entry in data:
+        _check_scorable(entry, strict)
     scorer = load_scorer(model, replace(settings, **overrides))
-    for name, items, out in data:
-        write_scores(scorer.score(items, label=Path(name).stem), out)
+    about = describe_model(model, scorer)
+    return [_score(scorer, about, entry, out) for entry, out in zip(data, outputs, strict=True)]
 
 
-def load_items(data: str, root: Path | None = None) -> list[BenchmarkItem]:
-    """Items to score from a file of benchmark items, a file of preference pairs, or a card.
-
-    Args:
-        data: `.parquet` with benchmark items or prepared pairs; any file in a preference format; the name of a benchmark or data-set
-            card.
-        root: local folder with the files of a card.
-
-    Raises:
-        UserError: nothing of that name is known.
-    """
-    from rm_methods.benchmarks import cards as benchmark_cards
-    from rm_methods.preferences import cards as dataset_cards
-
-    path = Path(data)
-    if path.suffix == ".parquet" and path.exists():
-        names = parquet_columns(path)
-        if "responses" in names:
-            return read_items(path)
-        if "pair_id" in names:
-            return _items_of_pairs(path)
-    if data in benchmark_cards.list_cards():
-        if benchmark_cards.load_card(data).module == "prepared_splits":
-            raise UserError(
-                f"--data {data}: this benchmark is made of the prepared pairs of an experiment. Give its file, "
-                f"results/<experiment>/benchmarks/{data}.parquet, or the pairs themselves, results/<experiment>/data/pairs.parquet."
-            )
-        return _items_of_benchmark(data, root)
-    if data in dataset_cards.list_cards() or path.exists():
-        from rm_methods.preferences.readers import read_dataset
-
-        pairs, _, _ = read_dataset(*dataset_cards.card_for(data, root), {})
-        return _unique_items(pairs)
-    known = [*benchmark_cards.list_cards(), *dataset_cards.list_cards()]
-    raise UserError(f"--data {data}: neither a file nor a card. {nearest(data, known)}")
+def report_path(out: Path) -> Path:
+    """Where the report of a score table is written: `scores.parquet.report.json` beside `scores.parquet`."""
+    return out.with_name(f"{out.name}.report.json")
 
 
-def _items_of_pairs(path: Path) -> list[BenchmarkItem]:
-    from rm_methods.preferences.pair import read_pairs
-
-    return _unique_items(read_pairs(path))
-
-
-def _unique_items(pairs) -> list[BenchmarkItem]:
-    """One item a pair (chosen first, label 0); exact repetitions once."""
-    items = {p.pair_id: BenchmarkItem(p.pair_id, p.split, p.prompt, [p.chosen, p.rejected], 0, p.group) for p in pairs}
-    return list(items.values())
-
-
-def _items_of_benchmark(name: str, root: Path | None) -> list[BenchmarkItem]:
-    import tempfile
-
-    from rm_methods.benchmarks.evaluation import prepare_items
-
-    with tempfile.TemporaryDirectory() as scratch:
-        items = Path(scratch) / "items.parquet"
-        prepare_items(
-            name,
-            {"root": None if root is None else str(root), "options": {}},
-            None,
-            items,
-            Path(scratch) / "report.json",
+def _check_scorable(data: ScoringData, strict: bool) -> None:
+    if not data.items:
+        raise DataError(f"--data {data.name}: nothing is left to score.\n{describe_reading(data)}")
+    if strict and data.reading.n_refused:
+        raise DataError(
+            f"--data {data.name}: {data.reading.n_refused} of {data.reading.rows} rows are refused. Correct them, or do "
+            f"without --strict to score the others.\n{describe_reading(data)}"
         )
-        return read_items(items)
+
+
+def _score(scorer, about: dict[str, Any], data: ScoringData, out: Path) -> str:
+    """Score one data set and write its table and report; returns the report as text."""
+    started = time.monotonic()
+    responses = scorer.score(data.items, label=Path(data.name).stem)
+    seconds = time.monotonic() - started
+    report = make_report(data, responses, about, seconds)
+    if data.rows is None:
+        write_scores(responses, out)
+    else:
+        write_row_scores(_by_row(data, responses), out)
+    write_json(report_path(out), report)
+    return report_text(report, [out, report_path(out)])
+
+
+def _by_row(data: ScoringData, responses: Sequence[ScoredResponse]) -> list[tuple[str, int | None, ScoredResponse]]:
+    """(file, row, scored response) for every row of the data, repetitions included, in the data's order."""
+    by_item: dict[str, list[ScoredResponse]] = {}
+    for response in responses:
+        by_item.setdefault(response.item_id, []).append(response)
+    return [(row.file, row.row, response) for row in data.rows for response in by_item[data.items[row.item].item_id]]

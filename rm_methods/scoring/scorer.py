@@ -119,6 +119,10 @@ class ContentBlindScorer:
         self.method = load_method(description["method"], description["settings"])
         self.seed = description["seed"]
 
+    def computation(self) -> dict[str, Any]:
+        """How scores are computed, for the report: nothing to say without a model."""
+        return {}
+
     def score(self, items: Sequence[BenchmarkItem], label: str = "score") -> list[ScoredResponse]:
         """Score every response of every item."""
         return [
@@ -193,6 +197,17 @@ class RewardModelScorer:
                 "backbone.refused_conversations: fold_system does that itself)."
             )
             raise DataError(error.naming(names, remedy)) from None
+
+    def computation(self) -> dict[str, Any]:
+        """How scores are computed, for the report: the settings, with the layout that "auto" came to."""
+        settings = self.settings
+        layout = self.model.layout(settings.layout)
+        return {
+            "precision": settings.precision,
+            "layout": layout,
+            "attention": settings.attention,
+            "max_length": settings.max_length,
+        }
 
     def _of_responses(self, encoded, read: Callable[[list], Sequence], label: str) -> list[list]:
         """What `read` gives for every response of every item, computed in forwards of bounded size.
@@ -364,6 +379,11 @@ class EnsembleScorer:
         if member not in self._loaded:
             self._loaded[member] = load_scorer(member, self.settings, keep_loaded=True)
         return self._loaded[member]
+
+    def computation(self) -> dict[str, Any]:
+        """How scores are computed, for the report: the settings that every member gets."""
+        names = ("precision", "layout", "attention", "max_length")
+        return {name: getattr(self.settings, name) for name in names}
 
     def extra_metrics(self) -> dict[str, float]:
         """What is known besides the scores."""

@@ -4,12 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from rm_methods.benchmarks.item import BenchmarkItem, write_items
-from rm_methods.benchmarks.score_table import read_scores, response_hash
-from rm_methods.errors import DataError, UserError
-from rm_methods.preferences.pair import write_pairs
+from rm_methods.benchmarks.item import BenchmarkItem
+from rm_methods.benchmarks.score_table import response_hash
 from rm_methods.reward_models.model import RewardOutput
-from rm_methods.scoring.score import load_items, score_files
 from rm_methods.scoring.scorer import RewardModelScorer, ScoringSettings
 
 
@@ -104,38 +101,3 @@ def test_too_long_text_is_scored_and_marked(scorer, pairs):
     assert (short.truncated, long.truncated) == (False, True)
     assert long.n_tokens <= 256
     assert np.isfinite(long.score)
-
-
-def test_score_files_reads_items_pairs_and_preference_files(prepared, reward_model, tokenizer, pairs, tmp_path):
-    reward_model.save(tmp_path / "model")
-    tokenizer.tokenizer.save_pretrained(tmp_path / "model")
-    items = [BenchmarkItem(p.pair_id, "s", p.prompt, [p.chosen, p.rejected], 0) for p in pairs[:4]]
-    write_items(items, tmp_path / "items.parquet")
-    write_pairs(pairs[:4], tmp_path / "pairs.parquet")
-    (tmp_path / "raw.jsonl").write_text('{"prompt": "Paint it red.", "chosen": "Red.", "rejected": "Blue."}\n')
-    jobs = [
-        (str(tmp_path / name), tmp_path / f"{name}.scores") for name in ("items.parquet", "pairs.parquet", "raw.jsonl")
-    ]
-    score_files(tmp_path / "model", jobs, None, [], {"max_length": 256, "threads": 1})
-    tables = [read_scores(out) for _, out in jobs]
-    assert [len(t) for t in tables] == [8, 8, 2]
-    np.testing.assert_allclose(tables[0].score, tables[1].score, atol=1e-6)
-    assert tables[0].score.dtype == np.float32
-
-
-def test_unknown_data_and_models_are_refused_with_the_nearest_name(tmp_path):
-    with pytest.raises(UserError, match="Did you mean 'rm_bench'"):
-        load_items("rm_bnch")
-    with pytest.raises(
-        UserError,
-        match=r"prepared pairs of an experiment. Give its file, results/<experiment>/benchmarks/world.parquet",
-    ):
-        load_items("world")
-    (tmp_path / "broken.parquet").write_bytes(b"PA")
-    with pytest.raises(DataError, match="not a readable Parquet file"):
-        load_items(str(tmp_path / "broken.parquet"))
-    with pytest.raises(UserError, match="no such model folder"):
-        score_files(tmp_path / "absent", [], None, [], {})
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match="neither a reward model"):
-        score_files(tmp_path / "empty", [], None, [], {})

@@ -1,0 +1,164 @@
+"""What `rm-methods score` is given: items to score, and an account of every row that was read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from rm_methods.benchmarks.item import BenchmarkItem, read_items
+from rm_methods.errors import DataError, UserError, nearest
+from rm_methods.files import parquet_columns
+from rm_methods.preferences.pair import PreferencePair, pair_schema, read_pairs
+
+
+@dataclass(frozen=True)
+class SourceRow:
+    """A row of the user's file that gave a pair.
+
+    Attributes:
+        file: path (or hub name); "" for pairs that a reader makes up.
+        row: counted from 1; None for pairs that a reader makes up.
+        item: position of the pair in the items.
+    """
+
+    file: str
+    row: int | None
+    item: int
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What was read and what became of it.
+
+    Attributes:
+        files: rows by file; None where a reader does not count them by file.
+        rows: rows read.
+        refused: rows that are not scored, by reason: {"count": int, "examples": ["file, row N: why", ...]}.
+        noticed: unusual rows that are scored, in the same form.
+        notes: anything else a reader of the scores must know.
+    """
+
+    files: dict[str, int | None]
+    rows: int
+    refused: dict[str, dict[str, Any]] = field(default_factory=dict)
+    noticed: dict[str, dict[str, Any]] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def n_refused(self) -> int:
+        """Rows that are not scored."""
+        return sum(entry["count"] for entry in self.refused.values())
+
+
+@dataclass(frozen=True)
+class ScoringData:
+    """Items to score.
+
+    Attributes:
+        name: what the user gave: a path or the name of a card.
+        unit: "pairs" (the first response is the chosen one) or "items".
+        items: each different one once.
+        rows: for pairs, the rows they come from, repetitions included, in the order of the file; None for benchmark items.
+        reading: what was read.
+        benchmark: card of the benchmark, where it is known: its metrics can be computed.
+    """
+
+    name: str
+    unit: str
+    items: Sequence[BenchmarkItem]
+    rows: Sequence[SourceRow] | None
+    reading: Reading
+    benchmark: str | None = None
+
+
+def load_data(data: str, root: Path | None = None) -> ScoringData:
+    """Items to score from a file of benchmark items, a file of preference pairs, or a card.
+
+    Args:
+        data: `.parquet` with benchmark items or prepared pairs; any file in a preference format; or the name of the card
+            of a benchmark or a data set.
+        root: local folder with the files of a card.
+
+    Raises:
+        UserError: nothing of that name is known, or it cannot be read.
+    """
+    from rm_methods.benchmarks import cards as benchmark_cards
+    from rm_methods.preferences import cards as dataset_cards
+
+    path = Path(data)
+    columns = set(parquet_columns(path)) if path.suffix == ".parquet" and path.is_file() else set()
+    if "responses" in columns and not {"chosen", "rejected"} <= columns:
+        items = read_items(path)
+        return ScoringData(data, "items", items, None, Reading({data: len(items)}, len(items)))
+    if set(pair_schema().names) <= columns:
+        prepared = [replace(pair, file=data, row=row) for row, pair in enumerate(read_pairs(path), start=1)]
+        return _pairs(data, prepared, Reading({data: len(prepared)}, len(prepared)))
+    if data in benchmark_cards.list_cards():
+        if benchmark_cards.load_card(data).module == "prepared_splits":
+            raise UserError(
+                f"--data {data}: this benchmark is made of the prepared pairs of an experiment. Give its file, "
+                f"results/<experiment>/benchmarks/{data}.parquet, or the pairs themselves, "
+                "results/<experiment>/data/pairs.parquet."
+            )
+        return _benchmark(data, root)
+    if data in dataset_cards.list_cards() or path.exists():
+        from rm_methods.preferences.readers import read_dataset
+
+        pairs, _, report = read_dataset(*dataset_cards.card_for(data, root), {})
+        return _pairs(
+            data, pairs, Reading(dict(report.files), report.rows, report.dropped, report.changed, report.notes)
+        )
+    known = [*benchmark_cards.list_cards(), *dataset_cards.list_cards()]
+    raise UserError(f"--data {data}: neither a file nor a card. {nearest(data, known)}")
+
+
+def _pairs(name: str, pairs: Sequence[PreferencePair], reading: Reading) -> ScoringData:
+    """One item a different pair, chosen first (label 0); every row keeps its place."""
+    items: list[BenchmarkItem] = []
+    position: dict[str, int] = {}
+    rows = []
+    for pair in pairs:
+        item = BenchmarkItem(pair.pair_id, pair.split, pair.prompt, [pair.chosen, pair.rejected], 0, pair.group)
+        if pair.pair_id not in position:
+            position[pair.pair_id] = len(items)
+            items.append(item)
+        first = items[position[pair.pair_id]]
+        if (item.prompt, item.responses) != (first.prompt, first.responses):
+            raise DataError(
+                f"{pair.file}, row {pair.row}: pair_id {pair.pair_id!r} occurs with two texts. Prepare the pairs again."
+            )
+        rows.append(SourceRow(pair.file, pair.row, position[pair.pair_id]))
+    notes = [*reading.notes]
+    if contradicted := _contradicted(items):
+        notes.append(f"Contradictory: {contradicted} pairs are also in the data with chosen and rejected exchanged.")
+    if flipped := sum(bool(pair.meta.get("flipped")) for pair in pairs):
+        notes.append(f"{flipped} pairs have injected label noise; accuracy counts their flipped labels.")
+    return ScoringData(name, "pairs", items, rows, replace(reading, notes=notes))
+
+
+def _contradicted(items: Sequence[BenchmarkItem]) -> int:
+    """Number of pairs that are also there the other way round."""
+    texts = {(*(tuple(message.items()) for message in item.prompt), *item.responses) for item in items}
+    return sum((*text[:-2], text[-1], text[-2]) in texts for text in texts)
+
+
+def _benchmark(name: str, root: Path | None) -> ScoringData:
+    import tempfile
+
+    from rm_methods.benchmarks.evaluation import prepare_items
+
+    with tempfile.TemporaryDirectory() as scratch:
+        path = Path(scratch) / "items.parquet"
+        summary = prepare_items(
+            name,
+            {"root": None if root is None else str(root), "options": {}},
+            None,
+            path,
+            Path(scratch) / "report.json",
+        )
+        items = read_items(path)
+    files = {source.get("file") or str(source.get("hub")): None for source in summary["sources"]}
+    reading = Reading(files, summary["n_rows"], summary["excluded"], summary["counted"], summary["notes"])
+    return ScoringData(name, "items", items, None, reading, benchmark=name)

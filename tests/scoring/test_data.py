@@ -1,0 +1,84 @@
+import pytest
+
+from rm_methods.benchmarks.item import BenchmarkItem, write_items
+from rm_methods.errors import DataError, UserError
+from rm_methods.preferences.pair import write_pairs
+from rm_methods.scoring.data import load_data
+
+GOOD = {"prompt": "Name a tree.", "chosen": "Oak.", "rejected": "Rock."}
+OTHER = {"prompt": "Name a bird.", "chosen": "Owl.", "rejected": "Car."}
+
+
+def test_every_row_is_an_item_a_repetition_or_refused_with_its_number(write_rows):
+    path = write_rows("x.jsonl", GOOD, OTHER | {"rejected": ""}, GOOD, OTHER)
+    data = load_data(str(path))
+    assert data.unit == "pairs"
+    assert [item.responses for item in data.items] == [["Oak.", "Rock."], ["Owl.", "Car."]]
+    assert [(row.file, row.row, row.item) for row in data.rows] == [
+        (str(path), 1, 0),
+        (str(path), 3, 0),
+        (str(path), 4, 1),
+    ]
+    assert (data.reading.rows, data.reading.n_refused, data.reading.files) == (4, 1, {str(path): 4})
+    assert data.reading.refused == {"empty response": {"count": 1, "examples": [f"{path}, row 2"]}}
+
+
+def test_pairs_that_contradict_each_other_and_flipped_labels_are_noted(write_rows, tmp_path, pairs):
+    path = write_rows("x.jsonl", GOOD, GOOD | {"chosen": "Rock.", "rejected": "Oak."}, OTHER)
+    assert load_data(str(path)).reading.notes == [
+        "Contradictory: 2 pairs are also in the data with chosen and rejected exchanged."
+    ]
+    pairs[0].meta["flipped"] = True
+    write_pairs(pairs[:3], tmp_path / "pairs.parquet")
+    del pairs[0].meta["flipped"]
+    assert load_data(str(tmp_path / "pairs.parquet")).reading.notes == [
+        "1 pairs have injected label noise; accuracy counts their flipped labels."
+    ]
+
+
+def test_prepared_pairs_and_items_are_told_by_their_columns(pairs, tmp_path):
+    write_pairs(pairs[:4], tmp_path / "pairs.parquet")
+    write_items([BenchmarkItem("a", "s", pairs[0].prompt, ["x", "y", "z"], 0)], tmp_path / "items.parquet")
+    prepared, items = (load_data(str(tmp_path / name)) for name in ("pairs.parquet", "items.parquet"))
+    assert [(row.row, row.item) for row in prepared.rows] == [(1, 0), (2, 1), (3, 2), (4, 3)]
+    assert (items.unit, items.rows, len(items.items)) == ("items", None, 1)
+
+
+def test_a_preference_file_may_have_columns_named_like_ours(tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    pq.write_table(pa.Table.from_pylist([GOOD | {"pair_id": "1", "responses": ["a"]}]), tmp_path / "x.parquet")
+    assert [item.responses for item in load_data(str(tmp_path / "x.parquet")).items] == [["Oak.", "Rock."]]
+
+
+def test_one_pair_id_with_two_texts_is_refused(pairs, tmp_path):
+    from dataclasses import replace
+
+    write_pairs([pairs[0], replace(pairs[1], pair_id=pairs[0].pair_id)], tmp_path / "pairs.parquet")
+    with pytest.raises(DataError, match=r"pairs.parquet, row 2: pair_id '\w+' occurs with two texts"):
+        load_data(str(tmp_path / "pairs.parquet"))
+
+
+def test_a_benchmarks_card_says_what_it_excludes(write_rows, tmp_path):
+    (tmp_path / "helpful-base").mkdir()
+    good = {"chosen": "\n\nHuman: Hi.\n\nAssistant: Hello.", "rejected": "\n\nHuman: Hi.\n\nAssistant: No."}
+    path = write_rows("helpful-base/test.jsonl", good, good | {"chosen": "no transcript"})
+    data = load_data("hh_rlhf", tmp_path)
+    assert (data.unit, data.benchmark, data.rows, len(data.items)) == ("items", "hh_rlhf", None, 1)
+    assert (data.reading.rows, data.reading.n_refused, data.reading.files) == (2, 1, {str(path): None})
+    (entry,) = data.reading.refused.values()
+    assert f"{path}, row 2" in entry["examples"][0]
+
+
+def test_unknown_data_is_refused_with_the_nearest_name(tmp_path):
+    with pytest.raises(UserError, match="Did you mean 'rm_bench'"):
+        load_data("rm_bnch")
+    with pytest.raises(
+        UserError,
+        match=r"prepared pairs of an experiment. Give its file, results/<experiment>/benchmarks/world.parquet",
+    ):
+        load_data("world")
+    (tmp_path / "broken.parquet").write_bytes(b"PA")
+    with pytest.raises(DataError, match="not a readable Parquet file"):
+        load_data(str(tmp_path / "broken.parquet"))

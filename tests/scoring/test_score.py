@@ -1,0 +1,124 @@
+import json
+import os
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from rm_methods.benchmarks.item import BenchmarkItem, write_items
+from rm_methods.benchmarks.score_table import COLUMNS, read_scores
+from rm_methods.errors import DataError, UserError
+from rm_methods.preferences.pair import write_pairs
+from rm_methods.scoring.score import score_files
+
+GOOD = {"prompt": "Name a tree.", "chosen": "Oak.", "rejected": "Rock."}
+OTHER = {"prompt": "Name a bird.", "chosen": "Kingfisher.", "rejected": "Car."}
+
+
+def report_of(table):
+    return json.loads((table.parent / f"{table.name}.report.json").read_text())
+
+
+def test_items_pairs_and_preference_files_give_the_same_scores(reward_model, tokenizer, pairs, write_rows, tmp_path):
+    reward_model.save(tmp_path / "model")
+    tokenizer.tokenizer.save_pretrained(tmp_path / "model")
+    items = [BenchmarkItem(p.pair_id, "s", p.prompt, [p.chosen, p.rejected], 0) for p in pairs[:4]]
+    write_items(items, tmp_path / "items.parquet")
+    write_pairs(pairs[:4], tmp_path / "pairs.parquet")
+    write_rows(
+        "raw.jsonl",
+        *({"prompt": p.prompt[0]["content"], "chosen": p.chosen, "rejected": p.rejected} for p in pairs[:4]),
+    )
+    jobs = [
+        (str(tmp_path / name), tmp_path / f"{name}.scores.parquet")
+        for name in ("items.parquet", "pairs.parquet", "raw.jsonl")
+    ]
+    score_files(tmp_path / "model", jobs, None, [], {"max_length": 256, "threads": 1})
+    tables = [read_scores(out) for _, out in jobs]
+    assert [len(table) for table in tables] == [8, 8, 8]
+    for table in tables[1:]:
+        np.testing.assert_allclose(tables[0].score, table.score, atol=1e-6)
+        assert list(table.item_id) == list(tables[0].item_id)
+    assert tables[0].score.dtype == np.float32
+    model = report_of(jobs[0][1])["model"]
+    assert model["folder"] == str((tmp_path / "model").resolve())
+    assert (model["precision"], model["layout"], model["max_length"]) == ("fp32", "packed", 256)
+
+
+def test_a_users_rows_keep_number_and_order_with_repetitions(longest, write_rows, tmp_path):
+    path = write_rows("x.jsonl", OTHER, GOOD, GOOD | {"chosen": ""}, OTHER)
+    score_files(longest, [(str(path), tmp_path / "s.parquet")], None, [], {})
+    table = pd.read_parquet(tmp_path / "s.parquet")
+    assert list(table.columns) == ["file", "row", *COLUMNS]
+    assert list(table.row) == [1, 1, 2, 2, 4, 4]
+    assert list(table.score) == [11, 4, 4, 5, 11, 4]
+    assert set(table.file) == {str(path)}
+
+
+def test_tables_of_items_have_the_columns_they_always_had(longest, pairs, tmp_path):
+    write_items([BenchmarkItem("a", "s", pairs[0].prompt, ["x", "y"], 0)], tmp_path / "items.parquet")
+    score_files(longest, [(str(tmp_path / "items.parquet"), tmp_path / "s.parquet")], None, [], {})
+    assert tuple(pd.read_parquet(tmp_path / "s.parquet").columns) == COLUMNS
+
+
+def test_the_suffix_of_the_table_is_its_format(longest, write_rows, tmp_path):
+    path = str(write_rows("x.jsonl", GOOD))
+    score_files(longest, [(path, tmp_path / f"s{suffix}") for suffix in (".csv", ".jsonl", ".parquet")], None, [], {})
+    expected = pd.read_parquet(tmp_path / "s.parquet")
+    pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "s.csv"), expected, check_dtype=False)
+    pd.testing.assert_frame_equal(pd.read_json(tmp_path / "s.jsonl", lines=True), expected, check_dtype=False)
+    for name in ("s", "s.parqet", "s.json"):
+        with pytest.raises(UserError, match=r"--out .*: the suffix names no format .* Allowed: .parquet, .csv, .jsonl"):
+            score_files(longest, [(path, tmp_path / name)], None, [], {})
+
+
+@pytest.mark.parametrize("rows", [[], [GOOD | {"chosen": ""}, GOOD | {"rejected": GOOD["chosen"]}]])
+def test_nothing_left_to_score_is_an_error_that_says_why(longest, write_rows, tmp_path, rows):
+    path = write_rows("x.jsonl", *rows)
+    with pytest.raises(DataError, match="nothing is left to score") as error:
+        score_files(longest, [(str(path), tmp_path / "s.parquet")], None, [], {})
+    assert ("empty response (row 1)" in str(error.value)) == bool(rows)
+    assert not (tmp_path / "s.parquet").exists()
+
+
+def test_strict_refuses_data_with_a_row_that_cannot_be_scored(longest, write_rows, tmp_path):
+    path = write_rows("x.jsonl", GOOD, GOOD | {"chosen": ""}, GOOD)
+    jobs = [(str(path), tmp_path / "s.parquet")]
+    with pytest.raises(DataError, match=r"1 of 3 rows are refused(.|\n)*empty response \(row 2\)"):
+        score_files(longest, jobs, None, [], {}, strict=True)
+    assert not (tmp_path / "s.parquet").exists()
+    write_rows("x.jsonl", GOOD, GOOD)
+    score_files(longest, jobs, None, [], {}, strict=True)
+    assert (tmp_path / "s.parquet").exists()
+
+
+def test_one_output_given_twice_is_refused_in_every_form(longest, write_rows, tmp_path, monkeypatch):
+    one, two = str(write_rows("one.jsonl", GOOD)), str(write_rows("two.jsonl", OTHER))
+    (tmp_path / "link").symlink_to(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    table = tmp_path / "s.parquet"
+    for other in (table, tmp_path / "link" / "s.parquet", tmp_path / "no" / ".." / "s.parquet", os.path.relpath(table)):
+        with pytest.raises(UserError, match="writes the same file"):
+            score_files(longest, [(one, table), (two, type(table)(other))], None, [], {})
+    assert not table.exists()
+
+
+def test_an_output_that_is_an_input_is_refused(longest, write_rows, tmp_path):
+    path = write_rows("x.jsonl", GOOD)
+    (tmp_path / "link.jsonl").symlink_to(path)
+    (tmp_path / "folder").mkdir()
+    part = write_rows("folder/train.jsonl", GOOD)
+    before = path.read_text()
+    for data, out in ((path, path), (path, tmp_path / "link.jsonl"), (part.parent, part)):
+        with pytest.raises(UserError, match="this is the file of --data"):
+            score_files(longest, [(str(data), out)], None, [], {})
+    assert path.read_text() == before
+
+
+def test_models_that_are_not_there_are_refused(write_rows, tmp_path):
+    jobs = [(str(write_rows("x.jsonl", GOOD)), tmp_path / "s.parquet")]
+    with pytest.raises(UserError, match="no such model folder"):
+        score_files(tmp_path / "absent", jobs, None, [], {})
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="neither a reward model"):
+        score_files(tmp_path / "empty", jobs, None, [], {})
