@@ -401,7 +401,7 @@ def track(config_files, folder, out):
 def sft(config_files, pairs, out, work, threads):
     """Fine-tune the policy that Best-of-N and PPO start from."""
     from rm_methods.config.resolve import load_config
-    from rm_methods.overoptimization.stages import make_policy
+    from rm_methods.policies.make_policy import make_policy
 
     make_policy(load_config(config_files), pairs, out, work, threads)
 
@@ -418,10 +418,12 @@ def sample_pool(config_files, policy, pairs, items, report, work, threads):
     """Sample the candidates of Best-of-N from the policy."""
     from rm_methods.config.resolve import load_config
     from rm_methods.files import check_outputs
-    from rm_methods.overoptimization.stages import draw_pool
+    from rm_methods.overoptimization.draw import draw_pool
 
     check_outputs({"--items": [items], "--report": [report]}, {"--config": config_files, "--pairs": [pairs]})
-    click.echo(_counts(draw_pool(load_config(config_files), policy, pairs, items, report, work, threads)))
+    config = load_config(config_files)
+    counts = draw_pool(config, policy=policy, pairs=pairs, items=items, report=report, work=work, threads=threads)
+    click.echo(_counts(counts))
 
 
 @main.command("sample-references")
@@ -434,9 +436,10 @@ def sample_pool(config_files, policy, pairs, items, report, work, threads):
 def sample_references(config_files, policy, pairs, out, work, threads):
     """Sample the responses that PPO's rewards are centred and scaled on."""
     from rm_methods.config.resolve import load_config
-    from rm_methods.overoptimization.stages import draw_references
+    from rm_methods.overoptimization.draw import draw_references
 
-    click.echo(_counts(draw_references(load_config(config_files), policy, pairs, out, work, threads)))
+    config = load_config(config_files)
+    click.echo(_counts(draw_references(config, policy=policy, pairs=pairs, out=out, work=work, threads=threads)))
 
 
 @main.command()
@@ -459,12 +462,24 @@ def ppo(config_files, variant, seed, model, policy, pairs, references, out, work
     """Optimise the policy against one reward model, and watch its gold reward."""
     from rm_methods.config.resolve import load_config
     from rm_methods.errors import nearest
-    from rm_methods.overoptimization.stages import optimise
+    from rm_methods.ppo.run import PpoJob, optimize
 
     config = load_config(config_files)
     if variant not in config["methods"]:
         raise UserError(f"Unknown variant '{variant}'. {nearest(variant, config['methods'])}")
-    optimise(config, variant, seed, model, policy, pairs, references, out, work, threads)
+    job = PpoJob(
+        config=config,
+        variant=variant,
+        seed=seed,
+        model=model,
+        policy=policy,
+        pairs=pairs,
+        references=references,
+        out=out,
+        work=work,
+        threads=threads,
+    )
+    optimize(job)
 
 
 @main.command()
@@ -474,9 +489,9 @@ def ppo(config_files, variant, seed, model, policy, pairs, references, out, work
 def overoptimization(config_files, folder, out):
     """Summarise Best-of-N and PPO of all runs: tables, figures, pages of samples."""
     from rm_methods.config.resolve import load_config
-    from rm_methods.overoptimization.stages import summarise
+    from rm_methods.overoptimization.summarize import summarize
 
-    click.echo(summarise(load_config(config_files), folder, out))
+    click.echo(summarize(load_config(config_files), folder, out))
 
 
 @main.command()

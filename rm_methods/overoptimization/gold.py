@@ -7,9 +7,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -67,6 +68,20 @@ def load_gold(
         )
     return RewardModelGold(
         folder, replace(settings, max_length=max_length or limit or settings.max_length), keep_loaded
+    )
+
+
+def gold_of_experiment(config: Mapping[str, Any], threads: int, keep_loaded: bool = False) -> Gold:
+    """The gold reward of a resolved configuration; see `load_gold`."""
+    from rm_methods.scoring.scorer import scoring_settings
+
+    gold = config["overoptimization"]["gold"]
+    return load_gold(
+        gold["source"],
+        settings=replace(scoring_settings(dict(config)), threads=threads),
+        revision=gold["revision"],
+        max_length=gold["max_length"],
+        keep_loaded=keep_loaded,
     )
 
 

@@ -16,6 +16,7 @@ from rm_methods.overoptimization.best_of_n import PoolCurves, pool_curves, read_
 from rm_methods.overoptimization.curve_fits import CurveFit, fit_curve
 from rm_methods.overoptimization.figures import write_best_of_n_figure, write_ppo_figure
 from rm_methods.overoptimization.outputs import pool_stem
+from rm_methods.overoptimization.ppo_evaluations import PpoEvaluation, alarms, ppo_curves, read_ppo_run
 from rm_methods.overoptimization.samples_page import samples_page
 from rm_methods.overoptimization.summary_tables import (
     best_of_n_section,
@@ -30,7 +31,6 @@ from rm_methods.overoptimization.summary_tables import (
     write_tables,
 )
 from rm_methods.overoptimization.variant_curves import VariantCurves, combine_seeds, highest, summarise_peaks
-from rm_methods.ppo.evaluations import PpoEvaluation, alarms, ppo_curves, read_ppo_run
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ configuration with end and pad tokens.  A response is what stands between the ge
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -104,6 +105,24 @@ def prompts_of(pairs: Iterable[PreferencePair]) -> list[Prompt]:
     for pair in pairs:
         found.setdefault(pair.group, Prompt(pair.group, pair.prompt))
     return list(found.values())
+
+
+def prompts_of_split(pairs: Iterable[PreferencePair], split: str, limit: int | None) -> list[Prompt]:
+    """Prompts of a split, each once, in a random order that is always the same.
+
+    Args:
+        limit: how many at most; None takes all.
+
+    Raises:
+        UserError: the split has no pairs.
+    """
+    pairs = list(pairs)
+    prompts = prompts_of([pair for pair in pairs if pair.split == split])
+    if not prompts:
+        splits = ", ".join(sorted({pair.split for pair in pairs}))
+        raise UserError(f"overoptimization.prompts: the split '{split}' has no pairs. Splits of the data: {splits}.")
+    random.Random(f"prompts of {split}").shuffle(prompts)
+    return prompts[:limit]
 
 
 def load_policy(folder: str | Path, dtype: str = "float32", attention: str = "auto") -> Policy:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,12 @@ class SamplingSettings:
     max_new_tokens: int = 64
     temperature: float = 1.0
     top_p: float = 1.0
+
+    @classmethod
+    def of_experiment(cls, config: Mapping[str, Any]) -> SamplingSettings:
+        """The settings of a resolved configuration."""
+        sampling = config["overoptimization"]["sampling"]
+        return cls(sampling["max_new_tokens"], sampling["temperature"], sampling["top_p"])
 
     def __post_init__(self):
         problems = []

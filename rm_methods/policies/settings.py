@@ -9,6 +9,11 @@ from typing import Any
 from rm_methods.errors import ConfigError, nearest
 
 
+def policy_backbone(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The policy's section of a resolved configuration: a backbone section, or else that of the reward models."""
+    return config["overoptimization"]["policy"] or config["backbone"]
+
+
 def settings_from(kind: type, settings: Mapping[str, Any] | Any, source: str):
     """A settings dataclass from a mapping; raises ConfigError for unknown keys, naming the nearest."""
     if isinstance(settings, kind):

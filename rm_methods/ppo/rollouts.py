@@ -94,7 +94,8 @@ def collect(actors: Actors, prompts: Sequence[Prompt], prompt_ids: Sequence[list
     """
     learner, ranks, rows = actors.learner, actors.learner.ranks, actors.learner.settings.rows_per_forward
     number_of_chunks = -(-len(prompts) // rows)
-    chunks = []
+    chunks: list[tuple[int, Rollouts]] = []
+    problems: list[str] = []
     for number in range(ranks.rank, _up_to_full_round(number_of_chunks, learner), ranks.size):
         spare = number >= number_of_chunks
         start = 0 if spare else number * rows
@@ -102,13 +103,17 @@ def collect(actors: Actors, prompts: Sequence[Prompt], prompt_ids: Sequence[list
         try:
             chunk = _sample_chunk(actors, prompts[members], prompt_ids[members], derived_seed(seed, number))
         except NotFinite as error:
-            chunk = str(error)
+            problems.append(str(error))
+            continue
         if not spare:
             chunks.append((number, chunk))
-    chunks = [chunk for _, chunk in sorted(ranks.gathered(chunks), key=lambda pair: pair[0])]
-    if broken := [chunk for chunk in chunks if isinstance(chunk, str)]:
-        raise NotFinite(broken[0])
-    return _merged(chunks, learner.policy.pad_id)
+    # Every rank gathers both lists, whatever happened on it: none may wait for another.
+    problems = ranks.gathered(problems)
+    numbered_chunks = ranks.gathered(chunks)
+    if problems:
+        raise NotFinite(problems[0])
+    in_order = sorted(numbered_chunks, key=lambda pair: pair[0])
+    return _merged([chunk for _, chunk in in_order], learner.policy.pad_id)
 
 
 def _up_to_full_round(chunks: int, learner: Learner) -> int:

@@ -25,7 +25,7 @@ class PPOSettings:
         kl_target: mean KL of a response in nats that an adaptive coefficient aims at; None keeps the coefficient.
         kl_horizon: responses over which the coefficient adapts.
         kl_limit: mean KL of a response at which PPO stops as diverged.
-        gamma, lambda_: discount and trace of the advantage estimates.
+        gamma, gae_lambda: discount and trace of the advantage estimates.
         clip_range, value_clip_range, value_coefficient: of the clipped losses.
         missing_end_penalty: subtracted from the reward of a response without end token; None subtracts nothing.
         transform, clip_width: what is made of the proxy's scores (rm_methods.ppo.reward_transforms).
@@ -54,7 +54,7 @@ class PPOSettings:
     kl_horizon: float = 10_000
     kl_limit: float = 200.0
     gamma: float = 1.0
-    lambda_: float = 0.95
+    gae_lambda: float = 0.95
     clip_range: float = 0.2
     value_clip_range: float = 0.2
     value_coefficient: float = 0.1
@@ -100,7 +100,7 @@ class PPOSettings:
         for name in ("kl_coefficient", "value_coefficient", "alarm_margin", "weight_decay"):
             if not getattr(self, name) >= 0:
                 problems.append(f"{name}: is {getattr(self, name)}; must be at least 0")
-        for name in ("gamma", "lambda_"):
+        for name in ("gamma", "gae_lambda"):
             if not 0 <= getattr(self, name) <= 1:
                 problems.append(f"{name}: is {getattr(self, name)}; must be from 0 to 1")
         if self.kl_target is not None and not self.kl_target > 0:

@@ -42,6 +42,7 @@ from rm_methods.system.progress import Progress
 
 def train_ppo(
     settings: PPOSettings | Mapping[str, Any],
+    *,
     policy_folder: str | Path,
     reward: Reward,
     gold: Reward,
@@ -80,8 +81,19 @@ def train_ppo(
     """
     settings = settings_from(PPOSettings, settings, "the PPO settings")
     prepare_cpu(threads)
-    data = (reward, gold, prompts, evaluation_prompts)
-    run = PPO(settings, policy_folder, *data, seed, Path(work_folder), references, attention, deepspeed)
+    run = PPO(
+        settings,
+        policy_folder=policy_folder,
+        reward=reward,
+        gold=gold,
+        prompts=prompts,
+        evaluation_prompts=evaluation_prompts,
+        seed=seed,
+        work=Path(work_folder),
+        references=references,
+        attention=attention,
+        deepspeed=deepspeed,
+    )
     run.train()
     return run.finish(Path(out_folder))
 
@@ -91,25 +103,32 @@ class PPO:
 
     def __init__(
         self,
-        settings,
-        policy_folder,
-        reward,
-        gold,
-        prompts,
-        evaluation_prompts,
-        seed,
+        settings: PPOSettings,
+        *,
+        policy_folder: str | Path,
+        reward: Reward,
+        gold: Reward,
+        prompts: Sequence[Prompt],
+        evaluation_prompts: Sequence[Prompt],
+        seed: int,
         work: Path,
-        references,
-        attention,
-        deepspeed,
+        references: Mapping[str, Sequence[str]] | None,
+        attention: str,
+        deepspeed: str | None,
     ):
         self.started = time.monotonic()
-        self.settings, self.seed, self.work, self.ranks = settings, seed, work, Ranks()
-        self.prompts, self.evaluation_prompts = list(prompts), list(evaluation_prompts)
+        self.settings = settings
+        self.seed = seed
+        self.work = work
+        self.ranks = Ranks()
+        self.prompts = list(prompts)
+        self.evaluation_prompts = list(evaluation_prompts)
         check_prompts(self.prompts, "prompts")
         check_prompts(self.evaluation_prompts, "evaluation prompts")
-        weights = (policy_folder, attention, settings, self.ranks)
-        self.learner = ZeroLearner(*weights, deepspeed) if deepspeed else Learner(*weights)
+        if deepspeed:
+            self.learner = ZeroLearner(policy_folder, attention, settings, self.ranks, deepspeed)
+        else:
+            self.learner = Learner(policy_folder, attention, settings, self.ranks)
         policy = self.learner.policy
         self.ids, cut = policy.encode_prompts([p.messages for p in self.prompts], settings.max_prompt_tokens)
         self.evaluation_ids, evaluation_cut = policy.encode_prompts(
@@ -119,8 +138,10 @@ class PPO:
         self.cut = sum(cut) + sum(evaluation_cut)
         self.actors = Actors(self.learner, reward, gold)
         self.transform = self._transform(references)
-        self.kl_coefficient, self.stopped = settings.kl_coefficient, None
-        self.good_step, self.good = 0, None
+        self.kl_coefficient = settings.kl_coefficient
+        self.stopped = None
+        self.good_step = 0
+        self.good = None
         ids = [[p.prompt_id for p in some] for some in (self.prompts, self.evaluation_prompts)]
         read = [policy_hash(policy_folder), ids, self.ids, self.evaluation_ids]
         self.fingerprint = content_hash(
@@ -233,7 +254,7 @@ class PPO:
         settings = self.settings
         rewards = ppo_math.token_rewards(scores, rollouts.log_ratio, rollouts.mask, self.kl_coefficient)
         advantages, returns = ppo_math.advantages_and_returns(
-            rewards, rollouts.values, rollouts.mask, settings.gamma, settings.lambda_
+            rewards, rollouts.values, rollouts.mask, settings.gamma, settings.gae_lambda
         )
         advantages = ppo_math.whitened(advantages, rollouts.mask)
         self.learner.set_rates(rate_factor(settings.schedule, step / settings.updates))

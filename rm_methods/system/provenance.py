@@ -45,23 +45,23 @@ _STAGE_CODE = {
         *("diagnostics/teacher_distance.py", "diagnostics/pairs.py", "diagnostics/records.py"),
         *("interaction", "methods/interaction_distillation.py", "scoring", "reward_models"),
     ),
-    "sft": (*_POLICIES, "policies/sft.py", "training/trainer.py", "overoptimization/stages.py"),
+    "sft": (*_POLICIES, "policies/sft.py", "training/trainer.py", "overoptimization/draw.py", "policies/make_policy.py", "ppo/run.py"),
     "sample": (
         *_POLICIES,
         "policies/sampling.py",
         *_GOLD,
         "overoptimization/pools.py",
-        "overoptimization/stages.py",
+        "overoptimization/draw.py", "policies/make_policy.py", "ppo/run.py",
         "scoring",
     ),
     "ppo": (
-        *("ppo", "overoptimization/stages.py"),
+        *("ppo", "overoptimization/draw.py", "policies/make_policy.py", "ppo/run.py"),
         *("policies", "scoring", "reward_models", "system/deepspeed", *_GOLD),
     ),
     "overoptimization": (
         *(
             "overoptimization",
-            "ppo/evaluations.py",
+            "overoptimization/ppo_evaluations.py",
             "ppo/records.py",
             "comparison",
             "statistics/bootstrap.py",

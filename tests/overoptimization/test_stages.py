@@ -13,7 +13,8 @@ import rm_methods.policies.sampling as sampling
 import rm_methods.ppo.ranks as ppo_ranks
 import rm_methods.ppo.trainer as ppo
 import rm_methods.scoring.scorer as scorer
-from rm_methods.overoptimization.stages import draw_pool, draw_references, optimise
+from rm_methods.overoptimization.draw import draw_pool, draw_references
+from rm_methods.ppo.run import PpoJob, optimize
 from rm_methods.preferences.pair import write_pairs
 from tests.conftest import experiment_config, made_up_pairs
 
@@ -66,8 +67,19 @@ def optimise_against(run_key, config, pairs_file, tmp_path, seed=0, references_t
     model.mkdir(parents=True, exist_ok=True)
     (model.parent / "summary.json").write_text(json.dumps({"run_key": run_key, "method": "bradley_terry"}))
     references.write_text(references_text)
-    files = {"model": model, "policy": tmp_path, "pairs": pairs_file, "references": references}
-    return optimise(config, "bradley_terry", seed, **files, out=tmp_path / "out", work=tmp_path / "work", threads=1)
+    job = PpoJob(
+        config=config,
+        variant="bradley_terry",
+        seed=seed,
+        model=model,
+        policy=tmp_path,
+        pairs=pairs_file,
+        references=references,
+        out=tmp_path / "out",
+        work=tmp_path / "work",
+        threads=1,
+    )
+    return optimize(job)
 
 
 @pytest.fixture
@@ -91,7 +103,7 @@ def test_checkpoints_against_another_training_of_the_reward_model_are_not_resume
     for run_key in ("first", "second", "first"):
         optimise_against(run_key, config, pairs_file, tmp_path)
     optimise_against("first", config, pairs_file, tmp_path, references_text="other references")
-    work = [given[8] for name, given, _ in calls if name == "train_ppo"]
+    work = [named["work_folder"] for name, _, named in calls if name == "train_ppo"]
     assert work[0] == work[2]
     assert len(set(work)) == 3
 
@@ -116,13 +128,14 @@ def test_gold_has_settings_of_its_own(optimised):
 
 def test_policies_are_read_with_the_attention_that_their_section_names(optimised, config, pairs_file, calls, tmp_path):
     # The reward models' backbone says sdpa.
-    assert named(optimised, "train_ppo")[1][-2] == "eager"
+    assert named(optimised, "train_ppo")[2]["attention"] == "eager"
     calls.clear()
-    draw_references(config, tmp_path, pairs_file, tmp_path / "references.parquet", tmp_path, 1)
-    assert named(calls, "sample_pool")[1][-1] == "eager"
+    files = {"policy": tmp_path, "pairs": pairs_file, "work": tmp_path, "threads": 1}
+    draw_references(config, out=tmp_path / "references.parquet", **files)
+    assert named(calls, "sample_pool")[2]["attention"] == "eager"
     calls.clear()
-    draw_pool(config, tmp_path, pairs_file, tmp_path / "items.parquet", tmp_path / "report.json", tmp_path, 1)
-    assert named(calls, "sample_pool")[1][-1] == "eager"
+    draw_pool(config, items=tmp_path / "items.parquet", report=tmp_path / "report.json", **files)
+    assert named(calls, "sample_pool")[2]["attention"] == "eager"
     assert named(calls, "load_gold")[2]["keep_loaded"] is False
 
 

@@ -47,7 +47,10 @@ def train_and_count(run):
 ppo.PPO.train = train_and_count
 reward = text_reward(lambda prompt, response: float(response.count("e")))
 work = Path(out) / "work"
-ppo.train_ppo(settings, policy, reward, reward, prompts, prompts, 0, out, work, threads=1, deepspeed=deepspeed or None)
+ppo.train_ppo(
+    settings, policy_folder=policy, reward=reward, gold=reward, prompts=prompts, evaluation_prompts=prompts, seed=0,
+    out_folder=out, work_folder=work, threads=1, deepspeed=deepspeed or None,
+)
 import os
 end_of_rank(int(os.environ.get("WORLD_SIZE", 1)))
 """

@@ -57,7 +57,17 @@ def policy_folder(prepared, tmp_path_factory):
 def run(policy_folder, folder, reward=count_of_e, gold=no_reward, seed=0, prompts=PROMPTS, references=None, **settings):
     settings = QUICK | settings
     return train_ppo(
-        settings, policy_folder, reward, gold, prompts, PROMPTS, seed, folder, folder / "work", references, threads=1
+        settings,
+        policy_folder=policy_folder,
+        reward=reward,
+        gold=gold,
+        prompts=prompts,
+        evaluation_prompts=PROMPTS,
+        seed=seed,
+        out_folder=folder,
+        work_folder=folder / "work",
+        references=references,
+        threads=1,
     )
 
 
@@ -331,4 +341,14 @@ def test_wrong_settings_are_all_named():
         PPOSettings(transform="contrastve", updates=0, gamma=1.5, minibatches=64)
     assert "Did you mean 'contrastive'" in str(caught.value)
     with pytest.raises(ConfigError, match="kl_coeficient: unknown key"):
-        train_ppo({"kl_coeficient": 1}, "nowhere", no_reward, no_reward, PROMPTS, PROMPTS, 0, "out", "work")
+        train_ppo(
+            {"kl_coeficient": 1},
+            policy_folder="nowhere",
+            reward=no_reward,
+            gold=no_reward,
+            prompts=PROMPTS,
+            evaluation_prompts=PROMPTS,
+            seed=0,
+            out_folder="out",
+            work_folder="work",
+        )

@@ -1,0 +1,71 @@
+"""The `overoptimization` stage: tables, figures and pages of all Best-of-N and PPO runs (docs/overoptimization.md)."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rm_methods.files import write_json
+from rm_methods.overoptimization.outputs import run_metrics
+from rm_methods.overoptimization.summary import PoolRun, PpoRun, summarise_best_of_n, summarise_ppo
+
+_RUN_METRICS = ("gold_start", "gold_end", "gold_peak", "n_peak", "gap")
+
+
+def summarize(config: Mapping[str, Any], folder: Path, out: Path) -> str:
+    """Write everything below `out`, from the runs below the experiment's folder.
+
+    Returns:
+        The tables as text.
+    """
+    from rm_methods.config.resolve import reference_variant
+    from rm_methods.experiment.experiment import Experiment
+
+    experiment = Experiment(config)
+    reference = reference_variant(config)
+    texts = []
+    if experiment.pools():
+        runs = _pool_runs(experiment, folder)
+        variants = {run.variant for run in runs}
+        texts.append(summarise_best_of_n(runs, reference if reference in variants else None, out).text)
+        _write_run_metrics(out)
+    if ppo := _ppo_runs(experiment, folder):
+        variants = {run.variant for run in ppo}
+        texts.append(summarise_ppo(ppo, reference if reference in variants else None, out).text)
+    return "\n".join(texts)
+
+
+def _pool_runs(experiment, folder: Path) -> list[PoolRun]:
+    from rm_methods.methods.registry import load_card
+
+    runs = []
+    for variant, seed in experiment.optimised_runs():
+        method = experiment.config["methods"][variant]["method"]
+        scores = folder / "scores" / variant / f"seed{seed}"
+        for pool in experiment.pools():
+            items = folder / experiment.item_table(pool)
+            without_seed = load_card(method).without_seed
+            runs.append(PoolRun(variant, method, seed, pool, items, scores / f"{pool}.parquet", without_seed))
+    return runs
+
+
+def _ppo_runs(experiment, folder: Path) -> list[PpoRun]:
+    methods = experiment.config["methods"]
+    return [
+        PpoRun(variant, methods[variant]["method"], seed, folder / "ppo" / variant / f"seed{seed}")
+        for variant, seed in experiment.ppo_runs()
+    ]
+
+
+def _write_run_metrics(out: Path) -> None:
+    """What the summary says of single runs, one file each, for the tracking store."""
+    metrics_of_file: dict[str, dict[str, float]] = {}
+    with (out / "best_of_n_runs.csv").open(encoding="utf-8", newline="") as stream:
+        for row in csv.DictReader(stream):
+            metrics = metrics_of_file.setdefault(run_metrics(row["variant"], int(row["seed"])), {})
+            for name in _RUN_METRICS:
+                metrics[f"best_of_n/{row['pool']}/{name}"] = float(row[name])
+    for name, metrics in metrics_of_file.items():
+        write_json(out / name, {"metrics": metrics})

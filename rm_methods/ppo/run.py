@@ -1,0 +1,188 @@
+"""The `ppo` stage: one policy optimized against one reward model (docs/ppo.md)."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from rm_methods.files import content_hash, file_hash, read_json, write_json
+from rm_methods.policies.policy import prompts_of_split
+from rm_methods.policies.settings import policy_backbone
+from rm_methods.preferences.pair import read_pairs
+from rm_methods.system.deepspeed import own_file_hash
+from rm_methods.system.provenance import code_hash
+from rm_methods.system.run_lock import run_lock
+
+# Keys of the section `ppo` that say which runs are made and on what machine, not how a policy learns.
+_NOT_LEARNING = (
+    "enabled",
+    "seeds",
+    "processes",
+    "deepspeed",
+    "train_prompts",
+    "evaluation_prompts",
+    "references_per_prompt",
+)
+
+
+@dataclass(frozen=True)
+class PpoJob:
+    """One run of PPO.
+
+    Attributes:
+        config: the resolved configuration.
+        variant, seed: the reward model's variant, and the seed of PPO.
+        model: folder of the reward model, in its run folder: summary.json beside it says which run it is.
+        policy: folder of the policy to start from.
+        pairs: file of prepared pairs, whose prompts are answered.
+        references: file of `rm_methods.overoptimization.draw.draw_references`.
+        out: gets policy/, metrics.jsonl, evaluation.parquet and summary.json.
+        work: folder for checkpoints.
+        threads: CPU threads; 0 leaves the number to torch.
+    """
+
+    config: Mapping[str, Any]
+    variant: str
+    seed: int
+    model: Path
+    policy: Path
+    pairs: Path
+    references: Path
+    out: Path
+    work: Path
+    threads: int
+
+    @property
+    def section(self) -> Mapping[str, Any]:
+        """The section `overoptimization` of the configuration."""
+        return self.config["overoptimization"]
+
+    @property
+    def attention(self) -> str:
+        """Attention implementation that the policy is read with."""
+        return policy_backbone(self.config)["attention"]
+
+    def learning_settings(self) -> dict[str, Any]:
+        """The fields of `PPOSettings`."""
+        ppo = {name: value for name, value in self.section["ppo"].items() if name not in _NOT_LEARNING}
+        lengths = {name: self.section["sampling"][name] for name in ("max_new_tokens", "max_prompt_tokens")}
+        return ppo | lengths
+
+    def depends_on(self, reward_model_key: str) -> list[Any]:
+        """Everything that the trained policy depends on, but for the number of ranks.
+
+        Args:
+            reward_model_key: run key of the reward model's training.
+        """
+        from rm_methods.policies.sampling import policy_hash
+
+        ppo = self.section["ppo"]
+        counts = {name: ppo[name] for name in ("train_prompts", "evaluation_prompts", "references_per_prompt")}
+        return [
+            reward_model_key,
+            self.seed,
+            self.learning_settings(),
+            counts,
+            self.section["gold"],
+            self.section["prompts"],
+            self.config["scoring"],
+            self.attention,
+            policy_hash(self.policy),
+            file_hash(self.references),
+            ppo["deepspeed"],
+            own_file_hash(ppo["deepspeed"]),
+            code_hash("ppo"),
+        ]
+
+
+def optimize(job: PpoJob) -> dict[str, Any]:
+    """Train a policy against one reward model by PPO, on as many ranks as the configuration asks for.
+
+    Returns:
+        The summary, with run_key, variant, method and seed of the pair (reward model, policy).
+    """
+    from rm_methods.training.launch import (
+        dies_with_its_launcher,
+        end_of_rank,
+        full_disk_explained,
+        launch_ranks,
+        stops_on_signals,
+    )
+
+    ppo = job.section["ppo"]
+    with stops_on_signals(), full_disk_explained(job.work):
+        if "RANK" in os.environ:
+            dies_with_its_launcher()
+            summary = _optimize_this_rank(job)
+            end_of_rank(int(os.environ["WORLD_SIZE"]))
+            return summary
+        with run_lock(job.out):
+            # DeepSpeed wants a launcher for a single rank too.
+            if ppo["processes"] == 1 and not ppo["deepspeed"]:
+                return _optimize_this_rank(job)
+            launch_ranks(ppo["processes"], job.config["resources"] | {"nodes": 1}, sys.argv[1:])
+            return read_json(job.out / "summary.json")
+
+
+def _optimize_this_rank(job: PpoJob) -> dict[str, Any]:
+    from rm_methods.overoptimization.gold import gold_of_experiment
+    from rm_methods.policies.sampling import read_references
+    from rm_methods.ppo.ranks import use_own_gpu
+    from rm_methods.ppo.rewards import scorer_reward
+    from rm_methods.ppo.trainer import train_ppo
+    from rm_methods.scoring.scorer import load_scorer, scoring_settings
+    from rm_methods.training.launch import check_gpus, threads_of_rank
+
+    ppo = job.section["ppo"]
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        gpus = ppo["processes"] if job.config["resources"]["gpus"] else 0
+        check_gpus(gpus, ppo["processes"], "overoptimization.ppo.processes")
+    threads = threads_of_rank(job.threads)
+    use_own_gpu()  # before the reward models are loaded, or those of all ranks would be on the first GPU
+    pairs = read_pairs(job.pairs)
+    trained = read_json(job.model.parent / "summary.json")
+    depends_on = job.depends_on(trained["run_key"])
+    scoring = replace(scoring_settings(dict(job.config)), threads=threads)
+    summary = train_ppo(
+        job.learning_settings(),
+        policy_folder=job.policy,
+        reward=scorer_reward(load_scorer(job.model, scoring, keep_loaded=True), f"{job.variant} seed {job.seed}"),
+        gold=gold_of_experiment(job.config, threads, keep_loaded=True),
+        prompts=prompts_of_split(pairs, "train", ppo["train_prompts"]),
+        evaluation_prompts=prompts_of_split(pairs, job.section["prompts"], ppo["evaluation_prompts"]),
+        seed=job.seed,
+        out_folder=job.out,
+        # Another number of ranks resumes from the same checkpoints.
+        work_folder=job.work / f"ppo_{job.variant}_seed{job.seed}_{content_hash(depends_on)}",
+        references=read_references(job.references, ppo["references_per_prompt"]),
+        threads=threads,
+        attention=job.attention,
+        deepspeed=ppo["deepspeed"],
+    )
+    if not summary:
+        return summary
+    identity = {
+        "run_key": content_hash([*depends_on, ppo["processes"]]),
+        "experiment": job.config["experiment"],
+        "variant": job.variant,
+        "method": trained["method"],
+        "seed": job.seed,
+    }
+    further = {"cost": {"wall_seconds": summary["wall_seconds"]}, "metrics": _final_metrics(summary)}
+    whole = identity | summary | further
+    write_json(job.out / "summary.json", whole)
+    return whole
+
+
+def _final_metrics(summary: Mapping[str, Any]) -> dict[str, float]:
+    """What the tracking store shows for the end of the run."""
+    last = summary["evaluation"]["last"]
+    best = summary["evaluation"]["best_gold"]
+    if last is None:
+        return {}
+    metrics = {f"evaluation_{name}": value for name, value in last.items() if name != "step"}
+    return metrics | {"best_evaluation_gold": best["gold"], "best_gold_step": best["step"]}
