@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from rm_methods.benchmarks.item import BenchmarkItem, read_items
 from rm_methods.errors import DataError, UserError, nearest
 from rm_methods.files import parquet_columns
 from rm_methods.preferences.pair import PreferencePair, pair_schema, read_pairs
+from rm_methods.preferences.read_report import ReadReport
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,26 @@ class ScoringData:
     rows: Sequence[SourceRow] | None
     reading: Reading
     benchmark: str | None = None
+
+    def without(self, reasons: Mapping[str, str], reason: str) -> ScoringData:
+        """The data without some pairs, whose rows are refused.
+
+        Args:
+            reasons: by item id, what is particular to it.
+            reason: what all have in common.
+        """
+        kept = [position for position, item in enumerate(self.items) if item.item_id not in reasons]
+        place = {position: number for number, position in enumerate(kept)}
+        report = ReadReport()
+        for row in self.rows:
+            if row.item not in place:
+                report.drop(reason, row.file, row.row, reasons[self.items[row.item].item_id])
+        return replace(
+            self,
+            items=[self.items[position] for position in kept],
+            rows=[replace(row, item=place[row.item]) for row in self.rows if row.item in place],
+            reading=replace(self.reading, refused=self.reading.refused | report.dropped),
+        )
 
 
 def load_data(data: str, root: Path | None = None) -> ScoringData:

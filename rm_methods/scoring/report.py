@@ -26,7 +26,7 @@ EXAMPLES_KEPT = 3
 
 
 def make_report(
-    data: ScoringData, responses: Sequence[ScoredResponse], model: dict[str, Any], seconds: float
+    data: ScoringData, responses: Sequence[ScoredResponse], model: dict[str, Any], seconds: float, changed: int = 0
 ) -> dict[str, Any]:
     """The report as a JSON-like value.
 
@@ -34,6 +34,7 @@ def make_report(
         responses: scored, in the order of `data.items` and their responses; each item once.
         model: `describe_model`.
         seconds: that scoring took, loading left out.
+        changed: texts that the model's chat template changes.
     """
     scores = _by_item(data.items, [response.score for response in responses])
     truncated = sum(response.truncated for response in responses)
@@ -54,6 +55,7 @@ def make_report(
         "groups": len({item.group or item.item_id for item in data.items}),
         "responses": len(responses),
         "truncated": {"count": truncated, "share": truncated / len(responses)},
+        "changed_by_template": changed,
         "not_finite": _not_finite(data, scores),
         "ties": sum(_has_tie(item, item_scores) for item, item_scores in zip(data.items, scores, strict=True)),
         "all_equal": len(responses) > 1 and len({response.score for response in responses}) == 1,
@@ -175,6 +177,7 @@ def report_text(report: dict[str, Any], written: Sequence[Path]) -> str:
     """
     unit, responses, reading = report["unit"], report["responses"], Reading(**report["read"])
     left_out = f", {reading.n_refused:,} of {_counted(reading.rows, 'rows')} refused" if reading.n_refused else ""
+    changed = report["changed_by_template"]
     lines = [f"{report['data']}: {_counted(report['items'], unit)} scored{left_out}"]
     lines += [_metric_line(name, metric) for name, metric in report["metrics"].items()]
     if not report["metrics"]:
@@ -187,6 +190,7 @@ def report_text(report: dict[str, Any], written: Sequence[Path]) -> str:
     lines += [
         _count("scored", report["items"], remark),
         _count("truncated", report["truncated"]["count"], f"texts ({100 * report['truncated']['share']:.1f}%)"),
+        *([_count("changed", changed, "texts, by the model's chat template")] if changed else []),
         _count("not finite", report["not_finite"]["count"], "scores"),
         _count("tied", report["ties"], f"{unit} in which two different texts have one score"),
         _count("tokens", report["tokens"], f"in {report['seconds']:,.1f} s"),

@@ -13,7 +13,7 @@ from rm_methods.errors import DataError
 from rm_methods.files import check_outputs, write_json
 from rm_methods.scoring.data import ScoringData, load_data
 from rm_methods.scoring.report import describe_model, describe_reading, make_report, report_text
-from rm_methods.scoring.scorer import ScoringSettings, load_scorer, scoring_settings
+from rm_methods.scoring.scorer import RefusedItems, ScoringSettings, load_scorer, scoring_settings
 
 
 def score_files(
@@ -56,7 +56,7 @@ def score_files(
         _check_scorable(entry, strict)
     scorer = load_scorer(model, replace(settings, **overrides))
     about = describe_model(model, scorer)
-    return [_score(scorer, about, entry, out) for entry, out in zip(data, outputs, strict=True)]
+    return [_score(scorer, about, entry, out, strict) for entry, out in zip(data, outputs, strict=True)]
 
 
 def report_path(out: Path) -> Path:
@@ -74,18 +74,35 @@ def _check_scorable(data: ScoringData, strict: bool) -> None:
         )
 
 
-def _score(scorer, about: dict[str, Any], data: ScoringData, out: Path) -> str:
+def _score(scorer, about: dict[str, Any], data: ScoringData, out: Path, strict: bool) -> str:
     """Score one data set and write its table and report; returns the report as text."""
     started = time.monotonic()
-    responses = scorer.score(data.items, label=Path(data.name).stem)
+    data, responses = _scored(scorer, data, strict)
     seconds = time.monotonic() - started
-    report = make_report(data, responses, about, seconds)
+    report = make_report(data, responses, about, seconds, scorer.changed_texts)
     if data.rows is None:
         write_scores(responses, out)
     else:
         write_row_scores(_by_row(data, responses), out)
     write_json(report_path(out), report)
     return report_text(report, [out, report_path(out)])
+
+
+def _scored(scorer, data: ScoringData, strict: bool) -> tuple[ScoringData, list[ScoredResponse]]:
+    """The data and its scored responses.  Pairs that the model's chat template refuses are refused rows.
+
+    Raises:
+        UserError: it refuses items of a benchmark, whose metrics would change without them.
+    """
+    label = Path(data.name).stem
+    try:
+        return data, scorer.score(data.items, label)
+    except RefusedItems as error:
+        if data.rows is None:
+            raise
+        data = data.without(error.reasons, "the model's chat template refuses the conversation")
+    _check_scorable(data, strict)
+    return data, scorer.score(data.items, label)
 
 
 def _by_row(data: ScoringData, responses: Sequence[ScoredResponse]) -> list[tuple[str, int | None, ScoredResponse]]:

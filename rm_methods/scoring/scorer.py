@@ -72,6 +72,18 @@ def settings_of_training(config: Mapping[str, Any]) -> ScoringSettings:
     )
 
 
+class RefusedItems(DataError):
+    """The chat template refuses the conversations of some items.
+
+    Attributes:
+        reasons: by item id, what the template says.
+    """
+
+    def __init__(self, message: str, reasons: dict[str, str]):
+        super().__init__(message)
+        self.reasons = reasons
+
+
 def load_scorer(folder: str | Path, settings: ScoringSettings, keep_loaded: bool = False):
     """The scorer that a model folder describes.
 
@@ -113,6 +125,8 @@ def pair_rewards(scorer, pairs: Sequence[PreferencePair], label: str = "score") 
 class ContentBlindScorer:
     """Scores text without a model (longest, shortest, random)."""
 
+    changed_texts = 0
+
     def __init__(self, description: dict[str, Any]):
         from rm_methods.methods.registry import load_method
 
@@ -144,6 +158,7 @@ class RewardModelScorer:
 
     def __init__(self, model, tokenizer, settings: ScoringSettings):
         self.model, self.tokenizer, self.settings = model, tokenizer, settings
+        self.changed_texts = 0  # by the chat template, in the last `score`
 
     @classmethod
     def from_folder(cls, folder: Path, settings: ScoringSettings) -> RewardModelScorer:
@@ -185,29 +200,37 @@ class RewardModelScorer:
         return {}
 
     def _encode(self, read: Sequence[tuple], item_ids: Sequence[str]) -> list:
-        """(prompt, responses) in tokens; raises DataError with the ids of items that the chat template refuses."""
+        """(prompt, responses) in tokens; raises RefusedItems with the ids of items that the chat template refuses."""
         from rm_methods.reward_models.tokenization import RefusedConversations
 
         try:
-            return self.tokenizer.encode(read)
+            encoded = self.tokenizer.encode(read)
         except RefusedConversations as error:
             names = [f"item {item_id}" for item_id in item_ids]
             remedy = (
                 "Leave such items out, or put the text of a system turn into the first user turn (a model trained with "
                 "backbone.refused_conversations: fold_system does that itself)."
             )
-            raise DataError(error.naming(names, remedy)) from None
+            reasons = {item_ids[position]: reason for position, reason in error.reasons.items()}
+            raise RefusedItems(error.naming(names, remedy), reasons) from None
+        self.changed_texts = sum(
+            prompt or response
+            for item in encoded
+            for prompt, response in zip(item.prompt_changed, item.response_changed, strict=True)
+        )
+        return encoded
 
     def computation(self) -> dict[str, Any]:
         """How scores are computed, for the report: the settings, with the layout that "auto" came to."""
         settings = self.settings
-        layout = self.model.layout(settings.layout)
-        return {
+        about = {
             "precision": settings.precision,
-            "layout": layout,
+            "layout": self.model.layout(settings.layout),
             "attention": settings.attention,
             "max_length": settings.max_length,
         }
+        date = self.tokenizer.template["date"]
+        return about | ({"template_date": date} if date else {})
 
     def _of_responses(self, encoded, read: Callable[[list], Sequence], label: str) -> list[list]:
         """What `read` gives for every response of every item, computed in forwards of bounded size.
@@ -344,6 +367,7 @@ class EnsembleScorer:
         self.members = [folder.resolve() / member for member in description["members"]]
         self.centres, self.settings = description["centres"], settings
         self.keep_loaded, self._loaded = keep_loaded, {}
+        self.changed_texts = 0  # by the chat template of the members, in the last `score`
         if len(self.centres) != len(self.members):
             raise UserError(
                 f"{folder / SCORER_FILE}: {len(self.members)} members, but {len(self.centres)} centres. Make it again."
@@ -357,10 +381,12 @@ class EnsembleScorer:
 
     def score(self, items: Sequence[BenchmarkItem], label: str = "score") -> list[ScoredResponse]:
         """Score every response of every item; raises UserError if the members read the same text differently."""
-        table = [
-            self._scorer(member).score(items, f"{label}, member {k + 1} of {len(self.members)}")
-            for k, member in enumerate(self.members)
-        ]
+        table = []
+        for number, member in enumerate(self.members, start=1):
+            scorer = self._scorer(member)
+            table.append(scorer.score(items, f"{label}, member {number} of {len(self.members)}"))
+            self.changed_texts = scorer.changed_texts
+            del scorer  # before the next one is loaded
         for member, rows in zip(self.members[1:], table[1:], strict=True):
             for first, row in zip(table[0], rows, strict=True):
                 if (row.n_tokens, row.truncated) != (first.n_tokens, first.truncated):

@@ -107,7 +107,9 @@ def test_what_had_to_be_cut_stays_marked(prepared, pairs, member, tmp_path):
 
 
 class Shifted:
-    """Stands for a loaded member: made-up rewards, moved by a constant."""
+    """A loaded member with made-up rewards, moved by a constant."""
+
+    changed_texts = 0
 
     def __init__(self, folder):
         self.number, self.shift = json.loads((folder / "member.json").read_text())

@@ -122,3 +122,52 @@ def test_models_that_are_not_there_are_refused(write_rows, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="neither a reward model"):
         score_files(tmp_path / "empty", jobs, None, [], {})
+
+
+@pytest.fixture
+def strict_template(reward_model, tokenizer, tmp_path):
+    """Model folder whose chat template refuses system turns and leaves text between <think> tags out."""
+    from copy import deepcopy
+
+    template = (
+        "{% for m in messages %}{% if m['role'] == 'system' %}{{ raise_exception('no system turns') }}{% endif %}"
+        "[{{ m['role'] }}]{{ m['content'].split('</think>')[-1] }}{{ eos_token }}{% endfor %}"
+        "{% if add_generation_prompt %}[assistant]{% endif %}"
+    )
+    reward_model.save(tmp_path / "model")
+    copied = deepcopy(tokenizer.tokenizer)
+    copied.chat_template = template
+    copied.save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
+def test_rows_that_the_chat_template_refuses_are_refused_rows(strict_template, write_rows, tmp_path):
+    prompt = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Name a tree."}]
+    path = write_rows("x.jsonl", GOOD, GOOD | {"prompt": prompt}, OTHER, GOOD | {"prompt": prompt})
+    jobs = [(str(path), tmp_path / "s.parquet")]
+    (text,) = score_files(strict_template, jobs, None, [], {"max_length": 256})
+    assert "2 pairs scored, 2 of 4 rows refused" in text
+    refused = report_of(jobs[0][1])["read"]["refused"]
+    (entry,) = refused.values()
+    assert entry["count"] == 2
+    assert entry["examples"][0].startswith(f"{path}, row 2: ")
+    assert list(pd.read_parquet(jobs[0][1]).row) == [1, 1, 3, 3]
+    with pytest.raises(DataError, match="2 of 4 rows are refused"):
+        score_files(strict_template, jobs, None, [], {"max_length": 256}, strict=True)
+    write_rows("x.jsonl", GOOD | {"prompt": prompt})
+    with pytest.raises(DataError, match="nothing is left to score"):
+        score_files(strict_template, jobs, None, [], {"max_length": 256})
+
+
+def test_items_that_the_chat_template_refuses_stop_a_benchmark(strict_template, tmp_path):
+    prompt = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Name a tree."}]
+    write_items([BenchmarkItem("a", "s", prompt, ["x", "y"], 0)], tmp_path / "items.parquet")
+    with pytest.raises(DataError, match="item a"):
+        score_files(strict_template, [(str(tmp_path / "items.parquet"), tmp_path / "s.parquet")], None, [], {})
+
+
+def test_texts_that_the_chat_template_changes_are_counted(strict_template, write_rows, tmp_path):
+    path = write_rows("x.jsonl", GOOD, OTHER | {"chosen": "<think>A bird.</think>Owl."})
+    (text,) = score_files(strict_template, [(str(path), tmp_path / "s.parquet")], None, [], {"max_length": 256})
+    assert report_of(tmp_path / "s.parquet")["changed_by_template"] == 1
+    assert "changed             1  texts, by the model's chat template" in text
