@@ -1,0 +1,147 @@
+"""Which code a result depends on: the modules that its stage imports.
+
+`code_hash(stage)` follows the import statements from the entry module of the stage, those inside functions included, and
+hashes every file that it reaches.  So an edit reruns the stages that can run the edited code, and no others.  Modules that
+are loaded by name (methods, readers, benchmarks) are given by the caller, who knows the configuration.
+
+Imports nothing heavy and runs no code of the package: the Snakefile asks for these hashes in every job.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+from pathlib import Path
+
+from rm_methods.errors import UserError, nearest
+from rm_methods.files import file_hash
+
+PACKAGE = Path(__file__).parents[1]
+
+# The modules that a stage runs first.
+STAGES: dict[str, tuple[str, ...]] = {
+    "prepare": ("preferences.prepare",),
+    "backbone": ("reward_models.backbones",),
+    "items": ("benchmarks.evaluation",),
+    "train": ("training.run",),
+    "score": ("scoring.scorer",),
+    "evaluate": ("benchmarks.evaluation",),
+    "diagnose": ("diagnostics.diagnose",),
+    "diagnose_teacher": ("diagnostics.teacher_distance",),
+    "diagnose_summary": ("diagnostics.summary",),
+    "sft": ("policies.make_policy",),
+    "sample": ("overoptimization.draw",),
+    "ppo": ("ppo.run",),
+    "overoptimization": ("overoptimization.summarize",),
+    "compare": ("comparison.compare", "comparison.noise"),
+    "tune": ("comparison.tuning",),
+    "track": ("tracking.export",),
+}
+
+# Modules that move results, name them or report on them, and cannot change them.  A name stands for everything below it.
+# What `config` fills in and `experiment` lists is part of the parameters of every job.
+PLUMBING = (
+    "cli",
+    "config.conflicts",
+    "config.resolve",
+    "errors",
+    "experiment",
+    "files",
+    "listing",
+    "planning",
+    "system.cluster",
+    "system.code_hash",
+    "system.progress",
+    "system.provenance",
+    "system.run_lock",
+)
+
+# An import statement at the start of a line or behind blanks; the names may be in parentheses over several lines.
+_IMPORT = re.compile(
+    r"^[ \t]*(?:from[ \t]+rm_methods((?:\.\w+)*)[ \t]+import[ \t]+(\([^)]*\)|[^\n#]+)|import[ \t]+rm_methods\.([\w.]+))",
+    re.MULTILINE,
+)
+
+
+@cache
+def code_hash(stage: str, *modules: str) -> str:
+    """Hash of the code that a stage runs; Snakemake reruns a job when it changes.
+
+    Args:
+        stage: a key of `STAGES`.
+        modules: further entry modules below `rm_methods`, such as `methods.hinge` for a training run of that method.
+
+    Raises:
+        UserError: there is no such module.
+    """
+    return file_hash(*stage_files(stage, *modules))
+
+
+def stage_files(stage: str, *modules: str) -> list[Path]:
+    """The files behind `code_hash`, sorted: source of the modules, and the data files that belong to them."""
+    names = closure(*STAGES[stage], *modules)
+    return sorted({file for name in names for file in _files(name)})
+
+
+def closure(*entries: str) -> set[str]:
+    """Names below `rm_methods` of all modules that the entry modules import, directly or not, without plumbing."""
+    reached: set[str] = set()
+    waiting = list(entries)
+    while waiting:
+        name = waiting.pop()
+        if name in reached or _is_plumbing(name):
+            continue
+        reached.add(name)
+        if "." in name:
+            waiting.append(name.rpartition(".")[0])  # importing a module runs the packages above it
+        waiting += imported_modules(name)
+    return reached
+
+
+@cache
+def imported_modules(name: str) -> tuple[str, ...]:
+    """Names below `rm_methods` of the modules that a module's import statements name."""
+    modules = []
+    for package, names, module in _IMPORT.findall(_source(name).read_text(encoding="utf-8")):
+        if module:
+            modules.append(module)
+            continue
+        package = package.removeprefix(".")
+        for imported in re.findall(r"(\w+)(?:[ \t]+as[ \t]+\w+)?[ \t\n]*(?:,|\)|$)", names):
+            # `from package import module`, or a name that is defined in `package`
+            full = f"{package}.{imported}".removeprefix(".")
+            modules.append(full if _exists(full) else package)
+    return tuple(dict.fromkeys(module for module in modules if module))
+
+
+def _is_plumbing(name: str) -> bool:
+    return any(name == plumbing or name.startswith(f"{plumbing}.") for plumbing in PLUMBING)
+
+
+def _exists(name: str) -> bool:
+    path = PACKAGE.joinpath(*name.split("."))
+    return path.with_suffix(".py").is_file() or (path / "__init__.py").is_file()
+
+
+def _source(name: str) -> Path:
+    path = PACKAGE.joinpath(*name.split("."))
+    file = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+    if not file.is_file():
+        siblings = sorted(sibling.stem for sibling in path.parent.glob("*.py"))
+        raise UserError(f"rm_methods.{name}: there is no such module. {nearest(path.name, siblings)}")
+    return file
+
+
+def _files(name: str) -> list[Path]:
+    """A module's source, and its data: files with its name (a method's card), and for a package those of no module."""
+    source = _source(name)
+    if source.name == "__init__.py":
+        modules = {file.stem for file in source.parent.glob("*.py")}
+        data = [file for file in source.parent.iterdir() if _is_data(file) and file.stem not in modules]
+    else:
+        data = [file for file in source.parent.glob(f"{source.stem}.*") if _is_data(file)]
+    return [source, *data]
+
+
+def _is_data(file: Path) -> bool:
+    return file.is_file() and file.suffix not in (".py", ".pyc")
