@@ -29,8 +29,8 @@ class ConfigError(UserError):
         super().__init__("\n".join(lines))
 
 
-def nearest(name: str, allowed: Iterable[str]) -> str:
-    """A sentence for an unknown name: the nearest match if there is one, then everything that is allowed.
+def nearest(name: str, allowed: Iterable[str], heading: str = "Allowed") -> str:
+    """A sentence for an unknown name: the nearest match if there is one, then everything that is allowed (or what `heading` says).
 
     >>> nearest("bradly_terry", ["bradley_terry", "longest"])
     "Did you mean 'bradley_terry'? Allowed: bradley_terry, longest."
@@ -38,4 +38,4 @@ def nearest(name: str, allowed: Iterable[str]) -> str:
     allowed = sorted(allowed)
     close = difflib.get_close_matches(str(name), allowed, n=1, cutoff=0.5)
     hint = f"Did you mean '{close[0]}'? " if close else ""
-    return f"{hint}Allowed: {', '.join(allowed) or 'nothing'}."
+    return f"{hint}{heading}: {', '.join(allowed) or 'nothing'}."

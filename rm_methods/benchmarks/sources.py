@@ -96,7 +96,7 @@ def local_rows(files: dict[str, list[Path]], report: ReadReport) -> Iterator[tup
     Raises:
         DataError: a file is damaged or a row is not a JSON object.
     """
-    from rm_methods.preferences.file_rows import file_rows
+    from rm_methods.preferences.file_formats import file_rows
 
     for name, paths in files.items():
         for path in paths:

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rm_methods.errors import ConfigError, DataError, nearest
-from rm_methods.preferences.file_rows import FORMATS, data_format
+from rm_methods.errors import ConfigError, nearest
+from rm_methods.preferences.file_formats import FORMATS, check_format, data_format
 from rm_methods.preferences.readers import READERS, option_problems
 from rm_methods.validation import schema_problems
 from rm_methods.yaml_files import read_yaml
@@ -169,8 +169,7 @@ def card_for(dataset: str, root: str | Path | None = None) -> tuple[DatasetCard,
         splits = {split: SplitSource(hub=split, optional=split != "train") for split in ("train", "validation", "test")}
         return _card_of_path(path, splits), path
     if os.path.isfile(path):
-        if data_format(path) is None:
-            raise DataError(f"{path}: unknown format. Allowed: {', '.join(FORMATS)}; all but Parquet also with .gz.")
+        check_format(path)
         return _card_of_path(path, {"": SplitSource(files=(_escape_glob(path.name),))}), path.parent
     looks_like_path = "/" in dataset or data_format(path) is not None
     where = f"there is no file or folder {path}" if looks_like_path else f"there is no card '{dataset}'"

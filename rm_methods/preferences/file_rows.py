@@ -3,28 +3,31 @@
 from __future__ import annotations
 
 import contextlib
-import csv
-import gzip
-import io
-import json
 import math
-import sys
-import zlib
+import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
-from rm_methods.errors import DataError
+from rm_methods.errors import DataError, nearest
+from rm_methods.preferences.conversation_text import BrokenConversation, conversation_in_text
+from rm_methods.preferences.file_formats import data_format, file_rows, readable, shown
 from rm_methods.preferences.pair import Message, PreferencePair, make_pair
 from rm_methods.preferences.read_report import ReadReport
 
 if TYPE_CHECKING:
     from rm_methods.preferences.cards import DatasetCard, SplitSource
 
-FORMATS = (".jsonl", ".json", ".csv", ".parquet")  # each but Parquet also with .gz
 ROLES = ("system", "user", "assistant")
-SPLIT_SYNONYMS = {"valid": "validation", "val": "validation", "dev": "validation"}
+SPLITS = ("train", "validation", "test")
+SPLIT_SYNONYMS = {
+    "valid": "validation",
+    "val": "validation",
+    "dev": "validation",
+    "training": "train",
+    "testing": "test",
+}
 
 
 @dataclass(frozen=True)
@@ -34,8 +37,8 @@ class Row:
     Attributes:
         split: our split that the card gives the file, "" if the card leaves it open.
         file: path (or hub name) for messages.
-        number: row counted from 1; in JSON lines and CSV the header is not counted, blank lines are.
-        fields: the columns.
+        number: row counted from 1; in JSON lines blank lines count, in CSV neither they nor the header do.
+        fields: the columns; a `Columns` notes which of them were asked for.
     """
 
     split: str
@@ -67,7 +70,12 @@ def source_rows(card: DatasetCard, root: Path | None, report: ReadReport, data_d
     rows = _hub_rows(card, data_dir, report) if root is None else _local_rows(card, root, report)
     for row in rows:
         report.count_row(row.file)
-        yield row
+        try:
+            check_unicode(row.fields)
+        except Unusable as problem:
+            report.drop(problem.reason, row.file, row.number, problem.why)
+            continue
+        yield Row(row.split, row.file, row.number, report.columns[row.file].of_row(row.fields))
 
 
 def _local_rows(card: DatasetCard, root: Path, report: ReadReport) -> Iterator[Row]:
@@ -78,14 +86,14 @@ def _local_rows(card: DatasetCard, root: Path, report: ReadReport) -> Iterator[R
     files = {split: find_files(root, source) for split, source in card.splits.items()}
     if not any(files.values()):
         wanted = "; ".join(f"{split or 'any split'}: {source.describe()}" for split, source in card.splits.items())
-        there = ", ".join(sorted(p.name for p in root.iterdir())[:8]) or "nothing"
+        there = ", ".join(sorted(readable(Path(name)) for name in os.listdir(root))[:8]) or "nothing"
         raise DataError(
             f"{root}: no file of '{card.name}' is here. Expected {wanted}. Found: {there}. {card.local_files}".strip()
         )
     if not any(source.files for source in card.splits.values()):
         read = {path for paths in files.values() for path in paths}
         if left := sorted(
-            str(path.relative_to(root))
+            readable(path.relative_to(root))
             for path in root.rglob("*")
             if path.is_file() and data_format(path) and path not in read
         ):
@@ -97,8 +105,9 @@ def _local_rows(card: DatasetCard, root: Path, report: ReadReport) -> Iterator[R
         if not paths and not card.splits[split].optional:
             report.note(f"No local file for split '{split}' ({card.splits[split].describe()}).")
         for path in paths:
+            name = readable(path)
             for number, fields in file_rows(path):
-                yield Row(split, str(path), number, fields)
+                yield Row(split, name, number, fields)
 
 
 def find_files(root: Path, source: SplitSource) -> list[Path]:
@@ -112,8 +121,17 @@ def find_files(root: Path, source: SplitSource) -> list[Path]:
 
 def _names_split(path: Path, split: str) -> bool:
     """Whether the hub would take this file for that split, by its name."""
-    stem = path.name.split(".")[0].split("-")[0]
-    return SPLIT_SYNONYMS.get(stem, stem) == split
+    return split_name(path.name.split(".")[0].split("-")[0]) == split
+
+
+def split_name(name: str) -> str:
+    """A split's name as we write it: without white space around it; train, validation, test and their synonyms whatever their case.
+
+    >>> split_name("Train "), split_name("dev"), split_name("Hard")
+    ('train', 'validation', 'Hard')
+    """
+    plain = SPLIT_SYNONYMS.get(name.strip().lower(), name.strip().lower())
+    return plain if plain in SPLITS else name.strip()
 
 
 def _hub_rows(card: DatasetCard, data_dir: str | None, report: ReadReport) -> Iterator[Row]:
@@ -151,105 +169,6 @@ def _load_from_hub(card: DatasetCard, hub_split: str, data_dir: str | None) -> A
         ) from error
 
 
-# Rows of one file
-
-
-def data_format(path: Path) -> str | None:
-    """ ".jsonl", ".json", ".csv" or ".parquet" for a file that can be read, else None."""
-    name = path.name.lower().removesuffix(".gz")
-    suffix = next((suffix for suffix in FORMATS if name.endswith(suffix)), None)
-    return None if suffix == ".parquet" and path.name.lower().endswith(".gz") else suffix
-
-
-def file_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Rows of one file with their numbers from 1.
-
-    Raises:
-        DataError: if the file cannot be read to its end; the text names the file and the row.
-    """
-    suffix = data_format(path)
-    if suffix is None:
-        raise DataError(f"{path}: unknown format. Allowed: {', '.join(FORMATS)}; all but Parquet also with .gz.")
-    number = 0
-    try:
-        if suffix == ".parquet":
-            rows = _parquet_rows(path)
-        else:
-            rows = {".jsonl": _json_lines, ".json": _json_rows, ".csv": _csv_rows}[suffix](path)
-        for number, fields in rows:
-            if not isinstance(fields, dict):
-                raise DataError(
-                    f"{path}, row {number}: {_shown(fields)} is not a row; each must be a JSON object with named fields."
-                )
-            yield number, fields
-    except (OSError, EOFError, zlib.error) as error:  # gzip reports damage through all three
-        raise DataError(
-            f"{path}, after row {number}: the file is damaged or cut short ({type(error).__name__}: {error}). Fetch it again."
-        ) from None
-
-
-def _open(path: Path) -> BinaryIO:
-    return gzip.open(path, "rb") if path.name.lower().endswith(".gz") else open(path, "rb")
-
-
-def _json_lines(path: Path) -> Iterator[tuple[int, Any]]:
-    # Binary lines end at \n only; str.splitlines would also cut at U+2028 and U+0085, which occur inside JSON strings.
-    with _open(path) as stream:
-        for number, line in enumerate(stream, start=1):
-            if line.strip():
-                yield number, _parse_json(line, f"{path}, row {number}")
-
-
-def _json_rows(path: Path) -> Iterator[tuple[int, Any]]:
-    """A JSON array of rows; or JSON lines, which hubs also name .json."""
-    with _open(path) as stream:
-        first = stream.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip()[:1]
-    if first != b"[":
-        yield from _json_lines(path)
-        return
-    with _open(path) as stream:
-        yield from enumerate(_parse_json(stream.read(), str(path)), start=1)
-
-
-def _parse_json(text: bytes, where: str) -> Any:
-    try:
-        return json.loads(text.decode("utf-8-sig"), parse_constant=_refuse_constant)
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{where}: not valid JSON in UTF-8 ({error}).") from None
-
-
-def _refuse_constant(name: str) -> Any:
-    raise ValueError(f"{name} is not JSON; write null for a missing number")
-
-
-def _csv_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    csv.field_size_limit(sys.maxsize)  # the default limit of 131,072 characters is shorter than some answers
-    number = 0
-    with io.TextIOWrapper(_open(path), encoding="utf-8-sig", newline="") as stream:
-        try:
-            for number, fields in enumerate(csv.DictReader(stream, strict=True), start=1):
-                if None in fields or None in fields.values():
-                    raise DataError(f"{path}, row {number}: it has more or fewer fields than the header.")
-                yield number, fields
-        except (csv.Error, UnicodeDecodeError) as error:
-            raise DataError(f"{path}, row {number + 1}: not valid CSV in UTF-8 ({error}).") from None
-
-
-def _parquet_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    number = 0
-    try:
-        with pq.ParquetFile(path) as parquet:
-            for batch in parquet.iter_batches(batch_size=1024):
-                for fields in batch.to_pylist():
-                    number += 1
-                    yield number, fields
-    except pa.ArrowException as error:
-        raise DataError(f"{path}, after row {number}: not a readable Parquet file ({error}).") from None
-
-
 # Checks that every reader shares
 
 
@@ -258,25 +177,58 @@ def text_field(row: Row, name: str) -> str:
 
     Raises:
         DataError: if it is missing or is not text.
-        Unusable: if it is not Unicode.
+        Unusable: if it is null, or is a conversation stored as text, which is never an answer.
     """
     value = field(row, name)
+    if value is None:
+        raise Unusable(f"field '{name}' is null")
     if not isinstance(value, str):
-        raise DataError(f"{row.file}, row {row.number}: field '{name}' is {_shown(value)}; expected text.")
-    check_unicode(value)
+        raise DataError(f"{row.file}, row {row.number}: field '{name}' is {shown(value)}; expected text.")
+    if parsed_conversation(value, name) is not None:
+        raise Unusable("conversation stored as text", f"field '{name}' is {shown(value)}")
     return value
 
 
-def check_unicode(text: str) -> None:
-    """Refuse half a surrogate pair, which JSON can spell but no file can store.
+def parsed_conversation(text: str, name: str) -> list[Any] | None:
+    """The messages that the text of a column holds, None for plain text.
 
     Raises:
-        Unusable: with the place in the text.
+        Unusable: if it begins as a list of messages and cannot be parsed.
     """
     try:
-        text.encode("utf-8")
+        return conversation_in_text(text)
+    except BrokenConversation as error:
+        raise Unusable("conversation stored as text that cannot be parsed", f"field '{name}' {error}") from None
+
+
+def check_unicode(value: Any) -> None:
+    """Refuse half a surrogate pair, which JSON can spell but no file can store, in any text of a row, names of columns included.
+
+    Raises:
+        Unusable: with the place in the text; also for a row nested so deeply that it cannot be looked at.
+    """
+    try:
+        # repr spells half a pair as \\ud800; only rows with that spelling are walked through, because walking is slow.
+        if "\\ud" in repr(value):
+            for text in _texts(value):
+                text.encode("utf-8")
     except UnicodeEncodeError as error:
         raise Unusable("text is not Unicode", str(error)) from None
+    except RecursionError:
+        raise Unusable("nested too deeply") from None
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Every text of a JSON-like value."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for key, member in value.items():
+            yield from _texts(key)
+            yield from _texts(member)
+    elif isinstance(value, list):
+        for member in value:
+            yield from _texts(member)
 
 
 def number_field(row: Row, name: str) -> float | None:
@@ -292,7 +244,7 @@ def number_field(row: Row, name: str) -> float | None:
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        raise DataError(f"{row.file}, row {row.number}: field '{name}' is {_shown(value)}; expected a finite number.")
+        raise DataError(f"{row.file}, row {row.number}: field '{name}' is {shown(value)}; expected a finite number.")
     return float(value)
 
 
@@ -304,14 +256,9 @@ def field(row: Row, name: str) -> Any:
     """
     if name not in row.fields:
         raise DataError(
-            f"{row.file}, row {row.number}: field '{name}' is missing. Found: {', '.join(map(str, row.fields)) or 'no fields'}."
+            f"{row.file}, row {row.number}: field '{name}' is missing. {nearest(name, row.fields, 'Found')}"
         )
     return row.fields[name]
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return f"{text if len(text) <= 60 else text[:57] + '...'} ({type(value).__name__})"
 
 
 def checked_pair(
@@ -336,8 +283,17 @@ def checked_pair(
         raise Unusable("chosen equals rejected")
     check_prompt(prompt)
     split = row.split if split is None else split
-    pair = make_pair(prompt, chosen, rejected, split=split, source=source, strength=strength, meta=meta)
-    return replace(pair, file=row.file, row=row.number)
+    return make_pair(
+        prompt,
+        chosen,
+        rejected,
+        split=split,
+        source=source,
+        strength=strength,
+        meta=meta,
+        file=row.file,
+        row=row.number,
+    )
 
 
 def check_prompt(prompt: Sequence[Message]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -56,6 +57,8 @@ def make_pair(
     source: str,
     strength: float | None = None,
     meta: dict[str, Any] | None = None,
+    file: str = "",
+    row: int | None = None,
 ) -> PreferencePair:
     """A pair with its `pair_id` and `group` computed from its content."""
     messages = [{"role": m["role"], "content": m["content"]} for m in prompt]
@@ -69,12 +72,26 @@ def make_pair(
         source=source,
         strength=strength,
         meta=meta or {},
+        file=file,
+        row=row,
     )
 
 
 def prompt_group(prompt: Sequence[Message]) -> str:
-    """Hash of a prompt with case and white space folded: near-identical prompts fall into one group."""
-    return content_hash([[m["role"], " ".join(m["content"].lower().split())] for m in prompt])
+    """Hash of a prompt with case, white space and Unicode forms folded: near-identical prompts fall into one group."""
+    return content_hash([[m["role"], _folded(m["content"])] for m in prompt])
+
+
+def _folded(text: str) -> str:
+    """The text with single blanks and in Unicode's caseless compatibility form (The Unicode Standard, toNFKC_Casefold).
+
+    One for "é" of one or of two characters, for full-width and ordinary letters, for "ß" and "ss", for every kind of space; without
+    characters that format and do not show (zero-width spaces and joiners, soft hyphens, byte-order marks).
+    """
+    if not text.isascii():
+        text = "".join(letter for letter in text if letter.isascii() or unicodedata.category(letter) != "Cf")
+        text = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
+    return " ".join(text.lower().split())
 
 
 def pair_schema():

@@ -2,10 +2,56 @@
 
 from __future__ import annotations
 
+from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from typing import Any
 
 EXAMPLES_KEPT = 3
+NOTHING = (None, "", [], {})  # values that a column without a value may have, by format
+
+
+class Fields(dict):
+    """The columns of one row; which of them a reader asks for by `[]` or `get` is noted for the whole file."""
+
+    def __init__(self, values: dict[str, Any], read: set[str]):
+        super().__init__(values)
+        self._read = read
+
+    def __getitem__(self, name: str) -> Any:
+        self._read.add(name)
+        return super().__getitem__(name)
+
+    def get(self, name: str, default: Any = None) -> Any:
+        self._read.add(name)
+        return super().get(name, default)
+
+
+@dataclass
+class Columns:
+    """The columns of one file, over all its rows.
+
+    Attributes:
+        values: column -> rows in which it holds anything (0 for a column that never does).
+        read: columns that the reader asked for.
+        message_keys: "column[].key" -> rows in which a message holds anything under a key that is neither role nor content.
+    """
+
+    values: Counter[str] = field(default_factory=Counter)
+    read: set[str] = field(default_factory=set)
+    message_keys: Counter[str] = field(default_factory=Counter)
+
+    def of_row(self, values: dict[str, Any]) -> Fields:
+        """Count the columns of a row.  Null and empty values, as CSV has them, hold nothing."""
+        for name, value in values.items():
+            self.values[name] += value not in NOTHING
+        return Fields(values, self.read)
+
+    @property
+    def unread(self) -> dict[str, int]:
+        """The columns and keys of messages that hold something and were not read, with the number of their rows."""
+        return {
+            name: count for name, count in self.values.items() if count and name not in self.read
+        } | self.message_keys
 
 
 @dataclass
@@ -18,6 +64,7 @@ class ReadReport:
         dropped: rows that gave no pair, by reason: {"count": int, "examples": ["file, row N: why", ...]}.
         changed: things put right in rows that were kept (merged turns, ...), in the same form.
         notes: anything else a reader of the report must know.
+        columns: the columns of each file, and which of them were read.
     """
 
     files: dict[str, int] = field(default_factory=dict)
@@ -25,6 +72,7 @@ class ReadReport:
     dropped: dict[str, dict[str, Any]] = field(default_factory=dict)
     changed: dict[str, dict[str, Any]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    columns: dict[str, Columns] = field(default_factory=lambda: defaultdict(Columns))
 
     def count_row(self, file: str) -> None:
         """Count one row read from `file`."""
@@ -56,6 +104,7 @@ class ReadReport:
             "pairs": self.pairs,
             "dropped": self.dropped,
             "changed": self.changed,
+            "unread": {file: columns.unread for file, columns in self.columns.items() if columns.unread},
             "notes": self.notes,
         }
 
@@ -65,3 +114,10 @@ def _tally(table: dict[str, dict[str, Any]], reason: str, file: str, row: int, w
     entry["count"] += 1
     if len(entry["examples"]) < EXAMPLES_KEPT:
         entry["examples"].append(f"{file}, row {row}" + (f": {why}" if why else ""))
+
+
+def unread_columns(columns: dict[str, int], most: int = 12) -> str:
+    """The columns of a file that were not read, for a terminal: the most frequent first, each with its rows."""
+    names = [f"{name} ({count:,} rows)" for name, count in sorted(columns.items(), key=lambda item: -item[1])]
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more

@@ -29,6 +29,8 @@ _STAGE_CODE = {
     "items": (
         "benchmarks",
         "preferences/pair.py",
+        "preferences/conversation_text.py",
+        "preferences/file_formats.py",
         "preferences/file_rows.py",
         "preferences/read_report.py",
         "preferences/readers/hh_rlhf.py",

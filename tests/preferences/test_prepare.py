@@ -257,3 +257,25 @@ def test_long_pairs_of_other_splits_are_left_out_only_where_asked(write_lines, r
     ]
     assert report["splits"]["other"]["pairs"] == 110
     assert "data.max_characters.gone is not used: there is no split of that name." in report["notes"]
+
+
+def test_near_identical_prompts_are_never_in_two_splits(write_lines, run):
+    forms = ("Où est {}?", "Ou\u0300 est {}?", "OÙ est\u00a0{}?")
+    rows = [
+        {"prompt": f.format(n), "chosen": f"good {k}", "rejected": "bad"}
+        for n in range(40)
+        for k, f in enumerate(forms)
+    ]
+    pairs, report = run(write_lines("x.jsonl", rows), validation_fraction=0.3, test_fraction=0.2)
+    assert len(pairs) == 120
+    assert sum(summary["groups"] for summary in report["splits"].values()) == 40
+    groups = [{p.group for p in members} for members in by_split(pairs).values()]
+    assert len(groups) == 3
+    assert len(set.union(*groups)) == 40
+
+
+def test_columns_that_were_not_read_are_in_the_report_and_its_description(write_lines, run):
+    path = write_lines("x.jsonl", [row(1, tools=["f"]), row(2, tools=["f"], level="hard"), row(3, tools=None)])
+    _, report = run(path)
+    assert report["read"]["unread"] == {str(path): {"tools": 2, "level": 1}}
+    assert f"not read: {path}: tools (2 rows), level (1 rows)" in describe(report)

@@ -1,3 +1,5 @@
+import csv
+import json
 import math
 
 import pyarrow as pa
@@ -70,6 +72,15 @@ def test_an_implicit_prompt_and_its_answers_are_the_texts_again(prompt, first, s
     assert not found or not found[-1].isspace()
 
 
+CALL = {"tool_calls": [{"type": "function", "function": {"name": "colour", "arguments": {}}}]}
+IMAGE = {"type": "image", "url": "sky.png"}
+SYSTEM = {"role": "system", "content": "Be kind."}
+PROMPTS_DIFFER = "prompts differ: the column is not what the conversation begins with"
+AS_NUMPY_PRINTS = "[{'role': 'user', 'content': 'a'}\n {'role': 'assistant', 'content': 'b'}]"
+UNPARSED = "conversation stored as text that cannot be parsed"
+SYSTEM_TURNS_DIFFER = "system turns differ: the conversation's and the column 'system'"
+
+
 def conversation(*roles):
     return [{"role": role, "content": f"turn {number}"} for number, role in enumerate(roles)]
 
@@ -103,11 +114,38 @@ def conversation(*roles):
         ({"prompt": conversation("system"), "chosen": "a", "rejected": "b"}, "prompt does not end with a user turn"),
         ({"prompt": [USER], "chosen": [USER], "rejected": [GREEN]}, "the answer is not an assistant turn"),
         ({"prompt": conversation("tool", "user"), "chosen": "a", "rejected": "b"}, "unsupported role"),
+        ({"prompt": "Q?", "chosen": None, "rejected": "b"}, "field 'chosen' is null"),
+        (
+            {"prompt": None, "chosen": "The sky is blue.", "rejected": "The sky is red."},
+            "no prompt, in a file with prompts",
+        ),
+        ({"chosen": "The sky is blue.", "rejected": "The sky is red."}, "no prompt, in a file with prompts"),
+        ({"prompt": [USER], "chosen": [{**BLUE, "content": None}], "rejected": [GREEN]}, "message without text"),
+        ({"prompt": [USER], "chosen": [{"role": "assistant"}], "rejected": [GREEN]}, "message without text"),
+        (
+            {"prompt": [USER], "chosen": [{**BLUE, "content": None, **CALL}], "rejected": [GREEN]},
+            "content beside role and content",
+        ),
+        ({"prompt": [USER], "chosen": [{**BLUE, **CALL}], "rejected": [GREEN]}, "content beside role and content"),
+        ({"prompt": [USER], "chosen": [{**BLUE, "content": [IMAGE]}], "rejected": [GREEN]}, "content is not one text"),
+        ({"prompt": "Be kind. " + USER["content"], "chosen": [USER, BLUE], "rejected": [USER, GREEN]}, PROMPTS_DIFFER),
+        ({"prompt": "?", "chosen": [USER, GREEN, USER, BLUE], "rejected": [USER, GREEN, USER, GREEN]}, PROMPTS_DIFFER),
+        ({"prompt": "Q?", "chosen": "[{'role': 'assistant', 'content': 'cut", "rejected": "b"}, UNPARSED),
+        (
+            {
+                "prompt": "Q?",
+                "chosen": "[{'role': 'user', 'content': 'a'}\n {'role': 'assistant', 'content': 'b'}]",
+                "rejected": "b",
+            },
+            UNPARSED,
+        ),
+        ({"prompt": "Q?", "chosen": "a", "rejected": "b", "id": "\udc00"}, "text is not Unicode"),
+        ({"prompt": "Q?", "chosen": "a", "rejected": "b", "split": "x\ud800"}, "text is not Unicode"),
+        ({"prompt": "Q?", "chosen": "a", "rejected": "b", "\ud800": 1}, "text is not Unicode"),
+        ({"prompt": [SYSTEM, USER], "chosen": "a", "rejected": "b", "system": "Be brief."}, SYSTEM_TURNS_DIFFER),
     ],
 )
 def test_a_row_that_cannot_be_a_pair_is_dropped_and_counted(read, tmp_path, row, reason):
-    import json
-
     path = tmp_path / "x.jsonl"
     path.write_text(
         "".join(json.dumps(r) + "\n" for r in [FORMS["explicit text"], row])
@@ -127,13 +165,12 @@ def test_a_system_prompt_and_earlier_turns_are_kept(read, write_lines):
 @pytest.mark.parametrize(
     ("row", "expected"),
     [
-        ({"prompt": "Q?", "chosen": "a"}, "field 'rejected' is missing. Found: prompt, chosen"),
+        ({"prompt": "Q?", "chosen": "a"}, "field 'rejected' is missing. Found: chosen, prompt"),
         ({"prompt": "Q?", "chosen": 3.5, "rejected": "b"}, r"field 'chosen' is 3.5 \(float\)"),
-        ({"prompt": "Q?", "chosen": None, "rejected": "b"}, r"field 'chosen' is None \(NoneType\)"),
         ({"prompt": 7, "chosen": "a", "rejected": "b"}, "field 'prompt' is 7"),
         ({"prompt": "Q?", "chosen": [BLUE], "rejected": "b"}, "both must have one form"),
         (
-            {"chosen": [USER, {"role": "assistant"}], "rejected": [USER, GREEN]},
+            {"chosen": [USER, {"content": "x"}], "rejected": [USER, GREEN]},
             "message 2 is .*; expected an object with role and content",
         ),
         ({"chosen": [USER, "x"], "rejected": [USER, GREEN]}, "message 2 is 'x'"),
@@ -177,7 +214,7 @@ def test_strength_must_be_a_finite_number(read, tmp_path, write_lines):
     )
     with pytest.raises(DataError, match=r"row 2: field 'sure' is nan \(float\); expected a finite number"):
         read(path, strength_field="sure")
-    for value in ('"high"', "true", "1e999"):
+    for value in ('"high"', "true", "[1]"):
         line = f'{{"prompt": "Q?", "chosen": "a", "rejected": "b", "sure": {value}}}'
         with pytest.raises(DataError, match="row 1: field 'sure' is"):
             read(write_lines("y.jsonl", [line]), strength_field="sure")
@@ -233,3 +270,178 @@ def test_transcripts_of_hh_rlhf_are_recognised(read, write_lines):
         "x.jsonl", [{"chosen": "\n\nHuman: Hi?\n\nAssistant: Yes", "rejected": "\n\nHuman: Hi?\n\nAssistant: No"}]
     )
     assert any("hh_rlhf" in note for note in read(path)[1]["notes"])
+
+
+def as_json(row):
+    return {name: json.dumps(value) for name, value in row.items()}
+
+
+def as_python(row):
+    return {name: repr(value) for name, value in row.items()}
+
+
+def wrapped(row):
+    return {name: json.dumps({"messages": value}) for name, value in row.items()}
+
+
+@pytest.mark.parametrize("stored", [as_json, as_python, wrapped])
+@pytest.mark.parametrize(
+    "form", ["explicit conversation", "implicit conversation", "prompt messages repeated in conversations"]
+)
+def test_a_conversation_stored_as_text_is_parsed_and_said(read, write_lines, stored, form):
+    row = stored(FORMS[form])
+    (pair,), report = read(write_lines("x.jsonl", [row]))
+    assert (pair.prompt, pair.chosen, pair.rejected) == ([USER], "It is blue.", "It is green.")
+    assert report["changed"]["conversation stored as text: parsed (a column each)"]["count"] == len(row)
+
+
+def test_a_conversation_stored_as_text_in_csv_is_parsed(read, tmp_path):
+    path = tmp_path / "x.csv"
+    with open(path, "w", newline="") as stream:
+        writer = csv.DictWriter(stream, ["prompt", "chosen", "rejected"])
+        writer.writeheader()
+        writer.writerow(as_python(FORMS["explicit conversation"]))
+    (pair,), _ = read(path)
+    assert (pair.prompt, pair.chosen, pair.rejected) == ([USER], "It is blue.", "It is green.")
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        '{"answer": 42}',
+        "[1, 2]",
+        '[{"name": "Ada"}]',
+        "{'role': 'queen'}",
+        "[{ role: content }]",
+        '{"role": "x", "content": ',
+    ],
+)
+def test_an_answer_that_only_looks_like_a_conversation_stays_text(read, write_lines, answer):
+    (pair,), _ = read(write_lines("x.jsonl", [{"prompt": "Q?", "chosen": answer, "rejected": "b"}]))
+    assert pair.chosen == answer
+
+
+def test_a_content_of_one_text_part_is_its_text(read, write_lines):
+    parts = [{"type": "text", "text": BLUE["content"]}]
+    (pair,), _ = read(
+        write_lines("x.jsonl", [{"prompt": [USER], "chosen": [{**BLUE, "content": parts}], "rejected": [GREEN]}])
+    )
+    assert pair.chosen == "It is blue."
+
+
+@pytest.mark.parametrize("option", ["prompt_field", "id_field", "split_field", "system_field"])
+def test_a_column_that_is_named_must_be_there(read, write_lines, option):
+    path = write_lines("x.jsonl", [{**FORMS["explicit text"], "fold": "test"}])
+    expected = rf"x\.jsonl: data\.options\.{option} is 'folds', but no row has that column\. Did you mean 'fold'\? Found: chosen, fold,"
+    with pytest.raises(DataError, match=expected):
+        read(path, **{option: "folds"})
+
+
+def test_a_named_column_may_be_absent_or_empty_in_some_rows(read, write_lines):
+    path = write_lines(
+        "x.jsonl", [{**FORMS["explicit text"], "fold": None}, {"prompt": "Q?", "chosen": "a", "rejected": "b"}]
+    )
+    pairs, report = read(path, split_field="fold")
+    assert [pair.split for pair in pairs] == ["train", "train"]
+    assert report["changed"]["no split given: taken as train"]["count"] == 1
+    path = write_lines("y.jsonl", [{"q": None, "chosen": "The a", "rejected": "The b"}])
+    pairs, report = read(path, prompt_field="q")
+    assert not pairs
+    assert report["dropped"]["no prompt, in a file with prompts"]["count"] == 1
+
+
+def test_splits_are_not_asked_for_where_files_name_them(read, write_lines, tmp_path):
+    write_lines("d/train.jsonl", [FORMS["explicit text"]])
+    (pair,), _ = read(tmp_path / "d", split_field="fold")
+    assert pair.split == "train"
+
+
+@pytest.mark.parametrize("column", ["question", "instruction", "query", "Input", "prompts", "promt", "messages"])
+def test_texts_without_a_prompt_beside_a_column_that_may_hold_it_are_refused(read, write_lines, column):
+    rows = [
+        {"chosen": "The oak is big.", "rejected": "The rock is big."},
+        {column: "Name a tree.", "chosen": "Oak.", "rejected": "Rock."},
+    ]
+    path = write_lines("x.jsonl", rows)
+    with pytest.raises(
+        DataError, match=rf"x\.jsonl: no row has a prompt .*set data\.options\.prompt_field: {column}\."
+    ):
+        read(path)
+    pairs, report = read(path, prompt_field=None)
+    assert [pair.prompt[0]["content"] for pair in pairs] == ["The"]
+    assert report["unread"] == {str(path): {column: 1}}
+
+
+def test_columns_and_keys_of_messages_that_are_not_read_are_counted(read, write_lines):
+    thought = {"reasoning_content": "Rayleigh", "name": "", "weight": None}
+    rows = [
+        {
+            "prompt": [USER],
+            "chosen": [{**BLUE, **thought}],
+            "rejected": [{**GREEN, **thought}],
+            "tools": ["f"],
+            "note": "",
+        },
+        {
+            "prompt": [USER],
+            "chosen": [BLUE],
+            "rejected": [{**GREEN, "content": "Red.", **thought}],
+            "tools": None,
+            "id": 3,
+        },
+        {"prompt": "Q?", "chosen": "", "rejected": "b", "tools": ["f"]},
+    ]
+    path = write_lines("x.jsonl", rows)
+    _, report = read(path)
+    assert report["unread"] == {
+        str(path): {"tools": 2, "chosen[].reasoning_content": 1, "rejected[].reasoning_content": 2}
+    }
+    assert read(write_lines("y.jsonl", [FORMS["explicit text"]]))[1]["unread"] == {}
+
+
+def test_a_system_column_is_the_system_turn(read, write_lines):
+    rows = [
+        {**FORMS["explicit text"], "system": "Be kind."},
+        {**FORMS["implicit conversation"], "system": " "},
+        {"prompt": [SYSTEM, USER], "chosen": "a", "rejected": "b", "system": "Be kind."},
+        {**FORMS["explicit conversation"], "system": None},
+    ]
+    path = write_lines("x.jsonl", rows)
+    pairs, report = read(path)
+    assert [pair.prompt for pair in pairs] == [[SYSTEM, USER], [USER], [SYSTEM, USER], [USER]]
+    assert report["changed"]["the column 'system' became the system turn"]["count"] == 1
+    assert [pair.prompt for pair in read(path, system_field=None)[0]] == [[USER], [USER], [SYSTEM, USER], [USER]]
+    with pytest.raises(DataError, match=r"row 1: field 'system' is 7 \(int\).*data\.options\.system_field: null"):
+        read(write_lines("y.jsonl", [{**FORMS["explicit text"], "system": 7}]))
+
+
+@pytest.mark.parametrize("text", ["turn 1", " turn\n3 ", "turn 0 turn 1 turn 2 turn 3"])
+def test_a_prompt_text_may_be_the_first_or_the_last_user_turn_or_all_turns(read, write_lines, text):
+    prompt = conversation("system", "user", "assistant", "user")
+    (pair,), _ = read(
+        write_lines("x.jsonl", [{"prompt": text, "chosen": [*prompt, BLUE], "rejected": [*prompt, GREEN]}])
+    )
+    assert pair.prompt == prompt
+
+
+def test_splits_are_recognised_whatever_their_case_and_others_are_noted(read, write_lines):
+    names = ("Train", "train ", "TRAINING", "Dev", " test", "Hard", "")
+    rows = [{"prompt": f"Q{name}?", "chosen": "a", "rejected": "b", "split": name} for name in names]
+    pairs, report = read(write_lines("x.jsonl", rows))
+    assert [pair.split for pair in pairs] == ["train", "train", "train", "validation", "test", "Hard", "train"]
+    assert any("nothing is trained on" in note and note.endswith(": Hard.") for note in report["notes"])
+
+
+def test_an_id_or_split_column_can_be_left_unread(read, write_lines):
+    rows = [
+        {**FORMS["explicit text"], "id": 1, "split": "x"},
+        {"prompt": "Q?", "chosen": "a", "rejected": "b", "id": 1, "split": "y"},
+    ]
+    pairs, _ = read(write_lines("x.jsonl", rows), id_field=None, split_field=None)
+    assert [(pair.split, pair.meta) for pair in pairs] == [("train", {}), ("train", {})]
+
+
+def test_a_strength_beyond_all_floats_is_refused(read, write_lines):
+    path = write_lines("x.jsonl", [{**FORMS["explicit text"], "good": 1.7e308, "bad": -1.7e308}])
+    with pytest.raises(DataError, match="row 1: the difference of the scores"):
+        read(path, score_fields=["good", "bad"])

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from rm_methods.errors import DataError
-from rm_methods.preferences.file_rows import file_rows
+from rm_methods.preferences.file_formats import file_rows
 
 ROWS = [
     {"prompt": "Q?", "chosen": "a b", "rejected": "c,\nd"},
@@ -53,6 +53,11 @@ def test_lines_end_at_newline_only(tmp_path):
         (b'{"a": "\xff"}\n', "row 1: not valid JSON in UTF-8"),
         (b'{"a": 1}\n[1, 2]\n', r"row 2: \[1, 2\] \(list\) is not a row"),
         (b"[" * 100_000, "row 1: not valid JSON"),
+        (b'{"a": 1}\n{"a": 1, "b": 2, "a": 3}\n', "row 2: the key 'a' occurs 2 times in one object"),
+        (b'{"a": [{"b": {"c": 1, "c": 1}}]}\n', "row 1: the key 'c' occurs 2 times"),
+        (b'{"a": 1e400}\n', "row 1: the number 1e400 is beyond all floats"),
+        (b'{"a": [-' + b"9" * 401 + b"]}\n", r"row 1: the number -9+\.\.\. is beyond all floats"),
+        (b'{"a": ' + b"9" * 5000 + b"}\n", r"row 1: the number 9+\.\.\. is beyond all floats"),
     ],
 )
 def test_a_broken_line_is_named(tmp_path, content, expected):
@@ -107,62 +112,62 @@ def test_a_csv_cell_may_be_longer_than_the_modules_default_limit(tmp_path):
     assert len(next(file_rows(path))[1]["a"]) == 200_000
 
 
-def test_missing_files_say_what_was_expected_and_what_is_there(read, write_lines, tmp_path):
-    write_lines("other.jsonl", [{"chosen": "a", "rejected": "b"}])
-    with pytest.raises(DataError, match=r"no file of 'ultrafeedback_binarized'.*train-\*.*Found: other\.jsonl"):
-        read("ultrafeedback_binarized", tmp_path)
-    with pytest.raises(DataError, match=r"no such folder\. data\.root must be the folder"):
-        read("ultrafeedback_binarized", tmp_path / "none")
+def test_the_largest_numbers_are_read(tmp_path):
+    path = tmp_path / "x.jsonl"
+    path.write_text('{"a": 1.7e308, "b": 12345678901234567890, "c": -0.5, "d": 1E-400}\n')
+    assert list(file_rows(path)) == [(1, {"a": 1.7e308, "b": 12345678901234567890, "c": -0.5, "d": 0.0})]
 
 
-@pytest.mark.parametrize("name", ["hh_rlhf", "ultrafeedback_binarized"])
-def test_without_the_hub_the_error_says_how_to_use_a_local_folder(read, monkeypatch, tmp_path, name):
-    # Set on the module, too: it has read the variable if an earlier test imported it.
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    import datasets
-    import huggingface_hub.constants
-
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path)
-    with pytest.raises(DataError, match=rf"could not be loaded from the hub(.|\n)*data:\n +dataset: {name}\n +root: "):
-        read(name)
-
-
-def test_a_data_set_without_a_hub_says_how_to_get_its_files(read):
-    with pytest.raises(DataError, match=r"'alpaca_eval' is not on a hub: set data\.root.*git clone"):
-        read("alpaca_eval")
-
-
-def test_rows_of_the_hub_are_read_like_local_ones(read, monkeypatch):
-    import datasets
-
-    asked = []
-
-    def load_dataset(hub_id, config, data_dir, split, revision):
-        asked.append((hub_id, config, data_dir, split, revision))
-        messages = [{"role": "user", "content": f"Q {split}?"}]
-        answer = [{"role": "assistant", "content": text} for text in ("good", "bad")]
-        row = {
-            "chosen": messages + answer[:1],
-            "rejected": messages + answer[1:],
-            "score_chosen": 9.0,
-            "score_rejected": 5.5,
-        }
-        return datasets.Dataset.from_list([row])
-
-    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    pairs, report = read("ultrafeedback_binarized")
-    assert asked == [("trl-lib/ultrafeedback_binarized", None, None, split, None) for split in ("train", "test")]
-    assert [(pair.split, pair.prompt[0]["content"], pair.chosen, pair.strength) for pair in pairs] == [
-        ("train", "Q train?", "good", 3.5),
-        ("test", "Q test?", "good", 3.5),
-    ]
-    assert any("Unpinned" in note for note in report["notes"])
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ('[{"a": 1}, {"a": 1, "a": 2}]', "row 2: the key 'a' occurs 2 times"),
+        ('[{"a": 1}, {"a": 1e999}]', "row 2: the number 1e999 is beyond all floats"),
+        ('[{"a": 1}, {"a": NaN}]', "row 2: not valid JSON: NaN"),
+        ('[{"a": 1}, {"a": ]', "row 2: not valid JSON"),
+        ('[{"a": 1}, ]', "row 2: not valid JSON"),
+        ('[{"a": 1} {"a": 2}]', "after row 1: not valid JSON"),
+        ('[{"a": 1}', "after row 1: not valid JSON"),
+        ('[{"a": 1}] [', "after row 1: not valid JSON"),
+        ("[1]", r"row 1: 1 \(int\) is not a row"),
+        ("[" * 100_000, "row 1: not valid JSON"),
+    ],
+)
+def test_a_broken_array_is_named_with_the_row(tmp_path, text, expected):
+    path = tmp_path / "x.json"
+    path.write_text(text)
+    with pytest.raises(DataError, match=rf"x\.json, {expected}"):
+        list(file_rows(path))
 
 
-def test_pairs_keep_the_file_and_row_they_came_from(read, write_lines):
-    """A blank line counts, a row that is dropped too, and a repetition stays."""
-    good = {"prompt": "a", "chosen": "b", "rejected": "c"}
-    path = write_lines("x.jsonl", [good, "", good | {"chosen": ""}, good])
-    assert [(pair.file, pair.row) for pair in read(path)[0]] == [(str(path), 1), (str(path), 4)]
+def test_an_array_is_read_whatever_its_white_space(tmp_path):
+    path = tmp_path / "x.json"
+    path.write_bytes(b'\xef\xbb\xbf \n[\t{"a": 1}\r\n , {"a": 2} ]\n')
+    assert list(file_rows(path)) == [(1, {"a": 1}), (2, {"a": 2})]
+    path.write_text(" [ ] ")
+    assert list(file_rows(path)) == []
+
+
+def test_a_column_that_occurs_twice_is_named(tmp_path):
+    (tmp_path / "x.csv").write_text("a,b,a\n1,2,3\n")
+    with pytest.raises(DataError, match=r"x\.csv, header: the column 'a' occurs 2 times"):
+        list(file_rows(tmp_path / "x.csv"))
+    table = pa.Table.from_arrays([pa.array([1]), pa.array([2])], names=["a", "a"])
+    pq.write_table(table, tmp_path / "x.parquet")
+    with pytest.raises(DataError, match=r"x\.parquet, header: the column 'a' occurs 2 times"):
+        list(file_rows(tmp_path / "x.parquet"))
+
+
+def test_values_of_parquet_that_python_cannot_hold_are_named(tmp_path):
+    text = pa.Array.from_buffers(pa.string(), 1, pa.array([b"\xff"]).buffers())
+    pq.write_table(pa.table({"a": text}), tmp_path / "text.parquet")
+    pq.write_table(pa.table({"a": pa.array([2**60], pa.timestamp("us"))}), tmp_path / "date.parquet")
+    for name in ("text", "date"):
+        with pytest.raises(DataError, match=rf"{name}\.parquet, after row 0: not a readable Parquet file"):
+            list(file_rows(tmp_path / f"{name}.parquet"))
+
+
+def test_a_file_that_cannot_be_opened_is_named(tmp_path):
+    (tmp_path / "x.jsonl").mkdir()
+    with pytest.raises(DataError, match=r"x\.jsonl: cannot be read \(Is a directory\)"):
+        list(file_rows(tmp_path / "x.jsonl"))
