@@ -189,9 +189,10 @@ def test_preparing_a_benchmark_says_what_it_read(tmp_path):
 
 
 def test_a_summary_that_is_not_a_runs_is_refused(tmp_path):
-    for content, missing in (
-        ("[]", "variant, method, seed, run_key"),
-        ('{"variant": "a", "method": "b", "seed": 0}', "run_key"),
+    for content, problem in (
+        ("[]", "variant is missing, method is missing, seed is missing, run_key is missing"),
+        ('{"variant": "a", "method": "b", "seed": 0}', "run_key is missing"),
+        ('{"variant": "a", "method": "b", "seed": "x", "run_key": NaN}', "seed is 'x', run_key is nan"),
     ):
         (tmp_path / "summary.json").write_text(content)
         arguments = (
@@ -206,7 +207,7 @@ def test_a_summary_that_is_not_a_runs_is_refused(tmp_path):
         )
         result = invoke("evaluate", *arguments)
         assert result.exit_code == 2
-        assert f"not the summary of a run: {missing} missing" in result.output
+        assert f"not the summary of a run: {problem}." in result.output
 
 
 def test_a_full_disk_is_reported_in_words(tmp_path, monkeypatch):

@@ -184,11 +184,11 @@ def read_identity(summary: str | os.PathLike) -> dict[str, Any]:
         UserError: the file is missing, damaged, or not the summary of a run.
     """
     content = read_json(summary)
-    missing = [key for key in IDENTITY if not isinstance(content, dict) or key not in content]
-    if missing:
-        raise DataError(
-            f"{summary}: not the summary of a run: {', '.join(missing)} missing. Give summary.json of the run's folder."
-        )
+    content = content if isinstance(content, dict) else {}
+    kinds = {"variant": str, "method": str, "seed": int, "run_key": str}
+    if wrong := [key for key, kind in kinds.items() if not isinstance(content.get(key), kind)]:
+        shown = ", ".join(f"{key} is {content[key]!r:.40}" if key in content else f"{key} is missing" for key in wrong)
+        raise DataError(f"{summary}: not the summary of a run: {shown}. Give summary.json of the run's folder.")
     return {key: content[key] for key in IDENTITY}
 
 
