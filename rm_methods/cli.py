@@ -31,8 +31,29 @@ _config = click.option(
 )
 
 
+_WRITTEN = ("work", "out", "report", "metrics", "credits")  # options that name what a verb writes
+
+
+class _Verb(click.Command):
+    """A verb that says which of its folders was full or read-only, whatever library found out."""
+
+    def invoke(self, context):
+        try:
+            return super().invoke(context)
+        except Exception as error:
+            from rm_methods.system.disk import disk_problem
+
+            given = [context.params.get(name) for name in _WRITTEN]
+            paths = [path for value in given for path in (value if isinstance(value, tuple) else (value,)) if path]
+            if problem := disk_problem(error, dict.fromkeys(paths)):
+                raise UserError(problem) from error
+            raise
+
+
 class _Cli(click.Group):
     """Prints errors of the user's making as text and exits with 2; anything else is our fault and keeps its traceback."""
+
+    command_class = _Verb
 
     def invoke(self, context):
         try:

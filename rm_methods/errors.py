@@ -23,10 +23,17 @@ class ConfigError(UserError):
     """
 
     def __init__(self, problems: Iterable[str], source: str = "the configuration"):
-        self.problems = list(problems)
+        self.problems = [_on_one_line(problem) for problem in problems]
         count = len(self.problems)
         lines = [f"{count} problem{'s' if count != 1 else ''} in {source}:", *(f"  - {p}" for p in self.problems)]
         super().__init__("\n".join(lines))
+
+
+def _on_one_line(text: str) -> str:
+    """A text of the user's with line breaks and control characters escaped: it must not look like another problem or reach the terminal."""
+    return "".join(
+        letter if letter.isprintable() else letter.encode("unicode_escape").decode("ascii") for letter in text
+    )
 
 
 def nearest(name: str, allowed: Iterable[str], heading: str = "Allowed") -> str:

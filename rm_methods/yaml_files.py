@@ -28,7 +28,6 @@ _YAML_1_2 = (
     ("float", _FLOAT, "-+.0123456789"),
     ("merge", r"<<", "<"),
 )
-_TYPES = ("map", "seq", "str", *(name for name, _, _ in _YAML_1_2))
 # What the words and numbers that the two versions read differently are in YAML 1.1.
 _OLD_READINGS = {
     "bool": "true or false",
@@ -148,9 +147,6 @@ class _Nodes:
             yaml.YAMLError: a node holds itself.
         """
         key = id(node)
-        name = node.tag.removeprefix(_TAG)
-        if name not in _TYPES or (name in _PATTERNS and not _PATTERNS[name].match(node.value)):
-            raise yaml.YAMLError(f"line {_line(node)}: the tag '{node.tag}' is not used here; remove it")
         if key in self._open:
             raise yaml.YAMLError(f"line {_line(node)}: an alias within what it stands for, which has no end")
         if key not in self._counts:
@@ -163,6 +159,7 @@ class _Nodes:
         if isinstance(node, yaml.ScalarNode):
             self._check_scalar(node, path)
             return 1
+        _check_tag(node)
         if isinstance(node, yaml.SequenceNode):
             return 1 + sum(self.count(item, _joined(path, str(k))) for k, item in enumerate(node.value))
         lines: dict[tuple[str, str], int] = {}
@@ -184,6 +181,7 @@ class _Nodes:
         return total
 
     def _check_scalar(self, node: yaml.ScalarNode, path: str) -> None:
+        _check_tag(node)
         text, name = node.value, node.tag.removeprefix(_TAG)
         line = f"line {_line(node)}{self.where}"
         if name == "int" and len(text) > _MAX_DIGITS:
@@ -202,6 +200,16 @@ class _Nodes:
                 f"{path}: {text} on {line} is {_OLD_READINGS[old]} in YAML 1.1 and text in YAML 1.2; "
                 f"{'write true or false' if old == 'bool' else 'write it out'}, or put it in quotation marks if it is text"
             )
+
+
+def _check_tag(node: yaml.Node) -> None:
+    name = node.tag.removeprefix(_TAG)
+    if isinstance(node, yaml.ScalarNode):
+        fits = name == "str" or (name in _PATTERNS and _PATTERNS[name].match(node.value))
+    else:
+        fits = name == ("map" if isinstance(node, yaml.MappingNode) else "seq")
+    if not fits:
+        raise yaml.YAMLError(f"line {_line(node)}: the tag '{node.tag}' is not used here; remove it")
 
 
 def _old_reading(text: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from pathlib import Path
 
 import hypothesis
@@ -116,3 +117,14 @@ def smollm2(tmp_path_factory):
     )["backbone"]
     prepare_backbone(section, [], folder / "backbone")
     return folder / "backbone", section
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A folder on a file system of one MiB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)], capture_output=True).returncode:
+        pytest.skip("a small file system cannot be mounted here (needs root)")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)

@@ -221,4 +221,4 @@ def test_a_full_disk_is_reported_in_words(tmp_path, monkeypatch):
     monkeypatch.setattr(rm_methods.listing, "listing", full)
     result = invoke("list", "methods")
     assert result.exit_code == 2
-    assert "No space left on device" in result.output
+    assert "the disk is full or over its quota while writing to x.parquet" in result.output

@@ -129,6 +129,10 @@ def test_what_is_written_is_read_again(value):
         (b"a: \0\n", "not valid YAML"),
         (b"a: !!python/object/apply:os.getcwd []\n", "the tag 'tag:yaml.org,2002:python/object/apply:os.getcwd' is not used here"),
         (b"a: !!int x\n", "is not used here"),
+        (b"!!int a: x\n", "is not used here"),
+        (b"!!binary a: x\n", "is not used here"),
+        (b"a: !!set {x}\n", "is not used here"),
+        (b"a: !!int {x: 1}\n", "is not used here"),
         (b"a: !!timestamp x\n", "is not used here"),
     ],
 )  # fmt: skip

@@ -192,6 +192,8 @@ def _resolve_methods(config: dict[str, Any], problems: list[str]) -> dict[str, A
     """All variants, with the tuned settings below those of the configuration, and crossed with the axes."""
     entries = config["methods"]
     if all(isinstance(entry, dict) and set(entry) == set(_RESOLVED) for entry in entries.values()):
+        for name, entry in entries.items():
+            problems += _resolved_problems(entry, f"methods.{name}")
         return entries
     tuned = _tuned_settings(config, problems)
     # What is no mapping has been reported already.
@@ -210,6 +212,27 @@ def _resolve_methods(config: dict[str, Any], problems: list[str]) -> dict[str, A
     except ConfigError as error:
         problems += error.problems
         return resolved
+
+
+def _resolved_problems(entry: dict[str, Any], where: str) -> list[str]:
+    """What is wrong with a resolved entry of `methods`: it may come from a file that somebody edited."""
+    properties = schema()["properties"]
+    training, noise = properties["training"]["properties"], properties["noise_levels"]["items"]
+    parts = {
+        "method": {"enum": list(registry.method_names())},
+        "settings": {"type": "object"},
+        "learning_rate": {"anyOf": [{"type": "null"}, training["learning_rate"]]},
+        "lora": training["lora"],
+        "label_noise": noise | {"type": ["object", "null"], "required": ["rate", "kind"]},
+        "tuned_from": {"type": ["string", "null"]},
+    }
+    problems = schema_problems(entry, {"type": "object", "properties": parts}, where)
+    if problems:
+        return problems
+    card = registry.load_card(entry["method"])
+    return schema_problems(
+        entry["settings"], card.settings_schema | {"required": list(card.settings)}, f"{where}.settings"
+    )
 
 
 def _resolve_method(

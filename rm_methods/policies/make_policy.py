@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rm_methods.files import content_hash, file_hash
-from rm_methods.policies.settings import policy_backbone
+from rm_methods.policies.settings import named_as_policy, policy_backbone
 from rm_methods.preferences.pair import read_pairs
 from rm_methods.system.provenance import code_hash
 from rm_methods.system.run_lock import run_lock
@@ -34,14 +34,14 @@ def make_policy(config: Mapping[str, Any], pairs: Path, out: Path, work: Path, t
     # Only a tiny backbone reads pairs: its tokenizer is trained on their text.
     training = [pair for pair in training_and_validation if pair.split == "train"]
     tokenizer_text = training if backbone["source"] == "tiny" else []
-    prepare_backbone(backbone, tokenizer_text, out / "backbone")
-
     section = config["overoptimization"]
     settings = section["sft"] | {"max_prompt_tokens": section["sampling"]["max_prompt_tokens"]}
     seed = config["seeds"][0]
     # Another data set or other code never meets these checkpoints.
     key = content_hash([settings, backbone, seed, file_hash(pairs), code_hash("sft")])
-    with run_lock(out):
-        return train_sft(
-            settings, training_and_validation, out / "backbone", backbone, seed, out, work / f"sft_{key}", threads
-        )
+    with named_as_policy(config):
+        prepare_backbone(backbone, tokenizer_text, out / "backbone")
+        with run_lock(out):
+            return train_sft(
+                settings, training_and_validation, out / "backbone", backbone, seed, out, work / f"sft_{key}", threads
+            )

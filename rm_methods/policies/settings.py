@@ -2,11 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import fields
 from typing import Any
 
-from rm_methods.errors import ConfigError, nearest
+from rm_methods.errors import ConfigError, UserError, nearest
+
+
+@contextmanager
+def named_as_policy(config: Mapping[str, Any]) -> Iterator[None]:
+    """In errors about a policy's own section, `backbone.<key>` becomes the key that the user wrote.
+
+    Backbones are made by one module for reward models and policies, and it names the section of reward models.
+    """
+    try:
+        yield
+    except UserError as error:
+        if not config["overoptimization"]["policy"]:
+            raise
+        text = re.sub(r"(?<![\w./])backbone\.(?=[a-z_]+\b)", "overoptimization.policy.", str(error))
+        raise UserError(text) from error
 
 
 def policy_backbone(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -108,13 +108,12 @@ def optimize(job: PpoJob) -> dict[str, Any]:
     from rm_methods.training.launch import (
         dies_with_its_launcher,
         end_of_rank,
-        full_disk_explained,
         launch_ranks,
         stops_on_signals,
     )
 
     ppo = job.section["ppo"]
-    with stops_on_signals(), full_disk_explained(job.work):
+    with stops_on_signals():
         if "RANK" in os.environ:
             dies_with_its_launcher()
             summary = _optimize_this_rank(job)

@@ -1,5 +1,5 @@
 """Starting a training run on its processors: the check of the GPUs, one rank a GPU through torchrun, on one node or on those of a Slurm
-job; and how a run ends when it is told to stop or when the disk is full.
+job; and how a run ends when it is told to stop.
 
 torchrun rather than DeepSpeed's launcher: it needs no ssh and works inside Slurm.
 """
@@ -7,9 +7,7 @@ torchrun rather than DeepSpeed's launcher: it needs no ssh and works inside Slur
 from __future__ import annotations
 
 import ctypes
-import errno
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -17,7 +15,6 @@ import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 from rm_methods.errors import UserError
@@ -29,8 +26,6 @@ _TORCHRUN = (sys.executable, "-m", "torch.distributed.run")
 _VISIBLE = ("CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES")
 # Of the allocation, the rest would set options of the job step that is started here.
 _KEPT_OF_SLURM = ("SLURM_JOB_ID", "SLURM_CONF", "SLURM_CLUSTER_NAME")
-# What the C library, torch (while it writes a zip file) and safetensors say on a full disk.
-_FULL_DISK = ("No space left", "Disk quota exceeded", "PytorchStreamWriter failed", "unexpected pos")
 _SECONDS_TO_STOP = 25  # below the 30 s that Slurm gives a job by default
 _PR_SET_PDEATHSIG = 1  # from linux/prctl.h
 
@@ -172,23 +167,6 @@ def stops_on_signals() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-@contextmanager
-def full_disk_explained(folder: Path) -> Iterator[None]:
-    """Turn what libraries say on a full disk into an error with what to do; torch and safetensors do not raise OSError."""
-    try:
-        yield
-    except Exception as error:
-        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-        if not full and not any(text in str(error) for text in _FULL_DISK):
-            raise
-        there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-        free = shutil.disk_usage(there).free / 2**20
-        raise UserError(
-            f"{folder}: the disk is full or over its quota ({free:.0f} MiB are free now). Make room, or name a folder on another disk in "
-            "`results:`. Nothing half-written is kept; the same command continues from the last complete checkpoint."
-        ) from error
 
 
 def _torch_has_gpus() -> bool:

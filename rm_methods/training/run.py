@@ -27,7 +27,6 @@ from rm_methods.training.launch import (
     check_gpus,
     dies_with_its_launcher,
     end_of_rank,
-    full_disk_explained,
     launch_ranks,
     stops_on_signals,
     threads_of_rank,
@@ -84,9 +83,9 @@ def train(config: dict[str, Any], variant: str, seed: int, files: RunFiles, thre
 
     Raises:
         UserError: nothing to train on, a loss that is not finite, a rank that failed, an impossible setting, another process that
-            writes this run, other GPUs than asked for, a full disk.
+            writes this run, other GPUs than asked for.
     """
-    with stops_on_signals(), full_disk_explained(files.work):
+    with stops_on_signals():
         if "RANK" in os.environ:
             return _train_this_rank(config, variant, seed, files, threads)
         with run_lock(files.summary.parent):

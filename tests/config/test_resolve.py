@@ -390,6 +390,24 @@ def test_samples_and_ppo_runs_depend_on_the_gold_and_on_how_it_scores(change):
     assert before.ppo_settings() != after.ppo_settings()
 
 
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"method": {}}, "methods.bradley_terry.method: is {}; allowed: "),
+        ({"settings": {"centring": 0.1}}, "methods.bradley_terry.settings: missing margin_scale"),
+        ({"settings": {"centring": "x", "margin_scale": 0.0}}, 'methods.bradley_terry.settings.centring: is "x"'),
+        ({"learning_rate": -1.0}, "methods.bradley_terry.learning_rate"),
+        ({"lora": {"rank": 0}}, "methods.bradley_terry.lora.rank: is 0"),
+        ({"label_noise": {"rate": 2}}, "methods.bradley_terry.label_noise"),
+        ({"tuned_from": 3}, "methods.bradley_terry.tuned_from: is 3"),
+    ],
+)
+def test_a_resolved_configuration_that_was_edited_is_checked_again(change, says):
+    config = resolve(minimal())
+    config["methods"]["bradley_terry"] |= change
+    assert any(problem.startswith(says) for problem in problems(config)), problems(config)
+
+
 def test_all_problems_of_writing_and_of_meaning_are_reported_at_once(tmp_path):
     (tmp_path / "a.yaml").write_text(
         "experiment: x\nmethods: {bradley_terry: {}, 5: {}}\ndata: {dataset: world}\nseeds: [010]\n"
@@ -410,6 +428,12 @@ def test_all_problems_of_writing_and_of_meaning_are_reported_at_once(tmp_path):
         assert any(problem.startswith(expected) for problem in error.value.problems), (
             f"{expected!r} not in {error.value.problems}"
         )
+
+
+def test_every_problem_is_one_line_whatever_the_user_wrote():
+    (problem,) = problems(minimal(data={"dataset": "a\nb\x1b[31m"}))
+    assert "a\\nb\\x1b[31m" in problem
+    assert problem.isprintable()
 
 
 def test_duplicate_keys_of_tuned_settings_are_refused(tmp_path):

@@ -1,0 +1,63 @@
+"""What a full or read-only disk looks like in the errors of Python, torch and libraries written in Rust, and what to do about it."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import shutil
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
+# What the C library and torch (while it writes a zip file) say on a full disk.
+_FULL_TEXTS = ("No space left", "Disk quota exceeded", "PytorchStreamWriter failed", "unexpected pos")
+_OF_RUST = re.compile(r"\(os error ([0-9]+)\)")  # safetensors and tokenizers raise no OSError
+
+
+def disk_problem(error: BaseException, folders: Iterable[Path]) -> str | None:
+    """A sentence for an error that a full or read-only disk caused; None for every other error.
+
+    Args:
+        folders: that the failed command writes to.
+    """
+    folders = [Path(folder) for folder in folders]
+    chain = list(_causes(error))
+    for cause in chain:
+        if _number(cause) in _FULL or any(text in str(cause) for text in _FULL_TEXTS):
+            shown = ", ".join(f"{folder} ({_free(folder):.0f} MiB are free now)" for folder in folders) or _named(chain)
+            return (
+                f"the disk is full or over its quota while writing to {shown}. Make room, or name a folder on another disk in "
+                "`results:`. Nothing half-written is kept; the same command continues from the last complete checkpoint, if any."
+            )
+    number = _number(error)
+    if number in _READ_ONLY:
+        name = getattr(error, "filename", None) or ", ".join(map(str, folders)) or _named(chain)
+        return f"{name}: {os.strerror(number)}. Nothing half-written was kept; choose a folder that can be written."
+    return None
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """An error and what it was raised from or during."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        yield error
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+
+
+def _named(chain: Iterable[BaseException]) -> str:
+    return next((str(name) for cause in chain if (name := getattr(cause, "filename", None))), "a file")
+
+
+def _number(error: BaseException) -> int | None:
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno
+    of_rust = _OF_RUST.search(str(error))
+    return int(of_rust[1]) if of_rust else None
+
+
+def _free(folder: Path) -> float:
+    exists = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    return shutil.disk_usage(exists).free / 2**20
