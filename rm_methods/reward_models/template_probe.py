@@ -106,7 +106,10 @@ def probe_template(tokenizer) -> dict[str, Any]:
             or prints the same for two responses.
     """
     name, first = tokenizer.name_or_path, _user(_FIRST)
-    text = render(tokenizer, conversation([first], _RESPONSE))
+    try:
+        text = render(tokenizer, conversation([first], _RESPONSE))
+    except RefusedConversation as error:
+        raise UserError(f"{error} {_REMEDY}") from None
     ids = _ids(tokenizer, text)
     if text != render(tokenizer, conversation([first], _RESPONSE)):
         raise UserError(f"{name}: its chat template prints another text each time it is asked. {_REMEDY}")

@@ -152,7 +152,10 @@ def test_characters_that_the_tokenizer_folds_are_noticed(with_template):
         ("{% for m in messages %}{{ m.content | upper }}{% endfor %}", "changes the text of a response"),
         ("{% for m in messages %}{{ m.content }}{% endfor %}{{ range(99999) | random }}", "another text each time"),
         ("{{ bos_token }}{{ bos_token }}{% for m in messages %}{{ m.content }}{% endfor %}", "BOS token twice"),
-        ("{{ raise_exception('nothing is good enough') }}", "refuses a conversation .*nothing is good enough"),
+        (
+            "{{ raise_exception('nothing is good enough') }}",
+            r"refuses a conversation .*nothing is good enough\. Name a Jinja file",
+        ),
         ("{% for m in messages %}", "refuses a conversation"),
     ],
     ids=["parts", "users only", "upper case", "random", "two BOS", "refuses all", "syntax"],
