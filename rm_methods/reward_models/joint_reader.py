@@ -166,7 +166,7 @@ class DecoderReader:
     """
 
     def __init__(self, tokenizer: ChatTokenizer):
-        self.chat, self.tokenizer = tokenizer, tokenizer.tokenizer
+        self.chat, self.tokenizer, self.template = tokenizer, tokenizer.tokenizer, tokenizer.template
 
     @property
     def pad_id(self) -> int:

@@ -33,7 +33,15 @@ _CHARACTERS = 'A Ä é Ω 河 🙂 "it\'s" a_b\t{1: [2]} 3.5 % !'
 
 
 class RefusedConversation(UserError):
-    """The chat template raises an error for a conversation: roles that do not alternate, no system turn allowed, ..."""
+    """The chat template raises an error for a conversation: roles that do not alternate, no system turn allowed, ...
+
+    Attributes:
+        reason: the roles of its turns, and what the template says.
+    """
+
+    def __init__(self, tokenizer_name: str, messages: Sequence[Message], error: Exception):
+        self.reason = f"turns {' '.join(m['role'] for m in messages)}: {str(error).rstrip('.')}"
+        super().__init__(f"The chat template of {tokenizer_name} refuses a conversation ({self.reason}).")
 
 
 def render(tokenizer, messages: Sequence[Message], add_generation_prompt: bool = False) -> str:
@@ -47,10 +55,7 @@ def render(tokenizer, messages: Sequence[Message], add_generation_prompt: bool =
             list(messages), tokenize=False, add_generation_prompt=add_generation_prompt
         )
     except Exception as error:  # whatever a template calls or raises
-        roles = " ".join(m["role"] for m in messages)
-        raise RefusedConversation(
-            f"The chat template of {tokenizer.name_or_path} refuses a conversation (turns: {roles}): {str(error).rstrip('.')}."
-        ) from None
+        raise RefusedConversation(tokenizer.name_or_path, messages, error) from None
 
 
 def conversation(prompt: Sequence[Message], response: str) -> tuple[Message, ...]:

@@ -166,13 +166,17 @@ class ChatTokenizer:
                 head = render(self.tokenizer, prompt, add_generation_prompt=True)
                 whole = [render(self.tokenizer, conversation(prompt, response)) for response in responses]
             except RefusedConversation as error:
-                reasons[position] = str(error)
+                reasons[position] = error.reason
                 continue
             texts += whole
             boundaries += [_common_prefix(head, text) for text in whole]
         if reasons:
             first = next(iter(reasons.values()))
-            raise RefusedConversations(f"{len(reasons)} of {len(items)} conversations cannot be read. {first}", reasons)
+            raise RefusedConversations(
+                f"The chat template of {self.tokenizer.name_or_path} refuses {len(reasons)} of {len(items)} conversations. "
+                f"The first: {first}.",
+                reasons,
+            )
         return texts, boundaries
 
     def text_spans(self, messages: Sequence[Message]) -> np.ndarray:

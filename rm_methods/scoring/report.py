@@ -247,11 +247,13 @@ def _model_text(model: dict[str, Any]) -> str:
         parts.append(f"run {model['variant']} seed {model['seed']}")
     if model.get("members"):
         parts.append(f"{model['members']} members")
+    if model.get("template") and model["template"]["date"]:
+        parts.append(f"conversations dated {model['template']['date']}")
     parts += [f"{name} {value}" for name, value in model.items() if name not in _NAMED_ABOVE]
     return ", ".join(parts)
 
 
-_NAMED_ABOVE = ("folder", "kind", "variant", "seed", "run_key", "members")
+_NAMED_ABOVE = ("folder", "kind", "variant", "seed", "run_key", "members", "template")
 
 
 def _count(name: str, count: int, remark: str = "") -> str:

@@ -221,7 +221,7 @@ class RewardModelScorer:
         return encoded
 
     def computation(self) -> dict[str, Any]:
-        """How scores are computed, for the report: the settings, with the layout that "auto" came to."""
+        """How scores are computed, for the report: the settings, with the layout that "auto" came to, and the chat template."""
         settings = self.settings
         about = {
             "precision": settings.precision,
@@ -229,8 +229,8 @@ class RewardModelScorer:
             "attention": settings.attention,
             "max_length": settings.max_length,
         }
-        date = self.tokenizer.template["date"]
-        return about | ({"template_date": date} if date else {})
+        template = getattr(self.tokenizer, "template", None)  # an encoder reads text without a chat template
+        return about if template is None else about | {"template": template}
 
     def _of_responses(self, encoded, read: Callable[[list], Sequence], label: str) -> list[list]:
         """What `read` gives for every response of every item, computed in forwards of bounded size.

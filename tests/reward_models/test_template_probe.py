@@ -154,7 +154,7 @@ def test_characters_that_the_tokenizer_folds_are_noticed(with_template):
         ("{{ bos_token }}{{ bos_token }}{% for m in messages %}{{ m.content }}{% endfor %}", "BOS token twice"),
         (
             "{{ raise_exception('nothing is good enough') }}",
-            r"refuses a conversation .*nothing is good enough\. Name a Jinja file",
+            r"refuses a conversation .*nothing is good enough\)\. Name a Jinja file",
         ),
         ("{% for m in messages %}", "refuses a conversation"),
     ],
@@ -224,11 +224,13 @@ def test_a_date_that_a_model_was_saved_with_stays(with_template, clock, monkeypa
 
 @pytest.mark.parametrize("start", ["\n", "  ", "\n\n  {{ 'x' }}", "{#- a -#}\n"])
 def test_what_is_put_in_front_of_a_template_prints_nothing(with_template, start):
-    template = start + FOLDS + "{% if false %}{{ strftime_now('%d') }}{% endif %}"
-    tokenizer, plain = with_template(template), with_template(template)
-    pin_date(tokenizer)
-    assert tokenizer.chat_template != plain.chat_template
-    assert render(tokenizer, conversation([USER], "Baltic.")) == render(plain, conversation([USER], "Baltic."))
+    asks = start + FOLDS + "{% if false %}{{ strftime_now('%d') }}{% endif %}"
+    for template, put_in_front in ((asks, pin_date), (start + HIDES_SYSTEM, fold_system)):
+        tokenizer, plain = with_template(template), with_template(template)
+        put_in_front(tokenizer)
+        assert tokenizer.chat_template != plain.chat_template
+        messages = conversation([USER], "Baltic.")
+        assert render(tokenizer, messages) == render(plain, messages)
 
 
 def test_named_templates_all_get_the_date(with_template):
@@ -262,5 +264,5 @@ def test_folding_leaves_templates_alone_that_have_a_system_turn(with_template):
 
 
 def test_a_refusal_names_the_turns_and_the_reason(with_template):
-    with pytest.raises(RefusedConversation, match=r"turns: system user assistant.*System role not supported"):
+    with pytest.raises(RefusedConversation, match=r"turns system user assistant: System role not supported"):
         render(with_template(TURNS_ALTERNATE), conversation([SYSTEM, USER], "Baltic."))

@@ -8,6 +8,8 @@ import pytest
 from rm_methods.benchmarks.item import BenchmarkItem, write_items
 from rm_methods.benchmarks.score_table import COLUMNS, read_scores
 from rm_methods.errors import DataError, UserError
+from rm_methods.methods.contract import Inputs
+from rm_methods.methods.registry import load_card, load_method
 from rm_methods.preferences.pair import write_pairs
 from rm_methods.scoring.score import score_files
 
@@ -126,11 +128,13 @@ def test_models_that_are_not_there_are_refused(write_rows, tmp_path):
 
 @pytest.fixture
 def strict_template(reward_model, tokenizer, tmp_path):
-    """Model folder whose chat template refuses system turns and leaves text between <think> tags out."""
+    """Model folder whose chat template refuses system turns and leaves text between <think> tags out, and
+    which asks for the date."""
     from copy import deepcopy
 
     template = (
-        "{% for m in messages %}{% if m['role'] == 'system' %}{{ raise_exception('no system turns') }}{% endif %}"
+        "{{ strftime_now('%d %B') }}{% for m in messages %}"
+        "{% if m['role'] == 'system' %}{{ raise_exception('no system turns') }}{% endif %}"
         "[{{ m['role'] }}]{{ m['content'].split('</think>')[-1] }}{{ eos_token }}{% endfor %}"
         "{% if add_generation_prompt %}[assistant]{% endif %}"
     )
@@ -171,3 +175,26 @@ def test_texts_that_the_chat_template_changes_are_counted(strict_template, write
     (text,) = score_files(strict_template, [(str(path), tmp_path / "s.parquet")], None, [], {"max_length": 256})
     assert report_of(tmp_path / "s.parquet")["changed_by_template"] == 1
     assert "changed             1  texts, by the model's chat template" in text
+
+
+def test_the_report_says_what_the_chat_template_does(strict_template, write_rows, tmp_path):
+    (text,) = score_files(strict_template, [(str(write_rows("x.jsonl", GOOD)), tmp_path / "s.parquet")], None, [], {})
+    template = report_of(tmp_path / "s.parquet")["model"]["template"]
+    assert (template["date"], template["system_turn"], template["strips_think"]) == ("2024-07-26", "refused", True)
+    assert "conversations dated 2024-07-26" in " ".join(text.split())
+
+
+@pytest.mark.parametrize("name", ["joint_decoder", "joint_encoder"])
+def test_pairs_are_scored_with_joint_models(prepared, pairs, tmp_path, name):
+    method = load_method(name, load_card(name).defaults())
+    sections = {key: prepared[2][key] for key in ("backbone", "training")}
+    inputs = Inputs(0, tmp_path, config=sections, backbone=prepared[1])
+    reader = method.reader(pairs, inputs)
+    method.model(pairs, reader, inputs).save(tmp_path / "model")
+    reader.tokenizer.save_pretrained(tmp_path / "model")
+    write_pairs(pairs[:3], tmp_path / "pairs.parquet")
+    out = tmp_path / "s.parquet"
+    score_files(tmp_path / "model", [(str(tmp_path / "pairs.parquet"), out)], None, [], {"max_length": 256})
+    assert len(read_scores(out)) == 6
+    has_template = "template" in report_of(out)["model"]
+    assert has_template == (name == "joint_decoder")  # the encoder reads text without one

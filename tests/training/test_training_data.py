@@ -90,7 +90,9 @@ def test_pairs_that_the_template_refuses_are_named_and_counted(tmp_path):
     pairs = made_up_pairs(12)
     pairs[2], pairs[7] = with_system(pairs[2]), with_system(pairs[7])
     config, file, backbone = prepared_files(tmp_path, NO_SYSTEM, pairs)
-    with pytest.raises(DataError, match=r"^2 of 12 conv.*No system turn here\. Refused: pair .*fold_system") as caught:
+    with pytest.raises(
+        DataError, match=r"refuses 2 of 12 conv.*No system turn here\. Refused: pair .*fold_system"
+    ) as caught:
         data_of(config, file, backbone)
     assert all(f"{pairs[k].pair_id} (made up)" in str(caught.value) for k in (2, 7))
 
@@ -117,7 +119,7 @@ def test_when_the_template_refuses_every_pair_nothing_is_dropped(tmp_path):
     config, file, backbone = prepared_files(
         tmp_path, NO_SYSTEM, [with_system(p) for p in made_up_pairs(3)], refused_conversations="drop"
     )
-    with pytest.raises(DataError, match=r"^3 of 3 .*system turn here\."):
+    with pytest.raises(DataError, match=r"refuses 3 of 3 .*system turn here\."):
         data_of(config, file, backbone)
 
 
@@ -152,7 +154,7 @@ def test_a_run_and_its_model_treat_system_turns_as_the_configuration_says(tmp_pa
     assert summary["backbone"]["prepared"]["template"]["system_turn"] == ("refused" if dropped else "merged")
     scorer = load_scorer(tmp_path / "run" / "model", ScoringSettings(max_length=256))
     if refused == "drop":
-        with pytest.raises(DataError, match=f"^1 of 22 .*Refused: item {pairs[3].pair_id}.*fold_system"):
+        with pytest.raises(DataError, match=f"refuses 1 of 22 .*Refused: item {pairs[3].pair_id}.*fold_system"):
             pair_rewards(scorer, [*pairs[:18], *pairs[19:], pairs[0]])
     else:
         by_hand = replace(
