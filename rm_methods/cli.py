@@ -17,7 +17,7 @@ from pathlib import Path
 import click
 
 from rm_methods import __version__
-from rm_methods.errors import UserError
+from rm_methods.errors import UserError, shortened
 
 _FILE = click.Path(dir_okay=False, path_type=Path)
 _FOLDER = click.Path(file_okay=False, path_type=Path)
@@ -59,7 +59,7 @@ class _Cli(click.Group):
         try:
             return super().invoke(context)
         except UserError as error:
-            click.echo(f"rm-methods: {error}", err=True)
+            click.echo(f"rm-methods: {shortened(str(error))}", err=True)
             sys.exit(2)
         except OSError as error:
             if error.errno is None:

@@ -36,6 +36,21 @@ def _on_one_line(text: str) -> str:
     )
 
 
+def shortened(text: str, longest_line: int = 2000) -> str:
+    """The text with the middle left out of lines that are longer: a message may quote a value of any length.
+
+    >>> shortened("x" * 5000, 20)
+    'xxxxxxxxxx [4,980 characters left out] xxxxxxxxxx'
+    """
+    half = longest_line // 2
+    return "\n".join(
+        line
+        if len(line) <= longest_line
+        else f"{line[:half]} [{len(line) - 2 * half:,} characters left out] {line[-half:]}"
+        for line in text.split("\n")
+    )
+
+
 def nearest(name: str, allowed: Iterable[str], heading: str = "Allowed") -> str:
     """A sentence for an unknown name: the nearest match if there is one, then everything that is allowed (or what `heading` says).
 

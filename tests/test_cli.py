@@ -56,6 +56,18 @@ def test_user_errors_are_text_and_exit_with_2(tmp_path):
     assert "Traceback" not in result.output
 
 
+def test_a_message_does_not_repeat_a_long_value(tmp_path):
+    method = "bradley " * 20_000
+    (tmp_path / "c.yaml").write_text(
+        f"experiment: x\ndata: {{dataset: world}}\nmethods: {{mine: {{method: '{method}'}}}}\n"
+    )
+    result = invoke("check", "--config", tmp_path / "c.yaml")
+    assert result.exit_code == 2
+    assert "methods.mine" in result.output
+    assert "characters left out" in result.output
+    assert len(result.output) < 4000
+
+
 def test_check_prints_the_configuration_with_all_defaults(tmp_path):
     (tmp_path / "c.yaml").write_text("experiment: x\ndata: {dataset: world}\nmethods: {bradley_terry: {}}\n")
     result = invoke("check", "--config", tmp_path / "c.yaml")
