@@ -16,7 +16,7 @@ from rm_methods.benchmarks.cards import BenchmarkCard
 from rm_methods.benchmarks.grading import SAMPLING_OPTIONS, Metric, pooled, present_subsets, sample_items
 from rm_methods.benchmarks.item import BenchmarkItem
 from rm_methods.benchmarks.pool_grading import GOLD_RULE, agreement, candidate_gold, gold_comparisons, gold_of_top
-from rm_methods.benchmarks.sources import ReadReport, local_files, local_rows
+from rm_methods.benchmarks.sources import ReadReport, check_new, check_plain, local_files, local_rows, text_of
 from rm_methods.errors import DataError, UserError, nearest
 from rm_methods.files import content_hash
 from rm_methods.preferences.pair import prompt_group
@@ -41,8 +41,10 @@ def read(
 
 
 def _read_pool(card: BenchmarkCard, root: Path, report: ReadReport) -> Iterator[BenchmarkItem]:
+    first_use: dict[str, str] = {}
     for _, where, row in local_rows(local_files(card, root, names=["pool"]), report):
         item = _item(row, where)
+        check_new(item.item_id, where, first_use)
         if max(item.label) == min(item.label):
             report.exclude("all candidates have the same preference: nothing to rank", where)
             continue
@@ -54,9 +56,7 @@ def _read_pool(card: BenchmarkCard, root: Path, report: ReadReport) -> Iterator[
 
 
 def _item(row: dict[str, Any], where: str) -> BenchmarkItem:
-    instruction, candidates = row.get("instruction"), row.get("candidates")
-    if not isinstance(instruction, str) or not instruction.strip():
-        raise DataError(f"{where}: `instruction` must be a text that is not empty, found {str(instruction)[:80]!r}.")
+    instruction, candidates = text_of(row, "instruction", where), row.get("candidates")
     if row.get("dataset") not in SUBSETS:
         raise DataError(
             f"{where}: dataset {row.get('dataset')!r} is not one of AlpacaEval. {nearest(str(row.get('dataset')), SUBSETS)}"
@@ -68,6 +68,7 @@ def _item(row: dict[str, Any], where: str) -> BenchmarkItem:
     for number, candidate in enumerate(candidates, start=1):
         if not isinstance(candidate, dict) or not isinstance(candidate.get("output"), str):
             raise DataError(f"{where}: candidate {number} has no text `output`.")
+        check_plain(candidate["output"], f"{where}: candidate {number}: `output`")
         preference = candidate.get("preference")
         if isinstance(preference, bool) or not isinstance(preference, (int, float)) or not 1 <= preference <= 2:
             raise DataError(

@@ -49,6 +49,8 @@ def prepare_items(
     root = None if config.get("root") is None else Path(config["root"]).expanduser()
     report = ReadReport()
     items = list(module.read(card, root, options, report, pairs=pairs))
+    if not items:
+        raise DataError(_no_items(card, report))
     present_subsets(items, card.subsets, card.name)
     excluded = sum(entry["count"] for entry in report.excluded.values())
     if report.rows != len(items) + excluded:
@@ -56,7 +58,7 @@ def prepare_items(
             f"{card.name}: {report.rows} rows gave {len(items)} items and {excluded} exclusions: rows are not accounted for."
         )
     for item in items:
-        _check_item(module, card, item)
+        _comparisons(module, card, item)  # refuses a label while its source is still at hand
     write_items(items, out_items, report.notes)
     summary = {
         "benchmark": card.name,
@@ -71,6 +73,7 @@ def prepare_items(
             subset: sum(item.subset == subset for item in items) for subset in sorted({item.subset for item in items})
         },
         "excluded": report.excluded,
+        "unread": report.unread,
         "counted": report.counted,
         "tie_rule": module.TIE_RULE,
         "notes": report.notes,
@@ -79,13 +82,13 @@ def prepare_items(
     return summary
 
 
-def _check_item(module: ModuleType, card: BenchmarkCard, item: BenchmarkItem) -> None:
-    """Refuse an item that could not be stored or graded, while its source is still at hand."""
-    _comparisons(module, card, item)
-    try:
-        "".join([*(message["content"] for message in item.prompt), *item.responses]).encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise DataError(f"{card.name}: item {item.item_id!r} holds text that is not Unicode ({error}).") from None
+def _no_items(card: BenchmarkCard, report: ReadReport) -> str:
+    sources = ", ".join(str(source.get("file") or source.get("hub")) for source in report.sources)
+    reasons = [
+        f"{entry['count']} excluded: {reason} (such as {entry['examples'][0]})"
+        for reason, entry in report.excluded.items()
+    ]
+    return f"{card.name}: there are no items to evaluate. {report.rows} rows were read from {sources}. {'; '.join(reasons)}"
 
 
 # Pure grading

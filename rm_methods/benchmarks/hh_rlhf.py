@@ -27,8 +27,7 @@ from rm_methods.benchmarks.grading import (
     sample_items,
 )
 from rm_methods.benchmarks.item import BenchmarkItem
-from rm_methods.benchmarks.sources import ReadReport, hub_rows, local_files, local_rows
-from rm_methods.errors import DataError
+from rm_methods.benchmarks.sources import ReadReport, hub_rows, local_files, local_rows, text_of
 from rm_methods.preferences.pair import Message, make_pair
 
 TIE_RULE = "equal scores are wrong (strict)"
@@ -90,10 +89,9 @@ def _item(
 
     transcripts = []
     for side in ("chosen", "rejected"):
-        if not isinstance(row.get(side), str):
-            raise DataError(f"{where}: `{side}` must be a text, found {type(row.get(side)).__name__}.")
+        text = text_of(row, side, where, may_be_empty=True)
         try:
-            transcripts.append(parse_transcript(row[side]))
+            transcripts.append(parse_transcript(text))
         except ValueError as error:
             report.exclude("not a transcript", f"{where}: {side}: {error}")
             return None

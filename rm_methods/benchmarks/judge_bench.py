@@ -22,7 +22,7 @@ import numpy as np
 from rm_methods.benchmarks.cards import BenchmarkCard
 from rm_methods.benchmarks.grading import SAMPLING_OPTIONS, Metric, pooled, present_subsets, sample_items
 from rm_methods.benchmarks.item import BenchmarkItem
-from rm_methods.benchmarks.sources import ReadReport, hub_rows, local_files, local_rows
+from rm_methods.benchmarks.sources import ReadReport, check_new, hub_rows, local_files, local_rows, text_of
 from rm_methods.errors import DataError, nearest
 from rm_methods.preferences.pair import prompt_group
 
@@ -60,17 +60,20 @@ def _read_pairs(
         rows = hub_rows(card, report, response_model, split=response_model)
     else:
         rows = local_rows(local_files(card, root, names=[response_model]), report)
+    first_use: dict[str, str] = {}
     for _, where, row in rows:
         item = _item(row, where)
+        check_new(item.item_id, where, first_use)
         if item.responses[0] == item.responses[1]:
             report.count("both answers are the same text: always a tie, kept", item.item_id)
+        if not all(response.strip() for response in item.responses):
+            report.count("empty answer, kept", item.item_id)
         yield item
 
 
 def _item(row: dict[str, Any], where: str) -> BenchmarkItem:
     for key in ("pair_id", "source", "question", "response_A", "response_B", "label"):
-        if not isinstance(row.get(key), str):
-            raise DataError(f"{where}: `{key}` must be a text, found {type(row.get(key)).__name__}.")
+        text_of(row, key, where, may_be_empty=key.startswith("response"))
     subset = next((prefix for prefix in CATEGORIES.values() if row["source"].startswith(prefix)), None)
     if subset is None:
         raise DataError(

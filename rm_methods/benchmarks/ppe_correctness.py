@@ -24,7 +24,7 @@ from rm_methods.benchmarks.cards import BenchmarkCard
 from rm_methods.benchmarks.grading import SAMPLING_OPTIONS, Metric, mean_of, pooled, present_subsets, sample_items
 from rm_methods.benchmarks.item import BenchmarkItem
 from rm_methods.benchmarks.pool_grading import GOLD_RULE, agreement, candidate_gold, gold_comparisons, gold_of_top
-from rm_methods.benchmarks.sources import ReadReport, hub_rows, local_files, local_rows
+from rm_methods.benchmarks.sources import ReadReport, check_plain, hub_rows, id_of, local_files, local_rows, text_of
 from rm_methods.errors import DataError
 from rm_methods.preferences.pair import prompt_group
 
@@ -88,8 +88,8 @@ def _items(rows, report: ReadReport) -> Iterator[BenchmarkItem]:
 
 def _item(row: dict[str, Any], subset: str, where: str, report: ReadReport) -> BenchmarkItem | None:
     """The item of a row, or None if the row is counted as excluded."""
-    if not isinstance(row.get("prompt"), str):
-        raise DataError(f"{where}: `prompt` must be a text, found {type(row.get('prompt')).__name__}.")
+    prompt, question = text_of(row, "prompt", where), id_of(row, "question_id", where)
+    model = id_of(row, "model_name", where)
     correct = row.get("scores")
     if not isinstance(correct, (list, tuple)) or not correct or not all(value in (0, 1) for value in correct):
         raise DataError(
@@ -101,6 +101,7 @@ def _item(row: dict[str, Any], subset: str, where: str, report: ReadReport) -> B
             raise DataError(
                 f"{where}: `scores` has {len(correct)} values, but `response_{k}` is {type(response).__name__}, not a text."
             )
+        check_plain(response, f"{where}: `response_{k}`")
     if row.get(f"response_{len(correct) + 1}") is not None:
         raise DataError(f"{where}: there are more responses than the {len(correct)} values of `scores`.")
     pairs = _conflict_pairs(row.get("sampled_conflict_pairs"), correct, where, report)
@@ -109,15 +110,15 @@ def _item(row: dict[str, Any], subset: str, where: str, report: ReadReport) -> B
         return None
     if len(set(responses)) < len(responses):
         report.count("some responses repeat the text of another, kept", where)
-    messages = [{"role": "user", "content": row["prompt"]}]
+    messages = [{"role": "user", "content": prompt}]
     return BenchmarkItem(
-        item_id=f"{subset}/{row.get('question_id')}/{row.get('model_name')}",
+        item_id=f"{subset}/{question}/{model}",
         subset=subset,
         prompt=messages,
         responses=responses,
         label={"gold": [float(value) for value in correct], "conflict_pairs": pairs},
         group=prompt_group(messages),
-        meta={"model_name": row.get("model_name")},
+        meta={"model_name": model},
     )
 
 
@@ -132,7 +133,7 @@ def _conflict_pairs(given: Any, correct: Sequence[bool], where: str, report: Rea
         if (
             not isinstance(pair, (list, tuple))
             or len(pair) != 2
-            or not all(isinstance(k, int) and 0 <= k < len(correct) for k in pair)
+            or not all(type(k) is int and 0 <= k < len(correct) for k in pair)
         ):
             raise DataError(f"{where}: conflict pair {pair!r} is not two indices from 0 to {len(correct) - 1}.")
         first, second = pair

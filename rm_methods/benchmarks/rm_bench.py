@@ -17,7 +17,16 @@ import numpy as np
 from rm_methods.benchmarks.cards import BenchmarkCard
 from rm_methods.benchmarks.grading import SAMPLING_OPTIONS, Metric, mean_of, present_subsets, sample_items
 from rm_methods.benchmarks.item import BenchmarkItem
-from rm_methods.benchmarks.sources import ReadReport, hub_rows, local_files, local_rows
+from rm_methods.benchmarks.sources import (
+    ReadReport,
+    check_new,
+    check_plain,
+    hub_rows,
+    id_of,
+    local_files,
+    local_rows,
+    text_of,
+)
 from rm_methods.errors import DataError, nearest
 from rm_methods.preferences.pair import prompt_group
 
@@ -72,40 +81,51 @@ def _read_domains(
         if "total_dataset" in files:  # it holds the rows of the other files: reading both would count them twice
             files = {"total_dataset": files["total_dataset"]}
         rows = local_rows(files, report)
+    first_use: dict[str, str] = {}
     for name, where, row in rows:
         subset = row.get("domain") if name == "total_dataset" else name
         if subset not in SUBSETS:
             raise DataError(f"{where}: domain {subset!r} is not one of RM-Bench. {nearest(str(subset), SUBSETS)}")
-        item = _item(row, subset, where)
+        item = _item(row, subset, where, report)
+        check_new(item.item_id, where, first_use)
         if any(subset in DOMAINS[domain] for domain in wanted):
             yield item
         else:
             report.exclude("domain not asked for by options.domains", where)
 
 
-def _item(row: dict[str, Any], subset: str, where: str) -> BenchmarkItem:
-    prompt, chosen, rejected = row.get("prompt"), row.get("chosen"), row.get("rejected")
-    if not isinstance(prompt, str):
-        raise DataError(f"{where}: `prompt` must be a text, found {type(prompt).__name__}.")
-    for key, answers in (("chosen", chosen), ("rejected", rejected)):
-        if (
-            not isinstance(answers, (list, tuple))
-            or len(answers) != 3
-            or not all(isinstance(answer, str) for answer in answers)
-        ):
-            raise DataError(
-                f"{where}: `{key}` must be a list of three texts (concise, detailed, markdown), found {str(answers)[:80]!r}."
-            )
+def _item(row: dict[str, Any], subset: str, where: str, report: ReadReport) -> BenchmarkItem:
+    prompt = text_of(row, "prompt", where)
+    answers = {key: _three_texts(row, key, where) for key in ("chosen", "rejected")}
+    if set(answers["chosen"]) & set(answers["rejected"]):
+        report.count("a chosen and a rejected answer are the same text: always a tie, kept", where)
+    if not all(answer.strip() for side in answers.values() for answer in side):
+        report.count("some answers are empty, kept", where)
     messages = [{"role": "user", "content": prompt}]
     return BenchmarkItem(
-        item_id=f"{subset}/{row.get('id')}",  # the official id is unique only within a file
+        item_id=f"{subset}/{id_of(row, 'id', where)}",  # the official id is unique only within a file
         subset=subset,
         prompt=messages,
-        responses=[*chosen, *rejected],
+        responses=[*answers["chosen"], *answers["rejected"]],
         label={"chosen": [0, 1, 2], "rejected": [3, 4, 5]},
         group=prompt_group(messages),
         meta={key: row[key] for key in ("subset", "language", "task_id") if row.get(key) is not None},
     )
+
+
+def _three_texts(row: dict[str, Any], key: str, where: str) -> list[str]:
+    answers = row.get(key)
+    if (
+        not isinstance(answers, (list, tuple))
+        or len(answers) != 3
+        or not all(isinstance(answer, str) for answer in answers)
+    ):
+        raise DataError(
+            f"{where}: `{key}` must be a list of three texts (concise, detailed, markdown), found {str(answers)[:80]!r}."
+        )
+    for answer in answers:
+        check_plain(answer, f"{where}: `{key}`")
+    return list(answers)
 
 
 def comparisons(label: Any, n_responses: int) -> list[tuple[int, int]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 from rm_methods.benchmarks.cards import BenchmarkCard
 from rm_methods.errors import DataError
 from rm_methods.files import file_hash
+from rm_methods.preferences.read_report import Columns
 
 EXAMPLES_KEPT = 5
 _PART = re.compile(r"-(?P<number>\d{5})-of-(?P<total>\d{5})")  # as the hub names the parts of a split
@@ -26,6 +28,7 @@ class ReadReport:
         excluded: reason -> {"count", "examples"} for rows that give no item.
         counted: remark -> {"count", "examples"} for unusual rows that are not excluded (before any `limit` is applied).
         notes: anything else a reader of the numbers must know.
+        columns: the columns of each source, and which of them were read.
     """
 
     rows: int = 0
@@ -33,6 +36,12 @@ class ReadReport:
     excluded: dict[str, dict[str, Any]] = field(default_factory=dict)
     counted: dict[str, dict[str, Any]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    columns: dict[str, Columns] = field(default_factory=lambda: defaultdict(Columns))
+
+    @property
+    def unread(self) -> dict[str, dict[str, int]]:
+        """By source, the columns that hold something and were not read, with the number of their rows."""
+        return {source: columns.unread for source, columns in self.columns.items() if columns.unread}
 
     def row(self) -> None:
         """Count one row of the source."""
@@ -85,7 +94,7 @@ def local_files(card: BenchmarkCard, root: Path, names: Iterable[str] | None = N
     missing = [name for name in needed if not found[name]]
     if missing and (names is not None or len(missing) == len(needed)):
         patterns = ", ".join(card.files[name] for name in missing)
-        there = ", ".join(sorted(path.name for path in root.iterdir())[:8]) or "nothing"
+        there = ", ".join(sorted(ascii(path.name)[1:-1] for path in root.iterdir())[:8]) or "nothing"
         raise DataError(f"{where}: no file {patterns} is here. Found: {there}. The public files are at {card.url}.")
     return {name: found[name] for name in needed if found[name]}
 
@@ -96,14 +105,92 @@ def local_rows(files: dict[str, list[Path]], report: ReadReport) -> Iterator[tup
     Raises:
         DataError: a file is damaged or a row is not a JSON object.
     """
-    from rm_methods.preferences.file_formats import file_rows
+    from rm_methods.preferences.file_formats import file_rows, readable
 
     for name, paths in files.items():
         for path in paths:
-            report.sources.append({"file": str(path), "sha256": file_hash(path, length=64)})
+            file = readable(path)
+            report.sources.append({"file": file, "sha256": file_hash(path, length=64)})
             for number, row in file_rows(path):
                 report.row()
-                yield name, f"{path}, row {number}", row
+                yield name, f"{file}, row {number}", _checked_row(row, file, f"{file}, row {number}", report)
+
+
+def _checked_row(row: dict[str, Any], source: str, where: str, report: ReadReport) -> dict[str, Any]:
+    """The row, whose columns are counted in the report and whose texts can be stored.
+
+    Raises:
+        DataError: text that is not Unicode, or a row nested too deeply.
+    """
+    from rm_methods.preferences.file_rows import Unusable, check_unicode
+
+    try:
+        check_unicode(row)
+    except Unusable as problem:
+        raise DataError(f"{where}: {problem.reason}{f' ({problem.why})' if problem.why else ''}.") from None
+    return report.columns[source].of_row(row)
+
+
+# Checks that the readers share
+
+
+def text_of(row: dict[str, Any], key: str, where: str, may_be_empty: bool = False) -> str:
+    """A text of a row.
+
+    Raises:
+        DataError: it is missing, is not text, is a whole conversation stored as text, or is empty.
+    """
+    value = row.get(key)
+    if not isinstance(value, str):
+        raise DataError(f"{where}: `{key}` must be a text, found {type(value).__name__}.")
+    if not value.strip() and not may_be_empty:
+        raise DataError(f"{where}: `{key}` must be a text that is not empty, found {value[:20]!r}.")
+    check_plain(value, f"{where}: `{key}`")
+    return value
+
+
+def check_plain(text: str, where: str) -> None:
+    """Refuse a conversation stored as text: it is neither a prompt nor an answer.
+
+    Raises:
+        DataError: the text begins as a list of messages.
+    """
+    from rm_methods.preferences.conversation_text import BrokenConversation, conversation_in_text
+
+    try:
+        messages = conversation_in_text(text)
+    except BrokenConversation as error:
+        raise DataError(f"{where} {error}; expected plain text.") from None
+    if messages is not None:
+        raise DataError(f"{where} is a conversation stored as text, {text[:40]!r}; expected plain text.")
+
+
+def id_of(row: dict[str, Any], key: str, where: str) -> str:
+    """An id of a row, as text.
+
+    Raises:
+        DataError: it is missing, empty, or neither text nor a whole number.
+    """
+    value = row.get(key)
+    if isinstance(value, bool) or not isinstance(value, (str, int)) or not str(value).strip():
+        raise DataError(f"{where}: `{key}` must be a text or a whole number, found {value!r:.60}.")
+    return str(value)
+
+
+def check_new(item_id: str, where: str, first_use: dict[str, str]) -> None:
+    """Refuse an id that an earlier row has; `first_use` says which row has which.
+
+    Raises:
+        DataError: naming both rows.
+    """
+    if item_id in first_use:
+        raise DataError(
+            f"{where}: item id {item_id!r:.80} occurs twice, first in {first_use[item_id]}. Ids must be unique in a benchmark."
+        )
+    first_use[item_id] = where
+
+
+# The hub
 
 
 def hub_rows(
@@ -136,4 +223,5 @@ def hub_rows(
     report.sources.append({"hub": card.hub_id, "revision": card.revision} | load_arguments)
     for number, row in enumerate(rows, start=1):
         report.row()
-        yield name, f"{card.hub_id} {load_arguments}, row {number}", row
+        source = f"{card.hub_id} {load_arguments}"
+        yield name, f"{source}, row {number}", _checked_row(row, source, f"{source}, row {number}", report)

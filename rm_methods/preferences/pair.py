@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from rm_methods.errors import DataError
 from rm_methods.files import content_hash, read_parquet, written_atomically
 
 Message = dict[str, str]  # {"role": "system" | "user" | "assistant", "content": text}
@@ -133,12 +134,46 @@ def read_pairs(source: str | os.PathLike, splits: Iterable[str] | None = None) -
     """Read prepared pairs, only those of `splits` if given, in file order.
 
     Raises:
-        DataError: if the file is missing, is not Parquet, or has other columns.
+        DataError: if the file is missing, is not Parquet, or has other columns; or, with the row, if a field is of
+            another kind.
     """
     table = read_parquet(source, pair_schema().names, "a file of prepared pairs", "prepare")
     wanted = None if splits is None else set(splits)
-    return [
-        PreferencePair(**(row | {"meta": json.loads(row["meta"])}))
-        for row in table.to_pylist()
-        if wanted is None or row["split"] in wanted
-    ]
+    pairs = []
+    for row, fields in enumerate(table.to_pylist(), start=1):
+        try:
+            pair = _pair(fields)
+        except ValueError as error:
+            raise DataError(f"{source}, row {row}: {error}. Run the prepare stage again.") from None
+        if wanted is None or pair.split in wanted:
+            pairs.append(pair)
+    return pairs
+
+
+def _pair(fields: dict[str, Any]) -> PreferencePair:
+    """A pair from a row of its file.
+
+    Raises:
+        ValueError: naming the field that is of another kind.
+    """
+    for name in ("pair_id", "chosen", "rejected", "group", "split", "source", "meta"):
+        if not isinstance(fields[name], str):
+            raise ValueError(f"'{name}' is {fields[name]!r:.60}; expected text")
+    prompt, strength = fields["prompt"], fields["strength"]
+    if not isinstance(prompt, list) or not prompt or not all(map(_is_message, prompt)):
+        raise ValueError(f"'prompt' is {prompt!r:.60}; expected a list of messages")
+    if strength is not None and not isinstance(strength, float):
+        raise ValueError(f"'strength' is {strength!r:.60}; expected a number or null")
+    try:
+        meta = json.loads(fields["meta"])
+    except (ValueError, RecursionError):
+        meta = None
+    if not isinstance(meta, dict):
+        raise ValueError(f"'meta' is {fields['meta']!r:.60}; expected a JSON object")
+    return PreferencePair(**(fields | {"meta": meta}))
+
+
+def _is_message(message: Any) -> bool:
+    return (
+        isinstance(message, dict) and isinstance(message.get("role"), str) and isinstance(message.get("content"), str)
+    )

@@ -83,7 +83,7 @@ class TestLocal:
     def test_text_that_is_not_unicode_is_named(self, tmp_path):
         row = '{"id": 1, "prompt": "?", "chosen": ["\\ud800", "b", "c"], "rejected": ["d", "e", "f"]}'
         (tmp_path / "chat_filtered.jsonl").write_text(row)
-        with pytest.raises(DataError, match="item 'chat/1' holds text that is not Unicode"):
+        with pytest.raises(DataError, match=r"chat_filtered.jsonl, row 1: text is not Unicode"):
             prepare("rm_bench", {"root": str(tmp_path)}, tmp_path)
 
     def test_an_empty_file_is_an_error(self, tmp_path):
