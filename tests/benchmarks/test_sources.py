@@ -1,17 +1,22 @@
 from __future__ import annotations
 
 import gzip
+import json
 import os
+import shutil
 import subprocess
 import sys
 
 import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from rm_methods.benchmarks import rm_bench
 from rm_methods.benchmarks.evaluation import prepare_items
 from rm_methods.benchmarks.item import read_items
 from rm_methods.errors import DataError
+from rm_methods.preferences.file_formats import file_rows
 
 from .conftest import EXAMPLES
 
@@ -39,8 +44,6 @@ class TestLocal:
             prepare("rm_bench", {"root": str(tmp_path)}, tmp_path)
 
     def test_the_parts_of_a_file_are_read_together(self, tmp_path):
-        import pyarrow.parquet as pq
-
         (whole,) = (EXAMPLES / "ppe_correctness").glob("*MATH*/data/*.parquet")
         table, folder = pq.read_table(whole), tmp_path / "in" / "PPE-MATH-Best-of-K"
         folder.mkdir(parents=True)
@@ -91,6 +94,132 @@ class TestLocal:
         with pytest.raises(DataError, match="rm_bench: there are no items"):
             prepare("rm_bench", {"root": str(tmp_path)}, tmp_path)
         assert not (tmp_path / "i.parquet").exists()
+
+
+FILES = {
+    "alpaca_eval_pool": "*",
+    "hh_rlhf": "harmless-base/*",
+    "judge_bench": "*gpt-4o*",
+    "ppe_correctness": "*MATH*/data/*",
+    "rm_bench": "chat_filtered*",
+}
+
+
+@pytest.fixture
+def change(tmp_path):
+    """A copy of a benchmark's example files in which a function has changed the rows of one file."""
+
+    def copy(name, edit):
+        folder = tmp_path / "changed"
+        shutil.rmtree(folder, ignore_errors=True)
+        shutil.copytree(EXAMPLES / name, folder)
+        (path,) = [path for path in folder.glob(FILES[name]) if path.is_file()]
+        rows = [row for _, row in file_rows(path)]
+        edit(rows)
+        if path.suffix == ".parquet":
+            pq.write_table(pa.Table.from_pylist(rows), path)
+        else:
+            text = "".join(json.dumps(row) + "\n" for row in rows).encode()
+            path.write_bytes(gzip.compress(text) if path.suffix == ".gz" else text)
+        return {"root": str(folder)}
+
+    return copy
+
+
+def put(key, value):
+    def edit(rows):
+        rows[1][key] = value
+
+    return edit
+
+
+def repeat_the_first(rows):
+    rows.append(rows[0])
+
+
+def without(key):
+    def edit(rows):
+        for row in rows:
+            del row[key]
+
+    return edit
+
+
+CONVERSATION = "[{'role': 'user', 'content': 'Why?'}]"
+REFUSED = [
+    ("rm_bench", put("id", None), "row 2: `id` must be a text or a whole number, found None"),
+    ("rm_bench", put("id", True), "row 2: `id` must be a text or a whole number, found True"),
+    ("rm_bench", put("id", "\udc00"), "row 2: text is not Unicode"),
+    ("rm_bench", put("prompt", " "), "row 2: `prompt` must be a text that is not empty"),
+    ("rm_bench", put("prompt", CONVERSATION), "row 2: `prompt` is a conversation stored as text"),
+    ("rm_bench", put("chosen", ["a", "b", CONVERSATION]), "row 2: `chosen` is a conversation stored as text"),
+    ("rm_bench", put("chosen", ["a", "b"]), "row 2: `chosen` must be a list of three texts"),
+    ("rm_bench", put("chosen", []), "row 2: `chosen` must be a list of three texts"),
+    ("rm_bench", repeat_the_first, r"row \d+: item id 'chat/.*' occurs twice, first in .*row 1\. Ids must be unique"),
+    ("judge_bench", repeat_the_first, r"row \d+: item id '.*' occurs twice, first in .*row 1\."),
+    ("judge_bench", put("label", "A=B"), r"row 2: label 'A=B' is not allowed"),
+    ("judge_bench", put("pair_id", ""), "row 2: `pair_id` must be a text that is not empty"),
+    ("judge_bench", put("question", "\ud800"), "row 2: text is not Unicode"),
+    ("judge_bench", put("response_A", CONVERSATION[:-1]), "row 2: `response_A` begins as a list of messages"),
+    ("alpaca_eval_pool", repeat_the_first, r"row \d+: item id '.*' occurs twice, first in .*row 1\."),
+    ("alpaca_eval_pool", put("candidates", []), "row 2: `candidates` must be a list of at least two answers"),
+    ("alpaca_eval_pool", put("instruction", ""), "row 2: `instruction` must be a text that is not empty"),
+    ("ppe_correctness", without("question_id"), "row 1: `question_id` must be a text or a whole number, found None"),
+    ("ppe_correctness", without("model_name"), "row 1: `model_name` must be a text or a whole number, found None"),
+    ("hh_rlhf", put("chosen", None), "row 2: `chosen` must be a text, found NoneType"),
+    ("hh_rlhf", put("chosen", CONVERSATION), "row 2: `chosen` is a conversation stored as text"),
+]
+
+
+@pytest.mark.parametrize(("name", "edit", "expected"), REFUSED, ids=range(len(REFUSED)))
+def test_a_row_that_cannot_be_trusted_is_named(change, tmp_path, name, edit, expected):
+    with pytest.raises(DataError, match=expected):
+        prepare(name, change(name, edit), tmp_path)
+    assert not (tmp_path / "i.parquet").exists()
+
+
+def test_unusual_answers_are_counted(change, tmp_path):
+    def edit(rows):
+        rows[0]["chosen"][0] = ""
+        rows[1]["chosen"][2] = rows[1]["rejected"][0]
+
+    counted = prepare("rm_bench", change("rm_bench", edit), tmp_path)[0]["counted"]
+    assert counted["some answers are empty, kept"]["count"] == 1
+    assert counted["a chosen and a rejected answer are the same text: always a tie, kept"]["count"] == 1
+    counted = prepare("judge_bench", change("judge_bench", put("response_A", "")), tmp_path)[0]["counted"]
+    assert counted["empty answer, kept"]["count"] == 1
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_columns_that_were_not_read_are_reported(change, tmp_path, name):
+    def edit(rows):
+        for number, row in enumerate(rows):
+            row["system prompt"] = "Be brief." if number == 0 else None
+
+    report, _ = prepare(name, change(name, edit), tmp_path)
+    assert [columns["system prompt"] for columns in report["unread"].values() if "system prompt" in columns] == [1]
+
+
+@pytest.mark.parametrize("pair", [[0, 99], [True, False], [0, -1], [0]])
+def test_conflict_pairs_are_two_indices_of_responses(change, tmp_path, pair):
+    def edit(rows):
+        for row in rows:
+            row["sampled_conflict_pairs"] = [pair]
+
+    with pytest.raises(DataError, match=r"row 1: conflict pair .* is not two indices"):
+        prepare("ppe_correctness", change("ppe_correctness", edit), tmp_path)
+
+
+def test_a_file_without_a_usable_row_says_what_became_of_its_rows(change, tmp_path):
+    def edit(rows):
+        rows[:] = [{"chosen": "no transcript", "rejected": "none"}]
+
+    config = change("hh_rlhf", edit) | {"options": {"subsets": ["harmless-base"]}}
+    expected = (
+        r"no items to evaluate\. 1 rows were read from .*harmless-base.*1 excluded: not a transcript \(such as .*row 1"
+    )
+    with pytest.raises(DataError, match=expected):
+        prepare("hh_rlhf", config, tmp_path)
 
 
 def test_a_module_that_drops_rows_in_silence_is_found_out(monkeypatch, tmp_path):
