@@ -38,6 +38,7 @@ class Reading:
         rows: rows read.
         refused: rows that are not scored, by reason: {"count": int, "examples": ["file, row N: why", ...]}.
         noticed: unusual rows that are scored, in the same form.
+        unread: columns that hold something and are not read, by file, with the number of their rows.
         notes: anything else a reader of the scores must know.
     """
 
@@ -45,6 +46,7 @@ class Reading:
     rows: int
     refused: dict[str, dict[str, Any]] = field(default_factory=dict)
     noticed: dict[str, dict[str, Any]] = field(default_factory=dict)
+    unread: dict[str, dict[str, int]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -128,9 +130,14 @@ def load_data(data: str, root: Path | None = None) -> ScoringData:
         from rm_methods.preferences.readers import read_dataset
 
         pairs, _, report = read_dataset(*dataset_cards.card_for(data, root), {})
-        return _pairs(
-            data, pairs, Reading(dict(report.files), report.rows, report.dropped, report.changed, report.notes)
-        )
+        read = report.to_json()
+        counted = {
+            "refused": read["dropped"],
+            "noticed": read["changed"],
+            "unread": read["unread"],
+            "notes": read["notes"],
+        }
+        return _pairs(data, pairs, Reading(read["files"], read["rows"], **counted))
     known = [*benchmark_cards.list_cards(), *dataset_cards.list_cards()]
     raise UserError(f"--data {data}: neither a file nor a card. {nearest(data, known)}")
 
@@ -181,5 +188,6 @@ def _benchmark(name: str, root: Path | None) -> ScoringData:
         )
         items = read_items(path)
     files = {source.get("file") or str(source.get("hub")): None for source in summary["sources"]}
-    reading = Reading(files, summary["n_rows"], summary["excluded"], summary["counted"], summary["notes"])
+    counted = {"refused": summary["excluded"], "noticed": summary["counted"], "notes": summary["notes"]}
+    reading = Reading(files, summary["n_rows"], **counted)
     return ScoringData(name, "items", items, None, reading, benchmark=name)

@@ -7,6 +7,7 @@ import os
 import textwrap
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import numpy as np
 from rm_methods.benchmarks.item import BenchmarkItem
 from rm_methods.benchmarks.score_table import ScoredResponse
 from rm_methods.files import read_json
+from rm_methods.preferences.read_report import unread_columns
 from rm_methods.scoring.data import Reading, ScoringData
 from rm_methods.scoring.scorer import SCORER_FILE
 
@@ -43,13 +45,7 @@ def make_report(
         "data": data.name,
         "unit": data.unit,
         "metrics": _metrics(data, scores),
-        "read": {
-            "rows": data.reading.rows,
-            "files": data.reading.files,
-            "refused": data.reading.refused,
-            "noticed": data.reading.noticed,
-            "notes": list(data.reading.notes),
-        },
+        "read": asdict(data.reading),
         "repetitions": 0 if data.rows is None else len(data.rows) - len(data.items),
         "items": len(data.items),
         "groups": len({item.group or item.item_id for item in data.items}),
@@ -214,6 +210,9 @@ def _reading_lines(reading: Reading) -> list[str]:
             examples = "; ".join(_short(example, reading.files) for example in entry["examples"])
             more = "; ..." if entry["count"] > len(entry["examples"]) else ""
             lines += _wrapped(f"{' ' * 14}{entry['count']:>9,}  {reason} ({examples}{more})", " " * 25)
+    for file, columns in reading.unread.items():
+        where = f" of {_short_path(file, reading.files)}" if len(reading.files) > 1 else ""
+        lines += _wrapped(f"  {'not read':<12}columns{where}: {unread_columns(columns)}", " " * 14)
     return lines + [line for note in reading.notes for line in _wrapped(f"  {'note':<12}{note}", " " * 14)]
 
 
@@ -273,12 +272,13 @@ def _short(example: str, files: dict[str, int | None]) -> str:
     for file in files:
         if example.startswith(f"{file}, "):
             rest = example[len(file) + 2 :]
-            return rest if len(files) == 1 else f"{os.path.relpath(file, _shared_folder(files))}, {rest}"
+            return rest if len(files) == 1 else f"{_short_path(file, files)}, {rest}"
     return example
 
 
-def _shared_folder(files: dict[str, int | None]) -> str:
-    return os.path.commonpath([os.path.dirname(file) for file in files])
+def _short_path(file: str, files: dict[str, int | None]) -> str:
+    """The path of a file below the folder that all files share."""
+    return os.path.relpath(file, os.path.commonpath([os.path.dirname(path) for path in files]))
 
 
 def _wrapped(text: str, indent: str) -> list[str]:

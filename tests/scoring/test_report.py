@@ -90,3 +90,12 @@ def test_the_text_says_the_result_first_and_fits_a_terminal(report, tmp_path):
     assert lines[1].startswith("  accuracy: 66.7% (95% interval ")
     assert any("1  empty response (row 4)" in line for line in lines)
     assert [line for line in lines[1:] if len(line) > 80 and "/" not in line] == []
+
+
+def test_columns_that_are_not_read_are_named(write_rows):
+    row = {"prompt": "a", "chosen": "b", "rejected": "c", "reason": "because"}
+    data = load_data(str(write_rows("x.jsonl", row, row | {"prompt": "d", "reason": ""})))
+    responses = [ScoredResponse(item.item_id, k, "", 1.0 - k, 10, False) for item in data.items for k in (0, 1)]
+    report = make_report(data, responses, MODEL, 1.5)
+    assert list(report["read"]["unread"].values()) == [{"reason": 1}]
+    assert "not read    columns: reason (1 rows)" in report_text(report, [])
