@@ -23,6 +23,7 @@ from rm_methods.methods.bradley_terry import bradley_terry_loss
 from rm_methods.methods.contract import Loss, TrainedMethod
 from rm_methods.preferences.pair import read_pairs
 from rm_methods.reward_models.layouts import SequenceBatch, launched_tokens, lay_out
+from rm_methods.training.training_data import encode_pairs
 
 
 def difference_objective(rewards: torch.Tensor) -> torch.Tensor:
@@ -106,7 +107,7 @@ class Method(TrainedMethod):
             raise UserError(
                 f"meta_rm.samples: {self.settings['samples']} has no pairs. Name a file of prepared pairs that has some, or null."
             )
-        self.items = inputs.reader.encode((pair.prompt, (pair.chosen, pair.rejected)) for pair in samples)
+        samples, self.items = encode_pairs(samples, inputs.reader, inputs.config["backbone"]["refused_conversations"])
         self.pad_id, self.tokens = inputs.reader.pad_id, inputs.config["training"]["tokens_per_microbatch"]
         cut = sum(any(item.truncated) for item in self.items)
         self.counts = {

@@ -133,12 +133,13 @@ def known(config: Mapping[str, Any], given: Mapping[str, Any]) -> Assumptions:
             measured.append("pairs")
         if (folder / "backbone" / "backbone.json").exists() and not {"prompt_tokens", "response_tokens"} & set(values):
             from rm_methods.reward_models.backbones import load_tokenizer
+            from rm_methods.training.training_data import encode_pairs
 
             tokenizer = load_tokenizer(
                 folder / "backbone", config["training"]["max_length"] or config["backbone"]["max_length"]
             )
             every = max(1, len(pairs) // _SAMPLE)
-            items = tokenizer.encode((p.prompt, (p.chosen, p.rejected)) for p in pairs[::every])
+            _, items = encode_pairs(pairs[::every], tokenizer, config["backbone"]["refused_conversations"])
             values["prompt_tokens"] = sum(i.shared for i in items) / len(items)
             values["response_tokens"] = sum(sum(i.lengths) - 2 * i.shared for i in items) / len(items) / 2
             measured += ["prompt_tokens", "response_tokens"]

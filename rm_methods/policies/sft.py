@@ -23,6 +23,7 @@ from rm_methods.files import read_json_lines, write_json, write_text, written_at
 from rm_methods.policies.policy import Policy, policy_from_backbone, save_policy
 from rm_methods.policies.settings import settings_from
 from rm_methods.preferences.pair import Message, PreferencePair
+from rm_methods.reward_models.template_probe import contains, conversation, render
 from rm_methods.system.progress import Progress
 
 IGNORED = -100  # label of tokens without loss, as in transformers
@@ -197,10 +198,11 @@ def response_token_ids(
     """
     tokenizer, end_id = policy.tokenizer, policy.end_ids[0]
     if messages is not None:
-        conversation = [*messages, {"role": "assistant", "content": response}]
-        whole = tokenizer.apply_chat_template(conversation, tokenize=True, return_dict=False)
+        text = render(tokenizer, conversation(messages, response))
+        whole = tokenizer(text, add_special_tokens=False)["input_ids"]
         after = whole[len(prompt_ids) :]
-        if whole[: len(prompt_ids)] == prompt_ids and end_id in after:
+        # A template that leaves thoughts out would teach another response.
+        if contains(text, response) and whole[: len(prompt_ids)] == prompt_ids and end_id in after:
             return after[: after.index(end_id) + 1], False
     return [*tokenizer(response, add_special_tokens=False)["input_ids"], end_id], messages is not None
 

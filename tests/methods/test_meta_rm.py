@@ -27,7 +27,7 @@ def pair_batch(tokenizer, pairs, weight=None, layout="packed"):
 
 def built(model, tokenizer=None, **settings):
     method = load_method("meta_rm", load_card("meta_rm").defaults() | settings)
-    config = {"training": {"tokens_per_microbatch": 400}}
+    config = {"backbone": {"refused_conversations": "error"}, "training": {"tokens_per_microbatch": 400}}
     method.build(model, Inputs(0, None, config=config, reader=tokenizer))
     return method
 

@@ -118,6 +118,21 @@ def test_the_end_token_is_what_the_template_closes_a_response_with(prepared):
     assert not merged
 
 
+def test_a_template_that_leaves_thoughts_out_does_not_teach_another_response_and_gets_a_fixed_date(prepared):
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(prepared[1])
+    shortened = tokenizer.chat_template.replace("message['content']", "message['content'].split('</think>')[-1]")
+    tokenizer.chat_template = "{{ strftime_now('%d %B') }}" + shortened
+    policy = make_policy(policy_from_backbone(prepared[1], prepared[2]["backbone"], 0).model, tokenizer)
+    (prompt_ids,), _ = policy.encode_prompts([PROMPT], 100)
+    assert policy.tokenizer.decode(prompt_ids).startswith("26 July")
+    ids, merged = response_token_ids(policy, PROMPT, prompt_ids, "<think>A colour.</think>red")
+    assert policy.decode(ids) == "<think>A colour.</think>red"
+    assert merged
+    assert not response_token_ids(policy, PROMPT, prompt_ids, "red")[1]
+
+
 def test_a_missing_folder_and_a_folder_without_model_say_so(tmp_path):
     with pytest.raises(UserError, match="is not there"):
         load_policy(tmp_path / "nothing")

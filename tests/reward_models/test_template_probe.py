@@ -131,6 +131,11 @@ def test_what_templates_do(with_template, template, facts):
 
 def test_the_tiny_backbones_own_template(tokenizer):
     assert tokenizer.template == DEFAULTS | {"adds_bos": True}
+    prompt = [SYSTEM, USER, {"role": "assistant", "content": "Baltic."}, {"role": "user", "content": " Another \n"}]
+    assert render(tokenizer.tokenizer, conversation(prompt, "<think>Red?</think> Red.")) == (
+        "<bos><system>Be brief.<eos><user>Name a sea.<eos><assistant>Baltic.<eos><user> Another \n<eos>"
+        "<assistant><think>Red?</think> Red.<eos>"
+    )
 
 
 def test_characters_that_the_tokenizer_folds_are_noticed(with_template):

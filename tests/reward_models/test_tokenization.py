@@ -132,13 +132,18 @@ def test_text_that_the_template_leaves_out_is_marked(tokenizer):
 
 
 def test_the_hash_notices_template_special_tokens_and_their_treatment(tokenizer):
-    hashes = {
-        ChatTokenizer(tokenizer.tokenizer, 64).hash(),
-        ChatTokenizer(copy.deepcopy(tokenizer.tokenizer), 128).hash(),
-    }
+    plain = copy.deepcopy(tokenizer.tokenizer)
+    plain.chat_template = "{% if messages|length > 2 %}{{ bos_token }}{% endif %}" + plain.chat_template.replace(
+        "{{ bos_token }}", ""
+    )
+    hashes = {ChatTokenizer(plain, 64).hash(), ChatTokenizer(copy.deepcopy(plain), 128).hash()}
     assert len(hashes) == 1
-    for attribute, value in (("bos_token", "<eos>"), ("split_special_tokens", True), ("chat_template", None)):
-        other = copy.deepcopy(tokenizer.tokenizer)
-        setattr(other, attribute, value or other.chat_template + "{{ eos_token }}")
+    for attribute, value in (
+        ("bos_token", "<pad>"),
+        ("split_special_tokens", True),
+        ("chat_template", plain.chat_template + "{{ eos_token }}"),
+    ):
+        other = copy.deepcopy(plain)
+        setattr(other, attribute, value)
         hashes.add(ChatTokenizer(other, 64).hash())
     assert len(hashes) == 4
