@@ -3,37 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from rm_methods.comparison.result import Comparison
-from rm_methods.files import written_atomically
-
-# Okabe-Ito colours: told apart by readers with any kind of colour vision, and in grey print by the shape of the dot.
-BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#7F7F7F"
+from rm_methods.reporting.figures import BLUE, GRAY, ORANGE, save_figure
 
 
 def write_figures(comparison: Comparison, targets: Sequence[Path]) -> None:
     """Draw the comparison once and save it to every target."""
     save_figure(lambda: draw(comparison), targets)
-
-
-def save_figure(drawn: Callable[[], Any], targets: Sequence[Path]) -> None:
-    """Draw a figure once and save it to every target (.png at 200 dpi, .svg with text as text); the same figure gives the same bytes."""
-    import matplotlib
-
-    with matplotlib.rc_context(
-        {"font.size": 9, "svg.fonttype": "none", "svg.hashsalt": "rm-methods", "axes.unicode_minus": False}
-    ):
-        figure = drawn()
-        # Laid out once: a layout engine would measure every text again for every file, which takes longer than drawing.
-        figure.draw_without_rendering()
-        figure.set_layout_engine("none")
-        for target in targets:
-            metadata = {"Date": None} if target.suffix == ".svg" else {}
-            with written_atomically(target) as path:
-                figure.savefig(path, format=target.suffix[1:], dpi=200, metadata=metadata)
 
 
 def draw(comparison: Comparison):
@@ -71,7 +50,7 @@ def _draw_panel(axis, comparison: Comparison, column: int) -> None:
     axis.set_xlim(left, right)
     chance = comparison.columns[column].chance
     if chance is not None:
-        axis.axvline(100 * chance, color=GREY, linewidth=0.9, linestyle=(0, (2, 2)), zorder=1)
+        axis.axvline(100 * chance, color=GRAY, linewidth=0.9, linestyle=(0, (2, 2)), zorder=1)
     for row, position in zip(comparison.rows, positions, strict=True):
         cell = row.cells[column]
         if cell is None or math.isnan(cell.estimate.mean):
@@ -80,7 +59,7 @@ def _draw_panel(axis, comparison: Comparison, column: int) -> None:
                 0.5,
                 position,
                 "no result",
-                color=GREY,
+                color=GRAY,
                 fontsize=7,
                 zorder=4,
                 bbox={"facecolor": "white", "edgecolor": "none", "pad": 1},
@@ -88,7 +67,7 @@ def _draw_panel(axis, comparison: Comparison, column: int) -> None:
             )
             continue
         is_reference = row.variant == comparison.reference
-        color = GREY if row.content_blind else ORANGE if is_reference else BLUE
+        color = GRAY if row.content_blind else ORANGE if is_reference else BLUE
         mean, reach = 100 * cell.estimate.mean, 100 * cell.estimate.half_width
         if is_reference:
             axis.axvline(mean, color=ORANGE, linewidth=0.8, alpha=0.5, zorder=1)
@@ -112,7 +91,7 @@ def _draw_panel(axis, comparison: Comparison, column: int) -> None:
     axis.set_yticks(positions, [_label(row.variant) for row in comparison.rows])
     if axis.get_subplotspec().is_first_col():
         for label, row in zip(axis.get_yticklabels(), comparison.rows, strict=True):
-            label.set_color(GREY if row.content_blind else "black")
+            label.set_color(GRAY if row.content_blind else "black")
             label.set_fontweight("bold" if row.variant == comparison.reference else "normal")
     axis.set_ylim(max(positions) + 0.6, -0.6)
     axis.locator_params(axis="x", nbins=5)
@@ -172,9 +151,9 @@ def _legend(figure, comparison: Comparison) -> None:
     if "" in verdicts:
         handles.append(dot(BLUE, "o", True, "method"))
     if any(row.content_blind for row in comparison.rows):
-        handles.append(dot(GREY, "o", True, "content-blind"))
+        handles.append(dot(GRAY, "o", True, "content-blind"))
     if any(column.chance is not None for column in comparison.columns):
-        handles.append(Line2D([], [], color=GREY, linewidth=0.9, linestyle=(0, (2, 2)), label="chance"))
+        handles.append(Line2D([], [], color=GRAY, linewidth=0.9, linestyle=(0, (2, 2)), label="chance"))
     across = max(1, min(len(handles), int(figure.get_figwidth() / 1.9)))
     legend = figure.legend(handles=handles, loc="outside lower center", ncols=across, frameon=False, fontsize=8)
     legend.set_title("Percent; mean and 95% interval", prop={"size": 8})

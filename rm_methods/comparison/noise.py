@@ -8,11 +8,11 @@ from dataclasses import fields, replace
 from pathlib import Path
 
 from rm_methods.comparison.compare import build_comparison, write_comparison
-from rm_methods.comparison.figures import BLUE, ORANGE, save_figure
 from rm_methods.comparison.result import Column, Comparison, ComparisonResult, Cost, VariantRow
 from rm_methods.comparison.runs import Run, RunFiles, read_runs
 from rm_methods.config.variants import NoiseLevel, figure_stem
 from rm_methods.errors import UserError
+from rm_methods.reporting.figures import BLUE, ORANGE, save_figure
 
 ACROSS = 4  # panels side by side
 

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 
 from rm_methods.comparison.result import Cell, Column, Comparison, VariantRow
+from rm_methods.reporting.tables import (
+    MISSING,
+    WIDTH,
+    Section,
+    csv_text,
+    latex_text,
+    markdown_text,
+    terminal_text,
+)
 
-MISSING = "—"
-WIDTH = 112  # of the terminal table; wider tables are stacked
-GAP = 3  # columns that the table puts between two of its columns
+_FIRST = 2  # columns that name the row, before those of the benchmarks
 COST_HEADINGS = ("Tokens", "Time", "Memory")
 CSV_FIELDS = (
     *("variant", "method", "benchmark", "metric", "heading"),
@@ -83,171 +88,55 @@ def _blocks(comparison: Comparison) -> list[list[int]]:
     return [block for block in (trained, blind) if block]
 
 
-# --- terminal ---------------------------------------------------------------------------------------------------------------------
+# --- the table as sections -----------------------------------------------------------------------------------------
+
+
+def section(comparison: Comparison) -> Section:
+    """The comparison as one table: trained variants, then content-blind ones; columns of benchmarks, then of cost."""
+    blocks = _blocks(comparison)
+    order = [index for block in blocks for index in block]
+    column_best = [comparison.best_rows(column) for column in range(len(comparison.columns))]
+    best = {
+        (position, _FIRST + column)
+        for position, index in enumerate(order)
+        for column, rows in enumerate(column_best)
+        if index in rows
+    }
+    rows = []
+    for index in order:
+        row = comparison.rows[index]
+        rows.append((method_text(row), str(len(row.seeds)), *map(cell_text, row.cells), *cost_texts(row)))
+    return Section(
+        title="",
+        headings=("Method", "Seeds", *(column.heading for column in comparison.columns), *COST_HEADINGS),
+        rows=tuple(rows),
+        names=_FIRST,
+        together=(1,) * len(comparison.columns) + (len(COST_HEADINGS),),
+        rules=(len(blocks[0]),) if len(blocks) > 1 else (),
+        best=frozenset(best),
+        italic=frozenset(k for k, index in enumerate(order) if comparison.rows[index].content_blind),
+    )
 
 
 def terminal_table(comparison: Comparison, width: int = WIDTH) -> str:
-    """Monospace table of at most `width` columns; benchmark columns that do not fit go into further tables below the first."""
-    costs = zip(*(cost_texts(row) for row in comparison.rows), strict=True)
-    cost_columns = [(heading, list(texts)) for heading, texts in zip(COST_HEADINGS, costs, strict=True)]
-    # Groups of columns that stand in one table: each benchmark column alone, the three of the cost together.
-    groups = [
-        [(column.heading, _terminal_column(comparison, index))] for index, column in enumerate(comparison.columns)
-    ] + [cost_columns]
-    first = [
-        ("Method", [method_text(row) for row in comparison.rows]),
-        ("Seeds", [str(len(row.seeds)) for row in comparison.rows]),
-    ]
-    room = width - min(_needed(*first[0]), width // 3 + GAP) - _needed(*first[1])
-    stacks, left = [[]], room
-    for group in groups:
-        need = sum(_needed(heading, texts) for heading, texts in group)
-        if stacks[-1] and need > left:
-            stacks.append([])
-            left = room
-        stacks[-1] += group
-        left -= need
-    parts = [_rich_table(comparison, first + stack, width) for stack in stacks]
+    """Monospace table of at most `width` columns, and its footnotes."""
     notes = [">: best mean of the column, content-blind rows included.", *comparison.notes]
-    return "\n".join(parts) + "\n" + "\n".join(_wrapped(note, width) for note in notes) + "\n"
-
-
-def _needed(heading: str, texts: list[str]) -> int:
-    """Width of a column whose heading may break between words, with the gap to its neighbour."""
-    from rich.cells import cell_len
-
-    return max(cell_len(text) for text in [*texts, *heading.split()]) + GAP
-
-
-def _terminal_column(comparison: Comparison, column: int) -> list[str]:
-    """Texts of a column, padded so that the numbers stand below each other whatever marks follow them."""
-    best = comparison.best_rows(column)
-    texts = [(">" if index in best else "") + cell_text(row.cells[column]) for index, row in enumerate(comparison.rows)]
-    marks = [len(text) - len(text.rstrip("*‡§")) for text in texts]
-    return [text + " " * (max(marks) - own) for text, own in zip(texts, marks, strict=True)]
-
-
-def _rich_table(comparison: Comparison, columns: list[tuple[str, list[str]]], width: int) -> str:
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1), show_edge=False)
-    for index, (heading, texts) in enumerate(columns):
-        if index == 0:
-            longest = max(map(len, texts), default=0)
-            table.add_column(Text(heading), overflow="fold", min_width=min(longest, width // 3), max_width=width // 3)
-        else:
-            table.add_column(Text(heading), justify="right", width=_needed(heading, texts) - GAP)
-    for block in _blocks(comparison):
-        for row in block:
-            table.add_row(*(Text(texts[row]) for _, texts in columns), end_section=row == block[-1])
-    stream = io.StringIO()
-    Console(file=stream, width=width, color_system=None, force_terminal=False, legacy_windows=False).print(table)
-    return "\n".join(line.rstrip() for line in stream.getvalue().splitlines()) + "\n"
-
-
-def _wrapped(note: str, width: int) -> str:
-    import textwrap
-
-    return textwrap.fill(note, width, subsequent_indent="   ", break_on_hyphens=False)
-
-
-# --- Markdown ---------------------------------------------------------------------------------------------------------------------
+    return terminal_text([section(comparison)], notes, width)
 
 
 def markdown_table(comparison: Comparison) -> str:
-    """A GitHub table: the best mean of a column is bold, content-blind rows stand last and are named in italics."""
-    headings = ["Method", "Seeds", *(_markdown(c.heading) for c in comparison.columns), *COST_HEADINGS]
-    lines = ["| " + " | ".join(headings) + " |", "|:---|" + "---:|" * (len(headings) - 1)]
-    best = [comparison.best_rows(index) for index in range(len(comparison.columns))]
-    for block in _blocks(comparison):
-        for index in block:
-            row = comparison.rows[index]
-            name = _markdown(method_text(row))
-            cells = [_markdown_cell(cell, index in best[column]) for column, cell in enumerate(row.cells)]
-            lines.append(
-                "| "
-                + " | ".join(
-                    [f"_{name}_" if row.content_blind else name, str(len(row.seeds)), *cells, *cost_texts(row)]
-                )
-                + " |"
-            )
+    """A GitHub table: the best mean of a column is bold, content-blind rows are last and in italics."""
     notes = [
-        "Bold: best mean of the column, content-blind rows included. _Italic_: content-blind scorers.",
-        *map(_markdown, comparison.notes),
+        "Bold: best mean of the column, content-blind rows included. Italic: content-blind scorers.",
+        *comparison.notes,
     ]
-    return "\n".join(lines) + "\n\n" + "\n".join(f"- {note}" for note in notes) + "\n"
-
-
-def _markdown_cell(cell: Cell | None, best: bool) -> str:
-    mean, _, rest = _markdown(cell_text(cell)).partition(" ")
-    return (f"**{mean}**" if best else mean) + (f" {rest}" if rest else "")
-
-
-def _markdown(text: str) -> str:
-    for character in "\\`*_{}[]<>|#":
-        text = text.replace(character, "\\" + character)
-    return " ".join(text.split())
-
-
-# --- LaTeX ------------------------------------------------------------------------------------------------------------------------
-
-_LATEX = {
-    "\\": r"\textbackslash{}",
-    "&": r"\&",
-    "%": r"\%",
-    "$": r"\$",
-    "#": r"\#",
-    "_": r"\_",
-    "{": r"\{",
-    "}": r"\}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "<": r"\textless{}",
-    ">": r"\textgreater{}",
-    "±": r"$\pm$",
-    "†": r"$^\dagger$",
-    "‡": r"$^\ddagger$",
-    "§": r"$^\S$",
-    "*": r"$^{*}$",
-    "—": "---",
-}
-
-
-def latex_escape(text: str) -> str:
-    """Escape what LaTeX would read as a command; letters beyond ASCII stay as they are (UTF-8 is LaTeX's default)."""
-    return "".join(_LATEX.get(character, character) for character in " ".join(text.split()))
+    return markdown_text([section(comparison)], notes)
 
 
 def latex_table(comparison: Comparison) -> str:
-    """A booktabs tabular with its footnotes, to be \\input inside a table environment (needs the package booktabs)."""
-    headings = ["Method", "Seeds", *(c.heading for c in comparison.columns), *COST_HEADINGS]
-    best = [comparison.best_rows(index) for index in range(len(comparison.columns))]
-    lines = [
-        "% needs \\usepackage{booktabs}",
-        "\\begin{tabular}{l" + "r" * (len(headings) - 1) + "}",
-        "\\toprule",
-        " & ".join(latex_escape(h) for h in headings) + r" \\",
-    ]
-    for block in _blocks(comparison):
-        lines.append("\\midrule")
-        for index in block:
-            row = comparison.rows[index]
-            cells = [_latex_cell(cell, index in best[column]) for column, cell in enumerate(row.cells)]
-            costs = [latex_escape(text) for text in cost_texts(row)]
-            lines.append(" & ".join([latex_escape(method_text(row)), str(len(row.seeds)), *cells, *costs]) + r" \\")
+    """A booktabs tabular with its footnotes, to be \\input inside a table environment."""
     notes = ["Bold: best mean of the column, content-blind rows (last block) included.", *comparison.notes]
-    lines += ["\\bottomrule", "\\end{tabular}", "", "\\smallskip", "{\\footnotesize"]
-    lines += [latex_escape(note) + r"\\" for note in notes[:-1]] + [latex_escape(notes[-1]), "}"]
-    return "\n".join(lines) + "\n"
-
-
-def _latex_cell(cell: Cell | None, best: bool) -> str:
-    mean, _, rest = cell_text(cell).partition(" ")
-    mean = f"\\textbf{{{latex_escape(mean)}}}" if best else latex_escape(mean)
-    return mean + (f" {latex_escape(rest)}" if rest else "")
+    return latex_text([section(comparison)], notes)
 
 
 # --- CSV --------------------------------------------------------------------------------------------------------------------------
@@ -255,15 +144,13 @@ def _latex_cell(cell: Cell | None, best: bool) -> str:
 
 def csv_table(comparison: Comparison) -> str:
     """One line per (variant, column) that exists, fractions in full precision, empty where undefined."""
-    stream = io.StringIO()
-    writer = csv.DictWriter(stream, CSV_FIELDS, lineterminator="\n")
-    writer.writeheader()
-    for row in comparison.rows:
-        for column, cell in zip(comparison.columns, row.cells, strict=True):
-            if cell is not None:
-                record = _csv_record(comparison, row, column, cell)
-                writer.writerow({key: _csv_value(value) for key, value in record.items()})
-    return stream.getvalue()
+    records = [
+        _csv_record(comparison, row, column, cell)
+        for row in comparison.rows
+        for column, cell in zip(comparison.columns, row.cells, strict=True)
+        if cell is not None
+    ]
+    return csv_text(records, CSV_FIELDS)
 
 
 def _csv_record(comparison: Comparison, row: VariantRow, column: Column, cell: Cell) -> dict[str, object]:
@@ -308,9 +195,3 @@ def _csv_record(comparison: Comparison, row: VariantRow, column: Column, cell: C
             "pairing": cell.difference.pairing,
         }
     return record
-
-
-def _csv_value(value: object) -> object:
-    if isinstance(value, bool):
-        return str(value).lower()
-    return "" if value is None or (isinstance(value, float) and math.isnan(value)) else value

@@ -6,8 +6,6 @@ rate.  Chosen by mean validation accuracy over the seeds; a tie goes to the lowe
 
 from __future__ import annotations
 
-import csv
-import io
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,6 +17,7 @@ import numpy as np
 from rm_methods.errors import UserError
 from rm_methods.files import read_json, write_text
 from rm_methods.methods.registry import load_card
+from rm_methods.reporting.tables import Section, csv_text, markdown_text, terminal_text
 from rm_methods.yaml_files import yaml_text
 
 FILES = ("tuned.yaml", "table.txt", "table.md", "table.csv")
@@ -63,33 +62,34 @@ def tune(config: Mapping[str, Any], folder: Path, out_folder: Path) -> str:
             "tuning.enabled is false in this configuration, so there is no grid to choose from. Set it to true and run snakemake."
         )
     candidates = read_candidates(config, Path(folder))
-    chosen = choose(candidates)
+    selected = select(candidates)
     settings: dict[str, dict[str, Any]] = {}
-    for candidate in chosen:
+    for candidate in selected:
         settings.setdefault(candidate.method, {})[candidate.setting] = candidate.value
     evidence = {
         "experiment": config["experiment"],
         "dataset": config["data"]["dataset"],
         "label_noise": dict(config["data"]["label_noise"]),
         "seeds": list(config["seeds"]),
-        "chosen_by": "mean validation accuracy over seeds, then validation loss",
+        "selected_by": "mean validation accuracy over seeds, then validation loss",
         "candidates": [
             {
                 "method": c.method,
                 c.setting: c.value,
                 "validation_accuracy": round(float(np.mean(c.accuracies)), 4),
                 "validation_loss": round(float(np.mean(c.losses)), 4),
-                "chosen": c in chosen,
+                "selected": c in selected,
             }
             for c in candidates
         ],
     }
-    text = _terminal(candidates, chosen)
+    table = _section(candidates, selected)
+    text = terminal_text([table], [])
     contents = {
         "tuned.yaml": yaml_text({"settings": settings, "evidence": evidence}),
         "table.txt": text,
-        "table.md": _markdown(candidates, chosen),
-        "table.csv": _csv(candidates, chosen),
+        "table.md": markdown_text([table], []),
+        "table.csv": csv_text(_records(candidates, selected), _CSV_FIELDS),
     }
     for name in FILES:
         write_text(Path(out_folder) / name, contents[name])
@@ -121,7 +121,7 @@ def read_candidates(config: Mapping[str, Any], folder: Path) -> list[Candidate]:
     )
 
 
-def choose(candidates: list[Candidate]) -> list[Candidate]:
+def select(candidates: list[Candidate]) -> list[Candidate]:
     """The best candidate of every line."""
     lines: dict[tuple[str, str], list[Candidate]] = {}
     for candidate in candidates:
@@ -143,50 +143,52 @@ def _validation(path: Path) -> dict[str, float]:
 _HEADINGS = ("Method", "Setting", "Value", "Validation accuracy, %", "Range over seeds", "Validation loss", "")
 
 
-def _rows(candidates: list[Candidate], chosen: list[Candidate]) -> list[list[str]]:
+def _section(candidates: list[Candidate], selected: list[Candidate]) -> Section:
+    rows = []
+    for candidate in candidates:
+        percents = [100 * accuracy for accuracy in candidate.accuracies]
+        value = candidate.value
+        rows.append(
+            (
+                candidate.tuned_from,
+                candidate.setting,
+                f"{value:g}" if isinstance(value, float) else str(value),
+                f"{np.mean(percents):.1f}",
+                f"{min(percents):.1f} to {max(percents):.1f}",
+                f"{np.mean(candidate.losses):.3f}",
+                "selected" if candidate in selected else "",
+            )
+        )
+    together = (len(_HEADINGS) - 3,)
+    return Section("", _HEADINGS, tuple(rows), names=3, left_aligned=2, together=together)
+
+
+_CSV_FIELDS = (
+    "variant",
+    "tuned_from",
+    "method",
+    "setting",
+    "value",
+    "seed_index",
+    "validation_accuracy",
+    "validation_loss",
+    "selected",
+)
+
+
+def _records(candidates: list[Candidate], selected: list[Candidate]) -> list[dict[str, Any]]:
     return [
-        [
-            c.tuned_from,
-            c.setting,
-            f"{c.value:g}" if isinstance(c.value, float) else str(c.value),
-            f"{100 * np.mean(c.accuracies):.1f}",
-            f"{100 * min(c.accuracies):.1f} to {100 * max(c.accuracies):.1f}",
-            f"{np.mean(c.losses):.3f}",
-            "chosen" if c in chosen else "",
-        ]
-        for c in candidates
+        {
+            "variant": candidate.variant,
+            "tuned_from": candidate.tuned_from,
+            "method": candidate.method,
+            "setting": candidate.setting,
+            "value": candidate.value,
+            "seed_index": seed_index,
+            "validation_accuracy": accuracy,
+            "validation_loss": loss,
+            "selected": candidate in selected,
+        }
+        for candidate in candidates
+        for seed_index, (accuracy, loss) in enumerate(zip(candidate.accuracies, candidate.losses, strict=True))
     ]
-
-
-def _terminal(candidates: list[Candidate], chosen: list[Candidate]) -> str:
-    rows = [list(_HEADINGS), *_rows(candidates, chosen)]
-    widths = [max(len(row[k]) for row in rows) for k in range(len(_HEADINGS))]
-    lines = ["  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]]) + "\n"
-
-
-def _markdown(candidates: list[Candidate], chosen: list[Candidate]) -> str:
-    rows = [list(_HEADINGS), ["---"] * len(_HEADINGS), *_rows(candidates, chosen)]
-    return "".join("| " + " | ".join(row) + " |\n" for row in rows)
-
-
-def _csv(candidates: list[Candidate], chosen: list[Candidate]) -> str:
-    stream = io.StringIO()
-    writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(
-        [
-            "variant",
-            "tuned_from",
-            "method",
-            "setting",
-            "value",
-            "seed_index",
-            "validation_accuracy",
-            "validation_loss",
-            "chosen",
-        ]
-    )
-    for c in candidates:
-        for k, (accuracy, loss) in enumerate(zip(c.accuracies, c.losses, strict=True)):
-            writer.writerow([c.variant, c.tuned_from, c.method, c.setting, c.value, k, accuracy, loss, c in chosen])
-    return stream.getvalue()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,10 +10,21 @@ from typing import Any
 from rm_methods.diagnostics.findings import pooled_means
 from rm_methods.diagnostics.records import DISTANCE_COLUMNS, read_rows
 from rm_methods.diagnostics.runs import DISTANCE_FILES, diagnosed_runs, teachers
-from rm_methods.diagnostics.tables import Section, latex_text, markdown_text, terminal_text
+from rm_methods.reporting.tables import Section, csv_text, latex_text, markdown_text, terminal_text
 from rm_methods.statistics.bootstrap import MIN_CLUSTERS
 
 NAMES = {"joint": "Joint", "intra": "Intra", "inter": "Inter", "causal": "Causal", "received": "Received"}
+CSV_FIELDS = (
+    "benchmark",
+    "variant",
+    "teacher",
+    "distance",
+    "rows",
+    "before",
+    "after",
+    "after_low",
+    "after_high",
+)
 NOTES = [
     "KL(teacher, student) in nats, mean over pairs that were not trained on and over seeds, before > after training; ± is half of a 95% "
     "interval over resampled pairs (not seeds). Before: the model that training began from. Pairs without a joint text are left out. "
@@ -53,29 +62,25 @@ def distance_tables(config: Mapping[str, Any], folder: Path) -> tuple[str, str, 
             few = math.isnan(low[1])
             cells.append(f"{value[0]:.2f} > {value[1]:.2f}" + ("" if few else f" ±{(high[1] - low[1]) / 2:.2f}"))
             records.append(
-                [
-                    benchmark,
-                    variant,
-                    teacher,
-                    name,
-                    len(part),
-                    value[0],
-                    value[1],
-                    *(("", "") if few else (low[1], high[1])),
-                ]
+                {
+                    "benchmark": benchmark,
+                    "variant": variant,
+                    "teacher": teacher,
+                    "distance": name,
+                    "rows": len(part),
+                    "before": value[0],
+                    "after": value[1],
+                    "after_low": low[1],
+                    "after_high": high[1],
+                }
             )
         rows.append((benchmark, variant, teacher, *cells))
-    tables = [
-        Section(
-            "Distance to the joint teacher, before > after training",
-            ("Data", "Method", "Teacher", *NAMES.values()),
-            tuple(rows),
-        )
-    ]
-    stream = io.StringIO()
-    writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(
-        ["benchmark", "variant", "teacher", "distance", "rows", "before", "after", "after_low", "after_high"]
+    title = "Distance to the joint teacher, before > after training"
+    headings = ("Data", "Method", "Teacher", *NAMES.values())
+    tables = [Section(title, headings, tuple(rows), names=3, left_aligned=3, once=True)]
+    return (
+        terminal_text(tables, NOTES),
+        markdown_text(tables, NOTES),
+        csv_text(records, CSV_FIELDS),
+        latex_text(tables, NOTES),
     )
-    writer.writerows(records)
-    return terminal_text(tables, NOTES), markdown_text(tables, NOTES), stream.getvalue(), latex_text(tables, NOTES)

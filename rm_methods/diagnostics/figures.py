@@ -6,11 +6,11 @@ import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from rm_methods.comparison.figures import BLUE, GREY, ORANGE
 from rm_methods.diagnostics.findings import ALL, GROUPS, Finding, Findings, Place
 from rm_methods.diagnostics.position_bins import STAGES, uniform_mass
 from rm_methods.diagnostics.runs import MEASURES, MODES, SHOWN_VERSIONS
 from rm_methods.files import written_atomically
+from rm_methods.reporting.figures import BLUE, GRAY, ORANGE
 
 # Okabe-Ito, as in the comparison; the reference is orange.
 _OTHERS = (BLUE, "#009E73", "#CC79A7", "#56B4E9", "#000000")
@@ -22,7 +22,7 @@ _GROUP_STYLES = dict(
         strict=True,
     )
 )
-_BASELINE = {"color": GREY, "linewidth": 0.9, "linestyle": (0, (2, 2))}
+_BASELINE = {"color": GRAY, "linewidth": 0.9, "linestyle": (0, (2, 2))}
 _ACROSS = 4  # panels beside each other
 
 
@@ -91,7 +91,7 @@ def _draw_stages(axis, findings: Findings, place: Place, quantity: str, measure:
             0.5,
             0.97,
             text,
-            color=GREY,
+            color=GRAY,
             fontsize=8,
             zorder=4,
             bbox={"facecolor": "white", "edgecolor": "none", "pad": 1},

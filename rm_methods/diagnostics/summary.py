@@ -11,8 +11,9 @@ from rm_methods.diagnostics.distance_summary import distance_tables
 from rm_methods.diagnostics.figures import write_figures
 from rm_methods.diagnostics.findings import read_findings
 from rm_methods.diagnostics.runs import DISTANCE_TABLES, TABLES, left_out
-from rm_methods.diagnostics.tables import csv_text, latex_text, markdown_text, notes, sections, terminal_text
+from rm_methods.diagnostics.tables import csv_of_findings, notes, sections
 from rm_methods.files import write_text
+from rm_methods.reporting.tables import latex_text, markdown_text, terminal_text
 
 
 def write_summary(config: Mapping[str, Any], folder: Path, out: Path) -> str:
@@ -34,7 +35,7 @@ def write_summary(config: Mapping[str, Any], folder: Path, out: Path) -> str:
     texts = (
         terminal_text(tables, footnotes),
         markdown_text(tables, footnotes),
-        csv_text(findings),
+        csv_of_findings(findings),
         latex_text(tables, footnotes),
     )
     for name, text in zip(TABLES, texts, strict=True):

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
-import textwrap
 from collections.abc import Mapping
-from dataclasses import dataclass
 
-from rm_methods.comparison.tables import MISSING, latex_escape
 from rm_methods.diagnostics.findings import GROUPS, UNDECIDED, Finding, Findings, Place
 from rm_methods.diagnostics.position_bins import LATE_STAGES, STAGES
 from rm_methods.diagnostics.runs import MEASURES, MODES
+from rm_methods.reporting.tables import MISSING, Section, csv_text
 from rm_methods.statistics.bootstrap import LENGTH_BINS, MIN_CLUSTERS, REPLICATES
 
-WIDTH = 112  # of the notes in the terminal
 SHOWN_PERCENTS = (0, 30, 60, 80, 90)
 CSV_FIELDS = (
     "benchmark",
@@ -33,15 +28,6 @@ CSV_FIELDS = (
 )
 
 
-@dataclass(frozen=True)
-class Section:
-    """One table: a title, headings and rows of texts."""
-
-    title: str
-    headings: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-
-
 def sections(findings: Findings) -> list[Section]:
     """One table for each measure of attention, one for masking."""
     late = f"mass in the last {LATE_STAGES} of {STAGES} stages, misclassified minus correct, in points"
@@ -49,10 +35,12 @@ def sections(findings: Findings) -> list[Section]:
     for measure, name in MEASURES.items():
         headings = ("Data", "Method", "Correct / wrong", "Raw", "Controlled", "Seeds above 0", "Dropped")
         rows = tuple(_attention_row(findings, place, measure) for place in findings.places())
-        found.append(Section(f"{name[0].upper()}{name[1:]}: {late}", headings, rows))
+        title = f"{name[0].upper()}{name[1:]}: {late}"
+        found.append(Section(title, headings, rows, names=2, left_aligned=2, once=True))
     headings = ("Data", "Method", "Hidden", *(f"{percent}%" for percent in SHOWN_PERCENTS))
     rows = tuple(_masking_row(findings, place, mode) for place in findings.places() for mode in MODES)
-    return [*found, Section("Pair accuracy with the first part of the text hidden, in percent", headings, rows)]
+    title = "Pair accuracy with the first part of the text hidden, in percent"
+    return [*found, Section(title, headings, rows, names=3, left_aligned=3, once=True)]
 
 
 def _attention_row(findings: Findings, place: Place, measure: str) -> tuple[str, ...]:
@@ -143,88 +131,25 @@ def notes(findings: Findings, left_out: Mapping[str, str]) -> list[str]:
     return found
 
 
-def terminal_text(tables: list[Section], footnotes: list[str]) -> str:
-    """Monospace tables; a value of the first column that repeats is printed once."""
-    parts = []
-    for section in tables:
-        widths = [max(map(len, column)) for column in zip(section.headings, *section.rows, strict=True)]
-        lines = [_aligned(section.headings, widths), "─" * (sum(widths) + 3 * (len(widths) - 1))]
-        lines += [_aligned(row, widths) for row in _without_repeats(section.rows)]
-        parts.append("\n".join([section.title, "", *lines]))
-    parts.append(
-        "\n".join(textwrap.fill(note, WIDTH, subsequent_indent="   ", break_on_hyphens=False) for note in footnotes)
-    )
-    return "\n\n".join(parts) + "\n"
-
-
-def _aligned(row: tuple[str, ...], widths: list[int]) -> str:
-    texts = [text.ljust(w) if k < 2 else text.rjust(w) for k, (text, w) in enumerate(zip(row, widths, strict=True))]
-    return "   ".join(texts).rstrip()
-
-
-def _without_repeats(rows: tuple[tuple[str, ...], ...]) -> list[tuple[str, ...]]:
-    before = ("", *(row[0] for row in rows))
-    return [(row[0] if row[0] != last else "", *row[1:]) for row, last in zip(rows, before, strict=False)]
-
-
-def markdown_text(tables: list[Section], footnotes: list[str]) -> str:
-    """GitHub tables with the notes as a list."""
-    parts = []
-    for section in tables:
-        lines = [f"**{_markdown(section.title)}**", "", _markdown_row(section.headings)]
-        lines.append("|:---|:---|" + "---:|" * (len(section.headings) - 2))
-        parts.append("\n".join([*lines, *map(_markdown_row, section.rows)]))
-    return "\n\n".join([*parts, "\n".join(f"- {_markdown(note)}" for note in footnotes)]) + "\n"
-
-
-def _markdown_row(row: tuple[str, ...]) -> str:
-    return "| " + " | ".join(map(_markdown, row)) + " |"
-
-
-def _markdown(text: str) -> str:
-    for character in "\\`*_{}[]<>|#":
-        text = text.replace(character, "\\" + character)
-    return text
-
-
-def latex_text(tables: list[Section], footnotes: list[str]) -> str:
-    """One booktabs tabular a table, to be \\input inside a table environment, and the notes below."""
-    lines = ["% needs \\usepackage{booktabs}"]
-    for section in tables:
-        lines += [
-            latex_escape(section.title),
-            "",
-            f"\\begin{{tabular}}{{ll{'r' * (len(section.headings) - 2)}}}",
-            "\\toprule",
-        ]
-        lines += [_latex_row(section.headings), "\\midrule", *map(_latex_row, _without_repeats(section.rows))]
-        lines += ["\\bottomrule", "\\end{tabular}", "", "\\medskip"]
-    lines += [
-        "{\\footnotesize",
-        *(latex_escape(note) + r"\\" for note in footnotes[:-1]),
-        latex_escape(footnotes[-1]),
-        "}",
-    ]
-    return "\n".join(lines) + "\n"
-
-
-def _latex_row(row: tuple[str, ...]) -> str:
-    return " & ".join(map(latex_escape, row)) + r" \\"
-
-
-def csv_text(findings: Findings) -> str:
+def csv_of_findings(findings: Findings) -> str:
     """One line a finding; an empty seed is all seeds pooled, an empty value is undefined."""
-    stream = io.StringIO()
-    writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(CSV_FIELDS)
-    for f in findings.entries:
-        place = f.place
-        values = [f.value, f.low, f.high]
-        writer.writerow(
-            [
-                *(place.benchmark, place.subset, place.variant, place.seed),
-                *(f.quantity, f.measure, f.version, f.group, f.position),
-                *("" if math.isnan(value) else value for value in values),
-            ]
+    records = []
+    for finding in findings.entries:
+        place = finding.place
+        records.append(
+            {
+                "benchmark": place.benchmark,
+                "subset": place.subset,
+                "variant": place.variant,
+                "seed": place.seed,
+                "quantity": finding.quantity,
+                "measure": finding.measure,
+                "version": finding.version,
+                "group": finding.group,
+                "position": finding.position,
+                "value": finding.value,
+                "low": finding.low,
+                "high": finding.high,
+            }
         )
-    return stream.getvalue()
+    return csv_text(records, CSV_FIELDS)

@@ -9,14 +9,14 @@ from pathlib import Path
 
 import numpy as np
 
-from rm_methods.comparison.figures import BLUE, GREY, ORANGE, save_figure
 from rm_methods.overoptimization.kl import kl_bound
 from rm_methods.overoptimization.variant_curves import VariantCurves
+from rm_methods.reporting.figures import BLUE, GRAY, ORANGE, save_figure
 from rm_methods.statistics.intervals import Estimate
 
 ACROSS = 3  # panels beside each other
 _DASHED = (0, (4, 1.5))
-_BASELINE = {"color": GREY, "linewidth": 0.9, "linestyle": (0, (1, 2))}
+_BASELINE = {"color": GRAY, "linewidth": 0.9, "linestyle": (0, (1, 2))}
 
 
 def write_best_of_n_figure(variants: Sequence[VariantCurves], reference: str | None, targets: Sequence[Path]) -> None:
@@ -157,7 +157,7 @@ def _kl_axis(axis, divergences: Mapping[int, float]) -> None:
     ]  # an estimate of a divergence near 0 can be slightly negative
     top.set_xticks(list(divergences), ["KL 0", *labels[1:]])
     top.minorticks_off()
-    top.tick_params(labelsize=7, colors=GREY, length=2)
+    top.tick_params(labelsize=7, colors=GRAY, length=2)
     top.spines["top"].set_visible(False)
 
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from rm_methods.benchmarks.item import BenchmarkItem
 from rm_methods.benchmarks.pool_grading import candidate_gold
+from rm_methods.reporting.tables import markdown_escape
 
 RANDOM_PROMPTS = 3
 WORST_PROMPTS = 2
@@ -85,8 +86,3 @@ def fenced(text: str) -> str:
     shown = "\n".join(re.split(r"\r\n|[\r\n\v\f\x85\u2028\u2029]", shown))
     fence = "`" * max(3, 1 + max((len(run) for run in re.findall("`+", shown)), default=0))
     return f"{fence}text\n{shown}\n{fence}"
-
-
-def markdown_escape(text: str) -> str:
-    """One line of text in which Markdown finds nothing to format."""
-    return re.sub(r"([\\`*_{}\[\]<>|#])", r"\\\1", " ".join(text.split()))

@@ -20,7 +20,6 @@ from rm_methods.overoptimization.ppo_evaluations import PpoEvaluation, alarms, p
 from rm_methods.overoptimization.samples_page import samples_page
 from rm_methods.overoptimization.summary_tables import (
     best_of_n_section,
-    csv_text,
     early_end_notes,
     fit_record,
     fit_section,
@@ -31,6 +30,7 @@ from rm_methods.overoptimization.summary_tables import (
     write_tables,
 )
 from rm_methods.overoptimization.variant_curves import VariantCurves, combine_seeds, highest, summarise_peaks
+from rm_methods.reporting.tables import csv_text
 
 
 @dataclass(frozen=True)

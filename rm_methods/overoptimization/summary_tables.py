@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rm_methods.comparison.result import Cell
-from rm_methods.comparison.tables import MISSING
-from rm_methods.diagnostics.tables import Section, latex_text, markdown_text, terminal_text
 from rm_methods.files import write_text
 from rm_methods.overoptimization.curve_fits import CurveFit
 from rm_methods.overoptimization.variant_curves import COLUMNS, PeakSummary
+from rm_methods.reporting.tables import MISSING, Section, csv_text, latex_text, markdown_text, terminal_text
 from rm_methods.statistics.intervals import ALPHA, MIN_SEEDS
 
 
@@ -43,7 +40,7 @@ def best_of_n_section(title: str, summaries: Sequence[PeakSummary]) -> Section:
     largest = int(summaries[0].curves.axis[-1])
     headings = ("Method", "Seeds", f"Gold at n = {largest}", "Gold at peak", "n at peak", "Gap", "KL at peak")
     rows = [(_method(s), str(len(s.curves.seeds)), *_held_out_texts(s), number_text(s.kl_peak)) for s in summaries]
-    return Section(title, headings, tuple(rows))
+    return Section(title, headings, tuple(rows), names=2)
 
 
 def fit_section(title: str, summaries: Sequence[PeakSummary], fits: Mapping[tuple[str, str], CurveFit]) -> Section:
@@ -85,7 +82,10 @@ def ppo_sections(
             )
         )
     state_headings = ("Method", "Seeds", "KL at peak", "KL at end", "Tokens", "Finished", "Alarms")
-    return [Section(title, headings, tuple(rows)), Section("State of the policies", state_headings, tuple(state))]
+    return [
+        Section(title, headings, tuple(rows), names=2),
+        Section("State of the policies", state_headings, tuple(state), names=2),
+    ]
 
 
 def _early_ends(summaries: Sequence[PeakSummary]) -> dict[str, int]:
@@ -212,26 +212,14 @@ def fit_record(fit: CurveFit) -> dict[str, Any]:
     }
 
 
-def csv_text(records: Sequence[Mapping[str, Any]]) -> str:
-    """Records as CSV, empty where undefined."""
-    stream = io.StringIO()
-    writer = csv.DictWriter(stream, list(records[0]), lineterminator="\n")
-    writer.writeheader()
-    for record in records:
-        writer.writerow(
-            {key: "" if isinstance(value, float) and math.isnan(value) else value for key, value in record.items()}
-        )
-    return stream.getvalue()
-
-
 def write_tables(
     stem: str, sections: Sequence[Section], notes: Sequence[str], records: Sequence[Mapping[str, Any]], folder: Path
 ) -> dict[str, Path]:
     """Write `<stem>.txt`, `.md`, `.tex` and `.csv`; returns them by name."""
     texts = {
-        f"{stem}.txt": terminal_text(list(sections), list(notes)),
-        f"{stem}.md": markdown_text(list(sections), list(notes)),
-        f"{stem}.tex": latex_text(list(sections), list(notes)),
+        f"{stem}.txt": terminal_text(sections, notes),
+        f"{stem}.md": markdown_text(sections, notes),
+        f"{stem}.tex": latex_text(sections, notes),
         f"{stem}.csv": csv_text(records),
     }
     for name, text in texts.items():

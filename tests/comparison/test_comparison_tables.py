@@ -15,11 +15,11 @@ from rm_methods.comparison.tables import (
     cell_text,
     cost_texts,
     csv_table,
-    latex_escape,
     latex_table,
     markdown_table,
     terminal_table,
 )
+from rm_methods.reporting.tables import latex_escape
 from rm_methods.statistics.intervals import Difference, Estimate
 
 

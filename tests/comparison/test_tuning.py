@@ -48,7 +48,8 @@ def test_the_best_of_each_line_by_mean_accuracy_over_seeds(tmp_path):
     settings = yaml.safe_load((tmp_path / "tuning" / "tuned.yaml").read_text())["settings"]
     assert settings["label_smoothing"] == {"learning_rate": 0.004, "smoothing": 0.2}
     assert "longest" not in settings
-    assert [line for line in text.splitlines() if "chosen" in line and "label_smoothing  learning_rate  0.004" in line]
+    selected = ["label_smoothing", "learning_rate", "0.004", "72.0", "72.0", "to", "72.0", "0.600", "selected"]
+    assert selected in [line.split() for line in text.splitlines()]
     assert {path.name for path in (tmp_path / "tuning").iterdir()} == {
         "tuned.yaml",
         "table.txt",
@@ -82,7 +83,7 @@ def test_equal_accuracy_made_of_other_seeds_is_a_tie_too(tmp_path):
         assert settings["bradley_terry"] == {"learning_rate": 0.001 if better.endswith("lr0p001") else 0.002}
 
 
-def test_a_setting_that_was_not_varied_is_not_chosen(tmp_path):
+def test_a_setting_that_was_not_varied_is_not_selected(tmp_path):
     config = configuration(tuning={"enabled": True, "learning_rates": [0.001], "knobs": False})
     write_runs(tmp_path, config, lambda variant, seed: 0.7)
     tune(config, tmp_path, tmp_path / "tuning")
@@ -90,7 +91,7 @@ def test_a_setting_that_was_not_varied_is_not_chosen(tmp_path):
     assert set(settings["label_smoothing"]) == {"learning_rate"}
 
 
-def test_what_was_chosen_is_read_back_by_a_configuration(tmp_path):
+def test_what_was_selected_is_read_back_by_a_configuration(tmp_path):
     config = configuration()
     write_runs(tmp_path, config, lambda variant, seed: 0.7, {"bradley_terry_lr0p001": 0.4})
     tune(config, tmp_path, tmp_path / "tuning")
@@ -106,7 +107,7 @@ def test_every_candidate_is_in_the_evidence(tmp_path):
     candidates = yaml.safe_load((tmp_path / "tuning" / "tuned.yaml").read_text())["evidence"]["candidates"]
     # Three learning rates for both methods, and three values of smoothing.
     assert len(candidates) == 3 + 3 + 3
-    assert sum(candidate["chosen"] for candidate in candidates) == 3
+    assert sum(candidate["selected"] for candidate in candidates) == 3
 
 
 def test_missing_runs_missing_validation_and_no_grid_are_refused(tmp_path):

@@ -7,9 +7,10 @@ from rm_methods.diagnostics import figures, runs
 from rm_methods.diagnostics.findings import ALL, Place, read_findings
 from rm_methods.diagnostics.runs import TABLES, figure_names, left_out
 from rm_methods.diagnostics.summary import write_summary
-from rm_methods.diagnostics.tables import csv_text, notes, sections, terminal_text
+from rm_methods.diagnostics.tables import csv_of_findings, notes, sections
 from rm_methods.errors import DataError, UserError
 from rm_methods.methods.registry import load_card
+from rm_methods.reporting.tables import terminal_text
 from tests.conftest import experiment_config
 from tests.diagnostics.conftest import masking_rows_of, sequence_row, write_run
 
@@ -71,7 +72,7 @@ def test_the_length_control_reaches_the_finding(config, tmp_path):
 def test_findings_are_the_same_each_time(config, tmp_path, generator):
     rows = [row for i in range(50) for row in sequence_row(i, bool(i % 3), late=float(generator.uniform(0.2, 0.6)))]
     write_run(tmp_path, "bradley_terry", 0, rows)
-    first, second = (csv_text(read_findings(config, tmp_path)) for _ in range(2))
+    first, second = (csv_of_findings(read_findings(config, tmp_path)) for _ in range(2))
     assert first == second
     found = gap(read_findings(config, tmp_path))
     assert found.low < found.value < found.high
@@ -154,7 +155,7 @@ def test_tables_name_what_was_left_out_and_round_for_readers(config, tmp_path):
     assert "Not diagnosed: longest (content-blind: not a trained model of its own)." in " ".join(text.split())
     assert "3 without one best of two responses" in text
     assert "layers 1 of 2" in text
-    header, *lines = csv_text(findings).splitlines()
+    header, *lines = csv_of_findings(findings).splitlines()
     assert header.startswith("benchmark,subset,variant,seed,quantity")
     assert len(lines) == len(findings.entries)
 
