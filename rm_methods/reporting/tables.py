@@ -110,6 +110,7 @@ def _needed(section: Section, column: int, width: int) -> int:
 
 def _terminal_table(section: Section, columns: list[int], widths: list[int], width: int) -> str:
     from rich import box
+    from rich.cells import cell_len
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -120,9 +121,15 @@ def _terminal_table(section: Section, columns: list[int], widths: list[int], wid
         justify = "left" if column < section.left_aligned else "right"
         heading = Text(section.headings[column])
         table.add_column(heading, justify=justify, overflow="fold", width=widths[column])
-    texts = [_terminal_column(section, column) for column in columns]
+    texts = {column: _terminal_column(section, column) for column in columns}
     for row in range(len(section.rows)):
-        table.add_row(*[Text(column[row]) for column in texts], end_section=row + 1 in section.rules)
+        cells = []
+        for column in columns:
+            text = texts[column][row]
+            # Rich strips the blanks behind a number that keep it in line with numbers that have marks.
+            indent = widths[column] - cell_len(text) if column >= section.left_aligned else 0
+            cells.append(Text(" " * max(indent, 0) + text))
+        table.add_row(*cells, end_section=row + 1 in section.rules)
     stream = io.StringIO()
     total = max(width, sum(widths[column] + 2 * _GAP for column in columns))
     Console(file=stream, width=total, color_system=None, force_terminal=False, legacy_windows=False).print(table)

@@ -70,7 +70,7 @@ READ_A_MODEL = {"train", "score", "diagnose", "diagnose_teacher", "sample", "ppo
         ("methods/hinge.yaml", set()),
         ("comparison/compare.py", {"compare"}),
         ("comparison/tuning.py", {"tune"}),
-        ("statistics/intervals.py", {"compare", "overoptimization", "diagnose_summary"}),
+        ("statistics/intervals.py", {"compare", "overoptimization"}),
         ("ppo/learner.py", {"ppo"}),
         ("cli.py", set()),
         ("system/run_lock.py", set()),
