@@ -5,6 +5,8 @@ from __future__ import annotations
 import shutil
 from typing import Any
 
+from rm_methods.preferences.read_report import unread_notes
+
 
 def listing(what: str) -> str:
     """A table of all methods, benchmarks or datasets, with what one needs to name them in a configuration."""
@@ -18,7 +20,7 @@ def preparation_text(report: dict[str, Any]) -> str:
     for heading, table in (("left out", report["excluded"]), ("kept", report["counted"])):
         for reason, entry in sorted(table.items(), key=lambda item: -item[1]["count"]):
             lines += [f"  {entry['count']:>9,} {heading}: {reason}", f"            e.g. {entry['examples'][0]}"]
-    return "\n".join(lines + [f"  {note}" for note in report["notes"]])
+    return "\n".join(lines + [f"  {note}" for note in [*report["notes"], *unread_notes(report["unread"])]])
 
 
 def metrics_text(result: dict[str, Any]) -> str:

@@ -10,7 +10,7 @@ import math
 import sys
 import zlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -213,7 +213,7 @@ def _csv_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     name, number = readable(path), 0
     with io.TextIOWrapper(_open(path), encoding="utf-8-sig", newline="") as stream:
         try:
-            reader = csv.DictReader(stream, strict=True)
+            reader = csv.DictReader(_lines_without_nul(stream), strict=True)
             _check_columns(reader.fieldnames or [], name)
             for number, fields in enumerate(reader, start=1):
                 if None in fields or None in fields.values():
@@ -221,6 +221,14 @@ def _csv_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
                 yield number, fields
         except (csv.Error, UnicodeDecodeError) as error:
             raise DataError(f"{name}, row {number + 1}: not valid CSV in UTF-8 ({error}).") from None
+
+
+def _lines_without_nul(lines: Iterable[str]) -> Iterator[str]:
+    """The lines as they are; a NUL, which no text has and a block lost on a disk is full of, is an error."""
+    for line in lines:
+        if "\0" in line:
+            raise csv.Error("it holds a NUL character: a part of the file is lost")
+        yield line
 
 
 def _parquet_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:

@@ -14,7 +14,7 @@ from rm_methods.preferences.balance import balance_length
 from rm_methods.preferences.cards import card_for
 from rm_methods.preferences.noise import flip_labels
 from rm_methods.preferences.pair import PreferencePair, write_pairs
-from rm_methods.preferences.read_report import unread_columns
+from rm_methods.preferences.read_report import unread_notes
 from rm_methods.preferences.readers import read_dataset
 from rm_methods.preferences.splits import (
     cap_pairs,
@@ -182,7 +182,7 @@ def describe(report: dict[str, Any]) -> str:
     for heading, table in (("Dropped", read["dropped"]), ("Put right", read["changed"])):
         for reason, entry in sorted(table.items(), key=lambda item: -item[1]["count"]):
             lines += [f"  {entry['count']:>9,} {heading.lower()}: {reason}", f"            e.g. {entry['examples'][0]}"]
-    lines += [f"  not read: {file}: {unread_columns(columns)}" for file, columns in read["unread"].items()]
+    lines += [f"  {note}" for note in unread_notes(read["unread"])]
     lines += ["", "Steps"]
     for step in report["steps"]:
         counts = ", ".join(

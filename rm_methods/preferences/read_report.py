@@ -96,6 +96,11 @@ class ReadReport:
         """Rows read from all files."""
         return sum(self.files.values())
 
+    @property
+    def unread(self) -> dict[str, dict[str, int]]:
+        """By file, the columns that hold something and were not read, with the number of their rows."""
+        return {file: columns.unread for file, columns in self.columns.items() if columns.unread}
+
     def to_json(self) -> dict[str, Any]:
         """The report as a JSON-like value."""
         return {
@@ -104,7 +109,7 @@ class ReadReport:
             "pairs": self.pairs,
             "dropped": self.dropped,
             "changed": self.changed,
-            "unread": {file: columns.unread for file, columns in self.columns.items() if columns.unread},
+            "unread": self.unread,
             "notes": self.notes,
         }
 
@@ -116,8 +121,11 @@ def _tally(table: dict[str, dict[str, Any]], reason: str, file: str, row: int, w
         entry["examples"].append(f"{file}, row {row}" + (f": {why}" if why else ""))
 
 
-def unread_columns(columns: dict[str, int], most: int = 12) -> str:
-    """The columns of a file that were not read, for a terminal: the most frequent first, each with its rows."""
-    names = [f"{name} ({count:,} rows)" for name, count in sorted(columns.items(), key=lambda item: -item[1])]
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
+def unread_notes(unread: dict[str, dict[str, int]], most: int = 12) -> list[str]:
+    """What was not read of each file, for a terminal: the columns with the most rows, each with their number."""
+    notes = []
+    for file, columns in unread.items():
+        names = [f"{name} ({count:,} rows)" for name, count in sorted(columns.items(), key=lambda item: -item[1])]
+        more = f" and {len(names) - most} more" if len(names) > most else ""
+        notes.append(f"Not read from {file}: {', '.join(names[:most])}{more}.")
+    return notes

@@ -188,6 +188,11 @@ def _benchmark(name: str, root: Path | None) -> ScoringData:
         )
         items = read_items(path)
     files = {source.get("file") or str(source.get("hub")): None for source in summary["sources"]}
-    counted = {"refused": summary["excluded"], "noticed": summary["counted"], "notes": summary["notes"]}
+    counted = {
+        "refused": summary["excluded"],
+        "noticed": summary["counted"],
+        "unread": summary["unread"],
+        "notes": summary["notes"],
+    }
     reading = Reading(files, summary["n_rows"], **counted)
     return ScoringData(name, "items", items, None, reading, benchmark=name)

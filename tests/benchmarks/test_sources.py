@@ -16,6 +16,7 @@ from rm_methods.benchmarks import rm_bench
 from rm_methods.benchmarks.evaluation import prepare_items
 from rm_methods.benchmarks.item import read_items
 from rm_methods.errors import DataError
+from rm_methods.listing import preparation_text
 from rm_methods.preferences.file_formats import file_rows
 
 from .conftest import EXAMPLES
@@ -198,6 +199,7 @@ def test_columns_that_were_not_read_are_reported(change, tmp_path, name):
 
     report, _ = prepare(name, change(name, edit), tmp_path)
     assert [columns["system prompt"] for columns in report["unread"].values() if "system prompt" in columns] == [1]
+    assert "system prompt (1 rows)" in preparation_text(report)
 
 
 @pytest.mark.parametrize("pair", [[0, 99], [True, False], [0, -1], [0]])

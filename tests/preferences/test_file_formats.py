@@ -97,6 +97,8 @@ def test_a_damaged_parquet_file_is_named(tmp_path):
         ("a,b\n1,2\n1\n", "row 2: it has more or fewer fields"),
         ("a,b\n1,2,3\n", "row 1: it has more or fewer fields"),
         ('a,b\n1,"2\n', "row 1: not valid CSV"),
+        ("a,b\n1,2\n3,\0\0\n", "row 2: not valid CSV in UTF-8 .it holds a NUL character"),
+        ("a\0b\n1\n", "row 1: not valid CSV in UTF-8 .it holds a NUL character"),
     ],
 )
 def test_a_broken_csv_row_is_named(tmp_path, text, expected):

@@ -278,4 +278,4 @@ def test_columns_that_were_not_read_are_in_the_report_and_its_description(write_
     path = write_lines("x.jsonl", [row(1, tools=["f"]), row(2, tools=["f"], level="hard"), row(3, tools=None)])
     _, report = run(path)
     assert report["read"]["unread"] == {str(path): {"tools": 2, "level": 1}}
-    assert f"not read: {path}: tools (2 rows), level (1 rows)" in describe(report)
+    assert f"Not read from {path}: tools (2 rows), level (1 rows)." in describe(report)
