@@ -121,11 +121,13 @@ def _tally(table: dict[str, dict[str, Any]], reason: str, file: str, row: int, w
         entry["examples"].append(f"{file}, row {row}" + (f": {why}" if why else ""))
 
 
-def unread_notes(unread: dict[str, dict[str, int]], most: int = 12) -> list[str]:
-    """What was not read of each file, for a terminal: the columns with the most rows, each with their number."""
-    notes = []
-    for file, columns in unread.items():
-        names = [f"{name} ({count:,} rows)" for name, count in sorted(columns.items(), key=lambda item: -item[1])]
-        more = f" and {len(names) - most} more" if len(names) > most else ""
-        notes.append(f"Not read from {file}: {', '.join(names[:most])}{more}.")
-    return notes
+def unread_columns(columns: dict[str, int], most: int = 12) -> str:
+    """The columns of a file that were not read, for a terminal: the most frequent first, each with its rows."""
+    names = [f"{name} ({count:,} rows)" for name, count in sorted(columns.items(), key=lambda item: -item[1])]
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
+def unread_notes(unread: dict[str, dict[str, int]]) -> list[str]:
+    """One sentence a file with columns that were not read."""
+    return [f"Not read from {file}: {unread_columns(columns)}." for file, columns in unread.items()]
