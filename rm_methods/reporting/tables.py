@@ -118,15 +118,14 @@ def _terminal_table(section: Section, columns: list[int], widths: list[int], wid
     # The box itself puts one blank between columns.
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, _GAP - 1, 0, 0), show_edge=False)
     for column in columns:
-        justify = "left" if column < section.left_aligned else "right"
-        heading = Text(section.headings[column])
-        table.add_column(heading, justify=justify, overflow="fold", width=widths[column])
+        heading = Text(section.headings[column], justify="left" if column < section.left_aligned else "right")
+        table.add_column(heading, overflow="fold", width=widths[column])
     texts = {column: _terminal_column(section, column) for column in columns}
     for row in range(len(section.rows)):
         cells = []
         for column in columns:
             text = texts[column][row]
-            # Rich strips the blanks behind a number that keep it in line with numbers that have marks.
+            # Rich would strip the blanks behind a number that keep it in line with numbers that have marks.
             indent = widths[column] - cell_len(text) if column >= section.left_aligned else 0
             cells.append(Text(" " * max(indent, 0) + text))
         table.add_row(*cells, end_section=row + 1 in section.rules)
