@@ -21,6 +21,7 @@ from rm_methods.errors import UserError
 from rm_methods.files import read_json, write_json, written_atomically
 from rm_methods.reward_models.attention_capture import AttentionCapture, LayerAttention, capture_obstacle
 from rm_methods.reward_models.joint_reader import DecoderReader, EncoderReader
+from rm_methods.reward_models.layout_probe import LayoutProbe, probe_joint_model
 from rm_methods.reward_models.layouts import SequenceBatch
 from rm_methods.reward_models.pairrm import PairRM, is_pairrm, pairrm_opening
 from rm_methods.reward_models.remote_code import refusal_explained
@@ -72,6 +73,7 @@ class JointModel(nn.Module):
     def __init__(self, classifier: nn.Module, decoder: bool, autocast: torch.dtype | None = None, causal: bool = False):
         super().__init__()
         self.classifier, self.decoder, self.autocast, self.causal = classifier, decoder, autocast, causal
+        self.layout_probe: LayoutProbe | None = None
         _keep_head_in_fp32(classifier)
         own_kernel = (
             classifier.config._attn_implementation in (KERNEL, NAME) and classifier._can_set_attn_implementation()
@@ -90,7 +92,17 @@ class JointModel(nn.Module):
         return self.classifier.config
 
     def layout(self, asked: str) -> str:
-        """Joint rows are plain rows, whatever is asked for: nothing is shared between the two orders."""
+        """Joint rows are plain rows, whatever is asked for: nothing is shared between the two orders.
+
+        The first call measures whether padding changes them.
+
+        Raises:
+            UserError: it does.
+        """
+        if self.layout_probe is None and not any(
+            hasattr(parameter, "ds_id") for parameter in self.classifier.parameters()
+        ):
+            self.layout_probe = probe_joint_model(self)
         return "plain"
 
     def recompute_activations(self) -> None:
@@ -187,7 +199,7 @@ class JointModel(nn.Module):
 
 def check_positions(config, length: int) -> None:
     """Refuse joint rows of so many tokens if a model with this configuration has fewer positions."""
-    limit = getattr(config, "max_position_embeddings", None) or length
+    limit = max(getattr(config, "max_position_embeddings", None) or 0, 0) or length  # XLNet has -1: no limit
     if length > limit and getattr(config, "rope_parameters", None) is None:
         raise UserError(
             f"A joint row has {length} tokens, but the model has {limit} positions. A row holds the prompt and both responses: set "
@@ -280,6 +292,6 @@ def _outside_of_zero3():
 
 def encoder_length(config, default: int = 512) -> int:
     """Positions that an encoder can read."""
-    length = getattr(config, "max_position_embeddings", None) or default
+    length = max(getattr(config, "max_position_embeddings", None) or 0, 0) or default
     # RoBERTa and its kin count positions from behind the pad id.
     return length - 2 if config.model_type in ("roberta", "xlm-roberta", "camembert", "mpnet") else length

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +14,7 @@ from rm_methods.errors import UserError
 from rm_methods.files import written_atomically
 from rm_methods.reward_models import packed_attention
 from rm_methods.reward_models.attention_capture import AttentionCapture, LayerAttention, capture_obstacle
+from rm_methods.reward_models.layout_probe import LayoutProbe, probe_reward_model
 from rm_methods.reward_models.layouts import SequenceBatch
 
 
@@ -43,6 +45,7 @@ class RewardModel(nn.Module):
 
     Attributes:
         packing_obstacle: why this backbone takes plain batches only; None if it takes packed ones.
+        layout_probe: how far the layouts are from each text alone; None before `layout` measures it, and where weights are shards.
         captured_layers: layers whose attention every forward gives back (`capture_attention`).
 
     Raises:
@@ -62,6 +65,7 @@ class RewardModel(nn.Module):
         self.classifier = classifier
         self.autocast = autocast
         self.captured_layers: tuple[int, ...] = ()
+        self.layout_probe: LayoutProbe | None = None
         self.packing_obstacle = packing_obstacle(classifier)
         if self.packing_obstacle is None:
             classifier.set_attn_implementation(packed_attention.NAME)
@@ -82,19 +86,38 @@ class RewardModel(nn.Module):
         return self.classifier.score.in_features
 
     def layout(self, asked: str) -> str:
-        """The layout to use: "packed" or "plain".
+        """The layout to use: "packed" or "plain".  The first call measures both against transformers' own forward of each text alone.
 
         Args:
-            asked: "auto" (packed where possible), "packed" or "plain".
+            asked: "auto" (packed where that is exact, otherwise plain, which is said once), "packed" or "plain".
 
         Raises:
-            UserError: "packed" is asked for and not possible.
+            UserError: "packed" is asked for and not possible, or padding changes what the head reads.
         """
+        first = self.layout_probe is None
+        self._probe_layouts()
         if asked == "packed" and self.packing_obstacle:
             raise UserError(
                 f"layout 'packed' is not possible with this backbone: {self.packing_obstacle}. Use 'auto' or 'plain'."
             )
+        if asked == "auto" and self.packing_obstacle and first:
+            print(f"{type(self.classifier).__name__}: layout plain, because {self.packing_obstacle}.", file=sys.stderr)
         return "plain" if asked == "plain" or self.packing_obstacle else "packed"
+
+    def _probe_layouts(self) -> None:
+        """Measure the layouts once.
+
+        Shards of ZeRO-3 cannot compute before the engine exists: there the configuration alone decides, and the saved model is measured
+        when its validation pairs are scored.
+        """
+        if self.layout_probe is not None or any(
+            hasattr(parameter, "ds_id") for parameter in self.classifier.parameters()
+        ):
+            return
+        self.layout_probe = probe_reward_model(self)
+        if self.layout_probe.packing_obstacle:
+            self.packing_obstacle = self.layout_probe.packing_obstacle
+            self.classifier.set_attn_implementation(packed_attention.KERNEL)
 
     def capture_attention(self, layers: tuple[int, ...]) -> None:
         """Let every forward give back queries, keys and values of these layers (numbers from 0), in `RewardOutput.attention`.
@@ -140,7 +163,7 @@ class RewardModel(nn.Module):
         if packed and not batch.attention_map.used:
             name = type(self.backbone).__name__
             raise UserError(
-                f"{name} does not hand its keyword arguments on to its attention, which packing needs. Use layout: plain."
+                f"{name} does not hand its keyword arguments on to its attention, so it takes plain batches only"
             )
         last_SH = hidden_RLH[batch.read_row, batch.read_column]
         with torch.autocast(device_type, enabled=False):
@@ -168,19 +191,23 @@ class RewardModel(nn.Module):
 
 
 def packing_obstacle(classifier) -> str | None:
-    """Why a transformers model cannot take packed batches, or None if it can."""
-    config = classifier.config
+    """Why the configuration rules out packed batches, or None.
+
+    Packing is exact where every layer is softmax attention over the whole text; the probe (rm_methods.reward_models.layout_probe) measures
+    the rest.
+    """
+    config = classifier.config.get_text_config()
     if config._attn_implementation not in (packed_attention.KERNEL, packed_attention.NAME):
         return f"attention '{config._attn_implementation}' is not {packed_attention.KERNEL}"
     if not classifier._can_set_attn_implementation():
         return f"{type(classifier).__name__} does not use the attention interface of transformers"
-    window = getattr(config, "sliding_window", None)
+    kinds = set(getattr(config, "layer_types", None) or ())
+    window = getattr(config, "sliding_window", None) if kinds <= {"full_attention", "sliding_attention"} else None
+    if window and (kinds == {"full_attention"} or not getattr(config, "use_sliding_window", True)):
+        window = None
     limit = getattr(config, "max_position_embeddings", None)
-    if window and getattr(config, "use_sliding_window", True) and (limit is None or window < limit):
+    if window and (limit is None or window < limit):
         return f"its sliding-window attention ({window} tokens) needs masks"
-    if any(
-        name in config.model_type
-        for name in ("mamba", "rwkv", "recurrent", "jamba", "zamba", "bloom", "mpt", "falcon_h1")
-    ):
-        return f"'{config.model_type}' does not take its positions from position_ids alone"
+    if other := kinds - {"full_attention", "sliding_attention"}:
+        return f"layers of type {', '.join(sorted(other))} are not softmax attention over the whole text"
     return None

@@ -31,12 +31,16 @@ JOINT_RECORD = (
 
 @dataclass(frozen=True)
 class ScoringSettings:
-    """How to compute scores; none of it changes them beyond rounding.
+    """How to compute scores.
+
+    None of it but `max_length` and `precision` changes a score by more than fp32 rounding (docs/using-reward-models.md has figures).  bf16
+    rounds otherwise in every batch, so there each text gets a forward by itself: the score is then the text's, whatever else is scored.
 
     Attributes:
         max_length: longest sequence in tokens; longer ones are cut (prompt first) and marked.
         tokens_per_batch: limit of launched tokens in a forward; only a single response may be longer.
-        precision: "fp32" or "bf16" (autocast; the head is always fp32).
+        precision: "fp32" or "bf16" (autocast; the head is always fp32; each text in a forward by itself).
+        bf16_in_batches: compute bf16 in batches all the same, as training does.
         layout: "auto", "packed" or "plain".
         attention: attention implementation of transformers; "auto" takes sdpa where the architecture has it, otherwise eager.
         threads: CPU threads, 0 for all.
@@ -45,6 +49,7 @@ class ScoringSettings:
     max_length: int = 1024
     tokens_per_batch: int = 4096
     precision: str = "fp32"
+    bf16_in_batches: bool = False
     layout: str = "auto"
     attention: str = "auto"
     threads: int = 0
@@ -67,6 +72,7 @@ def settings_of_training(config: Mapping[str, Any]) -> ScoringSettings:
         max_length=training["max_length"] or backbone["max_length"],
         tokens_per_batch=training["tokens_per_microbatch"],
         precision=training["precision"],
+        bf16_in_batches=True,
         layout=training["layout"],
         attention=backbone["attention"],
     )
@@ -154,11 +160,15 @@ class RewardModelScorer:
     Args:
         model: in evaluation mode, on its device.
         tokenizer: the `ChatTokenizer` of the model.
+
+    Raises:
+        UserError: the model's scores would depend on the batch, or the layout that is asked for is not exact (`RewardModel.layout`).
     """
 
     def __init__(self, model, tokenizer, settings: ScoringSettings):
         self.model, self.tokenizer, self.settings = model, tokenizer, settings
         self.changed_texts = 0  # by the chat template, in the last `score`
+        model.layout(settings.layout)
 
     @classmethod
     def from_folder(cls, folder: Path, settings: ScoringSettings) -> RewardModelScorer:
@@ -225,12 +235,26 @@ class RewardModelScorer:
         settings = self.settings
         about = {
             "precision": settings.precision,
-            "layout": self.model.layout(settings.layout),
+            "layout": self._layout,
+            "layout_probe": self.model.layout_probe.record(),
             "attention": settings.attention,
             "max_length": settings.max_length,
         }
         template = getattr(self.tokenizer, "template", None)  # an encoder reads text without a chat template
         return about if template is None else about | {"template": template}
+
+    @property
+    def _one_text_a_forward(self) -> bool:
+        return self.settings.precision == "bf16" and not self.settings.bf16_in_batches
+
+    @property
+    def _layout(self) -> str:
+        return "plain" if self._one_text_a_forward else self.model.layout(self.settings.layout)
+
+    @property
+    def _tokens_per_batch(self) -> int:
+        # Any single response is more than nothing, and gets a forward by itself.
+        return 0 if self._one_text_a_forward else self.settings.tokens_per_batch
 
     def _of_responses(self, encoded, read: Callable[[list], Sequence], label: str) -> list[list]:
         """What `read` gives for every response of every item, computed in forwards of bounded size.
@@ -261,7 +285,7 @@ class RewardModelScorer:
 
         from rm_methods.reward_models.layouts import lay_out
 
-        batch = lay_out(encoded, self.model.layout(self.settings.layout), self.tokenizer.pad_id)
+        batch = lay_out(encoded, self._layout, self.tokenizer.pad_id)
         with torch.inference_mode():
             return self.model(batch.to(next(self.model.parameters()).device))
 
@@ -272,15 +296,14 @@ class RewardModelScorer:
         """The items, each with more responses than fit into a forward in several parts; and for each part, which item it is of."""
         from rm_methods.scoring.response_parts import split_responses
 
-        layout = self.model.layout(self.settings.layout)
-        split = [split_responses(item, layout, self.settings.tokens_per_batch) for item in encoded]
+        split = [split_responses(item, self._layout, self._tokens_per_batch) for item in encoded]
         return [part for parts in split for part in parts], [i for i, parts in enumerate(split) for _ in parts]
 
     def _batches(self, encoded) -> list[tuple[list[int], int]]:
         """(positions of items, launched tokens): items with one number of responses and like lengths, longest first."""
         from rm_methods.reward_models.layouts import launched_tokens
 
-        layout = self.model.layout(self.settings.layout)
+        layout = self._layout
         by_responses: dict[int, list[int]] = {}
         for i in sorted(range(len(encoded)), key=lambda i: -max(encoded[i].lengths)):
             by_responses.setdefault(len(encoded[i].sequences), []).append(i)
@@ -288,10 +311,7 @@ class RewardModelScorer:
         for members in by_responses.values():
             current: list[int] = []
             for i in members:
-                if (
-                    current
-                    and launched_tokens([encoded[j] for j in [*current, i]], layout) > self.settings.tokens_per_batch
-                ):
+                if current and launched_tokens([encoded[j] for j in [*current, i]], layout) > self._tokens_per_batch:
                     batches.append(current)
                     current = []
                 current.append(i)

@@ -160,6 +160,10 @@ def _fit_and_export(config: dict[str, Any], variant: str, seed: int, files: RunF
     data = training_data(config, variant, files.pairs, method, inputs)
     model, arguments, adaptation_cost = _model_to_train(method, inputs, data)
     layout = model.layout(training["layout"])
+    layout_record = {
+        "used": layout,
+        "probe": model.layout_probe.record() if model.layout_probe else "not measured: ZeRO-3 shards",
+    }
     plan = plan_training(training, data.items, seed, arguments.world_size, layout, data.budget)
     method.build(model, replace(inputs, total_steps=len(plan), pairs=data.pairs, items=data.items, reader=data.reader))
 
@@ -177,7 +181,13 @@ def _fit_and_export(config: dict[str, Any], variant: str, seed: int, files: RunF
     planned = plan_cost(plan, data.items, layout)
     planned |= {key: method.passes * planned[key] for key in ("tokens", "launched_tokens", "forwards")}
     planned = {key: count + adaptation_cost.get(key, 0) for key, count in planned.items()}
-    extra = {"truncation": data.truncation, "training": training, "noise": data.noise, "report": report}
+    extra = {
+        "truncation": data.truncation,
+        "training": training,
+        "noise": data.noise,
+        "report": report,
+        "layout": layout_record,
+    }
     return _Fitted(arguments, planned, log.before, log.last_loss, extra)
 
 

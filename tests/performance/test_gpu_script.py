@@ -19,6 +19,7 @@ def script(name: str):
     """A script of performance/ as a module."""
     specification = importlib.util.spec_from_file_location(name, REPOSITORY / "performance" / f"{name}.py")
     module = importlib.util.module_from_spec(specification)
+    sys.modules[name] = module  # dataclasses look their module up
     specification.loader.exec_module(module)
     return module
 

@@ -179,7 +179,7 @@ def test_sliding_window_backbones_are_not_packed():
 def test_a_backbone_that_drops_the_attention_map_is_noticed(reward_model, items, monkeypatch):
     forward = reward_model.backbone.forward
     monkeypatch.setattr(reward_model.backbone, "forward", lambda attention_map, **kwargs: forward(**kwargs))
-    with pytest.raises(UserError, match="layout: plain"):
+    with pytest.raises(UserError, match="plain batches only"):
         rewards(reward_model, items, "packed")
 
 

@@ -1,0 +1,273 @@
+"""Measures, on a few tiny texts, whether a model scores a text in our batches as transformers scores it alone.
+
+Two things can go wrong silently: a layer that carries something from one packed text to the next (a recurrent state, a convolution, a
+window), and a layer that sees the padding of other rows.  Names of architectures do not tell; a forward does.  The texts are made of
+random ids: four sequences of different lengths, two that share a prompt, responses short enough for a leak to reach their last token.
+
+Only ten tokens a text: what starts with longer texts only (a window, chunks, frequencies that depend on the length) is for the
+configuration to say (`rm_methods.reward_models.model.packing_obstacle`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass, replace
+
+import numpy as np
+import torch
+from torch import nn
+
+from rm_methods.errors import UserError
+from rm_methods.reward_models import packed_attention
+from rm_methods.reward_models.layouts import lay_out
+from rm_methods.reward_models.tokenization import TokenizedItem
+
+# Lengths of prompts, and of each one's responses.
+_LENGTHS = ((6, (2, 7)), (3, (4, 1)))
+
+
+@dataclass(frozen=True)
+class LayoutProbe:
+    """What the probe measured: largest differences from each text alone, relative to the spread over the probe's texts.
+
+    Attributes:
+        tolerance: largest difference that counts as rounding.
+        plain: of rows padded to one length.
+        packed: of the packed layout; None where it was not tried or its forward failed.
+        packing_obstacle: why packed batches are not exact; None if they are, or were not tried.
+    """
+
+    tolerance: float
+    plain: float
+    packed: float | None = None
+    packing_obstacle: str | None = None
+
+    def record(self) -> dict[str, float | str | None]:
+        """For a run card."""
+        return asdict(self)
+
+
+def tolerance(dtype: torch.dtype) -> float:
+    """Largest relative difference that rounding explains, for weights of this type.
+
+    fp32 (and its TF32 products on GPUs, 10 bits) stays below 1e-3; bf16 rounds each product to 8 bits, which adds up to a few percent over
+    the layers of a large model.  The leaks that the probe is for are about as large as the states themselves
+    (performance/architectures.py prints them).
+    """
+    return 1e-3 if torch.finfo(dtype).bits >= 32 else 0.1
+
+
+def probe_reward_model(model) -> LayoutProbe:
+    """Compare hidden states at the ends of the responses with those that transformers' own head reads of each text alone.
+
+    Args:
+        model: a `RewardModel` whose weights are whole; autocast is left out, so fp32 weights are compared in fp32.
+
+    Raises:
+        UserError: transformers reads the score elsewhere, or padding changes what is read.
+    """
+    items = probe_items(model.config)
+    limit = tolerance(next(model.classifier.parameters()).dtype)
+    with _undisturbed(model), _forward_explained(model):
+        with _own_kernel(model.classifier):
+            alone_SH = _read_by_transformers(model.classifier, items)
+        packed, obstacle = None, None
+        if model.packing_obstacle is None:
+            packed, obstacle = _try_packing(model, items, alone_SH, limit)
+        # A model that cannot be packed gets its own masks back.
+        with _own_kernel(model.classifier) if obstacle else nullcontext():
+            plain = _difference(_last_states(model, items, "plain"), alone_SH)
+    _check_padding(model, plain, limit)
+    return LayoutProbe(limit, plain, packed, obstacle)
+
+
+def _try_packing(
+    model, items: list[TokenizedItem], alone_SH: torch.Tensor, limit: float
+) -> tuple[float | None, str | None]:
+    """How far packed texts are from each text alone, None where the forward fails; and why packing is not exact, None if it is.
+
+    Plain rows count too: with our attention transformers builds no masks, which a few models need for them.
+    """
+    try:
+        packed = _difference(_last_states(model, items, "packed"), alone_SH)
+        largest = max(packed, _difference(_last_states(model, items, "plain"), alone_SH))
+    except torch.OutOfMemoryError:
+        raise
+    except (
+        Exception
+    ) as error:  # whatever a model raises on a layout that its authors never tried, the plain one remains
+        return None, f"its packed forward fails ({_first_line(error)})"
+    if largest <= limit:
+        return packed, None
+    return (
+        packed,
+        f"packed texts are not computed as alone (off by {largest:.1e} of the spread over texts; rounding is at most {limit:.0e})",
+    )
+
+
+def probe_joint_model(model) -> LayoutProbe:
+    """Compare the logits of rows padded to one length with those of each row without padding.
+
+    Args:
+        model: a `JointModel` whose weights are whole.
+
+    Raises:
+        UserError: padding changes a row's logit, on the probe or with longer rows (the configuration tells).
+    """
+    if reason := _depends_on_length(model.config):
+        raise UserError(
+            f"{type(model.classifier).__name__} is refused: {reason}, so its scores would depend on the batch."
+        )
+    items = probe_items(model.config)
+    limit = tolerance(next(model.classifier.parameters()).dtype)
+    # A batch of equal rows has no padding.
+    alone = [replace(item, sequences=(sequence, sequence)) for item in items for sequence in item.sequences]
+    with _undisturbed(model), _forward_explained(model):
+        alone_S1 = torch.cat([_forward(model, [item], "plain").rewards[:, :1] for item in alone])
+        plain = _difference(_forward(model, items, "plain").rewards.view(-1, 1), alone_S1)
+    _check_padding(model, plain, limit)
+    return LayoutProbe(limit, plain)
+
+
+def _depends_on_length(config) -> str | None:
+    """What of an encoder's attention goes by the padded length of a batch, from lengths on that no small probe reaches."""
+    if getattr(config, "attention_type", None) == "block_sparse":
+        return "block-sparse attention goes by the padded length of a batch (attention_type: original_full in its config.json does not)"
+    if "lsh" in (getattr(config, "attn_layers", None) or ()):
+        return "its hashed attention draws random numbers and goes by the padded length of a batch"
+    return None
+
+
+def _check_padding(model, difference: float, limit: float) -> None:
+    if difference > limit:
+        raise UserError(
+            f"{type(model.classifier).__name__} is refused: padding, or other texts of a batch, change its score of a text (by "
+            f"{difference:.1e} of the spread over texts; rounding is at most {limit:.0e}). Its scores would depend on the batch. "
+            "Use another model."
+        )
+
+
+def probe_items(config) -> list[TokenizedItem]:
+    """The probe's texts for a model with this configuration: ordinary ids, drawn with a seed of their own.
+
+    An encoder-decoder reads its score at the end token, so there each text ends with it.
+    """
+    needs_end = config.is_encoder_decoder
+    config = config.get_text_config()
+    special = {
+        i
+        for key, value in config.to_dict().items()
+        if "token" in key
+        for i in (value if isinstance(value, list) else [value])
+    }
+    ordinary = np.array(
+        [i for i in range(min(getattr(config, "vocab_size", None) or 256, 10_000)) if i not in special], dtype=np.int32
+    )
+    end = getattr(config, "eos_token_id", None)
+    ends = [end] if needs_end and isinstance(end, int) else []
+    generator = np.random.default_rng(0)
+    items = []
+    for prompt_length, lengths in _LENGTHS:
+        prompt = generator.choice(ordinary, prompt_length)
+        sequences = tuple(
+            np.array([*prompt, *generator.choice(ordinary, length), *ends], dtype=np.int32) for length in lengths
+        )
+        items.append(TokenizedItem(sequences, prompt_length, (False, False), (False, False)))
+    return items
+
+
+@contextmanager
+def _undisturbed(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode without gradients and without autocast; modes and random numbers are afterwards what they were."""
+    training = [module for module in model.modules() if module.training]
+    autocast = model.autocast
+    device = next(model.parameters()).device
+    model.autocast = None
+    model.eval()
+    try:
+        with torch.random.fork_rng([device] if device.type == "cuda" else []), torch.no_grad():
+            yield
+    finally:
+        model.autocast = autocast
+        for module in training:
+            module.training = True
+
+
+@contextmanager
+def _own_kernel(classifier: nn.Module) -> Iterator[None]:
+    """The attention of transformers, masks included, where ours is set."""
+    ours = classifier.config._attn_implementation
+    if ours != packed_attention.NAME:
+        yield
+        return
+    classifier.set_attn_implementation(packed_attention.KERNEL)
+    try:
+        yield
+    finally:
+        classifier.set_attn_implementation(ours)
+
+
+def _read_by_transformers(classifier: nn.Module, items: list[TokenizedItem]) -> torch.Tensor:
+    """What the head reads in transformers' own forward of each text alone, fp32 [S, hidden]."""
+    head, read = classifier.score, []
+
+    def keep(_, inputs):
+        # The head is fp32 whatever the backbone is.
+        states = inputs[0].to(head.weight.dtype)
+        read.append(states.reshape(-1, states.shape[-1])[-1])
+        return (states,)
+
+    device, scores = head.weight.device, []
+    handle = head.register_forward_pre_hook(keep)
+    try:
+        for sequence in (sequence for item in items for sequence in item.sequences):
+            ids = torch.from_numpy(sequence.astype(np.int64))[None].to(device)
+            scores.append(classifier(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[0])
+    finally:
+        handle.remove()
+    states_SH, scores_S1 = torch.stack(read), torch.stack(scores)
+    if not torch.allclose(head(states_SH).float(), scores_S1.float(), rtol=1e-3, atol=1e-5):
+        raise UserError(
+            f"{type(classifier).__name__} is refused: its score is not its head at the last token. Use another model."
+        )
+    return states_SH
+
+
+def _last_states(model, items: list[TokenizedItem], layout: str) -> torch.Tensor:
+    """What our head reads of each text, fp32 [S, hidden]."""
+    return _forward(model, items, layout).last_hidden.flatten(0, 1).float()
+
+
+def _forward(model, items: list[TokenizedItem], layout: str):
+    pad_id = model.config.get_text_config().pad_token_id or 0
+    return model(lay_out(items, layout, pad_id).to(next(model.parameters()).device))
+
+
+@contextmanager
+def _forward_explained(model) -> Iterator[None]:
+    """A model that cannot compute plain rows of text is refused by name."""
+    try:
+        yield
+    except (UserError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        raise UserError(
+            f"{type(model.classifier).__name__} is refused: it does not compute a batch of text rows ({_first_line(error)}). "
+            "Use another model."
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def _difference(ours_SH: torch.Tensor, theirs_SH: torch.Tensor) -> float:
+    """Largest distance of a text's vector from the other one of the same text, relative to the spread of vectors over texts."""
+    spread = (theirs_SH - theirs_SH.mean(0)).square().sum(-1).mean().sqrt()
+    size = theirs_SH.square().sum(-1).mean().sqrt()
+    largest = (ours_SH - theirs_SH).square().sum(-1).max().sqrt()
+    # Texts that a model hardly tells apart would make rounding look large.
+    ratio = float(largest / torch.maximum(spread, size / 100).clamp(min=torch.finfo(spread.dtype).tiny))
+    return math.inf if math.isnan(ratio) else ratio
