@@ -126,8 +126,9 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=40, help="pairs to score; twice as many fit the head")
     arguments = parser.parse_args()
 
-    from rm_methods.benchmarks.item import BenchmarkItem
     from rm_methods.cpu import prepare_cpu
+
+    from rm_methods.benchmarks.item import BenchmarkItem
 
     prepare_cpu(1)
     pairs = short_pairs(arguments.pairs, 3 * arguments.count)

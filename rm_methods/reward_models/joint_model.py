@@ -21,7 +21,7 @@ from rm_methods.errors import UserError
 from rm_methods.files import read_json, write_json, written_atomically
 from rm_methods.reward_models.attention_capture import AttentionCapture, LayerAttention, capture_obstacle
 from rm_methods.reward_models.joint_reader import DecoderReader, EncoderReader
-from rm_methods.reward_models.layout_probe import LayoutProbe, probe_joint_model
+from rm_methods.reward_models.layout_probe import LayoutProbe, check_length, probe_joint_model
 from rm_methods.reward_models.layouts import SequenceBatch
 from rm_methods.reward_models.pairrm import PairRM, is_pairrm, pairrm_opening
 from rm_methods.reward_models.remote_code import refusal_explained
@@ -120,6 +120,7 @@ class JointModel(nn.Module):
         """
         length = batch.input_ids.shape[1]
         check_positions(self.config, length)
+        check_length(self.classifier, length)
         is_token_RL = torch.arange(length, device=batch.input_ids.device) <= batch.read_column[:, None]
         # Without a mask of ours a decoder is causal, and never reaches the padding behind a row's end.
         mask = None if self.causal else is_token_RL[:, None, None]

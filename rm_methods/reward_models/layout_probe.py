@@ -140,6 +140,37 @@ def _depends_on_length(config) -> str | None:
     return None
 
 
+def check_length(classifier: nn.Module, longest: int) -> None:
+    """Refuse a text so long that it would change the scores of the other texts of its batch.
+
+    Some rotary embeddings take other frequencies for the whole batch as soon as one text passes the original length (longrope,
+    arXiv 2402.13753; dynamic NTK); Doge ranks the tokens of the whole padded row.
+
+    Args:
+        longest: tokens of the longest text of a batch.
+
+    Raises:
+        UserError: it is that long.
+    """
+    config = classifier.config.get_text_config()
+    rope = getattr(config, "rope_parameters", None) or {}
+    limits = {}
+    for parameters in (rope, *(value for value in rope.values() if isinstance(value, dict))):
+        original = parameters.get("original_max_position_embeddings") or getattr(
+            config, "max_position_embeddings", None
+        )
+        if parameters.get("rope_type") in ("longrope", "dynamic") and original:
+            limits[f"rope_type {parameters['rope_type']}"] = original
+    if window := getattr(config, "keep_window_size", None):
+        limits["keep_window_size"] = window
+    for reason, limit in limits.items():
+        if longest > limit:
+            raise UserError(
+                f"{type(classifier).__name__}: a text of {longest} tokens would change the scores of the other texts of its batch "
+                f"({reason} goes by the longest text above {limit} tokens). Set max_length to at most {limit}."
+            )
+
+
 def _check_padding(model, difference: float, limit: float) -> None:
     if difference > limit:
         raise UserError(

@@ -85,6 +85,7 @@ class SequenceBatch:
         read_row, read_column: int64 [S], where sequence s ends, items in order, responses of an item in order.
         responses: N, the same for all items of the batch.
         real_tokens, launched_tokens: tokens without and with padding.
+        longest: tokens of the longest sequence.
     """
 
     input_ids: torch.Tensor
@@ -95,6 +96,7 @@ class SequenceBatch:
     responses: int
     real_tokens: int = 0
     launched_tokens: int = 0
+    longest: int = 0
 
     def to(self, device: torch.device | str):
         """The same batch with all tensors on `device`."""
@@ -139,7 +141,8 @@ def lay_out(items: Sequence[TokenizedItem], layout: str, pad_id: int) -> Sequenc
         pad_id: fills the plain layout's rows; any id will do.
     """
     sequences = [sequence for item in items for sequence in item.sequences]
-    common = {"responses": len(items[0].sequences), "real_tokens": sum(map(packed_length, items))}
+    longest = max(map(len, sequences))
+    common = {"responses": len(items[0].sequences), "real_tokens": sum(map(packed_length, items)), "longest": longest}
     if layout == "packed":
         prompt_ids = [item.sequences[0][: item.shared] for item in items]
         response_ids = [sequence[item.shared :] for item in items for sequence in item.sequences]
@@ -156,7 +159,6 @@ def lay_out(items: Sequence[TokenizedItem], layout: str, pad_id: int) -> Sequenc
             launched_tokens=len(input_ids),
             **common,
         )
-    longest = max(map(len, sequences))
     return SequenceBatch(
         input_ids=_pad(sequences, longest, pad_id),
         position_ids=_pad([np.arange(len(sequence)) for sequence in sequences], longest, 0),

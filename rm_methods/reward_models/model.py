@@ -14,7 +14,7 @@ from rm_methods.errors import UserError
 from rm_methods.files import written_atomically
 from rm_methods.reward_models import packed_attention
 from rm_methods.reward_models.attention_capture import AttentionCapture, LayerAttention, capture_obstacle
-from rm_methods.reward_models.layout_probe import LayoutProbe, probe_reward_model
+from rm_methods.reward_models.layout_probe import LayoutProbe, check_length, probe_reward_model
 from rm_methods.reward_models.layouts import SequenceBatch
 
 
@@ -140,8 +140,9 @@ class RewardModel(nn.Module):
         """Rewards of all responses of a batch.
 
         Raises:
-            UserError: a packed batch for a backbone that cannot attend to one.
+            UserError: a packed batch for a backbone that cannot attend to one, or a text that would change the scores of others.
         """
+        check_length(self.classifier, batch.longest)
         if batch.attention_map is not None and self.packing_obstacle:
             raise UserError(f"This backbone takes no packed batches: {self.packing_obstacle}. Use layout: plain.")
         # Plain rows need no mask: causal attention never reaches the padding behind a row's end.

@@ -12,7 +12,9 @@ from transformers import AutoModelForSequenceClassification
 from rm_methods.errors import UserError
 from rm_methods.reward_models.joint_model import JointModel
 from rm_methods.reward_models.layout_probe import probe_items, probe_reward_model
+from rm_methods.reward_models.layouts import lay_out
 from rm_methods.reward_models.model import RewardModel
+from rm_methods.reward_models.tokenization import TokenizedItem
 from tests.performance.test_gpu_script import script
 
 
@@ -155,6 +157,32 @@ def test_the_probe_has_texts_of_different_lengths_without_special_tokens(reward_
     }
     for item in items:
         assert (item.sequences[0][: item.shared] == item.sequences[1][: item.shared]).all()
+
+
+def longrope(architectures) -> RewardModel:
+    """A Phi-3 whose frequencies change for the whole batch with a text above 16 tokens."""
+    config = architectures.build("phi3").config
+    factors = {"short_factor": [1.0] * 8, "long_factor": [9.0] * 8}
+    config.original_max_position_embeddings = 16
+    config.rope_parameters = {
+        "rope_type": "longrope",
+        "rope_theta": 1e4,
+        "original_max_position_embeddings": 16,
+        **factors,
+    }
+    torch.manual_seed(0)
+    return RewardModel(AutoModelForSequenceClassification.from_config(config)).eval()
+
+
+def test_a_long_text_that_changes_the_others_is_refused(architectures, monkeypatch):
+    model = longrope(architectures)
+    texts = [np.arange(3, 3 + length, dtype=np.int32) for length in (10, 12, 20)]
+    short, long = (TokenizedItem((texts[0], texts[k]), 0, (False, False), (False, False)) for k in (1, 2))
+    alone = model(lay_out([short], "plain", 0)).rewards[0, 0]
+    with pytest.raises(UserError, match=r"20 tokens.*rope_type longrope.*max_length to at most 16"):
+        model(lay_out([long], "plain", 0))
+    monkeypatch.setattr("rm_methods.reward_models.model.check_length", lambda *_: None)
+    assert (model(lay_out([long], "plain", 0)).rewards[0, 0] - alone).abs() > 1e-3  # what is refused
 
 
 def test_shards_are_not_probed(reward_model):

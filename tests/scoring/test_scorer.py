@@ -48,6 +48,28 @@ def test_scores_do_not_depend_on_batches_or_layout(scorer, items, settings):
     assert [r.score for r in scores(scorer, items, **settings)] == pytest.approx(reference, abs=1e-5)
 
 
+def test_bf16_scores_are_those_of_each_text_whatever_else_is_scored(scorer, items):
+    scorer.model.autocast = torch.bfloat16
+    reference = [r.score for r in scores(scorer, items, precision="bf16")]
+    for settings in ({"tokens_per_batch": 64}, {"tokens_per_batch": 100_000}, {"layout": "packed"}):
+        assert [r.score for r in scores(scorer, items, precision="bf16", **settings)] == reference
+    alone = [
+        scores(scorer, [replace(item, responses=[text])], precision="bf16")[0].score
+        for item in items
+        for text in item.responses
+    ]
+    assert alone == reference
+    # Without the rule they do depend on the batch; and bf16 it is.
+    together = [
+        r.score for r in scores(scorer, items, precision="bf16", bf16_in_batches=True, tokens_per_batch=100_000)
+    ]
+    assert together != reference
+    scorer.model.autocast = None
+    exact = [r.score for r in scores(scorer, items)]
+    assert reference == pytest.approx(exact, abs=0.05)
+    assert reference != pytest.approx(exact, abs=1e-5)
+
+
 def test_scores_do_not_depend_on_the_order_of_items(scorer, items):
     forward = {(r.item_id, r.response_index): r.score for r in scores(scorer, items)}
     backward = {(r.item_id, r.response_index): r.score for r in scores(scorer, items[::-1])}
