@@ -18,18 +18,16 @@ from pathlib import Path
 
 import numpy as np
 
-MAX_CHARACTERS = 400  # of prompt and response together
 
-
-def short_pairs(file: Path, count: int) -> list:
-    """The first pairs of a preference file whose texts are short."""
+def short_pairs(file: Path, count: int, characters: int) -> list:
+    """The first pairs of a preference file whose texts (prompt and response) have at most so many characters."""
     from rm_methods.preferences import cards
     from rm_methods.preferences.readers import read_dataset
 
     short = []
     for pair in read_dataset(*cards.card_for(str(file), None), {})[0]:
         prompt = sum(len(message["content"]) for message in pair.prompt)
-        if prompt + max(len(pair.chosen), len(pair.rejected)) <= MAX_CHARACTERS:
+        if prompt + max(len(pair.chosen), len(pair.rejected)) <= characters:
             short.append(pair)
     return short[:count]
 
@@ -124,6 +122,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", type=Path, required=True, help="a preference file")
     parser.add_argument("--count", type=int, default=40, help="pairs to score; twice as many fit the head")
+    parser.add_argument("--characters", type=int, default=400, help="longest text, prompt and response together")
     arguments = parser.parse_args()
 
     from rm_methods.cpu import prepare_cpu
@@ -131,7 +130,7 @@ def main() -> None:
     from rm_methods.benchmarks.item import BenchmarkItem
 
     prepare_cpu(1)
-    pairs = short_pairs(arguments.pairs, 3 * arguments.count)
+    pairs = short_pairs(arguments.pairs, 3 * arguments.count, arguments.characters)
     fitting, scored = pairs[arguments.count :], pairs[: arguments.count]
     with tempfile.TemporaryDirectory() as folder:
         model, tokenizer = model_with_fitted_head(Path(folder) / "backbone", fitting)
