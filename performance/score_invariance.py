@@ -125,9 +125,8 @@ def main() -> None:
     parser.add_argument("--characters", type=int, default=400, help="longest text, prompt and response together")
     arguments = parser.parse_args()
 
-    from rm_methods.cpu import prepare_cpu
-
     from rm_methods.benchmarks.item import BenchmarkItem
+    from rm_methods.system.cpu import prepare_cpu
 
     prepare_cpu(1)
     pairs = short_pairs(arguments.pairs, 3 * arguments.count, arguments.characters)
