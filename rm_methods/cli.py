@@ -21,6 +21,7 @@ from rm_methods.errors import UserError, shortened
 
 _FILE = click.Path(dir_okay=False, path_type=Path)
 _FOLDER = click.Path(file_okay=False, path_type=Path)
+_SEED = click.IntRange(min=0, max=2**32 - 1)
 _config = click.option(
     "--config",
     "config_files",
@@ -183,7 +184,7 @@ def prepare_benchmark(config_files, benchmark, pairs, items, report):
 @main.command()
 @_config
 @click.option("--variant", required=True, help="Entry under `methods:`.")
-@click.option("--seed", required=True, type=click.IntRange(min=0))
+@click.option("--seed", required=True, type=_SEED)
 @click.option("--pairs", required=True, type=_FILE, help="Prepared pairs.")
 @click.option("--backbone", required=True, type=_FOLDER, help="Prepared backbone folder.")
 @click.option(
@@ -312,7 +313,7 @@ def diagnose(config_files, variant, model, benchmark, items, out, threads):
 @main.command("diagnose-teacher")
 @_config
 @click.option("--variant", required=True, help="Entry under `methods:`.")
-@click.option("--seed", required=True, type=click.IntRange(min=0))
+@click.option("--seed", required=True, type=_SEED)
 @click.option("--model", required=True, type=_FOLDER, help="Reward-model folder of the run.")
 @click.option("--backbone", required=True, type=_FOLDER, help="Prepared backbone folder, which the run began from.")
 @click.option(
@@ -466,7 +467,7 @@ def sample_references(config_files, policy, pairs, out, work, threads):
 @main.command()
 @_config
 @click.option("--variant", required=True, help="Entry under `methods:`.")
-@click.option("--seed", required=True, type=click.IntRange(min=0))
+@click.option("--seed", required=True, type=_SEED)
 @click.option("--model", required=True, type=_FOLDER, help="Reward model, in its run folder.")
 @click.option("--policy", required=True, type=_FOLDER, help="Policy folder.")
 @click.option("--pairs", required=True, type=_FILE, help="Prepared pairs, whose prompts are answered.")

@@ -234,3 +234,10 @@ def test_a_full_disk_is_reported_in_words(tmp_path, monkeypatch):
     result = invoke("list", "methods")
     assert result.exit_code == 2
     assert "the disk is full or over its quota while writing to x.parquet" in result.output
+
+
+def test_a_seed_that_numpy_cannot_take_is_refused_before_anything_is_read(tmp_path):
+    files = ("--pairs", "p", "--backbone", "b", "--out", "o", "--work", "w")
+    result = invoke("train", "--config", tmp_path / "absent.yaml", "--variant", "v", "--seed", 2**32, *files)
+    assert result.exit_code == 2
+    assert "4294967296 is not in the range 0<=x<=4294967295" in result.output

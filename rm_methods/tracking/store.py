@@ -84,7 +84,7 @@ def _address_problem(uri: str) -> str | None:
     if kind not in DEFAULT_DRIVERS:
         close = difflib.get_close_matches(scheme, [*SERVERS, *DEFAULT_DRIVERS, "databricks"], n=1)
         return f"begins with '{scheme}', which MLflow does not know" + (
-            f"; did you mean '{close[0]}'?" if close else ""
+            f" (did you mean '{close[0]}'?)" if close else ""
         )
     module = driver or DEFAULT_DRIVERS[kind]
     if kind == "sqlite":
@@ -225,7 +225,8 @@ def _closed_database(uri: str) -> str | None:
             and (reason := _closed_port(address.host, address.port, address.get_backend_name()))
         ):
             return reason
-        sqlalchemy.create_engine(address, poolclass=sqlalchemy.NullPool).connect().close()
+        with sqlalchemy.create_engine(address, poolclass=sqlalchemy.NullPool).connect() as connection:
+            sqlalchemy.inspect(connection).get_table_names()  # SQLite reads nothing of a file before
     except (SQLAlchemyError, ImportError, OSError) as error:
         return one_line(error, uri)
     return None

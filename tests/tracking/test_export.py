@@ -307,7 +307,7 @@ def test_an_address_that_cannot_be_used_leaves_finished_runs_pending(finished_ru
     [
         ("./mlruns", "is a folder"),
         ("file:///somewhere/mlruns", "is a folder"),
-        ("htp://server", "begins with 'htp', which MLflow does not know; did you mean 'http'?"),
+        ("htp://server", "begins with 'htp', which MLflow does not know (did you mean 'http'?)"),
         ("postgres://server/db", "did you mean 'postgresql'?"),
         ("s3://bucket", "begins with 's3', which MLflow does not know"),
         ("http://", "names no server"),

@@ -214,6 +214,53 @@ def test_a_wrong_configuration_stops_everything_with_all_problems(finished):
     assert "unknown method 'bradly_terry'. Did you mean 'bradley_terry'?" in output
 
 
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (
+            "methods: {longest: {}, 5: {}}\nmethods: {shortest: {}, 5: {}}\nseeds: [010]\nresults: $NOT_SET_ANYWHERE/x\n",
+            (
+                "methods: written twice, on lines 3 and 4",
+                "seeds.0: 010 on line 5",
+                "methods.5: the name must be text",
+                "'NOT_SET_ANYWHERE', which is not set",
+            ),
+        ),
+        (
+            "methods: {longest: {}}\nresults: 'a{b}'\ntracking: {uri: 'htp://server'}\n",
+            ("results: 'a{b}' has the character '{'", "tracking.uri: The MLflow address 'htp://server'"),
+        ),
+    ],
+)
+def test_a_workflow_reads_configurations_as_check_does(tmp_path, text, expected):
+    """Snakemake's own reading takes the last of two equal keys and knows YAML 1.1 only."""
+    folder = checkout(tmp_path / "checkout")
+    (folder / "wrong.yaml").write_text("experiment: x\ndata: {dataset: world}\n" + text)
+    done = subprocess.run(
+        ["snakemake", "-n", "--cores", "1", "--configfile", "wrong.yaml", "--config", "scoring={precision: fp32}"],
+        cwd=folder, env=environment(folder), capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode != 0
+    for says in expected:
+        assert says in done.stdout + done.stderr
+
+
+def test_paths_with_variables_reach_commands_quoted_and_options_go_over_the_file(tmp_path):
+    folder = checkout(tmp_path / "checkout")
+    (folder / "own.yaml").write_text(
+        "experiment: x\nresults: $PLACE\ndata: {dataset: world, options: {train_pairs: 20, test_pairs: 10}}\n"
+        "methods: {longest: {}}\nbenchmarks: {world: {}}\ntracking: {enabled: false}\n"
+    )
+    place = tmp_path / "a b;touch injected $(touch injected)"
+    command = ["snakemake", "--cores", "2", "--configfile", "own.yaml", "--config", "seeds=[7]"]
+    surroundings = environment(folder) | {"PLACE": str(place)}
+    done = subprocess.run(command, cwd=folder, env=surroundings, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (place / "x" / "runs" / "longest" / "seed7" / "summary.json").exists()
+    assert (place / "x" / "comparison" / "table.txt").exists()
+    assert not list(tmp_path.rglob("injected"))
+
+
 def test_a_killed_run_continues_from_its_checkpoint(finished, tmp_path):
     """SIGKILL of Snakemake and its jobs in the middle of training; the rerun resumes and ends with the uninterrupted weights."""
     folder = checkout(tmp_path / "killed")
