@@ -203,6 +203,7 @@ def train(config_files, variant, seed, pairs, backbone, out, work, required, thr
     """Train one variant with one seed.  Continues from the last complete checkpoint if it was interrupted."""
     from rm_methods.config.resolve import load_config
     from rm_methods.errors import nearest
+    from rm_methods.listing import training_text
     from rm_methods.training.run import RunFiles
     from rm_methods.training.run import train as run
 
@@ -211,7 +212,9 @@ def train(config_files, variant, seed, pairs, backbone, out, work, required, thr
         raise UserError(f"Unknown variant '{variant}'. {nearest(variant, config['methods'])}")
     outputs = (out / "model", out / "metrics.jsonl", out / "summary.json")
     files = RunFiles(pairs, backbone, *outputs, work, _named_folders("--required", required))
-    run(config, variant, seed, files, threads=threads)
+    summary = run(config, variant, seed, files, threads=threads)
+    if "RANK" not in os.environ:  # the ranks of a launched run leave it to the launcher
+        click.echo(training_text(summary))
 
 
 @main.command()
@@ -237,6 +240,9 @@ def train(config_files, variant, seed, pairs, backbone, out, work, required, thr
 )
 @click.option("--attention", default=None, help="Attention of transformers: sdpa, eager, ...")
 @click.option("--tokens-per-batch", type=click.IntRange(min=32), default=None, help="Most tokens in one forward.")
+@click.option(
+    "--bf16-in-batches", is_flag=True, default=None, help="Batches in bf16 too: faster, and scores depend on the batch."
+)
 @click.option("--strict", is_flag=True, help="Refuse data with a row that cannot be scored.")
 def score(model, data, out, root, config_files, strict, **given):
     """Score responses into score tables, and report what was read and how right the scores are.
@@ -425,7 +431,8 @@ def sft(config_files, pairs, out, work, threads):
     from rm_methods.config.resolve import load_config
     from rm_methods.policies.make_policy import make_policy
 
-    make_policy(load_config(config_files), pairs, out, work, threads)
+    summary = make_policy(load_config(config_files), pairs, out, work, threads)
+    click.echo(_counts({name: summary[name] for name in ("examples", "prompts_cut", "responses_cut")}))
 
 
 @main.command("sample-pool")

@@ -23,6 +23,13 @@ def preparation_text(report: dict[str, Any]) -> str:
     return "\n".join(lines + [f"  {note}" for note in [*report["notes"], *unread_notes(report["unread"])]])
 
 
+def training_text(summary: dict[str, Any]) -> str:
+    """How many pairs a run was given, and what was cut and dropped of them."""
+    counts = [f"{name} {count:,}" for name, count in summary.get("truncation", {}).items() if count]
+    about = f"{summary['variant']} seed {summary['seed']}: {summary['data']['pairs']:,} training pairs"
+    return f"{about}, {', '.join(counts) or 'none cut or dropped'}"
+
+
 def metrics_text(result: dict[str, Any]) -> str:
     """The metrics of one evaluation, one benchmark after another."""
     lines = []

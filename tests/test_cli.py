@@ -241,3 +241,12 @@ def test_a_seed_that_numpy_cannot_take_is_refused_before_anything_is_read(tmp_pa
     result = invoke("train", "--config", tmp_path / "absent.yaml", "--variant", "v", "--seed", 2**32, *files)
     assert result.exit_code == 2
     assert "4294967296 is not in the range 0<=x<=4294967295" in result.output
+
+
+def test_a_training_says_what_was_cut_and_dropped():
+    from rm_methods.listing import training_text
+
+    summary = {"variant": "bt", "seed": 3, "data": {"pairs": 1200}}
+    assert training_text(summary) == "bt seed 3: 1,200 training pairs, none cut or dropped"
+    cut = {"truncation": {"prompts_cut": 12, "responses_cut": 0, "dropped_equal": 1}}
+    assert training_text(summary | cut) == "bt seed 3: 1,200 training pairs, prompts_cut 12, dropped_equal 1"

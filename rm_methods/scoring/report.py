@@ -252,7 +252,7 @@ def _model_text(model: dict[str, Any]) -> str:
     return ", ".join(parts)
 
 
-_NAMED_ABOVE = ("folder", "kind", "variant", "seed", "run_key", "members", "template")
+_NAMED_ABOVE = ("folder", "kind", "variant", "seed", "run_key", "members", "template", "layout_probe")
 
 
 def _count(name: str, count: int, remark: str = "") -> str:

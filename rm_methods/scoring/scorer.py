@@ -231,13 +231,15 @@ class RewardModelScorer:
         return encoded
 
     def computation(self) -> dict[str, Any]:
-        """How scores are computed, for the report: the settings, with the layout that "auto" came to, and the chat template."""
-        settings = self.settings
+        """How scores are computed, for the report: the settings, what "auto" came to, and the chat template."""
+        from rm_methods.reward_models.packed_attention import KERNEL, NAME
+
+        settings, attention = self.settings, self.model.config._attn_implementation
         about = {
             "precision": settings.precision,
             "layout": self._layout,
             "layout_probe": self.model.layout_probe.record(),
-            "attention": settings.attention,
+            "attention": KERNEL if attention == NAME else attention,
             "max_length": settings.max_length,
         }
         template = getattr(self.tokenizer, "template", None)  # an encoder reads text without a chat template

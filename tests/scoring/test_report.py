@@ -99,3 +99,8 @@ def test_columns_that_are_not_read_are_named(write_rows):
     report = make_report(data, responses, MODEL, 1.5)
     assert list(report["read"]["unread"].values()) == [{"reason": 1}]
     assert "not read    columns: reason (1 rows)" in report_text(report, [])
+
+
+def test_a_score_that_is_not_a_number_is_no_tie(report):
+    assert report((math.nan, math.nan), (2.0, 1.0))["ties"] == 0
+    assert report((math.inf, math.inf), (2.0, 1.0))["ties"] == 0

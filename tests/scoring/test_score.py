@@ -44,7 +44,8 @@ def test_items_pairs_and_preference_files_give_the_same_scores(reward_model, tok
     assert tables[0].score.dtype == np.float32
     model = report_of(jobs[0][1])["model"]
     assert model["folder"] == str((tmp_path / "model").resolve())
-    assert (model["precision"], model["layout"], model["max_length"]) == ("fp32", "packed", 256)
+    computed = {name: model[name] for name in ("precision", "layout", "attention", "max_length")}
+    assert computed == {"precision": "fp32", "layout": "packed", "attention": "sdpa", "max_length": 256}
 
 
 def test_a_users_rows_keep_number_and_order_with_repetitions(longest, write_rows, tmp_path):
