@@ -1,4 +1,4 @@
-"""Benchmark cards: what a benchmark is and where it comes from, read from ``data/benchmarks/<name>.yaml`` in milliseconds."""
+"""Benchmark cards: what a benchmark is and where it comes from, read in milliseconds."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from rm_methods.card_files import card_files
 from rm_methods.errors import ConfigError, UserError, nearest
 from rm_methods.validation import schema_problems, unusable_values
 from rm_methods.yaml_files import read_yaml
 
-CARDS = Path(__file__).resolve().parents[2] / "data" / "benchmarks"
 MODULES = Path(__file__).resolve().parent
 
 OPTIONAL = {"has_gold": False, "hub_id": None, "revision": None, "files": {}, "options": {}, "notes": ""}
@@ -54,24 +54,33 @@ class BenchmarkCard:
     notes: str
 
 
-def list_cards(folder: Path | None = None) -> list[str]:
+def list_cards() -> list[str]:
     """Names of all benchmarks that have a card, sorted."""
-    return sorted(path.stem for path in (folder or CARDS).glob("*.yaml"))
+    return list(card_files("benchmarks"))
 
 
-def load_card(name: str, folder: Path | None = None) -> BenchmarkCard:
+def card_file(name: str) -> Path:
+    """The YAML file of a benchmark's card.
+
+    Raises:
+        UserError: there is no such card.
+    """
+    files = card_files("benchmarks")
+    if name not in files:
+        raise UserError(
+            f"Unknown benchmark {name!r}. {nearest(name, files)} To add one, write a card: data/benchmarks/<name>.yaml."
+        )
+    return files[name]
+
+
+def load_card(name: str) -> BenchmarkCard:
     """Read and check the card of a benchmark.
 
     Raises:
         UserError: there is no such card.
         ConfigError: it is not YAML, or with all problems of the card at once.
     """
-    folder = folder or CARDS
-    if name not in list_cards(folder):
-        raise UserError(
-            f"Unknown benchmark {name!r}. {nearest(name, list_cards(folder))} A benchmark is a card in {folder}."
-        )
-    source = folder / f"{name}.yaml"
+    source = card_file(name)
     raw, problems = read_yaml(source)
     if not isinstance(raw, dict):
         raise ConfigError([f"the card must be a mapping of keys to values, found {type(raw).__name__}"], str(source))

@@ -63,12 +63,10 @@ class Experiment:
 
     def data_settings(self) -> str:
         """What the pairs depend on, beside their files, as one text: the section `data` and the data set's card."""
-        from rm_methods.preferences.cards import CARD_FOLDER, list_cards
+        from rm_methods.preferences.cards import card_file, list_cards
 
         name = self.config["data"]["dataset"]
-        return canonical_json(
-            [self.config["data"], file_hash(CARD_FOLDER / f"{name}.yaml") if name in list_cards() else None]
-        )
+        return canonical_json([self.config["data"], file_hash(card_file(name)) if name in list_cards() else None])
 
     def benchmark_sources(self, benchmark: str) -> list[str]:
         """Local files that a benchmark is made of."""
@@ -82,9 +80,9 @@ class Experiment:
 
     def benchmark_settings(self, benchmark: str) -> str:
         """What a benchmark's items depend on, beside their files, as one text: its section and its card."""
-        from rm_methods.benchmarks.cards import CARDS
+        from rm_methods.benchmarks.cards import card_file
 
-        return canonical_json([self.config["benchmarks"][benchmark], file_hash(CARDS / f"{benchmark}.yaml")])
+        return canonical_json([self.config["benchmarks"][benchmark], file_hash(card_file(benchmark))])
 
     def backbone_settings(self) -> str:
         """What the prepared backbone depends on, as one text: its section and the text of its chat template."""

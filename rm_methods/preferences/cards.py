@@ -1,4 +1,4 @@
-"""Dataset cards: one YAML file a data set in data/datasets, with where it comes from, its licence, and which reader reads it.
+"""Dataset cards: one YAML file for each data set, with its origin, its licence, and the reader that reads it.
 
 How to add one: data/datasets/README.md.
 """
@@ -11,13 +11,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from rm_methods.card_files import card_files
 from rm_methods.errors import ConfigError, nearest
 from rm_methods.preferences.file_formats import FORMATS, check_format, data_format
 from rm_methods.preferences.readers import READERS, option_problems
 from rm_methods.validation import schema_problems
 from rm_methods.yaml_files import read_yaml
-
-CARD_FOLDER = Path(__file__).resolve().parents[2] / "data" / "datasets"
 
 _TEXT = {"type": "string", "minLength": 1}
 _OPTIONAL_TEXT = {"type": ["string", "null"], "minLength": 1}
@@ -100,20 +99,30 @@ class DatasetCard:
     local_files: str = ""
 
 
-def list_cards(folder: Path = CARD_FOLDER) -> list[str]:
+def list_cards() -> list[str]:
     """Names of all cards."""
-    return sorted(path.stem for path in folder.glob("*.yaml"))
+    return list(card_files("datasets"))
 
 
-def load_card(name: str, folder: Path = CARD_FOLDER) -> DatasetCard:
+def card_file(name: str) -> Path:
+    """The YAML file of a card.
+
+    Raises:
+        ConfigError: there is no such card.
+    """
+    files = card_files("datasets")
+    if name not in files:
+        raise ConfigError([f"data.dataset: there is no card '{name}'. {nearest(name, files)}"])
+    return files[name]
+
+
+def load_card(name: str) -> DatasetCard:
     """Read one card.
 
     Raises:
         ConfigError: if there is no such card, or with every problem of the card.
     """
-    if name not in list_cards(folder):
-        raise ConfigError([f"data.dataset: there is no card '{name}' in {folder}. {nearest(name, list_cards(folder))}"])
-    path = folder / f"{name}.yaml"
+    path = card_file(name)
     content, problems = read_yaml(path)
     problems += schema_problems(content, CARD_SCHEMA)
     if isinstance(content, dict):

@@ -22,6 +22,15 @@ GOOD = {
 }
 
 
+@pytest.fixture
+def cards(tmp_path, monkeypatch):
+    """The folder of a user's cards in the working directory."""
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "data" / "benchmarks"
+    folder.mkdir(parents=True)
+    return folder
+
+
 def write(folder, **changes):
     raw = {key: value for key, value in (GOOD | changes).items() if value != "left out"}
     (folder / "mine.yaml").write_text(yaml.safe_dump(raw))
@@ -41,8 +50,9 @@ def test_the_shipped_benchmarks():
     ]
 
 
-def test_optional_keys_have_defaults(tmp_path):
-    card = load_card("mine", write(tmp_path))
+def test_optional_keys_have_defaults(cards):
+    write(cards)
+    card = load_card("mine")
     assert (card.hub_id, card.revision, card.files, card.options, card.notes) == (None, None, {}, {}, "")
     assert card.subsets == ("chat",)
 
@@ -52,7 +62,7 @@ def test_an_unknown_benchmark_names_the_nearest():
         load_card("rmbench")
 
 
-def test_all_problems_of_a_card_are_reported_together(tmp_path):
+def test_all_problems_of_a_card_are_reported_together(cards):
     bad = {
         "chance": 50,
         "titel": "x",
@@ -62,10 +72,9 @@ def test_all_problems_of_a_card_are_reported_together(tmp_path):
         "hub_id": "nobody",
         "columns": {},
     }
+    write(cards, **bad, name="yours", subsets="chat", files=["a"], options=[], notes=3, licence=" ")
     with pytest.raises(ConfigError) as error:
-        load_card(
-            "mine", write(tmp_path, **bad, name="yours", subsets="chat", files=["a"], options=[], notes=3, licence=" ")
-        )
+        load_card("mine")
     text = str(error.value)
     for key in (
         "chance",
@@ -87,10 +96,10 @@ def test_all_problems_of_a_card_are_reported_together(tmp_path):
 
 
 @pytest.mark.parametrize("text", ["name: [", "- a\n- b", "!!python/object/apply:os.getcwd []"])
-def test_what_is_not_a_mapping_in_plain_yaml_is_refused(tmp_path, text):
-    (tmp_path / "mine.yaml").write_text(text)
+def test_what_is_not_a_mapping_in_plain_yaml_is_refused(text, cards):
+    (cards / "mine.yaml").write_text(text)
     with pytest.raises(UserError):
-        load_card("mine", tmp_path)
+        load_card("mine")
 
 
 def test_options_come_from_the_module_then_the_card_then_the_configuration():

@@ -3,8 +3,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from rm_methods.card_files import PACKAGED
 from rm_methods.errors import ConfigError, DataError
-from rm_methods.preferences.cards import CARD_FOLDER, card_for, list_cards, load_card
+from rm_methods.preferences.cards import card_for, list_cards, load_card
 
 GOOD = {
     "name": "mine",
@@ -19,13 +20,22 @@ GOOD = {
 }
 
 
+@pytest.fixture
+def cards(tmp_path, monkeypatch):
+    """The folder of a user's cards in the working directory."""
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "data" / "datasets"
+    folder.mkdir(parents=True)
+    return folder
+
+
 def write_card(folder: Path, **changes) -> None:
     (folder / "mine.yaml").write_text(
         yaml.safe_dump({key: value for key, value in (GOOD | changes).items() if value != "absent"})
     )
 
 
-@pytest.mark.parametrize("name", [path.stem for path in CARD_FOLDER.glob("*.yaml")])
+@pytest.mark.parametrize("name", [path.stem for path in (PACKAGED / "datasets").glob("*.yaml")])
 def test_every_shipped_card_loads(name):
     card = load_card(name)
     assert card.name == name
@@ -37,18 +47,18 @@ def test_the_promised_cards_are_there():
     assert {"world", "hh_rlhf", "alpaca_eval", "ultrafeedback_binarized"} <= set(list_cards())
 
 
-def test_a_good_card_keeps_its_values(tmp_path):
-    write_card(tmp_path, options={"strength_field": "margin"})
-    card = load_card("mine", tmp_path)
+def test_a_good_card_keeps_its_values(cards):
+    write_card(cards, options={"strength_field": "margin"})
+    card = load_card("mine")
     assert card.splits["train"].hub == "train"
     assert card.splits["test"].files == ("test/*.jsonl",)
     assert card.options == {"strength_field": "margin"}
     assert card.hub_config is None
 
 
-def test_all_problems_of_a_card_come_at_once(tmp_path):
+def test_all_problems_of_a_card_come_at_once(cards):
     write_card(
-        tmp_path,
+        cards,
         name="other",
         revision="main",
         licence="absent",
@@ -57,7 +67,7 @@ def test_all_problems_of_a_card_come_at_once(tmp_path):
         licens="MIT",
     )
     with pytest.raises(ConfigError) as caught:
-        load_card("mine", tmp_path)
+        load_card("mine")
     text = str(caught.value)
     assert len(caught.value.problems) == 8
     for expected in (
@@ -73,17 +83,17 @@ def test_all_problems_of_a_card_come_at_once(tmp_path):
         assert expected in text
 
 
-def test_an_option_the_reader_does_not_know_is_a_problem_of_the_card(tmp_path):
-    write_card(tmp_path, options={"strength_feild": "margin"})
+def test_an_option_the_reader_does_not_know_is_a_problem_of_the_card(cards):
+    write_card(cards, options={"strength_feild": "margin"})
     with pytest.raises(ConfigError, match=r"options\.strength_feild: unknown key\. Did you mean 'strength_field'\?"):
-        load_card("mine", tmp_path)
+        load_card("mine")
 
 
 @pytest.mark.parametrize("text", ["name: [", "- just\n- a list\n", "", "name: !!python/object:os.system {}\n"])
-def test_a_file_that_is_no_card_is_a_config_error(tmp_path, text):
-    (tmp_path / "mine.yaml").write_text(text)
+def test_a_file_that_is_no_card_is_a_config_error(text, cards):
+    (cards / "mine.yaml").write_text(text)
     with pytest.raises(ConfigError, match=r"mine\.yaml"):
-        load_card("mine", tmp_path)
+        load_card("mine")
 
 
 def test_an_unknown_name_gets_the_nearest():

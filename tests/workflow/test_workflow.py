@@ -35,7 +35,7 @@ SMOKE = {
 
 def checkout(folder: Path) -> Path:
     """A copy of what the workflow needs, so that tests may edit it."""
-    for name in ("rm_methods", "workflow", "data"):
+    for name in ("rm_methods", "workflow"):
         shutil.copytree(REPOSITORY / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     (folder / "config").mkdir()
     shutil.copy(REPOSITORY / "Snakefile", folder)

@@ -1,0 +1,84 @@
+"""The package works installed: from a wheel, in a folder that holds nothing else."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from tests.conftest import REPOSITORY
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory) -> Path:
+    """The wheel, unpacked as pip unpacks it into an environment; dependencies are those of the tests."""
+    source = tmp_path_factory.mktemp("source") / "rm-methods"
+    listed = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
+        cwd=REPOSITORY,
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    for name in listed.stdout.splitlines():
+        if name.startswith(("rm_methods/", "pyproject.toml", "README.md", "LICENSE")) and (REPOSITORY / name).is_file():
+            (source / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(REPOSITORY / name, source / name)
+    wheels = tmp_path_factory.mktemp("wheels")
+    pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
+    build = [*pip, "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", wheels, source]
+    subprocess.run(build, check=True, timeout=300)
+    target = tmp_path_factory.mktemp("environment")
+    (wheel,) = wheels.glob("*.whl")
+    subprocess.run([*pip, "install", "--no-deps", "--target", target, wheel], check=True, timeout=300)
+    return target
+
+
+@pytest.fixture
+def rm_methods(installed, tmp_path):
+    """Runs the installed command in an empty folder."""
+
+    def run(*arguments: str) -> str:
+        code = "import sys; from rm_methods.cli import main; sys.argv[0] = 'rm-methods'; main()"
+        environment = os.environ | {"PYTHONPATH": str(installed), "HF_HUB_OFFLINE": "1"}
+        command = [sys.executable, "-c", code, *map(str, arguments)]
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    return run
+
+
+def test_methods_benchmarks_and_datasets_are_listed(rm_methods):
+    assert "bradley_terry" in rm_methods("list", "methods")
+    assert "rm_bench" in rm_methods("list", "benchmarks")
+    assert "hh_rlhf" in rm_methods("list", "datasets")
+
+
+def test_a_configuration_is_checked(rm_methods, tmp_path):
+    config = {"experiment": "mine", "data": {"dataset": "world"}, "methods": {"bradley_terry": {}}}
+    (tmp_path / "mine.yaml").write_text(json.dumps(config))
+    assert "learning_rate" in rm_methods("check", "--config", "mine.yaml")
+
+
+def test_cards_of_the_working_directory_are_read(rm_methods, tmp_path):
+    (tmp_path / "data" / "datasets").mkdir(parents=True)
+    card = REPOSITORY / "rm_methods" / "data" / "datasets" / "ultrafeedback_binarized.yaml"
+    text = card.read_text().replace("name: ultrafeedback_binarized", "name: mine")
+    (tmp_path / "data" / "datasets" / "mine.yaml").write_text(text)
+    assert "mine" in rm_methods("list", "datasets")
+
+
+def test_pairs_are_scored(rm_methods, reward_model, tokenizer, tmp_path):
+    reward_model.save(tmp_path / "model")
+    tokenizer.tokenizer.save_pretrained(tmp_path / "model")
+    pair = {"prompt": "Paint it.", "chosen": "I paint it red.", "rejected": "No."}
+    (tmp_path / "pairs.jsonl").write_text(json.dumps(pair) + "\n")
+    rm_methods("score", "--model", "model", "--data", "pairs.jsonl", "--out", "scores.parquet")
+    assert len(pd.read_parquet(tmp_path / "scores.parquet")) == 2
