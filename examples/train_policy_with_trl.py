@@ -186,16 +186,21 @@ def make_trainer(options: argparse.Namespace, work: Path):
     check(options)
     import torch
     from datasets import Dataset
-    from transformers import AutoConfig, AutoTokenizer
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
     from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
-    policy_tokenizer = AutoTokenizer.from_pretrained(options.policy, padding_side="left")
+    from rm_methods.reward_models.loading import check_tensors, pretrained_config, pretrained_tokenizer
+
+    # TRL loads the models itself, and leaves it at a warning if weights are missing.
+    check_tensors(AutoModelForCausalLM, options.policy, setting="--policy")
+    policy_tokenizer = pretrained_tokenizer(options.policy, setting="--policy", padding_side="left")
     if not policy_tokenizer.chat_template:
         raise UserError(f"--policy {options.policy}: its tokenizer has no chat template. Use a chat model.")
-    tokenizers, configurations = [policy_tokenizer], {"--policy": AutoConfig.from_pretrained(options.policy)}
+    tokenizers, configurations = [policy_tokenizer], {"--policy": pretrained_config(options.policy)}
     if not options.scorer:
-        tokenizers.append(AutoTokenizer.from_pretrained(options.reward_model))
-        configurations["--reward-model"] = AutoConfig.from_pretrained(options.reward_model)
+        check_tensors(AutoModelForSequenceClassification, options.reward_model, setting="--reward-model", num_labels=1)
+        tokenizers.append(pretrained_tokenizer(options.reward_model, setting="--reward-model"))
+        configurations["--reward-model"] = pretrained_config(options.reward_model)
     longest = longest_sequence(options, configurations)
     reward, reward_tokenizer = str(options.reward_model), tokenizers[-1]
     if options.scorer:

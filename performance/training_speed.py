@@ -85,12 +85,13 @@ def time_trl(backbone: Path, rows: list[dict], checkpointing: bool) -> dict:
     """One pass with TRL's RewardTrainer, its own defaults (gradient checkpointing on, 8 pairs a batch)."""
     import torch
     from datasets import Dataset
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+    from transformers import AutoModelForSequenceClassification
     from trl import RewardConfig, RewardTrainer
 
-    # transformers loads a bare causal LM folder with a fresh one-label head.
-    model = AutoModelForSequenceClassification.from_pretrained(backbone, num_labels=1, dtype=torch.float32)
-    tokenizer = AutoTokenizer.from_pretrained(backbone)
+    from rm_methods.reward_models.loading import pretrained_model, pretrained_tokenizer
+
+    model, _ = pretrained_model(AutoModelForSequenceClassification, backbone, new_head=True, num_labels=1)
+    tokenizer = pretrained_tokenizer(backbone)
     model.config.pad_token_id = tokenizer.pad_token_id
     with tempfile.TemporaryDirectory() as work:
         options = {} if checkpointing else {"gradient_checkpointing": False}

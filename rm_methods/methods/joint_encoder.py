@@ -15,10 +15,10 @@ import torch
 
 from rm_methods.errors import UserError
 from rm_methods.methods.joint_method import JointMethod
-from rm_methods.reward_models.backbones import hub_errors_explained, source_folder
+from rm_methods.reward_models.backbones import source_folder
 from rm_methods.reward_models.joint_model import JointModel, encoder_reader, load_encoder
 from rm_methods.reward_models.joint_reader import EncoderReader
-from rm_methods.reward_models.remote_code import refusal_explained
+from rm_methods.reward_models.loading import pretrained_config, pretrained_model, pretrained_tokenizer
 
 _SPECIAL = {
     "pad_token": "[PAD]",
@@ -31,31 +31,25 @@ _SPECIAL = {
 
 class Method(JointMethod):
     def reader(self, pairs, inputs):
-        from transformers import AutoConfig, AutoTokenizer
-
         if self.settings["source"] == "tiny":
             return EncoderReader(
                 _words(pairs, self.settings["tiny"]["vocabulary_size"]), self.settings["tiny"]["positions"]
             )
-        source, revision = source_folder(self.settings["source"]), self.settings["revision"]
-        options = {"revision": revision, "trust_remote_code": False}
-        with hub_errors_explained(source, "joint_encoder.source"), refusal_explained(source):
-            return encoder_reader(
-                AutoTokenizer.from_pretrained(source, **options), AutoConfig.from_pretrained(source, **options)
-            )
+        source, options = self._source()
+        config = pretrained_config(source, **options)
+        return encoder_reader(pretrained_tokenizer(source, **options), config)
 
     def model(self, pairs, reader, inputs):
         from transformers import AutoModelForSequenceClassification, set_seed
 
         set_seed(inputs.seed)
-        source = source_folder(self.settings["source"])
-        if source == "tiny":
+        if self.settings["source"] == "tiny":
             classifier = AutoModelForSequenceClassification.from_config(
                 self._tiny(reader, num_labels=1), attn_implementation="sdpa"
             )
         else:
-            with hub_errors_explained(source, "joint_encoder.source"), refusal_explained(source):
-                classifier = load_encoder(source, revision=self.settings["revision"])
+            source, options = self._source()
+            classifier = load_encoder(source, new_head=True, **options)
         return JointModel(
             classifier, False, torch.bfloat16 if inputs.config["training"]["precision"] == "bf16" else None
         )
@@ -66,7 +60,7 @@ class Method(JointMethod):
         if not self.settings["masked_language_epochs"]:
             return None
         set_seed(inputs.seed)
-        source = source_folder(self.settings["source"])
+        source, options = self._source()
         if reader.tokenizer.mask_token_id is None:
             raise UserError(
                 f"joint_encoder: the tokenizer of '{source}' has no mask token; set masked_language_epochs: 0."
@@ -74,18 +68,20 @@ class Method(JointMethod):
         if source == "tiny":
             language_model = AutoModelForMaskedLM.from_config(self._tiny(reader), attn_implementation="sdpa")
         else:
-            options = {"revision": self.settings["revision"], "dtype": torch.float32, "trust_remote_code": False}
-            with hub_errors_explained(source, "joint_encoder.source"), refusal_explained(source):
-                language_model, loading = AutoModelForMaskedLM.from_pretrained(
-                    source, output_loading_info=True, **options
-                )
-            inner = f"{language_model.base_model_prefix}."
-            if lost := [key for key in loading["missing_keys"] if key.startswith(inner)]:
+            try:
+                language_model, _ = pretrained_model(AutoModelForMaskedLM, source, new_head=True, **options)
+            except UserError as error:
                 raise UserError(
-                    f"joint_encoder: '{source}' has no weights for its encoder as a masked language model ({len(lost)} are missing, for "
-                    f"instance {sorted(lost)[0]}), so training on text would begin from random ones. Set masked_language_epochs: 0."
-                )
+                    f"{error} Or set masked_language_epochs: 0, which leaves out training on text."
+                ) from error
         return self.masked_language_modelling(language_model, False, reader.tokenizer.mask_token_id, reader, inputs)
+
+    def _source(self) -> tuple[str, dict[str, str | None]]:
+        """Folder or hub id of the encoder, and the options of its loads."""
+        return source_folder(self.settings["source"]), {
+            "revision": self.settings["revision"],
+            "setting": "joint_encoder.source",
+        }
 
     def _tiny(self, reader, **options):
         from transformers import ModernBertConfig

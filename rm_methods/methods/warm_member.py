@@ -35,17 +35,17 @@ class Method(TrainedMethod):
     def model(self, pairs, reader, inputs):
         from transformers import AutoModelForSequenceClassification
 
-        from rm_methods.reward_models.loading import attention_option
+        from rm_methods.reward_models.loading import pretrained_model
         from rm_methods.reward_models.model import RewardModel
 
         backbone = inputs.config["backbone"]
         # All weights of the probe, not its head alone: those of a tiny backbone depend on the seed.
-        classifier = AutoModelForSequenceClassification.from_pretrained(
+        classifier, _ = pretrained_model(
+            AutoModelForSequenceClassification,
             inputs.required["start"][0],
-            dtype=getattr(torch, backbone["dtype"]),
-            attn_implementation=attention_option(backbone["attention"]),
-            local_files_only=True,
-            trust_remote_code=False,
+            dtype=backbone["dtype"],
+            attention=backbone["attention"],
+            num_labels=1,
         )
         return RewardModel(classifier, torch.bfloat16 if inputs.config["training"]["precision"] == "bf16" else None)
 

@@ -57,15 +57,12 @@ def configuration_of(source: str, prepared: Path | None = None):
     Raises:
         UserError: the size of the model cannot be told; says how to name it.
     """
-    from transformers import AutoConfig
-
     from rm_methods.reward_models.backbones import source_folder
-    from rm_methods.reward_models.remote_code import refusal_explained
+    from rm_methods.reward_models.loading import pretrained_config
 
     for folder in (prepared, None if source == "tiny" else Path(source_folder(source))):
         if folder is not None and (folder / "config.json").is_file():
-            with refusal_explained(str(folder)):
-                return AutoConfig.from_pretrained(folder, trust_remote_code=False)
+            return pretrained_config(folder)
     name = shape_in_name(source)
     if name is None:
         raise UserError(

@@ -15,6 +15,7 @@ from typing import Any
 from rm_methods.errors import UserError
 from rm_methods.files import written_atomically
 from rm_methods.preferences.pair import Message, PreferencePair
+from rm_methods.reward_models.model_folder import write_checksums
 from rm_methods.reward_models.template_probe import conversation, pin_date, render
 
 
@@ -136,34 +137,16 @@ def load_policy(folder: str | Path, dtype: str = "float32", attention: str = "au
         UserError: no such folder, not a causal language model, no chat template, no end token, no pad token, or a pad token that ends a
             response.
     """
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
 
-    from rm_methods.reward_models.backbones import hub_errors_explained
-    from rm_methods.reward_models.loading import attention_option
-    from rm_methods.reward_models.remote_code import refusal_explained
+    from rm_methods.reward_models.loading import pretrained_model, pretrained_tokenizer
 
     folder = Path(folder)
     if not (folder / "config.json").is_file():
         there = "has no config.json" if folder.is_dir() else "is not there"
         raise UserError(f"{folder}: {there}. A policy is a folder with a causal language model; fine-tune one first.")
-    with hub_errors_explained(str(folder)), refusal_explained(str(folder)):
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        model, loading = AutoModelForCausalLM.from_pretrained(
-            folder,
-            dtype=getattr(torch, dtype),
-            attn_implementation=attention_option(attention),
-            local_files_only=True,
-            trust_remote_code=False,
-            use_safetensors=True,
-            output_loading_info=True,
-        )
-    if loading["missing_keys"]:
-        missing = ", ".join(sorted(loading["missing_keys"])[:3])
-        raise UserError(
-            f"{folder}: no weights for {missing}. Is this a reward model? A policy needs the language-model head."
-        )
-    return make_policy(model, tokenizer)
+    model, _ = pretrained_model(AutoModelForCausalLM, folder, dtype=dtype, attention=attention)
+    return make_policy(model, pretrained_tokenizer(folder))
 
 
 def policy_from_backbone(folder: Path, backbone: dict[str, Any], seed: int) -> Policy:
@@ -174,12 +157,12 @@ def policy_from_backbone(folder: Path, backbone: dict[str, Any], seed: int) -> P
         backbone: the resolved `backbone` section of the configuration.
     """
     import torch
-    from transformers import AutoTokenizer
 
     from rm_methods.reward_models.backbones import load_language_model
+    from rm_methods.reward_models.loading import pretrained_tokenizer
 
     model = load_language_model(folder, backbone, seed).to(torch.float32)
-    return make_policy(model, AutoTokenizer.from_pretrained(folder, trust_remote_code=False))
+    return make_policy(model, pretrained_tokenizer(folder))
 
 
 def make_policy(model, tokenizer) -> Policy:
@@ -239,6 +222,7 @@ def save_policy(policy: Policy, folder: str | Path, weights: Mapping[str, Any] |
     with written_atomically(folder) as path:
         model.save_pretrained(path, state_dict=weights)
         policy.tokenizer.save_pretrained(path)
+        write_checksums(path)
 
 
 def _prompt_ids(tokenizer, messages: Sequence[Message]) -> list[int]:

@@ -205,9 +205,9 @@ def filled_configuration(deepspeed: str, settings: PPOSettings, ranks: int, poli
         deepspeed: a shipped configuration's name, or a file.
         policy: folder of the policy, for its width.
     """
-    from transformers import AutoConfig
+    from rm_methods.reward_models.loading import pretrained_config
 
-    width = AutoConfig.from_pretrained(policy, trust_remote_code=False).get_text_config().hidden_size
+    width = pretrained_config(policy).get_text_config().hidden_size
     values = {
         "train_batch_size": ranks,
         "train_micro_batch_size_per_gpu": 1,

@@ -16,8 +16,6 @@ from typing import Any
 from rm_methods.errors import UserError
 from rm_methods.files import read_json, write_json, written_atomically
 from rm_methods.preferences.pair import PreferencePair
-from rm_methods.reward_models.loading import attention_option
-from rm_methods.reward_models.remote_code import refusal_explained
 from rm_methods.reward_models.template_probe import conversation, fold_system, pin_date, render
 
 RECORD = "backbone.json"
@@ -64,12 +62,10 @@ def prepare_backbone(backbone: dict[str, Any], pairs: Iterable[PreferencePair], 
 
 def load_tokenizer(folder: Path, max_length: int):
     """The `ChatTokenizer` of a prepared backbone or of a saved reward model."""
-    from transformers import AutoTokenizer
-
+    from rm_methods.reward_models.loading import pretrained_tokenizer
     from rm_methods.reward_models.tokenization import ChatTokenizer
 
-    with refusal_explained(str(folder)):
-        return ChatTokenizer(AutoTokenizer.from_pretrained(folder, trust_remote_code=False), max_length)
+    return ChatTokenizer(pretrained_tokenizer(folder), max_length)
 
 
 def load_classifier(folder: Path, backbone: dict[str, Any], seed: int):
@@ -77,32 +73,28 @@ def load_classifier(folder: Path, backbone: dict[str, Any], seed: int):
 
     Args:
         seed: initialises the head, and all weights of a tiny backbone; pretrained weights do not depend on it.
+
+    Raises:
+        UserError: the weights cannot be read, or tensors other than the head's are missing, unexpected or of another shape.
     """
-    import torch
-    from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, set_seed
+    from transformers import AutoModelForSequenceClassification, set_seed
+
+    from rm_methods.reward_models.loading import attention_option, pretrained_config, pretrained_tokenizer
 
     record = read_json(Path(folder) / RECORD)
-    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    tokenizer = pretrained_tokenizer(folder)
     set_seed(seed)
     if record["kind"] == "tiny":
-        config = AutoConfig.from_pretrained(folder)
+        config = pretrained_config(folder)
         config.num_labels = 1
         classifier = AutoModelForSequenceClassification.from_config(
             config, attn_implementation=attention_option(backbone["attention"])
         )
     else:
-        weights = str(folder) if record["weights"] == "here" else record["weights"]
-        with hub_errors_explained(weights), refusal_explained(weights):
-            classifier, loading = AutoModelForSequenceClassification.from_pretrained(
-                weights,
-                revision=record["revision"],
-                num_labels=1,
-                dtype=getattr(torch, backbone["dtype"]),
-                attn_implementation=attention_option(backbone["attention"]),
-                trust_remote_code=False,
-                output_loading_info=True,
-            )
-        if "score.weight" in loading["missing_keys"]:
+        classifier, head_is_new = _pretrained(
+            AutoModelForSequenceClassification, folder, record, backbone, new_head=True, num_labels=1
+        )
+        if head_is_new:
             _draw_head(classifier, seed)
         _make_room(classifier, tokenizer)
     classifier.config.pad_token_id = tokenizer.pad_token_id
@@ -111,25 +103,33 @@ def load_classifier(folder: Path, backbone: dict[str, Any], seed: int):
 
 def load_language_model(folder: Path, backbone: dict[str, Any], seed: int):
     """The causal language model of a prepared backbone folder; a tiny one has random weights, drawn from the seed."""
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, set_seed
+    from transformers import AutoModelForCausalLM, set_seed
+
+    from rm_methods.reward_models.loading import attention_option, pretrained_config, pretrained_tokenizer
 
     record = read_json(Path(folder) / RECORD)
     set_seed(seed)
     if record["kind"] == "tiny":
-        config = AutoConfig.from_pretrained(folder)
+        config = pretrained_config(folder)
         return AutoModelForCausalLM.from_config(config, attn_implementation=attention_option(backbone["attention"]))
-    weights = str(folder) if record["weights"] == "here" else record["weights"]
-    with hub_errors_explained(weights), refusal_explained(weights):
-        language_model = AutoModelForCausalLM.from_pretrained(
-            weights,
-            revision=record["revision"],
-            dtype=getattr(torch, backbone["dtype"]),
-            attn_implementation=attention_option(backbone["attention"]),
-            trust_remote_code=False,
-        )
-    _make_room(language_model, AutoTokenizer.from_pretrained(folder, trust_remote_code=False))
+    language_model, _ = _pretrained(AutoModelForCausalLM, folder, record, backbone)
+    _make_room(language_model, pretrained_tokenizer(folder))
     return language_model
+
+
+def _pretrained(auto_class, folder: Path, record: dict[str, Any], backbone: dict[str, Any], **options):
+    """The model whose weights a prepared backbone folder names, and whether its head is new."""
+    from rm_methods.reward_models.loading import pretrained_model
+
+    return pretrained_model(
+        auto_class,
+        str(folder) if record["weights"] == "here" else record["weights"],
+        dtype=backbone["dtype"],
+        attention=backbone["attention"],
+        revision=record["revision"],
+        setting="backbone.source",
+        **options,
+    )
 
 
 def changed_logits(config) -> dict[str, float]:
@@ -181,35 +181,6 @@ def source_folder(source: str) -> str:
     return str(Path(found.origin).parent / inside)
 
 
-class hub_errors_explained:
-    """Turns the many errors of an unreachable or missing model into one sentence that says what to do.
-
-    Args:
-        source: folder or hub id.
-        key: key path of the setting that names it.
-    """
-
-    def __init__(self, source: str, key: str = "backbone.source"):
-        self.source, self.key = source, key
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, kind, error, trace):
-        if isinstance(error, (OSError, ValueError)) and not isinstance(error, (FileExistsError, PermissionError)):
-            first = str(error).strip().splitlines()[0] if str(error).strip() else kind.__name__
-            where = (
-                ""
-                if Path(self.source).is_dir()
-                else " There is no such folder here, so it was taken for a model of the hub."
-            )
-            raise UserError(
-                f"{self.key} = '{self.source}' cannot be loaded ({first}).{where} If this machine has no network, download the model "
-                f"elsewhere and set {self.key} to the local folder."
-            ) from error
-        return False
-
-
 def _prepare_tiny(backbone: dict[str, Any], pairs: Iterable[PreferencePair], path: Path) -> dict[str, Any]:
     """Train a byte-level BPE tokenizer on the training text and write the configuration of a small Llama."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -249,8 +220,9 @@ def _prepare_tiny(backbone: dict[str, Any], pairs: Iterable[PreferencePair], pat
 
 def _convert_gguf(backbone: dict[str, Any], path: Path) -> dict[str, Any]:
     """De-quantise a GGUF file once into safetensors."""
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
+
+    from rm_methods.reward_models.loading import pretrained_gguf, pretrained_tokenizer
 
     folder = source_folder(backbone["source"])
     if not (Path(folder) / backbone["gguf_file"]).is_file():
@@ -258,13 +230,13 @@ def _convert_gguf(backbone: dict[str, Any], path: Path) -> dict[str, Any]:
         raise UserError(
             f"backbone.gguf_file = '{backbone['gguf_file']}' is not in {folder}; GGUF files there: {found or 'none'}."
         )
-    model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=backbone["gguf_file"], dtype=torch.float32)
+    model = pretrained_gguf(AutoModelForCausalLM, folder, backbone["gguf_file"], setting="backbone.source")
     # The record of the quantisation makes save_pretrained refuse, and the folder's path would make two machines' files differ.
     del model.config.quantization_config
     model.hf_quantizer = None
     model.config._name_or_path = ""
     model.save_pretrained(path)
-    AutoTokenizer.from_pretrained(folder, gguf_file=backbone["gguf_file"]).save_pretrained(path)
+    pretrained_tokenizer(folder, setting="backbone.source", gguf_file=backbone["gguf_file"]).save_pretrained(path)
     return {
         "kind": "pretrained",
         "weights": "here",
@@ -275,22 +247,27 @@ def _convert_gguf(backbone: dict[str, Any], path: Path) -> dict[str, Any]:
 
 def _prepare_pretrained(backbone: dict[str, Any], path: Path) -> dict[str, Any]:
     """Keep tokenizer and configuration of a hub id or local folder; its weights stay where they are."""
-    from transformers import AutoConfig, AutoTokenizer
+    from transformers import AutoModelForSequenceClassification
+
+    from rm_methods.reward_models.loading import check_tensors, pretrained_config, pretrained_tokenizer
 
     source = source_folder(backbone["source"])
-    options = {"revision": backbone["revision"], "trust_remote_code": False}
-    with hub_errors_explained(source), refusal_explained(source):
-        AutoTokenizer.from_pretrained(source, **options).save_pretrained(path)
-        AutoConfig.from_pretrained(source, **options).save_pretrained(path)
-    weights = os.path.abspath(source) if Path(source).is_dir() else source
+    options = {"revision": backbone["revision"], "setting": "backbone.source"}
+    pretrained_config(source, **options).save_pretrained(path)
+    pretrained_tokenizer(source, **options).save_pretrained(path)
+    weights = source
+    if Path(source).is_dir():
+        # Here and not first in the training jobs, which may wait for GPUs.  Weights of the hub are fetched by the first of these.
+        check_tensors(AutoModelForSequenceClassification, source, new_head=True, num_labels=1, **options)
+        weights = os.path.abspath(source)
     return {"kind": "pretrained", "weights": weights, "revision": backbone["revision"], "source": backbone["source"]}
 
 
 def _check_length(path: Path, backbone: dict[str, Any]) -> None:
     """Positions beyond those a model was made for give an index error at best and nonsense at worst."""
-    from transformers import AutoConfig
+    from rm_methods.reward_models.loading import pretrained_config
 
-    limit = getattr(AutoConfig.from_pretrained(path, trust_remote_code=False), "max_position_embeddings", None)
+    limit = getattr(pretrained_config(path), "max_position_embeddings", None)
     if limit is not None and backbone["max_length"] > limit:
         raise UserError(
             f"backbone.max_length = {backbone['max_length']} is more than the {limit} positions of backbone.source = "
@@ -304,9 +281,9 @@ def _tokenizer(path: Path, backbone: dict[str, Any]):
     Sequence-classification models find the end of a sequence as its last token that is not the pad token.  If the template's last
     token *is* the pad token (pad = eos is common), every other server would read the reward one token early.
     """
-    from transformers import AutoTokenizer
+    from rm_methods.reward_models.loading import pretrained_tokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+    tokenizer = pretrained_tokenizer(path)
     tokenizer.name_or_path = backbone["source"]  # for messages
     if backbone["chat_template"]:
         try:

@@ -8,7 +8,7 @@ so the preference is antisymmetric by construction.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -23,8 +23,14 @@ from rm_methods.reward_models.attention_capture import AttentionCapture, LayerAt
 from rm_methods.reward_models.joint_reader import DecoderReader, EncoderReader
 from rm_methods.reward_models.layout_probe import LayoutProbe, check_length, probe_joint_model
 from rm_methods.reward_models.layouts import SequenceBatch
+from rm_methods.reward_models.loading import (
+    learnt_positions,
+    outside_of_zero3,
+    pretrained_config,
+    pretrained_model,
+    pretrained_tokenizer,
+)
 from rm_methods.reward_models.pairrm import PairRM, is_pairrm, pairrm_opening
-from rm_methods.reward_models.remote_code import refusal_explained
 
 KERNEL = "sdpa"
 NAME = "joint_sdpa"
@@ -200,8 +206,8 @@ class JointModel(nn.Module):
 
 def check_positions(config, length: int) -> None:
     """Refuse joint rows of so many tokens if a model with this configuration has fewer positions."""
-    limit = max(getattr(config, "max_position_embeddings", None) or 0, 0) or length  # XLNet has -1: no limit
-    if length > limit and getattr(config, "rope_parameters", None) is None:
+    limit = learnt_positions(config)
+    if limit is not None and length > limit:
         raise UserError(
             f"A joint row has {length} tokens, but the model has {limit} positions. A row holds the prompt and both responses: set "
             f"training.max_length to at most {limit // 2}, or use a backbone with rotary positions."
@@ -235,7 +241,7 @@ def load_joint(
     Raises:
         UserError: not a joint model.
     """
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+    from transformers import AutoModelForSequenceClassification
 
     from rm_methods.reward_models.tokenization import ChatTokenizer
 
@@ -246,49 +252,41 @@ def load_joint(
         )
     record = read_json(folder / RECORD)
     decoder, causal = record["decoder"], record.get("causal", False)
-    with _outside_of_zero3(), refusal_explained(str(folder)):
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    with outside_of_zero3():
+        tokenizer = pretrained_tokenizer(folder)
         if decoder:
-            options = {"local_files_only": True, "trust_remote_code": False}
-            classifier = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32, **options)
+            classifier, _ = pretrained_model(AutoModelForSequenceClassification, folder, num_labels=1)
             reader = DecoderReader(ChatTokenizer(tokenizer, max_length))
         else:
-            classifier = load_encoder(folder, local_files_only=True)
+            classifier = load_encoder(folder)
             reader = encoder_reader(tokenizer, classifier.config)
     model = JointModel(classifier, decoder, torch.bfloat16 if precision == "bf16" else None, causal)
     return model.to("cuda" if torch.cuda.is_available() else "cpu").eval(), reader
 
 
-def load_encoder(source: str | Path, **options) -> nn.Module:
-    """A classifier with one output from a hub id or folder: a PairRM checkpoint, or any encoder (with a new head if it has none)."""
-    from transformers import AutoConfig, AutoModelForSequenceClassification
+def load_encoder(
+    source: str | Path, *, new_head: bool = False, revision: str | None = None, setting: str | None = None
+) -> nn.Module:
+    """A classifier with one output from a hub id or folder: a PairRM checkpoint, or any encoder.
 
-    if is_pairrm(AutoConfig.from_pretrained(source, trust_remote_code=False, **options)):
-        return PairRM.from_pretrained(source, dtype=torch.float32, **options)
-    options |= {"num_labels": 1, "dtype": torch.float32, "trust_remote_code": False}
-    return AutoModelForSequenceClassification.from_pretrained(source, **options)
+    Args:
+        new_head: an encoder may have no head yet; one with random weights is made.
+
+    Raises:
+        UserError: as for `pretrained_model`.
+    """
+    from transformers import AutoModelForSequenceClassification
+
+    options = {"revision": revision, "setting": setting}
+    if is_pairrm(pretrained_config(source, **options)):
+        return pretrained_model(PairRM, source, **options)[0]
+    return pretrained_model(AutoModelForSequenceClassification, source, new_head=new_head, num_labels=1, **options)[0]
 
 
 def encoder_reader(tokenizer, config) -> EncoderReader:
     """The reader of an encoder with this configuration."""
     opening = pairrm_opening(config, tokenizer.cls_token_id) if is_pairrm(config) else None
     return EncoderReader(tokenizer, encoder_length(config), opening)
-
-
-@contextmanager
-def _outside_of_zero3():
-    """Models loaded inside are whole: under ZeRO-3 transformers loads every model in shards, also one that is not trained."""
-    from transformers.integrations import deepspeed
-
-    if not deepspeed.is_deepspeed_zero3_enabled():
-        yield
-        return
-    configuration = deepspeed._hf_deepspeed_config_weak_ref()
-    deepspeed.unset_hf_deepspeed_config()
-    try:
-        yield
-    finally:
-        deepspeed.set_hf_deepspeed_config(configuration)
 
 
 def encoder_length(config, default: int = 512) -> int:

@@ -1,14 +1,367 @@
-"""Loads models, tokenizers and configurations, and refuses what it cannot load whole."""
+"""The one place that loads models, tokenizers and configurations of transformers.
+
+A model is loaded whole or not at all.  transformers draws weights that a checkpoint lacks at random, which gives other scores in
+every process, and leaves out weights that it does not know; both are errors here.  Code that comes with a model (`auto_map` in its
+config.json) is never run: it would have to be trusted again wherever the folder is read.
+"""
 
 from __future__ import annotations
 
+import logging
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForPreTraining, AutoTokenizer
+from transformers.core_model_loading import revert_weight_conversion
+from transformers.integrations import deepspeed
+
+from rm_methods.errors import UserError
+from rm_methods.reward_models.model_folder import check_config, check_model_folder, named
+
 AUTO = "auto"
+# Modules that wrap a model, or a part of it, and leave their name in the names of its tensors: torch.compile, DDP, FSDP, and
+# activation checkpointing.
+_WRAPPERS = ("_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
+# transformers applies each pattern once to a name, and FSDP wraps the model and its layers: so there are two of each.
+_UNWRAPPED = {rf"(^|{dot}){wrapper}\.": r"\1" for dot in (r"\.", "[.]") for wrapper in _WRAPPERS}
+# In front of all names: PEFT, TRL's value-head models, and a module that holds the model.
+_OUTER_NAMES = ("base_model.model.", "pretrained_model.", "model.", "classifier.", "backbone.")
+
+
+def pretrained_config(source: str | Path, *, revision: str | None = None, setting: str | None = None):
+    """The configuration of a local folder or hub id.
+
+    Args:
+        setting: key path of the setting that names the source, for messages.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    local = Path(source).is_dir()
+    if local:
+        check_config(source, setting)
+    with load_errors_explained(source, setting):
+        return AutoConfig.from_pretrained(source, revision=revision, local_files_only=local, trust_remote_code=False)
+
+
+def pretrained_tokenizer(source: str | Path, *, revision: str | None = None, setting: str | None = None, **options):
+    """The tokenizer of a local folder or hub id.
+
+    Args:
+        options: of `AutoTokenizer.from_pretrained`.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    local = Path(source).is_dir()
+    with load_errors_explained(source, setting):
+        return AutoTokenizer.from_pretrained(
+            source, revision=revision, local_files_only=local, trust_remote_code=False, **options
+        )
+
+
+def pretrained_model(
+    auto_class,
+    source: str | Path,
+    *,
+    dtype: str | torch.dtype = torch.float32,
+    attention: str = AUTO,
+    new_head: bool = False,
+    revision: str | None = None,
+    setting: str | None = None,
+    **options: Any,
+):
+    """The model of a local folder or hub id, with every weight from its checkpoint.
+
+    Args:
+        auto_class: a class with `from_pretrained`, such as `AutoModelForSequenceClassification`.
+        dtype: of the weights.
+        attention: "auto" (sdpa where the architecture has it, otherwise eager, which is said on stderr), or a name that
+            transformers knows.
+        new_head: the head may be missing, and that of a language model in the checkpoint is left out.
+        options: of `from_pretrained`.
+
+    Returns:
+        The model, in evaluation mode, and whether tensors of its head are new.
+
+    Raises:
+        UserError: the files are damaged or of another kind, or tensors are missing, unexpected or of another shape.
+    """
+    options |= {"revision": revision, "attn_implementation": attention_option(attention)}
+    options |= {"dtype": getattr(torch, dtype) if isinstance(dtype, str) else dtype}
+    mapping = check_tensors(auto_class, source, new_head=new_head, setting=setting, **options)
+    with load_errors_explained(source, setting), _without_load_report():
+        model, report = _from_pretrained(auto_class, source, key_mapping=mapping, output_loading_info=True, **options)
+    # Otherwise save_pretrained would give the names back what was taken off them.
+    if mapping is not None and hasattr(model, "_weight_conversions"):
+        del model._weight_conversions
+    used = model.config._attn_implementation
+    if attention == AUTO and used != "sdpa":
+        print(f"{source}: {type(model).__name__} has no sdpa attention, so {used} attention is used.", file=sys.stderr)
+    return model, bool(report["missing_keys"])
+
+
+def pretrained_gguf(auto_class, folder: str | Path, gguf_file: str, *, setting: str | None = None):
+    """The model of a GGUF file in a folder, de-quantised to fp32.
+
+    Raises:
+        UserError: it cannot be read, or holds other tensors than the model.
+    """
+    with load_errors_explained(folder, setting), _without_load_report():
+        model, report = auto_class.from_pretrained(
+            folder, gguf_file=gguf_file, dtype=torch.float32, output_loading_info=True
+        )
+    wrong = _wrong_tensors(model, report, new_head=False)
+    if any(wrong.values()):
+        raise UserError(
+            f"{Path(folder) / gguf_file}: the weights are not those of {type(model).__name__}: {_listed(wrong)}. "
+            f"{_advice(wrong)}"
+        )
+    return model
+
+
+def check_tensors(
+    auto_class, source: str | Path, *, new_head: bool = False, setting: str | None = None, **options: Any
+) -> dict[str, str] | None:
+    """Compare the tensors of a checkpoint with those of the model, from headers alone: nothing large is read.
+
+    Args:
+        auto_class, new_head, setting, options: as for `pretrained_model`.
+
+    Returns:
+        Patterns that take prefixes of compiled or wrapped models off the names of the tensors (`key_mapping` of
+        `from_pretrained`); None if the names are right, which is the rule.
+
+    Raises:
+        UserError: as for `pretrained_model`.
+    """
+    if Path(source).is_dir():
+        check_model_folder(source, setting)
+    # On the meta device and outside of ZeRO-3, which reports neither unexpected tensors nor other shapes.
+    options = options | {"device_map": "meta", "output_loading_info": True, "ignore_mismatched_sizes": True}
+    with load_errors_explained(source, setting), outside_of_zero3(), _without_load_report():
+        model, found = _from_pretrained(auto_class, source, **options)
+        wrong = _wrong_tensors(model, found, new_head)
+        if not any(wrong.values()):
+            return None
+        for mapping in _unwrapping(found["unexpected_keys"]):
+            model, unwrapped = _from_pretrained(auto_class, source, key_mapping=mapping, **options)
+            if not any(_wrong_tensors(model, unwrapped, new_head).values()):
+                name = sorted(found["unexpected_keys"])[0]
+                print(
+                    f"{source}: tensors have the names of a wrapped model ({name}); the prefix is taken off.",
+                    file=sys.stderr,
+                )
+                return mapping
+    raise UserError(
+        f"{named(source, setting)}: the weights are not those of {type(model).__name__}: {_listed(wrong)}. "
+        f"{_advice(wrong)}"
+    )
 
 
 def attention_option(attention: str) -> str | None:
-    """What transformers takes as `attn_implementation`.
+    """What transformers takes as `attn_implementation`; None is sdpa where the architecture has it, otherwise eager."""
+    return None if attention == AUTO else attention
+
+
+def learnt_positions(config) -> int | None:
+    """Longest row that a model with a table of learnt positions reads; None where positions are computed, as rotary ones."""
+    config = config.get_text_config()
+    if getattr(config, "rope_parameters", None) is not None or getattr(config, "alibi", False):
+        return None
+    positions = getattr(config, "max_position_embeddings", None) or 0
+    return positions if positions > 0 else None  # XLNet says -1: no limit
+
+
+def length_within_positions(source: str | Path, config, max_length: int) -> int:
+    """`max_length`, or the number of learnt positions where that is less: longer texts are then cut and marked.
+
+    A lower length is said on stderr.
+    """
+    positions = learnt_positions(config)
+    if positions is None or max_length <= positions:
+        return max_length
+    print(
+        f"{source}: texts are cut at {positions} tokens, not {max_length}: the model has learnt no more positions.",
+        file=sys.stderr,
+    )
+    return positions
+
+
+@contextmanager
+def load_errors_explained(source: str | Path, setting: str | None = None) -> Iterator[None]:
+    """Turns what transformers raises for a damaged, unknown or unreachable model into one message that says what to do.
 
     Args:
-        attention: "auto" (sdpa where the architecture has it, otherwise eager), or a name that transformers knows.
+        source: folder or hub id.
+        setting: key path of the setting that names it.
     """
-    return None if attention == AUTO else attention
+    try:
+        yield
+    except (UserError, MemoryError, torch.OutOfMemoryError, KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # panics of the tokenizers library are no Exception
+        if "trust_remote_code" in str(error):
+            raise UserError(
+                f"{source}: this model needs code that comes with it (auto_map in config.json or tokenizer_config.json), "
+                "which is never run. Use a model whose class is part of transformers; if this one has such a class, name its "
+                "model_type and leave auto_map out."
+            ) from error
+        if "does not support an attention implementation" in str(error):
+            raise UserError(
+                f"{named(source, setting)}: this architecture does not support the attention implementation that is asked "
+                "for. Set attention to 'auto' (backbone.attention, or --attention)."
+            ) from error
+        first = next(iter(str(error).strip().splitlines()), "")
+        what = f"{type(error).__name__}: {first}" if first else type(error).__name__
+        if Path(source).is_dir():
+            advice = (
+                "A file of this folder is damaged or missing, or of a kind that transformers does not read; fetch or save the "
+                "model again."
+            )
+        else:
+            advice = (
+                "There is no such folder here, so it was taken for a model of the hub. If this machine has no network, download "
+                f"the model elsewhere and {f'set {setting} to' if setting else 'name'} the local folder."
+            )
+        raise UserError(f"{named(source, setting)} cannot be loaded ({what}). {advice}") from error
+
+
+@contextmanager
+def outside_of_zero3() -> Iterator[None]:
+    """Models loaded inside are whole: under ZeRO-3 transformers loads every model in shards, trained or not."""
+    if not deepspeed.is_deepspeed_zero3_enabled():
+        yield
+        return
+    configuration = deepspeed._hf_deepspeed_config_weak_ref()
+    deepspeed.unset_hf_deepspeed_config()
+    try:
+        yield
+    finally:
+        deepspeed.set_hf_deepspeed_config(configuration)
+
+
+def _from_pretrained(auto_class, source: str | Path, **options: Any):
+    # Pickled weights can run code.
+    local = Path(source).is_dir()
+    return auto_class.from_pretrained(
+        source, local_files_only=local, use_safetensors=True, trust_remote_code=False, **options
+    )
+
+
+def _wrong_tensors(model, found: dict[str, Any], new_head: bool) -> dict[str, list[str]]:
+    """Names of tensors that are missing, unexpected or of another shape, without those that a new head explains."""
+    missing, unexpected = set(found["missing_keys"]), set(found["unexpected_keys"])
+    if new_head:
+        missing = {name for name in missing if not _is_head(name, model.base_model_prefix)}
+        unexpected = unexpected and unexpected - _language_model_heads(model.config)
+    shapes = [
+        f"{name} ({_shape(there)} in place of {_shape(expected)})" for name, there, expected in found["mismatched_keys"]
+    ]
+    return {"missing": sorted(missing), "unexpected": sorted(unexpected), "of another shape": sorted(shapes)}
+
+
+def _is_head(name: str, base_model_prefix: str) -> bool:
+    """Whether a tensor is outside of the base model, or of its pooler, which only classification reads."""
+    return not name.startswith(f"{base_model_prefix}.") or "pooler" in name.split(".")
+
+
+def _language_model_heads(config) -> set[str]:
+    """Names of the tensors of the language-model heads (causal, masked, pre-training) that transformers has for this type."""
+    heads = set()
+    for auto_class in (AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForPreTraining):
+        if type(config) in auto_class._model_mapping:
+            model_class = auto_class._model_mapping[type(config)]
+            for architecture in model_class if isinstance(model_class, tuple) else (model_class,):
+                with torch.device("meta"):
+                    model = architecture(config)
+                head = {name: w for name, w in model.state_dict().items() if _is_head(name, model.base_model_prefix)}
+                # Some have another name in files: GPT-NeoX saves its lm_head as embed_out.
+                heads.update(head, revert_weight_conversion(model, head))
+    return heads
+
+
+def _unwrapping(names: set[str]) -> list[dict[str, str]]:
+    """Patterns to try, those that change no name left out."""
+    found = []
+    for outer in ("", *_OUTER_NAMES):
+        mapping = dict(_UNWRAPPED)
+        if outer:
+            # After the wrappers, which may be around the outer module or in it.
+            mapping[f"^{re.escape(outer)}"] = ""
+        if any(renamed(name, mapping) != name for name in names):
+            found.append(mapping)
+    return found
+
+
+def renamed(name: str, mapping: dict[str, str]) -> str:
+    """A tensor's name after a `key_mapping`."""
+    for pattern, replacement in mapping.items():
+        name = re.sub(pattern, replacement, name)
+    return name
+
+
+def _listed(wrong: dict[str, list[str]]) -> str:
+    parts = []
+    for what, names in wrong.items():
+        if names:
+            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+            parts.append(
+                f"{len(names)} {'tensor is' if len(names) == 1 else 'tensors are'} {what}: {', '.join(names[:3])}{more}"
+            )
+    return "; ".join(parts)
+
+
+def _advice(wrong: dict[str, list[str]]) -> str:
+    missing, unexpected, shapes = wrong.values()
+    if any(".lora_" in name or ".base_layer." in name or ".modules_to_save." in name for name in unexpected):
+        return (
+            "It holds adapters that are not merged: merge them with PEFT (merge_and_unload) and save the model again."
+        )
+    if any(name.startswith("score.weight ") for name in shapes):
+        return (
+            "A reward model has one output (score.weight of shape [1, hidden]); a classifier of several labels is none."
+        )
+    if "score.weight" in missing and "lm_head.weight" in unexpected:
+        return "This is a causal language model: train a reward model from it (backbone.source), or name a trained one."
+    if missing == ["score.weight"]:
+        return (
+            "Its reward head is not there. If the head has another name but is one linear layer without bias, rename its "
+            "tensor to score.weight; otherwise use a model whose head transformers knows."
+        )
+    if missing == ["lm_head.weight"] or (not missing and "score.weight" in unexpected):
+        return "Is this a reward model? A language model needs its language-model head."
+    if missing:
+        return (
+            "Missing weights would be drawn at random: fetch the checkpoint again, or use a config.json that fits it."
+        )
+    return (
+        "Leaving weights out would change what the model computes: use a model all of whose weights transformers knows."
+    )
+
+
+def _shape(size) -> str:
+    return str(list(size))
+
+
+class _LoadReport(logging.Filter):
+    """Drops the table that transformers logs of missing and unexpected tensors: here they are an error or meant."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return "LOAD REPORT" not in record.getMessage()
+
+
+@contextmanager
+def _without_load_report() -> Iterator[None]:
+    logger, report = logging.getLogger(transformers.modeling_utils.__name__), _LoadReport()
+    logger.addFilter(report)
+    try:
+        yield
+    finally:
+        logger.removeFilter(report)

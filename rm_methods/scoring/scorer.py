@@ -103,7 +103,10 @@ def load_scorer(folder: str | Path, settings: ScoringSettings, keep_loaded: bool
     Raises:
         UserError: the folder is neither a reward model nor a scorer description.
     """
+    from rm_methods.reward_models.model_folder import check_checksums, check_config
+
     folder = Path(folder)
+    check_checksums(folder)
     if (folder / SCORER_FILE).exists():
         description = read_json(folder / SCORER_FILE)
         if "members" not in description:
@@ -113,10 +116,7 @@ def load_scorer(folder: str | Path, settings: ScoringSettings, keep_loaded: bool
         raise UserError(
             f"{folder}: no such model folder. Train it first, or give a folder with config.json or {SCORER_FILE}."
         )
-    if not (folder / "config.json").exists():
-        raise UserError(
-            f"{folder}: neither a reward model (config.json) nor a scorer description ({SCORER_FILE}) is there."
-        )
+    check_config(folder)
     if (folder / JOINT_RECORD).exists():
         return JointScorer.from_folder(folder, settings)
     return RewardModelScorer.from_folder(folder, settings)
@@ -177,21 +177,18 @@ class RewardModelScorer:
         from transformers import AutoModelForSequenceClassification
 
         from rm_methods.reward_models.backbones import load_tokenizer
-        from rm_methods.reward_models.loading import attention_option
+        from rm_methods.reward_models.loading import length_within_positions, load_errors_explained, pretrained_model
         from rm_methods.reward_models.model import RewardModel
-        from rm_methods.reward_models.remote_code import refusal_explained
 
         prepare_cpu(settings.threads)
-        options = {
-            "attn_implementation": attention_option(settings.attention),
-            "local_files_only": True,
-            "trust_remote_code": False,
-        }
-        with refusal_explained(str(folder)):
-            classifier = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32, **options)
+        classifier, _ = pretrained_model(
+            AutoModelForSequenceClassification, folder, attention=settings.attention, num_labels=1
+        )
         model = RewardModel(classifier, autocast=torch.bfloat16 if settings.precision == "bf16" else None)
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        return cls(model.to(device).eval(), load_tokenizer(folder, settings.max_length), settings)
+        model = model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+        tokenizer = load_tokenizer(folder, length_within_positions(folder, classifier.config, settings.max_length))
+        with load_errors_explained(folder):  # its probe is the first forward, which a damaged configuration may break
+            return cls(model, tokenizer, settings)
 
     def score(self, items: Sequence[BenchmarkItem], label: str = "score") -> list[ScoredResponse]:
         """Score every response of every item; nothing is dropped, what had to be cut is marked."""
@@ -287,9 +284,22 @@ class RewardModelScorer:
 
         from rm_methods.reward_models.layouts import lay_out
 
-        batch = lay_out(encoded, self._layout, self.tokenizer.pad_id)
+        self._check_ids(encoded)
+        # Padding is never read, so every id will do; a tokenizer may have no pad token, or one that has no embedding.
+        batch = lay_out(encoded, self._layout, pad_id=0)
         with torch.inference_mode():
             return self.model(batch.to(next(self.model.parameters()).device))
+
+    def _check_ids(self, encoded) -> None:
+        """Raises UserError for a token that the model has no embedding for."""
+        rows = self.model.config.get_text_config().vocab_size
+        largest = max(int(sequence.max()) for item in encoded for sequence in item.sequences)
+        if largest >= rows:
+            tokenizer = self.tokenizer.tokenizer
+            raise UserError(
+                f"{tokenizer.name_or_path}: a text has the token {tokenizer.convert_ids_to_tokens(largest)!r} (id {largest}), but "
+                f"the model has embeddings for {rows} tokens. Use the tokenizer that the model was trained with."
+            )
 
     def _rewards(self, encoded) -> list[list[float]]:
         return self._forward(encoded).rewards.float().cpu().tolist()

@@ -16,6 +16,7 @@ from rm_methods.errors import UserError
 from rm_methods.files import file_hash, named_file_hash, read_json, write_json, written_atomically
 from rm_methods.methods.registry import load_card, load_method
 from rm_methods.preferences.pair import PreferencePair, read_pairs
+from rm_methods.reward_models.model_folder import write_checksums
 from rm_methods.reward_models.older_releases import add_older_names
 from rm_methods.scoring.scorer import SCORER_FILE
 from rm_methods.system.cpu import prepare_cpu
@@ -240,6 +241,7 @@ def _export(trainer, method, reader, training: Mapping[str, Any], state_dict: di
         method.export(trained, folder, merge_adapters(trained, state_dict) if training["lora"] else state_dict)
         reader.tokenizer.save_pretrained(folder)
         add_older_names(folder)
+        write_checksums(folder)
 
 
 def _required(config: dict[str, Any], variant: str, files: RunFiles) -> dict[str, Sequence[Path]]:
@@ -334,6 +336,7 @@ def _make_scorer(config: dict[str, Any], variant: str, seed: int, files: RunFile
             add_older_names(folder)
         else:
             write_json(folder / SCORER_FILE, {"method": entry["method"], "settings": entry["settings"], "seed": seed})
+        write_checksums(folder)
     if combined:
         metrics = _validation(config, files)
     with written_atomically(files.metrics) as path:

@@ -11,6 +11,7 @@ from rm_methods.errors import UserError
 from rm_methods.policies.policy import Policy, load_policy, make_policy, policy_from_backbone, prompts_of, save_policy
 from rm_methods.policies.sft import response_token_ids
 from rm_methods.preferences.pair import make_pair
+from rm_methods.reward_models.model_folder import CHECKSUMS
 
 PROMPT = [{"role": "user", "content": "paint it red, please"}]
 
@@ -22,7 +23,9 @@ def policy(prepared) -> Policy:
 
 @pytest.fixture
 def folder(policy, tmp_path):
+    """An exported policy without checksums, so that tests may change its files."""
     save_policy(policy, tmp_path / "policy")
+    (tmp_path / "policy" / CHECKSUMS).unlink()
     return tmp_path / "policy"
 
 
@@ -143,7 +146,9 @@ def test_a_missing_folder_and_a_folder_without_model_say_so(tmp_path):
 def test_a_reward_model_is_not_a_policy(reward_model, tokenizer, tmp_path):
     reward_model.classifier.save_pretrained(tmp_path)
     tokenizer.tokenizer.save_pretrained(tmp_path)
-    with pytest.raises(UserError, match=r"no weights for lm_head\.weight\. Is this a reward model"):
+    with pytest.raises(
+        UserError, match=r"missing: lm_head\.weight; .* Is this a reward model\? A language model needs"
+    ):
         load_policy(tmp_path)
 
 
@@ -178,3 +183,13 @@ def test_prompts_of_pairs_are_each_there_once_in_their_order():
     prompts = prompts_of(pairs)
     assert [prompt.messages[0]["content"] for prompt in prompts] == ["x", "y"]
     assert [prompt.prompt_id for prompt in prompts] == [pairs[0].group, pairs[1].group]
+
+
+def test_a_policy_whose_weights_changed_since_its_export_is_refused(policy, tmp_path):
+    save_policy(policy, tmp_path / "policy")
+    weights = tmp_path / "policy" / "model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-1000:] = bytes(1000)
+    weights.write_bytes(data)
+    with pytest.raises(UserError, match=r"model\.safetensors changed since the folder was written"):
+        load_policy(tmp_path / "policy")

@@ -123,7 +123,7 @@ def test_models_that_are_not_there_are_refused(write_rows, tmp_path):
     with pytest.raises(UserError, match="no such model folder"):
         score_files(tmp_path / "absent", jobs, None, [], {})
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match="neither a reward model"):
+    with pytest.raises(UserError, match=r"config\.json is missing"):
         score_files(tmp_path / "empty", jobs, None, [], {})
 
 
