@@ -483,3 +483,9 @@ def test_further_metrics_come_later_and_update_the_run(store, client, finished_r
     (record,) = export_experiment([RunExport(with_further, "paper")], tmp_path / "out", store)
     assert record["action"] == "updated"
     assert only_run(client).data.metrics["best_of_n/samples/gold_at_peak"] == 0.7
+
+
+def test_a_file_that_is_no_database_is_seen_before_mlflow_tries_ten_times(tmp_path):
+    (tmp_path / "mlflow.db").write_bytes(b"something else" * 100)
+    assert "not a database" in mlflow_store.unreachable_reason(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    assert mlflow_store.unreachable_reason(f"sqlite:///{tmp_path / 'absent.db'}") is None
