@@ -88,7 +88,8 @@ def _no_items(card: BenchmarkCard, report: ReadReport) -> str:
         f"{entry['count']} excluded: {reason} (such as {entry['examples'][0]})"
         for reason, entry in report.excluded.items()
     ]
-    return f"{card.name}: there are no items to evaluate. {report.rows} rows were read from {sources}. {'; '.join(reasons)}"
+    read = f"{report.rows} rows were read from {sources}."
+    return f"{card.name}: there are no items to evaluate. {read} {'; '.join(reasons)}"
 
 
 # Pure grading

@@ -185,7 +185,8 @@ def check_new(item_id: str, where: str, first_use: dict[str, str]) -> None:
     """
     if item_id in first_use:
         raise DataError(
-            f"{where}: item id {item_id!r:.80} occurs twice, first in {first_use[item_id]}. Ids must be unique in a benchmark."
+            f"{where}: item id {item_id!r:.80} occurs twice, first in {first_use[item_id]}. "
+            "Ids must be unique in a benchmark."
         )
     first_use[item_id] = where
 

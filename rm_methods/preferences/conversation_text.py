@@ -1,4 +1,4 @@
-"""Conversations that a column holds as text: JSON or Python's repr of a list of messages, as CSV files and Parquet exports have them."""
+"""Conversations that a column holds as text: JSON or Python's repr of a list of messages, as exports to CSV have them."""
 
 from __future__ import annotations
 
@@ -29,7 +29,8 @@ def conversation_in_text(text: str) -> list[Any] | None:
     True
 
     Raises:
-        BrokenConversation: the text is a list of messages, but cut off, without commas (as numpy prints it), or with a key twice.
+        BrokenConversation: the text begins as a list of messages, but is cut off, has no commas (as numpy prints it), or
+            has a key twice.
     """
     beginning = _BEGINNING.match(text)
     if not beginning or not all(key.search(text) for key in _KEYS):
@@ -41,7 +42,7 @@ def conversation_in_text(text: str) -> list[Any] | None:
 
 
 def unwrapped(value: Any) -> list[Any] | None:
-    """The list of messages in a value: the list itself, the one under "messages" or "conversation(s)", or one message; else None."""
+    """The messages in a value: a list of them, the list under "messages" or "conversation(s)", or one; else None."""
     if isinstance(value, dict):
         wrapper = next((key for key in WRAPPERS if isinstance(value.get(key), list)), None)
         value = value[wrapper] if wrapper else [value]

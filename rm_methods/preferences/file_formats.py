@@ -1,4 +1,4 @@
-"""Rows of one file: JSON lines, JSON arrays, CSV, Parquet.  What such a file says twice or cannot say is refused, with file and row."""
+"""Rows of one file: JSON lines, JSON arrays, CSV, Parquet.  What it says twice or cannot say is refused, with file and row."""
 
 from __future__ import annotations
 
@@ -53,8 +53,8 @@ def file_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """Rows of one file with their numbers from 1.
 
     Raises:
-        DataError: if the file cannot be read to its end, or a key or column occurs twice, or a number is beyond all floats; the
-            text names the file and the row.
+        DataError: if the file cannot be read to its end, a key or column occurs twice, or a number is beyond all
+            floats; the text names the file and the row.
     """
     check_format(path)
     read = {".jsonl": _json_lines, ".json": _json_rows, ".csv": _csv_rows, ".parquet": _parquet_rows}[data_format(path)]
@@ -70,7 +70,8 @@ def file_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         if isinstance(error, OSError) and error.errno:
             raise DataError(f"{name}: cannot be read ({error.strerror}).") from None
         raise DataError(
-            f"{name}, after row {number}: the file is damaged or cut short ({type(error).__name__}: {error}). Fetch it again."
+            f"{name}, after row {number}: the file is damaged or cut short ({type(error).__name__}: {error}). "
+            "Fetch it again."
         ) from None
 
 
@@ -153,7 +154,8 @@ def strict_json(text: str) -> Any:
     """The value of a JSON text that means one thing.
 
     Raises:
-        ValueError: not JSON (JSONDecodeError); or a key that an object has twice, NaN or infinity, a number beyond all floats.
+        ValueError: not JSON (JSONDecodeError); or a key that an object has twice, NaN or infinity, a number beyond all
+            floats.
         RecursionError: nested too deeply.
     """
     return _STRICT_JSON.decode(text)
@@ -204,7 +206,8 @@ def _check_columns(columns: Sequence[str], name: str) -> None:
     twice = [column for column, count in Counter(columns).items() if count > 1]
     if twice:
         raise DataError(
-            f"{name}, header: the column {twice[0]!r} occurs {columns.count(twice[0])} times. Keep one, or rename the others."
+            f"{name}, header: the column {twice[0]!r} occurs {columns.count(twice[0])} times. "
+            "Keep one, or rename the others."
         )
 
 
@@ -240,7 +243,7 @@ def _parquet_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         with pq.ParquetFile(path) as parquet:
             _check_columns(parquet.schema_arrow.names, name)
             for batch in parquet.iter_batches(batch_size=1024):
-                # Values that Python cannot hold (text that is not UTF-8, dates beyond its calendar) are errors of the conversion.
+                # Values that Python cannot hold (text that is not UTF-8, dates beyond its calendar) raise here.
                 for fields in batch.to_pylist():
                     number += 1
                     yield number, fields

@@ -125,7 +125,7 @@ def _names_split(path: Path, split: str) -> bool:
 
 
 def split_name(name: str) -> str:
-    """A split's name as we write it: without white space around it; train, validation, test and their synonyms whatever their case.
+    """A split's name as we write it: stripped; train, validation, test and their synonyms whatever their case.
 
     >>> split_name("Train "), split_name("dev"), split_name("Hard")
     ('train', 'validation', 'Hard')
@@ -202,7 +202,7 @@ def parsed_conversation(text: str, name: str) -> list[Any] | None:
 
 
 def check_unicode(value: Any) -> None:
-    """Refuse half a surrogate pair, which JSON can spell but no file can store, in any text of a row, names of columns included.
+    """Refuse half a surrogate pair, which JSON can spell but no file can store, in any text or name of a row.
 
     Raises:
         Unusable: with the place in the text; also for a row nested so deeply that it cannot be looked at.

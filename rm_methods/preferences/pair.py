@@ -86,8 +86,8 @@ def prompt_group(prompt: Sequence[Message]) -> str:
 def _folded(text: str) -> str:
     """The text with single blanks and in Unicode's caseless compatibility form (The Unicode Standard, toNFKC_Casefold).
 
-    One for "é" of one or of two characters, for full-width and ordinary letters, for "ß" and "ss", for every kind of space; without
-    characters that format and do not show (zero-width spaces and joiners, soft hyphens, byte-order marks).
+    "é" of one and of two characters are the same then, and so are full-width and ordinary letters, "ß" and "ss", and all
+    kinds of spaces. Characters that format and do not show (zero-width spaces, soft hyphens, byte-order marks) are gone.
     """
     if not text.isascii():
         text = "".join(letter for letter in text if letter.isascii() or unicodedata.category(letter) != "Cf")

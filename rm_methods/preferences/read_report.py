@@ -33,7 +33,8 @@ class Columns:
     Attributes:
         values: column -> rows in which it holds anything (0 for a column that never does).
         read: columns that the reader asked for.
-        message_keys: "column[].key" -> rows in which a message holds anything under a key that is neither role nor content.
+        message_keys: "column[].key" -> rows in which a message holds anything under a key that is neither role nor
+            content.
     """
 
     values: Counter[str] = field(default_factory=Counter)

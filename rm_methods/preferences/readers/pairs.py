@@ -5,8 +5,8 @@
     {"prompt": [{"role": "user", ...}], "chosen": [{"role": "assistant", ...}], "rejected": [...]}  conversations, explicit prompt
     {"chosen": [{"role": "user", ...}, {"role": "assistant", ...}], "rejected": [...]}              conversations, implicit prompt
 
-Beside an explicit prompt, a conversational answer is one assistant message, or the whole conversation with the prompt in it.  A column
-may hold a conversation as text (JSON or Python's repr): it is parsed.  A column `system` is the system turn.
+Beside an explicit prompt, a conversational answer is one assistant message, or the whole conversation with the prompt in
+it.  A column may hold a conversation as text (JSON or Python's repr): it is parsed.  A column `system` is the system turn.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "prompt_field": {
         **_OPTIONAL_NAME,
         "default": "prompt",
-        "description": "Column of the prompt. A file without it has implicit prompts; null: implicit, whatever columns there are.",
+        "description": "Column of the prompt. A file without it has implicit prompts; null: implicit in any case.",
     },
     "system_field": {
         **_OPTIONAL_NAME,
@@ -77,8 +77,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "split_field": {
         **_OPTIONAL_NAME,
         "default": "split",
-        "description": "Column of the split, if there is one (valid, val and dev mean validation; case does not matter). Used where files "
-        "do not name splits. null: none.",
+        "description": "Column of the split, if there is one (valid, val and dev mean validation; case does not matter). "
+        "Used where files do not name splits. null: none.",
     },
 }
 
@@ -119,7 +119,8 @@ def read(card: DatasetCard, root: Path | None, options: dict[str, Any], report: 
     """Read rows of any of the four forms.
 
     Raises:
-        DataError: if a column is missing or of the wrong type, an id occurs twice, or no row of a file has a column that is named.
+        DataError: if a column is missing or of the wrong type, an id occurs twice, or no row of a file has a column that
+            an option names.
     """
     if options["strength_field"] and options["score_fields"]:
         raise ConfigError(["data.options: give strength_field or score_fields, not both: they mean the same thing."])
@@ -202,9 +203,9 @@ def _implicit_pairs(
         return
     if prompt_field and (others := [name for name in columns.unread if _may_be_prompt(name)]):
         raise DataError(
-            f"{file}: no row has a prompt in the column '{prompt_field}', and the column '{others[0]}' is not read. If it is the prompt, "
-            f"set data.options.prompt_field: {others[0]}. If the prompt is what both answers begin with, set data.options.prompt_field: "
-            f"null. {nearest(prompt_field, columns.values, 'Found')}"
+            f"{file}: no row has a prompt in the column '{prompt_field}', and the column '{others[0]}' is not read. If it "
+            f"is the prompt, set data.options.prompt_field: {others[0]}. If the prompt is what both answers begin with, "
+            f"set data.options.prompt_field: null. {nearest(prompt_field, columns.values, 'Found')}"
         )
     report.note("Implicit prompts of plain texts: words that both answers begin with are counted to the prompt.")
     yield from pairs
@@ -299,7 +300,7 @@ def _conversation_parts(
 
 
 def _says(prompt: Sequence[Message], text: str) -> bool:
-    """Whether a text is the first user turn of a prompt, its last one, or all its turns; white space does not matter."""
+    """Whether a text is a prompt's first user turn, its last one, or all its turns; white space does not matter."""
     users = [message["content"] for message in prompt if message["role"] == "user"]
     wanted = " ".join(text.split())
     everything = " ".join(message["content"] for message in prompt)
@@ -313,8 +314,8 @@ def _with_system_turn(prompt: list[Message], row: Row, name: str | None, report:
         return prompt
     if not isinstance(value, str):
         raise DataError(
-            f"{row.file}, row {row.number}: field '{name}' is {shown(value)}; expected the text of a system turn. If it is something else, "
-            "set data.options.system_field: null."
+            f"{row.file}, row {row.number}: field '{name}' is {shown(value)}; expected the text of a system turn. "
+            "If it is something else, set data.options.system_field: null."
         )
     if prompt and prompt[0]["role"] == "system":
         if prompt[0]["content"].strip() != value.strip():
@@ -340,7 +341,8 @@ def _text_or_messages(row: Row, name: str, report: ReadReport) -> str | list[Mes
         messages = unwrapped(value) if isinstance(value, dict) else value
     if not isinstance(messages, list):
         raise DataError(
-            f"{row.file}, row {row.number}: field '{name}' is {shown(value)}; expected text or a list of {{role, content}} messages."
+            f"{row.file}, row {row.number}: field '{name}' is {shown(value)}; "
+            "expected text or a list of {role, content} messages."
         )
     read, unread = [], set()
     for position, message in enumerate(messages, start=1):
@@ -410,8 +412,8 @@ def _row_id(row: Row, name: str | None, first_use: dict[str, str]) -> str:
     row_id = str(value)
     if row_id in first_use:
         raise DataError(
-            f"{row.file}, row {row.number}: id {row_id!r:.80} occurs twice, first in {first_use[row_id]}. Ids must be unique. If the "
-            f"column '{name}' is no id of the row, set data.options.id_field: null."
+            f"{row.file}, row {row.number}: id {row_id!r:.80} occurs twice, first in {first_use[row_id]}. Ids must be "
+            f"unique. If the column '{name}' is no id of the row, set data.options.id_field: null."
         )
     first_use[row_id] = f"{row.file}, row {row.number}"
     return row_id
