@@ -6,12 +6,14 @@
 #   snakemake --cores 2 --rerun-incomplete                     continue after a kill
 #   snakemake --cores 1 track                                  export to MLflow what could not be exported before
 #
-# Rules only wire files to `rm-methods <verb>`.  What is in `params` decides what runs again: the part of the configuration and the hash
-# of the code that a result depends on.
+# Rules only wire files to `rm-methods <verb>`.  What runs again is decided by files: the input `asked` holds the part of the configuration
+# and the hash of the code that a result depends on, and `made_with` is its copy beside the result (rm_methods/experiment/made_with.py).
+from functools import cache
+
 from snakemake.exceptions import WorkflowError
 from snakemake.utils import min_version
 
-from rm_methods.config.resolve import reference_variant, workflow_config, write_resolved
+from rm_methods.config.resolve import workflow_config, write_resolved
 from rm_methods.diagnostics.runs import (
     DISTANCE_FILES,
     DISTANCE_TABLES,
@@ -22,9 +24,9 @@ from rm_methods.diagnostics.runs import (
     teachers,
 )
 from rm_methods.errors import UserError
-from rm_methods.experiment.experiment import Experiment
-from rm_methods.files import canonical_json
-from rm_methods.system.provenance import code_hash
+from rm_methods.experiment.experiment import RECORDS, Experiment
+from rm_methods.experiment.made_with import asked_file
+from rm_methods.system.run_lock import held_until_exit
 from rm_methods.config.variants import figure_stem, noise_levels
 
 min_version("9.0")
@@ -43,6 +45,22 @@ EXPERIMENT = Experiment(config)
 FOLDER = str(EXPERIMENT.folder)
 RUNS = EXPERIMENT.runs()
 CONFIG_FILE = str(write_resolved(config))
+
+
+@cache
+def asked_of(stage, of):
+    # Jobs of their own processes must find what the main process left.
+    return asked_file(
+        EXPERIMENT.folder,
+        RECORDS[stage].format(**dict(of)),
+        EXPERIMENT.asked(stage, **dict(of)),
+        mark=workflow.is_main_process,
+    )
+
+
+def asked(stage):
+    """The input function that gives the file with what a job of a stage is asked for."""
+    return lambda wildcards: asked_of(stage, tuple(sorted(wildcards.items())))
 
 
 wildcard_constraints:
@@ -91,6 +109,15 @@ for stage in (
 ):
 
     include: f"workflow/rules/{stage}.smk"
+
+
+onstart:
+    # A second Snakemake, started in another folder, would delete what the first one has just written.  Dry runs never get here.
+    if workflow.is_main_process:
+        try:
+            held_until_exit(EXPERIMENT.folder)
+        except UserError as error:
+            raise WorkflowError(str(error))
 
 
 onsuccess:

@@ -268,16 +268,17 @@ def evaluate(benchmark, items, scores, summary, metrics, credits):
     """Compute the metrics of score tables."""
     import tempfile
 
-    from rm_methods.benchmarks.evaluation import evaluate_run, read_identity
+    from rm_methods.benchmarks.evaluation import evaluate_run
     from rm_methods.files import check_outputs
     from rm_methods.listing import metrics_text
+    from rm_methods.stored import read_summary
 
     if not len(benchmark) == len(items) == len(scores):
         raise UserError("Give as many --items and --scores as --benchmark.")
     given = {"--metrics": metrics, "--credits": credits}
     outputs = {option: [path] for option, path in given.items() if path}
     check_outputs(outputs, {"--items": items, "--scores": scores, "--summary": [summary] if summary else []})
-    identity = read_identity(summary) if summary else {"variant": None, "method": None, "seed": None, "run_key": None}
+    identity = read_summary(summary) if summary else {"variant": None, "method": None, "seed": None, "run_key": None}
     with tempfile.TemporaryDirectory() as scratch:
         result = evaluate_run(
             list(zip(benchmark, items, scores, strict=True)),
@@ -359,8 +360,11 @@ def diagnose_summary(config_files, folder, out):
     """Summarise the diagnostics of all runs of an experiment: tables and figures."""
     from rm_methods.config.resolve import load_config
     from rm_methods.diagnostics.summary import write_summary
+    from rm_methods.experiment.experiment import Experiment
 
-    click.echo(write_summary(load_config(config_files), folder, out))
+    config = load_config(config_files)
+    Experiment(config).check_diagnosed(folder)
+    click.echo(write_summary(config, folder, out))
 
 
 @main.command()
@@ -389,8 +393,12 @@ def tune(config_files, folder, out):
     """Choose learning rate and main setting of every method by validation accuracy, from the runs of a tuning grid."""
     from rm_methods.comparison.tuning import tune as run
     from rm_methods.config.resolve import load_config
+    from rm_methods.experiment.experiment import Experiment
 
-    click.echo(run(load_config(config_files), folder, out))
+    config = load_config(config_files)
+    if config["tuning"]["enabled"]:
+        Experiment(config).check_runs(folder)
+    click.echo(run(config, folder, out))
 
 
 @main.command()

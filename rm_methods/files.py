@@ -1,43 +1,57 @@
 """Files that are either whole or absent.
 
-Every artefact is written beside its target under a temporary name and moved into place with ``os.replace``: a full disk
-or a killed process leaves the temporary file behind, never half an artefact under the final name.
+Every artefact is written beside its target under a temporary name, brought to the disk, and moved into place with ``os.replace``: a full
+disk, a killed process or a power cut leaves the temporary file behind, never half an artefact under the final name.  Who writes the same
+target next removes what dead writers left.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import shutil
+import stat
+import sys
+import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from rm_methods.errors import DataError, UserError
+from rm_methods.errors import UserError
+from rm_methods.system.processes import machine, started
+
+PARTIAL = ".partial"
+SEAL = "complete"  # in folders that are written file by file, such as checkpoints
+_STALE_AFTER_SECONDS = 24 * 3600.0  # for temporary files of other machines, whose processes cannot be seen from here
+# Read once, while there is one thread: the umask cannot be read without being set.
+_UMASK = os.umask(0o077)
+os.umask(_UMASK)
 
 
 @contextmanager
 def written_atomically(target: str | os.PathLike) -> Iterator[Path]:
     """Give a temporary path beside `target`; on success move it there, on any error remove it.
 
-    The caller may create a file or a folder at the path it is given.  An existing target is replaced.
+    The caller may create a file or a folder at the path it is given.  An existing target is replaced.  Files get the permissions that the
+    umask allows, whatever library wrote them.
     """
     target = Path(target)
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.partial")
+    _remove_leftovers(target)
+    temporary = target.with_name(f".{target.name}.{_writer()}.{uuid.uuid4().hex[:8]}{PARTIAL}")
     try:
         yield temporary
+        _settle(temporary)
         if temporary.is_dir() and target.is_dir():
             shutil.rmtree(target)
         os.replace(temporary, target)
+        sync(target.parent)
     except BaseException:
-        if temporary.is_dir():
-            shutil.rmtree(temporary, ignore_errors=True)
-        else:
-            temporary.unlink(missing_ok=True)
+        _remove(temporary)
         raise
 
 
@@ -68,6 +82,117 @@ def check_outputs(
             writes[file] = f"{option} {path}"
 
 
+def sync(path: str | os.PathLike) -> None:
+    """Bring a file, or the names in a folder, to the disk: without it a power cut may leave a file of zeros under the final name."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def seal(folder: str | os.PathLike) -> None:
+    """Mark a folder as written to its end: brings its files to the disk and keeps their sizes in the file `complete`, written last."""
+    folder = Path(folder)
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != SEAL)
+    for path in files:
+        sync(path)
+    write_json(folder / SEAL, {str(path.relative_to(folder)): path.stat().st_size for path in files})
+
+
+def damage(folder: str | os.PathLike) -> str | None:
+    """What is wrong with a folder that `seal` should have marked; None for a whole one.  Files that came later do not matter."""
+    folder = Path(folder)
+    if not (folder / SEAL).exists():
+        return "was not written to its end"
+    try:
+        sizes = read_json(folder / SEAL)
+    except UserError:
+        return f"has a damaged file '{SEAL}'"
+    if not isinstance(sizes, dict):
+        return f"has a damaged file '{SEAL}'"
+    for name, size in sizes.items():
+        path = folder / name
+        if not path.is_file():
+            return f"lacks {name}"
+        if path.stat().st_size != size:
+            return f"has {path.stat().st_size} bytes in {name}, {size} were written"
+    return None
+
+
+@contextmanager
+def written_with_checksum(target: str | os.PathLike) -> Iterator[Path]:
+    """As `written_atomically`, for one file that a later run relies on: its SHA-256 is kept beside it (see `is_intact`)."""
+    target = Path(target)
+    with written_atomically(target) as temporary:
+        yield temporary
+        write_text(_checksum_file(target), file_hash(temporary, length=64) + "\n")
+
+
+def is_intact(target: str | os.PathLike) -> bool:
+    """Whether a file of `written_with_checksum` is there and holds the bytes that were written; says so on stderr if it is damaged."""
+    target, checksum = Path(target), _checksum_file(Path(target))
+    if not target.exists():
+        return False
+    if checksum.exists() and checksum.read_bytes().strip() == file_hash(target, length=64).encode():
+        return True
+    print(f"{target} is damaged or unfinished; it is made again.", file=sys.stderr, flush=True)
+    return False
+
+
+def _checksum_file(target: Path) -> Path:
+    return target.with_name(f"{target.name}.sha256")
+
+
+def _settle(path: Path) -> None:
+    """Open a file, or all files of a folder, to whom the umask lets in, and bring it to the disk."""
+    inside = [path, *path.rglob("*")] if path.is_dir() else [path]
+    for entry in inside:
+        if entry.is_symlink():
+            continue
+        mode = stat.S_IMODE(entry.stat().st_mode)
+        if entry.is_file() and mode != (opened := (mode | 0o666) & ~_UMASK):
+            entry.chmod(opened)
+        sync(entry)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _writer() -> str:
+    """This process, as it is named in temporary files: machine, number, start."""
+    return f"{_machine_digest()}-{os.getpid()}-{started(os.getpid())}"
+
+
+def _machine_digest() -> str:
+    return hashlib.sha256(machine().encode("utf-8")).hexdigest()[:8]
+
+
+def _remove_leftovers(target: Path) -> None:
+    """Remove temporary files of `target` whose writers are gone."""
+    prefix = f".{target.name}."
+    with os.scandir(target.parent) as entries:
+        names = [entry.name for entry in entries if entry.name.startswith(prefix) and entry.name.endswith(PARTIAL)]
+    for name in names:
+        with suppress(OSError):
+            if _is_left_over(target.with_name(name), name.removeprefix(prefix)):
+                _remove(target.with_name(name))
+
+
+def _is_left_over(path: Path, name: str) -> bool:
+    """Whether nobody writes a temporary file any more, by the process in its name; on another machine, by its age."""
+    where, _, process = name.split(".")[0].partition("-")
+    if where == _machine_digest():
+        number, _, start = process.partition("-")
+        return str(started(number)) != start
+    newest = max(entry.lstat().st_mtime for entry in [path, *(path.rglob("*") if path.is_dir() else [])])
+    return time.time() - newest > _STALE_AFTER_SECONDS
+
+
 def write_text(target: str | os.PathLike, text: str) -> None:
     """Write UTF-8 text atomically."""
     with written_atomically(target) as path:
@@ -83,14 +208,31 @@ def read_json(source: str | os.PathLike) -> Any:
     """Read a JSON file.
 
     Raises:
-        UserError: if the file is missing or is not JSON.
+        UserError: if the file is missing or is not JSON; NaN, infinity and numbers beyond float are not JSON.
     """
     try:
-        return json.loads(Path(source).read_text(encoding="utf-8"))
+        return parse_json(Path(source).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{source}: no such file.") from None
-    except ValueError as error:
+    except (ValueError, RecursionError, IsADirectoryError) as error:
         raise UserError(f"{source}: not valid JSON ({error}).") from None
+
+
+def parse_json(text: str) -> Any:
+    """The value of a JSON text.
+
+    Raises:
+        ValueError: it is not JSON, or holds NaN, infinity or a number beyond float.
+        RecursionError: it is nested too deeply.
+    """
+    return json.loads(text, parse_constant=_finite, parse_float=_finite)
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text:.40} is not a finite number")
+    return value
 
 
 def read_json_lines(source: str | os.PathLike) -> list[dict[str, Any]]:
@@ -102,12 +244,16 @@ def read_json_lines(source: str | os.PathLike) -> list[dict[str, Any]]:
     source = Path(source)
     if not source.exists():
         return []
-    lines = source.read_text(encoding="utf-8").split("\n")
+    rows = []
     try:
         # What stands behind the last line break was not written to its end, even if it happens to be JSON.
-        return [json.loads(line) for line in lines[:-1]]
-    except ValueError as error:
+        for number, line in enumerate(source.read_text(encoding="utf-8").split("\n")[:-1], start=1):
+            rows.append(parse_json(line))
+            if not isinstance(rows[-1], dict):
+                raise UserError(f"{source}: line {number} is not a JSON object. Remove the file; it is written anew.")
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{source}: a line is not valid JSON ({error}). Remove the file; it is written anew.") from None
+    return rows
 
 
 def canonical_json(value: Any) -> str:
@@ -134,44 +280,3 @@ def file_hash(*sources: str | os.PathLike, length: int = 16) -> str:
 def named_file_hash(name: str | None) -> str | None:
     """Hash of a file that a setting names; None where it names none."""
     return file_hash(name) if name else None
-
-
-def parquet_columns(source: str | os.PathLike) -> list[str]:
-    """Names of the columns of a Parquet file.
-
-    Raises:
-        DataError: it is not Parquet.
-    """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        return pq.read_schema(source).names
-    except pa.ArrowInvalid as error:
-        raise DataError(f"{source}: not a readable Parquet file ({error}).") from None
-
-
-def read_parquet(source: str | os.PathLike, columns: Iterable[str], what: str, stage: str):
-    """Read these columns of a Parquet file as a pyarrow table.
-
-    Args:
-        what: the file should be, for the message.
-        stage: that writes it.
-
-    Raises:
-        DataError: the file is missing, is not Parquet, or lacks columns.
-    """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    columns = list(columns)
-    try:
-        table = pq.read_table(source)
-    except FileNotFoundError:
-        raise DataError(f"{source}: no such file. Run the {stage} stage first.") from None
-    except pa.ArrowInvalid as error:
-        raise DataError(f"{source}: not a readable Parquet file ({error}).") from None
-    missing = set(columns) - set(table.column_names)
-    if missing:
-        raise DataError(f"{source}: not {what}: columns {sorted(missing)} are missing, found {table.column_names}.")
-    return table.select(columns)

@@ -1,19 +1,29 @@
 import errno
+import os
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
 
+import rm_methods.files as module
 from rm_methods.errors import UserError
 from rm_methods.files import (
     canonical_json,
     check_outputs,
     content_hash,
+    damage,
     file_hash,
+    is_intact,
     read_json,
     read_json_lines,
+    seal,
     write_json,
     written_atomically,
+    written_with_checksum,
 )
+from tests.conftest import REPOSITORY
 
 
 def leftovers(folder: Path) -> list[str]:
@@ -45,6 +55,88 @@ def test_a_folder_appears_whole_or_not_at_all(tmp_path):
     assert not leftovers(tmp_path)
 
 
+def test_what_a_killed_writer_left_is_removed_by_the_next_one_and_a_living_ones_is_not(tmp_path):
+    """A kill inside the block leaves a folder as large as a model; a writer that is still at work keeps its own."""
+    target = tmp_path / "model"
+    killed = (
+        "import os, sys; from rm_methods.files import written_atomically\n"
+        "with written_atomically(sys.argv[1]) as path:\n"
+        "    path.mkdir(); (path / 'weights').write_text('half'); os.kill(os.getpid(), 9)"
+    )
+    subprocess.run([sys.executable, "-c", killed, str(target)], cwd=REPOSITORY, check=False)
+    assert len(leftovers(tmp_path)) == 1
+    for name in (
+        ".model.0badcafe-1-1.aaaaaaaa.partial",
+        ".model.12345678.partial",
+    ):  # of another machine; of an older release
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "weights").touch()
+    old = tmp_path / ".model.0badcafe-2-2.bbbbbbbb.partial"
+    old.touch()
+    os.utime(old, (time.time() - 2 * 24 * 3600,) * 2)
+    (tmp_path / ".models.0badcafe-2-2.bbbbbbbb.partial").touch()  # of another target
+    with written_atomically(target) as first:
+        first.mkdir()
+        with written_atomically(target) as second:
+            second.mkdir()
+            kept = set(leftovers(tmp_path)) - {first.name, second.name}
+        assert first.exists()
+    assert kept == {
+        ".model.0badcafe-1-1.aaaaaaaa.partial", ".model.12345678.partial", ".models.0badcafe-2-2.bbbbbbbb.partial"
+    }  # fmt: skip
+    assert target.is_dir()
+
+
+def test_files_get_the_permissions_of_the_umask(tmp_path):
+    """safetensors writes weights for their owner alone; others in the group need them."""
+    write = (
+        "import os, sys; os.umask(0o027); from rm_methods.files import written_atomically\n"
+        "with written_atomically(sys.argv[1]) as path:\n"
+        "    path.mkdir(); (path / 'weights').touch(mode=0o600)"
+    )
+    subprocess.run([sys.executable, "-c", write, str(tmp_path / "model")], cwd=REPOSITORY, check=True)
+    assert (tmp_path / "model" / "weights").stat().st_mode & 0o777 == 0o640
+
+
+def test_every_file_is_on_the_disk_before_it_gets_its_name(tmp_path, monkeypatch):
+    synced = []
+    monkeypatch.setattr(module, "sync", lambda path: synced.append((Path(path).name, (tmp_path / "model").exists())))
+    with written_atomically(tmp_path / "model") as path:
+        path.mkdir()
+        (path / "weights").touch()
+    assert synced == [(path.name, False), ("weights", False), (tmp_path.name, True)]
+
+
+def test_a_sealed_folder_that_lost_bytes_or_files_is_noticed(tmp_path):
+    assert damage(tmp_path) == "was not written to its end"
+    (tmp_path / "part").mkdir()
+    for name in ("weights", "part/state"):
+        (tmp_path / name).write_text("whole")
+    seal(tmp_path)
+    (tmp_path / "later").touch()
+    assert damage(tmp_path) is None
+    (tmp_path / "part" / "state").write_text("cut")
+    assert damage(tmp_path) == "has 3 bytes in part/state, 5 were written"
+    (tmp_path / "part" / "state").unlink()
+    assert damage(tmp_path) == "lacks part/state"
+    for content in ("", "[]", "{"):
+        (tmp_path / "complete").write_text(content)
+        assert damage(tmp_path) == "has a damaged file 'complete'"
+
+
+def test_a_file_with_a_checksum_is_intact_only_with_its_bytes(tmp_path, capsys):
+    target = tmp_path / "work"
+    assert not is_intact(target)
+    with written_with_checksum(target) as path:
+        path.write_text("whole")
+    assert is_intact(target)
+    assert capsys.readouterr().err == ""
+    for content in ("whol", "\0" * 5, ""):
+        target.write_text(content)
+        assert not is_intact(target)
+    assert "work is damaged" in capsys.readouterr().err
+
+
 def test_a_line_that_was_not_written_to_its_end_is_left_out(tmp_path):
     file = tmp_path / "metrics.jsonl"
     assert read_json_lines(file) == []
@@ -64,9 +156,13 @@ def test_nan_is_not_json(tmp_path):
     assert not (tmp_path / "a.json").exists()
 
 
-def test_unreadable_json_is_named(tmp_path):
-    (tmp_path / "broken.json").write_text("{")
-    for name in ("broken.json", "absent.json"):
+@pytest.mark.parametrize(
+    "content", [b"{", b"", b"\0" * 64, b'{"a": NaN}', b'{"a": -Infinity}', b'{"a": 1e400}', b'"\xff"', b"[" * 100_000]
+)
+def test_unreadable_json_is_named(tmp_path, content):
+    (tmp_path / "broken.json").write_bytes(content)
+    (tmp_path / "folder.json").mkdir()
+    for name in ("broken.json", "absent.json", "folder.json"):
         with pytest.raises(UserError, match=name):
             read_json(tmp_path / name)
 

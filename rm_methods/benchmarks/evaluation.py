@@ -18,7 +18,8 @@ from rm_methods.benchmarks.item import BenchmarkItem, read_items, read_notes, wr
 from rm_methods.benchmarks.score_table import read_scores, response_hash
 from rm_methods.benchmarks.sources import ReadReport
 from rm_methods.errors import DataError
-from rm_methods.files import read_json, write_json, written_atomically
+from rm_methods.files import file_hash, write_json
+from rm_methods.parquet import write_parquet
 
 CREDIT_COLUMNS = ("benchmark", "metric", "item_id", "group", "stratum", "weight", "credit")
 IDENTITY = ("variant", "method", "seed", "run_key")
@@ -181,21 +182,6 @@ def tie_rate(card: BenchmarkCard, items: Sequence[BenchmarkItem], scores: Sequen
 # Evaluate: score tables to metrics
 
 
-def read_identity(summary: str | os.PathLike) -> dict[str, Any]:
-    """Variant, method, seed and run key of a run, from its summary.json.
-
-    Raises:
-        UserError: the file is missing, damaged, or not the summary of a run.
-    """
-    content = read_json(summary)
-    content = content if isinstance(content, dict) else {}
-    kinds = {"variant": str, "method": str, "seed": int, "run_key": str}
-    if wrong := [key for key, kind in kinds.items() if not isinstance(content.get(key), kind)]:
-        shown = ", ".join(f"{key} is {content[key]!r:.40}" if key in content else f"{key} is missing" for key in wrong)
-        raise DataError(f"{summary}: not the summary of a run: {shown}. Give summary.json of the run's folder.")
-    return {key: content[key] for key in IDENTITY}
-
-
 def align_scores(items: Sequence[BenchmarkItem], scores_path: str | os.PathLike) -> tuple[list[np.ndarray], int]:
     """The scores of each item's responses from a score table, and the number of items with a truncated response.
 
@@ -275,6 +261,8 @@ def evaluate_run(
             "n_truncated": n_truncated,
             "most_responses": max(len(item.responses) for item in items),
             "notes": read_notes(items_path),
+            # So that tables that are edited or made anew later are noticed where the metrics are read.
+            "made_from": {"items": file_hash(items_path), "scores": file_hash(scores_path)},
         }
     write_credits(all_credits, out_credits)
     write_json(out_metrics, result)
@@ -284,9 +272,7 @@ def evaluate_run(
 def write_credits(table: dict[str, list], target: str | os.PathLike) -> None:
     """Write a credit table to Parquet, atomically."""
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     numbers = {"weight": pa.float64(), "credit": pa.float64()}
     columns = {column: pa.array(table[column], numbers.get(column, pa.string())) for column in CREDIT_COLUMNS}
-    with written_atomically(target) as path:
-        pq.write_table(pa.table(columns), path)
+    write_parquet(pa.table(columns), target)

@@ -8,13 +8,16 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from rm_methods.errors import DataError
-from rm_methods.files import read_parquet, written_atomically
+from rm_methods.errors import DataError, nearest
+from rm_methods.parquet import read_metadata, read_parquet, write_parquet
 from rm_methods.preferences.file_rows import ROLES
 from rm_methods.preferences.pair import Message
 
-COLUMNS = ("item_id", "subset", "prompt", "responses", "label", "group", "meta")
-_NOTES = b"notes"
+COLUMNS = {
+    "item_id": "text", "subset": "text", "prompt": "messages", "responses": "texts", "label": "json", "group": "text",
+    "meta": "json object",
+}  # fmt: skip
+_NOTES = "notes"
 
 
 @dataclass(frozen=True)
@@ -50,7 +53,6 @@ def write_items(items: Iterable[BenchmarkItem], target: str | os.PathLike, notes
         DataError: if two items have the same `item_id` or an item has no response.
     """
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     message = pa.struct([("role", pa.string()), ("content", pa.string())])
     schema = pa.schema(
@@ -82,74 +84,42 @@ def write_items(items: Iterable[BenchmarkItem], target: str | os.PathLike, notes
                 "meta": json.dumps(item.meta, sort_keys=True),
             }
         )
-    with written_atomically(target) as path:
-        pq.write_table(pa.Table.from_pylist(rows, schema=schema.with_metadata({_NOTES: json.dumps(list(notes))})), path)
+    write_parquet(pa.Table.from_pylist(rows, schema=schema.with_metadata({_NOTES: json.dumps(list(notes))})), target)
 
 
 def read_notes(source: str | os.PathLike) -> list[str]:
-    """What `write_items` was told about the items of a file, none for a file without notes."""
-    import pyarrow.parquet as pq
+    """What `write_items` was told about the items of a file, none for a file without notes.
 
-    return json.loads((pq.read_schema(source).metadata or {}).get(_NOTES, b"[]"))
+    Raises:
+        DataError: the file is missing or damaged, or its notes are not texts.
+    """
+    notes = read_metadata(source, _NOTES, "prepare") or []
+    if not isinstance(notes, list) or not all(isinstance(note, str) for note in notes):
+        raise DataError(
+            f"{source}: `notes` in its metadata is {notes!r:.80}, expected a list of texts. Run the prepare stage again."
+        )
+    return notes
 
 
 def read_items(source: str | os.PathLike) -> list[BenchmarkItem]:
     """Read benchmark items in file order.
 
     Raises:
-        DataError: if the file is missing, is not Parquet, or has other columns; or, with the row, if a field is of
-            another kind or an item id occurs twice, which would count the item twice.
+        DataError: if the file is missing or damaged, has other columns or values of the wrong kind, an id twice, or an
+            item without id, prompt or responses; names the row.
     """
-    table = read_parquet(source, COLUMNS, "a file of benchmark items", "prepare")
-    items, first_row = [], {}
-    for row, fields in enumerate(table.to_pylist(), start=1):
-        try:
-            item = _item(fields)
-        except ValueError as error:
-            raise DataError(f"{source}, row {row}: {error}. Run the prepare stage again.") from None
-        if item.item_id in first_row:
+    table = read_parquet(source, COLUMNS, "a file of benchmark items", "prepare", unique=("item_id",))
+    items = []
+    for number, row in enumerate(table.to_pylist(), start=1):
+        if empty := [name for name in ("item_id", "responses") if not row[name]]:
             raise DataError(
-                f"{source}, row {row}: item id {item.item_id!r} occurs twice, first in row {first_row[item.item_id]}."
+                f"{source}, row {number}: '{empty[0]}' is {row[empty[0]]!r}; expected one that is not empty. "
+                "Run the prepare stage again."
             )
-        first_row[item.item_id] = row
-        items.append(item)
+        if unknown := [message["role"] for message in row["prompt"] if message["role"] not in ROLES]:
+            raise DataError(
+                f"{source}, row {number}: 'prompt' has the role {unknown[0]!r}. {nearest(unknown[0], ROLES)} "
+                "Run the prepare stage again."
+            )
+        items.append(BenchmarkItem(**(row | {"label": json.loads(row["label"]), "meta": json.loads(row["meta"])})))
     return items
-
-
-def _item(fields: dict[str, Any]) -> BenchmarkItem:
-    """An item from a row of its file.
-
-    Raises:
-        ValueError: naming the field that is of another kind.
-    """
-    for name in ("item_id", "subset", "label", "group", "meta"):
-        _check(isinstance(fields[name], str), name, fields[name], "text")
-    _check(fields["item_id"] != "", "item_id", "", "text that is not empty")
-    prompt, responses = fields["prompt"], fields["responses"]
-    _check(
-        isinstance(prompt, list) and prompt != [] and all(map(_is_message, prompt)),
-        "prompt",
-        prompt,
-        "a list of messages",
-    )
-    is_texts = isinstance(responses, list) and responses != [] and all(isinstance(text, str) for text in responses)
-    _check(is_texts, "responses", responses, "a list of texts")
-    label, meta = _from_json("label", fields["label"]), _from_json("meta", fields["meta"])
-    _check(isinstance(meta, dict), "meta", fields["meta"], "a JSON object")
-    return BenchmarkItem(**(fields | {"label": label, "meta": meta}))
-
-
-def _is_message(message: Any) -> bool:
-    return isinstance(message, dict) and message.get("role") in ROLES and isinstance(message.get("content"), str)
-
-
-def _from_json(name: str, text: str) -> Any:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        raise ValueError(f"'{name}' is {text!r:.60}; expected JSON") from None
-
-
-def _check(is_right: bool, name: str, value: Any, expected: str) -> None:
-    if not is_right:
-        raise ValueError(f"'{name}' is {value!r:.60}; expected {expected}")

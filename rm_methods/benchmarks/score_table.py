@@ -14,9 +14,14 @@ from typing import Any
 import numpy as np
 
 from rm_methods.errors import DataError, UserError
-from rm_methods.files import read_parquet, written_atomically
+from rm_methods.files import written_atomically
+from rm_methods.parquet import read_parquet, write_parquet
 
-COLUMNS = ("item_id", "response_index", "response_hash", "score", "n_tokens", "truncated")
+# A score is NaN where the model could not score.
+COLUMNS = {
+    "item_id": "text", "response_index": "integer", "response_hash": "text", "score": "number", "n_tokens": "integer",
+    "truncated": "boolean",
+}  # fmt: skip
 FORMATS = (".parquet", ".csv", ".jsonl")
 
 
@@ -91,18 +96,18 @@ def _table(rows: Sequence[ScoredResponse]):
 
 def _write(table, target: str | os.PathLike) -> None:
     import pyarrow.csv
-    import pyarrow.parquet
 
     suffix = Path(target).suffix
+    if suffix not in FORMATS[1:]:
+        write_parquet(table, target)
+        return
     with written_atomically(target) as path:
         if suffix == ".csv":
             pyarrow.csv.write_csv(table, path)
-        elif suffix == ".jsonl":
+        else:
             path.write_text(
                 "".join(json.dumps(_without_nan(row)) + "\n" for row in table.to_pylist()), encoding="utf-8"
             )
-        else:
-            pyarrow.parquet.write_table(table, path)
 
 
 def _without_nan(row: dict[str, Any]) -> dict[str, Any]:
@@ -121,38 +126,4 @@ def read_scores(source: str | os.PathLike):
             f"{source}: score tables are read from Parquet only. "
             f"Score again with --out {Path(source).with_suffix('.parquet')}."
         )
-    table = read_parquet(source, COLUMNS, "a score table", "score")
-    _check_columns(table, source)
-    return table.to_pandas()
-
-
-def _check_columns(table, source: str | os.PathLike) -> None:
-    """Refuse values that would be taken for something else, or end in an error far from here."""
-    import pyarrow as pa
-
-    kinds = {
-        "item_id": (_is_text, "text"),
-        "response_index": (pa.types.is_integer, "whole numbers"),
-        "response_hash": (_is_text, "text"),
-        "score": (pa.types.is_floating, "floating-point numbers"),
-        "n_tokens": (pa.types.is_integer, "whole numbers"),
-        "truncated": (pa.types.is_boolean, "true or false"),
-    }
-    for name, (is_kind, kind) in kinds.items():
-        column = table.column(name)
-        if not is_kind(column.type):
-            raise DataError(
-                f"{source}: column '{name}' holds {column.type}; a score table has {kind} there. "
-                "Run the score stage again."
-            )
-        if column.null_count:
-            row = next(number for number, value in enumerate(column, start=1) if not value.is_valid)
-            raise DataError(
-                f"{source}, row {row}: '{name}' is empty; a score table has {kind} there. Run the score stage again."
-            )
-
-
-def _is_text(kind) -> bool:
-    import pyarrow as pa
-
-    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
+    return read_parquet(source, COLUMNS, "a score table", "score").to_pandas()

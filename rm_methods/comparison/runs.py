@@ -12,13 +12,16 @@ import numpy as np
 
 from rm_methods.comparison.result import Column
 from rm_methods.errors import DataError, UserError, nearest
-from rm_methods.files import read_json, read_parquet
+from rm_methods.parquet import read_parquet
 from rm_methods.statistics.intervals import ItemDesign, item_design
+from rm_methods.stored import read_record, read_summary
 
 if TYPE_CHECKING:
     import pandas
 
-CREDIT_COLUMNS = ("benchmark", "metric", "item_id", "group", "stratum", "weight", "credit")
+CREDIT_COLUMNS = {
+    "benchmark": "text", "metric": "text", "item_id": "text", "group": "text", "stratum": "text", "weight": "finite", "credit": "number?",
+}  # fmt: skip
 _AGREE = 1e-6  # a metric and the weighted mean of its credits may differ by rounding only
 
 
@@ -96,13 +99,7 @@ def read_runs(files: Sequence[RunFiles], columns: Sequence[Column]) -> list[Run]
 
 
 def _read_run(files: RunFiles, columns: Sequence[Column]) -> Run:
-    summary, metrics = read_json(files.summary), read_json(files.metrics)
-    for name, path, content in (("summary", files.summary, summary), ("metrics", files.metrics, metrics)):
-        missing = [k for k in ("variant", "method", "seed", "run_key") if k not in content]
-        if missing:
-            raise DataError(
-                f"{path}: not a {name}.json of a run: {', '.join(missing)} missing. Run the stage that writes it again."
-            )
+    summary, metrics = read_summary(files.summary), read_record(files.metrics, "a metrics.json of a run", "evaluate")
     for key in ("variant", "method", "seed", "run_key"):
         if summary[key] != metrics[key]:
             raise DataError(

@@ -15,9 +15,10 @@ from typing import Any
 import numpy as np
 
 from rm_methods.errors import UserError
-from rm_methods.files import read_json, write_text
+from rm_methods.files import write_text
 from rm_methods.methods.registry import load_card
 from rm_methods.reporting.tables import Section, csv_text, markdown_text, terminal_text
+from rm_methods.stored import read_record
 from rm_methods.yaml_files import yaml_text
 
 FILES = ("tuned.yaml", "table.txt", "table.md", "table.csv")
@@ -132,10 +133,10 @@ def select(candidates: list[Candidate]) -> list[Candidate]:
 def _validation(path: Path) -> dict[str, float]:
     if not path.exists():
         raise UserError(f"{path}: this run is missing. Run snakemake for this configuration first.")
-    metrics = read_json(path)["metrics"]
-    if "validation_accuracy" not in metrics:
+    metrics = read_record(path, "a summary.json with validation metrics", "train")["metrics"]
+    if missing := [name for name in ("validation_accuracy", "validation_loss") if name not in metrics]:
         raise UserError(
-            f"{path}: no validation accuracy. Tuning needs a validation split; set data.validation_fraction above 0."
+            f"{path}: no {missing[0]}. Tuning needs a validation split; set data.validation_fraction above 0."
         )
     return metrics
 

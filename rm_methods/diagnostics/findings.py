@@ -16,7 +16,6 @@ from rm_methods.diagnostics.position_bins import LATE_STAGES, STAGES
 from rm_methods.diagnostics.records import ATTENTION_COLUMNS, MASKING_COLUMNS, read_rows
 from rm_methods.diagnostics.runs import MEASURES, MODES, RUN_FILES, diagnosed_runs
 from rm_methods.errors import DataError, UserError
-from rm_methods.files import read_json
 from rm_methods.statistics.bootstrap import (
     MIN_CLUSTERS,
     interval,
@@ -25,6 +24,7 @@ from rm_methods.statistics.bootstrap import (
     resampled_counts,
     standardised_means,
 )
+from rm_methods.stored import read_record
 
 if TYPE_CHECKING:
     import pandas
@@ -139,7 +139,10 @@ def read_findings(config: Mapping[str, Any], folder: Path) -> Findings:
                 rows = parts if seed is None else [part[part["seed"] == seed] for part in parts]
                 place = Place(benchmark, subset, variant, seed)
                 entries += [*attention_findings(place, rows[0]), *masking_findings(place, rows[1])]
-    reports = {variant: read_json(own[0] / RUN_FILES[2]) for variant, own in folders.items()}
+    reports = {
+        variant: read_record(own[0] / RUN_FILES[2], "a report of diagnostics", "diagnose")
+        for variant, own in folders.items()
+    }
     return Findings(tuple(entries), reports, {variant: tuple(own) for variant, own in seeds.items()})
 
 

@@ -12,7 +12,7 @@ from rm_methods.benchmarks.evaluation import usable_scores
 from rm_methods.diagnostics.pairs import DiagnosedPair, TextTokens, pair_credit
 from rm_methods.diagnostics.position_bins import stage_mass
 from rm_methods.diagnostics.runs import MEASURES
-from rm_methods.files import read_parquet, written_atomically
+from rm_methods.parquet import read_parquet, write_parquet
 from rm_methods.reward_models.tokenization import TokenizedItem
 
 if TYPE_CHECKING:
@@ -30,6 +30,13 @@ MASKING_COLUMNS = {
     **IDENTITY,
     "mode": "string", "percent": "int32", "chosen_score": "float32", "rejected_score": "float32", "credit": "float64",
 }  # fmt: skip
+
+# Kinds of the module `parquet`, where a table is read.
+_KINDS = {
+    "string": "text", "int32": "integer", "bool": "boolean", "float32": "number", "float64": "number", "int32 list": "integers",
+    "float64 list": "numbers",
+}  # fmt: skip
+_MAY_BE_MISSING = ("correct", "before", "after")  # a tie or NaN; a pair without a joint text
 
 DISTANCE_COLUMNS = {**IDENTITY, "teacher": "string", "distance": "string", "before": "float64", "after": "float64"}
 
@@ -103,22 +110,20 @@ def _identity(pair: DiagnosedPair) -> dict[str, str]:
 def write_rows(rows: Sequence[dict[str, Any]], columns: Mapping[str, str], target: Path) -> None:
     """Write rows to Parquet, atomically."""
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     def kind(name: str):
         value = pa.type_for_alias(name.removesuffix(" list"))
         return pa.list_(value) if name.endswith(" list") else value
 
     schema = pa.schema({name: kind(alias) for name, alias in columns.items()})
-    with written_atomically(target) as path:
-        pq.write_table(pa.Table.from_pylist(list(rows), schema=schema), path)
+    write_parquet(pa.Table.from_pylist(list(rows), schema=schema), target)
 
 
 def read_rows(source: Path, columns: Mapping[str, str]) -> pandas.DataFrame:
     """Read such a file.
 
     Raises:
-        DataError: the file is missing, is not Parquet, or has other columns.
+        DataError: the file is missing or damaged, or has other columns or values of the wrong kind.
     """
-    table = read_parquet(source, columns, "a table of diagnostics", "diagnose")
-    return table.to_pandas()
+    kinds = {name: _KINDS[alias] + ("?" if name in _MAY_BE_MISSING else "") for name, alias in columns.items()}
+    return read_parquet(source, kinds, "a table of diagnostics", "diagnose").to_pandas()

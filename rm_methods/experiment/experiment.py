@@ -2,17 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from rm_methods.config.resolve import runs
+from rm_methods.config.resolve import reference_variant, runs
 from rm_methods.config.variants import SAMPLES, optimised_variants
-from rm_methods.errors import UserError
-from rm_methods.files import canonical_json, file_hash, named_file_hash
+from rm_methods.errors import DataError, UserError
+from rm_methods.experiment.made_with import check_all, differences, read_made
+from rm_methods.files import file_hash, named_file_hash
 from rm_methods.methods.registry import load_card
+from rm_methods.stored import read_record, read_summary
 from rm_methods.system.deepspeed import own_file_hash
-from rm_methods.system.provenance import code_hash
+from rm_methods.system.provenance import code_hash, key_of
+from rm_methods.training.run_key import run_dependencies, training_code, training_settings
+
+# What each stage writes settings and code of its results to, below the experiment's folder.
+RECORDS = {
+    "prepare": "data/made_with.json",
+    "prepare_backbone": "data/backbone.made_with.json",
+    "prepare_benchmark": "benchmarks/{benchmark}.made_with.json",
+    "train": "runs/{variant}/seed{seed}/made_with.json",
+    "score": "scores/{variant}/seed{seed}/{benchmark}.made_with.json",
+    "evaluate": "evaluation/{variant}/seed{seed}/made_with.json",
+    "diagnose": "diagnostics/{variant}/seed{seed}/made_with.json",
+    "diagnose_teacher": "diagnostics/{variant}/seed{seed}/teacher.made_with.json",
+    "diagnose_summary": "diagnostics/made_with.json",
+    "sft": "sft/made_with.json",
+    "sample_pool": "pools/samples.made_with.json",
+    "sample_references": "pools/references.made_with.json",
+    "ppo": "ppo/{variant}/seed{seed}/made_with.json",
+    "overoptimization": "overoptimization/made_with.json",
+    "compare": "comparison/made_with.json",
+    "tune": "tuning/made_with.json",
+    "export": "tracking/made_with.json",
+}
 
 
 class Experiment:
@@ -25,10 +49,15 @@ class Experiment:
     def __init__(self, config: Mapping[str, Any]):
         self.config = config
         self.folder = Path(config["results"]) / config["experiment"]
+        self._hashed: str | None = None
 
     def runs(self) -> list[tuple[str, int]]:
         """(variant, seed) of every run."""
         return runs(self.config)
+
+    def check_runs(self, folder: Path) -> None:
+        """Refuse runs below `folder` that the configuration does not ask for; raises as `check_results`."""
+        self.check_results(folder, ("train", _named(self.runs())))
 
     def is_trained(self, variant: str) -> bool:
         """Whether a variant's weights are trained (and so need the backbone, and a GPU where there is one)."""
@@ -61,12 +90,15 @@ class Experiment:
             return []
         return sorted({str(path) for source in card.splits.values() for path in find_files(root, source)})
 
-    def data_settings(self) -> str:
-        """What the pairs depend on, beside their files, as one text: the section `data` and the data set's card."""
+    def data_settings(self) -> dict[str, Any]:
+        """What the pairs depend on, beside their files: the section `data` and the data set's card."""
         from rm_methods.preferences.cards import card_file, list_cards
 
         name = self.config["data"]["dataset"]
-        return canonical_json([self.config["data"], file_hash(card_file(name)) if name in list_cards() else None])
+        return {
+            "data": self.config["data"],
+            "card": file_hash(card_file(name)) if name in list_cards() else None,
+        }
 
     def benchmark_sources(self, benchmark: str) -> list[str]:
         """Local files that a benchmark is made of."""
@@ -78,15 +110,18 @@ class Experiment:
         globs = load_benchmark_card(benchmark).files.values()
         return sorted({str(path) for glob in globs for path in Path(root).expanduser().glob(glob) if path.is_file()})
 
-    def benchmark_settings(self, benchmark: str) -> str:
-        """What a benchmark's items depend on, beside their files, as one text: its section and its card."""
+    def benchmark_settings(self, benchmark: str) -> dict[str, Any]:
+        """What a benchmark's items depend on, beside their files: its section and its card."""
         from rm_methods.benchmarks.cards import card_file
 
-        return canonical_json([self.config["benchmarks"][benchmark], file_hash(card_file(benchmark))])
+        return {"benchmark": self.config["benchmarks"][benchmark], "card": file_hash(card_file(benchmark))}
 
-    def backbone_settings(self) -> str:
-        """What the prepared backbone depends on, as one text: its section and the text of its chat template."""
-        return canonical_json([self.config["backbone"], named_file_hash(self.config["backbone"]["chat_template"])])
+    def backbone_settings(self) -> dict[str, Any]:
+        """What the prepared backbone depends on: its section and the text of its chat template."""
+        return {
+            "backbone": self.config["backbone"],
+            "chat_template": named_file_hash(self.config["backbone"]["chat_template"]),
+        }
 
     def optimised_runs(self) -> list[tuple[str, int]]:
         """(variant, seed) of the runs that Best-of-N picks with."""
@@ -105,8 +140,10 @@ class Experiment:
 
     def model_of(self, variant: str, seed: int | str) -> Path:
         """Model folder of the run that PPO with this seed optimises against; all seeds share that of a variant without seeds."""
-        own = self.config["seeds"][0] if self._method(variant).seed_free else seed
-        return self.folder / "runs" / variant / f"seed{own}" / "model"
+        return self.folder / "runs" / variant / f"seed{self._first_if_seed_free(variant, seed)}" / "model"
+
+    def _first_if_seed_free(self, variant: str, seed: int | str) -> int | str:
+        return self.config["seeds"][0] if self._method(variant).seed_free else seed
 
     def is_optimised(self) -> bool:
         """Whether there is any over-optimisation to summarise."""
@@ -116,41 +153,42 @@ class Experiment:
         """Names of the pools of Best-of-N."""
         return self.config["overoptimization"]["best_of_n"]["pools"]
 
-    def policy_settings(self) -> list:
+    def policy_settings(self) -> dict[str, Any]:
         """The part of the configuration that the policy depends on."""
         settings = self.config["overoptimization"]
         policy = settings["policy"] or self.config["backbone"]
-        return [policy, settings["sft"], settings["sampling"]["max_prompt_tokens"], self.config["seeds"][0]]
+        longest = settings["sampling"]["max_prompt_tokens"]
+        return {"policy": policy, "sft": settings["sft"], "max_prompt_tokens": longest, "seed": self.config["seeds"][0]}
 
-    def pool_settings(self) -> list:
+    def pool_settings(self) -> dict[str, Any]:
         """The part of the configuration that the stored samples depend on, beside the policy."""
         settings = self.config["overoptimization"]
         asked = {key: value for key, value in settings["best_of_n"].items() if key != "pools"}
-        gold = [settings["gold"], self._gold_scoring()]
-        return [asked, settings["sampling"], gold, settings["prompts"], self.config["seeds"][0]]
+        shared = {key: settings[key] for key in ("sampling", "gold", "prompts")}
+        return {"best_of_n": asked, **shared, **self._gold_scoring(), "seed": self.config["seeds"][0]}
 
-    def reference_settings(self) -> list:
+    def reference_settings(self) -> dict[str, Any]:
         """The part of the configuration that the references depend on, beside the policy."""
         settings = self.config["overoptimization"]
-        asked = [settings["ppo"][key] for key in ("train_prompts", "references_per_prompt")]
-        return [*asked, settings["best_of_n"]["batch_size"], settings["sampling"], self.config["seeds"][0]]
+        asked = {key: settings["ppo"][key] for key in ("train_prompts", "references_per_prompt")}
+        drawn = {"batch_size": settings["best_of_n"]["batch_size"], "sampling": settings["sampling"]}
+        return {**asked, **drawn, "seed": self.config["seeds"][0]}
 
-    def diagnose_settings(self) -> list:
+    def diagnose_settings(self) -> dict[str, Any]:
         """The part of the configuration that the diagnostics of a run depend on, beside the model and the items."""
-        return [
-            {key: value for key, value in self.config["diagnostics"].items() if key != "seeds"},
-            self.config["scoring"],
-        ]
+        measured = {key: value for key, value in self.config["diagnostics"].items() if key != "seeds"}
+        return {"diagnostics": measured, "scoring": self.config["scoring"]}
 
-    def ppo_settings(self) -> list:
+    def ppo_settings(self) -> dict[str, Any]:
         """The part of the configuration that a PPO run depends on, beside the policy and the reward model."""
         settings = self.config["overoptimization"]
         of_a_run = {key: value for key, value in settings["ppo"].items() if key not in ("enabled", "seeds")}
-        of_all = [settings[key] for key in ("sampling", "gold", "prompts")]
-        return [of_a_run, *of_all, self._gold_scoring(), own_file_hash(of_a_run["deepspeed"])]
+        of_all = {key: settings[key] for key in ("sampling", "gold", "prompts")}
+        return {"ppo": of_a_run, **of_all, **self._gold_scoring(), "deepspeed": own_file_hash(of_a_run["deepspeed"])}
 
-    def _gold_scoring(self) -> list:
-        return [self.config["scoring"], self.config["backbone"]["max_length"], self.config["backbone"]["attention"]]
+    def _gold_scoring(self) -> dict[str, Any]:
+        backbone = {key: self.config["backbone"][key] for key in ("max_length", "attention")}
+        return {"scoring": self.config["scoring"], "backbone": backbone}
 
     def ppo_code(self, variant: str) -> str:
         """Hash of the code that a PPO run depends on; a scorer without a model is its method's code."""
@@ -183,24 +221,111 @@ class Experiment:
 
         return [(name, metric) for name in self.config["benchmarks"] for metric in load_benchmark_card(name).columns]
 
-    def columns(self) -> str:
-        """Benchmarks, metrics and headings of the comparison table, as one text."""
+    def columns(self) -> list:
+        """Benchmarks, metrics and headings of the comparison table."""
         from rm_methods.benchmarks.cards import load_card as load_benchmark_card
 
-        return canonical_json(
-            [[name, list(load_benchmark_card(name).columns.items())] for name in self.config["benchmarks"]]
-        )
+        return [
+            [name, list(map(list, load_benchmark_card(name).columns.items()))] for name in self.config["benchmarks"]
+        ]
 
-    def train_settings(self, variant: str) -> str:
-        """The part of the configuration that a training run depends on, as one text."""
-        method, training = self.config["methods"][variant], self.config["training"]
-        trained = [self.backbone_settings(), training, own_file_hash(training["deepspeed"])]
-        files = [named_file_hash(name) for name in self._method(variant).files_named(method["settings"])]
-        return canonical_json([method, *files, *(trained if self.is_trained(variant) else [])])
+    def asked(self, stage: str, **of: Any) -> dict[str, Any]:
+        """Settings and code that the results of a stage depend on, beside its input files.
 
-    def train_code(self, variant: str) -> str:
-        """Hash of the code that a training run depends on: that of its method and of nothing else's."""
-        return code_hash("train", *map(str, self._method(variant).files()))
+        Args:
+            of: variant, seed and benchmark, as far as the stage has them.
+        """
+        config, variant, runs = self.config, of.get("variant"), list(map(list, self.runs()))
+        optimised = {
+            "runs": list(map(list, self.optimised_runs())),
+            "ppo": list(map(list, self.ppo_runs())),
+            "pools": self.pools(),
+        }
+        summary = {"reference": reference_variant(config)}
+        settings = {
+            "prepare": self.data_settings,
+            "prepare_backbone": self.backbone_settings,
+            "prepare_benchmark": lambda: self.benchmark_settings(of["benchmark"]),
+            "train": lambda: training_settings(config, variant),
+            "score": lambda: {"scoring": config["scoring"]},
+            "evaluate": lambda: {"benchmarks": list(config["benchmarks"])},
+            "diagnose": self.diagnose_settings,
+            "diagnose_teacher": self.diagnose_settings,
+            "diagnose_summary": lambda: summary | {"diagnostics": config["diagnostics"], "runs": runs},
+            "sft": self.policy_settings,
+            "sample_pool": self.pool_settings,
+            "sample_references": self.reference_settings,
+            "ppo": self.ppo_settings,
+            "overoptimization": lambda: summary | optimised,
+            "compare": lambda: (
+                summary | {"columns": self.columns(), "runs": runs, "noise_levels": config["noise_levels"]}
+            ),
+            "tune": lambda: {"tuning": config["tuning"], "runs": runs},
+            "export": lambda: {"tracking": config["tracking"], "runs": runs, **optimised},
+        }
+        code = {
+            "train": lambda: training_code(config, variant),
+            "score": lambda: self.score_code(variant),
+            "ppo": lambda: self.ppo_code(variant),
+        }
+        names = {
+            "prepare_backbone": "backbone",
+            "prepare_benchmark": "items",
+            "sample_pool": "sample",
+            "export": "track",
+        }
+        names["sample_references"] = "sample"
+        return {"settings": settings[stage](), "code": code.get(stage, lambda: code_hash(names.get(stage, stage)))()}
+
+    def check_results(self, folder: Path, *stages: tuple[str, list[dict[str, Any]]]) -> None:
+        """Refuse stored results that the configuration does not ask for.
+
+        Args:
+            folder: of the experiment's results.
+            stages: name of a stage, and what it was run for (variant and seed, benchmark).  A result without a record of what it was made
+                with (made by hand) passes, except a run: its key says what it depends on.
+
+        Raises:
+            DataError: names each result that differs, and in what.
+        """
+        outdated: dict[str, list[str]] = {}
+        number = 0
+        for stage, members in stages:
+            for of in members:
+                number += 1
+                record = RECORDS[stage].format(**of)
+                if stage == "train":
+                    found = self._run_differences(folder, **of)
+                else:
+                    made = read_made(folder / record)
+                    found = [] if made is None else list(differences(made, self.asked(stage, **of)))
+                if found:
+                    outdated[record.removesuffix("/made_with.json").removesuffix(".made_with.json")] = found
+        check_all(outdated, number, folder)
+
+    def _run_differences(self, folder: Path, variant: str, seed: int) -> list[str]:
+        """In what a stored run differs from the one that the configuration asks for."""
+        summary = read_summary(folder / "runs" / variant / f"seed{seed}" / "summary.json")
+        identity = {"variant": variant, "method": self.config["methods"][variant]["method"], "seed": seed}
+        found = list(differences({key: summary[key] for key in identity}, identity))
+        made = summary.get("depends_on")
+        if made is None:
+            return [*found, "it does not say what it was made with (an older release)"]
+        if key_of(made) != summary["run_key"]:
+            found.append("its summary.json was edited: run_key is not that of depends_on")
+        required = {
+            key: [folder / path.relative_to(self.folder) for path in paths]
+            for key, paths in self.required_runs(variant, seed).items()
+        }
+        asked = run_dependencies(self.config, variant, seed, self._pairs_hash(folder) or made.get("pairs"), required)
+        return [*found, *differences(made, asked)]
+
+    def _pairs_hash(self, folder: Path) -> str | None:
+        """Hash of the prepared pairs; None where the results were copied without them."""
+        pairs = folder / "data" / "pairs.parquet"
+        if self._hashed is None and pairs.exists():
+            self._hashed = file_hash(pairs)
+        return self._hashed
 
     def score_code(self, variant: str) -> str:
         """Hash of the code that scoring depends on; a content-blind scorer is its method's code."""
@@ -235,7 +360,65 @@ class Experiment:
             raise UserError(
                 f"{len(missing)} files of the experiment are missing, the first is {missing[0]}. Run snakemake first."
             )
+        self.check_results(folder, *self._of_runs(self.runs()), ("evaluate", _named(self.runs())))
+        self._check_sources(folder)
         return files
+
+    def _check_sources(self, folder: Path) -> None:
+        """Refuse metrics whose items or score tables are others by now (edited by hand, or made again).
+
+        Raises:
+            DataError: names the metrics and the table.
+        """
+        hashed: dict[Path, str] = {}
+        for variant, seed in self.runs():
+            metrics = folder / "evaluation" / variant / f"seed{seed}" / "metrics.json"
+            evaluated = read_record(metrics, "a metrics.json of a run", "evaluate")["benchmarks"]
+            for benchmark, report in evaluated.items():
+                tables = {
+                    "items": folder / self.item_table(benchmark),
+                    "scores": folder / "scores" / variant / f"seed{seed}" / f"{benchmark}.parquet",
+                }
+                for name, expected in report.get("made_from", {}).items():
+                    table = tables.get(name)
+                    if table is None or not table.exists():
+                        continue
+                    if _hash_once(table, hashed) != expected:
+                        raise DataError(
+                            f"{table}: is not the table that {metrics} was computed from; it was changed since. "
+                            "Run the evaluate stage again, or score again if you do not know what changed."
+                        )
+
+    def check_optimised(self, folder: Path) -> None:
+        """Refuse runs, pools, scores and PPO runs below `folder` that the configuration does not ask for; raises as `check_results`."""
+        trained = dict.fromkeys(
+            [*self.optimised_runs(), *((v, self._first_if_seed_free(v, s)) for v, s in self.ppo_runs())]
+        )
+        pools = [name for name in self.pools() if name != SAMPLES]
+        self.check_results(
+            folder,
+            ("train", _named(trained)),
+            ("sft", [{}]),
+            ("sample_pool", [{}] if SAMPLES in self.pools() else []),
+            ("prepare_benchmark", [{"benchmark": name} for name in pools]),
+            ("score", [of | {"benchmark": name} for of in _named(self.optimised_runs()) for name in self.pools()]),
+            ("ppo", _named(self.ppo_runs())),
+        )
+
+    def check_diagnosed(self, folder: Path) -> None:
+        """Refuse runs and diagnostics below `folder` that the configuration does not ask for; raises as `check_results`."""
+        from rm_methods.diagnostics.runs import diagnosed_runs, teachers
+
+        diagnosed = diagnosed_runs(self.config)
+        compared = [(variant, seed) for variant, seed in diagnosed if teachers(self.config, variant)]
+        stages = (("train", diagnosed), ("diagnose", diagnosed), ("diagnose_teacher", compared))
+        self.check_results(folder, *((stage, _named(members)) for stage, members in stages))
+
+    def _of_runs(self, runs: list[tuple[str, int]]) -> list[tuple[str, list[dict[str, Any]]]]:
+        """The stages of runs up to their scores on the benchmarks, for `check_results`."""
+        scores = [of | {"benchmark": name} for of in _named(runs) for name in self.config["benchmarks"]]
+        benchmarks = [{"benchmark": name} for name in self.config["benchmarks"]]
+        return [("train", _named(runs)), ("prepare_benchmark", benchmarks), ("score", scores)]
 
     def exports(self, folder: Path | None = None) -> list:
         """What the tracking stage exports, one entry per run."""
@@ -254,11 +437,22 @@ class Experiment:
                     RunFiles(run.summary, run.metrics, trained / "metrics.jsonl", trained / "model", further), name
                 )
             )
+        self.check_results(folder, ("ppo", _named(self.ppo_runs())))
         for variant, seed in self.ppo_runs():
             done = folder / "ppo" / variant / f"seed{seed}"
             files = RunFiles(done / "summary.json", None, done / "metrics.jsonl", done / "policy", purpose="ppo")
             exports.append(RunExport(files, name))
         return exports
+
+
+def _hash_once(table: Path, hashed: dict[Path, str]) -> str:
+    if table not in hashed:
+        hashed[table] = file_hash(table)
+    return hashed[table]
+
+
+def _named(runs: Iterable[tuple[str, int]]) -> list[dict[str, Any]]:
+    return [{"variant": variant, "seed": seed} for variant, seed in runs]
 
 
 def comparison_columns(config: Mapping[str, Any]) -> list:

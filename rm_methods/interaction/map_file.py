@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from rm_methods.errors import UserError
-from rm_methods.files import read_json, write_json, written_atomically
+from rm_methods.files import is_intact, read_json, write_json, written_with_checksum
 from rm_methods.system.ranks import from_rank_zero, gathered, rank_and_ranks, wait_for_ranks
 from rm_methods.system.run_lock import run_lock
 
@@ -45,11 +45,15 @@ def map_file(
         UserError: the disk is too small.
     """
     path, rank = folder / "maps.npy", rank_and_ranks()[0]
-    if not from_rank_zero(path.exists()):
+    if not from_rank_zero(rank == 0 and _is_whole(path)):
         with run_lock(folder, patient=True) if rank == 0 else nullcontext():
-            if not from_rank_zero(path.exists()):
+            if not from_rank_zero(rank == 0 and _is_whole(path)):
                 _compute(path, np.asarray(sizes, dtype=np.int64), np.asarray(lengths, dtype=np.int64), compute, counts)
     return np.load(path, mmap_mode="r", allow_pickle=False), read_json(folder / "counts.json")
+
+
+def _is_whole(path: Path) -> bool:
+    return is_intact(path.with_name("counts.json")) and is_intact(path)
 
 
 def _compute(path: Path, sizes: np.ndarray, lengths: np.ndarray, compute, counts) -> None:
@@ -69,8 +73,9 @@ def _compute(path: Path, sizes: np.ndarray, lengths: np.ndarray, compute, counts
         everyone = gathered(counts())
         if rank == 0:
             # Before the maps are moved into place: who finds the maps finds this too.
-            write_json(path.with_name("counts.json"), {key: sum(own[key] for own in everyone) for key in everyone[0]})
-            with written_atomically(path) as temporary:
+            with written_with_checksum(path.with_name("counts.json")) as temporary:
+                write_json(temporary, {key: sum(own[key] for own in everyone) for key in everyone[0]})
+            with written_with_checksum(path) as temporary:
                 _join(parts, [_cells(sizes[start:end]) for start, end in pairwise(bounds)], temporary)
         wait_for_ranks()
     finally:

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from rm_methods.errors import UserError
-from rm_methods.files import content_hash, file_hash, read_json
+from rm_methods.files import content_hash, file_hash
 from rm_methods.interaction.alignment import align
 from rm_methods.interaction.map_file import map_file
 from rm_methods.interaction.objectives import TeacherAttention
@@ -25,6 +25,7 @@ from rm_methods.reward_models.joint_model import JointModel, load_joint
 from rm_methods.reward_models.joint_reader import DecoderReader, JointRow, pair_text
 from rm_methods.reward_models.layouts import lay_out
 from rm_methods.reward_models.tokenization import ChatTokenizer, TokenizedItem
+from rm_methods.stored import read_run_key
 
 _PAIRS_AT_ONCE = 1000
 
@@ -143,7 +144,7 @@ class JointTeacher:
                 f"{summary} is not there: a teacher is the model folder of a run, with its summary beside it."
             )
         code = file_hash(*(Path(__file__).parent / name for name in ("teacher_maps.py", "map_file.py", "alignment.py")))
-        self.identity = [read_json(summary)["run_key"], precision, code, self.heads]
+        self.identity = [read_run_key(summary), precision, code, self.heads]
 
     @torch.no_grad()
     def maps(self, pairs: Sequence[AlignedPair], layer: int) -> tuple[list[np.ndarray], float]:

@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from rm_methods.errors import UserError
-from rm_methods.files import content_hash, read_json, write_json
+from rm_methods.files import content_hash, is_intact, read_json, write_json, written_with_checksum
 from rm_methods.methods.bradley_terry import bradley_terry_loss
 from rm_methods.methods.contract import Inputs, Loss, TrainedMethod
 from rm_methods.preferences.pair import PreferencePair, make_pair
@@ -212,14 +212,15 @@ def filter_rewards(examples: Sequence[Example], inputs: Inputs) -> list[list[flo
     folder = inputs.required["filter"][0]
     asked = content_hash([str(folder), *([example.original.prompt, example.responses] for example in examples)])
     file = inputs.work_folder / f"filter_rewards_{asked}.json"
-    if file.exists():
+    if is_intact(file):
         return read_json(file)
     items = [
         BenchmarkItem(str(i), "", example.original.prompt, example.responses, 0) for i, example in enumerate(examples)
     ]
     rows = load_scorer(folder, settings_of_training(inputs.config)).score(items, f"{inputs.label}: filter")
     rewards = np.array([row.score for row in rows]).reshape(len(examples), -1).tolist()
-    write_json(file, rewards)
+    with written_with_checksum(file) as path:
+        write_json(path, rewards)
     return rewards
 
 

@@ -14,9 +14,9 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from rm_methods.files import read_json
 from rm_methods.methods.bradley_terry import bradley_terry_loss
 from rm_methods.methods.contract import Loss, TrainedMethod
+from rm_methods.stored import read_run_key
 
 
 def of_seed(values: Sequence[float], seed: int) -> float:
@@ -52,7 +52,7 @@ class Method(TrainedMethod):
     def build(self, model, inputs):
         self.dropout = of_seed(self.settings["dropout"], inputs.seed)
         self.learning_rate = inputs.config["training"]["learning_rate"]
-        self.start = read_json(Path(inputs.required["start"][0]).parent / "summary.json")["run_key"]
+        self.start = read_run_key(Path(inputs.required["start"][0]).parent / "summary.json")
         model.classifier.score.register_forward_pre_hook(self._drop)
 
     def _drop(self, head, states):

@@ -10,6 +10,7 @@ from rm_methods.files import write_json
 from rm_methods.policies.policy import prompts_of_split
 from rm_methods.policies.settings import policy_backbone
 from rm_methods.preferences.pair import read_pairs
+from rm_methods.system.run_lock import target_lock
 
 
 def draw_pool(
@@ -47,23 +48,24 @@ def draw_pool(
     prompts = prompts_of_split(read_pairs(pairs), section["prompts"], best_of_n["limit"])
     gold = gold_of_experiment(config, threads)  # before hours of sampling: it may be missing
     drawn = items.with_name(f"{items.stem}_drawn.parquet")
-    counts = sample_pool(
-        policy,
-        prompts,
-        samples_per_prompt=best_of_n["samples"],
-        settings=SamplingSettings.of_experiment(config),
-        seed=config["seeds"][0],
-        out_parquet=drawn,
-        work_folder=work / "samples",
-        batch_size=best_of_n["batch_size"],
-        max_prompt_tokens=sampling["max_prompt_tokens"],
-        threads=threads,
-        attention=policy_backbone(config)["attention"],
-    )
-    plain = sampling["temperature"] == 1 and sampling["top_p"] == 1
-    messages = {prompt.prompt_id: prompt.messages for prompt in prompts}
-    write_items(pool_from_samples(drawn, messages, gold, subset=section["prompts"], plain_sampling=plain), items)
-    write_json(report, counts)
+    with target_lock(items):
+        counts = sample_pool(
+            policy,
+            prompts,
+            samples_per_prompt=best_of_n["samples"],
+            settings=SamplingSettings.of_experiment(config),
+            seed=config["seeds"][0],
+            out_parquet=drawn,
+            work_folder=work / "samples",
+            batch_size=best_of_n["batch_size"],
+            max_prompt_tokens=sampling["max_prompt_tokens"],
+            threads=threads,
+            attention=policy_backbone(config)["attention"],
+        )
+        plain = sampling["temperature"] == 1 and sampling["top_p"] == 1
+        messages = {prompt.prompt_id: prompt.messages for prompt in prompts}
+        write_items(pool_from_samples(drawn, messages, gold, subset=section["prompts"], plain_sampling=plain), items)
+        write_json(report, counts)
     return counts
 
 
@@ -83,16 +85,17 @@ def draw_references(
 
     section = config["overoptimization"]
     ppo = section["ppo"]
-    return sample_pool(
-        policy,
-        prompts_of_split(read_pairs(pairs), "train", ppo["train_prompts"]),
-        samples_per_prompt=ppo["references_per_prompt"],
-        settings=SamplingSettings.of_experiment(config),
-        seed=config["seeds"][0],
-        out_parquet=out,
-        work_folder=work / "references",
-        batch_size=section["best_of_n"]["batch_size"],
-        max_prompt_tokens=section["sampling"]["max_prompt_tokens"],
-        threads=threads,
-        attention=policy_backbone(config)["attention"],
-    )
+    with target_lock(out):
+        return sample_pool(
+            policy,
+            prompts_of_split(read_pairs(pairs), "train", ppo["train_prompts"]),
+            samples_per_prompt=ppo["references_per_prompt"],
+            settings=SamplingSettings.of_experiment(config),
+            seed=config["seeds"][0],
+            out_parquet=out,
+            work_folder=work / "references",
+            batch_size=section["best_of_n"]["batch_size"],
+            max_prompt_tokens=section["sampling"]["max_prompt_tokens"],
+            threads=threads,
+            attention=policy_backbone(config)["attention"],
+        )

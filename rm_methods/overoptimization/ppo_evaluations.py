@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 
 from rm_methods.errors import DataError
-from rm_methods.files import read_json, read_parquet
 from rm_methods.overoptimization.variant_curves import VariantCurves
-
-COLUMNS = ("step", "prompt_id", "response", "proxy", "gold", "kl", "n_tokens", "finished")
+from rm_methods.parquet import read_parquet
+from rm_methods.ppo.records import EVALUATION_COLUMNS
+from rm_methods.stored import read_record
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ def read_ppo_run(folder: str | Path) -> PpoEvaluation:
     """
     folder = Path(folder)
     source = folder / "evaluation.parquet"
-    frame = read_parquet(source, COLUMNS, "the evaluations of a PPO run", "ppo").to_pandas()
+    frame = read_parquet(source, EVALUATION_COLUMNS, "the evaluations of a PPO run", "ppo").to_pandas()
     if frame.empty:
         raise DataError(f"{source}: there are no evaluations.")
     names = ["proxy", "gold", "kl", "n_tokens", "finished"]
@@ -69,7 +69,7 @@ def read_ppo_run(folder: str | Path) -> PpoEvaluation:
         steps.astype(np.int64),
         tuple(prompts.tolist()),
         values,
-        read_json(folder / "summary.json"),
+        read_record(folder / "summary.json", "a summary.json of a PPO run", "ppo"),
         folder,
         tuple(broken),
     )

@@ -19,11 +19,15 @@ def summarize(config: Mapping[str, Any], folder: Path, out: Path) -> str:
 
     Returns:
         The tables as text.
+
+    Raises:
+        UserError, DataError: a run, pool, score table or PPO run is missing, damaged or not what the configuration asks for.
     """
     from rm_methods.config.resolve import reference_variant
     from rm_methods.experiment.experiment import Experiment
 
     experiment = Experiment(config)
+    experiment.check_optimised(folder)
     reference = reference_variant(config)
     texts = []
     if experiment.pools():

@@ -9,21 +9,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from rm_methods.errors import ConfigError, UserError
-from rm_methods.files import content_hash, file_hash, written_atomically
+from rm_methods.errors import ConfigError, DataError, UserError
+from rm_methods.files import content_hash, file_hash
+from rm_methods.parquet import read_parquet, write_parquet
 from rm_methods.policies.policy import Policy, Prompt, load_policy
 from rm_methods.system.progress import Progress
 
-POOL_COLUMNS = (
-    "prompt_id",
-    "prompt_index",
-    "sample_index",
-    "response",
-    "n_tokens",
-    "log_probability",
-    "finished",
-    "truncated",
-)
+POOL_COLUMNS = {
+    "prompt_id": "text", "prompt_index": "integer", "sample_index": "integer", "response": "text", "n_tokens": "integer",
+    "log_probability": "number", "finished": "boolean", "truncated": "boolean",
+}  # fmt: skip
 
 
 class NotFinite(UserError):
@@ -244,9 +239,8 @@ def read_references(pool: str | Path, per_prompt: int | None = None) -> dict[str
         DataError: the file is missing or is not a pool of samples.
         UserError: a prompt has fewer.
     """
-    from rm_methods.files import read_parquet
-
-    table = read_parquet(pool, ("prompt_id", "sample_index", "response"), "a pool of samples", "sampling")
+    columns = {name: POOL_COLUMNS[name] for name in ("prompt_id", "sample_index", "response")}
+    table = read_parquet(pool, columns, "a pool of samples", "sampling", unique=("prompt_id", "sample_index"))
     found: dict[str, list[str]] = {}
     for row in sorted(table.to_pylist(), key=lambda row: row["sample_index"]):
         found.setdefault(row["prompt_id"], []).append(row["response"])
@@ -320,10 +314,8 @@ def _chunks(folder: Path, prompts: int, samples_per_prompt: int, batch_size: int
 def _sample_missing(
     chunks: Sequence[_Chunk], policy: Policy, prompts: _PoolPrompts, settings: SamplingSettings, seed: int
 ) -> None:
-    """Sample and write the chunks that are not there yet."""
-    import pyarrow.parquet as pq
-
-    missing = [chunk for chunk in chunks if not chunk.file.exists()]
+    """Sample and write the chunks that are not there yet, or are damaged."""
+    missing = [chunk for chunk in chunks if not _is_whole(chunk)]
     kept = len(chunks) - len(missing)
     if kept:
         print(f"sampling: {kept} of {len(chunks)} chunks were sampled before", file=sys.stderr, flush=True)
@@ -338,19 +330,28 @@ def _sample_missing(
             "sample_index": [sample for _, sample in chunk.places],
             "truncated": [prompts.cut[p] for p, _ in chunk.places],
         }
-        with written_atomically(chunk.file) as path:
-            pq.write_table(_pool_table(rows), path)
+        write_parquet(_pool_table(rows), chunk.file)
         progress.advance(1)
+
+
+def _is_whole(chunk: _Chunk) -> bool:
+    """Whether a chunk was sampled and its file can be read."""
+    if not chunk.file.exists():
+        return False
+    try:
+        return read_parquet(chunk.file, POOL_COLUMNS, "a chunk of samples", "sampling").num_rows == len(chunk.places)
+    except DataError as error:
+        print(f"sampling: {error} Samples this chunk again.", file=sys.stderr, flush=True)
+        return False
 
 
 def _join_chunks(chunks: Sequence[_Chunk], out_parquet: str | Path):
     """Write the pool and remove its chunks; gives the table."""
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
-    table = pa.concat_tables([pq.read_table(chunk.file) for chunk in chunks]).combine_chunks()
-    with written_atomically(out_parquet) as path:
-        pq.write_table(table, path)
+    tables = [read_parquet(chunk.file, POOL_COLUMNS, "a chunk of samples", "sampling") for chunk in chunks]
+    table = pa.concat_tables(tables).combine_chunks()
+    write_parquet(table, out_parquet)
     for chunk in chunks:
         chunk.file.unlink()
     chunks[0].file.parent.rmdir()

@@ -322,7 +322,7 @@ def _log(path: Path):
     """The callback that writes `metrics.jsonl`, prints progress, and marks checkpoints that were written to their end."""
     from transformers import TrainerCallback
 
-    from rm_methods.training.trainer import COMPLETE
+    from rm_methods.training.trainer import mark_complete
 
     class Log(TrainerCallback):
         def __init__(self):
@@ -353,7 +353,6 @@ def _log(path: Path):
             self.progress.advance(state.global_step - self.progress.done, f"loss {self.last_loss:.4f}")
 
         def on_save(self, args, state, control, **kwargs):
-            if state.is_world_process_zero:
-                (Path(args.output_dir) / f"checkpoint-{state.global_step}" / COMPLETE).touch()
+            mark_complete(args, state)
 
     return Log()

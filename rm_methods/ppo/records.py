@@ -10,11 +10,16 @@ from typing import Any
 
 import numpy as np
 
-from rm_methods.files import read_json_lines, read_parquet, write_text, written_atomically
+from rm_methods.files import read_json_lines, write_text
+from rm_methods.parquet import read_parquet, write_parquet
 from rm_methods.ppo.losses import distinct
 from rm_methods.ppo.rollouts import Rollouts
 
-EVALUATION_COLUMNS = ("step", "prompt_id", "response", "proxy", "gold", "kl", "n_tokens", "finished")
+# Null where a diverged policy gave a value that is not finite.
+EVALUATION_COLUMNS = {
+    "step": "integer", "prompt_id": "text", "response": "text", "proxy": "number?", "gold": "number?", "kl": "number?",
+    "n_tokens": "integer", "finished": "boolean",
+}  # fmt: skip
 
 
 class Records:
@@ -73,12 +78,10 @@ class Records:
 def write_evaluation(rows: Sequence[Mapping[str, Any]], target: Path) -> None:
     """Write `evaluation.parquet`: one row for each step and evaluation prompt."""
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     types = (pa.int32(), pa.string(), pa.string(), pa.float64(), pa.float64(), pa.float64(), pa.int32(), pa.bool_())
     schema = pa.schema(list(zip(EVALUATION_COLUMNS, types, strict=True)))
-    with written_atomically(target) as path:
-        pq.write_table(pa.Table.from_pylist(list(rows), schema=schema), path)
+    write_parquet(pa.Table.from_pylist(list(rows), schema=schema), target)
 
 
 def read_evaluation(source: str | Path) -> list[dict[str, Any]]:

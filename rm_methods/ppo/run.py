@@ -13,6 +13,7 @@ from rm_methods.files import content_hash, file_hash, read_json, write_json
 from rm_methods.policies.policy import prompts_of_split
 from rm_methods.policies.settings import policy_backbone
 from rm_methods.preferences.pair import read_pairs
+from rm_methods.stored import read_record
 from rm_methods.system.deepspeed import own_file_hash
 from rm_methods.system.provenance import code_hash
 from rm_methods.system.run_lock import run_lock
@@ -143,7 +144,7 @@ def _optimize_this_rank(job: PpoJob) -> dict[str, Any]:
     threads = threads_of_rank(job.threads)
     use_own_gpu()  # before the reward models are loaded, or those of all ranks would be on the first GPU
     pairs = read_pairs(job.pairs)
-    trained = read_json(job.model.parent / "summary.json")
+    trained = read_record(job.model.parent / "summary.json", "a file with a run key and a method", "train")
     depends_on = job.depends_on(trained["run_key"])
     scoring = replace(scoring_settings(dict(job.config)), threads=threads)
     summary = train_ppo(
@@ -166,6 +167,7 @@ def _optimize_this_rank(job: PpoJob) -> dict[str, Any]:
         return summary
     identity = {
         "run_key": content_hash([*depends_on, ppo["processes"]]),
+        "reward_model": trained["run_key"],
         "experiment": job.config["experiment"],
         "variant": job.variant,
         "method": trained["method"],

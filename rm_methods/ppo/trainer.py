@@ -23,7 +23,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from rm_methods.errors import UserError
-from rm_methods.files import content_hash, read_json, write_json, written_atomically
+from rm_methods.files import content_hash, damage, read_json, seal, write_json, written_atomically
 from rm_methods.policies.log_probabilities import token_log_probabilities
 from rm_methods.policies.policy import Prompt, save_policy
 from rm_methods.policies.sampling import NotFinite, check_prompts, derived_seed, policy_hash
@@ -334,12 +334,14 @@ class PPO:
                     state | {"transform": self.transform.state(), "seconds": dict(self.actors.seconds)},
                 )
             self.ranks.wait()
-        for older in _checkpoints(self.work)[:-1] if first else []:
+            if first:
+                seal(folder)
+        for older in _checkpoints(self.work)[:-2] if first else []:
             shutil.rmtree(older)
 
     def _resume(self) -> int:
         """Load the last checkpoint, if there is one; returns the number of updates done."""
-        folders = self.ranks.gathered([_checkpoints(self.work)] if self.ranks.first else [[]])[0]
+        folders = self.ranks.gathered([_whole_checkpoints(self.work)] if self.ranks.first else [[]])[0]
         self.resumed = bool(folders)
         if not folders:
             self.learner.start(None)
@@ -413,6 +415,23 @@ def batch_members(prompts: int, batch_size: int, step: int, seed: int) -> list[i
 def rate_factor(schedule: str, progress: float) -> float:
     """Learning rate as a share of its first value, at a progress from 0 to 1."""
     return {"constant": 1.0, "linear": 1 - progress, "cosine": 0.5 * (1 + math.cos(math.pi * progress))}[schedule]
+
+
+def _whole_checkpoints(work: Path) -> list[Path]:
+    """Undamaged checkpoints, oldest first; damaged ones are named and removed."""
+    whole = []
+    for folder in _checkpoints(work):
+        fault = damage(folder)
+        if fault is None:
+            whole.append(folder)
+            continue
+        print(
+            f"PPO: {folder} {fault}; it is removed, and an older one is used if there is one.",
+            file=sys.stderr,
+            flush=True,
+        )
+        shutil.rmtree(folder, ignore_errors=True)
+    return whole
 
 
 def _checkpoints(work: Path) -> list[Path]:

@@ -9,8 +9,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from rm_methods.errors import DataError
-from rm_methods.files import content_hash, read_parquet, written_atomically
+from rm_methods.files import content_hash
+from rm_methods.parquet import read_parquet, write_parquet
 
 Message = dict[str, str]  # {"role": "system" | "user" | "assistant", "content": text}
 
@@ -95,6 +95,12 @@ def _folded(text: str) -> str:
     return " ".join(text.lower().split())
 
 
+PAIR_COLUMNS = {
+    "pair_id": "text", "prompt": "messages", "chosen": "text", "rejected": "text", "strength": "finite?", "group": "text", "split": "text",
+    "source": "text", "meta": "json object",
+}  # fmt: skip
+
+
 def pair_schema():
     """The Parquet schema of prepared pairs."""
     import pyarrow as pa
@@ -118,7 +124,6 @@ def pair_schema():
 def write_pairs(pairs: Iterable[PreferencePair], target: str | os.PathLike) -> None:
     """Write pairs to Parquet, atomically.  `meta` is stored as JSON text."""
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     schema = pair_schema()
     rows = [
@@ -126,54 +131,19 @@ def write_pairs(pairs: Iterable[PreferencePair], target: str | os.PathLike) -> N
         | {"meta": json.dumps(pair.meta, sort_keys=True)}
         for pair in pairs
     ]
-    with written_atomically(target) as path:
-        pq.write_table(pa.Table.from_pylist(rows, schema=schema), path)
+    write_parquet(pa.Table.from_pylist(rows, schema=schema), target)
 
 
 def read_pairs(source: str | os.PathLike, splits: Iterable[str] | None = None) -> list[PreferencePair]:
     """Read prepared pairs, only those of `splits` if given, in file order.
 
     Raises:
-        DataError: if the file is missing, is not Parquet, or has other columns; or, with the row, if a field is of
-            another kind.
+        DataError: if the file is missing or damaged, or has other columns or values of the wrong kind.
     """
-    table = read_parquet(source, pair_schema().names, "a file of prepared pairs", "prepare")
+    table = read_parquet(source, PAIR_COLUMNS, "a file of prepared pairs", "prepare")
     wanted = None if splits is None else set(splits)
-    pairs = []
-    for row, fields in enumerate(table.to_pylist(), start=1):
-        try:
-            pair = _pair(fields)
-        except ValueError as error:
-            raise DataError(f"{source}, row {row}: {error}. Run the prepare stage again.") from None
-        if wanted is None or pair.split in wanted:
-            pairs.append(pair)
-    return pairs
-
-
-def _pair(fields: dict[str, Any]) -> PreferencePair:
-    """A pair from a row of its file.
-
-    Raises:
-        ValueError: naming the field that is of another kind.
-    """
-    for name in ("pair_id", "chosen", "rejected", "group", "split", "source", "meta"):
-        if not isinstance(fields[name], str):
-            raise ValueError(f"'{name}' is {fields[name]!r:.60}; expected text")
-    prompt, strength = fields["prompt"], fields["strength"]
-    if not isinstance(prompt, list) or not prompt or not all(map(_is_message, prompt)):
-        raise ValueError(f"'prompt' is {prompt!r:.60}; expected a list of messages")
-    if strength is not None and not isinstance(strength, float):
-        raise ValueError(f"'strength' is {strength!r:.60}; expected a number or null")
-    try:
-        meta = json.loads(fields["meta"])
-    except (ValueError, RecursionError):
-        meta = None
-    if not isinstance(meta, dict):
-        raise ValueError(f"'meta' is {fields['meta']!r:.60}; expected a JSON object")
-    return PreferencePair(**(fields | {"meta": meta}))
-
-
-def _is_message(message: Any) -> bool:
-    return (
-        isinstance(message, dict) and isinstance(message.get("role"), str) and isinstance(message.get("content"), str)
-    )
+    return [
+        PreferencePair(**(row | {"meta": json.loads(row["meta"])}))
+        for row in table.to_pylist()
+        if wanted is None or row["split"] in wanted
+    ]

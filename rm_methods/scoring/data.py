@@ -9,7 +9,7 @@ from typing import Any
 
 from rm_methods.benchmarks.item import BenchmarkItem, read_items
 from rm_methods.errors import DataError, UserError, nearest
-from rm_methods.files import parquet_columns
+from rm_methods.parquet import parquet_columns
 from rm_methods.preferences.pair import PreferencePair, pair_schema, read_pairs
 from rm_methods.preferences.read_report import ReadReport
 

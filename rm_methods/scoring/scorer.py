@@ -19,8 +19,8 @@ import numpy as np
 from rm_methods.benchmarks.item import BenchmarkItem
 from rm_methods.benchmarks.score_table import ScoredResponse, response_hash
 from rm_methods.errors import DataError, UserError
-from rm_methods.files import read_json
 from rm_methods.preferences.pair import PreferencePair
+from rm_methods.stored import read_record
 from rm_methods.system.cpu import prepare_cpu
 
 SCORER_FILE = "scorer.json"  # stands in a model folder in place of weights
@@ -108,9 +108,10 @@ def load_scorer(folder: str | Path, settings: ScoringSettings, keep_loaded: bool
     folder = Path(folder)
     check_checksums(folder)
     if (folder / SCORER_FILE).exists():
-        description = read_json(folder / SCORER_FILE)
+        description = read_record(folder / SCORER_FILE, "a description of a scorer", "train")
         if "members" not in description:
             return ContentBlindScorer(description)
+        description = read_record(folder / SCORER_FILE, "a description of an ensemble", "train")
         return EnsembleScorer(description, folder, settings, keep_loaded)
     if not folder.is_dir():
         raise UserError(

@@ -11,6 +11,7 @@ every few seconds.  Whether the writer of a lock that is found is still there is
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import signal
@@ -20,11 +21,12 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from rm_methods.errors import UserError
 from rm_methods.system.cluster import ENDING_STATES, RUNNING_STATES, job_state
+from rm_methods.system.processes import machine, started
 
 LOCK = "writer.lock"
 BEAT_SECONDS = 15.0
@@ -34,7 +36,7 @@ ALIVE, DEAD, UNCERTAIN = "alive", "dead", "uncertain"
 
 
 @contextmanager
-def run_lock(folder: str | os.PathLike, patient: bool = False) -> Iterator[None]:
+def run_lock(folder: str | os.PathLike, patient: bool = False, name: str = LOCK) -> Iterator[None]:
     """Hold a run folder while the block runs.
 
     The lock of a dead writer is taken over.  If a writer is certainly alive, this refuses at once; if that cannot be known yet, it waits
@@ -43,13 +45,14 @@ def run_lock(folder: str | os.PathLike, patient: bool = False) -> Iterator[None]
 
     Args:
         patient: wait for a writer that is alive.
+        name: file name of the lock, where several things in one folder are written side by side.
 
     Raises:
         UserError: another process writes this run; names it.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    lock = folder / LOCK
+    lock = folder / name
     mine = _me()
     _acquire(lock, mine, patient)
     released = threading.Event()
@@ -64,6 +67,23 @@ def run_lock(folder: str | os.PathLike, patient: bool = False) -> Iterator[None]
             lock.unlink(missing_ok=True)
 
 
+def target_lock(target: str | os.PathLike):
+    """Hold one file or folder that is to be written, not its neighbors; otherwise as `run_lock`."""
+    target = Path(target)
+    return run_lock(target.parent, name=f".{target.name}.lock")
+
+
+def held_until_exit(folder: str | os.PathLike) -> None:
+    """Take the lock of `run_lock` for the rest of this process.
+
+    Raises:
+        UserError: as `run_lock`.
+    """
+    stack = ExitStack()
+    stack.enter_context(run_lock(folder))
+    atexit.register(stack.close)
+
+
 def writer_state(writer: dict, age_seconds: float) -> str:
     """Whether the writer of a lock is alive.
 
@@ -74,9 +94,9 @@ def writer_state(writer: dict, age_seconds: float) -> str:
     Returns:
         ALIVE, DEAD or UNCERTAIN.
     """
-    if writer.get("machine") == _machine():
-        started = _started(writer.get("process"))
-        return ALIVE if started is not None and started == writer.get("started") else DEAD
+    if writer.get("machine") == machine():
+        start = started(writer.get("process"))
+        return ALIVE if start is not None and start == writer.get("started") else DEAD
     # A job that Slurm started again on another node meets its own lock; then only the file can tell.
     job, cluster = writer.get("job"), writer.get("cluster")
     if job and cluster and cluster == os.environ.get("SLURM_CLUSTER_NAME") and job != os.environ.get("SLURM_JOB_ID"):
@@ -203,29 +223,10 @@ def _me() -> dict:
     return {
         "token": uuid.uuid4().hex,
         "process": process,
-        "started": _started(process),
+        "started": started(process),
         "host": socket.gethostname(),
-        "machine": _machine(),
+        "machine": machine(),
         "job": os.environ.get("SLURM_JOB_ID"),
         "cluster": os.environ.get("SLURM_CLUSTER_NAME"),
         "since": time.strftime("%Y-%m-%d %H:%M:%S"),
     }
-
-
-def _machine() -> str:
-    """Host, boot and process namespace: only within one of these does a process number mean anything."""
-    try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        return f"{socket.gethostname()} {boot} {os.readlink('/proc/self/ns/pid')}"
-    except OSError:
-        return f"{socket.gethostname()} {uuid.uuid4().hex}"
-
-
-def _started(process: int | None) -> int | None:
-    """Start of a process in clock ticks after boot, so that a number that was given out again is not taken for it; None if it is gone."""
-    try:
-        # Fields 3 and 22 of proc(5), counted after the name, which may hold blanks.
-        fields = Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()
-    except (OSError, IndexError):
-        return None
-    return None if fields[0] in "ZX" else int(fields[19])

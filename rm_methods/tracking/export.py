@@ -19,6 +19,7 @@ from typing import Any
 
 from rm_methods.errors import UserError
 from rm_methods.files import read_json, write_json
+from rm_methods.stored import read_record, read_summary
 from rm_methods.tracking.records import CONFIGURED, RunFiles, RunRecord, legal_name, read_run
 from rm_methods.tracking.store import (
     PROBE_SECONDS,
@@ -82,7 +83,7 @@ def export_experiment(
     """
     targets: dict[Path, RunExport] = {}
     for run in runs:
-        summary = read_json(run.files.summary)
+        summary = read_summary(run.files.summary)
         name = f"seed{summary.get('seed')}{run.files.purpose and '_'}{run.files.purpose}.json"
         target = Path(out_folder) / str(summary.get("variant")) / name
         if target in targets:
@@ -106,7 +107,7 @@ def retry_pending(out_folder: Path, tracking_uri: str | None = None) -> list[dic
     for target in sorted(out_folder.rglob("*.json")):
         record = read_json(target)
         if isinstance(record, dict) and record.get("status") == "pending":
-            request = record["request"]
+            request = read_record(target, "a pending record of tracking", "track")["request"]
             paths = {key: None if request[key] is None else Path(request[key]) for key in _PATHS}
             files = RunFiles(**paths, purpose=request["purpose"])
             waiting.append((RunExport(files, request["experiment"]), target))

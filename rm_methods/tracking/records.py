@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from rm_methods.errors import DataError
-from rm_methods.files import file_hash, read_json
+from rm_methods.files import file_hash
+from rm_methods.stored import read_record, read_summary
 
 PARAM_LENGTH = 500  # MLflow takes 6,000, but shows such values badly; the full value is in summary.json
 NAME_LENGTH = 250
@@ -92,9 +93,10 @@ def read_run(files: RunFiles, experiment: str) -> RunRecord:
         UserError: a file is missing or not JSON.
         DataError: a file is not what it should be, or summary and metrics are of different runs.
     """
-    summary, metrics = read_json(files.summary), read_json(files.metrics) if files.metrics else {}
+    summary = read_summary(files.summary)
+    metrics = read_record(files.metrics, "a metrics.json of a run", "evaluate") if files.metrics else {}
     _check(files, summary, metrics)
-    further = read_json(files.further) if files.further else {}
+    further = read_record(files.further, "a file of further metrics", "overoptimization") if files.further else {}
     steps, cut_line, bad_steps = read_training_log(files.training_log)
     finals, bad_finals = _finals(summary, metrics, further)
     cost, data, provenance = (summary.get(key) or {} for key in ("cost", "data", "provenance"))
@@ -136,17 +138,7 @@ def read_run(files: RunFiles, experiment: str) -> RunRecord:
     )
 
 
-def _check(files: RunFiles, summary: Any, metrics: Any) -> None:
-    for path, content in ((files.summary, summary), (files.metrics, metrics)):
-        if path is None:
-            continue
-        missing = [
-            k for k in ("run_key", "variant", "method", "seed") if not isinstance(content, dict) or k not in content
-        ]
-        if missing:
-            raise DataError(
-                f"{path}: not a file of a run: {', '.join(missing)} missing. Run the stage that writes it again."
-            )
+def _check(files: RunFiles, summary: Mapping[str, Any], metrics: Mapping[str, Any]) -> None:
     if files.metrics and summary["run_key"] != metrics["run_key"]:
         raise DataError(
             f"{files.metrics}: run_key is {metrics['run_key']!r}, but {files.summary} says {summary['run_key']!r}. "

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rm_methods.errors import UserError
-from rm_methods.files import written_atomically
+from rm_methods.files import is_intact, written_with_checksum
 from rm_methods.planning.sizes import check_offload
 from rm_methods.system.deepspeed import configuration_file
 from rm_methods.training.resume import fitted_to
@@ -171,13 +171,13 @@ def adapt(model, adaptation, pairs: Sequence, items: Sequence, reader, inputs) -
         adaptation.model.recompute_activations()
     arguments = training_arguments(training, inputs.seed, work, planned_steps(training, len(pairs)))
     plan = plan_training(training, items, inputs.seed, arguments.world_size, "plain")
-    if not from_rank_zero(adapted.exists()):
+    if not from_rank_zero(arguments.process_index == 0 and is_intact(adapted)):
         steps = PlannedSteps(plan, pairs, items, "plain", arguments.process_index, reader.pad_id)
         log = RunLog(plan, work / "metrics.jsonl", f"{inputs.label} (masked language modelling)")
         trainer = fit(adaptation.method, adaptation.model, steps, arguments, log, work)
         state_dict = gathered_weights(trainer) if arguments.deepspeed else None
         if arguments.process_index == 0:
-            with written_atomically(adapted) as path:
+            with written_with_checksum(adapted) as path:
                 save_file(adaptation.model.inner_weights(state_dict), path)
         trainer.accelerator.free_memory()  # what DeepSpeed holds: another of its engines trains the preferences
         wait_for_ranks()

@@ -13,15 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from rm_methods.errors import UserError
-from rm_methods.files import file_hash, named_file_hash, read_json, write_json, written_atomically
+from rm_methods.files import file_hash, read_json, write_json, written_atomically
 from rm_methods.methods.registry import load_card, load_method
 from rm_methods.preferences.pair import PreferencePair, read_pairs
 from rm_methods.reward_models.model_folder import write_checksums
 from rm_methods.reward_models.older_releases import add_older_names
 from rm_methods.scoring.scorer import SCORER_FILE
 from rm_methods.system.cpu import prepare_cpu
-from rm_methods.system.deepspeed import own_file_hash
-from rm_methods.system.provenance import code_hash, key_of, peak_memory_bytes, provenance
+from rm_methods.system.provenance import key_of, peak_memory_bytes, provenance
 from rm_methods.system.run_lock import run_lock
 from rm_methods.training.fitting import adapt, fit, gathered_weights, plan_training, planned_steps, training_arguments
 from rm_methods.training.launch import (
@@ -33,6 +32,7 @@ from rm_methods.training.launch import (
     threads_of_rank,
 )
 from rm_methods.training.resume import without_world_size
+from rm_methods.training.run_key import run_dependencies, run_key
 from rm_methods.training.training_data import TrainingData, encode_pairs, training_data
 
 
@@ -47,26 +47,6 @@ class RunFiles:
     summary: Path
     work: Path
     required: Mapping[str, Sequence[Path]] = field(default_factory=dict)
-
-
-def run_key(
-    config: dict[str, Any],
-    variant: str,
-    seed: int,
-    pairs_hash: str,
-    required: Mapping[str, Sequence[Path]] | None = None,
-) -> str:
-    """Hash of everything the run depends on: method, settings, seed, data, backbone, training, required runs, code."""
-    method = config["methods"][variant]
-    card = load_card(method["method"])
-    parts = [method, seed, pairs_hash, *map(named_file_hash, card.files_named(method["settings"]))]
-    if card.has_weights:
-        backbone, training = config["backbone"], config["training"]
-        parts += [backbone, named_file_hash(backbone["chat_template"]), training, own_file_hash(training["deepspeed"])]
-    # A required run's summary lies beside its model.
-    for key, folders in sorted((required or {}).items()):
-        parts.append([key, *(read_json(folder.parent / "summary.json")["run_key"] for folder in folders)])
-    return key_of(parts, code_hash("train", *map(str, card.files())))
 
 
 def train(config: dict[str, Any], variant: str, seed: int, files: RunFiles, threads: int = 0) -> dict[str, Any]:
@@ -353,8 +333,9 @@ def _write_summary(config, variant, seed, files: RunFiles, pairs_hash: str, cost
     card = load_card(method["method"])
     trained = card.has_weights
     record = files.backbone / "backbone.json"
+    depends_on = run_dependencies(config, variant, seed, pairs_hash, files.required)
     summary = {
-        "run_key": run_key(config, variant, seed, pairs_hash, files.required),
+        "run_key": key_of(depends_on),
         "experiment": config["experiment"],
         "variant": variant,
         "method": method["method"],
@@ -373,7 +354,8 @@ def _write_summary(config, variant, seed, files: RunFiles, pairs_hash: str, cost
         "cost": cost,
         "metrics": metrics,
         **extra,
-        "provenance": provenance(code_hash("train", *map(str, card.files()))),
+        "depends_on": depends_on,
+        "provenance": provenance(depends_on["code"]),
     }
     write_json(files.summary, summary)
     return summary

@@ -22,14 +22,13 @@ from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from rm_methods.errors import UserError
-from rm_methods.files import read_json_lines, write_text
+from rm_methods.files import damage, read_json_lines, seal, write_text
 from rm_methods.preferences.pair import PreferencePair
 from rm_methods.reward_models.layouts import PairBatch, lay_out
 from rm_methods.reward_models.tokenization import TokenizedItem
+from rm_methods.system.ranks import wait_for_ranks
 from rm_methods.training.batch_plan import MicroBatch, StepPlan
 from rm_methods.training.resume import restore_settings
-
-COMPLETE = "complete"  # empty file in a checkpoint that was written to its end
 
 
 class PlannedSteps(Dataset):
@@ -239,18 +238,29 @@ class RunLog(TrainerCallback):
         )
 
     def on_save(self, args, state, control, **kwargs):
-        # Written last: a checkpoint without this file was cut off and is not resumed from.
-        if state.is_world_process_zero:
-            (Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}" / COMPLETE).touch()
+        mark_complete(args, state)
+
+
+def mark_complete(args, state) -> None:
+    """Seal the checkpoint of the present step, when every rank has written its part; every rank calls this, as `on_save`."""
+    wait_for_ranks()
+    if state.is_world_process_zero:
+        seal(Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}")
 
 
 def last_complete_checkpoint(work_folder: Path, *, remove_incomplete: bool = True) -> Path | None:
-    """The newest checkpoint that was written to its end; older half-written ones are removed."""
+    """The newest whole checkpoint; damaged and half-written ones are named and removed."""
     complete = []
     for folder in Path(work_folder).glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
-        if (folder / COMPLETE).exists():
+        fault = damage(folder)
+        if fault is None:
             complete.append(folder)
         elif remove_incomplete:
+            print(
+                f"{folder} {fault}; it is removed, and an older one is used if there is one.",
+                file=sys.stderr,
+                flush=True,
+            )
             shutil.rmtree(folder, ignore_errors=True)
     return max(complete, key=lambda f: int(f.name.rsplit("-", 1)[1]), default=None)
 

@@ -33,7 +33,7 @@ def test_items_are_read_as_they_were_written(edited):
 
 def test_an_item_id_that_occurs_twice_is_refused(edited):
     """Grading would count the item twice."""
-    with pytest.raises(DataError, match=r"items.parquet, row 3: item id 'a' occurs twice, first in row 1"):
+    with pytest.raises(DataError, match=r"items.parquet, row 3: item_id 'a' occurs twice, first in row 1"):
         read_items(edited(lambda rows: rows.append(rows[0])))
 
 
@@ -42,20 +42,20 @@ def test_an_item_id_that_occurs_twice_is_refused(edited):
     [
         ("item_id", [1, 2], "'item_id' is 1; expected text"),
         ("item_id", [None, "b"], "'item_id' is None; expected text"),
-        ("item_id", ["", "b"], "'item_id' is ''; expected text that is not empty"),
+        ("item_id", ["", "b"], "'item_id' is ''; expected one that is not empty"),
         ("subset", [None, "test"], "'subset' is None"),
         ("group", [2.5, 1.0], "'group' is 2.5; expected text"),
         ("prompt", [[], PROMPT], "'prompt' is \\[\\]; expected a list of messages"),
         ("prompt", [None, PROMPT], "'prompt' is None"),
         ("prompt", ["?", "?"], "'prompt' is '\\?'"),
-        ("prompt", [[{"role": "tool", "content": "?"}], PROMPT], "'prompt' is .*'tool'"),
+        ("prompt", [[{"role": "tool", "content": "?"}], PROMPT], "'prompt' has the role 'tool'"),
         ("prompt", [[{"role": "user", "content": None}], PROMPT], "expected a list of messages"),
         ("prompt", [[{"role": "user"}], [{"role": "user"}]], "expected a list of messages"),
-        ("responses", [[], ["a"]], "'responses' is \\[\\]; expected a list of texts"),
+        ("responses", [[], ["a"]], "'responses' is \\[\\]; expected one that is not empty"),
         ("responses", [["a", None], ["a"]], "expected a list of texts"),
         ("responses", ["ab", "ab"], "'responses' is 'ab'"),
         ("label", ["A>B", "0"], "'label' is 'A>B'; expected JSON"),
-        ("label", [0, 0], "'label' is 0; expected text"),
+        ("label", [0, 0], "'label' is 0; expected JSON"),
         ("label", ["[" * 100_000, "0"], "'label' is .*expected JSON"),
         ("meta", ["[]", "{}"], "'meta' is '\\[\\]'; expected a JSON object"),
     ],

@@ -16,6 +16,7 @@ from rm_methods.system import run_lock
 
 SIZES, LENGTHS = [3, 0, 1, 5, 2, 0], [4, 0, 2, 6, 3, 0]
 # Every cell of a pair's map holds its place.
+FILES = ["counts.json", "counts.json.sha256", "maps.npy", "maps.npy.sha256"]
 EXPECTED = [0] * 9 + [2] * 1 + [3] * 25 + [4] * 4
 
 
@@ -64,7 +65,7 @@ def test_ranks_share_the_work_and_make_the_file_of_one(tmp_path):
     assert all(maps == EXPECTED and counts == {"pairs": 4} for maps, counts, _ in found)
     assert sorted(place for _, _, done in found for place in done) == [0, 2, 3, 4]
     assert max(len(done) for _, _, done in found) < 4
-    assert sorted(file.name for file in (tmp_path / "maps").iterdir()) == ["counts.json", "maps.npy"]
+    assert sorted(file.name for file in (tmp_path / "maps").iterdir()) == FILES
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3, 9])
@@ -104,7 +105,22 @@ def test_what_a_killed_run_left_is_removed(tmp_path):
     (tmp_path / "parts" / "0.npy").write_text("half")
     maps, _ = Teacher().file(tmp_path)
     assert maps.tolist() == EXPECTED
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["counts.json", "maps.npy"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == FILES
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize(
+    "damaged", [lambda content: content[:-3], lambda content: bytes(len(content)), lambda content: b""]
+)
+def test_damaged_maps_are_made_again_and_not_read(tmp_path, capsys, name, damaged):
+    Teacher().file(tmp_path)
+    file = tmp_path / name
+    file.write_bytes(damaged(file.read_bytes()))
+    teacher = Teacher()
+    maps, counts = teacher.file(tmp_path)
+    assert (maps.tolist(), counts) == (EXPECTED, {"pairs": 4})
+    assert teacher.done
+    assert "is made again" in capsys.readouterr().err
 
 
 def test_an_error_leaves_nothing_behind(tmp_path):

@@ -106,7 +106,7 @@ def test_cached_maps_equal_those_computed_online(items, tokenizer, teacher_folde
     assert torch.equal(first.segment, second.segment)
     torch.testing.assert_close(first.map, second.map, atol=1e-3, rtol=0)
     files = sorted(tmp_path.glob("*/*"))
-    assert [path.name for path in files] == ["counts.json", "maps.npy"]
+    assert [path.name for path in files] == ["counts.json", "counts.json.sha256", "maps.npy", "maps.npy.sha256"]
     assert cached.counts["pairs"] == len(items)
     assert cached.counts["tokens"] == sum(len(ids) for pair in alignments.pairs for ids, _ in pair.rows)
     assert 0 < cached.counts["outside"] / len(items) < 1

@@ -75,11 +75,14 @@ def test_samples_become_items_with_gold_as_label(written, tmp_path):
     [
         ([*ROWS, sample("p9", 0, "x")], "row 5: prompt id 'p9' is not one of the 2 prompts"),
         ([*ROWS, ROWS[0]], "row 5: sample 1 of prompt 'p1' occurs twice"),
-        ([*ROWS, sample("p0", 2, None)], "row 5: `response` must be a text"),
-        ([*ROWS, sample("p0", 2, "x", log_probability=math.nan)], "row 5: `log_probability` must be a finite number"),
+        ([*ROWS, sample("p0", 2, None)], "row 5: 'response' is None; expected text"),
+        (
+            [*ROWS, sample("p0", 2, "x", log_probability=math.nan)],
+            "row 5: 'log_probability' is nan; expected a finite number",
+        ),
         (
             [*ROWS, sample("p0", 2, "x", log_probability=0.5)],
-            "row 5: `log_probability` must be a finite number of at most 0",
+            "row 5: 'log_probability' is .*; expected at most 0",
         ),
         ([{"prompt_id": "p0"}], "columns"),
     ],

@@ -50,7 +50,7 @@ def test_the_group_of_an_ascii_prompt_is_the_hash_of_its_small_letters():
         ("prompt", [], r"'prompt' is \[\]; expected a list of messages"),
         ("prompt", [{"role": "user", "content": None}], "'prompt' is .*; expected a list of messages"),
         ("prompt", "Why?", "'prompt' is 'Why\\?'; expected a list of messages"),
-        ("strength", "high", "'strength' is 'high'; expected a number or null"),
+        ("strength", "high", "'strength' is 'high'; expected a finite number or null"),
         ("meta", "{", "'meta' is '{'; expected a JSON object"),
         ("meta", "[1]", r"'meta' is '\[1\]'; expected a JSON object"),
     ],

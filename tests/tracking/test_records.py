@@ -98,7 +98,9 @@ def test_files_of_two_runs_are_refused(finished_run):
 def test_missing_and_foreign_files_are_named(finished_run):
     run = finished_run()
     run.files.metrics.write_text('{"seed": 0}')
-    with pytest.raises(DataError, match=r"metrics.json: not a file of a run: run_key, variant, method missing"):
+    with pytest.raises(
+        DataError, match=r"metrics.json: not a metrics.json of a run: .*missing variant, method, run_key"
+    ):
         read_run(run.files, "paper")
     run.files.summary.unlink()
     with pytest.raises(UserError, match=r"summary.json: no such file"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from safetensors.torch import load_file
 from transformers import TrainerState, TrainingArguments
 
 from rm_methods.errors import UserError
+from rm_methods.files import seal
 from rm_methods.methods.contract import Inputs
 from rm_methods.methods.contrastive import add_dropout
 from rm_methods.methods.registry import load_method
@@ -21,7 +23,7 @@ from rm_methods.reward_models.model import RewardModel
 from rm_methods.training.batch_plan import plan_steps
 from rm_methods.training.fitting import training_arguments
 from rm_methods.training.run import RunFiles, run_key, train
-from rm_methods.training.trainer import COMPLETE, PlannedSteps, RewardTrainer, RunLog, last_complete_checkpoint
+from rm_methods.training.trainer import PlannedSteps, RewardTrainer, RunLog, last_complete_checkpoint
 from tests.conftest import experiment_config
 
 
@@ -168,9 +170,28 @@ def test_a_half_written_checkpoint_is_not_resumed_from(tmp_path):
     for step, complete in ((4, True), (8, False)):
         (tmp_path / f"checkpoint-{step}").mkdir()
         if complete:
-            (tmp_path / f"checkpoint-{step}" / COMPLETE).touch()
+            seal(tmp_path / f"checkpoint-{step}")
     assert last_complete_checkpoint(tmp_path).name == "checkpoint-4"
     assert not (tmp_path / "checkpoint-8").exists()
+
+
+def test_a_cut_checkpoint_gives_way_to_the_older_whole_one(prepared, tmp_path, monkeypatch, capsys):
+    """The rerun says so, and its weights are those of a run that was never interrupted."""
+    config = configuration(tmp_path, epochs=2, checkpoint_every_steps=4)
+    train(config, "bradley_terry", 0, run_files(prepared, tmp_path / "whole"))
+    with monkeypatch.context() as patch:
+        killed_after(patch, 9)
+        with pytest.raises(KeyboardInterrupt):
+            train(config, "bradley_terry", 0, run_files(prepared, tmp_path / "killed"))
+    work = next((tmp_path / "killed" / "work").iterdir())
+    os.truncate(work / "checkpoint-8" / "optimizer.pt", 100)
+    capsys.readouterr()
+    train(config, "bradley_terry", 0, run_files(prepared, tmp_path / "killed"))
+    said = capsys.readouterr().err
+    assert "checkpoint-8 has 100 bytes in optimizer.pt" in said
+    assert f"resumes from {work / 'checkpoint-4'}" in said
+    whole, resumed = (load_file(tmp_path / name / "model" / "model.safetensors") for name in ("whole", "killed"))
+    assert all(torch.equal(whole[k], resumed[k]) for k in whole)
 
 
 def test_nan_stops_the_run_and_names_the_pairs(prepared, tmp_path, tokenizer, pairs):

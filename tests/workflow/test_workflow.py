@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from rm_methods.system.run_lock import run_lock
 from tests.conftest import REPOSITORY
 
 SMOKE = {
@@ -171,6 +172,52 @@ def test_editing_the_configuration_reruns_what_depends_on_it(finished, section, 
     jobs = planned(done.stdout + done.stderr)
     assert {rule: count for rule, count in jobs.items() if rule not in ("compare", "export", "all")} == expected
     assert "export" in jobs
+
+
+def dry_run(folder: Path, **changes) -> dict[str, int]:
+    """Jobs that a configuration with some changes would run."""
+    (folder / "config" / "smoke.yaml").write_text(yaml.safe_dump(SMOKE | changes))
+    output = snakemake(folder, "-n")
+    jobs = planned(output)
+    assert jobs or "Nothing to be done" in output
+    return {rule: count for rule, count in jobs.items() if rule not in ("compare", "export", "all")}
+
+
+def test_results_that_lost_snakemakes_memory_are_judged_by_what_they_were_made_with(finished, tmp_path):
+    """Moved or copied results, and one absolute `results:` that two checkouts share."""
+    slower = {"training": SMOKE["training"] | {"learning_rate": 5e-4}}
+    copied = tmp_path / "copied"
+    shutil.copytree(finished, copied, ignore=shutil.ignore_patterns(".snakemake"))
+    shared = {"results": str(copied / "results")}
+    other = checkout(tmp_path / "other")
+    for folder, same in ((copied, {}), (other, shared)):
+        assert dry_run(folder, **same) == {}
+        assert dry_run(folder, **same, **slower) == {"train": 2, "score": 2, "evaluate": 2}
+        assert dry_run(folder, **same) == {}  # a dry run leaves no trace
+    comparison = ["rm-methods", "compare", "--experiment", "results/smoke", "--out", str(tmp_path / "out"), "--config"]
+    (copied / "config" / "slower.yaml").write_text(yaml.safe_dump(SMOKE | slower))
+    for config, code in (("smoke", 0), ("slower", 2)):
+        done = subprocess.run(
+            [*comparison, f"config/{config}.yaml"], cwd=copied, env=environment(copied), capture_output=True, text=True
+        )
+        assert done.returncode == code, done.stderr
+    assert "runs/bradley_terry/seed0: training.learning_rate is 0.001, the configuration says 0.0005" in done.stderr
+    assert "runs/longest" not in done.stderr
+
+
+def test_a_second_snakemake_elsewhere_is_refused_and_deletes_nothing(finished, tmp_path):
+    copied, other = tmp_path / "copied", checkout(tmp_path / "other")
+    shutil.copytree(finished, copied, ignore=shutil.ignore_patterns(".snakemake"))
+    more = SMOKE | {"results": str(copied / "results"), "seeds": [0, 1]}
+    (other / "config" / "smoke.yaml").write_text(yaml.safe_dump(more))
+    before = sorted(path for path in results(copied).rglob("*") if "asked" not in path.parts)
+    with run_lock(results(copied)):
+        output = snakemake(other, check=False)
+        assert "is being written by process" in output
+        assert planned(snakemake(other, "-n"))["train"] == 2
+    missing = [path for path in before if not path.exists() and path.name != "writer.lock"]
+    assert not missing
+    assert not (results(copied) / "runs" / "bradley_terry" / "seed1").exists()
 
 
 def test_editing_the_data_and_its_card_makes_them_again(tmp_path):

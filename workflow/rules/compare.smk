@@ -5,7 +5,9 @@ rule compare:
     input:
         summaries=[f"{FOLDER}/runs/{v}/seed{s}/summary.json" for v, s in RUNS],
         metrics=[f"{FOLDER}/evaluation/{v}/seed{s}/metrics.json" for v, s in RUNS],
+        asked=asked("compare"),
     output:
+        made_with=f"{FOLDER}/" + RECORDS["compare"],
         text=f"{FOLDER}/comparison/table.txt",
         markdown=f"{FOLDER}/comparison/table.md",
         csv=f"{FOLDER}/comparison/table.csv",
@@ -24,9 +26,7 @@ rule compare:
     log:
         f"{FOLDER}/logs/compare.log",
     params:
-        reference=reference_variant(config),
-        columns=EXPERIMENT.columns(),
-        code=code_hash("compare"),
         out=f"{FOLDER}/comparison",
     shell:
         "rm-methods compare --config {CONFIG_FILE:q} --experiment {FOLDER:q} --out {params.out:q} > {log:q} 2>&1"
+        " && cp {input.asked:q} {output.made_with:q}"

@@ -8,7 +8,9 @@ rule diagnose:
             rules.prepare_benchmark.output.item_table,
             benchmark=config["diagnostics"]["benchmarks"],
         ),
+        asked=asked("diagnose"),
     output:
+        made_with=f"{FOLDER}/" + RECORDS["diagnose"],
         attention=f"{FOLDER}/diagnostics/{{variant}}/seed{{seed}}/attention.parquet",
         masking=f"{FOLDER}/diagnostics/{{variant}}/seed{{seed}}/masking.parquet",
         report=f"{FOLDER}/diagnostics/{{variant}}/seed{{seed}}/report.json",
@@ -20,8 +22,6 @@ rule diagnose:
         runtime=config["resources"]["runtime_minutes"],
         gpu=min(1, config["resources"]["gpus"]),
     params:
-        settings=canonical_json(EXPERIMENT.diagnose_settings()),
-        code=code_hash("diagnose"),
         benchmark_options=[
             option
             for name in config["diagnostics"]["benchmarks"]
@@ -34,19 +34,22 @@ rule diagnose:
     shell:
         "rm-methods diagnose --config {CONFIG_FILE:q} --variant {wildcards.variant:q} --model {input.model:q} {params.benchmark_options:q}"
         " {params.item_options:q} --out {params.out:q} --threads {threads} > {log:q} 2>&1"
+        " && cp {input.asked:q} {output.made_with:q}"
 
 
 rule diagnose_teacher:
     # How far a run's attention is from its teacher's, or from that of every joint variant.
     input:
         model=rules.train.output.model,
-        backbone=rules.prepare_backbone.output,
+        backbone=rules.prepare_backbone.output.folder,
         item_tables=rules.diagnose.input.item_tables,
         teachers=lambda wc: expand(
             f"{FOLDER}/runs/{{teacher}}/seed{wc.seed}/model",
             teacher=teachers(config, wc.variant),
         ),
+        asked=asked("diagnose_teacher"),
     output:
+        made_with=f"{FOLDER}/" + RECORDS["diagnose_teacher"],
         distances=f"{FOLDER}/diagnostics/{{variant}}/seed{{seed}}/teacher.parquet",
         maps=f"{FOLDER}/diagnostics/{{variant}}/seed{{seed}}/teacher_maps.png",
     log:
@@ -57,8 +60,6 @@ rule diagnose_teacher:
         runtime=config["resources"]["runtime_minutes"],
         gpu=min(1, config["resources"]["gpus"]),
     params:
-        settings=canonical_json(EXPERIMENT.diagnose_settings()),
-        code=code_hash("diagnose_teacher"),
         benchmark_options=rules.diagnose.params.benchmark_options,
         item_options=rules.diagnose.params.item_options,
         teacher_options=lambda wc: [
@@ -74,6 +75,7 @@ rule diagnose_teacher:
         "rm-methods diagnose-teacher --config {CONFIG_FILE:q} --variant {wildcards.variant:q} --seed {wildcards.seed} --model {input.model:q}"
         " --backbone {input.backbone:q} {params.teacher_options:q} {params.benchmark_options:q} {params.item_options:q}"
         " --out {params.out:q} --threads {threads} > {log:q} 2>&1"
+        " && cp {input.asked:q} {output.made_with:q}"
 
 
 rule diagnose_summary:
@@ -83,6 +85,7 @@ rule diagnose_summary:
             for v, s in diagnosed_runs(config)
             for name in (*RUN_FILES, *(DISTANCE_FILES if teachers(config, v) else ()))
         ],
+        asked=asked("diagnose_summary"),
     output:
         [
             f"{FOLDER}/diagnostics/{name}"
@@ -100,11 +103,11 @@ rule diagnose_summary:
             for name in figure_names(config)
             for suffix in ("png", "svg")
         ],
+        made_with=f"{FOLDER}/" + RECORDS["diagnose_summary"],
     log:
         f"{FOLDER}/logs/diagnose_summary.log",
     params:
-        reference=reference_variant(config),
-        code=code_hash("diagnose_summary"),
         out=f"{FOLDER}/diagnostics",
     shell:
         "rm-methods diagnose-summary --config {CONFIG_FILE:q} --experiment {FOLDER:q} --out {params.out:q} > {log:q} 2>&1"
+        " && cp {input.asked:q} {output.made_with:q}"

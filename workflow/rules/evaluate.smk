@@ -8,11 +8,15 @@ rule evaluate:
             rules.prepare_benchmark.output.item_table, benchmark=config["benchmarks"]
         ),
         scores=expand(
-            rules.score.output, benchmark=config["benchmarks"], allow_missing=True
+            rules.score.output.scores,
+            benchmark=config["benchmarks"],
+            allow_missing=True,
         ),
+        asked=asked("evaluate"),
     output:
         metrics=f"{FOLDER}/evaluation/{{variant}}/seed{{seed}}/metrics.json",
         credits=f"{FOLDER}/evaluation/{{variant}}/seed{{seed}}/credits.parquet",
+        made_with=f"{FOLDER}/" + RECORDS["evaluate"],
     log:
         f"{FOLDER}/logs/evaluate/{{variant}}_seed{{seed}}.log",
     params:
@@ -25,7 +29,7 @@ rule evaluate:
         score_options=lambda wc, input: [
             option for path in input.scores for option in ("--scores", path)
         ],
-        code=code_hash("evaluate"),
     shell:
         "rm-methods evaluate {params.benchmark_options:q} {params.item_options:q} {params.score_options:q} --summary {input.summary:q}"
         " --metrics {output.metrics:q} --credits {output.credits:q} > {log:q} 2>&1"
+        " && cp {input.asked:q} {output.made_with:q}"

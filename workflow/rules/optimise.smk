@@ -4,7 +4,9 @@
 rule sft:
     input:
         pairs=rules.prepare.output.pairs,
+        asked=asked("sft"),
     output:
+        made_with=f"{FOLDER}/" + RECORDS["sft"],
         policy=directory(f"{FOLDER}/sft/policy"),
         metrics=f"{FOLDER}/sft/metrics.jsonl",
         summary=f"{FOLDER}/sft/summary.json",
@@ -17,11 +19,10 @@ rule sft:
         runtime=config["resources"]["runtime_minutes"],
         gpu=min(1, config["resources"]["gpus"]),
     params:
-        settings=canonical_json(EXPERIMENT.policy_settings()),
-        code=code_hash("sft"),
         out=f"{FOLDER}/sft",
     shell:
         "rm-methods sft --config {CONFIG_FILE:q} --pairs {input.pairs:q} --out {params.out:q} --work {FOLDER:q}/work --threads {threads} > {log:q} 2>&1"
+        " && cp {input.asked:q} {output.made_with:q}"
 
 
 rule sample_pool:
@@ -29,7 +30,9 @@ rule sample_pool:
     input:
         policy=rules.sft.output.policy,
         pairs=rules.prepare.output.pairs,
+        asked=asked("sample_pool"),
     output:
+        made_with=f"{FOLDER}/" + RECORDS["sample_pool"],
         item_table=f"{FOLDER}/pools/samples.parquet",
         drawn=f"{FOLDER}/pools/samples_drawn.parquet",
         report=f"{FOLDER}/pools/samples.json",
@@ -40,20 +43,20 @@ rule sample_pool:
         mem_mb=lambda wc, attempt: attempt * config["resources"]["memory_mb"],
         runtime=config["resources"]["runtime_minutes"],
         gpu=min(1, config["resources"]["gpus"]),
-    params:
-        settings=canonical_json(EXPERIMENT.pool_settings()),
-        code=code_hash("sample"),
     shell:
         "rm-methods sample-pool --config {CONFIG_FILE:q} --policy {input.policy:q} --pairs {input.pairs:q} --items {output.item_table:q}"
         " --report {output.report:q} --work {FOLDER:q}/work --threads {threads} > {log:q} 2>&1"
+        " && cp {input.asked:q} {output.made_with:q}"
 
 
 rule sample_references:
     input:
         policy=rules.sft.output.policy,
         pairs=rules.prepare.output.pairs,
+        asked=asked("sample_references"),
     output:
-        f"{FOLDER}/pools/references.parquet",
+        made_with=f"{FOLDER}/" + RECORDS["sample_references"],
+        references=f"{FOLDER}/pools/references.parquet",
     log:
         f"{FOLDER}/logs/sample_references.log",
     threads: config["resources"]["threads"]
@@ -61,12 +64,10 @@ rule sample_references:
         mem_mb=lambda wc, attempt: attempt * config["resources"]["memory_mb"],
         runtime=config["resources"]["runtime_minutes"],
         gpu=min(1, config["resources"]["gpus"]),
-    params:
-        settings=canonical_json(EXPERIMENT.reference_settings()),
-        code=code_hash("sample"),
     shell:
-        "rm-methods sample-references --config {CONFIG_FILE:q} --policy {input.policy:q} --pairs {input.pairs:q} --out {output:q}"
+        "rm-methods sample-references --config {CONFIG_FILE:q} --policy {input.policy:q} --pairs {input.pairs:q} --out {output.references:q}"
         " --work {FOLDER:q}/work --threads {threads} > {log:q} 2>&1"
+        " && cp {input.asked:q} {output.made_with:q}"
 
 
 rule ppo:
@@ -77,8 +78,10 @@ rule ppo:
         ),
         policy=rules.sft.output.policy,
         pairs=rules.prepare.output.pairs,
-        references=rules.sample_references.output,
+        references=rules.sample_references.output.references,
+        asked=asked("ppo"),
     output:
+        made_with=f"{FOLDER}/" + RECORDS["ppo"],
         policy=directory(f"{FOLDER}/ppo/{{variant}}/seed{{seed}}/policy"),
         metrics=f"{FOLDER}/ppo/{{variant}}/seed{{seed}}/metrics.jsonl",
         evaluation=f"{FOLDER}/ppo/{{variant}}/seed{{seed}}/evaluation.parquet",
@@ -94,13 +97,12 @@ rule ppo:
         # One task, which starts a rank for each GPU itself (see `train_resource`).
         tasks=0,
     params:
-        settings=canonical_json(EXPERIMENT.ppo_settings()),
-        code=lambda wc: EXPERIMENT.ppo_code(wc.variant),
         out=lambda wc: f"{FOLDER}/ppo/{wc.variant}/seed{wc.seed}",
     shell:
         "rm-methods ppo --config {CONFIG_FILE:q} --variant {wildcards.variant:q} --seed {wildcards.seed} --model {input.model:q}"
         " --policy {input.policy:q} --pairs {input.pairs:q} --references {input.references:q} --out {params.out:q} --work {FOLDER:q}/work"
         " --threads {threads} > {log:q} 2>&1"
+        " && cp {input.asked:q} {output.made_with:q}"
 
 
 rule overoptimization:
@@ -115,16 +117,17 @@ rule overoptimization:
             f"{FOLDER}/ppo/{v}/seed{s}/evaluation.parquet"
             for v, s in EXPERIMENT.ppo_runs()
         ],
+        asked=asked("overoptimization"),
     output:
         [
             f"{FOLDER}/overoptimization/{name}"
             for name in EXPERIMENT.overoptimization_files()
         ],
+        made_with=f"{FOLDER}/" + RECORDS["overoptimization"],
     log:
         f"{FOLDER}/logs/overoptimization.log",
     params:
-        reference=reference_variant(config),
-        code=code_hash("overoptimization"),
         out=f"{FOLDER}/overoptimization",
     shell:
         "rm-methods overoptimization --config {CONFIG_FILE:q} --experiment {FOLDER:q} --out {params.out:q} > {log:q} 2>&1"
+        " && cp {input.asked:q} {output.made_with:q}"

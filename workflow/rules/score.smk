@@ -5,8 +5,10 @@ rule score:
     input:
         model=rules.train.output.model,
         item_table=lambda wc: f"{FOLDER}/{EXPERIMENT.item_table(wc.benchmark)}",
+        asked=asked("score"),
     output:
-        f"{FOLDER}/scores/{{variant}}/seed{{seed}}/{{benchmark}}.parquet",
+        scores=f"{FOLDER}/scores/{{variant}}/seed{{seed}}/{{benchmark}}.parquet",
+        made_with=f"{FOLDER}/" + RECORDS["score"],
     log:
         f"{FOLDER}/logs/score/{{variant}}_seed{{seed}}_{{benchmark}}.log",
     wildcard_constraints:
@@ -20,9 +22,7 @@ rule score:
             if EXPERIMENT.scores_with_a_model(wc.variant)
             else 0
         ),
-    params:
-        settings=canonical_json(config["scoring"]),
-        code=lambda wc: EXPERIMENT.score_code(wc.variant),
     shell:
-        "rm-methods score --config {CONFIG_FILE:q} --model {input.model:q} --data {input.item_table:q} --out {output:q}"
+        "rm-methods score --config {CONFIG_FILE:q} --model {input.model:q} --data {input.item_table:q} --out {output.scores:q}"
         " --threads {threads} > {log:q} 2>&1"
+        " && cp {input.asked:q} {output.made_with:q}"

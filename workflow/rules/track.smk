@@ -10,20 +10,20 @@ rule export:
         policies=[
             f"{FOLDER}/ppo/{v}/seed{s}/summary.json" for v, s in EXPERIMENT.ppo_runs()
         ],
+        asked=asked("export"),
     output:
-        f"{FOLDER}/tracking/export.json",
+        made_with=f"{FOLDER}/" + RECORDS["export"],
+        export=f"{FOLDER}/tracking/export.json",
     log:
         f"{FOLDER}/logs/track.log",
-    params:
-        settings=canonical_json(config["tracking"]),
-        code=code_hash("track"),
     shell:
-        "rm-methods track --config {CONFIG_FILE:q} --experiment {FOLDER:q} --out {output:q} > {log:q} 2>&1"
+        "rm-methods track --config {CONFIG_FILE:q} --experiment {FOLDER:q} --out {output.export:q} > {log:q} 2>&1"
+        " && cp {input.asked:q} {output.made_with:q}"
 
 
 rule track:
     input:
-        rules.export.output,
+        rules.export.output.export,
     log:
         f"{FOLDER}/logs/track_again.log",
     shell:

@@ -7,17 +7,21 @@ rule train:
     input:
         pairs=rules.prepare.output.pairs,
         backbone=lambda wc: (
-            rules.prepare_backbone.output if EXPERIMENT.is_trained(wc.variant) else []
+            rules.prepare_backbone.output.folder
+            if EXPERIMENT.is_trained(wc.variant)
+            else []
         ),
         required=lambda wc: [
             str(path)
             for paths in EXPERIMENT.required_runs(wc.variant, wc.seed).values()
             for path in paths
         ],
+        asked=asked("train"),
     output:
         model=directory(f"{FOLDER}/runs/{{variant}}/seed{{seed}}/model"),
         metrics=f"{FOLDER}/runs/{{variant}}/seed{{seed}}/metrics.jsonl",
         summary=f"{FOLDER}/runs/{{variant}}/seed{{seed}}/summary.json",
+        made_with=f"{FOLDER}/" + RECORDS["train"],
     log:
         f"{FOLDER}/logs/train/{{variant}}_seed{{seed}}.log",
     # Nearly everything else waits for trainings.
@@ -34,8 +38,6 @@ rule train:
         gres=train_resource(config, EXPERIMENT.is_trained, "gres"),
         tasks_per_gpu=train_resource(config, EXPERIMENT.is_trained, "tasks_per_gpu"),
     params:
-        settings=lambda wc: EXPERIMENT.train_settings(wc.variant),
-        code=lambda wc: EXPERIMENT.train_code(wc.variant),
         out=lambda wc: f"{FOLDER}/runs/{wc.variant}/seed{wc.seed}",
         required=lambda wc: [
             word
@@ -45,4 +47,5 @@ rule train:
         ],
     shell:
         "rm-methods train --config {CONFIG_FILE:q} --variant {wildcards.variant:q} --seed {wildcards.seed} --pairs {input.pairs:q}"
-        " --backbone {rules.prepare_backbone.output:q} --out {params.out:q} --work {FOLDER:q}/work {params.required:q} --threads {threads} > {log:q} 2>&1"
+        " --backbone {rules.prepare_backbone.output.folder:q} --out {params.out:q} --work {FOLDER:q}/work {params.required:q} --threads {threads} > {log:q} 2>&1"
+        " && cp {input.asked:q} {output.made_with:q}"

@@ -1,0 +1,109 @@
+"""What stored results were made with: settings and code, written beside them, and compared with what the configuration asks for.
+
+Snakemake's own memory lies in the folder that it was started in.  Results that were moved, copied or made from another checkout would be
+taken for finished whatever they were made with.  So every job ends with a copy of what it was asked for (`made_with.json`), and every
+start compares: the file that says what is asked for is an input of the job, and it is newer than the results if they were made with
+something else.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from rm_methods.errors import DataError, UserError
+from rm_methods.files import content_hash, read_json
+
+_LONG_AGO = 946684800  # 2000-01-01: older than every result
+_SHOWN = 3  # differences of one result, and results, that a message names
+_MISSING = "(missing)"
+
+
+def asked_file(folder: Path, record: str, asked: Mapping[str, Any], mark: bool) -> str:
+    """The file that says what a job is asked for; newer than the job's results if these were made with something else.
+
+    It has its content's hash in its name: two configurations never share it.
+
+    Args:
+        folder: of the experiment.
+        record: path of the job's `made_with.json` below it.
+        asked: settings and code.
+        mark: compare with the results and set the file's time; False only gives its path (in jobs, where both must stay).
+    """
+    path = folder / "config" / "asked" / f"{record.removesuffix('.json').replace('/', '_')}.{content_hash(asked)}.json"
+    if mark:
+        made = read_made(folder / record)
+        if made is not None and not list(differences(made, asked)):
+            _write_if_changed(path, dict(asked))
+            os.utime(path, (_LONG_AGO, _LONG_AGO))
+        else:
+            # Snakemake takes a newer file of equal content for unchanged, so the content changes, too.
+            _write_if_changed(path, {**asked, "replaces": made and content_hash(made), "asked_at": time.time_ns()})
+    return str(path)
+
+
+def read_made(path: Path) -> dict[str, Any] | None:
+    """Settings and code that a result was made with; None if that is not recorded or cannot be read."""
+    try:
+        record = read_json(path)
+    except UserError:
+        return None
+    if not isinstance(record, dict) or not {"settings", "code"} <= set(record):
+        return None
+    return {"settings": record["settings"], "code": record["code"]}
+
+
+def differences(made: Any, asked: Any, where: str = "") -> Iterator[str]:
+    """Every difference of two JSON-like values, one phrase each: "training.learning_rate is 0.001, the configuration says 0.0005"."""
+    if isinstance(made, Mapping) and isinstance(asked, Mapping):
+        for key in dict.fromkeys([*made, *asked]):
+            yield from differences(
+                made.get(key, _MISSING), asked.get(key, _MISSING), f"{where}.{key}" if where else str(key)
+            )
+    elif made != asked or isinstance(made, bool) != isinstance(asked, bool):
+        yield f"{where} is {_short(made)}, the configuration says {_short(asked)}"
+
+
+def _short(value: Any) -> str:
+    return f"{json.dumps(value, ensure_ascii=False):.80}" if value != _MISSING else "absent"
+
+
+def check_all(outdated: Mapping[str, list[str]], number: int, folder: Path) -> None:
+    """Refuse results that are not those that the configuration asks for.
+
+    Args:
+        outdated: result -> in what it differs, as far as that is known.
+        number: of results that were looked at.
+
+    Raises:
+        DataError: there is one.
+    """
+    if not outdated:
+        return
+    lines = [f"  - {name}: {'; '.join(_first(found, 'differences'))}" for name, found in outdated.items()]
+    raise DataError(
+        f"{len(outdated)} of {number} results in {folder} are not what the configuration asks for:\n"
+        + "\n".join(_first(lines, "results", indent="  - "))
+        + "\nRun snakemake with this configuration (it makes them again; --forcerun <rule> forces it), delete the folders above, or give"
+        f" the configuration that they were made with ({folder}/config holds each that was used)."
+    )
+
+
+def _first(entries: list[str], what: str, indent: str = "") -> list[str]:
+    shown, rest = entries[: 2 * _SHOWN], len(entries) - 2 * _SHOWN
+    return [*shown, f"{indent}and {rest} more {what}"] if rest > 0 else shown
+
+
+def _write_if_changed(path: Path, content: Mapping[str, Any]) -> None:
+    """Write whole or not at all; not brought to the disk, because it can be made again and there may be thousands."""
+    text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+    if path.exists() and path.read_text(encoding="utf-8") == text:
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)

@@ -1,0 +1,217 @@
+"""Parquet files: written with checksums, and checked column by column where they are read.
+
+A column's kind says what its values must be.  A `?` behind it allows nulls.
+
+| kind | values |
+|---|---|
+| `text`, `integer`, `boolean` | one of these |
+| `number` | a number; NaN and infinity are allowed |
+| `finite` | a number that is neither NaN nor infinite |
+| `json`, `json object` | a text that is JSON; that is a JSON object |
+| `texts`, `integers`, `numbers` | a list of these |
+| `messages` | a list of {role, content}, at least one |
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rm_methods.errors import DataError
+from rm_methods.files import parse_json, written_atomically
+
+if TYPE_CHECKING:
+    import pyarrow
+
+_JSON = {"json": object, "json object": dict}
+_MESSAGE = ("role", "content")
+_WORDS = {
+    "text": "text", "integer": "a whole number", "boolean": "true or false", "number": "a number", "finite": "a finite number",
+    "json": "JSON", "json object": "a JSON object", "texts": "a list of texts", "integers": "a list of whole numbers",
+    "numbers": "a list of numbers", "messages": "a list of messages",
+}  # fmt: skip
+_LISTS = {"texts": "text", "integers": "integer", "numbers": "number"}
+
+
+def write_parquet(table: pyarrow.Table, target: str | os.PathLike) -> None:
+    """Write a table atomically, with a checksum of every page: bytes that change later are noticed by `read_parquet`."""
+    import pyarrow.parquet as pq
+
+    with written_atomically(target) as path:
+        pq.write_table(table, path, write_page_checksum=True)
+
+
+def read_parquet(
+    source: str | os.PathLike, columns: Mapping[str, str], what: str, stage: str, unique: Sequence[str] = ()
+) -> pyarrow.Table:
+    """Read columns of a Parquet file and check every value.
+
+    Args:
+        columns: name -> kind (see above), in the order of the result.
+        what: the file should be, for the message.
+        stage: that writes it.
+        unique: columns that name a row together; no two rows may agree in all of them.
+
+    Raises:
+        DataError: the file is missing, is damaged, lacks a column, or has a value of the wrong kind or a row twice; names file and field.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    again = f"Run the {stage} stage again"
+    try:
+        with pq.ParquetFile(_file(source, stage), page_checksum_verification=True) as file:
+            names = file.schema_arrow.names
+            _check_names(source, names, columns, what)
+            table = file.read(columns=list(columns)).select(list(columns))
+        table.validate(full=True)
+    except (pa.ArrowException, OSError, ValueError, KeyError, MemoryError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise DataError(
+            f"{source}: not a readable Parquet file ({reason:.200}). {again}, or give the whole file."
+        ) from None
+    for name, kind in columns.items():
+        if row := _wrong_row(table[name], kind):
+            value = table[name][row - 1].as_py()
+            expected = _WORDS[kind.removesuffix("?")] + (" or null" if kind.endswith("?") else "")
+            raise DataError(f"{source}, row {row}: '{name}' is {value!r:.60}; expected {expected}. {again}.")
+    if unique and (repeated := _repeated_row(table.select(list(unique)))):
+        row, first, key = repeated
+        shown = ", ".join(f"{name} {value!r}" for name, value in zip(unique, key, strict=True))
+        raise DataError(f"{source}, row {row}: {shown} occurs twice, first in row {first}. {again}.")
+    return table
+
+
+def read_metadata(source: str | os.PathLike, key: str, stage: str) -> Any:
+    """A JSON value in a Parquet file's metadata, None if the file has none of that name.
+
+    Raises:
+        DataError: the file is missing or damaged, or the value is not JSON.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        stored = (pq.read_schema(_file(source, stage)).metadata or {}).get(key.encode())
+        return None if stored is None else parse_json(stored.decode("utf-8"))
+    except (pa.ArrowException, OSError, ValueError, RecursionError) as error:
+        raise DataError(
+            f"{source}: not a readable Parquet file ({error!s:.200}). Run the {stage} stage again."
+        ) from None
+
+
+def parquet_columns(source: str | os.PathLike) -> list[str]:
+    """Names of the columns of a Parquet file.
+
+    Raises:
+        DataError: it is not Parquet.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        return pq.read_schema(source).names
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise DataError(f"{source}: not a readable Parquet file ({error!s:.200}).") from None
+
+
+def _file(source: str | os.PathLike, stage: str) -> Path:
+    path = Path(source)
+    if path.is_dir():
+        raise DataError(f"{source}: is a folder, not a Parquet file.")
+    if not path.exists():
+        raise DataError(f"{source}: no such file. Run the {stage} stage first.")
+    return path
+
+
+def _check_names(source: str | os.PathLike, names: Sequence[str], columns: Mapping[str, str], what: str) -> None:
+    if missing := [name for name in columns if name not in names]:
+        raise DataError(f"{source}: not {what}: columns {missing} are missing, found {list(names)}.")
+    if twice := [name for name in columns if names.count(name) > 1]:
+        raise DataError(f"{source}: not {what}: the column {twice[0]!r} occurs twice.")
+
+
+def _wrong_row(column: pyarrow.ChunkedArray, kind: str) -> int | None:
+    """Row (from 1) of the first value that is not of a kind; None if all are."""
+    import pyarrow.compute as pc
+
+    kind, may_be_null = kind.removesuffix("?"), kind.endswith("?")
+    if may_be_null and column.null_count == len(column):
+        return None
+    if not _has_type(column.type, kind):
+        return 1 if len(column) else None
+    if column.null_count and not may_be_null:
+        return _first(pc.is_null(column))
+    if kind == "finite" and not pc.all(pc.is_finite(column), min_count=0).as_py():
+        return _first(pc.invert(pc.fill_null(pc.is_finite(column), True)))
+    if kind == "messages" and pc.any(empty := pc.equal(pc.list_value_length(column), 0)).as_py():
+        return _first(empty)
+    if kind in _LISTS or kind == "messages":
+        return _row_with_null_inside(column, kind)
+    return _row_without_json(column, kind) if kind in _JSON else None
+
+
+def _has_type(kind_of_column: pyarrow.DataType, kind: str) -> bool:
+    import pyarrow as pa
+
+    types = pa.types
+    if kind in _LISTS or kind == "messages":
+        if not (types.is_list(kind_of_column) or types.is_large_list(kind_of_column)):
+            return False
+        inner = kind_of_column.value_type
+        if kind in _LISTS:
+            return _has_type(inner, _LISTS[kind])
+        names = (
+            {inner.field(k).name: inner.field(k).type for k in range(inner.num_fields)}
+            if types.is_struct(inner)
+            else {}
+        )
+        return set(names) == set(_MESSAGE) and all(_has_type(value, "text") for value in names.values())
+    if kind == "text" or kind in _JSON:
+        return types.is_string(kind_of_column) or types.is_large_string(kind_of_column)
+    if kind == "integer":
+        return types.is_integer(kind_of_column)
+    if kind == "boolean":
+        return types.is_boolean(kind_of_column)
+    return types.is_floating(kind_of_column) or types.is_integer(kind_of_column)
+
+
+def _row_with_null_inside(column: pyarrow.ChunkedArray, kind: str) -> int | None:
+    import pyarrow.compute as pc
+
+    column = column.combine_chunks()
+    values, rows = pc.list_flatten(column), pc.list_parent_indices(column)
+    parts = [values, *(pc.struct_field(values, name) for name in (_MESSAGE if kind == "messages" else ()))]
+    for part in parts:
+        if part.null_count:
+            return rows[_first(pc.is_null(part)) - 1].as_py() + 1
+    return None
+
+
+def _row_without_json(column: pyarrow.ChunkedArray, kind: str) -> int | None:
+    for row, text in enumerate(column.to_pylist(), start=1):
+        try:
+            if text is not None and not isinstance(parse_json(text), _JSON[kind]):
+                return row
+        except (ValueError, RecursionError):
+            return row
+    return None
+
+
+def _first(mask: pyarrow.ChunkedArray) -> int:
+    """Row of the first true value, from 1."""
+    import pyarrow.compute as pc
+
+    return pc.index(mask, True).as_py() + 1
+
+
+def _repeated_row(keys: pyarrow.Table) -> tuple[int, int, tuple] | None:
+    """The first row whose key was there before, that earlier row (both from 1), and the key."""
+    rows: dict[tuple, int] = {}
+    for row, key in enumerate(zip(*(column.to_pylist() for column in keys.columns), strict=True), start=1):
+        if key in rows:
+            return row, rows[key], key
+        rows[key] = row
+    return None

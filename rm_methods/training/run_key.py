@@ -1,0 +1,61 @@
+"""The key of a training run: one hash of everything that its result depends on.  Imports nothing heavy."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rm_methods.files import named_file_hash
+from rm_methods.methods.registry import load_card
+from rm_methods.stored import read_run_key
+from rm_methods.system.deepspeed import own_file_hash
+from rm_methods.system.provenance import code_hash, key_of
+
+
+def training_settings(config: Mapping[str, Any], variant: str) -> dict[str, Any]:
+    """What a training run depends on in the configuration and in the files that it names."""
+    method = config["methods"][variant]
+    card = load_card(method["method"])
+    settings = {"method": method, "files": [named_file_hash(name) for name in card.files_named(method["settings"])]}
+    if card.has_weights:
+        backbone, training = config["backbone"], config["training"]
+        settings |= {"backbone": backbone, "chat_template": named_file_hash(backbone["chat_template"])}
+        settings |= {"training": training, "deepspeed": own_file_hash(training["deepspeed"])}
+    return settings
+
+
+def training_code(config: Mapping[str, Any], variant: str) -> str:
+    """Hash of the code that a training run depends on: that of its method and of nothing else's."""
+    return code_hash("train", *map(str, load_card(config["methods"][variant]["method"]).files()))
+
+
+def run_dependencies(
+    config: Mapping[str, Any],
+    variant: str,
+    seed: int,
+    pairs_hash: str,
+    required: Mapping[str, Sequence[Path]] | None = None,
+) -> dict[str, Any]:
+    """Everything that a run depends on, by name: settings, seed, data, required runs, code.  JSON-like.
+
+    Args:
+        required: model folders of the required runs; a run's summary.json is beside its model.
+    """
+    keys = {
+        name: [read_run_key(folder.parent / "summary.json") for folder in folders]
+        for name, folders in (required or {}).items()
+    }
+    rest = {"seed": seed, "pairs": pairs_hash, "required": keys, "code": training_code(config, variant)}
+    return training_settings(config, variant) | rest
+
+
+def run_key(
+    config: Mapping[str, Any],
+    variant: str,
+    seed: int,
+    pairs_hash: str,
+    required: Mapping[str, Sequence[Path]] | None = None,
+) -> str:
+    """Hash of everything that a run depends on."""
+    return key_of(run_dependencies(config, variant, seed, pairs_hash, required))

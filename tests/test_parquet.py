@@ -1,0 +1,121 @@
+"""Every way in which a Parquet file can be wrong ends in one sentence that names file and field."""
+
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from rm_methods.errors import DataError
+from rm_methods.parquet import parquet_columns, read_metadata, read_parquet, write_parquet
+
+KINDS = {
+    "name": "text",
+    "place": "integer",
+    "score": "number",
+    "weight": "finite",
+    "cut": "boolean",
+    "label": "json",
+    "texts": "texts",
+}
+MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
+
+
+def table(rows: int = 300, **columns) -> pa.Table:
+    whole = {
+        "name": [f"item {k}" for k in range(rows)],
+        "place": pa.array(range(rows), pa.int32()),
+        "score": [float("nan"), *map(float, range(1, rows))],
+        "weight": [0.5] * rows,
+        "cut": [False] * rows,
+        "label": ["[1, 2]"] * rows,
+        "texts": [["a", "b"]] * rows,
+    }
+    return pa.table(whole | columns)
+
+
+def read(path: Path, **changes):
+    return read_parquet(path, KINDS | changes, "a table of this test", "make", unique=("name",))
+
+
+def test_what_was_written_is_read(tmp_path):
+    path = tmp_path / "a.parquet"
+    write_parquet(table().replace_schema_metadata({"notes": '["one"]'}), path)
+    assert read(path).num_rows == 300
+    assert parquet_columns(path) == list(KINDS)
+    assert read_metadata(path, "notes", "make") == ["one"]
+    assert read_metadata(path, "other", "make") is None
+
+
+def test_every_damaged_byte_is_noticed(tmp_path):
+    """Zeroed or cut anywhere: refused, or (bytes that nothing reads, such as statistics) the same table."""
+    whole, damaged = tmp_path / "whole.parquet", tmp_path / "damaged.parquet"
+    write_parquet(table(), whole)
+    content, expected, refused = whole.read_bytes(), table(), []
+    for start in range(0, len(content), 97):
+        for changed in (content[:start], content[:start] + bytes(64) + content[start + 64 :]):
+            damaged.write_bytes(changed)
+            try:
+                assert read(damaged).slice(1).equals(expected.slice(1))
+            except DataError as error:
+                refused.append(str(error))
+    assert len(refused) > len(content) // 97
+    assert all("damaged.parquet" in message and "\n" not in message for message in refused)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"name": [None, *["x"] * 299]}, "row 1: 'name' is None; expected text"),
+        ({"name": list(range(300))}, "row 1: 'name' is 0; expected text"),
+        ({"place": [0.5] * 300}, "row 1: 'place' is 0.5; expected a whole number"),
+        ({"score": ["1"] * 300}, "row 1: 'score' is '1'; expected a number"),
+        ({"weight": [1.0, float("inf"), *[1.0] * 298]}, "row 2: 'weight' is inf; expected a finite number"),
+        ({"cut": [0] * 300}, "row 1: 'cut' is 0; expected true or false"),
+        ({"label": ["{", *["1"] * 299]}, "row 1: 'label' is '{'; expected JSON"),
+        ({"texts": [["a"], ["b", None], *[["c"]] * 298]}, r"row 2: 'texts' is \['b', None\]; expected a list of texts"),
+        ({"texts": ["a"] * 300}, "row 1: 'texts' is 'a'; expected a list of texts"),
+        ({"name": ["x", "y", "x", *map(str, range(297))]}, "row 3: name 'x' occurs twice, first in row 1"),
+    ],
+)
+def test_a_wrong_value_is_named(tmp_path, changes, message):
+    pq.write_table(table(**changes), tmp_path / "a.parquet")
+    with pytest.raises(DataError, match=message) as caught:
+        read(tmp_path / "a.parquet")
+    assert "a.parquet" in str(caught.value)
+
+
+def test_messages_and_objects_are_checked(tmp_path):
+    path = tmp_path / "a.parquet"
+    columns = {"prompt": "messages", "meta": "json object"}
+    good = [{"role": "user", "content": "hello"}]
+    for prompt, meta, message in (
+        (
+            [good, [*good, {"role": "user", "content": None}]],
+            ["{}", "{}"],
+            "row 2: 'prompt' is .*; expected a list of messages",
+        ),
+        ([good, good], ["{}", "[1]"], r"row 2: 'meta' is '\[1\]'; expected a JSON object"),
+    ):
+        pq.write_table(pa.table({"prompt": pa.array(prompt, MESSAGES), "meta": meta}), path)
+        with pytest.raises(DataError, match=message):
+            read_parquet(path, columns, "a table", "make")
+
+
+def test_nulls_are_allowed_where_a_kind_says_so(tmp_path):
+    pq.write_table(table(weight=[None, *[1.0] * 299]), tmp_path / "a.parquet")
+    assert read(tmp_path / "a.parquet", weight="finite?").num_rows == 300
+
+
+def test_missing_columns_files_and_folders_are_named(tmp_path):
+    pq.write_table(table().drop_columns(["score"]), tmp_path / "a.parquet")
+    with pytest.raises(DataError, match=r"columns \['score'\] are missing"):
+        read(tmp_path / "a.parquet")
+    with pytest.raises(DataError, match=r"no such file\. Run the make stage first"):
+        read(tmp_path / "b.parquet")
+    with pytest.raises(DataError, match="is a folder"):
+        read(tmp_path)
+    twice = pa.Table.from_arrays([pa.array(["a"]), pa.array(["b"])], names=["name", "name"])
+    pq.write_table(twice, tmp_path / "twice.parquet")
+    with pytest.raises(DataError, match="'name' occurs twice"):
+        read_parquet(tmp_path / "twice.parquet", {"name": "text"}, "a table", "make")
