@@ -61,9 +61,11 @@ def pretrained_tokenizer(source: str | Path, *, revision: str | None = None, set
     """
     local = Path(source).is_dir()
     with load_errors_explained(source, setting):
-        return AutoTokenizer.from_pretrained(
+        tokenizer = AutoTokenizer.from_pretrained(
             source, revision=revision, local_files_only=local, trust_remote_code=False, **options
         )
+        tokenizer("a")  # some damage of its configuration shows first here
+        return tokenizer
 
 
 def pretrained_model(

@@ -35,9 +35,9 @@ def half(name: str):
     )
 
 
-def setting(**keys):
+def setting(name: str = CONFIG, **keys):
     def change(folder: Path):
-        (folder / CONFIG).write_text(json.dumps(json.loads((folder / CONFIG).read_text()) | keys))
+        (folder / name).write_text(json.dumps(json.loads((folder / name).read_text()) | keys))
 
     return change
 
@@ -114,6 +114,7 @@ DAMAGES = {
     "list as tokenizer": (content(TOKENIZER, b"[]"), "cannot be loaded"),
     "binary tokenizer": (content(TOKENIZER, b"\xff\xfe\x00"), "cannot be loaded"),
     "empty tokenizer configuration": (content("tokenizer_config.json", b""), "cannot be loaded"),
+    "wrong length of a tokenizer": (setting("tokenizer_config.json", model_max_length=[1]), "cannot be loaded"),
     "binary chat template": (content("chat_template.jinja", b"\xff\xfe"), "cannot be loaded"),
     "wrong chat template": (content("chat_template.jinja", b"{% if %}"), "chat template"),
 }

@@ -9,6 +9,7 @@ import pytest
 
 from rm_methods.errors import UserError
 from rm_methods.methods.bradley_terry import Method as BradleyTerry
+from rm_methods.scoring.scorer import ScoringSettings, load_scorer
 from rm_methods.training import run as running
 from rm_methods.training.run import RunFiles, train
 from tests.conftest import experiment_config
@@ -51,6 +52,18 @@ def test_the_number_of_steps_is_that_of_the_pairs_given(prepared, tmp_path, monk
     # 48 pairs, 8 in a step, 2 epochs.
     assert summary["cost"]["optimizer_steps"] == 12
     assert summary["cost"]["pairs_seen"] == 96
+
+
+def test_a_model_that_changed_since_its_training_is_refused(prepared, tmp_path):
+    files = run_files(prepared, tmp_path)
+    train(experiment_config(tmp_path), "bradley_terry", 0, files)
+    load_scorer(files.model, ScoringSettings(max_length=256))
+    weights = files.model / "model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-1000:] = bytes(1000)
+    weights.write_bytes(data)
+    with pytest.raises(UserError, match=r"model\.safetensors changed since the folder was written"):
+        load_scorer(files.model, ScoringSettings(max_length=256))
 
 
 def test_a_missing_run_of_another_variant_is_named(prepared, tmp_path):
