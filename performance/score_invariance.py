@@ -37,7 +37,7 @@ def model_with_fitted_head(folder: Path, training_pairs: list):
     import torch
     from sklearn.linear_model import LogisticRegression
 
-    from rm_methods.config import resolve
+    from rm_methods.config.resolve import resolve
     from rm_methods.reward_models.backbones import load_classifier, load_tokenizer, prepare_backbone
     from rm_methods.reward_models.layouts import lay_out
     from rm_methods.reward_models.model import RewardModel
