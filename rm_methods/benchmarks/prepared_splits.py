@@ -72,11 +72,17 @@ def _read_splits(card: BenchmarkCard, pairs: Path, splits: list[str], report: Re
             f"{', '.join(f'{split} ({count})' for split, count in sorted(present.items())) or 'none'}."
         )
     report.sources.append({"file": str(pairs), "sha256": file_hash(pairs, length=64)})
-    for pair in everything:
+    seen: dict[str, int] = {}
+    for row, pair in enumerate(everything, start=1):
         if pair.split not in splits:
             continue
         report.row()
         item_id = f"{pair.split}/{pair.pair_id}"  # the same pair may stand in two splits of the controlled world
+        if (first := seen.setdefault(item_id, row)) != row:
+            raise DataError(
+                f"{pairs}, row {row}: the pair {pair.pair_id!r} is also in row {first}. The prepare stage leaves out "
+                "repeated pairs, so the file was edited: run it again."
+            )
         if pair.meta.get("flipped"):
             report.count("label flipped by injected noise, kept", item_id)
         yield BenchmarkItem(

@@ -150,11 +150,14 @@ def read_training_log(source: Path | None) -> tuple[list[StepMetric], bool, int]
     """Read metrics.jsonl: metrics named ``train/<name>``, whether the last line was cut off, and how many values were not finite.
 
     Raises:
-        DataError: a line before the last is not a JSON object with an integer `step`.
+        DataError: the file is not UTF-8, or a line before the last is not a JSON object with an integer `step`.
     """
     if source is None or not source.exists():
         return [], False, 0
-    lines = source.read_text(encoding="utf-8").splitlines()
+    try:
+        lines = source.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise DataError(f"{source}: not UTF-8 text ({error}). Run the train stage again.") from None
     last, cut_line, not_finite = {}, False, 0
     for number, line in enumerate(lines, start=1):
         if not line.strip():
@@ -162,9 +165,9 @@ def read_training_log(source: Path | None) -> tuple[list[StepMetric], bool, int]
         try:
             row = json.loads(line)
             step, seconds = row["step"], float(row.get("time") or 0.0)
-            if isinstance(step, bool) or not isinstance(step, int):
+            if isinstance(step, bool) or not isinstance(step, int) or not 0 <= step < 2**63 or not 0 <= seconds < 1e12:
                 raise TypeError
-        except (ValueError, KeyError, TypeError, AttributeError):
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
             if number == len(lines):
                 cut_line = True  # a run that was killed while it wrote
                 continue
@@ -174,7 +177,7 @@ def read_training_log(source: Path | None) -> tuple[list[StepMetric], bool, int]
         for name, value in row.items():
             if name not in ("step", "time") and _is_number(value):
                 last[legal_name(f"train/{name}"), step] = StepMetric(
-                    legal_name(f"train/{name}"), float(value), step, seconds
+                    legal_name(f"train/{name}"), _as_float(value), step, seconds
                 )
     steps = [metric for metric in last.values() if math.isfinite(metric.value)]
     not_finite = len(last) - len(steps)
@@ -194,7 +197,7 @@ def _finals(
         counts = {name: report.get(name) for name in ("tie_rate", "n_scored", "n_total", "n_truncated")}
         found |= {f"{benchmark}/{name}": value for name, value in counts.items() if value is not None}
     numbers = {
-        legal_name(name): math.nan if value is None else float(value)
+        legal_name(name): math.nan if value is None else _as_float(value)
         for name, value in found.items()
         if value is None or _is_number(value)
     }
@@ -204,6 +207,14 @@ def _finals(
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _as_float(value: int | float) -> float:
+    """The number; infinity for an integer beyond all floats."""
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf
 
 
 def params_of(settings: Mapping[str, Any]) -> dict[str, str]:

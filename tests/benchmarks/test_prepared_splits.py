@@ -103,6 +103,14 @@ def test_the_training_split_is_no_benchmark(tmp_path):
         prepare("heldout", pairs, tmp_path, options={"splits": ["train"]})
 
 
+def test_a_pair_that_is_twice_in_the_file_is_named_with_its_rows(tmp_path):
+    prompt = [{"role": "user", "content": "?"}]
+    pairs = [make_pair(prompt, f"answer {k}", "no", split="test", source="made up") for k in range(3)]
+    write_pairs([*pairs, pairs[1]], tmp_path / "pairs.parquet")
+    with pytest.raises(DataError, match=r"pairs\.parquet, row 4: the pair .* is also in row 2"):
+        prepare("heldout", tmp_path / "pairs.parquet", tmp_path)
+
+
 def test_pairs_are_needed_and_a_root_is_refused(tmp_path):
     with pytest.raises(UserError, match="made of the prepared pairs"):
         prepare("heldout", None, tmp_path)

@@ -10,7 +10,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -42,11 +42,13 @@ class Change:
         what: in words.
         names: what a message may name to be understood: the file, the key, the value.
         harmless: the file still says the same.
+        folder: the run that the file is of, as "<variant>/seed<k>"; "" for other files.
     """
 
     what: str
     names: tuple[str, ...]
     harmless: bool = False
+    folder: str = ""
 
 
 def change_file(rng: Random, file: Path, others: list[Path]) -> Change:
@@ -66,7 +68,8 @@ def change_file(rng: Random, file: Path, others: list[Path]) -> Change:
     elif file.suffix == ".csv":
         ways += [(6, lambda: _change_cells(rng, file))]
     (way,) = rng.choices([way for _, way in ways], [weight for weight, _ in ways])
-    return way()
+    folder = "/".join(file.parts[-3:-1]) if file.parent.name.startswith("seed") else ""
+    return replace(way(), folder=folder)
 
 
 # Values

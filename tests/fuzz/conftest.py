@@ -78,8 +78,8 @@ def finished(tmp_path_factory) -> Path:
     benchmark = ("--benchmark", "heldout")
     report = ("--report", results / "benchmarks" / "heldout.json")
     run_verb("prepare-benchmark", *config, *benchmark, "--pairs", pairs, "--items", items, *report)
-    for variant in configuration(folder)["methods"]:
-        for seed in SEEDS:
+    for variant, seeds in (("bradley_terry", SEEDS), ("longest", SEEDS[:1])):
+        for seed in seeds:
             run = results / "runs" / variant / f"seed{seed}"
             evaluation = results / "evaluation" / variant / f"seed{seed}"
             scores = results / "scores" / variant / f"seed{seed}" / "heldout.parquet"

@@ -16,7 +16,7 @@ from click.testing import CliRunner
 from rm_methods.cli import main
 from tests.conftest import REPOSITORY
 from tests.fuzz.changes import Change, copy_tree, read_values
-from tests.fuzz.conftest import EXAMPLES, SEEDS, text_rows, write_rows
+from tests.fuzz.conftest import EXAMPLES, text_rows, write_rows
 
 LONGEST_MESSAGE = 6000  # characters: a message that quotes a whole file is no message
 
@@ -52,11 +52,16 @@ class Subject:
     Attributes:
         name: "<verb>/<kind of input>".
         seeds: the finished experiment that inputs are taken from.
+        unchanged: what the verb makes of the valid input.
+        input_name: what a message may name instead of the file, as a model's folder is one thing to its user.
+        has_checksums: a harmless change of a file may be refused, because its bytes are not those that were written.
     """
 
     name: str
     seeds: Path
     unchanged: Any = field(default=None, init=False)
+    has_checksums: ClassVar[bool] = False
+    input_name: ClassVar[str] = ""
 
     def build(self, folder: Path) -> None:
         """Write a valid input into `folder`."""
@@ -100,11 +105,11 @@ class Subject:
 
     def _wrong_refusal(self, folder: Path, change: Change, outcome: Outcome) -> str | None:
         message = outcome.text.replace(str(folder), "")
-        if change.harmless:
+        if change.harmless and not (self.has_checksums and "SHA256SUMS" in message):
             return f"a harmless change is refused: {message[-300:]}"
         if len(message) > LONGEST_MESSAGE:
             return f"a message of {len(message)} characters: {message[:300]}"
-        names = [*change.names, Path(change.names[0]).stem.replace("_", " ")]
+        names = [*change.names, Path(change.names[0]).stem.replace("_", " "), change.folder, self.input_name]
         if not any(name in message for name in names if name):
             return f"the message names none of {change.names}: {message[-600:]}"
         if left := [path.name for path in self.outputs(folder) if path.exists() and any(path.rglob("*"))]:
@@ -296,7 +301,9 @@ class Prepare(Subject):
 
 
 def _sorted(rows: list[dict]) -> list[str]:
-    return sorted(json.dumps(row, sort_keys=True) for row in rows)
+    """Rows as texts in one order; a column that a row leaves empty is as good as none."""
+    filled = [{key: value for key, value in row.items() if value not in (None, "", [], {})} for row in rows]
+    return sorted(json.dumps(row, sort_keys=True) for row in filled)
 
 
 def _answer(value: Any) -> str:
@@ -364,12 +371,16 @@ class PrepareBenchmark(Subject):
 class Score(Subject):
     """`score` with a changed file of data, or a changed model folder."""
 
+    has_checksums = True
+    input_name = "run/model"
     DATA: ClassVar[dict[str, str]] = {"text": "pairs.jsonl", "items": "items.parquet", "prepared": "pairs.parquet"}
 
     def build(self, folder):
         results = self.seeds / "results" / "fuzz"
         variant = "longest" if "longest" in self.name else "bradley_terry"
         copy_tree(results / "runs" / variant / "seed0", folder / "run")
+        if "foreign" in self.name:
+            (folder / "run" / "model" / "SHA256SUMS").unlink(missing_ok=True)
         write_rows(text_rows(6), folder / "pairs.jsonl")
         copy_tree(results / "benchmarks" / "heldout.parquet", folder / "items.parquet")
         copy_tree(results / "data" / "pairs.parquet", folder / "pairs.parquet")
@@ -411,9 +422,9 @@ class Score(Subject):
             return None
         if any(not math.isfinite(row["score"]) for row in result) and "finite" not in outcome.text:
             return "scores that are not finite, without a word"
-        if change.what.startswith(("bytes", "missing", "mixed")) and not any(
-            name in outcome.text for name in change.names
-        ):
+        # Without checksums nobody can tell that weights of the right shape are others.
+        damaged = ("missing", "mixed up") if "foreign" in self.name else ("bytes", "missing", "mixed up")
+        if change.what.startswith(damaged) and not any(name in outcome.text for name in change.names):
             return "silent: a damaged model gives other scores"
         return None
 
@@ -448,10 +459,10 @@ class Evaluate(Subject):
 
     def result(self, folder, outcome):
         credits = pq.read_table(folder / "out" / "credits.parquet").to_pylist()
-        return {
-            "metrics": read_values(folder / "out" / "metrics.json"),
-            "credits": sorted(credits, key=lambda row: json.dumps(row, sort_keys=True)),
-        }
+        metrics = read_values(folder / "out" / "metrics.json")
+        for benchmark in metrics["benchmarks"].values():
+            benchmark.pop("made_from", None)  # hashes of the files' bytes
+        return {"metrics": metrics, "credits": sorted(credits, key=lambda row: json.dumps(row, sort_keys=True))}
 
     def wrong(self, folder, change, outcome, result):
         summary = read_values(folder / "summary.json")
@@ -501,11 +512,9 @@ class Compare(Finished):
             column, metric = row.get("benchmark"), row.get("metric")
             if (column, metric) != ("heldout", "test"):
                 continue
-            files = [
-                folder / "results" / "evaluation" / row["variant"] / f"seed{seed}" / "metrics.json" for seed in SEEDS
-            ]
+            files = (folder / "results" / "evaluation" / row["variant"]).glob("seed*/metrics.json")
             values = [read_values(file)["benchmarks"]["heldout"]["metrics"]["test"] for file in files]
-            if None not in values and abs(float(row["mean"]) - sum(values) / len(values)) > 2e-3:
+            if None not in values and abs(float(row["mean"]) - sum(values) / len(values)) > 1e-9:
                 return f"{row['variant']}: mean {row['mean']}, the files say {values}"
         return None
 
@@ -563,12 +572,13 @@ FORMATS = (
     "text.parquet",
     "conversations.parquet",
 )
-BENCHMARKS = ("rm_bench", "judge_bench", "hh_rlhf", "alpaca_eval_pool", "ppe_correctness")
+BENCHMARKS = ("heldout", "rm_bench", "judge_bench", "hh_rlhf", "alpaca_eval_pool", "ppe_correctness")
 SUBJECTS: dict[str, type[Subject]] = {
     **{f"check/{name}": Check for name in CONFIGURATIONS},
     **{f"prepare/{name}": Prepare for name in FORMATS},
     **{f"prepare-benchmark/{name}": PrepareBenchmark for name in BENCHMARKS},
-    **{f"score/{name}": Score for name in ("text", "items", "longest-model")},
+    **{f"score/{name}": Score for name in ("text", "items", "prepared", "model", "foreign-model", "longest-model")},
+    "evaluate/tables": Evaluate,
     "compare/experiment": Compare,
     "track/experiment": Track,
 }

@@ -170,6 +170,13 @@ def test_what_the_balance_keeps_does_not_depend_on_the_order_of_the_files(pairs,
     assert balance_length(pairs[::-1], seed) == balance_length(pairs, seed)[::-1]
 
 
+def test_the_seed_decides_which_pairs_the_balance_keeps():
+    longer = [pair(f"{number}?", "long answer", "short") for number in range(60)]
+    shorter = [pair(f"{number}!", "short", "long answer") for number in range(20)]
+    kept = [balance_length([*longer, *shorter], seed) for seed in (0, 1, 0)]
+    assert kept[0] == kept[2] != kept[1]
+
+
 def test_each_source_is_balanced_in_itself_where_it_can_be():
     def of(source, longer, shorter):
         first = [pair(f"{source}{number}?", "long answer", "short", source=source) for number in range(longer)]

@@ -52,10 +52,11 @@ def test_training_log_keeps_the_last_value_of_a_step_and_skips_what_is_not_finit
     log = tmp_path / "metrics.jsonl"
     log.write_text(
         '{"step": 1, "time": 0.5, "loss": 0.9}\n{"step": 1, "time": 0.7, "loss": 0.8, "note": "x"}\n\n{"step": 2, "loss": NaN}\n'
+        f'{{"step": 3, "loss": {"9" * 400}}}\n'
     )
     steps, cut_line, not_finite = read_training_log(log)
     assert [(m.name, m.value, m.step, m.seconds) for m in steps] == [("train/loss", 0.8, 1, 0.7)]
-    assert (cut_line, not_finite) == (False, 1)
+    assert (cut_line, not_finite) == (False, 2)
 
 
 def test_a_last_line_that_was_cut_off_is_left_out_and_reported(tmp_path):
@@ -66,13 +67,31 @@ def test_a_last_line_that_was_cut_off_is_left_out_and_reported(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "bad", ["not json", "[1, 2]", '{"loss": 0.5}', '{"step": "two", "loss": 0.5}', '{"step": true}']
+    "bad",
+    [
+        "not json",
+        "[1, 2]",
+        '{"loss": 0.5}',
+        '{"step": "two", "loss": 0.5}',
+        '{"step": true}',
+        '{"step": -1}',
+        '{"step": 9223372036854775808}',
+        '{"step": 2, "time": NaN}',
+        f'{{"step": 2, "time": {"9" * 400}}}',
+        "[" * 100_000,
+    ],
 )
 def test_a_bad_line_inside_the_log_names_file_and_row(tmp_path, bad):
     log = tmp_path / "metrics.jsonl"
     log.write_text(f'{{"step": 1, "loss": 0.9}}\n{bad}\n{{"step": 3, "loss": 0.7}}\n')
     with pytest.raises(DataError, match=r"metrics.jsonl, row 2: expected an object"):
         read_training_log(log)
+
+
+def test_a_log_that_is_no_text_is_named(tmp_path):
+    (tmp_path / "metrics.jsonl").write_bytes('{"step": 1, "loss": 0.9}\n'.encode("utf-16"))
+    with pytest.raises(DataError, match=r"metrics.jsonl: not UTF-8"):
+        read_training_log(tmp_path / "metrics.jsonl")
 
 
 def test_finals_come_from_evaluation_training_and_cost(finished_run):
