@@ -208,10 +208,14 @@ def check_unicode(value: Any) -> None:
         Unusable: with the place in the text; also for a row nested so deeply that it cannot be looked at.
     """
     try:
-        # repr spells half a pair as \\ud800; only rows with that spelling are walked through, because walking is slow.
-        if "\\ud" in repr(value):
-            for text in _texts(value):
-                text.encode("utf-8")
+        members = [*value, *value.values()] if isinstance(value, dict) else [value]
+        for member in members:
+            if isinstance(member, str):
+                member.encode("utf-8")
+            # repr spells half a pair as \ud800; only values with that spelling are walked through: walking is slow.
+            elif isinstance(member, (dict, list)) and "\\ud" in repr(member):
+                for text in _texts(member):
+                    text.encode("utf-8")
     except UnicodeEncodeError as error:
         raise Unusable("text is not Unicode", str(error)) from None
     except RecursionError:
