@@ -1,0 +1,90 @@
+"""The Markdown pages: relative links and their anchors resolve, and no banned construction or British spelling is left."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from urllib.parse import unquote
+
+import pytest
+
+from tests.conftest import REPOSITORY
+
+PAGES = sorted(
+    path.relative_to(REPOSITORY)
+    for folder in ("", "config", "data", "docs")
+    for path in (REPOSITORY / folder).glob("**/*.md" if folder else "*.md")
+)
+# Rewritten pages; the others follow.
+REWRITTEN = [
+    page for page in PAGES if len(page.parts) == 1 or page == Path("config/README.md") or page.name == "architecture.md"
+]
+LINK = re.compile(r"\]\(([^()\s]+)\)")
+# Readers stop at these constructions.  Each has a plain verb: is listed in, is stored in, overrides, uses.
+BANNED = [
+    r"\b(stand|lie)s? (in|under|beside)\b",
+    r"\bgo(es)? (over|by)\b(?! hand)",
+    r"\bof (its|their|his|one's) own\b",
+    r"\bas (it is|they are)\b",
+    r"\bthat is all there is\b",
+    r"\bthe other way round\b",
+    r"\bfrom elsewhere\b(?! *\])",
+    r"\bwhat augments\b",
+]
+BRITISH = [
+    r"\w*(optimi|normali|standardi|regulari|generali|summari|tokeni|utili|recogni|initiali|maximi|minimi)s(e[ds]?|ing|ation|er)\b",
+    r"\w*(colour|behaviour|neighbour|favour)\w*",
+    r"\b(centred?|centring|licences?|artefacts?|judgements?|learnt|grey)\b",
+]
+
+
+def prose(text: str) -> str:
+    """A page without code, formulas and the addresses of links: what is left was written for readers."""
+    text = re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE)
+    text = re.sub(r"^    .*$", "", text, flags=re.MULTILINE)
+    text = re.sub(r"`[^`\n]*`", "", text)
+    return re.sub(r"\]\([^()\s]+\)", "]", text)
+
+
+def anchors(text: str) -> set[str]:
+    """The anchors that GitHub gives to the headings of a page."""
+    headings = re.findall(
+        r"^#+ +(.*?) *$", re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE), re.MULTILINE
+    )
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def broken_links(page: Path) -> list[str]:
+    """The relative links of a page whose file or anchor does not exist."""
+    broken = []
+    for link in LINK.findall(page.read_text(encoding="utf-8")):
+        if re.match(r"[a-z]+:", link):
+            continue
+        path, _, anchor = unquote(link).partition("#")
+        target = page.parent / path if path else page
+        is_broken = not target.exists()
+        if anchor and not is_broken:
+            is_broken = anchor not in anchors(target.read_text(encoding="utf-8"))
+        if is_broken:
+            broken.append(link)
+    return broken
+
+
+@pytest.mark.parametrize("page", PAGES, ids=str)
+def test_relative_links_resolve(page):
+    assert broken_links(REPOSITORY / page) == []
+
+
+@pytest.mark.parametrize("page", REWRITTEN, ids=str)
+def test_no_page_holds_a_banned_construction_or_a_british_spelling(page):
+    text = prose((REPOSITORY / page).read_text(encoding="utf-8"))
+    phrases = [match.group() for pattern in (*BANNED, *BRITISH) for match in re.finditer(pattern, text, re.IGNORECASE)]
+    assert phrases == []
+
+
+def test_a_broken_link_a_broken_anchor_and_a_banned_phrase_are_noticed(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("# One heading\n[a](page.md#one-heading) [b](missing.md) [c](#two) [d](https://example.org)\n")
+    assert broken_links(page) == ["missing.md", "#two"]
+    assert "stands in" not in prose("`stands in` and\n\n    it stands in code\n")
+    assert re.search(BANNED[0], prose("It stands in the\ncard."))
