@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from rm_methods.errors import DataError
-from rm_methods.files import read_json
+from rm_methods.files import content_hash, read_json
 from rm_methods.validation import schema_problems
 
 _TEXT, _NUMBER, _BOOLEAN, _COUNT = (
@@ -118,6 +118,12 @@ SCHEMAS = {
 }
 
 
+def with_checksum(record: Mapping[str, Any]) -> dict[str, Any]:
+    """A record with the hash of its other entries under `checksum`, which `read_record` checks."""
+    rest = {name: value for name, value in record.items() if name != "checksum"}
+    return rest | {"checksum": content_hash(rest)}
+
+
 def read_record(source: str | os.PathLike, what: str, stage: str) -> dict[str, Any]:
     """Read a JSON file of a kind.
 
@@ -130,6 +136,10 @@ def read_record(source: str | os.PathLike, what: str, stage: str) -> dict[str, A
         DataError: it is another file, or a value is missing or of the wrong type; names file and fields.
     """
     content = read_json(source)
+    if isinstance(content, dict) and "checksum" in content and content != with_checksum(content):
+        raise DataError(
+            f"{source}: 'checksum' does not fit the rest: the file was edited. Run the {stage} stage again."
+        )
     if problems := schema_problems(content, SCHEMAS[what]):
         raise DataError(f"{source}: not {what}: {' '.join(problems[:5])} Run the {stage} stage again.")
     return content

@@ -20,6 +20,7 @@ from rm_methods.benchmarks.sources import ReadReport
 from rm_methods.errors import DataError
 from rm_methods.files import file_hash, write_json
 from rm_methods.parquet import write_parquet
+from rm_methods.stored import with_checksum
 
 CREDIT_COLUMNS = ("benchmark", "metric", "item_id", "group", "stratum", "weight", "credit")
 IDENTITY = ("variant", "method", "seed", "run_key")
@@ -265,6 +266,7 @@ def evaluate_run(
             "made_from": {"items": file_hash(items_path), "scores": file_hash(scores_path)},
         }
     write_credits(all_credits, out_credits)
+    result = with_checksum(result)
     write_json(out_metrics, result)
     return result
 

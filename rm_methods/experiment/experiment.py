@@ -57,7 +57,7 @@ class Experiment:
 
     def check_runs(self, folder: Path) -> None:
         """Refuse runs below `folder` that the configuration does not ask for; raises as `check_results`."""
-        self.check_results(folder, ("train", _named(self.runs())))
+        self.check_results(folder, ("prepare", [{}]), ("train", _named(self.runs())))
 
     def is_trained(self, variant: str) -> bool:
         """Whether a variant's weights are trained (and so need the backbone, and a GPU where there is one)."""
@@ -418,7 +418,7 @@ class Experiment:
         """The stages of runs up to their scores on the benchmarks, for `check_results`."""
         scores = [of | {"benchmark": name} for of in _named(runs) for name in self.config["benchmarks"]]
         benchmarks = [{"benchmark": name} for name in self.config["benchmarks"]]
-        return [("train", _named(runs)), ("prepare_benchmark", benchmarks), ("score", scores)]
+        return [("prepare", [{}]), ("train", _named(runs)), ("prepare_benchmark", benchmarks), ("score", scores)]
 
     def exports(self, folder: Path | None = None) -> list:
         """What the tracking stage exports, one entry per run."""

@@ -19,6 +19,7 @@ from rm_methods.preferences.pair import PreferencePair, read_pairs
 from rm_methods.reward_models.model_folder import write_checksums
 from rm_methods.reward_models.older_releases import add_older_names
 from rm_methods.scoring.scorer import SCORER_FILE
+from rm_methods.stored import with_checksum
 from rm_methods.system.cpu import prepare_cpu
 from rm_methods.system.provenance import key_of, peak_memory_bytes, provenance
 from rm_methods.system.run_lock import run_lock
@@ -357,5 +358,6 @@ def _write_summary(config, variant, seed, files: RunFiles, pairs_hash: str, cost
         "depends_on": depends_on,
         "provenance": provenance(depends_on["code"]),
     }
+    summary = with_checksum(summary)
     write_json(files.summary, summary)
     return summary

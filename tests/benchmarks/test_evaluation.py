@@ -13,6 +13,7 @@ from rm_methods.benchmarks.item import BenchmarkItem, write_items
 from rm_methods.benchmarks.score_table import write_scores
 from rm_methods.errors import DataError, UserError
 from rm_methods.files import file_hash
+from rm_methods.stored import with_checksum
 
 from .made_up import score_rows, write_score_table
 
@@ -47,7 +48,8 @@ class TestMetricsFile:
         rows[0] = replace(rows[0], truncated=True)
         rows[1] = replace(rows[1], truncated=True)
         result = evaluate(rows)
-        assert result == IDENTITY | {
+        assert result == with_checksum(result)
+        assert result | {"checksum": None} == {"checksum": None} | IDENTITY | {
             "benchmarks": {
                 "heldout": {
                     # Every chosen response here is the longer one, so length cannot be controlled.

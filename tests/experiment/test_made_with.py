@@ -117,7 +117,7 @@ def test_runs_of_another_configuration_are_refused_by_name(tmp_path):
         write_run(experiment, tmp_path, variant, seed)
     experiment.check_runs(tmp_path)
     other = Experiment(resolve(CONFIG | {"training": {"learning_rate": 3e-4}}))
-    with pytest.raises(DataError, match="2 of 3 results") as caught:
+    with pytest.raises(DataError, match="2 of 4 results") as caught:
         other.check_runs(tmp_path)
     assert "runs/bradley_terry/seed1: training.learning_rate is" in str(caught.value)
     assert "runs/longest" not in str(caught.value)  # it is not trained
@@ -136,7 +136,7 @@ def test_swapped_edited_and_unproved_runs_are_refused(tmp_path):
         (json.dumps({key: value for key, value in json.loads(whole).items() if key != "depends_on"}), "does not say"),
     ):
         first.write_text(content)
-        with pytest.raises(DataError, match=f"1 of 3 results(?s:.*)runs/bradley_terry/seed0: .*{message}"):
+        with pytest.raises(DataError, match=f"1 of 4 results(?s:.*)runs/bradley_terry/seed0: .*{message}"):
             experiment.check_runs(tmp_path)
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "pairs.parquet").write_text("other pairs")
