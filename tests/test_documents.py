@@ -15,9 +15,17 @@ PAGES = sorted(
     for folder in ("", "config", "data", "docs")
     for path in (REPOSITORY / folder).glob("**/*.md" if folder else "*.md")
 )
-# Rewritten pages; the others follow.
+# Pages that still have to be rewritten.
+WAITING = {
+    *(f"docs/{name}.md" for name in "adding-a-method benchmarks clusters comparison datasets diagnostics".split()),
+    *(f"docs/{name}.md" for name in "overoptimization ppo scaling speed tracking world".split()),
+    "data/benchmarks/README.md",
+    "data/datasets/README.md",
+}
 REWRITTEN = [
-    page for page in PAGES if len(page.parts) == 1 or page == Path("config/README.md") or page.name == "architecture.md"
+    page
+    for page in PAGES
+    if str(page) not in WAITING and page.parts[:2] not in (("docs", "methods"), ("docs", "results"))
 ]
 LINK = re.compile(r"\]\(([^()\s]+)\)")
 # Readers stop at these constructions.  Each has a plain verb: is listed in, is stored in, overrides, uses.
