@@ -18,7 +18,7 @@ PAGES = sorted(
 # Folders and pages that still have to be rewritten.
 WAITING = re.compile(
     r"docs/(methods|results)/|data/|"
-    r"docs/(adding|clusters|comparison|datasets|diagnostics|overoptimization|ppo|scaling|speed|tracking|world)"
+    r"docs/(adding|clusters|comparison|datasets|diagnostics|overoptimization|ppo|speed|tracking|world)"
 )
 REWRITTEN = [page for page in PAGES if not WAITING.match(str(page))]
 LINK = re.compile(r"\]\(([^()\s]+)\)")
@@ -30,7 +30,6 @@ BANNED = [
     r"\bas (it is|they are)\b",
     r"\bthat is all there is\b",
     r"\bthe other way round\b",
-    r"\bfrom elsewhere\b(?! *\])",
     r"\bwhat augments\b",
 ]
 BRITISH = [
