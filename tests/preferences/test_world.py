@@ -304,7 +304,7 @@ def test_documentation_has_every_option_with_its_default_and_real_examples(world
         assert f"| `{name}` | `{json.dumps(schema['default'])}` |" in text
         assert schema["description"] in text
     for pairs in world.values():
-        for pair in pairs[:2]:
+        for pair in pairs[:1]:
             for printed in (prompt_text(pair), pair.chosen, pair.rejected):
                 assert all(f"{line}\n" in text for line in printed.split("\n"))
 

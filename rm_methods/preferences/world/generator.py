@@ -38,7 +38,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "validation_pairs": _whole(300, 0, 100_000, "Pairs in the validation split."),
     "test_pairs": _whole(600, 0, 100_000, "Pairs in each of the six test splits."),
     "cue_agreement": _rate(
-        0.85, "Rate at which the cue stands in the better response (train, validation, iid); cue_reversed: 1 minus it."
+        0.85, "Rate at which the better response has the cue (train, validation, iid); cue_reversed: 1 minus it."
     ),
     "cue_kinds": {
         "type": "array",
@@ -65,7 +65,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "type": "string",
         "enum": ["early", "mixed", "late"],
         "default": "mixed",
-        "description": "Where the deciding evidence stands in prompt and responses; early_evidence and late_evidence set it themselves.",
+        "description": "Position of the deciding evidence in prompt and responses; early_evidence and late_evidence set it themselves.",
     },
     "filler": _whole(1, 0, 100, "Most filler sentences in a prompt or response (evenly 0 to this)."),
     "long_multiplier": _whole(
