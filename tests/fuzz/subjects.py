@@ -313,6 +313,8 @@ def _answer(value: Any) -> str:
 class PrepareBenchmark(Subject):
     """`prepare-benchmark` on the public format of a benchmark, or on prepared pairs."""
 
+    input_name = "no file"  # a missing file is named by the pattern that it would fit
+
     @property
     def benchmark(self) -> str:
         return self.name.split("/")[1]
