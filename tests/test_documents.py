@@ -18,7 +18,7 @@ PAGES = sorted(
 # Folders and pages that still have to be rewritten.
 WAITING = re.compile(
     r"docs/(methods|results)/|data/|"
-    r"docs/(adding|clusters|comparison|datasets|diagnostics|ppo|speed|tracking)"
+    r"docs/(adding|clusters|comparison|datasets|diagnostics|speed|tracking)"
 )
 REWRITTEN = [page for page in PAGES if not WAITING.match(str(page))]
 LINK = re.compile(r"\]\(([^()\s]+)\)")
