@@ -17,8 +17,8 @@ PAGES = sorted(
 )
 # Folders and pages that still have to be rewritten.
 WAITING = re.compile(
-    r"docs/(methods|results)/|data/|"
-    r"docs/(adding|clusters|comparison|datasets|diagnostics|speed|tracking)"
+    r"docs/(methods|results)/|"
+    r"docs/(clusters|comparison|datasets|diagnostics|speed|tracking)"
 )
 REWRITTEN = [page for page in PAGES if not WAITING.match(str(page))]
 LINK = re.compile(r"\]\(([^()\s]+)\)")
