@@ -1,4 +1,4 @@
-"""How far a set of latents lies from a reference set: two detectors of over-optimisation after InfoRM.
+"""How far a set of latents lies from a reference set: two detectors of over-optimization after InfoRM.
 
 Cluster separation index (Miao et al. 2024, arXiv 2402.09345): latents of responses that a policy or Best-of-N chose are clustered; each
 cluster counts its size times the distance of its centroid from the nearest latent of the reference (the untouched SFT policy).

@@ -146,7 +146,7 @@ class Experiment:
         return self.config["seeds"][0] if self._method(variant).seed_free else seed
 
     def is_optimised(self) -> bool:
-        """Whether there is any over-optimisation to summarise."""
+        """Whether there is any over-optimization to summarise."""
         return bool(self.pools()) or bool(self.ppo_runs())
 
     def pools(self) -> list[str]:
@@ -195,7 +195,7 @@ class Experiment:
         return code_hash("ppo", *([] if self.is_trained(variant) else map(str, self._method(variant).files())))
 
     def overoptimization_files(self) -> list[str]:
-        """Names of the files of the over-optimisation summary."""
+        """Names of the files of the over-optimization summary."""
         from rm_methods.overoptimization.outputs import best_of_n_files, ppo_files, run_metrics
 
         of_pools = (

@@ -1,6 +1,6 @@
 """Aligns the tokens of two tokenizers over the same text by character spans.
 
-A group is a smallest stretch of text that both tokenizers cut out with whole tokens: between two neighbouring groups neither has a
+A group is a smallest stretch of text that both tokenizers cut out with whole tokens: between two neighboring groups neither has a
 token that goes across.  Attention maps of different tokenizers are compared over groups: the mean over a group's query rows, the sum
 over its key columns, so rows stay distributions.  Tokens outside the text (special tokens, template tokens, blanks) are in no group.
 

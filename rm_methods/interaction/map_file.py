@@ -84,7 +84,7 @@ def _compute(path: Path, sizes: np.ndarray, lengths: np.ndarray, compute, counts
 
 
 def _shares(sizes: np.ndarray, lengths: np.ndarray, ranks: int) -> list[int]:
-    """Where the share of each rank starts, and the end: neighbours go to one rank, and shares have about as many tokens."""
+    """Where the share of each rank starts, and the end: neighbors go to one rank, and shares have about as many tokens."""
     read = np.cumsum(np.where(sizes > 0, lengths, 0))
     inner = (
         [int(np.searchsorted(read, read[-1] * rank / ranks)) for rank in range(1, ranks)]
@@ -116,7 +116,7 @@ def _new_file(path: Path, cells: int) -> np.ndarray:
 
 
 def _write_part(path: Path, first: int, sizes: np.ndarray, lengths: np.ndarray, compute, shown: bool) -> None:
-    """The maps of neighbouring pairs, those from place `first` on."""
+    """The maps of neighboring pairs, those from place `first` on."""
     starts = np.concatenate([[0], np.cumsum(np.square(sizes))])
     stored = _new_file(path, int(starts[-1]))
     order = sorted(np.flatnonzero(sizes), key=lambda k: -lengths[k])

@@ -81,7 +81,7 @@ def row_kl(
     """KL(teacher || student) of attention rows, mean over student tokens in the text and over heads.
 
     Args:
-        scope: "joint", "intra" or "inter": columns that are compared; teacher rows are renormalised over them.
+        scope: "joint", "intra" or "inter": columns that are compared; teacher rows are renormalized over them.
         causal: compare with the map that the student really uses: a token sees the prompt's and its own response's tokens up to itself
             (scope is then "intra" by nature).
 
@@ -106,7 +106,7 @@ def row_kl(
 def received_mass(student: StudentAttention, teacher: TeacherAttention) -> torch.Tensor:
     """KL between how much attention each group receives from teacher and student, in each sequence [prompt | response], [B].
 
-    The student's map is the causal one that it really uses; the teacher's block is bidirectional.  Both are renormalised over the
+    The student's map is the causal one that it really uses; the teacher's block is bidirectional.  Both are renormalized over the
     sequence's text, rows are averaged, and the two sequences are averaged.
     """
     total = 0.0
@@ -167,7 +167,7 @@ def averaged_row_kl(student: StudentAttention, teacher: TeacherAttention, scope:
 def virt(student: StudentAttention, teacher: TeacherAttention) -> torch.Tensor:
     """Squared distance of the inter blocks, as in VIRT (arXiv 2112.04195), summed over columns, mean over response rows, [B].
 
-    Blocks are renormalised per row and head-averaged; the student's are pooled to groups row block by row block.
+    Blocks are renormalized per row and head-averaged; the student's are pooled to groups row block by row block.
     """
     return _over_pooled_rows(student, teacher, "inter", lambda wanted, pooled: (pooled - wanted).square().sum(-1))
 
@@ -266,7 +266,7 @@ def _kl(wanted: torch.Tensor, found: torch.Tensor) -> torch.Tensor:
 
 
 def _restricted(teacher: TeacherAttention, table: torch.Tensor, pattern: torch.Tensor | None = None):
-    """Teacher rows over the visible columns, renormalised [B, G, G], and which rows have any [B, G]."""
+    """Teacher rows over the visible columns, renormalized [B, G, G], and which rows have any [B, G]."""
     segment = teacher.segment
     visible = table[segment.clamp(min=0)[:, :, None], segment.clamp(min=0)[:, None, :]]
     visible = visible & (segment >= 0)[:, :, None] & (segment >= 0)[:, None, :]

@@ -50,7 +50,7 @@ class PairAlignments:
     """The alignment of every pair, and what could not be aligned.
 
     Args:
-        items: tokenised pairs.
+        items: tokenized pairs.
         tokenizer: the student's.
         teacher_reader: None for a made-up teacher, whose groups are the student's own tokens of the text.
 

@@ -1,10 +1,10 @@
-"""Bradley-Terry reward model, with optional margin and reward centring.
+"""Bradley-Terry reward model, with optional margin and reward centering.
 
-    loss = -log sigmoid(r_chosen - r_rejected - margin) + centring * (r_chosen + r_rejected)^2
+    loss = -log sigmoid(r_chosen - r_rejected - margin) + centering * (r_chosen + r_rejected)^2
 
 Bradley & Terry 1952; for language models Ouyang et al. 2022 (arXiv 2203.02155).  Margin from the strength of the label:
-Llama 2 (arXiv 2307.09288, section 3.2.2).  Centring: Eisenstein et al. 2023 (arXiv 2312.09244), with the sign of the
-released implementations (added to a loss that is minimised).
+Llama 2 (arXiv 2307.09288, section 3.2.2).  Centering: Eisenstein et al. 2023 (arXiv 2312.09244), with the sign of the
+released implementations (added to a loss that is minimized).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def bradley_terry_loss(rewards: torch.Tensor, margin: torch.Tensor | float = 0.0
     return F.softplus(margin - (rewards[:, 0] - rewards[:, 1]))
 
 
-def centring_penalty(rewards: torch.Tensor) -> torch.Tensor:
+def centering_penalty(rewards: torch.Tensor) -> torch.Tensor:
     """(r_chosen + r_rejected)^2 for each pair, fp32 [pairs].  It moves the mean of a pair, not its difference, towards zero."""
     return rewards.sum(dim=1).square()
 
@@ -52,10 +52,10 @@ class Method(TrainedMethod):
     def loss(self, model, batch):
         rewards = model(batch).rewards
         preference = bradley_terry_loss(rewards, batch.margin)
-        if not self.settings["centring"]:
+        if not self.settings["centering"]:
             return Loss(preference)
-        penalty = centring_penalty(rewards)
+        penalty = centering_penalty(rewards)
         return Loss(
-            preference + self.settings["centring"] * penalty,
-            {"preference_loss": preference, "centring_penalty": penalty},
+            preference + self.settings["centering"] * penalty,
+            {"preference_loss": preference, "centering_penalty": penalty},
         )

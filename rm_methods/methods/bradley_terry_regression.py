@@ -2,7 +2,7 @@
 
     loss = -log sigmoid(z) + weight * penalty,   z = r_chosen - r_rejected
 
-    penalty with ratings:   mean of (r_chosen - g_chosen)^2 and (r_rejected - g_rejected)^2, g standardised over all rated responses
+    penalty with ratings:   mean of (r_chosen - g_chosen)^2 and (r_rejected - g_rejected)^2, g standardized over all rated responses
     penalty without:        (z - d)^2, d = strength of the label, divided by its root mean square over the training pairs
 
 Ratings bind the rewards themselves, so their level is no longer free; differences bind only z.  Regression reward models and
@@ -59,7 +59,7 @@ def ratings_of_pairs(pairs: Sequence[PreferencePair], keys: Sequence[str]) -> to
 
 class Method(TrainedMethod):
     def transform_pairs(self, pairs, inputs):
-        self._targets(pairs)  # refuses here, before anything is tokenised, what build could not use
+        self._targets(pairs)  # refuses here, before anything is tokenized, what build could not use
         return pairs
 
     def build(self, model, inputs):
@@ -80,7 +80,7 @@ class Method(TrainedMethod):
         return self.measured
 
     def _targets(self, pairs) -> tuple[torch.Tensor, dict[str, float]]:
-        """Standardised ratings [pairs, 2] or differences [pairs], and what takes rewards back to the units of the data."""
+        """Standardized ratings [pairs, 2] or differences [pairs], and what takes rewards back to the units of the data."""
         if keys := self.settings["ratings"]:
             ratings = ratings_of_pairs(pairs, keys)
             mean, scale = float(ratings.mean()), float(ratings.std(correction=0))

@@ -49,7 +49,7 @@ class Inputs:
         backbone: the prepared backbone's folder.
         required: model folders of the runs that the card's `requires` names, by setting, one for each seed that it asks for.
         total_steps: optimizer steps of the whole run; from `build` on, as what follows.
-        pairs, items, reader: training pairs, their tokens, and what tokenised them.
+        pairs, items, reader: training pairs, their tokens, and what tokenized them.
     """
 
     seed: int
@@ -110,7 +110,7 @@ class TrainedMethod:
 
     Attributes:
         model_is_made_whole: the model may not be created in shards under ZeRO-3 (each rank makes it whole, then it is sharded).
-        depends_on_cut: the loss compares pairs of a micro-batch, or draws random numbers, so what is learnt depends on how a step is cut
+        depends_on_cut: the loss compares pairs of a micro-batch, or draws random numbers, so what is learned depends on how a step is cut
             into micro-batches and dealt to ranks.
         passes: forwards, with their backwards, of each micro-batch; the cost of a run counts them all.
     """

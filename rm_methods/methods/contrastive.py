@@ -31,18 +31,18 @@ def simcse_loss(first_ND: torch.Tensor, second_ND: torch.Tensor, temperature: fl
     )
 
 
-def sinkhorn(scores_NK: torch.Tensor, regularisation: float, iterations: int) -> torch.Tensor:
+def sinkhorn(scores_NK: torch.Tensor, regularization: float, iterations: int) -> torch.Tensor:
     """Assignment of states to prototypes that uses all prototypes alike.
 
     Args:
         scores_NK: the higher, the better a prototype fits.
-        regularisation: entropy regularisation in units of the scores; the smaller, the harder the assignment.
+        regularization: entropy regularization in units of the scores; the smaller, the harder the assignment.
         iterations: passes; each makes the columns equal, then the rows distributions.
 
     Returns:
         [N, K].  Rows sum to 1 after any number of iterations, columns approach N / K with many.
     """
-    log_NK = scores_NK / regularisation
+    log_NK = scores_NK / regularization
     for _ in range(iterations):
         log_NK = log_NK - log_NK.logsumexp(dim=0, keepdim=True)
         log_NK = log_NK - log_NK.logsumexp(dim=1, keepdim=True)
@@ -50,15 +50,15 @@ def sinkhorn(scores_NK: torch.Tensor, regularisation: float, iterations: int) ->
 
 
 def swav_loss(
-    first_NK: torch.Tensor, second_NK: torch.Tensor, temperature: float, regularisation: float, iterations: int
+    first_NK: torch.Tensor, second_NK: torch.Tensor, temperature: float, regularization: float, iterations: int
 ) -> torch.Tensor:
     """Swapped prediction: each view predicts the other's assignment, fp32 [N].
 
     Args:
         first_NK, second_NK: cosines of the states of each view with the prototypes.
-        regularisation, iterations: see `sinkhorn`; assignments are targets, no gradient goes through them.
+        regularization, iterations: see `sinkhorn`; assignments are targets, no gradient goes through them.
     """
-    targets = [sinkhorn(scores_NK.detach(), regularisation, iterations) for scores_NK in (first_NK, second_NK)]
+    targets = [sinkhorn(scores_NK.detach(), regularization, iterations) for scores_NK in (first_NK, second_NK)]
     predictions = (second_NK / temperature, first_NK / temperature)
     return sum(F.cross_entropy(p_NK, q_NK, reduction="none") for p_NK, q_NK in zip(predictions, targets, strict=True))
 
@@ -149,5 +149,5 @@ class Method(TrainedMethod):
             return simcse_loss(first_ND, second_ND, settings["temperature"])
         scores = (self.prototypes(states_ND) for states_ND in (first_ND, second_ND))
         return swav_loss(
-            *scores, settings["temperature"], settings["sinkhorn_regularisation"], settings["sinkhorn_iterations"]
+            *scores, settings["temperature"], settings["sinkhorn_regularization"], settings["sinkhorn_iterations"]
         )

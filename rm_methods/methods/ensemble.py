@@ -4,7 +4,7 @@
     worst_case   R = min over members of r_i
     uncertainty  R = mean - weight * mean over members of (r_i - mean)^2
 
-Coste et al. 2023 (arXiv 2310.02743): mean, worst-case and uncertainty-weighted optimisation.  A Bradley-Terry reward is known up to a
+Coste et al. 2023 (arXiv 2310.02743): mean, worst-case and uncertainty-weighted optimization.  A Bradley-Terry reward is known up to a
 constant of its model, so each member's mean reward over the validation pairs is subtracted first; without that the minimum would
 pick the member with the lowest constant.
 """
@@ -26,7 +26,7 @@ def aggregate_rewards(rewards_MS: np.ndarray, aggregate: str, weight: float) -> 
     """One reward for each response.
 
     Args:
-        rewards_MS: centred rewards [members, responses].
+        rewards_MS: centered rewards [members, responses].
         aggregate: "mean", "worst_case" or "uncertainty".
         weight: of the variance over the members (population variance: divided by their number), for "uncertainty".
 
@@ -44,20 +44,20 @@ class Method(CombinedMethod):
         members = [Path(member) for member in inputs.required["members"]]
         if not pairs:
             raise UserError(
-                "ensemble: the members' rewards are centred on the validation pairs, but there are none. Set data.validation_fraction "
+                "ensemble: the members' rewards are centered on the validation pairs, but there are none. Set data.validation_fraction "
                 "above 0, or use data with a validation split."
             )
         settings = scoring_settings(inputs.config)
         rewards_MP2 = np.stack(
             [
                 pair_rewards(
-                    load_scorer(member, settings), pairs, f"{inputs.label}, centre of member {k + 1} of {len(members)}"
+                    load_scorer(member, settings), pairs, f"{inputs.label}, center of member {k + 1} of {len(members)}"
                 )
                 for k, member in enumerate(members)
             ]
         )
         centres = rewards_MP2.mean(axis=(1, 2))
-        if bad := [str(member) for member, centre in zip(members, centres, strict=True) if not np.isfinite(centre)]:
+        if bad := [str(member) for member, center in zip(members, centres, strict=True) if not np.isfinite(center)]:
             raise UserError(
                 f"ensemble: {bad[0]} gives rewards of validation pairs that are not finite. Train that run again."
             )

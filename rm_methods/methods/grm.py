@@ -1,6 +1,6 @@
-"""GRM, the Generalisable Reward Model: the hidden states that make the reward must also go on making language.
+"""GRM, the Generalizable Reward Model: the hidden states that make the reward must also go on making language.
 
-    loss = (1 - weight) * -log sigmoid(r_chosen - r_rejected) + weight * regulariser
+    loss = (1 - weight) * -log sigmoid(r_chosen - r_rejected) + weight * regularizer
 
     sft               softplus(-beta * log pi(chosen)), or -log pi(chosen) where not saturated
     dpo_no_reference  softplus(-beta * [log pi(chosen) - log pi(rejected)])
@@ -37,12 +37,12 @@ _LOGITS_AT_ONCE = (
 )  # 256 MiB in fp32; more tokens are done in parts, and each part's logits again in the backward pass
 
 
-def sft_regulariser(log_chosen: torch.Tensor, beta: float, saturated: bool = True) -> torch.Tensor:
+def sft_regularizer(log_chosen: torch.Tensor, beta: float, saturated: bool = True) -> torch.Tensor:
     """fp32 [pairs] from the summed log-probability of each chosen response: -log sigmoid(beta log pi), or plain -log pi."""
     return F.softplus(-beta * log_chosen) if saturated else -log_chosen
 
 
-def dpo_regulariser(
+def dpo_regularizer(
     log_probabilities: torch.Tensor, beta: float, reference: torch.Tensor | float = 0.0
 ) -> torch.Tensor:
     """-log sigmoid(beta (log pi(chosen) - log pi(rejected) - reference)), fp32 [pairs].
@@ -154,8 +154,8 @@ class Method(TrainedMethod):
     def __init__(self, settings):
         super().__init__(settings)
         # Reference log-probabilities come from whole weights: they are computed before ZeRO-3 shards the model.
-        self.model_is_made_whole = settings["weight"] > 0 and settings["regulariser"] == "dpo"
-        self.responses = (0,) if settings["regulariser"] == "sft" else (0, 1)
+        self.model_is_made_whole = settings["weight"] > 0 and settings["regularizer"] == "dpo"
+        self.responses = (0,) if settings["regularizer"] == "sft" else (0, 1)
 
     def build(self, model, inputs):
         if not self.settings["weight"]:
@@ -165,11 +165,11 @@ class Method(TrainedMethod):
         # Truncation may leave the two sequences with different prompts; what they share then ends within the prompt.
         self.counts = torch.tensor([float(_one_prompt(item)) for item in inputs.items])
         model.language_head = self.head = _language_head(model, inputs)
-        if self.settings["regulariser"] == "dpo":
+        if self.settings["regularizer"] == "dpo":
             self.reference = self._reference(model, inputs)
 
     def loss(self, model, batch):
-        weight, beta, kind = (self.settings[name] for name in ("weight", "beta", "regulariser"))
+        weight, beta, kind = (self.settings[name] for name in ("weight", "beta", "regularizer"))
         output = model(batch)
         preference = bradley_terry_loss(output.rewards)
         if not weight:
@@ -178,23 +178,23 @@ class Method(TrainedMethod):
         items = [self.items[place] for place in places]
         log_probabilities = summed_log_probabilities(self.head, output.hidden_states, items, batch, self.responses)
         if kind == "sft":
-            regulariser = sft_regulariser(log_probabilities[:, 0], beta, self.settings["saturated"])
+            regularizer = sft_regularizer(log_probabilities[:, 0], beta, self.settings["saturated"])
         else:
             reference = self.reference[places].to(preference.device) if kind == "dpo" else 0.0
-            regulariser = dpo_regulariser(log_probabilities, beta, reference)
-        regulariser = regulariser * self.counts[places].to(preference.device)
-        loss = (1 - weight) * preference + weight * regulariser
+            regularizer = dpo_regularizer(log_probabilities, beta, reference)
+        regularizer = regularizer * self.counts[places].to(preference.device)
+        loss = (1 - weight) * preference + weight * regularizer
         return Loss(
             loss,
             {
                 "preference_loss": preference,
-                "regulariser": regulariser,
+                "regularizer": regularizer,
                 "chosen_log_probability": log_probabilities[:, 0],
             },
         )
 
     def report(self):
-        return {"pairs_without_regulariser": int((self.counts == 0).sum())} if self.settings["weight"] else {}
+        return {"pairs_without_regularizer": int((self.counts == 0).sum())} if self.settings["weight"] else {}
 
     @torch.no_grad()
     def _reference(self, model, inputs) -> torch.Tensor:

@@ -48,7 +48,7 @@ class Bottleneck(nn.Module):
     def __init__(self, hidden_size: int, latent_size: int, scale: float, seed: int):
         super().__init__()
         self.mean = nn.Linear(hidden_size, latent_size, bias=False)
-        self.centre = nn.Parameter(torch.zeros(latent_size))
+        self.center = nn.Parameter(torch.zeros(latent_size))
         self.log_variance = nn.Linear(hidden_size, latent_size)
         self.decoder = nn.Linear(latent_size, 1, bias=False)
         generator = torch.Generator().manual_seed(seed)
@@ -61,13 +61,13 @@ class Bottleneck(nn.Module):
     def forward(self, states: torch.Tensor, noise: torch.Tensor | None = None) -> tuple[torch.Tensor, ...]:
         """Rewards [...], mu [..., d] and logvar [..., d] of hidden states fp32 [..., H]; noise [..., d], or none for evaluation.
 
-        mu is mean(states) + centre.  The reward leaves the constant g . centre out: no difference of rewards knows it, and an exported
+        mu is mean(states) + center.  The reward leaves the constant g . center out: no difference of rewards knows it, and an exported
         head has no bias to keep it in.
         """
         offset = self.mean(states)
         log_variance = self.log_variance(states).clamp(max=_LARGEST_LOG_VARIANCE)
         latent = offset if noise is None else offset + (log_variance / 2).exp() * noise
-        return self.decoder(latent)[..., 0], offset + self.centre, log_variance
+        return self.decoder(latent)[..., 0], offset + self.center, log_variance
 
 
 class Method(TrainedMethod):
@@ -78,7 +78,7 @@ class Method(TrainedMethod):
         model.bottleneck = self.bottleneck = Bottleneck(model.hidden_size, self.latent_size, scale, inputs.seed)
         # What has no part in the loss must not wait for a gradient.  The head is made anew at export.
         model.classifier.score.requires_grad_(False)
-        self.bottleneck.centre.requires_grad_(self.settings["weight"] > 0)
+        self.bottleneck.center.requires_grad_(self.settings["weight"] > 0)
 
     def loss(self, model, batch):
         states = model(batch).last_hidden.float()
@@ -122,11 +122,11 @@ class _LatentReader(RewardModelScorer):
 
     def latents(self, items: Sequence[BenchmarkItem], bottleneck: dict[str, torch.Tensor]) -> list[np.ndarray]:
         device = next(self.model.parameters()).device
-        matrix, centre = bottleneck["mean.weight"].to(device), bottleneck["centre"].to(device)
+        matrix, center = bottleneck["mean.weight"].to(device), bottleneck["center"].to(device)
 
         def means(encoded) -> np.ndarray:
             with torch.inference_mode():
-                return (self._forward(encoded).last_hidden.float() @ matrix.T + centre).cpu().numpy()
+                return (self._forward(encoded).last_hidden.float() @ matrix.T + center).cpu().numpy()
 
         encoded = self.tokenizer.encode((item.prompt, item.responses) for item in items)
         return [np.stack(rows) for rows in self._of_responses(encoded, means, "latents")]

@@ -22,7 +22,7 @@ class Method(DecoderJointMethod):
             return None
         language_model = load_language_model(inputs.backbone, inputs.config["backbone"], inputs.seed)
         language_model.set_attn_implementation(NAME)
-        return self.masked_language_modelling(language_model, True, _mask_id(reader.tokenizer), reader, inputs)
+        return self.masked_language_modeling(language_model, True, _mask_id(reader.tokenizer), reader, inputs)
 
 
 def _mask_id(tokenizer) -> int:

@@ -4,7 +4,7 @@
 
 After PairRM (LLM-Blender, arXiv 2306.02561), which reads one order at a time; here both orders of a pair are in every step, so the
 position of a response never tells its label.  It is a baseline of its own and a teacher of `interaction_distillation`.
-A tiny encoder, made for the controlled world, is first trained on the text of the pairs by masked-language modelling.
+A tiny encoder, made for the controlled world, is first trained on the text of the pairs by masked-language modeling.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class Method(JointMethod):
                 raise UserError(
                     f"{error} Or set masked_language_epochs: 0, which leaves out training on text."
                 ) from error
-        return self.masked_language_modelling(language_model, False, reader.tokenizer.mask_token_id, reader, inputs)
+        return self.masked_language_modeling(language_model, False, reader.tokenizer.mask_token_id, reader, inputs)
 
     def _source(self) -> tuple[str, dict[str, str | None]]:
         """Folder or hub id of the encoder, and the options of its loads."""

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from rm_methods.methods.contract import Adaptation, Loss, TrainedMethod
-from rm_methods.methods.masked_language import MaskedLanguageModel, MaskedLanguageModelling
+from rm_methods.methods.masked_language import MaskedLanguageModel, MaskedLanguageModeling
 from rm_methods.reward_models.backbones import load_classifier, load_tokenizer
 from rm_methods.reward_models.joint_model import JointModel
 from rm_methods.reward_models.joint_reader import DecoderReader
@@ -34,13 +34,13 @@ class JointMethod(TrainedMethod):
     def loss(self, model, batch):
         return Loss(joint_loss(model(batch).rewards))
 
-    def masked_language_modelling(self, language_model, decoder: bool, mask_id: int, reader, inputs) -> Adaptation:
+    def masked_language_modeling(self, language_model, decoder: bool, mask_id: int, reader, inputs) -> Adaptation:
         """Training on the text of the training pairs by masking, as long as the settings say."""
         settings, training = self.settings, inputs.config["training"]
         language_model.config.use_cache = False
         autocast = torch.bfloat16 if training["precision"] == "bf16" else None
         special = [reader.pad_id, *reader.tokenizer.all_special_ids]
-        loss = MaskedLanguageModelling(mask_id, special, len(reader.tokenizer), inputs.seed, settings["masked_share"])
+        loss = MaskedLanguageModeling(mask_id, special, len(reader.tokenizer), inputs.seed, settings["masked_share"])
         own = {"epochs": settings["masked_language_epochs"], "learning_rate": settings["masked_language_learning_rate"]}
         return Adaptation(MaskedLanguageModel(language_model, decoder, autocast), loss, training | own)
 

@@ -1,4 +1,4 @@
-"""Masked-language modelling of joint rows: how a joint model learns the language of the pairs before it learns preferences.
+"""Masked-language modeling of joint rows: how a joint model learns the language of the pairs before it learns preferences.
 
 Without it a small teacher learns only the surface cue, and its attention teaches nothing.  An encoder predicts a masked token where
 it stands; a decoder without causal mask predicts it one place before (masked next-token prediction of LLM2Vec, arXiv 2404.05961),
@@ -112,7 +112,7 @@ class MaskedLanguageModel(nn.Module):
             return self.language_model.lm_head(hidden_RLH[:, :-1][places[:, 1:]]).float()
 
 
-class MaskedLanguageModelling:
+class MaskedLanguageModeling:
     """The loss, in the shape of a training method.
 
     Args:

@@ -1,6 +1,6 @@
-"""MetaRM: the gradient of the preference loss is taken a step away, where the model tells unlabelled responses further apart.
+"""MetaRM: the gradient of the preference loss is taken a step away, where the model tells unlabeled responses further apart.
 
-    J(theta) = 2 / k^2 * sum over i < j of sigmoid(|r(x, s_i) - r(x, s_j)|)      unlabelled responses s_1 ... s_k of a prompt
+    J(theta) = 2 / k^2 * sum over i < j of sigmoid(|r(x, s_i) - r(x, s_j)|)      unlabeled responses s_1 ... s_k of a prompt
     theta'   = theta + eta * grad J(theta)
     g        = gradient of the Bradley-Terry loss at theta'; the optimizer applies it to theta
 
@@ -132,7 +132,7 @@ class Method(TrainedMethod):
         return Loss(per_pair, {"difference_objective": objective.detach().expand(len(per_pair))})
 
     def meta_batch(self, batch) -> SequenceBatch:
-        """The unlabelled responses for a micro-batch: its own, or as many prompts from the file of samples as it has pairs.
+        """The unlabeled responses for a micro-batch: its own, or as many prompts from the file of samples as it has pairs.
 
         Which ones are drawn depends on seed, step and pairs alone.  They are fewer where more would not fit into a micro-batch.
         """

@@ -30,7 +30,7 @@ CONSTANT = 1e-6  # values whose deviation is below this share of their size (or 
 STAMP, ORDER, QUALITY, LENGTH_HEAD, LENGTH = range(5)  # columns of the memory
 
 
-def standardised(values: torch.Tensor, reference_M: torch.Tensor) -> torch.Tensor:
+def standardized(values: torch.Tensor, reference_M: torch.Tensor) -> torch.Tensor:
     """(values - mean) / deviation, both of the reference; 0 if the reference is constant, so that no correlation is found and no NaN."""
     mean, deviation = reference_M.mean(), reference_M.std(correction=0)
     constant = deviation <= CONSTANT * (1 + mean.abs())
@@ -39,13 +39,13 @@ def standardised(values: torch.Tensor, reference_M: torch.Tensor) -> torch.Tenso
 
 def pearson(first_M: torch.Tensor, second_M: torch.Tensor) -> torch.Tensor:
     """Correlation in [-1, 1], a scalar; 0 if either side is constant."""
-    return (standardised(first_M, first_M) * standardised(second_M, second_M)).mean().clamp(-1, 1)
+    return (standardized(first_M, first_M) * standardized(second_M, second_M)).mean().clamp(-1, 1)
 
 
 def expanded_correlation(rewards_P2, lengths_P2, rewards_M, lengths_M) -> tuple[torch.Tensor, torch.Tensor]:
     """rho of the memory, and what each pair would change it by: first-order expansion (influence function) of Pearson's rho.
 
-    rho + z_r z_l - rho (z_r^2 + z_l^2) / 2, with z standardised by the memory, averaged over a pair's two responses.  Its mean over
+    rho + z_r z_l - rho (z_r^2 + z_l^2) / 2, with z standardized by the memory, averaged over a pair's two responses.  Its mean over
     responses that are distributed as the memory is rho, and the gradient of that mean is rho's own.
     Influence function: Devlin, Gnanadesikan & Kettenring 1975.
 
@@ -58,12 +58,12 @@ def expanded_correlation(rewards_P2, lengths_P2, rewards_M, lengths_M) -> tuple[
         rho of the memory, a scalar, and the expansion, fp32 [pairs].
     """
     rho = pearson(rewards_M, lengths_M)
-    rewards, lengths = standardised(rewards_P2, rewards_M), standardised(lengths_P2, lengths_M)
+    rewards, lengths = standardized(rewards_P2, rewards_M), standardized(lengths_P2, lengths_M)
     return rho, (rho + rewards * lengths - rho * (rewards.square() + lengths.square()) / 2).mean(dim=1)
 
 
 def direction(head: nn.Linear) -> torch.Tensor:
-    """A head's weights, L2-normalised, fp32 [hidden]."""
+    """A head's weights, L2-normalized, fp32 [hidden]."""
     weight = head.weight
     if hasattr(weight, "ds_id"):
         # ZeRO-3 holds shards and gathers them while the module is called, so the unit vectors are sent through it.

@@ -2,7 +2,7 @@
 
     loss = (1 - a) * -log sigmoid(z - m) + a * -log sigmoid(m - z),   z = r_chosen - r_rejected
 
-    mu   mean over reward models of their margin for the pair as it is labelled
+    mu   mean over reward models of their margin for the pair as it is labeled
     flip the share `flip` of pairs with the lowest mu is swapped, and mu with them: -mu if it was negative
     m    margin * clip(mu / std(mu), 0, 3)
     a    smoothing where mu < 0 after the flips, else 0
@@ -55,13 +55,13 @@ def lowest(strengths: np.ndarray, pairs: Sequence[PreferencePair], share: float)
     return chosen
 
 
-def relabelled(
+def relabeled(
     pairs: Sequence[PreferencePair], strengths: np.ndarray, flipped: np.ndarray, margin: float, smoothing: float
 ) -> list[PreferencePair]:
     """The pairs with swaps, margins and targets.
 
     Args:
-        strengths: mu, fp64 [pairs], of the pairs as they are labelled.
+        strengths: mu, fp64 [pairs], of the pairs as they are labeled.
         flipped: bool [pairs], which are swapped.
 
     Raises:
@@ -161,7 +161,7 @@ class Method(TrainedMethod):
             known["flipped_by_fold"] = np.bincount(
                 [fold_of(pairs[i].group, folds) for i in np.flatnonzero(flipped)], minlength=folds
             ).tolist()
-        result = relabelled(pairs, strengths, flipped, settings["margin"], settings["smoothing"])
+        result = relabeled(pairs, strengths, flipped, settings["margin"], settings["smoothing"])
         self.measured = self._measured(pairs, strengths, flipped, result) | known
         return result
 

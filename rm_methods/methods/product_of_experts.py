@@ -73,7 +73,7 @@ class BiasExpert(nn.Module):
         return F.linear(hidden, self._faster(self.output_weight))[:, 0]
 
     def features(self, ids_SL: torch.Tensor, lengths_S: torch.Tensor, noise_SE: torch.Tensor | None) -> torch.Tensor:
-        """All that the expert sees of the responses, fp32 [S, size + 1]: their mean embedding and, last, the standardised log length."""
+        """All that the expert sees of the responses, fp32 [S, size + 1]: their mean embedding and, last, the standardized log length."""
         embedded_SLE = F.rms_norm(self._faster(F.embedding(ids_SL, self.embedding)), (self.size,))
         is_token_SL = torch.arange(ids_SL.shape[1], device=ids_SL.device) < lengths_S[:, None]
         count_S1 = lengths_S[:, None].clamp(min=1).float()

@@ -27,7 +27,7 @@ CARD_SCHEMA = {
         "title": {"type": "string", "minLength": 1},
         "citation": {"type": "string", "minLength": 1},
         "kind": {"enum": ["trained", "joint", "combined", "content_blind"]},
-        "targets": {"type": "array", "items": {"enum": ["noise", "length", "over-optimisation", "attention"]}},
+        "targets": {"type": "array", "items": {"enum": ["noise", "length", "over-optimization", "attention"]}},
         "cost": {"type": "string", "minLength": 1},
         "seed_free": {"type": "boolean", "default": False},
         "scalar_reward": {"type": "boolean", "default": True},

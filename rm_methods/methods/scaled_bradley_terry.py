@@ -2,7 +2,7 @@
 
     loss = m * -log sigmoid(z),   m = strength^power / mean over the training pairs,   z = r_chosen - r_rejected
 
-Wang et al. 2024 (HelpSteer2-Preference, arXiv 2410.01257), where the strength is 1, 2 or 3 and is not normalised.  The mean of m is
+Wang et al. 2024 (HelpSteer2-Preference, arXiv 2410.01257), where the strength is 1, 2 or 3 and is not normalized.  The mean of m is
 1 here, so that a learning rate means the same as for Bradley-Terry; `power` and `maximum_strength` are our additions.
 
 m is a factor of the loss and not the weight of the pair: the trainer divides by the total weight of the optimizer step, which
@@ -51,7 +51,7 @@ def strength_factors(strengths: Sequence[float], power: float, maximum_strength:
 
 class Method(TrainedMethod):
     def transform_pairs(self, pairs, inputs):
-        self._factors(pairs)  # refuses here, before anything is tokenised, what build could not use
+        self._factors(pairs)  # refuses here, before anything is tokenized, what build could not use
         return pairs
 
     def build(self, model, inputs):

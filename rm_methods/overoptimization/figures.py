@@ -1,4 +1,4 @@
-"""Pictures of over-optimisation: gold and proxy against n (Best-of-N) or against the updates (PPO), with the KL divergence above."""
+"""Pictures of over-optimization: gold and proxy against n (Best-of-N) or against the updates (PPO), with the KL divergence above."""
 
 from __future__ import annotations
 

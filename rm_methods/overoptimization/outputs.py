@@ -1,4 +1,4 @@
-"""Names of the files that the over-optimisation summary writes: light, because the Snakefile asks for them in every job."""
+"""Names of the files that the over-optimization summary writes: light, because the Snakefile asks for them in every job."""
 
 from __future__ import annotations
 

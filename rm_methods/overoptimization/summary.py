@@ -1,4 +1,4 @@
-"""The over-optimisation summary: from pools, score tables and PPO runs to curves, tables, figures and a page of samples."""
+"""The over-optimization summary: from pools, score tables and PPO runs to curves, tables, figures and a page of samples."""
 
 from __future__ import annotations
 
@@ -149,7 +149,7 @@ def summarise_ppo(runs: Sequence[PpoRun], reference: str | None, out_folder: Pat
 
 def _check_runs(keys: Sequence[tuple[str, str, int]]) -> None:
     if not keys:
-        raise UserError("The over-optimisation summary needs at least one run.")
+        raise UserError("The over-optimization summary needs at least one run.")
     doubles = sorted({key for key in keys if keys.count(key) > 1})
     if doubles:
         pool, variant, seed = doubles[0]

@@ -1,4 +1,4 @@
-"""The over-optimisation summary as terminal text, Markdown, LaTeX (rounded) and CSV (full precision)."""
+"""The over-optimization summary as terminal text, Markdown, LaTeX (rounded) and CSV (full precision)."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ def footnotes(summaries: Sequence[PeakSummary], reference: str | None, axis: str
         notes.append("‡: one run only; its interval counts prompts, not seeds.")
     notes.append(
         f"Gold at peak and gap (peak less end) are held out: each half of the prompts is read at the {axis} where the other half is "
-        f"highest. Without over-optimisation the gap is at most 0 on average. {axis} at peak: of the mean curve, 95% bootstrap limits."
+        f"highest. Without over-optimization the gap is at most 0 on average. {axis} at peak: of the mean curve, 95% bootstrap limits."
     )
     if len({group for summary in summaries for group in summary.curves.groups}) < 2:
         notes.append("One prompt only: there are no two halves, so the peak is not held out.")

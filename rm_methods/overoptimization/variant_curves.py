@@ -5,7 +5,7 @@ random effects, with Student's t.  A percentile bootstrap over three seeds would
 it is used only for the n at the peak, which is no mean of anything.
 
 The highest point of a noisy curve overstates its height, and so does the fall from there.  The tested columns therefore hold out: the
-prompts are cut in two halves, each half is read at the n where the *other* half's curve is highest.  Without over-optimisation the gap so
+prompts are cut in two halves, each half is read at the n where the *other* half's curve is highest.  Without over-optimization the gap so
 measured is at most 0 in expectation; the plain peak less end is never below 0, however noisy the curve.
 """
 

@@ -39,7 +39,7 @@ def test_defaults_are_filled_in_everywhere():
     assert config["data"]["label_noise"] == {"rate": 0.0, "kind": "symmetric"}
     assert config["methods"]["bradley_terry"] == {
         "method": "bradley_terry",
-        "settings": {"margin_scale": 0.0, "centring": 0.0},
+        "settings": {"margin_scale": 0.0, "centering": 0.0},
         "learning_rate": None,
         "lora": None,
         "label_noise": None,
@@ -175,9 +175,9 @@ def test_impossible_settings_are_refused(sections, expected):
 
 
 def test_a_variant_can_use_a_method_under_a_name_of_its_own():
-    config = resolve(minimal(methods={"centred": {"method": "bradley_terry", "centring": 0.01}}))
-    assert config["methods"]["centred"]["method"] == "bradley_terry"
-    assert config["methods"]["centred"]["settings"] == {"margin_scale": 0.0, "centring": 0.01}
+    config = resolve(minimal(methods={"centered": {"method": "bradley_terry", "centering": 0.01}}))
+    assert config["methods"]["centered"]["method"] == "bradley_terry"
+    assert config["methods"]["centered"]["settings"] == {"margin_scale": 0.0, "centering": 0.01}
 
 
 def test_later_files_go_over_earlier_ones(tmp_path):
@@ -394,8 +394,8 @@ def test_samples_and_ppo_runs_depend_on_the_gold_and_on_how_it_scores(change):
     ("change", "says"),
     [
         ({"method": {}}, "methods.bradley_terry.method: is {}; allowed: "),
-        ({"settings": {"centring": 0.1}}, "methods.bradley_terry.settings: missing margin_scale"),
-        ({"settings": {"centring": "x", "margin_scale": 0.0}}, 'methods.bradley_terry.settings.centring: is "x"'),
+        ({"settings": {"centering": 0.1}}, "methods.bradley_terry.settings: missing margin_scale"),
+        ({"settings": {"centering": "x", "margin_scale": 0.0}}, 'methods.bradley_terry.settings.centering: is "x"'),
         ({"learning_rate": -1.0}, "methods.bradley_terry.learning_rate"),
         ({"lora": {"rank": 0}}, "methods.bradley_terry.lora.rank: is 0"),
         ({"label_noise": {"rate": 2}}, "methods.bradley_terry.label_noise"),
@@ -437,9 +437,9 @@ def test_every_problem_is_one_line_whatever_the_user_wrote():
 
 
 def test_duplicate_keys_of_tuned_settings_are_refused(tmp_path):
-    (tmp_path / "tuned.yaml").write_text("settings:\n  bradley_terry: {centring: 0.1,\n    centring: 0.2}\n")
+    (tmp_path / "tuned.yaml").write_text("settings:\n  bradley_terry: {centering: 0.1,\n    centering: 0.2}\n")
     (problem,) = problems(minimal(tuned=str(tmp_path / "tuned.yaml")))
-    assert "settings.bradley_terry.centring: written twice, on lines 2 and 3" in problem
+    assert "settings.bradley_terry.centering: written twice, on lines 2 and 3" in problem
 
 
 def test_every_key_that_is_a_path_is_expanded(tmp_path, monkeypatch):

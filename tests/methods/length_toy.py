@@ -41,7 +41,7 @@ class LinearModel(nn.Module):
 
 
 class LengthWorld:
-    """Pairs whose longer response was chosen.  Feature 0 of a response is its standardised length, the others are noise.
+    """Pairs whose longer response was chosen.  Feature 0 of a response is its standardized length, the others are noise.
 
     Attributes:
         lengths: [pairs, 2], words; features: [pairs, 2, features].

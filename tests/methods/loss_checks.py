@@ -28,7 +28,7 @@ def assert_finite_up_to_extreme_differences(loss) -> None:
 
 
 def assert_best_difference(loss, flipped: float, z: float) -> None:
-    """z minimises (1 - flipped) * loss(z) + flipped * loss(-z): the slope changes its sign there."""
+    """z minimizes (1 - flipped) * loss(z) + flipped * loss(-z): the slope changes its sign there."""
 
     def slope(at: float) -> float:
         return (1 - flipped) * value_and_slope(loss, at)[1] - flipped * value_and_slope(loss, -at)[1]

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from rm_methods.methods.bradley_terry import bradley_terry_loss, centring_penalty
+from rm_methods.methods.bradley_terry import bradley_terry_loss, centering_penalty
 
 
 def rewards(*rows):
@@ -36,13 +36,13 @@ def test_extreme_differences_stay_finite():
     assert bradley_terry_loss(torch.tensor([[1e4, -1e4], [-1e4, 1e4]])).tolist() == [0.0, 2e4]
 
 
-def test_centring_by_hand():
+def test_centering_by_hand():
     # A shift c of both rewards adds 4 c (r_c + r_r) + 4 c^2.
     r, c = rewards([1.0, -0.5], [0.2, 0.3]), 0.7
-    added = centring_penalty(r + c) - centring_penalty(r)
+    added = centering_penalty(r + c) - centering_penalty(r)
     expected = [4 * c * s + 4 * c * c for s in (0.5, 0.5)]
     assert added.tolist() == pytest.approx(expected, abs=1e-12)
-    assert centring_penalty(rewards([2.0, -2.0])).item() == 0
+    assert centering_penalty(rewards([2.0, -2.0])).item() == 0
 
 
 def test_linear_features_recover_the_direction_of_the_true_weights():

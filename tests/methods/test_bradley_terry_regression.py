@@ -90,7 +90,7 @@ def test_a_very_large_weight_recovers_least_squares(with_ratings):
     assert (fitted(0.1) - closed_form).abs().max() > 0.05
 
 
-def test_ratings_are_standardised_over_all_responses(tmp_path):
+def test_ratings_are_standardized_over_all_responses(tmp_path):
     # Ratings 4, 1, 2, 1: mean 2, squared distances 4, 1, 0, 1, so a standard deviation of sqrt(1.5).
     pairs = rated((4, 1), (2.0, 1.0))
     found, report = targets(pairs, tmp_path, ratings=KEYS)
@@ -124,7 +124,7 @@ def test_in_the_controlled_world_every_rating_is_the_gold_reward_of_its_own_resp
 
 
 def test_by_default_strengths_are_differences_in_units_of_their_root_mean_square(tmp_path):
-    # Strengths 1 and 7: root mean square 5; not centred.
+    # Strengths 1 and 7: root mean square 5; not centered.
     pairs = [replace(pair, strength=strength) for pair, strength in zip(made_up_pairs(2), (1.0, 7.0), strict=True)]
     found, report = targets(pairs, tmp_path)
     assert [found[pair.pair_id] for pair in pairs] == pytest.approx([0.2, 1.4])
@@ -140,7 +140,7 @@ def test_each_pair_of_a_batch_meets_its_own_ratings(tmp_path):
     regression = method(ratings=KEYS, weight=2.0)
     regression.build(None, Inputs(0, tmp_path, pairs=pairs))
     loss = regression.loss(Model(), type("Batch", (), {"pair_ids": (pairs[1].pair_id, pairs[0].pair_id)}))
-    # Standardised: (0, -1) and (2, -1) over sqrt(1.5); mean squares 1/3 and 5/3.
+    # Standardized: (0, -1) and (2, -1) over sqrt(1.5); mean squares 1/3 and 5/3.
     assert loss.terms["regression_penalty"].tolist() == pytest.approx([1 / 3, 5 / 3])
     assert loss.per_pair.tolist() == pytest.approx([0.693147 + 2 / 3, 0.693147 + 10 / 3], abs=1e-5)
 

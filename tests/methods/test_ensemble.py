@@ -87,10 +87,10 @@ def test_scores_are_the_aggregate_of_the_centred_members(aggregate, prepared, pa
     report, folder = combined(prepared, tmp_path, members, aggregate)
     items, validation = items_of(pairs[:4]), items_of(made_up_pairs(6, seed=3))
     expected = []
-    for model, centre in zip(members, report["centres"], strict=True):
+    for model, center in zip(members, report["centres"], strict=True):
         validated = [row.score for row in load_scorer(model, SETTINGS).score(validation) if row.response_index < 2]
-        assert centre == pytest.approx(np.mean(validated), abs=1e-6)
-        expected.append([row.score - centre for row in load_scorer(model, SETTINGS).score(items)])
+        assert center == pytest.approx(np.mean(validated), abs=1e-6)
+        expected.append([row.score - center for row in load_scorer(model, SETTINGS).score(items)])
     rows = load_scorer(folder, SETTINGS).score(items)
     assert [row.score for row in rows] == pytest.approx(
         aggregate_rewards(np.array(expected), aggregate, 0.5).tolist(), abs=1e-6

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from rm_methods.errors import UserError
 from rm_methods.methods import grm
 from rm_methods.methods.contract import Inputs
-from rm_methods.methods.grm import dpo_regulariser, response_tokens, sft_regulariser, summed_log_probabilities
+from rm_methods.methods.grm import dpo_regularizer, response_tokens, sft_regularizer, summed_log_probabilities
 from rm_methods.methods.registry import load_card, load_method
 from rm_methods.preferences.pair import make_pair
 from rm_methods.reward_models.backbones import load_tokenizer, prepare_backbone
@@ -58,15 +58,15 @@ def one_by_one(language_model, items):
     return torch.tensor(sums).view(-1, 2)
 
 
-def test_regularisers_by_hand():
+def test_regularizers_by_hand():
     logs = torch.tensor([[-30.0, -50.0], [-20.0, -20.0]], dtype=torch.float64)
     # -log sigmoid(0.1 * -30) = log(1 + e^3); plain: 30.
-    assert sft_regulariser(logs[:, 0], 0.1)[0].item() == pytest.approx(math.log1p(math.exp(3)))
-    assert sft_regulariser(logs[:, 0], 0.1, saturated=False).tolist() == [30, 20]
+    assert sft_regularizer(logs[:, 0], 0.1)[0].item() == pytest.approx(math.log1p(math.exp(3)))
+    assert sft_regularizer(logs[:, 0], 0.1, saturated=False).tolist() == [30, 20]
     # Difference 20, so log(1 + e^-2); with a reference of 25 the difference is -5.
-    assert dpo_regulariser(logs, 0.1)[0].item() == pytest.approx(math.log1p(math.exp(-2)))
-    assert dpo_regulariser(logs, 0.1, torch.tensor([25.0, 0.0]))[0].item() == pytest.approx(math.log1p(math.exp(0.5)))
-    assert dpo_regulariser(logs, 0.1)[1].item() == pytest.approx(math.log(2))
+    assert dpo_regularizer(logs, 0.1)[0].item() == pytest.approx(math.log1p(math.exp(-2)))
+    assert dpo_regularizer(logs, 0.1, torch.tensor([25.0, 0.0]))[0].item() == pytest.approx(math.log1p(math.exp(0.5)))
+    assert dpo_regularizer(logs, 0.1)[1].item() == pytest.approx(math.log(2))
 
 
 @pytest.mark.parametrize("layout", ["packed", "plain"])
@@ -124,7 +124,7 @@ def test_labels_of_the_prompt_do_not_matter(prepared, tokenizer, pairs, tmp_path
 
 @pytest.mark.parametrize(
     "settings",
-    [{"regulariser": "sft"}, {"regulariser": "dpo_no_reference"}, {"regulariser": "dpo"}, {"saturated": False}],
+    [{"regularizer": "sft"}, {"regularizer": "dpo_no_reference"}, {"regularizer": "dpo"}, {"saturated": False}],
 )
 def test_packed_and_plain_layouts_give_the_same_loss(prepared, tokenizer, pairs, tmp_path, settings):
     losses = []
@@ -150,50 +150,50 @@ def test_weight_0_is_bradley_terry_to_the_bit(prepared, tokenizer, pairs, tmp_pa
 def test_loss_is_the_weighted_mean_of_both(prepared, tokenizer, pairs, tmp_path):
     method, model, batch, _ = made(prepared, tokenizer, pairs[:6], tmp_path, weight=0.25)
     loss = method.loss(model, batch)
-    expected = 0.75 * loss.terms["preference_loss"] + 0.25 * sft_regulariser(loss.terms["chosen_log_probability"], 0.1)
+    expected = 0.75 * loss.terms["preference_loss"] + 0.25 * sft_regularizer(loss.terms["chosen_log_probability"], 0.1)
     torch.testing.assert_close(loss.per_pair, expected)
 
 
 def test_language_head_moves_backbone_and_itself(prepared, tokenizer, pairs, tmp_path):
     method, model, batch, _ = made(prepared, tokenizer, pairs[:6], tmp_path)
-    method.loss(model, batch).terms["regulariser"].sum().backward()
+    method.loss(model, batch).terms["regularizer"].sum().backward()
     still = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()]
     assert still == ["classifier.score.weight"]
 
 
 def test_identical_responses_give_log_2_without_a_reference(prepared, tokenizer, pairs, tmp_path):
     same = [make_pair(p.prompt, p.chosen, p.chosen, split="train", source="made up") for p in pairs[:4]]
-    method, model, batch, _ = made(prepared, tokenizer, same, tmp_path, regulariser="dpo_no_reference")
-    torch.testing.assert_close(method.loss(model, batch).terms["regulariser"], torch.full((4,), math.log(2)))
+    method, model, batch, _ = made(prepared, tokenizer, same, tmp_path, regularizer="dpo_no_reference")
+    torch.testing.assert_close(method.loss(model, batch).terms["regularizer"], torch.full((4,), math.log(2)))
 
 
 def test_dpo_starts_at_log_2_and_the_reference_keeps_the_starting_weights(prepared, tokenizer, pairs, tmp_path):
-    method, model, batch, items = made(prepared, tokenizer, pairs[:12], tmp_path, regulariser="dpo")
+    method, model, batch, items = made(prepared, tokenizer, pairs[:12], tmp_path, regularizer="dpo")
     assert model.training
     torch.testing.assert_close(
-        method.loss(model, batch).terms["regulariser"], torch.full((12,), math.log(2)), atol=1e-5, rtol=0
+        method.loss(model, batch).terms["regularizer"], torch.full((12,), math.log(2)), atol=1e-5, rtol=0
     )
     start = one_by_one(causal_language_model(model), items)
     with torch.no_grad():
         model.backbone.embed_tokens.weight *= 2
     now = one_by_one(causal_language_model(model), items)
-    expected = dpo_regulariser(now.float(), 0.1, (start[:, 0] - start[:, 1]).float())
+    expected = dpo_regularizer(now.float(), 0.1, (start[:, 0] - start[:, 1]).float())
     assert (expected - math.log(2)).abs().max() > 0.01
-    torch.testing.assert_close(method.loss(model, batch).terms["regulariser"], expected, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(method.loss(model, batch).terms["regularizer"], expected, atol=1e-4, rtol=1e-4)
     # A run that is resumed builds anew, from the starting weights.
-    again = made(prepared, tokenizer, pairs[:12], tmp_path, regulariser="dpo")[0]
+    again = made(prepared, tokenizer, pairs[:12], tmp_path, regularizer="dpo")[0]
     assert torch.equal(again.reference, method.reference)
 
 
-def test_pairs_whose_prompt_was_cut_differently_have_no_regulariser(prepared, pairs, tmp_path):
+def test_pairs_whose_prompt_was_cut_differently_have_no_regularizer(prepared, pairs, tmp_path):
     tokenizer = load_tokenizer(prepared[1], 60)
     long = make_pair([{"role": "user", "content": "paint " * 80}], "red", "blue " * 20, split="train", source="made up")
     method, model, batch, items = made(prepared, tokenizer, [long, pairs[0]], tmp_path, weight=0.5)
     assert items[0].conversations[0][:-1] != items[0].conversations[1][:-1]
     loss = method.loss(model, batch)
-    assert (loss.terms["regulariser"] > 0).tolist() == [False, True]
+    assert (loss.terms["regularizer"] > 0).tolist() == [False, True]
     assert torch.equal(loss.per_pair[0], 0.5 * loss.terms["preference_loss"][0])
-    assert method.report() == {"pairs_without_regulariser": 1}
+    assert method.report() == {"pairs_without_regularizer": 1}
 
 
 @pytest.fixture(scope="module", params=[True, False], ids=["tied", "untied"])
@@ -242,7 +242,7 @@ def test_output_embeddings_of_another_width_are_refused(prepared, tmp_path, rewa
 
 
 @pytest.mark.parametrize(
-    "settings", [{"weight": 1.0}, {"weight": -0.1}, {"beta": 0}, {"regulariser": "ppo"}, {"saturated": 1}]
+    "settings", [{"weight": 1.0}, {"weight": -0.1}, {"beta": 0}, {"regularizer": "ppo"}, {"saturated": 1}]
 )
 def test_impossible_settings_are_refused(settings):
     assert schema_problems(load_card("grm").defaults() | settings, load_card("grm").settings_schema)

@@ -75,7 +75,7 @@ def test_centre_of_the_latents_moves_mu_and_no_reward():
     bottleneck = Bottleneck(4, 3, 1.0, seed=0)
     states = torch.randn(5, 4, generator=torch.Generator().manual_seed(1))
     before = bottleneck(states)
-    torch.nn.init.constant_(bottleneck.centre, 2.0)
+    torch.nn.init.constant_(bottleneck.center, 2.0)
     after = bottleneck(states)
     assert torch.equal(before[0], after[0])
     torch.testing.assert_close(after[1], before[1] + 2)
@@ -116,7 +116,7 @@ def test_everything_that_is_trained_gets_a_gradient(prepared, tokenizer, pairs, 
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     assert not [name for name, p in trained.items() if p.grad is None]
     assert "classifier.score.weight" not in trained
-    assert ("bottleneck.centre" in trained) == bool(weight)
+    assert ("bottleneck.center" in trained) == bool(weight)
 
 
 def test_training_is_noisy_and_evaluation_is_not(prepared, tokenizer, pairs, tmp_path):
@@ -183,7 +183,7 @@ def test_exported_scores_are_those_of_the_bottleneck_without_noise(exported, pre
     torch.testing.assert_close(torch.from_numpy(np.stack(latents)), mean, atol=1e-5, rtol=1e-5)
     difference = torch.from_numpy(np.stack(latents)) @ weights["decoder.weight"][0] - scores
     torch.testing.assert_close(
-        difference, (weights["decoder.weight"][0] @ weights["centre"]).expand(12, 2), atol=1e-5, rtol=1e-5
+        difference, (weights["decoder.weight"][0] @ weights["center"]).expand(12, 2), atol=1e-5, rtol=1e-5
     )
 
 
@@ -194,7 +194,7 @@ def test_export_loads_without_our_code_and_lists_what_was_learned(exported):
     assert not loading["missing_keys"]
     assert not loading["unexpected_keys"]
     weights = load_file(exported / FILE)
-    assert set(weights) == {"mean.weight", "centre", "log_variance.weight", "log_variance.bias", "decoder.weight"}
+    assert set(weights) == {"mean.weight", "center", "log_variance.weight", "log_variance.bias", "decoder.weight"}
     torch.testing.assert_close(
         classifier.score.weight, weights["decoder.weight"] @ weights["mean.weight"], atol=1e-6, rtol=1e-5
     )

@@ -3,7 +3,7 @@ import torch
 import torch.nn.functional as F
 
 from rm_methods.errors import UserError
-from rm_methods.methods.masked_language import MaskedLanguageModel, MaskedLanguageModelling
+from rm_methods.methods.masked_language import MaskedLanguageModel, MaskedLanguageModeling
 from rm_methods.reward_models.backbones import load_language_model
 from rm_methods.reward_models.joint_model import NAME
 from rm_methods.reward_models.joint_reader import DecoderReader
@@ -19,12 +19,12 @@ def batch(tokenizer, pairs):
 
 
 def test_masking_is_seeded_and_leaves_special_tokens_and_padding_alone(batch):
-    loss = MaskedLanguageModelling(MASK, SPECIAL, 400, seed=0, probability=0.3)
+    loss = MaskedLanguageModeling(MASK, SPECIAL, 400, seed=0, probability=0.3)
     masked, places = loss.mask(batch)
     again = loss.mask(batch)
     assert torch.equal(masked, again[0])
     assert torch.equal(places, again[1])
-    assert not torch.equal(places, MaskedLanguageModelling(MASK, SPECIAL, 400, seed=1, probability=0.3).mask(batch)[1])
+    assert not torch.equal(places, MaskedLanguageModeling(MASK, SPECIAL, 400, seed=1, probability=0.3).mask(batch)[1])
     batch.progress = 0.5
     assert not torch.equal(places, loss.mask(batch)[1])
     is_token = torch.arange(masked.shape[1]) <= batch.read_column[:, None]
@@ -38,7 +38,7 @@ def test_masking_is_seeded_and_leaves_special_tokens_and_padding_alone(batch):
 
 
 def test_what_is_masked_in_a_pair_does_not_depend_on_its_micro_batch(batch, tokenizer, pairs):
-    loss = MaskedLanguageModelling(MASK, SPECIAL, 100, seed=0, probability=0.3)
+    loss = MaskedLanguageModeling(MASK, SPECIAL, 100, seed=0, probability=0.3)
     masked, places = loss.mask(batch)
     items = DecoderReader(tokenizer).encode((p.prompt, (p.chosen, p.rejected)) for p in pairs[3:4])
     alone = PairBatch(**vars(lay_out(items, "plain", 0)), pair_ids=(pairs[3].pair_id,), progress=0.25)
@@ -51,7 +51,7 @@ def test_what_is_masked_in_a_pair_does_not_depend_on_its_micro_batch(batch, toke
 def test_a_decoder_predicts_a_masked_token_from_the_place_before_it(batch, prepared):
     language_model = load_language_model(prepared[1], prepared[2]["backbone"], 0).eval()
     language_model.set_attn_implementation(NAME)
-    model, loss = MaskedLanguageModel(language_model, decoder=True), MaskedLanguageModelling(MASK, SPECIAL, 100, 0)
+    model, loss = MaskedLanguageModel(language_model, decoder=True), MaskedLanguageModeling(MASK, SPECIAL, 100, 0)
     masked, places = loss.mask(batch)
     found = loss.loss(model, batch).per_pair
     expected = []
@@ -80,7 +80,7 @@ def test_rows_longer_than_the_positions_are_refused(batch, prepared):
     language_model.config.update({"max_position_embeddings": 8, "rope_parameters": None})
     model = MaskedLanguageModel(language_model, decoder=True)
     with pytest.raises(UserError, match="the model has 8 positions"):
-        MaskedLanguageModelling(MASK, SPECIAL, 100, 0).loss(model, batch)
+        MaskedLanguageModeling(MASK, SPECIAL, 100, 0).loss(model, batch)
 
 
 def test_shared_weights_are_kept_once_and_come_back(prepared):

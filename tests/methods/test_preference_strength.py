@@ -11,7 +11,7 @@ from rm_methods.methods.bradley_terry import bradley_terry_loss
 from rm_methods.methods.contract import Inputs
 from rm_methods.methods.cross_fitted import fold_of
 from rm_methods.methods.label_smoothing import label_smoothing_loss
-from rm_methods.methods.preference_strength import Method, detection, lowest, preference_strength_loss, relabelled
+from rm_methods.methods.preference_strength import Method, detection, lowest, preference_strength_loss, relabeled
 from rm_methods.methods.registry import load_card
 from rm_methods.preferences.noise import flip_labels
 from rm_methods.preferences.pair import make_pair, write_pairs
@@ -31,7 +31,7 @@ def pairs_of(count):
 
 def arms(flip=0.0, margin=0.0, smoothing=0.0):
     pairs = pairs_of(5)
-    return pairs, relabelled(pairs, STRENGTHS, lowest(STRENGTHS, pairs, flip), margin, smoothing)
+    return pairs, relabeled(pairs, STRENGTHS, lowest(STRENGTHS, pairs, flip), margin, smoothing)
 
 
 def test_flip_swaps_the_texts_of_the_lowest_pairs_only():
@@ -60,7 +60,7 @@ def test_margin_by_hand():
     result = arms(margin=0.5)[1]
     assert [pair.margin for pair in result] == pytest.approx([0.5 * 2 / SPREAD, 0, 0, 0, 0.5 * 7 / SPREAD])
     far = np.array([0.0] * 99 + [50.0])
-    assert relabelled(pairs_of(100), far, np.zeros(100, dtype=bool), 2.0, 0.0)[-1].margin == 6.0
+    assert relabeled(pairs_of(100), far, np.zeros(100, dtype=bool), 2.0, 0.0)[-1].margin == 6.0
 
 
 def test_flip_with_margin_takes_the_absolute_strength_of_flipped_pairs():
@@ -69,7 +69,7 @@ def test_flip_with_margin_takes_the_absolute_strength_of_flipped_pairs():
     assert [pair.margin for pair in result] == pytest.approx([2 / SPREAD, 0, 0, 3 / SPREAD, 7 / SPREAD])
     # A flipped pair of positive strength keeps it.
     flipped = np.array([True, False, False, False, False])
-    assert relabelled(pairs_of(5), STRENGTHS, flipped, 1.0, 0.0)[0].margin == pytest.approx(2 / SPREAD)
+    assert relabeled(pairs_of(5), STRENGTHS, flipped, 1.0, 0.0)[0].margin == pytest.approx(2 / SPREAD)
 
 
 def test_smoothing_is_for_negative_strength_after_the_flips():
@@ -97,7 +97,7 @@ def test_without_margin_it_is_bradley_terry_or_label_smoothing():
 
 def test_equal_strengths_with_a_margin_are_refused():
     with pytest.raises(UserError, match="margin = 1 is in standard deviations"):
-        relabelled(pairs_of(3), np.full(3, 0.5), np.zeros(3, dtype=bool), 1.0, 0.0)
+        relabeled(pairs_of(3), np.full(3, 0.5), np.zeros(3, dtype=bool), 1.0, 0.0)
 
 
 def test_detection_by_hand():

@@ -271,7 +271,7 @@ def test_the_number_of_steps_stays_while_the_pairs_grow(prepared, tmp_path):
 
 
 def test_made_up_data_has_equal_texts_and_still_works(tmp_path):
-    # Few colours, so that many responses are word for word the same.
+    # Few colors, so that many responses are word for word the same.
     found, report = augmented(made_up_pairs(30), tmp_path, augmented_per_pair=14)
     assert report["candidates_left_out_equal_texts"] > 0
     assert len(found) == report["candidate_pairs"] - report["repeated_pairs_left_out"]

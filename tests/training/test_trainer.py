@@ -84,7 +84,7 @@ def test_how_a_step_is_cut_does_not_change_what_is_learnt(prepared, tmp_path, ch
     assert losses[0] == pytest.approx(losses[1], abs=1e-4)
 
 
-BRADLEY_TERRY = ("bradley_terry", {"margin_scale": 0.0, "centring": 0.0})
+BRADLEY_TERRY = ("bradley_terry", {"margin_scale": 0.0, "centering": 0.0})
 
 
 def make_trainer(prepared, tmp_path, pairs, tokenizer, budget, method=BRADLEY_TERRY, seed=0):
@@ -218,7 +218,7 @@ def test_a_gradient_that_is_not_finite_stops_the_run(prepared, tmp_path, tokeniz
 
 
 def test_margin_without_strength_is_refused_before_training(pairs, tmp_path):
-    method = load_method("bradley_terry", {"margin_scale": 0.5, "centring": 0.0})
+    method = load_method("bradley_terry", {"margin_scale": 0.5, "centering": 0.0})
     inputs = Inputs(0, tmp_path)
     assert [p.margin for p in method.transform_pairs(pairs[:2], inputs)] == [0.5 * p.strength for p in pairs[:2]]
     with pytest.raises(UserError, match="1 of 2 training pairs have none"):
@@ -301,7 +301,7 @@ def test_what_a_deepspeed_file_of_ones_own_says_is_part_of_the_run_key(tmp_path)
 def test_the_run_key_changes_with_everything_that_a_run_depends_on(tmp_path):
     config = configuration(tmp_path)
     changed = [
-        experiment_config(tmp_path, methods={"bradley_terry": {"centring": 0.5}}),
+        experiment_config(tmp_path, methods={"bradley_terry": {"centering": 0.5}}),
         experiment_config(tmp_path, methods={"bradley_terry": {"learning_rate": 1e-5}}),
         experiment_config(tmp_path, backbone={"max_length": 128}),
         configuration(tmp_path, learning_rate=1e-5),

@@ -1,4 +1,4 @@
-"""Generalised cross-entropy: between Bradley-Terry (q -> 0) and the sigmoid loss (q = 1).
+"""Generalized cross-entropy: between Bradley-Terry (q -> 0) and the sigmoid loss (q = 1).
 
     loss = (1 - sigmoid(z)^q) / q,   z = r_chosen - r_rejected
 
@@ -13,7 +13,7 @@ from rm_methods.methods.bradley_terry import bradley_terry_loss
 from rm_methods.methods.contract import Loss, TrainedMethod
 
 
-def generalised_cross_entropy_loss(rewards: torch.Tensor, q: float) -> torch.Tensor:
+def generalized_cross_entropy_loss(rewards: torch.Tensor, q: float) -> torch.Tensor:
     """fp32 [pairs] in [0, 1/q] from rewards fp32 [pairs, 2] (chosen, rejected); 0 < q <= 1.
 
     sigmoid(z)^q is exp(-q * Bradley-Terry loss), and 1 minus it is -expm1: exact for small q, and no power of 0 for very wrong pairs.
@@ -25,6 +25,6 @@ class Method(TrainedMethod):
     def loss(self, model, batch):
         rewards = model(batch).rewards
         return Loss(
-            generalised_cross_entropy_loss(rewards, self.settings["q"]),
+            generalized_cross_entropy_loss(rewards, self.settings["q"]),
             {"preference_loss": bradley_terry_loss(rewards)},
         )
