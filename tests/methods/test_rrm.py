@@ -13,7 +13,7 @@ from rm_methods.errors import ConfigError, UserError
 from rm_methods.methods.bradley_terry import bradley_terry_loss
 from rm_methods.methods.contract import Inputs
 from rm_methods.methods.registry import load_card, load_method
-from rm_methods.methods.rrm import MOST, draw_others, misjudged, quotas, target_loss
+from rm_methods.methods.rrm import PAIRS_PER_EXAMPLE, draw_others, misjudged, quotas, target_loss
 from rm_methods.preferences.pair import make_pair
 from rm_methods.scoring import scorer as scoring
 from rm_methods.scoring.scorer import ScoringSettings, load_scorer
@@ -69,7 +69,7 @@ def test_an_example_gives_eight_non_contextual_and_six_neutral_pairs(tmp_path):
     group = responses_of(pairs)
     for original in pairs:
         own = [p for p in found if p.meta["original"] == original.pair_id]
-        kinds = {kind: [p for p in own if p.meta["augmented"] == kind] for kind in MOST}
+        kinds = {kind: [p for p in own if p.meta["augmented"] == kind] for kind in PAIRS_PER_EXAMPLE}
         assert {kind: len(made) for kind, made in kinds.items()} == {"non_contextual": 8, "neutral": 6}
         assert all(p.prompt == original.prompt and p.group == original.group for p in own)
         foreign = {p.rejected for p in kinds["non_contextual"]}
