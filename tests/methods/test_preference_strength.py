@@ -120,7 +120,7 @@ class Judge:
     """Stands for a loaded model: the margin of a pair is the model's own number, plus the number in its prompt."""
 
     def __init__(self, folder):
-        self.own = json.loads((folder.parent / "summary.json").read_text())["own"]
+        self.own = float((folder / "margin.txt").read_text())
 
 
 @pytest.fixture
@@ -139,7 +139,8 @@ def judges(tmp_path, monkeypatch, prepared):
         for k, (left_out, own) in enumerate(models):
             (tmp_path / f"seed{k}" / "model").mkdir(parents=True)
             report = {"folds": folds, "fold_left_out": left_out}
-            (tmp_path / f"seed{k}" / "summary.json").write_text(json.dumps({"report": report, "own": own}))
+            (tmp_path / f"seed{k}" / "summary.json").write_text(json.dumps({"report": report}))
+            (tmp_path / f"seed{k}" / "model" / "margin.txt").write_text(str(own))
         folders = [tmp_path / f"seed{k}" / "model" for k in range(len(models))]
         return Inputs(0, tmp_path, "run", prepared[2], prepared[1], {"strengths": folders}), judged
 
