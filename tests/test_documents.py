@@ -18,7 +18,7 @@ PAGES = sorted(
 # Folders and pages that still have to be rewritten.
 WAITING = re.compile(
     r"docs/(methods|results)/|"
-    r"docs/(clusters|comparison|datasets|diagnostics|speed|tracking)"
+    r"docs/(comparison|datasets|diagnostics|tracking)"
 )
 REWRITTEN = [page for page in PAGES if not WAITING.match(str(page))]
 LINK = re.compile(r"\]\(([^()\s]+)\)")
