@@ -18,7 +18,7 @@ PAGES = sorted(
 # Folders and pages that still have to be rewritten.
 WAITING = re.compile(
     r"docs/(methods|results)/|"
-    r"docs/(comparison|datasets|diagnostics|tracking)"
+    r"docs/(datasets|diagnostics)"
 )
 REWRITTEN = [page for page in PAGES if not WAITING.match(str(page))]
 LINK = re.compile(r"\]\(([^()\s]+)\)")
