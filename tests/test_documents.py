@@ -1,4 +1,4 @@
-"""The Markdown pages: relative links and their anchors resolve, and no banned construction or British spelling is left."""
+"""The Markdown pages: links, paths and commands are right, and no banned construction or British spelling is left."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from urllib.parse import unquote
 
 import pytest
 
+from rm_methods.cli import main
 from tests.conftest import REPOSITORY
 
 PAGES = sorted(
@@ -33,6 +34,12 @@ BRITISH = [
     r"\w*(colour|behaviour|neighbour|favour)\w*",
     r"\b(centred?|centring|licences?|artefacts?|judgements?|learnt|grey)\b",
 ]
+
+
+# Names of files in this repository, without placeholders.
+FILE = re.compile(
+    r"`((?:rm_methods|tests|workflow|performance|examples)/[\w./-]*\w|config/[\w/]*\.(?:yaml|md)|[A-Z]\w+\.md|\w+\.cff|Makefile)`"
+)
 
 
 def prose(text: str) -> str:
@@ -72,6 +79,31 @@ def test_relative_links_resolve(page):
     assert broken_links(REPOSITORY / page) == []
 
 
+def missing_files(text: str) -> list[str]:
+    """Files that a page names in backticks and the repository does not have."""
+    return [name for name in FILE.findall(text) if not (REPOSITORY / name).exists()]
+
+
+def wrong_commands(text: str) -> list[str]:
+    """Verbs and options of `rm-methods` on a page that the command line does not have."""
+    wrong = []
+    lines = [line.partition("#")[0] for line in text.replace("\\\n", " ").split("\n")]
+    for verb, rest in re.findall(r"rm-methods +([a-z][\w-]*)([^\n`]*)", "\n".join(lines)):
+        command = main.commands.get(verb)
+        options = {option for parameter in command.params for option in parameter.opts} if command else set()
+        unknown = [option for option in re.findall(r" (--[\w-]+)", rest) if option not in options]
+        wrong += [f"{verb} {option}" for option in unknown] if command else [verb]
+    return wrong
+
+
+@pytest.mark.parametrize("page", PAGES, ids=str)
+def test_files_and_commands_exist(page):
+    text = (REPOSITORY / page).read_text(encoding="utf-8")
+    code = "\n".join(re.findall(r"^(?:    .*|rm-methods .*)$|`rm-methods [^`]*`", text, flags=re.MULTILINE))
+    assert missing_files(text) == []
+    assert wrong_commands(code) == []
+
+
 @pytest.mark.parametrize("page", REWRITTEN, ids=str)
 def test_no_page_holds_a_banned_construction_or_a_british_spelling(page):
     text = prose((REPOSITORY / page).read_text(encoding="utf-8"))
@@ -79,9 +111,11 @@ def test_no_page_holds_a_banned_construction_or_a_british_spelling(page):
     assert phrases == []
 
 
-def test_a_broken_link_a_broken_anchor_and_a_banned_phrase_are_noticed(tmp_path):
+def test_mistakes_are_noticed(tmp_path):
     page = tmp_path / "page.md"
     page.write_text("# One heading\n[a](page.md#one-heading) [b](missing.md) [c](#two) [d](https://example.org)\n")
     assert broken_links(page) == ["missing.md", "#two"]
+    assert missing_files("`rm_methods/cli.py`, `rm_methods/missing.py`") == ["rm_methods/missing.py"]
+    assert wrong_commands("rm-methods score --data x --wrong y\nrm-methods missing") == ["score --wrong", "missing"]
     assert "stands in" not in prose("`stands in` and\n\n    it stands in code\n")
     assert re.search(BANNED[0], prose("It stands in the\ncard."))
