@@ -28,6 +28,7 @@ lint: setup
 	ruff check .
 	ruff format --check .
 	snakefmt --check Snakefile workflow
+	python .ci/lint_workflow.py
 	python .ci/environment.py --check
 
 format: setup

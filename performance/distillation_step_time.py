@@ -54,9 +54,9 @@ def time_side(side: str, models: Path, rows: list[dict], budget: int, steps: int
     from rm_methods.methods.registry import load_card, load_method
     from rm_methods.preferences.pair import make_pair
     from rm_methods.reward_models.backbones import load_tokenizer
+    from rm_methods.reward_models.batching import plan_steps
     from rm_methods.system.cpu import prepare_cpu
     from rm_methods.system.provenance import peak_memory_bytes
-    from rm_methods.training.batch_plan import plan_steps
     from rm_methods.training.trainer import PlannedSteps
 
     prepare_cpu(threads=0)

@@ -50,9 +50,9 @@ def time_ours(backbone: Path, rows: list[dict], budget: int, pairs_per_step: int
     from rm_methods.methods.registry import load_card, load_method
     from rm_methods.preferences.pair import make_pair
     from rm_methods.reward_models.backbones import load_classifier, load_tokenizer
+    from rm_methods.reward_models.batching import plan_cost
     from rm_methods.reward_models.model import RewardModel
     from rm_methods.system.cpu import prepare_cpu
-    from rm_methods.training.batch_plan import plan_cost
     from rm_methods.training.fitting import plan_training, training_arguments
     from rm_methods.training.trainer import PlannedSteps, RewardTrainer
 

@@ -249,12 +249,18 @@ def score(model, data, out, root, config_files, strict, **given):
 
     A score table has the format of its suffix: .parquet, .csv or .jsonl.  The report is printed and kept beside it.
     """
+    from dataclasses import replace
+
+    from rm_methods.config.resolve import load_config
     from rm_methods.scoring.score import score_files
+    from rm_methods.scoring.scorer import ScoringSettings, scoring_settings
 
     if len(data) != len(out):
         raise UserError(f"{len(data)} --data but {len(out)} --out were given; give one --out for each --data.")
-    settings = {name: value for name, value in given.items() if value is not None}
-    click.echo("\n\n".join(score_files(model, list(zip(data, out, strict=True)), root, config_files, settings, strict)))
+    configured = scoring_settings(load_config(config_files)) if config_files else ScoringSettings()
+    settings = replace(configured, **{name: value for name, value in given.items() if value is not None})
+    jobs = list(zip(data, out, strict=True))
+    click.echo("\n\n".join(score_files(model, jobs, root, settings, strict, also_read=config_files)))
 
 
 @main.command()
@@ -375,12 +381,14 @@ def compare(config_files, folder, out):
     """Compare all runs of an experiment: tables and figures."""
     from rm_methods.comparison.compare import compare as run
     from rm_methods.comparison.noise import compare_across_noise
+    from rm_methods.comparison.runs import compared_columns
     from rm_methods.config.resolve import load_config, reference_variant
     from rm_methods.config.variants import noise_levels
-    from rm_methods.experiment.experiment import Experiment, comparison_columns
+    from rm_methods.experiment.evaluated_runs import evaluated_runs
+    from rm_methods.experiment.experiment import Experiment
 
     config = load_config(config_files)
-    what = Experiment(config).evaluated_runs(folder), comparison_columns(config), reference_variant(config)
+    what = evaluated_runs(Experiment(config), folder), compared_columns(config), reference_variant(config)
     levels = noise_levels(config)
     click.echo((compare_across_noise(*what, levels, out) if levels else run(*what, out)).text)
 
@@ -410,10 +418,10 @@ def track(config_files, folder, out):
     from rm_methods.config.resolve import load_config
     from rm_methods.experiment.experiment import Experiment
     from rm_methods.files import write_json
-    from rm_methods.tracking.export import export_experiment
+    from rm_methods.tracking.export import export_experiment, run_exports
 
     config = load_config(config_files)
-    records = export_experiment(Experiment(config).exports(folder), out.parent, config["tracking"]["uri"])
+    records = export_experiment(run_exports(Experiment(config), folder), out.parent, config["tracking"]["uri"])
     write_json(out, records)
     pending = [record for record in records if record["status"] == "pending"]
     click.echo(

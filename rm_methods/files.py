@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from rm_methods.errors import UserError
-from rm_methods.system.processes import machine, started
+from rm_methods.processes import machine, started
 
 PARTIAL = ".partial"
 SEAL = "complete"  # in folders that are written file by file, such as checkpoints

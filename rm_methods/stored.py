@@ -124,6 +124,13 @@ def with_checksum(record: Mapping[str, Any]) -> dict[str, Any]:
     return rest | {"checksum": content_hash(rest)}
 
 
+# Columns of the evaluations of a PPO run, with their types as in `rm_methods.parquet`.
+PPO_EVALUATION_COLUMNS = {
+    "step": "integer", "prompt_id": "text", "response": "text", "proxy": "number?", "gold": "number?", "kl": "number?",
+    "n_tokens": "integer", "finished": "boolean",
+}  # fmt: skip
+
+
 def read_record(source: str | os.PathLike, what: str, stage: str) -> dict[str, Any]:
     """Read a JSON file of a kind.
 

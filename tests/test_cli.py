@@ -2,6 +2,7 @@ import ast
 import json
 import subprocess
 import sys
+from dataclasses import asdict
 
 import pytest
 from click.testing import CliRunner
@@ -155,7 +156,7 @@ def test_scoring_strictly_fails_on_a_refused_row(pairs_and_model, tmp_path):
 def test_scoring_settings_can_be_given(pairs_and_model, tmp_path, monkeypatch):
     import rm_methods.scoring.score as stage
 
-    monkeypatch.setattr(stage, "score_files", lambda *arguments: [str(arguments[4])])
+    monkeypatch.setattr(stage, "score_files", lambda *arguments, **named: [str(asdict(arguments[3]))])
     given = (
         "--layout",
         "plain",
@@ -177,7 +178,8 @@ def test_scoring_settings_can_be_given(pairs_and_model, tmp_path, monkeypatch):
         "max_length": 64,
         "threads": 0,
     }
-    assert ast.literal_eval(result.output.strip()) == expected
+    settings = ast.literal_eval(result.output.strip())
+    assert {name: settings[name] for name in expected} == expected
 
 
 def test_preparing_a_benchmark_says_what_it_read(tmp_path):
@@ -202,9 +204,9 @@ def test_preparing_a_benchmark_says_what_it_read(tmp_path):
 
 def test_a_summary_that_is_not_a_runs_is_refused(tmp_path):
     for content, problem in (
-        ("[]", "variant is missing, method is missing, seed is missing, run_key is missing"),
-        ('{"variant": "a", "method": "b", "seed": 0}', "run_key is missing"),
-        ('{"variant": "a", "method": "b", "seed": "x", "run_key": NaN}', "seed is 'x', run_key is nan"),
+        ("[]", "not a summary.json of a run: top level: is []; expected object."),
+        ('{"variant": "a", "method": "b", "seed": 0}', "missing run_key"),
+        ('{"variant": "a", "method": "b", "seed": "x", "run_key": NaN}', "NaN is not a finite number"),
     ):
         (tmp_path / "summary.json").write_text(content)
         arguments = (
@@ -219,7 +221,7 @@ def test_a_summary_that_is_not_a_runs_is_refused(tmp_path):
         )
         result = invoke("evaluate", *arguments)
         assert result.exit_code == 2
-        assert f"not the summary of a run: {problem}." in result.output
+        assert problem in result.output
 
 
 def test_a_full_disk_is_reported_in_words(tmp_path, monkeypatch):

@@ -11,16 +11,18 @@ import numpy as np
 
 from rm_methods.comparison.figures import write_figures
 from rm_methods.comparison.notes import footnotes
-from rm_methods.comparison.result import Cell, Column, Comparison, ComparisonResult, Cost, VariantRow
-from rm_methods.comparison.runs import Run, RunFiles, common_design, read_runs
+from rm_methods.comparison.result import Column, Comparison, ComparisonResult, Cost, VariantRow
+from rm_methods.comparison.runs import Run, common_design, read_runs
 from rm_methods.comparison.tables import csv_table, latex_table, markdown_table, terminal_table
 from rm_methods.errors import UserError, nearest
+from rm_methods.experiment.evaluated_runs import EvaluatedFiles
 from rm_methods.files import write_text
+from rm_methods.statistics.cell import Cell
 from rm_methods.statistics.intervals import ALPHA, ItemDesign, estimate, estimate_from_seeds, holm, paired_difference
 
 
 def compare(
-    runs: Sequence[RunFiles], columns: Sequence[Column], reference: str | None, out_folder: Path
+    runs: Sequence[EvaluatedFiles], columns: Sequence[Column], reference: str | None, out_folder: Path
 ) -> ComparisonResult:
     """Compare runs and write table.txt, table.md, table.csv, table.tex, comparison.png and comparison.svg.
 

@@ -9,16 +9,18 @@ from pathlib import Path
 
 from rm_methods.comparison.compare import build_comparison, write_comparison
 from rm_methods.comparison.result import Column, Comparison, ComparisonResult, Cost, VariantRow
-from rm_methods.comparison.runs import Run, RunFiles, read_runs
-from rm_methods.config.variants import NoiseLevel, figure_stem
+from rm_methods.comparison.runs import Run, read_runs
+from rm_methods.config.variants import NoiseLevel
 from rm_methods.errors import UserError
+from rm_methods.experiment.evaluated_runs import EvaluatedFiles
+from rm_methods.experiment.layout import noise_figure_stem
 from rm_methods.reporting.figures import BLUE, ORANGE, save_figure
 
 ACROSS = 4  # panels side by side
 
 
 def compare_across_noise(
-    runs: Sequence[RunFiles],
+    runs: Sequence[EvaluatedFiles],
     columns: Sequence[Column],
     reference: str | None,
     levels: Sequence[NoiseLevel],
@@ -48,7 +50,8 @@ def compare_across_noise(
     merged = merge_levels(levels, comparisons)
     for number, column in enumerate(columns):
         targets = [
-            Path(out_folder) / f"{figure_stem(column.benchmark, column.metric)}.{suffix}" for suffix in ("png", "svg")
+            Path(out_folder) / f"{noise_figure_stem(column.benchmark, column.metric)}.{suffix}"
+            for suffix in ("png", "svg")
         ]
         save_figure(lambda number=number: draw_noise(levels, comparisons, number), targets)
     return write_comparison(merged, Path(out_folder))

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from rm_methods.benchmarks.cards import load_card as load_benchmark_card
 from rm_methods.comparison.result import Column
 from rm_methods.errors import DataError, UserError, nearest
+from rm_methods.experiment.evaluated_runs import EvaluatedFiles
 from rm_methods.parquet import read_parquet
 from rm_methods.statistics.intervals import ItemDesign, item_design
 from rm_methods.stored import read_record, read_summary
@@ -26,15 +28,6 @@ _AGREE = 1e-6  # a metric and the weighted mean of its credits may differ by rou
 
 
 @dataclass(frozen=True)
-class RunFiles:
-    """The files of one (variant, seed), as in docs/architecture.md: summary.json, metrics.json, credits.parquet."""
-
-    summary: Path
-    metrics: Path
-    credits: Path
-
-
-@dataclass(frozen=True)
 class Run:
     """One (variant, seed) as the comparison needs it.
 
@@ -45,7 +38,7 @@ class Run:
         credits: (benchmark, metric) -> DataFrame with the columns item_id, group, stratum, weight, credit, sorted by item_id.
     """
 
-    files: RunFiles
+    files: EvaluatedFiles
     variant: str
     method: str
     seed: int
@@ -67,7 +60,17 @@ class Run:
         return math.nan if value is None else float(value)
 
 
-def read_runs(files: Sequence[RunFiles], columns: Sequence[Column]) -> list[Run]:
+def compared_columns(config: Mapping[str, Any]) -> list[Column]:
+    """The columns of the comparison table: for each benchmark of the configuration, those that its card names."""
+    columns = []
+    for name in config["benchmarks"]:
+        card = load_benchmark_card(name)
+        for metric, heading in card.columns.items():
+            columns.append(Column(benchmark=name, metric=metric, heading=heading, chance=card.chance))
+    return columns
+
+
+def read_runs(files: Sequence[EvaluatedFiles], columns: Sequence[Column]) -> list[Run]:
     """Read runs and check that they belong together.
 
     Raises:
@@ -98,7 +101,7 @@ def read_runs(files: Sequence[RunFiles], columns: Sequence[Column]) -> list[Run]
     return runs
 
 
-def _read_run(files: RunFiles, columns: Sequence[Column]) -> Run:
+def _read_run(files: EvaluatedFiles, columns: Sequence[Column]) -> Run:
     summary, metrics = read_summary(files.summary), read_record(files.metrics, "a metrics.json of a run", "evaluate")
     for key in ("variant", "method", "seed", "run_key"):
         if summary[key] != metrics[key]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from rm_methods.comparison.result import Cell, Column, Comparison, VariantRow
+from rm_methods.comparison.result import Column, Comparison, VariantRow
 from rm_methods.reporting.tables import (
     MISSING,
     WIDTH,
@@ -14,6 +14,7 @@ from rm_methods.reporting.tables import (
     markdown_text,
     terminal_text,
 )
+from rm_methods.statistics.cell import Cell
 
 _FIRST = 2  # columns that name the row, before those of the benchmarks
 COST_HEADINGS = ("Tokens", "Time", "Memory")

@@ -15,13 +15,12 @@ from typing import Any
 import numpy as np
 
 from rm_methods.errors import UserError
+from rm_methods.experiment.layout import TUNING_FILES, Layout
 from rm_methods.files import write_text
 from rm_methods.methods.registry import load_card
 from rm_methods.reporting.tables import Section, csv_text, markdown_text, terminal_text
 from rm_methods.stored import read_record
 from rm_methods.yaml_files import yaml_text
-
-FILES = ("tuned.yaml", "table.txt", "table.md", "table.csv")
 
 
 @dataclass(frozen=True)
@@ -92,7 +91,7 @@ def tune(config: Mapping[str, Any], folder: Path, out_folder: Path) -> str:
         "table.md": markdown_text([table], []),
         "table.csv": csv_text(_records(candidates, selected), _CSV_FIELDS),
     }
-    for name in FILES:
+    for name in TUNING_FILES:
         write_text(Path(out_folder) / name, contents[name])
     return text
 
@@ -106,7 +105,7 @@ def read_candidates(config: Mapping[str, Any], folder: Path) -> list[Candidate]:
             continue
         base = config["methods"][entry["tuned_from"] or variant]
         own_rate = entry["learning_rate"] or config["training"]["learning_rate"]
-        metrics = [_validation(folder / "runs" / variant / f"seed{seed}" / "summary.json") for seed in config["seeds"]]
+        metrics = [_validation(Layout(folder).summary(variant, seed)) for seed in config["seeds"]]
         scores = tuple(m["validation_accuracy"] for m in metrics), tuple(m["validation_loss"] for m in metrics)
         common = variant, entry["tuned_from"] or variant, entry["method"]
         if entry["settings"] == base["settings"]:

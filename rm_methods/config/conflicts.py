@@ -60,7 +60,7 @@ def conflicts(config: dict[str, Any]) -> list[str]:
 
 def workflow_problems(config: Mapping[str, Any]) -> list[str]:
     """What stands against a whole workflow, and not against a single verb: its folder cannot be written, or MLflow's address not used."""
-    from rm_methods.tracking.store import resolve_uri
+    from rm_methods.system.tracking_address import resolve_uri
 
     found = _results_problems(config["results"], config["experiment"])
     if config["tracking"]["enabled"]:
@@ -228,6 +228,10 @@ def _data_conflicts(config: dict[str, Any]) -> list[str]:
     else:
         # A file of pairs may have a column of splits, and a reader may make splits of its own: only prepare can tell.
         has_validation = not card.splits or bool(card.splits.keys() & {"validation", "by_instruction", ""})
+    if data["validation_fraction"] + data["test_fraction"] >= 1:
+        found.append(
+            "data.test_fraction: with validation_fraction it takes everything; together they must be less than 1"
+        )
     if config["tuning"]["enabled"] and not has_validation and not data["validation_fraction"]:
         found.append(
             "tuning.enabled: chooses on a validation split, but the data set has none; set data.validation_fraction above 0"

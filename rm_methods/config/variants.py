@@ -55,11 +55,6 @@ def noise_levels(config: Mapping[str, Any]) -> list[NoiseLevel]:
     return levels
 
 
-def figure_stem(benchmark: str, metric: str) -> str:
-    """File name, without its suffix, of the figure of a metric against noise."""
-    return f"noise_{benchmark}_{metric}"
-
-
 def noise_suffix(level: Mapping[str, Any]) -> str:
     """What a level of noise adds to a variant's name: nothing for 0, `_noise20` for 20% flips, `_length_noise20` if they prefer length."""
     if not level["rate"]:

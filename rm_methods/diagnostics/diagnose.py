@@ -16,8 +16,9 @@ from rm_methods.diagnostics.attention import sequence_masses
 from rm_methods.diagnostics.masking import lay_out_visible, visible_item, visible_positions
 from rm_methods.diagnostics.pairs import TextTokens, select_pairs, text_tokens
 from rm_methods.diagnostics.records import ATTENTION_COLUMNS, MASKING_COLUMNS, attention_rows, masking_rows, write_rows
-from rm_methods.diagnostics.runs import MODES, PERCENTS, RUN_FILES, obstacle
 from rm_methods.errors import UserError
+from rm_methods.experiment.diagnosed_runs import MODES, PERCENTS, obstacle
+from rm_methods.experiment.layout import DIAGNOSED_RUN_FILES
 from rm_methods.files import write_json
 from rm_methods.methods.registry import load_card
 from rm_methods.reward_models.attention_capture import layer_numbers
@@ -81,14 +82,14 @@ def diagnose(
     counted, scores = [layer + 1 for layer in layers], measured.scores["sequence", 0]
     per_pair = zip(pairs, encoded, texts, scores, measured.masses, strict=True)
     rows = [row for parts in per_pair for row in attention_rows(*parts, counted)]
-    write_rows(rows, ATTENTION_COLUMNS, out / RUN_FILES[0])
-    write_rows(masking_rows(pairs, measured.scores), MASKING_COLUMNS, out / RUN_FILES[1])
+    write_rows(rows, ATTENTION_COLUMNS, out / DIAGNOSED_RUN_FILES[0])
+    write_rows(masking_rows(pairs, measured.scores), MASKING_COLUMNS, out / DIAGNOSED_RUN_FILES[1])
     for name, own in counts.items():
         own["n_truncated"] = sum(
             any(item.truncated) for pair, item in zip(pairs, encoded, strict=True) if pair.benchmark == name
         )
     report = {"variant": variant, "layers": counted, "n_layers": count, "benchmarks": counts}
-    write_json(out / RUN_FILES[2], report)
+    write_json(out / DIAGNOSED_RUN_FILES[2], report)
     return report
 
 

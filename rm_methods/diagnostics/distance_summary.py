@@ -9,7 +9,8 @@ from typing import Any
 
 from rm_methods.diagnostics.findings import pooled_means
 from rm_methods.diagnostics.records import DISTANCE_COLUMNS, read_rows
-from rm_methods.diagnostics.runs import DISTANCE_FILES, diagnosed_runs, teachers
+from rm_methods.experiment.diagnosed_runs import diagnosed_runs, teachers
+from rm_methods.experiment.layout import DISTANCE_FILES, Layout
 from rm_methods.reporting.tables import Section, csv_text, latex_text, markdown_text, terminal_text
 from rm_methods.statistics.bootstrap import MIN_CLUSTERS
 
@@ -45,7 +46,7 @@ def distance_tables(config: Mapping[str, Any], folder: Path) -> tuple[str, str, 
     frames = []
     for variant, seed in diagnosed_runs(config):
         if teachers(config, variant):
-            path = folder / "diagnostics" / variant / f"seed{seed}" / DISTANCE_FILES[0]
+            path = Layout(folder).diagnosed_run(variant, seed) / DISTANCE_FILES[0]
             frames.append(read_rows(path, DISTANCE_COLUMNS).assign(variant=variant, seed=seed))
     if not frames:
         return None

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rm_methods.diagnostics.findings import ALL, GROUPS, Finding, Findings, Place
 from rm_methods.diagnostics.position_bins import STAGES, uniform_mass
-from rm_methods.diagnostics.runs import MEASURES, MODES, SHOWN_VERSIONS
+from rm_methods.experiment.diagnosed_runs import MEASURES, MODES, SHOWN_VERSIONS
 from rm_methods.files import written_atomically
 from rm_methods.reporting.figures import BLUE, GRAY, ORANGE
 

@@ -14,8 +14,9 @@ import numpy as np
 from rm_methods.benchmarks.cards import load_card
 from rm_methods.diagnostics.position_bins import LATE_STAGES, STAGES
 from rm_methods.diagnostics.records import ATTENTION_COLUMNS, MASKING_COLUMNS, read_rows
-from rm_methods.diagnostics.runs import MEASURES, MODES, RUN_FILES, diagnosed_runs
 from rm_methods.errors import DataError, UserError
+from rm_methods.experiment.diagnosed_runs import MEASURES, MODES, diagnosed_runs
+from rm_methods.experiment.layout import DIAGNOSED_RUN_FILES, Layout
 from rm_methods.statistics.bootstrap import (
     MIN_CLUSTERS,
     interval,
@@ -125,11 +126,9 @@ def read_findings(config: Mapping[str, Any], folder: Path) -> Findings:
     seeds: dict[str, list[int]] = {}
     for variant, seed in runs:
         seeds.setdefault(variant, []).append(seed)
-    folders = {
-        variant: [folder / "diagnostics" / variant / f"seed{seed}" for seed in own] for variant, own in seeds.items()
-    }
-    attention = {v: _read(folders[v], seeds[v], RUN_FILES[0], ATTENTION_COLUMNS) for v in seeds}
-    masking = {v: _read(folders[v], seeds[v], RUN_FILES[1], MASKING_COLUMNS) for v in seeds}
+    folders = {variant: [Layout(folder).diagnosed_run(variant, seed) for seed in own] for variant, own in seeds.items()}
+    attention = {v: _read(folders[v], seeds[v], DIAGNOSED_RUN_FILES[0], ATTENTION_COLUMNS) for v in seeds}
+    masking = {v: _read(folders[v], seeds[v], DIAGNOSED_RUN_FILES[1], MASKING_COLUMNS) for v in seeds}
     _check_same_pairs(attention)
     entries: list[Finding] = []
     for benchmark, subset in _scopes(config["diagnostics"]["benchmarks"], attention[runs[0][0]]):
@@ -140,7 +139,7 @@ def read_findings(config: Mapping[str, Any], folder: Path) -> Findings:
                 place = Place(benchmark, subset, variant, seed)
                 entries += [*attention_findings(place, rows[0]), *masking_findings(place, rows[1])]
     reports = {
-        variant: read_record(own[0] / RUN_FILES[2], "a report of diagnostics", "diagnose")
+        variant: read_record(own[0] / DIAGNOSED_RUN_FILES[2], "a report of diagnostics", "diagnose")
         for variant, own in folders.items()
     }
     return Findings(tuple(entries), reports, {variant: tuple(own) for variant, own in seeds.items()})

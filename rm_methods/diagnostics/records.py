@@ -11,7 +11,7 @@ import numpy as np
 from rm_methods.benchmarks.evaluation import usable_scores
 from rm_methods.diagnostics.pairs import DiagnosedPair, TextTokens, pair_credit
 from rm_methods.diagnostics.position_bins import stage_mass
-from rm_methods.diagnostics.runs import MEASURES
+from rm_methods.experiment.diagnosed_runs import MEASURES
 from rm_methods.parquet import read_parquet, write_parquet
 from rm_methods.reward_models.tokenization import TokenizedItem
 

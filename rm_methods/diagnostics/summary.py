@@ -10,8 +10,9 @@ from rm_methods.config.resolve import reference_variant
 from rm_methods.diagnostics.distance_summary import distance_tables
 from rm_methods.diagnostics.figures import write_figures
 from rm_methods.diagnostics.findings import read_findings
-from rm_methods.diagnostics.runs import DISTANCE_TABLES, TABLES, left_out
 from rm_methods.diagnostics.tables import csv_of_findings, notes, sections
+from rm_methods.experiment.diagnosed_runs import left_out
+from rm_methods.experiment.layout import DIAGNOSTICS_TABLES, DISTANCE_TABLES
 from rm_methods.files import write_text
 from rm_methods.reporting.tables import latex_text, markdown_text, terminal_text
 
@@ -38,7 +39,7 @@ def write_summary(config: Mapping[str, Any], folder: Path, out: Path) -> str:
         csv_of_findings(findings),
         latex_text(tables, footnotes),
     )
-    for name, text in zip(TABLES, texts, strict=True):
+    for name, text in zip(DIAGNOSTICS_TABLES, texts, strict=True):
         write_text(out / name, text)
     if distances := distance_tables(config, folder):
         for name, text in zip(DISTANCE_TABLES, distances, strict=True):

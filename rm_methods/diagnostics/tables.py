@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from rm_methods.diagnostics.findings import GROUPS, UNDECIDED, Finding, Findings, Place
 from rm_methods.diagnostics.position_bins import LATE_STAGES, STAGES
-from rm_methods.diagnostics.runs import MEASURES, MODES
+from rm_methods.experiment.diagnosed_runs import MEASURES, MODES
 from rm_methods.reporting.tables import MISSING, Section, csv_text
 from rm_methods.statistics.bootstrap import LENGTH_BINS, MIN_CLUSTERS, REPLICATES
 

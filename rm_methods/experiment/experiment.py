@@ -1,4 +1,4 @@
-"""The files of an experiment: one place that knows the folder layout, for the workflow and the command line."""
+"""An experiment: its runs, what each result depends on, and whether stored results are those that it asks for."""
 
 from __future__ import annotations
 
@@ -8,39 +8,30 @@ from typing import Any
 
 from rm_methods.config.resolve import reference_variant, runs
 from rm_methods.config.variants import SAMPLES, optimised_variants
-from rm_methods.errors import DataError, UserError
+from rm_methods.errors import DataError
+from rm_methods.experiment.diagnosed_runs import diagnosed_runs, teachers
+from rm_methods.experiment.layout import RECORDS, Layout, best_of_n_files, ppo_files, run_metrics
 from rm_methods.experiment.made_with import check_all, differences, read_made
 from rm_methods.files import file_hash, named_file_hash
 from rm_methods.methods.registry import load_card
 from rm_methods.stored import read_record, read_summary
+from rm_methods.system.code_hash import code_hash
 from rm_methods.system.deepspeed import own_file_hash
-from rm_methods.system.provenance import code_hash, key_of
+from rm_methods.system.provenance import key_of
 from rm_methods.training.run_key import run_dependencies, training_code, training_settings
 
-# What each stage writes settings and code of its results to, below the experiment's folder.
-RECORDS = {
-    "prepare": "data/made_with.json",
-    "prepare_backbone": "data/backbone.made_with.json",
-    "prepare_benchmark": "benchmarks/{benchmark}.made_with.json",
-    "train": "runs/{variant}/seed{seed}/made_with.json",
-    "score": "scores/{variant}/seed{seed}/{benchmark}.made_with.json",
-    "evaluate": "evaluation/{variant}/seed{seed}/made_with.json",
-    "diagnose": "diagnostics/{variant}/seed{seed}/made_with.json",
-    "diagnose_teacher": "diagnostics/{variant}/seed{seed}/teacher.made_with.json",
-    "diagnose_summary": "diagnostics/made_with.json",
-    "sft": "sft/made_with.json",
-    "sample_pool": "pools/samples.made_with.json",
-    "sample_references": "pools/references.made_with.json",
-    "ppo": "ppo/{variant}/seed{seed}/made_with.json",
-    "overoptimization": "overoptimization/made_with.json",
-    "compare": "comparison/made_with.json",
-    "tune": "tuning/made_with.json",
-    "export": "tracking/made_with.json",
+# Stages of the workflow whose code has another name in `rm_methods.system.code_hash.STAGES`.
+_CODE_OF = {
+    "prepare_backbone": "backbone",
+    "prepare_benchmark": "items",
+    "sample_pool": "sample",
+    "sample_references": "sample",
+    "export": "track",
 }
 
 
 class Experiment:
-    """Paths below `<results>/<experiment>/` (see docs/architecture.md).
+    """One experiment.
 
     Args:
         config: resolved configuration.
@@ -49,6 +40,7 @@ class Experiment:
     def __init__(self, config: Mapping[str, Any]):
         self.config = config
         self.folder = Path(config["results"]) / config["experiment"]
+        self.layout = Layout(self.folder)
         self._hashed: str | None = None
 
     def runs(self) -> list[tuple[str, int]]:
@@ -72,10 +64,7 @@ class Experiment:
         card, everywhere = self._method(variant), self.config["seeds"]
         seeds = {"same": [seed], "first": everywhere[:1], "all": everywhere}
         return {
-            key: [
-                self.folder / "runs" / other / f"seed{s}" / "model"
-                for s in seeds[card.requires[key].get("seeds", "same")]
-            ]
+            key: [self.layout.model(other, s) for s in seeds[card.requires[key].get("seeds", "same")]]
             for key, other in card.required_variants(self.config["methods"][variant]["settings"]).items()
         }
 
@@ -140,7 +129,7 @@ class Experiment:
 
     def model_of(self, variant: str, seed: int | str) -> Path:
         """Model folder of the run that PPO with this seed optimises against; all seeds share that of a variant without seeds."""
-        return self.folder / "runs" / variant / f"seed{self._first_if_seed_free(variant, seed)}" / "model"
+        return self.layout.model(variant, self._first_if_seed_free(variant, seed))
 
     def _first_if_seed_free(self, variant: str, seed: int | str) -> int | str:
         return self.config["seeds"][0] if self._method(variant).seed_free else seed
@@ -190,24 +179,14 @@ class Experiment:
         backbone = {key: self.config["backbone"][key] for key in ("max_length", "attention")}
         return {"scoring": self.config["scoring"], "backbone": backbone}
 
-    def ppo_code(self, variant: str) -> str:
-        """Hash of the code that a PPO run depends on; a scorer without a model is its method's code."""
-        return code_hash("ppo", *([] if self.is_trained(variant) else map(str, self._method(variant).files())))
-
     def overoptimization_files(self) -> list[str]:
         """Names of the files of the over-optimization summary."""
-        from rm_methods.overoptimization.outputs import best_of_n_files, ppo_files, run_metrics
-
         of_pools = (
             [*best_of_n_files(self.pools()), *(run_metrics(v, s) for v, s in self.optimised_runs())]
             if self.pools()
             else []
         )
         return [*of_pools, *(ppo_files() if self.ppo_runs() else [])]
-
-    def item_table(self, name: str) -> Path:
-        """Items of a benchmark or pool, below the experiment's folder."""
-        return Path("pools" if name == SAMPLES else "benchmarks") / f"{name}.parquet"
 
     def made_of_pairs(self, benchmark: str) -> bool:
         """Whether a benchmark is made of the experiment's own prepared pairs."""
@@ -263,19 +242,7 @@ class Experiment:
             "tune": lambda: {"tuning": config["tuning"], "runs": runs},
             "export": lambda: {"tracking": config["tracking"], "runs": runs, **optimised},
         }
-        code = {
-            "train": lambda: training_code(config, variant),
-            "score": lambda: self.score_code(variant),
-            "ppo": lambda: self.ppo_code(variant),
-        }
-        names = {
-            "prepare_backbone": "backbone",
-            "prepare_benchmark": "items",
-            "sample_pool": "sample",
-            "export": "track",
-        }
-        names["sample_references"] = "sample"
-        return {"settings": settings[stage](), "code": code.get(stage, lambda: code_hash(names.get(stage, stage)))()}
+        return {"settings": settings[stage](), "code": self.code(stage, variant, of.get("benchmark"))}
 
     def check_results(self, folder: Path, *stages: tuple[str, list[dict[str, Any]]]) -> None:
         """Refuse stored results that the configuration does not ask for.
@@ -305,7 +272,7 @@ class Experiment:
 
     def _run_differences(self, folder: Path, variant: str, seed: int) -> list[str]:
         """In what a stored run differs from the one that the configuration asks for."""
-        summary = read_summary(folder / "runs" / variant / f"seed{seed}" / "summary.json")
+        summary = read_summary(Layout(folder).summary(variant, seed))
         identity = {"variant": variant, "method": self.config["methods"][variant]["method"], "seed": seed}
         found = list(differences({key: summary[key] for key in identity}, identity))
         made = summary.get("depends_on")
@@ -322,47 +289,53 @@ class Experiment:
 
     def _pairs_hash(self, folder: Path) -> str | None:
         """Hash of the prepared pairs; None where the results were copied without them."""
-        pairs = folder / "data" / "pairs.parquet"
+        pairs = Layout(folder).pairs
         if self._hashed is None and pairs.exists():
             self._hashed = file_hash(pairs)
         return self._hashed
 
-    def score_code(self, variant: str) -> str:
-        """Hash of the code that scoring depends on; a content-blind scorer is its method's code."""
-        return (
-            code_hash("score")
-            if self.is_trained(variant)
-            else code_hash("score", *map(str, self._method(variant).files()))
-        )
+    def code(self, stage: str, variant: str | None = None, benchmark: str | None = None) -> str:
+        """Hash of the code that the results of a stage depend on.
+
+        Args:
+            variant, benchmark: as far as the stage has them.
+        """
+        if stage == "train":
+            return training_code(self.config, str(variant))
+        return code_hash(_CODE_OF.get(stage, stage), *self._modules_by_name(stage, variant, benchmark))
+
+    def _modules_by_name(self, stage: str, variant: str | None, benchmark: str | None) -> list[str]:
+        """The modules that a stage loads by their name, because the configuration or a card names them."""
+        from rm_methods.benchmarks.cards import load_card as load_benchmark_card
+        from rm_methods.preferences.cards import card_for
+        from rm_methods.preferences.readers import reader_module
+
+        if stage == "prepare":
+            card, _ = card_for(self.config["data"]["dataset"], self.config["data"]["root"])
+            return [reader_module(card.reader)]
+        if stage in ("prepare_benchmark", "evaluate"):
+            names = [benchmark] if benchmark else self.config["benchmarks"]
+            return [f"benchmarks.{load_benchmark_card(name).module}" for name in names]
+        # The scorer of a method without weights is its method's code.
+        if stage in ("score", "ppo") and not self.is_trained(str(variant)):
+            return [f"methods.{self._method(str(variant)).name}"]
+        return []
 
     def _method(self, variant: str):
         return load_card(self.config["methods"][variant]["method"])
 
-    def evaluated_runs(self, folder: Path | None = None) -> list:
-        """The files that the comparison reads, one entry per run.
+    def check_evaluated(self, folder: Path) -> None:
+        """Refuse runs, scores and evaluations below `folder` that the configuration does not ask for, or that were changed.
 
         Raises:
-            UserError: a run is not finished.
+            DataError: names each result that differs, and in what.
         """
-        from rm_methods.comparison.runs import RunFiles
-
-        folder = folder or self.folder
-        files = [
-            RunFiles(
-                summary=folder / "runs" / variant / f"seed{seed}" / "summary.json",
-                metrics=folder / "evaluation" / variant / f"seed{seed}" / "metrics.json",
-                credits=folder / "evaluation" / variant / f"seed{seed}" / "credits.parquet",
-            )
-            for variant, seed in self.runs()
-        ]
-        missing = [str(path) for run in files for path in (run.summary, run.metrics, run.credits) if not path.exists()]
-        if missing:
-            raise UserError(
-                f"{len(missing)} files of the experiment are missing, the first is {missing[0]}. Run snakemake first."
-            )
         self.check_results(folder, *self._of_runs(self.runs()), ("evaluate", _named(self.runs())))
         self._check_sources(folder)
-        return files
+
+    def check_ppo(self, folder: Path) -> None:
+        """Refuse PPO runs below `folder` that the configuration does not ask for; raises as `check_results`."""
+        self.check_results(folder, ("ppo", _named(self.ppo_runs())))
 
     def _check_sources(self, folder: Path) -> None:
         """Refuse metrics whose items or score tables are others by now (edited by hand, or made again).
@@ -370,14 +343,15 @@ class Experiment:
         Raises:
             DataError: names the metrics and the table.
         """
+        layout = Layout(folder)
         hashed: dict[Path, str] = {}
         for variant, seed in self.runs():
-            metrics = folder / "evaluation" / variant / f"seed{seed}" / "metrics.json"
+            metrics = layout.metrics(variant, seed)
             evaluated = read_record(metrics, "a metrics.json of a run", "evaluate")["benchmarks"]
             for benchmark, report in evaluated.items():
                 tables = {
-                    "items": folder / self.item_table(benchmark),
-                    "scores": folder / "scores" / variant / f"seed{seed}" / f"{benchmark}.parquet",
+                    "items": layout.items(benchmark),
+                    "scores": layout.scores(variant, seed, benchmark),
                 }
                 for name, expected in report.get("made_from", {}).items():
                     table = tables.get(name)
@@ -407,8 +381,6 @@ class Experiment:
 
     def check_diagnosed(self, folder: Path) -> None:
         """Refuse runs and diagnostics below `folder` that the configuration does not ask for; raises as `check_results`."""
-        from rm_methods.diagnostics.runs import diagnosed_runs, teachers
-
         diagnosed = diagnosed_runs(self.config)
         compared = [(variant, seed) for variant, seed in diagnosed if teachers(self.config, variant)]
         stages = (("train", diagnosed), ("diagnose", diagnosed), ("diagnose_teacher", compared))
@@ -420,30 +392,6 @@ class Experiment:
         benchmarks = [{"benchmark": name} for name in self.config["benchmarks"]]
         return [("prepare", [{}]), ("train", _named(runs)), ("prepare_benchmark", benchmarks), ("score", scores)]
 
-    def exports(self, folder: Path | None = None) -> list:
-        """What the tracking stage exports, one entry per run."""
-        from rm_methods.overoptimization.outputs import run_metrics
-        from rm_methods.tracking.export import RunExport
-        from rm_methods.tracking.records import RunFiles
-
-        name = self.config["tracking"]["experiment"] or self.config["experiment"]
-        folder, exports = folder or self.folder, []
-        picked = set(self.optimised_runs()) if self.pools() else set()
-        for key, run in zip(self.runs(), self.evaluated_runs(folder), strict=True):
-            trained = run.summary.parent
-            further = folder / "overoptimization" / run_metrics(*key) if key in picked else None
-            exports.append(
-                RunExport(
-                    RunFiles(run.summary, run.metrics, trained / "metrics.jsonl", trained / "model", further), name
-                )
-            )
-        self.check_results(folder, ("ppo", _named(self.ppo_runs())))
-        for variant, seed in self.ppo_runs():
-            done = folder / "ppo" / variant / f"seed{seed}"
-            files = RunFiles(done / "summary.json", None, done / "metrics.jsonl", done / "policy", purpose="ppo")
-            exports.append(RunExport(files, name))
-        return exports
-
 
 def _hash_once(table: Path, hashed: dict[Path, str]) -> str:
     if table not in hashed:
@@ -453,16 +401,3 @@ def _hash_once(table: Path, hashed: dict[Path, str]) -> str:
 
 def _named(runs: Iterable[tuple[str, int]]) -> list[dict[str, Any]]:
     return [{"variant": variant, "seed": seed} for variant, seed in runs]
-
-
-def comparison_columns(config: Mapping[str, Any]) -> list:
-    """The columns of the comparison table: for each benchmark of the configuration, those that its card names."""
-    from rm_methods.benchmarks.cards import load_card as load_benchmark_card
-    from rm_methods.comparison.result import Column
-
-    columns = []
-    for name in config["benchmarks"]:
-        card = load_benchmark_card(name)
-        for metric, heading in card.columns.items():
-            columns.append(Column(benchmark=name, metric=metric, heading=heading, chance=card.chance))
-    return columns

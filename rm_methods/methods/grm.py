@@ -27,10 +27,10 @@ from rm_methods.files import read_json
 from rm_methods.methods.bradley_terry import bradley_terry_loss
 from rm_methods.methods.contract import Loss, TrainedMethod
 from rm_methods.reward_models.backbones import RECORD, changed_logits, load_language_model
+from rm_methods.reward_models.batching import plan_steps
 from rm_methods.reward_models.layouts import SequenceBatch, lay_out
 from rm_methods.reward_models.tokenization import TokenizedItem
 from rm_methods.system.ranks import gathered, rank_and_ranks
-from rm_methods.training.batch_plan import plan_steps
 
 _LOGITS_AT_ONCE = (
     2**26

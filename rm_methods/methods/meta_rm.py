@@ -23,7 +23,7 @@ from rm_methods.methods.bradley_terry import bradley_terry_loss
 from rm_methods.methods.contract import Loss, TrainedMethod
 from rm_methods.preferences.pair import read_pairs
 from rm_methods.reward_models.layouts import SequenceBatch, launched_tokens, lay_out
-from rm_methods.training.training_data import encode_pairs
+from rm_methods.reward_models.pair_encoding import encode_pairs
 
 
 def difference_objective(rewards: torch.Tensor) -> torch.Tensor:

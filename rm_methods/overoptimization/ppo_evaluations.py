@@ -12,8 +12,9 @@ import numpy as np
 from rm_methods.errors import DataError
 from rm_methods.overoptimization.variant_curves import VariantCurves
 from rm_methods.parquet import read_parquet
-from rm_methods.ppo.records import EVALUATION_COLUMNS
-from rm_methods.stored import read_record
+from rm_methods.stored import PPO_EVALUATION_COLUMNS, read_record
+
+# Null where a diverged policy gave a value that is not finite.
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ def read_ppo_run(folder: str | Path) -> PpoEvaluation:
     """
     folder = Path(folder)
     source = folder / "evaluation.parquet"
-    frame = read_parquet(source, EVALUATION_COLUMNS, "the evaluations of a PPO run", "ppo").to_pandas()
+    frame = read_parquet(source, PPO_EVALUATION_COLUMNS, "the evaluations of a PPO run", "ppo").to_pandas()
     if frame.empty:
         raise DataError(f"{source}: there are no evaluations.")
     names = ["proxy", "gold", "kl", "n_tokens", "finished"]

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from rm_methods.experiment.layout import Layout, run_metrics
 from rm_methods.files import write_json
-from rm_methods.overoptimization.outputs import run_metrics
 from rm_methods.overoptimization.summary import PoolRun, PpoRun, summarise_best_of_n, summarise_ppo
 
 _RUN_METRICS = ("gold_start", "gold_end", "gold_peak", "n_peak", "gap")
@@ -44,21 +44,28 @@ def summarize(config: Mapping[str, Any], folder: Path, out: Path) -> str:
 def _pool_runs(experiment, folder: Path) -> list[PoolRun]:
     from rm_methods.methods.registry import load_card
 
+    layout = Layout(folder)
     runs = []
     for variant, seed in experiment.optimised_runs():
         method = experiment.config["methods"][variant]["method"]
-        scores = folder / "scores" / variant / f"seed{seed}"
         for pool in experiment.pools():
-            items = folder / experiment.item_table(pool)
-            without_seed = load_card(method).without_seed
-            runs.append(PoolRun(variant, method, seed, pool, items, scores / f"{pool}.parquet", without_seed))
+            run = PoolRun(
+                variant=variant,
+                method=method,
+                seed=seed,
+                pool=pool,
+                items=layout.items(pool),
+                scores=layout.scores(variant, seed, pool),
+                seed_free=load_card(method).without_seed,
+            )
+            runs.append(run)
     return runs
 
 
 def _ppo_runs(experiment, folder: Path) -> list[PpoRun]:
     methods = experiment.config["methods"]
     return [
-        PpoRun(variant, methods[variant]["method"], seed, folder / "ppo" / variant / f"seed{seed}")
+        PpoRun(variant, methods[variant]["method"], seed, Layout(folder).ppo_run(variant, seed))
         for variant, seed in experiment.ppo_runs()
     ]
 

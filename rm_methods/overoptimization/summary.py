@@ -11,11 +11,11 @@ import numpy as np
 
 from rm_methods.benchmarks.item import BenchmarkItem
 from rm_methods.errors import UserError
+from rm_methods.experiment.layout import pool_stem
 from rm_methods.files import write_text
 from rm_methods.overoptimization.best_of_n import PoolCurves, pool_curves, read_pool
 from rm_methods.overoptimization.curve_fits import CurveFit, fit_curve
 from rm_methods.overoptimization.figures import write_best_of_n_figure, write_ppo_figure
-from rm_methods.overoptimization.outputs import pool_stem
 from rm_methods.overoptimization.ppo_evaluations import PpoEvaluation, alarms, ppo_curves, read_ppo_run
 from rm_methods.overoptimization.samples_page import samples_page
 from rm_methods.overoptimization.summary_tables import (

@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rm_methods.comparison.result import Cell
 from rm_methods.files import write_text
 from rm_methods.overoptimization.curve_fits import CurveFit
 from rm_methods.overoptimization.variant_curves import COLUMNS, PeakSummary
 from rm_methods.reporting.tables import MISSING, Section, csv_text, latex_text, markdown_text, terminal_text
+from rm_methods.statistics.cell import Cell
 from rm_methods.statistics.intervals import ALPHA, MIN_SEEDS
 
 

@@ -18,9 +18,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from rm_methods.comparison.result import Cell
 from rm_methods.errors import DataError, UserError, nearest
 from rm_methods.overoptimization.best_of_n import PoolCurves
+from rm_methods.statistics.cell import Cell
 from rm_methods.statistics.intervals import ALPHA, Estimate, ItemDesign, estimate, holm, item_design, paired_difference
 
 COLUMNS = ("gold_end", "gold_peak", "gap")

@@ -133,7 +133,7 @@ def known(config: Mapping[str, Any], given: Mapping[str, Any]) -> Assumptions:
             measured.append("pairs")
         if (folder / "backbone" / "backbone.json").exists() and not {"prompt_tokens", "response_tokens"} & set(values):
             from rm_methods.reward_models.backbones import load_tokenizer
-            from rm_methods.training.training_data import encode_pairs
+            from rm_methods.reward_models.pair_encoding import encode_pairs
 
             tokenizer = load_tokenizer(
                 folder / "backbone", config["training"]["max_length"] or config["backbone"]["max_length"]

@@ -9,15 +9,12 @@ Stages after Rajbhandari et al. 2020 (arXiv 1910.02054), section 5.  Sizes are b
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from rm_methods.errors import UserError
+from rm_methods.system.memory import GRADIENT, MASTER, MOMENTS, WEIGHT, offloaded_bytes
 
-WEIGHT, GRADIENT, MASTER, MOMENTS = 4, 4, 4, 8
 # DeepSpeed's defaults for stages 1 and 2, in numbers: two buffers to reduce gradients (overlap_comm), one to gather weights.
 _BUCKET = 500_000_000
 _LIVE = 1_000_000_000  # numbers that stage 3 keeps gathered at most
@@ -116,11 +113,6 @@ def model_state_bytes(
     return gpu, offloaded_bytes(trainable, nodes)
 
 
-def offloaded_bytes(trainable: int, nodes: int = 1) -> int:
-    """Main memory of a node for the optimizer's copy of the weights, its moments and the gradients."""
-    return (GRADIENT + MASTER + MOMENTS) * trainable // nodes
-
-
 def activation_bytes(shape: Shape, tokens: int, recomputed: bool) -> int:
     """What a micro-batch of so many tokens keeps for its backward pass, in bf16 autocast; temporary tensors are not in it.
 
@@ -150,75 +142,3 @@ def checkpoint_bytes(parameters: int, zero: Mapping[str, Any] | None, trainable:
 def model_bytes(parameters: int) -> int:
     """The published model folder: fp32 safetensors."""
     return WEIGHT * parameters
-
-
-def check_offload(parameters: int, zero: Mapping[str, Any], nodes: int = 1) -> None:
-    """Refuse to offload the optimizer to main memory that is not there; the system would kill a rank in the middle of the first step.
-
-    Raises:
-        UserError: says what it takes, what is free, and what to change.
-    """
-    if (zero.get("offload_optimizer") or {}).get("device") != "cpu":
-        return
-    needed, (what, free) = offloaded_bytes(parameters, nodes), main_memory()
-    if needed > free:
-        raise UserError(
-            f"training.deepspeed: offloading the optimizer of {parameters:,} parameters takes {needed / 2**30:.1f} GiB of main memory on "
-            f"each of {nodes} nodes, but there are {free / 2**30:.1f} GiB ({what}). Ask for more memory (resources.memory_mb) or more "
-            "nodes, or use zero3 on more GPUs, which offloads nothing."
-        )
-
-
-def main_memory(root: Path = Path("/")) -> tuple[str, int]:
-    """The main memory of this node that a run may take: what says so, and bytes.  The smallest of
-
-    * what is free on the machine;
-    * the limits of the control groups that this process is in, version 1 and 2 (a container or a cluster job);
-    * what Slurm gave the job (SLURM_MEM_PER_NODE, in MiB), which not every cluster enforces by control groups.
-
-    Args:
-        root: where /proc and /sys lie.
-    """
-    import psutil
-
-    found = {"free on the machine": psutil.virtual_memory().available}
-    limits = [limit for file in _limit_files(root) if (limit := _limit(file)) is not None]
-    if limits:
-        found["limit of the control group"] = min(limits)
-    slurm = os.environ.get("SLURM_MEM_PER_NODE", "")
-    if slurm.isdecimal() and int(slurm) > 0:  # --mem=0 asks for all of a node
-        found["SLURM_MEM_PER_NODE"] = int(slurm) * 2**20
-    what = min(found, key=found.__getitem__)
-    return what, found[what]
-
-
-def _limit_files(root: Path) -> list[Path]:
-    """Files with the memory limits of this process's control groups and of those around them, present or not.
-
-    Lines of /proc/self/cgroup are `number:controllers:path`, without controllers in version 2.  In a container the path may be that of
-    the host, which is not there; its own group is then the topmost one, which is looked at as well.
-    """
-    try:
-        lines = (root / "proc/self/cgroup").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return []
-    files = []
-    for _, controllers, group in (line.split(":", 2) for line in lines if line.count(":") >= 2):
-        if controllers == "":
-            top, name = root / "sys/fs/cgroup", "memory.max"
-        elif "memory" in controllers.split(","):
-            top, name = root / "sys/fs/cgroup/memory", "memory.limit_in_bytes"
-        else:
-            continue
-        own = Path(group.lstrip("/"))
-        files += [top / place / name for place in (own, *own.parents)]
-    return files
-
-
-def _limit(file: Path) -> int | None:
-    """The limit in a file; None where it is not there or says "max".  (Version 1 writes no limit as a number beyond any machine's.)"""
-    try:
-        text = file.read_text(encoding="utf-8").strip()
-    except OSError:
-        return None
-    return int(text) if text.isdecimal() else None

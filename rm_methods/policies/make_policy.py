@@ -9,7 +9,7 @@ from typing import Any
 from rm_methods.files import content_hash, file_hash
 from rm_methods.policies.settings import named_as_policy, policy_backbone
 from rm_methods.preferences.pair import read_pairs
-from rm_methods.system.provenance import code_hash
+from rm_methods.system.code_hash import code_hash
 from rm_methods.system.run_lock import run_lock
 
 

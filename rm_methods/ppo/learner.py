@@ -16,12 +16,12 @@ from typing import Any
 import torch
 from safetensors.torch import load_model, save_model
 
-from rm_methods.planning.sizes import check_offload
 from rm_methods.policies.log_probabilities import read_responses
 from rm_methods.policies.policy import Policy, load_policy
 from rm_methods.ppo.ranks import Ranks
 from rm_methods.ppo.settings import PPOSettings
 from rm_methods.system.deepspeed import configuration_file
+from rm_methods.system.memory import check_offload
 from rm_methods.training.resume import fitted_to, restore_settings
 
 

@@ -14,12 +14,7 @@ from rm_methods.files import read_json_lines, write_text
 from rm_methods.parquet import read_parquet, write_parquet
 from rm_methods.ppo.losses import distinct
 from rm_methods.ppo.rollouts import Rollouts
-
-# Null where a diverged policy gave a value that is not finite.
-EVALUATION_COLUMNS = {
-    "step": "integer", "prompt_id": "text", "response": "text", "proxy": "number?", "gold": "number?", "kl": "number?",
-    "n_tokens": "integer", "finished": "boolean",
-}  # fmt: skip
+from rm_methods.stored import PPO_EVALUATION_COLUMNS
 
 
 class Records:
@@ -71,7 +66,7 @@ class Records:
                 int(n_tokens),
                 bool(finished),
             )
-            self.rows.append(dict(zip(EVALUATION_COLUMNS, values, strict=True)))
+            self.rows.append(dict(zip(PPO_EVALUATION_COLUMNS, values, strict=True)))
         write_evaluation(self.rows, self.evaluation)
 
 
@@ -80,13 +75,13 @@ def write_evaluation(rows: Sequence[Mapping[str, Any]], target: Path) -> None:
     import pyarrow as pa
 
     types = (pa.int32(), pa.string(), pa.string(), pa.float64(), pa.float64(), pa.float64(), pa.int32(), pa.bool_())
-    schema = pa.schema(list(zip(EVALUATION_COLUMNS, types, strict=True)))
+    schema = pa.schema(list(zip(PPO_EVALUATION_COLUMNS, types, strict=True)))
     write_parquet(pa.Table.from_pylist(list(rows), schema=schema), target)
 
 
 def read_evaluation(source: str | Path) -> list[dict[str, Any]]:
     """The rows of `evaluation.parquet`; raises DataError if the file is missing or is another one."""
-    return read_parquet(source, EVALUATION_COLUMNS, "a PPO evaluation", "ppo").to_pylist()
+    return read_parquet(source, PPO_EVALUATION_COLUMNS, "a PPO evaluation", "ppo").to_pylist()
 
 
 def measures(rollouts: Rollouts) -> dict[str, float]:

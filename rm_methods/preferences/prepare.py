@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from rm_methods.errors import ConfigError, DataError
+from rm_methods.errors import DataError
 from rm_methods.files import write_json
 from rm_methods.preferences.balance import balance_length
 from rm_methods.preferences.cards import card_for
@@ -27,28 +27,6 @@ from rm_methods.preferences.splits import (
     split_train,
     summarise,
 )
-from rm_methods.validation import schema_problems
-
-
-def resolve_data(data: dict[str, Any]) -> dict[str, Any]:
-    """The data section with the defaults of the configuration's schema filled in.
-
-    Raises:
-        ConfigError: with every problem of the section.
-    """
-    from rm_methods.config.resolve import schema
-
-    data_schema = schema()["properties"]["data"]
-    problems = schema_problems(data, data_schema, "data")
-    if not problems and data.get("validation_fraction", 0) + data.get("test_fraction", 0) >= 1:
-        problems.append(
-            "data.test_fraction: with validation_fraction it takes everything; together they must be less than 1."
-        )
-    if problems:
-        raise ConfigError(problems)
-    resolved = {name: entry.get("default") for name, entry in data_schema["properties"].items()} | data
-    noise = {name: entry["default"] for name, entry in data_schema["properties"]["label_noise"]["properties"].items()}
-    return resolved | {"label_noise": noise | resolved["label_noise"]}
 
 
 def prepare(data: dict[str, Any], out_pairs: str | Path, out_report: str | Path) -> dict[str, Any]:
@@ -64,10 +42,9 @@ def prepare(data: dict[str, Any], out_pairs: str | Path, out_report: str | Path)
         "splits" (`splits.summarise`), "notes".
 
     Raises:
-        ConfigError: with every problem of the section or of the reader's options.
+        ConfigError: with every problem of the reader's options.
         DataError: if the data cannot be read, or nothing is left to train on, or a split that was asked for is empty.
     """
-    data = resolve_data(data)
     card, root = card_for(data["dataset"], data["root"])
     pairs, options, read_report = read_dataset(card, root, data["options"])
     pairs, steps, notes = _clean_and_split(pairs, data)

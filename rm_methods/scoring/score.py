@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +12,16 @@ from rm_methods.errors import DataError
 from rm_methods.files import check_outputs, write_json
 from rm_methods.scoring.data import ScoringData, load_data
 from rm_methods.scoring.report import describe_model, describe_reading, make_report, report_text
-from rm_methods.scoring.scorer import RefusedItems, ScoringSettings, load_scorer, scoring_settings
+from rm_methods.scoring.scorer import RefusedItems, ScoringSettings, load_scorer
 
 
 def score_files(
     model: Path,
     jobs: Sequence[tuple[str, Path]],
     root: Path | None,
-    config_files: Sequence[Path],
-    overrides: dict[str, Any],
+    settings: ScoringSettings,
     strict: bool = False,
+    also_read: Sequence[Path] = (),
 ) -> list[str]:
     """Score data sets with one model.  Beside each score table its report is written (`report_path`).
 
@@ -30,9 +29,9 @@ def score_files(
         model: reward-model folder or folder with a scorer description.
         jobs: (data, score table to write); data is what `load_data` takes.
         root: local folder for data named by a card.
-        config_files: configuration to take the scoring settings from; none: the defaults.
-        overrides: fields of `ScoringSettings` given on the command line.
+        settings: how to score.
         strict: refuse data with a row that cannot be scored, before anything is scored.
+        also_read: further files that no output may overwrite, such as those of the configuration.
 
     Returns:
         the reports as texts for a terminal.
@@ -43,18 +42,13 @@ def score_files(
     outputs = [out for _, out in jobs]
     for out in outputs:
         check_format(out)
-    settings = ScoringSettings()
-    if config_files:
-        from rm_methods.config.resolve import load_config
-
-        settings = scoring_settings(load_config(config_files))
     data = [load_data(name, root) for name, _ in jobs]
     files = [file for entry in data for file in entry.reading.files]
     reports = [report_path(out) for out in outputs]
-    check_outputs({"--out": outputs, "the report of --out": reports}, {"--data": files, "--config": config_files})
+    check_outputs({"--out": outputs, "the report of --out": reports}, {"--data": files, "--config": also_read})
     for entry in data:
         _check_scorable(entry, strict)
-    scorer = load_scorer(model, replace(settings, **overrides))
+    scorer = load_scorer(model, settings)
     about = describe_model(model, scorer)
     return [_score(scorer, about, entry, out, strict) for entry, out in zip(data, outputs, strict=True)]
 

@@ -25,8 +25,8 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from rm_methods.errors import UserError
+from rm_methods.processes import machine, started
 from rm_methods.system.cluster import ENDING_STATES, RUNNING_STATES, job_state
-from rm_methods.system.processes import machine, started
 
 LOCK = "writer.lock"
 BEAT_SECONDS = 15.0

@@ -18,16 +18,18 @@ from pathlib import Path
 from typing import Any
 
 from rm_methods.errors import UserError
+from rm_methods.experiment.evaluated_runs import evaluated_runs
+from rm_methods.experiment.experiment import Experiment
+from rm_methods.experiment.layout import Layout, run_metrics
 from rm_methods.files import read_json, write_json
 from rm_methods.stored import read_record, read_summary
-from rm_methods.tracking.records import CONFIGURED, RunFiles, RunRecord, legal_name, read_run
+from rm_methods.system.tracking_address import redacted, resolve_uri
+from rm_methods.tracking.records import CONFIGURED, ExportedFiles, RunRecord, legal_name, read_run
 from rm_methods.tracking.store import (
     PROBE_SECONDS,
     import_mlflow,
     one_line,
     one_writer,
-    redacted,
-    resolve_uri,
     unreachable_reason,
 )
 
@@ -35,15 +37,51 @@ logger = logging.getLogger(__name__)
 
 ROWS_PER_CALL = 1000  # MLflow's limit for metrics in one call
 ITEMS_PER_CALL = 100  # and for parameters
-_PATHS = ("summary", "metrics", "training_log", "model", "further")  # of RunFiles, kept for a later attempt
+_PATHS = ("summary", "metrics", "training_log", "model", "further")  # of ExportedFiles, kept for a later attempt
 
 
 @dataclass(frozen=True)
 class RunExport:
     """One run to export: its files and the experiment it belongs to."""
 
-    files: RunFiles
+    files: ExportedFiles
     experiment: str
+
+
+def run_exports(experiment: Experiment, folder: Path) -> list[RunExport]:
+    """What is exported of an experiment, one entry for each run.
+
+    Args:
+        folder: of the experiment's results.
+
+    Raises:
+        UserError, DataError: a run is not finished, or not what the configuration asks for.
+    """
+    name = experiment.config["tracking"]["experiment"] or experiment.config["experiment"]
+    layout = Layout(folder)
+    with_pools = set(experiment.optimised_runs()) if experiment.pools() else set()
+    exports = []
+    for (variant, seed), run in zip(experiment.runs(), evaluated_runs(experiment, folder), strict=True):
+        files = ExportedFiles(
+            summary=run.summary,
+            metrics=run.metrics,
+            training_log=layout.training_log(variant, seed),
+            model=layout.model(variant, seed),
+            further=layout.overoptimization / run_metrics(variant, seed) if (variant, seed) in with_pools else None,
+        )
+        exports.append(RunExport(files, name))
+    experiment.check_ppo(folder)
+    for variant, seed in experiment.ppo_runs():
+        run_folder = layout.ppo_run(variant, seed)
+        files = ExportedFiles(
+            summary=run_folder / "summary.json",
+            metrics=None,
+            training_log=run_folder / "metrics.jsonl",
+            model=run_folder / "policy",
+            purpose="ppo",
+        )
+        exports.append(RunExport(files, name))
+    return exports
 
 
 def export_run(
@@ -58,7 +96,7 @@ def export_run(
     """Export one run and write what became of it to `out`.
 
     Args:
-        summary, metrics, training_log, model: see `RunFiles`.
+        summary, metrics, training_log, model: see `ExportedFiles`.
         experiment: name of the MLflow experiment, made if missing.
         out: JSON file: {"status": "exported", "action": "created" | "completed" | "updated" | "unchanged", "run_id", ...} or
             {"status": "pending", "reason", ...}.
@@ -70,7 +108,9 @@ def export_run(
     Raises:
         UserError: the files are wrong.  An address that cannot be used and a server that cannot be reached raise nothing.
     """
-    return _export_all([(RunExport(RunFiles(summary, metrics, training_log, model), experiment), out)], tracking_uri)[0]
+    return _export_all(
+        [(RunExport(ExportedFiles(summary, metrics, training_log, model), experiment), out)], tracking_uri
+    )[0]
 
 
 def export_experiment(
@@ -109,7 +149,7 @@ def retry_pending(out_folder: Path, tracking_uri: str | None = None) -> list[dic
         if isinstance(record, dict) and record.get("status") == "pending":
             request = read_record(target, "a pending record of tracking", "track")["request"]
             paths = {key: None if request[key] is None else Path(request[key]) for key in _PATHS}
-            files = RunFiles(**paths, purpose=request["purpose"])
+            files = ExportedFiles(**paths, purpose=request["purpose"])
             waiting.append((RunExport(files, request["experiment"]), target))
     return _export_all(waiting, tracking_uri)
 

@@ -23,7 +23,7 @@ _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 
 
 @dataclass(frozen=True)
-class RunFiles:
+class ExportedFiles:
     """What is exported of one (variant, seed), as in docs/architecture.md.
 
     Attributes:
@@ -86,7 +86,7 @@ class RunRecord:
     skipped_cut_line: bool = False
 
 
-def read_run(files: RunFiles, experiment: str) -> RunRecord:
+def read_run(files: ExportedFiles, experiment: str) -> RunRecord:
     """Read the files of a run.
 
     Raises:
@@ -138,7 +138,7 @@ def read_run(files: RunFiles, experiment: str) -> RunRecord:
     )
 
 
-def _check(files: RunFiles, summary: Mapping[str, Any], metrics: Mapping[str, Any]) -> None:
+def _check(files: ExportedFiles, summary: Mapping[str, Any], metrics: Mapping[str, Any]) -> None:
     if files.metrics and summary["run_key"] != metrics["run_key"]:
         raise DataError(
             f"{files.metrics}: run_key is {metrics['run_key']!r}, but {files.summary} says {summary['run_key']!r}. "

@@ -11,8 +11,8 @@ from typing import Any
 
 from rm_methods.errors import UserError
 from rm_methods.files import is_intact, written_with_checksum
-from rm_methods.planning.sizes import check_offload
 from rm_methods.system.deepspeed import configuration_file
+from rm_methods.system.memory import check_offload
 from rm_methods.training.resume import fitted_to
 
 # Ranks wait for one another where one may take hours (a teacher's maps, validation); the default is 10 or 30 minutes.
@@ -95,7 +95,7 @@ def plan_training(
     Args:
         budget: number of pairs that the number of steps is counted from; None takes the number of items.
     """
-    from rm_methods.training.batch_plan import plan_steps
+    from rm_methods.reward_models.batching import plan_steps
 
     return plan_steps(
         items,
@@ -161,8 +161,8 @@ def adapt(model, adaptation, pairs: Sequence, items: Sequence, reader, inputs) -
         return {}
     from safetensors.torch import load_file, save_file
 
+    from rm_methods.reward_models.batching import plan_cost
     from rm_methods.system.ranks import from_rank_zero, wait_for_ranks
-    from rm_methods.training.batch_plan import plan_cost
     from rm_methods.training.trainer import PlannedSteps, RunLog
 
     work, training = inputs.work_folder / "adaptation", adaptation.training

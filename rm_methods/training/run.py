@@ -18,6 +18,7 @@ from rm_methods.methods.registry import load_card, load_method
 from rm_methods.preferences.pair import PreferencePair, read_pairs
 from rm_methods.reward_models.model_folder import write_checksums
 from rm_methods.reward_models.older_releases import add_older_names
+from rm_methods.reward_models.pair_encoding import encode_pairs
 from rm_methods.scoring.scorer import SCORER_FILE
 from rm_methods.stored import with_checksum
 from rm_methods.system.cpu import prepare_cpu
@@ -34,7 +35,7 @@ from rm_methods.training.launch import (
 )
 from rm_methods.training.resume import without_world_size
 from rm_methods.training.run_key import run_dependencies, run_key
-from rm_methods.training.training_data import TrainingData, encode_pairs, training_data
+from rm_methods.training.training_data import TrainingData, training_data
 
 
 @dataclass(frozen=True)
@@ -134,7 +135,7 @@ def _train_this_rank(
 
 def _fit_and_export(config: dict[str, Any], variant: str, seed: int, files: RunFiles, work: Path) -> _Fitted:
     """Train and save the model; only rank 0 writes.  Afterwards nothing but cycles refers to the trained one."""
-    from rm_methods.training.batch_plan import plan_cost
+    from rm_methods.reward_models.batching import plan_cost
     from rm_methods.training.trainer import PlannedSteps, RunLog
 
     method, inputs = _method_and_inputs(config, variant, seed, files, work)

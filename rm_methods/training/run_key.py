@@ -9,8 +9,9 @@ from typing import Any
 from rm_methods.files import named_file_hash
 from rm_methods.methods.registry import load_card
 from rm_methods.stored import read_run_key
+from rm_methods.system.code_hash import code_hash
 from rm_methods.system.deepspeed import own_file_hash
-from rm_methods.system.provenance import code_hash, key_of
+from rm_methods.system.provenance import key_of
 
 
 def training_settings(config: Mapping[str, Any], variant: str) -> dict[str, Any]:
@@ -27,7 +28,7 @@ def training_settings(config: Mapping[str, Any], variant: str) -> dict[str, Any]
 
 def training_code(config: Mapping[str, Any], variant: str) -> str:
     """Hash of the code that a training run depends on: that of its method and of nothing else's."""
-    return code_hash("train", *map(str, load_card(config["methods"][variant]["method"]).files()))
+    return code_hash("train", f"methods.{config['methods'][variant]['method']}")
 
 
 def run_dependencies(

@@ -24,10 +24,10 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from rm_methods.errors import UserError
 from rm_methods.files import damage, read_json_lines, seal, write_text
 from rm_methods.preferences.pair import PreferencePair
+from rm_methods.reward_models.batching import MicroBatch, StepPlan
 from rm_methods.reward_models.layouts import PairBatch, lay_out
 from rm_methods.reward_models.tokenization import TokenizedItem
 from rm_methods.system.ranks import wait_for_ranks
-from rm_methods.training.batch_plan import MicroBatch, StepPlan
 from rm_methods.training.resume import restore_settings
 
 

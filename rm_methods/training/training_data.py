@@ -12,6 +12,7 @@ from typing import Any
 from rm_methods.errors import DataError
 from rm_methods.preferences.noise import flip_labels
 from rm_methods.preferences.pair import PreferencePair, read_pairs
+from rm_methods.reward_models.pair_encoding import encode_pairs
 
 
 @dataclass(frozen=True)
@@ -55,37 +56,6 @@ def training_data(config: dict[str, Any], variant: str, file: Path, method, inpu
         len(kept) * len(given) / len(pairs)
     )  # steps are counted before the method changes how many pairs there are
     return TrainingData(kept, items, reader, budget, truncation | template, noise)
-
-
-def encode_pairs(pairs: Sequence[PreferencePair], reader, refused: str) -> tuple[list[PreferencePair], list]:
-    """Pairs in tokens.
-
-    Args:
-        refused: `backbone.refused_conversations`: with "drop", pairs that the chat template refuses are left out.
-
-    Returns:
-        The pairs that can be read, and their items.
-
-    Raises:
-        DataError: the template refuses some pairs and they are not to be dropped, or it refuses all.
-    """
-    from rm_methods.reward_models.tokenization import RefusedConversations
-
-    def encoded(some: Sequence[PreferencePair]) -> list:
-        return reader.encode((pair.prompt, (pair.chosen, pair.rejected)) for pair in some)
-
-    try:
-        return list(pairs), encoded(pairs)
-    except RefusedConversations as error:
-        readable = [pair for position, pair in enumerate(pairs) if position not in error.reasons]
-        if refused != "drop" or not readable:
-            names = [f"pair {pair.pair_id} ({pair.source})" for pair in pairs]
-            remedy = (
-                f"backbone.refused_conversations is '{refused}': 'drop' leaves such pairs out, 'fold_system' puts a system turn into the "
-                "first user turn. Or name another template in backbone.chat_template."
-            )
-            raise DataError(error.naming(names, remedy)) from None
-    return readable, encoded(readable)
 
 
 def template_changes(items: Sequence) -> dict[str, int]:

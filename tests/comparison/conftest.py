@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from rm_methods.comparison.runs import RunFiles
+from rm_methods.experiment.evaluated_runs import EvaluatedFiles
 
 
 class ExperimentFolder:
@@ -23,7 +23,7 @@ class ExperimentFolder:
         self.difficulty = {name: self.rng.normal(0, 1.2, spec["items"]) for name, spec in self.benchmarks.items()}
 
     def add(self, variant, ability, seeds=(0, 1, 2), *, seed_spread=0.1, method=None, without=(), **summary):
-        """Write the runs of a variant; returns their RunFiles."""
+        """Write the runs of a variant; returns their EvaluatedFiles."""
         shift = {name: self.rng.normal(0, 0.25, len(d)) for name, d in self.difficulty.items()}
         return [
             self._add_run(variant, ability, seed, seed_spread, method or variant, without, shift, summary)
@@ -57,7 +57,7 @@ class ExperimentFolder:
             "device": "cpu",
             "world_size": 1,
         }
-        files = RunFiles(folder / "summary.json", folder / "metrics.json", folder / "credits.parquet")
+        files = EvaluatedFiles(folder / "summary.json", folder / "metrics.json", folder / "credits.parquet")
         files.summary.write_text(
             json.dumps(identity | {"experiment": "test", "cost": cost, "data": {"hash": "d1"}} | summary)
         )

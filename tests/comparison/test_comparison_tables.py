@@ -9,7 +9,7 @@ import pytest
 from rich.cells import cell_len
 
 from rm_methods.comparison.figures import draw, write_figures
-from rm_methods.comparison.result import Cell, Column, Comparison, Cost, VariantRow
+from rm_methods.comparison.result import Column, Comparison, Cost, VariantRow
 from rm_methods.comparison.tables import (
     WIDTH,
     cell_text,
@@ -20,6 +20,7 @@ from rm_methods.comparison.tables import (
     terminal_table,
 )
 from rm_methods.reporting.tables import latex_escape
+from rm_methods.statistics.cell import Cell
 from rm_methods.statistics.intervals import Difference, Estimate
 
 

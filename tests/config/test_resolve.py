@@ -15,8 +15,8 @@ from rm_methods.config.resolve import (
     write_resolved,
 )
 from rm_methods.config.variants import optimised_variants
-from rm_methods.diagnostics.runs import diagnosed_runs
 from rm_methods.errors import ConfigError
+from rm_methods.experiment.diagnosed_runs import diagnosed_runs
 from rm_methods.experiment.experiment import Experiment
 from rm_methods.methods.registry import load_card, method_names
 from tests.conftest import REPOSITORY
@@ -520,3 +520,54 @@ def test_a_workflow_reads_the_files_itself_and_keeps_what_the_command_line_gives
     with pytest.raises(ConfigError, match="written twice"):
         workflow_config([tmp_path / "a.yaml"], ["training={epochs: 5, epochs: 6}"], default="absent.yaml")
     assert workflow_config([], ["seeds=[7]"], default=tmp_path / "a.yaml")["seeds"] == [7]
+
+
+def data_section(data):
+    return resolve({"experiment": "x", "data": data, "methods": {"longest": {}}})["data"]
+
+
+def test_all_problems_of_the_section_come_at_once():
+    with pytest.raises(ConfigError) as caught:
+        data_section(
+            {
+                "dataset": 3,
+                "sed": 1,
+                "validation_fraction": 1.0,
+                "max_pairs": {"train": 0},
+                "length_balance": "yes",
+                "label_noise": {"rate": 0.5, "kind": "symetric", "rat": 1},
+            }
+        )
+    text = str(caught.value)
+    assert len(caught.value.problems) == 8
+    for expected in (
+        "data.dataset: is 3; expected string",
+        "data.sed: unknown key. Did you mean 'seed'?",
+        "data.validation_fraction: is 1.0; must be less than 1",
+        "data.max_pairs.train: is 0; must be at least 1",
+        'data.length_balance: is "yes"; expected boolean',
+        "data.label_noise.rate: is 0.5; must be less than 0.5",
+        'data.label_noise.kind: is "symetric"; allowed: symmetric, length',
+        "data.label_noise.rat: unknown key. Did you mean 'rate'?",
+    ):
+        assert expected in text
+
+
+def test_fractions_must_leave_something_for_train():
+    with pytest.raises(ConfigError, match="together they must be less than 1"):
+        data_section({"dataset": "hh_rlhf", "validation_fraction": 0.5, "test_fraction": 0.5})
+
+
+def test_defaults_are_filled_in():
+    assert data_section({"dataset": "hh_rlhf", "label_noise": {"rate": 0.1}}) == {
+        "dataset": "hh_rlhf",
+        "root": None,
+        "options": {"subsets": None},
+        "seed": 0,
+        "validation_fraction": 0.1,
+        "test_fraction": 0.0,
+        "max_pairs": {},
+        "max_characters": {},
+        "length_balance": False,
+        "label_noise": {"rate": 0.1, "kind": "symmetric"},
+    }

@@ -10,7 +10,8 @@ import pytest
 from rm_methods.benchmarks.item import BenchmarkItem
 from rm_methods.diagnostics.pairs import text_tokens
 from rm_methods.diagnostics.records import ATTENTION_COLUMNS, MASKING_COLUMNS, write_rows
-from rm_methods.diagnostics.runs import MODES, PERCENTS, RUN_FILES
+from rm_methods.experiment.diagnosed_runs import MODES, PERCENTS
+from rm_methods.experiment.layout import DIAGNOSED_RUN_FILES
 from rm_methods.files import write_json
 from rm_methods.scoring.scorer import RewardModelScorer, ScoringSettings
 
@@ -106,11 +107,12 @@ def masking_rows_of(rows: list[dict], credit: float = 1.0) -> list[dict]:
 def write_run(folder: Path, variant: str, seed: int, rows: list[dict], masking: list[dict] | None = None) -> None:
     """The files of one diagnosed run below an experiment's folder."""
     out = folder / "diagnostics" / variant / f"seed{seed}"
-    write_rows(rows, ATTENTION_COLUMNS, out / RUN_FILES[0])
-    write_rows(masking_rows_of(rows) if masking is None else masking, MASKING_COLUMNS, out / RUN_FILES[1])
+    write_rows(rows, ATTENTION_COLUMNS, out / DIAGNOSED_RUN_FILES[0])
+    write_rows(masking_rows_of(rows) if masking is None else masking, MASKING_COLUMNS, out / DIAGNOSED_RUN_FILES[1])
     counts = {"n_items": len(rows), "not_a_pair": 3, "not_drawn": 0, "n_pairs": len(rows) // 2, "n_truncated": 0}
     write_json(
-        out / RUN_FILES[2], {"variant": variant, "layers": [1], "n_layers": 2, "benchmarks": {"heldout": counts}}
+        out / DIAGNOSED_RUN_FILES[2],
+        {"variant": variant, "layers": [1], "n_layers": 2, "benchmarks": {"heldout": counts}},
     )
 
 

@@ -12,8 +12,11 @@ from rm_methods.diagnostics.diagnose import diagnose
 from rm_methods.diagnostics.pairs import select_pairs
 from rm_methods.diagnostics.records import ATTENTION_COLUMNS, MASKING_COLUMNS, read_rows
 from rm_methods.errors import ConfigError, UserError
-from rm_methods.files import read_json
+from rm_methods.files import read_json, write_json
 from rm_methods.scoring.score import score_files
+from rm_methods.scoring.scorer import ScoringSettings
+from rm_methods.system.provenance import key_of
+from rm_methods.training.run_key import run_dependencies
 from tests.conftest import experiment_config
 
 
@@ -49,7 +52,7 @@ def test_diagnosing_a_run_writes_one_row_a_sequence_and_a_masking(config, run, i
         assert {len(mass) for mass in attention[name]} == {10}
     assert attention["reward_row_dropped"].between(0.001, 0.999).all()
 
-    score_files(model, [(str(item_table), tmp_path / "scores.parquet")], None, [], {"max_length": 256})
+    score_files(model, [(str(item_table), tmp_path / "scores.parquet")], None, ScoringSettings(max_length=256))
     scores = read_scores(tmp_path / "scores.parquet").query("item_id != 'three'")
     assert attention["score"].tolist() == pytest.approx(scores["score"].tolist(), abs=1e-5)
     chosen, rejected = scores["score"].to_numpy().reshape(-1, 2).T
@@ -110,11 +113,14 @@ def test_the_second_response_may_be_the_better_one(config, run, items, tmp_path)
     assert credits[0] == credits[1]
 
 
-def test_the_verbs_diagnose_and_summarise(config, run, tmp_path):
+def test_the_verbs_diagnose_and_summarize(config, run, tmp_path):
     model, item_table = run
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(json.loads(json.dumps(config))))
     folder = tmp_path / "experiment"
     out = folder / "diagnostics" / "bradley_terry" / "seed0"
+    depends_on = run_dependencies(config, "bradley_terry", 0, "pairs")
+    identity = {"variant": "bradley_terry", "method": "bradley_terry", "seed": 0, "run_key": key_of(depends_on)}
+    write_json(folder / "runs" / "bradley_terry" / "seed0" / "summary.json", identity | {"depends_on": depends_on})
     common = ["--config", tmp_path / "config.yaml"]
     data = ["--benchmark", "heldout", "--items", item_table]
     steps = (

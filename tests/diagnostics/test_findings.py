@@ -3,12 +3,14 @@ import math
 import numpy as np
 import pytest
 
-from rm_methods.diagnostics import figures, runs
+from rm_methods.diagnostics import figures
 from rm_methods.diagnostics.findings import ALL, Place, read_findings
-from rm_methods.diagnostics.runs import TABLES, figure_names, left_out
 from rm_methods.diagnostics.summary import write_summary
 from rm_methods.diagnostics.tables import csv_of_findings, notes, sections
 from rm_methods.errors import DataError, UserError
+from rm_methods.experiment import diagnosed_runs
+from rm_methods.experiment.diagnosed_runs import figure_names, left_out
+from rm_methods.experiment.layout import DIAGNOSTICS_TABLES
 from rm_methods.methods.registry import load_card
 from rm_methods.reporting.tables import terminal_text
 from tests.conftest import experiment_config
@@ -110,7 +112,7 @@ def test_nothing_misclassified_or_decided_is_a_note_not_a_crash(tmp_path):
     assert "neither correct nor wrong: heldout: all, bradley_terry 3; heldout: all, label_smoothing 15." in text
     assert "bradley_terry 12 / 0 — —" in text
     assert {p.name for p in (tmp_path / "out").iterdir()} == {
-        *TABLES,
+        *DIAGNOSTICS_TABLES,
         *(f"{n}.{s}" for n in figure_names(config) for s in ("png", "svg")),
     }
     assert "no misclassified pair" in (tmp_path / "out" / "heldout_attention_received_raw.svg").read_text()
@@ -165,8 +167,8 @@ def test_joint_and_combined_models_are_left_out_with_the_reason(config):
     config["methods"] = {
         name: {"method": name, "settings": load_card(name).defaults()} for methods in every for name in methods
     }
-    assert {variant for variant, _ in runs.diagnosed_runs(config)} == {"bradley_terry"}
-    assert runs.left_out(config) == {
+    assert {variant for variant, _ in diagnosed_runs.diagnosed_runs(config)} == {"bradley_terry"}
+    assert diagnosed_runs.left_out(config) == {
         "joint_encoder": "joint: no scalar reward, it reads both responses together",
         "ensemble": "combined: not a trained model of its own",
     }

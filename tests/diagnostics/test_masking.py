@@ -5,7 +5,7 @@ import torch
 from rm_methods.diagnostics.diagnose import masked_scores, measure
 from rm_methods.diagnostics.masking import lay_out_visible, visible_item, visible_positions
 from rm_methods.diagnostics.pairs import TextTokens, pair_credit, text_tokens
-from rm_methods.diagnostics.runs import MODES, PERCENTS
+from rm_methods.experiment.diagnosed_runs import MODES, PERCENTS
 from rm_methods.reward_models.tokenization import TokenizedItem
 
 

@@ -65,7 +65,7 @@ def with_required(name):
 
 def micro_batch(prepared, folder, pairs, name, required, layout):
     """(method, model, micro-batch) as training would make them."""
-    from rm_methods.training.batch_plan import plan_steps
+    from rm_methods.reward_models.batching import plan_steps
 
     method = load_method(name, load_card(name).defaults())
     config = {"backbone": prepared[2]["backbone"], "training": method.training(prepared[2]["training"], 0)}

@@ -10,9 +10,9 @@ import pytest
 
 from rm_methods.benchmarks.item import BenchmarkItem
 from rm_methods.errors import DataError, UserError
+from rm_methods.experiment.layout import best_of_n_files, ppo_files
 from rm_methods.overoptimization.best_of_n import pool_curves, read_pool
 from rm_methods.overoptimization.figures import draw_best_of_n, draw_ppo
-from rm_methods.overoptimization.outputs import best_of_n_files, ppo_files
 from rm_methods.overoptimization.ppo_evaluations import ppo_curves, read_ppo_run
 from rm_methods.overoptimization.samples_page import fenced, samples_page
 from rm_methods.overoptimization.summary import summarise_best_of_n, summarise_ppo

@@ -21,14 +21,13 @@ from rm_methods.planning.shapes import published_configuration, shape_in_name
 from rm_methods.planning.sizes import (
     Shape,
     activation_bytes,
-    check_offload,
     checkpoint_bytes,
-    main_memory,
     model_state_bytes,
     shape_of,
 )
 from rm_methods.preferences.pair import write_pairs
 from rm_methods.system.deepspeed import configuration_file, configuration_problems, zero_settings
+from rm_methods.system.memory import check_offload, main_memory
 from tests.conftest import REPOSITORY, experiment_config, made_up_pairs
 
 PAPER = REPOSITORY / "config" / "paper.yaml"

@@ -4,9 +4,10 @@ import sys
 
 import pytest
 
-from rm_methods.errors import ConfigError, DataError
+from rm_methods.config.resolve import resolve
+from rm_methods.errors import DataError
 from rm_methods.preferences.pair import read_pairs
-from rm_methods.preferences.prepare import describe, prepare, resolve_data
+from rm_methods.preferences.prepare import describe, prepare
 
 
 def row(number, chosen="a good long answer", rejected="bad", **other):
@@ -19,7 +20,9 @@ def run(tmp_path):
 
     def run_prepare(dataset, name="out", **data):
         pairs, report = tmp_path / name / "pairs.parquet", tmp_path / name / "report.json"
-        returned = prepare({"dataset": str(dataset), "validation_fraction": 0.0, **data}, pairs, report)
+        section = {"dataset": str(dataset), "validation_fraction": 0.0, **data}
+        config = resolve({"experiment": "x", "data": section, "methods": {"longest": {}}})
+        returned = prepare(config["data"], pairs, report)
         assert json.loads(report.read_text()) == returned
         return read_pairs(pairs), returned
 
@@ -107,53 +110,6 @@ def test_an_empty_split_that_was_asked_for_is_refused(run, write_lines):
         run(write_lines("x.jsonl", [row(1)]), validation_fraction=0.01)
 
 
-def test_all_problems_of_the_section_come_at_once():
-    with pytest.raises(ConfigError) as caught:
-        resolve_data(
-            {
-                "dataset": 3,
-                "sed": 1,
-                "validation_fraction": 1.0,
-                "max_pairs": {"train": 0},
-                "length_balance": "yes",
-                "label_noise": {"rate": 0.5, "kind": "symetric", "rat": 1},
-            }
-        )
-    text = str(caught.value)
-    assert len(caught.value.problems) == 8
-    for expected in (
-        "data.dataset: is 3; expected string",
-        "data.sed: unknown key. Did you mean 'seed'?",
-        "data.validation_fraction: is 1.0; must be less than 1",
-        "data.max_pairs.train: is 0; must be at least 1",
-        'data.length_balance: is "yes"; expected boolean',
-        "data.label_noise.rate: is 0.5; must be less than 0.5",
-        'data.label_noise.kind: is "symetric"; allowed: symmetric, length',
-        "data.label_noise.rat: unknown key. Did you mean 'rate'?",
-    ):
-        assert expected in text
-
-
-def test_fractions_must_leave_something_for_train():
-    with pytest.raises(ConfigError, match="together they must be less than 1"):
-        resolve_data({"dataset": "x", "validation_fraction": 0.5, "test_fraction": 0.5})
-
-
-def test_defaults_are_filled_in():
-    assert resolve_data({"dataset": "x", "label_noise": {"rate": 0.1}}) == {
-        "dataset": "x",
-        "root": None,
-        "options": {},
-        "seed": 0,
-        "validation_fraction": 0.1,
-        "test_fraction": 0.0,
-        "max_pairs": {},
-        "max_characters": {},
-        "length_balance": False,
-        "label_noise": {"rate": 0.1, "kind": "symmetric"},
-    }
-
-
 def test_the_description_shows_counts_shares_and_notes(run, write_lines):
     rows = [row(n) for n in range(1200)] + [row(1, "", "x")]
     _, report = run(write_lines("x.jsonl", rows), max_pairs={"train": 1000, "other": 1}, label_noise={"rate": 0.1})
@@ -219,7 +175,6 @@ def test_importing_the_stage_loads_no_heavy_package():
 
 
 def test_long_training_pairs_are_left_out_before_the_balance_and_counted(tmp_path):
-    from rm_methods.config.resolve import resolve
     from rm_methods.preferences.pair import read_pairs
 
     rows = [

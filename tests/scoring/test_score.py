@@ -12,6 +12,7 @@ from rm_methods.methods.contract import Inputs
 from rm_methods.methods.registry import load_card, load_method
 from rm_methods.preferences.pair import write_pairs
 from rm_methods.scoring.score import score_files
+from rm_methods.scoring.scorer import ScoringSettings
 
 GOOD = {"prompt": "Name a tree.", "chosen": "Oak.", "rejected": "Rock."}
 OTHER = {"prompt": "Name a bird.", "chosen": "Kingfisher.", "rejected": "Car."}
@@ -35,7 +36,7 @@ def test_items_pairs_and_preference_files_give_the_same_scores(reward_model, tok
         (str(tmp_path / name), tmp_path / f"{name}.scores.parquet")
         for name in ("items.parquet", "pairs.parquet", "raw.jsonl")
     ]
-    score_files(tmp_path / "model", jobs, None, [], {"max_length": 256, "threads": 1})
+    score_files(tmp_path / "model", jobs, None, ScoringSettings(max_length=256, threads=1))
     tables = [read_scores(out) for _, out in jobs]
     assert [len(table) for table in tables] == [8, 8, 8]
     for table in tables[1:]:
@@ -50,7 +51,7 @@ def test_items_pairs_and_preference_files_give_the_same_scores(reward_model, tok
 
 def test_a_users_rows_keep_number_and_order_with_repetitions(longest, write_rows, tmp_path):
     path = write_rows("x.jsonl", OTHER, GOOD, GOOD | {"chosen": ""}, OTHER)
-    score_files(longest, [(str(path), tmp_path / "s.parquet")], None, [], {})
+    score_files(longest, [(str(path), tmp_path / "s.parquet")], None, ScoringSettings())
     table = pd.read_parquet(tmp_path / "s.parquet")
     assert list(table.columns) == ["file", "row", *COLUMNS]
     assert list(table.row) == [1, 1, 2, 2, 4, 4]
@@ -60,26 +61,28 @@ def test_a_users_rows_keep_number_and_order_with_repetitions(longest, write_rows
 
 def test_tables_of_items_have_the_columns_they_always_had(longest, pairs, tmp_path):
     write_items([BenchmarkItem("a", "s", pairs[0].prompt, ["x", "y"], 0)], tmp_path / "items.parquet")
-    score_files(longest, [(str(tmp_path / "items.parquet"), tmp_path / "s.parquet")], None, [], {})
-    assert tuple(pd.read_parquet(tmp_path / "s.parquet").columns) == COLUMNS
+    score_files(longest, [(str(tmp_path / "items.parquet"), tmp_path / "s.parquet")], None, ScoringSettings())
+    assert tuple(pd.read_parquet(tmp_path / "s.parquet").columns) == tuple(COLUMNS)
 
 
 def test_the_suffix_of_the_table_is_its_format(longest, write_rows, tmp_path):
     path = str(write_rows("x.jsonl", GOOD))
-    score_files(longest, [(path, tmp_path / f"s{suffix}") for suffix in (".csv", ".jsonl", ".parquet")], None, [], {})
+    score_files(
+        longest, [(path, tmp_path / f"s{suffix}") for suffix in (".csv", ".jsonl", ".parquet")], None, ScoringSettings()
+    )
     expected = pd.read_parquet(tmp_path / "s.parquet")
     pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "s.csv"), expected, check_dtype=False)
     pd.testing.assert_frame_equal(pd.read_json(tmp_path / "s.jsonl", lines=True), expected, check_dtype=False)
     for name in ("s", "s.parqet", "s.json"):
         with pytest.raises(UserError, match=r"--out .*: the suffix names no format .* Allowed: .parquet, .csv, .jsonl"):
-            score_files(longest, [(path, tmp_path / name)], None, [], {})
+            score_files(longest, [(path, tmp_path / name)], None, ScoringSettings())
 
 
 @pytest.mark.parametrize("rows", [[], [GOOD | {"chosen": ""}, GOOD | {"rejected": GOOD["chosen"]}]])
 def test_nothing_left_to_score_is_an_error_that_says_why(longest, write_rows, tmp_path, rows):
     path = write_rows("x.jsonl", *rows)
     with pytest.raises(DataError, match="nothing is left to score") as error:
-        score_files(longest, [(str(path), tmp_path / "s.parquet")], None, [], {})
+        score_files(longest, [(str(path), tmp_path / "s.parquet")], None, ScoringSettings())
     assert ("empty response (row 1)" in str(error.value)) == bool(rows)
     assert not (tmp_path / "s.parquet").exists()
 
@@ -88,10 +91,10 @@ def test_strict_refuses_data_with_a_row_that_cannot_be_scored(longest, write_row
     path = write_rows("x.jsonl", GOOD, GOOD | {"chosen": ""}, GOOD)
     jobs = [(str(path), tmp_path / "s.parquet")]
     with pytest.raises(DataError, match=r"1 of 3 rows are refused(.|\n)*empty response \(row 2\)"):
-        score_files(longest, jobs, None, [], {}, strict=True)
+        score_files(longest, jobs, None, ScoringSettings(), strict=True)
     assert not (tmp_path / "s.parquet").exists()
     write_rows("x.jsonl", GOOD, GOOD)
-    score_files(longest, jobs, None, [], {}, strict=True)
+    score_files(longest, jobs, None, ScoringSettings(), strict=True)
     assert (tmp_path / "s.parquet").exists()
 
 
@@ -102,7 +105,7 @@ def test_one_output_given_twice_is_refused_in_every_form(longest, write_rows, tm
     table = tmp_path / "s.parquet"
     for other in (table, tmp_path / "link" / "s.parquet", tmp_path / "no" / ".." / "s.parquet", os.path.relpath(table)):
         with pytest.raises(UserError, match="writes the same file"):
-            score_files(longest, [(one, table), (two, type(table)(other))], None, [], {})
+            score_files(longest, [(one, table), (two, type(table)(other))], None, ScoringSettings())
     assert not table.exists()
 
 
@@ -114,17 +117,17 @@ def test_an_output_that_is_an_input_is_refused(longest, write_rows, tmp_path):
     before = path.read_text()
     for data, out in ((path, path), (path, tmp_path / "link.jsonl"), (part.parent, part)):
         with pytest.raises(UserError, match="this is the file of --data"):
-            score_files(longest, [(str(data), out)], None, [], {})
+            score_files(longest, [(str(data), out)], None, ScoringSettings())
     assert path.read_text() == before
 
 
 def test_models_that_are_not_there_are_refused(write_rows, tmp_path):
     jobs = [(str(write_rows("x.jsonl", GOOD)), tmp_path / "s.parquet")]
     with pytest.raises(UserError, match="no such model folder"):
-        score_files(tmp_path / "absent", jobs, None, [], {})
+        score_files(tmp_path / "absent", jobs, None, ScoringSettings())
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=r"config\.json is missing"):
-        score_files(tmp_path / "empty", jobs, None, [], {})
+        score_files(tmp_path / "empty", jobs, None, ScoringSettings())
 
 
 @pytest.fixture
@@ -150,7 +153,7 @@ def test_rows_that_the_chat_template_refuses_are_refused_rows(strict_template, w
     prompt = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Name a tree."}]
     path = write_rows("x.jsonl", GOOD, GOOD | {"prompt": prompt}, OTHER, GOOD | {"prompt": prompt})
     jobs = [(str(path), tmp_path / "s.parquet")]
-    (text,) = score_files(strict_template, jobs, None, [], {"max_length": 256})
+    (text,) = score_files(strict_template, jobs, None, ScoringSettings(max_length=256))
     assert "2 pairs scored, 2 of 4 rows refused" in text
     refused = report_of(jobs[0][1])["read"]["refused"]
     (entry,) = refused.values()
@@ -158,28 +161,32 @@ def test_rows_that_the_chat_template_refuses_are_refused_rows(strict_template, w
     assert entry["examples"][0].startswith(f"{path}, row 2: ")
     assert list(pd.read_parquet(jobs[0][1]).row) == [1, 1, 3, 3]
     with pytest.raises(DataError, match="2 of 4 rows are refused"):
-        score_files(strict_template, jobs, None, [], {"max_length": 256}, strict=True)
+        score_files(strict_template, jobs, None, ScoringSettings(max_length=256), strict=True)
     write_rows("x.jsonl", GOOD | {"prompt": prompt})
     with pytest.raises(DataError, match="nothing is left to score"):
-        score_files(strict_template, jobs, None, [], {"max_length": 256})
+        score_files(strict_template, jobs, None, ScoringSettings(max_length=256))
 
 
 def test_items_that_the_chat_template_refuses_stop_a_benchmark(strict_template, tmp_path):
     prompt = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Name a tree."}]
     write_items([BenchmarkItem("a", "s", prompt, ["x", "y"], 0)], tmp_path / "items.parquet")
     with pytest.raises(DataError, match="item a"):
-        score_files(strict_template, [(str(tmp_path / "items.parquet"), tmp_path / "s.parquet")], None, [], {})
+        score_files(
+            strict_template, [(str(tmp_path / "items.parquet"), tmp_path / "s.parquet")], None, ScoringSettings()
+        )
 
 
 def test_texts_that_the_chat_template_changes_are_counted(strict_template, write_rows, tmp_path):
     path = write_rows("x.jsonl", GOOD, OTHER | {"chosen": "<think>A bird.</think>Owl."})
-    (text,) = score_files(strict_template, [(str(path), tmp_path / "s.parquet")], None, [], {"max_length": 256})
+    (text,) = score_files(strict_template, [(str(path), tmp_path / "s.parquet")], None, ScoringSettings(max_length=256))
     assert report_of(tmp_path / "s.parquet")["changed_by_template"] == 1
     assert "changed             1  texts, by the model's chat template" in text
 
 
 def test_the_report_says_what_the_chat_template_does(strict_template, write_rows, tmp_path):
-    (text,) = score_files(strict_template, [(str(write_rows("x.jsonl", GOOD)), tmp_path / "s.parquet")], None, [], {})
+    (text,) = score_files(
+        strict_template, [(str(write_rows("x.jsonl", GOOD)), tmp_path / "s.parquet")], None, ScoringSettings()
+    )
     template = report_of(tmp_path / "s.parquet")["model"]["template"]
     assert (template["date"], template["system_turn"], template["strips_think"]) == ("2024-07-26", "refused", True)
     assert "conversations dated 2024-07-26" in " ".join(text.split())
@@ -195,7 +202,7 @@ def test_pairs_are_scored_with_joint_models(prepared, pairs, tmp_path, name):
     reader.tokenizer.save_pretrained(tmp_path / "model")
     write_pairs(pairs[:3], tmp_path / "pairs.parquet")
     out = tmp_path / "s.parquet"
-    score_files(tmp_path / "model", [(str(tmp_path / "pairs.parquet"), out)], None, [], {"max_length": 256})
+    score_files(tmp_path / "model", [(str(tmp_path / "pairs.parquet"), out)], None, ScoringSettings(max_length=256))
     assert len(read_scores(out)) == 6
     has_template = "template" in report_of(out)["model"]
     assert has_template == (name == "joint_decoder")  # the encoder reads text without one

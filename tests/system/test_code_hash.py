@@ -65,7 +65,10 @@ READ_A_MODEL = {"train", "score", "diagnose", "diagnose_teacher", "sample", "ppo
     ("file", "stages"),
     [
         ("scoring/scorer.py", READ_A_MODEL),
-        ("methods/registry.py", set(STAGES) - {"prepare", "backbone", "items", "evaluate", "sft", "track"}),
+        (
+            "methods/registry.py",
+            set(STAGES) - {"prepare", "backbone", "items", "evaluate", "diagnose_summary", "sft", "track"},
+        ),
         ("methods/hinge.py", set()),
         ("methods/hinge.yaml", set()),
         ("comparison/compare.py", {"compare"}),

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from rm_methods.tracking.export import RunExport
-from rm_methods.tracking.records import RunFiles
+from rm_methods.tracking.records import ExportedFiles
 from rm_methods.tracking.store import import_mlflow
 
 # Each process leaves a row as soon as it may use the database; the last one starts while another is half-way through making it.
@@ -92,7 +92,9 @@ def finished_run(tmp_path):
             "n_total": 129,
             "n_truncated": 3,
         }
-        files = RunFiles(folder / "summary.json", folder / "metrics.json", folder / "metrics.jsonl", folder / "model")
+        files = ExportedFiles(
+            folder / "summary.json", folder / "metrics.json", folder / "metrics.jsonl", folder / "model"
+        )
         files.summary.write_text(json.dumps(summary | changes))
         files.metrics.write_text(json.dumps(identity | {"benchmarks": {"rm_bench": report}}))
         rows = [

@@ -13,10 +13,11 @@ import pytest
 
 from rm_methods.errors import UserError
 from rm_methods.files import read_json
+from rm_methods.system import tracking_address
 from rm_methods.tracking import export
 from rm_methods.tracking import store as mlflow_store
 from rm_methods.tracking.export import RunExport, export_experiment, export_run, retry_pending
-from rm_methods.tracking.records import RunFiles
+from rm_methods.tracking.records import ExportedFiles
 
 
 def only_run(client, experiment="paper"):
@@ -323,14 +324,14 @@ def test_an_address_that_cannot_be_used_leaves_finished_runs_pending(finished_ru
 )
 def test_an_address_that_can_never_work_is_refused_with_what_is_allowed(uri, says):
     with pytest.raises(UserError, match=r"Allowed: sqlite:///") as error:
-        mlflow_store.resolve_uri(uri)
+        tracking_address.resolve_uri(uri)
     assert says in str(error.value)
 
 
 def test_a_database_without_its_driver_is_refused_with_the_package_to_install(monkeypatch):
-    monkeypatch.setattr(mlflow_store.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(tracking_address.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"pip install psycopg2-binary") as error:
-        mlflow_store.resolve_uri("postgresql://me:secret@server/db?sslpassword=hidden")
+        tracking_address.resolve_uri("postgresql://me:secret@server/db?sslpassword=hidden")
     assert "secret" not in str(error.value)
     assert "hidden" not in str(error.value)
 
@@ -347,7 +348,7 @@ def test_a_database_without_its_driver_is_refused_with_the_package_to_install(mo
     ],
 )
 def test_addresses_that_may_work_are_left_alone(uri):
-    assert mlflow_store.resolve_uri(uri) == uri
+    assert tracking_address.resolve_uri(uri) == uri
 
 
 @pytest.mark.parametrize(
@@ -360,13 +361,15 @@ def test_addresses_that_may_work_are_left_alone(uri):
     ],
 )
 def test_addresses_are_shown_without_secrets(uri, shown):
-    assert mlflow_store.redacted(uri) == shown
+    assert tracking_address.redacted(uri) == shown
 
 
 def test_messages_hold_no_secrets_of_the_address():
     uri = "postgresql://me:p%40ss@server/db?password=other"
     text = f"cannot connect to {uri} with p@ss or p%40ss or other"
-    assert mlflow_store.without_secrets(text, uri) == "cannot connect to postgresql://server/db with *** or *** or ***"
+    assert (
+        tracking_address.without_secrets(text, uri) == "cannot connect to postgresql://server/db with *** or *** or ***"
+    )
 
 
 def test_a_folder_for_a_database_is_pending_at_once(finished_run, tmp_path):
@@ -379,7 +382,7 @@ def test_a_folder_for_a_database_is_pending_at_once(finished_run, tmp_path):
 
 def test_a_database_server_that_is_not_there_is_given_up_at_once(finished_run, tmp_path, monkeypatch):
     """No driver is needed to see that nothing listens."""
-    monkeypatch.setattr(mlflow_store.importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(tracking_address.importlib.util, "find_spec", lambda name: object())
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         uri = f"postgresql://me:secret@127.0.0.1:{unused.getsockname()[1]}/mlflow"
@@ -392,7 +395,7 @@ def test_a_database_server_that_is_not_there_is_given_up_at_once(finished_run, t
 
 
 def test_a_driver_that_cannot_be_loaded_is_pending(finished_run, tmp_path, monkeypatch):
-    monkeypatch.setattr(mlflow_store.importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(tracking_address.importlib.util, "find_spec", lambda name: object())
     monkeypatch.setattr(mlflow_store, "_closed_port", lambda *_: None)
     (record,) = export_experiment([finished_run()], tmp_path / "out", "mysql+no_such_driver://server/db")
     assert record["status"] == "pending"
@@ -446,10 +449,10 @@ def test_whatever_a_store_raises_leaves_finished_runs_pending(store, finished_ru
 def test_default_address_and_environment(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    assert mlflow_store.resolve_uri(None) == f"sqlite:///{tmp_path}/mlflow.db"
+    assert tracking_address.resolve_uri(None) == f"sqlite:///{tmp_path}/mlflow.db"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://server:5000")
-    assert mlflow_store.resolve_uri(None) == "http://server:5000"
-    assert mlflow_store.resolve_uri("sqlite:///x.db") == "sqlite:///x.db"
+    assert tracking_address.resolve_uri(None) == "http://server:5000"
+    assert tracking_address.resolve_uri("sqlite:///x.db") == "sqlite:///x.db"
 
 
 def test_telemetry_is_off():
@@ -467,7 +470,7 @@ def test_retry_needs_a_folder(tmp_path):
 
 def test_a_policy_trained_against_a_run_is_a_run_of_its_own(store, client, finished_run, tmp_path):
     files = finished_run().files
-    policy = RunFiles(files.summary, None, files.training_log, tmp_path / "policy", purpose="ppo")
+    policy = ExportedFiles(files.summary, None, files.training_log, tmp_path / "policy", purpose="ppo")
     export_experiment([RunExport(files, "paper"), RunExport(policy, "paper")], tmp_path / "out", store)
     assert {run.info.run_name for run in all_runs(client)} == {"bradley_terry seed 0", "bradley_terry ppo seed 0"}
     assert {run.data.tags["superseded"] for run in all_runs(client)} == {"false"}
@@ -479,7 +482,7 @@ def test_further_metrics_come_later_and_update_the_run(store, client, finished_r
     export_experiment([RunExport(files, "paper")], tmp_path / "out", store)
     further = tmp_path / "further.json"
     further.write_text('{"metrics": {"best_of_n/samples/gold_at_peak": 0.7}}')
-    with_further = RunFiles(files.summary, files.metrics, files.training_log, files.model, further)
+    with_further = ExportedFiles(files.summary, files.metrics, files.training_log, files.model, further)
     (record,) = export_experiment([RunExport(with_further, "paper")], tmp_path / "out", store)
     assert record["action"] == "updated"
     assert only_run(client).data.metrics["best_of_n/samples/gold_at_peak"] == 0.7

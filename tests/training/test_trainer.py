@@ -19,8 +19,8 @@ from rm_methods.methods.contract import Inputs
 from rm_methods.methods.contrastive import add_dropout
 from rm_methods.methods.registry import load_method
 from rm_methods.reward_models.backbones import load_classifier
+from rm_methods.reward_models.batching import plan_steps
 from rm_methods.reward_models.model import RewardModel
-from rm_methods.training.batch_plan import plan_steps
 from rm_methods.training.fitting import training_arguments
 from rm_methods.training.run import RunFiles, run_key, train
 from rm_methods.training.trainer import PlannedSteps, RewardTrainer, RunLog, last_complete_checkpoint

@@ -11,9 +11,10 @@ from rm_methods.methods.contract import Inputs
 from rm_methods.methods.registry import load_method
 from rm_methods.preferences.pair import make_pair, read_pairs, write_pairs
 from rm_methods.reward_models.backbones import prepare_backbone
+from rm_methods.reward_models.pair_encoding import encode_pairs
 from rm_methods.scoring.scorer import ScoringSettings, load_scorer, pair_rewards
 from rm_methods.training.run import train
-from rm_methods.training.training_data import apply_truncation_policy, encode_pairs, training_data, training_pairs
+from rm_methods.training.training_data import apply_truncation_policy, training_data, training_pairs
 from tests.conftest import experiment_config, made_up_pairs
 from tests.training.test_trainer import run_files
 

@@ -1,32 +1,35 @@
-# One table and one figure of all runs.
+# One table and one figure of all runs; with several levels of label noise, also a table for each and figures against noise.
 
 
 rule compare:
     input:
-        summaries=[f"{FOLDER}/runs/{v}/seed{s}/summary.json" for v, s in RUNS],
-        metrics=[f"{FOLDER}/evaluation/{v}/seed{s}/metrics.json" for v, s in RUNS],
+        summaries=[LAYOUT.summary(variant, seed) for variant, seed in RUNS],
+        metrics=[LAYOUT.metrics(variant, seed) for variant, seed in RUNS],
         asked=asked("compare"),
     output:
-        made_with=f"{FOLDER}/" + RECORDS["compare"],
-        text=f"{FOLDER}/comparison/table.txt",
-        markdown=f"{FOLDER}/comparison/table.md",
-        csv=f"{FOLDER}/comparison/table.csv",
-        latex=f"{FOLDER}/comparison/table.tex",
-        figure=f"{FOLDER}/comparison/comparison.png",
-        vector=f"{FOLDER}/comparison/comparison.svg",
+        made_with=made_with("compare"),
+        files=report(
+            [LAYOUT.comparison / name for name in COMPARISON_FILES],
+            category="Comparison",
+        ),
         levels=[
-            f"{FOLDER}/comparison/{level.folder}/table.txt"
+            LAYOUT.comparison / level.folder / "table.txt"
             for level in noise_levels(config)
         ],
-        noise=[
-            f"{FOLDER}/comparison/{figure_stem(*metric)}.{suffix}"
-            for metric in (EXPERIMENT.metrics() if config["noise_levels"] else ())
-            for suffix in ("png", "svg")
-        ],
+        noise=report(
+            [
+                LAYOUT.comparison / f"{noise_figure_stem(*metric)}.{suffix}"
+                for metric in (EXPERIMENT.metrics() if config["noise_levels"] else ())
+                for suffix in ("png", "svg")
+            ],
+            category="Comparison",
+        ),
     log:
         f"{FOLDER}/logs/compare.log",
     params:
-        out=f"{FOLDER}/comparison",
+        config_file=config_file,
+        experiment=experiment_folder,
+        out=LAYOUT.comparison,
     shell:
-        "rm-methods compare --config {CONFIG_FILE:q} --experiment {FOLDER:q} --out {params.out:q} > {log:q} 2>&1"
+        "rm-methods compare --config {params.config_file:q} --experiment {params.experiment:q} --out {params.out:q} > {log:q} 2>&1"
         " && cp {input.asked:q} {output.made_with:q}"

@@ -1,35 +1,23 @@
-# Metrics and per-item credits of one run on all its benchmarks.
+# Metrics and the credit of each item, of one run on all its benchmarks.
 
 
 rule evaluate:
     input:
-        summary=rules.train.output.summary,
-        item_tables=expand(
-            rules.prepare_benchmark.output.item_table, benchmark=config["benchmarks"]
-        ),
-        scores=expand(
-            rules.score.output.scores,
-            benchmark=config["benchmarks"],
-            allow_missing=True,
-        ),
+        summary=LAYOUT.summary(VARIANT, SEED),
+        item_tables=[LAYOUT.items(name) for name in config["benchmarks"]],
+        scores=[LAYOUT.scores(VARIANT, SEED, name) for name in config["benchmarks"]],
         asked=asked("evaluate"),
     output:
-        metrics=f"{FOLDER}/evaluation/{{variant}}/seed{{seed}}/metrics.json",
-        credits=f"{FOLDER}/evaluation/{{variant}}/seed{{seed}}/credits.parquet",
-        made_with=f"{FOLDER}/" + RECORDS["evaluate"],
+        metrics=LAYOUT.metrics(VARIANT, SEED),
+        credits=LAYOUT.credits(VARIANT, SEED),
+        made_with=made_with("evaluate"),
     log:
         f"{FOLDER}/logs/evaluate/{{variant}}_seed{{seed}}.log",
     params:
-        benchmark_options=[
-            option for name in config["benchmarks"] for option in ("--benchmark", name)
-        ],
-        item_options=lambda wc, input: [
-            option for path in input.item_tables for option in ("--items", path)
-        ],
-        score_options=lambda wc, input: [
-            option for path in input.scores for option in ("--scores", path)
-        ],
+        benchmarks=options("--benchmark", config["benchmarks"]),
+        item_tables=lambda wc, input: options("--items", input.item_tables),
+        scores=lambda wc, input: options("--scores", input.scores),
     shell:
-        "rm-methods evaluate {params.benchmark_options:q} {params.item_options:q} {params.score_options:q} --summary {input.summary:q}"
+        "rm-methods evaluate {params.benchmarks:q} {params.item_tables:q} {params.scores:q} --summary {input.summary:q}"
         " --metrics {output.metrics:q} --credits {output.credits:q} > {log:q} 2>&1"
         " && cp {input.asked:q} {output.made_with:q}"

@@ -1,4 +1,4 @@
-# Data, backbone and benchmarks, once per experiment.
+# Data, backbone and benchmarks, once for each experiment.
 
 
 rule prepare:
@@ -6,56 +6,57 @@ rule prepare:
         EXPERIMENT.data_sources(),
         asked=asked("prepare"),
     output:
-        made_with=f"{FOLDER}/" + RECORDS["prepare"],
-        pairs=f"{FOLDER}/data/pairs.parquet",
-        report=f"{FOLDER}/data/report.json",
+        made_with=made_with("prepare"),
+        pairs=LAYOUT.pairs,
+        report=LAYOUT.pairs_report,
     log:
         f"{FOLDER}/logs/prepare.log",
+    params:
+        config_file=config_file,
     shell:
-        "rm-methods prepare --config {CONFIG_FILE:q} --pairs {output.pairs:q} --report {output.report:q} > {log:q} 2>&1"
+        "rm-methods prepare --config {params.config_file:q} --pairs {output.pairs:q} --report {output.report:q} > {log:q} 2>&1"
         " && cp {input.asked:q} {output.made_with:q}"
 
 
 rule prepare_backbone:
-    # Only the tiny backbone looks at the data: its tokenizer is trained on it.
+    # Only the tiny backbone reads the data: its tokenizer is trained on it.
     input:
-        pairs=(
-            rules.prepare.output.pairs
-            if config["backbone"]["source"] == "tiny"
-            else []
-        ),
+        pairs=LAYOUT.pairs if config["backbone"]["source"] == "tiny" else [],
         asked=asked("prepare_backbone"),
     output:
-        made_with=f"{FOLDER}/" + RECORDS["prepare_backbone"],
-        folder=directory(f"{FOLDER}/data/backbone"),
+        made_with=made_with("prepare_backbone"),
+        folder=directory(LAYOUT.backbone),
     log:
         f"{FOLDER}/logs/prepare_backbone.log",
     resources:
-        mem_mb=lambda wc, attempt: attempt * config["resources"]["memory_mb"],
+        mem_mb=memory,
         runtime=config["resources"]["runtime_minutes"],
+    params:
+        config_file=config_file,
+        pairs=LAYOUT.pairs,
     shell:
-        "rm-methods prepare-backbone --config {CONFIG_FILE:q} --pairs {rules.prepare.output.pairs:q} --out {output.folder:q} > {log:q} 2>&1"
+        "rm-methods prepare-backbone --config {params.config_file:q} --pairs {params.pairs:q} --out {output.folder:q}"
+        " > {log:q} 2>&1"
         " && cp {input.asked:q} {output.made_with:q}"
 
 
 rule prepare_benchmark:
     input:
-        pairs=lambda wc: (
-            rules.prepare.output.pairs
-            if EXPERIMENT.made_of_pairs(wc.benchmark)
-            else []
-        ),
+        pairs=lambda wc: LAYOUT.pairs if EXPERIMENT.made_of_pairs(wc.benchmark) else [],
         sources=lambda wc: EXPERIMENT.benchmark_sources(wc.benchmark),
         asked=asked("prepare_benchmark"),
     output:
-        made_with=f"{FOLDER}/" + RECORDS["prepare_benchmark"],
-        item_table=f"{FOLDER}/benchmarks/{{benchmark}}.parquet",
-        report=f"{FOLDER}/benchmarks/{{benchmark}}.json",
+        made_with=made_with("prepare_benchmark"),
+        item_table=LAYOUT.items(BENCHMARK),
+        report=LAYOUT.items_report(BENCHMARK),
     log:
         f"{FOLDER}/logs/prepare_benchmark/{{benchmark}}.log",
     # Before the trainings: what is wrong with a benchmark shows in seconds.
     priority: 2
+    params:
+        config_file=config_file,
+        pairs=LAYOUT.pairs,
     shell:
-        "rm-methods prepare-benchmark --config {CONFIG_FILE:q} --benchmark {wildcards.benchmark:q} --pairs {rules.prepare.output.pairs:q}"
-        " --items {output.item_table:q} --report {output.report:q} > {log:q} 2>&1"
+        "rm-methods prepare-benchmark --config {params.config_file:q} --benchmark {wildcards.benchmark:q}"
+        " --pairs {params.pairs:q} --items {output.item_table:q} --report {output.report:q} > {log:q} 2>&1"
         " && cp {input.asked:q} {output.made_with:q}"

@@ -3,18 +3,17 @@
 
 rule tune:
     input:
-        [f"{FOLDER}/runs/{v}/seed{s}/summary.json" for v, s in RUNS],
+        [LAYOUT.summary(variant, seed) for variant, seed in RUNS],
         asked=asked("tune"),
     output:
-        [
-            f"{FOLDER}/tuning/{name}"
-            for name in ("tuned.yaml", "table.txt", "table.md", "table.csv")
-        ],
-        made_with=f"{FOLDER}/" + RECORDS["tune"],
+        report([LAYOUT.tuning / name for name in TUNING_FILES], category="Tuning"),
+        made_with=made_with("tune"),
     log:
         f"{FOLDER}/logs/tune.log",
     params:
-        out=f"{FOLDER}/tuning",
+        config_file=config_file,
+        experiment=experiment_folder,
+        out=LAYOUT.tuning,
     shell:
-        "rm-methods tune --config {CONFIG_FILE:q} --experiment {FOLDER:q} --out {params.out:q} > {log:q} 2>&1"
+        "rm-methods tune --config {params.config_file:q} --experiment {params.experiment:q} --out {params.out:q} > {log:q} 2>&1"
         " && cp {input.asked:q} {output.made_with:q}"

@@ -30,6 +30,11 @@ READERS = {
 Reader = Callable[["DatasetCard", Path | None, dict[str, Any], ReadReport], Iterator[PreferencePair]]
 
 
+def reader_module(name: str) -> str:
+    """Name below `rm_methods` of a reader's module."""
+    return READERS[name].partition(":")[0].removeprefix("rm_methods.")
+
+
 def load_reader(name: str) -> tuple[Reader, dict[str, dict[str, Any]]]:
     """A reader's function and its OPTIONS.
 

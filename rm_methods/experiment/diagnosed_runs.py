@@ -1,4 +1,4 @@
-"""Which runs of an experiment are diagnosed, what is measured, which files that gives.  Imports nothing heavy, for the Snakefile."""
+"""Which runs of an experiment are diagnosed, and what is measured.  Imports nothing heavy, for the Snakefile."""
 
 from __future__ import annotations
 
@@ -8,10 +8,6 @@ from typing import Any
 from rm_methods.config.resolve import runs
 from rm_methods.methods.registry import MethodCard, load_card
 
-TABLES = ("table.txt", "table.md", "table.csv", "table.tex")
-RUN_FILES = ("attention.parquet", "masking.parquet", "report.json")
-DISTANCE_FILES = ("teacher.parquet", "teacher_maps.png")
-DISTANCE_TABLES = ("teacher_distance.txt", "teacher_distance.md", "teacher_distance.csv", "teacher_distance.tex")
 MEASURES = {"reward_row": "attention of the reward token", "received": "attention received"}
 SHOWN_VERSIONS = ("raw", "controlled")
 MODES = {"sequence": "start of prompt and response hidden", "response": "start of the response hidden"}

@@ -3,9 +3,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rm_methods.reward_models.batching import plan_cost, plan_steps
 from rm_methods.reward_models.layouts import launched_tokens
 from rm_methods.reward_models.tokenization import TokenizedItem
-from rm_methods.training.batch_plan import plan_cost, plan_steps
 
 NO = (False, False)
 

@@ -1,0 +1,34 @@
+"""Fails if `snakemake --lint` says anything but that rules have no container: one environment serves all of them.
+
+Usage: python .ci/lint_workflow.py
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+
+EXPECTED = "Specify a conda environment or container for each rule."
+
+
+def lints() -> list[str]:
+    """What `snakemake --lint` says, one title a line with the file or rule that it is about."""
+    done = subprocess.run(["snakemake", "--lint"], capture_output=True, text=True)
+    output = done.stdout + done.stderr
+    where = ""
+    titles = []
+    for line in output.splitlines():
+        if line.startswith("Lints for "):
+            where = line.removeprefix("Lints for ").rstrip(":")
+        elif title := re.match(r"    \* (.*?):?$", line):
+            titles.append(f"{where}: {title.group(1)}")
+    if done.returncode and not titles:
+        titles.append(output)
+    return titles
+
+
+if __name__ == "__main__":
+    unexpected = [title for title in lints() if EXPECTED not in title]
+    print("\n".join(unexpected), end="\n" if unexpected else "", file=sys.stderr)
+    sys.exit(1 if unexpected else 0)

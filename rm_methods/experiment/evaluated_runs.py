@@ -1,0 +1,48 @@
+"""The files of evaluated runs, which the comparison and the export read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from rm_methods.errors import UserError
+from rm_methods.experiment.experiment import Experiment
+from rm_methods.experiment.layout import Layout
+
+
+@dataclass(frozen=True)
+class EvaluatedFiles:
+    """The files of one (variant, seed), as in docs/architecture.md: summary.json, metrics.json, credits.parquet."""
+
+    summary: Path
+    metrics: Path
+    credits: Path
+
+
+def evaluated_runs(experiment: Experiment, folder: Path) -> list[EvaluatedFiles]:
+    """The files of every run of an experiment.
+
+    Args:
+        folder: of the experiment's results.
+
+    Raises:
+        UserError: a run is not finished.
+        DataError: a result is not what the configuration asks for; see `Experiment.check_results`.
+    """
+    layout = Layout(folder)
+    runs = [
+        EvaluatedFiles(
+            summary=layout.summary(variant, seed),
+            metrics=layout.metrics(variant, seed),
+            credits=layout.credits(variant, seed),
+        )
+        for variant, seed in experiment.runs()
+    ]
+    files = [path for run in runs for path in (run.summary, run.metrics, run.credits)]
+    missing = [str(path) for path in files if not path.exists()]
+    if missing:
+        raise UserError(
+            f"{len(missing)} files of the experiment are missing, the first is {missing[0]}. Run snakemake first."
+        )
+    experiment.check_evaluated(folder)
+    return runs

@@ -1,0 +1,165 @@
+# The configuration, the experiment, and what several rules need.
+from functools import cache
+
+from snakemake.exceptions import WorkflowError
+
+from rm_methods.config.resolve import workflow_config, write_resolved
+from rm_methods.config.variants import noise_levels
+from rm_methods.errors import UserError
+from rm_methods.experiment.diagnosed_runs import (
+    diagnosed_runs,
+    figure_names,
+    teachers,
+)
+from rm_methods.experiment.experiment import Experiment
+from rm_methods.experiment.layout import (
+    COMPARISON_FILES,
+    DIAGNOSED_RUN_FILES,
+    DIAGNOSTICS_TABLES,
+    DISTANCE_FILES,
+    DISTANCE_TABLES,
+    RECORDS,
+    TUNING_FILES,
+    noise_figure_stem,
+)
+from rm_methods.experiment.made_with import asked_file
+from rm_methods.system.cluster import train_resource
+from rm_methods.system.run_lock import held_until_exit
+
+try:
+    # Not a `configfile:` statement: Snakemake would merge the default into the file that the user names.
+    config = workflow_config(
+        workflow.overwrite_configfiles,
+        workflow.config_settings.config_args,
+        default="config/quickstart.yaml",
+    )
+except UserError as error:
+    raise WorkflowError(str(error))
+
+EXPERIMENT = Experiment(config)
+LAYOUT = EXPERIMENT.layout
+FOLDER = str(EXPERIMENT.folder)
+RUNS = EXPERIMENT.runs()
+CONFIG_FILE = str(write_resolved(config))
+VARIANT = "{variant}"
+SEED = "{seed}"
+BENCHMARK = "{benchmark}"
+
+
+@cache
+def asked_of(stage, wildcards):
+    # Jobs that run in processes of their own must find what the main process left.
+    return asked_file(
+        EXPERIMENT.folder,
+        RECORDS[stage].format(**dict(wildcards)),
+        EXPERIMENT.asked(stage, **dict(wildcards)),
+        mark=workflow.is_main_process,
+    )
+
+
+def asked(stage):
+    """The input function that gives the file with what a job of a stage is asked for."""
+    return lambda wildcards: asked_of(stage, tuple(sorted(wildcards.items())))
+
+
+def made_with(stage):
+    """The record of settings and code beside a result."""
+    return f"{FOLDER}/{RECORDS[stage]}"
+
+
+def memory(wildcards, attempt):
+    """Main memory of a job in MB; a job that is tried again, which only profiles do, asks for more."""
+    return attempt * config["resources"]["memory_mb"]
+
+
+def options(name, values):
+    """An option of the command line, once for each value."""
+    return [word for value in values for word in (name, value)]
+
+
+def config_file(wildcards, input):
+    """The resolved configuration.
+
+    Its name changes with every setting.  `input` is named so that Snakemake takes the parameter for a derived one: a change
+    of it reruns nothing.
+    """
+    return CONFIG_FILE
+
+
+def experiment_folder(wildcards, input):
+    """The folder of the experiment's results."""
+    return FOLDER
+
+
+def required_models(wildcards):
+    """Models of the runs that a run needs."""
+    required = EXPERIMENT.required_runs(wildcards.variant, wildcards.seed)
+    return [model for models in required.values() for model in models]
+
+
+def required_options(wildcards):
+    """The same, as options that name the setting for each."""
+    required = EXPERIMENT.required_runs(wildcards.variant, wildcards.seed)
+    return options(
+        "--required",
+        [f"{key}={model}" for key, models in required.items() for model in models],
+    )
+
+
+def diagnosed_files():
+    """The files of every diagnosed run."""
+    files = []
+    for variant, seed in diagnosed_runs(config):
+        distances = DISTANCE_FILES if teachers(config, variant) else ()
+        files += [
+            LAYOUT.diagnosed_run(variant, seed) / name
+            for name in (*DIAGNOSED_RUN_FILES, *distances)
+        ]
+    return files
+
+
+def diagnostics_tables():
+    """Tables of the summary; those of distances only where a run has a teacher."""
+    distances = (
+        DISTANCE_TABLES if any(teachers(config, variant) for variant, _ in RUNS) else ()
+    )
+    return [LAYOUT.diagnostics / name for name in (*DIAGNOSTICS_TABLES, *distances)]
+
+
+def final_files():
+    """What the workflow makes in the end."""
+    files = []
+    if config["benchmarks"]:
+        files.append(LAYOUT.comparison / "table.txt")
+        if config["tracking"]["enabled"]:
+            files.append(LAYOUT.export)
+    else:
+        files += [LAYOUT.summary(variant, seed) for variant, seed in RUNS]
+    if config["diagnostics"]["benchmarks"]:
+        files.append(LAYOUT.diagnostics / "table.txt")
+    if config["tuning"]["enabled"]:
+        files.append(LAYOUT.tuning / "tuned.yaml")
+    files += [
+        LAYOUT.overoptimization / name for name in EXPERIMENT.overoptimization_files()
+    ]
+    return files
+
+
+def hold_experiment():
+    """Be the only workflow that writes into the experiment's folder."""
+    try:
+        held_until_exit(EXPERIMENT.folder)
+    except UserError as error:
+        raise WorkflowError(str(error))
+
+
+def print_tables():
+    """Show the tables at the end."""
+    for folder, names in (
+        (LAYOUT.comparison, ["table.txt"]),
+        (LAYOUT.overoptimization, ["best_of_n_table.txt", "ppo_table.txt"]),
+    ):
+        tables = [folder / name for name in names if (folder / name).exists()]
+        if tables:
+            texts = [table.read_text() for table in tables]
+            print("\n" + "\n".join(texts) + f"\nTables and figures: {folder}/")
