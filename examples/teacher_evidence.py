@@ -3,9 +3,10 @@
     python examples/teacher_evidence.py --teacher results/interaction_content/runs/joint_encoder/seed0/model \\
         --backbone results/interaction_content/data/backbone
 
-For every layer and head of the teacher: attention of the deciding sentence of a response on the deciding sentence of the prompt, of
-the other response, and of its own, and attention of all text on the cue; each divided by what even attention would give.  The maps are
-those that Interaction Distillation hands to a student: over groups of text, both orders averaged.  1: the map knows nothing of it.
+A value of 1 means that the map knows nothing; larger values mean that it attends to the evidence.  For every layer and head of the teacher,
+the script prints how much the deciding sentence of a response attends to the deciding sentence of the prompt, of the other response, and of
+the same response, and how much all text attends to the cue.  Each value is divided by what even attention would give.  The maps are those that
+a student of Interaction Distillation gets: over groups of text, averaged over both orders.
 """
 
 from __future__ import annotations

@@ -6,9 +6,9 @@
 
 Prompt, completion and 16 closing tokens must fit into both models' positions; the quickstart's models have 512.
 
-The reward model is a plain sequence-classification folder, so TRL loads it, applies its chat template and reads its score; in fp32 that
-is the score of `rm-methods score`.  With --scorer our own scorer computes the rewards: for ensembles, which hold no weights for TRL to
-load, and in bf16, where TRL would compute the head in bf16 too.  docs/using-reward-models.md says more.
+The reward model is a plain sequence-classification folder.  TRL loads it, applies its chat template and reads its score.  In fp32 that equals
+the score of `rm-methods score`.  With --scorer our scorer computes the rewards.  Use it for ensembles, which have no weights for TRL to load,
+and for bf16, because TRL would compute the head in bf16 too.  See docs/using-reward-models.md.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""What a training step keeps for its backward pass, counted tensor by tensor: the numbers behind the memory table of docs/scaling.md.
+"""Count what a training step keeps for its backward pass, tensor by tensor: the numbers behind the memory table of docs/scaling.md.
 
 Usage (any machine, under a minute, no weights):
     python performance/activation_memory.py
 
-Llama shapes of several sizes run one packed forward in bf16 autocast; every tensor that autograd saves is counted once, weights
-and their bf16 copies apart.  A least-squares fit over the shapes gives bytes per token and layer as a sum of widths; the residual says
+Llama shapes of several sizes run one packed forward in bf16 autocast.  Every tensor that autograd saves is counted once; weights and their
+bf16 copies are counted separately.  A least-squares fit over the shapes gives bytes per token and layer as a sum of widths.  The residual shows
 whether the formula is complete.  Attention is torch's fused kernel, as on a GPU.  Temporary tensors that no backward needs are not counted.
 """
 

@@ -4,7 +4,7 @@ Usage (no GPU, no weights, seconds):
     python performance/memory_table.py
 
 Columns: our formulas (rm_methods/planning/sizes.py: fp32 weights, DeepSpeed's buffers), DeepSpeed's own estimators
-(16-bit weights, no buffers), and the activations of a micro-batch of 16,384 tokens with recomputation.  GB are 10^9 bytes; 8 GPUs a node.
+(16-bit weights, no buffers), and the activations of a micro-batch of 16,384 tokens with recomputation.  GB are 10^9 bytes; 8 GPUs per node.
 A second table: the states with LoRA of rank 16 on every linear layer.
 """
 
