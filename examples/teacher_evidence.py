@@ -1,12 +1,14 @@
-"""Does the attention of a joint teacher find the evidence?  Exact in the controlled world, where the deciding sentences are known.
+"""Does the attention of a joint teacher find the evidence?  Exact in the controlled world, where the deciding
+sentences are known.
 
     python examples/teacher_evidence.py --teacher results/interaction_content/runs/joint_encoder/seed0/model \\
         --backbone results/interaction_content/data/backbone
 
-A value of 1 means that the map knows nothing; larger values mean that it attends to the evidence.  For every layer and head of the teacher,
-the script prints how much the deciding sentence of a response attends to the deciding sentence of the prompt, of the other response, and of
-the same response, and how much all text attends to the cue.  Each value is divided by what even attention would give.  The maps are those that
-a student of Interaction Distillation gets: over groups of text, averaged over both orders.
+A value of 1 means that the map knows nothing; larger values mean that it attends to the evidence.  For every layer and
+head of the teacher, the script prints how much the deciding sentence of a response attends to the deciding sentence of
+the prompt, of the other response, and of the same response, and how much all text attends to the cue.  Each value is
+divided by what even attention would give.  The maps are those that a student of Interaction Distillation gets: over
+groups of text, averaged over both orders.
 """
 
 from __future__ import annotations
@@ -57,7 +59,8 @@ def evidence_groups(pair: PreferencePair, text, aligned: AlignedPair) -> dict[st
 
 
 def attention_ratios(map_GG: np.ndarray, marked: dict[str, np.ndarray]) -> dict[str, list[tuple[float, float]]]:
-    """For each of `TARGETS` (attention, attention if it were even) of the pair's rows: none where a pair has no such sentence."""
+    """For each of `TARGETS` (attention, attention if it were even) of the pair's rows: none where a pair has no such
+    sentence."""
     found: dict[str, list[tuple[float, float]]] = defaultdict(list)
 
     def add(target: str, rows: np.ndarray, columns: np.ndarray) -> None:

@@ -2,13 +2,15 @@
 
     pip install -r performance/requirements.txt
     python examples/train_policy_with_trl.py --reward-model results/quickstart/runs/bradley_terry/seed0/model \\
-        --policy MY_CHAT_MODEL --pairs results/quickstart/data/pairs.parquet --max-prompt-tokens 256 --output policy --steps 100
+        --policy MY_CHAT_MODEL --pairs results/quickstart/data/pairs.parquet --max-prompt-tokens 256 --output policy
+        --steps 100
 
 Prompt, completion and 16 closing tokens must fit into both models' positions; the quickstart's models have 512.
 
-The reward model is a plain sequence-classification folder.  TRL loads it, applies its chat template and reads its score.  In fp32 that equals
-the score of `rm-methods score`.  With --scorer our scorer computes the rewards.  Use it for ensembles, which have no weights for TRL to load,
-and for bf16, because TRL would compute the head in bf16 too.  See docs/using-reward-models.md.
+The reward model is a plain sequence-classification folder.  TRL loads it, applies its chat template and reads its
+score.  In fp32 that equals the score of `rm-methods score`.  With --scorer our scorer computes the rewards.  Use it
+for ensembles, which have no weights for TRL to load, and for bf16, because TRL would compute the head in bf16 too.
+See docs/using-reward-models.md.
 """
 
 from __future__ import annotations
@@ -73,13 +75,15 @@ def read_prompts(pairs: Path, split: str) -> list[list[Message]]:
     different = {json.dumps(pair.prompt): pair.prompt for pair in found if pair.split == split}
     if not different:
         raise DataError(
-            f"{pairs}: no pair of split '{split}'. Splits there: {', '.join(sorted({p.split for p in found})) or 'none'}."
+            f"{pairs}: no pair of split '{split}'. Splits there: "
+            f"{', '.join(sorted({p.split for p in found})) or 'none'}."
         )
     return [[{"role": m["role"], "content": m["content"]} for m in prompt] for prompt in different.values()]
 
 
 def prompts_that_fit(prompts: Sequence[list[Message]], tokenizers: Sequence[Any], limit: int) -> list[list[Message]]:
-    """Leave out prompts that take more than `limit` tokens of one of the tokenizers: TRL cuts neither prompts nor what it scores.
+    """Leave out prompts that take more than `limit` tokens of one of the tokenizers: TRL cuts neither prompts nor what
+    it scores.
 
     Raises:
         DataError: no prompt is left.
@@ -137,12 +141,14 @@ def check(options: argparse.Namespace) -> None:
             raise UserError(f"{name} {folder}: no such folder.")
     if (options.reward_model / JOINT_RECORD).exists():
         raise UserError(
-            f"--reward-model {options.reward_model}: a joint model compares responses and has no score for a single one. "
+            f"--reward-model {options.reward_model}: a joint model compares responses and has no score for a single "
+            "one. "
             "Use a reward model that was distilled from it (interaction_distillation)."
         )
     if (options.reward_model / SCORER_FILE).exists() and not options.scorer:
         raise UserError(
-            f"--reward-model {options.reward_model}: holds {SCORER_FILE} and no weights that TRL could load. Add --scorer."
+            f"--reward-model {options.reward_model}: holds {SCORER_FILE} and no weights that TRL could load. Add "
+            "--scorer."
         )
     if options.completions < 2:
         raise UserError(
@@ -157,7 +163,8 @@ def check(options: argparse.Namespace) -> None:
 
 
 def longest_sequence(options: argparse.Namespace, configurations: dict[str, Any]) -> int:
-    """Most tokens that a model will read.  More than its positions is refused: an index error is the best that could happen there.
+    """Most tokens that a model will read.  More than its positions is refused: an index error is the best that could
+    happen there.
 
     Raises:
         UserError: naming the model.
@@ -167,7 +174,8 @@ def longest_sequence(options: argparse.Namespace, configurations: dict[str, Any]
         limit = getattr(configuration, "max_position_embeddings", None)
         if limit is not None and needed > limit:
             raise UserError(
-                f"{name} takes {limit} tokens, but --max-prompt-tokens {options.max_prompt_tokens} and --max-completion-tokens "
+                f"{name} takes {limit} tokens, but --max-prompt-tokens {options.max_prompt_tokens} and "
+                "--max-completion-tokens "
                 f"{options.max_completion_tokens} make {needed} with the template's closing tokens. Lower them."
             )
     return needed
@@ -262,7 +270,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     print(
-        f"{options.output}: {len(rewards)} steps, mean reward {rewards[0]:.3f} in the first and {rewards[-1]:.3f} in the last."
+        f"{options.output}: {len(rewards)} steps, mean reward {rewards[0]:.3f} in the first and {rewards[-1]:.3f} in "
+        "the last."
     )
     return 0
 

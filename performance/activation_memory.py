@@ -1,11 +1,13 @@
-"""Count what a training step keeps for its backward pass, tensor by tensor: the numbers behind the memory table of docs/scaling.md.
+"""Count what a training step keeps for its backward pass, tensor by tensor: the numbers behind the memory table of
+docs/scaling.md.
 
 Usage (any machine, under a minute, no weights):
     python performance/activation_memory.py
 
-Llama shapes of several sizes run one packed forward in bf16 autocast.  Every tensor that autograd saves is counted once; weights and their
-bf16 copies are counted separately.  A least-squares fit over the shapes gives bytes per token and layer as a sum of widths.  The residual shows
-whether the formula is complete.  Attention is torch's fused kernel, as on a GPU.  Temporary tensors that no backward needs are not counted.
+Llama shapes of several sizes run one packed forward in bf16 autocast.  Every tensor that autograd saves is counted
+once; weights and their bf16 copies are counted separately.  A least-squares fit over the shapes gives bytes per token
+and layer as a sum of widths.  The residual shows whether the formula is complete.  Attention is torch's fused kernel,
+as on a GPU.  Temporary tensors that no backward needs are not counted.
 """
 
 from __future__ import annotations
@@ -23,7 +25,8 @@ TERMS = ("hidden", "intermediate", "attention width", "key-value width", "heads"
 
 
 def saved_bytes(shape: tuple[int, ...], layers: int, tokens: int, checkpointing: bool) -> tuple[int, int]:
-    """Bytes saved for the backward pass of one packed forward of one pair without prompt sharing: (activations, copies of weights)."""
+    """Bytes saved for the backward pass of one packed forward of one pair without prompt sharing: (activations, copies
+    of weights)."""
     import torch
     from transformers import AutoModelForSequenceClassification, LlamaConfig
 
@@ -100,7 +103,8 @@ def main() -> None:
     for checkpointing in (False, True):
         copies = saved_bytes(shape, 4, 504, checkpointing)[1]
         print(
-            f"  bf16 copies of weights kept, checkpointing {'on ' if checkpointing else 'off'}: {copies / parameters:.2f} bytes/parameter"
+            f"  bf16 copies of weights kept, checkpointing {'on ' if checkpointing else 'off'}: "
+            f"{copies / parameters:.2f} bytes/parameter"
         )
 
 

@@ -1,16 +1,18 @@
-"""Every sequence-classification model that transformers knows, tiny and random: is our score transformers' own, or is the model refused?
+"""Every sequence-classification model that transformers knows, tiny and random: is our score transformers' own, or is
+the model refused?
 
 Usage (a CPU, no weights, no network; about two minutes):
     python performance/architectures.py
     python performance/architectures.py --only llama qwen3_5_text doge
 
-Each type is built in the smallest configuration that works, with random weights and with windows and chunks that are shorter than the
-texts, saved, loaded as `rm-methods score` loads it, and scores texts of several lengths: decoders as reward models in both layouts, all
-others as joint models.  The reference is `AutoModelForSequenceClassification` on each text alone, in fp32, with its default attention.
-Differences are relative to the spread of the scores over the texts.
+Each type is built in the smallest configuration that works, with random weights and with windows and chunks that are
+shorter than the texts, saved, loaded as `rm-methods score` loads it, and scores texts of several lengths: decoders as
+reward models in both layouts, all others as joint models.  The reference is `AutoModelForSequenceClassification` on
+each text alone, in fp32, with its default attention. Differences are relative to the spread of the scores over the
+texts.
 
-Outcomes: packed or plain (exact in this layout), refused (with the sentence), not built (with the reason), WRONG or CRASH.  The last two
-make the script fail.
+Outcomes: packed or plain (exact in this layout), refused (with the sentence), not built (with the reason), WRONG or
+CRASH.  The last two make the script fail.
 """
 
 from __future__ import annotations
@@ -120,8 +122,8 @@ OWN = {
 }  # fmt: skip
 
 TEMPLATE = (
-    "{{ bos_token }}{% for message in messages %}{{ '[' + message['role'] + ']' + message['content'] + eos_token }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '[assistant]' }}{% endif %}"
+    "{{ bos_token }}{% for message in messages %}{{ '[' + message['role'] + ']' + message['content'] + eos_token }}{% "
+    "endfor %}{% if add_generation_prompt %}{{ '[assistant]' }}{% endif %}"
 )
 
 
@@ -282,7 +284,8 @@ def scores_of_transformers(folder: Path, rows: Sequence[np.ndarray]) -> list[flo
 
 
 def relative(ours: Sequence[float], theirs: Sequence[float]) -> float:
-    """Largest difference of two lists of scores, relative to the standard deviation of the second; NaN counts as infinite."""
+    """Largest difference of two lists of scores, relative to the standard deviation of the second; NaN counts as
+    infinite."""
     ours, theirs = np.asarray(ours, dtype=float), np.asarray(theirs, dtype=float)
     difference = float(np.abs(ours - theirs).max() / theirs.std())
     return float("inf") if np.isnan(difference) else difference

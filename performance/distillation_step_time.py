@@ -1,11 +1,14 @@
-"""What Interaction Distillation costs in training: time of a step and peak memory against Bradley-Terry, on the same micro-batches.
+"""What Interaction Distillation costs in training: time of a step and peak memory against Bradley-Terry, on the same
+micro-batches.
 
-Usage (SmolLM2-135M-Instruct as student, all-MiniLM-L6-v2 as teacher, both from their wheels; HH-RLHF harmless-base test file):
+Usage (SmolLM2-135M-Instruct as student, all-MiniLM-L6-v2 as teacher, both from their wheels; HH-RLHF harmless-base
+test file):
     python performance/distillation_step_time.py --pairs ../shared/data/hh_rlhf/harmless-base/test.jsonl.gz --rounds 3
 
-Sides: Bradley-Terry; Interaction Distillation with the teacher in every step (online); with cached teacher maps.  Each side of each round runs
-in a separate process, so that peak memory is measured separately.  Sides take turns.  A step is forward, backward and optimizer over the pairs;
-the first one is not counted.  Tokenization, alignment and filling the cache happen before the steps.
+Sides: Bradley-Terry; Interaction Distillation with the teacher in every step (online); with cached teacher maps.  Each
+side of each round runs in a separate process, so that peak memory is measured separately.  Sides take turns.  A step
+is forward, backward and optimizer over the pairs; the first one is not counted.  Tokenization, alignment and filling
+the cache happen before the steps.
 """
 
 from __future__ import annotations
@@ -26,7 +29,8 @@ SIDES = ("bradley_terry", "online", "cached")
 
 
 def prepare_models(folder: Path) -> None:
-    """Backbone and teacher folders; the teacher is MiniLM with a fresh head: its cost does not depend on its training."""
+    """Backbone and teacher folders; the teacher is MiniLM with a fresh head: its cost does not depend on its
+    training."""
     from rm_methods.config.resolve import load_config
     from rm_methods.files import write_json
     from rm_methods.methods.contract import Inputs

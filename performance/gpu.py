@@ -1,14 +1,16 @@
-"""Speed and memory on a GPU, with synthetic weights: training by size, ZeRO stage and method, attention kernels, scoring.
+"""Speed and memory on a GPU, with synthetic weights: training by size, ZeRO stage and method, attention kernels,
+scoring.
 
 Usage (one GPU, under 8 minutes; no weights, no data and no network are needed):
     python performance/gpu.py --out gpu.json
     python performance/gpu.py --tiny --out tiny.json         the same parts end to end on a CPU, in tiny shapes
 
-Training runs `rm-methods train` on pairs of the controlled world with random weights of the published shapes (the 8B shape with
---layers of its 32 layers, so that ZeRO fits on one GPU) and a small vocabulary; a run of its own per row, bf16, recomputed activations.
-Tokens a second are launched tokens (each prompt once) over the steps after the first three.  Utilisation is 6 operations a parameter and
-token (embeddings left out) over the GPU's dense bf16 peak: what `rm-methods plan --utilisation` takes.  A row that fails (too little
-memory) says so, the others go on; rows that would begin after --limit seconds are left out and named.
+Training runs `rm-methods train` on pairs of the controlled world with random weights of the published shapes (the 8B
+shape with --layers of its 32 layers, so that ZeRO fits on one GPU) and a small vocabulary; a run of its own per row,
+bf16, recomputed activations. Tokens a second are launched tokens (each prompt once) over the steps after the first
+three.  Utilisation is 6 operations a parameter and token (embeddings left out) over the GPU's dense bf16 peak: what
+`rm-methods plan --utilisation` takes.  A row that fails (too little memory) says so, the others go on; rows that would
+begin after --limit seconds are left out and named.
 """
 
 from __future__ import annotations

@@ -1,11 +1,12 @@
-"""Memory of a GPU and of a node in training, by size of the student, ZeRO stage and number of GPUs: the table of docs/scaling.md.
+"""Memory of a GPU and of a node in training, by size of the student, ZeRO stage and number of GPUs: the table of
+docs/scaling.md.
 
 Usage (no GPU, no weights, seconds):
     python performance/memory_table.py
 
 Columns: our formulas (rm_methods/planning/sizes.py: fp32 weights, DeepSpeed's buffers), DeepSpeed's own estimators
-(16-bit weights, no buffers), and the activations of a micro-batch of 16,384 tokens with recomputation.  GB are 10^9 bytes; 8 GPUs per node.
-A second table: the states with LoRA of rank 16 on every linear layer.
+(16-bit weights, no buffers), and the activations of a micro-batch of 16,384 tokens with recomputation.  GB are 10^9
+bytes; 8 GPUs per node. A second table: the states with LoRA of rank 16 on every linear layer.
 """
 
 from __future__ import annotations
@@ -45,7 +46,8 @@ def deepspeeds_estimate(
 
 def main() -> None:
     print(
-        "| student | GPUs | stage | states, GB/GPU | DeepSpeed's estimate | activations | total | host, GB/node | DeepSpeed's |"
+        "| student | GPUs | stage | states, GB/GPU | DeepSpeed's estimate | activations | total | host, GB/node | "
+        "DeepSpeed's |"
     )
     print("|---|---:|---|---:|---:|---:|---:|---:|---:|")
     for size in SIZES:
@@ -70,7 +72,8 @@ def main() -> None:
 
 def print_lora() -> None:
     print(
-        "\n| student with LoRA | trained, millions | GPUs | stage | states, GB/GPU | all weights, GB/GPU | checkpoint, GB |"
+        "\n| student with LoRA | trained, millions | GPUs | stage | states, GB/GPU | all weights, GB/GPU | checkpoint, "
+        "GB |"
     )
     print("|---|---:|---:|---|---:|---:|---:|")
     for size in SIZES:

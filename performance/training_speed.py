@@ -1,12 +1,14 @@
-"""Training speed on real pairs: our packed layout against TRL's RewardTrainer, same pairs, same model, same machine, in turn.
+"""Training speed on real pairs: our packed layout against TRL's RewardTrainer, same pairs, same model, same machine,
+in turn.
 
 Usage (SmolLM2-135M-Instruct from its wheel, HH-RLHF harmless-base test file):
     pip install -r performance/requirements.txt
     python performance/training_speed.py --pairs ../shared/data/hh_rlhf/harmless-base/test.jsonl.gz --rounds 2
 
-Each side trains one pass over the same pairs in bf16, in a separate process.  The time is that of the training loop: forward, backward and
-optimizer, without tokenization, loading and saving.  Sides take turns, so that a slow minute of the machine affects all of them.  Our side
-runs once as one process and once as two ranks that share the cores.  The script prints real pairs per second of each run, medians, and ratios.
+Each side trains one pass over the same pairs in bf16, in a separate process.  The time is that of the training loop:
+forward, backward and optimizer, without tokenization, loading and saving.  Sides take turns, so that a slow minute of
+the machine affects all of them.  Our side runs once as one process and once as two ranks that share the cores.  The
+script prints real pairs per second of each run, medians, and ratios.
 """
 
 from __future__ import annotations

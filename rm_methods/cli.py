@@ -2,7 +2,7 @@
 
 Usage:
     rm-methods list methods
-    rm-methods score --model results/quickstart/runs/bradley_terry/seed0/model --data my_pairs.jsonl --out scores.parquet
+    rm-methods score --model results/quickstart/runs/bradley_terry/seed0/model --data pairs.jsonl --out scores.parquet
     rm-methods evaluate --benchmark rm_bench --items items.parquet --scores scores.parquet
 
 Heavy packages are imported inside the verbs, so that `rm-methods --help` answers at once.
@@ -52,7 +52,8 @@ class _Verb(click.Command):
 
 
 class _Cli(click.Group):
-    """Prints errors of the user's making as text and exits with 2; anything else is our fault and keeps its traceback."""
+    """Prints errors of the user's making as text and exits with 2; anything else is our fault and keeps its
+    traceback."""
 
     command_class = _Verb
 
@@ -306,7 +307,8 @@ def evaluate(benchmark, items, scores, summary, metrics, credits):
 )
 @click.option("--threads", type=click.IntRange(min=0), default=0, help="CPU threads; 0 leaves it to torch.")
 def diagnose(config_files, variant, model, benchmark, items, out, threads):
-    """Measure what one trained reward model looks at: attention by position, accuracy with the start of the text hidden."""
+    """Measure what one trained reward model looks at: attention by position, accuracy with the start of the text
+    hidden."""
     from rm_methods.config.resolve import load_config
     from rm_methods.diagnostics.diagnose import diagnose as run
     from rm_methods.errors import nearest
@@ -425,7 +427,8 @@ def track(config_files, folder, out):
     write_json(out, records)
     pending = [record for record in records if record["status"] == "pending"]
     click.echo(
-        f"{len(records) - len(pending)} of {len(records)} runs are in MLflow ({records[0]['tracking_uri'] if records else '-'})."
+        f"{len(records) - len(pending)} of {len(records)} runs are in MLflow "
+        f"({records[0]['tracking_uri'] if records else '-'})."
     )
     if pending:
         click.echo(
@@ -566,7 +569,8 @@ def cancel(folder, everywhere, prefix, only_list):
     click.echo(f"{len(jobs)} {prefix} jobs {where}{'' if only_list else ', cancelled'}:\n{cluster.describe(jobs)}")
     if not only_list:
         click.echo(
-            "Next: snakemake --unlock, then start the workflow again with --rerun-incomplete. Runs continue from their checkpoints."
+            "Next: snakemake --unlock, then start the workflow again with --rerun-incomplete. Runs continue from their "
+            "checkpoints."
         )
 
 

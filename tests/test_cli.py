@@ -19,7 +19,8 @@ def test_help_imports_nothing_heavy():
     code = (
         "import sys; from click.testing import CliRunner; from rm_methods.cli import main;"
         "assert 'train' in CliRunner().invoke(main, ['--help']).output;"
-        "heavy = {'torch', 'transformers', 'numpy', 'pandas', 'mlflow', 'yaml'} & set(sys.modules); assert not heavy, heavy"
+        "heavy = {'torch', 'transformers', 'numpy', 'pandas', 'mlflow', 'yaml'} & set(sys.modules); assert not heavy, "
+        "heavy"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=REPOSITORY)
 

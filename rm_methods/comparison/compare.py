@@ -36,8 +36,8 @@ def compare(
         The comparison, its files by name, and the terminal table as text.
 
     Raises:
-        UserError, DataError: the reference is not a variant, a column is unknown, or the runs cannot be compared (see `read_runs`
-            and `common_design`).
+        UserError, DataError: the reference is not a variant, a column is unknown, or the runs cannot be compared (see
+            `read_runs` and `common_design`).
     """
     return write_comparison(build_comparison(read_runs(runs, columns), columns, reference), Path(out_folder))
 

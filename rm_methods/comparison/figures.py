@@ -1,4 +1,5 @@
-"""The comparison as a picture: one panel a column, one line a variant, a dot for the mean and a bar for the 95% interval."""
+"""The comparison as a picture: one panel a column, one line a variant, a dot for the mean and a bar for the 95%
+interval."""
 
 from __future__ import annotations
 
@@ -104,7 +105,8 @@ def _draw_panel(axis, comparison: Comparison, column: int) -> None:
 
 
 def _limits(comparison: Comparison, column: int) -> tuple[float, float]:
-    """Limits of a panel: every mean, the chance level and ordinary intervals fit; one of two seeds may be so wide that it is cut."""
+    """Limits of a panel: every mean, the chance level and ordinary intervals fit; one of two seeds may be so wide that
+    it is cut."""
     cells = [row.cells[column] for row in comparison.rows]
     estimates = [cell.estimate for cell in cells if cell is not None and not math.isnan(cell.estimate.mean)]
     points = [100 * e.mean for e in estimates]

@@ -1,4 +1,5 @@
-"""An experiment on several levels of label noise: one comparison a level, one table of all levels, and accuracy against noise."""
+"""An experiment on several levels of label noise: one comparison a level, one table of all levels, and accuracy
+against noise."""
 
 from __future__ import annotations
 
@@ -26,9 +27,11 @@ def compare_across_noise(
     levels: Sequence[NoiseLevel],
     out_folder: Path,
 ) -> ComparisonResult:
-    """Compare every level by itself (`<level>/table.*`, `<level>/comparison.*`), then write one table of all levels and the figures.
+    """Compare every level by itself (`<level>/table.*`, `<level>/comparison.*`), then write one table of all levels
+    and the figures.
 
-    Every variant is compared with the reference of its own level, and Holm's correction counts the variants of a level and column.
+    Every variant is compared with the reference of its own level, and Holm's correction counts the variants of a level
+    and column.
 
     Args:
         reference: name without noise.
@@ -107,7 +110,8 @@ def _merged_notes(levels: Sequence[NoiseLevel], comparisons: Sequence[Comparison
 
 
 def draw_noise(levels: Sequence[NoiseLevel], comparisons: Sequence[Comparison], column: int):
-    """One panel a variant: its mean against the share of flipped labels with a band for the 95% interval, and the reference behind it."""
+    """One panel a variant: its mean against the share of flipped labels with a band for the 95% interval, and the
+    reference behind it."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

@@ -1,4 +1,5 @@
-"""The footnotes of a comparison: how intervals, marks and ties are to be read, and everything that makes a number less than it seems."""
+"""The footnotes of a comparison: how intervals, marks and ties are to be read, and everything that makes a number less
+than it seems."""
 
 from __future__ import annotations
 
@@ -40,7 +41,8 @@ def footnotes(
 
 
 def _many_responses(runs: Sequence[Run]) -> str:
-    """Where a joint model's scores are not what its name promises: it judges pairs, and here a score is a mean over many of them."""
+    """Where a joint model's scores are not what its name promises: it judges pairs, and here a score is a mean over
+    many of them."""
     names = {
         name: None
         for run in runs
@@ -51,8 +53,8 @@ def _many_responses(runs: Sequence[Run]) -> str:
     if not names:
         return ""
     return (
-        f" On {', '.join(names)} a response's score is its mean preference over all other responses of the item, so each comparison rests "
-        "on more than its two responses: not on equal terms with scalar rewards."
+        f" On {', '.join(names)} a response's score is its mean preference over all other responses of the item, so "
+        "each comparison rests on more than its two responses: not on equal terms with scalar rewards."
     )
 
 
@@ -71,12 +73,14 @@ def _interval_notes(rows: Sequence[VariantRow]) -> list[str]:
     notes = []
     if "seeds and items" in bases:
         notes.append(
-            "Percent, mean over seeds ± half of a 95% interval that counts both seeds and items (two-way random effects)."
+            "Percent, mean over seeds ± half of a 95% interval that counts both seeds and items (two-way random "
+            "effects)."
         )
     if "items" in bases:
         notes.append(
-            "‡: one run only; its interval counts items, not seeds. For a scorer without a seed that is all there is to count; a "
-            "combination of runs (an ensemble, averaged weights) would change with its members, which this does not count."
+            "‡: one run only; its interval counts items, not seeds. For a scorer without a seed that is all there is "
+            "to count; a combination of runs (an ensemble, averaged weights) would change with its members, which "
+            "this does not count."
         )
     if "seeds" in bases:
         notes.append("§: a metric without per-item credits; its interval counts seeds, not items.")
@@ -92,7 +96,8 @@ def _reference_notes(rows: Sequence[VariantRow], columns: Sequence[Column], refe
     notes = []
     if verdicts & {"significant", "not significant"}:
         notes.append(
-            f"*: differs from {reference} (either way) at the {ALPHA:.0%} level, paired by seed and item, Holm-corrected over the column."
+            f"*: differs from {reference} (either way) at the {ALPHA:.0%} level, paired by seed and item, "
+            "Holm-corrected over the column."
         )
     few: dict[str, int] = {}
     undefined: dict[str, list[str]] = {}
@@ -116,13 +121,15 @@ def _reference_notes(rows: Sequence[VariantRow], columns: Sequence[Column], refe
     in_order = [variant for variant, found in pairings.items() if "order of seeds" in found]
     if in_order:
         notes.append(
-            f"No seed in common with {reference}, so runs were paired in the order of their seeds: {', '.join(in_order)}."
+            f"No seed in common with {reference}, so runs were paired in the order of their seeds: "
+            f"{', '.join(in_order)}."
         )
     return notes
 
 
 def _scoring_notes(runs: Sequence[Run], rows: Sequence[VariantRow], columns: Sequence[Column]) -> list[str]:
-    """What the benchmarks' readers noted, tie rules, tie rates, unscored items, truncated texts: per benchmark, not per column."""
+    """What the benchmarks' readers noted, tie rules, tie rates, unscored items, truncated texts: per benchmark, not
+    per column."""
     benchmarks = list(dict.fromkeys(column.benchmark for column in columns))
     rules: dict[str, list[str]] = {}
     for benchmark in benchmarks:
@@ -158,7 +165,8 @@ def _scoring_notes(runs: Sequence[Run], rows: Sequence[VariantRow], columns: Seq
         notes.append(f"Tie rate above 0.5%: {', '.join(ties)}.")
     if unscored:
         notes.append(
-            f"Not all items could be scored (n_scored/n_total, all seeds): {', '.join(unscored)}; the rest stays in the metric."
+            f"Not all items could be scored (n_scored/n_total, all seeds): {', '.join(unscored)}; the rest stays in "
+            "the metric."
         )
     cut = [f"{b} {_span(counts)}" for b, counts in truncated.items() if max(counts) > 0]
     if cut:

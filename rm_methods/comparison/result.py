@@ -49,7 +49,8 @@ class VariantRow:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Rows (trained variants first, content-blind ones last), columns, and the footnotes that belong below every table."""
+    """Rows (trained variants first, content-blind ones last), columns, and the footnotes that belong below every
+    table."""
 
     columns: tuple[Column, ...]
     rows: tuple[VariantRow, ...]
@@ -57,7 +58,8 @@ class Comparison:
     notes: tuple[str, ...]
 
     def best_rows(self, column: int) -> set[int]:
-        """Indices of the rows with the highest mean of a column, content-blind rows included: if one of them leads, the table says so."""
+        """Indices of the rows with the highest mean of a column, content-blind rows included: if one of them leads,
+        the table says so."""
         means = {
             index: row.cells[column].estimate.mean
             for index, row in enumerate(self.rows)

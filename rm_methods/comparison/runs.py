@@ -32,10 +32,12 @@ class Run:
     """One (variant, seed) as the comparison needs it.
 
     Attributes:
-        seed_free: any seed gives the same scores.  Not so a combination of runs: it is made once, but of other runs it would be another.
+        seed_free: any seed gives the same scores.  Not so a combination of runs: it is made once, but of other runs it
+            would be another.
         made_of: variants whose runs must be there first: teachers, members.
         benchmarks: the `benchmarks` of metrics.json.
-        credits: (benchmark, metric) -> DataFrame with the columns item_id, group, stratum, weight, credit, sorted by item_id.
+        credits: (benchmark, metric) -> DataFrame with the columns item_id, group, stratum, weight, credit, sorted by
+            item_id.
     """
 
     files: EvaluatedFiles
@@ -74,7 +76,8 @@ def read_runs(files: Sequence[EvaluatedFiles], columns: Sequence[Column]) -> lis
     """Read runs and check that they belong together.
 
     Raises:
-        UserError: no runs or columns, a (variant, seed) given twice, one variant with two methods, or a column that no run has.
+        UserError: no runs or columns, a (variant, seed) given twice, one variant with two methods, or a column that no
+            run has.
         DataError: files of one run that do not belong together, or credits that do not add up to the metric.
     """
     if not files:
@@ -89,12 +92,14 @@ def read_runs(files: Sequence[EvaluatedFiles], columns: Sequence[Column]) -> lis
     for run in runs:
         if (other := seen.setdefault((run.variant, run.seed), run)) is not run:
             raise UserError(
-                f"Variant {run.variant!r} seed {run.seed} was given twice: {other.files.summary} and {run.files.summary}. Keep one of them."
+                f"Variant {run.variant!r} seed {run.seed} was given twice: {other.files.summary} and "
+                f"{run.files.summary}. Keep one of them."
             )
         if (other := methods.setdefault(run.variant, run)).method != run.method:
             raise UserError(
-                f"Variant {run.variant!r} stands for two methods: {other.method!r} in {other.files.summary} and {run.method!r} in "
-                f"{run.files.summary}. Runs of an older configuration are mixed in; give the variants different names."
+                f"Variant {run.variant!r} stands for two methods: {other.method!r} in {other.files.summary} and "
+                f"{run.method!r} in {run.files.summary}. Runs of an older configuration are mixed in; give the "
+                "variants different names."
             )
     for column in columns:
         _check_known(column, runs)
@@ -158,7 +163,8 @@ def _read_credits(path: Path, columns: Sequence[Column]) -> dict[tuple[str, str]
         twice = frame["item_id"][frame["item_id"].duplicated()]
         if len(twice):
             raise DataError(
-                f"{path}: item {twice.iloc[0]!r} occurs twice in {key[0]}/{key[1]}; an item has one credit for a metric."
+                f"{path}: item {twice.iloc[0]!r} occurs twice in {key[0]}/{key[1]}; an item has one credit for a "
+                "metric."
             )
         credits[key] = frame
     return credits
@@ -172,7 +178,8 @@ def _check_adds_up(run: Run, column: Column) -> None:
     name = f"{column.benchmark}/{column.metric}"
     if metric is None:
         raise DataError(
-            f"{run.files.credits}: has credits for {name}, which {run.files.metrics} lacks. Run the evaluate stage again."
+            f"{run.files.credits}: has credits for {name}, which {run.files.metrics} lacks. Run the evaluate stage "
+            "again."
         )
     try:
         design = item_design(frame["stratum"], frame["weight"])
@@ -228,15 +235,15 @@ def _check_same_items(first_run: Run, first, run: Run, frame, column: Column) ->
         here, there = set(frame["item_id"]), set(first["item_id"])
         example = sorted(here ^ there)[0]
         raise DataError(
-            f"{run.files.credits}: other items of {name} than in {first_run.files.credits}: {len(here)} against {len(there)}, "
-            f"{len(here & there)} in common, first difference {example!r}. All runs must be evaluated on the same items; run score and "
-            "evaluate again for the runs that are older."
+            f"{run.files.credits}: other items of {name} than in {first_run.files.credits}: {len(here)} against "
+            f"{len(there)}, {len(here & there)} in common, first difference {example!r}. All runs must be evaluated on "
+            "the same items; run score and evaluate again for the runs that are older."
         )
     for field in ("group", "stratum", "weight"):
         differ = np.flatnonzero(first[field].to_numpy() != frame[field].to_numpy())
         if len(differ):
             row = differ[0]
             raise DataError(
-                f"{run.files.credits}: {field} of item {frame['item_id'][row]!r} of {name} is {frame[field][row]!r}, in "
-                f"{first_run.files.credits} it is {first[field][row]!r}. Run the evaluate stage again for all runs."
+                f"{run.files.credits}: {field} of item {frame['item_id'][row]!r} of {name} is {frame[field][row]!r}, "
+                f"in {first_run.files.credits} it is {first[field][row]!r}. Run the evaluate stage again for all runs."
             )

@@ -28,7 +28,8 @@ CSV_FIELDS = (
 
 
 def cell_text(cell: Cell | None) -> str:
-    """Mean ± half-width in percent with its marks, e.g. ``83.1 ±1.2*``; ``±>50`` says nothing is known; an em dash: there is nothing.
+    """Mean ± half-width in percent with its marks, e.g. ``83.1 ±1.2*``; ``±>50`` says nothing is known; an em dash:
+    there is nothing.
 
     Marks: * significant difference to the reference, ‡ interval of items only, § interval of seeds only.
     """
@@ -140,7 +141,8 @@ def latex_table(comparison: Comparison) -> str:
     return latex_text([section(comparison)], notes)
 
 
-# --- CSV --------------------------------------------------------------------------------------------------------------------------
+# --- CSV
+# --------------------------------------------------------------------------------------------------------------------------
 
 
 def csv_table(comparison: Comparison) -> str:

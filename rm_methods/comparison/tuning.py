@@ -1,7 +1,9 @@
-"""The tune stage: for every method, the learning rate and the value of its main setting that do best on the validation split.
+"""The tune stage: for every method, the learning rate and the value of its main setting that do best on the validation
+split.
 
-Equal terms: every method gets the same learning rates, and one line of values through its one main setting, at its own learning
-rate.  Chosen by mean validation accuracy over the seeds; a tie goes to the lower validation loss.  Test data are never looked at.
+Equal terms: every method gets the same learning rates, and one line of values through its one main setting, at its own
+learning rate.  Chosen by mean validation accuracy over the seeds; a tie goes to the lower validation loss.  Test data
+are never looked at.
 """
 
 from __future__ import annotations
@@ -29,7 +31,8 @@ class Candidate:
 
     Attributes:
         variant, tuned_from, method: its name, the variant whose grid it belongs to, the method.
-        setting, value: what is tried here, "learning_rate" or the knob of the method's card; the untouched variant has both.
+        setting, value: what is tried here, "learning_rate" or the knob of the method's card; the untouched variant has
+            both.
         accuracies, losses: on the validation split, by seed.
     """
 
@@ -43,12 +46,14 @@ class Candidate:
 
     @property
     def rank(self) -> tuple[float, float]:
-        """Larger is better.  Equal accuracies may differ in the last bits when they are means over other seeds: that is still a tie."""
+        """Larger is better.  Equal accuracies may differ in the last bits when they are means over other seeds: that
+        is still a tie."""
         return round(float(np.mean(self.accuracies)), 9), -float(np.mean(self.losses))
 
 
 def tune(config: Mapping[str, Any], folder: Path, out_folder: Path) -> str:
-    """Write tuned.yaml (to be named by `tuned:` in a configuration) and the table of all candidates; returns the table as text.
+    """Write tuned.yaml (to be named by `tuned:` in a configuration) and the table of all candidates; returns the table
+    as text.
 
     Args:
         config: resolved, with `tuning.enabled`.
@@ -59,7 +64,8 @@ def tune(config: Mapping[str, Any], folder: Path, out_folder: Path) -> str:
     """
     if not config["tuning"]["enabled"]:
         raise UserError(
-            "tuning.enabled is false in this configuration, so there is no grid to choose from. Set it to true and run snakemake."
+            "tuning.enabled is false in this configuration, so there is no grid to choose from. Set it to true and run "
+            "snakemake."
         )
     candidates = read_candidates(config, Path(folder))
     selected = select(candidates)
@@ -97,7 +103,8 @@ def tune(config: Mapping[str, Any], folder: Path, out_folder: Path) -> str:
 
 
 def read_candidates(config: Mapping[str, Any], folder: Path) -> list[Candidate]:
-    """All points of all grids, line by line; the untouched variant stands once in each of its two lines, a line of one point is none."""
+    """All points of all grids, line by line; the untouched variant stands once in each of its two lines, a line of one
+    point is none."""
     candidates = []
     for variant, entry in config["methods"].items():
         card = load_card(entry["method"])

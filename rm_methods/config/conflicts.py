@@ -41,8 +41,9 @@ def conflicts(config: dict[str, Any]) -> list[str]:
             if stage not in stages:
                 allowed = ", ".join(map(str, stages))
                 found.append(
-                    f"methods.{variant}: '{entry['method']}' trains with ZeRO stages {allowed} only, but training.deepspeed "
-                    f"'{training['deepspeed']}' is stage {stage}; leave the method out, or use another stage"
+                    f"methods.{variant}: '{entry['method']}' trains with ZeRO stages {allowed} only, but "
+                    f"training.deepspeed '{training['deepspeed']}' is stage {stage}; leave the method out, or use "
+                    "another stage"
                 )
     except UserError as error:
         found.append(f"training.deepspeed: {error}")
@@ -59,7 +60,8 @@ def conflicts(config: dict[str, Any]) -> list[str]:
 
 
 def workflow_problems(config: Mapping[str, Any]) -> list[str]:
-    """What stands against a whole workflow, and not against a single verb: its folder cannot be written, or MLflow's address not used."""
+    """What stands against a whole workflow, and not against a single verb: its folder cannot be written, or MLflow's
+    address not used."""
     from rm_methods.system.tracking_address import resolve_uri
 
     found = _results_problems(config["results"], config["experiment"])
@@ -76,11 +78,13 @@ def _results_problems(results: str, experiment: str) -> list[str]:
     where = f"results: '{results}'"
     if wrong := sorted(set(re.findall(r"[{}\x00-\x1f\x7f]", results))):
         return [
-            f"results: {results!r} has the character {wrong[0]!r}, which the workflow cannot have in paths; choose another folder"
+            f"results: {results!r} has the character {wrong[0]!r}, which the workflow cannot have in paths; choose "
+            "another folder"
         ]
     if results.startswith("-"):
         return [
-            f"{where} begins with a dash, so that commands would take it for an option; write the folder from the root on"
+            f"{where} begins with a dash, so that commands would take it for an option; write the folder from the root "
+            "on"
         ]
     if re.match(r"[a-z][a-z0-9+.-]+://", results):
         return [f"{where} is an address; name a local folder"]
@@ -89,8 +93,8 @@ def _results_problems(results: str, experiment: str) -> list[str]:
         len(os.fsencode(part)) > _LONGEST_FOLDER for part in folder.parts
     ):
         return [
-            f"results: is too long: at most {_LONGEST_FOLDER} bytes for a folder and {_LONGEST_RESULTS} for the path from the root on, "
-            "with the experiment's name"
+            f"results: is too long: at most {_LONGEST_FOLDER} bytes for a folder and {_LONGEST_RESULTS} for the path "
+            "from the root on, with the experiment's name"
         ]
     exists = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
     if not os.path.isdir(exists):
@@ -103,7 +107,8 @@ def _results_problems(results: str, experiment: str) -> list[str]:
 def _name_conflicts(config: Mapping[str, Any]) -> list[str]:
     """Names of variants that axes made too long for a file."""
     return [
-        f"methods.{variant}: with what the axes add, the name has {len(variant)} characters; at most {_LONGEST_VARIANT} fit into file names"
+        f"methods.{variant}: with what the axes add, the name has {len(variant)} characters; at most "
+        f"{_LONGEST_VARIANT} fit into file names"
         for variant in config["methods"]
         if len(variant) > _LONGEST_VARIANT
     ]
@@ -118,11 +123,13 @@ def _backbone_conflicts(backbone: Mapping[str, Any], where: str) -> list[str]:
     if backbone["source"] == "tiny":
         if tiny["hidden_size"] % tiny["heads"]:
             found.append(
-                f"{where}.tiny.hidden_size: {tiny['hidden_size']} is not a multiple of {where}.tiny.heads = {tiny['heads']}"
+                f"{where}.tiny.hidden_size: {tiny['hidden_size']} is not a multiple of {where}.tiny.heads = "
+                f"{tiny['heads']}"
             )
         if tiny["heads"] % tiny["key_value_heads"]:
             found.append(
-                f"{where}.tiny.key_value_heads: {tiny['key_value_heads']} does not divide {where}.tiny.heads = {tiny['heads']}"
+                f"{where}.tiny.key_value_heads: {tiny['key_value_heads']} does not divide {where}.tiny.heads = "
+                f"{tiny['heads']}"
             )
         if backbone["gguf_file"]:
             found.append(
@@ -143,19 +150,20 @@ def _rank_conflicts(config: dict[str, Any]) -> list[str]:
         found.append(f"training.pairs_per_step: {pairs} is fewer than training.processes = {processes}")
     elif pairs < (ranks := processes * resources["nodes"]):
         found.append(
-            f"training.pairs_per_step: {pairs} is fewer than the {ranks} ranks of training.processes = {processes} on each of "
-            f"resources.nodes = {resources['nodes']}"
+            f"training.pairs_per_step: {pairs} is fewer than the {ranks} ranks of training.processes = {processes} on "
+            f"each of resources.nodes = {resources['nodes']}"
         )
     if resources["gpus"] not in (0, processes):
         found.append(
-            f"resources.gpus: {resources['gpus']}, but training.processes: {processes}; both are per node and a rank drives one GPU, so "
-            "set them alike (or gpus: 0 for training on CPUs)"
+            f"resources.gpus: {resources['gpus']}, but training.processes: {processes}; both are per node and a rank "
+            "drives one GPU, so set them alike (or gpus: 0 for training on CPUs)"
         )
     return found
 
 
 def _missing_requirements(config: dict[str, Any]) -> list[str]:
-    """Files that are not there, and variants that others need runs of, but that are not there, of another kind, or with too few seeds."""
+    """Files that are not there, and variants that others need runs of, but that are not there, of another kind, or
+    with too few seeds."""
     found, methods = [], config["methods"]
     for variant, entry in methods.items():
         card = registry.load_card(entry["method"])
@@ -179,7 +187,8 @@ def _missing_requirements(config: dict[str, Any]) -> list[str]:
             if len(seeds) < need.get("at_least", 1):
                 differ = f" that differ modulo methods.{named}.{need['modulo']}" if "modulo" in need else ""
                 found.append(
-                    f"methods.{variant}.{key}: needs at least {need['at_least']} seeds{differ}, but seeds is {config['seeds']}; add seeds"
+                    f"methods.{variant}.{key}: needs at least {need['at_least']} seeds{differ}, but seeds is "
+                    f"{config['seeds']}; add seeds"
                 )
     return found
 
@@ -199,7 +208,8 @@ def _axis_conflicts(config: dict[str, Any]) -> list[str]:
         found.append(f"noise_levels: '{repeated[0] or 'rate 0'}' stands there more than once; keep each level once")
     if levels and config["data"]["label_noise"]["rate"]:
         found.append(
-            "data.label_noise.rate: would be added to every one of noise_levels; set it to 0, or leave noise_levels empty"
+            "data.label_noise.rate: would be added to every one of noise_levels; set it to 0, or leave noise_levels "
+            "empty"
         )
     if levels and config["tuning"]["enabled"]:
         found.append(
@@ -209,7 +219,8 @@ def _axis_conflicts(config: dict[str, Any]) -> list[str]:
         # Tuned settings are kept by method, so a second grid of a method would have no place.
         grids = Counter(entry["method"] for entry in config["methods"].values() if not entry["tuned_from"])
         found += [
-            f"tuning.enabled: {count} variants of the method '{method}', but tuned settings belong to a method; keep one of them"
+            f"tuning.enabled: {count} variants of the method '{method}', but tuned settings belong to a method; keep "
+            "one of them"
             for method, count in grids.items()
             if count > 1 and registry.load_card(method).kind == "trained"
         ]
@@ -234,12 +245,14 @@ def _data_conflicts(config: dict[str, Any]) -> list[str]:
         )
     if config["tuning"]["enabled"] and not has_validation and not data["validation_fraction"]:
         found.append(
-            "tuning.enabled: chooses on a validation split, but the data set has none; set data.validation_fraction above 0"
+            "tuning.enabled: chooses on a validation split, but the data set has none; set data.validation_fraction "
+            "above 0"
         )
     samples = SAMPLES in optimisation["best_of_n"]["pools"] or optimisation["ppo"]["enabled"]
     if samples and card.reader == "world" and optimisation["prompts"] not in SPLITS:
         found.append(
-            f"overoptimization.prompts: the controlled world has no split '{optimisation['prompts']}'; use one of {', '.join(SPLITS)}"
+            f"overoptimization.prompts: the controlled world has no split '{optimisation['prompts']}'; use one of "
+            f"{', '.join(SPLITS)}"
         )
     return found
 
@@ -288,8 +301,8 @@ def _overoptimization_conflicts(config: dict[str, Any]) -> list[str]:
             )
     known = [SAMPLES, *(name for name in config["benchmarks"] if name in list_cards() and load_card(name).has_gold)]
     found += [
-        f"{where}.best_of_n.pools: '{name}' is neither '{SAMPLES}' nor a benchmark with gold values under `benchmarks:`. "
-        f"{nearest(name, known)}"
+        f"{where}.best_of_n.pools: '{name}' is neither '{SAMPLES}' nor a benchmark with gold values under "
+        f"`benchmarks:`. {nearest(name, known)}"
         for name in pools
         if name not in known
     ]
@@ -314,7 +327,8 @@ def _overoptimization_conflicts(config: dict[str, Any]) -> list[str]:
     try:
         if ppo["deepspeed"] and zero_settings(ppo["deepspeed"])["stage"] == 0:
             found.append(
-                f"{where}.ppo.deepspeed: '{ppo['deepspeed']}' is stage 0, which cuts nothing; use null, or stage 1, 2 or 3"
+                f"{where}.ppo.deepspeed: '{ppo['deepspeed']}' is stage 0, which cuts nothing; use null, or stage 1, 2 "
+                "or 3"
             )
     except UserError as error:
         found.append(f"{where}.ppo.deepspeed: {error}")
@@ -328,7 +342,8 @@ def _policy_conflicts(config: Mapping[str, Any]) -> list[str]:
         if config["data"]["dataset"] != "world":
             dataset = config["data"]["dataset"]
             found.append(
-                f"{where}.gold: 'world' knows the controlled world only, but data.dataset is '{dataset}'; name a reward model"
+                f"{where}.gold: 'world' knows the controlled world only, but data.dataset is '{dataset}'; name a "
+                "reward model"
             )
         given = [key for key in ("revision", "max_length") if gold[key] is not None]
         found += [

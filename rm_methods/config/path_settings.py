@@ -1,7 +1,7 @@
 """`~` and environment variables in the settings that are paths.
 
-A schema says which these are: `format: path` (a file or folder, or a name that may also be one), `format: file` (a file whose content
-counts), `format: tracking-uri` (a path only after `sqlite:///`).
+A schema says which these are: `format: path` (a file or folder, or a name that may also be one), `format: file` (a
+file whose content counts), `format: tracking-uri` (a path only after `sqlite:///`).
 """
 
 from __future__ import annotations
@@ -49,7 +49,8 @@ def expand_path(path: str) -> str:
     """A path with `~`, `~user`, `$NAME` and `${NAME}` replaced.
 
     Raises:
-        UserError: a variable that is not set or whose value holds another one, or a user that this machine does not have.
+        UserError: a variable that is not set or whose value holds another one, or a user that this machine does not
+            have.
     """
     expanded = os.path.expanduser(path)
     if expanded.startswith("~"):
@@ -76,7 +77,7 @@ def _expand_uri(uri: str) -> str:
         return sqlite[1] + expand_path(sqlite[2])
     if variable := _VARIABLE.search(uri):
         raise UserError(
-            f"has the variable {variable[0]}, but only sqlite addresses have variables expanded; leave `uri` out and set "
-            "MLFLOW_TRACKING_URI, which also keeps passwords out of files, or write %24 for a dollar sign"
+            f"has the variable {variable[0]}, but only sqlite addresses have variables expanded; leave `uri` out and "
+            "set MLFLOW_TRACKING_URI, which also keeps passwords out of files, or write %24 for a dollar sign"
         )
     return uri

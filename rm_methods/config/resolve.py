@@ -121,14 +121,14 @@ def resolve(
 
     Args:
         config: as written by the user; a resolved configuration is left as it is.
-        before_workflow: also check what a whole workflow needs and a single verb may do without: a folder for results that can be
-            written, and a tracking address that can be used.
+        before_workflow: also check what a whole workflow needs and a single verb may do without: a folder for results
+            that can be written, and a tracking address that can be used.
 
     Returns:
-        A new dictionary in which every key of the schema is present, all options are complete, `methods` holds every variant of the
-        axes (noise_levels, tuning), and `methods.<variant>` has `method`, `settings`, `learning_rate` (None: that of `training`),
-        `lora` (as `training.lora`, which it is where the variant says nothing), `label_noise` (None: as prepared) and `tuned_from` (the
-        variant whose grid it belongs to, or None).
+        A new dictionary in which every key of the schema is present, all options are complete, `methods` holds every
+        variant of the axes (noise_levels, tuning), and `methods.<variant>` has `method`, `settings`, `learning_rate`
+        (None: that of `training`), `lora` (as `training.lora`, which it is where the variant says nothing),
+        `label_noise` (None: as prepared) and `tuned_from` (the variant whose grid it belongs to, or None).
 
     Raises:
         ConfigError: with every problem found, each with its key path, the value seen, and what is allowed.
@@ -158,7 +158,8 @@ def resolve(
 
 
 def reference_variant(config: Mapping[str, Any]) -> str:
-    """The variant that the others are compared with (on several levels of noise, the name that it has without noise)."""
+    """The variant that the others are compared with (on several levels of noise, the name that it has without
+    noise)."""
     named = config["comparison"]["reference"]
     if named:
         return named
@@ -264,7 +265,8 @@ def _resolve_method(
 
 
 def _resolve_lora(settings: dict[str, Any], training: Any, where: str, problems: list[str]) -> dict[str, Any] | None:
-    """LoRA of a variant: the keys that it gives (they are taken out of `settings`) over `training.lora`; null trains all weights."""
+    """LoRA of a variant: the keys that it gives (they are taken out of `settings`) over `training.lora`; null trains
+    all weights."""
     common = training.get("lora") if isinstance(training, dict) else None
     if "lora" not in settings:
         return copy.deepcopy(common)
@@ -296,12 +298,14 @@ def _tuned_settings(config: dict[str, Any], problems: list[str]) -> dict[str, An
         or list(unusable_values(settings))
     ):
         problems.append(
-            f"tuned: '{config['tuned']}' has no `settings:` by method. Give a file that `rm-methods tune` wrote, or null"
+            f"tuned: '{config['tuned']}' has no `settings:` by method. Give a file that `rm-methods tune` wrote, or "
+            "null"
         )
         return {}
     if unknown := [name for name in settings if name not in registry.method_names()]:
         problems.append(
-            f"tuned: '{config['tuned']}' has settings of an unknown method '{unknown[0]}'. {nearest(unknown[0], registry.method_names())}"
+            f"tuned: '{config['tuned']}' has settings of an unknown method '{unknown[0]}'. "
+            f"{nearest(unknown[0], registry.method_names())}"
         )
     return settings
 

@@ -1,4 +1,5 @@
-"""The variants of an experiment and its axes: every method on several levels of label noise, and the grid that a method is tuned on.
+"""The variants of an experiment and its axes: every method on several levels of label noise, and the grid that a
+method is tuned on.
 
 Each point of an axis is a variant of its own, so that every stage after the configuration works on it unchanged.
 """
@@ -56,7 +57,8 @@ def noise_levels(config: Mapping[str, Any]) -> list[NoiseLevel]:
 
 
 def noise_suffix(level: Mapping[str, Any]) -> str:
-    """What a level of noise adds to a variant's name: nothing for 0, `_noise20` for 20% flips, `_length_noise20` if they prefer length."""
+    """What a level of noise adds to a variant's name: nothing for 0, `_noise20` for 20% flips, `_length_noise20` if
+    they prefer length."""
     if not level["rate"]:
         return ""
     kind = "" if level["kind"] == "symmetric" else f"_{level['kind']}"
@@ -90,8 +92,8 @@ def across_noise(entries: Entries, levels: Sequence[Mapping[str, Any]]) -> Entri
 def tuning_grid(entries: Entries, learning_rates: Sequence[float], knobs: bool, common_rate: float) -> Entries:
     """Every trained variant with each learning rate, and with each value of its knob at its own learning rate.
 
-    A star, not a full grid: the same number of learning rates for all, and one line through the knob.  Joint models stay as they are,
-    and combined methods have nothing to tune.
+    A star, not a full grid: the same number of learning rates for all, and one line through the knob.  Joint models
+    stay as they are, and combined methods have nothing to tune.
 
     Args:
         learning_rates: to try beside a variant's own; its own is not tried twice.

@@ -38,7 +38,8 @@ def left_out(config: Mapping[str, Any]) -> dict[str, str]:
 
 
 def teachers(config: Mapping[str, Any], variant: str) -> list[str]:
-    """The joint variants that a variant's attention is compared with: its own teacher, or all of them if it has none."""
+    """The joint variants that a variant's attention is compared with: its own teacher, or all of them if it has
+    none."""
     entry = config["methods"][variant]
     joint = [name for name, other in config["methods"].items() if load_card(other["method"]).kind == "joint"]
     own = load_card(entry["method"]).required_variants(entry["settings"]).values()

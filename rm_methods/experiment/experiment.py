@@ -128,7 +128,8 @@ class Experiment:
         ]
 
     def model_of(self, variant: str, seed: int | str) -> Path:
-        """Model folder of the run that PPO with this seed optimises against; all seeds share that of a variant without seeds."""
+        """Model folder of the run that PPO with this seed optimises against; all seeds share that of a variant without
+        seeds."""
         return self.layout.model(variant, self._first_if_seed_free(variant, seed))
 
     def _first_if_seed_free(self, variant: str, seed: int | str) -> int | str:
@@ -249,8 +250,8 @@ class Experiment:
 
         Args:
             folder: of the experiment's results.
-            stages: name of a stage, and what it was run for (variant and seed, benchmark).  A result without a record of what it was made
-                with (made by hand) passes, except a run: its key says what it depends on.
+            stages: name of a stage, and what it was run for (variant and seed, benchmark).  A result without a record
+                of what it was made with (made by hand) passes, except a run: its key says what it depends on.
 
         Raises:
             DataError: names each result that differs, and in what.
@@ -325,7 +326,8 @@ class Experiment:
         return load_card(self.config["methods"][variant]["method"])
 
     def check_evaluated(self, folder: Path) -> None:
-        """Refuse runs, scores and evaluations below `folder` that the configuration does not ask for, or that were changed.
+        """Refuse runs, scores and evaluations below `folder` that the configuration does not ask for, or that were
+        changed.
 
         Raises:
             DataError: names each result that differs, and in what.
@@ -364,7 +366,8 @@ class Experiment:
                         )
 
     def check_optimised(self, folder: Path) -> None:
-        """Refuse runs, pools, scores and PPO runs below `folder` that the configuration does not ask for; raises as `check_results`."""
+        """Refuse runs, pools, scores and PPO runs below `folder` that the configuration does not ask for; raises as
+        `check_results`."""
         trained = dict.fromkeys(
             [*self.optimised_runs(), *((v, self._first_if_seed_free(v, s)) for v, s in self.ppo_runs())]
         )
@@ -380,7 +383,8 @@ class Experiment:
         )
 
     def check_diagnosed(self, folder: Path) -> None:
-        """Refuse runs and diagnostics below `folder` that the configuration does not ask for; raises as `check_results`."""
+        """Refuse runs and diagnostics below `folder` that the configuration does not ask for; raises as
+        `check_results`."""
         diagnosed = diagnosed_runs(self.config)
         compared = [(variant, seed) for variant, seed in diagnosed if teachers(self.config, variant)]
         stages = (("train", diagnosed), ("diagnose", diagnosed), ("diagnose_teacher", compared))

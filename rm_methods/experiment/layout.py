@@ -165,7 +165,8 @@ def pool_stem(pool: str) -> str:
     """
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", pool):
         raise UserError(
-            f"Pool name {pool!r} is not allowed; use letters, digits, '_', '-' and '.', and begin with a letter or digit."
+            f"Pool name {pool!r} is not allowed; use letters, digits, '_', '-' and '.', and begin with a letter or "
+            "digit."
         )
     return f"best_of_n_{pool}"
 

@@ -1,9 +1,10 @@
-"""What stored results were made with: settings and code, written beside them, and compared with what the configuration asks for.
+"""What stored results were made with: settings and code, written beside them, and compared with what the configuration
+asks for.
 
-Snakemake's own memory lies in the folder that it was started in.  Results that were moved, copied or made from another checkout would be
-taken for finished whatever they were made with.  So every job ends with a copy of what it was asked for (`made_with.json`), and every
-start compares: the file that says what is asked for is an input of the job, and it is newer than the results if they were made with
-something else.
+Snakemake's own memory lies in the folder that it was started in.  Results that were moved, copied or made from another
+checkout would be taken for finished whatever they were made with.  So every job ends with a copy of what it was asked
+for (`made_with.json`), and every start compares: the file that says what is asked for is an input of the job, and it
+is newer than the results if they were made with something else.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ def asked_file(folder: Path, record: str, asked: Mapping[str, Any], mark: bool) 
         folder: of the experiment.
         record: path of the job's `made_with.json` below it.
         asked: settings and code.
-        mark: compare with the results and set the file's time; False only gives its path (in jobs, where both must stay).
+        mark: compare with the results and set the file's time; False only gives its path (in jobs, where both must
+            stay).
     """
     path = folder / "config" / "asked" / f"{record.removesuffix('.json').replace('/', '_')}.{content_hash(asked)}.json"
     if mark:
@@ -58,7 +60,8 @@ def read_made(path: Path) -> dict[str, Any] | None:
 
 
 def differences(made: Any, asked: Any, where: str = "") -> Iterator[str]:
-    """Every difference of two JSON-like values, one phrase each: "training.learning_rate is 0.001, the configuration says 0.0005"."""
+    """Every difference of two JSON-like values, one phrase each: "training.learning_rate is 0.001, the configuration
+    says 0.0005"."""
     if isinstance(made, Mapping) and isinstance(asked, Mapping):
         for key in dict.fromkeys([*made, *asked]):
             yield from differences(

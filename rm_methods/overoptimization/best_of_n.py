@@ -1,17 +1,19 @@
-"""Best-of-N on stored samples: the expected gold and proxy reward of the response that a reward model picks among n, for every n at once.
+"""Best-of-N on stored samples: the expected gold and proxy reward of the response that a reward model picks among n,
+for every n at once.
 
-From N stored responses of a prompt, sorted by proxy score from the worst (rank 1) to the best, draw n without replacement and keep the
-best.  The draw's best is among the ranks up to i in C(i, n) of C(N, n) draws, so
+From N stored responses of a prompt, sorted by proxy score from the worst (rank 1) to the best, draw n without
+replacement and keep the best.  The draw's best is among the ranks up to i in C(i, n) of C(N, n) draws, so
 
-    E[gold of the best of n] = sum_{i=n}^{N} w_i gold_(i),      w_i = (C(i, n) - C(i-1, n)) / C(N, n) = C(i-1, n-1) / C(N, n)
+    E[gold of the best of n] = sum_{i=n}^{N} w_i gold_(i)
+    w_i = (C(i, n) - C(i-1, n)) / C(N, n) = C(i-1, n-1) / C(N, n)
 
-an unbiased estimate of Best-of-n under the policy, with less variance than picking from the first n samples (Gao et al.,
-arXiv:2210.10760, appendix; Nakano et al., arXiv:2112.09332, appendix I).
+an unbiased estimate of Best-of-n under the policy, with less variance than picking from the first n samples (Gao et
+al., arXiv:2210.10760, appendix; Nakano et al., arXiv:2112.09332, appendix I).
 
-Ties.  Responses with equal scores on the ranks a..b are picked with the probability (C(b, n) - C(a-1, n)) / C(N, n) together, whichever
-order they stand in, and by symmetry evenly among them when ties are broken at random.  So each gets the mean weight of the group, which
-is the same as giving each the mean gold of its group.  That is the exact expectation over tie orders: nothing is drawn, and no seed is
-needed.
+Ties.  Responses with equal scores on the ranks a..b are picked with the probability (C(b, n) - C(a-1, n)) / C(N, n)
+together, whichever order they stand in, and by symmetry evenly among them when ties are broken at random.  So each
+gets the mean weight of the group, which is the same as giving each the mean gold of its group.  That is the exact
+expectation over tie orders: nothing is drawn, and no seed is needed.
 """
 
 from __future__ import annotations
@@ -126,8 +128,8 @@ def read_pool(items: str | Path, scores: str | Path) -> tuple[list[BenchmarkItem
         if not np.isfinite(item_scores).all():
             response = int(np.flatnonzero(~np.isfinite(item_scores))[0])
             raise DataError(
-                f"{scores}: the score of item {item.item_id!r}, response {response}, is not finite. Best-of-n cannot rank it: correct the "
-                "reward model (too high a learning rate, overflow in bf16) and score again."
+                f"{scores}: the score of item {item.item_id!r}, response {response}, is not finite. Best-of-n cannot "
+                "rank it: correct the reward model (too high a learning rate, overflow in bf16) and score again."
             )
     return pool, aligned
 
@@ -143,7 +145,8 @@ def pool_curves(
         n: numbers of samples; by default powers of two up to the smallest pool of a prompt, and that size.
 
     Raises:
-        DataError: no items, a label without gold values, other numbers of scores than responses, or a score that is not finite.
+        DataError: no items, a label without gold values, other numbers of scores than responses, or a score that is
+            not finite.
         UserError: an n above the smallest number of responses.
     """
     if not items:
@@ -152,14 +155,16 @@ def pool_curves(
     for item, item_scores in zip(items, scores, strict=True):
         if len(item_scores) != len(item.responses) or not np.isfinite(item_scores).all():
             raise DataError(
-                f"item {item.item_id!r}: {len(item.responses)} finite scores are needed, found {np.asarray(item_scores)}."
+                f"item {item.item_id!r}: {len(item.responses)} finite scores are needed, found "
+                f"{np.asarray(item_scores)}."
             )
     sizes = [len(item.responses) for item in items]
     smallest = min(sizes)
     n = numbers_of_samples(smallest) if n is None else np.asarray(sorted(set(n)), dtype=np.int64)
     if len(n) == 0 or n[0] < 1 or n[-1] > smallest:
         raise UserError(
-            f"n = {n.tolist()}: Best-of-n needs 1 <= n <= {smallest}, the smallest number of responses of a prompt here."
+            f"n = {n.tolist()}: Best-of-n needs 1 <= n <= {smallest}, the smallest number of responses of a prompt "
+            "here."
         )
     weights = {size: best_of_n_weights(size, n) for size in set(sizes)}
     expected: dict[str, list[np.ndarray]] = {"gold": [], "proxy": [], "oracle": [], "kl": []}
@@ -188,10 +193,12 @@ def pool_curves(
 
 
 def standardised(curves: np.ndarray, scores: Sequence[np.ndarray]) -> np.ndarray:
-    """Curves of the proxy in standard deviations of the proxy within a prompt, less each prompt's mean, float64 [P, K]; 0 at n = 1.
+    """Curves of the proxy in standard deviations of the proxy within a prompt, less each prompt's mean, float64 [P,
+    K]; 0 at n = 1.
 
-    A Bradley-Terry reward has an arbitrary offset for every prompt and an arbitrary scale, so the proxies of two reward models can only be
-    compared after both are taken out.  The scale is the root of the mean over prompts of the variance within a prompt.
+    A Bradley-Terry reward has an arbitrary offset for every prompt and an arbitrary scale, so the proxies of two
+    reward models can only be compared after both are taken out.  The scale is the root of the mean over prompts of the
+    variance within a prompt.
     """
     centre = np.array([np.mean(prompt, dtype=np.float64) for prompt in scores])
     scale = np.sqrt(np.mean([np.var(prompt, dtype=np.float64) for prompt in scores]))
@@ -215,8 +222,8 @@ def _notes(sizes: Sequence[int], scores: Sequence[np.ndarray]) -> tuple[str, ...
     notes = []
     if min(sizes) < max(sizes):
         notes.append(
-            f"Prompts have {min(sizes)} to {max(sizes)} responses; the largest n is the smallest of these numbers, so that every n has "
-            "all prompts."
+            f"Prompts have {min(sizes)} to {max(sizes)} responses; the largest n is the smallest of these numbers, so "
+            "that every n has all prompts."
         )
     if all(np.ptp(prompt) == 0 for prompt in scores):
         notes.append(

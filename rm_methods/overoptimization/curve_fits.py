@@ -1,4 +1,5 @@
-"""The curves of Gao et al., "Scaling Laws for Reward Model Overoptimization" (ICML 2023, arXiv:2210.10760, section 3.1).
+"""The curves of Gao et al., "Scaling Laws for Reward Model Overoptimization" (ICML 2023, arXiv:2210.10760, section
+3.1).
 
 With d = sqrt(KL) and R the gold reward less that of the initial policy:
 
@@ -53,13 +54,14 @@ def fit_curve(kl: np.ndarray, reward: np.ndarray, form: str) -> CurveFit:
     """Least-squares fit of one of the two forms.
 
     Args:
-        kl: KL divergences in nats, float64 [points]; points without divergence (KL <= 0) carry no information and are left out.
+        kl: KL divergences in nats, float64 [points]; points without divergence (KL <= 0) carry no information and are
+            left out.
         reward: gold reward less that of the initial policy, float64 [points].
         form: one of `FORMS`.
 
     Returns:
-        the fit; `refused` tells why coefficients or optimum are missing: too few points, all at one distance, b <= 0 (the curve never
-        turns down, so it has no highest point), or an optimum beyond twice the largest distance seen.
+        the fit; `refused` tells why coefficients or optimum are missing: too few points, all at one distance, b <= 0
+        (the curve never turns down, so it has no highest point), or an optimum beyond twice the largest distance seen.
 
     Raises:
         UserError: unknown form, or a value that is not finite.

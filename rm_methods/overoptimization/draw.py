@@ -1,4 +1,5 @@
-"""The stages that draw from the policy: candidates of Best-of-N, and reference responses of PPO (docs/overoptimization.md)."""
+"""The stages that draw from the policy: candidates of Best-of-N, and reference responses of PPO
+(docs/overoptimization.md)."""
 
 from __future__ import annotations
 
@@ -72,7 +73,8 @@ def draw_pool(
 def draw_references(
     config: Mapping[str, Any], *, policy: Path, pairs: Path, out: Path, work: Path, threads: int
 ) -> dict[str, Any]:
-    """Sample responses to PPO's training prompts.  Rewards are centered and scaled on them; some transforms compare with them.
+    """Sample responses to PPO's training prompts.  Rewards are centered and scaled on them; some transforms compare
+    with them.
 
     Args:
         out: Parquet file to write.

@@ -1,4 +1,5 @@
-"""Pictures of over-optimization: gold and proxy against n (Best-of-N) or against the updates (PPO), with the KL divergence above."""
+"""Pictures of over-optimization: gold and proxy against n (Best-of-N) or against the updates (PPO), with the KL
+divergence above."""
 
 from __future__ import annotations
 
@@ -30,7 +31,8 @@ def write_ppo_figure(variants: Sequence[VariantCurves], reference: str | None, t
 
 
 def draw_best_of_n(variants: Sequence[VariantCurves], reference: str | None):
-    """One panel a variant: gold (solid, left) and standardised proxy (dashed, right) against n, the reference behind."""
+    """One panel a variant: gold (solid, left) and standardised proxy (dashed, right) against n, the reference
+    behind."""
 
     def panel(axis, right, curves: VariantCurves, is_first_row: bool) -> None:
         axis.set_xscale("log", base=2)
@@ -44,15 +46,16 @@ def draw_best_of_n(variants: Sequence[VariantCurves], reference: str | None):
     figure = _draw(variants, reference, lambda curves: curves.axis, panel, "n (log scale)")
     pool, prompts = variants[0].pool, len(variants[0].groups)
     title = (
-        f"Best-of-N on {pool}, {prompts} prompts; mean and 95% band over prompts and seeds; dot: highest gold. Proxy in its standard "
-        "deviations within a prompt, 0 at n = 1. KL: upper bound, nats"
+        f"Best-of-N on {pool}, {prompts} prompts; mean and 95% band over prompts and seeds; dot: highest gold. Proxy "
+        "in its standard deviations within a prompt, 0 at n = 1. KL: upper bound, nats"
     )
     _legend(figure, variants, reference, title)
     return figure
 
 
 def draw_ppo(variants: Sequence[VariantCurves], reference: str | None):
-    """One panel a variant: gold (solid, left) and standardised proxy (dashed, right) against updates, the reference behind.
+    """One panel a variant: gold (solid, left) and standardised proxy (dashed, right) against updates, the reference
+    behind.
 
     Not against the KL divergence, which PPO does not raise steadily: it stands above each panel.
     """
@@ -66,8 +69,8 @@ def draw_ppo(variants: Sequence[VariantCurves], reference: str | None):
 
     figure = _draw(variants, reference, lambda curves: curves.axis, panel, "updates")
     title = (
-        f"PPO, {len(variants[0].groups)} evaluation prompts; mean and 95% band over prompts and seeds at each evaluation; dot: highest "
-        "gold. Proxy in its standard deviations before training. KL: estimate, nats"
+        f"PPO, {len(variants[0].groups)} evaluation prompts; mean and 95% band over prompts and seeds at each "
+        "evaluation; dot: highest gold. Proxy in its standard deviations before training. KL: estimate, nats"
     )
     _legend(figure, variants, reference, title)
     return figure
@@ -78,7 +81,8 @@ def _color(curves: VariantCurves, reference: str | None) -> str:
 
 
 def _draw(variants: Sequence[VariantCurves], reference: str | None, places, panel, below: str):
-    """The grid of panels (matplotlib, without pyplot): all share their left and right scales, so that panels compare."""
+    """The grid of panels (matplotlib, without pyplot): all share their left and right scales, so that panels
+    compare."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -143,7 +147,8 @@ def _lines(axis, right, x: np.ndarray, bands: tuple[list[Estimate], list[Estimat
 
 
 def _spread_ticks(n: np.ndarray) -> list[int]:
-    """About six of the numbers of samples, evenly spread on a log scale; the last one always, and none so near it that labels touch."""
+    """About six of the numbers of samples, evenly spread on a log scale; the last one always, and none so near it that
+    labels touch."""
     stride = math.ceil(len(n) / 6)
     ticks = [int(value) for value in n[::stride]]
     return [value for value in ticks if math.log2(n[-1] / value) > 0.75 * stride] + [int(n[-1])]

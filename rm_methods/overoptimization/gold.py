@@ -1,7 +1,8 @@
 """Gold rewards behind one call: gold(prompts, responses) -> float64 [responses].
 
-* "world": the exact gold of the controlled world, computed from the text (rm_methods/preferences/world/gold.py);
-* anything else: a reward model, as a folder or a Hugging Face hub id, read through the project's own scorer: its chat template is applied
+* "world": the exact gold of the controlled world, computed from the text (rm_methods/preferences/world/gold.py); *
+anything else: a reward model, as a folder or a Hugging Face hub id, read through the project's own scorer: its chat
+template is applied
   once, the reward is read at the end by length.
 """
 
@@ -38,27 +39,31 @@ def load_gold(
 
     Args:
         source: "world", a reward-model folder, or a hub id (owner/name).
-        settings: how to compute the scores of a reward model; their `max_length` is that of the proxies and only the last resort.
+        settings: how to compute the scores of a reward model; their `max_length` is that of the proxies and only the
+            last resort.
         revision: commit of the hub repository; a name alone may stand for another model tomorrow.
-        max_length: longest sequence in tokens; None takes the positions of the gold model, or `settings.max_length` if it does not say.
+        max_length: longest sequence in tokens; None takes the positions of the gold model, or `settings.max_length` if
+            it does not say.
         keep_loaded: for many calls: an ensemble keeps its members in memory between them.
 
     Returns:
         a function of conversations and responses, of equal number; its values are always finite.
 
     Raises:
-        UserError: unknown source, a revision or length of something that has none, a length beyond the model's positions, a folder or hub
-            repository that is no scalar reward model.
+        UserError: unknown source, a revision or length of something that has none, a length beyond the model's
+            positions, a folder or hub repository that is no scalar reward model.
     """
     if source == "world":
         if revision or max_length:
             raise UserError(
-                "Gold source 'world' reads whole texts and is no hub repository: it takes neither revision nor max_length."
+                "Gold source 'world' reads whole texts and is no hub repository: it takes neither revision nor "
+                "max_length."
             )
         return world_gold
     if "/" not in source and not Path(source).is_dir():
         raise UserError(
-            f"Unknown gold source {source!r}. {nearest(source, SOURCES)} Or name a reward-model folder, or a hub id owner/name."
+            f"Unknown gold source {source!r}. {nearest(source, SOURCES)} Or name a reward-model folder, or a hub id "
+            "owner/name."
         )
     folder, settings = _model_folder(source, revision), settings or ScoringSettings()
     limit = _positions(folder)
@@ -105,7 +110,8 @@ class RewardModelGold:
         self.scorer = load_scorer(self.folder, settings, keep_loaded)
         if isinstance(self.scorer, JointScorer):
             raise UserError(
-                f"{folder}: a joint model compares responses and gives none a reward of its own; it cannot be a gold reward."
+                f"{folder}: a joint model compares responses and gives none a reward of its own; it cannot be a gold "
+                "reward."
             )
 
     def __call__(self, prompts: Sequence[Sequence[Message]], responses: Sequence[str]) -> np.ndarray:
@@ -120,7 +126,8 @@ class RewardModelGold:
         return rewards
 
     def text_read(self, prompt: Sequence[Message], response: str) -> str:
-        """The exact text that the model reads, special tokens and truncation included, for checking a chat template by eye or by test."""
+        """The exact text that the model reads, special tokens and truncation included, for checking a chat template by
+        eye or by test."""
         (encoded,) = self.scorer.tokenizer.encode([(prompt, [response])])
         return self.scorer.tokenizer.tokenizer.decode(
             encoded.sequences[0], skip_special_tokens=False, clean_up_tokenization_spaces=False
@@ -154,7 +161,8 @@ def _model_folder(source: str, revision: str | None) -> Path:
     if Path(source).exists() or source.startswith(("/", ".", "~")) or source.count("/") != 1:
         if revision:
             raise UserError(
-                f"Gold reward model {source!r} is a folder, which has no revision ({revision!r}). Leave the revision out."
+                f"Gold reward model {source!r} is a folder, which has no revision ({revision!r}). Leave the revision "
+                "out."
             )
         return Path(source).expanduser()
     from huggingface_hub import snapshot_download
@@ -164,15 +172,16 @@ def _model_folder(source: str, revision: str | None) -> Path:
     except Exception as error:  # network, cache and hub layers raise what they like; the text goes on to the user
         first = str(error).strip().splitlines()[0] if str(error).strip() else ""
         raise UserError(
-            f"Gold reward model {source!r} is no folder here and could not be fetched from the hub ({type(error).__name__}: {first}). "
-            "Without the network, download it elsewhere and name its folder."
+            f"Gold reward model {source!r} is no folder here and could not be fetched from the hub "
+            f"({type(error).__name__}: {first}). Without the network, download it elsewhere and name its folder."
         ) from error
 
 
 def _check_lengths(prompts: Sequence, responses: Sequence) -> None:
     if len(prompts) != len(responses):
         raise UserError(
-            f"Gold rewards need one prompt for each response, found {len(prompts)} prompts and {len(responses)} responses."
+            f"Gold rewards need one prompt for each response, found {len(prompts)} prompts and {len(responses)} "
+            "responses."
         )
 
 

@@ -1,19 +1,24 @@
-"""KL divergence of Best-of-n from the policy it samples from: the usual bound, and an estimate that sees repeated responses.
+"""KL divergence of Best-of-n from the policy it samples from: the usual bound, and an estimate that sees repeated
+responses.
 
-Best-of-n draws n responses y and keeps one with the highest score.  Let F(s) be the policy's probability of a score of at most s and
-F-(s) of one below s.  Best-of-n ends in the score s with probability F(s)^n - F-(s)^n, and among responses of one score it keeps the
-policy's own proportions, so the KL divergence is a sum over scores alone (natural logarithm, nats):
+Best-of-n draws n responses y and keeps one with the highest score.  Let F(s) be the policy's probability of a score of
+at most s and F-(s) of one below s.  Best-of-n ends in the score s with probability F(s)^n - F-(s)^n, and among
+responses of one score it keeps the policy's own proportions, so the KL divergence is a sum over scores alone (natural
+logarithm, nats):
 
     KL = sum over s of (F^n - F-^n) log[ (F^n - F-^n) / (F - F-) ]                                              (1)
 
-Where no single score has a noticeable probability the sum becomes an integral over u = F in [0, 1] of n u^(n-1) log(n u^(n-1)), which is
-log n - (n - 1)/n.  Merging scores can only lower it, so that formula, which the literature prints as the KL divergence, is an upper
-bound (Beirami et al., "Theoretical Guarantees on the Best-of-n Alignment Policy", arXiv:2401.01879, theorem 3.1), loose where the
-policy often repeats itself: a policy of two equally likely responses has a KL divergence of at most log 2 for every n.
+Where no single score has a noticeable probability the sum becomes an integral over u = F in [0, 1] of
+n u^(n-1) log(n u^(n-1)), which is log n - (n - 1)/n.  Merging scores can only lower it, so that formula, which the literature prints
+as the KL divergence, is an upper bound (Beirami et al., "Theoretical Guarantees on the Best-of-n Alignment Policy",
+arXiv:2401.01879, theorem 3.1), loose where the policy often repeats itself: a policy of two equally likely responses
+has a KL divergence of at most log 2 for every n.
 
-The estimate takes the scores of N stored samples.  The interval of F that a score takes up is split in an *atom*, summed as in (1), and a
-*continuum*, integrated; so it is never above the bound.  With one atom of probability e at the top it is exactly the estimator of
-Beirami et al. (section 4):  (1-e)^n (log n + (n-1) log(1-e) - (n-1)/n) + (1 - (1-e)^n) log[ (1 - (1-e)^n) / e ].
+The estimate takes the scores of N stored samples.  The interval of F that a score takes up is split in an *atom*,
+summed as in (1), and a *continuum*, integrated; so it is never above the bound.  With one atom of probability e at the
+top it is exactly the estimator of Beirami et al. (section 4):
+
+    (1-e)^n (log n + (n-1) log(1-e) - (n-1)/n) + (1 - (1-e)^n) log[ (1 - (1-e)^n) / e ]
 """
 
 from __future__ import annotations
@@ -65,9 +70,10 @@ def kl_estimate(
 ) -> np.ndarray:
     """Estimated KL divergence of Best-of-n for one prompt from N stored samples.
 
-    A score that several samples have is an atom of probability (number of them) / N.  A score that one sample has tells nothing of its
-    probability and counts as continuum: without repetitions the estimate is the bound.  Where the log-probabilities of the samples are
-    known, a score that belongs to one text alone is an atom of that text's probability (but never more than its share of the samples).
+    A score that several samples have is an atom of probability (number of them) / N.  A score that one sample has
+    tells nothing of its probability and counts as continuum: without repetitions the estimate is the bound.  Where the
+    log-probabilities of the samples are known, a score that belongs to one text alone is an atom of that text's
+    probability (but never more than its share of the samples).
 
     Args:
         scores: proxy rewards of the samples, [N], finite.
@@ -99,7 +105,8 @@ def kl_estimate(
 
 
 def _atom_terms(lower: np.ndarray, upper: np.ndarray, n: np.ndarray) -> np.ndarray:
-    """Summands of (1) for outcomes that take up the intervals [lower, upper] of F, [atoms, K]; in logarithms, because F^n underflows."""
+    """Summands of (1) for outcomes that take up the intervals [lower, upper] of F, [atoms, K]; in logarithms, because
+    F^n underflows."""
     lower, upper, n = lower[:, None], upper[:, None], n[None, :].astype(np.float64)
     with np.errstate(divide="ignore"):
         below = np.where(lower > 0, n * np.log(np.maximum(lower, 1e-300) / upper), -np.inf)

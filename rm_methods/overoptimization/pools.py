@@ -1,7 +1,7 @@
 """Pools: stored responses of a policy with their gold rewards, as benchmark items that any reward model re-scores.
 
-A pool is written once for a policy; each reward model then only scores it (the ordinary score stage), and Best-of-N is a pure function of
-pool and score table.  All reward models see the same responses, so their curves are paired.
+A pool is written once for a policy; each reward model then only scores it (the ordinary score stage), and Best-of-N is
+a pure function of pool and score table.  All reward models see the same responses, so their curves are paired.
 """
 
 from __future__ import annotations
@@ -33,20 +33,20 @@ def pool_from_samples(
 ) -> list[BenchmarkItem]:
     """Items of a pool from the stored samples of a policy, one a prompt, in the order of `prompts`.
 
-    The label is the list of gold rewards; `meta` keeps log_probabilities, n_tokens and finished of each response.  Duplicates and empty
-    responses are what the policy says: they stay (`best_of_n.pool_counts` counts them).
+    The label is the list of gold rewards; `meta` keeps log_probabilities, n_tokens and finished of each response.
+    Duplicates and empty responses are what the policy says: they stay (`best_of_n.pool_counts` counts them).
 
     Args:
         samples: Parquet file with `SAMPLE_COLUMNS`.
         prompts: prompt id -> conversation.
         gold: see `gold.load_gold`; called once with all responses.
         subset: of the items.
-        plain_sampling: the samples were drawn at temperature 1 without top-p or top-k, so that their log-probabilities are those of
-            the distribution that was sampled; only then does the KL estimate use them.
+        plain_sampling: the samples were drawn at temperature 1 without top-p or top-k, so that their log-probabilities
+            are those of the distribution that was sampled; only then does the KL estimate use them.
 
     Raises:
-        DataError: missing columns, no rows, a sample that occurs twice, a text or number of the wrong kind, samples of an unknown prompt,
-            prompts without samples.
+        DataError: missing columns, no rows, a sample that occurs twice, a text or number of the wrong kind, samples of
+            an unknown prompt, prompts without samples.
         UserError: a gold reward that is not finite.
     """
     rows = _checked_rows(samples, prompts)
@@ -87,7 +87,8 @@ def _checked_rows(samples: str | Path, prompts: Mapping[str, Sequence[Message]])
         where = f"{samples}, row {number}"
         if row["prompt_id"] not in found:
             raise DataError(
-                f"{where}: prompt id {row['prompt_id']!r} is not one of the {len(prompts)} prompts. Sample these prompts again."
+                f"{where}: prompt id {row['prompt_id']!r} is not one of the {len(prompts)} prompts. Sample these "
+                "prompts again."
             )
         probability = row["log_probability"]
         if probability > 1e-3:
@@ -99,6 +100,7 @@ def _checked_rows(samples: str | Path, prompts: Mapping[str, Sequence[Message]])
     without = [prompt_id for prompt_id, drawn in found.items() if not drawn]
     if without:
         raise DataError(
-            f"{samples}: {len(without)} of {len(prompts)} prompts have no sample, such as {without[0]!r}. Sample them again."
+            f"{samples}: {len(without)} of {len(prompts)} prompts have no sample, such as {without[0]!r}. Sample them "
+            "again."
         )
     return {prompt_id: [drawn[index] for index in sorted(drawn)] for prompt_id, drawn in found.items()}

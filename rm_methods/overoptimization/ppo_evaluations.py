@@ -24,7 +24,8 @@ class PpoEvaluation:
     Attributes:
         steps: int64 [T], rising, from the policy before training.
         prompt_ids: sorted, [P].
-        values: float64 [T, P] for each of proxy, gold, kl, n_tokens, finished (a mean where a prompt has several responses).
+        values: float64 [T, P] for each of proxy, gold, kl, n_tokens, finished (a mean where a prompt has several
+            responses).
         summary: content of summary.json.
         folder: of the run.
         broken_steps: evaluations left out because they hold values that are not finite: the policy had diverged.
@@ -42,7 +43,8 @@ def read_ppo_run(folder: str | Path) -> PpoEvaluation:
     """Read evaluation.parquet and summary.json of a PPO run.
 
     Raises:
-        DataError: missing files or columns, no evaluations, a step that lacks prompts, or values that are not finite at every step.
+        DataError: missing files or columns, no evaluations, a step that lacks prompts, or values that are not finite
+            at every step.
     """
     folder = Path(folder)
     source = folder / "evaluation.parquet"
@@ -77,7 +79,8 @@ def read_ppo_run(folder: str | Path) -> PpoEvaluation:
 
 
 def ppo_curves(variant: str, method: str, by_seed: Mapping[int, PpoEvaluation]) -> VariantCurves:
-    """The curves of one variant over the steps that all its seeds have; the proxy in standard deviations of the first step.
+    """The curves of one variant over the steps that all its seeds have; the proxy in standard deviations of the first
+    step.
 
     A run that was stopped early has fewer steps; then the curves end with the shortest run, and a note says so.
 
@@ -90,7 +93,8 @@ def ppo_curves(variant: str, method: str, by_seed: Mapping[int, PpoEvaluation]) 
     for seed in seeds[1:]:
         if by_seed[seed].prompt_ids != first.prompt_ids:
             raise DataError(
-                f"{by_seed[seed].folder}: other evaluation prompts than {first.folder}; evaluate all seeds on the same prompts."
+                f"{by_seed[seed].folder}: other evaluation prompts than {first.folder}; evaluate all seeds on the same "
+                "prompts."
             )
         steps = np.intersect1d(steps, by_seed[seed].steps)
     if len(steps) == 0:
@@ -100,7 +104,8 @@ def ppo_curves(variant: str, method: str, by_seed: Mapping[int, PpoEvaluation]) 
     if len(set(last.values())) > 1:
         ends = ", ".join(f"seed {seed} at step {step}" for seed, step in last.items())
         notes.append(
-            f"{variant}: runs ended at different steps ({ends}); the curves end at step {steps[-1]}, the last that all have."
+            f"{variant}: runs ended at different steps ({ends}); the curves end at step {steps[-1]}, the last that all "
+            "have."
         )
 
     notes += [
@@ -129,7 +134,8 @@ def ppo_curves(variant: str, method: str, by_seed: Mapping[int, PpoEvaluation]) 
 
 
 def _standardised(proxy_SPK: np.ndarray) -> np.ndarray:
-    """Each seed's proxy less its mean at the first step, in its standard deviation over prompts there: 0 before training."""
+    """Each seed's proxy less its mean at the first step, in its standard deviation over prompts there: 0 before
+    training."""
     start = proxy_SPK[:, :, 0]
     centre, scale = start.mean(axis=1)[:, None, None], start.std(axis=1)[:, None, None]
     return np.where(scale > 0, (proxy_SPK - centre) / np.where(scale > 0, scale, 1.0), 0.0)
@@ -149,8 +155,8 @@ def _alarm_texts(summary: Mapping[str, Any]) -> list[str]:
     if hacking.get("alarm"):
         first = hacking["first"]
         texts.append(
-            f"reward hacking from step {first['step']} on: gold {first['gold_change']:+.3f} and proxy {first['proxy_change']:+.3f} since "
-            f"its best at step {first['best_step']}"
+            f"reward hacking from step {first['step']} on: gold {first['gold_change']:+.3f} and proxy "
+            f"{first['proxy_change']:+.3f} since its best at step {first['best_step']}"
         )
     stopped = summary.get("stopped")
     if stopped:

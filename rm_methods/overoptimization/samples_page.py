@@ -1,4 +1,5 @@
-"""A page of samples for people to read: what each reward model picks from a prompt's responses, and what it should have picked."""
+"""A page of samples for people to read: what each reward model picks from a prompt's responses, and what it should
+have picked."""
 
 from __future__ import annotations
 
@@ -18,15 +19,17 @@ SHOWN_CHARACTERS = 1500
 
 
 def samples_page(pool: str, picks: Sequence[tuple[str, int, Sequence[BenchmarkItem], Sequence[np.ndarray]]]) -> str:
-    """Markdown text: for each variant a few prompts, drawn by a hash (the same for all), and those where it loses most gold.
+    """Markdown text: for each variant a few prompts, drawn by a hash (the same for all), and those where it loses most
+    gold.
 
     Args:
         picks: (variant, seed, items, scores) of one run a variant, as in `best_of_n.pool_curves`.
     """
     parts = [
         f"# Samples of pool {pool}",
-        f"For each reward model (its first seed) {RANDOM_PROMPTS} prompts drawn at random, the same for all, and the {WORST_PROMPTS} "
-        "prompts on which it loses most gold: the response that it ranks first and the one with the highest gold.",
+        f"For each reward model (its first seed) {RANDOM_PROMPTS} prompts drawn at random, the same for all, and the "
+        f"{WORST_PROMPTS} prompts on which it loses most gold: the response that it ranks first and the one with the "
+        "highest gold.",
     ]
     for variant, seed, items, scores in picks:
         parts.append(f"## {markdown_escape(variant)}, seed {seed}")
@@ -82,7 +85,8 @@ def fenced(text: str) -> str:
     shown = text[:SHOWN_CHARACTERS] + (f" [... {left} characters more]" if left > 0 else "")
     if not shown.strip():
         shown = "[empty]"
-    # A fence must be longer than any run of backticks inside; carriage returns and the like would start lines of their own.
+    # A fence must be longer than any run of backticks inside; carriage returns and the like would start lines of their
+    # own.
     shown = "\n".join(re.split(r"\r\n|[\r\n\v\f\x85\u2028\u2029]", shown))
     fence = "`" * max(3, 1 + max((len(run) for run in re.findall("`+", shown)), default=0))
     return f"{fence}text\n{shown}\n{fence}"

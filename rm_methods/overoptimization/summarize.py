@@ -21,7 +21,8 @@ def summarize(config: Mapping[str, Any], folder: Path, out: Path) -> str:
         The tables as text.
 
     Raises:
-        UserError, DataError: a run, pool, score table or PPO run is missing, damaged or not what the configuration asks for.
+        UserError, DataError: a run, pool, score table or PPO run is missing, damaged or not what the configuration
+            asks for.
     """
     from rm_methods.config.resolve import reference_variant
     from rm_methods.experiment.experiment import Experiment

@@ -1,4 +1,5 @@
-"""The over-optimization summary: from pools, score tables and PPO runs to curves, tables, figures and a page of samples."""
+"""The over-optimization summary: from pools, score tables and PPO runs to curves, tables, figures and a page of
+samples."""
 
 from __future__ import annotations
 
@@ -35,7 +36,8 @@ from rm_methods.reporting.tables import csv_text
 
 @dataclass(frozen=True)
 class PoolRun:
-    """One reward model on one pool: `items` is the pool, `scores` its score table by this run.  `seed_free`: any seed scores the same."""
+    """One reward model on one pool: `items` is the pool, `scores` its score table by this run.  `seed_free`: any seed
+    scores the same."""
 
     variant: str
     method: str
@@ -48,7 +50,8 @@ class PoolRun:
 
 @dataclass(frozen=True)
 class PpoRun:
-    """One PPO run along the reward model of this variant and seed: a folder with evaluation.parquet and summary.json."""
+    """One PPO run along the reward model of this variant and seed: a folder with evaluation.parquet and
+    summary.json."""
 
     variant: str
     method: str
@@ -129,7 +132,8 @@ def summarise_ppo(runs: Sequence[PpoRun], reference: str | None, out_folder: Pat
     rung = [f"{variant}, {text}" for variant, by_seed in by_variant.items() for text in alarms(by_seed)]
     notes = footnotes(summaries, reference, "step")
     notes.append(
-        "Tokens: mean length of a response at the end. Finished: share of responses with an end token. KL: estimated, nats."
+        "Tokens: mean length of a response at the end. Finished: share of responses with an end token. KL: estimated, "
+        "nats."
     )
     notes += early_end_notes(summaries)
     notes += [f"Alarm: {text}." for text in rung] + _fit_notes(fits)
@@ -212,8 +216,8 @@ def _run_record(run: PoolRun, curves: PoolCurves) -> dict[str, Any]:
 def _title(pool: str, curves: PoolCurves) -> str:
     gold, oracle = curves.gold.mean(axis=0), curves.oracle.mean(axis=0)
     return (
-        f"Best-of-N on {pool}: {len(curves.item_ids)} prompts, n up to {curves.n[-1]}; gold at n = 1 is {number_text(float(gold[0]))}, "
-        f"at n = {curves.n[-1]} at most {number_text(float(oracle[-1]))}"
+        f"Best-of-N on {pool}: {len(curves.item_ids)} prompts, n up to {curves.n[-1]}; gold at n = 1 is "
+        f"{number_text(float(gold[0]))}, at n = {curves.n[-1]} at most {number_text(float(oracle[-1]))}"
     )
 
 
@@ -227,7 +231,8 @@ def _fit_notes(fits: Mapping[tuple[str, str], CurveFit]) -> list[str]:
     form = next(iter(fits.values())).form
     curve = "d (a - b d)" if form == "best_of_n" else "d (a - b log d)"
     notes = [
-        f"a, b: least-squares fit of gold less its start = {curve}, d = sqrt(KL estimate), to the mean curve (Gao et al. 2023)."
+        f"a, b: least-squares fit of gold less its start = {curve}, d = sqrt(KL estimate), to the mean curve (Gao et "
+        "al. 2023)."
     ]
     refused: dict[str, list[str]] = {}
     for (pool, variant), fit in fits.items():

@@ -16,7 +16,8 @@ from rm_methods.statistics.intervals import ALPHA, MIN_SEEDS
 
 
 def cell_text(cell: Cell) -> str:
-    """Mean ± half of the 95% interval, in units of the gold reward; * differs from the reference, ‡ interval of prompts only."""
+    """Mean ± half of the 95% interval, in units of the gold reward; * differs from the reference, ‡ interval of
+    prompts only."""
     text = number_text(cell.estimate.mean)
     if not math.isnan(cell.estimate.half_width):
         text += f" ±{number_text(cell.estimate.half_width)}"
@@ -56,9 +57,11 @@ def fit_section(title: str, summaries: Sequence[PeakSummary], fits: Mapping[tupl
 def ppo_sections(
     title: str, summaries: Sequence[PeakSummary], extras: Mapping[str, Mapping[str, float]]
 ) -> list[Section]:
-    """Two tables: gold at the end, at the peak, the step there, the gap; and KL, length, rate of finished responses, alarms.
+    """Two tables: gold at the end, at the peak, the step there, the gap; and KL, length, rate of finished responses,
+    alarms.
 
-    A variant whose curves end before those of others (a run diverged or was stopped) is marked with †; see `early_end_notes`.
+    A variant whose curves end before those of others (a run diverged or was stopped) is marked with †; see
+    `early_end_notes`.
 
     Args:
         extras: variant -> {"kl_end", "length_end", "end_rate", "alarms"}.
@@ -102,8 +105,9 @@ def early_end_notes(summaries: Sequence[PeakSummary]) -> list[str]:
     where = ", ".join(f"{variant} at step {end}" for variant, end in early.items())
     last = max(int(summary.curves.axis[-1]) for summary in summaries)
     return [
-        f"†: ended early, so its end is that of a shorter training: {where}; the longest at step {last}. Gold, KL, tokens and finished "
-        "at the end are read there (the last step that all seeds of a variant have), and differences compare policies of different steps."
+        f"†: ended early, so its end is that of a shorter training: {where}; the longest at step {last}. Gold, KL, "
+        "tokens and finished at the end are read there (the last step that all seeds of a variant have), and "
+        "differences compare policies of different steps."
     ]
 
 
@@ -129,15 +133,17 @@ def footnotes(summaries: Sequence[PeakSummary], reference: str | None, axis: str
     if any(cell.estimate.basis == "items" for cell in cells):
         notes.append("‡: one run only; its interval counts prompts, not seeds.")
     notes.append(
-        f"Gold at peak and gap (peak less end) are held out: each half of the prompts is read at the {axis} where the other half is "
-        f"highest. Without over-optimization the gap is at most 0 on average. {axis} at peak: of the mean curve, 95% bootstrap limits."
+        f"Gold at peak and gap (peak less end) are held out: each half of the prompts is read at the {axis} where the "
+        f"other half is highest. Without over-optimization the gap is at most 0 on average. {axis} at peak: of the "
+        "mean curve, 95% bootstrap limits."
     )
     if len({group for summary in summaries for group in summary.curves.groups}) < 2:
         notes.append("One prompt only: there are no two halves, so the peak is not held out.")
     verdicts = {cell.verdict for cell in cells}
     if verdicts & {"significant", "not significant"}:
         notes.append(
-            f"*: differs from {reference} at the {ALPHA:.0%} level, paired by seed and prompt, Holm-corrected over the column."
+            f"*: differs from {reference} at the {ALPHA:.0%} level, paired by seed and prompt, Holm-corrected over the "
+            "column."
         )
     few = [
         s.curves.variant

@@ -1,12 +1,14 @@
-"""Variants on one pool: mean curves with bands, where they peak, how far they fall, and paired differences to a reference.
+"""Variants on one pool: mean curves with bands, where they peak, how far they fall, and paired differences to a
+reference.
 
-Intervals are those of the comparison (rm_methods/statistics/intervals.py): seeds of the reward model and prompts of the pool are crossed
-random effects, with Student's t.  A percentile bootstrap over three seeds would be far too narrow (measured: docs/overoptimization.md);
-it is used only for the n at the peak, which is no mean of anything.
+Intervals are those of the comparison (rm_methods/statistics/intervals.py): seeds of the reward model and prompts of
+the pool are crossed random effects, with Student's t.  A percentile bootstrap over three seeds would be far too narrow
+(measured: docs/overoptimization.md); it is used only for the n at the peak, which is no mean of anything.
 
-The highest point of a noisy curve overstates its height, and so does the fall from there.  The tested columns therefore hold out: the
-prompts are cut in two halves, each half is read at the n where the *other* half's curve is highest.  Without over-optimization the gap so
-measured is at most 0 in expectation; the plain peak less end is never below 0, however noisy the curve.
+The highest point of a noisy curve overstates its height, and so does the fall from there.  The tested columns
+therefore hold out: the prompts are cut in two halves, each half is read at the n where the *other* half's curve is
+highest.  Without over-optimization the gap so measured is at most 0 in expectation; the plain peak less end is never
+below 0, however noisy the curve.
 """
 
 from __future__ import annotations
@@ -30,13 +32,15 @@ CONFIDENCE = 0.95
 
 @dataclass(frozen=True)
 class VariantCurves:
-    """All seeds of one variant along one axis: n of Best-of-n on a pool, or the steps of PPO.  S seeds, P prompts, K places on the axis.
+    """All seeds of one variant along one axis: n of Best-of-n on a pool, or the steps of PPO.  S seeds, P prompts, K
+    places on the axis.
 
     Attributes:
         variant, method, pool: names.
         seeds: rising; seed_free: the scorer is the same under every seed.
         axis: int64 [K], n or step.
-        kl: float64 [K], mean over prompts and seeds of the KL estimate, nats; kl_bound: float64 [K], NaN where there is none.
+        kl: float64 [K], mean over prompts and seeds of the KL estimate, nats; kl_bound: float64 [K], NaN where there
+            is none.
         gold, proxy: float64 [S, P, K]; the proxy standardised.
         groups: of the prompts, [P].
         notes: what a reader of the numbers must know.
@@ -85,8 +89,10 @@ class PeakSummary:
     """Columns of a variant in the table.
 
     Attributes:
-        cells: by the names in `COLUMNS`; held out as described above, differences paired by seed and prompt with the reference.
-        axis_peak, axis_peak_low, axis_peak_high: n (or step) at the peak of the mean curve; 95% bootstrap limits over prompts and seeds.
+        cells: by the names in `COLUMNS`; held out as described above, differences paired by seed and prompt with the
+            reference.
+        axis_peak, axis_peak_low, axis_peak_high: n (or step) at the peak of the mean curve; 95% bootstrap limits over
+            prompts and seeds.
         kl_peak: KL estimate there, nats.
         gold_peak_in_sample, gap_in_sample: of the mean curve itself; biased upwards.
     """
@@ -128,7 +134,8 @@ def combine_seeds(
             or not np.array_equal(other.oracle, first.oracle)
         ):
             raise DataError(
-                f"{variant} on {pool}: seed {seed} was scored on another pool than seed {seeds[0]}. Score the same items again."
+                f"{variant} on {pool}: seed {seed} was scored on another pool than seed {seeds[0]}. Score the same "
+                "items again."
             )
     return VariantCurves(
         variant=variant,
@@ -162,7 +169,8 @@ def summarise_peaks(curves: Sequence[VariantCurves], reference: str | None) -> l
     for curve in curves[1:]:
         if curve.groups != curves[0].groups:
             raise DataError(
-                f"{curve.variant} and {curves[0].variant} on {curve.pool} have other prompts, so they cannot be compared."
+                f"{curve.variant} and {curves[0].variant} on {curve.pool} have other prompts, so they cannot be "
+                "compared."
             )
     credits = {curve.variant: held_out_credits(curve) for curve in curves}
     cells = {column: _column_cells(curves, {v: c[column] for v, c in credits.items()}, reference) for column in COLUMNS}
@@ -241,8 +249,8 @@ def _summary(curves: VariantCurves, cells: dict[str, Cell]) -> PeakSummary:
 def peak_interval(curves: VariantCurves, seed: int = 0) -> tuple[int, int]:
     """95% percentile-bootstrap limits of the place of the peak, resampling groups of prompts and seeds independently.
 
-    Of S seeds S - 1 are drawn with replacement, which makes the bootstrap variance of a mean over seeds unbiased (Rao and Wu, "Resampling
-    inference with complex survey data", JASA 1988); with one seed only prompts are resampled.
+    Of S seeds S - 1 are drawn with replacement, which makes the bootstrap variance of a mean over seeds unbiased (Rao
+    and Wu, "Resampling inference with complex survey data", JASA 1988); with one seed only prompts are resampled.
     """
     from rm_methods.statistics.bootstrap import resampled_counts
 

@@ -1,9 +1,10 @@
 """`rm-methods plan`: jobs, GPU-hours, memory and disk of an experiment, before anyone submits it.
 
-Nothing is downloaded and no weights are made.  What is prepared already (pairs, tokenizer) is measured; everything else is an assumption,
-and printed as one.  Operations of a token in training: 6 x parameters (2 forward, 4 backward; Kaplan et al. 2020, arXiv 2001.08361,
-section 2.1; without the embedding table), 8 with recomputed activations, 2 less with LoRA (adapters are not counted); and for causal
-attention's two products 6 (8) x the width x context of every layer.  GPU-hours = operations / (peak of the GPU x utilisation).
+Nothing is downloaded and no weights are made.  What is prepared already (pairs, tokenizer) is measured; everything
+else is an assumption, and printed as one.  Operations of a token in training: 6 x parameters (2 forward, 4 backward;
+Kaplan et al. 2020, arXiv 2001.08361, section 2.1; without the embedding table), 8 with recomputed activations, 2 less
+with LoRA (adapters are not counted); and for causal attention's two products 6 (8) x the width x context of every
+layer.  GPU-hours = operations / (peak of the GPU x utilisation).
 """
 
 from __future__ import annotations
@@ -103,11 +104,13 @@ def plan(config: Mapping[str, Any], assumptions: Assumptions) -> list[VariantPla
         raise UserError(f"--gpu: unknown '{assumptions.gpu}'. {nearest(assumptions.gpu, GPUS)}")
     if not 0 < assumptions.utilisation <= 1:
         raise UserError(
-            f"--utilisation: {assumptions.utilisation} is not above 0 and at most 1; 0.3 to 0.5 is usual for large models."
+            f"--utilisation: {assumptions.utilisation} is not above 0 and at most 1; 0.3 to 0.5 is usual for large "
+            "models."
         )
     if assumptions.pairs < 1:
         raise UserError(
-            "The number of training pairs is not known before they are prepared. Give --pairs, or set data.max_pairs.train."
+            "The number of training pairs is not known before they are prepared. Give --pairs, or set "
+            "data.max_pairs.train."
         )
     shapes: dict[str, Shape] = {}
     of: dict[str, Shape] = {}
@@ -183,8 +186,9 @@ def warnings(config: Mapping[str, Any], plans: Sequence[VariantPlan], assumption
         if entry.gpu_bytes > memory:
             largest = max(entry.gpu_parts, key=entry.gpu_parts.get)
             text = (
-                f"{entry.gpu_bytes / 1e9:.0f} GB a GPU, a {assumptions.gpu} has {memory / 1e9:.0f}; most of it {largest} "
-                f"({entry.gpu_parts[largest] / 1e9:.0f} GB). More ranks, a higher ZeRO stage or a smaller tokens_per_microbatch help."
+                f"{entry.gpu_bytes / 1e9:.0f} GB a GPU, a {assumptions.gpu} has {memory / 1e9:.0f}; most of it "
+                f"{largest} ({entry.gpu_parts[largest] / 1e9:.0f} GB). More ranks, a higher ZeRO stage or a smaller "
+                "tokens_per_microbatch help."
             )
             found.setdefault(text, []).append(entry.variant)
         if entry.host_bytes > resources["memory_mb"] * 2**20:
@@ -196,8 +200,8 @@ def warnings(config: Mapping[str, Any], plans: Sequence[VariantPlan], assumption
         minutes = 60 * entry.train_hours / ranks
         if minutes > resources["runtime_minutes"]:
             text = (
-                f"about {minutes:.0f} minutes of training on {ranks} GPUs, resources.runtime_minutes is {resources['runtime_minutes']}. "
-                "Raise it; a job that is cut off continues from its last checkpoint."
+                f"about {minutes:.0f} minutes of training on {ranks} GPUs, resources.runtime_minutes is "
+                f"{resources['runtime_minutes']}. Raise it; a job that is cut off continues from its last checkpoint."
             )
             found.setdefault(text, []).append(entry.variant)
     return [
@@ -254,7 +258,8 @@ def _plan_variant(
         # All weights are trained then.
         states = max(states, model_state_bytes(shape.parameters, shape.largest_layer, zero, ranks, nodes)[0])
     activations = activation_bytes(shape, training["tokens_per_microbatch"], training["gradient_checkpointing"])
-    # Each rank makes the whole model, and a language model beside it to train on text; or (ZeRO-3) one rank gathers it to save it.
+    # Each rank makes the whole model, and a language model beside it to train on text; or (ZeRO-3) one rank gathers it
+    # to save it.
     whole = config["training"]["processes"] if method.model_is_made_whole or zero is None or zero["stage"] < 3 else 1
     whole *= 2 if on_text else 1
     checkpoint = checkpoint_bytes(shape.parameters, zero, shape.trainable)
@@ -282,13 +287,15 @@ def _training(config: Mapping[str, Any], entry: Mapping[str, Any]) -> dict[str, 
 
 
 def _operations(shape: Shape, context: float, factor: int, frozen: bool = False) -> float:
-    """Of one token: `factor` 2 forward, 6 with backward, 8 with recomputation.  Weights that are frozen get no gradient, which saves 2."""
+    """Of one token: `factor` 2 forward, 6 with backward, 8 with recomputation.  Weights that are frozen get no
+    gradient, which saves 2."""
     products = factor - 2 if frozen else factor
     return products * (shape.parameters - shape.embedding) + factor * shape.layers * shape.attention * context
 
 
 def _score_hours(config: Mapping[str, Any], variant: str, shape: Shape, assumed: Assumptions) -> float:
-    """All benchmarks of one run, forward only; an ensemble computes all its members, a joint model every pair in both orders."""
+    """All benchmarks of one run, forward only; an ensemble computes all its members, a joint model every pair in both
+    orders."""
     entry = config["methods"][variant]
     card = load_card(entry["method"])
     if card.kind == "content_blind":
@@ -300,7 +307,8 @@ def _score_hours(config: Mapping[str, Any], variant: str, shape: Shape, assumed:
 
 
 def _maps_bytes(card, settings: Mapping[str, Any], assumed: Assumptions, tokens: float) -> int:
-    """fp16 maps over the tokens of each pair that a student stores for its teacher (mean length squared: a lower bound)."""
+    """fp16 maps over the tokens of each pair that a student stores for its teacher (mean length squared: a lower
+    bound)."""
     if (
         "teacher" not in card.requires
         or not card.required_variants(settings)
@@ -375,7 +383,8 @@ def _row(p: VariantPlan) -> tuple[str, ...]:
 def _assumption_lines(config: Mapping[str, Any], assumptions: Assumptions) -> list[str]:
     peak, memory = GPUS[assumptions.gpu]
     lines = [
-        f"  {assumptions.gpu}: {peak / 1e12:.0f} TFLOP/s dense bf16, {memory / 1e9:.0f} GB; {_ranks(config)} of them train one run"
+        f"  {assumptions.gpu}: {peak / 1e12:.0f} TFLOP/s dense bf16, {memory / 1e9:.0f} GB; {_ranks(config)} of them "
+        "train one run"
     ]
     for key, value in asdict(assumptions).items():
         if key not in ("gpu", "measured") and value is not None:
@@ -399,8 +408,10 @@ def _totals(config: Mapping[str, Any], plans: Sequence[VariantPlan], assumptions
     return [
         *lines,
         f"GPU-hours: {train + score:,.3g} = {train:,.3g} training + {score:,.3g} scoring",
-        f"Disk that stays: {_gb(sum(p.runs * p.disk_bytes for p in plans))} GB of models, {_gb(maps)} GB of teachers' maps",
-        f"Scratch of a training job while it runs: up to {_gb(max(p.work_bytes for p in plans))} GB ({CHECKPOINTS_ON_DISK} checkpoints)",
+        f"Disk that stays: {_gb(sum(p.runs * p.disk_bytes for p in plans))} GB of models, {_gb(maps)} GB of teachers' "
+        "maps",
+        f"Scratch of a training job while it runs: up to {_gb(max(p.work_bytes for p in plans))} GB "
+        f"({CHECKPOINTS_ON_DISK} checkpoints)",
     ]
 
 

@@ -37,7 +37,8 @@ def published_configuration(name: str):
 
 
 def shape_in_name(source: str) -> str | None:
-    """The shape whose name is a word of a model's name: "8B" of "meta-llama/Llama-3.1-8B-Instruct"; None if there is none."""
+    """The shape whose name is a word of a model's name: "8B" of "meta-llama/Llama-3.1-8B-Instruct"; None if there is
+    none."""
     words = source.rsplit("/", 1)[-1].lower()
     return next(
         (
@@ -50,7 +51,8 @@ def shape_in_name(source: str) -> str | None:
 
 
 def configuration_of(source: str, prepared: Path | None = None):
-    """The transformers configuration of a model: from its prepared folder, its own folder, or a published shape of its name.
+    """The transformers configuration of a model: from its prepared folder, its own folder, or a published shape of its
+    name.
 
     Nothing is downloaded.
 
@@ -66,7 +68,7 @@ def configuration_of(source: str, prepared: Path | None = None):
     name = shape_in_name(source)
     if name is None:
         raise UserError(
-            f"The size of '{source}' is not known before it is downloaded. Name a similar one with --shape ({', '.join(SHAPES)}), or run "
-            "the rule prepare_backbone first."
+            f"The size of '{source}' is not known before it is downloaded. Name a similar one with --shape "
+            f"({', '.join(SHAPES)}), or run the rule prepare_backbone first."
         )
     return published_configuration(name)

@@ -1,10 +1,11 @@
-"""How much memory and disk a training run takes, by formula: for `rm-methods plan` and for the check before optimizer states are offloaded.
+"""How much memory and disk a training run takes, by formula: for `rm-methods plan` and for the check before optimizer
+states are offloaded.
 
-Weights, gradients and the optimizer are fp32 (the backbone is autocast, docs/architecture.md), so a parameter takes 20 bytes under ZeRO:
-4 weight, 4 gradient, 4 the optimizer's own copy of the weight, 8 its moments; one that LoRA leaves as it is takes only the first 4.
-DeepSpeed's estimators (`estimate_zero2/zero3_model_states_mem_needs`) are made for 16-bit weights, 18 bytes; `docs/scaling.md` puts both
-side by side.
-Stages after Rajbhandari et al. 2020 (arXiv 1910.02054), section 5.  Sizes are bytes; a parameter count is a number of scalars.
+Weights, gradients and the optimizer are fp32 (the backbone is autocast, docs/architecture.md), so a parameter takes 20
+bytes under ZeRO: 4 weight, 4 gradient, 4 the optimizer's own copy of the weight, 8 its moments; one that LoRA leaves
+as it is takes only the first 4.  DeepSpeed's estimators (`estimate_zero2/zero3_model_states_mem_needs`) are made for
+16-bit weights, 18 bytes; `docs/scaling.md` puts both side by side. Stages after Rajbhandari et al. 2020 (arXiv
+1910.02054), section 5.  Sizes are bytes; a parameter count is a number of scalars.
 """
 
 from __future__ import annotations
@@ -15,10 +16,12 @@ from typing import Any
 
 from rm_methods.system.memory import GRADIENT, MASTER, MOMENTS, WEIGHT, offloaded_bytes
 
-# DeepSpeed's defaults for stages 1 and 2, in numbers: two buffers to reduce gradients (overlap_comm), one to gather weights.
+# DeepSpeed's defaults for stages 1 and 2, in numbers: two buffers to reduce gradients (overlap_comm), one to gather
+# weights.
 _BUCKET = 500_000_000
 _LIVE = 1_000_000_000  # numbers that stage 3 keeps gathered at most
-# Kept for the backward pass in bf16 autocast, bytes per token and layer for each unit of width: performance/activation_memory.py.
+# Kept for the backward pass in bf16 autocast, bytes per token and layer for each unit of width:
+# performance/activation_memory.py.
 _PER_HIDDEN, _PER_INTERMEDIATE, _PER_ATTENTION, _PER_HEAD, _CONSTANT = 26, 8, 10, 4, 8
 _LAYER_INPUT = 4  # the residual stream is fp32
 CHECKPOINTS_ON_DISK = 3  # two are kept, and one is being written
@@ -49,7 +52,8 @@ class Shape:
 
 
 def shape_of(config, lora: Mapping[str, Any] | None = None) -> Shape:
-    """The shape of a reward model on a backbone with this transformers configuration; no memory is taken for its weights.
+    """The shape of a reward model on a backbone with this transformers configuration; no memory is taken for its
+    weights.
 
     Args:
         lora: the resolved `training.lora`.
@@ -114,7 +118,8 @@ def model_state_bytes(
 
 
 def activation_bytes(shape: Shape, tokens: int, recomputed: bool) -> int:
-    """What a micro-batch of so many tokens keeps for its backward pass, in bf16 autocast; temporary tensors are not in it.
+    """What a micro-batch of so many tokens keeps for its backward pass, in bf16 autocast; temporary tensors are not in
+    it.
 
     Without recomputation every weight's bf16 copy is kept too.
     """
@@ -126,7 +131,8 @@ def activation_bytes(shape: Shape, tokens: int, recomputed: bool) -> int:
 
 
 def checkpoint_bytes(parameters: int, zero: Mapping[str, Any] | None, trainable: int | None = None) -> int:
-    """One checkpoint for resuming: the whole weights and the optimizer's state; under ZeRO also the copy of the weights.
+    """One checkpoint for resuming: the whole weights and the optimizer's state; under ZeRO also the copy of the
+    weights.
 
     DeepSpeed writes the weights a second time below stage 3, and from stage 2 on those that are not trained once more.
 

@@ -39,7 +39,8 @@ def read_responses(
         autocast: dtype of matrix products, or None.
 
     Returns:
-        logits fp32 [B, T, V] of the distributions that the response's tokens were drawn from, and last hidden states fp32 [B, T, H] there.
+        logits fp32 [B, T, V] of the distributions that the response's tokens were drawn from, and last hidden states
+        fp32 [B, T, H] there.
     """
     prompt_BP, is_prompt_BP = left_padded(prompt_ids, pad_id, response_ids.device)
     attention_mask = torch.cat([is_prompt_BP, mask.long()], dim=1)

@@ -1,4 +1,5 @@
-"""The `sft` stage: prepare the policy's backbone and fine-tune it on the chosen responses (docs/overoptimization.md)."""
+"""The `sft` stage: prepare the policy's backbone and fine-tune it on the chosen responses
+(docs/overoptimization.md)."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
 """A policy: a plain causal-language-model folder, how prompts become token ids, and how sampled ids become text.
 
-The folder holds what any other program needs: config, safetensors, the tokenizer with its chat template, and a generation
-configuration with end and pad tokens.  A response is what stands between the generation prompt and the first end token.
+The folder holds what any other program needs: config, safetensors, the tokenizer with its chat template, and a
+generation configuration with end and pad tokens.  A response is what stands between the generation prompt and the
+first end token.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ class Policy:
     """A causal language model with its tokenizer.
 
     Attributes:
-        model: a transformers causal language model in evaluation mode (no dropout, so that sampling and training agree).
+        model: a transformers causal language model in evaluation mode (no dropout, so that sampling and training
+            agree).
         tokenizer: a fast tokenizer with a chat template and a pad token of its own.
         end_ids: token ids that end a response; the first is the one that the chat template prints after a response.
     """
@@ -51,7 +53,8 @@ class Policy:
     ) -> tuple[list[list[int]], list[bool]]:
         """Token ids of prompts, up to and including the generation prompt.
 
-        A prompt that does not fit is cut as reward models cut it: the oldest turns first (a system turn stays), then the start of
+        A prompt that does not fit is cut as reward models cut it: the oldest turns first (a system turn stays), then
+            the start of
         the last user turn.
 
         Returns:
@@ -76,21 +79,23 @@ class Policy:
                 ids = _prompt_ids(self.tokenizer, left)
                 if len(ids) > max_prompt_tokens:
                     raise UserError(
-                        f"max_prompt_tokens = {max_prompt_tokens} is too small for the chat template of {self.tokenizer.name_or_path}: a "
-                        f"prompt still takes {len(ids)} tokens when cut to its last turn. Raise max_prompt_tokens."
+                        f"max_prompt_tokens = {max_prompt_tokens} is too small for the chat template of "
+                        f"{self.tokenizer.name_or_path}: a prompt still takes {len(ids)} tokens when cut to its last "
+                        "turn. Raise max_prompt_tokens."
                     )
             encoded.append(ids)
             cut.append(too_long)
         return encoded, cut
 
     def check_room(self, prompt_ids: Sequence[Sequence[int]], max_new_tokens: int) -> None:
-        """Raises UserError if the longest prompt and a response do not fit the positions that the model was made for."""
+        """Raises UserError if the longest prompt and a response do not fit the positions that the model was made
+        for."""
         limit = getattr(self.model.config, "max_position_embeddings", None)
         longest = max(map(len, prompt_ids), default=0)
         if limit is not None and longest + max_new_tokens > limit:
             raise UserError(
-                f"A prompt of {longest} tokens and max_new_tokens = {max_new_tokens} are more than the {limit} positions of the policy. "
-                "Lower max_new_tokens or max_prompt_tokens."
+                f"A prompt of {longest} tokens and max_new_tokens = {max_new_tokens} are more than the {limit} "
+                "positions of the policy. Lower max_new_tokens or max_prompt_tokens."
             )
 
     def decode(self, response_ids: Sequence[int]) -> str:
@@ -134,8 +139,8 @@ def load_policy(folder: str | Path, dtype: str = "float32", attention: str = "au
         attention: implementation of transformers: "auto", "sdpa", "eager" or "flash_attention_2".
 
     Raises:
-        UserError: no such folder, not a causal language model, no chat template, no end token, no pad token, or a pad token that ends a
-            response.
+        UserError: no such folder, not a causal language model, no chat template, no end token, no pad token, or a pad
+            token that ends a response.
     """
     from transformers import AutoModelForCausalLM
 
@@ -150,7 +155,8 @@ def load_policy(folder: str | Path, dtype: str = "float32", attention: str = "au
 
 
 def policy_from_backbone(folder: Path, backbone: dict[str, Any], seed: int) -> Policy:
-    """The policy that a prepared backbone is before any training; a tiny backbone has random weights, drawn from the seed.
+    """The policy that a prepared backbone is before any training; a tiny backbone has random weights, drawn from the
+    seed.
 
     Args:
         folder: of `rm_methods.reward_models.backbones.prepare_backbone`.
@@ -176,14 +182,15 @@ def make_policy(model, tokenizer) -> Policy:
     name = tokenizer.name_or_path
     if not tokenizer.chat_template:
         raise UserError(
-            f"{name}: the tokenizer has no chat template, so prompts cannot be rendered. Put chat_template.jinja beside it."
+            f"{name}: the tokenizer has no chat template, so prompts cannot be rendered. Put chat_template.jinja "
+            "beside it."
         )
     pin_date(tokenizer)
     end_ids = _end_ids(tokenizer, model.generation_config)
     if not end_ids:
         raise UserError(
-            f"{name}: no end token is named, so responses would never end. Set eos_token in tokenizer_config.json or eos_token_id in "
-            "generation_config.json."
+            f"{name}: no end token is named, so responses would never end. Set eos_token in tokenizer_config.json or "
+            "eos_token_id in generation_config.json."
         )
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id in end_ids:
         seen = (
@@ -192,7 +199,8 @@ def make_policy(model, tokenizer) -> Policy:
             else f"the pad token {tokenizer.pad_token!r} also ends a response"
         )
         raise UserError(
-            f"{name}: {seen}. Set pad_token in tokenizer_config.json to a token that ends nothing (preparing the backbone does that)."
+            f"{name}: {seen}. Set pad_token in tokenizer_config.json to a token that ends nothing (preparing the "
+            "backbone does that)."
         )
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model.config.pad_token_id = tokenizer.pad_token_id
@@ -200,7 +208,8 @@ def make_policy(model, tokenizer) -> Policy:
 
 
 def save_policy(policy: Policy, folder: str | Path, weights: Mapping[str, Any] | None = None) -> None:
-    """Write a policy folder, atomically.  Its generation configuration samples from the model itself (temperature 1, no top-k).
+    """Write a policy folder, atomically.  Its generation configuration samples from the model itself (temperature 1,
+    no top-k).
 
     Args:
         weights: state dictionary to write instead of the model's own.
@@ -230,7 +239,8 @@ def _prompt_ids(tokenizer, messages: Sequence[Message]) -> list[int]:
 
 
 def _end_ids(tokenizer, generation_config) -> tuple[int, ...]:
-    """The token that the template closes a response with, then those that tokenizer and generation configuration name."""
+    """The token that the template closes a response with, then those that tokenizer and generation configuration
+    name."""
     named = generation_config.eos_token_id if generation_config is not None else None
     named = [] if named is None else [named] if isinstance(named, int) else list(named)
     if tokenizer.eos_token_id is not None:

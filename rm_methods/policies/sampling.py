@@ -87,10 +87,11 @@ def generate(
     autocast=None,
     in_step: bool = False,
 ) -> Generated:
-    """Draw one response for each prompt with the `generate` of transformers (key-value cache, prompts padded on the left).
+    """Draw one response for each prompt with the `generate` of transformers (key-value cache, prompts padded on the
+    left).
 
-    The same seed gives the same responses whatever was drawn before, and torch's random state is left as it was.  Nothing is taken
-    from the model's own generation configuration (whose missing values default to top_k = 50).
+    The same seed gives the same responses whatever was drawn before, and torch's random state is left as it was.
+    Nothing is taken from the model's own generation configuration (whose missing values default to top_k = 50).
 
     Args:
         prompt_ids: token ids up to the generation prompt, one list for each response.
@@ -127,7 +128,8 @@ def generate(
         model.generation_config = own_configuration
     if not_a_number.seen:
         raise NotFinite(
-            "The policy's logits are NaN: its weights are broken. Go back to an earlier policy, or lower the learning rate."
+            "The policy's logits are NaN: its weights are broken. Go back to an earlier policy, or lower the learning "
+            "rate."
         )
     response_ids = sequences[:, input_ids.shape[1] :]
     is_end = torch.isin(response_ids, torch.tensor(list(end_ids), device=device))
@@ -137,7 +139,8 @@ def generate(
 
 
 class _NotANumber:
-    """A logits processor that remembers NaN and puts 0 there: torch's own sampling would end in an assertion of the device."""
+    """A logits processor that remembers NaN and puts 0 there: torch's own sampling would end in an assertion of the
+    device."""
 
     seen = False
 
@@ -150,7 +153,8 @@ class _NotANumber:
 
 
 def generation_configuration(settings: SamplingSettings, end_ids: Sequence[int], pad_id: int):
-    """The transformers `GenerationConfig` in which everything that shapes the distribution is set, so that no default comes in."""
+    """The transformers `GenerationConfig` in which everything that shapes the distribution is set, so that no default
+    comes in."""
     from transformers import GenerationConfig
 
     sampling = {"do_sample": False}
@@ -184,19 +188,20 @@ def sample_pool(
 ) -> dict[str, Any]:
     """Store samples of a policy: `samples_per_prompt` rows for each prompt, in the prompts' order.
 
-    Columns: prompt_id, prompt_index, sample_index, response (text), n_tokens (the end token included), log_probability (sum over the
-    sampled tokens, at temperature 1 and without top-p, whatever was sampled with), finished (an end token came), truncated (the prompt
-    was cut).  Empty and repeated responses stay.
+    Columns: prompt_id, prompt_index, sample_index, response (text), n_tokens (the end token included), log_probability
+    (sum over the sampled tokens, at temperature 1 and without top-p, whatever was sampled with), finished (an end
+    token came), truncated (the prompt was cut).  Empty and repeated responses stay.
 
-    Rows are sampled in chunks of `batch_size`, each with a seed of its own, and finished chunks are kept in `work_folder`: a run that was
-    killed goes on after its last chunk and gives the same bytes.  The batch size is part of what is sampled.
+    Rows are sampled in chunks of `batch_size`, each with a seed of its own, and finished chunks are kept in
+    `work_folder`: a run that was killed goes on after its last chunk and gives the same bytes.  The batch size is part
+    of what is sampled.
 
     Args:
         attention: implementation of transformers that the policy is read with.
 
     Returns:
-        samples, prompts, empty, duplicates (equal to an earlier response to the same prompt), unfinished, prompts_cut, tokens,
-        sampled_seconds (of this call: less after a resume).
+        samples, prompts, empty, duplicates (equal to an earlier response to the same prompt), unfinished, prompts_cut,
+        tokens, sampled_seconds (of this call: less after a resume).
 
     Raises:
         UserError: no prompts, a prompt id twice, or an unusable policy folder.

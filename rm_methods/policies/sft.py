@@ -1,8 +1,8 @@
 """Supervised fine-tuning: a policy learns to write the responses of preference pairs.
 
-The transformers `Trainer` does the training; ours are the examples (prompt as it is sampled from, loss on the response and its end
-token) and the log.  Training on chosen *and* rejected responses gives a policy that makes mistakes, which is what a reward model is
-there to find.
+The transformers `Trainer` does the training; ours are the examples (prompt as it is sampled from, loss on the response
+and its end token) and the log.  Training on chosen *and* rejected responses gives a policy that makes mistakes, which
+is what a reward model is there to find.
 """
 
 from __future__ import annotations
@@ -39,7 +39,8 @@ class SFTSettings:
         epochs: passes over the examples; 0 leaves the policy as it is.
         examples_per_step: examples of one optimizer step, over all ranks.
         examples_per_microbatch: examples of one forward; changes the result only by rounding.
-        learning_rate, weight_decay, adam_betas, schedule, warmup_fraction, max_gradient_norm: AdamW with a peak learning rate.
+        learning_rate, weight_decay, adam_betas, schedule, warmup_fraction, max_gradient_norm: AdamW with a peak
+            learning rate.
         precision: "fp32" or "bf16" (autocast; weights stay fp32).
         max_prompt_tokens: longer prompts are cut, oldest turns first.
         max_response_tokens: longer responses are cut and then teach no end token.
@@ -104,7 +105,8 @@ def train_sft(
     """Fine-tune a prepared backbone on the responses of preference pairs.
 
     Args:
-        pairs: prepared pairs; those of split "train" are trained on, the loss is also measured on those of split "validation".
+        pairs: prepared pairs; those of split "train" are trained on, the loss is also measured on those of split
+            "validation".
         backbone_folder: of `prepare_backbone`.
         backbone: the resolved `backbone` section of the configuration.
         seed: of the order of examples, and of the weights of a tiny backbone.
@@ -166,8 +168,9 @@ def sft_examples(
 ) -> tuple[list[dict[str, list[int]]], dict[str, int]]:
     """Training examples `{"input_ids", "labels"}`: prompt, response, end token; labels of the prompt are ignored.
 
-    The prompt's ids are those that the policy is sampled with.  The response's ids are taken from the whole conversation where that starts
-    with the prompt's ids; where a token straddles the boundary they are those of the response alone.
+    The prompt's ids are those that the policy is sampled with.  The response's ids are taken from the whole
+    conversation where that starts with the prompt's ids; where a token straddles the boundary they are those of the
+    response alone.
 
     Returns:
         The examples, and counts: prompts_cut, responses_cut, boundary_merges.
@@ -319,7 +322,8 @@ def _fit(trainer, work: Path) -> None:
 
 
 def _log(path: Path):
-    """The callback that writes `metrics.jsonl`, prints progress, and marks checkpoints that were written to their end."""
+    """The callback that writes `metrics.jsonl`, prints progress, and marks checkpoints that were written to their
+    end."""
     from transformers import TrainerCallback
 
     from rm_methods.training.trainer import mark_complete
@@ -343,7 +347,8 @@ def _log(path: Path):
                 return
             if not math.isfinite(logs["loss"]):
                 raise UserError(
-                    f"SFT stopped at step {state.global_step}: the loss is {logs['loss']}. Lower learning_rate or use precision: fp32."
+                    f"SFT stopped at step {state.global_step}: the loss is {logs['loss']}. Lower learning_rate or use "
+                    "precision: fp32."
                 )
             self.last_loss = float(logs["loss"])
             row = {"step": state.global_step, "time": round(self.before + time.monotonic() - self.started, 3)}

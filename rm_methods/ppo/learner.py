@@ -1,7 +1,7 @@
 """The weights that PPO learns and their optimizer: whole on every rank, or cut by DeepSpeed's ZeRO.
 
-ZeRO 1 and 2 cut the optimizer (and its gradients); policy and reference stay whole on every rank.  ZeRO-3 cuts them, too: a layer is put
-together when it is used, so all ranks must run the same forwards (`Learner.in_step`).
+ZeRO 1 and 2 cut the optimizer (and its gradients); policy and reference stay whole on every rank.  ZeRO-3 cuts them,
+too: a layer is put together when it is used, so all ranks must run the same forwards (`Learner.in_step`).
 """
 
 from __future__ import annotations
@@ -38,7 +38,8 @@ class PolicyWithValues(torch.nn.Module):
     def forward(
         self, prompt_ids: Sequence[Sequence[int]], response_ids: torch.Tensor, mask: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Logits fp32 [B, T, V] that the response's tokens int64 [B, T] were drawn from, and values fp32 [B, T] there."""
+        """Logits fp32 [B, T, V] that the response's tokens int64 [B, T] were drawn from, and values fp32 [B, T]
+        there."""
         logits, hidden = read_responses(self.language_model, prompt_ids, response_ids, mask, self.pad_id, self.autocast)
         return logits, self.value_head(hidden)[..., 0]
 
@@ -110,7 +111,8 @@ class Learner:
         return float(norm)
 
     def policy_weights(self) -> dict[str, torch.Tensor] | None:
-        """A copy of the policy's whole weights in main memory; None on ranks other than the first.  Called on all ranks."""
+        """A copy of the policy's whole weights in main memory; None on ranks other than the first.  Called on all
+        ranks."""
         if not self.ranks.first:
             return None
         return {name: weight.detach().cpu().clone() for name, weight in self.policy.model.state_dict().items()}
@@ -199,7 +201,8 @@ class ZeroLearner(Learner):
 
 
 def filled_configuration(deepspeed: str, settings: PPOSettings, ranks: int, policy: str | Path) -> dict[str, Any]:
-    """A DeepSpeed configuration whose "auto" values are filled in from PPO's settings; buffers as the Trainer of transformers sizes them.
+    """A DeepSpeed configuration whose "auto" values are filled in from PPO's settings; buffers as the Trainer of
+    transformers sizes them.
 
     Args:
         deepspeed: a shipped configuration's name, or a file.

@@ -1,8 +1,8 @@
 """The mathematics of PPO for language policies, as pure functions.
 
-Shapes: B responses, T tokens.  `mask` bool [B, T] marks the tokens of the responses; all of them stand at the start of their row.
-Sources: PPO (Schulman et al. 2017, arXiv 1707.06347), GAE (Schulman et al. 2016, arXiv 1506.02438), the KL penalty and its
-controller (Ziegler et al. 2019, arXiv 1909.08593).
+Shapes: B responses, T tokens.  `mask` bool [B, T] marks the tokens of the responses; all of them stand at the start of
+their row. Sources: PPO (Schulman et al. 2017, arXiv 1707.06347), GAE (Schulman et al. 2016, arXiv 1506.02438), the KL
+penalty and its controller (Ziegler et al. 2019, arXiv 1909.08593).
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ import torch
 def token_rewards(
     scores: torch.Tensor, log_ratio: torch.Tensor, mask: torch.Tensor, kl_coefficient: float
 ) -> torch.Tensor:
-    """Rewards of tokens [B, T]: -kl_coefficient * log(pi / pi_ref) at each, plus the response's score at its last token.
+    """Rewards of tokens [B, T]: -kl_coefficient * log(pi / pi_ref) at each, plus the response's score at its last
+    token.
 
     Args:
         scores: [B].
@@ -32,8 +33,8 @@ def advantages_and_returns(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Generalised advantage estimates and the returns that values are trained on, both [B, T], 0 outside of `mask`.
 
-    delta_t = r_t + gamma V_{t+1} - V_t,  A_t = delta_t + gamma lambda A_{t+1},  return_t = A_t + V_t (arXiv 1506.02438, equation 16).
-    Nothing comes after the last token of a response, also if it was cut at the length limit.
+    delta_t = r_t + gamma V_{t+1} - V_t,  A_t = delta_t + gamma lambda A_{t+1},  return_t = A_t + V_t (arXiv
+    1506.02438, equation 16). Nothing comes after the last token of a response, also if it was cut at the length limit.
     """
     values = torch.where(mask, values, 0.0)
     advantages = torch.zeros_like(values)
@@ -55,7 +56,8 @@ def whitened(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
 def policy_loss(
     log_probabilities: torch.Tensor, old: torch.Tensor, advantages: torch.Tensor, mask: torch.Tensor, clip_range: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Clipped policy loss (arXiv 1707.06347, equation 7), summed over tokens, and the number of tokens where the clip holds.
+    """Clipped policy loss (arXiv 1707.06347, equation 7), summed over tokens, and the number of tokens where the clip
+    holds.
 
     Args:
         log_probabilities, old: [B, T], under the policy now and when it sampled.
@@ -70,7 +72,8 @@ def policy_loss(
 def value_loss(
     values: torch.Tensor, old: torch.Tensor, returns: torch.Tensor, mask: torch.Tensor, clip_range: float
 ) -> torch.Tensor:
-    """Half the squared error of the values, clipped around their old ones, summed over tokens (Ziegler et al. 2019, their code)."""
+    """Half the squared error of the values, clipped around their old ones, summed over tokens (Ziegler et al. 2019,
+    their code)."""
     clipped = old + (values - old).clamp(-clip_range, clip_range)
     worse = torch.maximum((values - returns) ** 2, (clipped - returns) ** 2)
     return 0.5 * torch.where(mask, worse, 0.0).sum()
@@ -89,6 +92,7 @@ def adapted_kl_coefficient(coefficient: float, kl: float, target: float, respons
 
 
 def distinct(responses: Sequence[Sequence[int]], n: int) -> float:
-    """Different n-grams of tokens as a share of all n-grams of a batch (Li et al. 2016, arXiv 1510.03055); 0 where there are none."""
+    """Different n-grams of tokens as a share of all n-grams of a batch (Li et al. 2016, arXiv 1510.03055); 0 where
+    there are none."""
     grams = [tuple(ids[k : k + n]) for ids in responses for k in range(len(ids) - n + 1)]
     return len(set(grams)) / len(grams) if grams else 0.0

@@ -1,4 +1,5 @@
-"""What a PPO run writes down (`metrics.jsonl`, `evaluation.parquet`) and what it concludes: the reward-hacking alarm."""
+"""What a PPO run writes down (`metrics.jsonl`, `evaluation.parquet`) and what it concludes: the reward-hacking
+alarm."""
 
 from __future__ import annotations
 
@@ -22,7 +23,8 @@ class Records:
 
     Args:
         folder: work folder.
-        keep_until: a resumed run keeps lines and rows up to this step (updates done) and writes the others again; 0 starts anew.
+        keep_until: a resumed run keeps lines and rows up to this step (updates done) and writes the others again; 0
+            starts anew.
     """
 
     def __init__(self, folder: Path, keep_until: int | None):
@@ -100,7 +102,8 @@ def measures(rollouts: Rollouts) -> dict[str, float]:
 
 
 def evaluation_means(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, float]]:
-    """Means over the evaluation prompts at each step, in the order of steps: step, proxy, gold, kl, length, end_rate."""
+    """Means over the evaluation prompts at each step, in the order of steps: step, proxy, gold, kl, length,
+    end_rate."""
     means = []
     for step in sorted({row["step"] for row in rows}):
         here = [row for row in rows if row["step"] == step]
@@ -114,13 +117,14 @@ def evaluation_means(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, float]
 def reward_hacking(rows: Sequence[Mapping[str, Any]], margin: float, confidence: float = 0.95) -> dict[str, Any]:
     """The reward-hacking alarm: gold has fallen below its best while the proxy has risen above its value there.
 
-    Every evaluation is compared with the best one (highest mean gold) before it, prompt by prompt.  It alarms if the upper end of the
-    t interval of the mean difference in gold lies below -margin and the mean proxy is higher.  The best is picked afterwards, so the
-    level is divided by the number of pairs of evaluations (Bonferroni); without that, noise alone alarms in most runs.
+    Every evaluation is compared with the best one (highest mean gold) before it, prompt by prompt.  It alarms if the
+    upper end of the t interval of the mean difference in gold lies below -margin and the mean proxy is higher.  The
+    best is picked afterwards, so the level is divided by the number of pairs of evaluations (Bonferroni); without
+    that, noise alone alarms in most runs.
 
     Returns:
-        alarm, margin, confidence, comparisons, steps (those that alarm), and `first` and `last`: of the first and the last alarming
-        step (None without alarm) step, best_step, gold_change, gold_interval, proxy_change, kl.
+        alarm, margin, confidence, comparisons, steps (those that alarm), and `first` and `last`: of the first and the
+        last alarming step (None without alarm) step, best_step, gold_change, gold_interval, proxy_change, kl.
     """
     from scipy.stats import t as student
 

@@ -1,15 +1,16 @@
 """What PPO makes of a proxy's scores before it optimises them.
 
-`none`: the scores.  `contrastive`: minus the mean score of stored SFT responses to the same prompt (Shen et al. 2024, arXiv
-2403.07708).  `par`: mean sigmoid of the differences to them (Preference As Reward, arXiv 2502.18770).  `clip`: cut at so many standard
-deviations around the mean of the stored responses' scores.  `running`: centred and scaled by all scores that PPO has seen so far.
+`none`: the scores.  `contrastive`: minus the mean score of stored SFT responses to the same prompt (Shen et al. 2024,
+arXiv 2403.07708).  `par`: mean sigmoid of the differences to them (Preference As Reward, arXiv 2502.18770).  `clip`:
+cut at so many standard deviations around the mean of the stored responses' scores.  `running`: centred and scaled by
+all scores that PPO has seen so far.
 
-Scores are first centred and scaled on the stored responses (`standardise`), so that a KL coefficient means the same for every reward
-model.  Where stored responses are needed and are not there, that is an error: falling back to plain scores would compare a method
-with itself.
+Scores are first centred and scaled on the stored responses (`standardise`), so that a KL coefficient means the same
+for every reward model.  Where stored responses are needed and are not there, that is an error: falling back to plain
+scores would compare a method with itself.
 
-A transform that is monotone within a prompt (all of these but `clip`, which makes ties, and `running`, which drifts) leaves Best-of-N as
-it is; only PPO can tell it from the plain scores.
+A transform that is monotone within a prompt (all of these but `clip`, which makes ties, and `running`, which drifts)
+leaves Best-of-N as it is; only PPO can tell it from the plain scores.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ def contrastive(scores_B: np.ndarray, references_BK: np.ndarray) -> np.ndarray:
 
 
 def preference_as_reward(scores_B: np.ndarray, references_BK: np.ndarray) -> np.ndarray:
-    """Mean probability, in (0, 1), that the response is preferred to a reference of the same prompt, float64 [B] (arXiv 2502.18770)."""
+    """Mean probability, in (0, 1), that the response is preferred to a reference of the same prompt, float64 [B]
+    (arXiv 2502.18770)."""
     from scipy.special import expit
 
     return expit(scores_B[:, None] - references_BK).mean(axis=1)
@@ -74,7 +76,8 @@ class RewardTransform:
 
     Raises:
         ConfigError: an unknown name or a width that is not positive.
-        UserError: references are needed and missing, differ in number, are not finite, or are all equal where they are to give the scale.
+        UserError: references are needed and missing, differ in number, are not finite, or are all equal where they are
+            to give the scale.
     """
 
     def __init__(
@@ -125,8 +128,9 @@ class RewardTransform:
         scores = {key: np.asarray(values, dtype=np.float64) for key, values in reference_scores.items()}
         if not scores or any(not len(values) for values in scores.values()):
             raise UserError(
-                f"transform '{self.name}' with standardise: {str(standardise).lower()} needs the scores of stored SFT responses, but "
-                f"{'some prompts have none' if scores else 'there are none'}. Sample a pool from the SFT policy on the PPO prompts first."
+                f"transform '{self.name}' with standardise: {str(standardise).lower()} needs the scores of stored SFT "
+                f"responses, but {'some prompts have none' if scores else 'there are none'}. Sample a pool from the "
+                "SFT policy on the PPO prompts first."
             )
         if len({len(values) for values in scores.values()}) > 1:
             raise UserError("Prompts have different numbers of stored SFT responses. Take the same number of each.")
@@ -134,13 +138,14 @@ class RewardTransform:
         if not np.isfinite(pooled).all():
             bad = next(key for key, values in scores.items() if not np.isfinite(values).all())
             raise UserError(
-                f"The proxy's score of a stored SFT response to prompt {bad} is not finite. Score the pool again, or leave it out."
+                f"The proxy's score of a stored SFT response to prompt {bad} is not finite. Score the pool again, or "
+                "leave it out."
             )
         if standardise:
             if not pooled.std() > 0:
                 raise UserError(
-                    f"The proxy gives all {len(pooled)} stored SFT responses the same score ({pooled[0]}), so it has no scale. "
-                    "Look at the reward model, or set standardise: false."
+                    f"The proxy gives all {len(pooled)} stored SFT responses the same score ({pooled[0]}), so it has "
+                    "no scale. Look at the reward model, or set standardise: false."
                 )
             self.centre, self.scale = float(pooled.mean()), float(pooled.std())
         self.references = {key: (values - self.centre) / self.scale for key, values in scores.items()}
@@ -148,8 +153,9 @@ class RewardTransform:
     def _references_of(self, prompt_ids: Sequence[str]) -> np.ndarray:
         if missing := [prompt_id for prompt_id in prompt_ids if prompt_id not in self.references]:
             raise UserError(
-                f"transform '{self.name}': no stored SFT responses for prompt {missing[0]} (and {len(set(missing)) - 1} more in this "
-                "batch). Sample them from the SFT policy; plain scores are never taken instead."
+                f"transform '{self.name}': no stored SFT responses for prompt {missing[0]} (and "
+                f"{len(set(missing)) - 1} more in this batch). Sample them from the SFT policy; plain scores are never "
+                "taken instead."
             )
         return np.stack([self.references[prompt_id] for prompt_id in prompt_ids])
 

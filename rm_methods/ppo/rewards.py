@@ -1,7 +1,7 @@
 """Rewards as PPO calls them: `reward(prompts, responses) -> float64 [B]`.
 
-Policies and reward models may have different tokenizers and chat templates: what passes between them is text.  The policy's response is
-decoded, and the reward model renders prompt and response with its own template.
+Policies and reward models may have different tokenizers and chat templates: what passes between them is text.  The
+policy's response is decoded, and the reward model renders prompt and response with its own template.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ def scorer_reward(scorer, label: str = "proxy") -> Reward:
 
     if isinstance(scorer, JointScorer):
         raise UserError(
-            "A joint model compares two responses and gives a single one no reward, so PPO cannot optimise it. Take a scalar one."
+            "A joint model compares two responses and gives a single one no reward, so PPO cannot optimise it. Take a "
+            "scalar one."
         )
 
     def reward(prompts: Sequence[Sequence[Message]], responses: Sequence[str]) -> np.ndarray:
@@ -62,7 +63,8 @@ def rewards_of(reward: Reward, what: str, prompts: Sequence[Prompt], responses: 
     rewards = np.asarray(reward([prompt.messages for prompt in prompts], responses), dtype=np.float64)
     if rewards.shape != (len(responses),):
         raise UserError(
-            f"The {what} returned an array of shape {rewards.shape} for {len(responses)} responses; one number for each is needed."
+            f"The {what} returned an array of shape {rewards.shape} for {len(responses)} responses; one number for "
+            "each is needed."
         )
     check_finite(rewards, [prompt.messages for prompt in prompts], responses, f"the {what}")
     return rewards

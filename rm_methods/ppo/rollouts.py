@@ -50,7 +50,8 @@ class Rollouts:
 
     @property
     def kl(self) -> np.ndarray:
-        """Estimate of the KL divergence from the reference by each response, in nats: the sum of its tokens' log ratios, float64 [B]."""
+        """Estimate of the KL divergence from the reference by each response, in nats: the sum of its tokens' log
+        ratios, float64 [B]."""
         return self.log_ratio.double().sum(1).numpy()
 
     @property
@@ -85,8 +86,9 @@ class Actors:
 def collect(actors: Actors, prompts: Sequence[Prompt], prompt_ids: Sequence[list[int]], seed: int) -> Rollouts:
     """Sample one response to each prompt and score it.
 
-    Chunks of `rows_per_forward` prompts have seeds of their own and are dealt to the ranks, so what is sampled does not depend on the
-    number of ranks.  Where ranks must keep in step, those that got a chunk less sample the first one again, for nothing.
+    Chunks of `rows_per_forward` prompts have seeds of their own and are dealt to the ranks, so what is sampled does
+    not depend on the number of ranks.  Where ranks must keep in step, those that got a chunk less sample the first one
+    again, for nothing.
 
     Raises:
         NotFinite: on every rank, if the policy's logits on any of them are not finite.

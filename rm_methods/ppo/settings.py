@@ -15,12 +15,14 @@ class PPOSettings:
     Attributes:
         updates: batches of responses that are sampled and learned from.
         batch_size: responses of an update, over all ranks.
-        rows_per_forward: responses of one forward; sampling depends on it (each such chunk has its own seed), learning only by rounding.
+        rows_per_forward: responses of one forward; sampling depends on it (each such chunk has its own seed), learning
+            only by rounding.
         ppo_epochs: passes over the responses of an update.
         minibatches: optimizer steps of a pass.
         max_new_tokens, max_prompt_tokens: longest response (end token included) and prompt in tokens.
         learning_rate, schedule, adam_betas, weight_decay, max_gradient_norm: AdamW; the rate is constant or falls to 0.
-        value_rate_factor: learning rate of the value head in units of learning_rate; it starts at 0 and has to find the mean reward fast.
+        value_rate_factor: learning rate of the value head in units of learning_rate; it starts at 0 and has to find
+            the mean reward fast.
         kl_coefficient: weight of the KL penalty against the starting policy (its first value, if it is adapted).
         kl_target: mean KL of a response in nats that an adaptive coefficient aims at; None keeps the coefficient.
         kl_horizon: responses over which the coefficient adapts.

@@ -1,8 +1,9 @@
 """PPO for language policies against a proxy reward, with the gold reward watched beside it.
 
-An update samples a batch of responses from the policy, scores them, and takes a few clipped policy-gradient steps; a KL penalty at each
-token holds the policy near the one it started from.  All randomness comes from (seed, purpose, update), so a resumed run needs no random
-states, and the number of ranks does not change what is sampled.  docs/ppo.md has the objective and every setting.
+An update samples a batch of responses from the policy, scores them, and takes a few clipped policy-gradient steps; a
+KL penalty at each token holds the policy near the one it started from.  All randomness comes from (seed, purpose,
+update), so a resumed run needs no random states, and the number of ranks does not change what is sampled.  docs/ppo.md
+has the objective and every setting.
 """
 
 from __future__ import annotations
@@ -59,22 +60,26 @@ def train_ppo(
     """Optimise a policy against a proxy reward.
 
     Args:
-        policy_folder: the policy to start from (usually after supervised fine-tuning); it is also the reference of the KL penalty.
+        policy_folder: the policy to start from (usually after supervised fine-tuning); it is also the reference of the
+            KL penalty.
         reward: the proxy, (prompts, responses) -> float64 [B].
         gold: the gold reward, the same way; only reported, never learned from.
         prompts: to learn on.  With standardised or reference-based rewards, each needs stored responses.
         evaluation_prompts: to evaluate on, with the same random numbers each time.
         seed: of sampling and of the order of prompts.
-        out_folder: gets `policy/` (a plain causal-language-model folder), `evaluation.parquet`, `metrics.jsonl`, `summary.json`.
-        work_folder: those files as they grow, and checkpoints; a run that was killed goes on from the last one.  Removed at the end.
-        references: prompt id -> stored responses of the starting policy (`rm_methods.policies.sampling.read_references`).
+        out_folder: gets `policy/` (a plain causal-language-model folder), `evaluation.parquet`, `metrics.jsonl`,
+            `summary.json`.
+        work_folder: those files as they grow, and checkpoints; a run that was killed goes on from the last one.
+            Removed at the end.
+        references: prompt id -> stored responses of the starting policy
+            (`rm_methods.policies.sampling.read_references`).
         attention: implementation of transformers, of the policy and its reference.
-        deepspeed: a shipped configuration's name or a file with stage 1, 2 or 3, to cut policy and optimizer over the ranks that torchrun
-            started; None keeps them whole on each.
+        deepspeed: a shipped configuration's name or a file with stage 1, 2 or 3, to cut policy and optimizer over the
+            ranks that torchrun started; None keeps them whole on each.
 
     Returns:
-        The summary that was written; an empty dictionary on ranks other than the first.  A run that diverged ends early with the policy of
-        its last good evaluation and says so under `stopped`.
+        The summary that was written; an empty dictionary on ranks other than the first.  A run that diverged ends
+        early with the policy of its last good evaluation and says so under `stopped`.
 
     Raises:
         UserError: unusable prompts, policy or references, a reward that is not finite, or a work folder of another run.
@@ -212,7 +217,8 @@ class PPO:
             self.good_step, self.good = step, self.learner.policy_weights()
 
     def _update(self, step: int) -> dict[str, float]:
-        """Sample, score, learn; returns the line of `metrics.jsonl`, measured on the responses that were sampled before learning."""
+        """Sample, score, learn; returns the line of `metrics.jsonl`, measured on the responses that were sampled
+        before learning."""
         settings = self.settings
         members = batch_members(len(self.prompts), settings.batch_size, step, self.seed)
         batch, ids = [self.prompts[k] for k in members], [self.ids[k] for k in members]
@@ -290,7 +296,8 @@ class PPO:
         return {"policy_loss": policy_loss, "value_loss": value_loss, "clip_fraction": clipped, "gradient_norm": norm}
 
     def _backward(self, rows, rollouts: Rollouts, advantages, returns, factor: float, last: bool) -> np.ndarray:
-        """Forward and backward of some responses; returns policy loss, value loss and clipped tokens, summed over tokens.
+        """Forward and backward of some responses; returns policy loss, value loss and clipped tokens, summed over
+        tokens.
 
         Args:
             factor: of the summed losses.
@@ -350,7 +357,8 @@ class PPO:
         state = read_json(folder / "state.json")
         if state["fingerprint"] != self.fingerprint:
             raise UserError(
-                f"{folder} is a checkpoint of another run (settings, seed, policy or prompts differ). Remove {self.work}."
+                f"{folder} is a checkpoint of another run (settings, seed, policy or prompts differ). Remove "
+                f"{self.work}."
             )
         self.learner.start(folder)
         self.good_step, self.good = (

@@ -24,7 +24,8 @@ class Section:
         title: a line above the table; empty for none.
         headings: one text for each column.
         rows: one text for each column, in every row.
-        names: number of columns at the start that name the row.  They are repeated where the terminal stacks a wide table.
+        names: number of columns at the start that name the row.  They are repeated where the terminal stacks a wide
+            table.
         left_aligned: number of columns at the start that hold words; the others hold numbers.
         together: numbers of columns behind the names that the terminal keeps in one table; empty keeps each alone.
         rules: rows above which a rule is drawn, besides the one below the headings.
@@ -58,8 +59,8 @@ class Section:
 def terminal_text(sections: Sequence[Section], notes: Sequence[str], width: int = WIDTH) -> str:
     """Monospace tables of at most `width` columns, and the notes below them.
 
-    Columns that do not fit beside the names go into a further table below the first.  Only a single column that is wider
-    than the terminal makes a wider table.
+    Columns that do not fit beside the names go into a further table below the first.  Only a single column that is
+    wider than the terminal makes a wider table.
     """
     parts = [_terminal_section(section, width) for section in sections]
     wrapped = [textwrap.fill(note, width, subsequent_indent="   ", break_on_hyphens=False) for note in notes]

@@ -1,7 +1,7 @@
 """Bootstrap over items, and means of two groups of sequences at a common mix of seeds and lengths.
 
-Items are resampled with everything that hangs on them: both sequences of a pair, all seeds of a variant, and items of one prompt
-together (a *cluster*).  Intervals are percentiles of the replicates.  They count items, not seeds.
+Items are resampled with everything that hangs on them: both sequences of a pair, all seeds of a variant, and items of
+one prompt together (a *cluster*).  Intervals are percentiles of the replicates.  They count items, not seeds.
 
 Shapes: n rows, G clusters, B replicates, K values of a row.
 """
@@ -42,11 +42,13 @@ def means(values_nK: np.ndarray, cluster: np.ndarray, counts_BG: np.ndarray) -> 
 def standardised_means(
     values_nK: np.ndarray, group: np.ndarray, cluster: np.ndarray, stratum: np.ndarray, counts_BG: np.ndarray
 ) -> np.ndarray:
-    """Means of two groups of rows at a common mix of strata: sum over strata of share x (mean of the group in the stratum).
+    """Means of two groups of rows at a common mix of strata: sum over strata of share x (mean of the group in the
+    stratum).
 
-    This is direct standardisation.  The standard is the overlap of the groups: the share of a stratum goes by n0 n1 / (n0 + n1) of its
-    rows in each group (the weights of Mantel and Haenszel).  So a stratum that one group lacks has no share, one with a single
-    misclassified pair a small one, and the difference of the two means is the stratified mean difference.
+    This is direct standardisation.  The standard is the overlap of the groups: the share of a stratum goes by n0 n1 /
+    (n0 + n1) of its rows in each group (the weights of Mantel and Haenszel).  So a stratum that one group lacks has no
+    share, one with a single misclassified pair a small one, and the difference of the two means is the stratified mean
+    difference.
 
     Args:
         values_nK: float64 [n, K].
@@ -55,7 +57,8 @@ def standardised_means(
         counts_BG: from `resampled_counts`.
 
     Returns:
-        float64 [B, 2, K]; NaN for a group without rows (the other then keeps its own mix), and for both without a common stratum.
+        float64 [B, 2, K]; NaN for a group without rows (the other then keeps its own mix), and for both without a
+        common stratum.
     """
     n_strata, n_clusters = stratum.max() + 1, counts_BG.shape[1]
     sums = np.zeros((n_clusters, 2, n_strata, values_nK.shape[1]))
@@ -73,7 +76,8 @@ def standardised_means(
 
 
 def interval(replicates: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """95% limits over axis 0 without row 0, which is the sample itself; replicates in which the value is not defined are left out."""
+    """95% limits over axis 0 without row 0, which is the sample itself; replicates in which the value is not defined
+    are left out."""
     tail = (1 - CONFIDENCE) / 2
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # a value that no replicate has: NaN is the answer

@@ -1,26 +1,28 @@
 """Confidence intervals that count both the seeds of training and the items of a benchmark.
 
-A metric is m = sum_h W_h * mean over the items of stratum h of the credit.  Credits y[i, s] of item i under seed s follow the
-two-way random-effects model y[i, s] = mu_h + A_s + B_i + E_is: every seed is scored on every item (crossed), items are nested in
-strata.  The variance of the metric averaged over S seeds then has three parts, and two sums estimate them without bias:
+A metric is m = sum_h W_h * mean over the items of stratum h of the credit.  Credits y[i, s] of item i under seed s
+follow the two-way random-effects model y[i, s] = mu_h + A_s + B_i + E_is: every seed is scored on every item
+(crossed), items are nested in strata.  The variance of the metric averaged over S seeds then has three parts, and two
+sums estimate them without bias:
 
     V_seed = var_s(m_s) / S                                           expects  sd(A)^2/S + sum_h W_h^2 sd(E)^2/(S n_h)
     V_item = sum_h W_h^2 (MS_item,h - MS_resid,h) / (S n_h)           expects  sum_h W_h^2 sd(B)^2/n_h
     V      = V_seed + max(V_item, 0)
 
-With one stratum this is (MS_seed + MS_item - MS_resid) / (S n), the textbook variance of a grand mean with two crossed random
-factors (Brennan, Generalizability Theory, 2001, section 5; Owen, Annals of Applied Statistics 2007, "pigeonhole" model).  With one
-seed only the items can be counted: V = sum_h W_h^2 s_h^2 / n_h.
+With one stratum this is (MS_seed + MS_item - MS_resid) / (S n), the textbook variance of a grand mean with two crossed
+random factors (Brennan, Generalizability Theory, 2001, section 5; Owen, Annals of Applied Statistics 2007,
+"pigeonhole" model).  With one seed only the items can be counted: V = sum_h W_h^2 s_h^2 / n_h.
 
-Items that share a `group` (a prompt) are not independent.  The group then is the unit: the metric is linearised to one value a group
-and seed, u[g, s] = sum over its items of (W_h / n_h) * (y[i, s] - mean of stratum h under seed s), and the mean squares above are
-taken over groups: n_h/(n_h - 1) becomes G/(G - 1) of the G groups.  This is the usual linearised (Taylor) variance of stratified
-cluster samples of unequal size (Cochran, Sampling Techniques, 1977; Miller, "Adding Error Bars to Evals", 2024, for benchmarks);
-with one item a group it is exactly the formula above.  Strata that share a group are treated as one block; a stratum with a single
-group has no spread of its own, so its deviation from the metric itself is used (the "adjust" rule of R's `survey` package).
+Items that share a `group` (a prompt) are not independent.  The group then is the unit: the metric is linearised to one
+value a group and seed, u[g, s] = sum over its items of (W_h / n_h) * (y[i, s] - mean of stratum h under seed s), and
+the mean squares above are taken over groups: n_h/(n_h - 1) becomes G/(G - 1) of the G groups.  This is the usual
+linearised (Taylor) variance of stratified cluster samples of unequal size (Cochran, Sampling Techniques, 1977; Miller,
+"Adding Error Bars to Evals", 2024, for benchmarks); with one item a group it is exactly the formula above.  Strata
+that share a group are treated as one block; a stratum with a single group has no spread of its own, so its deviation
+from the metric itself is used (the "adjust" rule of R's `survey` package).
 
-Degrees of freedom: Satterthwaite on the mean squares, at least S - 1; the interval is mean +- t * sqrt(V).  Measured coverage is in
-docs/comparison.md.
+Degrees of freedom: Satterthwaite on the mean squares, at least S - 1; the interval is mean +- t * sqrt(V).  Measured
+coverage is in docs/comparison.md.
 """
 
 from __future__ import annotations
@@ -93,7 +95,8 @@ def item_design(stratum: Sequence[str], weight: Sequence[float], group: Sequence
 
 
 def _blocks(stratum: np.ndarray, cluster: np.ndarray) -> np.ndarray:
-    """Code of the block of each cluster: connected components of clusters that share a stratum and strata that share a cluster.
+    """Code of the block of each cluster: connected components of clusters that share a stratum and strata that share a
+    cluster.
 
     Strata count as connected only through a cluster that lies in both.
     """
@@ -171,7 +174,8 @@ def _with_interval(mean, variance, freedom, basis, n_seeds, n_items, n_clusters)
 
 
 def _variance(credits: np.ndarray, per_seed: np.ndarray, design: ItemDesign) -> tuple[float, float]:
-    """Variance of the metric averaged over seeds, and its Satterthwaite degrees of freedom (see the top of the file)."""
+    """Variance of the metric averaged over seeds, and its Satterthwaite degrees of freedom (see the top of the
+    file)."""
     n_seeds = credits.shape[1]
     u = _linearised(credits, per_seed, design)
     u_mean = u.mean(axis=1)
@@ -191,8 +195,8 @@ def _variance(credits: np.ndarray, per_seed: np.ndarray, design: ItemDesign) -> 
     if item_variance <= 0:
         return seed[0], float(n_seeds - 1)
     parts = [(seed, seed_freedom), (item, item_freedom), (-residual, residual_freedom)]
-    # The subtracted part can drive the formula below the freedom of the seeds alone, and to absurd t quantiles; since V >= V_seed,
-    # S - 1 is a safe floor.
+    # The subtracted part can drive the formula below the freedom of the seeds alone, and to absurd t quantiles; since
+    # V >= V_seed, S - 1 is a safe floor.
     return seed[0] + item_variance, max(_satterthwaite(parts), float(n_seeds - 1))
 
 
@@ -243,12 +247,13 @@ def paired_difference(
 ) -> Difference:
     """Difference of two variants on the same items, run by run.
 
-    Runs are paired by seed where both have it.  A scorer that no seed can change is paired with every run of the other.  Where the
-    two have no seed in common the runs are paired in the order of their seeds (seeds are exchangeable, so any fixed pairing is
-    valid); this is what an A/A comparison of one method with other seeds uses.
+    Runs are paired by seed where both have it.  A scorer that no seed can change is paired with every run of the
+    other.  Where the two have no seed in common the runs are paired in the order of their seeds (seeds are
+    exchangeable, so any fixed pairing is valid); this is what an A/A comparison of one method with other seeds uses.
 
     Args:
-        candidate, reference: seed -> float64 [items] credits in the order of `design`; with `design` None, seed -> the metric itself.
+        candidate, reference: seed -> float64 [items] credits in the order of `design`; with `design` None, seed -> the
+            metric itself.
         candidate_seed_free, reference_seed_free: whether the scorer is the same under every seed.
     """
     pairs, pairing = _pairs_of_runs(candidate, reference, candidate_seed_free, reference_seed_free)

@@ -1,6 +1,7 @@
 """Slurm as far as this package talks to it: what a training job asks for, the state of a job, `rm-methods cancel`.
 
-Submission itself is the business of Snakemake's Slurm plugin (docs/clusters.md).  Imports nothing heavy: the Snakefile uses it too.
+Submission itself is the business of Snakemake's Slurm plugin (docs/clusters.md).  Imports nothing heavy: the Snakefile
+uses it too.
 """
 
 from __future__ import annotations
@@ -38,9 +39,9 @@ class QueuedJob:
 def train_resource(config: Mapping[str, Any], is_trained: Callable[[str], bool], name: str) -> Callable:
     """A resource of the train rule, as a function of its wildcards.
 
-    A job on one node is one task; it starts torchrun itself.  A job on several nodes is one task a node, which the plugin calls an MPI
-    job: Snakemake then runs on the first node, and the training command starts one torchrun on each (`training/launch.py`).  GPUs
-    are asked for by node there, because a total may be dealt out unevenly.
+    A job on one node is one task; it starts torchrun itself.  A job on several nodes is one task a node, which the
+    plugin calls an MPI job: Snakemake then runs on the first node, and the training command starts one torchrun on
+    each (`training/launch.py`).  GPUs are asked for by node there, because a total may be dealt out unevenly.
 
     Args:
         config: resolved configuration.
@@ -51,7 +52,8 @@ def train_resource(config: Mapping[str, Any], is_trained: Callable[[str], bool],
         The function; its value None leaves the resource unset.
     """
     gpus, nodes = config["resources"]["gpus"], config["resources"]["nodes"]
-    # tasks 0: some versions of the plugin turn one task into one task per GPU, which would run the whole command once per GPU.
+    # tasks 0: some versions of the plugin turn one task into one task per GPU, which would run the whole command once
+    # per GPU.
     one_node = {"gpu": gpus, "tasks": 0}
     several = {"gpu": 0, "nodes": nodes, "tasks": nodes, "mpi": "srun"} | (
         {"gres": f"gpu:{gpus}", "tasks_per_gpu": 0} if gpus else {}
@@ -116,8 +118,8 @@ def cancel(folder: Path | None, prefix: str = JOB_PREFIX, patience: float = 90.0
     """
     if folder is not None and (process := _running_snakemake(folder)):
         raise UserError(
-            f"Snakemake still runs in {folder} (process {process} on this machine) and would submit cancelled jobs again. Interrupt it "
-            f"instead (Ctrl-C, or kill -INT {process}): it cancels its jobs itself."
+            f"Snakemake still runs in {folder} (process {process} on this machine) and would submit cancelled jobs "
+            f"again. Interrupt it instead (Ctrl-C, or kill -INT {process}): it cancels its jobs itself."
         )
     found = queued_jobs(prefix, folder)
     if not found:
@@ -167,7 +169,8 @@ def _same_folder(one: Path, other: Path) -> bool:
 
 
 def _running_snakemake(folder: Path) -> int | None:
-    """Process number of a Snakemake that submits from `folder` on this machine; those inside its jobs have an execution mode."""
+    """Process number of a Snakemake that submits from `folder` on this machine; those inside its jobs have an
+    execution mode."""
     import psutil
 
     for process in psutil.process_iter(["pid", "cmdline", "cwd"]):

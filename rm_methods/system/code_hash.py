@@ -1,8 +1,8 @@
 """Which code a result depends on: the modules that its stage imports.
 
-`code_hash(stage)` follows the import statements from the entry module of the stage, those inside functions included, and
-hashes every file that it reaches.  So an edit reruns the stages that can run the edited code, and no others.  Modules that
-are loaded by name (methods, readers, benchmarks) are given by the caller, who knows the configuration.
+`code_hash(stage)` follows the import statements from the entry module of the stage, those inside functions included,
+and hashes every file that it reaches.  So an edit reruns the stages that can run the edited code, and no others.
+Modules that are loaded by name (methods, readers, benchmarks) are given by the caller, who knows the configuration.
 
 Imports nothing heavy and runs no code of the package: the Snakefile asks for these hashes in every job.
 """
@@ -38,8 +38,8 @@ STAGES: dict[str, tuple[str, ...]] = {
     "track": ("tracking.export",),
 }
 
-# Modules that move results, name them or report on them, and cannot change them.  A name stands for everything below it.
-# What `config` fills in and `experiment` lists is part of the parameters of every job.
+# Modules that move results, name them or report on them, and cannot change them.  A name stands for everything below
+# it. What `config` fills in and `experiment` lists is part of the parameters of every job.
 PLUMBING = (
     "cli",
     "config.conflicts",
@@ -58,7 +58,8 @@ PLUMBING = (
 
 # An import statement at the start of a line or behind blanks; the names may be in parentheses over several lines.
 _IMPORT = re.compile(
-    r"^[ \t]*(?:from[ \t]+rm_methods((?:\.\w+)*)[ \t]+import[ \t]+(\([^)]*\)|[^\n#]+)|import[ \t]+rm_methods\.([\w.]+))",
+    r"^[ \t]*(?:from[ \t]+rm_methods((?:\.\w+)*)[ \t]+import[ \t]+(\([^)]*\)|[^\n#]+)|import[ "
+    r"\t]+rm_methods\.([\w.]+))",
     re.MULTILINE,
 )
 

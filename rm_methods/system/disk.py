@@ -1,4 +1,5 @@
-"""What a full or read-only disk looks like in the errors of Python, torch and libraries written in Rust, and what to do about it."""
+"""What a full or read-only disk looks like in the errors of Python, torch and libraries written in Rust, and what to
+do about it."""
 
 from __future__ import annotations
 
@@ -28,8 +29,9 @@ def disk_problem(error: BaseException, folders: Iterable[Path]) -> str | None:
         if _number(cause) in _FULL or any(text in str(cause) for text in _FULL_TEXTS):
             shown = ", ".join(f"{folder} ({_free(folder):.0f} MiB are free now)" for folder in folders) or _named(chain)
             return (
-                f"the disk is full or over its quota while writing to {shown}. Make room, or name a folder on another disk in "
-                "`results:`. Nothing half-written is kept; the same command continues from the last complete checkpoint, if any."
+                f"the disk is full or over its quota while writing to {shown}. Make room, or name a folder on another "
+                "disk in `results:`. Nothing half-written is kept; the same command continues from the last complete "
+                "checkpoint, if any."
             )
     number = _number(error)
     if number in _READ_ONLY:

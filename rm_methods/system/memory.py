@@ -9,7 +9,8 @@ from typing import Any
 
 from rm_methods.errors import UserError
 
-# Bytes of a trained parameter in fp32 under ZeRO: weight, gradient, the optimizer's copy of the weight, Adam's two moments.
+# Bytes of a trained parameter in fp32 under ZeRO: weight, gradient, the optimizer's copy of the weight, Adam's two
+# moments.
 WEIGHT = 4
 GRADIENT = 4
 MASTER = 4
@@ -22,7 +23,8 @@ def offloaded_bytes(trainable: int, nodes: int = 1) -> int:
 
 
 def check_offload(parameters: int, zero: Mapping[str, Any], nodes: int = 1) -> None:
-    """Refuse to offload the optimizer to main memory that is not there; the system would kill a rank in the middle of the first step.
+    """Refuse to offload the optimizer to main memory that is not there; the system would kill a rank in the middle of
+    the first step.
 
     Raises:
         UserError: says what it takes, what is free, and what to change.
@@ -32,9 +34,9 @@ def check_offload(parameters: int, zero: Mapping[str, Any], nodes: int = 1) -> N
     needed, (what, free) = offloaded_bytes(parameters, nodes), main_memory()
     if needed > free:
         raise UserError(
-            f"training.deepspeed: offloading the optimizer of {parameters:,} parameters takes {needed / 2**30:.1f} GiB of main memory on "
-            f"each of {nodes} nodes, but there are {free / 2**30:.1f} GiB ({what}). Ask for more memory (resources.memory_mb) or more "
-            "nodes, or use zero3 on more GPUs, which offloads nothing."
+            f"training.deepspeed: offloading the optimizer of {parameters:,} parameters takes {needed / 2**30:.1f} GiB "
+            f"of main memory on each of {nodes} nodes, but there are {free / 2**30:.1f} GiB ({what}). Ask for more "
+            "memory (resources.memory_mb) or more nodes, or use zero3 on more GPUs, which offloads nothing."
         )
 
 
@@ -64,8 +66,9 @@ def main_memory(root: Path = Path("/")) -> tuple[str, int]:
 def _limit_files(root: Path) -> list[Path]:
     """Files with the memory limits of this process's control groups and of those around them, present or not.
 
-    Lines of /proc/self/cgroup are `number:controllers:path`, without controllers in version 2.  In a container the path may be that of
-    the host, which is not there; its own group is then the topmost one, which is looked at as well.
+    Lines of /proc/self/cgroup are `number:controllers:path`, without controllers in version 2.  In a container the
+    path may be that of the host, which is not there; its own group is then the topmost one, which is looked at as
+    well.
     """
     try:
         lines = (root / "proc/self/cgroup").read_text(encoding="utf-8").splitlines()
@@ -85,7 +88,8 @@ def _limit_files(root: Path) -> list[Path]:
 
 
 def _limit(file: Path) -> int | None:
-    """The limit in a file; None where it is not there or says "max".  (Version 1 writes no limit as a number beyond any machine's.)"""
+    """The limit in a file; None where it is not there or says "max".  (Version 1 writes no limit as a number beyond
+    any machine's.)"""
     try:
         text = file.read_text(encoding="utf-8").strip()
     except OSError:

@@ -1,12 +1,12 @@
 """One writer per run folder.
 
-Snakemake holds a lock of its own, but a killed Snakemake leaves its jobs running on a cluster, and the next one would start them a second
-time.  So every run takes `writer.lock` in its folder: a file that is linked into place (atomic on network file systems too) and touched
-every few seconds.  Whether the writer of a lock that is found is still there is decided by
+Snakemake holds a lock of its own, but a killed Snakemake leaves its jobs running on a cluster, and the next one would
+start them a second time.  So every run takes `writer.lock` in its folder: a file that is linked into place (atomic on
+network file systems too) and touched every few seconds.  Whether the writer of a lock that is found is still there is
+decided by
 
-* its process, on the same machine;
-* its Slurm job, on another machine of the same cluster;
-* otherwise by the file: a writer touches it, what is dead does not.  Times are those of the file system, never of two clocks.
+* its process, on the same machine; * its Slurm job, on another machine of the same cluster; * otherwise by the file: a
+writer touches it, what is dead does not.  Times are those of the file system, never of two clocks.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ ALIVE, DEAD, UNCERTAIN = "alive", "dead", "uncertain"
 def run_lock(folder: str | os.PathLike, patient: bool = False, name: str = LOCK) -> Iterator[None]:
     """Hold a run folder while the block runs.
 
-    The lock of a dead writer is taken over.  If a writer is certainly alive, this refuses at once; if that cannot be known yet, it waits
-    until its file was not touched for two minutes.  Should the lock be lost all the same (a machine that was suspended), the process
-    is stopped with SIGTERM rather than written on.
+    The lock of a dead writer is taken over.  If a writer is certainly alive, this refuses at once; if that cannot be
+    known yet, it waits until its file was not touched for two minutes.  Should the lock be lost all the same (a
+    machine that was suspended), the process is stopped with SIGTERM rather than written on.
 
     Args:
         patient: wait for a writer that is alive.

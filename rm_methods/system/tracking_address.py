@@ -1,4 +1,5 @@
-"""Addresses of MLflow: which can work, and how one is shown without its secrets.  Nobody is asked and nothing is opened."""
+"""Addresses of MLflow: which can work, and how one is shown without its secrets.  Nobody is asked and nothing is
+opened."""
 
 from __future__ import annotations
 
@@ -25,14 +26,14 @@ def resolve_uri(tracking_uri: str | None) -> str:
     """The address given, else MLFLOW_TRACKING_URI, else ``sqlite:///<current folder>/mlflow.db``.
 
     Raises:
-        UserError: an address that can never work: a folder (MLflow keeps no runs in folders any more), an unknown scheme, a server without
-            a name, a database whose driver is not installed.
+        UserError: an address that can never work: a folder (MLflow keeps no runs in folders any more), an unknown
+            scheme, a server without a name, a database whose driver is not installed.
     """
     uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path.cwd() / DEFAULT_DATABASE}"
     if problem := _address_problem(uri):
         raise UserError(
-            f"The MLflow address '{redacted(uri)}' {problem}. Allowed: {_ALLOWED}. Change it, or leave `uri` out and unset "
-            "MLFLOW_TRACKING_URI for the default."
+            f"The MLflow address '{redacted(uri)}' {problem}. Allowed: {_ALLOWED}. Change it, or leave `uri` out and "
+            "unset MLFLOW_TRACKING_URI for the default."
         )
     return uri
 

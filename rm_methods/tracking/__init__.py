@@ -1,1 +1,2 @@
-"""Exports finished runs to MLflow.  Training never talks to MLflow; everything here can be repeated and filled in later."""
+"""Exports finished runs to MLflow.  Training never talks to MLflow; everything here can be repeated and filled in
+later."""

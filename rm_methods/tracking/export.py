@@ -1,9 +1,10 @@
 """Exports finished runs to MLflow, once each, however often it is called.
 
-One MLflow experiment per configured experiment, one MLflow run per variant and seed.  A run is found again by its tags `run_key`,
-`variant` and `training_digest`, and every row has a timestamp that follows from the stored start time, so an export that was cut off
-is completed by the next one without doubling a row (MLflow stores an identical row once).  The tag `export_digest` is set last: a run
-that has it for the present files is left alone.  If the server cannot be reached the record says "pending" and nothing fails.
+One MLflow experiment per configured experiment, one MLflow run per variant and seed.  A run is found again by its tags
+`run_key`, `variant` and `training_digest`, and every row has a timestamp that follows from the stored start time, so
+an export that was cut off is completed by the next one without doubling a row (MLflow stores an identical row once).
+The tag `export_digest` is set last: a run that has it for the present files is left alone.  If the server cannot be
+reached the record says "pending" and nothing fails.
 """
 
 from __future__ import annotations
@@ -98,15 +99,16 @@ def export_run(
     Args:
         summary, metrics, training_log, model: see `ExportedFiles`.
         experiment: name of the MLflow experiment, made if missing.
-        out: JSON file: {"status": "exported", "action": "created" | "completed" | "updated" | "unchanged", "run_id", ...} or
-            {"status": "pending", "reason", ...}.
+        out: JSON file: {"status": "exported", "action": "created" | "completed" | "updated" | "unchanged", "run_id",
+            ...} or {"status": "pending", "reason", ...}.
         tracking_uri: None for MLFLOW_TRACKING_URI, else the SQLite file mlflow.db in the current folder.
 
     Returns:
         The content of `out`.
 
     Raises:
-        UserError: the files are wrong.  An address that cannot be used and a server that cannot be reached raise nothing.
+        UserError: the files are wrong.  An address that cannot be used and a server that cannot be reached raise
+            nothing.
     """
     return _export_all(
         [(RunExport(ExportedFiles(summary, metrics, training_log, model), experiment), out)], tracking_uri
@@ -116,7 +118,8 @@ def export_run(
 def export_experiment(
     runs: Sequence[RunExport], out_folder: Path, tracking_uri: str | None = None
 ) -> list[dict[str, Any]]:
-    """Export all runs in one process (importing MLflow costs a second), each with its record in <out_folder>/<variant>/seed<k>.json.
+    """Export all runs in one process (importing MLflow costs a second), each with its record in
+    <out_folder>/<variant>/seed<k>.json.
 
     Raises:
         UserError: as for `export_run`; two runs of one variant and seed.
@@ -128,7 +131,8 @@ def export_experiment(
         target = Path(out_folder) / str(summary.get("variant")) / name
         if target in targets:
             raise UserError(
-                f"{run.files.summary} and {targets[target].files.summary} are of the same variant and seed. Keep one of them."
+                f"{run.files.summary} and {targets[target].files.summary} are of the same variant and seed. Keep one "
+                "of them."
             )
         targets[target] = run
     return _export_all([(run, target) for target, run in targets.items()], tracking_uri)
@@ -179,7 +183,8 @@ def _export_all(runs: Sequence[tuple[RunExport, Path]], tracking_uri: str | None
 def _export_reachable(
     uri: str, runs: Sequence[tuple[RunExport, Path]], records: Sequence[RunRecord]
 ) -> tuple[list[dict], str | None]:
-    """Outcomes of the runs in order, as far as the store answered, and why it stopped answering (None if it did not)."""
+    """Outcomes of the runs in order, as far as the store answered, and why it stopped answering (None if it did
+    not)."""
     from mlflow import MlflowClient
 
     outcomes: list[dict[str, Any]] = []
@@ -227,7 +232,8 @@ def _warn_if_pending(results: Sequence[dict[str, Any]]) -> None:
     pending = [result for result in results if result["status"] == "pending"]
     if pending:
         logger.warning(
-            "%d of %d runs are not in MLflow yet (%s). Nothing is lost: run the track stage again when %s can be reached.",
+            "%d of %d runs are not in MLflow yet (%s). Nothing is lost: run the track stage again when %s can be "
+            "reached.",
             len(pending),
             len(results),
             pending[0]["reason"],
@@ -235,7 +241,8 @@ def _warn_if_pending(results: Sequence[dict[str, Any]]) -> None:
         )
 
 
-# --- one run ----------------------------------------------------------------------------------------------------------------------
+# --- one run
+# ----------------------------------------------------------------------------------------------------------------------
 
 
 def _export(client, record: RunRecord, experiment: str) -> dict[str, Any]:
@@ -270,13 +277,15 @@ def _experiment_id(client, name: str) -> str:
                 raise
     if experiment.lifecycle_stage == "deleted":
         raise MlflowException(
-            f"The experiment {name!r} was deleted in MLflow. Restore it with `mlflow experiments restore -x {experiment.experiment_id}`."
+            f"The experiment {name!r} was deleted in MLflow. Restore it with `mlflow experiments restore -x "
+            f"{experiment.experiment_id}`."
         )
     return experiment.experiment_id
 
 
 def _runs_of(client, experiment_id: str, record: RunRecord) -> list:
-    """All runs of the variant and seed of one configured experiment, whatever their run key; several may share an MLflow one."""
+    """All runs of the variant and seed of one configured experiment, whatever their run key; several may share an
+    MLflow one."""
     quote = '"' if "'" in record.variant else "'"
     condition = f"tags.variant = {quote}{record.variant}{quote} and tags.seed = '{record.seed}'"
     found, token = [], None
@@ -313,7 +322,8 @@ def _log_everything(client, run, record: RunRecord) -> int:
     for name, value in record.finals.items():
         stored = run.data.metrics.get(name)
         if stored != value:
-            # A later time makes a corrected value the one that is shown; the first has a time that a repetition gives again.
+            # A later time makes a corrected value the one that is shown; the first has a time that a repetition gives
+            # again.
             rows.append(Metric(name, value, end_ms if stored is None else now_ms, 0, model_id=model_id))
     for first in range(0, len(rows), ROWS_PER_CALL):
         client.log_batch(run_id, metrics=rows[first : first + ROWS_PER_CALL])

@@ -147,7 +147,8 @@ def _check(files: ExportedFiles, summary: Mapping[str, Any], metrics: Mapping[st
 
 
 def read_training_log(source: Path | None) -> tuple[list[StepMetric], bool, int]:
-    """Read metrics.jsonl: metrics named ``train/<name>``, whether the last line was cut off, and how many values were not finite.
+    """Read metrics.jsonl: metrics named ``train/<name>``, whether the last line was cut off, and how many values were
+    not finite.
 
     Raises:
         DataError: the file is not UTF-8, or a line before the last is not a JSON object with an integer `step`.
@@ -252,7 +253,8 @@ def _plain(value: Any) -> str:
 
 
 def legal_name(name: str) -> str:
-    """A name that MLflow takes for metrics and parameters: letters, digits, ``_ - . : /`` and space, as a plain relative path.
+    """A name that MLflow takes for metrics and parameters: letters, digits, ``_ - . : /`` and space, as a plain
+    relative path.
 
     >>> legal_name("rm_bench/accuracy@0.5 (hard)")
     'rm_bench/accuracy_0.5 _hard_'

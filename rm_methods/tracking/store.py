@@ -1,9 +1,9 @@
 """Where MLflow keeps runs: the address, a SQLite database made in one step, and whether a server answers.
 
-Facts behind the choices (MLflow 3.17, measured): several processes that start on a missing SQLite database at once break it for good
-(the migrations race), so it is created under a lock and moved into place whole.  On an existing database concurrent writers lose
-nothing.  A dead server keeps a client busy for minutes with MLflow's own retry defaults, and a database that cannot be opened for two, so
-both are asked first, once.
+Facts behind the choices (MLflow 3.17, measured): several processes that start on a missing SQLite database at once
+break it for good (the migrations race), so it is created under a lock and moved into place whole.  On an existing
+database concurrent writers lose nothing.  A dead server keeps a client busy for minutes with MLflow's own retry
+defaults, and a database that cannot be opened for two, so both are asked first, once.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ def database_file(uri: str) -> Path | None:
 def ensure_store(uri: str) -> None:
     """Create the SQLite database of `uri` if it is missing; any number of processes may call this at once.
 
-    An existing database is left as it is, even if its schema is older than this MLflow (MLflow then says how to upgrade it, which
-    should not happen without a backup).  For other addresses there is nothing to do.
+    An existing database is left as it is, even if its schema is older than this MLflow (MLflow then says how to
+    upgrade it, which should not happen without a backup).  For other addresses there is nothing to do.
     """
     path = database_file(uri)
     if path is None or path.exists():
@@ -64,7 +64,8 @@ def ensure_store(uri: str) -> None:
 
 @contextmanager
 def one_writer(uri: str) -> Iterator[None]:
-    """Hold the SQLite database for one exporting process, so that two of them cannot both find a run missing and add it."""
+    """Hold the SQLite database for one exporting process, so that two of them cannot both find a run missing and add
+    it."""
     path = database_file(uri)
     if path is None:
         yield
@@ -81,7 +82,8 @@ def _lock(database: Path):
 
 
 def unreachable_reason(uri: str) -> str | None:
-    """Why a server or database cannot be used now; None if it answers (whatever it says), or if it is not there yet but can be made."""
+    """Why a server or database cannot be used now; None if it answers (whatever it says), or if it is not there yet
+    but can be made."""
     scheme = uri_scheme(uri)
     if scheme in SERVERS:
         return _silent_server(uri)

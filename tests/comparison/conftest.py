@@ -10,7 +10,8 @@ from rm_methods.experiment.evaluated_runs import EvaluatedFiles
 
 
 class ExperimentFolder:
-    """Writes summary.json, metrics.json and credits.parquet of runs; credits are 0 or 1 by a latent ability of the variant.
+    """Writes summary.json, metrics.json and credits.parquet of runs; credits are 0 or 1 by a latent ability of the
+    variant.
 
     Args:
         benchmarks: name -> {"metrics": [...], "items": n, "strata": k}; strata have equal weight.

@@ -200,7 +200,8 @@ def test_notes_name_what_makes_numbers_less_than_they_seem(experiment, edit_json
     assert "2 different prepared data sets" in notes
 
 
-# --- refused ----------------------------------------------------------------------------------------------------------------------
+# --- refused
+# ----------------------------------------------------------------------------------------------------------------------
 
 
 def test_unknown_reference_names_the_nearest_variant(experiment):

@@ -37,7 +37,8 @@ def write_runs(folder, config, accuracy, loss=None):
 
 def test_the_best_of_each_line_by_mean_accuracy_over_seeds(tmp_path):
     config = configuration()
-    # By hand: 0.001 has (0.9 + 0.5) / 2 = 0.7, which loses to 0.004 with 0.72 in both seeds; smoothing 0.2 wins its line.
+    # By hand: 0.001 has (0.9 + 0.5) / 2 = 0.7, which loses to 0.004 with 0.72 in both seeds; smoothing 0.2 wins its
+    # line.
     values = {
         "label_smoothing_lr0p001": (0.9, 0.5),
         "label_smoothing_lr0p004": (0.72, 0.72),

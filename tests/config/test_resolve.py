@@ -131,7 +131,8 @@ def test_missing_sections_are_named():
         ),
         (
             {"methods": {"cross_fitted": {}, "preference_strength": {}}, "seeds": [0, 2]},
-            "methods.preference_strength.strengths: needs at least 2 seeds that differ modulo methods.cross_fitted.folds",
+            "methods.preference_strength.strengths: needs at least 2 seeds that differ modulo "
+            "methods.cross_fitted.folds",
         ),
         (
             {"training": {"deepspeed": "zero3"}, "methods": {"meta_rm": {}}},
@@ -477,7 +478,8 @@ def test_every_key_that_is_a_path_is_expanded(tmp_path, monkeypatch):
 
 
 def test_every_setting_that_names_a_file_or_folder_says_so():
-    """A setting whose description speaks of a file, folder or path is expanded; the others are texts, lists or numbers."""
+    """A setting whose description speaks of a file, folder or path is expanded; the others are texts, lists or
+    numbers."""
 
     def walk(fragment, where):
         for key, part in {**fragment.get("properties", {}), "*": fragment.get("additionalProperties")}.items():

@@ -147,7 +147,8 @@ def test_all_stands_for_every_method():
 def test_tuned_settings_go_below_those_of_the_configuration(tmp_path):
     file = tmp_path / "tuned.yaml"
     file.write_text(
-        "settings:\n  label_smoothing: {smoothing: 0.2, learning_rate: 0.001}\n  bradley_terry: {learning_rate: 0.002}\n"
+        "settings:\n  label_smoothing: {smoothing: 0.2, learning_rate: 0.001}\n  bradley_terry: {learning_rate: "
+        "0.002}\n"
     )
     methods = {"label_smoothing": {}, "own": {"method": "label_smoothing", "smoothing": 0.05}}
     config = resolve(configuration(methods=methods, tuned=str(file)))

@@ -1,4 +1,5 @@
-"""The evidence example: maps whose ratios are known by hand, sentences found where the world says, every layer and head in the table."""
+"""The evidence example: maps whose ratios are known by hand, sentences found where the world says, every layer and
+head in the table."""
 
 from __future__ import annotations
 

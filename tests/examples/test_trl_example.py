@@ -1,4 +1,5 @@
-"""The TRL example: what TRL scores is what we score, the policy learns and can be loaded, and mistakes get a sentence."""
+"""The TRL example: what TRL scores is what we score, the policy learns and can be loaded, and mistakes get a
+sentence."""
 
 from __future__ import annotations
 

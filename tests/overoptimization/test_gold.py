@@ -18,7 +18,8 @@ CONVERSATION = [
     {"role": "assistant", "content": "It is now blue."},
     {"role": "user", "content": "No:\nred!"},
 ]
-# The exact text that a gold reward model with the tiny template reads for CONVERSATION and the response "It is now red."
+# The exact text that a gold reward model with the tiny template reads for CONVERSATION and the response "It is now
+# red."
 RENDERED = (
     "<bos><system>Be brief.<eos><user>Paint it red, please.<eos><assistant>It is now blue.<eos><user>No:\nred!<eos>"
     "<assistant>It is now red.<eos>"

@@ -49,7 +49,8 @@ def test_without_repetitions_the_estimate_is_the_bound():
 
 
 def test_one_known_atom_at_the_top_is_the_estimator_of_beirami_et_al():
-    """The best response has probability e = 0.2 by its log-probability; all others are seen once and count as continuum."""
+    """The best response has probability e = 0.2 by its log-probability; all others are seen once and count as
+    continuum."""
     e, texts = 0.2, [f"r{k}" for k in range(80)] + ["best"] * 20
     scores = np.array([*range(80), *[100] * 20], dtype=np.float32)
     log_probabilities = np.array([-50.0] * 80 + [math.log(e)] * 20)
@@ -80,7 +81,8 @@ def test_the_estimate_never_exceeds_the_bound_and_more_repetition_lowers_it():
 
 
 def test_the_estimate_is_close_for_a_policy_whose_divergence_is_known():
-    """Thirty outcomes of unequal probability, ten thousand samples: within 0.02 nats of the exact divergence at every n up to 1,024."""
+    """Thirty outcomes of unequal probability, ten thousand samples: within 0.02 nats of the exact divergence at every
+    n up to 1,024."""
     generator = np.random.default_rng(2)
     probabilities = generator.dirichlet(np.ones(30))
     scores = generator.choice(30, size=10_000, p=probabilities).astype(np.float32)

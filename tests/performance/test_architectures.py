@@ -1,4 +1,5 @@
-"""performance/architectures.py: our scores of tiny random models of many types are transformers' own, or the type is refused by name."""
+"""performance/architectures.py: our scores of tiny random models of many types are transformers' own, or the type is
+refused by name."""
 
 from __future__ import annotations
 
@@ -6,7 +7,8 @@ import pytest
 
 from tests.performance.test_gpu_script import script
 
-# Full attention, a window, linear attention, a dynamic mask, a convolution over the row, an encoder-decoder, a composite model.
+# Full attention, a window, linear attention, a dynamic mask, a convolution over the row, an encoder-decoder, a
+# composite model.
 FEW = {
     "llama": "packed",
     "mistral": "plain",

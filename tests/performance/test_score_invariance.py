@@ -1,4 +1,5 @@
-"""performance/score_invariance.py: what it counts, and that its ways of scoring give one score in fp32 (tiny random model)."""
+"""performance/score_invariance.py: what it counts, and that its ways of scoring give one score in fp32 (tiny random
+model)."""
 
 from __future__ import annotations
 

@@ -43,7 +43,8 @@ def by_name(plans):
 
 
 def test_parameters_are_those_of_the_published_models():
-    """Llama 3.1 8B has 8.030 billion parameters with its output matrix of 128,256 x 4,096, which a reward model lacks."""
+    """Llama 3.1 8B has 8.030 billion parameters with its output matrix of 128,256 x 4,096, which a reward model
+    lacks."""
     shape = shape_of(published_configuration("8B"))
     assert shape.parameters == 8_030_261_248 - 128_256 * 4096 + 4096
     assert shape.embedding == shape.largest_layer == 128_256 * 4096

@@ -217,7 +217,8 @@ def test_a_pool_has_a_row_for_every_sample_and_counts_what_is_odd(folder, policy
 
 
 def test_each_chunk_and_each_seed_of_a_pool_draws_other_samples(folder, tmp_path):
-    """Both chunks ask the same prompt four times; about nine tokens a response, so that four equal ones are no accident."""
+    """Both chunks ask the same prompt four times; about nine tokens a response, so that four equal ones are no
+    accident."""
     sample_pool(folder, PROMPTS[:1], 8, SHORT, 0, tmp_path / "pool.parquet", tmp_path / "work", batch_size=4, threads=1)
     responses = pq.read_table(tmp_path / "pool.parquet")["response"].to_pylist()
     assert responses[:4] != responses[4:]

@@ -1,4 +1,5 @@
-"""PPO on two ranks samples what one rank samples and learns the same, up to rounding; also where ZeRO cuts its weights."""
+"""PPO on two ranks samples what one rank samples and learns the same, up to rounding; also where ZeRO cuts its
+weights."""
 
 from __future__ import annotations
 
@@ -17,7 +18,8 @@ from rm_methods.ppo.learner import filled_configuration
 from rm_methods.ppo.records import read_evaluation
 from rm_methods.ppo.settings import PPOSettings
 
-# Ten prompts in chunks of three are four chunks, and minibatches of ten rows are cut into 4, 3 and 3: two ranks never have alike.
+# Ten prompts in chunks of three are four chunks, and minibatches of ten rows are cut into 4, 3 and 3: two ranks never
+# have alike.
 RUN = """
 import sys
 from pathlib import Path
@@ -26,11 +28,11 @@ from rm_methods.ppo.rewards import text_reward
 from rm_methods.policies.policy import Prompt
 from rm_methods.training.launch import end_of_rank
 
-policy, out, deepspeed, updates, dies_after = sys.argv[1:]
-prompts = [Prompt(f"p{k}", [{"role": "user", "content": f"paint it {c}"}]) for k, c in enumerate(("red", "blue", "black", "white", "pink"))]
-settings = {
-    "updates": int(updates), "batch_size": 10, "rows_per_forward": 3, "max_new_tokens": 6, "learning_rate": 1e-3, "standardise": False,
-    "evaluate_every": 2, "checkpoint_every": 1, "minibatches": 3, "value_rate_factor": 5.0, "max_gradient_norm": 0.5,
+policy, out, deepspeed, updates, dies_after = sys.argv[1:] prompts = [Prompt(f"p{k}", [{"role": "user", "content":
+f"paint it {c}"}]) for k, c in enumerate(("red", "blue", "black", "white", "pink"))] settings = {
+    "updates": int(updates), "batch_size": 10, "rows_per_forward": 3, "max_new_tokens": 6, "learning_rate": 1e-3,
+    "standardise": False, "evaluate_every": 2, "checkpoint_every": 1, "minibatches": 3, "value_rate_factor": 5.0,
+    "max_gradient_norm": 0.5,
 }
 if int(dies_after):
     save = ppo.PPO._save_checkpoint

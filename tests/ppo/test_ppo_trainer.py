@@ -1,4 +1,5 @@
-"""PPO on toys: it finds known optima, keeps what it has no reason to change, resumes exactly, and stops with a reason."""
+"""PPO on toys: it finds known optima, keeps what it has no reason to change, resumes exactly, and stops with a
+reason."""
 
 from __future__ import annotations
 
@@ -108,7 +109,8 @@ def test_a_bandit_without_kl_penalty_reaches_the_best_arm(policy_folder, tmp_pat
 
 
 def test_a_bandit_with_kl_penalty_reaches_the_known_optimum(policy_folder, tmp_path):
-    """The optimum of E[r] - beta KL is pi_ref exp(r / beta) / Z: for a reward of 0 or 1, q = p e / (p e + 1 - p), e = exp(1 / beta)."""
+    """The optimum of E[r] - beta KL is pi_ref exp(r / beta) / Z: for a reward of 0 or 1, q = p e / (p e + 1 - p), e =
+    exp(1 / beta)."""
     beta = 0.6
     before = chance_of_reward(policy_folder)
     optimum = before * math.exp(1 / beta) / (before * math.exp(1 / beta) + 1 - before)
@@ -132,7 +134,8 @@ def test_no_reward_leaves_the_policy_as_it_is(policy_folder, tmp_path):
 
 
 def test_every_update_and_every_seed_samples_anew(policy_folder, tmp_path):
-    """Without a reward the policy never changes, so equal responses in two updates could only come from an equal seed."""
+    """Without a reward the policy never changes, so equal responses in two updates could only come from an equal
+    seed."""
     responses = []
 
     def noted(prompts, texts):
@@ -158,7 +161,8 @@ def test_a_seed_gives_the_same_run_bit_for_bit_and_another_seed_does_not(policy_
 
 @pytest.mark.parametrize("killed_in", [3, 5])
 def test_an_interrupted_run_ends_as_an_uninterrupted_one(policy_folder, tmp_path, killed_in):
-    """Checkpoints after updates 2 and 4, evaluations after 3; running moments and an adaptive coefficient are states too."""
+    """Checkpoints after updates 2 and 4, evaluations after 3; running moments and an adaptive coefficient are states
+    too."""
     settings = {
         "updates": 6,
         "checkpoint_every": 2,

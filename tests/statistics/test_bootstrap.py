@@ -39,7 +39,8 @@ def test_the_interval_has_the_width_of_the_normal_theory(generator):
 
 
 def test_length_control_removes_a_difference_that_is_only_length():
-    """Mass depends on length alone; misclassified sequences are longer more often.  Raw differs, controlled does not."""
+    """Mass depends on length alone; misclassified sequences are longer more often.  Raw differs, controlled does
+    not."""
     length = np.array([10] * 60 + [50] * 60)
     group = np.array([0] * 50 + [1] * 10 + [0] * 10 + [1] * 50)
     values = np.where(length == 50, 0.6, 0.3)[:, None]

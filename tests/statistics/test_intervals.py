@@ -18,14 +18,15 @@ def binomial_bounds(p, n):
     return stats.binom.ppf(0.0005, n, p) / n, stats.binom.ppf(0.9995, n, p) / n
 
 
-# --- by hand ----------------------------------------------------------------------------------------------------------------------
+# --- by hand
+# ----------------------------------------------------------------------------------------------------------------------
 
 
 def test_two_way_variance_of_a_small_example():
     """Items x seeds [[1,0],[1,1],[0,0]]: MS_seed 1/6, MS_item 1/2, MS_resid 1/6, so V = (1/6 + 1/2 - 1/6) / 6 = 1/12.
 
-    As sums: V_seed = (1/18)/2 = 1/36, V_item = (1/2 - 1/6)/6 = 1/18.  Components 1/36 (df 1), 1/12 (df 2), -1/36 (df 2):
-    df = (1/12)^2 / (1/1296 + 1/288 + 1/2592) = 18/12 = 1.5.
+    As sums: V_seed = (1/18)/2 = 1/36, V_item = (1/2 - 1/6)/6 = 1/18.  Components 1/36 (df 1), 1/12 (df 2), -1/36 (df
+    2): df = (1/12)^2 / (1/1296 + 1/288 + 1/2592) = 18/12 = 1.5.
     """
     result = estimate(np.array([[1, 0], [1, 1], [0, 0]]), one_stratum(3))
     assert result.mean == pytest.approx(0.5, abs=1e-12)
@@ -59,7 +60,8 @@ def test_the_degrees_of_freedom_do_not_fall_below_those_of_the_seeds():
 
 
 def test_negative_item_variance_is_clipped_to_the_seeds_alone():
-    """[[1,0],[0,1]]: both seeds 1/2, both items 1/2, all spread is residual, so V_seed = 0 and V_item < 0; add a seed shift of 1."""
+    """[[1,0],[0,1]]: both seeds 1/2, both items 1/2, all spread is residual, so V_seed = 0 and V_item < 0; add a seed
+    shift of 1."""
     result = estimate(np.array([[2.0, 0.0], [1.0, 1.0]]), one_stratum(2))
     assert result.standard_error**2 == pytest.approx(0.5 / 2, abs=1e-12)  # var_s(1.5, 0.5) / 2
     assert result.degrees_of_freedom == 1
@@ -100,7 +102,8 @@ def test_repeating_an_item_inside_its_group_adds_no_information():
 
 
 def test_a_group_across_two_strata_joins_them():
-    """Stratum a = [1,0], b = [1,0], W 1/2; item i of a and b share a group: u = (1/4, -1/4), V = 2/1 * 2/16 = 1/4, not 1/8."""
+    """Stratum a = [1,0], b = [1,0], W 1/2; item i of a and b share a group: u = (1/4, -1/4), V = 2/1 * 2/16 = 1/4, not
+    1/8."""
     strata, weights, credits = ["a", "a", "b", "b"], [0.5] * 4, np.array([[1.0], [0], [1], [0]])
     assert estimate(credits, item_design(strata, weights, ["p", "q", "p", "q"])).standard_error ** 2 == pytest.approx(
         1 / 4, abs=1e-12
@@ -151,7 +154,8 @@ def test_holm_by_hand_and_with_undefined_p_values():
     assert holm([]) == []
 
 
-# --- pairing ----------------------------------------------------------------------------------------------------------------------
+# --- pairing
+# ----------------------------------------------------------------------------------------------------------------------
 
 
 def test_pairs_by_common_seed_only():
@@ -200,13 +204,15 @@ def test_equal_credits_differ_with_p_value_one_and_constant_shift_has_none():
     assert math.isnan(paired_difference(shifted, same, one_stratum(4)).p_value)
 
 
-# --- by simulation ----------------------------------------------------------------------------------------------------------------
+# --- by simulation
+# ----------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("n_seeds", [1, 3, 5])
 @pytest.mark.parametrize(("seed_sd", "strata", "group_size"), [(0.03, 1, 1), (0.1, 1, 1), (0.03, 3, 4)])
 def test_interval_covers_the_truth_about_95_percent_of_the_time(n_seeds, seed_sd, strata, group_size):
-    """Truth 0; crossed random seeds, items (shared inside a group) and noise.  With one seed there must be no seed effect."""
+    """Truth 0; crossed random seeds, items (shared inside a group) and noise.  With one seed there must be no seed
+    effect."""
     rng = np.random.default_rng(n_seeds * 100 + strata)
     n, trials = 96, 600
     design = item_design(np.repeat(np.arange(strata), n // strata), np.full(n, 1 / strata), np.arange(n) // group_size)

@@ -28,7 +28,8 @@ echo "scancel $*" >> {folder}/calls
 
 @pytest.fixture
 def slurm(tmp_path, monkeypatch):
-    """A folder with squeue, which prints `queue`, and scancel, which empties it; both write down how they were called."""
+    """A folder with squeue, which prints `queue`, and scancel, which empties it; both write down how they were
+    called."""
     folder = tmp_path / "slurm"
     folder.mkdir()
     for name, text in (("squeue", SQUEUE), ("scancel", SCANCEL)):

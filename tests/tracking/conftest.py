@@ -11,7 +11,8 @@ from rm_methods.tracking.export import RunExport
 from rm_methods.tracking.records import ExportedFiles
 from rm_methods.tracking.store import import_mlflow
 
-# Each process leaves a row as soon as it may use the database; the last one starts while another is half-way through making it.
+# Each process leaves a row as soon as it may use the database; the last one starts while another is half-way through
+# making it.
 USE_AS_SOON_AS_MADE = """
 import sqlite3, sys, time
 from pathlib import Path
@@ -54,7 +55,8 @@ def client(store):
 
 @pytest.fixture
 def finished_run(tmp_path):
-    """Function that writes the files of a run and returns its RunExport; `steps` rows in the log, `changes` into summary.json."""
+    """Function that writes the files of a run and returns its RunExport; `steps` rows in the log, `changes` into
+    summary.json."""
 
     def write(
         variant="bradley_terry",

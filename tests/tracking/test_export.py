@@ -40,7 +40,8 @@ def stored_rows(store_uri):
         return {table: database.execute(f"select count(*) from {table}").fetchone()[0] for table in tables}
 
 
-# --- what is stored ---------------------------------------------------------------------------------------------------------------
+# --- what is stored
+# ---------------------------------------------------------------------------------------------------------------
 
 
 def test_a_run_is_stored_with_everything_that_belongs_to_it(store, client, finished_run, tmp_path):
@@ -103,7 +104,8 @@ def test_two_variants_with_one_run_key_are_two_runs(store, client, finished_run,
 def test_an_export_that_was_cut_off_is_completed_without_doubling(
     store, client, finished_run, tmp_path, monkeypatch, calls
 ):
-    """The store fails after `calls` of the eight calls that write; the next export gives what an uninterrupted one gives."""
+    """The store fails after `calls` of the eight calls that write; the next export gives what an uninterrupted one
+    gives."""
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
 
@@ -198,7 +200,8 @@ def test_a_deleted_experiment_is_pending_with_the_cure(store, client, finished_r
     assert f"mlflow experiments restore -x {experiment}" in result["reason"]
 
 
-# --- the store --------------------------------------------------------------------------------------------------------------------
+# --- the store
+# --------------------------------------------------------------------------------------------------------------------
 
 
 def test_server_down_is_pending_within_seconds_and_filled_in_later(store, client, finished_run, tmp_path, caplog):
@@ -271,7 +274,8 @@ def test_a_run_that_cannot_be_stored_leaves_the_others_stored(store, client, fin
 
 
 def test_many_processes_can_make_the_store_at_once(made_by_four):
-    """The fixture made it with four processes that started together on a missing file; none may see it half made or lose a row."""
+    """The fixture made it with four processes that started together on a missing file; none may see it half made or
+    lose a row."""
     path, errors, returncodes = made_by_four
     assert returncodes == [0] * 4, errors
     with sqlite3.connect(path) as database:

@@ -1,4 +1,5 @@
-"""The DeepSpeed configurations that are shipped (zero0 to zero3, zero3_offload), and what a configuration of one's own must be.
+"""The DeepSpeed configurations that are shipped (zero0 to zero3, zero3_offload), and what a configuration of one's own
+must be.
 
 "auto" values are filled in from the training settings.
 """
@@ -28,7 +29,8 @@ def configuration_file(name: str | None) -> str | None:
     path = shipped if os.path.isfile(shipped) else Path(name)
     if not os.path.isfile(path):
         raise UserError(
-            f"'{name}' is neither a shipped configuration nor a JSON file. {nearest(name, [p.stem for p in FOLDER.glob('*.json')])}"
+            f"'{name}' is neither a shipped configuration nor a JSON file. "
+            f"{nearest(name, [p.stem for p in FOLDER.glob('*.json')])}"
         )
     if problems := configuration_problems(_read(path)):
         raise UserError(f"{path}: {'; '.join(problems)}")
@@ -71,7 +73,8 @@ def configuration_problems(content: dict[str, Any]) -> list[str]:
         )
     if "optimizer" in content:
         found.append(
-            "optimizer: must be left out; the run's settings make it, and DeepSpeed's own would let norms and biases decay, too"
+            "optimizer: must be left out; the run's settings make it, and DeepSpeed's own would let norms and biases "
+            "decay, too"
         )
     for key in ("fp16", "bf16"):
         if (content.get(key) or {}).get("enabled"):
