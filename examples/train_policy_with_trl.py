@@ -2,8 +2,8 @@
 
     pip install -r performance/requirements.txt
     python examples/train_policy_with_trl.py --reward-model results/quickstart/runs/bradley_terry/seed0/model \\
-        --policy MY_CHAT_MODEL --pairs results/quickstart/data/pairs.parquet --max-prompt-tokens 256 --output policy
-        --steps 100
+        --policy MY_CHAT_MODEL --pairs results/quickstart/data/pairs.parquet --max-prompt-tokens 256 \\
+        --output policy --steps 100
 
 Prompt, completion and 16 closing tokens must fit into both models' positions; the quickstart's models have 512.
 
