@@ -1,1 +1,2 @@
-"""What Interaction Distillation needs beside the reward model: the joint teacher, token alignment, and alignment objectives."""
+"""What Interaction Distillation needs beside the reward model: the joint teacher, token alignment, and alignment
+objectives."""

@@ -1,8 +1,9 @@
 """Aligns the tokens of two tokenizers over the same text by character spans.
 
-A group is a smallest stretch of text that both tokenizers cut out with whole tokens: between two neighboring groups neither has a
-token that goes across.  Attention maps of different tokenizers are compared over groups: the mean over a group's query rows, the sum
-over its key columns, so rows stay distributions.  Tokens outside the text (special tokens, template tokens, blanks) are in no group.
+A group is a smallest stretch of text that both tokenizers cut out with whole tokens: between two neighboring groups
+neither has a token that goes across.  Attention maps of different tokenizers are compared over groups: the mean over a
+group's query rows, the sum over its key columns, so rows stay distributions.  Tokens outside the text (special tokens,
+template tokens, blanks) are in no group.
 
 The text of a pair has three segments, prompt, chosen and rejected, and no group ever crosses from one to another.
 Shapes: L student tokens, M teacher tokens, G groups.
@@ -27,7 +28,8 @@ class Alignment:
         student: int64 [L], group of each student token, or NO_GROUP.
         teacher: int64 [M], group of each teacher token, or NO_GROUP.
         segment: int64 [G], segment of each group; groups are ordered by segment, then by place in the text.
-        unmatched: tokens of the text (student and teacher together) that are in no group because the other tokenizer has none there.
+        unmatched: tokens of the text (student and teacher together) that are in no group because the other tokenizer
+            has none there.
     """
 
     student: np.ndarray
@@ -46,7 +48,8 @@ def group_tokens(
         text: of the segment.
 
     Returns:
-        (student groups int64 [L], teacher groups int64 [M], number of groups, unmatched tokens); NO_GROUP where there is none.
+        (student groups int64 [L], teacher groups int64 [M], number of groups, unmatched tokens); NO_GROUP where there
+        is none.
     """
     blank = np.fromiter((c.isspace() for c in text), dtype=bool, count=len(text))
     # Characters without blanks: BPE counts the blank before a word to its token, WordPiece to none.

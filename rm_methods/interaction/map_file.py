@@ -31,7 +31,8 @@ def map_file(
     compute: Callable[[Sequence[int]], list[np.ndarray]],
     counts: Callable[[], dict],
 ) -> tuple[np.ndarray, dict]:
-    """The maps in `folder`, computed first if they are not there, mapped into memory: fp16 [sum of squares of `sizes`]; and their counts.
+    """The maps in `folder`, computed first if they are not there, mapped into memory: fp16 [sum of squares of
+    `sizes`]; and their counts.
 
     Every rank calls this.  Of several runs that want the same maps one computes them, and the others wait.
 
@@ -84,7 +85,8 @@ def _compute(path: Path, sizes: np.ndarray, lengths: np.ndarray, compute, counts
 
 
 def _shares(sizes: np.ndarray, lengths: np.ndarray, ranks: int) -> list[int]:
-    """Where the share of each rank starts, and the end: neighbors go to one rank, and shares have about as many tokens."""
+    """Where the share of each rank starts, and the end: neighbors go to one rank, and shares have about as many
+    tokens."""
     read = np.cumsum(np.where(sizes > 0, lengths, 0))
     inner = (
         [int(np.searchsorted(read, read[-1] * rank / ranks)) for rank in range(1, ranks)]
@@ -101,7 +103,8 @@ def _cells(sizes: np.ndarray) -> int:
 def _check_disk(folder: Path, needed: int) -> None:
     if needed > (free := shutil.disk_usage(folder).free):
         raise UserError(
-            f"{folder}: the teacher's maps take {needed / 2**30:.1f} GiB, but {free / 2**30:.1f} GiB are free. Make room, or set "
+            f"{folder}: the teacher's maps take {needed / 2**30:.1f} GiB, but {free / 2**30:.1f} GiB are free. Make "
+            "room, or set "
             "online: true, which computes them in every step."
         )
 

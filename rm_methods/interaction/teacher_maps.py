@@ -1,7 +1,8 @@
 """A joint teacher's attention over each pair, in groups that student and teacher share, both orders averaged.
 
-Computed once per data set into one file that is mapped into memory, or online in every step; the loss is the same either way, because
-both round to half precision.  Shapes: B pairs, L student tokens, M teacher tokens, G groups; all padded within a batch.
+Computed once per data set into one file that is mapped into memory, or online in every step; the loss is the same
+either way, because both round to half precision.  Shapes: B pairs, L student tokens, M teacher tokens, G groups; all
+padded within a batch.
 """
 
 from __future__ import annotations
@@ -35,10 +36,11 @@ class AlignedPair:
     """A pair as student and teacher read it.
 
     Attributes:
-        student: int32 [L], group of each student token, in the order [shared prompt | rest of chosen | rest of rejected]; -1 for none.
+        student: int32 [L], group of each student token, in the order [shared prompt | rest of chosen | rest of
+            rejected]; -1 for none.
         segment: int8 [G].
-        rows: token ids of the teacher's rows, chosen first and rejected first, and the group of each token, int32 [M] both; None for a
-            made-up teacher.
+        rows: token ids of the teacher's rows, chosen first and rejected first, and the group of each token, int32 [M]
+            both; None for a made-up teacher.
     """
 
     student: np.ndarray
@@ -62,11 +64,14 @@ class PairAlignments:
     def __init__(self, items: Sequence[TokenizedItem], tokenizer: ChatTokenizer, teacher_reader=None):
         if isinstance(teacher_reader, DecoderReader) and teacher_reader.chat.hash() != tokenizer.hash():
             raise UserError(
-                "The teacher is a decoder with another tokenizer than the student. Train it on the same backbone, or use an encoder."
+                "The teacher is a decoder with another tokenizer than the student. Train it on the same backbone, or "
+                "use an encoder."
             )
         self.pairs: list[AlignedPair | None] = []
-        self._unmatched, self._tokens, self._cut = 0, 0, 0
-        # Texts and spans take many times as much memory as what is kept of them.
+        self._unmatched = 0
+        self._tokens = 0
+        self._cut = 0
+        # In chunks, because texts and spans take many times as much memory as the alignments that are kept.
         for start in range(0, len(items), _PAIRS_AT_ONCE):
             self._align(items[start : start + _PAIRS_AT_ONCE], tokenizer, teacher_reader)
         self.counts = {
@@ -75,27 +80,32 @@ class PairAlignments:
             "unmatched_text_tokens": round(self._unmatched / max(self._tokens, 1), 6),
         }
 
+    def drop_rows(self) -> None:
+        """Forget the teacher's rows, which are not needed once its maps are stored."""
+        self.pairs = [None if pair is None else replace(pair, rows=None) for pair in self.pairs]
+
     def _align(self, items: Sequence[TokenizedItem], tokenizer: ChatTokenizer, teacher_reader) -> None:
         texts = [pair_text(tokenizer, item) for item in items]
-        kept = [k for k, text in enumerate(texts) if text is not None]
-        rows = (
-            teacher_reader.read([texts[k] for k in kept], [items[k] for k in kept])
-            if teacher_reader
-            else [None] * len(kept)
-        )
+        aligned = [(k, text) for k, text in enumerate(texts) if text is not None]
+        orders_of_pairs: list[tuple[JointRow, JointRow] | None] = [None] * len(aligned)
+        if teacher_reader is not None:
+            orders_of_pairs = teacher_reader.read([text for _, text in aligned], [items[k] for k, _ in aligned])
         pairs: list[AlignedPair | None] = [None] * len(items)
-        for k, orders in zip(kept, rows, strict=True):
-            student = texts[k].student
-            found = [align(texts[k].segments, student, row) for row in orders or (student,)]
-            teacher = (
-                None
-                if orders is None
-                else tuple((row.ids, a.teacher.astype(np.int32)) for row, a in zip(orders, found, strict=True))
-            )
-            pairs[k] = AlignedPair(found[0].student.astype(np.int32), found[0].segment.astype(np.int8), teacher)
-            self._unmatched += found[0].unmatched
-            self._tokens += _text_tokens(student, orders)
-            self._cut += orders is not None and orders[0].cut
+        for (k, text), orders in zip(aligned, orders_of_pairs, strict=True):
+            # A made-up teacher has the student's own tokens.
+            alignments = [align(text.segments, text.student, row) for row in orders or (text.student,)]
+            rows = None
+            if orders is not None:
+                rows = tuple(
+                    (row.ids, alignment.teacher.astype(np.int32))
+                    for row, alignment in zip(orders, alignments, strict=True)
+                )
+                self._cut += orders[0].cut
+            # The student's groups are those of the teacher's first order.
+            first = alignments[0]
+            pairs[k] = AlignedPair(first.student.astype(np.int32), first.segment.astype(np.int8), rows)
+            self._unmatched += first.unmatched
+            self._tokens += _text_tokens(text.student, orders)
         self.pairs += pairs
 
 
@@ -111,7 +121,8 @@ class JointTeacher:
         heads: as people count them, from 1, whose attention is averaged; None for all.
 
     Raises:
-        UserError: a layer or head that does not exist, a layer that sees a window only, or no summary beside the folder.
+        UserError: a layer or head that does not exist, a layer that sees a window only, or no summary beside the
+            folder.
     """
 
     def __init__(
@@ -135,7 +146,8 @@ class JointTeacher:
         count = config.num_attention_heads
         if wrong := [head for head in heads or () if not 1 <= head <= count]:
             raise UserError(
-                f"{key.replace('layers', 'heads')}: the teacher has {count} heads, so {wrong} do not exist. Use 1 to {count}."
+                f"{key.replace('layers', 'heads')}: the teacher has {count} heads, so {wrong} do not exist. Use 1 to "
+                f"{count}."
             )
         self.heads = None if heads is None else tuple(head - 1 for head in heads)
         summary = Path(folder).parent / "summary.json"
@@ -148,37 +160,44 @@ class JointTeacher:
 
     @torch.no_grad()
     def maps(self, pairs: Sequence[AlignedPair], layer: int) -> tuple[list[np.ndarray], float]:
-        """fp16 maps [G, G] of some pairs (both orders averaged), and the mean share of attention that went to tokens outside the groups."""
+        """fp16 maps [G, G] of some pairs (both orders averaged), and the mean share of attention that went to tokens
+        outside the groups."""
         maps_PGG, outside = group_maps(self.model, pairs, layer, self.reader.pad_id, self.heads)
-        return [
-            m[: len(p.segment), : len(p.segment)].half().cpu().numpy() for m, p in zip(maps_PGG, pairs, strict=True)
-        ], outside
+        sizes = [len(pair.segment) for pair in pairs]
+        halves = [map_GG[:size, :size].half().cpu().numpy() for map_GG, size in zip(maps_PGG, sizes, strict=True)]
+        return halves, outside
 
     @torch.no_grad()
     def vectors(self, pairs: Sequence[AlignedPair], layer: int) -> list[tuple[torch.Tensor, ...]]:
-        """Queries, keys and values of a layer, heads concatenated, mean over the tokens of each group, each [B, G, h * d]; one per order.
+        """Queries, keys and values of a layer, heads concatenated, mean over the tokens of each group, each [B, G, h *
+        d]; one per order.
 
         Raises:
             UserError: the teacher gives attention weights only.
         """
         batch = _joint_batch(pairs, self.reader.pad_id).to(next(self.model.parameters()).device)
-        _, taken = self.model.attention_map(batch, layer)
-        if taken is None:
+        _, attention = self.model.attention_map(batch, layer)
+        if attention is None:
             raise UserError(
-                "objective: 'relations' needs the teacher's queries, keys and values, but this teacher gives only its weights."
+                "objective: 'relations' needs the teacher's queries, keys and values, but this teacher gives only its "
+                "weights."
             )
         pool_RGM = _pooling(pairs, batch.input_ids.shape[1]).to(batch.input_ids.device)
-        vectors = [pool_RGM @ x.transpose(1, 2).flatten(2).float() for x in (taken.query, taken.key, taken.value)]
-        return [tuple(x[order::2] for x in vectors) for order in range(2)]
+        pooled = [
+            pool_RGM @ x.transpose(1, 2).flatten(2).float() for x in (attention.query, attention.key, attention.value)
+        ]
+        # The rows of a pair follow each other: chosen first, then rejected first.
+        return [tuple(x[order::2] for x in pooled) for order in range(2)]
 
 
 def group_maps(
     model: JointModel, pairs: Sequence[AlignedPair], layer: int, pad_id: int, heads: Sequence[int] | None = None
 ) -> tuple[torch.Tensor, float]:
-    """Head-averaged maps over groups, fp32 [B, G, G] (zero at padding), and the mean share of attention outside the groups.
+    """Head-averaged maps over groups, fp32 [B, G, G] (zero at padding), and the mean share of attention outside the
+    groups.
 
-    Mean over a group's rows, sum over its columns; what went to tokens outside (special tokens) is left out and rows are made
-    distributions again; then both orders are averaged.
+    Mean over a group's rows, sum over its columns; what went to tokens outside (special tokens) is left out and rows
+    are made distributions again; then both orders are averaged.
 
     Args:
         layer, heads: numbers from 0; None for all heads.
@@ -195,18 +214,19 @@ def group_maps(
 
 
 class TeacherMaps:
-    """Maps of all pairs of a data set, by their place in it.
+    """Maps of all pairs of a data set, by their position in it.
 
     Args:
         alignments: of the pairs.
         teacher: None gives a uniform teacher: every row is the same for all groups.
         layer: number from 0.
-        shuffle: "rows" permutes the rows of each map, "columns" its columns, seeded: a teacher with the same marginals and no meaning.
+        shuffle: "rows" permutes the rows of each map, "columns" its columns, seeded: a teacher with the same marginals
+            and no meaning.
         cache: folder to keep the maps in; None computes them online.
 
     Attributes:
-        counts: `pairs` and `tokens` (of both orders) that the teacher read, `outside`: the sum over these pairs of the share of attention
-            that went to tokens outside the groups.
+        counts: `pairs` and `tokens` (of both orders) that the teacher read, `outside`: the sum over these pairs of the
+            share of attention that went to tokens outside the groups.
     """
 
     def __init__(
@@ -217,51 +237,62 @@ class TeacherMaps:
         shuffle: str = "none",
         cache: Path | None = None,
     ):
-        self.pairs, self.teacher, self.layer, self.shuffle = alignments.pairs, teacher, layer, shuffle
+        self.alignments = alignments
+        self.teacher = teacher
+        self.layer = layer
+        self.shuffle = shuffle
         self.uniform = teacher is None
-        self.counts = {"outside": 0.0, "pairs": 0, "tokens": 0}
+        self.counts: dict[str, float] = {"outside": 0.0, "pairs": 0, "tokens": 0}
         sizes = [0 if pair is None else len(pair.segment) for pair in self.pairs]
         self.starts = np.concatenate([[0], np.cumsum(np.square(sizes, dtype=np.int64))])
         self.stored: np.ndarray | None = None
         if teacher is not None and cache is not None:
             self.stored = self._stored(cache, sizes)
-            self.teacher = None  # not needed any more: its memory is given back when nobody else holds it
+            self.teacher = None  # no longer needed; its memory is freed when no other object holds it
 
-    def batch(self, places: Sequence[int], device) -> TeacherAttention:
-        """The teacher's attention over the pairs at these places, on `device`."""
-        segment_BG = segments(self.pairs, places)
+    @property
+    def pairs(self) -> list[AlignedPair | None]:
+        """The alignments, by the pairs' position."""
+        return self.alignments.pairs
+
+    def batch(self, positions: Sequence[int], device) -> TeacherAttention:
+        """The teacher's attention over the pairs at these positions, on `device`."""
+        segment_BG = segments(self.pairs, positions)
         if self.uniform:
             is_group = segment_BG >= 0
             maps = (is_group[:, :, None] & is_group[:, None]).float() / is_group.sum(1).clamp(min=1)[:, None, None]
             return TeacherAttention(maps.to(device), segment_BG.to(device))
         maps = torch.zeros(*segment_BG.shape, segment_BG.shape[1])
-        for b, values in enumerate(self._values(places)):
-            maps[b, : len(values), : len(values)] = torch.from_numpy(
-                self._shuffled(values.astype(np.float32), places[b])
-            )
+        for b, values in enumerate(self._values(positions)):
+            shuffled = self._shuffled(values.astype(np.float32), positions[b])
+            maps[b, : len(values), : len(values)] = torch.from_numpy(shuffled)
         return TeacherAttention(maps.to(device), segment_BG.to(device))
 
-    def _values(self, places: Sequence[int]) -> list[np.ndarray]:
+    def _values(self, positions: Sequence[int]) -> list[np.ndarray]:
+        """fp16 maps [G, G] of some pairs, stored or computed; [0, 0] for a pair that is not aligned."""
         if self.stored is not None:
-            cut = (self.stored[self.starts[k] : self.starts[k + 1]] for k in places)
-            return [
-                np.array(values).reshape(math.isqrt(len(values)), -1) if len(values) else np.zeros((0, 0))
-                for values in cut
-            ]
-        aligned = [k for k in places if self.pairs[k] is not None]
-        found = {}
+            return [self._stored_map(k) for k in positions]
+        maps = [np.zeros((0, 0), dtype=np.float16) for _ in positions]
+        aligned = [(b, pair) for b, pair in enumerate(self.pairs[k] for k in positions) if pair is not None]
         if aligned:
-            maps, outside = self.teacher.maps([self.pairs[k] for k in aligned], self.layer)
-            self.counts["outside"] += outside * len(aligned)
-            self.counts["pairs"] += len(aligned)
-            self.counts["tokens"] += sum(len(ids) for k in aligned for ids, _ in self.pairs[k].rows)
-            found = dict(zip(aligned, maps, strict=True))
-        return [found.get(k, np.zeros((0, 0), dtype=np.float16)) for k in places]
+            pairs = [pair for _, pair in aligned]
+            computed, outside = self.teacher.maps(pairs, self.layer)
+            for (b, _), values in zip(aligned, computed, strict=True):
+                maps[b] = values
+            self.counts["outside"] += outside * len(pairs)
+            self.counts["pairs"] += len(pairs)
+            self.counts["tokens"] += sum(len(ids) for pair in pairs for ids, _ in pair.rows)
+        return maps
 
-    def _shuffled(self, values: np.ndarray, place: int) -> np.ndarray:
+    def _stored_map(self, position: int) -> np.ndarray:
+        values = np.array(self.stored[self.starts[position] : self.starts[position + 1]])
+        size = math.isqrt(len(values))
+        return values.reshape(size, size)
+
+    def _shuffled(self, values: np.ndarray, position: int) -> np.ndarray:
         if self.shuffle == "none":
             return values
-        order = np.random.default_rng([place, len(values)]).permutation(len(values))
+        order = np.random.default_rng([position, len(values)]).permutation(len(values))
         return values[order] if self.shuffle == "rows" else values[:, order]
 
     def _stored(self, cache: Path, sizes: list[int]) -> np.ndarray:
@@ -276,22 +307,20 @@ class TeacherMaps:
         return maps
 
 
-def without_rows(pair: AlignedPair | None) -> AlignedPair | None:
-    """A pair with what the student needs only."""
-    return None if pair is None else replace(pair, rows=None)
-
-
-def segments(pairs: Sequence[AlignedPair | None], places: Sequence[int]) -> torch.Tensor:
+def segments(pairs: Sequence[AlignedPair | None], positions: Sequence[int]) -> torch.Tensor:
     """Segments of the groups of some pairs, int64 [B, G], -1 at padding."""
-    found = [() if pairs[k] is None else pairs[k].segment for k in places]
-    segment_BG = np.full((len(places), max(1, *map(len, found))), -1, dtype=np.int64)
-    for b, segment in enumerate(found):
-        segment_BG[b, : len(segment)] = segment
+    aligned = [pairs[k] for k in positions]
+    sizes = [0 if pair is None else len(pair.segment) for pair in aligned]
+    segment_BG = np.full((len(positions), max(1, *sizes)), -1, dtype=np.int64)
+    for b, pair in enumerate(aligned):
+        if pair is not None:
+            segment_BG[b, : sizes[b]] = pair.segment
     return torch.from_numpy(segment_BG)
 
 
 def _joint_batch(pairs: Sequence[AlignedPair], pad_id: int):
-    """The teacher's rows of some pairs, laid out plain: chosen first and rejected first of each pair, one below the other."""
+    """The teacher's rows of some pairs, laid out plain: chosen first and rejected first of each pair, one below the
+    other."""
     items = [TokenizedItem(tuple(ids for ids, _ in pair.rows), 0, (False, False), (False, False)) for pair in pairs]
     return lay_out(items, "plain", pad_id)
 
