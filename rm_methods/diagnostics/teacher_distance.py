@@ -1,7 +1,8 @@
-"""How far a reward model's attention is from a joint teacher's, before and after its training, and a page of maps to look at.
+"""How far a reward model's attention is from a joint teacher's, before and after training, and a page of maps to look
+at.
 
-"Before" is the model that training started from.  The distances are the alignment objectives of Interaction Distillation, whatever the
-run's own method was, on pairs that were not trained on.
+"Before" is the model that training started from.  The distances are the alignment objectives of Interaction
+Distillation, whatever the method of the run was, on pairs that were not trained on.
 """
 
 from __future__ import annotations
@@ -21,16 +22,26 @@ from rm_methods.errors import UserError
 from rm_methods.files import written_atomically
 from rm_methods.interaction import objectives
 from rm_methods.interaction.objectives import StudentAttention, TeacherAttention
-from rm_methods.methods.contract import Inputs
-from rm_methods.methods.interaction_distillation import Method
+from rm_methods.interaction.student_teacher import LayerChoice, StudentTeacher
 from rm_methods.methods.registry import load_card
-from rm_methods.preferences.pair import PreferencePair, make_pair
+from rm_methods.reward_models.backbones import load_classifier
+from rm_methods.reward_models.batching import padded_batches
 from rm_methods.reward_models.joint_reader import pair_text
-from rm_methods.reward_models.layouts import PairBatch, lay_out
+from rm_methods.reward_models.layouts import lay_out
+from rm_methods.reward_models.model import RewardModel
+from rm_methods.reward_models.tokenization import ChatTokenizer
 from rm_methods.scoring.scorer import load_scorer, scoring_settings
 
 DISTANCES = ("joint", "intra", "inter", "causal", "received")
 _EXAMPLES = 2  # pairs on the page of maps
+
+
+@dataclass(frozen=True)
+class GroupMaps:
+    """Maps of one pair over groups, fp32 [G, G] each."""
+
+    teacher: np.ndarray
+    student: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -67,124 +78,150 @@ def diagnose_teacher_distance(
         teachers: model folders of joint variants, by variant.
 
     Returns:
-        One line a teacher and distance: medians before and after.
+        One line per teacher and distance: medians before and after.
 
     Raises:
         UserError: no pair has a joint text.
     """
     scoring = scoring_settings(config)
-    selected = []
+    pairs: list[DiagnosedPair] = []
     for name, path in benchmarks:
-        selected += select_pairs(name, read_items(path), config["diagnostics"]["limit"])[0]
+        pairs += select_pairs(name, read_items(path), config["diagnostics"]["limit"])[0]
     scorer = load_scorer(folders["model"], replace(scoring, threads=threads))
-    device = next(scorer.model.parameters()).device
-    before = Method({}).model([], scorer.tokenizer, _inputs(config, seed, folders, {})).to(device).eval()
-    pairs = [_preference_pair(pair) for pair in selected]
-    rows, lines = [], []
-    for k, (teacher, folder) in enumerate(teachers.items()):
-        settings = _settings(config, variant, teacher)
-        found, examples = {}, {}
-        for moment, model in (("before", before), ("after", scorer.model)):
-            method = Method(settings)
-            items = scorer.tokenizer.encode((p.prompt, (p.chosen, p.rejected)) for p in pairs)
-            inputs = _inputs(config, seed, folders, {"teacher": [folder]})
-            method.build(model, replace(inputs, total_steps=1, pairs=pairs, items=items, reader=scorer.tokenizer))
-            if not any(method.pairs):
-                raise UserError(
-                    f"{variant} seed {seed}: none of the {len(pairs)} pairs has a joint text, because their prompts were cut differently "
-                    "for the two responses. Raise backbone.max_length or diagnostics.limit."
-                )
-            found[moment], examples[moment] = _measure(method, model, pairs, items, scoring.tokens_per_batch)
-        for index, pair in enumerate(selected):
-            identity = {
-                "benchmark": pair.benchmark,
-                "subset": pair.item.subset,
-                "item_id": pair.item.item_id,
-                "group": pair.item.group,
-            }
-            for name in DISTANCES:
-                values = {moment: float(found[moment][name][index]) for moment in found}
-                rows.append(identity | {"teacher": teacher, "distance": name} | values)
-        for name in DISTANCES:
-            lines.append(
-                f"{teacher} {name}: {np.nanmedian(found['before'][name]):.3f} -> {np.nanmedian(found['after'][name]):.3f}"
+    tokenizer = scorer.tokenizer
+    items = tokenizer.encode((pair.item.prompt, _chosen_and_rejected(pair)) for pair in pairs)
+    models = {"before": _start_of_training(config, seed, folders["backbone"], scorer.model), "after": scorer.model}
+    rows = []
+    lines = []
+    for teacher, folder in teachers.items():
+        choice = _layer_choice(config, variant)
+        student_teacher = StudentTeacher(
+            choice.student(scorer.model.config.num_hidden_layers),
+            choice.teacher(folder, _max_length(config), scoring.precision),
+            items,
+            tokenizer,
+        )
+        if not any(student_teacher.pairs):
+            raise UserError(
+                f"{variant} seed {seed}: none of the {len(pairs)} pairs has a joint text, because their prompts were "
+                "cut "
+                "differently for the two responses. Raise backbone.max_length or diagnostics.limit."
             )
-        if k == 0:
-            shown = _example_maps(scorer.tokenizer, items, examples)
-            _write_page(shown, f"{variant} seed {seed}", teacher, out / "teacher_maps.png")
+        distances = {}
+        maps = {}
+        for moment, model in models.items():
+            distances[moment], maps[moment] = _measure(student_teacher, model, scoring.tokens_per_batch)
+        rows += _rows(pairs, teacher, distances)
+        for name in DISTANCES:
+            before = np.nanmedian(distances["before"][name])
+            after = np.nanmedian(distances["after"][name])
+            lines.append(f"{teacher} {name}: {before:.3f} -> {after:.3f}")
+        if teacher == next(iter(teachers)):
+            examples = _example_maps(tokenizer, student_teacher, maps)
+            _write_page(examples, f"{variant} seed {seed}", teacher, out / "teacher_maps.png")
     write_rows(rows, DISTANCE_COLUMNS, out / "teacher.parquet")
     return "\n".join(lines)
 
 
-def _settings(config: dict[str, Any], variant: str, teacher: str) -> dict[str, Any]:
-    """Settings of Interaction Distillation to measure with: the variant's own layers where it has some."""
-    own = config["methods"][variant]["settings"]
-    layers = {key: own[key] for key in ("student_layers", "teacher_layers", "teacher_heads") if key in own}
-    return load_card("interaction_distillation").defaults() | layers | {"teacher": teacher, "online": True}
+def _layer_choice(config: dict[str, Any], variant: str) -> LayerChoice:
+    """The layers to compare: those of the variant's settings if it has them, otherwise the method's defaults."""
+    defaults = load_card("interaction_distillation").defaults()
+    settings = config["methods"][variant]["settings"]
+    return LayerChoice.from_settings(defaults | {name: settings[name] for name in defaults if name in settings})
 
 
-def _inputs(
-    config: dict[str, Any], seed: int, folders: Mapping[str, Path], required: Mapping[str, list[Path]]
-) -> Inputs:
-    # The run's model is loaded with the precision of scoring; the one before training must have the same.
-    sections = {
-        "backbone": config["backbone"],
-        "training": config["training"] | {"precision": config["scoring"]["precision"]},
-    }
-    return Inputs(seed, Path(folders["model"]).parent, "diagnose", sections, folders["backbone"], required)
+def _max_length(config: dict[str, Any]) -> int:
+    return config["training"]["max_length"] or config["backbone"]["max_length"]
 
 
-def _preference_pair(pair: DiagnosedPair) -> PreferencePair:
-    chosen, rejected = pair.item.responses[pair.better], pair.item.responses[1 - pair.better]
-    made = make_pair(pair.item.prompt, chosen, rejected, split="test", source=pair.benchmark)
-    return replace(made, pair_id=f"{pair.benchmark}/{pair.item.item_id}")
+def _start_of_training(config: dict[str, Any], seed: int, backbone: Path, trained: RewardModel) -> RewardModel:
+    """The model that training started from, on the device and with the precision of the trained one."""
+    autocast = torch.bfloat16 if config["scoring"]["precision"] == "bf16" else None
+    model = RewardModel(load_classifier(backbone, config["backbone"], seed), autocast)
+    return model.to(next(trained.parameters()).device).eval()
+
+
+def _chosen_and_rejected(pair: DiagnosedPair) -> tuple[str, str]:
+    return pair.item.responses[pair.better], pair.item.responses[1 - pair.better]
+
+
+def _rows(
+    pairs: Sequence[DiagnosedPair], teacher: str, distances: Mapping[str, Mapping[str, np.ndarray]]
+) -> list[dict[str, Any]]:
+    """Rows of teacher.parquet: one per pair and distance.
+
+    Args:
+        distances: by moment ("before", "after") and name, float64 [pairs].
+    """
+    rows = []
+    for index, pair in enumerate(pairs):
+        for name in DISTANCES:
+            row = {
+                "benchmark": pair.benchmark,
+                "subset": pair.item.subset,
+                "item_id": pair.item.item_id,
+                "group": pair.item.group,
+                "teacher": teacher,
+                "distance": name,
+            }
+            rows.append(row | {moment: float(values[name][index]) for moment, values in distances.items()})
+    return rows
 
 
 @torch.no_grad()
-def _measure(method: Method, model, pairs: Sequence[PreferencePair], items: Sequence, budget: int):
-    """Distances by name, float64 [pairs] (NaN where there is no joint text), and student and teacher maps of the shortest pairs."""
-    found = {name: np.full(len(pairs), np.nan) for name in DISTANCES}
-    order = sorted(range(len(pairs)), key=lambda i: -sum(items[i].lengths))
-    shortest, maps = set(_shortest(method, items)), {}
-    device, start = next(model.parameters()).device, 0
-    while start < len(order):
-        places = order[start : start + max(1, budget // (2 * sum(items[order[start]].lengths)))]
-        start += len(places)
-        batch = PairBatch(
-            **vars(lay_out([items[i] for i in places], "packed", 0)), pair_ids=tuple(pairs[i].pair_id for i in places)
-        )
+def _measure(
+    student_teacher: StudentTeacher, model: RewardModel, tokens_per_batch: int
+) -> tuple[dict[str, np.ndarray], dict[int, GroupMaps]]:
+    """Distances of a model from the teacher, mean over layers, and maps of the shortest pairs.
+
+    Returns:
+        Distances by name, float64 [pairs], NaN for a pair without joint text; maps of the last layer by the pair's
+        position.
+    """
+    model.capture_attention(student_teacher.layers)
+    items = student_teacher.items
+    device = next(model.parameters()).device
+    distances = {name: np.full(len(items), np.nan) for name in DISTANCES}
+    examples = set(_shortest(student_teacher))
+    maps: dict[int, GroupMaps] = {}
+    # Half of the tokens that a forward may have, because the maps take memory too.
+    for positions in padded_batches([2 * sum(item.lengths) for item in items], tokens_per_batch):
+        batch = lay_out([items[position] for position in positions], "packed", 0)
         output = model(batch.to(device))
-        values = dict.fromkeys(DISTANCES, 0.0)
-        for layer, teacher_maps in zip(method.layers, method.maps, strict=True):
-            student = method.student_attention(output.attention[layer], batch, places)
-            teacher = teacher_maps.batch(places, device)
+        totals: dict[str, Any] = dict.fromkeys(DISTANCES, 0.0)
+        for layer, teacher_maps in zip(student_teacher.layers, student_teacher.maps, strict=True):
+            student = student_teacher.student_attention(output.attention[layer], batch, positions)
+            teacher = teacher_maps.batch(positions, device)
             for name, value in _distances(student, teacher).items():
-                values[name] = values[name] + value.double().cpu().numpy() / len(method.layers)
-        for k, i in enumerate(places):
-            if method.pairs[i] is not None:
-                for name in DISTANCES:
-                    found[name][i] = values[name][k]
-            if i in shortest:
-                size = len(method.pairs[i].segment)
-                maps[i] = (
-                    teacher.map[k, :size, :size].cpu().numpy(),
-                    _grouped_student_map(student, k, size),
-                    method.pairs[i],
-                )
-    return found, maps
+                totals[name] = totals[name] + value.double().cpu().numpy() / len(student_teacher.layers)
+        for k, position in enumerate(positions):
+            pair = student_teacher.pairs[position]
+            if pair is None:
+                continue
+            for name in DISTANCES:
+                distances[name][position] = totals[name][k]
+            if position in examples:
+                size = len(pair.segment)
+                teacher_map = teacher.map[k, :size, :size].cpu().numpy()
+                maps[position] = GroupMaps(teacher_map, _grouped_student_map(student, k, size))
+    return distances, maps
 
 
 def _distances(student: StudentAttention, teacher: TeacherAttention) -> dict[str, torch.Tensor]:
-    found = {scope: objectives.row_kl(student, teacher, scope) for scope in ("joint", "intra", "inter")}
-    return found | {
+    """The distances that are reported, each [B]."""
+    return {
+        "joint": objectives.row_kl(student, teacher, "joint"),
+        "intra": objectives.row_kl(student, teacher, "intra"),
+        "inter": objectives.row_kl(student, teacher, "inter"),
         "causal": objectives.row_kl(student, teacher, causal=True),
         "received": objectives.received_mass(student, teacher),
     }
 
 
-def _shortest(method: Method, items: Sequence) -> list[int]:
-    aligned = [i for i, pair in enumerate(method.pairs) if pair is not None]
-    return sorted(aligned, key=lambda i: sum(items[i].lengths))[:_EXAMPLES]
+def _shortest(student_teacher: StudentTeacher) -> list[int]:
+    """Positions of the pairs that are shown."""
+    aligned = [position for position, pair in enumerate(student_teacher.pairs) if pair is not None]
+    return sorted(aligned, key=lambda position: sum(student_teacher.items[position].lengths))[:_EXAMPLES]
 
 
 def _grouped_student_map(student: StudentAttention, k: int, groups: int) -> np.ndarray:
@@ -196,22 +233,34 @@ def _grouped_student_map(student: StudentAttention, k: int, groups: int) -> np.n
     return (member_GL / member_GL.sum(1, keepdim=True).clamp(min=1) @ map_LL @ member_GL.T).cpu().numpy()
 
 
-def _example_maps(tokenizer, items: Sequence, maps: Mapping[str, dict]) -> list[ExampleMaps]:
-    shown = []
-    for i, (teacher, before, pair) in maps["before"].items():
-        text = pair_text(tokenizer, items[i])
+def _example_maps(
+    tokenizer: ChatTokenizer, student_teacher: StudentTeacher, maps: Mapping[str, Mapping[int, GroupMaps]]
+) -> list[ExampleMaps]:
+    examples = []
+    for position, before in maps["before"].items():
+        pair = student_teacher.pairs[position]
+        text = pair_text(tokenizer, student_teacher.items[position])
         words = [""] * len(pair.segment)
         for group, kind, (start, end) in zip(
             pair.student, text.student.segment, text.student.spans.tolist(), strict=True
         ):
             if group >= 0:
                 words[group] += text.segments[kind][start:end]
-        shown.append(ExampleMaps([word.strip() for word in words], pair.segment, teacher, before, maps["after"][i][1]))
-    return shown
+        examples.append(
+            ExampleMaps(
+                words=[word.strip() for word in words],
+                segment=pair.segment,
+                teacher=before.teacher,
+                before=before.student,
+                after=maps["after"][position].student,
+            )
+        )
+    return examples
 
 
 def _write_page(examples: Sequence[ExampleMaps], title: str, teacher: str, target: Path) -> None:
-    """Three maps a pair: teacher, student before, student after; one colour scale a pair, lines between the segments."""
+    """Three maps per pair: teacher, student before, student after; one color scale per pair, lines between the
+    segments."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.colors import PowerNorm
     from matplotlib.figure import Figure
@@ -231,9 +280,9 @@ def _write_page(examples: Sequence[ExampleMaps], title: str, teacher: str, targe
             for edge in np.flatnonzero(np.diff(example.segment)) + 0.5:
                 axis.axhline(edge, color="white", linewidth=0.6)
                 axis.axvline(edge, color="white", linewidth=0.6)
-            places = range(len(example.words))
-            axis.set_xticks(places, example.words, rotation=90, fontsize=4)
-            axis.set_yticks(places, example.words if axis is row[0] else [], fontsize=4)
+            ticks = range(len(example.words))
+            axis.set_xticks(ticks, example.words, rotation=90, fontsize=4)
+            axis.set_yticks(ticks, example.words if axis is row[0] else [], fontsize=4)
             axis.tick_params(length=0, pad=1)
             axis.set_title(name, fontsize=9)
         figure.colorbar(image, ax=row, fraction=0.02, pad=0.01).set_label("attention", fontsize=7)

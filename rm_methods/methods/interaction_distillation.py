@@ -3,10 +3,11 @@
     loss = -log sigmoid(r_chosen - r_rejected) + weight(t) * mean over layers of alignment(student, teacher)
 
 Idea: Zang et al. 2025 (arXiv 2508.02618).  We know only the abstract: a bidirectional teacher reads prompt, chosen and
-rejected together and passes its attention pattern to a decoder-only, Siamese reward model.  The rest is our choice, and each
-choice is a setting of the card:
+rejected together and passes its attention pattern to a decoder-only, Siamese reward model.  The rest is our choice,
+and each choice is a setting of the card:
 
-* The student's *virtual* map softmax(Q K^T / sqrt(d)) over the joint sequence, without the causal mask (after VIRT, arXiv
+* The student's *virtual* map softmax(Q K^T / sqrt(d)) over the joint sequence, without the causal mask (after VIRT,
+arXiv
   2112.04195), is aligned.  It is never used in the forward pass.
 * Rows are compared by KL(teacher || student).
 * Tokens of the two tokenizers are aligned by character spans.
@@ -72,7 +73,8 @@ class Method(TrainedMethod):
         model.capture_attention(layers)
 
     def _cache(self, work_folder: Path) -> Path | None:
-        """Folder for the teacher's maps, shared by the runs of an experiment; None computes maps or vectors in every step."""
+        """Folder for the teacher's maps, shared by the runs of an experiment; None computes maps or vectors in every
+        step."""
         if self.settings["online"] or self.settings["objective"] == RELATIONS:
             return None
         return work_folder.parent / "teacher_maps"
@@ -139,7 +141,8 @@ class Method(TrainedMethod):
     def _relations(
         self, student_teacher: StudentTeacher, maps: TeacherMaps, positions: Sequence[int], device: torch.device
     ) -> Callable[[StudentAttention], torch.Tensor]:
-        """The relational distance [pairs] of a student from the teacher's vectors of one layer, mean over both orders."""
+        """The relational distance [pairs] of a student from the teacher's vectors of one layer, mean over both
+        orders."""
         aligned = [b for b, position in enumerate(positions) if student_teacher.pairs[position] is not None]
         index = torch.tensor(aligned, dtype=torch.int64, device=device)
         orders = []

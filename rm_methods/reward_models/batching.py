@@ -8,7 +8,7 @@ ZeRO-3 a rank that runs one more forward than the others waits for ever.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -75,6 +75,16 @@ def plan_steps(
                 return plan
             chunk = [int(i) for i in order[start : start + pairs_per_step]]
             plan.append(_plan_step(chunk, items, layout, tokens_per_microbatch, ranks))
+
+
+def padded_batches(lengths: Sequence[int], limit: int) -> Iterator[list[int]]:
+    """Positions of texts, longest first, in batches of at most `limit` tokens after padding, or of one longer text."""
+    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+    start = 0
+    while start < len(order):
+        count = max(1, limit // lengths[order[start]])
+        yield order[start : start + count]
+        start += count
 
 
 def plan_cost(plan: Sequence[StepPlan], items: Sequence[TokenizedItem], layout: str) -> dict[str, int]:

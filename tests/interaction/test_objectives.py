@@ -1,10 +1,14 @@
-"""Every objective against a naive one that builds the whole map, values and gradients in fp64."""
+"""Every objective against the plain one that builds the whole map, values and gradients in fp64."""
+
+import math
+from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
 
-from rm_methods.interaction import objectives
-from rm_methods.interaction.objectives import StudentAttention, TeacherAttention
+from rm_methods.interaction import naive_objectives, objectives
+from rm_methods.interaction.objectives import StudentAttention, TeacherAttention, TeacherVectors
 from rm_methods.reward_models.joint_reader import CHOSEN, PROMPT, REJECTED
 
 HEADS, SIZE = 3, 4
@@ -49,158 +53,42 @@ def made_up(seed=0, rows=((3, 4, 2), (1, 2, 5)), special=True):
         * valid[:, None]
         * valid[..., None]
     )
-    vectors = tuple(
-        torch.randn(len(rows), width, 2 * HEADS, generator=generator, dtype=torch.float64) for _ in range(3)
-    )
-    return student, TeacherAttention(raw / raw.sum(-1, keepdim=True).clamp(min=1e-9), teacher_segment, vectors)
+    return student, TeacherAttention(raw / raw.sum(-1, keepdim=True).clamp(min=1e-9), teacher_segment)
 
 
-def sees(row, column, scope):
-    if scope == "joint":
-        return True
-    if scope == "inter":
-        return {row, column} == {CHOSEN, REJECTED}
-    return row == PROMPT or column in (PROMPT, row)
+def vectors(teacher):
+    """Vectors over the groups of a made-up teacher, drawn from its map, so that a pair has the same ones in every batch."""
+    x_BGF = [
+        torch.einsum(
+            "bgv,vf->bgf",
+            teacher.map,
+            torch.randn(
+                teacher.map.shape[1], 2 * HEADS, generator=torch.Generator().manual_seed(k), dtype=torch.float64
+            ),
+        )
+        * 3
+        for k in range(3)
+    ]
+    return TeacherVectors(x_BGF[0], x_BGF[1], x_BGF[2], teacher.segment)
 
 
-def naive(student, teacher, b, score_row, columns, row_group, restrict):
-    """KL(teacher row spread over tokens || student row) by definition, mean over heads."""
-    group = student.group[b].tolist()
-    weights = {
-        v: teacher.map[b, row_group, v]
-        for v in range(teacher.map.shape[1])
-        if teacher.segment[b, v] >= 0 and restrict(v)
-    }
-    mass = sum(weights.values())
-    inside = [j for j in columns if group[j] in weights]
-    target = torch.stack([weights[group[j]] / mass / sum(group[i] == group[j] for i in inside) for j in inside])
-    log_student = score_row[:, columns].log_softmax(-1)[:, [columns.index(j) for j in inside]]
-    return (target * (target.log() - log_student)).sum(-1).mean()
+def relations(module):
+    """Relations take the teacher's vectors instead of its map."""
+    return lambda student, teacher: module.relations(student, vectors(teacher), 3)
 
 
-def scores(student, b):
-    return student.query[b] @ student.key[b].transpose(1, 2) * student.scaling
-
-
-def naive_row_kl(student, teacher, scope, causal):
-    found = []
-    for b in range(len(student.group)):
-        group, segment, rows = student.group[b].tolist(), student.segment[b].tolist(), []
-        for i in [i for i, g in enumerate(group) if g >= 0]:
-            visible = "intra" if causal else scope
-            columns = [
-                j
-                for j, g in enumerate(group)
-                if g >= 0 and sees(segment[i], segment[j], visible) and (j <= i or not causal)
-            ]
-            if not columns:
-                continue
-
-            def restrict(v, i=i, b=b, group=group, segment=segment, visible=visible):
-                return sees(segment[i], int(teacher.segment[b, v]), visible) and (v <= group[i] or not causal)
-
-            rows.append(naive(student, teacher, b, scores(student, b)[:, i], columns, group[i], restrict))
-        found.append(torch.stack(rows).mean())
-    return torch.stack(found)
-
-
-def naive_received_mass(student, teacher):
-    found = []
-    for b in range(len(student.group)):
-        group, segment, total = student.group[b].tolist(), student.segment[b].tolist(), 0.0
-        for response in (CHOSEN, REJECTED):
-            tokens = [j for j, g in enumerate(group) if g >= 0 and segment[j] in (PROMPT, response)]
-            kept = sorted({group[j] for j in tokens})
-            mine, theirs = torch.zeros(len(kept), dtype=torch.float64), torch.zeros(len(kept), dtype=torch.float64)
-            for i in tokens:
-                columns = [j for j in tokens if j <= i]
-                row = scores(student, b)[:, i][:, columns].softmax(-1).mean(0)
-                pooled = [
-                    sum((row[k] for k, j in enumerate(columns) if group[j] == v), torch.tensor(0.0)) for v in kept
-                ]
-                mine = mine + torch.stack([p.double() for p in pooled]) / len(tokens)
-                wanted = teacher.map[b, group[i], kept]
-                theirs = theirs + wanted / wanted.sum() / len(tokens)
-            total = total + (theirs * (theirs / mine).log()).sum()
-        found.append(total / 2)
-    return torch.stack(found)
-
-
-def naive_readout(student, teacher):
-    found = []
-    for b in range(len(student.group)):
-        group, segment, total = student.group[b].tolist(), student.segment[b].tolist(), 0.0
-        for k, response in enumerate((CHOSEN, REJECTED)):
-            columns = [j for j, g in enumerate(group) if g >= 0 and segment[j] in (PROMPT, response)]
-            kept = sorted({group[j] for j in columns})
-            rows = [v for v in range(teacher.map.shape[1]) if teacher.segment[b, v] == response]
-            wanted = torch.stack([teacher.map[b, u, kept] / teacher.map[b, u, kept].sum() for u in rows]).mean(0)
-            target = torch.stack([wanted[kept.index(group[j])] / group.count(group[j]) for j in columns])
-            log_student = scores(student, b)[:, student.read[b, k]][:, columns].log_softmax(-1)
-            total = total + (target * (target.log() - log_student)).sum(-1).mean()
-        found.append(total / 2)
-    return torch.stack(found)
-
-
-def naive_virt(student, teacher):
-    found = []
-    for b in range(len(student.group)):
-        group, segment, rows = student.group[b].tolist(), student.segment[b].tolist(), []
-        for i in [i for i, g in enumerate(group) if g >= 0 and segment[i] != PROMPT]:
-            other = REJECTED if segment[i] == CHOSEN else CHOSEN
-            columns = [j for j, g in enumerate(group) if g >= 0 and segment[j] == other]
-            row = scores(student, b)[:, i][:, columns].softmax(-1).mean(0)
-            kept = sorted({group[j] for j in columns})
-            pooled = torch.stack([sum(row[k] for k, j in enumerate(columns) if group[j] == v) for v in kept])
-            wanted = teacher.map[b, group[i], kept]
-            rows.append((pooled - wanted / wanted.sum()).square().sum())
-        found.append(torch.stack(rows).mean())
-    return torch.stack(found)
-
-
-def naive_averaged_row_kl(student, teacher, scope):
-    found = []
-    for b in range(len(student.group)):
-        group, segment, rows = student.group[b].tolist(), student.segment[b].tolist(), []
-        for i in [i for i, g in enumerate(group) if g >= 0]:
-            columns = [j for j, g in enumerate(group) if g >= 0 and sees(segment[i], segment[j], scope)]
-            kept = sorted({group[j] for j in columns})
-            if kept:
-                row = scores(student, b)[:, i][:, columns].softmax(-1).mean(0)
-                pooled = torch.stack([sum(row[k] for k, j in enumerate(columns) if group[j] == v) for v in kept])
-                wanted = teacher.map[b, group[i], kept] / teacher.map[b, group[i], kept].sum()
-                rows.append((wanted * (wanted / pooled).log()).sum())
-        found.append(torch.stack(rows).mean())
-    return torch.stack(found)
-
-
-def naive_relations(student, teacher, heads):
-    found = []
-    for b in range(len(student.group)):
-        groups, total = int((teacher.segment[b] >= 0).sum()), 0.0
-        for own, target in zip((student.query, student.key, student.value), teacher.vectors, strict=True):
-            pooled = torch.stack([own[b][:, student.group[b] == g].mean(1).flatten() for g in range(groups)])
-            for mine, theirs in zip(pooled.chunk(heads, -1), target[b, :groups].chunk(heads, -1), strict=True):
-                log_mine, log_theirs = ((x @ x.T / x.shape[-1] ** 0.5).log_softmax(-1) for x in (mine, theirs))
-                total = total + (log_theirs.exp() * (log_theirs - log_mine)).sum(-1).mean() / heads / 3
-        found.append(total)
-    return torch.stack(found)
-
-
+# Each objective of a module, as a function of student and teacher.
 CASES = {
-    "row_kl joint": (lambda s, t: objectives.row_kl(s, t, "joint"), lambda s, t: naive_row_kl(s, t, "joint", False)),
-    "row_kl intra": (lambda s, t: objectives.row_kl(s, t, "intra"), lambda s, t: naive_row_kl(s, t, "intra", False)),
-    "row_kl inter": (lambda s, t: objectives.row_kl(s, t, "inter"), lambda s, t: naive_row_kl(s, t, "inter", False)),
-    "row_kl averaged": (objectives.averaged_row_kl, lambda s, t: naive_averaged_row_kl(s, t, "joint")),
-    "row_kl averaged inter": (
-        lambda s, t: objectives.averaged_row_kl(s, t, "inter"),
-        lambda s, t: naive_averaged_row_kl(s, t, "inter"),
-    ),
-    "causal_kl": (lambda s, t: objectives.row_kl(s, t, causal=True), lambda s, t: naive_row_kl(s, t, "intra", True)),
-    "received_mass": (objectives.received_mass, naive_received_mass),
-    "readout": (objectives.readout, naive_readout),
-    "virt": (objectives.virt, naive_virt),
-    "relations": (lambda s, t: objectives.relations(s, t, 3), lambda s, t: naive_relations(s, t, 3)),
+    "row_kl joint": lambda module: module.row_kl,
+    "row_kl intra": lambda module: partial(module.row_kl, scope="intra"),
+    "row_kl inter": lambda module: partial(module.row_kl, scope="inter"),
+    "row_kl averaged": lambda module: module.averaged_row_kl,
+    "row_kl averaged inter": lambda module: partial(module.averaged_row_kl, scope="inter"),
+    "causal_kl": lambda module: partial(module.row_kl, causal=True),
+    "received_mass": lambda module: module.received_mass,
+    "readout": lambda module: module.readout,
+    "virt": lambda module: module.virt,
+    "relations": relations,
 }
 
 
@@ -210,19 +98,48 @@ CASES = {
 def test_values_and_gradients_equal_the_naive_ones(name, block, special, monkeypatch):
     monkeypatch.setattr(objectives, "_ROWS_PER_BLOCK", block)
     student, teacher = made_up(special=special)
-    found = []
-    for objective in CASES[name]:
-        value = objective(student, teacher)
+    results = []
+    for module in (objectives, naive_objectives):
+        value = CASES[name](module)(student, teacher)
         assert value.shape == (2,)
         weights = torch.tensor([1.0, 2.5], dtype=torch.float64)
         gradients = torch.autograd.grad(
             (weights * value).sum(), [student.query, student.key, student.value], allow_unused=True
         )
-        found.append((value.detach(), [torch.zeros_like(student.key) if g is None else g for g in gradients]))
-    assert (found[1][0] > 1e-3).all()
-    torch.testing.assert_close(found[0][0], found[1][0], atol=1e-9, rtol=1e-9)
-    for mine, reference in zip(found[0][1], found[1][1], strict=True):
-        torch.testing.assert_close(mine, reference, atol=1e-9, rtol=1e-7)
+        results.append((value.detach(), [torch.zeros_like(student.key) if g is None else g for g in gradients]))
+    (blockwise, blockwise_gradients), (plain, plain_gradients) = results
+    assert (plain > 1e-3).all()
+    torch.testing.assert_close(blockwise, plain, atol=1e-9, rtol=1e-9)
+    for blockwise_gradient, plain_gradient in zip(blockwise_gradients, plain_gradients, strict=True):
+        torch.testing.assert_close(blockwise_gradient, plain_gradient, atol=1e-9, rtol=1e-7)
+
+
+@pytest.mark.parametrize("module", [objectives, naive_objectives], ids=["blockwise", "plain"])
+def test_row_kl_and_received_mass_by_hand(module):
+    """One token per segment, one head: every softmax can be written down."""
+    query = torch.tensor([[[[1.0], [2.0], [0.0]]]], dtype=torch.float64)
+    key = torch.tensor([[[[0.0], [math.log(2)], [math.log(3)]]]], dtype=torch.float64)
+    tokens = torch.tensor([[0, 1, 2]])
+    student = StudentAttention(query, key, None, 1.0, tokens, tokens, torch.tensor([[1, 2]]))
+    teacher = TeacherAttention(torch.full((1, 3, 3), 1 / 3, dtype=torch.float64), tokens)
+    # Rows of the student: (1, 2, 3) / 6, (1, 4, 9) / 14, (1, 1, 1) / 3.
+    rows = torch.tensor([[1 / 6, 2 / 6, 3 / 6], [1 / 14, 4 / 14, 9 / 14], [1 / 3, 1 / 3, 1 / 3]])
+    expected = -math.log(3) - rows.log().mean()
+    assert module.row_kl(student, teacher).item() == pytest.approx(expected.item(), abs=1e-6)
+    # Inter: each response sees one token, so teacher and student agree.
+    assert module.row_kl(student, teacher, "inter").item() == pytest.approx(0, abs=1e-12)
+    # Causal rows: the prompt sees itself; chosen sees (1, 4) / 5; rejected sees prompt and itself, (1, 1) / 2.
+    causal = (0 - math.log(2) - 0.5 * math.log(1 / 5 * 4 / 5) + 0) / 3
+    assert module.row_kl(student, teacher, causal=True).item() == pytest.approx(causal, abs=1e-12)
+    # Received: prompt (1 + 1/5) / 2 and chosen (4/5) / 2; prompt (1 + 1/2) / 2 and rejected (1/2) / 2; teacher 1/2 each.
+    received = [-math.log(2) - 0.5 * math.log(share * (1 - share)) for share in (0.6, 0.75)]
+    assert module.received_mass(student, teacher).item() == pytest.approx(sum(received) / 2, abs=1e-12)
+
+
+def test_relations_without_values_are_an_error():
+    student, teacher = made_up()
+    with pytest.raises(ValueError, match="values are missing"):
+        objectives.relations(replace(student, value=None), vectors(teacher), 3)
 
 
 @pytest.mark.parametrize("scope", ["joint", "intra", "inter"])
@@ -255,14 +172,9 @@ def test_teacher_entries_behind_a_token_do_not_change_the_causal_objective():
 @pytest.mark.parametrize("name", CASES)
 def test_a_pair_does_not_depend_on_its_batch(name):
     student, teacher = made_up()
-    together = CASES[name][0](student, teacher)
+    objective = CASES[name](objectives)
+    together = objective(student, teacher)
     for b in range(2):
-        alone = StudentAttention(
-            *(x[b : b + 1] for x in (student.query, student.key, student.value)),
-            student.scaling,
-            *(x[b : b + 1] for x in (student.group, student.segment, student.read)),
-        )
-        of_pair = TeacherAttention(
-            teacher.map[b : b + 1], teacher.segment[b : b + 1], tuple(v[b : b + 1] for v in teacher.vectors)
-        )
-        torch.testing.assert_close(CASES[name][0](alone, of_pair)[0], together[b])
+        part = slice(b, b + 1)
+        alone = objective(student.select(part), TeacherAttention(teacher.map[part], teacher.segment[part]))
+        torch.testing.assert_close(alone[0], together[b])

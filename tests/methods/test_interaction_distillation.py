@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 from rm_methods.errors import ConfigError, UserError
 from rm_methods.interaction import objectives
 from rm_methods.methods.contract import Inputs
-from rm_methods.methods.interaction_distillation import _attention_width
+from rm_methods.methods.interaction_distillation import attention_width
 from rm_methods.methods.registry import load_card, load_method
 from rm_methods.reward_models.joint_model import JointModel
 from rm_methods.reward_models.layouts import PairBatch, lay_out
@@ -105,8 +105,8 @@ def test_cached_and_online_maps_give_the_same_loss_and_gradients(
     assert "teacher_tokens" not in reports[1]
     assert len(list((tmp_path / "work" / "teacher_maps").glob("*/maps.npy"))) == 1
     # Once stored, the teacher and its view of the pairs are given back.
-    assert found[0][0].teacher is None
-    assert all(pair.rows is None for pair in found[0][0].pairs)
+    assert found[0][0].student_teacher.teacher is None
+    assert all(pair.rows is None for pair in found[0][0].student_teacher.pairs)
 
 
 VARIANTS = [
@@ -159,8 +159,10 @@ def test_settings_name_the_objective(settings, objective, prepared, tokenizer, p
     folder = teachers["joint_encoder"]
     method, model, batch = made(prepared, tokenizer, pairs[:6], tmp_path, folder_of_teacher=folder, **settings)
     found = method.loss(model, batch).terms["alignment_loss"]
-    (maps,) = method.maps
-    student = method.student_attention(model(batch).attention[method.layers[0]], batch, list(range(6)))
+    (maps,) = method.student_teacher.maps
+    student = method.student_teacher.student_attention(
+        model(batch).attention[method.student_teacher.layers[0]], batch, list(range(6))
+    )
     torch.testing.assert_close(found, objective(student, maps.batch(list(range(6)), "cpu")))
     assert maps.shuffle == settings.get("shuffle", "none")
     plain = made(prepared, tokenizer, pairs[:6], tmp_path, folder_of_teacher=folder)
@@ -185,7 +187,7 @@ def test_the_heads_of_a_teacher_average_to_its_map(prepared, tokenizer, pairs, t
         method, _, _ = made(
             prepared, tokenizer, pairs[:6], tmp_path, folder_of_teacher=teachers["joint_encoder"], teacher_heads=heads
         )
-        return method.maps[0].batch(list(range(6)), "cpu").map
+        return method.student_teacher.maps[0].batch(list(range(6)), "cpu").map
 
     alone = [teacher_maps([head]) for head in (1, 2)]
     torch.testing.assert_close(teacher_maps([1, 2]), (alone[0] + alone[1]) / 2, atol=2e-3, rtol=0)
@@ -214,8 +216,10 @@ def test_layers_that_share_a_layer_of_the_teacher_read_it_once(
 
 def test_the_read_tokens_are_those_that_the_rewards_are_read_from(prepared, tokenizer, pairs, tmp_path):
     method, model, batch = made(prepared, tokenizer, pairs[:6], tmp_path, teacher="uniform", objective="readout")
-    student = method.student_attention(model(batch).attention[method.layers[0]], batch, list(range(6)))
-    flat = model(batch).attention[method.layers[0]].query[0]
+    student = method.student_teacher.student_attention(
+        model(batch).attention[method.student_teacher.layers[0]], batch, list(range(6))
+    )
+    flat = model(batch).attention[method.student_teacher.layers[0]].query[0]
     for pair in range(6):
         for k in range(2):
             expected = flat[:, batch.read_column[2 * pair + k]]
@@ -301,11 +305,11 @@ def test_mistakes_are_explained(prepared, tokenizer, pairs, tmp_path, teachers):
         )
 
 
-def test_the_attention_width_is_that_of_all_heads():
+def test_theattention_width_is_that_of_all_heads():
     from transformers import BertConfig, Qwen3Config
 
-    assert _attention_width(Qwen3Config(hidden_size=2560, num_attention_heads=32, head_dim=128)) == 4096
-    assert _attention_width(BertConfig(hidden_size=64, num_attention_heads=4)) == 64
+    assert attention_width(Qwen3Config(hidden_size=2560, num_attention_heads=32, head_dim=128)) == 4096
+    assert attention_width(BertConfig(hidden_size=64, num_attention_heads=4)) == 64
 
 
 def test_an_encoder_that_is_not_there_is_named_with_its_own_key(prepared, tmp_path):
