@@ -61,9 +61,9 @@ def _methods() -> str:
 
 
 def _benchmarks() -> str:
-    from rm_methods.benchmarks.cards import list_cards, load_card
+    from rm_methods.benchmarks.cards import list_benchmark_cards, load_benchmark_card
 
-    cards = [load_card(name) for name in list_cards()]
+    cards = [load_benchmark_card(name) for name in list_benchmark_cards()]
     return _table(
         ("name", "title", "columns", "hub id", "licence"),
         [(c.name, c.title, ", ".join(c.columns.values()), c.hub_id or "-", c.licence) for c in cards],
@@ -71,9 +71,9 @@ def _benchmarks() -> str:
 
 
 def _datasets() -> str:
-    from rm_methods.preferences.cards import list_cards, load_card
+    from rm_methods.preferences.cards import list_dataset_cards, load_dataset_card
 
-    cards = [load_card(name) for name in list_cards()]
+    cards = [load_dataset_card(name) for name in list_dataset_cards()]
     return _table(
         ("name", "title", "reader", "hub id", "licence"),
         [(c.name, c.title, c.reader, c.hub_id or "-", c.licence) for c in cards],

@@ -16,7 +16,7 @@ from rm_methods.benchmarks.cards import BenchmarkCard
 from rm_methods.benchmarks.grading import SAMPLING_OPTIONS, Metric, pooled, present_subsets, sample_items
 from rm_methods.benchmarks.item import BenchmarkItem
 from rm_methods.benchmarks.pool_grading import GOLD_RULE, agreement, candidate_gold, gold_comparisons, gold_of_top
-from rm_methods.benchmarks.sources import ReadReport, check_new, check_plain, local_files, local_rows, text_of
+from rm_methods.benchmarks.sources import ItemReport, check_new, check_plain, local_files, local_rows, text_of
 from rm_methods.errors import DataError, UserError, nearest
 from rm_methods.files import content_hash
 from rm_methods.preferences.pair import prompt_group
@@ -29,7 +29,7 @@ OPTIONS = {**SAMPLING_OPTIONS}
 
 
 def read(
-    card: BenchmarkCard, root: Path | None, options: dict[str, Any], report: ReadReport, pairs: Path | None = None
+    card: BenchmarkCard, root: Path | None, options: dict[str, Any], report: ItemReport, pairs: Path | None = None
 ) -> Iterator[BenchmarkItem]:
     """Items from the pool file below `root`; it is made from the public annotations and is not on a hub."""
     if root is None:
@@ -40,7 +40,7 @@ def read(
     yield from sample_items(_read_pool(card, root, report), options, report)
 
 
-def _read_pool(card: BenchmarkCard, root: Path, report: ReadReport) -> Iterator[BenchmarkItem]:
+def _read_pool(card: BenchmarkCard, root: Path, report: ItemReport) -> Iterator[BenchmarkItem]:
     first_use: dict[str, str] = {}
     for _, where, row in local_rows(local_files(card, root, names=["pool"]), report):
         item = _item(row, where)

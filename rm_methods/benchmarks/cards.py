@@ -54,12 +54,12 @@ class BenchmarkCard:
     notes: str
 
 
-def list_cards() -> list[str]:
+def list_benchmark_cards() -> list[str]:
     """Names of all benchmarks that have a card, sorted."""
     return list(card_files("benchmarks"))
 
 
-def card_file(name: str) -> Path:
+def benchmark_card_file(name: str) -> Path:
     """The YAML file of a benchmark's card.
 
     Raises:
@@ -73,14 +73,14 @@ def card_file(name: str) -> Path:
     return files[name]
 
 
-def load_card(name: str) -> BenchmarkCard:
+def load_benchmark_card(name: str) -> BenchmarkCard:
     """Read and check the card of a benchmark.
 
     Raises:
         UserError: there is no such card.
         ConfigError: it is not YAML, or with all problems of the card at once.
     """
-    source = card_file(name)
+    source = benchmark_card_file(name)
     raw, problems = read_yaml(source)
     if not isinstance(raw, dict):
         raise ConfigError([f"the card must be a mapping of keys to values, found {type(raw).__name__}"], str(source))
@@ -96,7 +96,7 @@ def benchmark_module(card: BenchmarkCard) -> ModuleType:
     return importlib.import_module(f"rm_methods.benchmarks.{card.module}")
 
 
-def resolve_options(card: BenchmarkCard, given: dict[str, Any] | None = None) -> dict[str, Any]:
+def resolve_benchmark_options(card: BenchmarkCard, given: dict[str, Any] | None = None) -> dict[str, Any]:
     """The options of a benchmark: the module's defaults, then the card's values, then those `given` in the configuration.
 
     Raises:

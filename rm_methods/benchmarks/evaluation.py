@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from rm_methods.benchmarks.cards import BenchmarkCard, benchmark_module, load_card, resolve_options
+from rm_methods.benchmarks.cards import BenchmarkCard, benchmark_module, load_benchmark_card, resolve_benchmark_options
 from rm_methods.benchmarks.grading import present_subsets
 from rm_methods.benchmarks.item import BenchmarkItem, read_items, read_notes, write_items
 from rm_methods.benchmarks.score_table import read_scores, response_hash
-from rm_methods.benchmarks.sources import ReadReport
+from rm_methods.benchmarks.sources import ItemReport
 from rm_methods.errors import DataError
 from rm_methods.files import file_hash, write_json
 from rm_methods.parquet import write_parquet
@@ -45,11 +45,11 @@ def prepare_items(
     Raises:
         UserError, ConfigError, DataError: the benchmark, an option, a file or a row is wrong; a row is not accounted for.
     """
-    card = load_card(card_name)
+    card = load_benchmark_card(card_name)
     module = benchmark_module(card)
-    options = resolve_options(card, config.get("options"))
+    options = resolve_benchmark_options(card, config.get("options"))
     root = None if config.get("root") is None else Path(config["root"]).expanduser()
-    report = ReadReport()
+    report = ItemReport()
     items = list(module.read(card, root, options, report, pairs=pairs))
     if not items:
         raise DataError(_no_items(card, report))
@@ -84,7 +84,7 @@ def prepare_items(
     return summary
 
 
-def _no_items(card: BenchmarkCard, report: ReadReport) -> str:
+def _no_items(card: BenchmarkCard, report: ItemReport) -> str:
     sources = ", ".join(str(source.get("file") or source.get("hub")) for source in report.sources)
     reasons = [
         f"{entry['count']} excluded: {reason} (such as {entry['examples'][0]})"
@@ -246,7 +246,7 @@ def evaluate_run(
     result: dict[str, Any] = {key: identity[key] for key in IDENTITY} | {"benchmarks": {}}
     all_credits: dict[str, list] = {column: [] for column in CREDIT_COLUMNS}
     for name, items_path, scores_path in benchmarks:
-        card = load_card(name)
+        card = load_benchmark_card(name)
         items = read_items(items_path)
         scores, n_truncated = align_scores(items, scores_path)
         table = credit_table(card, items, scores)

@@ -27,7 +27,7 @@ from rm_methods.benchmarks.grading import (
     sample_items,
 )
 from rm_methods.benchmarks.item import BenchmarkItem
-from rm_methods.benchmarks.sources import ReadReport, hub_rows, local_files, local_rows, text_of
+from rm_methods.benchmarks.sources import ItemReport, hub_rows, local_files, local_rows, text_of
 from rm_methods.preferences.pair import Message, make_pair
 
 TIE_RULE = "equal scores are wrong (strict)"
@@ -55,14 +55,14 @@ comparisons = best_against_others
 
 
 def read(
-    card: BenchmarkCard, root: Path | None, options: dict[str, Any], report: ReadReport, pairs: Path | None = None
+    card: BenchmarkCard, root: Path | None, options: dict[str, Any], report: ItemReport, pairs: Path | None = None
 ) -> Iterator[BenchmarkItem]:
     """Items from `<subset>/test.jsonl.gz` below `root`, or from the hub if `root` is None."""
     yield from sample_items(_read_subsets(card, root, options, report), options, report)
 
 
 def _read_subsets(
-    card: BenchmarkCard, root: Path | None, options: dict[str, Any], report: ReadReport
+    card: BenchmarkCard, root: Path | None, options: dict[str, Any], report: ItemReport
 ) -> Iterator[BenchmarkItem]:
     if root is None:
         subsets = options["subsets"] or SUBSETS
@@ -82,7 +82,7 @@ def _read_subsets(
 
 
 def _item(
-    row: dict[str, Any], subset: str, where: str, exclude_differing: bool, seen: Counter[str], report: ReadReport
+    row: dict[str, Any], subset: str, where: str, exclude_differing: bool, seen: Counter[str], report: ItemReport
 ) -> BenchmarkItem | None:
     """The item of a row, or None if the row is counted as excluded."""
     from rm_methods.preferences.readers.hh_rlhf import merge_turns, parse_transcript

@@ -13,7 +13,7 @@ from rm_methods.parquet import read_metadata, read_parquet, write_parquet
 from rm_methods.preferences.file_rows import ROLES
 from rm_methods.preferences.pair import Message
 
-COLUMNS = {
+ITEM_COLUMNS = {
     "item_id": "text", "subset": "text", "prompt": "messages", "responses": "texts", "label": "json", "group": "text",
     "meta": "json object",
 }  # fmt: skip
@@ -108,7 +108,7 @@ def read_items(source: str | os.PathLike) -> list[BenchmarkItem]:
         DataError: if the file is missing or damaged, has other columns or values of the wrong kind, an id twice, or an
             item without id, prompt or responses; names the row.
     """
-    table = read_parquet(source, COLUMNS, "a file of benchmark items", "prepare", unique=("item_id",))
+    table = read_parquet(source, ITEM_COLUMNS, "a file of benchmark items", "prepare", unique=("item_id",))
     items = []
     for number, row in enumerate(table.to_pylist(), start=1):
         if empty := [name for name in ("item_id", "responses") if not row[name]]:

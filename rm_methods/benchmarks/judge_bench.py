@@ -22,7 +22,7 @@ import numpy as np
 from rm_methods.benchmarks.cards import BenchmarkCard
 from rm_methods.benchmarks.grading import SAMPLING_OPTIONS, Metric, pooled, present_subsets, sample_items
 from rm_methods.benchmarks.item import BenchmarkItem
-from rm_methods.benchmarks.sources import ReadReport, check_new, hub_rows, local_files, local_rows, text_of
+from rm_methods.benchmarks.sources import ItemReport, check_new, hub_rows, local_files, local_rows, text_of
 from rm_methods.errors import DataError, nearest
 from rm_methods.preferences.pair import prompt_group
 
@@ -47,14 +47,14 @@ OPTIONS = {
 
 
 def read(
-    card: BenchmarkCard, root: Path | None, options: dict[str, Any], report: ReadReport, pairs: Path | None = None
+    card: BenchmarkCard, root: Path | None, options: dict[str, Any], report: ItemReport, pairs: Path | None = None
 ) -> Iterator[BenchmarkItem]:
     """Items from the official file of the response model below `root`, or from the hub split of that name if `root` is None."""
     yield from sample_items(_read_pairs(card, root, options["response_model"], report), options, report)
 
 
 def _read_pairs(
-    card: BenchmarkCard, root: Path | None, response_model: str, report: ReadReport
+    card: BenchmarkCard, root: Path | None, response_model: str, report: ItemReport
 ) -> Iterator[BenchmarkItem]:
     if root is None:
         rows = hub_rows(card, report, response_model, split=response_model)

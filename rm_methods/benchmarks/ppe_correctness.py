@@ -24,7 +24,7 @@ from rm_methods.benchmarks.cards import BenchmarkCard
 from rm_methods.benchmarks.grading import SAMPLING_OPTIONS, Metric, mean_of, pooled, present_subsets, sample_items
 from rm_methods.benchmarks.item import BenchmarkItem
 from rm_methods.benchmarks.pool_grading import GOLD_RULE, agreement, candidate_gold, gold_comparisons, gold_of_top
-from rm_methods.benchmarks.sources import ReadReport, check_plain, hub_rows, id_of, local_files, local_rows, text_of
+from rm_methods.benchmarks.sources import ItemReport, check_plain, hub_rows, id_of, local_files, local_rows, text_of
 from rm_methods.errors import DataError
 from rm_methods.preferences.pair import prompt_group
 
@@ -53,7 +53,7 @@ OPTIONS = {
 
 
 def read(
-    card: BenchmarkCard, root: Path | None, options: dict[str, Any], report: ReadReport, pairs: Path | None = None
+    card: BenchmarkCard, root: Path | None, options: dict[str, Any], report: ItemReport, pairs: Path | None = None
 ) -> Iterator[BenchmarkItem]:
     """Items from the Parquet files of the five benchmarks below `root`, or from their hub repositories if `root` is None."""
     wanted = options["benchmarks"] or list(SUBSETS)
@@ -73,7 +73,7 @@ def read(
     yield from sample_items(_items(rows, report), options, report)
 
 
-def _items(rows, report: ReadReport) -> Iterator[BenchmarkItem]:
+def _items(rows, report: ItemReport) -> Iterator[BenchmarkItem]:
     seen: Counter[str] = Counter()
     for subset, where, row in rows:
         item = _item(row, subset, where, report)
@@ -86,7 +86,7 @@ def _items(rows, report: ReadReport) -> Iterator[BenchmarkItem]:
         yield item
 
 
-def _item(row: dict[str, Any], subset: str, where: str, report: ReadReport) -> BenchmarkItem | None:
+def _item(row: dict[str, Any], subset: str, where: str, report: ItemReport) -> BenchmarkItem | None:
     """The item of a row, or None if the row is counted as excluded."""
     prompt, question = text_of(row, "prompt", where), id_of(row, "question_id", where)
     model = id_of(row, "model_name", where)
@@ -122,7 +122,7 @@ def _item(row: dict[str, Any], subset: str, where: str, report: ReadReport) -> B
     )
 
 
-def _conflict_pairs(given: Any, correct: Sequence[bool], where: str, report: ReadReport) -> list[list[int]]:
+def _conflict_pairs(given: Any, correct: Sequence[bool], where: str, report: ItemReport) -> list[list[int]]:
     """Pairs [right, wrong] of response indices from 0, repetitions kept as in the official list."""
     if not isinstance(given, (list, tuple)):
         raise DataError(

@@ -26,7 +26,7 @@ from rm_methods.benchmarks.grading import (
     sample_items,
 )
 from rm_methods.benchmarks.item import BenchmarkItem
-from rm_methods.benchmarks.sources import ReadReport
+from rm_methods.benchmarks.sources import ItemReport
 from rm_methods.errors import DataError, UserError
 from rm_methods.files import file_hash
 from rm_methods.preferences.pair import read_pairs
@@ -49,7 +49,7 @@ comparisons = best_against_others
 
 
 def read(
-    card: BenchmarkCard, root: Path | None, options: dict[str, Any], report: ReadReport, pairs: Path | None = None
+    card: BenchmarkCard, root: Path | None, options: dict[str, Any], report: ItemReport, pairs: Path | None = None
 ) -> Iterator[BenchmarkItem]:
     """Items from the splits `options["splits"]` of the prepared pairs in the file `pairs`."""
     if pairs is None:
@@ -63,7 +63,7 @@ def read(
     yield from sample_items(_read_splits(card, pairs, options["splits"], report), options, report)
 
 
-def _read_splits(card: BenchmarkCard, pairs: Path, splits: list[str], report: ReadReport) -> Iterator[BenchmarkItem]:
+def _read_splits(card: BenchmarkCard, pairs: Path, splits: list[str], report: ItemReport) -> Iterator[BenchmarkItem]:
     everything = read_pairs(pairs)
     present = Counter(pair.split for pair in everything)
     if empty := [f"{split!r} has no pairs" for split in splits if not present[split]]:

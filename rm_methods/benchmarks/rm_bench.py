@@ -18,7 +18,7 @@ from rm_methods.benchmarks.cards import BenchmarkCard
 from rm_methods.benchmarks.grading import SAMPLING_OPTIONS, Metric, mean_of, present_subsets, sample_items
 from rm_methods.benchmarks.item import BenchmarkItem
 from rm_methods.benchmarks.sources import (
-    ReadReport,
+    ItemReport,
     check_new,
     check_plain,
     hub_rows,
@@ -51,7 +51,7 @@ OPTIONS = {
 
 
 def read(
-    card: BenchmarkCard, root: Path | None, options: dict[str, Any], report: ReadReport, pairs: Path | None = None
+    card: BenchmarkCard, root: Path | None, options: dict[str, Any], report: ItemReport, pairs: Path | None = None
 ) -> Iterator[BenchmarkItem]:
     """Items from the official files below `root` (total_dataset, or one file a domain), or from the hub if `root` is None."""
     items = list(_read_domains(card, root, set(options["domains"] or DOMAINS), report))
@@ -72,7 +72,7 @@ def read(
 
 
 def _read_domains(
-    card: BenchmarkCard, root: Path | None, wanted: set[str], report: ReadReport
+    card: BenchmarkCard, root: Path | None, wanted: set[str], report: ItemReport
 ) -> Iterator[BenchmarkItem]:
     if root is None:
         rows = hub_rows(card, report, "total_dataset", split="train")
@@ -94,7 +94,7 @@ def _read_domains(
             report.exclude("domain not asked for by options.domains", where)
 
 
-def _item(row: dict[str, Any], subset: str, where: str, report: ReadReport) -> BenchmarkItem:
+def _item(row: dict[str, Any], subset: str, where: str, report: ItemReport) -> BenchmarkItem:
     prompt = text_of(row, "prompt", where)
     answers = {key: _three_texts(row, key, where) for key in ("chosen", "rejected")}
     if set(answers["chosen"]) & set(answers["rejected"]):

@@ -18,7 +18,7 @@ from rm_methods.files import written_atomically
 from rm_methods.parquet import read_parquet, write_parquet
 
 # A score is NaN where the model could not score.
-COLUMNS = {
+SCORE_COLUMNS = {
     "item_id": "text", "response_index": "integer", "response_hash": "text", "score": "number", "n_tokens": "integer",
     "truncated": "boolean",
 }  # fmt: skip
@@ -51,7 +51,7 @@ def response_hash(text: str) -> str:
     return hashlib.sha256(text.encode("utf-8")).hexdigest()[:16]
 
 
-def check_format(target: str | os.PathLike) -> None:
+def check_table_format(target: str | os.PathLike) -> None:
     """Refuse a score table whose suffix names no format.
 
     Raises:
@@ -126,4 +126,4 @@ def read_scores(source: str | os.PathLike):
             f"{source}: score tables are read from Parquet only. "
             f"Score again with --out {Path(source).with_suffix('.parquet')}."
         )
-    return read_parquet(source, COLUMNS, "a score table", "score").to_pandas()
+    return read_parquet(source, SCORE_COLUMNS, "a score table", "score").to_pandas()

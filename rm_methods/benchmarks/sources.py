@@ -19,7 +19,7 @@ _PART = re.compile(r"-(?P<number>\d{5})-of-(?P<total>\d{5})")  # as the hub name
 
 
 @dataclass
-class ReadReport:
+class ItemReport:
     """What was read, left out and noticed.  Every row becomes an item or is counted under `excluded`: rows = items + excluded.
 
     Attributes:
@@ -99,7 +99,7 @@ def local_files(card: BenchmarkCard, root: Path, names: Iterable[str] | None = N
     return {name: found[name] for name in needed if found[name]}
 
 
-def local_rows(files: dict[str, list[Path]], report: ReadReport) -> Iterator[tuple[str, str, dict[str, Any]]]:
+def local_rows(files: dict[str, list[Path]], report: ItemReport) -> Iterator[tuple[str, str, dict[str, Any]]]:
     """(name of the file, "file, row N" for messages, row) of every row; files and rows are noted in the report.
 
     Raises:
@@ -116,7 +116,7 @@ def local_rows(files: dict[str, list[Path]], report: ReadReport) -> Iterator[tup
                 yield name, f"{file}, row {number}", _checked_row(row, file, f"{file}, row {number}", report)
 
 
-def _checked_row(row: dict[str, Any], source: str, where: str, report: ReadReport) -> dict[str, Any]:
+def _checked_row(row: dict[str, Any], source: str, where: str, report: ItemReport) -> dict[str, Any]:
     """The row, whose columns are counted in the report and whose texts can be stored.
 
     Raises:
@@ -195,7 +195,7 @@ def check_new(item_id: str, where: str, first_use: dict[str, str]) -> None:
 
 
 def hub_rows(
-    card: BenchmarkCard, report: ReadReport, name: str, **load_arguments: Any
+    card: BenchmarkCard, report: ItemReport, name: str, **load_arguments: Any
 ) -> Iterator[tuple[str, str, dict[str, Any]]]:
     """Rows of one split of the card's hub repository at its pinned revision, in the form of `local_rows` under the given name.
 

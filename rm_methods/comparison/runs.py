@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rm_methods.benchmarks.cards import load_card as load_benchmark_card
+from rm_methods.benchmarks.cards import load_benchmark_card
 from rm_methods.comparison.result import Column
 from rm_methods.errors import DataError, UserError, nearest
 from rm_methods.experiment.evaluated_runs import EvaluatedFiles

@@ -288,7 +288,7 @@ def _unknown_seeds(config: dict[str, Any], some: list[int] | None, where: str) -
 
 
 def _overoptimization_conflicts(config: dict[str, Any]) -> list[str]:
-    from rm_methods.benchmarks.cards import list_cards, load_card
+    from rm_methods.benchmarks.cards import list_benchmark_cards, load_benchmark_card
 
     found, settings, methods = [], config["overoptimization"], config["methods"]
     where, pools, ppo = "overoptimization", settings["best_of_n"]["pools"], settings["ppo"]
@@ -299,7 +299,8 @@ def _overoptimization_conflicts(config: dict[str, Any]) -> list[str]:
             found.append(
                 f"{where}.variants: '{name}' compares responses and gives a single one no reward; leave it out"
             )
-    known = [SAMPLES, *(name for name in config["benchmarks"] if name in list_cards() and load_card(name).has_gold)]
+    cards = [load_benchmark_card(name) for name in config["benchmarks"] if name in list_benchmark_cards()]
+    known = [SAMPLES, *(card.name for card in cards if card.has_gold)]
     found += [
         f"{where}.best_of_n.pools: '{name}' is neither '{SAMPLES}' nor a benchmark with gold values under "
         f"`benchmarks:`. {nearest(name, known)}"

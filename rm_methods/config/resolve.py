@@ -312,7 +312,7 @@ def _tuned_settings(config: dict[str, Any], problems: list[str]) -> dict[str, An
 
 def _resolve_data(config: dict[str, Any], problems: list[str]) -> None:
     from rm_methods.preferences.cards import card_for
-    from rm_methods.preferences.readers import resolve_options
+    from rm_methods.preferences.readers import resolve_reader_options
 
     data = config["data"]
     typed = (
@@ -326,7 +326,7 @@ def _resolve_data(config: dict[str, Any], problems: list[str]) -> None:
         problems.append(_no_folder("data.root", data["root"]))
         return
     try:
-        data["options"] = resolve_options(card_for(data["dataset"], data["root"])[0], data["options"])
+        data["options"] = resolve_reader_options(card_for(data["dataset"], data["root"])[0], data["options"])
     except ConfigError as error:
         problems += error.problems
     except UserError as error:
@@ -334,20 +334,20 @@ def _resolve_data(config: dict[str, Any], problems: list[str]) -> None:
 
 
 def _resolve_benchmark(name: str, entry: dict[str, Any], problems: list[str]) -> dict[str, Any]:
-    from rm_methods.benchmarks.cards import list_cards, load_card, resolve_options
+    from rm_methods.benchmarks.cards import list_benchmark_cards, load_benchmark_card, resolve_benchmark_options
 
     where = f"benchmarks.{name}"
     entry = {"root": None, "options": {}} | entry
-    if name not in list_cards():
-        problems.append(f"{where}: unknown benchmark. {nearest(name, list_cards())}")
+    if name not in list_benchmark_cards():
+        problems.append(f"{where}: unknown benchmark. {nearest(name, list_benchmark_cards())}")
         return entry
-    card = load_card(name)
+    card = load_benchmark_card(name)
     if entry["root"] is not None and card.module == "prepared_splits":
         problems.append(f"{where}.root: is not used, this benchmark is made of the experiment's own pairs; remove it")
     elif isinstance(entry["root"], str) and not os.path.isdir(entry["root"]):
         problems.append(_no_folder(f"{where}.root", entry["root"]))
     try:
-        entry["options"] = resolve_options(card, entry["options"])
+        entry["options"] = resolve_benchmark_options(card, entry["options"])
     except ConfigError as error:
         problems += error.problems
     return entry

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rm_methods.benchmarks.cards import load_card
+from rm_methods.benchmarks.cards import load_benchmark_card
 from rm_methods.diagnostics.position_bins import LATE_STAGES, STAGES
 from rm_methods.diagnostics.records import ATTENTION_COLUMNS, MASKING_COLUMNS, read_rows
 from rm_methods.errors import DataError, UserError
@@ -166,7 +166,7 @@ def _scopes(benchmarks: Sequence[str], frame: pandas.DataFrame) -> Iterator[tupl
             raise DataError(f"The runs were not diagnosed on '{benchmark}'. Run the diagnose stage again.")
         yield benchmark, ALL
         if len(present) > 1:
-            yield from ((benchmark, subset) for subset in load_card(benchmark).subsets if subset in present)
+            yield from ((benchmark, subset) for subset in load_benchmark_card(benchmark).subsets if subset in present)
 
 
 def _check_same_pairs(attention: Mapping[str, pandas.DataFrame]) -> None:

@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from rm_methods.benchmarks.cards import benchmark_module, load_card
+from rm_methods.benchmarks.cards import benchmark_module, load_benchmark_card
 from rm_methods.benchmarks.evaluation import usable_scores
 from rm_methods.benchmarks.grading import sample_items
 from rm_methods.benchmarks.item import BenchmarkItem
-from rm_methods.benchmarks.sources import ReadReport
+from rm_methods.benchmarks.sources import ItemReport
 from rm_methods.errors import UserError
 from rm_methods.reward_models.tokenization import ChatTokenizer, TokenizedItem
 
@@ -54,7 +54,7 @@ def select_pairs(
     Raises:
         UserError: the benchmark has no such item.
     """
-    comparisons = benchmark_module(load_card(benchmark)).comparisons
+    comparisons = benchmark_module(load_benchmark_card(benchmark)).comparisons
     better = {}
     for item in items:
         compared = comparisons(item.label, len(item.responses))
@@ -66,7 +66,7 @@ def select_pairs(
             "kind. Name another benchmark."
         )
     pairs = [item for item in items if item.item_id in better]
-    drawn = sample_items(pairs, {"limit": limit, "sample_seed": 0}, ReadReport())
+    drawn = sample_items(pairs, {"limit": limit, "sample_seed": 0}, ItemReport())
     selected = [DiagnosedPair(benchmark, item, better[item.item_id]) for item in drawn]
     counts = {"not_a_pair": len(items) - len(pairs), "not_drawn": len(pairs) - len(selected), "n_pairs": len(selected)}
     return selected, {"n_items": len(items)} | counts

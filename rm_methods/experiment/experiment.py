@@ -81,17 +81,17 @@ class Experiment:
 
     def data_settings(self) -> dict[str, Any]:
         """What the pairs depend on, beside their files: the section `data` and the data set's card."""
-        from rm_methods.preferences.cards import card_file, list_cards
+        from rm_methods.preferences.cards import dataset_card_file, list_dataset_cards
 
         name = self.config["data"]["dataset"]
         return {
             "data": self.config["data"],
-            "card": file_hash(card_file(name)) if name in list_cards() else None,
+            "card": file_hash(dataset_card_file(name)) if name in list_dataset_cards() else None,
         }
 
     def benchmark_sources(self, benchmark: str) -> list[str]:
         """Local files that a benchmark is made of."""
-        from rm_methods.benchmarks.cards import load_card as load_benchmark_card
+        from rm_methods.benchmarks.cards import load_benchmark_card
 
         root = self.config["benchmarks"][benchmark]["root"]
         if root is None:
@@ -101,9 +101,9 @@ class Experiment:
 
     def benchmark_settings(self, benchmark: str) -> dict[str, Any]:
         """What a benchmark's items depend on, beside their files: its section and its card."""
-        from rm_methods.benchmarks.cards import card_file
+        from rm_methods.benchmarks.cards import benchmark_card_file
 
-        return {"benchmark": self.config["benchmarks"][benchmark], "card": file_hash(card_file(benchmark))}
+        return {"benchmark": self.config["benchmarks"][benchmark], "card": file_hash(benchmark_card_file(benchmark))}
 
     def backbone_settings(self) -> dict[str, Any]:
         """What the prepared backbone depends on: its section and the text of its chat template."""
@@ -191,19 +191,19 @@ class Experiment:
 
     def made_of_pairs(self, benchmark: str) -> bool:
         """Whether a benchmark is made of the experiment's own prepared pairs."""
-        from rm_methods.benchmarks.cards import load_card as load_benchmark_card
+        from rm_methods.benchmarks.cards import load_benchmark_card
 
         return load_benchmark_card(benchmark).module == "prepared_splits"
 
     def metrics(self) -> list[tuple[str, str]]:
         """(benchmark, metric) of every column of the comparison table."""
-        from rm_methods.benchmarks.cards import load_card as load_benchmark_card
+        from rm_methods.benchmarks.cards import load_benchmark_card
 
         return [(name, metric) for name in self.config["benchmarks"] for metric in load_benchmark_card(name).columns]
 
     def columns(self) -> list:
         """Benchmarks, metrics and headings of the comparison table."""
-        from rm_methods.benchmarks.cards import load_card as load_benchmark_card
+        from rm_methods.benchmarks.cards import load_benchmark_card
 
         return [
             [name, list(map(list, load_benchmark_card(name).columns.items()))] for name in self.config["benchmarks"]
@@ -307,7 +307,7 @@ class Experiment:
 
     def _modules_by_name(self, stage: str, variant: str | None, benchmark: str | None) -> list[str]:
         """The modules that a stage loads by their name, because the configuration or a card names them."""
-        from rm_methods.benchmarks.cards import load_card as load_benchmark_card
+        from rm_methods.benchmarks.cards import load_benchmark_card
         from rm_methods.preferences.cards import card_for
         from rm_methods.preferences.readers import reader_module
 

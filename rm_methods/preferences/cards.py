@@ -6,14 +6,13 @@ How to add one: data/datasets/README.md.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from rm_methods.card_files import card_files
 from rm_methods.errors import ConfigError, nearest
-from rm_methods.preferences.file_formats import FORMATS, check_format, data_format
+from rm_methods.preferences.dataset_card import DatasetCard, SplitSource
+from rm_methods.preferences.file_formats import check_data_format, data_format
 from rm_methods.preferences.readers import READERS, option_problems
 from rm_methods.validation import schema_problems
 from rm_methods.yaml_files import read_yaml
@@ -53,58 +52,12 @@ CARD_SCHEMA: dict[str, Any] = {
 }
 
 
-@dataclass(frozen=True)
-class SplitSource:
-    """Where one split is found.
-
-    Attributes:
-        hub: the hub's name of the split; None: not on the hub.
-        files: glob patterns below the local root; none: files named as the hub names them (train.jsonl, data/train-00000-of-00001.parquet).
-        optional: say nothing in the report if a local root has no file for it.
-    """
-
-    hub: str | None = None
-    files: tuple[str, ...] = ()
-    optional: bool = False
-
-    def describe(self) -> str:
-        """The files looked for, for messages."""
-        return ", ".join(self.files) or f"{self.hub}.* or {self.hub}-*.* in one of the formats {', '.join(FORMATS)}"
-
-
-@dataclass(frozen=True)
-class DatasetCard:
-    """What a data set is and where it comes from.
-
-    Attributes:
-        name: name in the configuration and of the YAML file.
-        hub_id, hub_config, revision: Hugging Face data set, its configuration and pinned commit; hub_id None: local files only;
-            revision None: unpinned, which the report says.
-        reader: a name in `readers.READERS`; `options` are its defaults for this data set.
-        splits: our split -> where it is found.  Empty where the reader makes the splits itself.
-        local_files: one sentence on how to get the files, for error messages.
-    """
-
-    name: str
-    title: str
-    hub_id: str | None
-    revision: str | None
-    licence: str
-    citation: str
-    url: str
-    reader: str
-    options: dict[str, Any] = field(default_factory=dict)
-    splits: Mapping[str, SplitSource] = field(default_factory=dict)
-    hub_config: str | None = None
-    local_files: str = ""
-
-
-def list_cards() -> list[str]:
+def list_dataset_cards() -> list[str]:
     """Names of all cards."""
     return list(card_files("datasets"))
 
 
-def card_file(name: str) -> Path:
+def dataset_card_file(name: str) -> Path:
     """The YAML file of a card.
 
     Raises:
@@ -116,13 +69,13 @@ def card_file(name: str) -> Path:
     return files[name]
 
 
-def load_card(name: str) -> DatasetCard:
+def load_dataset_card(name: str) -> DatasetCard:
     """Read one card.
 
     Raises:
         ConfigError: if there is no such card, or with every problem of the card.
     """
-    path = card_file(name)
+    path = dataset_card_file(name)
     content, problems = read_yaml(path)
     problems += schema_problems(content, CARD_SCHEMA)
     if isinstance(content, dict):
@@ -171,21 +124,21 @@ def card_for(dataset: str, root: str | Path | None = None) -> tuple[DatasetCard,
         ConfigError: if there is neither a card nor a file of that name.
         DataError: if the file has an unknown format.
     """
-    if dataset in list_cards():
-        return load_card(dataset), Path(root) if root is not None else None
+    if dataset in list_dataset_cards():
+        return load_dataset_card(dataset), Path(root) if root is not None else None
     path = Path(dataset) if root is None else Path(root) / dataset
     if dataset.strip() and os.path.isdir(path):
         splits = {split: SplitSource(hub=split, optional=split != "train") for split in ("train", "validation", "test")}
         return _card_of_path(path, splits), path
     if os.path.isfile(path):
-        check_format(path)
+        check_data_format(path)
         return _card_of_path(path, {"": SplitSource(files=(_escape_glob(path.name),))}), path.parent
     looks_like_path = "/" in dataset or data_format(path) is not None
     where = f"there is no file or folder {path}" if looks_like_path else f"there is no card '{dataset}'"
     raise ConfigError(
         [
             f"data.dataset: {where}. Give the path of a file or folder of pairs, or the name of a card. "
-            f"{nearest(dataset, list_cards())} "
+            f"{nearest(dataset, list_dataset_cards())} "
             "For another data set of the hub write a card (data/datasets/README.md)."
         ]
     )

@@ -26,7 +26,7 @@ def data_format(path: Path) -> str | None:
     return None if suffix == ".parquet" and path.name.lower().endswith(".gz") else suffix
 
 
-def check_format(path: Path) -> None:
+def check_data_format(path: Path) -> None:
     """Refuse a file whose name is of no format that can be read.
 
     Raises:
@@ -56,7 +56,7 @@ def file_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         DataError: if the file cannot be read to its end, a key or column occurs twice, or a number is beyond all
             floats; the text names the file and the row.
     """
-    check_format(path)
+    check_data_format(path)
     read = {".jsonl": _json_lines, ".json": _json_rows, ".csv": _csv_rows, ".parquet": _parquet_rows}[data_format(path)]
     name, number = readable(path), 0
     try:

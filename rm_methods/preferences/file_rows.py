@@ -8,16 +8,14 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rm_methods.errors import DataError, nearest
 from rm_methods.preferences.conversation_text import BrokenConversation, conversation_in_text
+from rm_methods.preferences.dataset_card import DatasetCard, SplitSource
 from rm_methods.preferences.file_formats import data_format, file_rows, readable, shown
 from rm_methods.preferences.pair import Message, PreferencePair, make_pair
 from rm_methods.preferences.read_report import ReadReport
-
-if TYPE_CHECKING:
-    from rm_methods.preferences.cards import DatasetCard, SplitSource
 
 ROLES = ("system", "user", "assistant")
 SPLITS = ("train", "validation", "test")
@@ -172,14 +170,14 @@ def _load_from_hub(card: DatasetCard, hub_split: str, data_dir: str | None) -> A
 # Checks that every reader shares
 
 
-def text_field(row: Row, name: str) -> str:
+def text_column(row: Row, name: str) -> str:
     """A text column of a row.
 
     Raises:
         DataError: if it is missing or is not text.
         Unusable: if it is null, or is a conversation stored as text, which is never an answer.
     """
-    value = field(row, name)
+    value = column(row, name)
     if value is None:
         raise Unusable(f"field '{name}' is null")
     if not isinstance(value, str):
@@ -235,13 +233,13 @@ def _texts(value: Any) -> Iterator[str]:
             yield from _texts(member)
 
 
-def number_field(row: Row, name: str) -> float | None:
+def number_column(row: Row, name: str) -> float | None:
     """A numeric column of a row, None where it is null; CSV cells are converted.
 
     Raises:
         DataError: if it is missing, not a number, NaN or infinite.
     """
-    value = field(row, name)
+    value = column(row, name)
     if isinstance(value, str) and row.file.lower().removesuffix(".gz").endswith(".csv"):
         with contextlib.suppress(ValueError):  # what is not a number is reported below, as it stands
             value = float(value) if value.strip() else None
@@ -252,7 +250,7 @@ def number_field(row: Row, name: str) -> float | None:
     return float(value)
 
 
-def field(row: Row, name: str) -> Any:
+def column(row: Row, name: str) -> Any:
     """Any column of a row.
 
     Raises:

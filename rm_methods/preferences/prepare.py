@@ -25,7 +25,7 @@ from rm_methods.preferences.splits import (
     seeded_order,
     share_chosen_longer,
     split_train,
-    summarise,
+    summarize_splits,
 )
 
 
@@ -39,7 +39,7 @@ def prepare(data: dict[str, Any], out_pairs: str | Path, out_report: str | Path)
 
     Returns:
         the report: "dataset", "seed", "read" (`ReadReport.to_json`), "steps" (pairs before and after each, with counts),
-        "splits" (`splits.summarise`), "notes".
+        "splits" (`splits.summarize_splits`), "notes".
 
     Raises:
         ConfigError: with every problem of the reader's options.
@@ -58,7 +58,7 @@ def prepare(data: dict[str, Any], out_pairs: str | Path, out_report: str | Path)
         "seed": data["seed"],
         "read": read,
         "steps": steps,
-        "splits": summarise(pairs),
+        "splits": summarize_splits(pairs),
         "notes": read.pop("notes") + notes,
     }
     _check_not_empty(data, report)

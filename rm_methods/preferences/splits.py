@@ -133,7 +133,7 @@ def longest_text(pair: PreferencePair) -> int:
     return sum(len(message["content"]) for message in pair.prompt) + max(len(pair.chosen), len(pair.rejected))
 
 
-def summarise(pairs: Iterable[PreferencePair]) -> dict[str, dict[str, Any]]:
+def summarize_splits(pairs: Iterable[PreferencePair]) -> dict[str, dict[str, Any]]:
     """By split: pairs, groups, pairs by source, share with the longer answer chosen, mean characters, flipped labels."""
     by_split: dict[str, list[PreferencePair]] = defaultdict(list)
     for pair in pairs:

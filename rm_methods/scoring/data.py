@@ -118,15 +118,15 @@ def load_data(data: str, root: Path | None = None) -> ScoringData:
     if set(pair_schema().names) <= columns:
         prepared = [replace(pair, file=data, row=row) for row, pair in enumerate(read_pairs(path), start=1)]
         return _pairs(data, prepared, Reading({data: len(prepared)}, len(prepared)))
-    if data in benchmark_cards.list_cards():
-        if benchmark_cards.load_card(data).module == "prepared_splits":
+    if data in benchmark_cards.list_benchmark_cards():
+        if benchmark_cards.load_benchmark_card(data).module == "prepared_splits":
             raise UserError(
                 f"--data {data}: this benchmark is made of the prepared pairs of an experiment. Give its file, "
                 f"results/<experiment>/benchmarks/{data}.parquet, or the pairs themselves, "
                 "results/<experiment>/data/pairs.parquet."
             )
         return _benchmark(data, root)
-    if data in dataset_cards.list_cards() or path.exists():
+    if data in dataset_cards.list_dataset_cards() or path.exists():
         from rm_methods.preferences.readers import read_dataset
 
         pairs, _, report = read_dataset(*dataset_cards.card_for(data, root), {})
@@ -138,7 +138,7 @@ def load_data(data: str, root: Path | None = None) -> ScoringData:
             "notes": read["notes"],
         }
         return _pairs(data, pairs, Reading(read["files"], read["rows"], **counted))
-    known = [*benchmark_cards.list_cards(), *dataset_cards.list_cards()]
+    known = [*benchmark_cards.list_benchmark_cards(), *dataset_cards.list_dataset_cards()]
     raise UserError(f"--data {data}: neither a file nor a card. {nearest(data, known)}")
 
 

@@ -115,13 +115,13 @@ def _has_tie(item: BenchmarkItem, scores: np.ndarray) -> bool:
 
 def _metrics(data: ScoringData, scores: Sequence[np.ndarray]) -> dict[str, dict[str, Any]]:
     """Metrics by name with a 95% interval that counts items, clustered by group; none for an unknown benchmark."""
-    from rm_methods.benchmarks.cards import load_card
+    from rm_methods.benchmarks.cards import load_benchmark_card
     from rm_methods.benchmarks.evaluation import credit_table
 
     if data.unit == "pairs":
         return _estimates(_accuracy_credits(data.items, scores))
     if data.benchmark is not None:
-        return _estimates(credit_table(load_card(data.benchmark), data.items, scores))
+        return _estimates(credit_table(load_benchmark_card(data.benchmark), data.items, scores))
     return {}
 
 

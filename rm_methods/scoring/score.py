@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rm_methods.benchmarks.score_table import ScoredResponse, check_format, write_row_scores, write_scores
+from rm_methods.benchmarks.score_table import ScoredResponse, check_table_format, write_row_scores, write_scores
 from rm_methods.errors import DataError
 from rm_methods.files import check_outputs, write_json
 from rm_methods.scoring.data import ScoringData, load_data
@@ -41,7 +41,7 @@ def score_files(
     """
     outputs = [out for _, out in jobs]
     for out in outputs:
-        check_format(out)
+        check_table_format(out)
     data = [load_data(name, root) for name, _ in jobs]
     files = [file for entry in data for file in entry.reading.files]
     reports = [report_path(out) for out in outputs]

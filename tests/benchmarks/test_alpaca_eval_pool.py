@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from rm_methods.benchmarks.alpaca_eval_pool import comparisons, grade
-from rm_methods.benchmarks.cards import load_card
+from rm_methods.benchmarks.cards import load_benchmark_card
 from rm_methods.benchmarks.evaluation import credit_table, metric_values, prepare_items
 from rm_methods.benchmarks.item import read_items
 from rm_methods.errors import DataError, UserError
@@ -14,7 +14,7 @@ from rm_methods.overoptimization.best_of_n import pool_counts, pool_curves
 
 from .made_up import scores_by
 
-CARD = load_card("alpaca_eval_pool")
+CARD = load_benchmark_card("alpaca_eval_pool")
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import sys
 import pytest
 import yaml
 
-from rm_methods.benchmarks.cards import list_cards, load_card, resolve_options
+from rm_methods.benchmarks.cards import list_benchmark_cards, load_benchmark_card, resolve_benchmark_options
 from rm_methods.errors import ConfigError, UserError
 
 GOOD = {
@@ -38,8 +38,8 @@ def write(folder, **changes):
 
 
 def test_the_shipped_benchmarks():
-    assert {"heldout", "hh_rlhf", "judge_bench", "rm_bench", "world"} <= set(list_cards())
-    card = load_card("world")
+    assert {"heldout", "hh_rlhf", "judge_bench", "rm_bench", "world"} <= set(list_benchmark_cards())
+    card = load_benchmark_card("world")
     assert list(card.columns.values()) == [
         "world iid",
         "world neutral",
@@ -52,14 +52,14 @@ def test_the_shipped_benchmarks():
 
 def test_optional_keys_have_defaults(cards):
     write(cards)
-    card = load_card("mine")
+    card = load_benchmark_card("mine")
     assert (card.hub_id, card.revision, card.files, card.options, card.notes) == (None, None, {}, {}, "")
     assert card.subsets == ("chat",)
 
 
 def test_an_unknown_benchmark_names_the_nearest():
     with pytest.raises(UserError, match=r"Unknown benchmark 'rmbench'. Did you mean 'rm_bench'\?"):
-        load_card("rmbench")
+        load_benchmark_card("rmbench")
 
 
 def test_all_problems_of_a_card_are_reported_together(cards):
@@ -74,7 +74,7 @@ def test_all_problems_of_a_card_are_reported_together(cards):
     }
     write(cards, **bad, name="yours", subsets="chat", files=["a"], options=[], notes=3, licence=" ")
     with pytest.raises(ConfigError) as error:
-        load_card("mine")
+        load_benchmark_card("mine")
     text = str(error.value)
     for key in (
         "chance",
@@ -99,13 +99,13 @@ def test_all_problems_of_a_card_are_reported_together(cards):
 def test_what_is_not_a_mapping_in_plain_yaml_is_refused(text, cards):
     (cards / "mine.yaml").write_text(text)
     with pytest.raises(UserError):
-        load_card("mine")
+        load_benchmark_card("mine")
 
 
 def test_options_come_from_the_module_then_the_card_then_the_configuration():
-    assert resolve_options(load_card("heldout"))["splits"] == ["test"]
-    assert resolve_options(load_card("world"))["splits"][1] == "cue_neutral"
-    assert resolve_options(load_card("world"), {"splits": ["iid"], "limit": 9}) == {
+    assert resolve_benchmark_options(load_benchmark_card("heldout"))["splits"] == ["test"]
+    assert resolve_benchmark_options(load_benchmark_card("world"))["splits"][1] == "cue_neutral"
+    assert resolve_benchmark_options(load_benchmark_card("world"), {"splits": ["iid"], "limit": 9}) == {
         "splits": ["iid"],
         "limit": 9,
         "sample_seed": 0,
@@ -114,16 +114,24 @@ def test_options_come_from_the_module_then_the_card_then_the_configuration():
 
 def test_all_bad_options_are_reported_together():
     with pytest.raises(ConfigError) as error:
-        resolve_options(load_card("judge_bench"), {"limit": 0, "response_model": "llama", "seed": 1})
+        resolve_benchmark_options(
+            load_benchmark_card("judge_bench"), {"limit": 0, "response_model": "llama", "seed": 1}
+        )
     assert len(error.value.problems) == 3
     assert "benchmarks.judge_bench.options.limit: is 0; must be at least 1." in error.value.problems
 
 
 def test_cards_and_modules_are_read_without_heavy_packages():
-    code = (
-        "import sys; from rm_methods.benchmarks.cards import *; [benchmark_module(load_card(name)) for name in list_cards()]; "
-        "import rm_methods.benchmarks.evaluation; "
-        "print(sorted({'torch', 'transformers', 'datasets', 'evaluate', 'pandas', 'pyarrow', 'jsonschema'} & set(sys.modules)))"
+    heavy = {"torch", "transformers", "datasets", "evaluate", "pandas", "pyarrow", "jsonschema"}
+    code = "\n".join(
+        [
+            "import sys",
+            "from rm_methods.benchmarks.cards import benchmark_module, list_benchmark_cards, load_benchmark_card",
+            "import rm_methods.benchmarks.evaluation",
+            "for name in list_benchmark_cards():",
+            "    benchmark_module(load_benchmark_card(name))",
+            f"print(sorted({heavy} & set(sys.modules)))",
+        ]
     )
     assert (
         subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"

@@ -11,14 +11,21 @@ import numpy as np
 import pytest
 from jsonschema import Draft202012Validator
 
-from rm_methods.benchmarks.cards import benchmark_module, list_cards, load_card, resolve_options
+from rm_methods.benchmarks.cards import (
+    benchmark_module,
+    list_benchmark_cards,
+    load_benchmark_card,
+    resolve_benchmark_options,
+)
 from rm_methods.benchmarks.evaluation import credit_table, evaluate_run, metric_values, tie_rate
 from rm_methods.benchmarks.item import write_items
 from rm_methods.errors import ConfigError, DataError
 
 from .made_up import perfect_scores, scores_by, write_score_table
 
-pytestmark = pytest.mark.parametrize("card", [load_card(name) for name in list_cards()], ids=lambda card: card.name)
+pytestmark = pytest.mark.parametrize(
+    "card", [load_benchmark_card(name) for name in list_benchmark_cards()], ids=lambda card: card.name
+)
 
 IDENTITY = {"variant": "v", "method": "m", "seed": 0, "run_key": "k"}
 
@@ -43,18 +50,18 @@ def test_options_explain_themselves_and_defaults_are_allowed(card):
         assert schema["description"].strip(), name
         Draft202012Validator.check_schema(schema)
         Draft202012Validator(schema).validate(schema["default"])
-    assert set(resolve_options(card)) == set(benchmark_module(card).OPTIONS)
+    assert set(resolve_benchmark_options(card)) == set(benchmark_module(card).OPTIONS)
 
 
 def test_an_unknown_option_is_refused(card):
     with pytest.raises(ConfigError, match=f"benchmarks.{card.name}.options.lmit: unknown option. Did you mean 'limit'"):
-        resolve_options(card, {"lmit": 3})
+        resolve_benchmark_options(card, {"lmit": 3})
 
 
 def test_columns_are_metrics_and_the_examples_cover_the_default_subsets(card, example_items):
     items = example_items(card)
     assert set(card.columns) <= {metric.name for metric in benchmark_module(card).metrics(items)}
-    asked = resolve_options(card).get("splits") or card.subsets
+    asked = resolve_benchmark_options(card).get("splits") or card.subsets
     assert {item.subset for item in items} == set(asked)
 
 
@@ -76,16 +83,16 @@ def test_items_are_plain_text_under_a_prompt_that_ends_with_the_user(card, examp
 
 def test_the_limit_takes_the_same_items_in_any_order_and_counts_the_rest(card, example_items):
     from rm_methods.benchmarks.grading import sample_items
-    from rm_methods.benchmarks.sources import ReadReport
+    from rm_methods.benchmarks.sources import ItemReport
 
-    items, report = example_items(card), ReadReport()
+    items, report = example_items(card), ItemReport()
     options = {"limit": 1, "sample_seed": 0}
     drawn = list(sample_items(items, options, report))
     assert {item.subset for item in drawn} == {item.subset for item in items}
     assert len(drawn) == len({item.subset for item in items})
     assert len(drawn) + report.excluded.get("not drawn by options.limit", {"count": 0})["count"] == len(items)
     assert len(report.notes) == (len(drawn) < len(items))
-    backwards = list(sample_items(items[::-1], options, ReadReport()))
+    backwards = list(sample_items(items[::-1], options, ItemReport()))
     assert {item.item_id for item in backwards} == {item.item_id for item in drawn}
 
 

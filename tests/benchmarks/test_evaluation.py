@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from rm_methods.benchmarks.cards import load_card
+from rm_methods.benchmarks.cards import load_benchmark_card
 from rm_methods.benchmarks.evaluation import credit_table, evaluate_run, tie_rate, usable_scores
 from rm_methods.benchmarks.item import BenchmarkItem, write_items
 from rm_methods.benchmarks.score_table import write_scores
@@ -162,7 +162,7 @@ class TestScoreTableMustFitTheItems:
 class TestScores:
     def test_ties_are_decided_in_float32(self):
         """1 + 2^-25 rounds to 1 in float32 (24 significant bits), so it ties with 1 and earns nothing."""
-        card, items = load_card("heldout"), ITEMS[:1]
+        card, items = load_benchmark_card("heldout"), ITEMS[:1]
         scores = [usable_scores([1 + 2**-25, 1.0])]
         assert credit_table(card, items, scores)["credit"] == [0.0, 0.0]
         assert tie_rate(card, items, scores) == 1.0
@@ -173,8 +173,8 @@ class TestScores:
 
     def test_another_number_of_scores_is_an_error(self):
         with pytest.raises(DataError, match="item 'i0' has 2 responses but 3 scores"):
-            credit_table(load_card("heldout"), ITEMS[:1], [usable_scores([1, 2, 3])])
+            credit_table(load_benchmark_card("heldout"), ITEMS[:1], [usable_scores([1, 2, 3])])
 
     def test_no_items_is_an_error(self):
         with pytest.raises(DataError, match="there are no items"):
-            credit_table(load_card("heldout"), [], [])
+            credit_table(load_benchmark_card("heldout"), [], [])

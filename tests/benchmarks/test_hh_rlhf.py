@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 
-from rm_methods.benchmarks.cards import load_card
+from rm_methods.benchmarks.cards import load_benchmark_card
 from rm_methods.benchmarks.evaluation import credit_table, metric_values, prepare_items, tie_rate
 from rm_methods.benchmarks.hh_rlhf import shared_prompt
 from rm_methods.benchmarks.item import read_items
@@ -15,7 +15,7 @@ from rm_methods.errors import DataError
 from .conftest import EXAMPLES
 from .made_up import scores_by
 
-CARD = load_card("hh_rlhf")
+CARD = load_benchmark_card("hh_rlhf")
 HUMAN, ASSISTANT = "\n\nHuman: ", "\n\nAssistant: "
 
 

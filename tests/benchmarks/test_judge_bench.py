@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from rm_methods.benchmarks.cards import load_card
+from rm_methods.benchmarks.cards import load_benchmark_card
 from rm_methods.benchmarks.evaluation import credit_table, metric_values, prepare_items
 from rm_methods.benchmarks.item import BenchmarkItem, read_items
 from rm_methods.benchmarks.judge_bench import CATEGORIES, grade
@@ -14,7 +14,7 @@ from rm_methods.errors import DataError
 
 from .conftest import EXAMPLES
 
-CARD = load_card("judge_bench")
+CARD = load_benchmark_card("judge_bench")
 ROOT = EXAMPLES / "judge_bench"
 
 

@@ -6,7 +6,7 @@ import pyarrow.parquet as pq
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from rm_methods.benchmarks.cards import load_card
+from rm_methods.benchmarks.cards import load_benchmark_card
 from rm_methods.benchmarks.evaluation import credit_table, metric_values, prepare_items
 from rm_methods.benchmarks.item import read_items
 from rm_methods.benchmarks.ppe_correctness import grade
@@ -16,7 +16,7 @@ from rm_methods.overoptimization.best_of_n import pool_curves
 from .conftest import EXAMPLES
 from .made_up import scores_by
 
-CARD = load_card("ppe_correctness")
+CARD = load_benchmark_card("ppe_correctness")
 ROW = {
     "question_id": "q",
     "model_name": "m",

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from rm_methods.benchmarks.cards import load_card
+from rm_methods.benchmarks.cards import load_benchmark_card
 from rm_methods.benchmarks.evaluation import credit_table, metric_values, prepare_items
 from rm_methods.benchmarks.item import read_items
 from rm_methods.errors import ConfigError, DataError, UserError
@@ -10,7 +10,7 @@ from rm_methods.preferences.pair import make_pair, write_pairs
 
 from .made_up import example_pairs, scores_by
 
-WORLD = load_card("world")
+WORLD = load_benchmark_card("world")
 
 
 def prepare(name, pairs, tmp_path, **config):
@@ -47,7 +47,7 @@ def heldout_values(tmp_path, pairs, score):
     ]
     write_pairs(made, tmp_path / "pairs.parquet")
     _, items = prepare("heldout", tmp_path / "pairs.parquet", tmp_path)
-    return metric_values(credit_table(load_card("heldout"), items, scores_by(score, items)))
+    return metric_values(credit_table(load_benchmark_card("heldout"), items, scores_by(score, items)))
 
 
 def test_with_length_controlled_longer_and_shorter_chosen_responses_weigh_the_same(tmp_path):

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from rm_methods.benchmarks.cards import load_card
+from rm_methods.benchmarks.cards import load_benchmark_card
 from rm_methods.benchmarks.evaluation import credit_table, metric_values, prepare_items, usable_scores
 from rm_methods.benchmarks.item import BenchmarkItem, read_items
 from rm_methods.benchmarks.rm_bench import grade, levels
@@ -14,7 +14,7 @@ from rm_methods.errors import DataError
 from .made_up import scores_by
 
 LABEL = {"chosen": [0, 1, 2], "rejected": [3, 4, 5]}
-CARD = load_card("rm_bench")
+CARD = load_benchmark_card("rm_bench")
 
 
 def metrics_of(rows: list[tuple[str, list[float]]]) -> dict[str, float]:

@@ -10,7 +10,7 @@ import psutil
 import pytest
 from click.testing import CliRunner
 
-from rm_methods.benchmarks.cards import list_cards
+from rm_methods.benchmarks.cards import list_benchmark_cards
 from rm_methods.cli import main
 from rm_methods.config.resolve import load_config, resolve
 from rm_methods.errors import ConfigError, UserError
@@ -241,7 +241,7 @@ def test_the_paper_has_every_method_and_every_benchmark_that_it_can(paper):
     need_strengths = {"bradley_terry_regression", "scaled_bradley_terry", "soft_labels"}
     assert set(method_names()) - used == need_strengths | {"meta_rm"}  # not under ZeRO-3
     # The world needs its own data; the pool is on no hub.
-    assert set(list_cards()) - set(paper["benchmarks"]) == {"world", "alpaca_eval_pool"}
+    assert set(list_benchmark_cards()) - set(paper["benchmarks"]) == {"world", "alpaca_eval_pool"}
     teachers = {
         e["settings"]["teacher"] for e in paper["methods"].values() if e["method"] == "interaction_distillation"
     }

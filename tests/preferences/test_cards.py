@@ -5,7 +5,7 @@ import yaml
 
 from rm_methods.card_files import PACKAGED
 from rm_methods.errors import ConfigError, DataError
-from rm_methods.preferences.cards import card_for, list_cards, load_card
+from rm_methods.preferences.cards import card_for, list_dataset_cards, load_dataset_card
 
 GOOD = {
     "name": "mine",
@@ -37,19 +37,19 @@ def write_card(folder: Path, **changes) -> None:
 
 @pytest.mark.parametrize("name", [path.stem for path in (PACKAGED / "datasets").glob("*.yaml")])
 def test_every_shipped_card_loads(name):
-    card = load_card(name)
+    card = load_dataset_card(name)
     assert card.name == name
     assert card.licence
     assert card.splits or card.reader == "world"
 
 
 def test_the_promised_cards_are_there():
-    assert {"world", "hh_rlhf", "alpaca_eval", "ultrafeedback_binarized"} <= set(list_cards())
+    assert {"world", "hh_rlhf", "alpaca_eval", "ultrafeedback_binarized"} <= set(list_dataset_cards())
 
 
 def test_a_good_card_keeps_its_values(cards):
     write_card(cards, options={"strength_field": "margin"})
-    card = load_card("mine")
+    card = load_dataset_card("mine")
     assert card.splits["train"].hub == "train"
     assert card.splits["test"].files == ("test/*.jsonl",)
     assert card.options == {"strength_field": "margin"}
@@ -67,7 +67,7 @@ def test_all_problems_of_a_card_come_at_once(cards):
         licens="MIT",
     )
     with pytest.raises(ConfigError) as caught:
-        load_card("mine")
+        load_dataset_card("mine")
     text = str(caught.value)
     assert len(caught.value.problems) == 8
     for expected in (
@@ -86,19 +86,19 @@ def test_all_problems_of_a_card_come_at_once(cards):
 def test_an_option_the_reader_does_not_know_is_a_problem_of_the_card(cards):
     write_card(cards, options={"strength_feild": "margin"})
     with pytest.raises(ConfigError, match=r"options\.strength_feild: unknown key\. Did you mean 'strength_field'\?"):
-        load_card("mine")
+        load_dataset_card("mine")
 
 
 @pytest.mark.parametrize("text", ["name: [", "- just\n- a list\n", "", "name: !!python/object:os.system {}\n"])
 def test_a_file_that_is_no_card_is_a_config_error(text, cards):
     (cards / "mine.yaml").write_text(text)
     with pytest.raises(ConfigError, match=r"mine\.yaml"):
-        load_card("mine")
+        load_dataset_card("mine")
 
 
 def test_an_unknown_name_gets_the_nearest():
     with pytest.raises(ConfigError, match="Did you mean 'hh_rlhf'"):
-        load_card("hh_rhlf")
+        load_dataset_card("hh_rhlf")
     with pytest.raises(ConfigError, match="Did you mean 'alpaca_eval'"):
         card_for("alpaca_evl")
 

@@ -19,7 +19,7 @@ from rm_methods.preferences.splits import (
     seeded_order,
     share_chosen_longer,
     split_train,
-    summarise,
+    summarize_splits,
 )
 
 
@@ -285,7 +285,7 @@ def test_the_summary_counts_by_hand():
         pair("AB", "e", "ff", source="t", meta={"flipped": True}),
         pair("x", "yy", "zz", split="iid"),
     ]
-    assert summarise(pairs) == {
+    assert summarize_splits(pairs) == {
         "train": {
             "pairs": 2,
             "groups": 1,

@@ -14,7 +14,7 @@ from scipy.optimize import minimize
 
 from rm_methods.errors import ConfigError
 from rm_methods.files import content_hash
-from rm_methods.preferences.cards import load_card
+from rm_methods.preferences.cards import load_dataset_card
 from rm_methods.preferences.readers import read_dataset
 from rm_methods.preferences.world import OPTIONS, SPLITS, TEST_SPLITS, generate, gold, statements
 from rm_methods.preferences.world import vocabulary as words
@@ -369,7 +369,7 @@ def test_too_few_different_prompts_are_reported(monkeypatch):
 
 def test_reader_gives_the_generated_pairs_and_counts_them(tmp_path):
     options = {"train_pairs": 30, "validation_pairs": 5, "test_pairs": 5}
-    pairs, resolved, report = read_dataset(load_card("world"), tmp_path, options)
+    pairs, resolved, report = read_dataset(load_dataset_card("world"), tmp_path, options)
     assert pairs == generate(**options)
     assert resolved["cue_agreement"] == 0.85
     assert report.files == {"train": 30, "validation": 5} | dict.fromkeys(TEST_SPLITS, 5)

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from rm_methods.benchmarks.item import BenchmarkItem, write_items
-from rm_methods.benchmarks.score_table import COLUMNS, read_scores
+from rm_methods.benchmarks.score_table import SCORE_COLUMNS, read_scores
 from rm_methods.errors import DataError, UserError
 from rm_methods.methods.contract import Inputs
 from rm_methods.methods.registry import load_card, load_method
@@ -53,7 +53,7 @@ def test_a_users_rows_keep_number_and_order_with_repetitions(longest, write_rows
     path = write_rows("x.jsonl", OTHER, GOOD, GOOD | {"chosen": ""}, OTHER)
     score_files(longest, [(str(path), tmp_path / "s.parquet")], None, ScoringSettings())
     table = pd.read_parquet(tmp_path / "s.parquet")
-    assert list(table.columns) == ["file", "row", *COLUMNS]
+    assert list(table.columns) == ["file", "row", *SCORE_COLUMNS]
     assert list(table.row) == [1, 1, 2, 2, 4, 4]
     assert list(table.score) == [11, 4, 4, 5, 11, 4]
     assert set(table.file) == {str(path)}
@@ -62,7 +62,7 @@ def test_a_users_rows_keep_number_and_order_with_repetitions(longest, write_rows
 def test_tables_of_items_have_the_columns_they_always_had(longest, pairs, tmp_path):
     write_items([BenchmarkItem("a", "s", pairs[0].prompt, ["x", "y"], 0)], tmp_path / "items.parquet")
     score_files(longest, [(str(tmp_path / "items.parquet"), tmp_path / "s.parquet")], None, ScoringSettings())
-    assert tuple(pd.read_parquet(tmp_path / "s.parquet").columns) == tuple(COLUMNS)
+    assert tuple(pd.read_parquet(tmp_path / "s.parquet").columns) == tuple(SCORE_COLUMNS)
 
 
 def test_the_suffix_of_the_table_is_its_format(longest, write_rows, tmp_path):

@@ -11,7 +11,7 @@ import json
 import datasets
 import evaluate
 
-from rm_methods.benchmarks.cards import load_card
+from rm_methods.benchmarks.cards import load_benchmark_card
 from rm_methods.benchmarks.evaluation import credit_table, metric_values, usable_scores
 from rm_methods.benchmarks.item import BenchmarkItem
 from rm_methods.errors import DataError
@@ -32,7 +32,7 @@ class PreferenceMetric(evaluate.Metric):
     """One benchmark's metrics; the configuration name is the name of the benchmark's card."""
 
     def _info(self) -> evaluate.MetricInfo:
-        card = load_card(self.config_name)
+        card = load_benchmark_card(self.config_name)
         features = datasets.Features(
             {
                 "predictions": datasets.Sequence(datasets.Value("float32")),
@@ -59,5 +59,7 @@ class PreferenceMetric(evaluate.Metric):
                 ) from None
             items.append(BenchmarkItem(f"row {row}", subset, (), [""] * len(scores), label))
         return metric_values(
-            credit_table(load_card(self.config_name), items, [usable_scores(scores) for scores in predictions])
+            credit_table(
+                load_benchmark_card(self.config_name), items, [usable_scores(scores) for scores in predictions]
+            )
         )

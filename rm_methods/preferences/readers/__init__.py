@@ -10,15 +10,13 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rm_methods.errors import ConfigError, nearest
+from rm_methods.preferences.dataset_card import DatasetCard
 from rm_methods.preferences.pair import PreferencePair
 from rm_methods.preferences.read_report import ReadReport
 from rm_methods.validation import schema_problems
-
-if TYPE_CHECKING:
-    from rm_methods.preferences.cards import DatasetCard
 
 # "module:function", imported on first use.
 READERS = {
@@ -54,7 +52,7 @@ def option_problems(reader: str, options: dict[str, Any], where: str = "data.opt
     return schema_problems(options, schema, where)
 
 
-def resolve_options(card: DatasetCard, given: dict[str, Any]) -> dict[str, Any]:
+def resolve_reader_options(card: DatasetCard, given: dict[str, Any]) -> dict[str, Any]:
     """The options a reader runs with: its defaults, then the card's, then those given.
 
     Raises:
@@ -78,7 +76,7 @@ def read_dataset(
     Returns:
         the pairs in reading order, the resolved options, and the report.
     """
-    resolved = resolve_options(card, options)
+    resolved = resolve_reader_options(card, options)
     report = ReadReport()
     pairs = list(load_reader(card.reader)[0](card, root, resolved, report))
     report.pairs = len(pairs)

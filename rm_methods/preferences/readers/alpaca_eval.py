@@ -12,16 +12,14 @@ from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rm_methods.errors import DataError
 from rm_methods.files import content_hash
-from rm_methods.preferences.file_rows import Row, Unusable, checked_pair, number_field, source_rows, text_field
+from rm_methods.preferences.dataset_card import DatasetCard
+from rm_methods.preferences.file_rows import Row, Unusable, checked_pair, number_column, source_rows, text_column
 from rm_methods.preferences.pair import PreferencePair
 from rm_methods.preferences.read_report import ReadReport
-
-if TYPE_CHECKING:
-    from rm_methods.preferences.cards import DatasetCard
 
 WEIGHTED, DISCRETE = "weighted_alpaca_eval_gpt4_turbo", "alpaca_eval_gpt4"
 TIE = 1.5
@@ -122,7 +120,7 @@ def _annotator(row: Row) -> str:
 
 
 def _judgement(row: Row, annotator: str) -> Judgement:
-    preference = number_field(row, "preference")
+    preference = number_column(row, "preference")
     if preference is None:
         raise Unusable("no preference")
     if annotator == DISCRETE and preference == 0.0:
@@ -130,17 +128,17 @@ def _judgement(row: Row, annotator: str) -> Judgement:
     if not 1 <= preference <= 2 or (annotator == DISCRETE and preference not in (1, TIE, 2)):
         allowed = "1, 2, 1.5 or 0 (a draw)" if annotator == DISCRETE else "a number from 1 to 2"
         raise DataError(f"{row.file}, row {row.number}: preference is {preference}; {annotator} gives {allowed}.")
-    instruction = text_field(row, "instruction")
+    instruction = text_column(row, "instruction")
     if not instruction.strip():
         raise Unusable("empty prompt")
     return Judgement(
         row=replace(row, split=instruction_split(instruction)) if row.split == BY_INSTRUCTION else row,
         annotator=annotator,
         instruction=instruction,
-        baseline_output=text_field(row, "output_1"),
-        model_output=text_field(row, "output_2"),
-        baseline=text_field(row, "generator_1"),
-        model=text_field(row, "generator_2"),
+        baseline_output=text_column(row, "output_1"),
+        model_output=text_column(row, "output_2"),
+        baseline=text_column(row, "generator_1"),
+        model=text_column(row, "generator_2"),
         preference=preference,
     )
 

@@ -9,15 +9,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rm_methods.errors import DataError
-from rm_methods.preferences.file_rows import Row, Unusable, checked_pair, source_rows, text_field
+from rm_methods.preferences.dataset_card import DatasetCard
+from rm_methods.preferences.file_rows import Row, Unusable, checked_pair, source_rows, text_column
 from rm_methods.preferences.pair import Message, PreferencePair
 from rm_methods.preferences.read_report import ReadReport
-
-if TYPE_CHECKING:
-    from rm_methods.preferences.cards import DatasetCard
 
 SUBSETS = ("harmless-base", "helpful-base", "helpful-online", "helpful-rejection-sampled")
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -115,7 +113,7 @@ def _pair(row: Row, source: str, report: ReadReport) -> PreferencePair:
     transcripts = {}
     for side in ("chosen", "rejected"):
         try:
-            transcripts[side] = parse_transcript(text_field(row, side))
+            transcripts[side] = parse_transcript(text_column(row, side))
         except ValueError as error:
             raise Unusable("malformed transcript", f"{side}: {error}") from None
     merged = {}

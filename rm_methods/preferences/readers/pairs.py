@@ -17,10 +17,11 @@ import math
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rm_methods.errors import ConfigError, DataError, nearest
 from rm_methods.preferences.conversation_text import unwrapped
+from rm_methods.preferences.dataset_card import DatasetCard
 from rm_methods.preferences.file_formats import shown
 from rm_methods.preferences.file_rows import (
     ROLES,
@@ -29,17 +30,14 @@ from rm_methods.preferences.file_rows import (
     Unusable,
     check_unicode,
     checked_pair,
-    field,
-    number_field,
+    column,
+    number_column,
     parsed_conversation,
     source_rows,
     split_name,
 )
 from rm_methods.preferences.pair import Message, PreferencePair
 from rm_methods.preferences.read_report import NOTHING, ReadReport
-
-if TYPE_CHECKING:
-    from rm_methods.preferences.cards import DatasetCard
 
 _NAME = {"type": "string", "minLength": 1}
 _OPTIONAL_NAME = {"type": ["string", "null"], "minLength": 1}
@@ -328,7 +326,7 @@ def _with_system_turn(prompt: list[Message], row: Row, name: str | None, report:
 
 
 def _text_or_messages(row: Row, name: str, report: ReadReport) -> str | list[Message]:
-    value = field(row, name)
+    value = column(row, name)
     if value is None:
         raise Unusable(f"field '{name}' is null")
     if isinstance(value, str):
@@ -433,10 +431,10 @@ def _split(row: Row, name: str | None, report: ReadReport) -> str:
 
 def _strength(row: Row, options: dict[str, Any]) -> float | None:
     if options["strength_field"]:
-        return number_field(row, options["strength_field"])
+        return number_column(row, options["strength_field"])
     if not options["score_fields"]:
         return None
-    scores = [number_field(row, name) for name in options["score_fields"]]
+    scores = [number_column(row, name) for name in options["score_fields"]]
     if None in scores:
         return None
     strength = scores[0] - scores[1]

@@ -1,18 +1,16 @@
-"""The controlled world: generated preferences in simple English whose true quality is computed from the text alone (docs/world.md)."""
+"""The controlled world: generated preferences in simple English, with a gold quality computed from the text (docs/world.md)."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from rm_methods.preferences.dataset_card import DatasetCard
 from rm_methods.preferences.pair import PreferencePair
+from rm_methods.preferences.read_report import ReadReport
 from rm_methods.preferences.world.generator import OPTIONS, SPLITS, TEST_SPLITS, generate
 from rm_methods.preferences.world.gold import gold, requirements, statements
-
-if TYPE_CHECKING:
-    from rm_methods.preferences.cards import DatasetCard
-    from rm_methods.preferences.read_report import ReadReport
 
 __all__ = ["OPTIONS", "SPLITS", "TEST_SPLITS", "generate", "gold", "read", "requirements", "statements"]
 
