@@ -99,7 +99,7 @@ def prepare(folder: Path, config: dict) -> None:
 
 
 def train_case(folder: Path, size: tuple[int, ...], config: dict, method: str) -> dict:
-    """One row of the training table, from the artefacts of an ordinary run.
+    """One row of the training table, from the artifacts of an ordinary run.
 
     Args:
         folder: of what `prepare` made.

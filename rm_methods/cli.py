@@ -365,7 +365,7 @@ def diagnose_teacher(config_files, variant, seed, model, backbone, teacher, benc
 @click.option("--experiment", "folder", required=True, type=_FOLDER, help="Folder of the experiment's results.")
 @click.option("--out", required=True, type=_FOLDER, help="Folder to write tables and figures to.")
 def diagnose_summary(config_files, folder, out):
-    """Summarise the diagnostics of all runs of an experiment: tables and figures."""
+    """Summarize the diagnostics of all runs of an experiment: tables and figures."""
     from rm_methods.config.resolve import load_config
     from rm_methods.diagnostics.summary import write_summary
     from rm_methods.experiment.experiment import Experiment
@@ -482,7 +482,7 @@ def sample_pool(config_files, policy, pairs, items, report, work, threads):
 @click.option("--work", required=True, type=_FOLDER, help="Folder for what is sampled so far.")
 @click.option("--threads", type=click.IntRange(min=0), default=0, help="CPU threads; 0 leaves it to torch.")
 def sample_references(config_files, policy, pairs, out, work, threads):
-    """Sample the responses that PPO's rewards are centred and scaled on."""
+    """Sample the responses that PPO's rewards are centered and scaled on."""
     from rm_methods.config.resolve import load_config
     from rm_methods.overoptimization.draw import draw_references
 
@@ -507,7 +507,7 @@ def sample_references(config_files, policy, pairs, out, work, threads):
 @click.option("--work", required=True, type=_FOLDER, help="Folder for checkpoints.")
 @click.option("--threads", type=click.IntRange(min=0), default=0, help="CPU threads; 0 leaves it to torch.")
 def ppo(config_files, variant, seed, model, policy, pairs, references, out, work, threads):
-    """Optimise the policy against one reward model, and watch its gold reward."""
+    """Optimize the policy against one reward model, and watch its gold reward."""
     from rm_methods.config.resolve import load_config
     from rm_methods.errors import nearest
     from rm_methods.ppo.run import PpoJob, optimize
@@ -535,7 +535,7 @@ def ppo(config_files, variant, seed, model, policy, pairs, references, out, work
 @click.option("--experiment", "folder", required=True, type=_FOLDER, help="Folder of the experiment's results.")
 @click.option("--out", required=True, type=_FOLDER, help="Folder to write tables, figures and pages to.")
 def overoptimization(config_files, folder, out):
-    """Summarise Best-of-N and PPO of all runs: tables, figures, pages of samples."""
+    """Summarize Best-of-N and PPO of all runs: tables, figures, pages of samples."""
     from rm_methods.config.resolve import load_config
     from rm_methods.overoptimization.summarize import summarize
 

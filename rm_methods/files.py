@@ -1,7 +1,7 @@
 """Files that are either whole or absent.
 
-Every artefact is written beside its target under a temporary name, brought to the disk, and moved into place with ``os.replace``: a full
-disk, a killed process or a power cut leaves the temporary file behind, never half an artefact under the final name.  Who writes the same
+Every artifact is written beside its target under a temporary name, brought to the disk, and moved into place with ``os.replace``: a full
+disk, a killed process or a power cut leaves the temporary file behind, never half an artifact under the final name.  Who writes the same
 target next removes what dead writers left.
 """
 

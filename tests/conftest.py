@@ -26,12 +26,12 @@ SHARED_DATA = REPOSITORY.parent / "shared" / "data"
 
 
 def made_up_pairs(count: int, seed: int = 0, split: str = "train") -> list[PreferencePair]:
-    """Pairs in which the chosen response names the colour that the prompt asks for and the rejected one names another."""
+    """Pairs in which the chosen response names the color that the prompt asks for and the rejected one names another."""
     generator = np.random.default_rng(seed)
-    colours = ["red", "green", "blue", "black", "white"]
+    colors = ["red", "green", "blue", "black", "white"]
     pairs = []
     for k in range(count):
-        right, wrong = generator.choice(colours, size=2, replace=False)
+        right, wrong = generator.choice(colors, size=2, replace=False)
         filler = " and so on" * int(generator.integers(0, 6))
         prompt = [{"role": "user", "content": f"Request {seed}-{k}: paint it {right}, please{filler}."}]
         extra = " I hope that this is fine." * int(generator.integers(0, 3))

@@ -131,7 +131,7 @@ def _positions(comparison: Comparison) -> list[float]:
 
 
 def _legend(figure, comparison: Comparison) -> None:
-    """What colours and shapes mean, only those that occur."""
+    """What colors and shapes mean, only those that occur."""
     from matplotlib.lines import Line2D
 
     def dot(color: str, marker: str, filled: bool, label: str) -> Line2D:

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rm_methods.config.variants import SAMPLES, names_without_noise, noise_suffix, optimised_variants
+from rm_methods.config.variants import SAMPLES, names_without_noise, noise_suffix, optimized_variants
 from rm_methods.errors import UserError, nearest
 from rm_methods.methods import registry
 from rm_methods.system.deepspeed import zero_settings
@@ -232,7 +232,7 @@ def _data_conflicts(config: dict[str, Any]) -> list[str]:
     from rm_methods.preferences.cards import card_for
     from rm_methods.preferences.world import SPLITS
 
-    found, data, optimisation = [], config["data"], config["overoptimization"]
+    found, data, optimization = [], config["data"], config["overoptimization"]
     card = card_for(data["dataset"], data["root"])[0]
     if card.reader == "world":
         has_validation = data["options"]["validation_pairs"] > 0
@@ -248,10 +248,10 @@ def _data_conflicts(config: dict[str, Any]) -> list[str]:
             "tuning.enabled: chooses on a validation split, but the data set has none; set data.validation_fraction "
             "above 0"
         )
-    samples = SAMPLES in optimisation["best_of_n"]["pools"] or optimisation["ppo"]["enabled"]
-    if samples and card.reader == "world" and optimisation["prompts"] not in SPLITS:
+    samples = SAMPLES in optimization["best_of_n"]["pools"] or optimization["ppo"]["enabled"]
+    if samples and card.reader == "world" and optimization["prompts"] not in SPLITS:
         found.append(
-            f"overoptimization.prompts: the controlled world has no split '{optimisation['prompts']}'; use one of "
+            f"overoptimization.prompts: the controlled world has no split '{optimization['prompts']}'; use one of "
             f"{', '.join(SPLITS)}"
         )
     return found
@@ -307,7 +307,7 @@ def _overoptimization_conflicts(config: dict[str, Any]) -> list[str]:
         for name in pools
         if name not in known
     ]
-    if (pools or ppo["enabled"]) and not optimised_variants(config):
+    if (pools or ppo["enabled"]) and not optimized_variants(config):
         found.append(f"{where}: no variant gives a scalar reward; add a trained reward-model method")
     if SAMPLES in pools or ppo["enabled"]:
         found += _policy_conflicts(config)

@@ -137,8 +137,8 @@ def names_without_noise(config: Mapping[str, Any]) -> dict[str, str]:
     )
 
 
-def optimised_variants(config: Mapping[str, Any]) -> list[str]:
-    """The variants that Best-of-N and PPO optimise against."""
+def optimized_variants(config: Mapping[str, Any]) -> list[str]:
+    """The variants that Best-of-N and PPO optimize against."""
     named = config["overoptimization"]["variants"]
     cards = {name: load_card(entry["method"]) for name, entry in config["methods"].items()}
     return named or [name for name, card in cards.items() if card.scalar_reward and card.kind != "content_blind"]

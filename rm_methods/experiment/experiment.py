@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rm_methods.config.resolve import reference_variant, runs
-from rm_methods.config.variants import SAMPLES, optimised_variants
+from rm_methods.config.variants import SAMPLES, optimized_variants
 from rm_methods.errors import DataError
 from rm_methods.experiment.diagnosed_runs import diagnosed_runs, teachers
 from rm_methods.experiment.layout import RECORDS, Layout, best_of_n_files, ppo_files, run_metrics
@@ -112,31 +112,31 @@ class Experiment:
             "chat_template": named_file_hash(self.config["backbone"]["chat_template"]),
         }
 
-    def optimised_runs(self) -> list[tuple[str, int]]:
+    def optimized_runs(self) -> list[tuple[str, int]]:
         """(variant, seed) of the runs that Best-of-N picks with."""
-        wanted = optimised_variants(self.config)
+        wanted = optimized_variants(self.config)
         return [(variant, seed) for variant, seed in self.runs() if variant in wanted]
 
     def ppo_runs(self) -> list[tuple[str, int]]:
-        """(variant, seed) of the runs that PPO optimises against."""
+        """(variant, seed) of the runs that PPO optimizes against."""
         ppo = self.config["overoptimization"]["ppo"]
         if not ppo["enabled"]:
             return []
         # Every seed, also where the reward model has none: PPO itself is random.
         return [
-            (variant, seed) for variant in dict(self.optimised_runs()) for seed in ppo["seeds"] or self.config["seeds"]
+            (variant, seed) for variant in dict(self.optimized_runs()) for seed in ppo["seeds"] or self.config["seeds"]
         ]
 
     def model_of(self, variant: str, seed: int | str) -> Path:
-        """Model folder of the run that PPO with this seed optimises against; all seeds share that of a variant without
+        """Model folder of the run that PPO with this seed optimizes against; all seeds share that of a variant without
         seeds."""
         return self.layout.model(variant, self._first_if_seed_free(variant, seed))
 
     def _first_if_seed_free(self, variant: str, seed: int | str) -> int | str:
         return self.config["seeds"][0] if self._method(variant).seed_free else seed
 
-    def is_optimised(self) -> bool:
-        """Whether there is any over-optimization to summarise."""
+    def is_optimized(self) -> bool:
+        """Whether there is any over-optimization to summarize."""
         return bool(self.pools()) or bool(self.ppo_runs())
 
     def pools(self) -> list[str]:
@@ -183,7 +183,7 @@ class Experiment:
     def overoptimization_files(self) -> list[str]:
         """Names of the files of the over-optimization summary."""
         of_pools = (
-            [*best_of_n_files(self.pools()), *(run_metrics(v, s) for v, s in self.optimised_runs())]
+            [*best_of_n_files(self.pools()), *(run_metrics(v, s) for v, s in self.optimized_runs())]
             if self.pools()
             else []
         )
@@ -216,8 +216,8 @@ class Experiment:
             of: variant, seed and benchmark, as far as the stage has them.
         """
         config, variant, runs = self.config, of.get("variant"), list(map(list, self.runs()))
-        optimised = {
-            "runs": list(map(list, self.optimised_runs())),
+        optimized = {
+            "runs": list(map(list, self.optimized_runs())),
             "ppo": list(map(list, self.ppo_runs())),
             "pools": self.pools(),
         }
@@ -236,12 +236,12 @@ class Experiment:
             "sample_pool": self.pool_settings,
             "sample_references": self.reference_settings,
             "ppo": self.ppo_settings,
-            "overoptimization": lambda: summary | optimised,
+            "overoptimization": lambda: summary | optimized,
             "compare": lambda: (
                 summary | {"columns": self.columns(), "runs": runs, "noise_levels": config["noise_levels"]}
             ),
             "tune": lambda: {"tuning": config["tuning"], "runs": runs},
-            "export": lambda: {"tracking": config["tracking"], "runs": runs, **optimised},
+            "export": lambda: {"tracking": config["tracking"], "runs": runs, **optimized},
         }
         return {"settings": settings[stage](), "code": self.code(stage, variant, of.get("benchmark"))}
 
@@ -365,11 +365,11 @@ class Experiment:
                             "Run the evaluate stage again, or score again if you do not know what changed."
                         )
 
-    def check_optimised(self, folder: Path) -> None:
+    def check_optimized(self, folder: Path) -> None:
         """Refuse runs, pools, scores and PPO runs below `folder` that the configuration does not ask for; raises as
         `check_results`."""
         trained = dict.fromkeys(
-            [*self.optimised_runs(), *((v, self._first_if_seed_free(v, s)) for v, s in self.ppo_runs())]
+            [*self.optimized_runs(), *((v, self._first_if_seed_free(v, s)) for v, s in self.ppo_runs())]
         )
         pools = [name for name in self.pools() if name != SAMPLES]
         self.check_results(
@@ -378,7 +378,7 @@ class Experiment:
             ("sft", [{}]),
             ("sample_pool", [{}] if SAMPLES in self.pools() else []),
             ("prepare_benchmark", [{"benchmark": name} for name in pools]),
-            ("score", [of | {"benchmark": name} for of in _named(self.optimised_runs()) for name in self.pools()]),
+            ("score", [of | {"benchmark": name} for of in _named(self.optimized_runs()) for name in self.pools()]),
             ("ppo", _named(self.ppo_runs())),
         )
 

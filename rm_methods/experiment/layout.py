@@ -172,7 +172,7 @@ def pool_stem(pool: str) -> str:
 
 
 def best_of_n_files(pools: Sequence[str]) -> list[str]:
-    """Names of everything that `summarise_best_of_n` writes for these pools."""
+    """Names of everything that `summarize_best_of_n` writes for these pools."""
     per_pool = [f"{pool_stem(pool)}{suffix}" for pool in pools for suffix in (".png", ".svg", "_samples.md")]
     return [
         "best_of_n.csv",
@@ -183,7 +183,7 @@ def best_of_n_files(pools: Sequence[str]) -> list[str]:
 
 
 def ppo_files() -> list[str]:
-    """Names of everything that `summarise_ppo` writes."""
+    """Names of everything that `summarize_ppo` writes."""
     return ["ppo.csv", *(f"ppo_table.{suffix}" for suffix in TABLE_SUFFIXES), "ppo.png", "ppo.svg"]
 
 

@@ -1,1 +1,1 @@
-"""Over-optimisation: Best-of-N and PPO against a reward model, measured by a gold reward."""
+"""Over-optimization: Best-of-N and PPO against a reward model, measured by a gold reward."""

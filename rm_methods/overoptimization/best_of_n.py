@@ -39,7 +39,7 @@ class PoolCurves:
         n: int64 [K], rising.
         item_ids, groups: of the prompts, [P].
         gold, proxy: float64 [P, K], expected gold and proxy reward of the pick.
-        proxy_standardised: float64 [P, K], see `standardised`.
+        proxy_standardised: float64 [P, K], see `standardized`.
         oracle: float64 [P, K], gold where the gold reward itself picks: the most that any reward model can reach.
         kl_bound: float64 [K]; kl_estimate: float64 [P, K]; nats.
         notes: what a reader of the numbers must know.
@@ -183,7 +183,7 @@ def pool_curves(
         groups=tuple(item.group or item.item_id for item in items),
         gold=curves["gold"],
         proxy=curves["proxy"],
-        proxy_standardised=standardised(curves["proxy"], scores),
+        proxy_standardised=standardized(curves["proxy"], scores),
         oracle=curves["oracle"],
         kl_bound=kl_bound(n),
         kl_estimate=curves["kl"],
@@ -192,7 +192,7 @@ def pool_curves(
     )
 
 
-def standardised(curves: np.ndarray, scores: Sequence[np.ndarray]) -> np.ndarray:
+def standardized(curves: np.ndarray, scores: Sequence[np.ndarray]) -> np.ndarray:
     """Curves of the proxy in standard deviations of the proxy within a prompt, less each prompt's mean, float64 [P,
     K]; 0 at n = 1.
 
@@ -200,9 +200,9 @@ def standardised(curves: np.ndarray, scores: Sequence[np.ndarray]) -> np.ndarray
     reward models can only be compared after both are taken out.  The scale is the root of the mean over prompts of the
     variance within a prompt.
     """
-    centre = np.array([np.mean(prompt, dtype=np.float64) for prompt in scores])
+    center = np.array([np.mean(prompt, dtype=np.float64) for prompt in scores])
     scale = np.sqrt(np.mean([np.var(prompt, dtype=np.float64) for prompt in scores]))
-    return (curves - centre[:, None]) / scale if scale > 0 else np.zeros_like(curves)
+    return (curves - center[:, None]) / scale if scale > 0 else np.zeros_like(curves)
 
 
 def pool_counts(items: Sequence[BenchmarkItem], scores: Sequence[np.ndarray] | None = None) -> dict[str, int]:

@@ -31,7 +31,7 @@ def write_ppo_figure(variants: Sequence[VariantCurves], reference: str | None, t
 
 
 def draw_best_of_n(variants: Sequence[VariantCurves], reference: str | None):
-    """One panel a variant: gold (solid, left) and standardised proxy (dashed, right) against n, the reference
+    """One panel a variant: gold (solid, left) and standardized proxy (dashed, right) against n, the reference
     behind."""
 
     def panel(axis, right, curves: VariantCurves, is_first_row: bool) -> None:
@@ -54,7 +54,7 @@ def draw_best_of_n(variants: Sequence[VariantCurves], reference: str | None):
 
 
 def draw_ppo(variants: Sequence[VariantCurves], reference: str | None):
-    """One panel a variant: gold (solid, left) and standardised proxy (dashed, right) against updates, the reference
+    """One panel a variant: gold (solid, left) and standardized proxy (dashed, right) against updates, the reference
     behind.
 
     Not against the KL divergence, which PPO does not raise steadily: it stands above each panel.

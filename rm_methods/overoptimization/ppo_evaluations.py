@@ -127,18 +127,18 @@ def ppo_curves(variant: str, method: str, by_seed: Mapping[int, PpoEvaluation]) 
         kl=stacked("kl").mean(axis=(0, 1)),
         kl_bound=np.full(len(steps), np.nan),
         gold=stacked("gold"),
-        proxy=_standardised(stacked("proxy")),
+        proxy=_standardized(stacked("proxy")),
         groups=first.prompt_ids,
         notes=tuple(notes),
     )
 
 
-def _standardised(proxy_SPK: np.ndarray) -> np.ndarray:
+def _standardized(proxy_SPK: np.ndarray) -> np.ndarray:
     """Each seed's proxy less its mean at the first step, in its standard deviation over prompts there: 0 before
     training."""
     start = proxy_SPK[:, :, 0]
-    centre, scale = start.mean(axis=1)[:, None, None], start.std(axis=1)[:, None, None]
-    return np.where(scale > 0, (proxy_SPK - centre) / np.where(scale > 0, scale, 1.0), 0.0)
+    center, scale = start.mean(axis=1)[:, None, None], start.std(axis=1)[:, None, None]
+    return np.where(scale > 0, (proxy_SPK - center) / np.where(scale > 0, scale, 1.0), 0.0)
 
 
 def alarms(by_seed: Mapping[int, PpoEvaluation]) -> list[str]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from rm_methods.experiment.layout import Layout, run_metrics
 from rm_methods.files import write_json
-from rm_methods.overoptimization.summary import PoolRun, PpoRun, summarise_best_of_n, summarise_ppo
+from rm_methods.overoptimization.summary import PoolRun, PpoRun, summarize_best_of_n, summarize_ppo
 
 _RUN_METRICS = ("gold_start", "gold_end", "gold_peak", "n_peak", "gap")
 
@@ -28,17 +28,17 @@ def summarize(config: Mapping[str, Any], folder: Path, out: Path) -> str:
     from rm_methods.experiment.experiment import Experiment
 
     experiment = Experiment(config)
-    experiment.check_optimised(folder)
+    experiment.check_optimized(folder)
     reference = reference_variant(config)
     texts = []
     if experiment.pools():
         runs = _pool_runs(experiment, folder)
         variants = {run.variant for run in runs}
-        texts.append(summarise_best_of_n(runs, reference if reference in variants else None, out).text)
+        texts.append(summarize_best_of_n(runs, reference if reference in variants else None, out).text)
         _write_run_metrics(out)
     if ppo := _ppo_runs(experiment, folder):
         variants = {run.variant for run in ppo}
-        texts.append(summarise_ppo(ppo, reference if reference in variants else None, out).text)
+        texts.append(summarize_ppo(ppo, reference if reference in variants else None, out).text)
     return "\n".join(texts)
 
 
@@ -47,7 +47,7 @@ def _pool_runs(experiment, folder: Path) -> list[PoolRun]:
 
     layout = Layout(folder)
     runs = []
-    for variant, seed in experiment.optimised_runs():
+    for variant, seed in experiment.optimized_runs():
         method = experiment.config["methods"][variant]["method"]
         for pool in experiment.pools():
             run = PoolRun(

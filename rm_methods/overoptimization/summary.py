@@ -30,7 +30,7 @@ from rm_methods.overoptimization.summary_tables import (
     table_records,
     write_tables,
 )
-from rm_methods.overoptimization.variant_curves import VariantCurves, combine_seeds, highest, summarise_peaks
+from rm_methods.overoptimization.variant_curves import VariantCurves, combine_seeds, highest, summarize_peaks
 from rm_methods.reporting.tables import csv_text
 
 
@@ -67,7 +67,7 @@ class OveroptimizationSummary:
     text: str
 
 
-def summarise_best_of_n(runs: Sequence[PoolRun], reference: str | None, out_folder: Path) -> OveroptimizationSummary:
+def summarize_best_of_n(runs: Sequence[PoolRun], reference: str | None, out_folder: Path) -> OveroptimizationSummary:
     """Best-of-N of every run: curves, table, figures, samples (names: `best_of_n_files`).
 
     Args:
@@ -93,7 +93,7 @@ def summarise_best_of_n(runs: Sequence[PoolRun], reference: str | None, out_fold
             run_records.append(_run_record(run, found[run.variant, run.seed]))
         variants = [_variant_curves(name, of_pool, found) for name in dict.fromkeys(run.variant for run in of_pool)]
         fits |= {(pool, curves.variant): _fit(curves, "best_of_n") for curves in variants}
-        of_variants = summarise_peaks(variants, reference)
+        of_variants = summarize_peaks(variants, reference)
         first = next(iter(found.values()))
         sections.append(best_of_n_section(_title(pool, first), of_variants))
         sections.append(fit_section(f"Fitted curves on {pool}", of_variants, fits))
@@ -112,10 +112,10 @@ def summarise_best_of_n(runs: Sequence[PoolRun], reference: str | None, out_fold
     return OveroptimizationSummary(files, files["best_of_n_table.txt"].read_text(encoding="utf-8"))
 
 
-def summarise_ppo(runs: Sequence[PpoRun], reference: str | None, out_folder: Path) -> OveroptimizationSummary:
+def summarize_ppo(runs: Sequence[PpoRun], reference: str | None, out_folder: Path) -> OveroptimizationSummary:
     """PPO runs of every variant: curves over steps, table, figure (names: `ppo_files`).
 
-    Args, Raises: as `summarise_best_of_n`.
+    Args, Raises: as `summarize_best_of_n`.
     """
     out_folder = Path(out_folder)
     _check_runs([("ppo", run.variant, run.seed) for run in runs])
@@ -124,7 +124,7 @@ def summarise_ppo(runs: Sequence[PpoRun], reference: str | None, out_folder: Pat
         by_variant.setdefault(run.variant, {})[run.seed] = read_ppo_run(run.folder)
     methods = {run.variant: run.method for run in runs}
     variants = [ppo_curves(variant, methods[variant], by_seed) for variant, by_seed in by_variant.items()]
-    summaries = summarise_peaks(variants, reference)
+    summaries = summarize_peaks(variants, reference)
     fits = {("ppo", curves.variant): _fit(curves, "reinforcement_learning") for curves in variants}
     extras = {curves.variant: _ppo_extras(by_variant[curves.variant], int(curves.axis[-1])) for curves in variants}
     sections = ppo_sections(f"PPO, {len(variants[0].groups)} evaluation prompts", summaries, extras)

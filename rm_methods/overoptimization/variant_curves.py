@@ -41,7 +41,7 @@ class VariantCurves:
         axis: int64 [K], n or step.
         kl: float64 [K], mean over prompts and seeds of the KL estimate, nats; kl_bound: float64 [K], NaN where there
             is none.
-        gold, proxy: float64 [S, P, K]; the proxy standardised.
+        gold, proxy: float64 [S, P, K]; the proxy standardized.
         groups: of the prompts, [P].
         notes: what a reader of the numbers must know.
     """
@@ -153,7 +153,7 @@ def combine_seeds(
     )
 
 
-def summarise_peaks(curves: Sequence[VariantCurves], reference: str | None) -> list[PeakSummary]:
+def summarize_peaks(curves: Sequence[VariantCurves], reference: str | None) -> list[PeakSummary]:
     """One summary a variant, all of one pool (or of PPO), in the order given.
 
     Args:

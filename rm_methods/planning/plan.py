@@ -37,7 +37,7 @@ from rm_methods.system.provenance import REPOSITORY
 
 # Dense bf16 operations a second and memory, from the vendor's data sheets.
 GPUS = {"a100": (312e12, 80e9), "h100": (989e12, 80e9), "h200": (989e12, 141e9), "b200": (2250e12, 180e9)}
-_SAMPLE = 500  # prepared pairs that are tokenised to measure lengths
+_SAMPLE = 500  # prepared pairs that are tokenized to measure lengths
 
 
 @dataclass(frozen=True)
@@ -368,7 +368,7 @@ def describe(
             *("", "Jobs still to run: " + (", ".join(f"{name} {count}" for name, count in jobs.items()) or "none")),
             *("", "Of one run of each variant:", *aligned([header, *map(_row, plans)])),
             *("", *_totals(config, plans, assumptions)),
-            *(["Not in these numbers: sampling, Best-of-N and PPO."] if _optimises(jobs) else []),
+            *(["Not in these numbers: sampling, Best-of-N and PPO."] if _optimizes(jobs) else []),
             *(["", "Look at these:", *(f"  - {text}" for text in found)] if found else []),
         ]
     )
@@ -415,7 +415,7 @@ def _totals(config: Mapping[str, Any], plans: Sequence[VariantPlan], assumptions
     ]
 
 
-def _optimises(jobs: Mapping[str, int]) -> bool:
+def _optimizes(jobs: Mapping[str, int]) -> bool:
     return bool(jobs.keys() & {"sft", "sample_pool", "ppo", "overoptimization"})
 
 

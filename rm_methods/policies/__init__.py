@@ -1,1 +1,1 @@
-"""Policies: plain causal-language-model folders, sampled from, fine-tuned and optimised against reward models."""
+"""Policies: plain causal-language-model folders, sampled from, fine-tuned and optimized against reward models."""

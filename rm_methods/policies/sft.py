@@ -197,7 +197,7 @@ def response_token_ids(
     """Token ids of a response with its end token, and whether the whole conversation has other ids.
 
     Args:
-        messages: the prompt as it was rendered, or None if it was cut (then the response is tokenised alone).
+        messages: the prompt as it was rendered, or None if it was cut (then the response is tokenized alone).
     """
     tokenizer, end_id = policy.tokenizer, policy.end_ids[0]
     if messages is not None:

@@ -31,7 +31,7 @@ def token_rewards(
 def advantages_and_returns(
     rewards: torch.Tensor, values: torch.Tensor, mask: torch.Tensor, gamma: float, lambda_: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Generalised advantage estimates and the returns that values are trained on, both [B, T], 0 outside of `mask`.
+    """Generalized advantage estimates and the returns that values are trained on, both [B, T], 0 outside of `mask`.
 
     delta_t = r_t + gamma V_{t+1} - V_t,  A_t = delta_t + gamma lambda A_{t+1},  return_t = A_t + V_t (arXiv
     1506.02438, equation 16). Nothing comes after the last token of a response, also if it was cut at the length limit.

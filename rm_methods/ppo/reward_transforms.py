@@ -1,11 +1,11 @@
-"""What PPO makes of a proxy's scores before it optimises them.
+"""What PPO makes of a proxy's scores before it optimizes them.
 
 `none`: the scores.  `contrastive`: minus the mean score of stored SFT responses to the same prompt (Shen et al. 2024,
 arXiv 2403.07708).  `par`: mean sigmoid of the differences to them (Preference As Reward, arXiv 2502.18770).  `clip`:
-cut at so many standard deviations around the mean of the stored responses' scores.  `running`: centred and scaled by
+cut at so many standard deviations around the mean of the stored responses' scores.  `running`: centered and scaled by
 all scores that PPO has seen so far.
 
-Scores are first centred and scaled on the stored responses (`standardise`), so that a KL coefficient means the same
+Scores are first centered and scaled on the stored responses (`standardise`), so that a KL coefficient means the same
 for every reward model.  Where stored responses are needed and are not there, that is an error: falling back to plain
 scores would compare a method with itself.
 
@@ -36,9 +36,9 @@ def preference_as_reward(scores_B: np.ndarray, references_BK: np.ndarray) -> np.
     return expit(scores_B[:, None] - references_BK).mean(axis=1)
 
 
-def clip(scores_B: np.ndarray, centre: float, spread: float, width: float) -> np.ndarray:
-    """Scores cut to centre +- width * spread, float64 [B]."""
-    return np.clip(scores_B, centre - width * spread, centre + width * spread)
+def clip(scores_B: np.ndarray, center: float, spread: float, width: float) -> np.ndarray:
+    """Scores cut to center +- width * spread, float64 [B]."""
+    return np.clip(scores_B, center - width * spread, center + width * spread)
 
 
 class RunningMoments:
@@ -71,7 +71,7 @@ class RewardTransform:
     Args:
         name: of `NAMES`.
         reference_scores: prompt id -> scores of its stored SFT responses by the proxy.
-        standardise: centre and scale by all reference scores first.
+        standardise: center and scale by all reference scores first.
         clip_width: of `clip`, in standard deviations.
 
     Raises:
@@ -92,7 +92,7 @@ class RewardTransform:
         if not clip_width > 0:
             raise ConfigError([f"clip_width: is {clip_width}; must be more than 0"], "the PPO settings")
         self.name, self.clip_width = name, clip_width
-        self.centre, self.scale, self.running = 0.0, 1.0, RunningMoments()
+        self.center, self.scale, self.running = 0.0, 1.0, RunningMoments()
         self.references: dict[str, np.ndarray] = {}
         if needs_references(name, standardise):
             self._take_references(reference_scores or {}, standardise)
@@ -103,7 +103,7 @@ class RewardTransform:
         Raises:
             UserError: a prompt has no references.
         """
-        scores_B = (np.asarray(scores, dtype=np.float64) - self.centre) / self.scale
+        scores_B = (np.asarray(scores, dtype=np.float64) - self.center) / self.scale
         if self.name == "contrastive":
             return contrastive(scores_B, self._references_of(prompt_ids))
         if self.name == "par":
@@ -147,8 +147,8 @@ class RewardTransform:
                     f"The proxy gives all {len(pooled)} stored SFT responses the same score ({pooled[0]}), so it has "
                     "no scale. Look at the reward model, or set standardise: false."
                 )
-            self.centre, self.scale = float(pooled.mean()), float(pooled.std())
-        self.references = {key: (values - self.centre) / self.scale for key, values in scores.items()}
+            self.center, self.scale = float(pooled.mean()), float(pooled.std())
+        self.references = {key: (values - self.center) / self.scale for key, values in scores.items()}
 
     def _references_of(self, prompt_ids: Sequence[str]) -> np.ndarray:
         if missing := [prompt_id for prompt_id in prompt_ids if prompt_id not in self.references]:

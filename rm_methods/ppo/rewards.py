@@ -29,7 +29,7 @@ def scorer_reward(scorer, label: str = "proxy") -> Reward:
 
     if isinstance(scorer, JointScorer):
         raise UserError(
-            "A joint model compares two responses and gives a single one no reward, so PPO cannot optimise it. Take a "
+            "A joint model compares two responses and gives a single one no reward, so PPO cannot optimize it. Take a "
             "scalar one."
         )
 

@@ -10,7 +10,7 @@ from rm_methods.ppo.reward_transforms import NAMES
 
 @dataclass(frozen=True)
 class PPOSettings:
-    """How a policy is optimised against a proxy.
+    """How a policy is optimized against a proxy.
 
     Attributes:
         updates: batches of responses that are sampled and learned from.
@@ -31,7 +31,7 @@ class PPOSettings:
         clip_range, value_clip_range, value_coefficient: of the clipped losses.
         missing_end_penalty: subtracted from the reward of a response without end token; None subtracts nothing.
         transform, clip_width: what is made of the proxy's scores (rm_methods.ppo.reward_transforms).
-        standardise: centre and scale the proxy's scores on stored SFT responses first.
+        standardise: center and scale the proxy's scores on stored SFT responses first.
         precision: "fp32" or "bf16" (autocast; weights, losses and the value head stay fp32).
         evaluate_every: updates between evaluations (there is always one before the first and after the last update).
         checkpoint_every: updates between checkpoints for resuming; None writes none.

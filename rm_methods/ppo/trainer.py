@@ -57,14 +57,14 @@ def train_ppo(
     attention: str = "auto",
     deepspeed: str | None = None,
 ) -> dict[str, Any]:
-    """Optimise a policy against a proxy reward.
+    """Optimize a policy against a proxy reward.
 
     Args:
         policy_folder: the policy to start from (usually after supervised fine-tuning); it is also the reference of the
             KL penalty.
         reward: the proxy, (prompts, responses) -> float64 [B].
         gold: the gold reward, the same way; only reported, never learned from.
-        prompts: to learn on.  With standardised or reference-based rewards, each needs stored responses.
+        prompts: to learn on.  With standardized or reference-based rewards, each needs stored responses.
         evaluation_prompts: to evaluate on, with the same random numbers each time.
         seed: of sampling and of the order of prompts.
         out_folder: gets `policy/` (a plain causal-language-model folder), `evaluation.parquet`, `metrics.jsonl`,
@@ -387,7 +387,7 @@ class PPO:
             "prompts": len(self.prompts),
             "evaluation_prompts": len(self.evaluation_prompts),
             "prompts_cut": self.cut,
-            "proxy_centre": self.transform.centre,
+            "proxy_centre": self.transform.center,
             "proxy_scale": self.transform.scale,
             "kl_coefficient": self.kl_coefficient,
             "evaluation": {

@@ -36,16 +36,16 @@ def length_bins(lengths: np.ndarray, bins: int = LENGTH_BINS) -> np.ndarray:
 def means(values_nK: np.ndarray, cluster: np.ndarray, counts_BG: np.ndarray) -> np.ndarray:
     """Mean over rows in each replicate, [B, K]."""
     zeros = np.zeros(len(cluster), dtype=np.int64)
-    return standardised_means(values_nK, zeros, cluster, zeros, counts_BG)[:, 0]
+    return standardized_means(values_nK, zeros, cluster, zeros, counts_BG)[:, 0]
 
 
-def standardised_means(
+def standardized_means(
     values_nK: np.ndarray, group: np.ndarray, cluster: np.ndarray, stratum: np.ndarray, counts_BG: np.ndarray
 ) -> np.ndarray:
     """Means of two groups of rows at a common mix of strata: sum over strata of share x (mean of the group in the
     stratum).
 
-    This is direct standardisation.  The standard is the overlap of the groups: the share of a stratum goes by n0 n1 /
+    This is direct standardization.  The standard is the overlap of the groups: the share of a stratum goes by n0 n1 /
     (n0 + n1) of its rows in each group (the weights of Mantel and Haenszel).  So a stratum that one group lacks has no
     share, one with a single misclassified pair a small one, and the difference of the two means is the stratified mean
     difference.

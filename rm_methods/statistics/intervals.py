@@ -13,10 +13,10 @@ With one stratum this is (MS_seed + MS_item - MS_resid) / (S n), the textbook va
 random factors (Brennan, Generalizability Theory, 2001, section 5; Owen, Annals of Applied Statistics 2007,
 "pigeonhole" model).  With one seed only the items can be counted: V = sum_h W_h^2 s_h^2 / n_h.
 
-Items that share a `group` (a prompt) are not independent.  The group then is the unit: the metric is linearised to one
+Items that share a `group` (a prompt) are not independent.  The group then is the unit: the metric is linearized to one
 value a group and seed, u[g, s] = sum over its items of (W_h / n_h) * (y[i, s] - mean of stratum h under seed s), and
 the mean squares above are taken over groups: n_h/(n_h - 1) becomes G/(G - 1) of the G groups.  This is the usual
-linearised (Taylor) variance of stratified cluster samples of unequal size (Cochran, Sampling Techniques, 1977; Miller,
+linearized (Taylor) variance of stratified cluster samples of unequal size (Cochran, Sampling Techniques, 1977; Miller,
 "Adding Error Bars to Evals", 2024, for benchmarks); with one item a group it is exactly the formula above.  Strata
 that share a group are treated as one block; a stratum with a single group has no spread of its own, so its deviation
 from the metric itself is used (the "adjust" rule of R's `survey` package).
@@ -177,10 +177,10 @@ def _variance(credits: np.ndarray, per_seed: np.ndarray, design: ItemDesign) -> 
     """Variance of the metric averaged over seeds, and its Satterthwaite degrees of freedom (see the top of the
     file)."""
     n_seeds = credits.shape[1]
-    u = _linearised(credits, per_seed, design)
+    u = _linearized(credits, per_seed, design)
     u_mean = u.mean(axis=1)
     size = np.bincount(design.block)
-    # A block of one cluster is centred on the metric, not on its own mean, so it keeps its one degree of freedom.
+    # A block of one cluster is centered on the metric, not on its own mean, so it keeps its one degree of freedom.
     item_freedom = np.maximum(size - 1, 1)
     # Mean squares between clusters, per block, scaled by G/S: their sum over blocks is a variance of the metric.
     item = size * np.bincount(design.block, weights=u_mean**2) / item_freedom
@@ -200,13 +200,13 @@ def _variance(credits: np.ndarray, per_seed: np.ndarray, design: ItemDesign) -> 
     return seed[0] + item_variance, max(_satterthwaite(parts), float(n_seeds - 1))
 
 
-def _linearised(credits: np.ndarray, per_seed: np.ndarray, design: ItemDesign) -> np.ndarray:
+def _linearized(credits: np.ndarray, per_seed: np.ndarray, design: ItemDesign) -> np.ndarray:
     """u [clusters, seeds]: each cluster's weighted sum of deviations from its stratum's mean under the same seed."""
     counts = np.bincount(design.stratum)
-    centre = np.empty((len(counts), credits.shape[1]))
+    center = np.empty((len(counts), credits.shape[1]))
     for seed in range(credits.shape[1]):
-        centre[:, seed] = np.bincount(design.stratum, weights=credits[:, seed]) / counts
-    expected = np.where(design.lonely[:, None], per_seed[None, :], centre[design.stratum])
+        center[:, seed] = np.bincount(design.stratum, weights=credits[:, seed]) / counts
+    expected = np.where(design.lonely[:, None], per_seed[None, :], center[design.stratum])
     deviation = design.coefficient[:, None] * (credits - expected)
     u = np.zeros((design.n_clusters, credits.shape[1]))
     np.add.at(u, design.cluster, deviation)

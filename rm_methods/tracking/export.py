@@ -60,7 +60,7 @@ def run_exports(experiment: Experiment, folder: Path) -> list[RunExport]:
     """
     name = experiment.config["tracking"]["experiment"] or experiment.config["experiment"]
     layout = Layout(folder)
-    with_pools = set(experiment.optimised_runs()) if experiment.pools() else set()
+    with_pools = set(experiment.optimized_runs()) if experiment.pools() else set()
     exports = []
     for (variant, seed), run in zip(experiment.runs(), evaluated_runs(experiment, folder), strict=True):
         files = ExportedFiles(

@@ -14,7 +14,7 @@ from rm_methods.config.resolve import (
     workflow_config,
     write_resolved,
 )
-from rm_methods.config.variants import optimised_variants
+from rm_methods.config.variants import optimized_variants
 from rm_methods.errors import ConfigError
 from rm_methods.experiment.diagnosed_runs import diagnosed_runs
 from rm_methods.experiment.experiment import Experiment
@@ -294,7 +294,7 @@ def test_every_key_of_the_schema_is_described():
         ({"policy": {"tiny": {"heads": 3}}}, "overoptimization.policy.tiny.hidden_size: 128 is not a multiple"),
     ],
 )
-def test_impossible_optimisation_is_refused(section, says):
+def test_impossible_optimization_is_refused(section, says):
     config = {
         "experiment": "x",
         "data": {"dataset": "world"},
@@ -320,17 +320,17 @@ def test_exact_gold_is_refused_outside_the_controlled_world():
         resolve(config | {"overoptimization": {"best_of_n": {"pools": ["samples"]}}})
 
 
-def test_all_variants_with_a_scalar_reward_are_optimised_unless_named():
+def test_all_variants_with_a_scalar_reward_are_optimized_unless_named():
     config = {
         "experiment": "x",
         "data": {"dataset": "world"},
         "methods": {"bradley_terry": {}, "joint_encoder": {}, "longest": {}},
     }
-    assert optimised_variants(resolve(config)) == ["bradley_terry"]
-    assert optimised_variants(resolve(config | {"overoptimization": {"variants": ["longest"]}})) == ["longest"]
+    assert optimized_variants(resolve(config)) == ["bradley_terry"]
+    assert optimized_variants(resolve(config | {"overoptimization": {"variants": ["longest"]}})) == ["longest"]
 
 
-def test_optimisation_on_several_levels_of_noise_is_refused():
+def test_optimization_on_several_levels_of_noise_is_refused():
     config = {
         "experiment": "x",
         "data": {"dataset": "world"},

@@ -113,7 +113,7 @@ class TestPoolCurves:
         changed = [np.float32(k) + 1 / (1 + np.exp(-s.astype(np.float64))) for k, s in enumerate(scores)]
         assert pool_curves(items, changed).gold == pytest.approx(pool_curves(items, scores).gold)
 
-    def test_the_standardised_proxy_ignores_offsets_of_prompts_and_the_scale(self):
+    def test_the_standardized_proxy_ignores_offsets_of_prompts_and_the_scale(self):
         generator = np.random.default_rng(5)
         items = [pool_item(generator.standard_normal(64), f"p{k}") for k in range(4)]
         scores = [generator.standard_normal(64) for _ in items]

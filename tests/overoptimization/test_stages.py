@@ -61,7 +61,7 @@ def named(calls, name):
     return next(call for call in calls if call[0] == name)
 
 
-def optimise_against(run_key, config, pairs_file, tmp_path, seed=0, references_text=""):
+def optimize_against(run_key, config, pairs_file, tmp_path, seed=0, references_text=""):
     """Run the PPO stage against a reward model whose training has this run key, with references of this text."""
     model, references = tmp_path / "run" / "model", tmp_path / "references.parquet"
     model.mkdir(parents=True, exist_ok=True)
@@ -83,26 +83,26 @@ def optimise_against(run_key, config, pairs_file, tmp_path, seed=0, references_t
 
 
 @pytest.fixture
-def optimised(config, pairs_file, calls, tmp_path):
+def optimized(config, pairs_file, calls, tmp_path):
     """The calls of a PPO stage."""
-    optimise_against("key", config, pairs_file, tmp_path)
+    optimize_against("key", config, pairs_file, tmp_path)
     return calls
 
 
-def test_each_rank_takes_its_gpu_before_any_model_is_loaded(optimised):
-    order = [name for name, *_ in optimised if name in ("use_own_gpu", "load_scorer", "load_gold", "train_ppo")]
+def test_each_rank_takes_its_gpu_before_any_model_is_loaded(optimized):
+    order = [name for name, *_ in optimized if name in ("use_own_gpu", "load_scorer", "load_gold", "train_ppo")]
     assert order == ["use_own_gpu", "load_scorer", "load_gold", "train_ppo"]
 
 
-def test_ppo_scores_every_update_so_ensembles_stay_loaded(optimised):
-    assert named(optimised, "load_scorer")[2]["keep_loaded"] is True
-    assert named(optimised, "load_gold")[2]["keep_loaded"] is True
+def test_ppo_scores_every_update_so_ensembles_stay_loaded(optimized):
+    assert named(optimized, "load_scorer")[2]["keep_loaded"] is True
+    assert named(optimized, "load_gold")[2]["keep_loaded"] is True
 
 
 def test_checkpoints_against_another_training_of_the_reward_model_are_not_resumed(config, pairs_file, calls, tmp_path):
     for run_key in ("first", "second", "first"):
-        optimise_against(run_key, config, pairs_file, tmp_path)
-    optimise_against("first", config, pairs_file, tmp_path, references_text="other references")
+        optimize_against(run_key, config, pairs_file, tmp_path)
+    optimize_against("first", config, pairs_file, tmp_path, references_text="other references")
     work = [named["work_folder"] for name, _, named in calls if name == "train_ppo"]
     assert work[0] == work[2]
     assert len(set(work)) == 3
@@ -112,7 +112,7 @@ def test_the_run_key_of_ppo_changes_with_seed_and_reward_model(config, pairs_fil
     summary = {"wall_seconds": 1.0, "evaluation": {"last": None, "best_gold": None}}
     monkeypatch.setattr(ppo, "train_ppo", lambda *given, **named: summary)
     written = [
-        optimise_against(key, config, pairs_file, tmp_path, seed)
+        optimize_against(key, config, pairs_file, tmp_path, seed)
         for key, seed in (("a", 0), ("a", 1), ("b", 0), ("a", 0))
     ]
     keys = [summary["run_key"] for summary in written]
@@ -120,15 +120,15 @@ def test_the_run_key_of_ppo_changes_with_seed_and_reward_model(config, pairs_fil
     assert len(set(keys)) == 3
 
 
-def test_gold_has_settings_of_its_own(optimised):
-    _, given, options = named(optimised, "load_gold")
+def test_gold_has_settings_of_its_own(optimized):
+    _, given, options = named(optimized, "load_gold")
     assert given == ("owner/gold",)
     assert (options["revision"], options["max_length"], options["settings"].max_length) == ("abc123", 2048, 256)
 
 
-def test_policies_are_read_with_the_attention_that_their_section_names(optimised, config, pairs_file, calls, tmp_path):
+def test_policies_are_read_with_the_attention_that_their_section_names(optimized, config, pairs_file, calls, tmp_path):
     # The reward models' backbone says sdpa.
-    assert named(optimised, "train_ppo")[2]["attention"] == "eager"
+    assert named(optimized, "train_ppo")[2]["attention"] == "eager"
     calls.clear()
     files = {"policy": tmp_path, "pairs": pairs_file, "work": tmp_path, "threads": 1}
     draw_references(config, out=tmp_path / "references.parquet", **files)

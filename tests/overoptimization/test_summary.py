@@ -15,7 +15,7 @@ from rm_methods.overoptimization.best_of_n import pool_curves, read_pool
 from rm_methods.overoptimization.figures import draw_best_of_n, draw_ppo
 from rm_methods.overoptimization.ppo_evaluations import ppo_curves, read_ppo_run
 from rm_methods.overoptimization.samples_page import fenced, samples_page
-from rm_methods.overoptimization.summary import summarise_best_of_n, summarise_ppo
+from rm_methods.overoptimization.summary import summarize_best_of_n, summarize_ppo
 from rm_methods.overoptimization.variant_curves import combine_seeds
 
 from .made_up import pool_runs, ppo_run
@@ -30,7 +30,7 @@ class TestBestOfN:
     def written(self, tmp_path_factory):
         folder = tmp_path_factory.mktemp("best_of_n")
         runs = pool_runs(folder, {"bradley_terry": 1.0, "robust": 0.1})
-        return runs, folder / "out", summarise_best_of_n(runs, "bradley_terry", folder / "out")
+        return runs, folder / "out", summarize_best_of_n(runs, "bradley_terry", folder / "out")
 
     def test_it_writes_exactly_the_files_it_names(self, written):
         _, out, summary = written
@@ -79,11 +79,11 @@ class TestBestOfN:
 
     def test_it_gives_the_same_bytes_again(self, written, tmp_path):
         runs, out, _ = written
-        summarise_best_of_n(runs, "bradley_terry", tmp_path / "again")
+        summarize_best_of_n(runs, "bradley_terry", tmp_path / "again")
         for name in best_of_n_files(["policy"]):
             assert (tmp_path / "again" / name).read_bytes() == (out / name).read_bytes(), name
 
-    def test_runs_that_cannot_be_summarised_are_errors(self, written, tmp_path):
+    def test_runs_that_cannot_be_summarized_are_errors(self, written, tmp_path):
         runs = written[0]
         for wrong, message in (
             ([], "at least one run"),
@@ -91,12 +91,12 @@ class TestBestOfN:
             ([replace(runs[0], pool="a/b")], "Pool name 'a/b' is not allowed"),
         ):
             with pytest.raises(UserError, match=message):
-                summarise_best_of_n(wrong, None, tmp_path / "out")
+                summarize_best_of_n(wrong, None, tmp_path / "out")
         with pytest.raises(UserError, match="Did you mean 'robust'"):
-            summarise_best_of_n(runs, "robus", tmp_path / "out")
+            summarize_best_of_n(runs, "robus", tmp_path / "out")
         other = pool_runs(tmp_path / "other", {"x": 0.0}, seeds=(0,), responses=32)[0]
         with pytest.raises(DataError, match="does not fit"):
-            summarise_best_of_n([replace(runs[0], scores=other.scores)], None, tmp_path / "out")
+            summarize_best_of_n([replace(runs[0], scores=other.scores)], None, tmp_path / "out")
 
 
 class TestFigure:
@@ -162,7 +162,7 @@ class TestPpo:
             ppo_run(tmp_path, "bradley_terry", seed, 0.6, summary=hacked if seed == 1 else None) for seed in range(3)
         ]
         runs += [ppo_run(tmp_path, "robust", seed, 0.1) for seed in range(3)]
-        summary = summarise_ppo(runs, "bradley_terry", tmp_path / "out")
+        summary = summarize_ppo(runs, "bradley_terry", tmp_path / "out")
         assert (
             sorted(summary.files) == sorted(ppo_files()) == sorted(path.name for path in (tmp_path / "out").iterdir())
         )
@@ -197,7 +197,7 @@ class TestPpo:
             ppo_run(tmp_path, "broken", 0, 0.5, steps=(0, 10, 20, 30)),
             ppo_run(tmp_path, "broken", 1, 0.5, steps=(0, 10)),
         ]
-        text = " ".join(summarise_ppo(runs, "whole", tmp_path / "out").text.split())
+        text = " ".join(summarize_ppo(runs, "whole", tmp_path / "out").text.split())
         assert text.count("broken † 2") == 2
         assert "whole †" not in text
         assert "broken at step 10; the longest at step 30" in text
@@ -213,7 +213,7 @@ class TestPpo:
             pytest.approx(20.0),
             "10",
         )
-        assert "†" not in summarise_ppo(runs[:2], None, tmp_path / "equal").text
+        assert "†" not in summarize_ppo(runs[:2], None, tmp_path / "equal").text
 
     def test_evaluations_that_are_not_finite_are_left_out_and_counted(self, tmp_path):
         folder = ppo_run(tmp_path, "bt", 0, 0.5).folder

@@ -11,7 +11,7 @@ from rm_methods.overoptimization.variant_curves import (
     half_of_group,
     held_out_credits,
     peak_interval,
-    summarise_peaks,
+    summarize_peaks,
 )
 
 from .made_up import pool_runs
@@ -49,7 +49,7 @@ def test_peak_end_and_gap_by_hand():
     assert credits["gold_end"].tolist() == [[2.0], [3.0]]
     assert credits["gold_peak"].tolist() == [[1.0], [1.0]]
     assert credits["gap"].tolist() == [[-1.0], [-2.0]]
-    (summary,) = summarise_peaks([curves_of([[first, second]], groups=groups)], None)
+    (summary,) = summarize_peaks([curves_of([[first, second]], groups=groups)], None)
     assert (summary.axis_peak, summary.gold_peak_in_sample, summary.gap_in_sample) == (4, 3.0, 0.5)
 
 
@@ -61,9 +61,9 @@ def test_the_halves_are_even_and_never_cut_a_group():
     assert (half_of_group(groups[::-1])[::-1] == half).all()
 
 
-def test_without_over_optimisation_the_held_out_gap_is_zero_where_the_plain_one_is_not():
+def test_without_over_optimization_the_held_out_gap_is_zero_where_the_plain_one_is_not():
     """A flat curve: the plain gap is always above 0, the held-out gap is 0 on average."""
-    summaries = [summarise_peaks([curves_of(noisy(np.zeros(6), noise=1.0, seed=seed))], None)[0] for seed in range(60)]
+    summaries = [summarize_peaks([curves_of(noisy(np.zeros(6), noise=1.0, seed=seed))], None)[0] for seed in range(60)]
     held_out = np.array([summary.cells["gap"].estimate.mean for summary in summaries])
     plain = np.array([summary.gap_in_sample for summary in summaries])
     assert plain.mean() > 0.05
@@ -72,7 +72,7 @@ def test_without_over_optimisation_the_held_out_gap_is_zero_where_the_plain_one_
 
 def test_a_real_fall_is_found_and_differs_from_a_reference_that_keeps_its_gold():
     falls, keeps = noisy([0.0, 0.5, 1.0, 0.2]), noisy([0.0, 0.5, 1.0, 1.0], seed=1)
-    fallen, kept = summarise_peaks([curves_of(falls, "falls"), curves_of(keeps, "keeps")], "keeps")
+    fallen, kept = summarize_peaks([curves_of(falls, "falls"), curves_of(keeps, "keeps")], "keeps")
     gap = fallen.cells["gap"]
     assert gap.estimate.mean == pytest.approx(0.8, abs=0.1)
     assert gap.estimate.low > 0.6
@@ -84,7 +84,7 @@ def test_a_real_fall_is_found_and_differs_from_a_reference_that_keeps_its_gold()
 
 def test_two_seeds_are_not_enough_evidence():
     two = [curves_of(noisy([0, 1, 0.5], seeds=2, seed=seed), name) for seed, name in enumerate("ab")]
-    assert summarise_peaks(two, "a")[1].cells["gap"].verdict == "not enough evidence"
+    assert summarize_peaks(two, "a")[1].cells["gap"].verdict == "not enough evidence"
 
 
 def test_a_peak_that_prompts_or_seeds_disagree_about_has_a_wide_interval():
@@ -113,6 +113,6 @@ def test_seeds_are_put_together_only_on_the_same_pool(tmp_path):
 
 def test_unknown_references_and_other_prompts_are_errors():
     with pytest.raises(UserError, match="'bradly' is not among"):
-        summarise_peaks([curves_of(noisy([0, 1]))], "bradly")
+        summarize_peaks([curves_of(noisy([0, 1]))], "bradly")
     with pytest.raises(DataError, match="have other prompts"):
-        summarise_peaks([curves_of(noisy([0, 1])), curves_of(noisy([0, 1], prompts=9), "w")], None)
+        summarize_peaks([curves_of(noisy([0, 1])), curves_of(noisy([0, 1], prompts=9), "w")], None)

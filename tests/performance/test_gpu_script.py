@@ -1,4 +1,4 @@
-"""performance/gpu.py and its neighbours: run end to end on a CPU, and what they count."""
+"""performance/gpu.py and its neighbors: run end to end on a CPU, and what they count."""
 
 from __future__ import annotations
 

@@ -130,8 +130,8 @@ def test_a_template_that_leaves_thoughts_out_does_not_teach_another_response_and
     policy = make_policy(policy_from_backbone(prepared[1], prepared[2]["backbone"], 0).model, tokenizer)
     (prompt_ids,), _ = policy.encode_prompts([PROMPT], 100)
     assert policy.tokenizer.decode(prompt_ids).startswith("26 July")
-    ids, merged = response_token_ids(policy, PROMPT, prompt_ids, "<think>A colour.</think>red")
-    assert policy.decode(ids) == "<think>A colour.</think>red"
+    ids, merged = response_token_ids(policy, PROMPT, prompt_ids, "<think>A color.</think>red")
+    assert policy.decode(ids) == "<think>A color.</think>red"
     assert merged
     assert not response_token_ids(policy, PROMPT, prompt_ids, "red")[1]
 

@@ -22,8 +22,8 @@ from rm_methods.policies.sampling import (
 
 SHORT = SamplingSettings(max_new_tokens=12)
 PROMPTS = [
-    Prompt(f"p{k}", [{"role": "user", "content": f"paint it {colour}"}])
-    for k, colour in enumerate(("red", "blue and green", "black"))
+    Prompt(f"p{k}", [{"role": "user", "content": f"paint it {color}"}])
+    for k, color in enumerate(("red", "blue and green", "black"))
 ]
 
 

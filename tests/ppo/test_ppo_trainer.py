@@ -31,8 +31,8 @@ BANDIT = QUICK | {
     "evaluate_every": 1000,
 }
 PROMPTS = [
-    Prompt(f"p{k}", [{"role": "user", "content": f"paint it {colour}"}])
-    for k, colour in enumerate(("red", "blue", "black"))
+    Prompt(f"p{k}", [{"role": "user", "content": f"paint it {color}"}])
+    for k, color in enumerate(("red", "blue", "black"))
 ]
 no_reward = text_reward(lambda prompt, response: 0.0)
 count_of_e = text_reward(lambda prompt, response: float(response.count("e")))
@@ -290,7 +290,7 @@ def test_a_loss_that_is_not_finite_is_never_stepped_on(policy_folder, tmp_path):
     assert lines(tmp_path)[0]["policy_loss"] is None
 
 
-def test_standardised_rewards_need_stored_responses(policy_folder, tmp_path):
+def test_standardized_rewards_need_stored_responses(policy_folder, tmp_path):
     with pytest.raises(UserError, match="needs the scores of stored SFT responses"):
         run(policy_folder, tmp_path, standardise=True)
     references = {"p0": ["e", "ee"], "p1": ["", "eee"], "p2": ["e", "e"]}

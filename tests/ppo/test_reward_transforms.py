@@ -43,13 +43,13 @@ def test_par_stays_between_zero_and_one_and_keeps_the_order_within_a_prompt():
     assert 0 <= rewards.min() < rewards.max() <= 1
 
 
-def test_standardised_scores_have_the_references_mean_and_spread_as_zero_and_one():
+def test_standardized_scores_have_the_references_mean_and_spread_as_zero_and_one():
     transform = RewardTransform("none", REFERENCES)
-    assert (transform.centre, transform.scale) == pytest.approx((2.0, SPREAD))
+    assert (transform.center, transform.scale) == pytest.approx((2.0, SPREAD))
     assert transform(np.array([2.0, 2.0 + SPREAD]), ["x", "y"]) == pytest.approx([0.0, 1.0])
 
 
-def test_standardised_rewards_do_not_depend_on_the_scale_of_the_reward_model():
+def test_standardized_rewards_do_not_depend_on_the_scale_of_the_reward_model():
     for name in NAMES:
         small = RewardTransform(name, REFERENCES)(np.array([0.5, 4.0]), ["a", "b"])
         scaled = {key: [7 * value - 3 for value in values] for key, values in REFERENCES.items()}
@@ -64,7 +64,7 @@ def test_clip_cuts_at_so_many_standard_deviations_around_the_references_mean():
     assert scaled(np.array([100.0, -100.0, 2.0]), ["x"] * 3) == pytest.approx([2.0, -2.0, 0.0])
 
 
-def test_running_centres_and_scales_by_all_scores_so_far():
+def test_running_centers_and_scales_by_all_scores_so_far():
     transform = RewardTransform("running", standardise=False)
     assert transform(np.array([1.0, 3.0]), ["x", "y"]) == pytest.approx([-1.0, 1.0])
     # 1, 3, 5, 7: mean 4, variance (9 + 1 + 1 + 9) / 4 = 5.

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from rm_methods.statistics.bootstrap import interval, length_bins, means, resampled_counts, standardised_means
+from rm_methods.statistics.bootstrap import interval, length_bins, means, resampled_counts, standardized_means
 
 
 def test_the_first_row_is_the_sample_and_the_rest_is_seeded():
@@ -45,28 +45,28 @@ def test_length_control_removes_a_difference_that_is_only_length():
     group = np.array([0] * 50 + [1] * 10 + [0] * 10 + [1] * 50)
     values = np.where(length == 50, 0.6, 0.3)[:, None]
     counts = resampled_counts(120, replicates=50)
-    raw = standardised_means(values, group, np.arange(120), np.zeros(120, dtype=int), counts)[0, :, 0]
+    raw = standardized_means(values, group, np.arange(120), np.zeros(120, dtype=int), counts)[0, :, 0]
     np.testing.assert_allclose(raw, [(50 * 0.3 + 10 * 0.6) / 60, (10 * 0.3 + 50 * 0.6) / 60])
     bins = length_bins(length)
     assert sorted(set(bins)) == [0, 1]
-    controlled = standardised_means(values, group, np.arange(120), bins, counts)
+    controlled = standardized_means(values, group, np.arange(120), bins, counts)
     np.testing.assert_allclose(controlled[:, 1, 0] - controlled[:, 0, 0], 0, atol=1e-12)
 
 
-def test_standardised_means_by_hand():
+def test_standardized_means_by_hand():
     # Stratum 0: rows 1, 3 against 5; stratum 1: 2 against 4, 6, 8.  Weights 2*1/3 and 1*3/4.
     values, group = np.array([1.0, 3, 5, 2, 4, 6, 8])[:, None], np.array([0, 0, 1, 0, 1, 1, 1])
     stratum = np.array([0, 0, 0, 1, 1, 1, 1])
     weight = np.array([2 / 3, 3 / 4]) / (2 / 3 + 3 / 4)
-    found = standardised_means(values, group, np.arange(7), stratum, resampled_counts(7, replicates=1))[0, :, 0]
+    found = standardized_means(values, group, np.arange(7), stratum, resampled_counts(7, replicates=1))[0, :, 0]
     np.testing.assert_allclose(found, [weight @ [2, 2], weight @ [5, 6]])
 
 
 def test_a_stratum_that_one_group_lacks_has_no_share():
     values, group, stratum = np.array([1.0, 2, 9])[:, None], np.array([0, 1, 0]), np.array([0, 0, 1])
-    found = standardised_means(values, group, np.arange(3), stratum, resampled_counts(3, replicates=1))[0, :, 0]
+    found = standardized_means(values, group, np.arange(3), stratum, resampled_counts(3, replicates=1))[0, :, 0]
     np.testing.assert_allclose(found, [1, 2])
-    apart = standardised_means(values, np.array([0, 0, 1]), np.arange(3), stratum, resampled_counts(3, replicates=1))[
+    apart = standardized_means(values, np.array([0, 0, 1]), np.arange(3), stratum, resampled_counts(3, replicates=1))[
         0, :, 0
     ]
     assert np.isnan(apart).all()
@@ -74,7 +74,7 @@ def test_a_stratum_that_one_group_lacks_has_no_share():
 
 def test_a_group_without_rows_leaves_the_other_its_plain_mean():
     values, stratum = np.array([1.0, 2, 9])[:, None], np.array([0, 0, 1])
-    found = standardised_means(
+    found = standardized_means(
         values, np.zeros(3, dtype=int), np.arange(3), stratum, resampled_counts(3, replicates=1)
     )[0, :, 0]
     assert found[0] == pytest.approx(4)

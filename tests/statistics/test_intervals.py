@@ -85,7 +85,7 @@ def test_strata_and_seeds_together():
     assert result.standard_error**2 == pytest.approx(2 / 36, abs=1e-12)
 
 
-def test_groups_of_unequal_size_are_linearised():
+def test_groups_of_unequal_size_are_linearized():
     """Groups {1,1}, {0}, {1}; mean 3/4; u = (1/8, -3/16, 1/16); V = 3/2 * (4 + 9 + 1)/256 = 21/256."""
     result = estimate(np.array([[1.0], [1], [0], [1]]), one_stratum(4, ["g1", "g1", "g2", "g3"]))
     assert result.standard_error**2 == pytest.approx(21 / 256, abs=1e-12)

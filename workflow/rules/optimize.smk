@@ -122,7 +122,7 @@ rule overoptimization:
         pools=[LAYOUT.items(pool) for pool in EXPERIMENT.pools()],
         scores=[
             LAYOUT.scores(variant, seed, pool)
-            for variant, seed in EXPERIMENT.optimised_runs()
+            for variant, seed in EXPERIMENT.optimized_runs()
             for pool in EXPERIMENT.pools()
         ],
         policies=[

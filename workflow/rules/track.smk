@@ -6,7 +6,7 @@ rule export:
     input:
         metrics=[LAYOUT.metrics(variant, seed) for variant, seed in RUNS],
         summaries=[LAYOUT.summary(variant, seed) for variant, seed in RUNS],
-        further=rules.overoptimization.output if EXPERIMENT.is_optimised() else [],
+        further=rules.overoptimization.output if EXPERIMENT.is_optimized() else [],
         policies=[
             LAYOUT.ppo_run(variant, seed) / "summary.json"
             for variant, seed in EXPERIMENT.ppo_runs()

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM
 from tests.workflow.test_workflow import SMOKE, checkout, planned, results, snakemake
 
 
-def test_a_policy_is_optimised_against_every_reward_model(tmp_path):
+def test_a_policy_is_optimized_against_every_reward_model(tmp_path):
     folder = checkout(tmp_path)
     study = SMOKE | {
         "seeds": [0],
