@@ -1,4 +1,4 @@
-"""Where cards are: those that come with the package, and those of the user in `data/<kind>` of the working directory."""
+"""Where cards are: those that come with the package, and the user's in folders of the working directory."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ OF_THE_USER = Path("data")  # below the working directory
 
 
 def card_files(kind: str) -> dict[str, Path]:
-    """The file of every card, by the card's name.
+    """The file of every card, by the card's name: packaged ones, and the user's in `data/<kind>`.
 
     Args:
         kind: "datasets" or "benchmarks".
@@ -19,12 +19,29 @@ def card_files(kind: str) -> dict[str, Path]:
     Raises:
         ConfigError: a card of the user has the name of one that comes with the package.
     """
-    packaged = {path.stem: path for path in sorted((PACKAGED / kind).glob("*.yaml"))}
-    added = {path.stem: path for path in sorted((OF_THE_USER / kind).glob("*.yaml"))}
-    both = sorted(packaged.keys() & added.keys())
-    if both:
-        # One of them would win without a word, and results of two different data would have one name.
-        raise ConfigError(
-            [f"{added[name]}: a card of this name comes with the package; rename yours" for name in both], "the cards"
-        )
-    return dict(sorted((packaged | added).items()))
+    return cards_in(PACKAGED / kind, OF_THE_USER / kind, "card")
+
+
+def cards_in(packaged: Path, added: Path, name_of_kind: str) -> dict[str, Path]:
+    """The file of every card of two folders, by the card's name.
+
+    Args:
+        packaged: folder of the package.
+        added: folder of the user; it need not exist.
+        name_of_kind: "card" or "method", for the message.
+
+    Raises:
+        ConfigError: a file of the user has the name of one that comes with the package.
+    """
+    shipped = {path.stem: path for path in sorted(packaged.glob("*.yaml"))}
+    if added.resolve() == packaged.resolve():
+        return shipped
+    users = {path.stem: path for path in sorted(added.glob("*.yaml"))}
+    # Otherwise one of them would win silently, and results of two different things would have one name.
+    problems = [
+        f"{users[name]}: a {name_of_kind} of this name comes with the package; rename yours"
+        for name in sorted(shipped.keys() & users.keys())
+    ]
+    if problems:
+        raise ConfigError(problems, "the cards")
+    return dict(sorted((shipped | users).items()))

@@ -319,7 +319,7 @@ class Experiment:
             return [f"benchmarks.{load_benchmark_card(name).module}" for name in names]
         # The scorer of a method without weights is its method's code.
         if stage in ("score", "ppo") and not self.is_trained(str(variant)):
-            return [f"methods.{self._method(str(variant)).name}"]
+            return [self._method(str(variant)).module]
         return []
 
     def _method(self, variant: str):

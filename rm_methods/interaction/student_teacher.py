@@ -21,7 +21,7 @@ from rm_methods.interaction.objectives import StudentAttention, TeacherVectors
 from rm_methods.interaction.teacher_maps import AlignedPair, JointTeacher, PairAlignments, TeacherMaps, segments
 from rm_methods.reward_models.attention_capture import LayerAttention, layer_numbers
 from rm_methods.reward_models.joint_reader import CHOSEN, PROMPT, REJECTED
-from rm_methods.reward_models.layouts import PairBatch
+from rm_methods.reward_models.layouts import SequenceBatch
 from rm_methods.reward_models.packed_attention import tokens_of_pairs
 from rm_methods.reward_models.tokenization import ChatTokenizer, TokenizedItem
 
@@ -125,7 +125,7 @@ class StudentTeacher:
         return list(dict.fromkeys(self.maps))
 
     def student_attention(
-        self, attention: LayerAttention, batch: PairBatch, positions: Sequence[int], with_values: bool = False
+        self, attention: LayerAttention, batch: SequenceBatch, positions: Sequence[int], with_values: bool = False
     ) -> StudentAttention:
         """Captured queries and keys of a batch, in fp32, regrouped per pair as [prompt | chosen | rejected].
 

@@ -11,20 +11,15 @@ Without noise the reward is linear in the hidden state: mu and g are merged into
 from __future__ import annotations
 
 import zlib
-from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import nn
 
-from rm_methods.benchmarks.item import BenchmarkItem
-from rm_methods.errors import UserError
 from rm_methods.files import written_atomically
 from rm_methods.methods.bradley_terry import bradley_terry_loss
 from rm_methods.methods.contract import Loss, TrainedMethod
 from rm_methods.reward_models.layouts import PairBatch
-from rm_methods.scoring.scorer import RewardModelScorer, ScoringSettings
 
 FILE = "inform.safetensors"  # the bottleneck, beside the exported model
 
@@ -115,39 +110,3 @@ class Method(TrainedMethod):
         model.save(folder, dict(weights) | {"classifier.score.weight": score})
         with written_atomically(Path(folder) / FILE) as path:
             save_file(bottleneck, path)
-
-
-class _LatentReader(RewardModelScorer):
-    """Gives latents where the scorer gives rewards."""
-
-    def latents(self, items: Sequence[BenchmarkItem], bottleneck: dict[str, torch.Tensor]) -> list[np.ndarray]:
-        device = next(self.model.parameters()).device
-        matrix, center = bottleneck["mean.weight"].to(device), bottleneck["center"].to(device)
-
-        def means(encoded) -> np.ndarray:
-            with torch.inference_mode():
-                return (self._forward(encoded).last_hidden.float() @ matrix.T + center).cpu().numpy()
-
-        encoded = self.tokenizer.encode((item.prompt, item.responses) for item in items)
-        return [np.stack(rows) for rows in self._of_responses(encoded, means, "latents")]
-
-
-def latents_of_items(folder: str | Path, items: Sequence[BenchmarkItem], settings: ScoringSettings) -> list[np.ndarray]:
-    """mu of every response of every item.
-
-    Args:
-        folder: the model folder of an `inform` run.
-
-    Returns:
-        fp32 [responses, d] for each item.
-
-    Raises:
-        UserError: the folder holds no bottleneck.
-    """
-    from safetensors.torch import load_file
-
-    if not (Path(folder) / FILE).exists():
-        raise UserError(
-            f"{folder}: no {FILE} is there, so it has no latents. Give the model folder of a run of the method 'inform'."
-        )
-    return _LatentReader.from_folder(Path(folder), settings).latents(items, load_file(Path(folder) / FILE))

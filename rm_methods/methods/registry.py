@@ -1,23 +1,30 @@
-"""Finds methods by scanning this folder for cards.  Reading cards costs milliseconds and never imports torch.
+"""Finds methods by scanning folders for cards: this one, and `methods` in the working directory for the user's methods.
 
-A card (`<name>.yaml`) says what a method is, what it needs and which settings it takes; the Snakefile builds the DAG from
-cards, the CLI lists them, the configuration schema and the table in the documentation are generated from them.  The class
-(`<name>.py`, class `Method`) is imported only where the method runs.  Adding a method touches no other file.
+A card (`<name>.yaml`) says what a method is, what it needs and which settings it takes.  The Snakefile builds its
+graph from cards, the CLI lists them, and the configuration schema is generated from them.  The class (`<name>.py`,
+class `Method`) is imported only where the method runs.  Adding a method touches no other file.  Reading cards takes
+milliseconds and never imports torch.
 """
 
 from __future__ import annotations
 
 import importlib
+import importlib.util
+import sys
+import traceback
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
+from rm_methods.card_files import cards_in
 from rm_methods.errors import ConfigError, UserError, nearest
 from rm_methods.validation import schema_problems
 from rm_methods.yaml_files import read_yaml
 
 FOLDER = Path(__file__).parent
+OF_THE_USER = Path("methods")  # below the working directory
 
 CARD_SCHEMA = {
     "type": "object",
@@ -32,7 +39,6 @@ CARD_SCHEMA = {
         "seed_free": {"type": "boolean", "default": False},
         "scalar_reward": {"type": "boolean", "default": True},
         "settings": {"type": "object"},
-        "code": {"type": "array", "items": {"type": "string"}},
         "requires": {
             "type": "object",
             "additionalProperties": {
@@ -62,22 +68,26 @@ CARD_SCHEMA = {
 
 @dataclass(frozen=True)
 class MethodCard:
-    """What is known about a method without importing it.
+    """The facts about a method that need no import of it.
 
     Attributes:
-        name: file name; how the configuration calls it.
+        name: file name; the configuration uses it.
         title, citation, targets, cost: for lists, tables and documentation.
-        kind: "trained" (a reward model), "joint" (a model that reads two responses together and prefers one), "combined" (made of trained
-            runs without any training), or "content_blind" (scores without a model).
-        seed_free: only the first seed is run: all give the same scores, or (combined methods) the runs of all seeds go into one.
+        kind: "trained" (a reward model), "joint" (a model that reads two responses together and prefers one),
+            "combined" (made of trained runs, without any training), or "content_blind" (scores without a model).
+        file: the card, absolute; the code is beside it.
+        seed_free: only the first seed is run, because all give the same scores, or (combined methods) because the runs
+            of all seeds are combined into one.
         scalar_reward: the method scores a response alone.
-        settings: JSON-schema fragment per setting, each with `default` and `description`; `format: file` for one that names a file.
-        requires: settings that name another variant whose runs must be there first: the `kind` (and, if given, the `method`) that it must
-            be of, `builtin` values that are no variants, whose `seeds` are needed (that of the run, the first of the experiment, or all),
-            how many there must be `at_least`, and (`modulo`) by which setting of that variant they must differ.
+        settings: JSON-schema fragment per setting, each with `default` and `description`; `format: file` marks the
+            path of a file.
+        requires: settings that name another variant whose runs must come first.  Keys: the `kind` and optionally the
+            `method` of that variant; `builtin` values that name no variant; `seeds`, the runs that are needed (the
+            run's seed, the first of the experiment, or all); `at_least`, the smallest number of them; `modulo`, the
+            setting of that variant by which they must differ.
         zero_stages: stages of DeepSpeed's ZeRO that it can be trained with; 0 is none.
-        knob: the one setting that is tuned, and the values tried (`{"setting": name, "values": [...]}`); None if there is none.
-        code: files and folders below the package that the method uses besides its own file and the stages' code.
+        knob: the one setting that is tuned, and the values tried (`{"setting": name, "values": [...]}`); None if there
+            is none.
     """
 
     name: str
@@ -87,22 +97,29 @@ class MethodCard:
     targets: tuple[str, ...]
     cost: str
     settings: dict[str, dict[str, Any]]
+    file: Path
     seed_free: bool = False
     scalar_reward: bool = True
     requires: dict[str, dict[str, Any]] = field(default_factory=dict)
     zero_stages: tuple[int, ...] = (0, 1, 2, 3)
     knob: dict[str, Any] | None = None
-    code: tuple[str, ...] = ()
 
     @property
     def without_seed(self) -> bool:
-        """Whether any seed gives the same scores.  A combination of runs is made once, too, but of other runs it would be another."""
+        """Whether any seed gives the same scores.  A combination of runs is also made once, but other runs give
+        another."""
         return self.seed_free and self.kind == "content_blind"
 
     @property
     def has_weights(self) -> bool:
         """Whether a model is trained, so that backbone and training settings matter."""
         return self.kind in ("trained", "joint")
+
+    @property
+    def module(self) -> str:
+        """The code as `rm_methods.system.code_hash` names it: a module below `rm_methods`, or the absolute path of a
+        file."""
+        return f"methods.{self.name}" if self.file.parent == FOLDER else str(self.file.with_suffix(".py"))
 
     def required_variants(self, settings: dict[str, Any]) -> dict[str, str]:
         """The variants that these settings need a run of, by the setting that names them."""
@@ -111,7 +128,7 @@ class MethodCard:
         }
 
     def files_named(self, settings: dict[str, Any]) -> list[str]:
-        """Files that these settings name (`format: file` in the card): what they hold is part of what a run depends on."""
+        """Files that these settings name (`format: file` in the card); a run depends on their content."""
         return [
             settings[name]
             for name, fragment in self.settings.items()
@@ -127,12 +144,6 @@ class MethodCard:
         """Default value of every setting."""
         return {name: fragment["default"] for name, fragment in self.settings.items()}
 
-    def files(self) -> tuple[Path, ...]:
-        """The files that make the method: an edit of one of them reruns the method's runs and no others."""
-        own = [FOLDER / f"{self.name}.py", FOLDER / f"{self.name}.yaml"]
-        used = [FOLDER.parent / name for name in self.code]
-        return (*own, *(file for path in used for file in (sorted(path.glob("*.py")) if path.is_dir() else [path])))
-
 
 def card_problems(content: Any) -> list[str]:
     """Everything wrong with the content of a card, empty if nothing is."""
@@ -145,11 +156,6 @@ def card_problems(content: Any) -> list[str]:
             continue
         problems += schema_problems(fragment["default"], fragment, f"settings.{name}.default")
     problems += [
-        f"code: '{name}' is not below rm_methods/"
-        for name in content.get("code", ())
-        if not (FOLDER.parent / name).exists()
-    ]
-    problems += [
         f"requires.{name}: is not a setting" for name in content.get("requires", {}) if name not in content["settings"]
     ]
     if knob := content.get("knob"):
@@ -161,32 +167,79 @@ def card_problems(content: Any) -> list[str]:
     return problems
 
 
-@cache
 def method_names() -> tuple[str, ...]:
-    """Names of all methods, sorted."""
-    return tuple(sorted(path.stem for path in FOLDER.glob("*.yaml")))
+    """Names of all methods, sorted.
+
+    Raises:
+        ConfigError: a method of the user has the name of one that comes with the package.
+    """
+    return tuple(_card_files(FOLDER, OF_THE_USER.absolute()))
 
 
-@cache
 def load_card(name: str) -> MethodCard:
     """Read a method's card.
 
     Raises:
         UserError: unknown method (with the nearest match).
-        ConfigError: the card is incomplete or wrong.
+        ConfigError: the card is incomplete or wrong, or its code is missing.
     """
-    if name not in method_names():
-        raise UserError(f"Unknown method '{name}'. {nearest(name, method_names())}")
-    path = FOLDER / f"{name}.yaml"
-    content, written_wrong = read_yaml(path)
-    if problems := written_wrong + card_problems(content):
-        raise ConfigError(problems, source=str(path))
-    return MethodCard(
-        name=name, **(content | {"targets": tuple(content["targets"]), "code": tuple(content.get("code", ()))})
-    )
+    files = _card_files(FOLDER, OF_THE_USER.absolute())
+    if name not in files:
+        raise UserError(f"Unknown method '{name}'. {nearest(name, tuple(files))}")
+    return _read_card(files[name])
 
 
 def load_method(name: str, settings: dict[str, Any]):
-    """Import a method's class and make it with its resolved settings (`MethodCard.defaults` filled in by the configuration)."""
-    load_card(name)
-    return importlib.import_module(f"rm_methods.methods.{name}").Method(settings)
+    """Import a method's class and make it with its resolved settings (the configuration fills in
+    `MethodCard.defaults`).
+
+    Raises:
+        UserError: the user's file cannot be imported, or has no class `Method`.
+    """
+    card = load_card(name)
+    if card.file.parent == FOLDER:
+        return importlib.import_module(f"rm_methods.methods.{name}").Method(settings)
+    module = _import_file(card.file.with_suffix(".py"))
+    if not hasattr(module, "Method"):
+        raise UserError(
+            f"{module.__file__}: defines no class Method. Derive one from TrainedMethod, see docs/adding-a-method.md."
+        )
+    return module.Method(settings)
+
+
+@cache
+def _card_files(packaged: Path, added: Path) -> dict[str, Path]:
+    return cards_in(packaged, added, "method")
+
+
+@cache
+def _read_card(path: Path) -> MethodCard:
+    content, written_wrong = read_yaml(path)
+    problems = written_wrong + card_problems(content)
+    if not path.with_suffix(".py").is_file():
+        problems.append(f"{path.with_suffix('.py').name} is missing; the code of a method is beside its card")
+    if problems:
+        raise ConfigError(problems, source=str(path))
+    return MethodCard(name=path.stem, file=path, **(content | {"targets": tuple(content["targets"])}))
+
+
+def _import_file(path: Path) -> ModuleType:
+    """The module of a user's method; it is imported once."""
+    name = f"methods_of_the_user.{path.stem}"
+    module = sys.modules.get(name)
+    if module is not None and module.__file__ == str(path):
+        return module
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    # Dataclasses look their module up while they are made.
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        del sys.modules[name]
+        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+        line = f", line {lines[-1]}" if lines else ""
+        raise UserError(f"{path}{line}: the method cannot be imported. {type(error).__name__}: {error}") from error
+    return module

@@ -3,6 +3,7 @@
 `code_hash(stage)` follows the import statements from the entry module of the stage, those inside functions included,
 and hashes every file that it reaches.  So an edit reruns the stages that can run the edited code, and no others.
 Modules that are loaded by name (methods, readers, benchmarks) are given by the caller, who knows the configuration.
+A module outside the package (a user's method) is given as the absolute path of its file.
 
 Imports nothing heavy and runs no code of the package: the Snakefile asks for these hashes in every job.
 """
@@ -70,7 +71,8 @@ def code_hash(stage: str, *modules: str) -> str:
 
     Args:
         stage: a key of `STAGES`.
-        modules: further entry modules below `rm_methods`, such as `methods.hinge` for a training run of that method.
+        modules: further entry modules, such as `methods.hinge` for a training run of that method: names below
+            `rm_methods`, or absolute paths of files.
 
     Raises:
         UserError: there is no such module.
@@ -79,13 +81,19 @@ def code_hash(stage: str, *modules: str) -> str:
 
 
 def stage_files(stage: str, *modules: str) -> list[Path]:
-    """The files behind `code_hash`, sorted: source of the modules, and the data files that belong to them."""
+    """The files behind `code_hash`: source of the modules, and the data files that belong to them.
+
+    Those of the package are sorted and come first, so that the order, and with it the hash, does not depend on where
+    the files of the user are.
+    """
     names = closure(*STAGES[stage], *modules)
-    return sorted({file for name in names for file in _files(name)})
+    return sorted(
+        {file for name in names for file in _files(name)}, key=lambda file: (PACKAGE not in file.parents, file)
+    )
 
 
 def closure(*entries: str) -> set[str]:
-    """Names below `rm_methods` of all modules that the entry modules import, directly or not, without plumbing."""
+    """The entry modules and all modules that they import, directly or not, without plumbing."""
     reached: set[str] = set()
     waiting = list(entries)
     while waiting:
@@ -93,7 +101,7 @@ def closure(*entries: str) -> set[str]:
         if name in reached or _is_plumbing(name):
             continue
         reached.add(name)
-        if "." in name:
+        if "." in name and not _is_path(name):
             waiting.append(name.rpartition(".")[0])  # importing a module runs the packages above it
         waiting += imported_modules(name)
     return reached
@@ -115,6 +123,10 @@ def imported_modules(name: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(module for module in modules if module))
 
 
+def _is_path(name: str) -> bool:
+    return Path(name).is_absolute()
+
+
 def _is_plumbing(name: str) -> bool:
     return any(name == plumbing or name.startswith(f"{plumbing}.") for plumbing in PLUMBING)
 
@@ -125,6 +137,10 @@ def _exists(name: str) -> bool:
 
 
 def _source(name: str) -> Path:
+    if _is_path(name):
+        if not Path(name).is_file():
+            raise UserError(f"{name}: there is no such file.")
+        return Path(name)
     path = PACKAGE.joinpath(*name.split("."))
     file = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
     if not file.is_file():

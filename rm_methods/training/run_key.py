@@ -28,7 +28,7 @@ def training_settings(config: Mapping[str, Any], variant: str) -> dict[str, Any]
 
 def training_code(config: Mapping[str, Any], variant: str) -> str:
     """Hash of the code that a training run depends on: that of its method and of nothing else's."""
-    return code_hash("train", f"methods.{config['methods'][variant]['method']}")
+    return code_hash("train", load_card(config["methods"][variant]["method"]).module)
 
 
 def run_dependencies(

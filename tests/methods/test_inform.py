@@ -1,21 +1,17 @@
 import copy
 import json
 import math
-from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from rm_methods.benchmarks.item import BenchmarkItem
-from rm_methods.errors import UserError
 from rm_methods.methods.bradley_terry import bradley_terry_loss
 from rm_methods.methods.contract import Inputs
-from rm_methods.methods.inform import FILE, Bottleneck, kl_to_standard_normal, latents_of_items
+from rm_methods.methods.inform import FILE, Bottleneck, kl_to_standard_normal
 from rm_methods.methods.registry import load_card, load_method
 from rm_methods.reward_models.layouts import PairBatch, lay_out
-from rm_methods.reward_models.model import RewardModel
 from rm_methods.scoring.scorer import ScoringSettings, load_scorer
 from rm_methods.training.run import RunFiles, train
 from rm_methods.validation import schema_problems
@@ -71,7 +67,7 @@ def test_latent_is_mean_plus_scaled_noise():
     assert bottleneck(1e30 * states)[2].max() <= 10
 
 
-def test_centre_of_the_latents_moves_mu_and_no_reward():
+def test_center_of_the_latents_moves_mu_and_no_reward():
     bottleneck = Bottleneck(4, 3, 1.0, seed=0)
     states = torch.randn(5, 4, generator=torch.Generator().manual_seed(1))
     before = bottleneck(states)
@@ -177,14 +173,10 @@ def test_exported_scores_are_those_of_the_bottleneck_without_noise(exported, pre
         rewards, mean, _ = bottleneck(states)
     torch.testing.assert_close(scores, rewards, atol=1e-5, rtol=1e-5)
     assert scores.std() > 0.1
-    # The latents of items are mu, and g reads from them what the exported head says, up to one constant.
-    latents = latents_of_items(exported, items, SCORING)
-    assert [x.shape for x in latents] == [(2, 32)] * 12
-    torch.testing.assert_close(torch.from_numpy(np.stack(latents)), mean, atol=1e-5, rtol=1e-5)
-    difference = torch.from_numpy(np.stack(latents)) @ weights["decoder.weight"][0] - scores
-    torch.testing.assert_close(
-        difference, (weights["decoder.weight"][0] @ weights["center"]).expand(12, 2), atol=1e-5, rtol=1e-5
-    )
+    # g reads from the latents mu what the exported head says, up to one constant.
+    decoder = weights["decoder.weight"][0]
+    difference = mean @ decoder - scores
+    torch.testing.assert_close(difference, (decoder @ weights["center"]).expand(12, 2), atol=1e-5, rtol=1e-5)
 
 
 def test_export_loads_without_our_code_and_lists_what_was_learned(exported):
@@ -199,37 +191,3 @@ def test_export_loads_without_our_code_and_lists_what_was_learned(exported):
         classifier.score.weight, weights["decoder.weight"] @ weights["mean.weight"], atol=1e-6, rtol=1e-5
     )
     assert weights["log_variance.weight"].any()  # it starts at 0
-
-
-def test_latents_of_responses_do_not_depend_on_how_they_are_batched(exported, pairs):
-    one = BenchmarkItem("one", "s", pairs[0].prompt, [pairs[0].chosen], 0)
-    many = [BenchmarkItem(p.pair_id, "s", p.prompt, [p.chosen, p.rejected, "It is."], 0) for p in pairs[:5]]
-    together = latents_of_items(exported, [many[3], one, many[0]], SCORING)
-    assert [x.shape for x in together] == [(3, 32), (1, 32), (3, 32)]
-    np.testing.assert_allclose(together[1][0], together[2][0], atol=1e-5)
-
-
-@pytest.mark.parametrize("layout", ["packed", "plain"])
-def test_latents_of_many_responses_are_read_in_forwards_of_bounded_size(exported, pairs, layout, monkeypatch):
-    launched, forward = [], RewardModel.forward
-
-    def counted(self, batch):
-        launched.append(batch.launched_tokens)
-        return forward(self, batch)
-
-    monkeypatch.setattr(RewardModel, "forward", counted)
-    responses = [[text for p in pairs for text in (p.chosen, p.rejected * 2)], ["Red."]]
-    items = [BenchmarkItem(str(k), "s", pairs[k].prompt, some, 0) for k, some in enumerate(responses)]
-    whole = latents_of_items(exported, items, replace(SCORING, layout=layout, tokens_per_batch=1_000_000))
-    assert max(launched) > 300
-    launched.clear()
-    split = latents_of_items(exported, items, replace(SCORING, layout=layout, tokens_per_batch=300))
-    assert max(launched) <= 300
-    assert [x.shape for x in split] == [(len(some), 32) for some in responses]
-    for one, other in zip(whole, split, strict=True):
-        np.testing.assert_allclose(one, other, atol=1e-5)
-
-
-def test_latents_of_another_method_are_refused(tmp_path):
-    with pytest.raises(UserError, match=r"no inform.safetensors is there.*method 'inform'"):
-        latents_of_items(tmp_path, [], SCORING)

@@ -1,10 +1,17 @@
+import math
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
+import torch
 
-from rm_methods.errors import UserError
+from rm_methods.config.resolve import resolve
+from rm_methods.errors import ConfigError, UserError
+from rm_methods.methods import registry
 from rm_methods.methods.registry import FOLDER, card_problems, load_card, load_method, method_names
+from rm_methods.system.code_hash import code_hash
+from rm_methods.training.run_key import training_code
 from tests.conftest import REPOSITORY
 
 
@@ -51,9 +58,9 @@ def test_card_mistakes_are_all_found():
         "cost": "x",
         "settings": {"a": {"default": "x", "type": "number"}},
     }
-    found = " ".join(card_problems(content))
+    problems = " ".join(card_problems(content))
     for expected in ("citation", "kind", "targets.0", "title"):
-        assert expected in found
+        assert expected in problems
     complete = {
         "title": "t",
         "citation": "c",
@@ -67,24 +74,103 @@ def test_card_mistakes_are_all_found():
     assert card_problems(complete) == ['settings.a.default: is "x"; expected number.']
 
 
+def copy_template(folder, name):
+    """The template's two files under another name."""
+    folder.mkdir(exist_ok=True)
+    for ending in ("py", "yaml"):
+        text = (FOLDER / "template" / f"my_method.{ending}").read_text()
+        (folder / f"{name}.{ending}").write_text(text)
+
+
 def test_a_new_method_needs_only_its_two_files(tmp_path, monkeypatch):
     """The template, copied under a new name, is found, resolved and loaded with no other change."""
     import rm_methods.methods as package
-    import rm_methods.methods.registry as registry
 
-    for ending in ("py", "yaml"):
-        text = (FOLDER / "template" / f"my_method.{ending}").read_text()
-        (tmp_path / f"copied_method.{ending}").write_text(text)
+    copy_template(tmp_path, "copied_method")
     monkeypatch.setattr(registry, "FOLDER", tmp_path)
     monkeypatch.setattr(package, "__path__", [str(tmp_path), *package.__path__])
-    registry.method_names.cache_clear()
-    registry.load_card.cache_clear()
     try:
         assert method_names() == ("copied_method",)
         method = load_method("copied_method", load_card("copied_method").defaults())
         assert method.settings == {"temperature": 1.0}
     finally:
-        monkeypatch.undo()
-        registry.method_names.cache_clear()
-        registry.load_card.cache_clear()
         sys.modules.pop("rm_methods.methods.copied_method", None)
+
+
+@pytest.fixture
+def own_folder(tmp_path, monkeypatch):
+    """A working directory with a folder for the user's methods."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "methods").mkdir()
+    yield tmp_path / "methods"
+    for name in [name for name in sys.modules if name.startswith("methods_of_the_user.")]:
+        del sys.modules[name]
+
+
+def test_methods_of_the_working_directory_are_found_and_trained_like_ours(own_folder):
+    copy_template(own_folder, "tempered")
+    assert set(method_names()) == {"tempered"} | {path.stem for path in FOLDER.glob("*.yaml")}
+    config = resolve(
+        {
+            "experiment": "e",
+            "data": {"dataset": "world"},
+            "methods": {"hot": {"method": "tempered", "temperature": 2.0}},
+        }
+    )
+    entry = config["methods"]["hot"]
+    method = load_method(entry["method"], entry["settings"])
+    rewards = torch.tensor([[1.0, 0.0]])
+    loss = method.loss(lambda batch: SimpleNamespace(rewards=rewards), None)
+    assert loss.per_pair.item() == pytest.approx(math.log1p(math.exp(-0.5)), abs=1e-6)
+    assert type(method) is type(load_method("tempered", {"temperature": 1.0}))
+    assert load_card("tempered").file == own_folder / "tempered.yaml"
+
+
+def test_the_run_key_depends_on_the_code_of_a_users_method_and_not_on_its_place(own_folder, tmp_path, monkeypatch):
+    copy_template(own_folder, "tempered")
+    config = {"methods": {"tempered": {"method": "tempered"}}}
+    first = training_code(config, "tempered")
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    copy_template(elsewhere / "methods", "tempered")
+    monkeypatch.chdir(elsewhere)
+    assert training_code(config, "tempered") == first
+    with (elsewhere / "methods" / "tempered.py").open("a") as stream:
+        stream.write("# edited\n")
+    code_hash.cache_clear()
+    assert training_code(config, "tempered") != first
+
+
+def test_a_method_with_the_name_of_one_of_ours_is_refused(own_folder):
+    copy_template(own_folder, "hinge")
+    with pytest.raises(
+        ConfigError, match=r"methods/hinge\.yaml: a method of this name comes with the package; rename yours"
+    ):
+        method_names()
+
+
+def test_a_card_without_code_is_refused(own_folder):
+    copy_template(own_folder, "tempered")
+    (own_folder / "tempered.py").unlink()
+    with pytest.raises(ConfigError, match=r"tempered\.py is missing"):
+        load_card("tempered")
+
+
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        ("x = 1\n", "defines no class Method"),
+        ("import torch\n\nraise RuntimeError('no')\n", r"tempered\.py, line 3: .*RuntimeError: no"),
+        ("def f(:\n", r"tempered\.py: the method cannot be imported\. SyntaxError"),
+    ],
+)
+def test_code_that_cannot_be_used_is_refused(code, message, own_folder):
+    copy_template(own_folder, "tempered")
+    (own_folder / "tempered.py").write_text(code)
+    with pytest.raises(UserError, match=message):
+        load_method("tempered", {"temperature": 1.0})
+
+
+def test_the_methods_folder_of_the_package_is_not_read_twice(monkeypatch):
+    monkeypatch.chdir(FOLDER.parent)
+    assert "hinge" in method_names()

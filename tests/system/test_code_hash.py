@@ -99,6 +99,18 @@ def test_a_method_adds_its_file_its_card_and_what_it_imports():
     assert PACKAGE / "interaction" / "objectives.py" in stage_files("train", "methods.interaction_distillation")
 
 
+def test_a_file_outside_the_package_adds_its_card_and_what_it_imports(tmp_path):
+    (tmp_path / "mine.py").write_text("from rm_methods.methods.focal import focal_loss\n")
+    (tmp_path / "mine.yaml").touch()
+    (tmp_path / "other.py").touch()
+    added = [file for file in stage_files("train", str(tmp_path / "mine.py")) if file not in stage_files("train")]
+    names = ("bradley_terry.py", "bradley_terry.yaml", "focal.py", "focal.yaml")
+    package_files = [PACKAGE / "methods" / name for name in names]
+    assert added == [*package_files, tmp_path / "mine.py", tmp_path / "mine.yaml"]
+    with pytest.raises(UserError, match=r"missing\.py: there is no such file"):
+        code_hash("train", str(tmp_path / "missing.py"))
+
+
 def test_a_docstring_is_code_and_another_file_is_not(tmp_path, monkeypatch):
     import shutil
 
