@@ -1,14 +1,13 @@
-"""Does the attention of a joint teacher find the evidence?  Exact in the controlled world, where the deciding
-sentences are known.
+"""Does the attention of a joint teacher find the evidence?  Exact in the controlled world, which marks the sentences.
 
     python examples/teacher_evidence.py --teacher results/interaction_content/runs/joint_encoder/seed0/model \\
         --backbone results/interaction_content/data/backbone
 
-A value of 1 means that the map knows nothing; larger values mean that it attends to the evidence.  For every layer and
-head of the teacher, the script prints how much the deciding sentence of a response attends to the deciding sentence of
-the prompt, of the other response, and of the same response, and how much all text attends to the cue.  Each value is
-divided by what even attention would give.  The maps are those that a student of Interaction Distillation gets: over
-groups of text, averaged over both orders.
+A value of 1 means that the map knows nothing; larger values mean that it attends to the evidence.  For every layer
+and head of the teacher, the script prints how much the deciding sentence of a response attends to the deciding
+sentence of the prompt, of the other response, and of the same response, and how much all text attends to the cue.
+Each value is divided by what even attention would give.  The maps are those that a student of Interaction
+Distillation gets: over groups of text, averaged over both orders.
 """
 
 from __future__ import annotations

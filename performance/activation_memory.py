@@ -1,5 +1,4 @@
-"""Count what a training step keeps for its backward pass, tensor by tensor: the numbers behind the memory table of
-docs/scaling.md.
+"""Count what a training step keeps for its backward pass: the numbers behind the memory table of docs/scaling.md.
 
 Usage (any machine, under a minute, no weights):
     python performance/activation_memory.py

@@ -1,15 +1,14 @@
-"""Every sequence-classification model that transformers knows, tiny and random: is our score transformers' own, or is
-the model refused?
+"""Compare our scores with those of transformers for every sequence-classification model, tiny and random.
 
 Usage (a CPU, no weights, no network; about two minutes):
     python performance/architectures.py
     python performance/architectures.py --only llama qwen3_5_text doge
 
-Each type is built in the smallest configuration that works, with random weights and with windows and chunks that are
-shorter than the texts, saved, loaded as `rm-methods score` loads it, and scores texts of several lengths: decoders as
-reward models in both layouts, all others as joint models.  The reference is `AutoModelForSequenceClassification` on
-each text alone, in fp32, with its default attention. Differences are relative to the spread of the scores over the
-texts.
+Each type is built in the smallest configuration that works, with random weights, and with windows and chunks that are
+shorter than the texts.  It is saved, loaded as `rm-methods score` loads it, and scores texts of several lengths:
+decoders as reward models in both layouts, all others as joint models.  The reference is
+`AutoModelForSequenceClassification` on each text alone, in fp32, with its default attention.  Differences are relative
+to the spread of the scores over the texts.
 
 Outcomes: packed or plain (exact in this layout), refused (with the sentence), not built (with the reason), WRONG or
 CRASH.  The last two make the script fail.

@@ -1,16 +1,15 @@
-"""Speed and memory on a GPU, with synthetic weights: training by size, ZeRO stage and method, attention kernels,
-scoring.
+"""Measure speed and memory on a GPU, with synthetic weights: training, attention kernels, scoring.
 
 Usage (one GPU, under 8 minutes; no weights, no data and no network are needed):
     python performance/gpu.py --out gpu.json
     python performance/gpu.py --tiny --out tiny.json         the same parts end to end on a CPU, in tiny shapes
 
-Training runs `rm-methods train` on pairs of the controlled world with random weights of the published shapes (the 8B
-shape with --layers of its 32 layers, so that ZeRO fits on one GPU) and a small vocabulary; a run of its own per row,
-bf16, recomputed activations. Tokens a second are launched tokens (each prompt once) over the steps after the first
-three.  Utilisation is 6 operations a parameter and token (embeddings left out) over the GPU's dense bf16 peak: what
-`rm-methods plan --utilisation` takes.  A row that fails (too little memory) says so, the others go on; rows that would
-begin after --limit seconds are left out and named.
+Training runs `rm-methods train` on pairs of the controlled world with random weights of the published shapes and a
+small vocabulary, in bf16 with recomputed activations.  The 8B shape has --layers of its 32 layers, so that ZeRO fits on
+one GPU.  Each row is a separate run.  Tokens per second are launched tokens (each prompt once) over the steps after the
+first three.  Utilization is 6 operations per parameter and token (without embeddings) over the GPU's dense bf16 peak:
+the value for the option of `rm-methods plan`.  A row that fails (too little memory) says so, and the others continue.
+Rows that would begin after --limit seconds are left out and named.
 """
 
 from __future__ import annotations

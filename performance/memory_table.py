@@ -1,5 +1,4 @@
-"""Memory of a GPU and of a node in training, by size of the student, ZeRO stage and number of GPUs: the table of
-docs/scaling.md.
+"""Print the memory of a GPU and of a node in training by size, ZeRO stage and number of GPUs: see docs/scaling.md.
 
 Usage (no GPU, no weights, seconds):
     python performance/memory_table.py
