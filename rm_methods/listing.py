@@ -3,28 +3,29 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from typing import Any
 
-from rm_methods.preferences.read_report import unread_notes
+from rm_methods.preferences.read_report import tally_lines, unread_notes
 
 
 def listing(what: str) -> str:
-    """A table of all methods, benchmarks or datasets, with what one needs to name them in a configuration."""
+    """A table of all methods, benchmarks or datasets, with the names and settings that a configuration uses."""
     return {"methods": _methods, "benchmarks": _benchmarks, "datasets": _datasets}[what]()
 
 
 def preparation_text(report: dict[str, Any]) -> str:
-    """What `prepare_items` read, left out and noticed, one line each."""
+    """The rows that `prepare_items` read, left out and noticed, as lines of text."""
     counts = f"{report['n_rows']:,} rows read, {report['n_items']:,} items with {report['n_responses']:,} responses"
     lines = [f"{report['benchmark']}: {counts}"]
-    for heading, table in (("left out", report["excluded"]), ("kept", report["counted"])):
-        for reason, entry in sorted(table.items(), key=lambda item: -item[1]["count"]):
-            lines += [f"  {entry['count']:>9,} {heading}: {reason}", f"            e.g. {entry['examples'][0]}"]
-    return "\n".join(lines + [f"  {note}" for note in [*report["notes"], *unread_notes(report["unread"])]])
+    lines += tally_lines("left out", report["excluded"])
+    lines += tally_lines("kept", report["counted"])
+    notes = [*report["notes"], *unread_notes(report["unread"])]
+    return "\n".join([*lines, *(f"  {note}" for note in notes)])
 
 
 def training_text(summary: dict[str, Any]) -> str:
-    """How many pairs a run was given, and what was cut and dropped of them."""
+    """The number of training pairs of a run, and how many of them were cut or dropped."""
     counts = [f"{name} {count:,}" for name, count in summary.get("truncation", {}).items() if count]
     about = f"{summary['variant']} seed {summary['seed']}: {summary['data']['pairs']:,} training pairs"
     return f"{about}, {', '.join(counts) or 'none cut or dropped'}"
@@ -52,7 +53,7 @@ def _percent(value: float | None) -> str:
 def _methods() -> str:
     from rm_methods.methods.registry import load_card, method_names
 
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for name in method_names():
         card = load_card(name)
         settings = "\n".join(f"{key}={value}" for key, value in card.defaults().items())
@@ -63,24 +64,24 @@ def _methods() -> str:
 def _benchmarks() -> str:
     from rm_methods.benchmarks.cards import list_benchmark_cards, load_benchmark_card
 
-    cards = [load_benchmark_card(name) for name in list_benchmark_cards()]
-    return _table(
-        ("name", "title", "columns", "hub id", "licence"),
-        [(c.name, c.title, ", ".join(c.columns.values()), c.hub_id or "-", c.licence) for c in cards],
-    )
+    rows = []
+    for name in list_benchmark_cards():
+        card = load_benchmark_card(name)
+        rows.append((card.name, card.title, ", ".join(card.columns.values()), card.hub_id or "-", card.licence))
+    return _table(("name", "title", "columns", "hub id", "licence"), rows)
 
 
 def _datasets() -> str:
     from rm_methods.preferences.cards import list_dataset_cards, load_dataset_card
 
-    cards = [load_dataset_card(name) for name in list_dataset_cards()]
-    return _table(
-        ("name", "title", "reader", "hub id", "licence"),
-        [(c.name, c.title, c.reader, c.hub_id or "-", c.licence) for c in cards],
-    )
+    rows = []
+    for name in list_dataset_cards():
+        card = load_dataset_card(name)
+        rows.append((card.name, card.title, card.reader, card.hub_id or "-", card.licence))
+    return _table(("name", "title", "reader", "hub id", "licence"), rows)
 
 
-def _table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+def _table(header: Sequence[str], rows: Sequence[tuple[str, ...]]) -> str:
     from io import StringIO
 
     from rich import box
@@ -90,7 +91,7 @@ def _table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
 
     table = Table(box=box.SIMPLE_HEAD)
     for position, heading in enumerate(header):
-        # Names are there to be copied: never cut, never broken.
+        # Users copy the names, so they are never cut or broken.
         table.add_column(
             heading,
             no_wrap=position == 0,

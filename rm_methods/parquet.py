@@ -1,21 +1,25 @@
 """Parquet files: written with checksums, and checked column by column where they are read.
 
-A column's kind says what its values must be.  A `?` behind it allows nulls.
+The columns of a file are a mapping from name to kind. It says how `write_rows` stores a column, and what `read_parquet`
+allows in it. A `?` after the kind allows nulls.
 
-| kind | values |
-|---|---|
-| `text`, `integer`, `boolean` | one of these |
-| `number` | a number; NaN and infinity are allowed |
-| `finite` | a number that is neither NaN nor infinite |
-| `json`, `json object` | a text that is JSON; that is a JSON object |
-| `texts`, `integers`, `numbers` | a list of these |
-| `messages` | a list of {role, content}, at least one |
+| kind | values | stored as |
+|---|---|---|
+| `text`, `boolean` | one of these | string, bool |
+| `integer`, `int32` | a whole number | int64, int32 |
+| `number`, `float32` | a number; NaN and infinity are allowed | float64, float32 |
+| `finite` | a number that is neither NaN nor infinite | float64 |
+| `json`, `json object` | a text that is JSON; a text that is a JSON object | string |
+| `texts`, `integers`, `int32s`, `numbers` | a list of these | list |
+| `messages` | a list of {role, content}, at least one | list of struct |
+
+A reader takes whole numbers and numbers of any width.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,15 +32,80 @@ if TYPE_CHECKING:
 _JSON = {"json": object, "json object": dict}
 _MESSAGE = ("role", "content")
 _WORDS = {
-    "text": "text", "integer": "a whole number", "boolean": "true or false", "number": "a number", "finite": "a finite number",
-    "json": "JSON", "json object": "a JSON object", "texts": "a list of texts", "integers": "a list of whole numbers",
-    "numbers": "a list of numbers", "messages": "a list of messages",
-}  # fmt: skip
-_LISTS = {"texts": "text", "integers": "integer", "numbers": "number"}
+    "text": "text",
+    "integer": "a whole number",
+    "boolean": "true or false",
+    "number": "a number",
+    "finite": "a finite number",
+    "json": "JSON",
+    "json object": "a JSON object",
+    "texts": "a list of texts",
+    "integers": "a list of whole numbers",
+    "numbers": "a list of numbers",
+    "messages": "a list of messages",
+}
+_LISTS = {"texts": "text", "integers": "integer", "int32s": "int32", "numbers": "number"}
+_ANY_WIDTH = {"int32": "integer", "int32s": "integers", "float32": "number"}  # kind -> the kind that a reader checks
+_STORED_AS = {
+    "text": "string",
+    "json": "string",
+    "json object": "string",
+    "boolean": "bool",
+    "integer": "int64",
+    "int32": "int32",
+    "number": "float64",
+    "finite": "float64",
+    "float32": "float32",
+}
+
+
+def write_rows(
+    rows: Iterable[Mapping[str, Any]],
+    columns: Mapping[str, str],
+    target: str | os.PathLike,
+    metadata: Mapping[str, str] | None = None,
+) -> None:
+    """Write rows to Parquet as `write_parquet` does.
+
+    Args:
+        columns: name -> kind (see above). Other keys of the rows are left out; a missing key is null.
+        metadata: texts that the file keeps beside its rows.
+    """
+    write_parquet(table_of_rows(rows, columns).replace_schema_metadata(metadata), target)
+
+
+def table_of_rows(rows: Iterable[Mapping[str, Any]], columns: Mapping[str, str]) -> pyarrow.Table:
+    """The table that `write_rows` writes."""
+    import pyarrow as pa
+
+    return pa.Table.from_pylist(list(rows), schema=_schema(columns))
+
+
+def table_of_columns(values: Mapping[str, Sequence[Any]], columns: Mapping[str, str]) -> pyarrow.Table:
+    """The same table from the values of each column."""
+    import pyarrow as pa
+
+    return pa.Table.from_pydict({name: values[name] for name in columns}, schema=_schema(columns))
+
+
+def _schema(columns: Mapping[str, str]) -> pyarrow.Schema:
+    import pyarrow as pa
+
+    return pa.schema([(name, _stored_type(kind.removesuffix("?"))) for name, kind in columns.items()])
+
+
+def _stored_type(kind: str) -> pyarrow.DataType:
+    import pyarrow as pa
+
+    if kind == "messages":
+        return pa.list_(pa.struct([(name, pa.string()) for name in _MESSAGE]))
+    if kind in _LISTS:
+        return pa.list_(_stored_type(_LISTS[kind]))
+    return pa.type_for_alias(_STORED_AS[kind])
 
 
 def write_parquet(table: pyarrow.Table, target: str | os.PathLike) -> None:
-    """Write a table atomically, with a checksum of every page: bytes that change later are noticed by `read_parquet`."""
+    """Write a table atomically, with a checksum of every page: `read_parquet` notices bytes that change later."""
     import pyarrow.parquet as pq
 
     with written_atomically(target) as path:
@@ -50,12 +119,13 @@ def read_parquet(
 
     Args:
         columns: name -> kind (see above), in the order of the result.
-        what: the file should be, for the message.
-        stage: that writes it.
-        unique: columns that name a row together; no two rows may agree in all of them.
+        what: what the file should be, for the message.
+        stage: the stage that writes the file, for the message.
+        unique: columns that together identify a row; no two rows may agree in all of them.
 
     Raises:
-        DataError: the file is missing, is damaged, lacks a column, or has a value of the wrong kind or a row twice; names file and field.
+        DataError: the file is missing, is damaged, lacks a column, has a value of the wrong kind, or has a row twice. The
+            text names file and field.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -73,9 +143,11 @@ def read_parquet(
             f"{source}: not a readable Parquet file ({reason:.200}). {again}, or give the whole file."
         ) from None
     for name, kind in columns.items():
-        if row := _wrong_row(table[name], kind):
+        checked_kind = _ANY_WIDTH.get(kind.removesuffix("?"), kind.removesuffix("?"))
+        may_be_null = kind.endswith("?")
+        if row := _wrong_row(table[name], checked_kind, may_be_null):
             value = table[name][row - 1].as_py()
-            expected = _WORDS[kind.removesuffix("?")] + (" or null" if kind.endswith("?") else "")
+            expected = _WORDS[checked_kind] + (" or null" if may_be_null else "")
             raise DataError(f"{source}, row {row}: '{name}' is {value!r:.60}; expected {expected}. {again}.")
     if unique and (repeated := _repeated_row(table.select(list(unique)))):
         row, first, key = repeated
@@ -133,11 +205,10 @@ def _check_names(source: str | os.PathLike, names: Sequence[str], columns: Mappi
         raise DataError(f"{source}: not {what}: the column {twice[0]!r} occurs twice.")
 
 
-def _wrong_row(column: pyarrow.ChunkedArray, kind: str) -> int | None:
+def _wrong_row(column: pyarrow.ChunkedArray, kind: str, may_be_null: bool) -> int | None:
     """Row (from 1) of the first value that is not of a kind; None if all are."""
     import pyarrow.compute as pc
 
-    kind, may_be_null = kind.removesuffix("?"), kind.endswith("?")
     if may_be_null and column.null_count == len(column):
         return None
     if not _has_type(column.type, kind):
@@ -146,44 +217,50 @@ def _wrong_row(column: pyarrow.ChunkedArray, kind: str) -> int | None:
         return _first(pc.is_null(column))
     if kind == "finite" and not pc.all(pc.is_finite(column), min_count=0).as_py():
         return _first(pc.invert(pc.fill_null(pc.is_finite(column), True)))
-    if kind == "messages" and pc.any(empty := pc.equal(pc.list_value_length(column), 0)).as_py():
-        return _first(empty)
+    if kind == "messages":
+        is_empty = pc.equal(pc.list_value_length(column), 0)
+        if pc.any(is_empty).as_py():
+            return _first(is_empty)
     if kind in _LISTS or kind == "messages":
         return _row_with_null_inside(column, kind)
     return _row_without_json(column, kind) if kind in _JSON else None
 
 
-def _has_type(kind_of_column: pyarrow.DataType, kind: str) -> bool:
+def _has_type(stored: pyarrow.DataType, kind: str) -> bool:
     import pyarrow as pa
 
     types = pa.types
     if kind in _LISTS or kind == "messages":
-        if not (types.is_list(kind_of_column) or types.is_large_list(kind_of_column)):
+        if not (types.is_list(stored) or types.is_large_list(stored)):
             return False
-        inner = kind_of_column.value_type
-        if kind in _LISTS:
-            return _has_type(inner, _LISTS[kind])
-        names = (
-            {inner.field(k).name: inner.field(k).type for k in range(inner.num_fields)}
-            if types.is_struct(inner)
-            else {}
-        )
-        return set(names) == set(_MESSAGE) and all(_has_type(value, "text") for value in names.values())
+        return _is_message(stored.value_type) if kind == "messages" else _has_type(stored.value_type, _LISTS[kind])
     if kind == "text" or kind in _JSON:
-        return types.is_string(kind_of_column) or types.is_large_string(kind_of_column)
+        return types.is_string(stored) or types.is_large_string(stored)
     if kind == "integer":
-        return types.is_integer(kind_of_column)
+        return types.is_integer(stored)
     if kind == "boolean":
-        return types.is_boolean(kind_of_column)
-    return types.is_floating(kind_of_column) or types.is_integer(kind_of_column)
+        return types.is_boolean(stored)
+    return types.is_floating(stored) or types.is_integer(stored)
+
+
+def _is_message(stored: pyarrow.DataType) -> bool:
+    import pyarrow as pa
+
+    if not pa.types.is_struct(stored):
+        return False
+    fields = [stored.field(position) for position in range(stored.num_fields)]
+    return {field.name for field in fields} == set(_MESSAGE) and all(_has_type(field.type, "text") for field in fields)
 
 
 def _row_with_null_inside(column: pyarrow.ChunkedArray, kind: str) -> int | None:
     import pyarrow.compute as pc
 
     column = column.combine_chunks()
-    values, rows = pc.list_flatten(column), pc.list_parent_indices(column)
-    parts = [values, *(pc.struct_field(values, name) for name in (_MESSAGE if kind == "messages" else ()))]
+    values = pc.list_flatten(column)
+    rows = pc.list_parent_indices(column)
+    parts = [values]
+    if kind == "messages":
+        parts += [pc.struct_field(values, name) for name in _MESSAGE]
     for part in parts:
         if part.null_count:
             return rows[_first(pc.is_null(part)) - 1].as_py() + 1
@@ -208,9 +285,10 @@ def _first(mask: pyarrow.ChunkedArray) -> int:
 
 
 def _repeated_row(keys: pyarrow.Table) -> tuple[int, int, tuple] | None:
-    """The first row whose key was there before, that earlier row (both from 1), and the key."""
+    """The first row whose key an earlier row has, that earlier row (both from 1), and the key."""
     rows: dict[tuple, int] = {}
-    for row, key in enumerate(zip(*(column.to_pylist() for column in keys.columns), strict=True), start=1):
+    columns = [column.to_pylist() for column in keys.columns]
+    for row, key in enumerate(zip(*columns, strict=True), start=1):
         if key in rows:
             return row, rows[key], key
         rows[key] = row

@@ -1,4 +1,4 @@
-"""Which process wrote something, and whether it still runs: for locks and for files that a kill left behind."""
+"""Names processes, and tells whether they still run: for locks, and for files that killed processes leave behind."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 @cache
 def machine() -> str:
-    """Host, boot and process namespace: only within one of these does a process number mean anything."""
+    """Host, boot and process namespace: a process number has a meaning only within these."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{socket.gethostname()} {boot} {os.readlink('/proc/self/ns/pid')}"
@@ -20,9 +20,12 @@ def machine() -> str:
 
 
 def started(process: int | str | None) -> int | None:
-    """Start of a process in clock ticks after boot, so that a reused number is not taken for it; None if the process is gone."""
+    """Start of a process in clock ticks after boot; None if the process is gone.
+
+    Number and start together name one process: the system reuses the numbers of dead ones.
+    """
     try:
-        # Fields 3 and 22 of proc(5), counted after the name, which may hold blanks.
+        # Fields 3 and 22 of proc(5), counted after the name, which may contain blanks.
         fields = Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()
     except (OSError, IndexError):
         return None

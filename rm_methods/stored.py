@@ -1,49 +1,57 @@
-"""The JSON files of results, checked where they are read: one JSON schema for each kind of file."""
+"""The JSON files of results: one JSON schema for each kind of file, checked where the file is read."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from rm_methods.errors import DataError
 from rm_methods.files import content_hash, read_json
 from rm_methods.validation import schema_problems
 
-_TEXT, _NUMBER, _BOOLEAN, _COUNT = (
-    {"type": "string"},
-    {"type": "number"},
-    {"type": "boolean"},
-    {"type": "integer", "minimum": 0},
-)
-_ANY_OBJECT, _NUMBER_OR_NULL, _TEXT_OR_NULL = (
-    {"type": "object"},
-    {"type": ["number", "null"]},
-    {"type": ["string", "null"]},
-)
+_TEXT = {"type": "string"}
+_TEXT_OR_NULL = {"type": ["string", "null"]}
+_NUMBER = {"type": "number"}
+_NUMBER_OR_NULL = {"type": ["number", "null"]}
+_AMOUNT_OR_NULL = {"type": ["number", "null"], "minimum": 0}
+_COUNT = {"type": "integer", "minimum": 0}
+_COUNT_OR_NULL = {"type": ["integer", "null"], "minimum": 0}
+_FRACTION = {"type": "number", "minimum": 0, "maximum": 1}
+_BOOLEAN = {"type": "boolean"}
+_ANY_OBJECT = {"type": "object"}
 
 
 def _object(required: Mapping[str, Any], optional: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """An object with these keys; others are allowed."""
     return {"type": "object", "properties": {**required, **(optional or {})}, "required": list(required)}
 
 
-def _each(of: Mapping[str, Any]) -> dict[str, Any]:
-    return {"type": "object", "additionalProperties": of}
+def _mapping_to(value: Mapping[str, Any]) -> dict[str, Any]:
+    """An object with any keys, whose values all have one schema."""
+    return {"type": "object", "additionalProperties": value}
+
+
+def _list_of(item: Mapping[str, Any], **limits: int) -> dict[str, Any]:
+    return {"type": "array", "items": item, **limits}
+
+
+def _or_null(schema: Mapping[str, Any]) -> dict[str, Any]:
+    return {"anyOf": [{"type": "null"}, schema]}
 
 
 _IDENTITY = {"variant": _TEXT, "method": _TEXT, "seed": _COUNT, "run_key": _TEXT}
 _BENCHMARK = _object(
-    {"metrics": _each(_NUMBER_OR_NULL)},
+    {"metrics": _mapping_to(_NUMBER_OR_NULL)},
     {
-        "tie_rate": {"type": ["number", "null"], "minimum": 0, "maximum": 1},
+        "tie_rate": _FRACTION | {"type": ["number", "null"]},
         "tie_rule": _TEXT,
         "n_scored": _COUNT,
         "n_total": _COUNT,
-        "n_truncated": {"type": ["integer", "null"], "minimum": 0},
+        "n_truncated": _COUNT_OR_NULL,
         "most_responses": {"type": ["integer", "null"], "minimum": 1},
-        "notes": {"type": "array", "items": _TEXT},
-        "made_from": _each(_TEXT),
+        "notes": _list_of(_TEXT),
+        "made_from": _mapping_to(_TEXT),
     },
 )
 _DIAGNOSED = _object(dict.fromkeys(("n_pairs", "n_items", "not_drawn", "not_a_pair", "n_truncated"), _COUNT))
@@ -60,16 +68,9 @@ SCHEMAS = {
             "settings": _ANY_OBJECT,
             "training": _ANY_OBJECT,
             "backbone": _ANY_OBJECT,
-            "data": _object(
-                {}, {"dataset": _TEXT, "hash": _TEXT, "pairs": {"type": ["integer", "null"], "minimum": 0}}
-            ),
+            "data": _object({}, {"dataset": _TEXT, "hash": _TEXT, "pairs": _COUNT_OR_NULL}),
             "cost": _object(
-                {},
-                {
-                    "wall_seconds": {"type": ["number", "null"], "minimum": 0},
-                    "tokens": {"type": ["number", "null"], "minimum": 0},
-                    "peak_memory_bytes": {"type": ["number", "null"], "minimum": 0},
-                },
+                {}, {"wall_seconds": _AMOUNT_OR_NULL, "tokens": _AMOUNT_OR_NULL, "peak_memory_bytes": _AMOUNT_OR_NULL}
             ),
             "metrics": _ANY_OBJECT,
             "report": _ANY_OBJECT,
@@ -77,52 +78,46 @@ SCHEMAS = {
             "provenance": _ANY_OBJECT,
         },
     ),
-    "a metrics.json of a run": _object({**_IDENTITY, "benchmarks": _each(_BENCHMARK)}),
+    "a metrics.json of a run": _object({**_IDENTITY, "benchmarks": _mapping_to(_BENCHMARK)}),
     "a summary.json with validation metrics": _object(
-        {
-            "metrics": _object(
-                {}, {"validation_accuracy": {"type": "number", "minimum": 0, "maximum": 1}, "validation_loss": _NUMBER}
-            )
-        }
+        {"metrics": _object({}, {"validation_accuracy": _FRACTION, "validation_loss": _NUMBER})}
     ),
-    # A PPO run is also a run of tracking (`a summary.json of a run`); here only what the curves need.
+    # Tracking reads the same file as `a summary.json of a run`. These are the fields that the curves need.
     "a summary.json of a PPO run": _object(
         {},
         {
             "reward_model": _TEXT,
-            "reward_hacking": _object({"alarm": _BOOLEAN}, {"first": {"anyOf": [{"type": "null"}, _ALARM]}}),
-            "stopped": {"anyOf": [{"type": "null"}, _object({"step": _COUNT, "reason": _TEXT})]},
+            "reward_hacking": _object({"alarm": _BOOLEAN}, {"first": _or_null(_ALARM)}),
+            "stopped": _or_null(_object({"step": _COUNT, "reason": _TEXT})),
         },
     ),
     "a pending record of tracking": _object(
         {
             "request": _object(
-                {"summary": _TEXT, **dict.fromkeys(("metrics", "training_log", "model", "further"), _TEXT_OR_NULL)}
-                | {"purpose": _TEXT, "experiment": _TEXT}
+                {
+                    "summary": _TEXT,
+                    "metrics": _TEXT_OR_NULL,
+                    "training_log": _TEXT_OR_NULL,
+                    "model": _TEXT_OR_NULL,
+                    "further": _TEXT_OR_NULL,
+                    "purpose": _TEXT,
+                    "experiment": _TEXT,
+                }
             )
         }
     ),
     "a file with a run key": _object({"run_key": _TEXT}),
     "a file with a run key and a method": _object({"run_key": _TEXT, "method": _TEXT}),
     "a report of diagnostics": _object(
-        {"benchmarks": _each(_DIAGNOSED), "layers": {"type": "array", "items": _COUNT}, "n_layers": _COUNT}
+        {"benchmarks": _mapping_to(_DIAGNOSED), "layers": _list_of(_COUNT), "n_layers": _COUNT}
     ),
-    "a report of scores": _object({}, {"hashes": _each(_TEXT)}),
-    "a file of further metrics": _object({"metrics": _each(_NUMBER_OR_NULL)}),
+    "a file of further metrics": _object({"metrics": _mapping_to(_NUMBER_OR_NULL)}),
     "a description of a scorer": _object({"method": _TEXT, "settings": _ANY_OBJECT}, {"seed": _COUNT}),
     "a description of an ensemble": _object(
-        {
-            "members": {"type": "array", "items": _TEXT, "minItems": 1},
-            "centres": {"type": "array", "items": _NUMBER},
-        }
+        {"members": _list_of(_TEXT, minItems=1), "centres": _list_of(_NUMBER)},
     ),
     "a record of a prepared backbone": _object({"kind": _TEXT}),
 }
-
-
-def score_report(table: Path) -> Path:
-    """The report of a score table: `scores.parquet.report.json` beside `scores.parquet`."""
-    return table.with_name(f"{table.name}.report.json")
 
 
 def with_checksum(record: Mapping[str, Any]) -> dict[str, Any]:
@@ -131,19 +126,12 @@ def with_checksum(record: Mapping[str, Any]) -> dict[str, Any]:
     return rest | {"checksum": content_hash(rest)}
 
 
-# Columns of the evaluations of a PPO run, with their types as in `rm_methods.parquet`.
-PPO_EVALUATION_COLUMNS = {
-    "step": "integer", "prompt_id": "text", "response": "text", "proxy": "number?", "gold": "number?", "kl": "number?",
-    "n_tokens": "integer", "finished": "boolean",
-}  # fmt: skip
-
-
 def read_record(source: str | os.PathLike, what: str, stage: str) -> dict[str, Any]:
     """Read a JSON file of a kind.
 
     Args:
         what: kind of file, a key of `SCHEMAS`.
-        stage: that writes it.
+        stage: the stage that writes the file, for the message.
 
     Raises:
         UserError: the file is missing or not JSON.

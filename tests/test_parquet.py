@@ -7,7 +7,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from rm_methods.errors import DataError
-from rm_methods.parquet import parquet_columns, read_metadata, read_parquet, write_parquet
+from rm_methods.parquet import (
+    parquet_columns,
+    read_metadata,
+    read_parquet,
+    table_of_columns,
+    write_parquet,
+    write_rows,
+)
 
 KINDS = {
     "name": "text",
@@ -119,3 +126,37 @@ def test_missing_columns_files_and_folders_are_named(tmp_path):
     pq.write_table(twice, tmp_path / "twice.parquet")
     with pytest.raises(DataError, match="'name' occurs twice"):
         read_parquet(tmp_path / "twice.parquet", {"name": "text"}, "a table", "make")
+
+
+EVERY_KIND = {
+    "text": ("a", pa.string()),
+    "boolean": (True, pa.bool_()),
+    "integer": (2**40, pa.int64()),
+    "int32": (3, pa.int32()),
+    "number": (float("inf"), pa.float64()),
+    "finite": (0.5, pa.float64()),
+    "float32": (0.25, pa.float32()),
+    "json": ("[1]", pa.string()),
+    "json object": ('{"a": 1}', pa.string()),
+    "texts": (["a", "b"], pa.list_(pa.string())),
+    "integers": ([1, 2], pa.list_(pa.int64())),
+    "int32s": ([1, 2], pa.list_(pa.int32())),
+    "numbers": ([1.5], pa.list_(pa.float64())),
+    "messages": ([{"role": "user", "content": "Why?"}], MESSAGES),
+}
+
+
+@pytest.mark.parametrize("kind", EVERY_KIND)
+def test_a_kind_is_stored_as_its_type_and_read_again(kind, tmp_path):
+    value, stored = EVERY_KIND[kind]
+    columns = {"plain": kind, "sometimes": f"{kind}?"}
+    rows = [{"plain": value, "sometimes": value, "other": 1}, {"plain": value}]
+    write_rows(rows, columns, tmp_path / "a.parquet", metadata={"notes": '["one"]'})
+    back = read_parquet(tmp_path / "a.parquet", columns, "a table of this test", "make")
+    assert back.to_pylist() == [{"plain": value, "sometimes": value}, {"plain": value, "sometimes": None}]
+    assert back.schema.types == [stored, stored]
+    assert read_metadata(tmp_path / "a.parquet", "notes", "make") == ["one"]
+    values = {"other": [1, 2], "sometimes": [value, None], "plain": [value, value]}
+    assert table_of_columns(values, columns).equals(back)
+    with pytest.raises(DataError, match="row 2: 'sometimes' is None; expected"):
+        read_parquet(tmp_path / "a.parquet", {"sometimes": kind}, "a table of this test", "make")

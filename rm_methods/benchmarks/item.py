@@ -1,4 +1,4 @@
-"""The benchmark item and its Parquet file: pairs, best-of-4, 3 x 3 styles and pools all go through one scoring path."""
+"""The benchmark item and its Parquet file. Pairs, best-of-4, 3 x 3 styles and pools all share one scoring path."""
 
 from __future__ import annotations
 
@@ -9,15 +9,21 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rm_methods.errors import DataError, nearest
-from rm_methods.parquet import read_metadata, read_parquet, write_parquet
+from rm_methods.parquet import read_metadata, read_parquet, write_rows
 from rm_methods.preferences.file_rows import ROLES
 from rm_methods.preferences.pair import Message
 
+# The columns of an items file, with their kinds as in `rm_methods.parquet`.
 ITEM_COLUMNS = {
-    "item_id": "text", "subset": "text", "prompt": "messages", "responses": "texts", "label": "json", "group": "text",
+    "item_id": "text",
+    "subset": "text",
+    "prompt": "messages",
+    "responses": "texts",
+    "label": "json",
+    "group": "text",
     "meta": "json object",
-}  # fmt: skip
-_NOTES = "notes"
+}
+_NOTES = "notes"  # key in the metadata of the file
 
 
 @dataclass(frozen=True)
@@ -28,7 +34,7 @@ class BenchmarkItem:
         item_id: unique within the benchmark (content hash, or the source's id qualified by its subset).
         subset: the benchmark's own subset, domain or split.
         prompt: conversation, ends with a user message.
-        responses: the candidates' texts, in the order that `label` speaks of.
+        responses: the candidates' texts, in the order that `label` refers to.
         label: the benchmark's own, any JSON value: index of the best response, "A>B", ...
         group: items of one group share a prompt and are not independent; defaults to item_id.
         meta: anything else the source knows.
@@ -47,26 +53,13 @@ def write_items(items: Iterable[BenchmarkItem], target: str | os.PathLike, notes
     """Write items to Parquet, atomically; `label` and `meta` are stored as JSON text.
 
     Args:
-        notes: what a reader of the figures must know about these items; kept in the file's metadata.
+        notes: remarks for the readers of the figures; kept in the file's metadata.
 
     Raises:
         DataError: if two items have the same `item_id` or an item has no response.
     """
-    import pyarrow as pa
-
-    message = pa.struct([("role", pa.string()), ("content", pa.string())])
-    schema = pa.schema(
-        [
-            ("item_id", pa.string()),
-            ("subset", pa.string()),
-            ("prompt", pa.list_(message)),
-            ("responses", pa.list_(pa.string())),
-            ("label", pa.string()),
-            ("group", pa.string()),
-            ("meta", pa.string()),
-        ]
-    )
-    rows, seen = [], set()
+    rows = []
+    seen = set()
     for item in items:
         if item.item_id in seen:
             raise DataError(f"{target}: item id {item.item_id!r} occurs twice; ids must be unique within a benchmark.")
@@ -84,11 +77,11 @@ def write_items(items: Iterable[BenchmarkItem], target: str | os.PathLike, notes
                 "meta": json.dumps(item.meta, sort_keys=True),
             }
         )
-    write_parquet(pa.Table.from_pylist(rows, schema=schema.with_metadata({_NOTES: json.dumps(list(notes))})), target)
+    write_rows(rows, ITEM_COLUMNS, target, metadata={_NOTES: json.dumps(list(notes))})
 
 
 def read_notes(source: str | os.PathLike) -> list[str]:
-    """What `write_items` was told about the items of a file, none for a file without notes.
+    """The notes that `write_items` stored; none for a file without notes.
 
     Raises:
         DataError: the file is missing or damaged, or its notes are not texts.
@@ -96,7 +89,7 @@ def read_notes(source: str | os.PathLike) -> list[str]:
     notes = read_metadata(source, _NOTES, "prepare") or []
     if not isinstance(notes, list) or not all(isinstance(note, str) for note in notes):
         raise DataError(
-            f"{source}: `notes` in its metadata is {notes!r:.80}, expected a list of texts. Run the prepare stage again."
+            f"{source}: `notes` in its metadata is {notes!r:.80}; expected a list of texts. Run the prepare stage again."
         )
     return notes
 

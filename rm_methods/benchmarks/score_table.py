@@ -1,4 +1,4 @@
-"""The score table: written once per (reward model, benchmark); every metric is a pure function of it."""
+"""The score table: written once per reward model and benchmark. Every metric is a pure function of it."""
 
 from __future__ import annotations
 
@@ -6,23 +6,29 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from rm_methods.errors import DataError, UserError
-from rm_methods.files import written_atomically
-from rm_methods.parquet import read_parquet, write_parquet
+from rm_methods.files import write_text, written_atomically
+from rm_methods.parquet import read_parquet, table_of_rows, write_parquet
 
-# A score is NaN where the model could not score.
+if TYPE_CHECKING:
+    import pandas
+
+# The columns of a score table, with their kinds as in `rm_methods.parquet`.
 SCORE_COLUMNS = {
-    "item_id": "text", "response_index": "integer", "response_hash": "text", "score": "number", "n_tokens": "integer",
+    "item_id": "text",
+    "response_index": "int32",
+    "response_hash": "text",
+    "score": "float32",  # NaN where the model could not score
+    "n_tokens": "int32",
     "truncated": "boolean",
-}  # fmt: skip
-FORMATS = (".parquet", ".csv", ".jsonl")
+}
+_ROW_COLUMNS = {"file": "text", "row": "integer?"}  # before them, in the table of a user's file
+TABLE_FORMATS = (".parquet", ".csv", ".jsonl")
 
 
 @dataclass(frozen=True)
@@ -32,9 +38,9 @@ class ScoredResponse:
     Attributes:
         item_id: the benchmark item.
         response_index: position of the response in the item, from 0.
-        response_hash: of the response text, so that a table can be checked against the items it is used with.
+        response_hash: of the response text; shows whether a table belongs to the items it is used with.
         score: the reward (float32); NaN where the model could not score, never dropped.
-        n_tokens: tokens of prompt and response together as the model read them (0 for content-blind scorers).
+        n_tokens: tokens of prompt and response together, as the model read them (0 for content-blind scorers).
         truncated: whether any text was cut to fit the model.
     """
 
@@ -55,15 +61,16 @@ def check_table_format(target: str | os.PathLike) -> None:
     """Refuse a score table whose suffix names no format.
 
     Raises:
-        UserError: with the suffixes that are allowed.
+        UserError: with the allowed suffixes.
     """
-    if Path(target).suffix not in FORMATS:
-        raise UserError(f"--out {target}: the suffix names no format of a score table. Allowed: {', '.join(FORMATS)}.")
+    if Path(target).suffix not in TABLE_FORMATS:
+        allowed = ", ".join(TABLE_FORMATS)
+        raise UserError(f"--out {target}: the suffix names no format of a score table. Allowed: {allowed}.")
 
 
 def write_scores(rows: Sequence[ScoredResponse], target: str | os.PathLike) -> None:
     """Write a score table, atomically, in the format of its suffix; any suffix but .csv and .jsonl is Parquet."""
-    _write(_table(rows), target)
+    _write([asdict(row) for row in rows], SCORE_COLUMNS, target)
 
 
 def write_row_scores(rows: Sequence[tuple[str, int | None, ScoredResponse]], target: str | os.PathLike) -> None:
@@ -72,42 +79,22 @@ def write_row_scores(rows: Sequence[tuple[str, int | None, ScoredResponse]], tar
     Args:
         rows: (file, row counted from 1 or None, scored response); a pair that the file repeats is repeated here.
     """
-    import pyarrow as pa
-
-    table = _table([response for _, _, response in rows])
-    table = table.add_column(0, "row", pa.array([row for _, row, _ in rows], pa.int64()))
-    _write(table.add_column(0, "file", pa.array([file for file, _, _ in rows], pa.string())), target)
+    named = [{"file": file, "row": row, **asdict(response)} for file, row, response in rows]
+    _write(named, _ROW_COLUMNS | SCORE_COLUMNS, target)
 
 
-def _table(rows: Sequence[ScoredResponse]):
-    import pyarrow as pa
-
-    return pa.table(
-        {
-            "item_id": pa.array([r.item_id for r in rows], pa.string()),
-            "response_index": pa.array([r.response_index for r in rows], pa.int32()),
-            "response_hash": pa.array([r.response_hash for r in rows], pa.string()),
-            "score": pa.array(np.asarray([r.score for r in rows], dtype=np.float32)),
-            "n_tokens": pa.array([r.n_tokens for r in rows], pa.int32()),
-            "truncated": pa.array([r.truncated for r in rows], pa.bool_()),
-        }
-    )
-
-
-def _write(table, target: str | os.PathLike) -> None:
+def _write(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str], target: str | os.PathLike) -> None:
     import pyarrow.csv
 
+    table = table_of_rows(rows, columns)
     suffix = Path(target).suffix
-    if suffix not in FORMATS[1:]:
-        write_parquet(table, target)
-        return
-    with written_atomically(target) as path:
-        if suffix == ".csv":
+    if suffix == ".csv":
+        with written_atomically(target) as path:
             pyarrow.csv.write_csv(table, path)
-        else:
-            path.write_text(
-                "".join(json.dumps(_without_nan(row)) + "\n" for row in table.to_pylist()), encoding="utf-8"
-            )
+    elif suffix == ".jsonl":
+        write_text(target, "".join(json.dumps(_without_nan(row)) + "\n" for row in table.to_pylist()))
+    else:
+        write_parquet(table, target)
 
 
 def _without_nan(row: dict[str, Any]) -> dict[str, Any]:
@@ -115,13 +102,13 @@ def _without_nan(row: dict[str, Any]) -> dict[str, Any]:
     return row | {"score": row["score"] if math.isfinite(row["score"]) else None}
 
 
-def read_scores(source: str | os.PathLike):
+def read_scores(source: str | os.PathLike) -> pandas.DataFrame:
     """Read a score table as a pandas DataFrame with the columns of `ScoredResponse`.
 
     Raises:
-        DataError: if the file is missing, unreadable, or not a score table; or a column holds values of another kind.
+        DataError: the file is missing, unreadable or not a score table, or a column has values of another kind.
     """
-    if Path(source).suffix in FORMATS[1:]:
+    if Path(source).suffix in (".csv", ".jsonl"):
         raise DataError(
             f"{source}: score tables are read from Parquet only. "
             f"Score again with --out {Path(source).with_suffix('.parquet')}."

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rm_methods.benchmarks.cards import load_benchmark_card
+from rm_methods.benchmarks.credits import CREDIT_COLUMNS
 from rm_methods.comparison.result import Column
 from rm_methods.errors import DataError, UserError, nearest
 from rm_methods.experiment.evaluated_runs import EvaluatedFiles
@@ -21,9 +22,6 @@ from rm_methods.stored import read_record, read_summary
 if TYPE_CHECKING:
     import pandas
 
-CREDIT_COLUMNS = {
-    "benchmark": "text", "metric": "text", "item_id": "text", "group": "text", "stratum": "text", "weight": "finite", "credit": "number?",
-}  # fmt: skip
 _AGREE = 1e-6  # a metric and the weighted mean of its credits may differ by rounding only
 
 

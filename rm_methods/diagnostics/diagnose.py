@@ -15,12 +15,13 @@ from rm_methods.benchmarks.item import read_items
 from rm_methods.diagnostics.attention import sequence_masses
 from rm_methods.diagnostics.masking import lay_out_visible, visible_item, visible_positions
 from rm_methods.diagnostics.pairs import TextTokens, select_pairs, text_tokens
-from rm_methods.diagnostics.records import ATTENTION_COLUMNS, MASKING_COLUMNS, attention_rows, masking_rows, write_rows
+from rm_methods.diagnostics.records import ATTENTION_COLUMNS, MASKING_COLUMNS, attention_rows, masking_rows
 from rm_methods.errors import UserError
 from rm_methods.experiment.diagnosed_runs import MODES, PERCENTS, obstacle
 from rm_methods.experiment.layout import DIAGNOSED_RUN_FILES
 from rm_methods.files import write_json
 from rm_methods.methods.registry import load_card
+from rm_methods.parquet import write_rows
 from rm_methods.reward_models.attention_capture import layer_numbers
 from rm_methods.reward_models.layouts import SequenceBatch, lay_out, packed_length
 from rm_methods.reward_models.model import RewardOutput

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rm_methods.diagnostics.findings import pooled_means
-from rm_methods.diagnostics.records import DISTANCE_COLUMNS, read_rows
+from rm_methods.diagnostics.records import DISTANCE_COLUMNS, read_diagnostics
 from rm_methods.experiment.diagnosed_runs import diagnosed_runs, teachers
 from rm_methods.experiment.layout import DISTANCE_FILES, Layout
 from rm_methods.reporting.tables import Section, csv_text, latex_text, markdown_text, terminal_text
@@ -47,7 +47,7 @@ def distance_tables(config: Mapping[str, Any], folder: Path) -> tuple[str, str, 
     for variant, seed in diagnosed_runs(config):
         if teachers(config, variant):
             path = Layout(folder).diagnosed_run(variant, seed) / DISTANCE_FILES[0]
-            frames.append(read_rows(path, DISTANCE_COLUMNS).assign(variant=variant, seed=seed))
+            frames.append(read_diagnostics(path, DISTANCE_COLUMNS).assign(variant=variant, seed=seed))
     if not frames:
         return None
     rows, records = [], []

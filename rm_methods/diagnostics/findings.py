@@ -13,7 +13,7 @@ import numpy as np
 
 from rm_methods.benchmarks.cards import load_benchmark_card
 from rm_methods.diagnostics.position_bins import LATE_STAGES, STAGES
-from rm_methods.diagnostics.records import ATTENTION_COLUMNS, MASKING_COLUMNS, read_rows
+from rm_methods.diagnostics.records import ATTENTION_COLUMNS, MASKING_COLUMNS, read_diagnostics
 from rm_methods.errors import DataError, UserError
 from rm_methods.experiment.diagnosed_runs import MEASURES, MODES, diagnosed_runs
 from rm_methods.experiment.layout import DIAGNOSED_RUN_FILES, Layout
@@ -23,7 +23,7 @@ from rm_methods.statistics.bootstrap import (
     length_bins,
     means,
     resampled_counts,
-    standardised_means,
+    standardized_means,
 )
 from rm_methods.stored import read_record
 
@@ -149,7 +149,8 @@ def _read(folders: Sequence[Path], seeds: Sequence[int], name: str, columns: Map
     import pandas
 
     return pandas.concat(
-        [read_rows(f / name, columns).assign(seed=s) for f, s in zip(folders, seeds, strict=True)], ignore_index=True
+        [read_diagnostics(f / name, columns).assign(seed=s) for f, s in zip(folders, seeds, strict=True)],
+        ignore_index=True,
     )
 
 
@@ -207,7 +208,7 @@ def attention_findings(place: Place, frame: pandas.DataFrame) -> Iterator[Findin
     replicates = {}
     for same_lengths, stratum in _strata(decided).items():
         # [B, 2 groups, kinds, stages]
-        replicates[same_lengths] = standardised_means(values, group, cluster, stratum, counts).reshape(
+        replicates[same_lengths] = standardized_means(values, group, cluster, stratum, counts).reshape(
             len(counts), 2, len(kinds), STAGES
         )
     for measure in MEASURES:

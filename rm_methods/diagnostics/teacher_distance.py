@@ -17,13 +17,14 @@ import torch
 
 from rm_methods.benchmarks.item import read_items
 from rm_methods.diagnostics.pairs import DiagnosedPair, select_pairs
-from rm_methods.diagnostics.records import DISTANCE_COLUMNS, write_rows
+from rm_methods.diagnostics.records import DISTANCE_COLUMNS
 from rm_methods.errors import UserError
 from rm_methods.files import written_atomically
 from rm_methods.interaction import objectives
 from rm_methods.interaction.objectives import StudentAttention, TeacherAttention
 from rm_methods.interaction.student_teacher import LayerChoice, StudentTeacher
 from rm_methods.methods.registry import load_card
+from rm_methods.parquet import write_rows
 from rm_methods.reward_models.backbones import load_classifier
 from rm_methods.reward_models.batching import padded_batches
 from rm_methods.reward_models.joint_reader import pair_text

@@ -15,12 +15,13 @@ from rm_methods.benchmarks.item import BenchmarkItem
 from rm_methods.errors import DataError
 from rm_methods.overoptimization.gold import Gold, check_finite
 from rm_methods.parquet import read_parquet
+from rm_methods.policies.sampling import POOL_COLUMNS
 from rm_methods.preferences.pair import Message, prompt_group
 
+# What a pool needs of the stored samples. Best-of-N cannot use a log-probability that is not finite.
 SAMPLE_COLUMNS = {
-    "prompt_id": "text", "sample_index": "integer", "response": "text", "n_tokens": "integer", "log_probability": "finite",
-    "finished": "boolean",
-}  # fmt: skip
+    name: POOL_COLUMNS[name] for name in ("prompt_id", "sample_index", "response", "n_tokens", "finished")
+} | {"log_probability": "finite"}
 
 
 def pool_from_samples(

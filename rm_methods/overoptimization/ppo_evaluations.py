@@ -10,11 +10,10 @@ from typing import Any
 import numpy as np
 
 from rm_methods.errors import DataError
+from rm_methods.overoptimization.ppo_columns import PPO_EVALUATION_COLUMNS
 from rm_methods.overoptimization.variant_curves import VariantCurves
 from rm_methods.parquet import read_parquet
-from rm_methods.stored import PPO_EVALUATION_COLUMNS, read_record
-
-# Null where a diverged policy gave a value that is not finite.
+from rm_methods.stored import read_record
 
 
 @dataclass(frozen=True)

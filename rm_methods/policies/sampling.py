@@ -11,14 +11,21 @@ from typing import Any
 
 from rm_methods.errors import ConfigError, DataError, UserError
 from rm_methods.files import content_hash, file_hash
-from rm_methods.parquet import read_parquet, write_parquet
+from rm_methods.parquet import read_parquet, table_of_columns, write_parquet
 from rm_methods.policies.policy import Policy, Prompt, load_policy
 from rm_methods.system.progress import Progress
 
+# The columns of a pool of samples, with their kinds as in `rm_methods.parquet`.
 POOL_COLUMNS = {
-    "prompt_id": "text", "prompt_index": "integer", "sample_index": "integer", "response": "text", "n_tokens": "integer",
-    "log_probability": "number", "finished": "boolean", "truncated": "boolean",
-}  # fmt: skip
+    "prompt_id": "text",
+    "prompt_index": "int32",
+    "sample_index": "int32",
+    "response": "text",
+    "n_tokens": "int32",
+    "log_probability": "number",
+    "finished": "boolean",
+    "truncated": "boolean",
+}
 
 
 class NotFinite(UserError):
@@ -335,7 +342,7 @@ def _sample_missing(
             "sample_index": [sample for _, sample in chunk.places],
             "truncated": [prompts.cut[p] for p, _ in chunk.places],
         }
-        write_parquet(_pool_table(rows), chunk.file)
+        write_parquet(table_of_columns(rows, POOL_COLUMNS), chunk.file)
         progress.advance(1)
 
 
@@ -383,19 +390,6 @@ def _sample_chunk(
         "log_probability": log_probabilities.tolist(),
         "finished": drawn.finished.tolist(),
     }
-
-
-def _pool_table(columns: dict[str, list]):
-    import pyarrow as pa
-
-    types = {
-        "prompt_id": pa.string(),
-        "response": pa.string(),
-        "log_probability": pa.float64(),
-        "finished": pa.bool_(),
-        "truncated": pa.bool_(),
-    }
-    return pa.table({name: pa.array(columns[name], types.get(name, pa.int32())) for name in POOL_COLUMNS})
 
 
 def _pool_counts(table) -> dict[str, int]:

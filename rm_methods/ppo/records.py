@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 
 from rm_methods.files import read_json_lines, write_text
-from rm_methods.parquet import read_parquet, write_parquet
+from rm_methods.overoptimization.ppo_columns import PPO_EVALUATION_COLUMNS
+from rm_methods.parquet import read_parquet, write_rows
 from rm_methods.ppo.losses import distinct
 from rm_methods.ppo.rollouts import Rollouts
-from rm_methods.stored import PPO_EVALUATION_COLUMNS
 
 
 class Records:
@@ -74,11 +74,7 @@ class Records:
 
 def write_evaluation(rows: Sequence[Mapping[str, Any]], target: Path) -> None:
     """Write `evaluation.parquet`: one row for each step and evaluation prompt."""
-    import pyarrow as pa
-
-    types = (pa.int32(), pa.string(), pa.string(), pa.float64(), pa.float64(), pa.float64(), pa.int32(), pa.bool_())
-    schema = pa.schema(list(zip(PPO_EVALUATION_COLUMNS, types, strict=True)))
-    write_parquet(pa.Table.from_pylist(list(rows), schema=schema), target)
+    write_rows(rows, PPO_EVALUATION_COLUMNS, target)
 
 
 def read_evaluation(source: str | Path) -> list[dict[str, Any]]:

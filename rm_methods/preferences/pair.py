@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rm_methods.files import content_hash
-from rm_methods.parquet import read_parquet, write_parquet
+from rm_methods.parquet import read_parquet, write_rows
 
 Message = dict[str, str]  # {"role": "system" | "user" | "assistant", "content": text}
 
@@ -28,9 +28,10 @@ class PreferencePair:
         split: "train", "validation", "test", or a name that the reader gives.
         source: card name and, where there is one, the file or subset.
         meta: anything else the source knows; {"flipped": True} marks injected label noise.
-        margin, target, weight: what a method's `transform_pairs` may set for training, never stored: reward margin,
-            probability that `chosen` really is better, weight of the pair in the loss.
-        file, row: what a reader read the pair from, never stored: path (or hub name), and row counted from 1; "" and None without.
+        margin, target, weight: a method's `transform_pairs` may set them for training; they are never stored. Reward
+            margin, probability that `chosen` really is better, weight of the pair in the loss.
+        file, row: the source of a pair that a reader made, never stored: path (or hub name), and row counted from 1; ""
+            and None for other pairs.
     """
 
     pair_id: str
@@ -79,15 +80,15 @@ def make_pair(
 
 
 def prompt_group(prompt: Sequence[Message]) -> str:
-    """Hash of a prompt with case, white space and Unicode forms folded: near-identical prompts fall into one group."""
+    """Hash of a prompt, ignoring case, white space and Unicode forms: near-identical prompts are one group."""
     return content_hash([[m["role"], _folded(m["content"])] for m in prompt])
 
 
 def _folded(text: str) -> str:
-    """The text with single blanks and in Unicode's caseless compatibility form (The Unicode Standard, toNFKC_Casefold).
+    """The text with single blanks, in Unicode's caseless compatibility form (The Unicode Standard, toNFKC_Casefold).
 
-    "é" of one and of two characters are the same then, and so are full-width and ordinary letters, "ß" and "ss", and all
-    kinds of spaces. Characters that format and do not show (zero-width spaces, soft hyphens, byte-order marks) are gone.
+    It no longer distinguishes "é" of one and of two characters, full-width and ordinary letters, "ß" and "ss", or kinds
+    of spaces. Invisible formatting characters (zero-width spaces, soft hyphens, byte-order marks) are removed.
     """
     if not text.isascii():
         text = "".join(letter for letter in text if letter.isascii() or unicodedata.category(letter) != "Cf")
@@ -95,43 +96,27 @@ def _folded(text: str) -> str:
     return " ".join(text.lower().split())
 
 
+# The columns of prepared pairs, with their kinds as in `rm_methods.parquet`.
 PAIR_COLUMNS = {
-    "pair_id": "text", "prompt": "messages", "chosen": "text", "rejected": "text", "strength": "finite?", "group": "text", "split": "text",
-    "source": "text", "meta": "json object",
-}  # fmt: skip
-
-
-def pair_schema():
-    """The Parquet schema of prepared pairs."""
-    import pyarrow as pa
-
-    message = pa.struct([("role", pa.string()), ("content", pa.string())])
-    return pa.schema(
-        [
-            ("pair_id", pa.string()),
-            ("prompt", pa.list_(message)),
-            ("chosen", pa.string()),
-            ("rejected", pa.string()),
-            ("strength", pa.float64()),
-            ("group", pa.string()),
-            ("split", pa.string()),
-            ("source", pa.string()),
-            ("meta", pa.string()),
-        ]
-    )
+    "pair_id": "text",
+    "prompt": "messages",
+    "chosen": "text",
+    "rejected": "text",
+    "strength": "finite?",
+    "group": "text",
+    "split": "text",
+    "source": "text",
+    "meta": "json object",
+}
 
 
 def write_pairs(pairs: Iterable[PreferencePair], target: str | os.PathLike) -> None:
-    """Write pairs to Parquet, atomically.  `meta` is stored as JSON text."""
-    import pyarrow as pa
-
-    schema = pair_schema()
-    rows = [
-        {name: getattr(pair, name) for name in schema.names if name != "meta"}
-        | {"meta": json.dumps(pair.meta, sort_keys=True)}
-        for pair in pairs
-    ]
-    write_parquet(pa.Table.from_pylist(rows, schema=schema), target)
+    """Write pairs to Parquet, atomically. `meta` is stored as JSON text."""
+    rows = []
+    for pair in pairs:
+        row = {name: getattr(pair, name) for name in PAIR_COLUMNS}
+        rows.append(row | {"meta": json.dumps(pair.meta, sort_keys=True)})
+    write_rows(rows, PAIR_COLUMNS, target)
 
 
 def read_pairs(source: str | os.PathLike, splits: Iterable[str] | None = None) -> list[PreferencePair]:

@@ -10,7 +10,7 @@ from typing import Any
 from rm_methods.benchmarks.item import BenchmarkItem, read_items
 from rm_methods.errors import DataError, UserError, nearest
 from rm_methods.parquet import parquet_columns
-from rm_methods.preferences.pair import PreferencePair, pair_schema, read_pairs
+from rm_methods.preferences.pair import PAIR_COLUMNS, PreferencePair, read_pairs
 from rm_methods.preferences.read_report import ReadReport
 
 
@@ -115,7 +115,7 @@ def load_data(data: str, root: Path | None = None) -> ScoringData:
     if "responses" in columns and not {"chosen", "rejected"} <= columns:
         items = read_items(path)
         return ScoringData(data, "items", items, None, Reading({data: len(items)}, len(items)))
-    if set(pair_schema().names) <= columns:
+    if set(PAIR_COLUMNS) <= columns:
         prepared = [replace(pair, file=data, row=row) for row, pair in enumerate(read_pairs(path), start=1)]
         return _pairs(data, prepared, Reading({data: len(prepared)}, len(prepared)))
     if data in benchmark_cards.list_benchmark_cards():

@@ -9,10 +9,11 @@ import pytest
 
 from rm_methods.benchmarks.item import BenchmarkItem
 from rm_methods.diagnostics.pairs import text_tokens
-from rm_methods.diagnostics.records import ATTENTION_COLUMNS, MASKING_COLUMNS, write_rows
+from rm_methods.diagnostics.records import ATTENTION_COLUMNS, MASKING_COLUMNS
 from rm_methods.experiment.diagnosed_runs import MODES, PERCENTS
 from rm_methods.experiment.layout import DIAGNOSED_RUN_FILES
 from rm_methods.files import write_json
+from rm_methods.parquet import write_rows
 from rm_methods.scoring.scorer import RewardModelScorer, ScoringSettings
 
 

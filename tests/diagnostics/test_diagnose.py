@@ -10,7 +10,7 @@ from rm_methods.cli import main
 from rm_methods.config.resolve import resolve
 from rm_methods.diagnostics.diagnose import diagnose
 from rm_methods.diagnostics.pairs import select_pairs
-from rm_methods.diagnostics.records import ATTENTION_COLUMNS, MASKING_COLUMNS, read_rows
+from rm_methods.diagnostics.records import ATTENTION_COLUMNS, MASKING_COLUMNS, read_diagnostics
 from rm_methods.errors import ConfigError, UserError
 from rm_methods.files import read_json, write_json
 from rm_methods.scoring.score import score_files
@@ -42,8 +42,8 @@ def test_diagnosing_a_run_writes_one_row_a_sequence_and_a_masking(config, run, i
     counts = {"n_items": 17, "not_a_pair": 1, "not_drawn": 0, "n_pairs": 16, "n_truncated": 0}
     assert report == {"variant": "bradley_terry", "layers": [1, 2], "n_layers": 2, "benchmarks": {"heldout": counts}}
     assert read_json(tmp_path / "out" / "report.json") == report
-    attention = read_rows(tmp_path / "out" / "attention.parquet", ATTENTION_COLUMNS)
-    masking = read_rows(tmp_path / "out" / "masking.parquet", MASKING_COLUMNS)
+    attention = read_diagnostics(tmp_path / "out" / "attention.parquet", ATTENTION_COLUMNS)
+    masking = read_diagnostics(tmp_path / "out" / "masking.parquet", MASKING_COLUMNS)
     assert len(attention) == 2 * len(items)
     assert len(masking) == 2 * 10 * len(items)
     assert attention["item_id"].tolist() == [item.item_id for item in items for _ in range(2)]
@@ -71,7 +71,10 @@ def test_layers_are_counted_as_people_do(config, run, tmp_path):
         config["diagnostics"]["layers"] = layers
         report = diagnose(config, "bradley_terry", [("heldout", item_table)], model, tmp_path / "out", threads=1)
         by_layers.append(
-            (report["layers"], read_rows(tmp_path / "out" / "attention.parquet", ATTENTION_COLUMNS)["reward_row"][0])
+            (
+                report["layers"],
+                read_diagnostics(tmp_path / "out" / "attention.parquet", ATTENTION_COLUMNS)["reward_row"][0],
+            )
         )
     assert [layers for layers, _ in by_layers] == [[1, 2], [2], [2]]
     assert by_layers[1][1].tolist() == by_layers[2][1].tolist() != by_layers[0][1].tolist()
@@ -109,7 +112,7 @@ def test_the_second_response_may_be_the_better_one(config, run, items, tmp_path)
         diagnose(
             config, "bradley_terry", [("heldout", tmp_path / f"{name}.parquet")], model, tmp_path / name, threads=1
         )
-        credits.append(read_rows(tmp_path / name / "masking.parquet", MASKING_COLUMNS)["credit"].tolist())
+        credits.append(read_diagnostics(tmp_path / name / "masking.parquet", MASKING_COLUMNS)["credit"].tolist())
     assert credits[0] == credits[1]
 
 

@@ -4,7 +4,8 @@ import io
 import pytest
 
 from rm_methods.diagnostics.distance_summary import distance_tables
-from rm_methods.diagnostics.records import DISTANCE_COLUMNS, write_rows
+from rm_methods.diagnostics.records import DISTANCE_COLUMNS
+from rm_methods.parquet import write_rows
 from tests.conftest import experiment_config
 
 SECTIONS = {"benchmarks": {"heldout": {}}, "diagnostics": {"benchmarks": ["heldout"]}}

@@ -4,8 +4,9 @@ import pytest
 from rm_methods.benchmarks.item import BenchmarkItem
 from rm_methods.diagnostics.pairs import DiagnosedPair, TextTokens
 from rm_methods.diagnostics.position_bins import stage_mass
-from rm_methods.diagnostics.records import ATTENTION_COLUMNS, attention_rows, masking_rows, read_rows, write_rows
+from rm_methods.diagnostics.records import ATTENTION_COLUMNS, attention_rows, masking_rows, read_diagnostics
 from rm_methods.errors import DataError
+from rm_methods.parquet import write_rows
 from rm_methods.reward_models.tokenization import TokenizedItem
 
 PAIR = DiagnosedPair("heldout", BenchmarkItem("i", "test", [], ["a", "b"], 1), better=1)
@@ -51,12 +52,12 @@ def test_a_pair_is_correct_if_its_better_response_scores_higher(scores, correct)
 
 def test_rows_survive_the_file_and_other_files_are_refused(tmp_path):
     write_rows(rows([1.0, 1.0]) + rows([0.0, 1.0], is_text=(0, 0, 0, 0, 0)), ATTENTION_COLUMNS, tmp_path / "a.parquet")
-    frame = read_rows(tmp_path / "a.parquet", ATTENTION_COLUMNS)
+    frame = read_diagnostics(tmp_path / "a.parquet", ATTENTION_COLUMNS)
     assert frame["correct"].tolist() == [None, None, True, True]
     assert frame["layers"][0].tolist() == [1, 2]
     assert np.isnan(frame["reward_row_text"][2]).all()
     with pytest.raises(DataError, match="not a table of diagnostics"):
-        read_rows(tmp_path / "a.parquet", {"percent": "int32"})
+        read_diagnostics(tmp_path / "a.parquet", {"percent": "int32"})
     (tmp_path / "b.parquet").write_text("no")
     with pytest.raises(DataError, match="not a readable Parquet file"):
-        read_rows(tmp_path / "b.parquet", ATTENTION_COLUMNS)
+        read_diagnostics(tmp_path / "b.parquet", ATTENTION_COLUMNS)

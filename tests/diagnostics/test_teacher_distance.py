@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from rm_methods.benchmarks.item import BenchmarkItem, write_items
-from rm_methods.diagnostics.records import DISTANCE_COLUMNS, read_rows
+from rm_methods.diagnostics.records import DISTANCE_COLUMNS, read_diagnostics
 from rm_methods.diagnostics.teacher_distance import DISTANCES, _grouped_student_map, diagnose_teacher_distance
 from rm_methods.errors import UserError
 from rm_methods.interaction.objectives import StudentAttention
@@ -40,7 +40,7 @@ def distances(trained, prepared, variant, out):
     diagnose_teacher_distance(
         config, variant, 0, [("heldout", items)], folders, {"joint_encoder": models["joint_encoder"]}, out, 1
     )
-    return read_rows(out / "teacher.parquet", DISTANCE_COLUMNS)
+    return read_diagnostics(out / "teacher.parquet", DISTANCE_COLUMNS)
 
 
 def test_distillation_brings_the_student_nearer_to_its_teacher_than_bradley_terry(trained, prepared, tmp_path):
