@@ -14,7 +14,7 @@ from rm_methods.preferences.balance import balance_length
 from rm_methods.preferences.cards import card_for
 from rm_methods.preferences.noise import flip_labels
 from rm_methods.preferences.pair import PreferencePair, write_pairs
-from rm_methods.preferences.read_report import unread_notes
+from rm_methods.preferences.read_report import tally_lines, unread_notes
 from rm_methods.preferences.readers import read_dataset
 from rm_methods.preferences.splits import (
     cap_pairs,
@@ -156,9 +156,8 @@ def describe(report: dict[str, Any]) -> str:
     lines = [f"{about['title']} ({about['name']}{revision}; licence: {about['licence']})", "", "Read"]
     lines += [f"  {count:>9,} rows   {file}" for file, count in read["files"].items()]
     lines += [f"  {read['pairs']:>9,} pairs made"]
-    for heading, table in (("Dropped", read["dropped"]), ("Put right", read["changed"])):
-        for reason, entry in sorted(table.items(), key=lambda item: -item[1]["count"]):
-            lines += [f"  {entry['count']:>9,} {heading.lower()}: {reason}", f"            e.g. {entry['examples'][0]}"]
+    lines += tally_lines("dropped", read["dropped"])
+    lines += tally_lines("put right", read["changed"])
     lines += [f"  {note}" for note in unread_notes(read["unread"])]
     lines += ["", "Steps"]
     for step in report["steps"]:

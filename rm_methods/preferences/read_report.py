@@ -122,6 +122,20 @@ def _tally(table: dict[str, dict[str, Any]], reason: str, file: str, row: int, w
         entry["examples"].append(f"{file}, row {row}" + (f": {why}" if why else ""))
 
 
+def tally_lines(heading: str, table: dict[str, dict[str, Any]]) -> list[str]:
+    """Counted rows as lines for a terminal, the most frequent reason first, each with an example.
+
+    Args:
+        heading: what happened to the rows.
+        table: reason -> {"count", "examples"}.
+    """
+    lines = []
+    for reason, entry in sorted(table.items(), key=lambda item: -item[1]["count"]):
+        lines.append(f"  {entry['count']:>9,} {heading}: {reason}")
+        lines.append(f"            e.g. {entry['examples'][0]}")
+    return lines
+
+
 def unread_columns(columns: dict[str, int], most: int = 12) -> str:
     """The columns of a file that were not read, for a terminal: the most frequent first, each with its rows."""
     names = [f"{name} ({count:,} rows)" for name, count in sorted(columns.items(), key=lambda item: -item[1])]
