@@ -119,11 +119,12 @@ def plan(config_files, **given):
     """Print jobs, GPU-hours, memory and disk of an experiment before anything is submitted."""
     from rm_methods.config.resolve import load_config
     from rm_methods.planning import plan as planning
+    from rm_methods.planning.plan_text import plan_text
 
     config = load_config(config_files)
-    assumptions = planning.known(config, {key: value for key, value in given.items() if value is not None})
+    assumptions = planning.make_assumptions(config, {key: value for key, value in given.items() if value is not None})
     plans = planning.plan(config, assumptions)
-    click.echo(planning.describe(config, plans, assumptions, planning.job_counts(config_files)))
+    click.echo(plan_text(config, plans, assumptions, planning.job_counts(config_files)))
 
 
 @main.command()

@@ -16,7 +16,7 @@ from rm_methods.config.resolve import load_config, resolve
 from rm_methods.errors import ConfigError, UserError
 from rm_methods.methods.registry import load_card, method_names
 from rm_methods.planning import plan as planning
-from rm_methods.planning.plan import Assumptions, known, plan, warnings
+from rm_methods.planning.plan import Assumptions, make_assumptions, plan, warnings
 from rm_methods.planning.shapes import published_configuration, shape_in_name
 from rm_methods.planning.sizes import (
     Shape,
@@ -150,17 +150,17 @@ def test_a_student_pays_for_its_teachers_maps(tmp_path):
 def test_prepared_pairs_are_counted_and_measured(tmp_path, prepared):
     config = small(tmp_path)
     with pytest.raises(UserError, match=r"Give --pairs, or set data\.max_pairs\.train"):
-        plan(config, known(config, {}))
+        plan(config, make_assumptions(config, {}))
     folder = Path(config["results"]) / "test" / "data"
     folder.mkdir(parents=True)
     write_pairs(made_up_pairs(48), folder / "pairs.parquet")
-    assert known(config, {}).pairs == 48
-    assert known(config, {}).measured == ("pairs",)
-    assert known(config, {"pairs": 7}).pairs == 7
+    assert make_assumptions(config, {}).pairs == 48
+    assert make_assumptions(config, {}).measured == ("pairs",)
+    assert make_assumptions(config, {"pairs": 7}).pairs == 7
     (folder / "backbone").symlink_to(prepared[1])
-    found = known(config, {})
-    assert found.measured == ("pairs", "prompt_tokens", "response_tokens")
-    assert 5 < found.response_tokens < found.prompt_tokens < 60
+    assumptions = make_assumptions(config, {})
+    assert assumptions.measured == ("pairs", "prompt_tokens", "response_tokens")
+    assert 5 < assumptions.response_tokens < assumptions.prompt_tokens < 60
 
 
 @pytest.mark.parametrize(
