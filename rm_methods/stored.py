@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from rm_methods.errors import DataError
@@ -111,6 +112,7 @@ SCHEMAS = {
     "a report of diagnostics": _object(
         {"benchmarks": _mapping_to(_DIAGNOSED), "layers": _list_of(_COUNT), "n_layers": _COUNT}
     ),
+    "a report of scores": _object({}, {"hashes": _mapping_to(_TEXT)}),
     "a file of further metrics": _object({"metrics": _mapping_to(_NUMBER_OR_NULL)}),
     "a description of a scorer": _object({"method": _TEXT, "settings": _ANY_OBJECT}, {"seed": _COUNT}),
     "a description of an ensemble": _object(
@@ -118,6 +120,11 @@ SCHEMAS = {
     ),
     "a record of a prepared backbone": _object({"kind": _TEXT}),
 }
+
+
+def score_report(table: Path) -> Path:
+    """The report of a score table: `scores.parquet.report.json` beside `scores.parquet`."""
+    return table.with_name(f"{table.name}.report.json")
 
 
 def with_checksum(record: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,12 +11,12 @@ from rm_methods.config.variants import SAMPLES, optimized_variants
 from rm_methods.errors import DataError
 from rm_methods.experiment.diagnosed_runs import diagnosed_runs, teachers
 from rm_methods.experiment.layout import RECORDS, Layout, best_of_n_files, ppo_files, run_metrics
-from rm_methods.experiment.made_with import check_all, differences, read_made
+from rm_methods.experiment.made_with import differences, read_made, refuse_outdated
 from rm_methods.files import file_hash, named_file_hash
-from rm_methods.methods.registry import load_card
+from rm_methods.methods.registry import MethodCard, load_card
 from rm_methods.stored import read_record, read_summary
 from rm_methods.system.code_hash import code_hash
-from rm_methods.system.deepspeed import own_file_hash
+from rm_methods.system.deepspeed import custom_file_hash
 from rm_methods.system.provenance import key_of
 from rm_methods.training.run_key import run_dependencies, training_code, training_settings
 
@@ -30,6 +30,10 @@ _CODE_OF = {
 }
 
 
+# A result that a stage makes: name of the stage, and the values of the wildcards in its path (variant, seed, benchmark).
+Job = tuple[str, dict[str, Any]]
+
+
 class Experiment:
     """One experiment.
 
@@ -41,7 +45,7 @@ class Experiment:
         self.config = config
         self.folder = Path(config["results"]) / config["experiment"]
         self.layout = Layout(self.folder)
-        self._hashed: str | None = None
+        self._hashes: dict[Path, str] = {}
 
     def runs(self) -> list[tuple[str, int]]:
         """(variant, seed) of every run."""
@@ -49,7 +53,7 @@ class Experiment:
 
     def check_runs(self, folder: Path) -> None:
         """Refuse runs below `folder` that the configuration does not ask for; raises as `check_results`."""
-        self.check_results(folder, ("prepare", [{}]), ("train", _named(self.runs())))
+        self.check_results(folder, [("prepare", {}), *_run_jobs("train", self.runs())])
 
     def is_trained(self, variant: str) -> bool:
         """Whether a variant's weights are trained (and so need the backbone, and a GPU where there is one)."""
@@ -61,12 +65,15 @@ class Experiment:
 
     def required_runs(self, variant: str, seed: int | str) -> dict[str, list[Path]]:
         """Model folders of the runs that this one needs, by the setting that names their variant."""
-        card, everywhere = self._method(variant), self.config["seeds"]
-        seeds = {"same": [seed], "first": everywhere[:1], "all": everywhere}
-        return {
-            key: [self.layout.model(other, s) for s in seeds[card.requires[key].get("seeds", "same")]]
-            for key, other in card.required_variants(self.config["methods"][variant]["settings"]).items()
-        }
+        card = self._method(variant)
+        all_seeds = self.config["seeds"]
+        seeds = {"same": [seed], "first": all_seeds[:1], "all": all_seeds}
+        required = card.required_variants(self.config["methods"][variant]["settings"])
+        models = {}
+        for setting, required_variant in required.items():
+            needed_seeds = seeds[card.requires[setting].get("seeds", "same")]
+            models[setting] = [self.layout.model(required_variant, needed_seed) for needed_seed in needed_seeds]
+        return models
 
     def data_sources(self) -> list[str]:
         """Local files that the pairs are made of; none for data of the hub or of a generator."""
@@ -114,8 +121,8 @@ class Experiment:
 
     def optimized_runs(self) -> list[tuple[str, int]]:
         """(variant, seed) of the runs that Best-of-N picks with."""
-        wanted = optimized_variants(self.config)
-        return [(variant, seed) for variant, seed in self.runs() if variant in wanted]
+        variants = optimized_variants(self.config)
+        return [(variant, seed) for variant, seed in self.runs() if variant in variants]
 
     def ppo_runs(self) -> list[tuple[str, int]]:
         """(variant, seed) of the runs that PPO optimizes against."""
@@ -128,12 +135,11 @@ class Experiment:
         ]
 
     def model_of(self, variant: str, seed: int | str) -> Path:
-        """Model folder of the run that PPO with this seed optimizes against; all seeds share that of a variant without
-        seeds."""
-        return self.layout.model(variant, self._first_if_seed_free(variant, seed))
+        """Model folder of the run that PPO with this seed optimizes against.
 
-    def _first_if_seed_free(self, variant: str, seed: int | str) -> int | str:
-        return self.config["seeds"][0] if self._method(variant).seed_free else seed
+        All seeds of PPO share the model of a variant without seeds.
+        """
+        return self.layout.model(variant, self.config["seeds"][0] if self._method(variant).seed_free else seed)
 
     def is_optimized(self) -> bool:
         """Whether there is any over-optimization to summarize."""
@@ -153,16 +159,16 @@ class Experiment:
     def pool_settings(self) -> dict[str, Any]:
         """The part of the configuration that the stored samples depend on, beside the policy."""
         settings = self.config["overoptimization"]
-        asked = {key: value for key, value in settings["best_of_n"].items() if key != "pools"}
+        best_of_n = {key: value for key, value in settings["best_of_n"].items() if key != "pools"}
         shared = {key: settings[key] for key in ("sampling", "gold", "prompts")}
-        return {"best_of_n": asked, **shared, **self._gold_scoring(), "seed": self.config["seeds"][0]}
+        return {"best_of_n": best_of_n, **shared, **self._gold_scoring(), "seed": self.config["seeds"][0]}
 
     def reference_settings(self) -> dict[str, Any]:
         """The part of the configuration that the references depend on, beside the policy."""
         settings = self.config["overoptimization"]
-        asked = {key: settings["ppo"][key] for key in ("train_prompts", "references_per_prompt")}
-        drawn = {"batch_size": settings["best_of_n"]["batch_size"], "sampling": settings["sampling"]}
-        return {**asked, **drawn, "seed": self.config["seeds"][0]}
+        counts = {key: settings["ppo"][key] for key in ("train_prompts", "references_per_prompt")}
+        sampling = {"batch_size": settings["best_of_n"]["batch_size"], "sampling": settings["sampling"]}
+        return {**counts, **sampling, "seed": self.config["seeds"][0]}
 
     def diagnose_settings(self) -> dict[str, Any]:
         """The part of the configuration that the diagnostics of a run depend on, beside the model and the items."""
@@ -172,9 +178,9 @@ class Experiment:
     def ppo_settings(self) -> dict[str, Any]:
         """The part of the configuration that a PPO run depends on, beside the policy and the reward model."""
         settings = self.config["overoptimization"]
-        of_a_run = {key: value for key, value in settings["ppo"].items() if key not in ("enabled", "seeds")}
-        of_all = {key: settings[key] for key in ("sampling", "gold", "prompts")}
-        return {"ppo": of_a_run, **of_all, **self._gold_scoring(), "deepspeed": own_file_hash(of_a_run["deepspeed"])}
+        ppo = {key: value for key, value in settings["ppo"].items() if key not in ("enabled", "seeds")}
+        judged = {key: settings[key] for key in ("sampling", "gold", "prompts")}
+        return {"ppo": ppo, **judged, **self._gold_scoring(), "deepspeed": custom_file_hash(ppo["deepspeed"])}
 
     def _gold_scoring(self) -> dict[str, Any]:
         backbone = {key: self.config["backbone"][key] for key in ("max_length", "attention")}
@@ -182,12 +188,13 @@ class Experiment:
 
     def overoptimization_files(self) -> list[str]:
         """Names of the files of the over-optimization summary."""
-        of_pools = (
-            [*best_of_n_files(self.pools()), *(run_metrics(v, s) for v, s in self.optimized_runs())]
-            if self.pools()
-            else []
-        )
-        return [*of_pools, *(ppo_files() if self.ppo_runs() else [])]
+        names: list[str] = []
+        if self.pools():
+            names += best_of_n_files(self.pools())
+            names += [run_metrics(variant, seed) for variant, seed in self.optimized_runs()]
+        if self.ppo_runs():
+            names += ppo_files()
+        return names
 
     def made_of_pairs(self, benchmark: str) -> bool:
         """Whether a benchmark is made of the experiment's own prepared pairs."""
@@ -201,99 +208,155 @@ class Experiment:
 
         return [(name, metric) for name in self.config["benchmarks"] for metric in load_benchmark_card(name).columns]
 
-    def columns(self) -> list:
+    def columns(self) -> list[list[Any]]:
         """Benchmarks, metrics and headings of the comparison table."""
         from rm_methods.benchmarks.cards import load_benchmark_card
 
-        return [
-            [name, list(map(list, load_benchmark_card(name).columns.items()))] for name in self.config["benchmarks"]
-        ]
+        columns = []
+        for name in self.config["benchmarks"]:
+            headings = load_benchmark_card(name).columns
+            columns.append([name, [[metric, heading] for metric, heading in headings.items()]])
+        return columns
 
-    def asked(self, stage: str, **of: Any) -> dict[str, Any]:
+    def asked(
+        self, stage: str, variant: str | None = None, seed: int | str | None = None, benchmark: str | None = None
+    ) -> dict[str, Any]:
         """Settings and code that the results of a stage depend on, beside its input files.
 
         Args:
-            of: variant, seed and benchmark, as far as the stage has them.
+            variant, seed, benchmark: as far as the stage has them.  Nothing depends on the seed but the run itself.
         """
-        config, variant, runs = self.config, of.get("variant"), list(map(list, self.runs()))
-        optimized = {
-            "runs": list(map(list, self.optimized_runs())),
-            "ppo": list(map(list, self.ppo_runs())),
-            "pools": self.pools(),
-        }
-        summary = {"reference": reference_variant(config)}
-        settings = {
-            "prepare": self.data_settings,
-            "prepare_backbone": self.backbone_settings,
-            "prepare_benchmark": lambda: self.benchmark_settings(of["benchmark"]),
-            "train": lambda: training_settings(config, variant),
-            "score": lambda: {"scoring": config["scoring"]},
-            "evaluate": lambda: {"benchmarks": list(config["benchmarks"])},
-            "diagnose": self.diagnose_settings,
-            "diagnose_teacher": self.diagnose_settings,
-            "diagnose_summary": lambda: summary | {"diagnostics": config["diagnostics"], "runs": runs},
-            "sft": self.policy_settings,
-            "sample_pool": self.pool_settings,
-            "sample_references": self.reference_settings,
-            "ppo": self.ppo_settings,
-            "overoptimization": lambda: summary | optimized,
-            "compare": lambda: (
-                summary | {"columns": self.columns(), "runs": runs, "noise_levels": config["noise_levels"]}
-            ),
-            "tune": lambda: {"tuning": config["tuning"], "runs": runs},
-            "export": lambda: {"tracking": config["tracking"], "runs": runs, **optimized},
-        }
-        return {"settings": settings[stage](), "code": self.code(stage, variant, of.get("benchmark"))}
+        settings = self._asked_settings(stage, variant or "", benchmark or "")
+        return {"settings": settings, "code": self.code(stage, variant, benchmark)}
 
-    def check_results(self, folder: Path, *stages: tuple[str, list[dict[str, Any]]]) -> None:
-        """Refuse stored results that the configuration does not ask for.
+    def _asked_settings(self, stage: str, variant: str, benchmark: str) -> dict[str, Any]:
+        """The part of the configuration that the results of a stage depend on."""
+        if stage == "prepare":
+            return self.data_settings()
+        if stage == "prepare_backbone":
+            return self.backbone_settings()
+        if stage == "prepare_benchmark":
+            return self.benchmark_settings(benchmark)
+        if stage == "train":
+            return training_settings(self.config, variant)
+        if stage == "score":
+            return {"scoring": self.config["scoring"]}
+        if stage == "evaluate":
+            return {"benchmarks": list(self.config["benchmarks"])}
+        if stage in ("diagnose", "diagnose_teacher"):
+            return self.diagnose_settings()
+        if stage == "sft":
+            return self.policy_settings()
+        if stage == "sample_pool":
+            return self.pool_settings()
+        if stage == "sample_references":
+            return self.reference_settings()
+        if stage == "ppo":
+            return self.ppo_settings()
+        # The other stages read several runs.
+        runs = _lists(self.runs())
+        reference = {"reference": reference_variant(self.config)}
+        optimized = {"runs": _lists(self.optimized_runs()), "ppo": _lists(self.ppo_runs()), "pools": self.pools()}
+        if stage == "diagnose_summary":
+            return reference | {"diagnostics": self.config["diagnostics"], "runs": runs}
+        if stage == "overoptimization":
+            return reference | optimized
+        if stage == "compare":
+            return reference | {
+                "columns": self.columns(),
+                "runs": runs,
+                "noise_levels": self.config["noise_levels"],
+            }
+        if stage == "tune":
+            return {"tuning": self.config["tuning"], "runs": runs}
+        if stage == "export":
+            return {"tracking": self.config["tracking"], "runs": runs, "optimized": optimized}
+        raise ValueError(f"unknown stage {stage!r}")
+
+    def check_results(self, folder: Path, jobs: Iterable[Job]) -> None:
+        """Refuse stored results that the configuration does not ask for, or that were changed since.
+
+        A result without a record of what it was made with (made by hand) passes, except a run: its key says what it
+        depends on.
 
         Args:
             folder: of the experiment's results.
-            stages: name of a stage, and what it was run for (variant and seed, benchmark).  A result without a record
-                of what it was made with (made by hand) passes, except a run: its key says what it depends on.
+            jobs: the results to check.
 
         Raises:
             DataError: names each result that differs, and in what.
         """
+        jobs = list(jobs)
         outdated: dict[str, list[str]] = {}
-        number = 0
-        for stage, members in stages:
-            for of in members:
-                number += 1
-                record = RECORDS[stage].format(**of)
-                if stage == "train":
-                    found = self._run_differences(folder, **of)
-                else:
-                    made = read_made(folder / record)
-                    found = [] if made is None else list(differences(made, self.asked(stage, **of)))
-                if found:
-                    outdated[record.removesuffix("/made_with.json").removesuffix(".made_with.json")] = found
-        check_all(outdated, number, folder)
+        for stage, wildcards in jobs:
+            record = RECORDS[stage].format(**wildcards)
+            if stage == "train":
+                differing = self._run_differences(folder, **wildcards)
+            else:
+                made = read_made(folder / record)
+                differing = [] if made is None else list(differences(made, self.asked(stage, **wildcards)))
+            if stage == "score":
+                differing += self._score_differences(folder, **wildcards)
+            if stage == "ppo":
+                differing += self._ppo_differences(folder, **wildcards)
+            if differing:
+                outdated[record.removesuffix("/made_with.json").removesuffix(".made_with.json")] = differing
+        refuse_outdated(outdated, len(jobs), folder)
 
     def _run_differences(self, folder: Path, variant: str, seed: int) -> list[str]:
         """In what a stored run differs from the one that the configuration asks for."""
         summary = read_summary(Layout(folder).summary(variant, seed))
         identity = {"variant": variant, "method": self.config["methods"][variant]["method"], "seed": seed}
-        found = list(differences({key: summary[key] for key in identity}, identity))
+        differing = list(differences({key: summary[key] for key in identity}, identity))
         made = summary.get("depends_on")
         if made is None:
-            return [*found, "it does not say what it was made with (an older release)"]
+            return [*differing, "it does not say what it was made with (an older release)"]
         if key_of(made) != summary["run_key"]:
-            found.append("its summary.json was edited: run_key is not that of depends_on")
+            differing.append("its summary.json was edited: run_key is not that of depends_on")
         required = {
             key: [folder / path.relative_to(self.folder) for path in paths]
             for key, paths in self.required_runs(variant, seed).items()
         }
-        asked = run_dependencies(self.config, variant, seed, self._pairs_hash(folder) or made.get("pairs"), required)
-        return [*found, *differences(made, asked)]
-
-    def _pairs_hash(self, folder: Path) -> str | None:
-        """Hash of the prepared pairs; None where the results were copied without them."""
         pairs = Layout(folder).pairs
-        if self._hashed is None and pairs.exists():
-            self._hashed = file_hash(pairs)
-        return self._hashed
+        # The results may have been copied without the prepared pairs.
+        pairs_hash = self._hash(pairs) if pairs.exists() else made.get("pairs")
+        asked = run_dependencies(self.config, variant, seed, pairs_hash, required)
+        return [*differing, *differences(made, asked)]
+
+    def _score_differences(self, folder: Path, variant: str, seed: int, benchmark: str) -> list[str]:
+        """Whether a score table is another than the one that was written, or its items are others by now."""
+        layout = Layout(folder)
+        report = layout.score_report(variant, seed, benchmark)
+        if not report.exists():
+            return []
+        recorded = read_record(report, "a report of scores", "score").get("hashes", {})
+        items = layout.items(benchmark)
+        scores = layout.scores(variant, seed, benchmark)
+        changed = []
+        if "items" in recorded and items.exists() and self._hash(items) != recorded["items"]:
+            changed.append(f"{items} was changed since it was scored")
+        if "scores" in recorded and scores.exists() and self._hash(scores) != recorded["scores"]:
+            changed.append(f"{scores} was changed since it was written")
+        return changed
+
+    def _ppo_differences(self, folder: Path, variant: str, seed: int) -> list[str]:
+        """Whether a PPO run optimized against another run of the reward model than the stored one."""
+        source = Layout(folder).ppo_run(variant, seed) / "summary.json"
+        model = folder / self.model_of(variant, seed).relative_to(self.folder)
+        run = model.with_name("summary.json")
+        if not source.exists() or not run.exists():
+            return []
+        optimized_key = read_record(source, "a summary.json of a PPO run", "ppo").get("reward_model")
+        run_key = read_summary(run)["run_key"]
+        if optimized_key in (None, run_key):
+            return []
+        return [f"its reward model has the run key {optimized_key}, {run} has {run_key}"]
+
+    def _hash(self, file: Path) -> str:
+        """Hash of a file's content, computed once."""
+        if file not in self._hashes:
+            self._hashes[file] = file_hash(file)
+        return self._hashes[file]
 
     def code(self, stage: str, variant: str | None = None, benchmark: str | None = None) -> str:
         """Hash of the code that the results of a stage depend on.
@@ -322,7 +385,7 @@ class Experiment:
             return [self._method(str(variant)).module]
         return []
 
-    def _method(self, variant: str):
+    def _method(self, variant: str) -> MethodCard:
         return load_card(self.config["methods"][variant]["method"])
 
     def check_evaluated(self, folder: Path) -> None:
@@ -332,12 +395,17 @@ class Experiment:
         Raises:
             DataError: names each result that differs, and in what.
         """
-        self.check_results(folder, *self._of_runs(self.runs()), ("evaluate", _named(self.runs())))
+        jobs: list[Job] = [("prepare", {})]
+        jobs += _run_jobs("train", self.runs())
+        jobs += _item_jobs("prepare_benchmark", self.config["benchmarks"])
+        jobs += _score_jobs(self.runs(), self.config["benchmarks"])
+        jobs += _run_jobs("evaluate", self.runs())
+        self.check_results(folder, jobs)
         self._check_sources(folder)
 
     def check_ppo(self, folder: Path) -> None:
         """Refuse PPO runs below `folder` that the configuration does not ask for; raises as `check_results`."""
-        self.check_results(folder, ("ppo", _named(self.ppo_runs())))
+        self.check_results(folder, _run_jobs("ppo", self.ppo_runs()))
 
     def _check_sources(self, folder: Path) -> None:
         """Refuse metrics whose items or score tables are others by now (edited by hand, or made again).
@@ -346,7 +414,6 @@ class Experiment:
             DataError: names the metrics and the table.
         """
         layout = Layout(folder)
-        hashed: dict[Path, str] = {}
         for variant, seed in self.runs():
             metrics = layout.metrics(variant, seed)
             evaluated = read_record(metrics, "a metrics.json of a run", "evaluate")["benchmarks"]
@@ -355,53 +422,58 @@ class Experiment:
                     "items": layout.items(benchmark),
                     "scores": layout.scores(variant, seed, benchmark),
                 }
-                for name, expected in report.get("made_from", {}).items():
+                for name, recorded in report.get("made_from", {}).items():
                     table = tables.get(name)
                     if table is None or not table.exists():
                         continue
-                    if _hash_once(table, hashed) != expected:
+                    if self._hash(table) != recorded:
                         raise DataError(
                             f"{table}: is not the table that {metrics} was computed from; it was changed since. "
                             "Run the evaluate stage again, or score again if you do not know what changed."
                         )
 
     def check_optimized(self, folder: Path) -> None:
-        """Refuse runs, pools, scores and PPO runs below `folder` that the configuration does not ask for; raises as
-        `check_results`."""
-        trained = dict.fromkeys(
-            [*self.optimized_runs(), *((v, self._first_if_seed_free(v, s)) for v, s in self.ppo_runs())]
-        )
-        pools = [name for name in self.pools() if name != SAMPLES]
-        self.check_results(
-            folder,
-            ("train", _named(trained)),
-            ("sft", [{}]),
-            ("sample_pool", [{}] if SAMPLES in self.pools() else []),
-            ("prepare_benchmark", [{"benchmark": name} for name in pools]),
-            ("score", [of | {"benchmark": name} for of in _named(self.optimized_runs()) for name in self.pools()]),
-            ("ppo", _named(self.ppo_runs())),
-        )
+        """Refuse runs, pools, scores and PPO runs below `folder` that the configuration does not ask for, or that were
+        changed; raises as `check_results`."""
+        trained = dict.fromkeys(self.optimized_runs())
+        for variant, seed in self.ppo_runs():
+            first_seed = self.config["seeds"][0]
+            trained[variant, first_seed if self._method(variant).seed_free else seed] = None
+        jobs = [*_run_jobs("train", trained), ("sft", {})]
+        if SAMPLES in self.pools():
+            jobs.append(("sample_pool", {}))
+        jobs += _item_jobs("prepare_benchmark", [name for name in self.pools() if name != SAMPLES])
+        jobs += _score_jobs(self.optimized_runs(), self.pools())
+        jobs += _run_jobs("ppo", self.ppo_runs())
+        self.check_results(folder, jobs)
 
     def check_diagnosed(self, folder: Path) -> None:
         """Refuse runs and diagnostics below `folder` that the configuration does not ask for; raises as
         `check_results`."""
         diagnosed = diagnosed_runs(self.config)
         compared = [(variant, seed) for variant, seed in diagnosed if teachers(self.config, variant)]
-        stages = (("train", diagnosed), ("diagnose", diagnosed), ("diagnose_teacher", compared))
-        self.check_results(folder, *((stage, _named(members)) for stage, members in stages))
-
-    def _of_runs(self, runs: list[tuple[str, int]]) -> list[tuple[str, list[dict[str, Any]]]]:
-        """The stages of runs up to their scores on the benchmarks, for `check_results`."""
-        scores = [of | {"benchmark": name} for of in _named(runs) for name in self.config["benchmarks"]]
-        benchmarks = [{"benchmark": name} for name in self.config["benchmarks"]]
-        return [("prepare", [{}]), ("train", _named(runs)), ("prepare_benchmark", benchmarks), ("score", scores)]
+        jobs = _run_jobs("train", diagnosed)
+        jobs += _run_jobs("diagnose", diagnosed)
+        jobs += _run_jobs("diagnose_teacher", compared)
+        self.check_results(folder, jobs)
 
 
-def _hash_once(table: Path, hashed: dict[Path, str]) -> str:
-    if table not in hashed:
-        hashed[table] = file_hash(table)
-    return hashed[table]
+def _run_jobs(stage: str, runs: Iterable[tuple[str, int]]) -> list[Job]:
+    return [(stage, {"variant": variant, "seed": seed}) for variant, seed in runs]
 
 
-def _named(runs: Iterable[tuple[str, int]]) -> list[dict[str, Any]]:
-    return [{"variant": variant, "seed": seed} for variant, seed in runs]
+def _item_jobs(stage: str, names: Iterable[str]) -> list[Job]:
+    return [(stage, {"benchmark": name}) for name in names]
+
+
+def _score_jobs(runs: Iterable[tuple[str, int]], names: Iterable[str]) -> list[Job]:
+    """The score jobs of runs on benchmarks or pools."""
+    names = list(names)
+    return [
+        ("score", {"variant": variant, "seed": seed, "benchmark": name}) for variant, seed in runs for name in names
+    ]
+
+
+def _lists(runs: Iterable[tuple[str, int]]) -> list[list[Any]]:
+    """Runs as they are read back from JSON."""
+    return [[variant, seed] for variant, seed in runs]

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from rm_methods.config.variants import SAMPLES
 from rm_methods.errors import UserError
+from rm_methods.stored import score_report
 
 TABLE_SUFFIXES = ("txt", "md", "tex", "csv")
 COMPARISON_FILES = (*(f"table.{suffix}" for suffix in TABLE_SUFFIXES), "comparison.png", "comparison.svg")
@@ -99,6 +100,10 @@ class Layout:
     def scores(self, variant: str, seed: int | str, items: str) -> Path:
         """Score table of a run on a benchmark or pool."""
         return self.folder / "scores" / variant / f"seed{seed}" / f"{items}.parquet"
+
+    def score_report(self, variant: str, seed: int | str, items: str) -> Path:
+        """What was scored, beside its score table."""
+        return score_report(self.scores(variant, seed, items))
 
     def metrics(self, variant: str, seed: int | str) -> Path:
         """Metrics of a run on all benchmarks."""

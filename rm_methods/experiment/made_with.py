@@ -1,10 +1,9 @@
-"""What stored results were made with: settings and code, written beside them, and compared with what the configuration
-asks for.
+"""What stored results were made with: settings and code, recorded beside them and compared with the configuration.
 
-Snakemake's own memory lies in the folder that it was started in.  Results that were moved, copied or made from another
-checkout would be taken for finished whatever they were made with.  So every job ends with a copy of what it was asked
-for (`made_with.json`), and every start compares: the file that says what is asked for is an input of the job, and it
-is newer than the results if they were made with something else.
+Snakemake remembers only what it did in the folder that it was started in.  It takes results that were moved, copied or
+made by another checkout for finished, whatever they were made with.  So every job ends with a copy of the file that
+says what the job was asked for (`made_with.json`).  At every start, that file is compared with the record.  It is an
+input of the job, and newer than the results if they were made with something else.
 """
 
 from __future__ import annotations
@@ -20,26 +19,27 @@ from rm_methods.errors import DataError, UserError
 from rm_methods.files import content_hash, read_json
 
 _LONG_AGO = 946684800  # 2000-01-01: older than every result
-_SHOWN = 3  # differences of one result, and results, that a message names
+_SHOWN = 6  # differences of one result, and results, that a message names
 _MISSING = "(missing)"
 
 
 def asked_file(folder: Path, record: str, asked: Mapping[str, Any], mark: bool) -> str:
     """The file that says what a job is asked for; newer than the job's results if these were made with something else.
 
-    It has its content's hash in its name: two configurations never share it.
+    Its name has the hash of its content, so two configurations never share it.
 
     Args:
         folder: of the experiment.
         record: path of the job's `made_with.json` below it.
         asked: settings and code.
-        mark: compare with the results and set the file's time; False only gives its path (in jobs, where both must
-            stay).
+        mark: compare with the results and set the file's time; False only gives its path (in jobs, which must not
+            change it).
     """
-    path = folder / "config" / "asked" / f"{record.removesuffix('.json').replace('/', '_')}.{content_hash(asked)}.json"
+    name = record.removesuffix(".json").replace("/", "_")
+    path = folder / "config" / "asked" / f"{name}.{content_hash(asked)}.json"
     if mark:
         made = read_made(folder / record)
-        if made is not None and not list(differences(made, asked)):
+        if made is not None and not any(differences(made, asked)):
             _write_if_changed(path, dict(asked))
             os.utime(path, (_LONG_AGO, _LONG_AGO))
         else:
@@ -59,46 +59,46 @@ def read_made(path: Path) -> dict[str, Any] | None:
     return {"settings": record["settings"], "code": record["code"]}
 
 
-def differences(made: Any, asked: Any, where: str = "") -> Iterator[str]:
+def differences(made: Any, asked: Any, key_path: str = "") -> Iterator[str]:
     """Every difference of two JSON-like values, one phrase each: "training.learning_rate is 0.001, the configuration
     says 0.0005"."""
     if isinstance(made, Mapping) and isinstance(asked, Mapping):
         for key in dict.fromkeys([*made, *asked]):
-            yield from differences(
-                made.get(key, _MISSING), asked.get(key, _MISSING), f"{where}.{key}" if where else str(key)
-            )
+            inner_path = f"{key_path}.{key}" if key_path else str(key)
+            yield from differences(made.get(key, _MISSING), asked.get(key, _MISSING), inner_path)
     elif made != asked or isinstance(made, bool) != isinstance(asked, bool):
-        yield f"{where} is {_short(made)}, the configuration says {_short(asked)}"
+        yield f"{key_path} is {_short(made)}, the configuration says {_short(asked)}"
 
 
 def _short(value: Any) -> str:
-    return f"{json.dumps(value, ensure_ascii=False):.80}" if value != _MISSING else "absent"
+    return "absent" if value == _MISSING else f"{json.dumps(value, ensure_ascii=False):.80}"
 
 
-def check_all(outdated: Mapping[str, list[str]], number: int, folder: Path) -> None:
+def refuse_outdated(outdated: Mapping[str, list[str]], checked: int, folder: Path) -> None:
     """Refuse results that are not those that the configuration asks for.
 
     Args:
-        outdated: result -> in what it differs, as far as that is known.
-        number: of results that were looked at.
+        outdated: result -> its differences.
+        checked: number of results that were checked.
 
     Raises:
-        DataError: there is one.
+        DataError: at least one result is outdated.
     """
     if not outdated:
         return
-    lines = [f"  - {name}: {'; '.join(_first(found, 'differences'))}" for name, found in outdated.items()]
+    lines = [f"  - {result}: {'; '.join(_first(differing, 'differences'))}" for result, differing in outdated.items()]
+    shown = "\n".join(_first(lines, "results", indent="  - "))
     raise DataError(
-        f"{len(outdated)} of {number} results in {folder} are not what the configuration asks for:\n"
-        + "\n".join(_first(lines, "results", indent="  - "))
-        + "\nRun snakemake with this configuration (it makes them again; --forcerun <rule> forces it), delete the folders above, or give"
-        f" the configuration that they were made with ({folder}/config holds each that was used)."
+        f"{len(outdated)} of {checked} results in {folder} are not what the configuration asks for:\n{shown}\n"
+        "Run snakemake with this configuration (it makes them again; --forcerun <rule> forces it), delete the folders "
+        f"above, or give the configuration that they were made with ({folder}/config holds each that was used)."
     )
 
 
-def _first(entries: list[str], what: str, indent: str = "") -> list[str]:
-    shown, rest = entries[: 2 * _SHOWN], len(entries) - 2 * _SHOWN
-    return [*shown, f"{indent}and {rest} more {what}"] if rest > 0 else shown
+def _first(entries: list[str], noun: str, indent: str = "") -> list[str]:
+    """The first entries, and a last one that counts the rest."""
+    more = len(entries) - _SHOWN
+    return [*entries[:_SHOWN], f"{indent}and {more} more {noun}"] if more > 0 else entries
 
 
 def _write_if_changed(path: Path, content: Mapping[str, Any]) -> None:

@@ -15,7 +15,7 @@ from rm_methods.policies.settings import policy_backbone
 from rm_methods.preferences.pair import read_pairs
 from rm_methods.stored import read_record
 from rm_methods.system.code_hash import code_hash
-from rm_methods.system.deepspeed import own_file_hash
+from rm_methods.system.deepspeed import custom_file_hash
 from rm_methods.system.run_lock import run_lock
 
 # Keys of the section `ppo` that say which runs are made and on what machine, not how a policy learns.
@@ -95,7 +95,7 @@ class PpoJob:
             policy_hash(self.policy),
             file_hash(self.references),
             ppo["deepspeed"],
-            own_file_hash(ppo["deepspeed"]),
+            custom_file_hash(ppo["deepspeed"]),
             code_hash("ppo"),
         ]
 

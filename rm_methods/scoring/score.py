@@ -9,10 +9,11 @@ from typing import Any
 
 from rm_methods.benchmarks.score_table import ScoredResponse, check_table_format, write_row_scores, write_scores
 from rm_methods.errors import DataError
-from rm_methods.files import check_outputs, write_json
+from rm_methods.files import check_outputs, file_hash, write_json
 from rm_methods.scoring.data import ScoringData, load_data
 from rm_methods.scoring.report import describe_model, describe_reading, make_report, report_text
 from rm_methods.scoring.scorer import RefusedItems, ScoringSettings, load_scorer
+from rm_methods.stored import score_report
 
 
 def score_files(
@@ -23,7 +24,7 @@ def score_files(
     strict: bool = False,
     also_read: Sequence[Path] = (),
 ) -> list[str]:
-    """Score data sets with one model.  Beside each score table its report is written (`report_path`).
+    """Score data sets with one model.  Beside each score table its report is written (`rm_methods.stored.score_report`).
 
     Args:
         model: reward-model folder or folder with a scorer description.
@@ -44,18 +45,13 @@ def score_files(
         check_table_format(out)
     data = [load_data(name, root) for name, _ in jobs]
     files = [file for entry in data for file in entry.reading.files]
-    reports = [report_path(out) for out in outputs]
+    reports = [score_report(out) for out in outputs]
     check_outputs({"--out": outputs, "the report of --out": reports}, {"--data": files, "--config": also_read})
     for entry in data:
         _check_scorable(entry, strict)
     scorer = load_scorer(model, settings)
     about = describe_model(model, scorer)
     return [_score(scorer, about, entry, out, strict) for entry, out in zip(data, outputs, strict=True)]
-
-
-def report_path(out: Path) -> Path:
-    """Where the report of a score table is written: `scores.parquet.report.json` beside `scores.parquet`."""
-    return out.with_name(f"{out.name}.report.json")
 
 
 def _check_scorable(data: ScoringData, strict: bool) -> None:
@@ -78,8 +74,13 @@ def _score(scorer, about: dict[str, Any], data: ScoringData, out: Path, strict: 
         write_scores(responses, out)
     else:
         write_row_scores(_by_row(data, responses), out)
-    write_json(report_path(out), report)
-    return report_text(report, [out, report_path(out)])
+    # The stages that read the table refuse one that was changed since.
+    hashes = {"scores": file_hash(out)}
+    items = Path(data.name)
+    if data.rows is None and items.is_file():
+        hashes["items"] = file_hash(items)
+    write_json(score_report(out), report | {"hashes": hashes})
+    return report_text(report, [out, score_report(out)])
 
 
 def _scored(scorer, data: ScoringData, strict: bool) -> tuple[ScoringData, list[ScoredResponse]]:

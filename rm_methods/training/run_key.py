@@ -10,7 +10,7 @@ from rm_methods.files import named_file_hash
 from rm_methods.methods.registry import load_card
 from rm_methods.stored import read_run_key
 from rm_methods.system.code_hash import code_hash
-from rm_methods.system.deepspeed import own_file_hash
+from rm_methods.system.deepspeed import custom_file_hash
 from rm_methods.system.provenance import key_of
 
 
@@ -22,7 +22,7 @@ def training_settings(config: Mapping[str, Any], variant: str) -> dict[str, Any]
     if card.has_weights:
         backbone, training = config["backbone"], config["training"]
         settings |= {"backbone": backbone, "chat_template": named_file_hash(backbone["chat_template"])}
-        settings |= {"training": training, "deepspeed": own_file_hash(training["deepspeed"])}
+        settings |= {"training": training, "deepspeed": custom_file_hash(training["deepspeed"])}
     return settings
 
 

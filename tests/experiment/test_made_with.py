@@ -10,7 +10,9 @@ import pytest
 from rm_methods.config.resolve import resolve
 from rm_methods.errors import DataError
 from rm_methods.experiment.experiment import RECORDS, Experiment
-from rm_methods.experiment.made_with import asked_file, check_all, differences, read_made
+from rm_methods.experiment.layout import Layout
+from rm_methods.experiment.made_with import asked_file, differences, read_made, refuse_outdated
+from rm_methods.files import file_hash
 from rm_methods.system.provenance import key_of
 from rm_methods.training.run_key import run_dependencies
 
@@ -87,17 +89,16 @@ def test_differences_are_named_by_their_path():
 
 
 def test_many_results_are_one_error(tmp_path):
-    check_all({}, 3, tmp_path)
+    refuse_outdated({}, 3, tmp_path)
     with pytest.raises(DataError, match=r"9 of 12 results(?s:.*)runs/v5(?s:.*)and 3 more results") as caught:
-        check_all({f"runs/v{k}": [f"s{j} differs" for j in range(8)] for k in range(9)}, 12, tmp_path)
+        refuse_outdated({f"runs/v{k}": [f"s{j} differs" for j in range(8)] for k in range(9)}, 12, tmp_path)
     assert "and 2 more differences" in str(caught.value)
 
 
 def test_every_stage_says_what_it_is_asked_for():
     experiment = Experiment(resolve(CONFIG))
-    of = {"variant": "bradley_terry", "seed": 0, "benchmark": "world"}
     for stage in RECORDS:
-        wanted = experiment.asked(stage, **of)
+        wanted = experiment.asked(stage, variant="bradley_terry", seed=0, benchmark="world")
         assert set(wanted) == {"settings", "code"}
         assert json.loads(json.dumps(wanted)) == wanted  # it is compared with what was read from JSON
 
@@ -143,3 +144,42 @@ def test_swapped_edited_and_unproved_runs_are_refused(tmp_path):
     first.write_text(whole)
     with pytest.raises(DataError, match='pairs is "pairs", the configuration says'):
         Experiment(experiment.config).check_runs(tmp_path)
+
+
+def write_scores_of_pool(folder: Path, pool: str = "samples") -> tuple[Path, Path]:
+    """Files of items and scores, with a report that has their hashes; returns (items, scores)."""
+    layout = Layout(folder)
+    items = layout.items(pool)
+    scores = layout.scores("bradley_terry", 0, pool)
+    for file in (items, scores):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(f"content of {file.name}")
+    hashes = {"items": file_hash(items), "scores": file_hash(scores)}
+    layout.score_report("bradley_terry", 0, pool).write_text(json.dumps({"hashes": hashes}))
+    return items, scores
+
+
+@pytest.mark.parametrize(("changed", "message"), [(0, "since it was scored"), (1, "since it was written")])
+def test_scores_and_items_that_were_edited_are_refused(tmp_path, changed, message):
+    pools = {"overoptimization": {"prompts": "iid", "best_of_n": {"pools": ["samples"]}}}
+    experiment = Experiment(resolve(CONFIG | pools | {"seeds": [0]}))
+    write_run(experiment, tmp_path, "bradley_terry", 0)
+    files = write_scores_of_pool(tmp_path)
+    experiment.check_optimized(tmp_path)
+    files[changed].write_text("edited")
+    with pytest.raises(DataError, match=f"scores/bradley_terry/seed0/samples: .*{files[changed].name} was.*{message}"):
+        Experiment(experiment.config).check_optimized(tmp_path)
+
+
+def test_ppo_against_another_run_of_the_reward_model_is_refused(tmp_path):
+    section = {"overoptimization": {"prompts": "iid", "ppo": {"enabled": True}}}
+    experiment = Experiment(resolve(CONFIG | section | {"seeds": [0]}))
+    run_key = json.loads(write_run(experiment, tmp_path, "bradley_terry", 0).read_text())["run_key"]
+    summary = Layout(tmp_path).ppo_run("bradley_terry", 0) / "summary.json"
+    summary.parent.mkdir(parents=True)
+    summary.write_text(json.dumps({"reward_model": run_key}))
+    experiment.check_optimized(tmp_path)
+    summary.write_text(json.dumps({"reward_model": "earlier"}))
+    for check in (experiment.check_optimized, experiment.check_ppo):
+        with pytest.raises(DataError, match=f"ppo/bradley_terry/seed0: .*run key earlier, .* has {run_key}"):
+            check(tmp_path)

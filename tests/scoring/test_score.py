@@ -8,6 +8,7 @@ import pytest
 from rm_methods.benchmarks.item import BenchmarkItem, write_items
 from rm_methods.benchmarks.score_table import SCORE_COLUMNS, read_scores
 from rm_methods.errors import DataError, UserError
+from rm_methods.files import file_hash
 from rm_methods.methods.contract import Inputs
 from rm_methods.methods.registry import load_card, load_method
 from rm_methods.preferences.pair import write_pairs
@@ -37,6 +38,9 @@ def test_items_pairs_and_preference_files_give_the_same_scores(reward_model, tok
         for name in ("items.parquet", "pairs.parquet", "raw.jsonl")
     ]
     score_files(tmp_path / "model", jobs, None, ScoringSettings(max_length=256, threads=1))
+    of_items, _, of_file = (report_of(out)["hashes"] for _, out in jobs)
+    assert of_items == {"scores": file_hash(jobs[0][1]), "items": file_hash(tmp_path / "items.parquet")}
+    assert of_file == {"scores": file_hash(jobs[2][1])}
     tables = [read_scores(out) for _, out in jobs]
     assert [len(table) for table in tables] == [8, 8, 8]
     for table in tables[1:]:

@@ -37,7 +37,7 @@ def configuration_file(name: str | None) -> str | None:
     return str(path)
 
 
-def own_file_hash(name: str | None) -> str | None:
+def custom_file_hash(name: str | None) -> str | None:
     """Hash of a configuration file of one's own; None for none and for shipped ones, which count as code."""
     file = configuration_file(name)
     return None if file is None or Path(file).parent == FOLDER else file_hash(Path(file))
