@@ -28,6 +28,7 @@ BANNED = [
     r"\bthat is all there is\b",
     r"\bthe other way round\b",
     r"\bwhat augments\b",
+    r"\bthere (is|are)\b",
 ]
 BRITISH = [
     r"\w*(optimi|normali|standardi|regulari|generali|summari|tokeni|utili|recogni|initiali|maximi|minimi)s(e[ds]?|ing|ation|er)\b",
