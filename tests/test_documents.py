@@ -10,6 +10,7 @@ import pytest
 
 from rm_methods.cli import main
 from tests.conftest import REPOSITORY
+from tests.test_import_order import ORDER
 
 PAGES = sorted(
     path.relative_to(REPOSITORY)
@@ -110,6 +111,13 @@ def test_no_page_holds_a_banned_construction_or_a_british_spelling(page):
     text = prose((REPOSITORY / page).read_text(encoding="utf-8"))
     phrases = [match.group() for pattern in (*BANNED, *BRITISH) for match in re.finditer(pattern, text, re.IGNORECASE)]
     assert phrases == []
+
+
+@pytest.mark.parametrize("page", ["AGENTS.md", "docs/architecture.md"])
+def test_the_import_order_on_the_pages_is_the_one_that_a_test_holds(page):
+    text = (REPOSITORY / page).read_text(encoding="utf-8")
+    block = re.search(r"^    errors < .*?\n\n", text, flags=re.DOTALL | re.MULTILINE)
+    assert tuple(re.findall(r"\w+", block.group())) == ORDER
 
 
 def test_mistakes_are_noticed(tmp_path):
