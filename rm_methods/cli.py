@@ -28,7 +28,7 @@ _config = click.option(
     multiple=True,
     required=True,
     type=_FILE,
-    help="Configuration file; later ones go over earlier ones.",
+    help="Configuration file; repeatable, later files override earlier ones.",
 )
 
 
@@ -36,7 +36,7 @@ _WRITTEN = ("work", "out", "report", "metrics", "credits")  # options that name 
 
 
 class _Verb(click.Command):
-    """A verb that says which of its folders was full or read-only, whatever library found out."""
+    """A verb that says which of its folders was full or read-only, for the errors of every library."""
 
     def invoke(self, context):
         try:
@@ -103,18 +103,19 @@ def check(config_files):
 @main.command()
 @_config
 @click.option(
-    "--gpu", default="h100", show_default=True, help="Whose peak and memory are counted with: a100, h100, h200 or b200."
+    "--gpu",
+    default="h100",
+    show_default=True,
+    help="GPU whose peak and memory the plan assumes: a100, h100, h200 or b200.",
 )
 @click.option(
     "--utilisation", type=float, default=0.4, show_default=True, help="Share of the GPU's peak that training reaches."
 )
-@click.option("--pairs", type=click.IntRange(min=1), default=None, help="Training pairs, where none are prepared.")
-@click.option("--prompt-tokens", type=float, default=None, help="Mean tokens of a prompt, where nothing is prepared.")
-@click.option(
-    "--response-tokens", type=float, default=None, help="Mean tokens of a response, where nothing is prepared."
-)
+@click.option("--pairs", type=click.IntRange(min=1), default=None, help="Training pairs, if none are prepared.")
+@click.option("--prompt-tokens", type=float, default=None, help="Mean tokens of a prompt, if nothing is prepared.")
+@click.option("--response-tokens", type=float, default=None, help="Mean tokens of a response, if nothing is prepared.")
 @click.option("--responses", type=click.IntRange(min=1), default=None, help="Responses scored per benchmark and run.")
-@click.option("--shape", default=None, help="Count with this size of backbone: 135M, 1B, 8B or 70B.")
+@click.option("--shape", default=None, help="Assume this size of backbone: 135M, 1B, 8B or 70B.")
 def plan(config_files, **given):
     """Print jobs, GPU-hours, memory and disk of an experiment before anything is submitted."""
     from rm_methods.config.resolve import load_config
@@ -148,7 +149,7 @@ def prepare(config_files, pairs, report):
 @click.option("--pairs", required=True, type=_FILE, help="Prepared pairs; read for a tiny backbone only.")
 @click.option("--out", required=True, type=_FOLDER, help="Folder to write.")
 def prepare_backbone(config_files, pairs, out):
-    """Get tokenizer, chat template and configuration of the backbone ready; convert or create it where needed."""
+    """Prepare tokenizer, chat template and configuration of the backbone; convert or create it if needed."""
     from rm_methods.config.resolve import load_config
     from rm_methods.preferences.pair import read_pairs
     from rm_methods.reward_models.backbones import prepare_backbone as run
@@ -161,7 +162,7 @@ def prepare_backbone(config_files, pairs, out):
 @main.command("prepare-benchmark")
 @_config
 @click.option("--benchmark", required=True, help="Card name.")
-@click.option("--pairs", type=_FILE, help="Prepared pairs, for benchmarks that are made of them.")
+@click.option("--pairs", type=_FILE, help="Prepared pairs, for benchmarks built from them.")
 @click.option("--items", required=True, type=_FILE, help="Parquet file to write.")
 @click.option("--report", required=True, type=_FILE, help="JSON report to write.")
 def prepare_benchmark(config_files, benchmark, pairs, items, report):
@@ -189,9 +190,7 @@ def prepare_benchmark(config_files, benchmark, pairs, items, report):
 @click.option("--seed", required=True, type=_SEED)
 @click.option("--pairs", required=True, type=_FILE, help="Prepared pairs.")
 @click.option("--backbone", required=True, type=_FOLDER, help="Prepared backbone folder.")
-@click.option(
-    "--out", required=True, type=_FOLDER, help="Run folder: model/, metrics.jsonl and summary.json are written there."
-)
+@click.option("--out", required=True, type=_FOLDER, help="Run folder to write: model/, metrics.jsonl and summary.json.")
 @click.option("--work", required=True, type=_FOLDER, help="Folder for checkpoints of unfinished runs.")
 @click.option(
     "--required",
@@ -199,7 +198,7 @@ def prepare_benchmark(config_files, benchmark, pairs, items, report):
     help="SETTING=FOLDER: model folder of a run that a setting of the method names; repeatable.",
 )
 @click.option(
-    "--threads", type=click.IntRange(min=0), default=0, help="CPU threads, shared by the ranks; 0 leaves it to torch."
+    "--threads", type=click.IntRange(min=0), default=0, help="CPU threads, shared by the ranks; 0 lets torch decide."
 )
 def train(config_files, variant, seed, pairs, backbone, out, work, required, threads):
     """Train one variant with one seed.  Continues from the last complete checkpoint if it was interrupted."""
@@ -232,7 +231,7 @@ def train(config_files, variant, seed, pairs, backbone, out, work, required, thr
 @click.option(
     "--config", "config_files", multiple=True, type=_FILE, help="Take the scoring settings from a configuration."
 )
-@click.option("--threads", type=click.IntRange(min=0), default=0, help="CPU threads; 0 leaves it to torch.")
+@click.option("--threads", type=click.IntRange(min=0), default=0, help="CPU threads; 0 lets torch decide.")
 @click.option("--max-length", type=click.IntRange(min=32), default=None, help="Longest sequence in tokens.")
 @click.option(
     "--precision", type=click.Choice(["fp32", "bf16"]), default=None, help="Of the backbone; the head is always fp32."
@@ -247,7 +246,7 @@ def train(config_files, variant, seed, pairs, backbone, out, work, required, thr
 )
 @click.option("--strict", is_flag=True, help="Refuse data with a row that cannot be scored.")
 def score(model, data, out, root, config_files, strict, **given):
-    """Score responses into score tables, and report what was read and how right the scores are.
+    """Score responses into score tables, and report what was read and how accurate the scores are.
 
     A score table has the format of its suffix: .parquet, .csv or .jsonl.  The report is printed and kept beside it.
     """
@@ -306,7 +305,7 @@ def evaluate(benchmark, items, scores, summary, metrics, credits):
 @click.option(
     "--out", required=True, type=_FOLDER, help="Folder for attention.parquet, masking.parquet and report.json."
 )
-@click.option("--threads", type=click.IntRange(min=0), default=0, help="CPU threads; 0 leaves it to torch.")
+@click.option("--threads", type=click.IntRange(min=0), default=0, help="CPU threads; 0 lets torch decide.")
 def diagnose(config_files, variant, model, benchmark, items, out, threads):
     """Measure what one trained reward model looks at: attention by position, accuracy with the start of the text
     hidden."""
@@ -331,14 +330,14 @@ def diagnose(config_files, variant, model, benchmark, items, out, threads):
 @click.option("--variant", required=True, help="Entry under `methods:`.")
 @click.option("--seed", required=True, type=_SEED)
 @click.option("--model", required=True, type=_FOLDER, help="Reward-model folder of the run.")
-@click.option("--backbone", required=True, type=_FOLDER, help="Prepared backbone folder, which the run began from.")
+@click.option("--backbone", required=True, type=_FOLDER, help="Prepared backbone folder that the run started from.")
 @click.option(
     "--teacher", multiple=True, required=True, help="VARIANT=FOLDER: model folder of a joint variant's run; repeatable."
 )
 @click.option("--benchmark", multiple=True, required=True, help="Card name; repeatable.")
 @click.option("--items", multiple=True, required=True, type=_FILE, help="Items, one per --benchmark.")
 @click.option("--out", required=True, type=_FOLDER, help="Folder for teacher.parquet and teacher_maps.png.")
-@click.option("--threads", type=click.IntRange(min=0), default=0, help="CPU threads; 0 leaves it to torch.")
+@click.option("--threads", type=click.IntRange(min=0), default=0, help="CPU threads; 0 lets torch decide.")
 def diagnose_teacher(config_files, variant, seed, model, backbone, teacher, benchmark, items, out, threads):
     """Measure how far a run's attention is from a joint teacher's, before and after its training."""
     from rm_methods.config.resolve import load_config
@@ -415,9 +414,9 @@ def tune(config_files, folder, out):
 @main.command()
 @_config
 @click.option("--experiment", "folder", required=True, type=_FOLDER, help="Folder of the experiment's results.")
-@click.option("--out", required=True, type=_FILE, help="JSON record to write; one more per run is written beside it.")
+@click.option("--out", required=True, type=_FILE, help="JSON record to write; each run gets another one beside it.")
 def track(config_files, folder, out):
-    """Export finished runs to MLflow.  Can be repeated: nothing is stored twice, and what was pending is filled in."""
+    """Export finished runs to MLflow.  Repeat it freely: nothing is stored twice, and pending runs are added."""
     from rm_methods.config.resolve import load_config
     from rm_methods.experiment.experiment import Experiment
     from rm_methods.files import write_json
@@ -445,7 +444,7 @@ def track(config_files, folder, out):
     "--out", required=True, type=_FOLDER, help="Folder to write: backbone/, policy/, metrics.jsonl, summary.json."
 )
 @click.option("--work", required=True, type=_FOLDER, help="Folder for checkpoints.")
-@click.option("--threads", type=click.IntRange(min=0), default=0, help="CPU threads; 0 leaves it to torch.")
+@click.option("--threads", type=click.IntRange(min=0), default=0, help="CPU threads; 0 lets torch decide.")
 def sft(config_files, pairs, out, work, threads):
     """Fine-tune the policy that Best-of-N and PPO start from."""
     from rm_methods.config.resolve import load_config
@@ -461,8 +460,8 @@ def sft(config_files, pairs, out, work, threads):
 @click.option("--pairs", required=True, type=_FILE, help="Prepared pairs, whose prompts are answered.")
 @click.option("--items", required=True, type=_FILE, help="Items to write: the candidates with their gold rewards.")
 @click.option("--report", required=True, type=_FILE, help="JSON report to write.")
-@click.option("--work", required=True, type=_FOLDER, help="Folder for what is sampled so far.")
-@click.option("--threads", type=click.IntRange(min=0), default=0, help="CPU threads; 0 leaves it to torch.")
+@click.option("--work", required=True, type=_FOLDER, help="Folder for unfinished samples.")
+@click.option("--threads", type=click.IntRange(min=0), default=0, help="CPU threads; 0 lets torch decide.")
 def sample_pool(config_files, policy, pairs, items, report, work, threads):
     """Sample the candidates of Best-of-N from the policy."""
     from rm_methods.config.resolve import load_config
@@ -480,8 +479,8 @@ def sample_pool(config_files, policy, pairs, items, report, work, threads):
 @click.option("--policy", required=True, type=_FOLDER, help="Policy folder.")
 @click.option("--pairs", required=True, type=_FILE, help="Prepared pairs, whose training prompts are answered.")
 @click.option("--out", required=True, type=_FILE, help="Parquet file to write.")
-@click.option("--work", required=True, type=_FOLDER, help="Folder for what is sampled so far.")
-@click.option("--threads", type=click.IntRange(min=0), default=0, help="CPU threads; 0 leaves it to torch.")
+@click.option("--work", required=True, type=_FOLDER, help="Folder for unfinished samples.")
+@click.option("--threads", type=click.IntRange(min=0), default=0, help="CPU threads; 0 lets torch decide.")
 def sample_references(config_files, policy, pairs, out, work, threads):
     """Sample the responses that PPO's rewards are centered and scaled on."""
     from rm_methods.config.resolve import load_config
@@ -506,9 +505,9 @@ def sample_references(config_files, policy, pairs, out, work, threads):
     help="Folder to write: policy/, metrics.jsonl, evaluation.parquet, summary.json.",
 )
 @click.option("--work", required=True, type=_FOLDER, help="Folder for checkpoints.")
-@click.option("--threads", type=click.IntRange(min=0), default=0, help="CPU threads; 0 leaves it to torch.")
+@click.option("--threads", type=click.IntRange(min=0), default=0, help="CPU threads; 0 lets torch decide.")
 def ppo(config_files, variant, seed, model, policy, pairs, references, out, work, threads):
-    """Optimize the policy against one reward model, and watch its gold reward."""
+    """Optimize the policy against one reward model, and record its gold reward."""
     from rm_methods.config.resolve import load_config
     from rm_methods.errors import nearest
     from rm_methods.ppo.run import PpoJob, optimize
@@ -548,11 +547,9 @@ def overoptimization(config_files, folder, out):
     "--folder",
     type=_FOLDER,
     default=Path("."),
-    help="Only jobs that were submitted from here; the current folder by default.",
+    help="Only jobs that were submitted from this folder; default: the current one.",
 )
-@click.option(
-    "--everywhere", is_flag=True, help="All jobs of yours with the prefix, whatever folder they were submitted from."
-)
+@click.option("--everywhere", is_flag=True, help="All your jobs with the prefix, from every folder.")
 @click.option(
     "--prefix", default="rm-methods", show_default=True, help="Job-name prefix of the profile (slurm-jobname-prefix)."
 )
