@@ -7,7 +7,9 @@ from pathlib import Path
 from urllib.parse import unquote
 
 import pytest
+import yaml
 
+from rm_methods import __version__
 from rm_methods.cli import main
 from tests.conftest import REPOSITORY
 from tests.test_import_order import ORDER
@@ -118,6 +120,11 @@ def test_the_import_order_on_the_pages_is_the_one_that_a_test_holds(page):
     text = (REPOSITORY / page).read_text(encoding="utf-8")
     block = re.search(r"^    errors < .*?\n\n", text, flags=re.DOTALL | re.MULTILINE)
     assert tuple(re.findall(r"\w+", block.group())) == ORDER
+
+
+def test_the_citation_names_the_version():
+    citation = yaml.safe_load((REPOSITORY / "CITATION.cff").read_text(encoding="utf-8"))
+    assert citation["version"] == __version__
 
 
 def test_mistakes_are_noticed(tmp_path):
