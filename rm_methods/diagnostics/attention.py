@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from rm_methods.reward_models.attention_capture import LayerAttention
+from rm_methods.reward_models.layouts import token_positions
 from rm_methods.reward_models.tokenization import TokenizedItem
 
 _BLOCK_ROWS = 256
@@ -48,8 +49,8 @@ def sequence_masses(attention: Mapping[int, LayerAttention], items: Sequence[Tok
     """
     layers = [layer.repeated() for layer in attention.values()]
     masses = []
-    for tokens in packed_places(items):
-        places = torch.from_numpy(tokens).to(layers[0].query.device)
+    for positions in token_positions(items, "packed"):
+        places = torch.from_numpy(positions).to(layers[0].query.device)
         rows = [
             torch.stack(
                 attention_mass(
@@ -60,15 +61,3 @@ def sequence_masses(attention: Mapping[int, LayerAttention], items: Sequence[Tok
         ]
         masses.append(torch.stack(rows).mean(0).cpu().numpy())
     return masses
-
-
-def packed_places(items: Sequence[TokenizedItem]) -> list[np.ndarray]:
-    """Where the tokens of each sequence stand in the packed layout (the prompts of all items, then all responses), int64 [L] each."""
-    prompt_ends = np.cumsum([item.shared for item in items])
-    places, start = [], prompt_ends[-1]
-    for item, prompt_end in zip(items, prompt_ends, strict=True):
-        prompt = np.arange(prompt_end - item.shared, prompt_end)
-        for length in item.lengths:
-            places.append(np.concatenate([prompt, np.arange(start, start + length - item.shared)]))
-            start += length - item.shared
-    return places

@@ -23,6 +23,7 @@ from rm_methods.files import write_json
 from rm_methods.methods.registry import load_card
 from rm_methods.parquet import write_rows
 from rm_methods.reward_models.attention_capture import layer_numbers
+from rm_methods.reward_models.batching import batches_within
 from rm_methods.reward_models.layouts import SequenceBatch, lay_out, packed_length
 from rm_methods.reward_models.model import RewardOutput
 from rm_methods.reward_models.tokenization import TokenizedItem
@@ -150,12 +151,5 @@ def _forward(scorer: RewardModelScorer, batch: SequenceBatch) -> RewardOutput:
 
 def _batches(items: Sequence[TokenizedItem], tokens_per_batch: int) -> list[list[int]]:
     """Positions of items, longest first, in batches of at most that many packed tokens (or one item)."""
-    batches: list[list[int]] = []
-    room = -1
-    for i in sorted(range(len(items)), key=lambda i: -packed_length(items[i])):
-        if packed_length(items[i]) > room:
-            batches.append([])
-            room = tokens_per_batch
-        batches[-1].append(i)
-        room -= packed_length(items[i])
-    return batches
+    order = sorted(range(len(items)), key=lambda i: -packed_length(items[i]))
+    return batches_within(order, tokens_per_batch, lambda members: sum(packed_length(items[i]) for i in members))

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from rm_methods.diagnostics.pairs import TextTokens
-from rm_methods.reward_models.layouts import SequenceBatch, lay_out
+from rm_methods.reward_models.layouts import SequenceBatch, lay_out, token_positions
 from rm_methods.reward_models.tokenization import TokenizedItem
 
 
@@ -51,7 +51,9 @@ def lay_out_visible(
     Args:
         visible: for each item the positions of its sequences' tokens.
     """
-    prompts = [own[0][: item.shared] for item, own in zip(items, visible, strict=True)]
-    responses = [positions[item.shared :] for item, own in zip(items, visible, strict=True) for positions in own]
-    position_ids = torch.from_numpy(np.concatenate([*prompts, *responses]))[None]
-    return replace(lay_out(items, "packed", pad_id), position_ids=position_ids)
+    batch = lay_out(items, "packed", pad_id)
+    visible_of_sequences = [positions for positions_of_item in visible for positions in positions_of_item]
+    position_ids = torch.empty_like(batch.position_ids)
+    for tokens, positions in zip(token_positions(items, "packed"), visible_of_sequences, strict=True):
+        position_ids[0, tokens] = torch.from_numpy(positions)
+    return replace(batch, position_ids=position_ids)

@@ -21,7 +21,7 @@ from rm_methods.interaction.objectives import StudentAttention, TeacherVectors
 from rm_methods.interaction.teacher_maps import AlignedPair, JointTeacher, PairAlignments, TeacherMaps, segments
 from rm_methods.reward_models.attention_capture import LayerAttention, layer_numbers
 from rm_methods.reward_models.joint_reader import CHOSEN, PROMPT, REJECTED
-from rm_methods.reward_models.layouts import SequenceBatch
+from rm_methods.reward_models.layouts import SequenceBatch, token_positions
 from rm_methods.reward_models.packed_attention import tokens_of_pairs
 from rm_methods.reward_models.tokenization import ChatTokenizer, TokenizedItem
 
@@ -141,7 +141,7 @@ class StudentTeacher:
         if batch.attention_map is not None:
             regrouped = partial(tokens_of_pairs, attention_map=batch.attention_map)
         else:
-            index = _positions_in_plain_rows(items, attention.query.shape[2]).to(device)
+            index = _positions_in_plain_rows(items).to(device)
             regrouped = partial(_gathered_tokens, index=index)
         return StudentAttention(
             query=regrouped(attention.query).float(),
@@ -238,20 +238,17 @@ def _read_positions(items: Sequence[TokenizedItem]) -> torch.Tensor:
     return torch.tensor([[prompt + chosen, prompt + response + rejected] for chosen, rejected in last])
 
 
-def _positions_in_plain_rows(items: Sequence[TokenizedItem], length: int) -> torch.Tensor:
-    """Where the tokens [prompt | chosen | rejected] are in flattened plain rows, int64 [B, P + 2 Q], 0 at padding.
-
-    Args:
-        length: of a row, with padding.
-    """
+def _positions_in_plain_rows(items: Sequence[TokenizedItem]) -> torch.Tensor:
+    """Where the tokens [prompt | chosen | rejected] are in flattened plain rows, int64 [B, P + 2 Q], 0 at padding."""
     prompt, response = _widths(items)
+    positions = token_positions(items, "plain")
     index = np.zeros((len(items), prompt + 2 * response), dtype=np.int64)
     for b, item in enumerate(items):
-        index[b, : item.shared] = 2 * b * length + np.arange(item.shared)
+        index[b, : item.shared] = positions[2 * b][: item.shared]
         for k in range(2):
-            count = item.lengths[k] - item.shared
+            response_positions = positions[2 * b + k][item.shared :]
             start = prompt + k * response
-            index[b, start : start + count] = (2 * b + k) * length + item.shared + np.arange(count)
+            index[b, start : start + len(response_positions)] = response_positions
     return torch.from_numpy(index)
 
 

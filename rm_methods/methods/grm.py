@@ -28,7 +28,7 @@ from rm_methods.methods.bradley_terry import bradley_terry_loss
 from rm_methods.methods.contract import Loss, TrainedMethod
 from rm_methods.reward_models.backbones import RECORD, changed_logits, load_language_model
 from rm_methods.reward_models.batching import plan_steps
-from rm_methods.reward_models.layouts import SequenceBatch, lay_out
+from rm_methods.reward_models.layouts import SequenceBatch, lay_out, token_positions
 from rm_methods.reward_models.tokenization import TokenizedItem
 from rm_methods.system.ranks import gathered, rank_and_ranks
 
@@ -98,22 +98,16 @@ def response_tokens(
         sequence it belongs to, counted over the wanted responses, items in order.  The first token of a response is predicted by the
         last one of the prompt.
     """
-    packed, row_length = batch.attention_map is not None, batch.input_ids.shape[1]
-    lengths = np.array([length - item.shared for item in items for length in item.lengths])
-    prompt_start = np.cumsum([0, *(item.shared for item in items)])
-    response_start = prompt_start[-1] + np.cumsum([0, *lengths])
+    positions = token_positions(items, "plain" if batch.attention_map is None else "packed")
     places, tokens, sequence = [], [], []
     for b, item in enumerate(items):
         for k in responses:
-            row = b * batch.responses + k
-            before = prompt_start[b] if packed else row * row_length
-            start = response_start[row] if packed else before + item.shared
+            row = positions[b * batch.responses + k]
             # An item that shares no token has no joint prompt and does not count (see `build`); its place must only be valid.
-            places.append(
-                np.concatenate([[before + max(item.shared - 1, 0)], np.arange(start, start + lengths[row] - 1)])
-            )
+            last_of_prompt = row[max(item.shared - 1, 0)]
+            places.append(np.concatenate([[last_of_prompt], row[item.shared : -1]]))
             tokens.append(item.sequences[k][item.shared :])
-            sequence.append(np.full(lengths[row], len(sequence)))
+            sequence.append(np.full(len(row) - item.shared, len(sequence)))
     return tuple(torch.from_numpy(np.concatenate(x).astype(np.int64)) for x in (places, tokens, sequence))
 
 

@@ -1,6 +1,7 @@
-"""Queries and keys of chosen layers, taken where the attention interface of transformers hands them over: after rotary embedding, while
-the forward pass keeps its fused kernel.  No module is patched and no hook is left behind: the capture travels with one forward as a
-keyword argument, and attention functions of ours (`packed_attention`, `joint_attention`) put into it what they see.
+"""Queries and keys of chosen layers, taken where the attention interface of transformers hands them over: after rotary
+embedding, while the forward pass keeps its fused kernel.  No module is patched and no hook is left behind: the capture
+travels with one forward as a keyword argument, and attention functions of ours (`packed_attention`, `joint_attention`)
+put into it what they see.
 
 Works with recomputed activations: a recomputation writes the same values again.
 """

@@ -1,7 +1,7 @@
 """Backbones: a hub id, a local folder, a GGUF file inside a package or folder, or a tiny Llama-type model from scratch.
 
-`prepare_backbone` runs once per experiment and leaves one folder (tokenizer, chat template, configuration, weights where they had
-to be converted); `load_classifier` turns that folder into a sequence-classification model in every run.
+`prepare_backbone` runs once per experiment and leaves one folder (tokenizer, chat template, configuration, weights
+where they had to be converted); `load_classifier` turns that folder into a sequence-classification model in every run.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ def prepare_backbone(backbone: dict[str, Any], pairs: Iterable[PreferencePair], 
         folder: where to write.
 
     Returns:
-        The record that is also written to `backbone.json`: kind, where weights are loaded from, revision, tokenizer hash, and
-        what the chat template does (`rm_methods.reward_models.template_probe.probe_template`).
+        The record that is also written to `backbone.json`: kind, where weights are loaded from, revision, tokenizer
+        hash, and what the chat template does (`rm_methods.reward_models.template_probe.probe_template`).
 
     Raises:
         UserError: source not found, hub not reachable, tokenizer unusable, a model that needs code of its own.
@@ -75,7 +75,8 @@ def load_classifier(folder: Path, backbone: dict[str, Any], seed: int):
         seed: initialises the head, and all weights of a tiny backbone; pretrained weights do not depend on it.
 
     Raises:
-        UserError: the weights cannot be read, or tensors other than the head's are missing, unexpected or of another shape.
+        UserError: the weights cannot be read, or tensors other than the head's are missing, unexpected or of another
+            shape.
     """
     from transformers import AutoModelForSequenceClassification, set_seed
 
@@ -231,7 +232,8 @@ def _convert_gguf(backbone: dict[str, Any], path: Path) -> dict[str, Any]:
             f"backbone.gguf_file = '{backbone['gguf_file']}' is not in {folder}; GGUF files there: {found or 'none'}."
         )
     model = pretrained_gguf(AutoModelForCausalLM, folder, backbone["gguf_file"], setting="backbone.source")
-    # The record of the quantisation makes save_pretrained refuse, and the folder's path would make two machines' files differ.
+    # The record of the quantisation makes save_pretrained refuse, and the folder's path would make two machines' files
+    # differ.
     del model.config.quantization_config
     model.hf_quantizer = None
     model.config._name_or_path = ""
@@ -257,7 +259,8 @@ def _prepare_pretrained(backbone: dict[str, Any], path: Path) -> dict[str, Any]:
     pretrained_tokenizer(source, **options).save_pretrained(path)
     weights = source
     if Path(source).is_dir():
-        # Here and not first in the training jobs, which may wait for GPUs.  Weights of the hub are fetched by the first of these.
+        # Here and not first in the training jobs, which may wait for GPUs. Weights of the hub are fetched by the first
+        # of these.
         check_tensors(AutoModelForSequenceClassification, source, new_head=True, num_labels=1, **options)
         weights = os.path.abspath(source)
     return {"kind": "pretrained", "weights": weights, "revision": backbone["revision"], "source": backbone["source"]}
@@ -278,8 +281,9 @@ def _check_length(path: Path, backbone: dict[str, Any]) -> None:
 def _tokenizer(path: Path, backbone: dict[str, Any]):
     """The tokenizer with a chat template and with a pad token that never ends a conversation.
 
-    Sequence-classification models find the end of a sequence as its last token that is not the pad token.  If the template's last
-    token *is* the pad token (pad = eos is common), every other server would read the reward one token early.
+    Sequence-classification models find the end of a sequence as its last token that is not the pad token.  If the
+    template's last token *is* the pad token (pad = eos is common), every other server would read the reward one token
+    early.
     """
     from rm_methods.reward_models.loading import pretrained_tokenizer
 

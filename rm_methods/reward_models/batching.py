@@ -1,14 +1,14 @@
 """Which pairs go into which optimizer step, micro-batch and rank: decided before training, the same on every rank.
 
-Every method gets the same pairs in the same steps for the same seed.  Within a step, pairs of similar length share a micro-batch
-and its size is limited in launched tokens; and every rank runs the same number of forwards, because under
+Every method gets the same pairs in the same steps for the same seed.  Within a step, pairs of similar length share a
+micro-batch and its size is limited in launched tokens; and every rank runs the same number of forwards, because under
 ZeRO-3 a rank that runs one more forward than the others waits for ever.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -47,6 +47,23 @@ class StepPlan:
         return sum(not batch.filler for rank in self.ranks for batch in rank)
 
 
+def batches_within(order: Sequence[int], limit: int, launched: Callable[[list[int]], int]) -> list[list[int]]:
+    """Consecutive items in batches of at most `limit` launched tokens; a single item above the limit is a batch by itself.
+
+    Args:
+        order: positions of the items.  Items of similar length should be neighbors, and the longest come first: too
+            little memory then shows in the first forward.
+        launched: launched tokens of a batch with the items at these positions.
+    """
+    batches: list[list[int]] = []
+    for position in order:
+        if batches and launched([*batches[-1], position]) <= limit:
+            batches[-1].append(position)
+        else:
+            batches.append([position])
+    return batches
+
+
 def plan_steps(
     items: Sequence[TokenizedItem],
     *,
@@ -77,22 +94,18 @@ def plan_steps(
             plan.append(_plan_step(chunk, items, layout, tokens_per_microbatch, ranks))
 
 
-def padded_batches(lengths: Sequence[int], limit: int) -> Iterator[list[int]]:
+def padded_batches(lengths: Sequence[int], limit: int) -> list[list[int]]:
     """Positions of texts, longest first, in batches of at most `limit` tokens after padding, or of one longer text."""
     order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
-    start = 0
-    while start < len(order):
-        count = max(1, limit // lengths[order[start]])
-        yield order[start : start + count]
-        start += count
+    return batches_within(order, limit, lambda members: len(members) * lengths[members[0]])
 
 
 def plan_cost(plan: Sequence[StepPlan], items: Sequence[TokenizedItem], layout: str) -> dict[str, int]:
     """What a plan computes, over all ranks.
 
     Returns:
-        pairs_seen; tokens (all sequences of the pairs, as if each were computed alone, so that methods and layouts compare);
-        launched_tokens (what the rows hold, with padding and fillers); optimizer_steps; forwards.
+        pairs_seen; tokens (all sequences of the pairs, as if each were computed alone, so that methods and layouts
+        compare); launched_tokens (what the rows hold, with padding and fillers); optimizer_steps; forwards.
     """
     cost = {"pairs_seen": 0, "tokens": 0, "launched_tokens": 0, "optimizer_steps": len(plan), "forwards": 0}
     for step in plan:
@@ -119,7 +132,8 @@ def _plan_step(chunk: list[int], items: Sequence[TokenizedItem], layout: str, bu
         else:
             batches[largest] = MicroBatch(whole.indices[:half])
             batches.append(MicroBatch(whole.indices[half:]))
-    # Longest first, dealt back and forth: ranks get like amounts of work, and too little memory shows in the first forward.
+    # Longest first, dealt back and forth: ranks get like amounts of work, and too little memory shows in the first
+    # forward.
     batches.sort(key=launched, reverse=True)
     dealt: list[list[MicroBatch]] = [[] for _ in range(ranks)]
     for turn, start in enumerate(range(0, len(batches), ranks)):
@@ -131,10 +145,6 @@ def _plan_step(chunk: list[int], items: Sequence[TokenizedItem], layout: str, bu
 
 def _fill_microbatches(chunk: list[int], items: Sequence[TokenizedItem], layout: str, budget: int) -> list[MicroBatch]:
     """Group pairs, longest first (attention pads to the longest sequence), as long as the launched tokens stay within the budget."""
-    batches, current = [], []
-    for i in sorted(chunk, key=lambda i: (-max(items[i].lengths), i)):
-        if current and launched_tokens([items[j] for j in [*current, i]], layout) > budget:
-            batches.append(MicroBatch(tuple(current)))
-            current = []
-        current.append(i)
-    return [*batches, MicroBatch(tuple(current))]
+    order = sorted(chunk, key=lambda i: (-max(items[i].lengths), i))
+    batches = batches_within(order, budget, lambda members: launched_tokens([items[i] for i in members], layout))
+    return [MicroBatch(tuple(members)) for members in batches]

@@ -1,8 +1,8 @@
 """A model that reads prompt and two responses together and says which response is better.
 
-Three kinds: an encoder (any `AutoModelForSequenceClassification` with one output), a decoder whose causal mask is taken away
-(after LLM2Vec, arXiv 2404.05961), and a decoder as it is (after RLHFlow, arXiv 2405.07863).  Both orders of a pair are always computed,
-so the preference is antisymmetric by construction.
+Three kinds: an encoder (any `AutoModelForSequenceClassification` with one output), a decoder whose causal mask is taken
+away (after LLM2Vec, arXiv 2404.05961), and a decoder as it is (after RLHFlow, arXiv 2405.07863).  Both orders of a pair
+are always computed, so the preference is antisymmetric by construction.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ from rm_methods.reward_models.loading import (
     pretrained_model,
     pretrained_tokenizer,
 )
+from rm_methods.reward_models.model_folder import JOINT_RECORD
 from rm_methods.reward_models.pairrm import PairRM, is_pairrm, pairrm_opening
 
 KERNEL = "sdpa"
 NAME = "joint_sdpa"
-RECORD = "joint.json"  # marks a model folder as a joint model
 
 
 def joint_attention(module, query, key, value, attention_mask, capture: AttentionCapture | None = None, **options):
@@ -201,7 +201,7 @@ class JointModel(nn.Module):
         )
         with written_atomically(folder) as path:
             self.classifier.save_pretrained(path, state_dict=weights)
-            write_json(path / RECORD, {"decoder": self.decoder, "causal": self.causal})
+            write_json(path / JOINT_RECORD, {"decoder": self.decoder, "causal": self.causal})
 
 
 def check_positions(config, length: int) -> None:
@@ -246,11 +246,11 @@ def load_joint(
     from rm_methods.reward_models.tokenization import ChatTokenizer
 
     folder = Path(folder)
-    if not (folder / RECORD).exists():
+    if not (folder / JOINT_RECORD).exists():
         raise UserError(
-            f"{folder}: not a joint model ({RECORD} is not there). Name the model folder of a run of a joint method."
+            f"{folder}: not a joint model ({JOINT_RECORD} is not there). Name the model folder of a run of a joint method."
         )
-    record = read_json(folder / RECORD)
+    record = read_json(folder / JOINT_RECORD)
     decoder, causal = record["decoder"], record.get("causal", False)
     with outside_of_zero3():
         tokenizer = pretrained_tokenizer(folder)

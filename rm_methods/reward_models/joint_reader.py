@@ -1,7 +1,7 @@
 """How a joint model reads a pair: prompt, first and second response in one row, every token attending to every other.
 
-A pair is always read in both orders, chosen first and rejected first, so that the place of a response never tells its label, and what
-is read from the model (a preference, an attention map) is averaged over the orders.
+A pair is always read in both orders, chosen first and rejected first, so that the place of a response never tells its
+label, and what is read from the model (a preference, an attention map) is averaged over the orders.
 
 Shapes: M tokens of a joint row.
 """
@@ -84,7 +84,8 @@ def pair_text(tokenizer: ChatTokenizer, item: TokenizedItem) -> PairText | None:
 class EncoderReader:
     """Reads `[CLS] prompt [SEP] first [SEP] second [SEP]` with an encoder's tokenizer.
 
-    What does not fit is cut: the oldest text of the prompt first, down to a quarter of the row, then the ends of the responses.
+    What does not fit is cut: the oldest text of the prompt first, down to a quarter of the row, then the ends of the
+    responses.
 
     Args:
         tokenizer: a fast Hugging Face tokenizer with tokens for start and separation (CLS and SEP, or BOS and EOS).

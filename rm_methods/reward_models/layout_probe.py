@@ -1,11 +1,12 @@
 """Measures, on a few tiny texts, whether a model scores a text in our batches as transformers scores it alone.
 
-Two things can go wrong silently: a layer that carries something from one packed text to the next (a recurrent state, a convolution, a
-window), and a layer that sees the padding of other rows.  Names of architectures do not tell; a forward does.  The texts are made of
-random ids: four sequences of different lengths, two that share a prompt, responses short enough for a leak to reach their last token.
+Two things can go wrong silently: a layer that carries something from one packed text to the next (a recurrent state, a
+convolution, a window), and a layer that sees the padding of other rows.  Names of architectures do not tell; a forward
+does.  The texts are made of random ids: four sequences of different lengths, two that share a prompt, responses short
+enough for a leak to reach their last token.
 
-Only ten tokens a text: what starts with longer texts only (a window, chunks, frequencies that depend on the length) is for the
-configuration to say (`rm_methods.reward_models.model.packing_obstacle`).
+Only ten tokens a text: what starts with longer texts only (a window, chunks, frequencies that depend on the length) is
+for the configuration to say (`rm_methods.reward_models.model.packing_obstacle`).
 """
 
 from __future__ import annotations
@@ -52,9 +53,9 @@ class LayoutProbe:
 def tolerance(dtype: torch.dtype) -> float:
     """Largest relative difference that rounding explains, for weights of this type.
 
-    fp32 (and its TF32 products on GPUs, 10 bits) stays below 1e-3; bf16 rounds each product to 8 bits, which adds up to a few percent over
-    the layers of a large model.  The leaks that the probe is for are about as large as the states themselves
-    (performance/architectures.py prints them).
+    fp32 (and its TF32 products on GPUs, 10 bits) stays below 1e-3; bf16 rounds each product to 8 bits, which adds up to
+    a few percent over the layers of a large model.  The leaks that the probe is for are about as large as the states
+    themselves (performance/architectures.py prints them).
     """
     return 1e-3 if torch.finfo(dtype).bits >= 32 else 0.1
 
@@ -143,8 +144,8 @@ def _depends_on_length(config) -> str | None:
 def check_length(classifier: nn.Module, longest: int) -> None:
     """Refuse a text so long that it would change the scores of the other texts of its batch.
 
-    Some rotary embeddings take other frequencies for the whole batch as soon as one text passes the original length (longrope,
-    arXiv 2402.13753; dynamic NTK); Doge ranks the tokens of the whole padded row.
+    Some rotary embeddings take other frequencies for the whole batch as soon as one text passes the original length
+    (longrope, arXiv 2402.13753; dynamic NTK); Doge ranks the tokens of the whole padded row.
 
     Args:
         longest: tokens of the longest text of a batch.

@@ -1,13 +1,17 @@
 """How tokenised items are laid out for a forward.
 
-Packed: all tokens of all items in one row, every prompt once, no padding.  Everything in a transformer but attention works on single
-tokens, so this is all the work there is; attention alone regroups the tokens, so that each prompt attends to itself and each response
-to its prompt and itself (`AttentionMap`, rm_methods.reward_models.packed_attention).
-Plain: one row per sequence `[prompt | response_k]`, right-padded, ordinary causal attention; the reference that the packed layout
-equals.
+Packed: all tokens of all items in one row, every prompt once, no padding.  Everything in a transformer but attention
+works on single tokens, so this is all the work there is.  Attention alone regroups the tokens, so that each prompt
+attends to itself and each response to its prompt and itself (`AttentionMap`,
+rm_methods.reward_models.packed_attention).
 
-Positions count within the sequence, the reward is read at each sequence's last token by explicit length, and ids are never compared
-with the pad token.  Shapes: R rows, L padded length, T packed tokens; I items, N responses of each, S = I x N sequences.
+Plain: one row per sequence `[prompt | response_k]`, right-padded, ordinary causal attention; the reference that the
+packed layout equals.
+
+Positions count within the sequence, the reward is read at each sequence's last token by explicit length, and ids are
+never compared with the pad token.
+
+Shapes: R rows, L padded length, T packed tokens; I items, N responses of each, S = I x N sequences.
 """
 
 from __future__ import annotations
@@ -28,8 +32,8 @@ LAYOUTS = ("packed", "plain")
 class AttentionMap:
     """Regroups packed tokens for attention.  Packed tokens lie in this order: the prompts of all items, then all responses.
 
-    Every token is a query once, in its prompt [I, P] or its response [S, Q].  Keys of a prompt are the prompt, keys of a response are
-    `[prompt | response]` [S, P + Q].  Groups are right-padded with token 0.
+    Every token is a query once, in its prompt [I, P] or its response [S, Q].  Keys of a prompt are the prompt, keys of
+    a response are `[prompt | response]` [S, P + Q].  Groups are right-padded with token 0.
 
     Attributes:
         prompts: int64 [I, P], packed tokens of each prompt.
@@ -80,8 +84,8 @@ class SequenceBatch:
     Attributes:
         input_ids: int64 [R, L]; packed: [1, T].
         position_ids: int64, as input_ids: places within the sequence.
-        attention_map: for the packed layout; None in the plain one, where causal attention alone is right (padding lies behind every
-            real token).
+        attention_map: for the packed layout; None in the plain one, where causal attention alone is right (padding lies
+            behind every real token).
         read_row, read_column: int64 [S], where sequence s ends, items in order, responses of an item in order.
         responses: N, the same for all items of the batch.
         real_tokens, launched_tokens: tokens without and with padding.
@@ -133,6 +137,34 @@ def packed_length(item: TokenizedItem) -> int:
     return item.shared + sum(length - item.shared for length in item.lengths)
 
 
+def token_positions(items: Sequence[TokenizedItem], layout: str) -> list[np.ndarray]:
+    """Where the tokens of each sequence are in the flattened rows of a batch of `items`.
+
+    The packed layout holds the prompts of all items, then all responses; the plain one a padded row for each sequence.
+
+    Args:
+        layout: "packed" or "plain".
+
+    Returns:
+        int64 [L] for each sequence, items in order, responses of an item in order.  Packed, the sequences of an item
+        have the positions of its prompt in common.
+    """
+    if layout == "plain":
+        lengths = [length for item in items for length in item.lengths]
+        return [row * max(lengths) + np.arange(length) for row, length in enumerate(lengths)]
+    positions = []
+    prompt_start = 0
+    response_start = sum(item.shared for item in items)
+    for item in items:
+        prompt = np.arange(prompt_start, prompt_start + item.shared)
+        prompt_start += item.shared
+        for length in item.lengths:
+            response_end = response_start + length - item.shared
+            positions.append(np.concatenate([prompt, np.arange(response_start, response_end)]))
+            response_start = response_end
+    return positions
+
+
 def lay_out(items: Sequence[TokenizedItem], layout: str, pad_id: int) -> SequenceBatch:
     """Build the batch of `items`, which must all have the same number of responses.
 
@@ -142,22 +174,26 @@ def lay_out(items: Sequence[TokenizedItem], layout: str, pad_id: int) -> Sequenc
     """
     sequences = [sequence for item in items for sequence in item.sequences]
     longest = max(map(len, sequences))
-    common = {"responses": len(items[0].sequences), "real_tokens": sum(map(packed_length, items)), "longest": longest}
+    real_tokens = sum(map(packed_length, items))
+    responses = len(items[0].sequences)
     if layout == "packed":
-        prompt_ids = [item.sequences[0][: item.shared] for item in items]
-        response_ids = [sequence[item.shared :] for item in items for sequence in item.sequences]
-        places = [np.arange(item.shared) for item in items]
-        places += [np.arange(item.shared, length) for item in items for length in item.lengths]
-        input_ids = np.concatenate([*prompt_ids, *response_ids]).astype(np.int64)
-        ends = np.cumsum([len(ids) for ids in response_ids]) - 1 + sum(map(len, prompt_ids))
+        positions = token_positions(items, "packed")
+        input_ids = np.empty(real_tokens, dtype=np.int64)
+        position_ids = np.empty(real_tokens, dtype=np.int64)
+        for positions_of_sequence, sequence in zip(positions, sequences, strict=True):
+            input_ids[positions_of_sequence] = sequence
+            position_ids[positions_of_sequence] = np.arange(len(sequence))
+        response_lengths = [length - item.shared for item in items for length in item.lengths]
         return SequenceBatch(
             input_ids=torch.from_numpy(input_ids)[None],
-            position_ids=torch.from_numpy(np.concatenate(places))[None],
-            attention_map=_attention_map(list(map(len, prompt_ids)), list(map(len, response_ids))),
+            position_ids=torch.from_numpy(position_ids)[None],
+            attention_map=_attention_map([item.shared for item in items], response_lengths),
             read_row=torch.zeros(len(sequences), dtype=torch.int64),
-            read_column=torch.from_numpy(ends),
-            launched_tokens=len(input_ids),
-            **common,
+            read_column=torch.tensor([positions_of_sequence[-1] for positions_of_sequence in positions]),
+            responses=responses,
+            real_tokens=real_tokens,
+            launched_tokens=real_tokens,
+            longest=longest,
         )
     return SequenceBatch(
         input_ids=_pad(sequences, longest, pad_id),
@@ -165,8 +201,10 @@ def lay_out(items: Sequence[TokenizedItem], layout: str, pad_id: int) -> Sequenc
         attention_map=None,
         read_row=torch.arange(len(sequences)),
         read_column=torch.tensor([len(sequence) - 1 for sequence in sequences]),
+        responses=responses,
+        real_tokens=real_tokens,
         launched_tokens=len(sequences) * longest,
-        **common,
+        longest=longest,
     )
 
 
@@ -186,7 +224,8 @@ def _attention_map(prompt_lengths: list[int], response_lengths: list[int]) -> At
         axis=2,
     )
     query_is_token = np.concatenate([is_prompt.ravel(), is_response.ravel()])
-    # Places of the prompt tokens in each group of keys: first their own prompt, then before each of their item's responses.
+    # Places of the prompt tokens in each group of keys: first their own prompt, then before each of their item's
+    # responses.
     own = np.flatnonzero(is_prompt)
     item, column = own // max(width, 1), own % max(width, 1)
     first_row = items * width + (item * each) * (width + length) + column

@@ -1,8 +1,8 @@
 """The one place that loads models, tokenizers and configurations of transformers.
 
-A model is loaded whole or not at all.  transformers draws weights that a checkpoint lacks at random, which gives other scores in
-every process, and leaves out weights that it does not know; both are errors here.  Code that comes with a model (`auto_map` in its
-config.json) is never run: it would have to be trusted again wherever the folder is read.
+A model is loaded whole or not at all.  transformers draws weights that a checkpoint lacks at random, which gives other
+scores in every process, and leaves out weights that it does not know; both are errors here.  Code that comes with a
+model (`auto_map` in its config.json) is never run: it would have to be trusted again wherever the folder is read.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from rm_methods.errors import UserError
 from rm_methods.reward_models.model_folder import check_config, check_model_folder, named
 
 AUTO = "auto"
-# Modules that wrap a model, or a part of it, and leave their name in the names of its tensors: torch.compile, DDP, FSDP, and
-# activation checkpointing.
+# Modules that wrap a model, or a part of it, and leave their name in the names of its tensors: torch.compile, DDP,
+# FSDP, and activation checkpointing.
 _WRAPPERS = ("_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 # transformers applies each pattern once to a name, and FSDP wraps the model and its layers: so there are two of each.
 _UNWRAPPED = {rf"(^|{dot}){wrapper}\.": r"\1" for dot in (r"\.", "[.]") for wrapper in _WRAPPERS}

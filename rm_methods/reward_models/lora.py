@@ -2,9 +2,10 @@
 
     y = W x + alpha / rank * B A x,    A [rank, in],  B [out, rank],  B = 0 at the start
 
-Hu et al. 2021 (arXiv 2106.09685).  The layers are those of the peft library, put into the backbone in place: modules keep their names and
-classes, so attention capture, packing, DeepSpeed and the methods' own modules see the model that they know.  Only the backbone is given to
-peft, so the head, and whatever a method attaches, is trained and saved as without LoRA.
+Hu et al. 2021 (arXiv 2106.09685).  The layers are those of the peft library, put into the backbone in place: modules
+keep their names and classes, so attention capture, packing, DeepSpeed and the methods' own modules see the model that
+they know.  Only the backbone is given to peft, so the head, and whatever a method attaches, is trained and saved as
+without LoRA.
 """
 
 from __future__ import annotations
@@ -88,14 +89,15 @@ def add_adapters(model: nn.Module, lora: Mapping[str, Any], seed: int) -> None:
 def merge_adapters(model: nn.Module, state_dict: Mapping[str, torch.Tensor] | None = None) -> dict[str, torch.Tensor]:
     """Take the adapters out of a model again, and add what they learnt to the weights: W + alpha / rank * B A.
 
-    In fp32 on the CPU, whatever the backbone's type and the GPU's way of multiplying: in 16 bits the sum would lose most of a small update.
+    In fp32 on the CPU, whatever the backbone's type and the GPU's way of multiplying: in 16 bits the sum would lose
+    most of a small update.
 
     Args:
         state_dict: whole weights of the model (under ZeRO-3 its own tensors are only shards); None takes its own.
 
     Returns:
-        fp32 weights of the whole model, with the names and the order that they have without LoRA.  The tensors of `model` itself keep the
-        weights from before LoRA: only its modules are restored.
+        fp32 weights of the whole model, with the names and the order that they have without LoRA.  The tensors of
+        `model` itself keep the weights from before LoRA: only its modules are restored.
     """
     from peft.tuners.lora import LoraLayer
 

@@ -40,12 +40,13 @@ class RewardModel(nn.Module):
 
     Args:
         classifier: a decoder-only `AutoModelForSequenceClassification` with `num_labels=1` and a linear head `score`.
-        autocast: dtype of the backbone's matrix products, or None for the weights' own.  The head is always fp32: bf16 heads make
-            ties and round away small differences.
+        autocast: dtype of the backbone's matrix products, or None for the weights' own.  The head is always fp32: bf16
+            heads make ties and round away small differences.
 
     Attributes:
         packing_obstacle: why this backbone takes plain batches only; None if it takes packed ones.
-        layout_probe: how far the layouts are from each text alone; None before `layout` measures it, and where weights are shards.
+        layout_probe: how far the layouts are from each text alone; None before `layout` measures it, and where weights
+            are shards.
         captured_layers: layers whose attention every forward gives back (`capture_attention`).
 
     Raises:
@@ -107,8 +108,8 @@ class RewardModel(nn.Module):
     def _probe_layouts(self) -> None:
         """Measure the layouts once.
 
-        Shards of ZeRO-3 cannot compute before the engine exists: there the configuration alone decides, and the saved model is measured
-        when its validation pairs are scored.
+        Shards of ZeRO-3 cannot compute before the engine exists: there the configuration alone decides, and the saved
+        model is measured when its validation pairs are scored.
         """
         if self.layout_probe is not None or any(
             hasattr(parameter, "ds_id") for parameter in self.classifier.parameters()
@@ -140,7 +141,8 @@ class RewardModel(nn.Module):
         """Rewards of all responses of a batch.
 
         Raises:
-            UserError: a packed batch for a backbone that cannot attend to one, or a text that would change the scores of others.
+            UserError: a packed batch for a backbone that cannot attend to one, or a text that would change the scores
+                of others.
         """
         check_length(self.classifier, batch.longest)
         if batch.attention_map is not None and self.packing_obstacle:
@@ -150,8 +152,8 @@ class RewardModel(nn.Module):
         capture = AttentionCapture(self.captured_layers)
         capturing = {"capture": capture} if self.captured_layers else {}
         device_type = batch.input_ids.device.type
-        # Each weight is used once a forward, so a cache of the cast ones saves nothing; under ZeRO-3 with recomputed activations it would
-        # hold 2 bytes of every parameter of the whole model on every GPU.
+        # Each weight is used once a forward, so a cache of the cast ones saves nothing; under ZeRO-3 with recomputed
+        # activations it would hold 2 bytes of every parameter of the whole model on every GPU.
         cast = torch.autocast(device_type, dtype=self.autocast, cache_enabled=False) if self.autocast else nullcontext()
         with cast:
             hidden_RLH = self.backbone(
@@ -194,8 +196,8 @@ class RewardModel(nn.Module):
 def packing_obstacle(classifier) -> str | None:
     """Why the configuration rules out packed batches, or None.
 
-    Packing is exact where every layer is softmax attention over the whole text; the probe (rm_methods.reward_models.layout_probe) measures
-    the rest.
+    Packing is exact where every layer is softmax attention over the whole text; the probe
+    (rm_methods.reward_models.layout_probe) measures the rest.
     """
     config = classifier.config.get_text_config()
     if config._attn_implementation not in (packed_attention.KERNEL, packed_attention.NAME):

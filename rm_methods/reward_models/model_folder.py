@@ -15,6 +15,7 @@ from rm_methods.errors import UserError, nearest
 from rm_methods.files import read_json, write_text
 
 CHECKSUMS = "SHA256SUMS"
+JOINT_RECORD = "joint.json"  # marks a model folder as that of a joint model
 _LFS_POINTER = b"version https://git-lfs"
 _WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _SHA256_DIGITS = 64

@@ -1,7 +1,7 @@
 """Names that transformers 4 looks for in a saved folder, beside those that transformers 5 writes.
 
-Without them version 4 reads a rope_theta of 10,000 whatever the model has, without a word, and does not know the tokenizer's class (4.51.0
-tried).  Version 5 reads both.
+Without them version 4 reads a rope_theta of 10,000 whatever the model has, without a word, and does not know the
+tokenizer's class (4.51.0 tried).  Version 5 reads both.
 """
 
 from __future__ import annotations

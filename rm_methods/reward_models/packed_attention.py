@@ -1,12 +1,12 @@
 """Attention in the packed layout: each prompt attends to itself, each response to its prompt and itself, every token once a query.
 
-In the packed layout (rm_methods.reward_models.layouts) a prompt stands once for all its responses and nothing is padded.  Only
-attention needs to know which token sees which.  The function here is registered with the attention interface of transformers, and so
-serves every model that goes through it; it calls their kernel twice, for prompts and for responses, and no mask is larger than
-responses x (prompt + response).
+In the packed layout (rm_methods.reward_models.layouts) a prompt stands once for all its responses and nothing is
+padded.  Only attention needs to know which token sees which.  The function here is registered with the attention
+interface of transformers, and so serves every model that goes through it; it calls their kernel twice, for prompts and
+for responses, and no mask is larger than responses x (prompt + response).
 
-Shapes: T packed tokens; I items with prompts of padded length P; S sequences with responses of padded length Q; h heads, d head size;
-Z places in groups, F = h * d.
+Shapes: T packed tokens; I items with prompts of padded length P; S sequences with responses of padded length Q; h
+heads, d head size; Z places in groups, F = h * d.
 """
 
 from __future__ import annotations
@@ -21,8 +21,9 @@ from rm_methods.reward_models.layouts import AttentionMap
 KERNEL = "sdpa"
 NAME = "packed_sdpa"
 
-# On a CPU, bf16 matrix products of whole groups are about twice as fast as torch's fused kernel while the scores fit into the cache
-# (docs/speed.md).  In keys; groups of a micro-batch this long were still faster than with the fused kernel and a mask.
+# On a CPU, bf16 matrix products of whole groups are about twice as fast as torch's fused kernel while the scores fit
+# into the cache (docs/speed.md). In keys; groups of a micro-batch this long were still faster than with the fused
+# kernel and a mask.
 _CPU_UNFUSED_LENGTH = 1024
 
 
@@ -39,7 +40,8 @@ def packed_attention(
     """The attention of one layer; signature and result as the attention interface of transformers wants them.
 
     Args:
-        attention_map: of the batch (`SequenceBatch.attention_map`); None for plain rows, which attend causally as without us.
+        attention_map: of the batch (`SequenceBatch.attention_map`); None for plain rows, which attend causally as
+            without us.
         capture: gets the queries and keys of the layers that it asks for.
 
     Returns:

@@ -14,8 +14,8 @@ _AT_ONCE = 2000  # items tokenised in one call: bounds the memory that lists of 
 def response_tokens(items: Sequence[TokenizedItem], reader: ChatTokenizer) -> list[tuple[np.ndarray, ...]]:
     """Token ids (int32) of each response of each item: what truncation left of its text, without prompt and chat template.
 
-    The texts are tokenised alone.  Cutting the items' sequences behind the shared prompt would count prompt tokens into the response
-    wherever the prompt was cut differently for the two responses.
+    The texts are tokenised alone.  Cutting the items' sequences behind the shared prompt would count prompt tokens into
+    the response wherever the prompt was cut differently for the two responses.
     """
     found = []
     for start in range(0, len(items), _AT_ONCE):

@@ -1,8 +1,9 @@
 """What a chat template does to a conversation, measured on a few made-up ones when a tokenizer is loaded.
 
-A reward model reads what the template prints, so the template must be a function of the conversation alone: two different responses give
-different tokens, and the date gives none.  A template that prints the date gets a fixed one, written into the template itself; so a resumed
-training, a later scoring and any other server of the saved model read the same tokens.
+A reward model reads what the template prints, so the template must be a function of the conversation alone: two
+different responses give different tokens, and the date gives none.  A template that prints the date gets a fixed one,
+written into the template itself; so a resumed training, a later scoring and any other server of the saved model read
+the same tokens.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ _FOLD_SYSTEM = (
     "{%- if messages|length > 1 and messages[0]['role'] == 'system' and messages[1]['role'] == 'user' -%}"
     "{%- set folded = {'role': 'user', 'content': messages[0]['content'] + '\\n\\n' + messages[1]['content']} -%}"
     "{%- set messages = [folded] + messages[2:] -%}"
-    # The line break behind the last block is removed by Jinja's trim_blocks, which transformers sets; it protects one of the template.
+    # The line break behind the last block is removed by Jinja's trim_blocks, which transformers sets; it protects one
+    # of the template.
     "{%- endif %}\n"
 )
 _SYSTEM, _FIRST, _ANSWER, _LAST = "Name rivers only.", "Which one is long?", "The Danube is.", "And which one is short?"
@@ -71,8 +73,8 @@ def contains(text: str, content: str) -> bool:
 def pin_date(tokenizer) -> None:
     """Make a template that asks for the date get `TEMPLATE_DATE`; one that has a fixed date keeps it.
 
-    transformers gives templates a function `strftime_now` that reads the clock, and no way to pass another one; a macro of that name in
-    front of the template hides it.
+    transformers gives templates a function `strftime_now` that reads the clock, and no way to pass another one; a macro
+    of that name in front of the template hides it.
     """
     _edit_template(tokenizer, lambda text: _date_macro() + text if _asks_for_date(text) else text)
 
@@ -94,8 +96,8 @@ def probe_template(tokenizer) -> dict[str, Any]:
 
     Returns:
         adds_bos: the text begins with the BOS token.
-        ends_with: what is printed behind a response ("<|im_end|>\\n"); the reward is read at its last token, which is the response's own
-            if it is empty.
+        ends_with: what is printed behind a response ("<|im_end|>\\n"); the reward is read at its last token, which is
+            the response's own if it is empty.
         has_eos: the EOS token is among that.
         system_turn: "accepted", "merged" (into a user turn), "refused" or "left out".
         several_turns: "kept", "refused" or "changed" (text of an earlier turn is left out).
@@ -103,12 +105,13 @@ def probe_template(tokenizer) -> dict[str, Any]:
         strips_think: the text of `<think>...</think>` in a response is left out.
         strips_earlier_think: ... in an earlier assistant turn.
         trims_response: white space around a response is left out.
-        keeps_characters: tokens decode to the text, also letters with accents, other scripts and signs; else some are unknown or folded.
+        keeps_characters: tokens decode to the text, also letters with accents, other scripts and signs; else some are
+            unknown or folded.
         date: what `pinned_date` says.
 
     Raises:
-        UserError: the template refuses one user turn and its response, is not a function of the conversation, prints the BOS token twice,
-            or prints the same for two responses.
+        UserError: the template refuses one user turn and its response, is not a function of the conversation, prints
+            the BOS token twice, or prints the same for two responses.
     """
     name, first = tokenizer.name_or_path, _user(_FIRST)
     try:

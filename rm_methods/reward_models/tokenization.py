@@ -1,9 +1,9 @@
 """From conversations to token ids: the chat template is applied once, one BOS, truncation is explicit and counted.
 
 Each (prompt, response) is rendered and tokenised as a whole, exactly as `tokenizer.apply_chat_template(messages,
-tokenize=True)` does, so the ids are those that any other server of the saved model will use.  What several responses share is
-found afterwards, as their longest common prefix of tokens within the prompt: exact for every tokenizer, also where a merge
-straddles the boundary.
+tokenize=True)` does, so the ids are those that any other server of the saved model will use.  What several responses
+share is found afterwards, as their longest common prefix of tokens within the prompt: exact for every tokenizer, also
+where a merge straddles the boundary.
 """
 
 from __future__ import annotations
@@ -35,8 +35,10 @@ class TokenizedItem:
         shared: number of leading tokens that are equal in all sequences and lie within the prompt.
         prompt_cut: per response, whether the prompt was shortened (oldest turns first, then the start of the last one).
         response_cut: per response, whether the end of the response was cut, because it alone does not fit.
-        conversations: per response, the messages that were rendered: what truncation left of the prompt, then the response.
-        prompt_changed: per response, whether the chat template left out or changed text of the prompt, white space aside.
+        conversations: per response, the messages that were rendered: what truncation left of the prompt, then the
+            response.
+        prompt_changed: per response, whether the chat template left out or changed text of the prompt, white space
+            aside.
         response_changed: per response, whether it did so to the response (`<think>` blocks, mostly).
     """
 
@@ -81,7 +83,8 @@ class ChatTokenizer:
     """Applies a tokenizer and its chat template to conversations.
 
     Args:
-        tokenizer: a fast Hugging Face tokenizer with a chat template; a template that prints the date gets a fixed one (`pin_date`).
+        tokenizer: a fast Hugging Face tokenizer with a chat template; a template that prints the date gets a fixed one
+            (`pin_date`).
         max_length: longest sequence in tokens (prompt and response together).
 
     Attributes:
@@ -208,8 +211,8 @@ class ChatTokenizer:
     def _truncate(self, prompt: Sequence[Message], response: str) -> tuple[tuple[Message, ...], tuple[bool, bool]]:
         """Make one sequence fit: drop the oldest turns, then the start of the last user turn, then the end of the response.
 
-        The last user turn keeps at least a quarter of `max_length` (or all of itself) before the response is touched.  The
-        template's closing tokens always stay, because the reward is read there.
+        The last user turn keeps at least a quarter of `max_length` (or all of itself) before the response is touched.
+        The template's closing tokens always stay, because the reward is read there.
 
         Returns:
             What is left, and whether prompt and response were cut.
@@ -270,7 +273,8 @@ def spans_in_text(
     Args:
         rendered: the conversation as the chat template prints it.
         offsets: character spans [start, end) of the tokens in `rendered`.
-        contents: the messages' contents in their order, as the template must print them (blanks at the ends may be cut).
+        contents: the messages' contents in their order, as the template must print them (blanks at the ends may be
+            cut).
         response_start: where the template's text before the last message ends.
 
     Returns:
@@ -281,8 +285,8 @@ def spans_in_text(
     """
     offsets = np.asarray(offsets, dtype=np.int64).reshape(-1, 2)
     spans = np.zeros_like(offsets)
-    # The last message is the first that fits behind its start, since its words may stand in the template's closing text too; the others
-    # are found from the back, since theirs may stand in the role markers before them.
+    # The last message is the first that fits behind its start, since its words may stand in the template's closing text
+    # too; the others are found from the back, since theirs may stand in the role markers before them.
     end, place = len(rendered), sum(len(c) + 1 for c in contents)
     for number, content in reversed(list(enumerate(contents))):
         place -= len(content) + 1

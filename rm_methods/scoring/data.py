@@ -63,9 +63,10 @@ class ScoringData:
         name: what the user gave: a path or the name of a card.
         unit: "pairs" (the first response is the chosen one) or "items".
         items: each different one once.
-        rows: for pairs, the rows they come from, repetitions included, in the order of the file; None for benchmark items.
+        rows: for pairs, the rows they come from, repetitions included, in the order of the file; None for benchmark
+            items.
         reading: what was read.
-        benchmark: card of the benchmark, where it is known: its metrics can be computed.
+        benchmark: name of the benchmark's card, so that its metrics can be computed; None for other data.
     """
 
     name: str
@@ -79,19 +80,22 @@ class ScoringData:
         """The data without some pairs, whose rows are refused.
 
         Args:
-            reasons: by item id, what is particular to it.
-            reason: what all have in common.
+            reasons: by item id, why this pair is refused.
+            reason: the reason that all have in common; the rows are counted under it.
         """
         kept = [position for position, item in enumerate(self.items) if item.item_id not in reasons]
-        place = {position: number for number, position in enumerate(kept)}
+        new_position = {position: number for number, position in enumerate(kept)}
         report = ReadReport()
-        for row in self.rows:
-            if row.item not in place:
+        kept_rows = []
+        for row in self.rows or ():
+            if row.item in new_position:
+                kept_rows.append(replace(row, item=new_position[row.item]))
+            else:
                 report.drop(reason, row.file, row.row, reasons[self.items[row.item].item_id])
         return replace(
             self,
             items=[self.items[position] for position in kept],
-            rows=[replace(row, item=place[row.item]) for row in self.rows if row.item in place],
+            rows=kept_rows,
             reading=replace(self.reading, refused=self.reading.refused | report.dropped),
         )
 
@@ -100,8 +104,8 @@ def load_data(data: str, root: Path | None = None) -> ScoringData:
     """Items to score from a file of benchmark items, a file of preference pairs, or a card.
 
     Args:
-        data: `.parquet` with benchmark items or prepared pairs; any file in a preference format; or the name of the card
-            of a benchmark or a data set.
+        data: `.parquet` with benchmark items or prepared pairs; any file in a preference format; or the name of the
+            card of a benchmark or a data set.
         root: local folder with the files of a card.
 
     Raises:
@@ -129,7 +133,8 @@ def load_data(data: str, root: Path | None = None) -> ScoringData:
     if data in dataset_cards.list_dataset_cards() or path.exists():
         from rm_methods.preferences.readers import read_dataset
 
-        pairs, _, report = read_dataset(*dataset_cards.card_for(data, root), {})
+        card, source_root = dataset_cards.card_for(data, root)
+        pairs, _, report = read_dataset(card, source_root, {})
         read = report.to_json()
         counted = {
             "refused": read["dropped"],
@@ -138,12 +143,12 @@ def load_data(data: str, root: Path | None = None) -> ScoringData:
             "notes": read["notes"],
         }
         return _pairs(data, pairs, Reading(read["files"], read["rows"], **counted))
-    known = [*benchmark_cards.list_benchmark_cards(), *dataset_cards.list_dataset_cards()]
-    raise UserError(f"--data {data}: neither a file nor a card. {nearest(data, known)}")
+    card_names = [*benchmark_cards.list_benchmark_cards(), *dataset_cards.list_dataset_cards()]
+    raise UserError(f"--data {data}: neither a file nor a card. {nearest(data, card_names)}")
 
 
 def _pairs(name: str, pairs: Sequence[PreferencePair], reading: Reading) -> ScoringData:
-    """One item a different pair, chosen first (label 0); every row keeps its place."""
+    """One item for each different pair, chosen first (label 0); every row points to its item."""
     items: list[BenchmarkItem] = []
     position: dict[str, int] = {}
     rows = []
@@ -167,9 +172,12 @@ def _pairs(name: str, pairs: Sequence[PreferencePair], reading: Reading) -> Scor
 
 
 def _contradicted(items: Sequence[BenchmarkItem]) -> int:
-    """Number of pairs that are also there the other way round."""
-    texts = {(*(tuple(message.items()) for message in item.prompt), *item.responses) for item in items}
-    return sum((*text[:-2], text[-1], text[-2]) in texts for text in texts)
+    """Number of pairs that the data also holds with chosen and rejected exchanged."""
+    texts = set()
+    for item in items:
+        prompt = tuple(tuple(message.items()) for message in item.prompt)
+        texts.add((prompt, *item.responses))
+    return sum((prompt, rejected, chosen) in texts for prompt, chosen, rejected in texts)
 
 
 def _benchmark(name: str, root: Path | None) -> ScoringData:
@@ -187,7 +195,9 @@ def _benchmark(name: str, root: Path | None) -> ScoringData:
             Path(scratch) / "report.json",
         )
         items = read_items(path)
-    files = {source.get("file") or str(source.get("hub")): None for source in summary["sources"]}
+    files: dict[str, int | None] = {}
+    for source in summary["sources"]:
+        files[source.get("file") or str(source.get("hub"))] = None
     counted = {
         "refused": summary["excluded"],
         "noticed": summary["counted"],

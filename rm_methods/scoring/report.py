@@ -14,11 +14,10 @@ from typing import Any
 import numpy as np
 
 from rm_methods.benchmarks.item import BenchmarkItem
-from rm_methods.benchmarks.score_table import ScoredResponse
 from rm_methods.files import read_json
 from rm_methods.preferences.read_report import unread_columns
 from rm_methods.scoring.data import Reading, ScoringData
-from rm_methods.scoring.scorer import SCORER_FILE
+from rm_methods.scoring.scorer import SCORER_FILE, Scorer, Scoring
 
 WIDTH = 80
 EXAMPLES_KEPT = 3
@@ -27,17 +26,15 @@ EXAMPLES_KEPT = 3
 # What is reported
 
 
-def make_report(
-    data: ScoringData, responses: Sequence[ScoredResponse], model: dict[str, Any], seconds: float, changed: int = 0
-) -> dict[str, Any]:
+def make_report(data: ScoringData, scoring: Scoring, model: dict[str, Any], seconds: float) -> dict[str, Any]:
     """The report as a JSON-like value.
 
     Args:
-        responses: scored, in the order of `data.items` and their responses; each item once.
+        scoring: of `data.items`.
         model: `describe_model`.
-        seconds: that scoring took, loading left out.
-        changed: texts that the model's chat template changes.
+        seconds: that scoring took, without loading.
     """
+    responses = scoring.responses
     scores = _by_item(data.items, [response.score for response in responses])
     truncated = sum(response.truncated for response in responses)
     tokens = sum(response.n_tokens for response in responses)
@@ -51,7 +48,7 @@ def make_report(
         "groups": len({item.group or item.item_id for item in data.items}),
         "responses": len(responses),
         "truncated": {"count": truncated, "share": truncated / len(responses)},
-        "changed_by_template": changed,
+        "changed_by_template": scoring.changed_texts,
         "not_finite": _not_finite(data, scores),
         "ties": sum(_has_tie(item, item_scores) for item, item_scores in zip(data.items, scores, strict=True)),
         "all_equal": len(responses) > 1 and len({response.score for response in responses}) == 1,
@@ -61,8 +58,8 @@ def make_report(
     }
 
 
-def describe_model(folder: Path, scorer) -> dict[str, Any]:
-    """What scored: the folder, its kind, the run that it is of, and how the scorer computes.
+def describe_model(folder: Path, scorer: Scorer) -> dict[str, Any]:
+    """What scored: the folder, its kind, the run that it belongs to, and how the scorer computes.
 
     Args:
         scorer: that `load_scorer` made of the folder.

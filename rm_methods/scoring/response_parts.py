@@ -8,25 +8,35 @@ from rm_methods.reward_models.tokenization import TokenizedItem
 
 
 def split_responses(item: TokenizedItem, layout: str, limit: int) -> list[TokenizedItem]:
-    """Consecutive responses of an item as items of their own, none above `limit` launched tokens (unless a single response is).
+    """An item cut into items with some of its consecutive responses each.
 
-    Each has the whole item's shared prompt, so the split changes nothing but how often the prompt is computed.
+    None launches more than `limit` tokens, unless a single response does.  Each has the whole item's shared prompt, so
+    the split changes nothing but how often the prompt is computed.
 
     Args:
         layout: "packed" (the prompt once, no padding) or "plain" (rows as long as the longest).
     """
-    starts, tokens, longest = [0], item.shared, 0
+    starts = [0]
+    tokens = item.shared
+    longest = 0
     for k, length in enumerate(item.lengths):
-        tokens, longest = tokens + length - item.shared, max(longest, length)
+        tokens += length - item.shared
+        longest = max(longest, length)
         launched = tokens if layout == "packed" else (k + 1 - starts[-1]) * longest
         if launched > limit and k > starts[-1]:
             starts.append(k)
-            tokens = longest = length
+            tokens = length
+            longest = length
     if len(starts) == 1:
         return [item]
     ends = [*starts[1:], len(item.sequences)]
-    of_responses = ("sequences", "prompt_cut", "response_cut", "conversations")
     return [
-        replace(item, **{name: getattr(item, name)[a:b] for name in of_responses})
-        for a, b in zip(starts, ends, strict=True)
+        replace(
+            item,
+            sequences=item.sequences[start:end],
+            prompt_cut=item.prompt_cut[start:end],
+            response_cut=item.response_cut[start:end],
+            conversations=item.conversations[start:end],
+        )
+        for start, end in zip(starts, ends, strict=True)
     ]

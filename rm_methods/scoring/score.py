@@ -7,12 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from rm_methods.benchmarks.item import BenchmarkItem
 from rm_methods.benchmarks.score_table import ScoredResponse, check_table_format, write_row_scores, write_scores
 from rm_methods.errors import DataError
 from rm_methods.files import check_outputs, file_hash, write_json
-from rm_methods.scoring.data import ScoringData, load_data
+from rm_methods.scoring.data import ScoringData, SourceRow, load_data
 from rm_methods.scoring.report import describe_model, describe_reading, make_report, report_text
-from rm_methods.scoring.scorer import RefusedItems, ScoringSettings, load_scorer
+from rm_methods.scoring.scorer import RefusedItems, Scorer, Scoring, ScoringSettings, load_scorer
 from rm_methods.stored import score_report
 
 
@@ -35,7 +36,7 @@ def score_files(
         also_read: further files that no output may overwrite, such as those of the configuration.
 
     Returns:
-        the reports as texts for a terminal.
+        The reports as texts for a terminal.
 
     Raises:
         UserError: an output is an input or given twice, data or model cannot be read, or nothing is left to score.
@@ -59,21 +60,21 @@ def _check_scorable(data: ScoringData, strict: bool) -> None:
         raise DataError(f"--data {data.name}: nothing is left to score.\n{describe_reading(data)}")
     if strict and data.reading.n_refused:
         raise DataError(
-            f"--data {data.name}: {data.reading.n_refused} of {data.reading.rows} rows are refused. Correct them, or do "
-            f"without --strict to score the others.\n{describe_reading(data)}"
+            f"--data {data.name}: {data.reading.n_refused} of {data.reading.rows} rows are refused. Correct them, or leave "
+            f"out --strict to score the others.\n{describe_reading(data)}"
         )
 
 
-def _score(scorer, about: dict[str, Any], data: ScoringData, out: Path, strict: bool) -> str:
+def _score(scorer: Scorer, about: dict[str, Any], data: ScoringData, out: Path, strict: bool) -> str:
     """Score one data set and write its table and report; returns the report as text."""
     started = time.monotonic()
-    data, responses = _scored(scorer, data, strict)
+    data, scoring = _scored(scorer, data, strict)
     seconds = time.monotonic() - started
-    report = make_report(data, responses, about, seconds, scorer.changed_texts)
+    report = make_report(data, scoring, about, seconds)
     if data.rows is None:
-        write_scores(responses, out)
+        write_scores(scoring.responses, out)
     else:
-        write_row_scores(_by_row(data, responses), out)
+        write_row_scores(_by_row(data.items, data.rows, scoring.responses), out)
     # The stages that read the table refuse one that was changed since.
     hashes = {"scores": file_hash(out)}
     items = Path(data.name)
@@ -83,26 +84,28 @@ def _score(scorer, about: dict[str, Any], data: ScoringData, out: Path, strict: 
     return report_text(report, [out, score_report(out)])
 
 
-def _scored(scorer, data: ScoringData, strict: bool) -> tuple[ScoringData, list[ScoredResponse]]:
-    """The data and its scored responses.  Pairs that the model's chat template refuses are refused rows.
+def _scored(scorer: Scorer, data: ScoringData, strict: bool) -> tuple[ScoringData, Scoring]:
+    """The data and its scores.  Pairs that the model's chat template refuses are refused rows.
 
     Raises:
         UserError: it refuses items of a benchmark, whose metrics would change without them.
     """
     label = Path(data.name).stem
     try:
-        return data, scorer.score(data.items, label)
+        return data, scorer.compute(data.items, label)
     except RefusedItems as error:
         if data.rows is None:
             raise
         data = data.without(error.reasons, "the model's chat template refuses the conversation")
     _check_scorable(data, strict)
-    return data, scorer.score(data.items, label)
+    return data, scorer.compute(data.items, label)
 
 
-def _by_row(data: ScoringData, responses: Sequence[ScoredResponse]) -> list[tuple[str, int | None, ScoredResponse]]:
+def _by_row(
+    items: Sequence[BenchmarkItem], rows: Sequence[SourceRow], responses: Sequence[ScoredResponse]
+) -> list[tuple[str, int | None, ScoredResponse]]:
     """(file, row, scored response) for every row of the data, repetitions included, in the data's order."""
     by_item: dict[str, list[ScoredResponse]] = {}
     for response in responses:
         by_item.setdefault(response.item_id, []).append(response)
-    return [(row.file, row.row, response) for row in data.rows for response in by_item[data.items[row.item].item_id]]
+    return [(row.file, row.row, response) for row in rows for response in by_item[items[row.item].item_id]]

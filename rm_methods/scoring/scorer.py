@@ -1,48 +1,56 @@
 """Scores benchmark items with a reward model folder, several of them, or a content-blind scorer, into a score table.
 
-Items are sorted by length (longest first: too little memory shows at once, and the ETA is honest), batched by launched tokens,
-and put back into their order.  A prompt with several responses is computed once; once for each part, if they do not fit into one forward.
+Items are sorted by length (longest first: too little memory shows at once, and the ETA is honest), batched by launched
+tokens, and put back into their order.  A prompt with several responses is computed once; once for each part, if they do
+not fit into one forward.
 """
 
 from __future__ import annotations
 
 import math
-import sys
-import time
-from collections.abc import Callable, Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from rm_methods.benchmarks.item import BenchmarkItem
 from rm_methods.benchmarks.score_table import ScoredResponse, response_hash
 from rm_methods.errors import DataError, UserError
-from rm_methods.preferences.pair import PreferencePair
+from rm_methods.preferences.pair import Message, PreferencePair
+from rm_methods.reward_models.model_folder import JOINT_RECORD, check_checksums, check_config
+from rm_methods.reward_models.tokenization import RefusedConversations, TokenizedItem
 from rm_methods.stored import read_record
 from rm_methods.system.cpu import prepare_cpu
+from rm_methods.system.progress import Progress
 
-SCORER_FILE = "scorer.json"  # stands in a model folder in place of weights
-JOINT_RECORD = (
-    "joint.json"  # rm_methods.reward_models.joint_model.RECORD, which is not imported here because it imports torch
-)
+if TYPE_CHECKING:
+    from rm_methods.reward_models.joint_model import JointModel
+    from rm_methods.reward_models.joint_reader import DecoderReader, EncoderReader
+    from rm_methods.reward_models.model import RewardModel
+    from rm_methods.reward_models.tokenization import ChatTokenizer
+
+SCORER_FILE = "scorer.json"  # in a model folder, instead of weights
 
 
 @dataclass(frozen=True)
 class ScoringSettings:
     """How to compute scores.
 
-    None of it but `max_length` and `precision` changes a score by more than fp32 rounding (docs/using-reward-models.md has figures).  bf16
-    rounds otherwise in every batch, so there each text gets a forward by itself: the score is then the text's, whatever else is scored.
+    Only `max_length` and `precision` change a score by more than fp32 rounding (docs/using-reward-models.md has
+    figures).  In bf16 the rounding depends on the batch, so each text gets a forward by itself: its score is then the
+    same whatever else is scored.
 
     Attributes:
         max_length: longest sequence in tokens; longer ones are cut (prompt first) and marked.
         tokens_per_batch: limit of launched tokens in a forward; only a single response may be longer.
         precision: "fp32" or "bf16" (autocast; the head is always fp32; each text in a forward by itself).
-        bf16_in_batches: compute bf16 in batches all the same, as training does.
+        bf16_in_batches: compute bf16 in batches anyway, as training does.
         layout: "auto", "packed" or "plain".
-        attention: attention implementation of transformers; "auto" takes sdpa where the architecture has it, otherwise eager.
+        attention: attention implementation of transformers; "auto" takes sdpa where the architecture has it, otherwise
+            eager.
         threads: CPU threads, 0 for all.
     """
 
@@ -78,6 +86,44 @@ def settings_of_training(config: Mapping[str, Any]) -> ScoringSettings:
     )
 
 
+@dataclass(frozen=True)
+class Scoring:
+    """What a scorer computes for some items.
+
+    Attributes:
+        responses: scored, in the order of the items and their responses.
+        changed_texts: number of texts that the chat template changes.
+        position_bias: of a joint model: mean probability given to the first response, over both orders, less one half.
+    """
+
+    responses: list[ScoredResponse]
+    changed_texts: int = 0
+    position_bias: float | None = None
+
+
+class Scorer(ABC):
+    """Gives every response of every item a score."""
+
+    @abstractmethod
+    def compute(self, items: Sequence[BenchmarkItem], label: str = "score") -> Scoring:
+        """Score every response of every item; nothing is dropped, and what had to be cut is marked.
+
+        Args:
+            label: starts the lines that show progress.
+
+        Raises:
+            RefusedItems: the chat template refuses conversations.
+        """
+
+    @abstractmethod
+    def computation(self) -> dict[str, Any]:
+        """How scores are computed, for the report."""
+
+    def score(self, items: Sequence[BenchmarkItem], label: str = "score") -> list[ScoredResponse]:
+        """The scored responses alone; arguments and errors as for `compute`."""
+        return self.compute(items, label).responses
+
+
 class RefusedItems(DataError):
     """The chat template refuses the conversations of some items.
 
@@ -90,21 +136,16 @@ class RefusedItems(DataError):
         self.reasons = reasons
 
 
-def load_scorer(folder: str | Path, settings: ScoringSettings, keep_loaded: bool = False):
+def load_scorer(folder: str | Path, settings: ScoringSettings, keep_loaded: bool = False) -> Scorer:
     """The scorer that a model folder describes.
 
     Args:
-        keep_loaded: an ensemble keeps its members in memory from one `score` to the next, for callers that score many times; otherwise
-            each call loads them again, one at a time.  Other scorers are one model, which stays loaded anyway.
-
-    Returns:
-        An object with `score(items) -> list[ScoredResponse]`, rows in the order of items and responses.
+        keep_loaded: an ensemble keeps its members in memory, for callers that score many times; otherwise each call
+            loads them again, one at a time.  Other scorers are one model, which stays loaded anyway.
 
     Raises:
         UserError: the folder is neither a reward model nor a scorer description.
     """
-    from rm_methods.reward_models.model_folder import check_checksums, check_config
-
     folder = Path(folder)
     check_checksums(folder)
     if (folder / SCORER_FILE).exists():
@@ -123,57 +164,95 @@ def load_scorer(folder: str | Path, settings: ScoringSettings, keep_loaded: bool
     return RewardModelScorer.from_folder(folder, settings)
 
 
-def pair_rewards(scorer, pairs: Sequence[PreferencePair], label: str = "score") -> np.ndarray:
+def pair_items(pairs: Sequence[PreferencePair]) -> list[BenchmarkItem]:
+    """Preference pairs as items to score, the chosen response first."""
+    return [BenchmarkItem(pair.pair_id, pair.split, pair.prompt, [pair.chosen, pair.rejected], 0) for pair in pairs]
+
+
+def rewards_of_pairs(responses: Sequence[ScoredResponse]) -> np.ndarray:
+    """The rewards of scored `pair_items`, fp64 [pairs, 2], column 0 chosen, column 1 rejected."""
+    return np.array([row.score for row in responses], dtype=np.float64).reshape(-1, 2)
+
+
+def pair_rewards(scorer: Scorer, pairs: Sequence[PreferencePair], label: str = "score") -> np.ndarray:
     """Rewards of preference pairs, fp64 [pairs, 2], column 0 chosen, column 1 rejected."""
-    items = [BenchmarkItem(pair.pair_id, pair.split, pair.prompt, [pair.chosen, pair.rejected], 0) for pair in pairs]
-    return np.array([row.score for row in scorer.score(items, label)], dtype=np.float64).reshape(-1, 2)
+    return rewards_of_pairs(scorer.score(pair_items(pairs), label))
 
 
-class ContentBlindScorer:
+def _scored_responses(
+    items: Sequence[BenchmarkItem],
+    scores: Sequence[Sequence[float]],
+    tokens: Sequence[Sequence[int]],
+    truncated: Sequence[Sequence[bool]],
+) -> list[ScoredResponse]:
+    """One row a response, items in order; scores, tokens and truncated by item and response."""
+    responses = []
+    for position, item in enumerate(items):
+        for index, text in enumerate(item.responses):
+            responses.append(
+                ScoredResponse(
+                    item_id=item.item_id,
+                    response_index=index,
+                    response_hash=response_hash(text),
+                    score=scores[position][index],
+                    n_tokens=tokens[position][index],
+                    truncated=truncated[position][index],
+                )
+            )
+    return responses
+
+
+class ContentBlindScorer(Scorer):
     """Scores text without a model (longest, shortest, random)."""
 
-    changed_texts = 0
-
-    def __init__(self, description: dict[str, Any]):
+    def __init__(self, description: Mapping[str, Any]):
         from rm_methods.methods.registry import load_method
 
         self.method = load_method(description["method"], description["settings"])
         self.seed = description["seed"]
 
     def computation(self) -> dict[str, Any]:
-        """How scores are computed, for the report: nothing to say without a model."""
+        """Empty: without a model the method's name says it all."""
         return {}
 
-    def score(self, items: Sequence[BenchmarkItem], label: str = "score") -> list[ScoredResponse]:
+    def compute(self, items: Sequence[BenchmarkItem], label: str = "score") -> Scoring:
         """Score every response of every item."""
-        return [
-            ScoredResponse(
-                item.item_id, k, response_hash(text), self.method.score(item.prompt, text, self.seed), 0, False
-            )
-            for item in items
-            for k, text in enumerate(item.responses)
-        ]
+        scores = [[self.method.score(item.prompt, text, self.seed) for text in item.responses] for item in items]
+        tokens = [[0] * len(item.responses) for item in items]
+        truncated = [[False] * len(item.responses) for item in items]
+        return Scoring(_scored_responses(items, scores, tokens, truncated))
 
 
-class RewardModelScorer:
+class RewardModelScorer(Scorer):
     """Scores with a `RewardModel`.
 
     Args:
         model: in evaluation mode, on its device.
-        tokenizer: the `ChatTokenizer` of the model.
+        tokenizer: of the model.
 
     Raises:
-        UserError: the model's scores would depend on the batch, or the layout that is asked for is not exact (`RewardModel.layout`).
+        UserError: the model's scores would depend on the batch, or the layout that is asked for is not exact
+            (`RewardModel.layout`).
     """
 
-    def __init__(self, model, tokenizer, settings: ScoringSettings):
-        self.model, self.tokenizer, self.settings = model, tokenizer, settings
-        self.changed_texts = 0  # by the chat template, in the last `score`
+    def __init__(
+        self,
+        model: RewardModel | JointModel,
+        tokenizer: ChatTokenizer | EncoderReader | DecoderReader,
+        settings: ScoringSettings,
+    ):
+        self.model = model
+        self.tokenizer = tokenizer
+        self.settings = settings
         model.layout(settings.layout)
 
     @classmethod
     def from_folder(cls, folder: Path, settings: ScoringSettings) -> RewardModelScorer:
-        """Load a saved sequence-classification folder; raises UserError for a model that needs code of its own."""
+        """Load a saved sequence-classification folder.
+
+        Raises:
+            UserError: the folder is damaged, or the model needs code that comes with it.
+        """
         import torch
         from transformers import AutoModelForSequenceClassification
 
@@ -191,28 +270,43 @@ class RewardModelScorer:
         with load_errors_explained(folder):  # its probe is the first forward, which a damaged configuration may break
             return cls(model, tokenizer, settings)
 
-    def score(self, items: Sequence[BenchmarkItem], label: str = "score") -> list[ScoredResponse]:
-        """Score every response of every item; nothing is dropped, what had to be cut is marked."""
+    def compute(self, items: Sequence[BenchmarkItem], label: str = "score") -> Scoring:
+        """Score every response of every item; nothing is dropped, and what had to be cut is marked."""
         encoded = self._encode([(item.prompt, item.responses) for item in items], [item.item_id for item in items])
-        rewards = self._of_responses(encoded, self._rewards, label)
-        return [
-            ScoredResponse(
-                item.item_id, k, response_hash(text), rewards[i][k], encoded[i].lengths[k], encoded[i].truncated[k]
-            )
-            for i, item in enumerate(items)
-            for k, text in enumerate(item.responses)
-        ]
+        rewards = self._response_rewards(encoded, label)
+        tokens = [tokenized.lengths for tokenized in encoded]
+        truncated = [tokenized.truncated for tokenized in encoded]
+        return Scoring(_scored_responses(items, rewards, tokens, truncated), changed_texts=_changed_texts(encoded))
 
-    def extra_metrics(self) -> dict[str, float]:
-        """What is known besides the scores."""
-        return {}
+    def computation(self) -> dict[str, Any]:
+        """How scores are computed, for the report: the settings, what "auto" came to, and the chat template."""
+        from rm_methods.reward_models.packed_attention import KERNEL, NAME
 
-    def _encode(self, read: Sequence[tuple], item_ids: Sequence[str]) -> list:
-        """(prompt, responses) in tokens; raises RefusedItems with the ids of items that the chat template refuses."""
-        from rm_methods.reward_models.tokenization import RefusedConversations
+        attention = self.model.config._attn_implementation
+        probe = self.model.layout_probe
+        record = {
+            "precision": self.settings.precision,
+            "layout": self._layout,
+            "layout_probe": probe.record() if probe else None,
+            "attention": KERNEL if attention == NAME else attention,
+            "max_length": self.settings.max_length,
+        }
+        template = getattr(self.tokenizer, "template", None)  # an encoder reads text without a chat template
+        return record if template is None else record | {"template": template}
 
+    def _encode(
+        self, texts: Sequence[tuple[Sequence[Message], Sequence[str]]], item_ids: Sequence[str]
+    ) -> list[TokenizedItem]:
+        """(prompt, responses) in tokens.
+
+        Args:
+            item_ids: the item of each, for the message.
+
+        Raises:
+            RefusedItems: the chat template refuses some.
+        """
         try:
-            encoded = self.tokenizer.encode(read)
+            return self.tokenizer.encode(texts)
         except RefusedConversations as error:
             names = [f"item {item_id}" for item_id in item_ids]
             remedy = (
@@ -221,27 +315,6 @@ class RewardModelScorer:
             )
             reasons = {item_ids[position]: reason for position, reason in error.reasons.items()}
             raise RefusedItems(error.naming(names, remedy), reasons) from None
-        self.changed_texts = sum(
-            prompt or response
-            for item in encoded
-            for prompt, response in zip(item.prompt_changed, item.response_changed, strict=True)
-        )
-        return encoded
-
-    def computation(self) -> dict[str, Any]:
-        """How scores are computed, for the report: the settings, what "auto" came to, and the chat template."""
-        from rm_methods.reward_models.packed_attention import KERNEL, NAME
-
-        settings, attention = self.settings, self.model.config._attn_implementation
-        about = {
-            "precision": settings.precision,
-            "layout": self._layout,
-            "layout_probe": self.model.layout_probe.record(),
-            "attention": KERNEL if attention == NAME else attention,
-            "max_length": settings.max_length,
-        }
-        template = getattr(self.tokenizer, "template", None)  # an encoder reads text without a chat template
-        return about if template is None else about | {"template": template}
 
     @property
     def _one_text_a_forward(self) -> bool:
@@ -253,90 +326,108 @@ class RewardModelScorer:
 
     @property
     def _tokens_per_batch(self) -> int:
-        # Any single response is more than nothing, and gets a forward by itself.
+        # Any single response has more than 0 tokens, so it gets a forward by itself.
         return 0 if self._one_text_a_forward else self.settings.tokens_per_batch
 
-    def _of_responses(self, encoded, read: Callable[[list], Sequence], label: str) -> list[list]:
-        """What `read` gives for every response of every item, computed in forwards of bounded size.
+    def _response_rewards(self, encoded: Sequence[TokenizedItem], label: str) -> list[list[float]]:
+        """The reward of every response of every item.
 
-        Args:
-            read: from items with one number of responses to a row for each: what stands for each of its responses.
+        An item with more responses than fit into a forward is computed in several parts.
         """
-        parts, owner = self._parts(encoded)
-        found: list[list] = [[] for _ in encoded]
-        for i, row in zip(owner, self._in_batches(parts, read, label), strict=True):
-            found[i].extend(row)
-        return found
+        from rm_methods.scoring.response_parts import split_responses
 
-    def _in_batches(self, encoded, read: Callable[[list], Sequence], label: str) -> list[Sequence]:
-        """The row that `read` gives for each item, in their order, whatever batches they were read in."""
-        rows: list[Sequence] = [()] * len(encoded)
+        parts: list[TokenizedItem] = []
+        item_of_part: list[int] = []
+        for position, item in enumerate(encoded):
+            parts_of_item = split_responses(item, self._layout, self._tokens_per_batch)
+            parts += parts_of_item
+            item_of_part += [position] * len(parts_of_item)
+        rewards: list[list[float]] = [[] for _ in encoded]
+        for position, part_rewards in zip(item_of_part, self._rewards_in_batches(parts, label), strict=True):
+            rewards[position] += part_rewards
+        return rewards
+
+    def _rewards_in_batches(self, encoded: Sequence[TokenizedItem], label: str) -> list[list[float]]:
+        """The rewards of each item, in their order, whatever batches they were computed in."""
+        from rm_methods.reward_models.layouts import launched_tokens
+
         batches = self._batches(encoded)
-        progress = _Progress(label, sum(cost for _, cost in batches))
-        for members, cost in batches:
-            for index, row in zip(members, read([encoded[k] for k in members]), strict=True):
-                rows[index] = row
+        costs = [launched_tokens([encoded[position] for position in members], self._layout) for members in batches]
+        progress = Progress(label, sum(costs), unit="tokens", print_end=False)
+        rewards: list[list[float]] = [[] for _ in encoded]
+        for members, cost in zip(batches, costs, strict=True):
+            batch_rewards = self._rewards([encoded[position] for position in members])
+            for position, item_rewards in zip(members, batch_rewards, strict=True):
+                rewards[position] = item_rewards
             progress.advance(cost)
-        return rows
+        return rewards
 
-    def _forward(self, encoded):
-        """The `RewardOutput` of items with one number of responses, without gradients."""
+    def _batches(self, encoded: Sequence[TokenizedItem]) -> list[list[int]]:
+        """Positions of items with one number of responses and similar lengths, longest first."""
+        from rm_methods.reward_models.batching import batches_within
+        from rm_methods.reward_models.layouts import launched_tokens
+
+        layout = self._layout
+        by_responses: dict[int, list[int]] = {}
+        for position in sorted(range(len(encoded)), key=lambda position: -max(encoded[position].lengths)):
+            by_responses.setdefault(len(encoded[position].sequences), []).append(position)
+
+        def launched(members: list[int]) -> int:
+            return launched_tokens([encoded[position] for position in members], layout)
+
+        batches = []
+        for order in by_responses.values():
+            batches += batches_within(order, self._tokens_per_batch, launched)
+        return sorted(batches, key=lambda members: -max(encoded[members[0]].lengths))
+
+    def _rewards(self, encoded: Sequence[TokenizedItem]) -> list[list[float]]:
+        """Rewards of items with one number of responses, in one forward."""
         import torch
 
         from rm_methods.reward_models.layouts import lay_out
 
         self._check_ids(encoded)
-        # Padding is never read, so every id will do; a tokenizer may have no pad token, or one that has no embedding.
+        # Padding is never read, so any id will do; a tokenizer may have no pad token, or one that has no embedding.
         batch = lay_out(encoded, self._layout, pad_id=0)
         with torch.inference_mode():
-            return self.model(batch.to(next(self.model.parameters()).device))
+            output = self.model(batch.to(next(self.model.parameters()).device))
+        return output.rewards.float().cpu().tolist()
 
-    def _check_ids(self, encoded) -> None:
+    def _check_ids(self, encoded: Sequence[TokenizedItem]) -> None:
         """Raises UserError for a token that the model has no embedding for."""
         rows = self.model.config.get_text_config().vocab_size
         largest = max(int(sequence.max()) for item in encoded for sequence in item.sequences)
         if largest >= rows:
             tokenizer = self.tokenizer.tokenizer
             raise UserError(
-                f"{tokenizer.name_or_path}: a text has the token {tokenizer.convert_ids_to_tokens(largest)!r} (id {largest}), but "
-                f"the model has embeddings for {rows} tokens. Use the tokenizer that the model was trained with."
+                f"{tokenizer.name_or_path}: a text has the token {tokenizer.convert_ids_to_tokens(largest)!r} (id {largest}), "
+                f"but the model has embeddings for {rows} tokens. Use the tokenizer that the model was trained with."
             )
 
-    def _rewards(self, encoded) -> list[list[float]]:
-        return self._forward(encoded).rewards.float().cpu().tolist()
 
-    def _parts(self, encoded) -> tuple[list, list[int]]:
-        """The items, each with more responses than fit into a forward in several parts; and for each part, which item it is of."""
-        from rm_methods.scoring.response_parts import split_responses
+def _changed_texts(encoded: Sequence[TokenizedItem]) -> int:
+    """Number of texts (prompt and response) that the chat template changes."""
+    return sum(
+        prompt or response
+        for item in encoded
+        for prompt, response in zip(item.prompt_changed, item.response_changed, strict=True)
+    )
 
-        split = [split_responses(item, self._layout, self._tokens_per_batch) for item in encoded]
-        return [part for parts in split for part in parts], [i for i, parts in enumerate(split) for _ in parts]
 
-    def _batches(self, encoded) -> list[tuple[list[int], int]]:
-        """(positions of items, launched tokens): items with one number of responses and like lengths, longest first."""
-        from rm_methods.reward_models.layouts import launched_tokens
+@dataclass(frozen=True)
+class _Duel:
+    """Two responses of an item, by their positions."""
 
-        layout = self._layout
-        by_responses: dict[int, list[int]] = {}
-        for i in sorted(range(len(encoded)), key=lambda i: -max(encoded[i].lengths)):
-            by_responses.setdefault(len(encoded[i].sequences), []).append(i)
-        batches = []
-        for members in by_responses.values():
-            current: list[int] = []
-            for i in members:
-                if current and launched_tokens([encoded[j] for j in [*current, i]], layout) > self._tokens_per_batch:
-                    batches.append(current)
-                    current = []
-                current.append(i)
-            batches.append(current)
-        costs = [launched_tokens([encoded[i] for i in members], layout) for members in batches]
-        return sorted(zip(batches, costs, strict=True), key=lambda batch: -max(encoded[batch[0][0]].lengths))
+    item: int
+    first: int
+    second: int
 
 
 class JointScorer(RewardModelScorer):
-    """Scores with a joint model: a response's score is the mean, over all responses of its item, of the logit that it is better.
+    """Scores with a joint model, which compares two responses.
 
-    For two responses the difference of the scores is the logit of the preference, averaged over both orders; for more it is the
+    A response's score is the mean, over all responses of its item, of the logit that it is better.  For two responses
+    the difference of the scores is the logit of the preference, averaged over both orders.  For more it is the
     response's standing among the others (a Borda count of logits), so scores of different items do not compare.
     """
 
@@ -346,93 +437,116 @@ class JointScorer(RewardModelScorer):
         from rm_methods.reward_models.joint_model import load_joint
 
         prepare_cpu(settings.threads)
-        return cls(*load_joint(folder, settings.max_length, settings.precision), settings)
+        model, reader = load_joint(folder, settings.max_length, settings.precision)
+        return cls(model, reader, settings)
 
-    def score(self, items: Sequence[BenchmarkItem], label: str = "score") -> list[ScoredResponse]:
-        """Score every response of every item, reading each two of an item together in both orders."""
-        duels = [(i, a, b) for i, item in enumerate(items) for a in range(len(item.responses)) for b in range(a)]
-        read = [(items[i].prompt, (items[i].responses[a], items[i].responses[b])) for i, a, b in duels]
-        encoded = self._encode(read, [items[i].item_id for i, _, _ in duels])
-        logits = self._in_batches(encoded, self._rewards, label)
+    def compute(self, items: Sequence[BenchmarkItem], label: str = "score") -> Scoring:
+        """Score every response of every item: each two responses of an item are read together, in both orders."""
+        duels = [
+            _Duel(position, first, second)
+            for position, item in enumerate(items)
+            for first in range(len(item.responses))
+            for second in range(first)
+        ]
+        texts = []
+        for duel in duels:
+            item = items[duel.item]
+            texts.append((item.prompt, (item.responses[duel.first], item.responses[duel.second])))
+        encoded = self._encode(texts, [items[duel.item].item_id for duel in duels])
+        # Of each duel: the logits that the first text read is better, in the duel's order and in the other one.
+        logits = self._rewards_in_batches(encoded, label)
+
         rewards = [[0.0] * len(item.responses) for item in items]
         tokens = [[0] * len(item.responses) for item in items]
-        cut = [[False] * len(item.responses) for item in items]
-        for (i, a, b), (a_first, b_first), item in zip(duels, logits, encoded, strict=True):
-            preference = (a_first - b_first) / 2
-            rewards[i][a] += preference / len(items[i].responses)
-            rewards[i][b] -= preference / len(items[i].responses)
-            for k in (a, b):
-                tokens[i][k] = max(tokens[i][k], *item.lengths)
-                cut[i][k] |= any(item.truncated)
-        self._first_place = [(_sigmoid(a_first) + _sigmoid(b_first)) / 2 for a_first, b_first in logits]
-        return [
-            ScoredResponse(item.item_id, k, response_hash(text), rewards[i][k], tokens[i][k], cut[i][k])
-            for i, item in enumerate(items)
-            for k, text in enumerate(item.responses)
-        ]
+        truncated = [[False] * len(item.responses) for item in items]
+        for duel, (first_in_front, second_in_front), tokenized in zip(duels, logits, encoded, strict=True):
+            share = (first_in_front - second_in_front) / 2 / len(items[duel.item].responses)
+            rewards[duel.item][duel.first] += share
+            rewards[duel.item][duel.second] -= share
+            for response in (duel.first, duel.second):
+                tokens[duel.item][response] = max(tokens[duel.item][response], *tokenized.lengths)
+                truncated[duel.item][response] |= any(tokenized.truncated)
 
-    def extra_metrics(self) -> dict[str, float]:
-        """Position bias of the last `score`: mean probability given to the first response over both orders, less one half."""
-        return (
-            {"validation_position_bias": sum(self._first_place) / len(self._first_place) - 0.5}
-            if self._first_place
-            else {}
+        return Scoring(
+            _scored_responses(items, rewards, tokens, truncated), _changed_texts(encoded), position_bias(logits)
         )
 
 
-class EnsembleScorer:
-    """Scores with every member and combines what they say of a response.
+def position_bias(logits: Sequence[Sequence[float]]) -> float | None:
+    """Mean probability of the response that is read first, less one half; None without pairs.
 
     Args:
-        description: content of `scorer.json`: `method` and `settings`, `members` (their model folders, relative to `folder`), and
-            `centres` (what is subtracted from each member's rewards).
-        folder: the model folder that the description lies in.
-        keep_loaded: members are loaded when they are first needed and stay in memory, all of them; without it only one is ever loaded.
+        logits: of each pair, that the first response is better, in one order and in the other.
+    """
+    if not logits:
+        return None
+    return (
+        sum((_sigmoid(one_order) + _sigmoid(other_order)) / 2 for one_order, other_order in logits) / len(logits) - 0.5
+    )
+
+
+class EnsembleScorer(Scorer):
+    """Scores with every member and combines their rewards of a response.
+
+    Args:
+        description: content of `scorer.json`: `method` and `settings`, `members` (their model folders, relative to
+            `folder`), and `centres` (what is subtracted from each member's rewards).
+        folder: the model folder that holds the description.
+        keep_loaded: members are loaded when they are first needed and stay in memory, all of them; without it only one
+            is ever loaded.
 
     Raises:
-        UserError: a member's folder is not there, or not every member has a centre.
+        UserError: a member's folder is missing, or not every member has a center.
     """
 
-    def __init__(self, description: dict[str, Any], folder: Path, settings: ScoringSettings, keep_loaded: bool = False):
+    def __init__(
+        self, description: Mapping[str, Any], folder: Path, settings: ScoringSettings, keep_loaded: bool = False
+    ):
         from rm_methods.methods.registry import load_method
 
         self.method = load_method(description["method"], description["settings"])
         self.members = [folder.resolve() / member for member in description["members"]]
-        self.centres, self.settings = description["centres"], settings
-        self.keep_loaded, self._loaded = keep_loaded, {}
-        self.changed_texts = 0  # by the chat template of the members, in the last `score`
-        if len(self.centres) != len(self.members):
+        self.centers = description["centres"]
+        self.settings = settings
+        self.keep_loaded = keep_loaded
+        self._loaded: dict[Path, Scorer] = {}
+        if len(self.centers) != len(self.members):
             raise UserError(
-                f"{folder / SCORER_FILE}: {len(self.members)} members, but {len(self.centres)} centres. Make it again."
+                f"{folder / SCORER_FILE}: {len(self.members)} members, but {len(self.centers)} centres. Make it again."
             )
         if missing := [member for member in self.members if not member.is_dir()]:
             raise UserError(
-                f"{folder / SCORER_FILE}: {len(missing)} of {len(self.members)} members are not there, the first is "
-                f"{missing[0].resolve()}. An ensemble holds no weights: keep the runs that it is made of where they are (and move the "
-                "experiment's folder as a whole)."
+                f"{folder / SCORER_FILE}: {len(missing)} of {len(self.members)} members are missing, the first is "
+                f"{missing[0].resolve()}. An ensemble holds no weights: keep the runs that it is made of where they are (and move "
+                "the experiment's folder as a whole)."
             )
 
-    def score(self, items: Sequence[BenchmarkItem], label: str = "score") -> list[ScoredResponse]:
+    def compute(self, items: Sequence[BenchmarkItem], label: str = "score") -> Scoring:
         """Score every response of every item; raises UserError if the members read the same text differently."""
-        table = []
+        scorings = []
         for number, member in enumerate(self.members, start=1):
-            scorer = self._scorer(member)
-            table.append(scorer.score(items, f"{label}, member {number} of {len(self.members)}"))
-            self.changed_texts = scorer.changed_texts
-            del scorer  # before the next one is loaded
-        for member, rows in zip(self.members[1:], table[1:], strict=True):
-            for first, row in zip(table[0], rows, strict=True):
-                if (row.n_tokens, row.truncated) != (first.n_tokens, first.truncated):
-                    raise UserError(
-                        f"{member} reads response {row.response_index} of item {row.item_id} as {row.n_tokens} tokens, but "
-                        f"{self.members[0]} as {first.n_tokens}: the members have different tokenizers. Combine runs of one backbone."
-                    )
-        rewards_MS = np.array([[row.score for row in rows] for rows in table], dtype=np.float64)
-        combined_S = self.method.aggregate(rewards_MS - np.array(self.centres)[:, None])
-        return [replace(row, score=float(score)) for row, score in zip(table[0], combined_S, strict=True)]
+            # No variable holds the scorer, so that it is gone before the next one is loaded.
+            scorings.append(self._scorer(member).compute(items, f"{label}, member {number} of {len(self.members)}"))
+        tables = [scoring.responses for scoring in scorings]
+        for member, rows in zip(self.members[1:], tables[1:], strict=True):
+            self._check_same_tokens(member, rows, tables[0])
+        rewards_MS = np.array([[row.score for row in rows] for rows in tables], dtype=np.float64)
+        combined_S = self.method.aggregate(rewards_MS - np.array(self.centers)[:, None])
+        responses = [replace(row, score=float(score)) for row, score in zip(tables[0], combined_S, strict=True)]
+        return Scoring(responses, changed_texts=scorings[-1].changed_texts)
 
-    def _scorer(self, member: Path):
-        """The scorer of a member; nothing here holds it on, unless it is to stay loaded."""
+    def _check_same_tokens(
+        self, member: Path, rows: Sequence[ScoredResponse], first_rows: Sequence[ScoredResponse]
+    ) -> None:
+        for first, row in zip(first_rows, rows, strict=True):
+            if (row.n_tokens, row.truncated) != (first.n_tokens, first.truncated):
+                raise UserError(
+                    f"{member} reads response {row.response_index} of item {row.item_id} as {row.n_tokens} tokens, but "
+                    f"{self.members[0]} as {first.n_tokens}: the members have different tokenizers. Combine runs of one backbone."
+                )
+
+    def _scorer(self, member: Path) -> Scorer:
+        """The scorer of a member, which is kept only where it is to stay loaded."""
         if not self.keep_loaded:
             return load_scorer(member, self.settings)
         if member not in self._loaded:
@@ -444,33 +558,6 @@ class EnsembleScorer:
         names = ("precision", "layout", "attention", "max_length")
         return {name: getattr(self.settings, name) for name in names}
 
-    def extra_metrics(self) -> dict[str, float]:
-        """What is known besides the scores."""
-        return {}
-
 
 def _sigmoid(x: float) -> float:
     return 1 / (1 + math.exp(-x)) if x >= 0 else math.exp(x) / (1 + math.exp(x))
-
-
-class _Progress:
-    """A line on stderr every few seconds with an ETA by tokens, not by batches."""
-
-    def __init__(self, label: str, total: int, every: float = 5.0):
-        self.label, self.total, self.every = label, total, every
-        self.done, self.started, self.last = 0, time.monotonic(), time.monotonic()
-
-    def advance(self, amount: int) -> None:
-        self.done += amount
-        now = time.monotonic()
-        if now - self.last < self.every or not self.done:
-            return
-        self.last = now
-        elapsed = now - self.started
-        remaining = elapsed / self.done * (self.total - self.done)
-        share = 100 * self.done / self.total
-        print(
-            f"{self.label}: {share:.0f}%  {self.done / elapsed:.0f} tokens/s  ETA {remaining:.0f} s",
-            file=sys.stderr,
-            flush=True,
-        )

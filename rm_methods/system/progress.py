@@ -7,34 +7,43 @@ import time
 
 
 class Progress:
-    """Counts what is done and prints it.
+    """Counts the work that is done and prints it.
 
     Args:
         label: starts every line.
         total: units of work in all.
         done: units that were done before (a resumed run).
-        every: seconds between lines; the last unit always prints one.
+        unit: what is counted, in the plural; it is printed behind the numbers.
+        interval: seconds between two lines.
+        print_end: print a line when the work is complete, however short the interval was.
     """
 
-    def __init__(self, label: str, total: int, done: int = 0, every: float = 5.0):
-        self.label, self.total, self.done, self.before, self.every = label, total, done, done, every
-        self.started = self.printed = time.monotonic()
+    def __init__(
+        self, label: str, total: int, done: int = 0, *, unit: str = "", interval: float = 5.0, print_end: bool = True
+    ):
+        self.label = label
+        self.total = total
+        self.done = done
+        self.done_before = done
+        self.unit = unit
+        self.interval = interval
+        self.print_end = print_end
+        self.started = time.monotonic()
+        self.printed = self.started
 
     def advance(self, amount: int, text: str = "") -> None:
-        """Count `amount` more units; `text` stands in the line."""
+        """Count `amount` more units.  `text` is printed in the line."""
         self.done += amount
         now = time.monotonic()
-        if now - self.printed < self.every and self.done < self.total:
+        is_end = self.done >= self.total and self.print_end
+        if now - self.printed < self.interval and not is_end:
             return
         self.printed = now
         elapsed = now - self.started
-        remaining = elapsed / max(self.done - self.before, 1) * (self.total - self.done)
-        text = f"  {text}" if text else ""
-        print(
-            f"{self.label}: {self.done}/{self.total}{text}  elapsed {clock(elapsed)}  ETA {clock(remaining)}",
-            file=sys.stderr,
-            flush=True,
-        )
+        remaining = elapsed / max(self.done - self.done_before, 1) * (self.total - self.done)
+        count = f"{self.done}/{self.total} {self.unit}".rstrip()
+        parts = [f"{self.label}: {count}", text, f"elapsed {clock(elapsed)}", f"ETA {clock(remaining)}"]
+        print("  ".join(part for part in parts if part), file=sys.stderr, flush=True)
 
 
 def clock(seconds: float) -> str:

@@ -22,16 +22,17 @@ _PATIENCE = timedelta(days=7)
 def training_arguments(training: dict[str, Any], seed: int, work: Path, steps: int):
     """The transformers `TrainingArguments` of a run.
 
-    Gradient accumulation is 1 because one item of our data loader is a whole optimizer step.  Mixed precision is not the Trainer's
-    either: the reward model autocasts its backbone, so that weights stay fp32 and the head is computed in fp32 under every stage
-    of DeepSpeed.
+    Gradient accumulation is 1 because one item of our data loader is a whole optimizer step.  Mixed precision is not
+    the Trainer's either: the reward model autocasts its backbone, so that weights stay fp32 and the head is computed in
+    fp32 under every stage of DeepSpeed.
     """
     import torch
     from transformers import TrainingArguments
 
     deepspeed_file = configuration_file(training["deepspeed"])
     if deepspeed_file and not torch.cuda.is_available():
-        # On a CPU the Trainer starts torch.distributed but not DeepSpeed's own layer, which ZeRO-3 needs to create the model in shards.
+        # On a CPU the Trainer starts torch.distributed but not DeepSpeed's own layer, which ZeRO-3 needs to create the
+        # model in shards.
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
         import deepspeed
 
@@ -182,7 +183,8 @@ def adapt(model, adaptation, pairs: Sequence, items: Sequence, reader, inputs) -
         trainer.accelerator.free_memory()  # what DeepSpeed holds: another of its engines trains the preferences
         wait_for_ranks()
     missing, unexpected = model.classifier.base_model.load_state_dict(load_file(adapted), strict=False)
-    # Some classifiers have a pooler that their language models lack; anything else would mean that they are different models.
+    # Some classifiers have a pooler that their language models lack; anything else would mean that they are different
+    # models.
     if unexpected or any("pooler" not in name for name in missing):
         raise UserError(
             f"{inputs.label}: language model and classifier of the source have different weights ({unexpected or missing})."

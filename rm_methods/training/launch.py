@@ -1,5 +1,5 @@
-"""Starting a training run on its processors: the check of the GPUs, one rank a GPU through torchrun, on one node or on those of a Slurm
-job; and how a run ends when it is told to stop.
+"""Starting a training run on its processors: the check of the GPUs, one rank a GPU through torchrun, on one node or on
+those of a Slurm job; and how a run ends when it is told to stop.
 
 torchrun rather than DeepSpeed's launcher: it needs no ssh and works inside Slurm.
 """
@@ -33,8 +33,8 @@ _PR_SET_PDEATHSIG = 1  # from linux/prctl.h
 def check_gpus(asked: int, ranks: int, setting: str) -> None:
     """Compare the GPUs that this process may use with those that were asked for.
 
-    In a Slurm job they must be as many as were asked for: with fewer, ranks would share a GPU; with more, jobs on one node take the same
-    ones.  Elsewhere there must be one for every rank, if there are any.
+    In a Slurm job they must be as many as were asked for: with fewer, ranks would share a GPU; with more, jobs on one
+    node take the same ones.  Elsewhere there must be one for every rank, if there are any.
 
     Args:
         asked: GPUs on each node; 0 for a job on CPUs.
@@ -142,8 +142,8 @@ class Stopped(SystemExit):
 def stops_on_signals() -> Iterator[None]:
     """Let SIGTERM and SIGUSR1 (time limit, preemption, scancel) end the block like an error does.
 
-    So half-written files are removed and the run's lock is given back; the last complete checkpoint stays, and the same command
-    continues from it.  Python's own reaction to both signals is to vanish.
+    So half-written files are removed and the run's lock is given back; the last complete checkpoint stays, and the same
+    command continues from it.  Python's own reaction to both signals is to vanish.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -199,8 +199,9 @@ def threads_of_rank(threads: int) -> int:
 
 
 def end_of_rank(world_size: int) -> None:
-    """Leave together, and at once: everything is written, and the threads of the communication library sometimes abort a rank whose
-    interpreter is shut down in the ordinary way (seen with ZeRO-3 on gloo), which makes the launcher call the training failed.
+    """Leave together, and at once: everything is written, and the threads of the communication library sometimes abort
+    a rank whose interpreter is shut down in the ordinary way (seen with ZeRO-3 on gloo), which makes the launcher call
+    the training failed.
     """
     if world_size > 1:
         import torch.distributed as dist

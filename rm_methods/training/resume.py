@@ -1,7 +1,8 @@
 """Continuing from a checkpoint, also with another number of ranks than wrote it.
 
-Without DeepSpeed, or with its stage 0, a checkpoint holds the whole state of the optimizer and fits any number of ranks.  ZeRO cuts the
-state into one part a rank; DeepSpeed's converter then puts the parts together ("universal checkpoint"), once, beside them.
+Without DeepSpeed, or with its stage 0, a checkpoint holds the whole state of the optimizer and fits any number of
+ranks.  ZeRO cuts the state into one part a rank; DeepSpeed's converter then puts the parts together ("universal
+checkpoint"), once, beside them.
 """
 
 from __future__ import annotations
@@ -31,8 +32,8 @@ def ranks_of(checkpoint: Path) -> int | None:
 def restore_settings(optimizer, weight_decays: Sequence[float]) -> None:
     """Undo what loading a universal checkpoint of ZeRO-3 does to an optimizer with several groups of weights.
 
-    DeepSpeed 0.19 (`load_hp_checkpoint_state_from_checkpoint_dir_stage3`) gives the settings of the first group to all of them, and one
-    step counter to all parts of the weights, which then counts once for each.
+    DeepSpeed 0.19 (`load_hp_checkpoint_state_from_checkpoint_dir_stage3`) gives the settings of the first group to all
+    of them, and one step counter to all parts of the weights, which then counts once for each.
 
     Args:
         optimizer: torch's, inside that of DeepSpeed.

@@ -54,8 +54,8 @@ class RunFiles:
 def train(config: dict[str, Any], variant: str, seed: int, files: RunFiles, threads: int = 0) -> dict[str, Any]:
     """Train one variant with one seed, or describe a scorer that has no weights.
 
-    With `training.processes` > 1 this starts that many ranks of the running command through torchrun and waits for them; with
-    `resources.nodes` > 1 on each node of the Slurm job.  No other process writes the same run meanwhile.
+    With `training.processes` > 1 this starts that many ranks of the running command through torchrun and waits for
+    them; with `resources.nodes` > 1 on each node of the Slurm job.  No other process writes the same run meanwhile.
 
     Args:
         config: resolved configuration.
@@ -65,8 +65,8 @@ def train(config: dict[str, Any], variant: str, seed: int, files: RunFiles, thre
         The summary that was written.
 
     Raises:
-        UserError: nothing to train on, a loss that is not finite, a rank that failed, an impossible setting, another process that
-            writes this run, other GPUs than asked for.
+        UserError: nothing to train on, a loss that is not finite, a rank that failed, an impossible setting, another
+            process that writes this run, other GPUs than asked for.
     """
     with stops_on_signals():
         if "RANK" in os.environ:
@@ -193,8 +193,8 @@ def _model_to_train(method, inputs, data: TrainingData):
     from rm_methods.reward_models.lora import add_adapters, target_layers
 
     training = inputs.config["training"]
-    # With ZeRO-3 the arguments make transformers create and load a model in shards, so they come first; a tiny model is created whole,
-    # because random weights drawn in shards would be others than those of a run on one rank.
+    # With ZeRO-3 the arguments make transformers create and load a model in shards, so they come first; a tiny model is
+    # created whole, because random weights drawn in shards would be others than those of a run on one rank.
     whole = method.model_is_made_whole or inputs.config["backbone"]["source"] == "tiny"
     model = method.model(data.pairs, data.reader, inputs) if whole else None
     if model and training["lora"]:
@@ -269,20 +269,21 @@ def _validation(config: dict[str, Any], files: RunFiles) -> dict[str, float]:
     """Accuracy (ties are wrong) and Bradley-Terry loss of the saved model on the validation split; empty if there is none."""
     import numpy as np
 
-    from rm_methods.scoring.scorer import load_scorer, pair_rewards, scoring_settings
+    from rm_methods.scoring.scorer import load_scorer, pair_items, rewards_of_pairs, scoring_settings
 
     pairs, refused = _validation_pairs(config, files)
     if not pairs:
         return {}
     scorer = load_scorer(files.model, scoring_settings(config))
-    rewards = pair_rewards(scorer, pairs)
+    scoring = scorer.compute(pair_items(pairs))
+    rewards = rewards_of_pairs(scoring.responses)
     margins = rewards[:, 0] - rewards[:, 1]
     return {
         "validation_accuracy": float((margins > 0).mean()),
         "validation_loss": float(np.logaddexp(0, -margins).mean()),
         "validation_pairs": len(pairs),
         **({"validation_pairs_refused": refused} if refused else {}),
-        **scorer.extra_metrics(),
+        **({} if scoring.position_bias is None else {"validation_position_bias": scoring.position_bias}),
     }
 
 

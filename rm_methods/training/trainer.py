@@ -1,9 +1,9 @@
 """The transformers `Trainer`, fed with planned optimizer steps.
 
-One item of the data loader is one optimizer step of one rank: a list of micro-batches.  So gradient accumulation is ours: each
-micro-batch's loss is the weighted sum over its pairs divided by the total weight of the *step* (over all ranks), and gradients
-do not depend on how a step was cut into micro-batches or dealt to ranks.  Everything else (optimizer, schedule, DeepSpeed, DDP,
-checkpoints, random states) is the Trainer's.
+One item of the data loader is one optimizer step of one rank: a list of micro-batches.  So gradient accumulation is
+ours: each micro-batch's loss is the weighted sum over its pairs divided by the total weight of the *step* (over all
+ranks), and gradients do not depend on how a step was cut into micro-batches or dealt to ranks.  Everything else
+(optimizer, schedule, DeepSpeed, DDP, checkpoints, random states) is the Trainer's.
 """
 
 from __future__ import annotations

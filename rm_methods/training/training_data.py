@@ -92,14 +92,15 @@ def apply_truncation_policy(
 ) -> tuple[list, list, dict[str, int]]:
     """Decide what happens to pairs that did not fit, and count it.
 
-    A cut prompt stays (the oldest turns went first).  A pair with a cut response is dropped or kept by `policy`; a pair whose two
-    sequences are equal is always dropped, because it could only teach log 2.
+    A cut prompt stays (the oldest turns went first).  A pair with a cut response is dropped or kept by `policy`; a pair
+    whose two sequences are equal is always dropped, because it could only teach log 2.
 
     Args:
         policy: `training.overlong_pairs`: "drop", "truncate" or "error".
 
     Returns:
-        Kept pairs, their items, and counts: prompts_cut, responses_cut, dropped_response_cut, dropped_equal (by truncation),
+        Kept pairs, their items, and counts: prompts_cut, responses_cut, dropped_response_cut, dropped_equal (by
+            truncation),
         dropped_same_tokens (the chat template or the tokenizer makes no difference between the responses).
 
     Raises:

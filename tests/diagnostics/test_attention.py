@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from rm_methods.diagnostics import attention
-from rm_methods.diagnostics.attention import attention_mass, packed_places, sequence_masses
+from rm_methods.diagnostics.attention import attention_mass, sequence_masses
 from rm_methods.reward_models.layouts import lay_out
 
 
@@ -52,13 +52,6 @@ def test_packed_items_with_a_shared_prompt_equal_single_sequences(reward_model, 
     assert len(together) == len(alone) == 12
     for expected, found in zip(alone, together, strict=True):
         np.testing.assert_allclose(found, expected, atol=1e-5, rtol=0)
-
-
-def test_packed_places_point_at_the_sequences_tokens(encoded):
-    packed = lay_out(encoded, "packed", 0).input_ids[0].numpy()
-    sequences = [sequence for item in encoded for sequence in item.sequences]
-    for places, sequence in zip(packed_places(encoded), sequences, strict=True):
-        np.testing.assert_array_equal(packed[places], sequence)
 
 
 def test_every_mass_is_a_distribution(reward_model, encoded):

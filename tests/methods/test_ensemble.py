@@ -106,20 +106,23 @@ def test_what_had_to_be_cut_stays_marked(prepared, pairs, member, tmp_path):
     assert 0 < rows[0].n_tokens < rows[1].n_tokens <= 256
 
 
-class Shifted:
+class Shifted(scoring.Scorer):
     """A loaded member with made-up rewards, moved by a constant."""
-
-    changed_texts = 0
 
     def __init__(self, folder):
         self.number, self.shift = json.loads((folder / "member.json").read_text())
 
-    def score(self, items, label=""):
+    def compute(self, items, label=""):
         texts = [(item, k, text) for item in items for k, text in enumerate(item.responses)]
-        return [
-            ScoredResponse(i.item_id, k, response_hash(t), len(t) % (7 + self.number) + self.shift, 1, False)
-            for i, k, t in texts
-        ]
+        return scoring.Scoring(
+            [
+                ScoredResponse(i.item_id, k, response_hash(t), len(t) % (7 + self.number) + self.shift, 1, False)
+                for i, k, t in texts
+            ]
+        )
+
+    def computation(self):
+        return {}
 
 
 @pytest.mark.parametrize("aggregate", AGGREGATES)
@@ -216,7 +219,7 @@ def test_a_missing_member_is_named(prepared, member, tmp_path):
     members = [member(0), member(1)]
     folder = combined(prepared, tmp_path, members)[1]
     members[1].rename(members[1].with_name("away"))
-    with pytest.raises(UserError, match=r"1 of 2 members are not there, the first is .*/bradley_terry/seed1/model"):
+    with pytest.raises(UserError, match=r"1 of 2 members are missing, the first is .*/bradley_terry/seed1/model"):
         load_scorer(folder, SETTINGS)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -323,7 +324,7 @@ def test_a_joint_model_is_refused_as_proxy():
     from rm_methods.scoring.scorer import JointScorer, ScoringSettings
 
     with pytest.raises(UserError, match="joint model compares two responses"):
-        scorer_reward(JointScorer(None, None, ScoringSettings()))
+        scorer_reward(JointScorer(SimpleNamespace(layout=lambda asked: "plain"), None, ScoringSettings()))
 
 
 def test_every_pass_goes_through_all_prompts_once():

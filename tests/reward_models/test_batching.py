@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rm_methods.reward_models.batching import plan_cost, plan_steps
+from rm_methods.reward_models.batching import batches_within, plan_cost, plan_steps
 from rm_methods.reward_models.layouts import launched_tokens
 from rm_methods.reward_models.tokenization import TokenizedItem
 
@@ -108,3 +108,27 @@ def test_fewer_pairs_than_ranks_are_filled_up_without_weight(pairs, ranks):
     assert sorted(step.indices) == list(range(pairs))
     assert step.micro_batches == pairs
     assert all(len(rank) == 1 for rank in step.ranks)
+
+
+def test_batches_within_a_limit_by_hand():
+    tokens = [9, 5, 4, 1, 1, 1]
+
+    def launched(members):
+        return sum(tokens[i] for i in members)
+
+    # The first item alone is above the limit; 5 + 4 would be too.
+    assert batches_within(range(6), 8, launched) == [[0], [1], [2, 3, 4, 5]]
+    assert batches_within(range(6), 0, launched) == [[0], [1], [2], [3], [4], [5]]
+    assert batches_within([2, 0], 13, launched) == [[2, 0]]
+    assert batches_within([], 8, launched) == []
+
+
+@given(items=ITEMS, limit=st.integers(0, 400), layout=st.sampled_from(["packed", "plain"]))
+def test_batches_hold_every_item_once_in_order_and_are_as_large_as_the_limit_allows(items, limit, layout):
+    def launched(members):
+        return launched_tokens([items[i] for i in members], layout)
+
+    batches = batches_within(range(len(items)), limit, launched)
+    assert [i for members in batches for i in members] == list(range(len(items)))
+    assert all(launched(members) <= limit or len(members) == 1 for members in batches)
+    assert all(launched([*members, members[-1] + 1]) > limit for members in batches[:-1])

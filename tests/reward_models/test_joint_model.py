@@ -98,13 +98,14 @@ def test_preferences_are_antisymmetric_and_position_bias_is_reported(words, pair
     scorer = JointScorer(encoder(BertConfig, words), EncoderReader(words, 128), ScoringSettings(threads=1))
     items = [BenchmarkItem(p.pair_id, "s", p.prompt, [p.chosen, p.rejected], 0) for p in pairs[:6]]
     swapped = [BenchmarkItem(p.pair_id, "s", p.prompt, [p.rejected, p.chosen], 1) for p in pairs[:6]]
-    rows, back = scorer.score(items), scorer.score(swapped)
+    scoring, back = scorer.compute(items), scorer.score(swapped)
+    rows = scoring.responses
     assert len(rows) == 12
     for k in range(6):
         first, second = rows[2 * k].score, rows[2 * k + 1].score
         assert first == pytest.approx(-second, abs=1e-6) == pytest.approx(back[2 * k + 1].score, abs=1e-5)
     assert max(abs(row.score) for row in rows) > 1e-4
-    assert -0.5 <= scorer.extra_metrics()["validation_position_bias"] <= 0.5
+    assert -0.5 <= scoring.position_bias <= 0.5
 
 
 def test_equal_responses_get_equal_scores_and_more_than_two_are_ranked(words, pairs):

@@ -1,6 +1,7 @@
 import numpy as np
+import pytest
 
-from rm_methods.reward_models.layouts import launched_tokens, lay_out, packed_length
+from rm_methods.reward_models.layouts import launched_tokens, lay_out, packed_length, token_positions
 from rm_methods.reward_models.tokenization import TokenizedItem
 
 
@@ -53,3 +54,18 @@ def test_launched_tokens():
     assert packed_length(TWO_ITEMS[0]) == 6
     assert launched_tokens(TWO_ITEMS, "packed") == 6 + 4
     assert launched_tokens(TWO_ITEMS, "plain") == 4 * 5
+
+
+def test_token_positions_by_hand():
+    packed = [positions.tolist() for positions in token_positions(TWO_ITEMS, "packed")]
+    assert packed == [[0, 1, 3, 4, 5], [0, 1, 6], [2, 7], [2, 8, 9]]
+    plain = [positions.tolist() for positions in token_positions(TWO_ITEMS, "plain")]
+    assert plain == [[0, 1, 2, 3, 4], [5, 6, 7], [10, 11], [15, 16, 17]]
+
+
+@pytest.mark.parametrize("layout", ["packed", "plain"])
+def test_token_positions_point_at_the_tokens_of_the_sequences(layout):
+    tokens = lay_out(TWO_ITEMS, layout, pad_id=0).input_ids.flatten().numpy()
+    sequences = [sequence for two_item in TWO_ITEMS for sequence in two_item.sequences]
+    for positions, sequence in zip(token_positions(TWO_ITEMS, layout), sequences, strict=True):
+        np.testing.assert_array_equal(tokens[positions], sequence)

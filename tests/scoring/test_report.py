@@ -6,6 +6,7 @@ import pytest
 from rm_methods.benchmarks.score_table import ScoredResponse
 from rm_methods.scoring.data import load_data
 from rm_methods.scoring.report import make_report, report_text
+from rm_methods.scoring.scorer import Scoring
 
 MODEL = {
     "folder": "/models/" + "long_name_" * 12,
@@ -31,7 +32,7 @@ def report(write_rows):
             for position, (item, pair) in enumerate(zip(data.items, scores, strict=True))
             for k, score in enumerate(pair)
         ]
-        return make_report(data, responses, MODEL, 1.5)
+        return make_report(data, Scoring(responses), MODEL, 1.5)
 
     return make
 
@@ -96,7 +97,7 @@ def test_columns_that_are_not_read_are_named(write_rows):
     row = {"prompt": "a", "chosen": "b", "rejected": "c", "reason": "because"}
     data = load_data(str(write_rows("x.jsonl", row, row | {"prompt": "d", "reason": ""})))
     responses = [ScoredResponse(item.item_id, k, "", 1.0 - k, 10, False) for item in data.items for k in (0, 1)]
-    report = make_report(data, responses, MODEL, 1.5)
+    report = make_report(data, Scoring(responses), MODEL, 1.5)
     assert list(report["read"]["unread"].values()) == [{"reason": 1}]
     assert "not read    columns: reason (1 rows)" in report_text(report, [])
 

@@ -1,3 +1,4 @@
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -7,7 +8,7 @@ import torch
 from rm_methods.benchmarks.item import BenchmarkItem
 from rm_methods.benchmarks.score_table import response_hash
 from rm_methods.reward_models.model import RewardOutput
-from rm_methods.scoring.scorer import RewardModelScorer, ScoringSettings
+from rm_methods.scoring.scorer import RewardModelScorer, ScoringSettings, position_bias
 
 
 @pytest.fixture
@@ -123,3 +124,12 @@ def test_too_long_text_is_scored_and_marked(scorer, pairs):
     assert (short.truncated, long.truncated) == (False, True)
     assert long.n_tokens <= 256
     assert np.isfinite(long.score)
+
+
+def test_position_bias_by_hand():
+    # The logits are those of the response that is read first: ln 3 is a probability of 3/4.
+    three_quarters = math.log(3)
+    assert position_bias([]) is None
+    assert position_bias([(three_quarters, -three_quarters)]) == pytest.approx(0)
+    assert position_bias([(three_quarters, three_quarters)]) == pytest.approx(0.25)
+    assert position_bias([(three_quarters, three_quarters), (-1000, -1000)]) == pytest.approx(-0.125)
