@@ -1,7 +1,8 @@
-"""A Best-of-N pool with a recorded judge: AlpacaEval instructions, each answered by many models, each answer judged against one baseline.
+"""A Best-of-N pool with a recorded judge: AlpacaEval instructions with the answers of many models.
 
-The gold value of a candidate is its preference less 1: in [0, 1], 1 where the judge (GPT-4 Turbo, weighted) prefers it to the baseline's
-answer, 0.5 for the baseline itself.  The metric is the gold of the candidate that a scorer ranks first.
+The judge (GPT-4 Turbo, weighted) compared each answer with that of one baseline. The gold value of a candidate is its
+preference less 1, in [0, 1]: 1 where the judge prefers it to the baseline's answer, 0.5 for the baseline itself. The
+metric is the gold of the candidate that a scorer ranks first.
 """
 
 from __future__ import annotations
@@ -34,8 +35,8 @@ def read(
     """Items from the pool file below `root`; it is made from the public annotations and is not on a hub."""
     if root is None:
         raise UserError(
-            f"benchmarks.{card.name}.root is not set: the pool is made from the annotations at {card.url} and is not on a hub. Name the "
-            f"folder that holds {card.files['pool']}."
+            f"benchmarks.{card.name}.root is not set: the pool is made from the annotations at {card.url} and is "
+            f"not on a hub. Name the folder that holds {card.files['pool']}."
         )
     yield from sample_items(_read_pool(card, root, report), options, report)
 
@@ -56,11 +57,11 @@ def _read_pool(card: BenchmarkCard, root: Path, report: ItemReport) -> Iterator[
 
 
 def _item(row: dict[str, Any], where: str) -> BenchmarkItem:
-    instruction, candidates = text_of(row, "instruction", where), row.get("candidates")
-    if row.get("dataset") not in SUBSETS:
-        raise DataError(
-            f"{where}: dataset {row.get('dataset')!r} is not one of AlpacaEval. {nearest(str(row.get('dataset')), SUBSETS)}"
-        )
+    instruction = text_of(row, "instruction", where)
+    candidates = row.get("candidates")
+    dataset = row.get("dataset")
+    if dataset not in SUBSETS:
+        raise DataError(f"{where}: dataset {dataset!r} is not one of AlpacaEval. {nearest(str(dataset), SUBSETS)}")
     if not isinstance(candidates, (list, tuple)) or len(candidates) < 2:
         raise DataError(
             f"{where}: `candidates` must be a list of at least two answers, found {str(candidates)[:80]!r}."
@@ -77,7 +78,7 @@ def _item(row: dict[str, Any], where: str) -> BenchmarkItem:
     messages = [{"role": "user", "content": instruction}]
     return BenchmarkItem(
         item_id=content_hash(instruction),
-        subset=row["dataset"],
+        subset=dataset,
         prompt=messages,
         responses=[candidate["output"] for candidate in candidates],
         label=[candidate["preference"] - 1.0 for candidate in candidates],
@@ -98,7 +99,7 @@ def comparisons(label: Any, n_responses: int) -> list[tuple[int, int]]:
 
 
 def grade(label: Any, scores: np.ndarray) -> dict[str, float]:
-    """Credits of one item: gold of the top candidate (strict, and expected over ties), and agreement on pairs of candidates."""
+    """Credits of one item: gold of the top candidate (strict, expected over ties), agreement on pairs of candidates."""
     gold = candidate_gold(label, len(scores))
     strict, expected = gold_of_top(gold, scores)
     return {"best_of_all": strict, "best_of_all_expected": expected, "agreement": agreement(gold, scores)}

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import re
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
 from types import ModuleType
@@ -13,9 +15,17 @@ from rm_methods.errors import ConfigError, UserError, nearest
 from rm_methods.validation import schema_problems, unusable_values
 from rm_methods.yaml_files import read_yaml
 
-MODULES = Path(__file__).resolve().parent
+# The modules of `rm_methods.benchmarks` that read, grade and average a benchmark (data/benchmarks/README.md).
+MODULES = ("alpaca_eval_pool", "hh_rlhf", "judge_bench", "ppe_correctness", "prepared_splits", "rm_bench")
 
-OPTIONAL = {"has_gold": False, "hub_id": None, "revision": None, "files": {}, "options": {}, "notes": ""}
+OPTIONAL: dict[str, Any] = {
+    "has_gold": False,
+    "hub_id": None,
+    "revision": None,
+    "files": {},
+    "options": {},
+    "notes": "",
+}
 
 
 @dataclass(frozen=True)
@@ -23,18 +33,18 @@ class BenchmarkCard:
     """A benchmark as its card describes it.
 
     Attributes:
-        name: the file name of the card without ``.yaml``; what the configuration calls the benchmark.
+        name: the file name of the card without ``.yaml``; the benchmark's name in configurations.
         title: for tables and documentation.
-        module: name of the file in ``rm_methods/benchmarks`` that reads, grades and averages it.
+        module: one of `MODULES`.
         licence, citation, url: of the data.
         subsets: every subset that an item may have.
-        columns: metric -> short heading, for the metrics that stand in the main comparison table.
+        columns: metric -> short heading, for the metrics of the main comparison table.
         chance: what a random scorer gets in those metrics, in [0, 1].
-        has_gold: whether labels are gold values of the responses, so that Best-of-N can use the benchmark as a pool.
-        hub_id, revision: of the Hugging Face hub, or None.  A revision is a full commit hash.
-        files: name -> glob under a local root.  What the names mean is the module's affair.
+        has_gold: whether labels are gold values of the responses; then Best-of-N can use the benchmark as a pool.
+        hub_id, revision: of the Hugging Face hub, or None. A revision is a full commit hash.
+        files: name -> glob under a local root. The module defines what the names mean.
         options: values that differ from the module's defaults.
-        notes: anything a reader of the numbers should know.
+        notes: remarks for the readers of the numbers.
     """
 
     name: str
@@ -67,9 +77,8 @@ def benchmark_card_file(name: str) -> Path:
     """
     files = card_files("benchmarks")
     if name not in files:
-        raise UserError(
-            f"Unknown benchmark {name!r}. {nearest(name, files)} To add one, write a card: data/benchmarks/<name>.yaml."
-        )
+        advice = "To add one, write a card: data/benchmarks/<name>.yaml."
+        raise UserError(f"Unknown benchmark {name!r}. {nearest(name, files)} {advice}")
     return files[name]
 
 
@@ -78,7 +87,7 @@ def load_benchmark_card(name: str) -> BenchmarkCard:
 
     Raises:
         UserError: there is no such card.
-        ConfigError: it is not YAML, or with all problems of the card at once.
+        ConfigError: it is not YAML, or with all problems of the card together.
     """
     source = benchmark_card_file(name)
     raw, problems = read_yaml(source)
@@ -97,25 +106,30 @@ def benchmark_module(card: BenchmarkCard) -> ModuleType:
 
 
 def resolve_benchmark_options(card: BenchmarkCard, given: dict[str, Any] | None = None) -> dict[str, Any]:
-    """The options of a benchmark: the module's defaults, then the card's values, then those `given` in the configuration.
+    """The options of a benchmark: the module's defaults, then the card's values, then those `given` in the
+    configuration.
 
     Raises:
         ConfigError: with every unknown option and every value that its schema refuses.
     """
     schemas = benchmark_module(card).OPTIONS
-    chosen, where = card.options | (given or {}), f"benchmarks.{card.name}.options"
-    problems = [f"{where}.{key}: unknown option. {nearest(key, schemas)}" for key in chosen if key not in schemas]
-    for key, value in chosen.items():
-        problems += schema_problems(value, schemas.get(key, {}), f"{where}.{key}")
+    options = card.options | (given or {})
+    where = f"benchmarks.{card.name}.options"
+    problems = []
+    for key, value in options.items():
+        if key not in schemas:
+            problems.append(f"{where}.{key}: unknown option. {nearest(key, schemas)}")
+        else:
+            problems += schema_problems(value, schemas[key], f"{where}.{key}")
     if "splits" in schemas and not problems:
-        unknown = [split for split in chosen.get("splits", []) if split not in card.subsets]
-        problems += [
-            f"{where}.splits: '{split}' is not a split of {card.name}. {nearest(split, card.subsets)}"
-            for split in unknown
-        ]
+        for split in options.get("splits", []):
+            if split not in card.subsets:
+                problems.append(
+                    f"{where}.splits: '{split}' is not a split of {card.name}. {nearest(split, card.subsets)}"
+                )
     if problems:
         raise ConfigError(problems)
-    return {key: schema["default"] for key, schema in schemas.items()} | chosen
+    return {key: schema["default"] for key, schema in schemas.items()} | options
 
 
 def _problems(raw: dict[str, Any], name: str) -> list[str]:
@@ -123,52 +137,57 @@ def _problems(raw: dict[str, Any], name: str) -> list[str]:
     keys = [field.name for field in fields(BenchmarkCard)]
     problems = [f"{key}: unknown key. {nearest(key, keys)}" for key in raw if key not in keys]
     problems += [f"{key}: missing; every card needs it" for key in keys if key not in raw and key not in OPTIONAL]
-
-    def expect(key: str, ok: bool, allowed: str) -> None:
-        if not ok:
+    for key, (allowed, fits) in _RULES.items():
+        if key in raw and not fits(raw[key]):
             problems.append(f"{key}: {raw[key]!r} is not allowed; expected {allowed}")
-
-    for key, value in raw.items():
-        if key in ("title", "licence", "citation", "url"):
-            expect(key, _is_text(value), "a text that is not empty")
-        elif key == "name":
-            expect(key, value == name, f"{name!r}, the name of the file")
-        elif key == "module":
-            modules = sorted(
-                path.stem for path in MODULES.glob("*.py") if "def grade(" in path.read_text(encoding="utf-8")
-            )
-            expect(key, value in modules, f"the name of a benchmark file in {MODULES}. {nearest(value, modules)}")
-        elif key == "subsets":
-            expect(
-                key,
-                isinstance(value, list) and bool(value) and all(map(_is_text, value)),
-                "a list of at least one name",
-            )
-        elif key in ("columns", "files"):
-            expect(
-                key,
-                isinstance(value, dict) and all(map(_is_text, [*value, *value.values()])),
-                "a mapping of texts to texts",
-            )
-        elif key == "options":
-            expect(key, isinstance(value, dict), "a mapping")
-        elif key == "chance":
-            expect(key, isinstance(value, (int, float)) and 0 <= value <= 1, "a number between 0 and 1")
-        elif key == "notes":
-            expect(key, isinstance(value, str), "a text")
-        elif key == "hub_id":
-            expect(key, value is None or (_is_text(value) and value.count("/") == 1), "owner/name on the hub, or null")
-        elif key == "revision":
-            hexadecimal = isinstance(value, str) and len(value) == 40 and set(value) <= set("0123456789abcdef")
-            expect(
-                key,
-                value is None or hexadecimal,
-                "a full commit hash of 40 hexadecimal digits in quotation marks, or null",
-            )
-    if "columns" in raw and raw["columns"] == {}:
-        problems.append("columns: empty; at least one metric must stand in the comparison table")
+    if "name" in raw and raw["name"] != name:
+        problems.append(f"name: {raw['name']!r} is not allowed; expected {name!r}, the name of the file")
+    if "module" in raw and raw["module"] not in MODULES:
+        problems.append(
+            f"module: {raw['module']!r} is not allowed; expected the name of a benchmark module. "
+            f"{nearest(str(raw['module']), MODULES)}"
+        )
+    if raw.get("columns") == {}:
+        problems.append("columns: empty; the comparison table needs at least one metric")
     return problems
 
 
 def _is_text(value: Any) -> bool:
     return isinstance(value, str) and bool(value.strip())
+
+
+def _is_list_of_texts(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(map(_is_text, value))
+
+
+def _maps_texts_to_texts(value: Any) -> bool:
+    return isinstance(value, dict) and all(map(_is_text, [*value, *value.values()]))
+
+
+def _is_share(value: Any) -> bool:
+    return isinstance(value, (int, float)) and 0 <= value <= 1
+
+
+def _is_hub_id(value: Any) -> bool:
+    return value is None or (_is_text(value) and value.count("/") == 1)
+
+
+def _is_revision(value: Any) -> bool:
+    return value is None or (isinstance(value, str) and re.fullmatch(r"[0-9a-f]{40}", value) is not None)
+
+
+# Key of a card -> what is allowed, and whether a value is. JSON Schema would take as long to import as the rest.
+_RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "title": ("a text that is not empty", _is_text),
+    "licence": ("a text that is not empty", _is_text),
+    "citation": ("a text that is not empty", _is_text),
+    "url": ("a text that is not empty", _is_text),
+    "subsets": ("a list of at least one name", _is_list_of_texts),
+    "columns": ("a mapping of texts to texts", _maps_texts_to_texts),
+    "files": ("a mapping of texts to texts", _maps_texts_to_texts),
+    "options": ("a mapping", lambda value: isinstance(value, dict)),
+    "chance": ("a number between 0 and 1", _is_share),
+    "notes": ("a text", lambda value: isinstance(value, str)),
+    "hub_id": ("owner/name on the hub, or null", _is_hub_id),
+    "revision": ("a full commit hash of 40 hexadecimal digits in quotation marks, or null", _is_revision),
+}

@@ -1,25 +1,29 @@
-"""What all benchmark modules share: a metric as a weighted mean of credits, strict comparison, and seeded sampling of items."""
+"""Shared by all benchmark modules: metrics as weighted means of credits, strict comparison, seeded samples of items."""
 
 from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from rm_methods.benchmarks.item import BenchmarkItem
 from rm_methods.errors import DataError, nearest
 
-SAMPLING_OPTIONS = {
+if TYPE_CHECKING:
+    from rm_methods.benchmarks.sources import ItemReport
+
+SAMPLING_OPTIONS: dict[str, dict[str, Any]] = {
     "limit": {
         "type": ["integer", "null"],
         "minimum": 1,
         "default": None,
-        "description": "At most this many items of each subset, drawn at random but always the same ones for one seed; null takes all.",
+        "description": "At most this many items of each subset, drawn at random, the same ones for one seed; "
+        "null takes all.",
     },
     "sample_seed": {"type": "integer", "default": 0, "description": "Seed of the draw when `limit` is set."},
 }
@@ -27,14 +31,14 @@ SAMPLING_OPTIONS = {
 
 @dataclass(frozen=True)
 class Metric:
-    """A metric = sum over strata of weight x mean credit of the items in the stratum; undefined where a stratum has no items.
+    """A metric = sum over strata of weight x mean credit of the items in the stratum; undefined if a stratum is empty.
 
     Attributes:
         name: as in metrics.json.
-        credit: which of the credits that `grade` gives for an item.
-        strata: name -> (weight, parts of the benchmark that are pooled in it).  Weights sum to 1.
-        strict: whether equal scores earn nothing; false only where a benchmark's official rule says otherwise.
-        part_of: the part that an item is of; its subset, unless the metric says otherwise.
+        credit: name of a credit that `grade` gives for an item.
+        strata: name -> (weight, parts of the benchmark that are pooled in it). Weights sum to 1.
+        strict: whether equal scores earn nothing; false only where the official rule of a benchmark differs.
+        part_of: the part of an item; by default its subset.
     """
 
     name: str
@@ -49,30 +53,34 @@ def pooled(name: str, credit: str, subsets: Iterable[str], strict: bool = True) 
     return Metric(name, credit, {name: (1.0, tuple(sorted(subsets)))}, strict)
 
 
-def mean_of(name: str, credit: str, strata: dict[str, tuple[str, ...]]) -> Metric:
+def mean_of(name: str, credit: str, strata: Mapping[str, Sequence[str]]) -> Metric:
     """A metric that is the unweighted mean over strata, whatever their sizes (a macro average)."""
     return Metric(name, credit, {stratum: (1 / len(strata), tuple(subsets)) for stratum, subsets in strata.items()})
 
 
 def length_controlled(name: str, credit: str, subsets: Iterable[str]) -> Metric:
-    """A metric in which pairs whose chosen response is the longer one, in characters, weigh as much as those where it is the shorter one.
+    """A metric with equal weight for the pairs whose chosen response is longer and those whose chosen one is shorter.
 
-    A scorer that goes by length gets 50%, however often the longer response is chosen.  Pairs of equal length are left out.  Items need
-    two responses, and the index of the better one as label.
+    Length is in characters. A scorer that prefers length gets 50%, however often the longer response is chosen. Pairs
+    of equal length do not count. Items need two responses, and the index of the better one as label.
     """
-    asked, longer, shorter = frozenset(subsets), "chosen is longer", "chosen is shorter"
+    controlled = frozenset(subsets)
+    longer = "chosen is longer"
+    shorter = "chosen is shorter"
 
     def part_of(item: BenchmarkItem) -> str:
         difference = len(item.responses[item.label]) - len(item.responses[1 - item.label])
-        return "" if item.subset not in asked or not difference else longer if difference > 0 else shorter
+        if item.subset not in controlled or difference == 0:
+            return ""
+        return longer if difference > 0 else shorter
 
     return Metric(name, credit, {part: (0.5, (part,)) for part in (longer, shorter)}, part_of=part_of)
 
 
 def best_is_strictly_above(label: Any, scores: np.ndarray) -> float:
-    """Credit of an item whose label is the index of its best response: 1 if that scores strictly above every other, else 0.
+    """Credit of an item whose label is the index of the best response: 1 if that scores strictly above all others.
 
-    A tie is wrong, and so is NaN, which compares false with everything.
+    A tie is wrong. So is NaN, which compares false with everything.
 
     >>> best_is_strictly_above(0, np.array([1.0, 0.5])), best_is_strictly_above(0, np.array([1.0, 1.0]))
     (1.0, 0.0)
@@ -95,47 +103,51 @@ def best_against_others(label: Any, n_responses: int) -> list[tuple[int, int]]:
     return [(label, other) for other in range(n_responses) if other != label]
 
 
-def present_subsets(items: Sequence[BenchmarkItem], known: Iterable[str], benchmark: str) -> set[str]:
+def present_subsets(items: Sequence[BenchmarkItem], subsets: Iterable[str], benchmark: str) -> set[str]:
     """The subsets that occur in `items`.
 
+    Args:
+        subsets: all subsets of the benchmark.
+
     Raises:
-        DataError: there are no items, or one has a subset that is not in `known`.
+        DataError: there are no items, or one has a subset that is not in `subsets`.
     """
     present = {item.subset for item in items}
     if not present:
         raise DataError(f"{benchmark}: there are no items to evaluate.")
-    for subset in sorted(present - set(known)):
+    for subset in sorted(present - set(subsets)):
         example = next(item.item_id for item in items if item.subset == subset)
-        raise DataError(f"{benchmark}: unknown subset {subset!r} (item {example!r}). {nearest(subset, known)}")
+        raise DataError(f"{benchmark}: unknown subset {subset!r} (item {example!r}). {nearest(subset, subsets)}")
     return present
 
 
-def sample_items(items: Iterable[BenchmarkItem], options: dict[str, Any], report) -> Iterator[BenchmarkItem]:
-    """Items as given, or at most `options["limit"]` of each subset; those left out are counted in the report.
+def sample_items(
+    items: Iterable[BenchmarkItem], options: dict[str, Any], report: ItemReport
+) -> Iterator[BenchmarkItem]:
+    """All items, or at most `options["limit"]` of each subset; the report counts the others as excluded.
 
-    The draw takes the items with the smallest hash of seed and item id, so that it depends neither on the order of a file nor on a
-    random-number generator, and a smaller sample is part of a larger one.
+    The sample has the items with the smallest hash of seed and item id. So it depends neither on the order of a file
+    nor on a random-number generator, and a smaller sample is part of a larger one.
     """
-    if options["limit"] is None:
+    limit = options["limit"]
+    if limit is None:
         yield from items
         return
     items = list(items)
-    by_subset = defaultdict(list)
+    draws_by_subset: dict[str, list[tuple[str, str]]] = defaultdict(list)
     for item in items:
         draw = hashlib.sha256(f"{options['sample_seed']}\0{item.item_id}".encode()).hexdigest()
-        by_subset[item.subset].append((draw, item.item_id))
-    kept = {item_id for drawn in by_subset.values() for _, item_id in sorted(drawn)[: options["limit"]]}
+        draws_by_subset[item.subset].append((draw, item.item_id))
+    kept: set[str] = set()
+    sizes = []
+    for subset, draws in sorted(draws_by_subset.items()):
+        kept.update(item_id for _, item_id in sorted(draws)[:limit])
+        sizes.append(f"{subset} {min(len(draws), limit)} of {len(draws)}")
     if len(kept) < len(items):
-        sizes = ", ".join(
-            f"{subset} {min(len(drawn), options['limit'])} of {len(drawn)}"
-            for subset, drawn in sorted(by_subset.items())
-        )
-        weights = (
-            "; figures that pool subsets weigh them as drawn, not as the whole benchmark does"
-            if len(by_subset) > 1
-            else ""
-        )
-        report.notes.append(f"A sample (options.limit): {sizes} items{weights}.")
+        note = f"A sample (options.limit): {', '.join(sizes)} items"
+        if len(sizes) > 1:
+            note += "; figures that pool subsets weight them as drawn, not as the whole benchmark does"
+        report.notes.append(f"{note}.")
     for item in items:
         if item.item_id in kept:
             yield item

@@ -1,15 +1,16 @@
-"""HH-RLHF test splits (Bai et al. 2022, arXiv:2204.05862): two transcripts a row that part at the last turn of the assistant.
+"""HH-RLHF test splits (Bai et al. 2022, arXiv:2204.05862): two transcripts that differ in the last assistant turn.
 
-Metric: strict accuracy, ties wrong.  The denominator is every row that is a transcript, so that a number here can be set beside
-others: rows with an empty answer are scored (an empty text is an answer), and in rows whose transcripts part before the last turn
-(5 of 2,312 in harmless-base) the last turns are compared under the turns that both transcripts share.  All of these are counted in
-the report.  Check: "the longer last turn" gets 1,023 of the 2,312 rows of harmless-base = 44.25%, with 11 length ties.
+Metric: strict accuracy, ties wrong. Every row of two transcripts counts, so that the numbers compare with others. Rows
+with an empty answer are scored: an empty text is an answer. In rows whose transcripts differ before the last turn (5 of
+2,312 in harmless-base), the last turns are compared under the turns that both transcripts share. The report counts all
+of these. Check: "the longer last turn" gets 1,023 of the 2,312 rows of harmless-base = 44.25%, with 11 length ties.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from rm_methods.benchmarks.grading import (
     sample_items,
 )
 from rm_methods.benchmarks.item import BenchmarkItem
-from rm_methods.benchmarks.sources import ItemReport, hub_rows, local_files, local_rows, text_of
+from rm_methods.benchmarks.sources import ItemReport, SourceRow, hub_rows, local_files, local_rows, text_of
 from rm_methods.preferences.pair import Message, make_pair
 
 TIE_RULE = "equal scores are wrong (strict)"
@@ -41,12 +42,13 @@ OPTIONS = {
         "minItems": 1,
         "uniqueItems": True,
         "default": None,
-        "description": "Tranches to evaluate; null takes all four from the hub, or every one that stands below the root.",
+        "description": "Tranches to evaluate; null takes all four from the hub, or all that are below the root.",
     },
     "differing_prompts": {
         "enum": ["shared_prompt", "exclude"],
         "default": "shared_prompt",
-        "description": "Rows whose transcripts part before the last turn: compare the last turns under the shared turns, or leave out.",
+        "description": "Rows whose transcripts differ before the last turn: compare the last turns under the shared "
+        "turns, or exclude the rows.",
     },
     **SAMPLING_OPTIONS,
 }
@@ -64,25 +66,32 @@ def read(
 def _read_subsets(
     card: BenchmarkCard, root: Path | None, options: dict[str, Any], report: ItemReport
 ) -> Iterator[BenchmarkItem]:
-    if root is None:
-        subsets = options["subsets"] or SUBSETS
-        rows = (row for subset in subsets for row in hub_rows(card, report, subset, data_dir=subset, split="test"))
-    else:
-        files = local_files(card, root, names=options["subsets"])
-        rows = local_rows(files, report)
-        if options["subsets"] is None and len(files) < len(SUBSETS):
-            report.notes.append(
-                f"Not below the root, so not evaluated: {', '.join(s for s in SUBSETS if s not in files)}."
-            )
     seen: Counter[str] = Counter()
-    for subset, where, row in rows:
-        item = _item(row, subset, where, options["differing_prompts"] == "exclude", seen, report)
-        if item is not None:
-            yield item
+    for subset, where, row in _rows(card, root, options["subsets"], report):
+        item = _item(row, subset, where, exclude_differing=options["differing_prompts"] == "exclude", report=report)
+        if item is None:
+            continue
+        seen[item.item_id] += 1
+        if seen[item.item_id] > 1:
+            report.count("row occurs more than once, kept", where)
+            item = replace(item, item_id=f"{item.item_id}#{seen[item.item_id]}")
+        yield item
+
+
+def _rows(card: BenchmarkCard, root: Path | None, subsets: list[str] | None, report: ItemReport) -> Iterator[SourceRow]:
+    if root is None:
+        for subset in subsets or SUBSETS:
+            yield from hub_rows(card, report, subset, data_dir=subset, split="test")
+        return
+    files = local_files(card, root, names=subsets)
+    missing = [subset for subset in SUBSETS if subset not in files]
+    if subsets is None and missing:
+        report.notes.append(f"Not below the root, so not evaluated: {', '.join(missing)}.")
+    yield from local_rows(files, report)
 
 
 def _item(
-    row: dict[str, Any], subset: str, where: str, exclude_differing: bool, seen: Counter[str], report: ItemReport
+    row: dict[str, Any], subset: str, where: str, *, exclude_differing: bool, report: ItemReport
 ) -> BenchmarkItem | None:
     """The item of a row, or None if the row is counted as excluded."""
     from rm_methods.preferences.readers.hh_rlhf import merge_turns, parse_transcript
@@ -116,24 +125,19 @@ def _item(
     if chosen["content"] == rejected["content"]:
         report.count("both answers are the same text: always a tie, kept", where)
     pair = make_pair(messages, chosen["content"], rejected["content"], split="test", source=subset)
-    item_id = f"{subset}/{pair.pair_id}"
-    seen[item_id] += 1
-    if seen[item_id] > 1:
-        report.count("row occurs more than once, kept", where)
-        item_id = f"{item_id}#{seen[item_id]}"
     return BenchmarkItem(
-        item_id,
-        subset,
-        messages,
-        [pair.chosen, pair.rejected],
-        0,
-        pair.group,
-        {"differing_prompts": True} if differ else {},
+        item_id=f"{subset}/{pair.pair_id}",
+        subset=subset,
+        prompt=messages,
+        responses=[pair.chosen, pair.rejected],
+        label=0,
+        group=pair.group,
+        meta={"differing_prompts": True} if differ else {},
     )
 
 
 def shared_prompt(prompt: list[Message], other: list[Message]) -> list[Message]:
-    """The turns that two conversations have in common from the start, up to the last one of a user.
+    """The turns that two conversations have in common from the start, up to the last user turn.
 
     >>> hello, hi, well = ({"role": role, "content": role} for role in ("user", "assistant", "user"))
     >>> shared_prompt([hello, hi, well], [hello]) == [hello]

@@ -89,7 +89,8 @@ def read_notes(source: str | os.PathLike) -> list[str]:
     notes = read_metadata(source, _NOTES, "prepare") or []
     if not isinstance(notes, list) or not all(isinstance(note, str) for note in notes):
         raise DataError(
-            f"{source}: `notes` in its metadata is {notes!r:.80}; expected a list of texts. Run the prepare stage again."
+            f"{source}: `notes` in its metadata is {notes!r:.80}; expected a list of texts. "
+            "Run the prepare stage again."
         )
     return notes
 

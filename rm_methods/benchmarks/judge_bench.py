@@ -1,14 +1,14 @@
-"""JudgeBench (Tan et al., ICLR 2025, arXiv:2410.12784), the path for reward models: which of two answers is correct?
+"""JudgeBench (Tan et al., ICLR 2025, arXiv:2410.12784), for reward models: which of two answers is correct?
 
-Rules of the official code (github.com/ScalerLab/JudgeBench @ e2c52c2, utils/metrics.py and run_judge.py).  A reward model decides "A>B"
-if s_A > s_B, else "B>A": there is no class for ties.
+Rules of the official code (github.com/ScalerLab/JudgeBench @ e2c52c2, utils/metrics.py and run_judge.py). A reward
+model decides "A>B" if s_A > s_B, otherwise "B>A". Ties have no class.
 
-* single game (`--single_game`): right if the decision equals the label, so a tie is right exactly when the label is "B>A";
-* double game (the default): a second game with the answers swapped; each game that agrees with the label counts +1, the other -1, and
-  the pair is right if the sum is above 0.  A tie wins one game and loses the other, so it is wrong.
+* single game (`--single_game`): right if the decision equals the label, so a tie is right if the label is "B>A";
+* double game (the default): a second game with the answers swapped. Each game that agrees with the label counts +1, the
+  other -1, and the pair is right if the sum is above 0. A tie wins one game and loses the other, so it is wrong.
 
-For a scorer that reads each answer alone the double game equals strict comparison, which is what the main metrics use.  The one
-departure: where a score is NaN every rule gives no credit here; the official single game would give it for the label "B>A".
+For a scorer that reads each answer alone, the double game equals strict comparison, and the main metrics use that. One
+rule is different here: a score of NaN gives no credit. The official single game gives it for the label "B>A".
 """
 
 from __future__ import annotations
@@ -26,7 +26,10 @@ from rm_methods.benchmarks.sources import ItemReport, check_new, hub_rows, local
 from rm_methods.errors import DataError, nearest
 from rm_methods.preferences.pair import prompt_group
 
-TIE_RULE = 'equal scores are wrong (strict, same as the official double game); `overall_single_game`: decision "B>A" (official single game)'
+TIE_RULE = (
+    "equal scores are wrong (strict, same as the official double game); "
+    '`overall_single_game`: decision "B>A" (official single game)'
+)
 
 CATEGORIES = {
     "knowledge": "mmlu-pro",
@@ -40,7 +43,8 @@ OPTIONS = {
     "response_model": {
         "enum": ["gpt", "claude"],
         "default": "gpt",
-        "description": "Whose answers are judged: gpt (GPT-4o, 350 pairs, usually reported) or claude (Claude 3.5 Sonnet, 270 pairs).",
+        "description": "Whose answers are judged: gpt (GPT-4o, 350 pairs, usually reported) or claude "
+        "(Claude 3.5 Sonnet, 270 pairs).",
     },
     **SAMPLING_OPTIONS,
 }
@@ -49,7 +53,7 @@ OPTIONS = {
 def read(
     card: BenchmarkCard, root: Path | None, options: dict[str, Any], report: ItemReport, pairs: Path | None = None
 ) -> Iterator[BenchmarkItem]:
-    """Items from the official file of the response model below `root`, or from the hub split of that name if `root` is None."""
+    """Items from the official file of the response model below `root`, or from its hub split if `root` is None."""
     yield from sample_items(_read_pairs(card, root, options["response_model"], report), options, report)
 
 
@@ -112,7 +116,7 @@ def grade(label: Any, scores: np.ndarray) -> dict[str, float]:
     if np.isnan(scores).any():
         return {"strict": 0.0, "single_game": 0.0, "double_game": 0.0}
     first = "A>B" if scores[0] > scores[1] else "B>A"
-    second = "B>A" if scores[1] > scores[0] else "A>B"  # A and B swapped, and the decision swapped back
+    second = "B>A" if scores[1] > scores[0] else "A>B"  # A and B are swapped, and the decision is swapped back
     games_won = (first == label) + (second == label)
     return {
         "strict": float(scores[better] > scores[worse]),
@@ -122,7 +126,7 @@ def grade(label: Any, scores: np.ndarray) -> dict[str, float]:
 
 
 def metrics(items: Sequence[BenchmarkItem]) -> list[Metric]:
-    """overall (micro average, as official) and the categories present by strict comparison; overall by the two official rules."""
+    """overall (micro average, as official) and the present categories, strict; overall by the two official rules."""
     present = present_subsets(items, CATEGORIES.values(), "judge_bench")
     return [
         pooled("overall", "strict", present),

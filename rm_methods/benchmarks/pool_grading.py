@@ -1,4 +1,4 @@
-"""Grading of pools: many candidates of a prompt with a gold value each, of which a scorer picks the best."""
+"""Grading of pools: a prompt has many candidates with gold values, and a scorer picks the best."""
 
 from __future__ import annotations
 
@@ -18,27 +18,22 @@ def candidate_gold(label: Any, n_responses: int) -> np.ndarray:
         float64 [responses].
 
     Raises:
-        DataError: the label is neither, holds a number too many or too few, or one that is not finite.
+        DataError: the label is neither, has too many or too few numbers, or one that is not finite.
     """
     values = label.get("gold") if isinstance(label, dict) else label
-    if (
-        not isinstance(values, list)
-        or not values
-        or not all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in values)
-    ):
-        raise DataError(
-            f"label {str(label)[:80]!r} is not allowed; expected the gold values of the responses, a list of numbers."
-        )
+    refused = f"label {str(label)[:80]!r} is not allowed"
+    if not isinstance(values, list) or not values or not all(map(_is_number, values)):
+        raise DataError(f"{refused}; expected the gold values of the responses, a list of numbers.")
     if len(values) != n_responses:
-        raise DataError(
-            f"label {str(label)[:80]!r} is not allowed; it holds {len(values)} gold values for {n_responses} responses."
-        )
+        raise DataError(f"{refused}; it holds {len(values)} gold values for {n_responses} responses.")
     gold = np.asarray(values, dtype=np.float64)
     if not np.isfinite(gold).all():
-        raise DataError(
-            f"label {str(label)[:80]!r} is not allowed; gold value {int(np.flatnonzero(~np.isfinite(gold))[0])} is not finite."
-        )
+        raise DataError(f"{refused}; gold value {int(np.flatnonzero(~np.isfinite(gold))[0])} is not finite.")
     return gold
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def gold_comparisons(gold: np.ndarray) -> list[tuple[int, int]]:
@@ -48,9 +43,9 @@ def gold_comparisons(gold: np.ndarray) -> list[tuple[int, int]]:
 
 
 def gold_of_top(gold: np.ndarray, scores: np.ndarray) -> tuple[float, float]:
-    """Gold of the candidate with the highest score, (strict, expected); NaN is never picked, and without any score it is 0.
+    """Gold of the candidate with the highest score, (strict, expected). NaN is never picked; without any score it is 0.
 
-    strict: of several candidates that share the highest score the worst counts, so that a tie never helps.
+    strict: if several candidates share the highest score, the worst of them counts, so that a tie never helps.
     expected: their mean, as if the tie were broken at random.
 
     >>> gold_of_top(np.array([0.2, 1.0, 0.6]), np.array([3.0, 1.0, 3.0]))
@@ -63,6 +58,6 @@ def gold_of_top(gold: np.ndarray, scores: np.ndarray) -> tuple[float, float]:
 
 
 def agreement(gold: np.ndarray, scores: np.ndarray) -> float:
-    """Share of the pairs of candidates with different gold that the scores order strictly the same way; NaN makes a pair wrong."""
+    """Share of the pairs of candidates with different gold that the scores order alike, strictly. NaN is wrong."""
     better = gold[:, None] > gold[None, :]
     return float((scores[:, None] > scores[None, :])[better].mean())

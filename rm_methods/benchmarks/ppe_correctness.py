@@ -1,13 +1,14 @@
-"""PPE Correctness (Frick et al., "How to Evaluate Reward Models for RLHF", arXiv:2410.14872): 32 answers a prompt, each right or wrong.
+"""PPE Correctness (Frick et al., "How to Evaluate Reward Models for RLHF", arXiv:2410.14872).
 
-Five benchmarks: MMLU-Pro, MATH, GPQA, IFEval, MBPP-Plus.  The metrics are the official ones as far as they are known without the official
-code (docs/benchmarks.md says what is open):
+32 answers per prompt, each right or wrong. Five benchmarks: MMLU-Pro, MATH, GPQA, IFEval, MBPP-Plus. The metrics are
+the official ones as far as they are known without the official code (docs/benchmarks.md lists the open questions):
 
-* accuracy: share of the row's sampled conflict pairs (one right answer, one wrong) that the scores order right, ties wrong;
+* accuracy: share of the row's sampled conflict pairs (one right answer, one wrong) that the scores order right, ties
+  wrong;
 * auc: area under the ROC curve of scores against correctness within a prompt, ties half;
 * best_of_all: correctness of the answer with the highest score, the end of the best-of-K curve ("end score").
 
-Each is a mean over prompts within a benchmark; overall figures are unweighted means over the benchmarks.
+Each is a mean over the prompts of a benchmark. Overall figures are unweighted means over the benchmarks.
 """
 
 from __future__ import annotations
@@ -24,7 +25,16 @@ from rm_methods.benchmarks.cards import BenchmarkCard
 from rm_methods.benchmarks.grading import SAMPLING_OPTIONS, Metric, mean_of, pooled, present_subsets, sample_items
 from rm_methods.benchmarks.item import BenchmarkItem
 from rm_methods.benchmarks.pool_grading import GOLD_RULE, agreement, candidate_gold, gold_comparisons, gold_of_top
-from rm_methods.benchmarks.sources import ItemReport, check_plain, hub_rows, id_of, local_files, local_rows, text_of
+from rm_methods.benchmarks.sources import (
+    ItemReport,
+    SourceRow,
+    check_plain,
+    hub_rows,
+    id_of,
+    local_files,
+    local_rows,
+    text_of,
+)
 from rm_methods.errors import DataError
 from rm_methods.preferences.pair import prompt_group
 
@@ -46,7 +56,8 @@ OPTIONS = {
         "minItems": 1,
         "uniqueItems": True,
         "default": None,
-        "description": "Benchmarks to evaluate; null takes every one found. Without all five, overall figures are not PPE Correctness.",
+        "description": "Benchmarks to evaluate; null takes all that are there. Without all five, overall figures are "
+        "not PPE Correctness.",
     },
     **SAMPLING_OPTIONS,
 }
@@ -55,17 +66,16 @@ OPTIONS = {
 def read(
     card: BenchmarkCard, root: Path | None, options: dict[str, Any], report: ItemReport, pairs: Path | None = None
 ) -> Iterator[BenchmarkItem]:
-    """Items from the Parquet files of the five benchmarks below `root`, or from their hub repositories if `root` is None."""
-    wanted = options["benchmarks"] or list(SUBSETS)
+    """Items from the Parquet files of the five benchmarks below `root`, or from their hub repositories."""
+    rows: Iterator[SourceRow]
     if root is None:
-        rows = [
-            row for name in wanted for row in hub_rows(replace(card, hub_id=HUB_IDS[name]), report, name, split="train")
-        ]
-        missing = [name for name in SUBSETS if name not in wanted]
+        present = options["benchmarks"] or list(SUBSETS)
+        rows = _rows_of_hub(card, present, report)
     else:
         files = local_files(card, root, names=options["benchmarks"])
+        present = list(files)
         rows = local_rows(files, report)
-        missing = [name for name in SUBSETS if name not in files]
+    missing = [name for name in SUBSETS if name not in present]
     if missing:
         report.notes.append(
             f"Benchmarks missing: {', '.join(missing)}. Overall figures are means over the others, not PPE Correctness."
@@ -73,7 +83,12 @@ def read(
     yield from sample_items(_items(rows, report), options, report)
 
 
-def _items(rows, report: ItemReport) -> Iterator[BenchmarkItem]:
+def _rows_of_hub(card: BenchmarkCard, names: Sequence[str], report: ItemReport) -> Iterator[SourceRow]:
+    for name in names:
+        yield from hub_rows(replace(card, hub_id=HUB_IDS[name]), report, name, split="train")
+
+
+def _items(rows: Iterator[SourceRow], report: ItemReport) -> Iterator[BenchmarkItem]:
     seen: Counter[str] = Counter()
     for subset, where, row in rows:
         item = _item(row, subset, where, report)
@@ -88,20 +103,24 @@ def _items(rows, report: ItemReport) -> Iterator[BenchmarkItem]:
 
 def _item(row: dict[str, Any], subset: str, where: str, report: ItemReport) -> BenchmarkItem | None:
     """The item of a row, or None if the row is counted as excluded."""
-    prompt, question = text_of(row, "prompt", where), id_of(row, "question_id", where)
+    prompt = text_of(row, "prompt", where)
+    question = id_of(row, "question_id", where)
     model = id_of(row, "model_name", where)
     correct = row.get("scores")
     if not isinstance(correct, (list, tuple)) or not correct or not all(value in (0, 1) for value in correct):
         raise DataError(
             f"{where}: `scores` must be a list of true and false, one a response, found {str(correct)[:80]!r}."
         )
-    responses = [row.get(f"response_{k}") for k in range(1, len(correct) + 1)]
-    for k, response in enumerate(responses, start=1):
+    responses = []
+    for k in range(1, len(correct) + 1):
+        response = row.get(f"response_{k}")
         if not isinstance(response, str):
             raise DataError(
-                f"{where}: `scores` has {len(correct)} values, but `response_{k}` is {type(response).__name__}, not a text."
+                f"{where}: `scores` has {len(correct)} values, but `response_{k}` is {type(response).__name__}, not a "
+                "text."
             )
         check_plain(response, f"{where}: `response_{k}`")
+        responses.append(response)
     if row.get(f"response_{len(correct) + 1}") is not None:
         raise DataError(f"{where}: there are more responses than the {len(correct)} values of `scores`.")
     pairs = _conflict_pairs(row.get("sampled_conflict_pairs"), correct, where, report)
@@ -130,11 +149,8 @@ def _conflict_pairs(given: Any, correct: Sequence[bool], where: str, report: Ite
         )
     pairs = []
     for pair in given:
-        if (
-            not isinstance(pair, (list, tuple))
-            or len(pair) != 2
-            or not all(type(k) is int and 0 <= k < len(correct) for k in pair)
-        ):
+        is_pair = isinstance(pair, (list, tuple)) and len(pair) == 2
+        if not is_pair or not all(type(k) is int and 0 <= k < len(correct) for k in pair):
             raise DataError(f"{where}: conflict pair {pair!r} is not two indices from 0 to {len(correct) - 1}.")
         first, second = pair
         if correct[first] == correct[second]:
@@ -156,17 +172,17 @@ def comparisons(label: Any, n_responses: int) -> list[tuple[int, int]]:
 def _parts(label: Any, n_responses: int) -> tuple[np.ndarray, np.ndarray]:
     pairs = label.get("conflict_pairs") if isinstance(label, dict) else None
     if not isinstance(pairs, list) or not pairs:
-        raise DataError(
-            f'label {str(label)[:80]!r} is not allowed; expected {{"gold": [...], "conflict_pairs": [[right, wrong], ...]}}.'
-        )
+        expected = '{"gold": [...], "conflict_pairs": [[right, wrong], ...]}'
+        raise DataError(f"label {str(label)[:80]!r} is not allowed; expected {expected}.")
     return candidate_gold(label, n_responses), np.asarray(pairs, dtype=np.int64)
 
 
 def grade(label: Any, scores: np.ndarray) -> dict[str, float]:
-    """Credits of one item: accuracy on conflict pairs, best_of_all (strict and expected), agreement on all pairs, and AUC."""
+    """Credits of one item: accuracy on conflict pairs, best_of_all (strict, expected), agreement on all pairs, AUC."""
     gold, pairs = _parts(label, len(scores))
     strict, expected = gold_of_top(gold, scores)
-    right, wrong = scores[gold == 1][:, None], scores[gold == 0][None, :]
+    right = scores[gold == 1][:, None]
+    wrong = scores[gold == 0][None, :]
     return {
         "accuracy": float((scores[pairs[:, 0]] > scores[pairs[:, 1]]).mean()),
         "best_of_all": strict,
@@ -179,14 +195,10 @@ def grade(label: Any, scores: np.ndarray) -> dict[str, float]:
 def metrics(items: Sequence[BenchmarkItem]) -> list[Metric]:
     """Each metric as the mean over the benchmarks present; accuracy and best_of_all of each benchmark."""
     present = present_subsets(items, SUBSETS, "ppe_correctness")
-    each = {subset: (subset,) for subset in SUBSETS if subset in present}
-    loose = ("best_of_all_expected", "auc")
-    overall = [
-        mean_of(name, name, each) if name not in loose else replace(mean_of(name, name, each), strict=False)
-        for name in ("accuracy", "best_of_all", "agreement", *loose)
-    ]
-    return overall + [
-        pooled(f"{subset}_{name}" if name != "accuracy" else subset, name, [subset])
-        for subset in each
-        for name in ("accuracy", "best_of_all")
-    ]
+    strata = {subset: (subset,) for subset in SUBSETS if subset in present}
+    result = [mean_of(name, name, strata) for name in ("accuracy", "best_of_all", "agreement")]
+    result += [replace(mean_of(name, name, strata), strict=False) for name in ("best_of_all_expected", "auc")]
+    for subset in strata:
+        result.append(pooled(subset, "accuracy", [subset]))
+        result.append(pooled(f"{subset}_best_of_all", "best_of_all", [subset]))
+    return result

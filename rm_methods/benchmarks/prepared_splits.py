@@ -1,8 +1,8 @@
 """Benchmarks made of prepared pairs: held-out splits of the training data, or the splits of the controlled world.
 
-One metric a split and `mean`, the unweighted mean over the splits; held-out splits have a length-controlled one, too.  The chosen
-response stands at index 0 by convention and the label is 0; scoring sees each response alone and grading is strict, so the position
-gives nothing away.
+Metrics: one per split, and `mean`, the unweighted mean over the splits. Held-out splits also have a length-controlled
+one. By convention the chosen response has index 0, and the label is 0. Scoring reads each response alone and grading is
+strict, so the position reveals nothing.
 """
 
 from __future__ import annotations
@@ -54,35 +54,38 @@ def read(
     """Items from the splits `options["splits"]` of the prepared pairs in the file `pairs`."""
     if pairs is None:
         raise UserError(
-            f"Benchmark {card.name!r} is made of the prepared pairs of the experiment; run the prepare stage of its data first."
+            f"Benchmark {card.name!r} is made of the prepared pairs of the experiment; "
+            "run the prepare stage of its data first."
         )
     if root is not None:
         raise UserError(
-            f"benchmarks.{card.name}.root: {root} is not used: this benchmark is made of the experiment's own pairs. Remove it."
+            f"benchmarks.{card.name}.root: {root} is not used: this benchmark is made of the pairs of the experiment. "
+            "Remove it."
         )
     yield from sample_items(_read_splits(card, pairs, options["splits"], report), options, report)
 
 
 def _read_splits(card: BenchmarkCard, pairs: Path, splits: list[str], report: ItemReport) -> Iterator[BenchmarkItem]:
-    everything = read_pairs(pairs)
-    present = Counter(pair.split for pair in everything)
-    if empty := [f"{split!r} has no pairs" for split in splits if not present[split]]:
+    all_pairs = read_pairs(pairs)
+    sizes = Counter(pair.split for pair in all_pairs)
+    if empty := [f"{split!r} has no pairs" for split in splits if not sizes[split]]:
+        present = ", ".join(f"{split} ({size})" for split, size in sorted(sizes.items())) or "none"
         raise DataError(
-            f"benchmarks.{card.name}.options.splits: {'; '.join(empty)}. The splits of {pairs} are: "
-            f"{', '.join(f'{split} ({count})' for split, count in sorted(present.items())) or 'none'}."
+            f"benchmarks.{card.name}.options.splits: {'; '.join(empty)}. The splits of {pairs} are: {present}."
         )
     report.sources.append({"file": str(pairs), "sha256": file_hash(pairs, length=64)})
-    seen: dict[str, int] = {}
-    for row, pair in enumerate(everything, start=1):
+    first_row: dict[str, int] = {}
+    for row, pair in enumerate(all_pairs, start=1):
         if pair.split not in splits:
             continue
         report.row()
-        item_id = f"{pair.split}/{pair.pair_id}"  # the same pair may stand in two splits of the controlled world
-        if (first := seen.setdefault(item_id, row)) != row:
+        item_id = f"{pair.split}/{pair.pair_id}"  # two splits of the controlled world may have the same pair
+        if item_id in first_row:
             raise DataError(
-                f"{pairs}, row {row}: the pair {pair.pair_id!r} is also in row {first}. The prepare stage leaves out "
-                "repeated pairs, so the file was edited: run it again."
+                f"{pairs}, row {row}: the pair {pair.pair_id!r} is also in row {first_row[item_id]}. "
+                "The prepare stage removes repeated pairs, so the file was edited: run it again."
             )
+        first_row[item_id] = row
         if pair.meta.get("flipped"):
             report.count("label flipped by injected noise, kept", item_id)
         yield BenchmarkItem(
@@ -102,7 +105,10 @@ def grade(label: Any, scores: np.ndarray) -> dict[str, float]:
 
 
 def metrics(items: Sequence[BenchmarkItem]) -> list[Metric]:
-    """One metric a split, and their mean; for held-out splits with length controlled, too (those of the world control it by their cue)."""
+    """One metric per split, and their mean; held-out splits also with length controlled.
+
+    The splits of the controlled world control length by their cue.
+    """
     splits = sorted({item.subset for item in items})
     controlled = [
         length_controlled(f"{split}_length_controlled", "accuracy", [split])

@@ -1,9 +1,10 @@
-"""RM-Bench (Liu et al., ICLR 2025, arXiv:2410.16184): three chosen and three rejected answers in three styles a prompt.
+"""RM-Bench (Liu et al., ICLR 2025, arXiv:2410.16184): three chosen and three rejected answers per prompt, in styles.
 
-The metric follows the official code (github.com/THU-KEG/RM-Bench @ 73c52d7, scripts/utils.py).  With the styles in the order concise,
-detailed plain text, detailed markdown, M[i][j] says whether chosen i scores strictly above rejected j.  *Hard* is the mean of the upper
-triangle (the rejected answer has the fancier style), *normal* the diagonal, *easy* the lower triangle; the average of a domain is the
-mean of the three.  Overall figures are means over domains, not over rows, and safety pools its two files by rows.
+The metric follows the official code (github.com/THU-KEG/RM-Bench @ 73c52d7, scripts/utils.py). The styles are ordered
+concise, detailed plain text, detailed markdown. M[i][j] says whether chosen i scores strictly above rejected j. *Hard*
+is the mean of the upper triangle (the rejected answer has the fancier style), *normal* the diagonal, *easy* the lower
+triangle. The average of a domain is the mean of the three. Overall figures are means over domains, not over rows;
+safety pools its two files by rows.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ TIE_RULE = "equal scores are wrong, in each of the nine comparisons of an item (
 STYLES = ("concise", "detailed plain", "detailed markdown")
 DOMAINS = {"chat": ("chat",), "code": ("code",), "math": ("math",), "safety": ("safety-refuse", "safety-response")}
 SUBSETS = tuple(subset for subsets in DOMAINS.values() for subset in subsets)
-LEVELS = ("easy", "normal", "hard", "average")
+LEVELS = ("easy", "normal", "hard")
 
 OPTIONS = {
     "domains": {
@@ -44,7 +45,8 @@ OPTIONS = {
         "minItems": 1,
         "uniqueItems": True,
         "default": None,
-        "description": "Domains to evaluate; null takes every domain found. Without all four, `overall` is not the official Overall.",
+        "description": "Domains to evaluate; null takes all that are there. Without all four, `overall` is not the "
+        "official Overall.",
     },
     **SAMPLING_OPTIONS,
 }
@@ -53,16 +55,17 @@ OPTIONS = {
 def read(
     card: BenchmarkCard, root: Path | None, options: dict[str, Any], report: ItemReport, pairs: Path | None = None
 ) -> Iterator[BenchmarkItem]:
-    """Items from the official files below `root` (total_dataset, or one file a domain), or from the hub if `root` is None."""
+    """Items from the official files below `root` (total_dataset, or one per domain), or from the hub."""
     items = list(_read_domains(card, root, set(options["domains"] or DOMAINS), report))
     present = {item.subset for item in items}
     missing = [domain for domain, subsets in DOMAINS.items() if not present & set(subsets)]
-    not_found = [domain for domain in options["domains"] or () if domain in missing]
-    if not_found:
-        raise DataError(f"{card.name}: there are no rows of the domains {not_found} that options.domains asks for.")
+    empty = [domain for domain in options["domains"] or () if domain in missing]
+    if empty:
+        raise DataError(f"{card.name}: there are no rows of the domains {empty} that options.domains asks for.")
     if missing:
         report.notes.append(
-            f"Domains missing: {', '.join(missing)}. `overall` is the mean over the others and is not the official Overall."
+            f"Domains missing: {', '.join(missing)}. `overall` is the mean over the others and is not the official "
+            "Overall."
         )
     if "safety" not in missing and not present >= set(DOMAINS["safety"]):
         report.notes.append(
@@ -115,13 +118,11 @@ def _item(row: dict[str, Any], subset: str, where: str, report: ItemReport) -> B
 
 def _three_texts(row: dict[str, Any], key: str, where: str) -> list[str]:
     answers = row.get(key)
-    if (
-        not isinstance(answers, (list, tuple))
-        or len(answers) != 3
-        or not all(isinstance(answer, str) for answer in answers)
-    ):
+    are_three = isinstance(answers, (list, tuple)) and len(answers) == 3
+    if not are_three or not all(isinstance(answer, str) for answer in answers):
         raise DataError(
-            f"{where}: `{key}` must be a list of three texts (concise, detailed, markdown), found {str(answers)[:80]!r}."
+            f"{where}: `{key}` must be a list of three texts (concise, detailed, markdown), found "
+            f"{str(answers)[:80]!r}."
         )
     for answer in answers:
         check_plain(answer, f"{where}: `{key}`")
@@ -134,14 +135,13 @@ def comparisons(label: Any, n_responses: int) -> list[tuple[int, int]]:
     Raises:
         DataError: the label is not {"chosen": [3 indices], "rejected": [3 indices]} in the order of the styles.
     """
-    indices = [label.get(key) if isinstance(label, dict) else None for key in ("chosen", "rejected")]
-    if not all(isinstance(side, list) and len(side) == 3 for side in indices) or sorted(
-        indices[0] + indices[1]
-    ) != list(range(6)):
+    sides = [label.get(key) for key in ("chosen", "rejected")] if isinstance(label, dict) else []
+    indices = [index for side in sides if isinstance(side, list) and len(side) == 3 for index in side]
+    if not all(isinstance(index, int) for index in indices) or sorted(indices) != list(range(6)):
         raise DataError(f'label {label!r} is not allowed; expected {{"chosen": [0, 1, 2], "rejected": [3, 4, 5]}}.')
     if n_responses != 6:
         raise DataError(f"an item of RM-Bench has 6 responses, found {n_responses}.")
-    return [(better, worse) for better in indices[0] for worse in indices[1]]
+    return [(better, worse) for better in indices[:3] for worse in indices[3:]]
 
 
 def levels(matrix: np.ndarray) -> dict[str, float]:
@@ -165,18 +165,13 @@ def grade(label: Any, scores: np.ndarray) -> dict[str, float]:
 def metrics(items: Sequence[BenchmarkItem]) -> list[Metric]:
     """overall, easy, normal, hard over the domains present; the average and the levels of each domain."""
     present = present_subsets(items, SUBSETS, "rm_bench")
-    domains = {
-        domain: tuple(s for s in subsets if s in present)
-        for domain, subsets in DOMAINS.items()
-        if present & set(subsets)
-    }
-    across = [
-        mean_of("overall" if level == "average" else level, level, domains)
-        for level in ("average", "easy", "normal", "hard")
-    ]
-    within = [
-        mean_of(domain if level == "average" else f"{domain}_{level}", level, {domain: subsets})
-        for domain, subsets in domains.items()
-        for level in ("average", "easy", "normal", "hard")
-    ]
-    return across + within
+    domains = {}
+    for domain, subsets in DOMAINS.items():
+        if present_subsets_of_domain := tuple(subset for subset in subsets if subset in present):
+            domains[domain] = present_subsets_of_domain
+    result = [mean_of("overall", "average", domains)]
+    result += [mean_of(level, level, domains) for level in LEVELS]
+    for domain, subsets in domains.items():
+        result.append(mean_of(domain, "average", {domain: subsets}))
+        result += [mean_of(f"{domain}_{level}", level, {domain: subsets}) for level in LEVELS]
+    return result

@@ -1,10 +1,10 @@
-"""Where benchmark items come from: local files in the public format or the hub; and the report of what was read."""
+"""The sources of benchmark items: local files in the public format, or the hub. And the report of what was read."""
 
 from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,20 +14,23 @@ from rm_methods.errors import DataError
 from rm_methods.files import file_hash
 from rm_methods.preferences.read_report import Columns
 
+# Name of the file, "file, row N" for messages, and the row.
+SourceRow = tuple[str, str, dict[str, Any]]
+
 EXAMPLES_KEPT = 5
 _PART = re.compile(r"-(?P<number>\d{5})-of-(?P<total>\d{5})")  # as the hub names the parts of a split
 
 
 @dataclass
 class ItemReport:
-    """What was read, left out and noticed.  Every row becomes an item or is counted under `excluded`: rows = items + excluded.
+    """What was read, excluded and noticed. Every row becomes an item or is excluded: rows = items + excluded.
 
     Attributes:
         rows: rows of the source.
-        sources: one entry a file (with its SHA-256) or a hub split.
+        sources: one entry per file (with its SHA-256) or hub split.
         excluded: reason -> {"count", "examples"} for rows that give no item.
-        counted: remark -> {"count", "examples"} for unusual rows that are not excluded (before any `limit` is applied).
-        notes: anything else a reader of the numbers must know.
+        counted: remark -> {"count", "examples"} for unusual rows that are kept (before any `limit` is applied).
+        notes: other remarks for the readers of the numbers.
         columns: the columns of each source, and which of them were read.
     """
 
@@ -64,43 +67,50 @@ def _tally(table: dict[str, dict[str, Any]], reason: str, example: str) -> None:
 
 
 def local_files(card: BenchmarkCard, root: Path, names: Iterable[str] | None = None) -> dict[str, list[Path]]:
-    """The files of a card below `root`, by the names that the card gives them; several for one name if it is stored in parts.
+    """The files of a card below `root`, by their names in the card; several for one name that is stored in parts.
 
     Args:
-        names: the files needed; by default those that are there, at least one.
+        names: the files needed. By default all that exist, at least one.
 
     Raises:
-        DataError: no folder, a file that is needed is not there, a part is missing, or a glob matches several that are not parts of one.
+        DataError: no folder, a missing file or part, or a glob that matches several files that are not parts of one.
     """
     where = f"benchmarks.{card.name}.root: {root}"
     if not root.is_dir():
         raise DataError(f"{where}: no such folder. It must hold the public files of {card.title} ({card.url}).")
-    found = {name: sorted(path for path in root.glob(glob) if path.is_file()) for name, glob in card.files.items()}
-    for name, paths in found.items():
-        parts = [_PART.search(path.name) for path in paths]
-        if any(parts):
-            total = max(int(part["total"]) for part in parts if part)
-            if not all(parts) or [int(part["number"]) for part in parts] != list(range(total)):
-                there = ", ".join(path.name for path in paths)
-                raise DataError(
-                    f"{where}: {card.files[name]!r} matches {there}: not the parts 0 to {total - 1} of one file. "
-                    "Keep these, and nothing beside them."
-                )
-        elif len(paths) > 1:
-            raise DataError(
-                f"{where}: {card.files[name]!r} matches {len(paths)} files ({', '.join(p.name for p in paths)}). Keep one of them."
-            )
+    matches = {name: sorted(path for path in root.glob(glob) if path.is_file()) for name, glob in card.files.items()}
+    for name, paths in matches.items():
+        _check_is_one_file(paths, f"{where}: {card.files[name]!r}")
     needed = list(card.files if names is None else names)
-    missing = [name for name in needed if not found[name]]
+    missing = [name for name in needed if not matches[name]]
     if missing and (names is not None or len(missing) == len(needed)):
         patterns = ", ".join(card.files[name] for name in missing)
-        there = ", ".join(sorted(ascii(path.name)[1:-1] for path in root.iterdir())[:8]) or "nothing"
-        raise DataError(f"{where}: no file {patterns} is here. Found: {there}. The public files are at {card.url}.")
-    return {name: found[name] for name in needed if found[name]}
+        present = ", ".join(sorted(ascii(path.name)[1:-1] for path in root.iterdir())[:8]) or "nothing"
+        raise DataError(f"{where}: no file {patterns} is here. Found: {present}. The public files are at {card.url}.")
+    return {name: matches[name] for name in needed if matches[name]}
 
 
-def local_rows(files: dict[str, list[Path]], report: ItemReport) -> Iterator[tuple[str, str, dict[str, Any]]]:
-    """(name of the file, "file, row N" for messages, row) of every row; files and rows are noted in the report.
+def _check_is_one_file(paths: Sequence[Path], where: str) -> None:
+    """Refuse several files that are not all the parts of one.
+
+    Args:
+        paths: sorted.
+    """
+    parts = [part for part in (_PART.search(path.name) for path in paths) if part]
+    names = ", ".join(path.name for path in paths)
+    if not parts:
+        if len(paths) > 1:
+            raise DataError(f"{where} matches {len(paths)} files ({names}). Keep one of them.")
+        return
+    total = max(int(part["total"]) for part in parts)
+    if len(parts) < len(paths) or [int(part["number"]) for part in parts] != list(range(total)):
+        raise DataError(
+            f"{where} matches {names}: not the parts 0 to {total - 1} of one file. Keep these, and nothing beside them."
+        )
+
+
+def local_rows(files: dict[str, list[Path]], report: ItemReport) -> Iterator[SourceRow]:
+    """Every row of the files; the report counts files and rows.
 
     Raises:
         DataError: a file is damaged or a row is not a JSON object.
@@ -112,12 +122,13 @@ def local_rows(files: dict[str, list[Path]], report: ItemReport) -> Iterator[tup
             file = readable(path)
             report.sources.append({"file": file, "sha256": file_hash(path, length=64)})
             for number, row in file_rows(path):
+                where = f"{file}, row {number}"
                 report.row()
-                yield name, f"{file}, row {number}", _checked_row(row, file, f"{file}, row {number}", report)
+                yield name, where, _checked_row(row, file, where, report)
 
 
 def _checked_row(row: dict[str, Any], source: str, where: str, report: ItemReport) -> dict[str, Any]:
-    """The row, whose columns are counted in the report and whose texts can be stored.
+    """The row, with its columns counted in the report.
 
     Raises:
         DataError: text that is not Unicode, or a row nested too deeply.
@@ -127,11 +138,12 @@ def _checked_row(row: dict[str, Any], source: str, where: str, report: ItemRepor
     try:
         check_unicode(row)
     except Unusable as problem:
-        raise DataError(f"{where}: {problem.reason}{f' ({problem.why})' if problem.why else ''}.") from None
+        details = f" ({problem.why})" if problem.why else ""
+        raise DataError(f"{where}: {problem.reason}{details}.") from None
     return report.columns[source].of_row(row)
 
 
-# Checks that the readers share
+# Checks that all benchmarks share
 
 
 def text_of(row: dict[str, Any], key: str, where: str, may_be_empty: bool = False) -> str:
@@ -194,35 +206,36 @@ def check_new(item_id: str, where: str, first_use: dict[str, str]) -> None:
 # The hub
 
 
-def hub_rows(
-    card: BenchmarkCard, report: ItemReport, name: str, **load_arguments: Any
-) -> Iterator[tuple[str, str, dict[str, Any]]]:
-    """Rows of one split of the card's hub repository at its pinned revision, in the form of `local_rows` under the given name.
+def hub_rows(card: BenchmarkCard, report: ItemReport, name: str, **load_arguments: Any) -> Iterator[SourceRow]:
+    """Rows of one split of the card's hub repository at its pinned revision, as `local_rows` gives them.
+
+    Args:
+        name: what the rows have as the name of their file.
+        load_arguments: of `datasets.load_dataset`.
 
     Raises:
         DataError: the card has no hub repository, or the hub cannot be reached or read.
     """
-    instead = (
-        f"Without the network, put the public files of {card.title} ({card.url}) into a folder and name it in the configuration:\n"
-        f"    benchmarks:\n      {card.name}:\n        root: /folder/with/the/files"
+    advice = (
+        f"Without the network, put the public files of {card.title} ({card.url}) into a folder and name it in the "
+        f"configuration:\n    benchmarks:\n      {card.name}:\n        root: /folder/with/the/files"
     )
     if card.hub_id is None:
-        raise DataError(f"Benchmark {card.name!r} is not on a hub. {instead}")
+        raise DataError(f"Benchmark {card.name!r} is not on a hub. {advice}")
     import datasets
 
     try:
         rows = datasets.load_dataset(card.hub_id, revision=card.revision, **load_arguments)
-    except (
-        Exception
-    ) as error:  # network, cache and parser layers below raise what they like; the text goes on to the user
+    except Exception as error:  # network, cache and parsers raise errors of many kinds; the user reads their text
         raise DataError(
-            f"Benchmark {card.name!r}: {card.hub_id} ({load_arguments}, revision {card.revision or 'not pinned'}) could not be loaded "
-            f"from the hub ({type(error).__name__}: {error}).\n{instead}"
+            f"Benchmark {card.name!r}: {card.hub_id} ({load_arguments}, revision {card.revision or 'not pinned'}) "
+            f"could not be loaded from the hub ({type(error).__name__}: {error}).\n{advice}"
         ) from error
     if card.revision is None:
         report.notes.append(f"Not pinned: the card names no revision of {card.hub_id}, so the data may change.")
     report.sources.append({"hub": card.hub_id, "revision": card.revision} | load_arguments)
+    source = f"{card.hub_id} {load_arguments}"
     for number, row in enumerate(rows, start=1):
+        where = f"{source}, row {number}"
         report.row()
-        source = f"{card.hub_id} {load_arguments}"
-        yield name, f"{source}, row {number}", _checked_row(row, source, f"{source}, row {number}", report)
+        yield name, where, _checked_row(row, source, where, report)

@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+import importlib
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import yaml
 
-from rm_methods.benchmarks.cards import list_benchmark_cards, load_benchmark_card, resolve_benchmark_options
+from rm_methods import benchmarks
+from rm_methods.benchmarks.cards import MODULES, list_benchmark_cards, load_benchmark_card, resolve_benchmark_options
 from rm_methods.errors import ConfigError, UserError
 
 GOOD = {
@@ -55,6 +58,12 @@ def test_optional_keys_have_defaults(cards):
     card = load_benchmark_card("mine")
     assert (card.hub_id, card.revision, card.files, card.options, card.notes) == (None, None, {}, {}, "")
     assert card.subsets == ("chat",)
+
+
+def test_a_module_that_grades_is_registered():
+    names = [path.stem for path in Path(benchmarks.__file__).parent.glob("*.py") if path.stem != "__init__"]
+    modules = [importlib.import_module(f"rm_methods.benchmarks.{name}") for name in names]
+    assert {module.__name__.rpartition(".")[2] for module in modules if hasattr(module, "grade")} == set(MODULES)
 
 
 def test_an_unknown_benchmark_names_the_nearest():
