@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import hypothesis
@@ -14,7 +15,9 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-from rm_methods.config.resolve import resolve
+from rm_methods.config.resolve import resolve, section_defaults
+from rm_methods.policies.sft import SFTSettings
+from rm_methods.ppo.settings import PPOSettings
 from rm_methods.preferences.pair import PreferencePair, make_pair, write_pairs
 
 # How long an example takes says more about what else the machine does than about the code.
@@ -40,6 +43,18 @@ def made_up_pairs(count: int, seed: int = 0, split: str = "train") -> list[Prefe
             make_pair(prompt, chosen, rejected, split=split, source="made up", strength=float(generator.integers(1, 4)))
         )
     return pairs
+
+
+def ppo_settings(**changes) -> PPOSettings:
+    """The schema's defaults with changes."""
+    sections = {name: section_defaults("overoptimization", name) for name in ("ppo", "sampling")}
+    return replace(PPOSettings.of_experiment({"overoptimization": sections}), **changes)
+
+
+def sft_settings(**changes) -> SFTSettings:
+    """The schema's defaults with changes."""
+    sections = {name: section_defaults("overoptimization", name) for name in ("sft", "sampling")}
+    return replace(SFTSettings.of_experiment({"overoptimization": sections}), **changes)
 
 
 def experiment_config(folder: Path, **sections) -> dict:

@@ -40,6 +40,16 @@ def schema() -> dict[str, Any]:
     return load_yaml(SCHEMA_FILE)
 
 
+def section_defaults(*keys: str) -> dict[str, Any]:
+    """The defaults of a section of the schema, for instance of ("overoptimization", "ppo")."""
+    fragment = schema()
+    for key in keys:
+        fragment = fragment["properties"][key]
+    section: dict[str, Any] = {}
+    _fill(section, fragment)
+    return section
+
+
 def load_config(
     paths: Iterable[str | Path], overrides: Mapping[str, Any] | None = None, *, before_workflow: bool = False
 ) -> dict[str, Any]:

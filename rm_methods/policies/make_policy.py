@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ def make_policy(config: Mapping[str, Any], pairs: Path, out: Path, work: Path, t
     Returns:
         The summary of the fine-tuning.
     """
-    from rm_methods.policies.sft import train_sft
+    from rm_methods.policies.sft import SFTSettings, train_sft
     from rm_methods.reward_models.backbones import prepare_backbone
 
     backbone = policy_backbone(config)
@@ -35,14 +36,20 @@ def make_policy(config: Mapping[str, Any], pairs: Path, out: Path, work: Path, t
     # Only a tiny backbone reads pairs: its tokenizer is trained on their text.
     training = [pair for pair in training_and_validation if pair.split == "train"]
     tokenizer_text = training if backbone["source"] == "tiny" else []
-    section = config["overoptimization"]
-    settings = section["sft"] | {"max_prompt_tokens": section["sampling"]["max_prompt_tokens"]}
+    settings = SFTSettings.of_experiment(config)
     seed = config["seeds"][0]
     # Another data set or other code never meets these checkpoints.
-    key = content_hash([settings, backbone, seed, file_hash(pairs), code_hash("sft")])
+    key = content_hash([asdict(settings), backbone, seed, file_hash(pairs), code_hash("sft")])
     with named_as_policy(config):
         prepare_backbone(backbone, tokenizer_text, out / "backbone")
         with run_lock(out):
             return train_sft(
-                settings, training_and_validation, out / "backbone", backbone, seed, out, work / f"sft_{key}", threads
+                settings,
+                training_and_validation,
+                backbone_folder=out / "backbone",
+                backbone=backbone,
+                seed=seed,
+                out_folder=out,
+                work_folder=work / f"sft_{key}",
+                threads=threads,
             )

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from rm_methods.errors import ConfigError, DataError, UserError
+from rm_methods.errors import DataError, UserError
 from rm_methods.files import content_hash, file_hash
 from rm_methods.parquet import read_parquet, table_of_columns, write_parquet
 from rm_methods.policies.policy import Policy, Prompt, load_policy
@@ -34,7 +34,7 @@ class NotFinite(UserError):
 
 @dataclass(frozen=True)
 class SamplingSettings:
-    """How responses are drawn.
+    """How responses are drawn.  Limits of the values are in config.schema.yaml.
 
     Attributes:
         max_new_tokens: longest response in tokens, the end token included.
@@ -42,7 +42,7 @@ class SamplingSettings:
         top_p: only the likeliest tokens that together have this probability (nucleus sampling); 1 takes all.
     """
 
-    max_new_tokens: int = 64
+    max_new_tokens: int
     temperature: float = 1.0
     top_p: float = 1.0
 
@@ -51,17 +51,6 @@ class SamplingSettings:
         """The settings of a resolved configuration."""
         sampling = config["overoptimization"]["sampling"]
         return cls(sampling["max_new_tokens"], sampling["temperature"], sampling["top_p"])
-
-    def __post_init__(self):
-        problems = []
-        if self.max_new_tokens < 1:
-            problems.append(f"max_new_tokens: is {self.max_new_tokens}; must be at least 1")
-        if not self.temperature >= 0:
-            problems.append(f"temperature: is {self.temperature}; must be at least 0")
-        if not 0 < self.top_p <= 1:
-            problems.append(f"top_p: is {self.top_p}; must be more than 0 and at most 1")
-        if problems:
-            raise ConfigError(problems, "the sampling settings")
 
 
 @dataclass

@@ -1,14 +1,13 @@
-"""Settings dataclasses from what a configuration says."""
+"""The policy's section of a configuration."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import fields
 from typing import Any
 
-from rm_methods.errors import ConfigError, UserError, nearest
+from rm_methods.errors import UserError
 
 
 @contextmanager
@@ -29,13 +28,3 @@ def named_as_policy(config: Mapping[str, Any]) -> Iterator[None]:
 def policy_backbone(config: Mapping[str, Any]) -> dict[str, Any]:
     """The policy's section of a resolved configuration: a backbone section, or else that of the reward models."""
     return config["overoptimization"]["policy"] or config["backbone"]
-
-
-def settings_from(kind: type, settings: Mapping[str, Any] | Any, source: str):
-    """A settings dataclass from a mapping; raises ConfigError for unknown keys, naming the nearest."""
-    if isinstance(settings, kind):
-        return settings
-    known = [field.name for field in fields(kind)]
-    if unknown := [f"{key}: unknown key. {nearest(key, known)}" for key in settings if key not in known]:
-        raise ConfigError(unknown, source)
-    return kind(**{key: tuple(value) if isinstance(value, list) else value for key, value in settings.items()})

@@ -21,7 +21,6 @@ from typing import Any
 from rm_methods.errors import ConfigError, DataError, UserError
 from rm_methods.files import read_json_lines, write_json, write_text, written_atomically
 from rm_methods.policies.policy import Policy, policy_from_backbone, save_policy
-from rm_methods.policies.settings import settings_from
 from rm_methods.preferences.pair import Message, PreferencePair
 from rm_methods.reward_models.template_probe import contains, conversation, render
 from rm_methods.system.progress import Progress
@@ -30,9 +29,9 @@ IGNORED = -100  # label of tokens without loss, as in transformers
 Example = dict[str, list[int]]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class SFTSettings:
-    """Settings of supervised fine-tuning.
+    """Settings of supervised fine-tuning.  Their defaults and limits are in config.schema.yaml.
 
     Attributes:
         responses: "both" trains on chosen and rejected responses, "chosen" on the chosen ones.
@@ -48,53 +47,34 @@ class SFTSettings:
         checkpoint_every_steps: optimizer steps between checkpoints for resuming; None writes none.
     """
 
-    responses: str = "both"
-    epochs: int = 1
-    examples_per_step: int = 32
-    examples_per_microbatch: int = 32
-    learning_rate: float = 1e-5
-    weight_decay: float = 0.0
+    responses: str
+    epochs: int
+    examples_per_step: int
+    examples_per_microbatch: int
+    learning_rate: float
+    weight_decay: float
+    schedule: str
+    warmup_fraction: float
+    precision: str
+    max_prompt_tokens: int
+    max_response_tokens: int
+    # The same in every experiment.
     adam_betas: tuple[float, float] = (0.9, 0.95)
-    schedule: str = "cosine"
-    warmup_fraction: float = 0.05
     max_gradient_norm: float = 1.0
-    precision: str = "fp32"
-    max_prompt_tokens: int = 512
-    max_response_tokens: int = 512
     log_every_steps: int = 10
     checkpoint_every_steps: int | None = 200
 
-    def __post_init__(self):
-        problems = [
-            f"{name}: is {getattr(self, name)!r}; allowed: {', '.join(allowed)}"
-            for name, allowed in {
-                "responses": ("both", "chosen"),
-                "schedule": ("cosine", "linear", "constant"),
-                "precision": ("fp32", "bf16"),
-            }.items()
-            if getattr(self, name) not in allowed
-        ]
-        least = {
-            "epochs": 0,
-            "examples_per_step": 1,
-            "examples_per_microbatch": 1,
-            "max_prompt_tokens": 8,
-            "max_response_tokens": 1,
-        }
-        problems += [
-            f"{name}: is {getattr(self, name)}; must be at least {n}"
-            for name, n in least.items()
-            if getattr(self, name) < n
-        ]
-        if not self.learning_rate > 0:
-            problems.append(f"learning_rate: is {self.learning_rate}; must be more than 0")
-        if problems:
-            raise ConfigError(problems, "the settings of supervised fine-tuning")
+    @classmethod
+    def of_experiment(cls, config: Mapping[str, Any]) -> SFTSettings:
+        """The settings of a resolved configuration."""
+        section = config["overoptimization"]
+        return cls(**section["sft"], max_prompt_tokens=section["sampling"]["max_prompt_tokens"])
 
 
 def train_sft(
-    settings: SFTSettings | Mapping[str, Any],
+    settings: SFTSettings,
     pairs: Sequence[PreferencePair],
+    *,
     backbone_folder: str | Path,
     backbone: Mapping[str, Any],
     seed: int,
@@ -122,7 +102,6 @@ def train_sft(
     """
     from rm_methods.system.cpu import prepare_cpu
 
-    settings = settings_from(SFTSettings, settings, "the settings of supervised fine-tuning")
     prepare_cpu(threads)
     started = time.monotonic()
     out_folder, work_folder = Path(out_folder), Path(work_folder)

@@ -5,29 +5,19 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from rm_methods.files import content_hash, file_hash, read_json, write_json
 from rm_methods.policies.policy import prompts_of_split
 from rm_methods.policies.settings import policy_backbone
+from rm_methods.ppo.settings import PPOSettings
 from rm_methods.preferences.pair import read_pairs
 from rm_methods.stored import read_record
 from rm_methods.system.code_hash import code_hash
 from rm_methods.system.deepspeed import custom_file_hash
 from rm_methods.system.run_lock import run_lock
-
-# Keys of the section `ppo` that say which runs are made and on what machine, not how a policy learns.
-_NOT_LEARNING = (
-    "enabled",
-    "seeds",
-    "processes",
-    "deepspeed",
-    "train_prompts",
-    "evaluation_prompts",
-    "references_per_prompt",
-)
 
 
 @dataclass(frozen=True)
@@ -67,11 +57,10 @@ class PpoJob:
         """Attention implementation that the policy is read with."""
         return policy_backbone(self.config)["attention"]
 
-    def learning_settings(self) -> dict[str, Any]:
-        """The fields of `PPOSettings`."""
-        ppo = {name: value for name, value in self.section["ppo"].items() if name not in _NOT_LEARNING}
-        lengths = {name: self.section["sampling"][name] for name in ("max_new_tokens", "max_prompt_tokens")}
-        return ppo | lengths
+    @property
+    def learning_settings(self) -> PPOSettings:
+        """How the policy learns."""
+        return PPOSettings.of_experiment(self.config)
 
     def depends_on(self, reward_model_key: str) -> list[Any]:
         """Everything that the trained policy depends on, but for the number of ranks.
@@ -86,7 +75,7 @@ class PpoJob:
         return [
             reward_model_key,
             self.seed,
-            self.learning_settings(),
+            asdict(self.learning_settings),
             counts,
             self.section["gold"],
             self.section["prompts"],
@@ -148,7 +137,7 @@ def _optimize_this_rank(job: PpoJob) -> dict[str, Any]:
     depends_on = job.depends_on(trained["run_key"])
     scoring = replace(scoring_settings(dict(job.config)), threads=threads)
     summary = train_ppo(
-        job.learning_settings(),
+        job.learning_settings,
         policy_folder=job.policy,
         reward=scorer_reward(load_scorer(job.model, scoring, keep_loaded=True), f"{job.variant} seed {job.seed}"),
         gold=gold_of_experiment(job.config, threads, keep_loaded=True),

@@ -28,7 +28,6 @@ from rm_methods.files import content_hash, damage, read_json, seal, write_json, 
 from rm_methods.policies.log_probabilities import token_log_probabilities
 from rm_methods.policies.policy import Prompt, save_policy
 from rm_methods.policies.sampling import NotFinite, check_prompts, derived_seed, policy_hash
-from rm_methods.policies.settings import settings_from
 from rm_methods.ppo import losses as ppo_math
 from rm_methods.ppo.learner import Learner, ZeroLearner
 from rm_methods.ppo.ranks import Ranks
@@ -42,7 +41,7 @@ from rm_methods.system.progress import Progress
 
 
 def train_ppo(
-    settings: PPOSettings | Mapping[str, Any],
+    settings: PPOSettings,
     *,
     policy_folder: str | Path,
     reward: Reward,
@@ -84,7 +83,6 @@ def train_ppo(
     Raises:
         UserError: unusable prompts, policy or references, a reward that is not finite, or a work folder of another run.
     """
-    settings = settings_from(PPOSettings, settings, "the PPO settings")
     prepare_cpu(threads)
     run = PPO(
         settings,

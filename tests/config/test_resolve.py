@@ -19,7 +19,10 @@ from rm_methods.errors import ConfigError
 from rm_methods.experiment.diagnosed_runs import diagnosed_runs
 from rm_methods.experiment.experiment import Experiment
 from rm_methods.methods.registry import load_card, method_names
-from tests.conftest import REPOSITORY
+from rm_methods.policies.sft import SFTSettings
+from rm_methods.ppo.settings import PPOSettings
+from rm_methods.scoring.scorer import ScoringSettings, scoring_settings
+from tests.conftest import REPOSITORY, ppo_settings, sft_settings
 
 
 def minimal(**sections):
@@ -573,3 +576,34 @@ def test_defaults_are_filled_in():
         "length_balance": False,
         "label_noise": {"rate": 0.1, "kind": "symmetric"},
     }
+
+
+# Limits that only the schema knows.
+@pytest.mark.parametrize(
+    ("section", "message"),
+    [
+        ({"sampling": {"max_new_tokens": 0}}, "overoptimization.sampling.max_new_tokens: is 0; must be at least 1"),
+        ({"sampling": {"temperature": -1.0}}, "overoptimization.sampling.temperature: is -1.0; must be at least 0"),
+        ({"sampling": {"top_p": 0.0}}, "overoptimization.sampling.top_p: is 0.0; must be more than 0"),
+        ({"sampling": {"top_p": 1.5}}, "overoptimization.sampling.top_p: is 1.5; must be at most 1"),
+        ({"sft": {"epoch": 1}}, "overoptimization.sft.epoch: unknown key. Did you mean 'epochs'?"),
+        ({"sft": {"responses": "rejected"}}, 'overoptimization.sft.responses: is "rejected"; allowed: both, chosen'),
+        ({"sft": {"learning_rate": 0}}, "overoptimization.sft.learning_rate: is 0; must be more than 0"),
+        ({"ppo": {"kl_coeficient": 1}}, "overoptimization.ppo.kl_coeficient: unknown key. Did you mean"),
+        ({"ppo": {"transform": "contrastve"}}, 'overoptimization.ppo.transform: is "contrastve"; allowed: none, contrastive'),
+        ({"ppo": {"updates": 0}}, "overoptimization.ppo.updates: is 0; must be at least 1"),
+        ({"ppo": {"gamma": 1.5}}, "overoptimization.ppo.gamma: is 1.5; must be at most 1"),
+        ({"ppo": {"kl_target": 0}}, "overoptimization.ppo.kl_target: is 0; must be more than 0"),
+    ],
+)
+def test_settings_beyond_their_limits_are_refused(section, message):
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        resolve(minimal(overoptimization=section))
+
+
+def test_settings_take_the_defaults_of_the_schema():
+    config = resolve(minimal())
+    assert SFTSettings.of_experiment(config) == sft_settings()
+    assert PPOSettings.of_experiment(config) == ppo_settings()
+    # A model is scored without a configuration, too.
+    assert scoring_settings(config) == ScoringSettings()

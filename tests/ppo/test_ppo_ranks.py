@@ -16,23 +16,25 @@ from safetensors.torch import load_file
 from rm_methods.policies.policy import load_policy, policy_from_backbone, save_policy
 from rm_methods.ppo.learner import filled_configuration
 from rm_methods.ppo.records import read_evaluation
-from rm_methods.ppo.settings import PPOSettings
+from tests.conftest import ppo_settings
 
 # Ten prompts in chunks of three are four chunks, and minibatches of ten rows are cut into 4, 3 and 3: two ranks never
 # have alike.
 RUN = """
 import sys
 from pathlib import Path
+from rm_methods.config.resolve import section_defaults
 from rm_methods.ppo import trainer as ppo
 from rm_methods.ppo.rewards import text_reward
+from rm_methods.ppo.settings import PPOSettings
 from rm_methods.policies.policy import Prompt
 from rm_methods.training.launch import end_of_rank
 
-policy, out, deepspeed, updates, dies_after = sys.argv[1:] prompts = [Prompt(f"p{k}", [{"role": "user", "content":
-f"paint it {c}"}]) for k, c in enumerate(("red", "blue", "black", "white", "pink"))] settings = {
-    "updates": int(updates), "batch_size": 10, "rows_per_forward": 3, "max_new_tokens": 6, "learning_rate": 1e-3,
-    "standardise": False, "evaluate_every": 2, "checkpoint_every": 1, "minibatches": 3, "value_rate_factor": 5.0,
-    "max_gradient_norm": 0.5,
+policy, out, deepspeed, updates, dies_after = sys.argv[1:]
+prompts = [Prompt(f"p{k}", [{"role": "user", "content": f"paint it {c}"}]) for k, c in enumerate(("red", "blue", "black", "white", "pink"))]
+settings = {
+    "updates": int(updates), "batch_size": 10, "rows_per_forward": 3, "max_new_tokens": 6, "learning_rate": 1e-3, "standardise": False,
+    "evaluate_every": 2, "checkpoint_every": 1, "minibatches": 3, "value_rate_factor": 5.0, "max_gradient_norm": 0.5,
 }
 if int(dies_after):
     save = ppo.PPO._save_checkpoint
@@ -128,7 +130,7 @@ def test_a_killed_run_goes_on_from_its_checkpoint_with_any_number_of_ranks(
 
 
 def test_what_a_configuration_leaves_open_comes_from_the_settings(policy):
-    filled = filled_configuration("zero3", PPOSettings(max_gradient_norm=0.7), 4, policy)
+    filled = filled_configuration("zero3", ppo_settings(max_gradient_norm=0.7), 4, policy)
     assert "auto" not in json.dumps(filled)
     assert filled["train_batch_size"] == 4
     assert filled["gradient_clipping"] == 0.7

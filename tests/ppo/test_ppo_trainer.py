@@ -12,18 +12,24 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from rm_methods.errors import ConfigError, UserError
+from rm_methods.errors import UserError
 from rm_methods.policies.log_probabilities import read_responses
 from rm_methods.policies.policy import Prompt, load_policy, policy_from_backbone, save_policy
 from rm_methods.ppo.records import read_evaluation
 from rm_methods.ppo.rewards import rewards_of, scorer_reward, text_reward
-from rm_methods.ppo.settings import PPOSettings
 from rm_methods.ppo.trainer import batch_members, rate_factor, train_ppo
+from tests.conftest import ppo_settings
 
 QUICK = {
-    "updates": 4, "batch_size": 8, "rows_per_forward": 8, "max_new_tokens": 6, "learning_rate": 1e-3, "standardise": False,
-    "evaluate_every": 2, "checkpoint_every": None,
-}  # fmt: skip
+    "updates": 4,
+    "batch_size": 8,
+    "rows_per_forward": 8,
+    "max_new_tokens": 6,
+    "learning_rate": 1e-3,
+    "standardise": False,
+    "evaluate_every": 2,
+    "checkpoint_every": None,
+}
 BANDIT = QUICK | {
     "batch_size": 64,
     "rows_per_forward": 64,
@@ -57,9 +63,8 @@ def policy_folder(prepared, tmp_path_factory):
 
 
 def run(policy_folder, folder, reward=count_of_e, gold=no_reward, seed=0, prompts=PROMPTS, references=None, **settings):
-    settings = QUICK | settings
     return train_ppo(
-        settings,
+        ppo_settings(**(QUICK | settings)),
         policy_folder=policy_folder,
         reward=reward,
         gold=gold,
@@ -194,7 +199,7 @@ def test_an_interrupted_run_ends_as_an_uninterrupted_one(policy_folder, tmp_path
     assert read_evaluation(tmp_path / "whole" / "evaluation.parquet") == read_evaluation(
         tmp_path / "killed" / "evaluation.parquet"
     )
-    assert summary["kl_coefficient"] != PPOSettings().kl_coefficient
+    assert summary["kl_coefficient"] != ppo_settings().kl_coefficient
     assert not (tmp_path / "killed" / "work").exists()
 
 
@@ -339,21 +344,3 @@ def test_learning_rate_schedules():
     assert [rate_factor(name, 0.0) for name in ("constant", "linear", "cosine")] == [1, 1, 1]
     assert [rate_factor(name, 0.5) for name in ("constant", "linear", "cosine")] == pytest.approx([1, 0.5, 0.5])
     assert rate_factor("cosine", 1.0) == pytest.approx(0)
-
-
-def test_wrong_settings_are_all_named():
-    with pytest.raises(ConfigError, match="4 problems") as caught:
-        PPOSettings(transform="contrastve", updates=0, gamma=1.5, minibatches=64)
-    assert "Did you mean 'contrastive'" in str(caught.value)
-    with pytest.raises(ConfigError, match="kl_coeficient: unknown key"):
-        train_ppo(
-            {"kl_coeficient": 1},
-            policy_folder="nowhere",
-            reward=no_reward,
-            gold=no_reward,
-            prompts=PROMPTS,
-            evaluation_prompts=PROMPTS,
-            seed=0,
-            out_folder="out",
-            work_folder="work",
-        )
