@@ -1,9 +1,8 @@
 """Gold rewards behind one call: gold(prompts, responses) -> float64 [responses].
 
-* "world": the exact gold of the controlled world, computed from the text (rm_methods/preferences/world/gold.py); *
-anything else: a reward model, as a folder or a Hugging Face hub id, read through the project's own scorer: its chat
-template is applied
-  once, the reward is read at the end by length.
+* "world": the exact gold of the controlled world, computed from the text (rm_methods/preferences/world/gold.py);
+* anything else: a reward model, as a folder or a Hugging Face hub id.  The project's scorer reads it: the chat template
+  is applied once, and the reward is read at the end by length.
 """
 
 from __future__ import annotations

@@ -2,11 +2,11 @@
 
 Snakemake holds a lock of its own, but a killed Snakemake leaves its jobs running on a cluster, and the next one would
 start them a second time.  So every run takes `writer.lock` in its folder: a file that is linked into place (atomic on
-network file systems too) and touched every few seconds.  Whether the writer of a lock that is found is still there is
-decided by
+network file systems too) and touched every few seconds.  Whether the writer of a lock is still alive is decided by
 
-* its process, on the same machine; * its Slurm job, on another machine of the same cluster; * otherwise by the file: a
-writer touches it, what is dead does not.  Times are those of the file system, never of two clocks.
+* its process, on the same machine;
+* its Slurm job, on another machine of the same cluster;
+* otherwise by the file: a writer that is alive touches it.  Times are those of the file system, never of two clocks.
 """
 
 from __future__ import annotations

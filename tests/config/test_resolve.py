@@ -590,7 +590,10 @@ def test_defaults_are_filled_in():
         ({"sft": {"responses": "rejected"}}, 'overoptimization.sft.responses: is "rejected"; allowed: both, chosen'),
         ({"sft": {"learning_rate": 0}}, "overoptimization.sft.learning_rate: is 0; must be more than 0"),
         ({"ppo": {"kl_coeficient": 1}}, "overoptimization.ppo.kl_coeficient: unknown key. Did you mean"),
-        ({"ppo": {"transform": "contrastve"}}, 'overoptimization.ppo.transform: is "contrastve"; allowed: none, contrastive'),
+        (
+            {"ppo": {"transform": "contrastve"}},
+            'overoptimization.ppo.transform: is "contrastve"; allowed: none, contrastive',
+        ),
         ({"ppo": {"updates": 0}}, "overoptimization.ppo.updates: is 0; must be at least 1"),
         ({"ppo": {"gamma": 1.5}}, "overoptimization.ppo.gamma: is 1.5; must be at most 1"),
         ({"ppo": {"kl_target": 0}}, "overoptimization.ppo.kl_target: is 0; must be more than 0"),

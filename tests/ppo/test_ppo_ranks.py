@@ -31,11 +31,14 @@ from rm_methods.policies.policy import Prompt
 from rm_methods.training.launch import end_of_rank
 
 policy, out, deepspeed, updates, dies_after = sys.argv[1:]
-prompts = [Prompt(f"p{k}", [{"role": "user", "content": f"paint it {c}"}]) for k, c in enumerate(("red", "blue", "black", "white", "pink"))]
-settings = {
-    "updates": int(updates), "batch_size": 10, "rows_per_forward": 3, "max_new_tokens": 6, "learning_rate": 1e-3, "standardise": False,
+colors = ("red", "blue", "black", "white", "pink")
+prompts = [Prompt(f"p{k}", [{"role": "user", "content": f"paint it {color}"}]) for k, color in enumerate(colors)]
+ppo_section = section_defaults("overoptimization", "ppo") | {
+    "updates": int(updates), "batch_size": 10, "rows_per_forward": 3, "learning_rate": 1e-3, "standardise": False,
     "evaluate_every": 2, "checkpoint_every": 1, "minibatches": 3, "value_rate_factor": 5.0, "max_gradient_norm": 0.5,
 }
+sampling = section_defaults("overoptimization", "sampling") | {"max_new_tokens": 6}
+settings = PPOSettings.of_experiment({"overoptimization": {"ppo": ppo_section, "sampling": sampling}})
 if int(dies_after):
     save = ppo.PPO._save_checkpoint
     def save_and_die(run, step):
