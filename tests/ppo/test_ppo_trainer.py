@@ -326,7 +326,7 @@ def test_a_reward_model_can_be_the_proxy(reward_model, tokenizer):
 
 
 def test_a_joint_model_is_refused_as_proxy():
-    from rm_methods.scoring.scorer import JointScorer
+    from rm_methods.scoring.scorer import JointScorer, ScoringSettings
 
     with pytest.raises(UserError, match="joint model compares two responses"):
         scorer_reward(JointScorer(SimpleNamespace(layout=lambda asked: "plain"), None, ScoringSettings()))
