@@ -1,5 +1,5 @@
 # make demo   set up .venv and run the embedded experiment to the end (tables, figures, MLflow runs)
-# make test   set up .venv and run the tests
+# make test   set up .venv and run the tests (make test-unit: the quick ones)
 CORES ?= 2
 PYTHON ?= python3.11
 VENV := .venv
@@ -8,13 +8,17 @@ TRACKING ?= $(or $(MLFLOW_TRACKING_URI),sqlite:///mlflow.db)
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export MLFLOW_DISABLE_TELEMETRY := true
 
-.PHONY: demo test test-slow test-slurm lint format setup environment ui clean
+.PHONY: demo test test-unit test-slow test-slurm lint format setup environment ui clean
 
 demo: setup
 	snakemake --cores $(CORES)
 
 test: setup
-	OMP_NUM_THREADS=1 pytest -m "not slow" -n $(CORES) --dist loadfile
+	OMP_NUM_THREADS=1 pytest -m "not slow" -n $(CORES) --dist worksteal --durations=20
+
+# The inner loop: no trainings and no processes.
+test-unit: setup
+	OMP_NUM_THREADS=1 pytest -m "not slow and not process" -n $(CORES) --dist worksteal --durations=10
 
 # Real backbone, real data, the trained world: minutes.
 test-slow: setup

@@ -19,6 +19,8 @@ from rm_methods.system.provenance import key_of
 from rm_methods.training.run_key import run_dependencies
 from tests.conftest import experiment_config
 
+pytestmark = pytest.mark.process
+
 
 @pytest.fixture
 def config(tmp_path):

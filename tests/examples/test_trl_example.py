@@ -16,6 +16,8 @@ from rm_methods.errors import DataError, UserError
 from rm_methods.preferences.pair import make_pair, read_pairs, write_pairs
 from rm_methods.scoring.scorer import ScoringSettings, load_scorer
 
+pytestmark = pytest.mark.process
+
 needs_trl = pytest.mark.skipif(
     importlib.util.find_spec("trl") is None, reason="TRL: pip install -r performance/requirements.txt"
 )

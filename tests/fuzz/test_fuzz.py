@@ -23,6 +23,8 @@ import pytest
 from tests.fuzz.changes import change_file
 from tests.fuzz.subjects import SUBJECTS, Subject, run
 
+pytestmark = pytest.mark.process
+
 INPUTS = int(os.environ.get("RM_METHODS_FUZZ", "8"))
 SEED = os.environ.get("RM_METHODS_FUZZ_SEED", "0")
 

@@ -14,6 +14,8 @@ from rm_methods.interaction import map_file as module
 from rm_methods.interaction.map_file import map_file
 from rm_methods.system import run_lock
 
+pytestmark = pytest.mark.process
+
 SIZES, LENGTHS = [3, 0, 1, 5, 2, 0], [4, 0, 2, 6, 3, 0]
 # Every cell of a pair's map holds its place.
 FILES = ["counts.json", "counts.json.sha256", "maps.npy", "maps.npy.sha256"]

@@ -23,6 +23,8 @@ from rm_methods.training.run import RunFiles, train
 from rm_methods.training.trainer import PlannedSteps, RewardTrainer
 from tests.conftest import experiment_config
 
+pytestmark = pytest.mark.process
+
 TRAINED = [name for name in method_names() if load_card(name).has_weights]
 COMBINED = [name for name in method_names() if load_card(name).kind == "combined"]
 CONTENT_BLIND = [name for name in method_names() if load_card(name).kind == "content_blind"]
@@ -55,6 +57,20 @@ def run(prepared, folder, name, required, seed=0, **training):
     return train(config, name, seed, files), [json.loads(line) for line in files.metrics.read_text().splitlines()]
 
 
+@pytest.fixture(scope="session")
+def trained(prepared, required, tmp_path_factory):
+    """Trains a method for six epochs, once for all tests: trained(name) gives (folder, summary, training log)."""
+    runs = {}
+
+    def train_once(name):
+        if name not in runs:
+            folder = tmp_path_factory.mktemp(name)
+            runs[name] = (folder, *run(prepared, folder, name, required(name), epochs=6))
+        return runs[name]
+
+    return train_once
+
+
 def with_required(name):
     """The method, what it requires, what those require, and so on."""
     methods = {name: {}}
@@ -84,12 +100,12 @@ def micro_batch(prepared, folder, pairs, name, required, layout):
 
 
 @pytest.mark.parametrize("name", TRAINED)
-def test_loss_decreases_and_every_trainable_parameter_moves(name, prepared, pairs, required, tmp_path):
-    summary, log = run(prepared, tmp_path, name, required(name), epochs=6)
+def test_loss_decreases_and_every_trainable_parameter_moves(name, prepared, pairs, required, trained, tmp_path):
+    folder, summary, log = trained(name)
     first, last = (sum(row["loss"] for row in rows) / 6 for rows in (log[:6], log[-6:]))
     assert last < first, f"{name}: mean loss of the first epoch {first:.3f}, of the last {last:.3f}"
     method, model, _ = micro_batch(prepared, tmp_path, pairs, name, required(name), "packed")
-    start, end = model.classifier.state_dict(), load_file(tmp_path / "model" / "model.safetensors")
+    start, end = model.classifier.state_dict(), load_file(folder / "model" / "model.safetensors")
     for key in end:
         moved = not torch.equal(start[key], end[key])
         assert moved != method.is_frozen(key), (
@@ -150,10 +166,10 @@ def test_a_resumed_run_equals_the_uninterrupted_one(name, prepared, required, tm
 
 
 @pytest.mark.parametrize("name", TRAINED)
-def test_scores_survive_saving_and_loading(name, prepared, tokenizer, pairs, required, tmp_path):
-    run(prepared, tmp_path, name, required(name))
+def test_scores_survive_saving_and_loading(name, tokenizer, pairs, trained, tmp_path):
+    folder, _, _ = trained(name)
     items = [BenchmarkItem(p.pair_id, "s", p.prompt, [p.chosen, p.rejected], 0) for p in pairs[:5]]
-    scorer = load_scorer(tmp_path / "model", ScoringSettings(max_length=256, threads=1))
+    scorer = load_scorer(folder / "model", ScoringSettings(max_length=256, threads=1))
     loaded = torch.tensor([row.score for row in scorer.score(items)]).view(5, 2)
     method = load_method(name, load_card(name).defaults())
     method.export(scorer.model, tmp_path / "again")

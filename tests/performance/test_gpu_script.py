@@ -14,6 +14,8 @@ from rm_methods.planning.shapes import published_configuration
 from rm_methods.planning.sizes import activation_bytes, shape_of
 from tests.conftest import REPOSITORY
 
+pytestmark = pytest.mark.process
+
 
 def script(name: str):
     """A script of performance/ as a module."""

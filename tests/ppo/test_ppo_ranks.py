@@ -18,6 +18,8 @@ from rm_methods.ppo.learner import filled_configuration
 from rm_methods.ppo.records import read_evaluation
 from tests.conftest import ppo_settings
 
+pytestmark = pytest.mark.process
+
 # Ten prompts in chunks of three are four chunks, and minibatches of ten rows are cut into 4, 3 and 3: two ranks never
 # have alike.
 RUN = """

@@ -20,6 +20,8 @@ from rm_methods.ppo.rewards import rewards_of, scorer_reward, text_reward
 from rm_methods.ppo.trainer import batch_members, rate_factor, train_ppo
 from tests.conftest import ppo_settings
 
+pytestmark = pytest.mark.process
+
 QUICK = {
     "updates": 4,
     "batch_size": 8,

@@ -15,6 +15,8 @@ import pytest
 
 from tests.slurm.conftest import ONE_GPU, bring_back, in_queue, lose_node, wait_for
 
+pytestmark = pytest.mark.process
+
 EPOCHS, STEPS = 80, 80 * 15
 
 

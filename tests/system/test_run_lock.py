@@ -17,6 +17,8 @@ from rm_methods.errors import UserError
 from rm_methods.system import run_lock as module
 from rm_methods.system.run_lock import ALIVE, DEAD, LOCK, UNCERTAIN, run_lock, writer_state
 
+pytestmark = pytest.mark.process
+
 HOLDER = """
 import sys, time
 from rm_methods.system.run_lock import run_lock

@@ -23,6 +23,8 @@ from rm_methods.training.launch import (
 )
 from tests.conftest import REPOSITORY, experiment_config
 
+pytestmark = pytest.mark.process
+
 
 @pytest.fixture(autouse=True)
 def no_slurm(monkeypatch):

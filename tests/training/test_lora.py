@@ -22,6 +22,8 @@ from tests.reward_models.test_lora import LORA
 from tests.training.test_rank_failure import killed_in_training, run_to_the_end, train_command
 from tests.training.test_trainer import killed_after, log, run_files
 
+pytestmark = pytest.mark.process
+
 SMALL = {"rank": 2, "alpha": 4}
 ENCODER = {"joint_encoder": {"masked_language_epochs": 1, "epochs": 1}}
 

@@ -18,6 +18,8 @@ from safetensors.torch import load_file
 
 from tests.conftest import experiment_config
 
+pytestmark = pytest.mark.process
+
 LONG = {"processes": 2, "epochs": 12, "checkpoint_every_steps": 12}  # 72 steps
 
 

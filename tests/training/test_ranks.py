@@ -15,6 +15,8 @@ from safetensors.torch import load_file
 from rm_methods.preferences.pair import make_pair, write_pairs
 from tests.conftest import experiment_config
 
+pytestmark = pytest.mark.process
+
 METHODS = {
     "bradley_terry": {},
     "joint_encoder": {"masked_language_epochs": 1, "epochs": 1},

@@ -15,6 +15,8 @@ from rm_methods.training.run import RunFiles, train
 from tests.conftest import experiment_config
 from tests.training.test_trainer import log, run_files
 
+pytestmark = pytest.mark.process
+
 
 def noisy_configuration(folder, *rates):
     return experiment_config(folder, noise_levels=[{"rate": rate} for rate in rates])

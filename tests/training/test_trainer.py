@@ -26,6 +26,8 @@ from rm_methods.training.run import RunFiles, run_key, train
 from rm_methods.training.trainer import PlannedSteps, RewardTrainer, RunLog, last_complete_checkpoint
 from tests.conftest import experiment_config
 
+pytestmark = pytest.mark.process
+
 
 def run_files(prepared, out: Path) -> RunFiles:
     return RunFiles(prepared[0], prepared[1], out / "model", out / "metrics.jsonl", out / "summary.json", out / "work")

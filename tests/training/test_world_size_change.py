@@ -17,6 +17,8 @@ from rm_methods.training.run import run_key
 from tests.conftest import experiment_config
 from tests.training.test_rank_failure import killed_in_training, losses, run_to_the_end, train_command
 
+pytestmark = pytest.mark.process
+
 # 54 steps.  The learning rate is gentle because rounding errors grow with it: at 1e-3 one rank that only cuts its micro-batches otherwise
 # is already 1.3e-3 away from itself in Interaction Distillation.
 # The decay is strong, and norms have none of it: where DeepSpeed let them decay, they would end 8% away.

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 
+import pytest
 import yaml
 
 from tests.workflow.test_workflow import SMOKE, checkout, planned, results, snakemake
+
+pytestmark = pytest.mark.process
 
 QUIET = {"tracking": {"enabled": False}}
 

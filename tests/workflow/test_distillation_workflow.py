@@ -7,6 +7,8 @@ import yaml
 
 from tests.workflow.test_workflow import SMOKE, checkout, planned, results, snakemake
 
+pytestmark = pytest.mark.process
+
 STUDY = SMOKE | {
     "methods": {
         "student": {"method": "interaction_distillation", "teacher": "teacher"},

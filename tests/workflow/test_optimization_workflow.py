@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 
+import pytest
 import yaml
 from transformers import AutoModelForCausalLM
 
 from tests.workflow.test_workflow import SMOKE, checkout, planned, results, snakemake
+
+pytestmark = pytest.mark.process
 
 
 def test_a_policy_is_optimized_against_every_reward_model(tmp_path):

@@ -18,6 +18,8 @@ import yaml
 from rm_methods.system.run_lock import run_lock
 from tests.conftest import REPOSITORY
 
+pytestmark = pytest.mark.process
+
 SMOKE = {
     "experiment": "smoke",
     "seeds": [0],
