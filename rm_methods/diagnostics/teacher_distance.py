@@ -31,7 +31,7 @@ from rm_methods.reward_models.joint_reader import pair_text
 from rm_methods.reward_models.layouts import lay_out
 from rm_methods.reward_models.model import RewardModel
 from rm_methods.reward_models.tokenization import ChatTokenizer
-from rm_methods.scoring.scorer import load_scorer, scoring_settings
+from rm_methods.scoring.scorer import RewardModelScorer, load_scorer, scoring_settings
 
 DISTANCES = ("joint", "intra", "inter", "causal", "received")
 _EXAMPLES = 2  # pairs on the page of maps
@@ -82,13 +82,17 @@ def diagnose_teacher_distance(
         One line per teacher and distance: medians before and after.
 
     Raises:
-        UserError: no pair has a joint text.
+        UserError: no pair has a joint text, or the run is not a single model.
     """
     scoring = scoring_settings(config)
     pairs: list[DiagnosedPair] = []
     for name, path in benchmarks:
         pairs += select_pairs(name, read_items(path), config["diagnostics"]["limit"])[0]
     scorer = load_scorer(folders["model"], replace(scoring, threads=threads))
+    if not isinstance(scorer, RewardModelScorer):
+        raise UserError(
+            f"{folders['model']}: has no attention to compare with a teacher's. Give the folder of one model."
+        )
     tokenizer = scorer.tokenizer
     items = tokenizer.encode((pair.item.prompt, _chosen_and_rejected(pair)) for pair in pairs)
     models = {"before": _start_of_training(config, seed, folders["backbone"], scorer.model), "after": scorer.model}
@@ -241,6 +245,8 @@ def _example_maps(
     for position, before in maps["before"].items():
         pair = student_teacher.pairs[position]
         text = pair_text(tokenizer, student_teacher.items[position])
+        assert pair is not None
+        assert text is not None
         words = [""] * len(pair.segment)
         for group, kind, (start, end) in zip(
             pair.student, text.student.segment, text.student.spans.tolist(), strict=True

@@ -1,11 +1,11 @@
 """Aligns the tokens of two tokenizers over the same text by character spans.
 
-A group is a smallest stretch of text that both tokenizers cut out with whole tokens: between two neighboring groups
-neither has a token that goes across.  Attention maps of different tokenizers are compared over groups: the mean over a
-group's query rows, the sum over its key columns, so rows stay distributions.  Tokens outside the text (special tokens,
-template tokens, blanks) are in no group.
+A group is a smallest stretch of text that consists of whole tokens in both tokenizations: no token of either crosses
+the boundary between two groups.  Attention maps of different tokenizers are compared over groups, by the mean over a
+group's query rows and the sum over its key columns, so rows stay distributions.  Tokens outside the text (special
+tokens, template tokens, blanks) are in no group.
 
-The text of a pair has three segments, prompt, chosen and rejected, and no group ever crosses from one to another.
+The text of a pair has three segments, prompt, chosen and rejected, and no group crosses from one to another.
 Shapes: L student tokens, M teacher tokens, G groups.
 """
 
@@ -27,7 +27,7 @@ class Alignment:
     Attributes:
         student: int64 [L], group of each student token, or NO_GROUP.
         teacher: int64 [M], group of each teacher token, or NO_GROUP.
-        segment: int64 [G], segment of each group; groups are ordered by segment, then by place in the text.
+        segment: int64 [G], segment of each group; groups are ordered by segment, then by position in the text.
         unmatched: tokens of the text (student and teacher together) that are in no group because the other tokenizer
             has none there.
     """
@@ -38,48 +38,85 @@ class Alignment:
     unmatched: int
 
 
-def group_tokens(
-    student_spans: np.ndarray, teacher_spans: np.ndarray, text: str
-) -> tuple[np.ndarray, np.ndarray, int, int]:
+@dataclass(frozen=True)
+class SegmentGroups:
+    """Groups of one segment.
+
+    Attributes:
+        student: int64 [tokens], group of each student token, or NO_GROUP.
+        teacher: int64 [tokens], group of each teacher token, or NO_GROUP.
+        count: number of groups.
+        unmatched: tokens of the text (student and teacher together) that are in no group.
+    """
+
+    student: np.ndarray
+    teacher: np.ndarray
+    count: int
+    unmatched: int
+
+
+def group_tokens(student_spans: np.ndarray, teacher_spans: np.ndarray, text: str) -> SegmentGroups:
     """Groups of one segment.
 
     Args:
-        student_spans, teacher_spans: int64 [tokens, 2] in `text`; empty spans are tokens outside of it.
+        student_spans, teacher_spans: int64 [tokens, 2], characters [start, end) of `text`; an empty span is a token
+            outside.
         text: of the segment.
-
-    Returns:
-        (student groups int64 [L], teacher groups int64 [M], number of groups, unmatched tokens); NO_GROUP where there
-        is none.
     """
-    blank = np.fromiter((c.isspace() for c in text), dtype=bool, count=len(text))
-    # Characters without blanks: BPE counts the blank before a word to its token, WordPiece to none.
-    place = np.concatenate([[0], np.cumsum(~blank)])
-    sides = [place[np.clip(spans, 0, len(text))] for spans in (student_spans, teacher_spans)]
-    count = int(place[-1])
-    glued = np.zeros(count + 1, dtype=np.int64)
-    covered = np.zeros((2, count + 1), dtype=np.int64)
-    for side, spans in enumerate(sides):
-        real = spans[spans[:, 0] < spans[:, 1]]
-        np.add.at(glued, real[:, 0], 1)
-        np.add.at(glued, real[:, 1] - 1, -1)
-        np.add.at(covered[side], real[:, 0], 1)
-        np.add.at(covered[side], real[:, 1], -1)
-    # glued[i] > 0: some token holds characters i and i + 1, so no group ends between them.
-    is_end = np.cumsum(glued)[:count] == 0
-    raw_group = np.concatenate([[0], np.cumsum(is_end)[:-1]]) if count else np.zeros(0, dtype=np.int64)
-    both = [np.zeros(int(is_end.sum()), dtype=bool) for _ in range(2)]
-    for side in range(2):
-        both[side][raw_group[np.cumsum(covered[side])[:count] > 0]] = True
-    matched = both[0] & both[1]
-    number = np.where(matched, np.cumsum(matched) - 1, NO_GROUP)
-    groups, unmatched = [], 0
-    for spans in sides:
-        inside = spans[:, 0] < spans[:, 1]
-        own = np.full(len(spans), NO_GROUP, dtype=np.int64)
-        own[inside] = number[raw_group[spans[inside, 0]]]
-        unmatched += int((own[inside] == NO_GROUP).sum())
-        groups.append(own)
-    return groups[0], groups[1], int(matched.sum()), unmatched
+    # Characters are counted without blanks: BPE makes the blank before a word part of its token, WordPiece does not.
+    is_blank = np.fromiter((character.isspace() for character in text), dtype=bool, count=len(text))
+    position = np.concatenate([[0], np.cumsum(~is_blank)])
+    student = position[np.clip(student_spans, 0, len(text))]
+    teacher = position[np.clip(teacher_spans, 0, len(text))]
+    count = int(position[-1])
+    # A group ends after a character unless a token of either side also holds the next one.
+    ends_group = (_tokens_across(student, count) + _tokens_across(teacher, count)) == 0
+    group_of_character = np.concatenate([[0], np.cumsum(ends_group)[:-1]]) if count else np.zeros(0, dtype=np.int64)
+    # A group counts only if both sides have tokens in it.
+    is_matched = _groups_with_tokens(student, group_of_character, count)
+    is_matched &= _groups_with_tokens(teacher, group_of_character, count)
+    number = np.where(is_matched, np.cumsum(is_matched) - 1, NO_GROUP)
+    student_group, student_unmatched = _group_of_tokens(student, group_of_character, number)
+    teacher_group, teacher_unmatched = _group_of_tokens(teacher, group_of_character, number)
+    return SegmentGroups(
+        student=student_group,
+        teacher=teacher_group,
+        count=int(is_matched.sum()),
+        unmatched=student_unmatched + teacher_unmatched,
+    )
+
+
+def _tokens_across(spans: np.ndarray, count: int) -> np.ndarray:
+    """For each character, how many tokens hold it and the next one, int64 [count]."""
+    real = _not_empty(spans)
+    change = np.zeros(count + 1, dtype=np.int64)
+    np.add.at(change, real[:, 0], 1)
+    np.add.at(change, real[:, 1] - 1, -1)
+    return np.cumsum(change)[:count]
+
+
+def _groups_with_tokens(spans: np.ndarray, group_of_character: np.ndarray, count: int) -> np.ndarray:
+    """Which groups hold a character of a token, bool [groups]."""
+    real = _not_empty(spans)
+    change = np.zeros(count + 1, dtype=np.int64)
+    np.add.at(change, real[:, 0], 1)
+    np.add.at(change, real[:, 1], -1)
+    is_covered = np.cumsum(change)[:count] > 0
+    has_tokens = np.zeros(int(group_of_character[-1]) + 1 if count else 0, dtype=bool)
+    has_tokens[group_of_character[is_covered]] = True
+    return has_tokens
+
+
+def _group_of_tokens(spans: np.ndarray, group_of_character: np.ndarray, number: np.ndarray) -> tuple[np.ndarray, int]:
+    """The final group of each token, int64 [tokens], and how many tokens of the text have none."""
+    group = np.full(len(spans), NO_GROUP, dtype=np.int64)
+    in_text = spans[:, 0] < spans[:, 1]
+    group[in_text] = number[group_of_character[spans[in_text, 0]]]
+    return group, int((group[in_text] == NO_GROUP).sum())
+
+
+def _not_empty(spans: np.ndarray) -> np.ndarray:
+    return spans[spans[:, 0] < spans[:, 1]]
 
 
 def align(texts: tuple[str, str, str], student: JointRow, teacher: JointRow) -> Alignment:
@@ -89,14 +126,18 @@ def align(texts: tuple[str, str, str], student: JointRow, teacher: JointRow) -> 
         texts: prompt, chosen and rejected.
         student, teacher: their tokens of these texts.
     """
-    groups = [np.full(len(row.segment), NO_GROUP, dtype=np.int64) for row in (student, teacher)]
-    segments, total, unmatched = [], 0, 0
+    student_group = np.full(len(student.segment), NO_GROUP, dtype=np.int64)
+    teacher_group = np.full(len(teacher.segment), NO_GROUP, dtype=np.int64)
+    segments = []
+    total = 0
+    unmatched = 0
     for segment, text in enumerate(texts):
-        inside = [row.segment == segment for row in (student, teacher)]
-        *own, count, lost = group_tokens(student.spans[inside[0]], teacher.spans[inside[1]], text)
-        for side in range(2):
-            groups[side][inside[side]] = np.where(own[side] == NO_GROUP, NO_GROUP, own[side] + total)
-        segments.append(np.full(count, segment, dtype=np.int64))
-        total += count
-        unmatched += lost
-    return Alignment(*groups, np.concatenate(segments), unmatched)
+        in_student = student.segment == segment
+        in_teacher = teacher.segment == segment
+        groups = group_tokens(student.spans[in_student], teacher.spans[in_teacher], text)
+        student_group[in_student] = np.where(groups.student == NO_GROUP, NO_GROUP, groups.student + total)
+        teacher_group[in_teacher] = np.where(groups.teacher == NO_GROUP, NO_GROUP, groups.teacher + total)
+        segments.append(np.full(groups.count, segment, dtype=np.int64))
+        total += groups.count
+        unmatched += groups.unmatched
+    return Alignment(student_group, teacher_group, np.concatenate(segments), unmatched)

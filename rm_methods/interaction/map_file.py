@@ -29,6 +29,7 @@ def map_file(
     folder: Path,
     sizes: Sequence[int],
     lengths: Sequence[int],
+    *,
     compute: Callable[[Sequence[int]], list[np.ndarray]],
     counts: Callable[[], dict],
 ) -> tuple[np.ndarray, dict]:
@@ -123,7 +124,7 @@ def _check_disk(folder: Path, needed: int) -> None:
         )
 
 
-def _new_file(path: Path, cells: int) -> np.ndarray:
+def _new_file(path: Path, cells: int) -> np.memmap:
     # An empty file cannot be mapped into memory.
     array = np.lib.format.open_memmap(path, mode="w+", dtype=np.float16, shape=(max(cells, 1),))
     with path.open("r+b") as stream:
@@ -150,7 +151,7 @@ def _write_part(
     starts = np.concatenate([[0], np.cumsum(np.square(sizes))])
     stored = _new_file(path, int(starts[-1]))
     aligned = np.flatnonzero(sizes)
-    progress = Progress("teacher maps", len(aligned)) if print_progress else None
+    progress = Progress("teacher maps", len(aligned), unit="pairs") if print_progress else None
     if print_progress:
         print(f"teacher maps: {len(aligned)} pairs, {2 * starts[-1] / 2**20:.0f} MiB", file=sys.stderr, flush=True)
     # Twice the length, because the teacher reads both orders.

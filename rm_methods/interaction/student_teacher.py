@@ -64,8 +64,14 @@ class LayerChoice:
     def teacher(self, folder: Path, max_length: int, precision: str) -> JointTeacher:
         """Load the teacher from a joint model's folder, see `JointTeacher`."""
         heads = None if isinstance(self.teacher_heads, str) else self.teacher_heads
-        key = "interaction_distillation.teacher_layers"
-        return JointTeacher(folder, max_length, self.teacher_layers, key, precision, heads)
+        return JointTeacher(
+            folder,
+            max_length=max_length,
+            layers=self.teacher_layers,
+            key="interaction_distillation.teacher_layers",
+            precision=precision,
+            heads=heads,
+        )
 
 
 class StudentTeacher:

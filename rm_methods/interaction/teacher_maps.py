@@ -1,8 +1,8 @@
 """A joint teacher's attention over each pair, in groups that student and teacher share, both orders averaged.
 
-Computed once per data set into one file that is mapped into memory, or online in every step; the loss is the same
-either way, because both round to half precision.  Shapes: B pairs, L student tokens, M teacher tokens, G groups; all
-padded within a batch.
+Maps are computed once per data set into a file that is mapped into memory, or online in every step.  The loss is the
+same, because both round to half precision.
+Shapes: B pairs, L student tokens, M teacher tokens, G groups; all padded within a batch.
 """
 
 from __future__ import annotations
@@ -17,16 +17,17 @@ import numpy as np
 import torch
 
 from rm_methods.errors import UserError
-from rm_methods.files import content_hash, file_hash
+from rm_methods.files import content_hash
 from rm_methods.interaction.alignment import align
 from rm_methods.interaction.map_file import map_file
 from rm_methods.interaction.objectives import TeacherAttention
 from rm_methods.reward_models.attention_capture import layer_numbers
 from rm_methods.reward_models.joint_model import JointModel, load_joint
-from rm_methods.reward_models.joint_reader import DecoderReader, JointRow, pair_text
+from rm_methods.reward_models.joint_reader import DecoderReader, EncoderReader, JointRow, pair_text
 from rm_methods.reward_models.layouts import lay_out
 from rm_methods.reward_models.tokenization import ChatTokenizer, TokenizedItem
 from rm_methods.stored import read_run_key
+from rm_methods.system.code_hash import modules_hash
 
 _PAIRS_AT_ONCE = 1000
 
@@ -40,12 +41,12 @@ class AlignedPair:
             rejected]; -1 for none.
         segment: int8 [G].
         rows: token ids of the teacher's rows, chosen first and rejected first, and the group of each token, int32 [M]
-            both; None for a made-up teacher.
+            both; empty for a made-up teacher, and once its maps are stored.
     """
 
     student: np.ndarray
     segment: np.ndarray
-    rows: tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]] | None
+    rows: tuple[tuple[np.ndarray, np.ndarray], ...]
 
 
 class PairAlignments:
@@ -61,7 +62,12 @@ class PairAlignments:
         counts: for the run's report.
     """
 
-    def __init__(self, items: Sequence[TokenizedItem], tokenizer: ChatTokenizer, teacher_reader=None):
+    def __init__(
+        self,
+        items: Sequence[TokenizedItem],
+        tokenizer: ChatTokenizer,
+        teacher_reader: EncoderReader | DecoderReader | None = None,
+    ):
         if isinstance(teacher_reader, DecoderReader) and teacher_reader.chat.hash() != tokenizer.hash():
             raise UserError(
                 "The teacher is a decoder with another tokenizer than the student. Train it on the same backbone, or "
@@ -82,19 +88,24 @@ class PairAlignments:
 
     def drop_rows(self) -> None:
         """Forget the teacher's rows, which are not needed once its maps are stored."""
-        self.pairs = [None if pair is None else replace(pair, rows=None) for pair in self.pairs]
+        self.pairs = [None if pair is None else replace(pair, rows=()) for pair in self.pairs]
 
-    def _align(self, items: Sequence[TokenizedItem], tokenizer: ChatTokenizer, teacher_reader) -> None:
+    def _align(
+        self,
+        items: Sequence[TokenizedItem],
+        tokenizer: ChatTokenizer,
+        teacher_reader: EncoderReader | DecoderReader | None,
+    ) -> None:
         texts = [pair_text(tokenizer, item) for item in items]
         aligned = [(k, text) for k, text in enumerate(texts) if text is not None]
-        orders_of_pairs: list[tuple[JointRow, JointRow] | None] = [None] * len(aligned)
+        orders_of_pairs: Sequence[tuple[JointRow, JointRow] | None] = [None] * len(aligned)
         if teacher_reader is not None:
             orders_of_pairs = teacher_reader.read([text for _, text in aligned], [items[k] for k, _ in aligned])
         pairs: list[AlignedPair | None] = [None] * len(items)
         for (k, text), orders in zip(aligned, orders_of_pairs, strict=True):
             # A made-up teacher has the student's own tokens.
             alignments = [align(text.segments, text.student, row) for row in orders or (text.student,)]
-            rows = None
+            rows: tuple[tuple[np.ndarray, np.ndarray], ...] = ()
             if orders is not None:
                 rows = tuple(
                     (row.ids, alignment.teacher.astype(np.int32))
@@ -120,14 +131,19 @@ class JointTeacher:
         precision: "fp32" or "bf16".
         heads: as people count them, from 1, whose attention is averaged; None for all.
 
+    Attributes:
+        layers, heads: numbers from 0.
+        identity: what the maps depend on, besides the pairs and the layer.
+
     Raises:
-        UserError: a layer or head that does not exist, a layer that sees a window only, or no summary beside the
+        UserError: a layer or head that does not exist, a layer with a local attention window, or no summary beside the
             folder.
     """
 
     def __init__(
         self,
         folder: Path,
+        *,
         max_length: int,
         layers: Sequence[int],
         key: str,
@@ -138,30 +154,29 @@ class JointTeacher:
         config = self.model.config
         self.layers = layer_numbers(list(layers), config.num_hidden_layers, key)
         kinds = getattr(config, "layer_types", None) or ["full_attention"] * config.num_hidden_layers
-        if local := [layer + 1 for layer in self.layers if kinds[layer] != "full_attention"]:
+        local = [layer + 1 for layer in self.layers if kinds[layer] != "full_attention"]
+        if local:
             full = [number for number, kind in enumerate(kinds, start=1) if kind == "full_attention"]
             raise UserError(
                 f"{key}: layers {local} of the teacher see a window only, not the whole pair. Use one of {full}."
             )
         count = config.num_attention_heads
-        if wrong := [head for head in heads or () if not 1 <= head <= count]:
-            raise UserError(
-                f"{key.replace('layers', 'heads')}: the teacher has {count} heads, so {wrong} do not exist. Use 1 to "
-                f"{count}."
-            )
+        wrong = [head for head in heads or () if not 1 <= head <= count]
+        if wrong:
+            heads_key = key.replace("layers", "heads")
+            raise UserError(f"{heads_key}: the teacher has {count} heads, so {wrong} do not exist. Use 1 to {count}.")
         self.heads = None if heads is None else tuple(head - 1 for head in heads)
         summary = Path(folder).parent / "summary.json"
         if not summary.exists():
             raise UserError(
-                f"{summary} is not there: a teacher is the model folder of a run, with its summary beside it."
+                f"{summary} is missing: a teacher is the model folder of a run, with its summary beside it."
             )
-        code = file_hash(*(Path(__file__).parent / name for name in ("teacher_maps.py", "map_file.py", "alignment.py")))
+        code = modules_hash("interaction.teacher_maps")
         self.identity = [read_run_key(summary), precision, code, self.heads]
 
     @torch.no_grad()
     def maps(self, pairs: Sequence[AlignedPair], layer: int) -> tuple[list[np.ndarray], float]:
-        """fp16 maps [G, G] of some pairs (both orders averaged), and the mean share of attention that went to tokens
-        outside the groups."""
+        """fp16 maps [G, G] of some pairs, both orders averaged; and the mean share of attention outside the groups."""
         maps_PGG, outside = group_maps(self.model, pairs, layer, self.reader.pad_id, self.heads)
         sizes = [len(pair.segment) for pair in pairs]
         halves = [map_GG[:size, :size].half().cpu().numpy() for map_GG, size in zip(maps_PGG, sizes, strict=True)]
@@ -169,8 +184,10 @@ class JointTeacher:
 
     @torch.no_grad()
     def vectors(self, pairs: Sequence[AlignedPair], layer: int) -> list[tuple[torch.Tensor, ...]]:
-        """Queries, keys and values of a layer, heads concatenated, mean over the tokens of each group, each [B, G, h *
-        d]; one per order.
+        """Queries, keys and values of a layer, one triple for each order of the responses.
+
+        Returns:
+            Each [B, G, h * d]: heads concatenated, mean over the tokens of a group.
 
         Raises:
             UserError: the teacher gives attention weights only.
@@ -193,14 +210,16 @@ class JointTeacher:
 def group_maps(
     model: JointModel, pairs: Sequence[AlignedPair], layer: int, pad_id: int, heads: Sequence[int] | None = None
 ) -> tuple[torch.Tensor, float]:
-    """Head-averaged maps over groups, fp32 [B, G, G] (zero at padding), and the mean share of attention outside the
-    groups.
+    """Head-averaged maps over groups, and the attention outside them.
 
-    Mean over a group's rows, sum over its columns; what went to tokens outside (special tokens) is left out and rows
-    are made distributions again; then both orders are averaged.
+    A map has the mean over a group's rows and the sum over its columns.  Attention to tokens outside the groups
+    (special tokens) is dropped, and rows are made distributions again.  Then both orders are averaged.
 
     Args:
         layer, heads: numbers from 0; None for all heads.
+
+    Returns:
+        fp32 [B, G, G], zero at padding; the mean share of attention outside the groups.
     """
     batch = _joint_batch(pairs, pad_id).to(next(model.parameters()).device)
     map_RMM, _ = model.attention_map(batch, layer, heads)
@@ -247,7 +266,7 @@ class TeacherMaps:
         self.starts = np.concatenate([[0], np.cumsum(np.square(sizes, dtype=np.int64))])
         self.stored: np.ndarray | None = None
         if teacher is not None and cache is not None:
-            self.stored = self._stored(cache, sizes)
+            self.stored = self._stored_maps(teacher, cache, sizes)
             self.teacher = None  # no longer needed; its memory is freed when no other object holds it
 
     @property
@@ -271,9 +290,11 @@ class TeacherMaps:
     def _values(self, positions: Sequence[int]) -> list[np.ndarray]:
         """fp16 maps [G, G] of some pairs, stored or computed; [0, 0] for a pair that is not aligned."""
         if self.stored is not None:
-            return [self._stored_map(k) for k in positions]
+            return [self._stored_map(self.stored, k) for k in positions]
+        assert self.teacher is not None
         maps = [np.zeros((0, 0), dtype=np.float16) for _ in positions]
-        aligned = [(b, pair) for b, pair in enumerate(self.pairs[k] for k in positions) if pair is not None]
+        asked = [self.pairs[k] for k in positions]
+        aligned = [(b, pair) for b, pair in enumerate(asked) if pair is not None]
         if aligned:
             pairs = [pair for _, pair in aligned]
             computed, outside = self.teacher.maps(pairs, self.layer)
@@ -284,8 +305,8 @@ class TeacherMaps:
             self.counts["tokens"] += sum(len(ids) for pair in pairs for ids, _ in pair.rows)
         return maps
 
-    def _stored_map(self, position: int) -> np.ndarray:
-        values = np.array(self.stored[self.starts[position] : self.starts[position + 1]])
+    def _stored_map(self, stored: np.ndarray, position: int) -> np.ndarray:
+        values = np.array(stored[self.starts[position] : self.starts[position + 1]])
         size = math.isqrt(len(values))
         return values.reshape(size, size)
 
@@ -295,16 +316,16 @@ class TeacherMaps:
         order = np.random.default_rng([position, len(values)]).permutation(len(values))
         return values[order] if self.shuffle == "rows" else values[:, order]
 
-    def _stored(self, cache: Path, sizes: list[int]) -> np.ndarray:
-        """The file of maps, computed first if it is not there."""
+    def _stored_maps(self, teacher: JointTeacher, cache: Path, sizes: list[int]) -> np.ndarray:
+        """The file of maps, computed first if it is missing."""
         digest = hashlib.sha256()
         for pair in self.pairs:
             for ids, group in pair.rows if pair else ():
                 digest.update(ids.tobytes() + group.tobytes())
-        folder = cache / content_hash([self.teacher.identity, self.layer, digest.hexdigest()])
+        folder = cache / content_hash([teacher.identity, self.layer, digest.hexdigest()])
         lengths = [max(len(ids) for ids, _ in pair.rows) if pair else 0 for pair in self.pairs]
-        maps, self.counts = map_file(folder, sizes, lengths, self._values, lambda: self.counts)
-        return maps
+        stored, self.counts = map_file(folder, sizes, lengths, compute=self._values, counts=lambda: self.counts)
+        return stored
 
 
 def segments(pairs: Sequence[AlignedPair | None], positions: Sequence[int]) -> torch.Tensor:
@@ -319,8 +340,7 @@ def segments(pairs: Sequence[AlignedPair | None], positions: Sequence[int]) -> t
 
 
 def _joint_batch(pairs: Sequence[AlignedPair], pad_id: int):
-    """The teacher's rows of some pairs, laid out plain: chosen first and rejected first of each pair, one below the
-    other."""
+    """The teacher's rows of some pairs in the plain layout: of each pair, chosen first and then rejected first."""
     items = [TokenizedItem(tuple(ids for ids, _ in pair.rows), 0, (False, False), (False, False)) for pair in pairs]
     return lay_out(items, "plain", pad_id)
 

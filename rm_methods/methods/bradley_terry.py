@@ -32,7 +32,7 @@ def bradley_terry_loss(rewards: torch.Tensor, margin: torch.Tensor | float = 0.0
 
 
 def centering_penalty(rewards: torch.Tensor) -> torch.Tensor:
-    """(r_chosen + r_rejected)^2 for each pair, fp32 [pairs].  It moves the mean of a pair, not its difference, towards zero."""
+    """(r_chosen + r_rejected)^2, fp32 [pairs].  It moves the mean of a pair towards zero, not its difference."""
     return rewards.sum(dim=1).square()
 
 
@@ -41,11 +41,11 @@ class Method(TrainedMethod):
         scale = self.settings["margin_scale"]
         if not scale:
             return pairs
-        without = sum(pair.strength is None for pair in pairs)
-        if without:
+        missing = sum(pair.strength is None for pair in pairs)
+        if missing:
             raise UserError(
-                f"bradley_terry: margin_scale = {scale} needs a strength for every pair, but {without} of {len(pairs)} training pairs "
-                "have none. Set margin_scale to 0, or use data whose reader gives strengths."
+                f"bradley_terry: margin_scale = {scale} needs a strength for every pair, but {missing} of {len(pairs)} "
+                "training pairs have none. Set margin_scale to 0, or use data whose reader gives strengths."
             )
         return [replace(pair, margin=scale * pair.strength) for pair in pairs]
 

@@ -2,11 +2,14 @@
 
     loss = -log sigmoid(z) + weight * penalty,   z = r_chosen - r_rejected
 
-    penalty with ratings:   mean of (r_chosen - g_chosen)^2 and (r_rejected - g_rejected)^2, g standardized over all rated responses
-    penalty without:        (z - d)^2, d = strength of the label, divided by its root mean square over the training pairs
+    with ratings      penalty = mean of (r_chosen - g_chosen)^2 and (r_rejected - g_rejected)^2
+                      g: ratings, standardized over all rated responses
+    without ratings   penalty = (z - d)^2
+                      d: strength of the label, divided by its root mean square over the training pairs
 
-Ratings bind the rewards themselves, so their level is no longer free; differences bind only z.  Regression reward models and
-their combination with preferences: Wang et al. 2024 (HelpSteer2-Preference, arXiv 2410.01257), one after the other; the sum is ours.
+Ratings fix the level of the rewards; differences fix only z.  Source of regression reward models and of combining them
+with preferences: Wang et al. 2024 (HelpSteer2-Preference, arXiv 2410.01257), who train one after the other.  The sum
+is ours.
 """
 
 from __future__ import annotations
@@ -28,7 +31,8 @@ def regression_penalty(rewards: torch.Tensor, target: torch.Tensor) -> torch.Ten
 
     Args:
         rewards: fp32 [pairs, 2], column 0 chosen, column 1 rejected.
-        target: ratings [pairs, 2] of the same columns (the mean over the two is taken), or differences [pairs], chosen minus rejected.
+        target: ratings [pairs, 2] of the same columns (the penalty is the mean of the two), or differences [pairs],
+            chosen minus rejected.
     """
     if target.dim() == 2:
         return (rewards - target).square().mean(dim=1)
@@ -41,29 +45,28 @@ def bradley_terry_regression_loss(rewards: torch.Tensor, target: torch.Tensor, w
 
 
 def ratings_of_pairs(pairs: Sequence[PreferencePair], keys: Sequence[str]) -> torch.Tensor:
-    """Ratings fp64 [pairs, 2] of chosen and rejected as the pairs are now.
+    """Ratings of chosen and rejected after label noise, fp64 [pairs, 2].
 
-    A rating belongs to a response: `keys` name those of the responses that were chosen and rejected before label noise was put in,
-    so they change places in a flipped pair.
+    Args:
+        keys: keys in the pairs' meta of the ratings of the responses that were chosen and rejected before label noise.
+            A rating belongs to a response, so the two are swapped in a flipped pair.
 
     Raises:
         UserError: a rating is missing or not a finite number.
     """
     columns = [meta_numbers(pairs, key, "bradley_terry_regression.ratings") for key in keys]
-    rows = [
-        row[::-1] if pair.meta.get("flipped") else row
-        for pair, row in zip(pairs, zip(*columns, strict=True), strict=True)
-    ]
-    return torch.tensor(rows, dtype=torch.float64)
+    ratings = torch.tensor(columns, dtype=torch.float64).T
+    is_flipped = torch.tensor([bool(pair.meta.get("flipped")) for pair in pairs])
+    return torch.where(is_flipped[:, None], ratings.flip(1), ratings)
 
 
 class Method(TrainedMethod):
     def transform_pairs(self, pairs, inputs):
-        self._targets(pairs)  # refuses here, before anything is tokenized, what build could not use
+        self._targets(pairs)  # raises before the pairs are tokenized
         return pairs
 
     def build(self, model, inputs):
-        # Only now is it known which pairs fit into the context: mean and scale are over those.
+        # Mean and scale are over the pairs that fit into the context, which are known only now.
         targets, self.measured = self._targets(inputs.pairs)
         self.target = dict(zip((pair.pair_id for pair in inputs.pairs), targets.float(), strict=True))
 
@@ -80,10 +83,11 @@ class Method(TrainedMethod):
         return self.measured
 
     def _targets(self, pairs) -> tuple[torch.Tensor, dict[str, float]]:
-        """Standardized ratings [pairs, 2] or differences [pairs], and what takes rewards back to the units of the data."""
+        """Standardized ratings [pairs, 2] or differences [pairs], and the mean and scale that undo it."""
         if keys := self.settings["ratings"]:
             ratings = ratings_of_pairs(pairs, keys)
-            mean, scale = float(ratings.mean()), float(ratings.std(correction=0))
+            mean = float(ratings.mean())
+            scale = float(ratings.std(correction=0))
             _check_scale(scale, f"the ratings {keys[0]} and {keys[1]} of all training pairs are equal")
             against = int((ratings[:, 0] < ratings[:, 1]).sum())
             return (ratings - mean) / scale, {
@@ -91,10 +95,10 @@ class Method(TrainedMethod):
                 "rating_scale": scale,
                 "pairs_rated_against_their_label": against,
             }
-        instead = (
+        advice = (
             "Or name the keys of the two responses' ratings in the pairs' meta as bradley_terry_regression.ratings."
         )
-        differences = torch.tensor(label_strengths(pairs, "bradley_terry_regression", instead), dtype=torch.float64)
+        differences = torch.tensor(label_strengths(pairs, "bradley_terry_regression", advice), dtype=torch.float64)
         scale = float(differences.square().mean().sqrt())
         _check_scale(scale, "the strengths of all training pairs are 0")
         return differences / scale, {"difference_scale": scale}
@@ -103,6 +107,7 @@ class Method(TrainedMethod):
 def _check_scale(scale: float, problem: str) -> None:
     if not 0 < scale < math.inf:
         raise UserError(
-            f"bradley_terry_regression: {problem}, or beyond what can be computed (their scale is {scale:g}). Give ratings that differ, "
-            "or train bradley_terry."
+            f"bradley_terry_regression: {problem}, or too large to compute with (their scale is {scale:g}). Give "
+            "ratings "
+            "that differ, or train bradley_terry."
         )

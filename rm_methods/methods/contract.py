@@ -1,7 +1,7 @@
-"""The contract that every trained method fulfils.
+"""The contract that every trained method fulfills.
 
-Equal treatment is built in: pairs, batches, schedule and budget come from the trainer by seed; a method only says what the
-loss of a micro-batch is and, where it must, transforms the pairs, attaches modules, or changes what is exported.
+Equal treatment is built in: the trainer decides pairs, batches, schedule and budget from the seed.  A method defines
+the loss of a micro-batch.  If it must, it also transforms the pairs, attaches modules, or changes what is exported.
 """
 
 from __future__ import annotations
@@ -22,14 +22,15 @@ if TYPE_CHECKING:
 
 @dataclass
 class Loss:
-    """What a method's loss gives back for one micro-batch.
+    """The loss of one micro-batch.
 
     Attributes:
-        per_pair: loss of each pair, fp32 [pairs].  The trainer weights it with the pairs' weights and divides by the total
-            weight of the optimizer step, so the result does not depend on how the step was cut into micro-batches or ranks.
+        per_pair: loss of each pair, fp32 [pairs].  The trainer weights it with the pairs' weights and divides by the
+            total weight of the optimizer step, so the result does not depend on how the step was divided into
+            micro-batches and ranks.
         terms: named fp32 [pairs] tensors to log; averaged like the loss.
-        micro_batch: optional fp32 scalar for terms that have no per-pair form (a correlation over the micro-batch, a penalty on
-            weights); averaged over the micro-batches of the step.
+        micro_batch: optional fp32 scalar for terms without a per-pair form (a correlation over the micro-batch, a
+            penalty on weights); averaged over the micro-batches of the step.
     """
 
     per_pair: torch.Tensor
@@ -39,7 +40,7 @@ class Loss:
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a run gives its method besides the batch.
+    """Facts about a run, for its method.
 
     Attributes:
         seed: the run's seed.
@@ -47,9 +48,9 @@ class Inputs:
         label: of the run, for progress messages.
         config: sections `backbone` and `training` of the configuration.
         backbone: the prepared backbone's folder.
-        required: model folders of the runs that the card's `requires` names, by setting, one for each seed that it asks for.
-        total_steps: optimizer steps of the whole run; from `build` on, as what follows.
-        pairs, items, reader: training pairs, their tokens, and what tokenized them.
+        required: model folders of the runs that the card's `requires` names, by setting, one for each seed.
+        total_steps: optimizer steps of the whole run; known from `build` on, like the following ones.
+        pairs, items, reader: training pairs, their tokens, and the reader that tokenized them.
     """
 
     seed: int
@@ -69,9 +70,9 @@ class Adaptation:
     """A training on text that comes before the training on preferences.
 
     Attributes:
-        model: a language model `language_model` inside, whose `base_model` has the same weights as that of the model to be trained.
-        method: gives its loss, as a method does.
-        training: the `training` section to go by.
+        model: holds a `language_model` whose `base_model` has the same weights as that of the model to be trained.
+        method: its `loss` is like a method's.
+        training: the `training` section that it follows.
     """
 
     model: torch.nn.Module
@@ -80,7 +81,7 @@ class Adaptation:
 
 
 class CombinedMethod:
-    """Base class of methods that train nothing: they make a scorer of runs that the card requires.
+    """Base class of methods that train nothing: they make a scorer from runs that the card requires.
 
     Args:
         settings: resolved settings, exactly the keys of the card.
@@ -90,14 +91,15 @@ class CombinedMethod:
         self.settings = settings
 
     def combine(self, pairs: Sequence[PreferencePair], inputs: Inputs, folder: Path) -> dict[str, Any]:
-        """Fill the empty model folder `folder`: a sequence-classification checkpoint, or `scorer.json` (rm_methods.scoring.scorer).
+        """Fill an empty model folder: with a sequence-classification checkpoint, or `scorer.json` (scoring.scorer).
 
         Args:
             pairs: the validation pairs.
-            inputs: `required` and `config` matter.
+            inputs: `required` and `config` are used.
+            folder: the model folder.
 
         Returns:
-            What was counted or measured, for the run's summary.
+            Counts and measurements for the run's summary.
         """
         raise TypeError(f"{type(self).__module__} combines nothing.")
 
@@ -109,10 +111,11 @@ class TrainedMethod:
         settings: resolved settings, exactly the keys of the card.
 
     Attributes:
-        model_is_made_whole: the model may not be created in shards under ZeRO-3 (each rank makes it whole, then it is sharded).
-        depends_on_cut: the loss compares pairs of a micro-batch, or draws random numbers, so what is learned depends on how a step is cut
-            into micro-batches and dealt to ranks.
-        passes: forwards, with their backwards, of each micro-batch; the cost of a run counts them all.
+        model_is_made_whole: under ZeRO-3 the model may not be created in shards; each rank makes it whole, then it is
+            sharded.
+        depends_on_cut: the loss compares pairs of a micro-batch, or draws random numbers, so the trained model depends
+            on how a step is divided into micro-batches and ranks.
+        passes: forwards, with their backwards, of each micro-batch, for the cost of a run.
     """
 
     model_is_made_whole = False
@@ -123,28 +126,31 @@ class TrainedMethod:
         self.settings = settings
 
     def training(self, training: dict[str, Any], seed: int) -> dict[str, Any]:
-        """The `training` section that the run of this seed goes by.
+        """The `training` section for the run of this seed.
 
-        Reward-model methods leave it alone, because equal budgets are what is compared; those whose seeds must differ do not.
+        Reward-model methods return it unchanged, so that methods are compared at equal budgets; the exception is a
+        method whose seeds must differ.
         """
         return training
 
     def is_frozen(self, parameter: str) -> bool:
-        """Whether a parameter, by its name in the exported folder, keeps the weights it began with; `build` has to see to that."""
+        """Whether a parameter, by its name in the exported folder, keeps its first weights; `build` must ensure it."""
         return False
 
     def transform_pairs(self, pairs: Sequence[PreferencePair], inputs: Inputs) -> Sequence[PreferencePair]:
         """Change the training pairs before the batch plan is made (margins, soft targets, flips, augmentation).
 
-        Pure and seeded: equal arguments give equal pairs, on every rank.  The number of optimizer steps stays that of `pairs`, however
+        Pure and seeded: equal arguments give equal pairs, on every rank.  The number of optimizer steps stays that of
+            `pairs`, however
         many pairs are returned.
         """
         return pairs
 
     def reader(self, pairs: Sequence[PreferencePair], inputs: Inputs):
-        """What turns pairs into tokens: has `encode(items) -> list[TokenizedItem]`, `pad_id`, and a `tokenizer` to save."""
+        """Turns pairs into tokens: has `encode(items) -> list[TokenizedItem]`, `pad_id`, and a `tokenizer` to save."""
         from rm_methods.reward_models.backbones import load_tokenizer
 
+        assert inputs.backbone is not None
         return load_tokenizer(
             inputs.backbone, inputs.config["training"]["max_length"] or inputs.config["backbone"]["max_length"]
         )
@@ -156,22 +162,24 @@ class TrainedMethod:
         from rm_methods.reward_models.backbones import load_classifier
         from rm_methods.reward_models.model import RewardModel
 
+        assert inputs.backbone is not None
         autocast = torch.bfloat16 if inputs.config["training"]["precision"] == "bf16" else None
         return RewardModel(load_classifier(inputs.backbone, inputs.config["backbone"], inputs.seed), autocast)
 
     def adaptation(self, pairs: Sequence[PreferencePair], reader, inputs: Inputs) -> Adaptation | None:
-        """A training of the model on text, before the training on preferences; the model's own weights are then replaced by its result."""
+        """A training on text before the training on preferences; its result replaces the weights of the model."""
         return None
 
     def build(self, model: RewardModel, inputs: Inputs) -> None:
         """Attach modules to `model` (they are trained, checkpointed and moved with it) before the optimizer is made."""
 
     def loss(self, model: RewardModel, batch: PairBatch) -> Loss:
-        """The loss of one micro-batch; calls `model(batch)` for rewards fp32 [pairs, 2], column 0 chosen, column 1 rejected."""
+        """The loss of one micro-batch; `model(batch).rewards` is fp32 [pairs, 2], column 0 chosen, column 1
+        rejected."""
         raise TypeError(f"{type(self).__module__} defines no loss.")
 
     def report(self) -> dict[str, Any]:
-        """What the method counted or measured, for the run's summary."""
+        """Counts and measurements of the method, for the run's summary."""
         return {}
 
     def export(self, model: RewardModel, folder: Path, state_dict: dict[str, torch.Tensor] | None = None) -> None:

@@ -1,18 +1,21 @@
-"""Contrastive reward model: two views of each response by dropout, whose states should be near each other and far from those of others.
+"""Contrastive reward model: dropout makes two views of each response, and the states of the two views attract each
+other.
 
     loss = (BT(view s) + BT(view t)) / 2 + weight * contrastive(H_s, H_t)
     simcse:  -log [ exp(cos(h_s_i, h_t_i) / temperature) / sum_j exp(cos(h_s_i, h_t_j) / temperature) ]
     swav:    CE(q_s_i, p_t_i) + CE(q_t_i, p_s_i),   p = softmax(h . prototypes / temperature),   q by Sinkhorn
 
-Wang et al. 2024, "Secrets of RLHF Part II" (arXiv 2401.06080); SimCSE: Gao et al. 2021 (arXiv 2104.08821); SwAV: Caron et al. 2020
-(arXiv 2006.09882).  H holds two states of each pair, {h_c, h_r} or {h_c - h_r, h_r - h_c}, of the tokens that the rewards are read from.
-
-Today's decoders have no dropout to make views with, so `add_dropout` puts it behind attention and MLP of each layer, in training only.
+Wang et al. 2024, "Secrets of RLHF Part II" (arXiv 2401.06080); SimCSE: Gao et al. 2021 (arXiv 2104.08821); SwAV: Caron
+et al. 2020 (arXiv 2006.09882).  H holds two states of each pair, {h_c, h_r} or {h_c - h_r, h_r - h_c}, at the tokens
+that the rewards are read from.  Current decoders have no dropout that could make views, so `add_dropout` adds it after
+attention and MLP of each layer, in training only.
 
 Shapes: B pairs of a micro-batch, N = 2 B states of a view, D hidden size, K prototypes.
 """
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -22,13 +25,17 @@ from rm_methods.errors import UserError
 from rm_methods.methods.bradley_terry import bradley_terry_loss
 from rm_methods.methods.contract import Loss, TrainedMethod
 
+if TYPE_CHECKING:
+    from torch.utils.hooks import RemovableHandle
+    from transformers import PreTrainedModel
+
 
 def simcse_loss(first_ND: torch.Tensor, second_ND: torch.Tensor, temperature: float) -> torch.Tensor:
-    """-log of the share that a state's own second view has among the second views of all, fp32 [N]; 0 if there is one state only."""
+    """-log of the share of a state's second view among the second views of all states, fp32 [N]; 0 for a single
+    state."""
     cosine_NN = F.normalize(first_ND, dim=1) @ F.normalize(second_ND, dim=1).T
-    return F.cross_entropy(
-        cosine_NN / temperature, torch.arange(len(first_ND), device=first_ND.device), reduction="none"
-    )
+    same_state_N = torch.arange(len(first_ND), device=first_ND.device)
+    return F.cross_entropy(cosine_NN / temperature, same_state_N, reduction="none")
 
 
 def sinkhorn(scores_NK: torch.Tensor, regularization: float, iterations: int) -> torch.Tensor:
@@ -50,7 +57,12 @@ def sinkhorn(scores_NK: torch.Tensor, regularization: float, iterations: int) ->
 
 
 def swav_loss(
-    first_NK: torch.Tensor, second_NK: torch.Tensor, temperature: float, regularization: float, iterations: int
+    first_NK: torch.Tensor,
+    second_NK: torch.Tensor,
+    *,
+    temperature: float,
+    regularization: float,
+    iterations: int,
 ) -> torch.Tensor:
     """Swapped prediction: each view predicts the other's assignment, fp32 [N].
 
@@ -58,19 +70,23 @@ def swav_loss(
         first_NK, second_NK: cosines of the states of each view with the prototypes.
         regularization, iterations: see `sinkhorn`; assignments are targets, no gradient goes through them.
     """
-    targets = [sinkhorn(scores_NK.detach(), regularization, iterations) for scores_NK in (first_NK, second_NK)]
-    predictions = (second_NK / temperature, first_NK / temperature)
-    return sum(F.cross_entropy(p_NK, q_NK, reduction="none") for p_NK, q_NK in zip(predictions, targets, strict=True))
+    first_target_NK = sinkhorn(first_NK.detach(), regularization, iterations)
+    second_target_NK = sinkhorn(second_NK.detach(), regularization, iterations)
+    from_second_N = F.cross_entropy(second_NK / temperature, first_target_NK, reduction="none")
+    from_first_N = F.cross_entropy(first_NK / temperature, second_target_NK, reduction="none")
+    return from_second_N + from_first_N
 
 
 def contrasted_states(last_hidden_B2D: torch.Tensor, states: str) -> torch.Tensor:
-    """The states that are contrasted, fp32 [N, D], two for each pair and one after the other.
+    """The states that are contrasted, fp32 [N, D]; the two of a pair follow each other.
 
     Args:
         states: "pairs" (chosen, rejected) or "difference" (chosen - rejected, rejected - chosen).
     """
     states_B2D = last_hidden_B2D.float()
-    return (states_B2D - states_B2D.flip(1) if states == "difference" else states_B2D).flatten(0, 1)
+    if states == "difference":
+        states_B2D = states_B2D - states_B2D.flip(1)
+    return states_B2D.flatten(0, 1)
 
 
 class Prototypes(nn.Module):
@@ -87,11 +103,11 @@ class Prototypes(nn.Module):
         return F.normalize(states_ND, dim=1) @ F.normalize(self.weight.float(), dim=1).T
 
 
-def add_dropout(backbone: nn.Module, probability: float) -> list:
-    """Let dropout act on what attention and MLP add in each layer of a decoder, in training mode only.
+def add_dropout(backbone: PreTrainedModel, probability: float) -> list[RemovableHandle]:
+    """Apply dropout to the outputs of attention and MLP in each layer of a decoder, in training mode only.
 
-    Hooks change no module, so nothing of it is saved.  Attention and MLP are the parts of a layer that have parts themselves
-    (norms have none), whatever an architecture calls them.
+    Hooks change no module, so the saved model has no trace of them.  Attention and MLP are the parts of a layer that
+    have parts themselves (norms have none), whatever an architecture calls them.
 
     Args:
         backbone: a transformers decoder without head.
@@ -104,12 +120,16 @@ def add_dropout(backbone: nn.Module, probability: float) -> list:
         UserError: no decoder layers with such parts are found.
     """
     count = backbone.config.num_hidden_layers
-    layers = next((m for m in backbone.modules() if isinstance(m, nn.ModuleList) and len(m) == count), ())
+    lists = (module for module in backbone.modules() if isinstance(module, nn.ModuleList))
+    layers = next((modules for modules in lists if len(modules) == count), nn.ModuleList())
     parts = [part for layer in layers for part in layer.children() if any(part.children())]
     if not parts:
         raise UserError(
-            f"contrastive: no attention or MLP to put dropout behind is found in {type(backbone).__name__}, and without dropout both views "
-            "of a response are the same. Use a backbone whose layers are a list of modules, such as Llama, Qwen, Gemma or GPT-2."
+            f"contrastive: {type(backbone).__name__} has no layers with attention and MLP that dropout can be added "
+            "to. "
+            "Without dropout, both views of a response are the same. Use a backbone whose layers are a list of "
+            "modules, "
+            "such as Llama, Qwen, Gemma or GPT-2."
         )
 
     def drop(part, inputs, output):
@@ -131,15 +151,19 @@ class Method(TrainedMethod):
         add_dropout(model.backbone, settings["dropout"])
         if settings["objective"] == "swav":
             model.prototypes = Prototypes(settings["prototypes"], model.hidden_size, inputs.seed)
-            # Kept, because under DDP and DeepSpeed `loss` is given the model in a wrapping.
+            # Kept here, because under DDP and DeepSpeed `loss` gets a wrapped model.
             self.prototypes = model.prototypes
 
     def loss(self, model, batch):
-        views = model(batch), model(batch)
-        preference = sum(bradley_terry_loss(view.rewards, batch.margin) for view in views) / 2
-        contrast = self._contrast(*(contrasted_states(view.last_hidden, self.settings["states"]) for view in views))
-        # Two states of a pair follow each other.
-        contrast = contrast.view(-1, 2).mean(dim=1)
+        first = model(batch)
+        second = model(batch)
+        first_loss = bradley_terry_loss(first.rewards, batch.margin)
+        preference = (first_loss + bradley_terry_loss(second.rewards, batch.margin)) / 2
+        states = self.settings["states"]
+        contrast_N = self._contrast(
+            contrasted_states(first.last_hidden, states), contrasted_states(second.last_hidden, states)
+        )
+        contrast = contrast_N.view(-1, 2).mean(dim=1)
         terms = {"preference_loss": preference, "contrastive_loss": contrast}
         return Loss(preference + self.settings["weight"] * contrast, terms)
 
@@ -147,7 +171,10 @@ class Method(TrainedMethod):
         settings = self.settings
         if settings["objective"] == "simcse":
             return simcse_loss(first_ND, second_ND, settings["temperature"])
-        scores = (self.prototypes(states_ND) for states_ND in (first_ND, second_ND))
         return swav_loss(
-            *scores, settings["temperature"], settings["sinkhorn_regularization"], settings["sinkhorn_iterations"]
+            self.prototypes(first_ND),
+            self.prototypes(second_ND),
+            temperature=settings["temperature"],
+            regularization=settings["sinkhorn_regularization"],
+            iterations=settings["sinkhorn_iterations"],
         )

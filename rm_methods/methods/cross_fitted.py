@@ -1,10 +1,12 @@
-"""Bradley-Terry trained without one fold of the training pairs, so that its opinion of them does not come from their labels.
+"""Bradley-Terry trained without one fold of the training pairs, so that it can judge these pairs without having seen
+them.
 
     loss = -log sigmoid(r_chosen - r_rejected)
 
-The fold left out is the run's seed modulo `folds`.  Pairs with one prompt are in one fold, which is drawn by a hash of the prompt: it
-depends neither on the order of the file nor on other pairs.  Cross-fitting is our addition to Wang et al. 2024 (arXiv 2401.06080,
-section 2.1), who measure preference strength by models that were trained on the very pairs.
+The fold left out is the run's seed modulo `folds`.  A hash of the prompt decides the fold of a pair, so pairs with one
+prompt are in one fold, whatever the order of the file and the other pairs.  Cross-fitting is our addition to Wang et
+al. 2024 (arXiv 2401.06080, section 2.1), who measure preference strength with models that were trained on the same
+pairs.
 """
 
 from __future__ import annotations
@@ -23,7 +25,9 @@ def fold_of(group: str, folds: int) -> int:
 
 class Method(TrainedMethod):
     def training(self, training, seed):
-        return training | ({"epochs": self.settings["epochs"]} if self.settings["epochs"] else {})
+        if self.settings["epochs"] is None:
+            return training
+        return training | {"epochs": self.settings["epochs"]}
 
     def transform_pairs(self, pairs, inputs):
         folds = self.settings["folds"]
@@ -31,8 +35,8 @@ class Method(TrainedMethod):
         kept = [pair for pair in pairs if fold_of(pair.group, folds) != left_out]
         if not kept:
             raise UserError(
-                f"cross_fitted: fold {left_out} of {folds} holds all {len(pairs)} training pairs, so nothing is left to train on. Use "
-                "more pairs with different prompts, or more folds."
+                f"cross_fitted: fold {left_out} of {folds} holds all {len(pairs)} training pairs, so none is left to "
+                "train on. Use more pairs with different prompts, or more folds."
             )
         self.counts = {
             "folds": folds,

@@ -4,9 +4,9 @@
     worst_case   R = min over members of r_i
     uncertainty  R = mean - weight * mean over members of (r_i - mean)^2
 
-Coste et al. 2023 (arXiv 2310.02743): mean, worst-case and uncertainty-weighted optimization.  A Bradley-Terry reward is known up to a
-constant of its model, so each member's mean reward over the validation pairs is subtracted first; without that the minimum would
-pick the member with the lowest constant.
+Coste et al. 2023 (arXiv 2310.02743): mean, worst-case and uncertainty-weighted optimization.  A Bradley-Terry reward is
+determined up to a constant of its model, so each member's mean reward over the validation pairs is subtracted first.
+Otherwise the minimum would pick the member with the lowest constant.
 """
 
 from __future__ import annotations
@@ -36,7 +36,9 @@ def aggregate_rewards(rewards_MS: np.ndarray, aggregate: str, weight: float) -> 
     if aggregate == "worst_case":
         return rewards_MS.min(axis=0)
     mean_S = rewards_MS.mean(axis=0)
-    return mean_S - weight * rewards_MS.var(axis=0) if aggregate == "uncertainty" else mean_S
+    if aggregate == "uncertainty":
+        return mean_S - weight * rewards_MS.var(axis=0)
+    return mean_S
 
 
 class Method(CombinedMethod):
@@ -44,39 +46,37 @@ class Method(CombinedMethod):
         members = [Path(member) for member in inputs.required["members"]]
         if not pairs:
             raise UserError(
-                "ensemble: the members' rewards are centered on the validation pairs, but there are none. Set data.validation_fraction "
-                "above 0, or use data with a validation split."
+                "ensemble: the members' rewards are centered on the validation pairs, but the data has none. Set "
+                "data.validation_fraction above 0, or use data with a validation split."
             )
         settings = scoring_settings(inputs.config)
-        rewards_MP2 = np.stack(
-            [
-                pair_rewards(
-                    load_scorer(member, settings), pairs, f"{inputs.label}, center of member {k + 1} of {len(members)}"
+        rewards = []
+        for number, member in enumerate(members, start=1):
+            label = f"{inputs.label}, center of member {number} of {len(members)}"
+            rewards.append(pair_rewards(load_scorer(member, settings), pairs, label))
+        rewards_MP2 = np.stack(rewards)
+        centers_M = rewards_MP2.mean(axis=(1, 2))
+        for member, center in zip(members, centers_M, strict=True):
+            if not np.isfinite(center):
+                raise UserError(
+                    f"ensemble: {member} gives rewards of validation pairs that are not finite. Train that run again."
                 )
-                for k, member in enumerate(members)
-            ]
-        )
-        centres = rewards_MP2.mean(axis=(1, 2))
-        if bad := [str(member) for member, center in zip(members, centres, strict=True) if not np.isfinite(center)]:
-            raise UserError(
-                f"ensemble: {bad[0]} gives rewards of validation pairs that are not finite. Train that run again."
-            )
         description = {
             "method": "ensemble",
             "settings": self.settings,
-            # `folder` is moved to another name in the same parent when it is complete, which leaves relative paths right.
+            # When `folder` is complete it gets another name in the same parent, so relative paths stay right.
             "members": [os.path.relpath(member.resolve(), folder.resolve()) for member in members],
-            "centres": centres.tolist(),
+            "centres": centers_M.tolist(),
         }
         write_json(folder / SCORER_FILE, description)
-        variance = (rewards_MP2 - centres[:, None, None]).var(axis=0)
+        variance = (rewards_MP2 - centers_M[:, None, None]).var(axis=0)
         return {
             "members": len(members),
-            "centres": centres.tolist(),
+            "centres": centers_M.tolist(),
             "member_accuracy": (rewards_MP2[:, :, 0] > rewards_MP2[:, :, 1]).mean(axis=1).tolist(),
             "mean_variance": float(variance.mean()),
         }
 
     def aggregate(self, rewards_MS: np.ndarray) -> np.ndarray:
-        """As `aggregate_rewards`, by the settings."""
+        """`aggregate_rewards` with the settings."""
         return aggregate_rewards(rewards_MS, self.settings["aggregate"], self.settings["weight"])

@@ -16,7 +16,8 @@ from rm_methods.methods.contract import Loss, TrainedMethod
 def generalized_cross_entropy_loss(rewards: torch.Tensor, q: float) -> torch.Tensor:
     """fp32 [pairs] in [0, 1/q] from rewards fp32 [pairs, 2] (chosen, rejected); 0 < q <= 1.
 
-    sigmoid(z)^q is exp(-q * Bradley-Terry loss), and 1 minus it is -expm1: exact for small q, and no power of 0 for very wrong pairs.
+    sigmoid(z)^q is exp(-q * Bradley-Terry loss), and 1 minus it is computed with -expm1.  This is exact for small q and
+    takes no power of 0 for very wrong pairs.
     """
     return -torch.expm1(-q * bradley_terry_loss(rewards)) / q
 

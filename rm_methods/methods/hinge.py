@@ -2,7 +2,8 @@
 
     loss = max(0, margin - z),   z = r_chosen - r_rejected
 
-Ranking SVM: Joachims 2002; for language models Zhao et al. 2023 (SLiC-HF, arXiv 2305.10425) and the loss type "hinge" of TRL.
+Ranking SVM: Joachims 2002; for language models Zhao et al. 2023 (SLiC-HF, arXiv 2305.10425) and TRL's loss type
+"hinge".
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from rm_methods.methods.contract import Loss, TrainedMethod
 
 
 def hinge_loss(rewards: torch.Tensor, margin: float) -> torch.Tensor:
-    """fp32 [pairs] from rewards fp32 [pairs, 2] (chosen, rejected).  The gradient is -1 below the margin and 0 from it on."""
+    """fp32 [pairs] from rewards fp32 [pairs, 2] (chosen, rejected).  The slope is -1 below the margin, 0 from it on."""
     return torch.relu(margin - (rewards[:, 0] - rewards[:, 1]))
 
 

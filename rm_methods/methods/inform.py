@@ -4,8 +4,9 @@
     loss = -log sigmoid(r_chosen - r_rejected) + weight * [KL(chosen) + KL(rejected)]
     KL   = 1/2 sum_k (mu_k^2 + exp(logvar_k) - 1 - logvar_k),   to N(0, I), summed over the latent dimensions
 
-Miao et al. 2024 (arXiv 2402.09345; journal version 2510.13694).  mu and logvar are linear in the last hidden state, and so is g in h.
-Without noise the reward is linear in the hidden state: mu and g are merged into the head that is exported.
+Miao et al. 2024 (arXiv 2402.09345; journal version 2510.13694).  mu and logvar are linear in the last hidden state,
+and g is linear in h.  Without noise the reward is linear in the hidden state, so mu and g are merged into the head
+that is exported.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ from rm_methods.reward_models.layouts import PairBatch
 
 FILE = "inform.safetensors"  # the bottleneck, beside the exported model
 
-_LARGEST_LOG_VARIANCE = 10.0  # above, exp would soon overflow; far beyond what the KL term leaves alone
+# Above this, exp would soon overflow; the KL term keeps the log variance far below it.
+_LARGEST_LOG_VARIANCE = 10.0
 
 
 def kl_to_standard_normal(mean: torch.Tensor, log_variance: torch.Tensor) -> torch.Tensor:
@@ -48,16 +50,20 @@ class Bottleneck(nn.Module):
         self.decoder = nn.Linear(latent_size, 1, bias=False)
         generator = torch.Generator().manual_seed(seed)
         nn.init.normal_(self.decoder.weight, std=scale, generator=generator)
-        # Near the prior: a larger mu starts with a KL that would be most of the loss for as long as a small learning rate takes to undo it.
+        # Near the prior: with a larger mu, the KL would start as most of the loss, and a small learning rate would take
+        # long to undo it.
         nn.init.normal_(self.mean.weight, std=scale / 10, generator=generator)
         nn.init.zeros_(self.log_variance.weight)
         nn.init.zeros_(self.log_variance.bias)
 
     def forward(self, states: torch.Tensor, noise: torch.Tensor | None = None) -> tuple[torch.Tensor, ...]:
-        """Rewards [...], mu [..., d] and logvar [..., d] of hidden states fp32 [..., H]; noise [..., d], or none for evaluation.
+        """Rewards [...], mu [..., d] and logvar [..., d] of hidden states fp32 [..., H].
 
-        mu is mean(states) + center.  The reward leaves the constant g . center out: no difference of rewards knows it, and an exported
-        head has no bias to keep it in.
+        mu is mean(states) + center.  The reward leaves out the constant g . center: it cancels in every difference of
+        rewards, and an exported head has no bias that could hold it.
+
+        Args:
+            noise: [..., d]; None for evaluation.
         """
         offset = self.mean(states)
         log_variance = self.log_variance(states).clamp(max=_LARGEST_LOG_VARIANCE)
@@ -70,8 +76,9 @@ class Method(TrainedMethod):
         self.seed = inputs.seed
         self.latent_size = min(self.settings["latent_size"], model.hidden_size)
         scale = getattr(model.config, "initializer_range", 0.02)
-        model.bottleneck = self.bottleneck = Bottleneck(model.hidden_size, self.latent_size, scale, inputs.seed)
-        # What has no part in the loss must not wait for a gradient.  The head is made anew at export.
+        self.bottleneck = Bottleneck(model.hidden_size, self.latent_size, scale, inputs.seed)
+        model.bottleneck = self.bottleneck
+        # Parameters outside the loss must not wait for a gradient.  The head is made anew at export.
         model.classifier.score.requires_grad_(False)
         self.bottleneck.center.requires_grad_(self.settings["weight"] > 0)
 
@@ -85,7 +92,8 @@ class Method(TrainedMethod):
         return Loss(loss, {"preference_loss": preference, "kl": kl})
 
     def _noise(self, batch: PairBatch) -> torch.Tensor:
-        """Standard normal, fp32 [pairs, 2, d], from seed, progress and pair: the same after a resume and for any micro-batches."""
+        """Standard normal, fp32 [pairs, 2, d], from seed, progress and pair: the same for any micro-batches and
+        resumes."""
         keys = (f"inform {self.seed} {batch.progress} {pair_id}" for pair_id in batch.pair_ids)
         generators = (torch.Generator().manual_seed(zlib.crc32(key.encode())) for key in keys)
         return torch.stack([torch.randn(2, self.latent_size, generator=generator) for generator in generators])

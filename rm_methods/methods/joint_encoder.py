@@ -1,10 +1,12 @@
 """Joint preference model on an encoder: reads `[CLS] prompt [SEP] first [SEP] second [SEP]` in both directions.
 
-    loss = mean over both orders of -log sigmoid(+-logit),   preference = (logit(chosen first) - logit(rejected first)) / 2
+    loss = mean over both orders of -log sigmoid(+-logit)
+    preference = (logit(chosen first) - logit(rejected first)) / 2
 
-After PairRM (LLM-Blender, arXiv 2306.02561), which reads one order at a time; here both orders of a pair are in every step, so the
-position of a response never tells its label.  It is a baseline of its own and a teacher of `interaction_distillation`.
-A tiny encoder, made for the controlled world, is first trained on the text of the pairs by masked-language modeling.
+After PairRM (LLM-Blender, arXiv 2306.02561), which reads one order at a time.  Here both orders of a pair are in every
+step, so the position of a response never tells its label.  It is a baseline and a teacher of
+`interaction_distillation`.  A tiny encoder, made for the controlled world, is first trained on the text of the pairs
+by masked-language modeling.
 """
 
 from __future__ import annotations
@@ -50,9 +52,8 @@ class Method(JointMethod):
         else:
             source, options = self._source()
             classifier = load_encoder(source, new_head=True, **options)
-        return JointModel(
-            classifier, False, torch.bfloat16 if inputs.config["training"]["precision"] == "bf16" else None
-        )
+        autocast = torch.bfloat16 if inputs.config["training"]["precision"] == "bf16" else None
+        return JointModel(classifier, False, autocast)
 
     def adaptation(self, pairs, reader, inputs):
         from transformers import AutoModelForMaskedLM, set_seed
@@ -74,7 +75,9 @@ class Method(JointMethod):
                 raise UserError(
                     f"{error} Or set masked_language_epochs: 0, which leaves out training on text."
                 ) from error
-        return self.masked_language_modeling(language_model, False, reader.tokenizer.mask_token_id, reader, inputs)
+        return self.masked_language_modeling(
+            language_model, reader, inputs, decoder=False, mask_id=reader.tokenizer.mask_token_id
+        )
 
     def _source(self) -> tuple[str, dict[str, str | None]]:
         """Folder or hub id of the encoder, and the options of its loads."""
@@ -86,8 +89,9 @@ class Method(JointMethod):
     def _tiny(self, reader, **options):
         from transformers import ModernBertConfig
 
-        tiny, tokenizer = self.settings["tiny"], reader.tokenizer
-        # ModernBERT for its rotary positions: a few thousand short texts do not teach a table of absolute ones.
+        tiny = self.settings["tiny"]
+        tokenizer = reader.tokenizer
+        # ModernBERT for its rotary positions: a few thousand short texts are too few to learn absolute ones.
         return ModernBertConfig(
             vocab_size=len(tokenizer),
             hidden_size=tiny["hidden_size"],
@@ -108,17 +112,22 @@ class Method(JointMethod):
 
 
 def _words(pairs, size: int):
-    """A tokenizer of the most frequent lower-case words of the pairs (not WordPiece: its trainer gives another vocabulary every time)."""
+    """A tokenizer of the most frequent lower-case words of the pairs.
+
+    Not WordPiece, whose trainer gives another vocabulary every time.
+    """
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    normalizer, splitter = normalizers.BertNormalizer(), pre_tokenizers.BertPreTokenizer()
-    counts = Counter()
+    normalizer = normalizers.BertNormalizer()
+    splitter = pre_tokenizers.BertPreTokenizer()
+    counts: Counter[str] = Counter()
     for pair in pairs:
         for text in (*(m["content"] for m in pair.prompt), pair.chosen, pair.rejected):
             counts.update(word for word, _ in splitter.pre_tokenize_str(normalizer.normalize_str(text)))
     frequent = sorted(counts, key=lambda word: (-counts[word], word))[: size - len(_SPECIAL)]
     vocabulary = {word: k for k, word in enumerate([*_SPECIAL.values(), *frequent])}
     words = Tokenizer(models.WordLevel(vocabulary, unk_token=_SPECIAL["unk_token"]))
-    words.normalizer, words.pre_tokenizer = normalizer, splitter
+    words.normalizer = normalizer
+    words.pre_tokenizer = splitter
     return PreTrainedTokenizerFast(tokenizer_object=words, **_SPECIAL)

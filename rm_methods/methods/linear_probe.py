@@ -1,9 +1,9 @@
-"""Linear probe: only the head is trained, on the states of a backbone that stays as it is.
+"""Linear probe: only the head is trained, on the states of a frozen backbone.
 
     loss = -log sigmoid(r_chosen - r_rejected),   r = w . h(x, y),   h frozen
 
-The first stage of fine-tuning from a probe (Kumar et al. 2022, arXiv 2202.10054), and what the members of a weight average start from
-(Rame et al. 2024, arXiv 2401.12187).
+The first stage of fine-tuning from a probe (Kumar et al. 2022, arXiv 2202.10054).  The members of a weight average
+start from it (Rame et al. 2024, arXiv 2401.12187).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from rm_methods.methods.contract import Loss, TrainedMethod
 
 class Method(TrainedMethod):
     def training(self, training, seed):
-        # The backbone is frozen here anyway, so LoRA adapters would have nothing to do.
+        # The backbone is frozen, so LoRA adapters would never be trained.
         return training | {
             "learning_rate": training["learning_rate"] * self.settings["learning_rate_factor"],
             "lora": None,

@@ -1,4 +1,4 @@
-"""Content-blind baseline: the longer response wins.  Stands in every table, so that a gain by length alone is seen."""
+"""Content-blind baseline: the longer response wins.  Shows how much of a gain is length."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
-"""Noise-corrected Bradley-Terry: an unbiased estimate of the loss on clean labels from labels of which a known share is flipped.
+"""Noise-corrected Bradley-Terry: an unbiased estimate of the loss on clean labels, given the share of flipped labels.
 
     loss = [(1 - e) * -log sigmoid(z) - e * -log sigmoid(-z)] / (1 - 2 e),   z = r_chosen - r_rejected
 
-which equals softplus(-z) - e / (1 - 2 e) * z.  Chowdhury et al. 2024 (robust DPO, arXiv 2403.00409), with the reward difference in
-place of DPO's implicit one.
+which equals softplus(-z) - e / (1 - 2 e) * z.  Chowdhury et al. 2024 (robust DPO, arXiv 2403.00409), with the reward
+difference in place of DPO's implicit one.
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ from rm_methods.methods.contract import Loss, TrainedMethod
 
 
 def noise_corrected_loss(rewards: torch.Tensor, noise_rate: float) -> torch.Tensor:
-    """Corrected loss, fp32 [pairs], of rewards fp32 [pairs, 2] (chosen, rejected).  It is negative for large z and has no lower bound.
+    """Corrected loss, fp32 [pairs], of rewards fp32 [pairs, 2] (chosen, rejected).
+
+    It is negative for large z and has no lower bound.
 
     Args:
         noise_rate: probability e that a label is flipped, in [0, 0.5).

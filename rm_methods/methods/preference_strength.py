@@ -1,4 +1,4 @@
-"""Preference strength: how sure other reward models are of a label decides whether it is swapped, smoothed or given a margin.
+"""Preference strength: the margins of other reward models decide which labels are swapped, smoothed or given a margin.
 
     loss = (1 - a) * -log sigmoid(z - m) + a * -log sigmoid(m - z),   z = r_chosen - r_rejected
 
@@ -7,15 +7,16 @@
     m    margin * clip(mu / std(mu), 0, 3)
     a    smoothing where mu < 0 after the flips, else 0
 
-Wang et al. 2024 (Secrets of RLHF part II, arXiv 2401.06080, section 2).  The released code has none of this.  Ours: the models did not
-see the pair whose strength they measure (`cross_fitted`), mu is divided by its standard deviation, and margins are never negative.
+Wang et al. 2024 (Secrets of RLHF part II, arXiv 2401.06080, section 2); the released code does not contain it.  Our
+choices: the models did not see the pair whose strength they measure (`cross_fitted`), mu is divided by its standard
+deviation, and margins are never negative.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -48,15 +49,15 @@ def preference_strength_loss(rewards: torch.Tensor, margin: torch.Tensor, target
 
 
 def lowest(strengths: np.ndarray, pairs: Sequence[PreferencePair], share: float) -> np.ndarray:
-    """Which pairs are swapped, bool [pairs]: exactly round(share * pairs) with the lowest strength; ties go by pair_id."""
+    """Which pairs are swapped, bool [pairs]: round(share * pairs) pairs of lowest strength; pair_id decides ties."""
     order = sorted(range(len(pairs)), key=lambda i: (strengths[i], pairs[i].pair_id))
-    chosen = np.zeros(len(pairs), dtype=bool)
-    chosen[order[: round(share * len(pairs))]] = True
-    return chosen
+    is_swapped = np.zeros(len(pairs), dtype=bool)
+    is_swapped[order[: round(share * len(pairs))]] = True
+    return is_swapped
 
 
 def relabeled(
-    pairs: Sequence[PreferencePair], strengths: np.ndarray, flipped: np.ndarray, margin: float, smoothing: float
+    pairs: Sequence[PreferencePair], strengths: np.ndarray, flipped: np.ndarray, *, margin: float, smoothing: float
 ) -> list[PreferencePair]:
     """The pairs with swaps, margins and targets.
 
@@ -70,20 +71,27 @@ def relabeled(
     spread = strengths.std()
     if margin and not spread > 0:
         raise UserError(
-            f"preference_strength: margin = {margin:g} is in standard deviations of the strengths, but those of all {len(pairs)} training "
-            f"pairs are equal ({strengths[0]:g}). Set margin to 0, or use strengths that differ."
+            f"preference_strength: margin = {margin:g} is in standard deviations of the strengths, but the strengths "
+            "of "
+            f"all {len(pairs)} training pairs are equal ({strengths[0]:g}). Set margin to 0, or use strengths that "
+            "differ."
         )
     after = np.where(flipped, np.abs(strengths), strengths)
     margins = margin * np.clip(after / spread, 0, LARGEST_MARGIN) if margin else np.zeros(len(pairs))
+    targets = np.where(after < 0, 1 - smoothing, 1.0)
     result = []
-    for pair, swap, mu, m in zip(pairs, flipped, after, margins, strict=True):
-        text = {"chosen": pair.rejected, "rejected": pair.chosen} if swap else {}
-        result.append(replace(pair, **text, margin=float(m), target=1 - smoothing if mu < 0 else 1.0))
+    for pair, swap, target, m in zip(pairs, flipped, targets.tolist(), margins.tolist(), strict=True):
+        if swap:
+            pair = replace(pair, chosen=pair.rejected, rejected=pair.chosen)
+        result.append(replace(pair, margin=m, target=target))
     return result
 
 
 def cross_fitted_strengths(pairs: Sequence[PreferencePair], inputs) -> tuple[np.ndarray, np.ndarray, int]:
-    """Margins of the models that did not see a pair: their mean and population standard deviation, each fp64 [pairs]; and the folds.
+    """Margins of the models that did not see a pair.
+
+    Returns:
+        Their mean and their population standard deviation, each fp64 [pairs]; the number of folds.
 
     Raises:
         UserError: folds that no model left out, models of different folds, a reward that is not finite.
@@ -93,20 +101,25 @@ def cross_fitted_strengths(pairs: Sequence[PreferencePair], inputs) -> tuple[np.
     fold = np.array([fold_of(pair.group, folds) for pair in pairs])
     margins: list[list[float]] = [[] for _ in pairs]
     settings = settings_of_training(inputs.config)
-    # Ranks share no process group yet, so each computes the strengths on its own device: equal arguments give equal pairs.
-    own_device = torch.cuda.device(int(os.environ.get("LOCAL_RANK", 0))) if torch.cuda.is_available() else nullcontext()
-    for k, (folder, out) in enumerate(zip(folders, left_out, strict=True)):
-        places = np.flatnonzero(fold == out)
-        with own_device:
-            label = f"{inputs.label}, strengths by model {k + 1} of {len(folders)}"
-            rewards = pair_rewards(load_scorer(folder, settings), [pairs[i] for i in places], label)
+    # Ranks share no process group yet, so each computes all strengths on its device; equal arguments give equal pairs.
+    device: AbstractContextManager = nullcontext()
+    if torch.cuda.is_available():
+        device = torch.cuda.device(int(os.environ.get("LOCAL_RANK", 0)))
+    for number, (folder, unseen_fold) in enumerate(zip(folders, left_out, strict=True), start=1):
+        unseen = np.flatnonzero(fold == unseen_fold).tolist()
+        label = f"{inputs.label}, strengths by model {number} of {len(folders)}"
+        with device:
+            rewards = pair_rewards(load_scorer(folder, settings), [pairs[i] for i in unseen], label)
         if not np.isfinite(rewards).all():
             raise UserError(
-                f"preference_strength: {folder} gives rewards of training pairs that are not finite. Train that run again."
+                f"preference_strength: {folder} gives rewards of training pairs that are not finite. "
+                "Train that run again."
             )
-        for place, margin in zip(places, rewards[:, 0] - rewards[:, 1], strict=True):
-            margins[place].append(float(margin))
-    return np.array([np.mean(own) for own in margins]), np.array([np.std(own) for own in margins]), folds
+        for i, margin in zip(unseen, rewards[:, 0] - rewards[:, 1], strict=True):
+            margins[i].append(float(margin))
+    means = np.array([np.mean(of_pair) for of_pair in margins])
+    deviations = np.array([np.std(of_pair) for of_pair in margins])
+    return means, deviations, folds
 
 
 def _folds(folders: Sequence[Path]) -> tuple[list[int], int]:
@@ -115,19 +128,25 @@ def _folds(folders: Sequence[Path]) -> tuple[list[int], int]:
     numbers = {report["folds"] for report in reports}
     if len(numbers) > 1:
         raise UserError(
-            f"preference_strength: the models of `strengths` were trained with different numbers of folds: {sorted(numbers)}."
+            "preference_strength: the models of `strengths` were trained with different numbers of folds: "
+            f"{sorted(numbers)}."
         )
-    folds, left_out = numbers.pop(), [report["fold_left_out"] for report in reports]
-    if missing := sorted(set(range(folds)) - set(left_out)):
+    folds = numbers.pop()
+    left_out = [report["fold_left_out"] for report in reports]
+    missing = sorted(set(range(folds)) - set(left_out))
+    if missing:
         raise UserError(
-            f"preference_strength: {folds} folds, but no model was trained without fold {', '.join(map(str, missing))}, so none can judge "
-            f"its pairs (the {len(folders)} seeds leave out {left_out}; a seed leaves out seed modulo folds). Add seeds, or lower folds."
+            f"preference_strength: {folds} folds, but no model was trained without fold "
+            f"{', '.join(map(str, missing))}, "
+            f"so none can judge its pairs (the {len(folders)} seeds leave out {left_out}; a seed leaves out seed "
+            "modulo "
+            "folds). Add seeds, or lower folds."
         )
     return left_out, folds
 
 
 def detection(strengths: np.ndarray, flipped: np.ndarray, wrong: np.ndarray) -> dict[str, float]:
-    """How well low strength finds injected label noise.
+    """How well low strength detects injected label noise.
 
     Args:
         strengths: mu, fp64 [pairs].
@@ -135,34 +154,37 @@ def detection(strengths: np.ndarray, flipped: np.ndarray, wrong: np.ndarray) -> 
         wrong: bool [pairs], labels that noise had flipped.
 
     Returns:
-        auroc of -mu (0.5 by chance, ties count half); precision and recall of the swaps, precision only if there are any.  Empty unless
-        there are both wrong and right labels.
+        auroc of -mu (0.5 by chance, ties count half); recall of the swaps; precision of the swaps if any pair was
+        swapped.  Empty if all labels are wrong or none is.
     """
     from scipy.stats import mannwhitneyu
 
     if wrong.all() or not wrong.any():
         return {}
     above = mannwhitneyu(-strengths[wrong], -strengths[~wrong]).statistic
-    found = {"auroc": float(above / (wrong.sum() * (~wrong).sum())), "recall": float(flipped[wrong].mean())}
-    return found | ({"precision": float(wrong[flipped].mean())} if flipped.any() else {})
+    measures = {"auroc": float(above / (wrong.sum() * (~wrong).sum())), "recall": float(flipped[wrong].mean())}
+    if flipped.any():
+        measures["precision"] = float(wrong[flipped].mean())
+    return measures
 
 
 class Method(TrainedMethod):
     def transform_pairs(self, pairs, inputs):
         settings = self.settings
-        known: dict[str, Any] = {}
+        measured: dict[str, Any] = {}
         if settings["strengths"] == RELEASED:
             strengths = self._released(pairs)
+            flipped = lowest(strengths, pairs, settings["flip"])
         else:
             strengths, deviations, folds = cross_fitted_strengths(pairs, inputs)
-            known = {"mean_deviation": float(deviations.mean())}
-        flipped = lowest(strengths, pairs, settings["flip"])
-        if settings["strengths"] != RELEASED:
-            known["flipped_by_fold"] = np.bincount(
-                [fold_of(pairs[i].group, folds) for i in np.flatnonzero(flipped)], minlength=folds
-            ).tolist()
-        result = relabeled(pairs, strengths, flipped, settings["margin"], settings["smoothing"])
-        self.measured = self._measured(pairs, strengths, flipped, result) | known
+            flipped = lowest(strengths, pairs, settings["flip"])
+            folds_of_flipped = [fold_of(pairs[i].group, folds) for i in np.flatnonzero(flipped).tolist()]
+            measured = {
+                "mean_deviation": float(deviations.mean()),
+                "flipped_by_fold": np.bincount(folds_of_flipped, minlength=folds).tolist(),
+            }
+        result = relabeled(pairs, strengths, flipped, margin=settings["margin"], smoothing=settings["smoothing"])
+        self.measured = self._measured(pairs, strengths, flipped, result) | measured
         return result
 
     def loss(self, model, batch):
@@ -178,12 +200,13 @@ class Method(TrainedMethod):
     def _released(self, pairs) -> np.ndarray:
         if noisy := sum("flipped" in pair.meta for pair in pairs):
             raise UserError(
-                f"preference_strength: strengths = data, but {noisy} of {len(pairs)} training labels were flipped after the strengths "
-                "were measured, so these strengths would give the flips away. Name a variant of cross_fitted instead, or train without "
-                "label noise."
+                f"preference_strength: strengths = data, but {noisy} of {len(pairs)} training labels were flipped "
+                "after "
+                "the strengths were measured, so these strengths would give the flips away. Name a variant of "
+                "cross_fitted instead, or train without label noise."
             )
-        instead = "Or name a variant of cross_fitted as preference_strength.strengths, which measures them."
-        return np.array(label_strengths(pairs, "preference_strength", instead), dtype=np.float64)
+        advice = "Or name a variant of cross_fitted as preference_strength.strengths, which measures them."
+        return np.array(label_strengths(pairs, "preference_strength", advice), dtype=np.float64)
 
     @staticmethod
     def _measured(pairs, strengths: np.ndarray, flipped: np.ndarray, result) -> dict[str, Any]:

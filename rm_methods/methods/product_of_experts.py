@@ -1,10 +1,11 @@
-"""Product of experts: the reward model is trained beside a small expert that sees little more than length, and is then left alone.
+"""Product of experts: the reward model is trained beside a small expert that sees little more than length, then used
+alone.
 
     loss = -log sigmoid(z_main + z_bias),   z = r_chosen - r_rejected
 
-What the bias expert explains, the main expert need not.  Shen et al. 2023 (arXiv 2310.05199): their bias expert is a language model of
-560M parameters with Gaussian noise on its token embeddings, trained with three times the learning rate.  Ours (our choice) is a small
-network that reads the mean of noisy token embeddings of the response, and its length.
+The main expert need not learn what the bias expert explains.  Shen et al. 2023 (arXiv 2310.05199) use a language model
+of 560M parameters as bias expert, with Gaussian noise on its token embeddings and three times the learning rate.  Ours
+(our choice) is a small network that reads the mean of noisy token embeddings of the response, and its length.
 """
 
 from __future__ import annotations
@@ -22,11 +23,12 @@ from rm_methods.reward_models.response_tokens import response_tokens
 
 
 class BiasExpert(nn.Module):
-    """A reward from coarse cues: mean of the embeddings of a response's tokens, made noisy in training, and its log length.
+    """A reward from coarse cues: the mean token embedding of a response, noisy in training, and its log length.
 
-    Embeddings are brought to a root mean square of 1, so the noise cannot be outgrown.  The mean of n embeddings with independent noise
-    of deviation `noise` has noise of deviation noise / sqrt(n), so that is drawn once instead of n times: a single token drowns, a habit of
-    the whole response does not.  The output layer begins at 0, so training begins as Bradley-Terry.
+    Embeddings are scaled to a root mean square of 1, so they cannot outgrow the noise.  The mean of n embeddings with
+    independent noise of deviation `noise` has noise of deviation noise / sqrt(n), so it is drawn once instead of n
+    times. A single token drowns in it, a habit of the whole response does not.  The output layer starts at 0, so
+    training starts as Bradley-Terry.
 
     Args:
         vocabulary: number of token ids.
@@ -41,6 +43,7 @@ class BiasExpert(nn.Module):
         self,
         vocabulary: int,
         size: int,
+        *,
         noise: float,
         factor: float,
         log_length_mean: float,
@@ -48,11 +51,14 @@ class BiasExpert(nn.Module):
         seed: int,
     ):
         super().__init__()
-        self.noise, self.factor, self.size = noise, factor, size
-        self.log_length_mean, self.log_length_deviation = log_length_mean, log_length_deviation
+        self.noise = noise
+        self.factor = factor
+        self.size = size
+        self.log_length_mean = log_length_mean
+        self.log_length_deviation = log_length_deviation
         generator = torch.Generator().manual_seed(zlib.crc32(f"bias expert {seed}".encode()))
 
-        def drawn(*shape, scale):
+        def drawn(*shape: int, scale: float) -> nn.Parameter:
             return nn.Parameter(torch.randn(*shape, generator=generator) * scale / factor)
 
         self.embedding = drawn(vocabulary, size, scale=1.0)
@@ -73,7 +79,7 @@ class BiasExpert(nn.Module):
         return F.linear(hidden, self._faster(self.output_weight))[:, 0]
 
     def features(self, ids_SL: torch.Tensor, lengths_S: torch.Tensor, noise_SE: torch.Tensor | None) -> torch.Tensor:
-        """All that the expert sees of the responses, fp32 [S, size + 1]: their mean embedding and, last, the standardized log length."""
+        """The expert's view of the responses, fp32 [S, size + 1]: mean embedding and, last, standardized log length."""
         embedded_SLE = F.rms_norm(self._faster(F.embedding(ids_SL, self.embedding)), (self.size,))
         is_token_SL = torch.arange(ids_SL.shape[1], device=ids_SL.device) < lengths_S[:, None]
         count_S1 = lengths_S[:, None].clamp(min=1).float()
@@ -84,19 +90,21 @@ class BiasExpert(nn.Module):
         return torch.cat([mean_SE, log_length_S1], dim=1)
 
     def _faster(self, stored: torch.Tensor) -> torch.Tensor:
-        """The weights, `factor` times what is stored: Adam moves what is stored by the common learning rate, hence these by `factor` times
-        as much.  The gradient goes through unscaled, so that clipping weighs this module like the others; Adam does not mind."""
+        """The weights, `factor` times the stored ones.
+
+        Adam moves the stored weights by the common learning rate, so these move by `factor` times as much.  The
+        gradient is not scaled, so clipping treats this module like the others; Adam is invariant to it.
+        """
         return self.factor * stored.detach() + (stored - stored.detach())
 
 
 class Method(TrainedMethod):
     def build(self, model, inputs):
-        self.tokens = dict(
-            zip((pair.pair_id for pair in inputs.pairs), response_tokens(inputs.items, inputs.reader), strict=True)
-        )
+        pair_ids = [pair.pair_id for pair in inputs.pairs]
+        self.tokens = dict(zip(pair_ids, response_tokens(inputs.items, inputs.reader), strict=True))
         self.seed = inputs.seed
         log_lengths = np.log1p([len(ids) for pair in self.tokens.values() for ids in pair])
-        self.expert = model.bias_expert = BiasExpert(
+        self.expert = BiasExpert(
             vocabulary=len(inputs.reader.tokenizer),
             size=self.settings["embedding_size"],
             noise=self.settings["noise"],
@@ -105,6 +113,7 @@ class Method(TrainedMethod):
             log_length_deviation=float(log_lengths.std()) or 1.0,
             seed=inputs.seed,
         )
+        model.bias_expert = self.expert
 
     def loss(self, model, batch):
         main = model(batch).rewards
@@ -115,8 +124,10 @@ class Method(TrainedMethod):
         )
 
     def bias_rewards(self, pair_ids, progress: float, device) -> torch.Tensor:
-        """Rewards of the bias expert, fp32 [pairs, 2].  The noise of a pair comes from seed, progress and pair alone, so neither the
-        micro-batch that the pair is in nor an interruption changes it."""
+        """Rewards of the bias expert, fp32 [pairs, 2].
+
+        The noise of a pair comes from seed, progress and pair, so neither micro-batches nor an interruption change it.
+        """
         responses = [torch.from_numpy(ids.astype(np.int64)) for pair_id in pair_ids for ids in self.tokens[pair_id]]
         lengths = torch.tensor([len(ids) for ids in responses], device=device)
         ids = nn.utils.rnn.pad_sequence(responses, batch_first=True).to(device)
@@ -130,6 +141,6 @@ class Method(TrainedMethod):
         return torch.randn(2, self.expert.size, generator=generator)
 
     def report(self):
-        """Size of the bias expert, and what became of its learning rate."""
+        """Number of parameters of the bias expert, and the factor of its learning rate."""
         parameters = sum(getattr(p, "ds_numel", p.numel()) for p in self.expert.parameters())
         return {"bias_expert_parameters": parameters, "bias_expert_learning_rate_factor": round(self.expert.factor, 4)}

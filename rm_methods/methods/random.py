@@ -1,4 +1,4 @@
-"""Content-blind baseline: a random score, fixed by seed and text.  Shows the chance level of each benchmark's own metric."""
+"""Content-blind baseline: a random score, fixed by seed and text.  Shows each benchmark's chance level."""
 
 from __future__ import annotations
 

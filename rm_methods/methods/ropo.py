@@ -1,9 +1,10 @@
-"""The robust loss of ROPO: Bradley-Terry plus a multiple of the sigmoid loss, so that strongly contradicted labels pull less.
+"""The robust loss of ROPO: Bradley-Terry plus a multiple of the sigmoid loss; strongly contradicted labels pull less.
 
     loss = 4 a / (1 + a)^2 * [-log sigmoid(z) + a * sigmoid(-z)],   z = r_chosen - r_rejected
 
-The factor in front makes the steepest slope 1, at sigmoid(z) = (a - 1) / (2 a).  Liang et al. 2024 (arXiv 2404.04102), with the
-reward difference in place of DPO's implicit one.  Only the loss: no filtering of pairs, no rejection sampling.
+The factor in front makes the steepest slope 1, at sigmoid(z) = (a - 1) / (2 a).  Liang et al. 2024 (arXiv 2404.04102),
+with the reward difference in place of DPO's implicit one.  Only the loss is used: no filtering of pairs, no rejection
+sampling.
 """
 
 from __future__ import annotations

@@ -7,8 +7,9 @@ Take example i and two others, j and k.  Under the prompt of i, the four respons
     loss             t * -log sigmoid(z) + (1 - t) * -log sigmoid(-z),   z = r_chosen - r_rejected
                      t = 1 for original and non-contextual pairs, 1/2 for neutral pairs
 
-A filter is optional: it keeps only augmented pairs that a trained reward model misjudges, |sigmoid(z) - t| >= filter_threshold.
-Liu et al. 2024 (arXiv 2409.13156).  The filter is theirs; the number of pairs drawn per example is our addition.
+A filter is optional: it keeps only augmented pairs that a trained reward model misjudges, |sigmoid(z) - t| >=
+filter_threshold. Liu et al. 2024 (arXiv 2409.13156).  The filter is theirs; the number of pairs drawn per example is
+our addition.
 """
 
 from __future__ import annotations
@@ -42,7 +43,9 @@ Positions = tuple[int, int]
 
 
 def target_loss(rewards: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """Cross-entropy with the probability that chosen is better, fp32 [pairs]; computed as -log sigmoid(z) + (1 - target) z.
+    """Cross-entropy with the probability that chosen is better, fp32 [pairs].
+
+    Computed as -log sigmoid(z) + (1 - target) z.
 
     Args:
         rewards: fp32 [pairs, 2], column 0 chosen, column 1 rejected.
@@ -81,8 +84,8 @@ def draw_others(groups: Sequence[str], generator: np.random.Generator) -> list[t
     if count < 3 * largest:
         raise UserError(
             "rrm: takes responses from examples of two other prompts, so it needs at least three prompts, and none may "
-            f"have more than a third of the pairs. You have {len(counts)} prompts in {count} training pairs, and prompt group "
-            f"{largest_group} has {largest} of the pairs. Use more data, or another method."
+            f"have more than a third of the pairs. You have {len(counts)} prompts in {count} training pairs, and "
+            f"prompt group {largest_group} has {largest} of the pairs. Use more data, or another method."
         )
     rank = dict(zip(counts, generator.permutation(len(counts)).tolist(), strict=True))
     order = sorted(generator.permutation(count).tolist(), key=lambda i: rank[groups[i]])
@@ -99,7 +102,8 @@ def make_examples(
 ) -> tuple[list[Example], int]:
     """All candidates of all examples, and how many are missing because texts are equal.
 
-    A response that also answers the example's own prompt, word for word, is not foreign.  Equal foreign responses count once.
+    A response that also answers the example's own prompt, word for word, is not foreign.  Equal foreign responses
+    count once.
     """
     texts_by_group: dict[str, set[str]] = defaultdict(set)
     for pair in pairs:
@@ -162,7 +166,7 @@ def augmented_pair(example: Example, kind: str, positions: Positions) -> Prefere
 def misjudged(
     rewards: Sequence[float], candidates: Sequence[Positions], target: float, threshold: float
 ) -> tuple[Positions, ...]:
-    """The candidates whose probability, sigmoid of the reward difference, differs from the target by `threshold` or more."""
+    """The candidates whose probability sigmoid(reward difference) differs from the target by `threshold` or more."""
     return tuple((a, b) for a, b in candidates if abs(_sigmoid(rewards[a] - rewards[b]) - target) >= threshold)
 
 
@@ -206,7 +210,8 @@ class Method(TrainedMethod):
         return [*pairs, *drawn]
 
     def _drawn(self, examples: Sequence[Example], generator: np.random.Generator) -> tuple[list[PreferencePair], int]:
-        """`augmented_per_pair` pairs of each example or all it has, both kinds in proportion; and how many were repeats."""
+        """`augmented_per_pair` pairs of each example (or all it has), both kinds in proportion; the number of
+        repeats."""
         each = self.settings["augmented_per_pair"]
         share = 1.0
         if self.settings["neutral"]:
@@ -219,7 +224,7 @@ class Method(TrainedMethod):
                 candidates = example.candidates[kind]
                 for index in generator.permutation(len(candidates))[:wanted]:
                     pair = augmented_pair(example, kind, candidates[index])
-                    # Two examples of one prompt may draw responses with equal texts; in either order it is the same pair.
+                    # Two examples of one prompt may draw equal texts; in either order it is the same pair.
                     key = (pair.group, frozenset((pair.chosen, pair.rejected)))
                     if key in drawn:
                         repeated += 1
@@ -228,7 +233,7 @@ class Method(TrainedMethod):
         return list(drawn.values()), repeated
 
     def _filtered(self, examples: list[Example], inputs: Inputs) -> list[Example]:
-        """The examples with only the candidates whose target the filtering model misses by `filter_threshold` or more."""
+        """The examples with the candidates that the filtering model misjudges by `filter_threshold` or more."""
         if self.settings["filter"] == UNFILTERED:
             return examples
         threshold = self.settings["filter_threshold"]
@@ -253,8 +258,8 @@ class Method(TrainedMethod):
 def filter_rewards(examples: Sequence[Example], inputs: Inputs) -> list[list[float]]:
     """Rewards that the filtering model gives to the six responses of each example.
 
-    They are stored in the run's work folder: a resumed run must train on the same pairs, even where computing them again
-    would round differently.
+    They are stored in the run's work folder: a resumed run must train on the same pairs, even where computing them
+    again would round differently.
     """
     from rm_methods.benchmarks.item import BenchmarkItem
     from rm_methods.scoring.scorer import load_scorer, settings_of_training

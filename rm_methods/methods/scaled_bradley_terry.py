@@ -2,11 +2,13 @@
 
     loss = m * -log sigmoid(z),   m = strength^power / mean over the training pairs,   z = r_chosen - r_rejected
 
-Wang et al. 2024 (HelpSteer2-Preference, arXiv 2410.01257), where the strength is 1, 2 or 3 and is not normalized.  The mean of m is
-1 here, so that a learning rate means the same as for Bradley-Terry; `power` and `maximum_strength` are our additions.
+Wang et al. 2024 (HelpSteer2-Preference, arXiv 2410.01257), where the strength is 1, 2 or 3 and is not normalized.
+Here the mean of m is 1, so that a learning rate means the same as for Bradley-Terry; `power` and `maximum_strength`
+are our additions.
 
-m is a factor of the loss and not the weight of the pair: the trainer divides by the total weight of the optimizer step, which
-would make a step of weak labels as large as one of strong labels, and m without effect where a step is one pair.
+m is a factor of the loss, not the weight of the pair.  The trainer divides by the total weight of the optimizer step,
+so as a weight m would give a step of weak labels the size of a step of strong ones, and no effect to a step of one
+pair.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from rm_methods.preferences.pair_numbers import label_strengths
 
 
 def scaled_bradley_terry_loss(rewards: torch.Tensor, factor: torch.Tensor | float) -> torch.Tensor:
-    """fp32 [pairs] from rewards fp32 [pairs, 2] (chosen, rejected) and one factor for each pair, [pairs] or a number."""
+    """fp32 [pairs] from rewards fp32 [pairs, 2] (chosen, rejected) and one factor per pair, [pairs] or a number."""
     return factor * bradley_terry_loss(rewards)
 
 
@@ -30,32 +32,32 @@ def strength_factors(strengths: Sequence[float], power: float, maximum_strength:
     """min(strength, maximum_strength)^power, divided by the mean.
 
     Raises:
-        UserError: a negative strength (it would turn the label round), or none above 0.
+        UserError: a negative strength (it would reverse the label), or none above 0.
     """
     negative = [strength for strength in strengths if strength < 0]
     if negative:
         raise UserError(
-            f"scaled_bradley_terry: strengths must not be negative, but {len(negative)} of {len(strengths)} training pairs have one, "
-            f"the first {negative[0]:g}. Swap chosen and rejected of these pairs, or drop them."
+            f"scaled_bradley_terry: strengths must not be negative, but {len(negative)} of {len(strengths)} training "
+            f"pairs have one, the first {negative[0]:g}. Swap chosen and rejected of these pairs, or drop them."
         )
     limit = float("inf") if maximum_strength is None else maximum_strength
     factors = [min(strength, limit) ** power for strength in strengths]
     mean = sum(factors) / len(factors)
     if not 0 < mean < float("inf"):
         raise UserError(
-            f"scaled_bradley_terry: strength^power is {mean:g} on average over {len(strengths)} training pairs, so no pair can be "
-            f"counted by it (power = {power:g}). Use data with strengths above 0, or a smaller power."
+            f"scaled_bradley_terry: strength^power is {mean:g} on average over {len(strengths)} training pairs, so it "
+            f"cannot scale the loss (power = {power:g}). Use data with strengths above 0, or a smaller power."
         )
     return [factor / mean for factor in factors]
 
 
 class Method(TrainedMethod):
     def transform_pairs(self, pairs, inputs):
-        self._factors(pairs)  # refuses here, before anything is tokenized, what build could not use
+        self._factors(pairs)  # raises before the pairs are tokenized
         return pairs
 
     def build(self, model, inputs):
-        # Only now is it known which pairs fit into the context: the mean is over those.
+        # The mean is over the pairs that fit into the context, which are known only now.
         self.factor = dict(zip((pair.pair_id for pair in inputs.pairs), self._factors(inputs.pairs), strict=True))
 
     def loss(self, model, batch):

@@ -1,4 +1,4 @@
-"""Content-blind baseline: the shorter response wins.  Stands in every table, so that a gain by brevity alone is seen."""
+"""Content-blind baseline: the shorter response wins.  Shows how much of a gain is brevity."""
 
 from __future__ import annotations
 

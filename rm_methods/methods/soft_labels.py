@@ -2,8 +2,9 @@
 
     loss = q * -log sigmoid(z) + (1 - q) * -log sigmoid(-z),   z = r_chosen - r_rejected
 
-with its minimum at z* = log(q / (1 - q)).  q comes from the strength of the label, sigmoid(scale * strength), or is a probability
-that the data set gives.  Cross-entropy with soft labels: Christiano et al. 2017 (arXiv 1706.03741, section 2.2.3).
+with its minimum at z* = log(q / (1 - q)).  q comes from the strength of the label, sigmoid(scale * strength), or is a
+probability that the data set gives.  Cross-entropy with soft labels: Christiano et al. 2017 (arXiv 1706.03741, section
+2.2.3).
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ def soft_label_loss(rewards: torch.Tensor, target: torch.Tensor | float) -> torc
 
 
 def targets_of_strengths(strengths: Sequence[float], scale: float) -> list[float]:
-    """sigmoid(scale * strength): 1/2 for strength 0, below 1/2 for a negative one (the label is more likely wrong than right)."""
+    """sigmoid(scale * strength): 1/2 for strength 0; less for a negative one, whose label is more likely wrong."""
     return torch.sigmoid(scale * torch.tensor(strengths, dtype=torch.float64)).tolist()
 
 
@@ -41,8 +42,8 @@ class Method(TrainedMethod):
         if key := self.settings["probability"]:
             targets = meta_numbers(pairs, key, "soft_labels.probability", lowest=0.0, highest=1.0)
         else:
-            instead = "Or name the key of a probability in the pairs' meta as soft_labels.probability."
-            targets = targets_of_strengths(label_strengths(pairs, "soft_labels", instead), self.settings["scale"])
+            advice = "Or name the key of a probability in the pairs' meta as soft_labels.probability."
+            targets = targets_of_strengths(label_strengths(pairs, "soft_labels", advice), self.settings["scale"])
         return [replace(pair, target=target) for pair, target in zip(pairs, targets, strict=True)]
 
     def loss(self, model, batch):

@@ -2,9 +2,9 @@
 
     theta = (1/M) * sum over members of theta_i
 
-Rame et al. 2024 (weight averaged reward models, arXiv 2401.12187).  It works where the members' weights can be joined by a line along
-which the accuracy does not fall (linear mode connectivity), hence members from one backbone and one head (`warm_member`); whether
-they could is reported.
+Rame et al. 2024 (weight averaged reward models, arXiv 2401.12187).  It works if accuracy does not fall along the line
+between the members' weights (linear mode connectivity), so the members start from one backbone and one head
+(`warm_member`).  The run reports whether they are connected.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import shutil
 from collections.abc import Sequence
 from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -25,11 +26,15 @@ from rm_methods.reward_models.backbones import load_tokenizer
 from rm_methods.reward_models.model_folder import CHECKSUMS, check_model_folder
 from rm_methods.scoring.scorer import load_scorer, pair_rewards, scoring_settings
 
-_WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
+_WEIGHTS = "model.safetensors"
+_INDEX = "model.safetensors.index.json"
 
 
 def average_of(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Mean of one tensor of all members, fp32.  A running mean: equal tensors give exactly themselves, a sum divided by M need not."""
+    """Mean of one tensor of all members, fp32.
+
+    A running mean, because the mean of equal tensors is then exact; a sum divided by M may round.
+    """
     mean = tensors[0].float()
     for count, tensor in enumerate(tensors[1:], start=2):
         mean = mean + (tensor.float() - mean) / count
@@ -50,29 +55,36 @@ class Method(CombinedMethod):
 
 
 def check_members(members: Sequence[Path]) -> None:
-    """Raise UserError unless all members have the same start, tokenizer, and names and shapes of weights: no others can be averaged."""
-    known = [_what_must_agree(member) for member in members]
-    for member, own in zip(members[1:], known[1:], strict=True):
-        for what, value in own.items():
-            if value != known[0][what]:
+    """Raise UserError unless all members have the same start, tokenizer, and names and shapes of weights.
+
+    Otherwise the mean of their weights would be meaningless.
+    """
+    first_identity = _identity(members[0])
+    for member in members[1:]:
+        for name, value in _identity(member).items():
+            if value != first_identity[name]:
                 raise UserError(
-                    f"warm: {member} and {members[0]} differ in their {what}, so the mean of their weights means nothing "
-                    f"({_difference(known[0][what], value)}). Average the seeds of one variant, trained on one backbone from one probe."
+                    f"warm: {member} and {members[0]} differ in their {name}, so the mean of their weights is "
+                    f"meaningless ({_difference(first_identity[name], value)}). Average the seeds of one variant, "
+                    "trained "
+                    "on one backbone from one probe."
                 )
 
 
-def _what_must_agree(member: Path) -> dict:
+def _identity(member: Path) -> dict[str, Any]:
+    """The facts that all members must share."""
     start = read_json(member.parent / "summary.json").get("report", {}).get("start_run_key")
     if start is None:
         raise UserError(
-            f"warm: {member.parent / 'summary.json'} does not say what the member started from; it is no run of warm_member."
+            f"warm: {member.parent / 'summary.json'} does not say where the member started; it is not a run of "
+            "warm_member."
         )
     check_model_folder(member)
     shapes = {}
     for name, file in _weight_files(member).items():
         with safe_open(file, "pt") as stream:
             shapes[name] = list(stream.get_slice(name).get_shape())
-    # Any length will do: it is no part of the hash.
+    # The maximum length is arbitrary, because it is not part of the hash.
     return {"shapes": shapes, "tokenizer": load_tokenizer(member, 8).hash(), "start": start}
 
 
@@ -94,11 +106,12 @@ def average_folders(members: Sequence[Path], folder: Path) -> tuple[dict[tuple[i
             shutil.copyfile(file, folder / file.name)
     write_json(folder / "config.json", read_json(folder / "config.json") | {"dtype": "float32"})
     files = [_weight_files(member) for member in members]
-    squared, norm = dict.fromkeys(combinations(range(len(members)), 2), 0.0), 0.0
+    squared = dict.fromkeys(combinations(range(len(members)), 2), 0.0)
+    norm = 0.0
     for shard in sorted(set(files[0].values())):
         averaged = {}
         for name in (name for name, file in files[0].items() if file == shard):
-            tensors = [_tensor(own[name], name) for own in files]
+            tensors = [_tensor(files_of_member[name], name) for files_of_member in files]
             averaged[name] = average_of(tensors)
             norm += float(averaged[name].double().square().sum())
             for a, b in squared:
@@ -125,13 +138,13 @@ def _connectivity(members: Sequence[Path], folder: Path, pairs, inputs) -> dict:
     settings = scoring_settings(inputs.config)
     accuracy = []
     for k, model in enumerate([*members, folder]):
-        what = f"member {k + 1} of {len(members)}" if k < len(members) else "average"
-        rewards = pair_rewards(load_scorer(model, settings), pairs, f"{inputs.label}, {what}")
+        name = f"member {k + 1} of {len(members)}" if k < len(members) else "average"
+        rewards = pair_rewards(load_scorer(model, settings), pairs, f"{inputs.label}, {name}")
         accuracy.append(float((rewards[:, 0] > rewards[:, 1]).mean()))
-    *own, average = accuracy
-    mean = sum(own) / len(own)
+    *member_accuracy, average = accuracy
+    mean = sum(member_accuracy) / len(member_accuracy)
     return {
-        "member_accuracy": own,
+        "member_accuracy": member_accuracy,
         "mean_member_accuracy": mean,
         "accuracy_of_average": average,
         "connected": average >= mean,

@@ -1,9 +1,9 @@
-"""Member of a weight average: Bradley-Terry, started from a linear probe, with a learning rate and a dropout of its seed.
+"""Member of a weight average: Bradley-Terry from a linear probe, with a learning rate and a dropout chosen by the seed.
 
     loss = -log sigmoid(r_chosen - r_rejected)
 
-Rame et al. 2024 (WARM, arXiv 2401.12187): the members start from one backbone and one probed head, so that their weights can be averaged,
-and differ in the order of the data, the learning rate and the dropout.
+Rame et al. 2024 (WARM, arXiv 2401.12187): the members start from one backbone and one probed head, so that their
+weights can be averaged.  They differ in the order of the data, the learning rate and the dropout.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from rm_methods.stored import read_run_key
 
 
 def of_seed(values: Sequence[float], seed: int) -> float:
-    """The value of a list that a seed gets: they take turns, seed modulo the length of the list."""
+    """The value of a list for a seed: position seed modulo the length of the list."""
     return values[seed % len(values)]
 
 
@@ -28,9 +28,8 @@ class Method(TrainedMethod):
     depends_on_cut = True
 
     def training(self, training, seed):
-        return training | {
-            "learning_rate": training["learning_rate"] * of_seed(self.settings["learning_rate_factors"], seed)
-        }
+        factor = of_seed(self.settings["learning_rate_factors"], seed)
+        return training | {"learning_rate": training["learning_rate"] * factor}
 
     def model(self, pairs, reader, inputs):
         from transformers import AutoModelForSequenceClassification
@@ -39,7 +38,7 @@ class Method(TrainedMethod):
         from rm_methods.reward_models.model import RewardModel
 
         backbone = inputs.config["backbone"]
-        # All weights of the probe, not its head alone: those of a tiny backbone depend on the seed.
+        # All weights of the probe, not only its head: those of a tiny backbone depend on the seed.
         classifier, _ = pretrained_model(
             AutoModelForSequenceClassification,
             inputs.required["start"][0],
@@ -47,7 +46,8 @@ class Method(TrainedMethod):
             attention=backbone["attention"],
             num_labels=1,
         )
-        return RewardModel(classifier, torch.bfloat16 if inputs.config["training"]["precision"] == "bf16" else None)
+        autocast = torch.bfloat16 if inputs.config["training"]["precision"] == "bf16" else None
+        return RewardModel(classifier, autocast)
 
     def build(self, model, inputs):
         self.dropout = of_seed(self.settings["dropout"], inputs.seed)

@@ -11,6 +11,7 @@ Imports nothing heavy and runs no code of the package: the Snakefile asks for th
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 
@@ -80,16 +81,23 @@ def code_hash(stage: str, *modules: str) -> str:
     return file_hash(*stage_files(stage, *modules))
 
 
+def modules_hash(*modules: str) -> str:
+    """Hash of the code that some modules run, for a result that is not a whole stage; otherwise like `code_hash`."""
+    return file_hash(*_module_files(closure(*modules)))
+
+
 def stage_files(stage: str, *modules: str) -> list[Path]:
     """The files behind `code_hash`: source of the modules, and the data files that belong to them.
 
     Those of the package are sorted and come first, so that the order, and with it the hash, does not depend on where
     the files of the user are.
     """
-    names = closure(*STAGES[stage], *modules)
-    return sorted(
-        {file for name in names for file in _files(name)}, key=lambda file: (PACKAGE not in file.parents, file)
-    )
+    return _module_files(closure(*STAGES[stage], *modules))
+
+
+def _module_files(names: Iterable[str]) -> list[Path]:
+    files = {file for name in names for file in _files(name)}
+    return sorted(files, key=lambda file: (PACKAGE not in file.parents, file))
 
 
 def closure(*entries: str) -> set[str]:

@@ -6,6 +6,7 @@ from rm_methods.benchmarks.item import BenchmarkItem, write_items
 from rm_methods.diagnostics.records import DISTANCE_COLUMNS, read_diagnostics
 from rm_methods.diagnostics.teacher_distance import DISTANCES, _grouped_student_map, diagnose_teacher_distance
 from rm_methods.errors import UserError
+from rm_methods.files import write_json
 from rm_methods.interaction.objectives import StudentAttention
 from rm_methods.training.run import RunFiles, train
 from tests.conftest import experiment_config
@@ -76,6 +77,16 @@ def test_pairs_without_any_joint_text_are_an_error(trained, prepared, tmp_path):
     )
     with pytest.raises(UserError, match="none of the 1 pairs has a joint text"):
         distances((config, tmp_path / "items.parquet", models, None), prepared, "bradley_terry", tmp_path / "out")
+
+
+def test_a_run_without_a_model_is_refused(trained, prepared, tmp_path):
+    config, items, models, _ = trained
+    (tmp_path / "longest").mkdir()
+    write_json(tmp_path / "longest" / "scorer.json", {"method": "longest", "settings": {}, "seed": 0})
+    with pytest.raises(UserError, match=r"longest: has no attention to compare"):
+        distances(
+            (config, items, models | {"bradley_terry": tmp_path / "longest"}, None), prepared, "bradley_terry", tmp_path
+        )
 
 
 def test_a_students_map_over_groups_is_pooled_by_mean_of_rows_and_sum_of_columns():

@@ -11,8 +11,8 @@ from rm_methods.reward_models.tokenization import spans_in_text
 
 def groups(text, student, teacher):
     spans = (np.array(side, dtype=np.int64).reshape(-1, 2) for side in (student, teacher))
-    own, other, count, unmatched = group_tokens(*spans, text)
-    return own.tolist(), other.tolist(), count, unmatched
+    groups = group_tokens(*spans, text)
+    return groups.student.tolist(), groups.teacher.tolist(), groups.count, groups.unmatched
 
 
 def test_groups_by_hand():
@@ -53,8 +53,8 @@ def test_groups_partition_the_text_and_no_token_crosses_one(data, text):
     assert [g for g in own if g != NO_GROUP] == sorted(g for g in own if g != NO_GROUP)
     for g in range(count):
         covered = [
-            "".join("".join(text[a:b].split()) for (a, b), group in zip(spans, found, strict=True) if group == g)
-            for spans, found in ((student, own), (teacher, other))
+            "".join("".join(text[a:b].split()) for (a, b), group in zip(spans, actual, strict=True) if group == g)
+            for spans, actual in ((student, own), (teacher, other))
         ]
         assert covered[0] == covered[1] != ""
 
@@ -72,10 +72,10 @@ def test_equal_tokenizers_give_singletons(data, text):
 def test_segments_are_never_mixed():
     spans = np.array([(0, 2), (0, 2), (0, 2), (0, 0)])
     segments = np.array([PROMPT, CHOSEN, REJECTED, OUTSIDE])
-    found = align(("ab", "ab", "ab"), JointRow(None, segments, spans), JointRow(None, segments[[0, 2, 1, 3]], spans))
-    assert found.student.tolist() == [0, 1, 2, NO_GROUP]
-    assert found.teacher.tolist() == [0, 2, 1, NO_GROUP]
-    assert found.segment.tolist() == [PROMPT, CHOSEN, REJECTED]
+    actual = align(("ab", "ab", "ab"), JointRow(None, segments, spans), JointRow(None, segments[[0, 2, 1, 3]], spans))
+    assert actual.student.tolist() == [0, 1, 2, NO_GROUP]
+    assert actual.teacher.tolist() == [0, 2, 1, NO_GROUP]
+    assert actual.segment.tolist() == [PROMPT, CHOSEN, REJECTED]
 
 
 def test_spans_of_a_rendered_conversation():

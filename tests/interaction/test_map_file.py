@@ -31,7 +31,7 @@ class Teacher:
         return [np.full((SIZES[k], SIZES[k]), k, dtype=np.float16) for k in places]
 
     def file(self, folder):
-        return map_file(folder, SIZES, LENGTHS, self.maps, lambda: {"pairs": len(self.done)})
+        return map_file(folder, SIZES, LENGTHS, compute=self.maps, counts=lambda: {"pairs": len(self.done)})
 
 
 def test_each_pair_is_computed_once_and_lies_in_its_place(tmp_path, monkeypatch):
@@ -49,7 +49,7 @@ def test_each_pair_is_computed_once_and_lies_in_its_place(tmp_path, monkeypatch)
 def test_no_pairs_make_an_empty_file(tmp_path):
     for sizes in ([], [0, 0]):
         folder = tmp_path / str(len(sizes))
-        map_file(folder, sizes, [0] * len(sizes), lambda places: [], dict)
+        map_file(folder, sizes, [0] * len(sizes), compute=lambda positions: [], counts=dict)
         assert (folder / "maps.npy").exists()
 
 
@@ -63,10 +63,10 @@ def of_rank(rank, ranks, folder):
 
 def test_ranks_share_the_work_and_make_the_file_of_one(tmp_path):
     torch.multiprocessing.spawn(of_rank, (3, tmp_path), nprocs=3)
-    found = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(3)]
-    assert all(maps == EXPECTED and counts == {"pairs": 4} for maps, counts, _ in found)
-    assert sorted(place for _, _, done in found for place in done) == [0, 2, 3, 4]
-    assert max(len(done) for _, _, done in found) < 4
+    actual = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(3)]
+    assert all(maps == EXPECTED and counts == {"pairs": 4} for maps, counts, _ in actual)
+    assert sorted(place for _, _, done in actual for place in done) == [0, 2, 3, 4]
+    assert max(len(done) for _, _, done in actual) < 4
     assert sorted(file.name for file in (tmp_path / "maps").iterdir()) == FILES
 
 
@@ -91,7 +91,7 @@ def test_of_two_runs_one_computes_and_the_other_waits(tmp_path, monkeypatch):
         return first.maps(places)
 
     with ThreadPoolExecutor(2) as pool:
-        one = pool.submit(map_file, tmp_path, SIZES, LENGTHS, slow, lambda: {"pairs": len(first.done)})
+        one = pool.submit(map_file, tmp_path, SIZES, LENGTHS, compute=slow, counts=lambda: {"pairs": len(first.done)})
         assert started.wait(60)
         other = pool.submit(second.file, tmp_path)
         time.sleep(0.2)
@@ -130,7 +130,7 @@ def test_an_error_leaves_nothing_behind(tmp_path):
         raise UserError("no")
 
     with pytest.raises(UserError, match="no"):
-        map_file(tmp_path, SIZES, LENGTHS, fails, dict)
+        map_file(tmp_path, SIZES, LENGTHS, compute=fails, counts=dict)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -57,7 +57,8 @@ def made_up(seed=0, rows=((3, 4, 2), (1, 2, 5)), special=True):
 
 
 def vectors(teacher):
-    """Vectors over the groups of a made-up teacher, drawn from its map, so that a pair has the same ones in every batch."""
+    """Vectors over the groups of a made-up teacher, drawn from its map, so that a pair has the same ones in every
+    batch."""
     x_BGF = [
         torch.einsum(
             "bgv,vf->bgf",
@@ -131,7 +132,8 @@ def test_row_kl_and_received_mass_by_hand(module):
     # Causal rows: the prompt sees itself; chosen sees (1, 4) / 5; rejected sees prompt and itself, (1, 1) / 2.
     causal = (0 - math.log(2) - 0.5 * math.log(1 / 5 * 4 / 5) + 0) / 3
     assert module.row_kl(student, teacher, causal=True).item() == pytest.approx(causal, abs=1e-12)
-    # Received: prompt (1 + 1/5) / 2 and chosen (4/5) / 2; prompt (1 + 1/2) / 2 and rejected (1/2) / 2; teacher 1/2 each.
+    # Received: prompt (1 + 1/5) / 2 and chosen (4/5) / 2; prompt (1 + 1/2) / 2 and rejected (1/2) / 2; teacher 1/2
+    # each.
     received = [-math.log(2) - 0.5 * math.log(share * (1 - share)) for share in (0.6, 0.75)]
     assert module.received_mass(student, teacher).item() == pytest.approx(sum(received) / 2, abs=1e-12)
 

@@ -41,7 +41,7 @@ def teacher_folder(pairs, tmp_path_factory):
 
 
 def teacher(folder, layers=(-1,)):
-    return JointTeacher(folder, 256, list(layers), "key", "fp32")
+    return JointTeacher(folder, max_length=256, layers=list(layers), key="key", precision="fp32")
 
 
 def naive_group_map(model, reader, pair, layer):
@@ -64,14 +64,14 @@ def test_group_maps_equal_their_definition(items, tokenizer, teacher_folder):
     pairs = PairAlignments(items, tokenizer, made.reader).pairs
     maps, outside = group_maps(made.model, pairs, 1, made.reader.pad_id)
     assert 0.01 < outside < 0.99
-    for pair, found in zip(pairs, maps, strict=True):
+    for pair, actual in zip(pairs, maps, strict=True):
         size = len(pair.segment)
         torch.testing.assert_close(
-            found[:size, :size], naive_group_map(made.model, made.reader, pair, 1), atol=1e-5, rtol=0
+            actual[:size, :size], naive_group_map(made.model, made.reader, pair, 1), atol=1e-5, rtol=0
         )
-        torch.testing.assert_close(found[:size].sum(1), torch.ones(size), atol=1e-5, rtol=0)
-        assert found[size:].abs().sum() == 0 == found[:, size:].abs().sum()
-        assert (found[:size, :size] - 1 / size).abs().max() > 0.05
+        torch.testing.assert_close(actual[:size].sum(1), torch.ones(size), atol=1e-5, rtol=0)
+        assert actual[size:].abs().sum() == 0 == actual[:, size:].abs().sum()
+        assert (actual[:size, :size] - 1 / size).abs().max() > 0.05
 
 
 def test_swapping_the_label_only_moves_the_blocks_of_a_map(tokenizer, pairs, teacher_folder):
@@ -145,10 +145,10 @@ def test_pairs_without_joint_text_have_no_map(tokenizer, teacher_folder, tmp_pat
     assert alignments.pairs[0] is None
     assert alignments.counts["pairs_without_alignment"] == 1
     for cache in (None, tmp_path):
-        found = TeacherMaps(alignments, made, 1, cache=cache).batch([0, 1], "cpu")
-        assert found.map[0].abs().sum() == 0
-        assert (found.segment[0] == -1).all()
-        assert found.map[1].sum() > 0
+        actual = TeacherMaps(alignments, made, 1, cache=cache).batch([0, 1], "cpu")
+        assert actual.map[0].abs().sum() == 0
+        assert (actual.segment[0] == -1).all()
+        assert actual.map[1].sum() > 0
 
 
 def test_pairs_are_aligned_the_same_in_any_number_of_chunks(items, tokenizer, teacher_folder, monkeypatch):

@@ -1,4 +1,5 @@
-"""A world in which labels depend on length alone, and a linear reward model on given features, for methods against length bias."""
+"""A world in which labels depend on length alone, and a linear reward model on given features, for methods against
+length bias."""
 
 from __future__ import annotations
 
@@ -41,7 +42,8 @@ class LinearModel(nn.Module):
 
 
 class LengthWorld:
-    """Pairs whose longer response was chosen.  Feature 0 of a response is its standardized length, the others are noise.
+    """Pairs whose longer response was chosen.  Feature 0 of a response is its standardized length, the others are
+    noise.
 
     Attributes:
         lengths: [pairs, 2], words; features: [pairs, 2, features].

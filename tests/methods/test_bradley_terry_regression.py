@@ -34,7 +34,8 @@ def targets(pairs, folder, **settings):
 
 def test_penalties_by_hand():
     r = torch.tensor([[1.0, -1.0], [0.5, 2.0]])
-    # Ratings: ((1 - 2)^2 + (-1 - 0)^2) / 2 and ((0.5 - 0.5)^2 + (2 - 0)^2) / 2.  Differences: (2 - 3)^2 and (-1.5 - 0.5)^2.
+    # Ratings: ((1 - 2)^2 + (-1 - 0)^2) / 2 and ((0.5 - 0.5)^2 + (2 - 0)^2) / 2.  Differences: (2 - 3)^2 and (-1.5 -
+    # 0.5)^2.
     assert regression_penalty(r, torch.tensor([[2.0, 0.0], [0.5, 0.0]])).tolist() == [1.0, 2.0]
     assert regression_penalty(r, torch.tensor([3.0, 0.5])).tolist() == [1.0, 4.0]
 
@@ -93,10 +94,10 @@ def test_a_very_large_weight_recovers_least_squares(with_ratings):
 def test_ratings_are_standardized_over_all_responses(tmp_path):
     # Ratings 4, 1, 2, 1: mean 2, squared distances 4, 1, 0, 1, so a standard deviation of sqrt(1.5).
     pairs = rated((4, 1), (2.0, 1.0))
-    found, report = targets(pairs, tmp_path, ratings=KEYS)
+    actual, report = targets(pairs, tmp_path, ratings=KEYS)
     unit = 1.5**-0.5
-    assert found[pairs[0].pair_id] == pytest.approx([2 * unit, -unit])
-    assert found[pairs[1].pair_id] == pytest.approx([0.0, -unit])
+    assert actual[pairs[0].pair_id] == pytest.approx([2 * unit, -unit])
+    assert actual[pairs[1].pair_id] == pytest.approx([0.0, -unit])
     assert report == pytest.approx({"rating_mean": 2.0, "rating_scale": 1.5**0.5, "pairs_rated_against_their_label": 0})
 
 
@@ -116,18 +117,18 @@ def test_in_the_controlled_world_every_rating_is_the_gold_reward_of_its_own_resp
         pair for pair in generate(seed=0, train_pairs=40, validation_pairs=0, test_pairs=0) if pair.split == "train"
     ]
     noisy, _ = flip_labels(pairs, 0.3, "symmetric", 1)
-    found, report = targets(noisy, tmp_path, ratings=["gold_chosen", "gold_rejected"])
+    actual, report = targets(noisy, tmp_path, ratings=["gold_chosen", "gold_rejected"])
     assert report["pairs_rated_against_their_label"] == 12
     for pair in noisy:
-        rewards = [reward * report["rating_scale"] + report["rating_mean"] for reward in found[pair.pair_id]]
+        rewards = [reward * report["rating_scale"] + report["rating_mean"] for reward in actual[pair.pair_id]]
         assert rewards == pytest.approx([gold(pair.prompt, pair.chosen), gold(pair.prompt, pair.rejected)], abs=1e-5)
 
 
 def test_by_default_strengths_are_differences_in_units_of_their_root_mean_square(tmp_path):
     # Strengths 1 and 7: root mean square 5; not centered.
     pairs = [replace(pair, strength=strength) for pair, strength in zip(made_up_pairs(2), (1.0, 7.0), strict=True)]
-    found, report = targets(pairs, tmp_path)
-    assert [found[pair.pair_id] for pair in pairs] == pytest.approx([0.2, 1.4])
+    actual, report = targets(pairs, tmp_path)
+    assert [actual[pair.pair_id] for pair in pairs] == pytest.approx([0.2, 1.4])
     assert report == {"difference_scale": 5.0}
 
 

@@ -85,18 +85,21 @@ def test_sinkhorn_by_hand():
 
 def test_swav_by_hand():
     # Assignments of both views are softmax(score / 0.5) of a balanced matrix; the predictions use temperature 1.
-    first, second = torch.eye(2), torch.tensor([[0.0, 1.0], [1.0, 0.0]])
-    share, p = math.exp(2) / (1 + math.exp(2)), math.e / (1 + math.e)
+    first = torch.eye(2)
+    second = torch.tensor([[0.0, 1.0], [1.0, 0.0]])
+    options = {"temperature": 1.0, "regularization": 0.5, "iterations": 3}
+    share = math.exp(2) / (1 + math.exp(2))
+    p = math.e / (1 + math.e)
     # Each view's assignment falls on the other column than the other's prediction.
     one_way = -share * math.log(1 - p) - (1 - share) * math.log(p)
-    assert swav_loss(first, second, 1.0, 0.5, 3).tolist() == pytest.approx([2 * one_way] * 2, abs=1e-5)
+    assert swav_loss(first, second, **options).tolist() == pytest.approx([2 * one_way] * 2, abs=1e-5)
     agreeing = -share * math.log(p) - (1 - share) * math.log(1 - p)
-    assert swav_loss(first, first, 1.0, 0.5, 3).tolist() == pytest.approx([2 * agreeing] * 2, abs=1e-5)
+    assert swav_loss(first, first, **options).tolist() == pytest.approx([2 * agreeing] * 2, abs=1e-5)
 
 
 def test_no_gradient_goes_through_assignments():
     first, second = torch.eye(2, requires_grad=True), torch.eye(2)
-    swav_loss(first, second, 1.0, 0.5, 3).sum().backward()
+    swav_loss(first, second, temperature=1.0, regularization=0.5, iterations=3).sum().backward()
     # Of a cross-entropy with fixed targets: p - q.
     p, q = torch.eye(2).softmax(1), sinkhorn(torch.eye(2), 0.5, 3)
     torch.testing.assert_close(first.grad, p - q)
@@ -167,11 +170,11 @@ def test_views_differ_in_training_and_are_equal_in_evaluation(reward_model, toke
 
 def test_equal_random_states_give_equal_losses(reward_model, tokenizer, pairs):
     method, batch = built(reward_model.train()), pair_batch(tokenizer, pairs[:4])
-    found = []
+    actual = []
     for _ in range(2):
         torch.manual_seed(7)
-        found.append(method.loss(reward_model, batch).per_pair)
-    assert torch.equal(*found)
+        actual.append(method.loss(reward_model, batch).per_pair)
+    assert torch.equal(*actual)
 
 
 def test_a_pair_alone_has_its_own_other_response_as_negative(reward_model, tokenizer, pairs):

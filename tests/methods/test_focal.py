@@ -33,7 +33,8 @@ def test_beside_bradley_terry_a_contradicted_label_pulls_more_than_a_confirmed_o
 
 
 def test_noise_shrinks_the_best_difference():
-    # 3 (1 - s)^2 (2 s log s - (1 - s)) = s^2 (2 (1 - s) log(1 - s) - s) at s = 0.601176; Bradley-Terry's is log 3 = 1.0986.
+    # 3 (1 - s)^2 (2 s log s - (1 - s)) = s^2 (2 (1 - s) log(1 - s) - s) at s = 0.601176; Bradley-Terry's is log 3 =
+    # 1.0986.
     assert_best_difference(lambda r: focal_loss(r, 2.0), 0.25, 0.410367)
 
 

@@ -77,14 +77,14 @@ def test_log_probabilities_equal_a_loop_over_the_language_model(
     model.eval()
     expected = one_by_one(causal_language_model(model), items)
     hidden = model(batch).hidden_states
-    found = summed_log_probabilities(model.language_head, hidden, items, batch, (0, 1))
-    torch.testing.assert_close(found, expected.float(), atol=2e-4, rtol=1e-5)
-    torch.testing.assert_close(summed_log_probabilities(model.language_head, hidden, items, batch, (0,)), found[:, :1])
+    actual = summed_log_probabilities(model.language_head, hidden, items, batch, (0, 1))
+    torch.testing.assert_close(actual, expected.float(), atol=2e-4, rtol=1e-5)
+    torch.testing.assert_close(summed_log_probabilities(model.language_head, hidden, items, batch, (0,)), actual[:, :1])
     # In parts of 3 tokens, with the logits computed again in the backward pass, value and gradients stay the same.
-    gradient = torch.autograd.grad(found.sum(), model.parameters(), allow_unused=True, retain_graph=True)
+    gradient = torch.autograd.grad(actual.sum(), model.parameters(), allow_unused=True, retain_graph=True)
     monkeypatch.setattr(grm, "_LOGITS_AT_ONCE", 3 * model.config.vocab_size)
     parts = summed_log_probabilities(model.language_head, hidden, items, batch, (0, 1))
-    torch.testing.assert_close(parts, found)
+    torch.testing.assert_close(parts, actual)
     for one, other in zip(
         gradient, torch.autograd.grad(parts.sum(), model.parameters(), allow_unused=True), strict=True
     ):
@@ -116,10 +116,10 @@ def test_labels_of_the_prompt_do_not_matter(prepared, tokenizer, pairs, tmp_path
         replace(item, sequences=tuple(np.r_[np.full(item.shared, 7), s[item.shared :]] for s in item.sequences))
         for item in items
     ]
-    found = [summed_log_probabilities(model.language_head, hidden, these, batch, (0, 1)) for these in (items, others)]
-    assert torch.equal(*found)
+    actual = [summed_log_probabilities(model.language_head, hidden, these, batch, (0, 1)) for these in (items, others)]
+    assert torch.equal(*actual)
     wrong = [replace(item, sequences=tuple(np.r_[s[:-1], 7] for s in item.sequences)) for item in items]
-    assert not torch.allclose(found[0], summed_log_probabilities(model.language_head, hidden, wrong, batch, (0, 1)))
+    assert not torch.allclose(actual[0], summed_log_probabilities(model.language_head, hidden, wrong, batch, (0, 1)))
 
 
 @pytest.mark.parametrize(
@@ -137,14 +137,14 @@ def test_packed_and_plain_layouts_give_the_same_loss(prepared, tokenizer, pairs,
 
 
 def test_weight_0_is_bradley_terry_to_the_bit(prepared, tokenizer, pairs, tmp_path):
-    found = {}
+    actual = {}
     for name, settings in (("grm", {"weight": 0}), ("bradley_terry", {})):
         method, model, batch, _ = made(prepared, tokenizer, pairs[:6], tmp_path, name=name, **settings)
         loss = method.loss(model, batch).per_pair
         loss.mean().backward()
-        found[name] = [loss.detach(), *(p.grad for p in model.parameters())]
-    assert len(found["grm"]) == len(found["bradley_terry"])
-    assert all(map(torch.equal, found["grm"], found["bradley_terry"]))
+        actual[name] = [loss.detach(), *(p.grad for p in model.parameters())]
+    assert len(actual["grm"]) == len(actual["bradley_terry"])
+    assert all(map(torch.equal, actual["grm"], actual["bradley_terry"]))
 
 
 def test_loss_is_the_weighted_mean_of_both(prepared, tokenizer, pairs, tmp_path):
@@ -217,8 +217,8 @@ def test_language_head_is_the_backbones_own(pretrained, tokenizer, pairs, tmp_pa
     language_model = AutoModelForCausalLM.from_pretrained(source, attn_implementation="eager").eval()
     _, model, batch, items = made((None, folder, section), tokenizer, pairs[:4], tmp_path)
     assert torch.equal(model.language_head.projection.weight, language_model.get_output_embeddings().weight)
-    found = summed_log_probabilities(model.language_head, model.eval()(batch).hidden_states, items, batch, (0, 1))
-    torch.testing.assert_close(found, one_by_one(language_model, items).float(), atol=2e-4, rtol=1e-5)
+    actual = summed_log_probabilities(model.language_head, model.eval()(batch).hidden_states, items, batch, (0, 1))
+    torch.testing.assert_close(actual, one_by_one(language_model, items).float(), atol=2e-4, rtol=1e-5)
 
 
 def test_logits_are_capped_where_the_backbone_caps_them():
@@ -237,7 +237,7 @@ def test_backbones_that_scale_their_logits_are_refused(prepared, tokenizer, pair
 def test_output_embeddings_of_another_width_are_refused(prepared, tmp_path, reward_model):
     reward_model.config.tie_word_embeddings = True
     reward_model.backbone.embed_tokens = torch.nn.Embedding(400, 16)
-    with pytest.raises(UserError, match="reads 16 numbers, its last layer gives 32"):
+    with pytest.raises(UserError, match="reads 16 numbers, but its last layer gives 32"):
         grm._language_head(reward_model, Inputs(0, tmp_path, backbone=prepared[1]))
 
 

@@ -67,9 +67,9 @@ def gradients(method, model, batch):
 
 
 def test_weight_0_is_bradley_terry_to_the_bit(prepared, tokenizer, pairs, tmp_path):
-    found = gradients(*made(prepared, tokenizer, pairs[:6], tmp_path, weight=0.0))
+    actual = gradients(*made(prepared, tokenizer, pairs[:6], tmp_path, weight=0.0))
     expected = gradients(*made(prepared, tokenizer, pairs[:6], tmp_path, "bradley_terry"))
-    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    assert all(torch.equal(actual[name], expected[name]) for name in expected)
 
 
 def test_the_weight_rises_from_0(prepared, tokenizer, pairs, tmp_path, teachers):
@@ -90,23 +90,23 @@ def test_cached_and_online_maps_give_the_same_loss_and_gradients(
     teacher, prepared, tokenizer, pairs, tmp_path, teachers
 ):
     folder = teachers[teacher]
-    found = [
+    actual = [
         made(prepared, tokenizer, pairs[:6], tmp_path, folder_of_teacher=folder, online=online)
         for online in (False, True)
     ]
-    losses = [method.loss(model, batch).per_pair for method, model, batch in found]
+    losses = [method.loss(model, batch).per_pair for method, model, batch in actual]
     torch.testing.assert_close(losses[0], losses[1], atol=2e-4, rtol=0)
-    mine, other = (gradients(*each) for each in found)
+    mine, other = (gradients(*each) for each in actual)
     for name in mine:
         torch.testing.assert_close(mine[name], other[name], atol=1e-4, rtol=1e-3)
-    reports = [method.report() for method, _, _ in found]
+    reports = [method.report() for method, _, _ in actual]
     assert all(report["teacher_attention_outside_text"] > 0 for report in reports)
     assert reports[0]["teacher_tokens"] > 0
     assert "teacher_tokens" not in reports[1]
     assert len(list((tmp_path / "work" / "teacher_maps").glob("*/maps.npy"))) == 1
     # Once stored, the teacher and its view of the pairs are given back.
-    assert found[0][0].student_teacher.teacher is None
-    assert all(pair.rows is None for pair in found[0][0].student_teacher.pairs)
+    assert actual[0][0].student_teacher.teacher is None
+    assert all(not pair.rows for pair in actual[0][0].student_teacher.pairs)
 
 
 VARIANTS = [
@@ -158,15 +158,15 @@ def test_every_variant_pulls_the_queries_and_keys_of_its_layer(
 def test_settings_name_the_objective(settings, objective, prepared, tokenizer, pairs, tmp_path, teachers):
     folder = teachers["joint_encoder"]
     method, model, batch = made(prepared, tokenizer, pairs[:6], tmp_path, folder_of_teacher=folder, **settings)
-    found = method.loss(model, batch).terms["alignment_loss"]
+    actual = method.loss(model, batch).terms["alignment_loss"]
     (maps,) = method.student_teacher.maps
     student = method.student_teacher.student_attention(
         model(batch).attention[method.student_teacher.layers[0]], batch, list(range(6))
     )
-    torch.testing.assert_close(found, objective(student, maps.batch(list(range(6)), "cpu")))
+    torch.testing.assert_close(actual, objective(student, maps.batch(list(range(6)), "cpu")))
     assert maps.shuffle == settings.get("shuffle", "none")
     plain = made(prepared, tokenizer, pairs[:6], tmp_path, folder_of_teacher=folder)
-    assert (found - plain[0].loss(*plain[1:]).terms["alignment_loss"]).abs().max() > 1e-5
+    assert (actual - plain[0].loss(*plain[1:]).terms["alignment_loss"]).abs().max() > 1e-5
 
 
 def test_two_layers_are_the_mean_of_each_alone(prepared, tokenizer, pairs, tmp_path, teachers):
@@ -227,14 +227,14 @@ def test_the_read_tokens_are_those_that_the_rewards_are_read_from(prepared, toke
 
 
 def test_separate_is_the_weighted_sum_of_intra_and_inter(prepared, tokenizer, pairs, tmp_path, teachers):
-    found = {}
+    actual = {}
     for scope in ("intra", "inter", "separate"):
         settings = {"scope": scope, "intra_weight": 0.5, "inter_weight": 2.0}
         method, model, batch = made(
             prepared, tokenizer, pairs[:6], tmp_path, folder_of_teacher=teachers["joint_encoder"], **settings
         )
-        found[scope] = method.loss(model, batch).terms["alignment_loss"]
-    torch.testing.assert_close(found["separate"], 0.5 * found["intra"] + 2.0 * found["inter"])
+        actual[scope] = method.loss(model, batch).terms["alignment_loss"]
+    torch.testing.assert_close(actual["separate"], 0.5 * actual["intra"] + 2.0 * actual["inter"])
 
 
 def test_pairs_without_joint_text_count_but_are_not_aligned(prepared, tokenizer, pairs, tmp_path, teachers):
@@ -256,17 +256,17 @@ def test_the_exported_model_has_no_trace_of_the_teacher(prepared, tmp_path, teac
     import shutil
 
     methods = {"bradley_terry": {}, "interaction_distillation": {"teacher": "joint_encoder"}, "joint_encoder": TEACHER}
-    own = tmp_path / "teacher"
-    shutil.copytree(teachers["joint_encoder"].parent, own)
+    copy = tmp_path / "teacher"
+    shutil.copytree(teachers["joint_encoder"].parent, copy)
     summary, model = train_variant(
-        prepared, tmp_path, "interaction_distillation", methods, {"teacher": [own / "model"]}
+        prepared, tmp_path, "interaction_distillation", methods, {"teacher": [copy / "model"]}
     )
     _, plain = train_variant(prepared, tmp_path, "bradley_terry", methods)
     weights, plain_weights = (load_file(folder / "model.safetensors") for folder in (model, plain))
     assert {name: w.shape for name, w in weights.items()} == {name: w.shape for name, w in plain_weights.items()}
     assert sorted(p.name for p in model.iterdir()) == sorted(p.name for p in plain.iterdir())
     assert (model / "config.json").read_text() == (plain / "config.json").read_text()
-    shutil.rmtree(own)
+    shutil.rmtree(copy)
     from rm_methods.benchmarks.item import BenchmarkItem
     from rm_methods.scoring.scorer import ScoringSettings, load_scorer
 

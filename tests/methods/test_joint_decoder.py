@@ -80,8 +80,8 @@ def test_attention_maps_are_those_of_eager_attention(joint, pairs):
         expected = eager.base_model(batch.input_ids, attention_mask=is_token.long(), output_attentions=True).attentions[
             1
         ]
-        found, _ = model.attention_map(batch, 1)
-    torch.testing.assert_close(found[is_token], expected.mean(1)[is_token], atol=1e-5, rtol=0)
+        actual, _ = model.attention_map(batch, 1)
+    torch.testing.assert_close(actual[is_token], expected.mean(1)[is_token], atol=1e-5, rtol=0)
 
 
 def test_preferences_are_antisymmetric_and_equal_responses_are_even(joint, pairs):

@@ -19,12 +19,14 @@ def batch(tokenizer, pairs):
 
 
 def test_masking_is_seeded_and_leaves_special_tokens_and_padding_alone(batch):
-    loss = MaskedLanguageModeling(MASK, SPECIAL, 400, seed=0, probability=0.3)
+    loss = MaskedLanguageModeling(MASK, SPECIAL, vocabulary=400, seed=0, probability=0.3)
     masked, places = loss.mask(batch)
     again = loss.mask(batch)
     assert torch.equal(masked, again[0])
     assert torch.equal(places, again[1])
-    assert not torch.equal(places, MaskedLanguageModeling(MASK, SPECIAL, 400, seed=1, probability=0.3).mask(batch)[1])
+    assert not torch.equal(
+        places, MaskedLanguageModeling(MASK, SPECIAL, vocabulary=400, seed=1, probability=0.3).mask(batch)[1]
+    )
     batch.progress = 0.5
     assert not torch.equal(places, loss.mask(batch)[1])
     is_token = torch.arange(masked.shape[1]) <= batch.read_column[:, None]
@@ -38,7 +40,7 @@ def test_masking_is_seeded_and_leaves_special_tokens_and_padding_alone(batch):
 
 
 def test_what_is_masked_in_a_pair_does_not_depend_on_its_micro_batch(batch, tokenizer, pairs):
-    loss = MaskedLanguageModeling(MASK, SPECIAL, 100, seed=0, probability=0.3)
+    loss = MaskedLanguageModeling(MASK, SPECIAL, vocabulary=100, seed=0, probability=0.3)
     masked, places = loss.mask(batch)
     items = DecoderReader(tokenizer).encode((p.prompt, (p.chosen, p.rejected)) for p in pairs[3:4])
     alone = PairBatch(**vars(lay_out(items, "plain", 0)), pair_ids=(pairs[3].pair_id,), progress=0.25)
@@ -51,9 +53,12 @@ def test_what_is_masked_in_a_pair_does_not_depend_on_its_micro_batch(batch, toke
 def test_a_decoder_predicts_a_masked_token_from_the_place_before_it(batch, prepared):
     language_model = load_language_model(prepared[1], prepared[2]["backbone"], 0).eval()
     language_model.set_attn_implementation(NAME)
-    model, loss = MaskedLanguageModel(language_model, decoder=True), MaskedLanguageModeling(MASK, SPECIAL, 100, 0)
+    model, loss = (
+        MaskedLanguageModel(language_model, decoder=True),
+        MaskedLanguageModeling(MASK, SPECIAL, vocabulary=100, seed=0),
+    )
     masked, places = loss.mask(batch)
-    found = loss.loss(model, batch).per_pair
+    actual = loss.loss(model, batch).per_pair
     expected = []
     for row in range(len(masked)):
         length = int(batch.read_column[row]) + 1
@@ -62,9 +67,9 @@ def test_a_decoder_predicts_a_masked_token_from_the_place_before_it(batch, prepa
         expected.append(
             [F.cross_entropy(logits[k - 1], batch.input_ids[row, k]) for k in places[row].nonzero().flatten().tolist()]
         )
-    for pair in range(len(found)):
+    for pair in range(len(actual)):
         both = [*expected[2 * pair], *expected[2 * pair + 1]]
-        torch.testing.assert_close(found[pair], torch.stack(both).mean(), atol=1e-5, rtol=0)
+        torch.testing.assert_close(actual[pair], torch.stack(both).mean(), atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("setting", [{"logits_scaling": 8.0}, {"final_logit_softcapping": 30.0}])
@@ -80,7 +85,7 @@ def test_rows_longer_than_the_positions_are_refused(batch, prepared):
     language_model.config.update({"max_position_embeddings": 8, "rope_parameters": None})
     model = MaskedLanguageModel(language_model, decoder=True)
     with pytest.raises(UserError, match="the model has 8 positions"):
-        MaskedLanguageModeling(MASK, SPECIAL, 100, 0).loss(model, batch)
+        MaskedLanguageModeling(MASK, SPECIAL, vocabulary=100, seed=0).loss(model, batch)
 
 
 def test_shared_weights_are_kept_once_and_come_back(prepared):

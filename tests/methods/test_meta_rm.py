@@ -59,13 +59,14 @@ def test_objective_by_hand():
 
 
 def test_a_step_on_quadratics_has_its_closed_form():
-    # J = a theta^2 / 2 and L = b (theta - c)^2 / 2: J' = a theta and L' = b (theta - c), so theta - alpha b ((1 + eta a) theta - c).
+    # J = a theta^2 / 2 and L = b (theta - c)^2 / 2, so J' = a theta and L' = b (theta - c).
+    # The step gives theta - alpha b ((1 + eta a) theta - c).
     a, b, c, eta, alpha = 3.0, 2.0, 5.0, 0.1, 0.25
     theta = nn.Parameter(torch.tensor([1.0, -2.0], dtype=torch.float64))
     start = theta.detach().clone()
     weight = torch.tensor([2.0], dtype=torch.float64)
     per_pair = losses_at_shifted_parameters(
-        [theta], a * theta.square().sum() / 2, lambda: b * (theta - c).square().sum()[None] / 2, weight, eta
+        [theta], a * theta.square().sum() / 2, lambda: b * (theta - c).square().sum()[None] / 2, weight=weight, eta=eta
     )
     shifted = (1 + eta * a) * start
     torch.testing.assert_close(per_pair.detach(), b * (shifted - c).square().sum()[None] / 2)
@@ -80,7 +81,9 @@ def test_weights_weigh_and_the_trainers_factor_scales():
     # Losses theta and 10 theta: the gradient of the weighted sum is 3 * 1 + 1 * 10.
     theta = nn.Parameter(torch.tensor(1.0, dtype=torch.float64))
     weight = torch.tensor([3.0, 1.0], dtype=torch.float64)
-    per_pair = losses_at_shifted_parameters([theta], theta, lambda: torch.stack([theta, 10 * theta]), weight, 0.0)
+    per_pair = losses_at_shifted_parameters(
+        [theta], theta, lambda: torch.stack([theta, 10 * theta]), weight=weight, eta=0.0
+    )
     (2 * weight / 8 * per_pair).sum().backward()
     assert theta.grad.item() == pytest.approx(2 * 13 / 8, abs=1e-12)
 
@@ -89,12 +92,12 @@ def test_weights_weigh_and_the_trainers_factor_scales():
 def test_without_a_step_the_gradient_is_bradley_terrys_to_the_bit(reward_model, tokenizer, pairs, layout):
     batch = pair_batch(tokenizer, pairs[:8], layout=layout)
     loss = built(reward_model, eta=0.0).loss(reward_model, batch)
-    found = gradients(reward_model, loss, batch, 8)
+    actual = gradients(reward_model, loss, batch, 8)
     preference = bradley_terry_loss(reward_model(batch).rewards)
     assert torch.equal(loss.per_pair, preference)
     reward_model.zero_grad()
     ((batch.weight / 8) * preference).sum().backward()
-    assert all(torch.equal(x, parameter.grad) for x, parameter in zip(found, reward_model.parameters(), strict=True))
+    assert all(torch.equal(x, parameter.grad) for x, parameter in zip(actual, reward_model.parameters(), strict=True))
 
 
 def test_loss_and_gradient_are_those_of_a_model_moved_along_the_objective(reward_model, tokenizer, pairs):
@@ -102,7 +105,7 @@ def test_loss_and_gradient_are_those_of_a_model_moved_along_the_objective(reward
     start = {name: weight.clone() for name, weight in reward_model.state_dict().items()}
     loss = built(reward_model, eta=0.5).loss(reward_model, batch)
     assert all(torch.equal(weight, start[name]) for name, weight in reward_model.state_dict().items())
-    found = gradients(reward_model, loss, batch, 10.0)
+    actual = gradients(reward_model, loss, batch, 10.0)
     assert (
         loss.terms["difference_objective"].tolist()
         == [difference_objective(reward_model(batch).rewards).mean().item()] * 6
@@ -117,7 +120,7 @@ def test_loss_and_gradient_are_those_of_a_model_moved_along_the_objective(reward
     assert (loss.per_pair - math.log(2)).abs().max() > 1e-3
     reward_model.zero_grad()
     (batch.weight / 10.0 * expected).sum().backward()
-    for x, parameter in zip(found, reward_model.parameters(), strict=True):
+    for x, parameter in zip(actual, reward_model.parameters(), strict=True):
         torch.testing.assert_close(x, parameter.grad, atol=1e-6, rtol=1e-4)
 
 
@@ -138,7 +141,7 @@ def test_parameters_are_restored_when_the_loss_fails():
         raise RuntimeError("out of memory")
 
     with pytest.raises(RuntimeError, match="out of memory"):
-        losses_at_shifted_parameters([theta], theta.square().sum(), fails, torch.ones(1), 1.0)
+        losses_at_shifted_parameters([theta], theta.square().sum(), fails, weight=torch.ones(1), eta=1.0)
     assert torch.equal(theta, start)
 
 
@@ -146,8 +149,8 @@ def test_a_filler_has_losses_and_a_gradient_of_zero(reward_model, tokenizer, pai
     batch = pair_batch(tokenizer, pairs[:3], weight=[0.0, 0.0, 0.0])
     loss = built(reward_model, eta=0.5).loss(reward_model, batch)
     assert (loss.per_pair > 0.3).all()
-    found = gradients(reward_model, loss, batch, 8)
-    assert all(torch.equal(x, torch.zeros_like(x)) for x in found)
+    actual = gradients(reward_model, loss, batch, 8)
+    assert all(torch.equal(x, torch.zeros_like(x)) for x in actual)
 
 
 def test_losses_can_be_computed_without_gradients_for_the_message_of_a_failed_step(reward_model, tokenizer, pairs):
@@ -180,14 +183,14 @@ def test_samples_are_drawn_by_seed_and_step_and_fit_into_a_micro_batch(reward_mo
 
 def test_labels_of_samples_do_not_matter(reward_model, tokenizer, pairs, tmp_path):
     samples = made_up_pairs(4, seed=3)
-    found = []
+    actual = []
     for k, rows in enumerate((samples, [replace(p, chosen=p.rejected, rejected=p.chosen) for p in samples])):
         write_pairs(rows, tmp_path / f"{k}.parquet")
         method = built(reward_model, tokenizer, samples=str(tmp_path / f"{k}.parquet"), eta=0.5)
-        found.append(method.loss(reward_model, pair_batch(tokenizer, pairs[:4])).per_pair)
-    torch.testing.assert_close(*found)
-    own = built(reward_model, eta=0.5).loss(reward_model, pair_batch(tokenizer, pairs[:4])).per_pair
-    assert not torch.allclose(own, found[0], atol=1e-5)
+        actual.append(method.loss(reward_model, pair_batch(tokenizer, pairs[:4])).per_pair)
+    torch.testing.assert_close(*actual)
+    with_own_pairs = built(reward_model, eta=0.5).loss(reward_model, pair_batch(tokenizer, pairs[:4])).per_pair
+    assert not torch.allclose(with_own_pairs, actual[0], atol=1e-5)
 
 
 def test_samples_that_are_not_there_are_refused(reward_model, tokenizer, tmp_path):
@@ -242,7 +245,7 @@ def test_ranks_exchange_the_gradient_at_the_shifted_parameters_and_no_other(one_
     model = nn.parallel.DistributedDataParallel(inner)
     seen = exchanges(model)
     losses = losses_at_shifted_parameters(
-        [inner.weight], model(x).sum(), lambda: 3 * inner(x)[:, 0].square(), torch.ones(1), 0.5
+        [inner.weight], model(x).sum(), lambda: 3 * inner(x)[:, 0].square(), weight=torch.ones(1), eta=0.5
     )
     assert seen == []
     losses.sum().backward()

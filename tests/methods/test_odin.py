@@ -99,10 +99,10 @@ def test_loss_of_the_first_step_by_hand(tmp_path):
     made, model = built(world, tmp_path, length_weight=0.5, orthogonality_weight=2.0)
     model.classifier.score.weight.data = torch.tensor([[3.0, 4.0, 0, 0, 0, 0, 0, 0]])
     model.length_head.score.weight.data = torch.tensor([[-1.0, 0, 0, 0, 0, 0, 0, 0]])
-    found = made.loss(model, world.batch([0, 1], 0.0))
+    actual = made.loss(model, world.batch([0, 1], 0.0))
     total = world.features[[0, 1]] @ torch.tensor([2.0, 4.0, 0, 0, 0, 0, 0, 0])
-    torch.testing.assert_close(found.per_pair, bradley_terry_loss(total) + 0.5 + 2.0 * 3 / 5)
-    assert found.micro_batch is None
+    torch.testing.assert_close(actual.per_pair, bradley_terry_loss(total) + 0.5 + 2.0 * 3 / 5)
+    assert actual.micro_batch is None
 
 
 def test_orthogonality_pulls_the_directions_apart_whatever_their_lengths(tmp_path):
@@ -152,7 +152,7 @@ def test_memory_keeps_the_last_responses_of_earlier_steps_in_order():
 
 def test_how_a_step_is_cut_changes_neither_its_gradient_nor_the_memory(tmp_path):
     world = LengthWorld(96)
-    found = []
+    actual = []
     for cut in ([32], [3, 9, 20], [1] * 32):
         made, model = built(world, tmp_path, memory=64)
         for step in range(3):
@@ -163,10 +163,10 @@ def test_how_a_step_is_cut_changes_neither_its_gradient_nor_the_memory(tmp_path)
             for size in cut:
                 part, places = places[:size], places[size:]
                 (made.loss(model, world.batch(part, step / 3)).per_pair.sum() / 32).backward()
-        found.append([model.length_head.memory.clone(), *(p.grad.clone() for p in model.parameters())])
-    for other in found[1:]:
-        torch.testing.assert_close(other, found[0], atol=1e-5, rtol=1e-5)
-    assert found[0][1].abs().max() > 1e-3
+        actual.append([model.length_head.memory.clone(), *(p.grad.clone() for p in model.parameters())])
+    for other in actual[1:]:
+        torch.testing.assert_close(other, actual[0], atol=1e-5, rtol=1e-5)
+    assert actual[0][1].abs().max() > 1e-3
 
 
 def test_correlations_act_once_there_are_responses_enough(tmp_path):
@@ -201,10 +201,10 @@ def test_neither_evaluation_nor_fillers_nor_calls_without_gradient_are_remembere
 
 
 def test_all_ranks_remember_the_responses_of_all(monkeypatch):
-    def all_gather(found, own):
-        found[0].copy_(own)
-        found[1].fill_(-1)
-        found[1][:1] = rows(0.5, 1)
+    def all_gather(actual, own):
+        actual[0].copy_(own)
+        actual[1].fill_(-1)
+        actual[1][:1] = rows(0.5, 1)
 
     monkeypatch.setattr(odin.dist, "is_initialized", lambda: True)
     monkeypatch.setattr(odin.dist, "get_world_size", lambda: 2)
@@ -245,10 +245,10 @@ def test_the_report_has_the_correlations_of_the_last_responses(tmp_path):
     assert made.report() == {"responses_in_memory": 0}
     model.length_head.score.weight.data = torch.eye(8)[:1]
     made.loss(model, world.batch(list(range(32)), 0.0))
-    found = made.report()
-    assert found["responses_in_memory"] == 64
-    assert found["length_head_correlation"] == pytest.approx(1, abs=1e-3)
-    assert abs(found["quality_correlation"]) < 1
+    actual = made.report()
+    assert actual["responses_in_memory"] == 64
+    assert actual["length_head_correlation"] == pytest.approx(1, abs=1e-3)
+    assert abs(actual["quality_correlation"]) < 1
 
 
 @pytest.mark.parametrize("wrong", [{"memory": 32}, {"length_weight": -1}, {"orthogonality_weight": -0.5}])

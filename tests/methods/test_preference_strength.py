@@ -31,7 +31,7 @@ def pairs_of(count):
 
 def arms(flip=0.0, margin=0.0, smoothing=0.0):
     pairs = pairs_of(5)
-    return pairs, relabeled(pairs, STRENGTHS, lowest(STRENGTHS, pairs, flip), margin, smoothing)
+    return pairs, relabeled(pairs, STRENGTHS, lowest(STRENGTHS, pairs, flip), margin=margin, smoothing=smoothing)
 
 
 def test_flip_swaps_the_texts_of_the_lowest_pairs_only():
@@ -60,7 +60,7 @@ def test_margin_by_hand():
     result = arms(margin=0.5)[1]
     assert [pair.margin for pair in result] == pytest.approx([0.5 * 2 / SPREAD, 0, 0, 0, 0.5 * 7 / SPREAD])
     far = np.array([0.0] * 99 + [50.0])
-    assert relabeled(pairs_of(100), far, np.zeros(100, dtype=bool), 2.0, 0.0)[-1].margin == 6.0
+    assert relabeled(pairs_of(100), far, np.zeros(100, dtype=bool), margin=2.0, smoothing=0.0)[-1].margin == 6.0
 
 
 def test_flip_with_margin_takes_the_absolute_strength_of_flipped_pairs():
@@ -69,7 +69,7 @@ def test_flip_with_margin_takes_the_absolute_strength_of_flipped_pairs():
     assert [pair.margin for pair in result] == pytest.approx([2 / SPREAD, 0, 0, 3 / SPREAD, 7 / SPREAD])
     # A flipped pair of positive strength keeps it.
     flipped = np.array([True, False, False, False, False])
-    assert relabeled(pairs_of(5), STRENGTHS, flipped, 1.0, 0.0)[0].margin == pytest.approx(2 / SPREAD)
+    assert relabeled(pairs_of(5), STRENGTHS, flipped, margin=1.0, smoothing=0.0)[0].margin == pytest.approx(2 / SPREAD)
 
 
 def test_smoothing_is_for_negative_strength_after_the_flips():
@@ -97,14 +97,15 @@ def test_without_margin_it_is_bradley_terry_or_label_smoothing():
 
 def test_equal_strengths_with_a_margin_are_refused():
     with pytest.raises(UserError, match="margin = 1 is in standard deviations"):
-        relabeled(pairs_of(3), np.full(3, 0.5), np.zeros(3, dtype=bool), 1.0, 0.0)
+        relabeled(pairs_of(3), np.full(3, 0.5), np.zeros(3, dtype=bool), margin=1.0, smoothing=0.0)
 
 
 def test_detection_by_hand():
-    # Wrong labels have -mu of 3 and -2, right ones 1, 0 and -7.  Of the six comparisons (3 > all, -2 > -7) four are won.
+    # Wrong labels have -mu of 3 and -2, right ones 1, 0 and -7.  Of the six comparisons (3 > all, -2 > -7) four are
+    # won.
     strengths, wrong = np.array([2.0, -1.0, 0.0, -3.0, 7.0]), np.array([True, False, False, True, False])
-    found = detection(strengths, np.array([False, True, False, True, False]), wrong)
-    assert found == {"auroc": pytest.approx(4 / 6), "precision": 0.5, "recall": 0.5}
+    actual = detection(strengths, np.array([False, True, False, True, False]), wrong)
+    assert actual == {"auroc": pytest.approx(4 / 6), "precision": 0.5, "recall": 0.5}
     assert detection(np.zeros(4), np.zeros(4, dtype=bool), np.array([True, False, False, False])) == {
         "auroc": 0.5,
         "recall": 0.0,
@@ -174,10 +175,10 @@ def test_rewards_that_are_not_finite_are_refused(judges):
 
 def test_released_strengths_are_taken_from_the_data(tmp_path):
     pairs = [replace(pair, strength=float(k - 2)) for k, pair in enumerate(pairs_of(10))]
-    own = method(strengths="data", flip=0.2, smoothing=0.1)
-    result = own.transform_pairs(pairs, Inputs(0, tmp_path))
+    run = method(strengths="data", flip=0.2, smoothing=0.1)
+    result = run.transform_pairs(pairs, Inputs(0, tmp_path))
     assert [new.chosen == old.rejected for old, new in zip(pairs, result, strict=True)] == [True, True] + [False] * 8
-    report = own.report()
+    report = run.report()
     assert (report["flipped"], report["flipped_share"], report["smoothed"]) == (2, 0.2, 0)
     assert report["strength_quantiles"]["0.5"] == 2.5
     assert report["share_negative"] == 0.2
@@ -221,7 +222,7 @@ def test_injected_flips_are_found_and_swapped_back(prepared, tmp_path):
     report = run("preference_strength", 0, {"strengths": models})[0]["report"]
     assert report["flipped"] == 16
     assert sum(report["flipped_by_fold"]) == 16
-    found = report["noise_detection"]
+    actual = report["noise_detection"]
     # 20 of 80 labels are wrong; a random order has an AUROC of 0.5 +- 0.075 and a precision of 0.25.
-    assert found["auroc"] > 0.65
-    assert found["precision"] > 0.4
+    assert actual["auroc"] > 0.65
+    assert actual["precision"] > 0.4

@@ -30,7 +30,7 @@ def built(world, tmp_path, seed=0, **settings):
 
 
 def expert(noise=2.0, factor=1.0, mean=0.0, deviation=1.0):
-    return BiasExpert(5, 3, noise, factor, mean, deviation, seed=0)
+    return BiasExpert(5, 3, noise=noise, factor=factor, log_length_mean=mean, log_length_deviation=deviation, seed=0)
 
 
 def random_output(made):
@@ -42,13 +42,13 @@ def random_output(made):
 def test_an_expert_fixed_to_zero_leaves_bradley_terry(tmp_path):
     world = LengthWorld(8)
     made, model = built(world, tmp_path)  # the output layer begins at zero
-    found = made.loss(model, world.batch([0, 1, 2], 0.5))
+    actual = made.loss(model, world.batch([0, 1, 2], 0.5))
     rewards = model.classifier.score(world.features[:3])[..., 0]
-    assert torch.equal(found.per_pair, bradley_terry_loss(rewards))
-    (ours,) = torch.autograd.grad(found.per_pair.sum(), model.classifier.score.weight)
+    assert torch.equal(actual.per_pair, bradley_terry_loss(rewards))
+    (ours,) = torch.autograd.grad(actual.per_pair.sum(), model.classifier.score.weight)
     (theirs,) = torch.autograd.grad(bradley_terry_loss(rewards).sum(), model.classifier.score.weight)
     assert torch.equal(ours, theirs)
-    torch.testing.assert_close(found.terms["bias_loss"], torch.full((3,), math.log(2)))
+    torch.testing.assert_close(actual.terms["bias_loss"], torch.full((3,), math.log(2)))
 
 
 def test_the_loss_is_that_of_the_summed_rewards(tmp_path):
@@ -59,22 +59,22 @@ def test_the_loss_is_that_of_the_summed_rewards(tmp_path):
     batch = world.batch([4, 2], 0.5)
     main, bias = model(batch).rewards, made.bias_rewards(batch.pair_ids, 0.5, "cpu")
     assert bias.std() > 0.1
-    found = made.loss(model, batch)
+    actual = made.loss(model, batch)
     z = (main + bias)[:, 0] - (main + bias)[:, 1]
-    torch.testing.assert_close(found.per_pair, torch.log1p(torch.exp(-z)))
-    torch.testing.assert_close(found.terms["preference_loss"], bradley_terry_loss(main))
+    torch.testing.assert_close(actual.per_pair, torch.log1p(torch.exp(-z)))
+    torch.testing.assert_close(actual.terms["preference_loss"], bradley_terry_loss(main))
 
 
 def test_what_the_expert_sees_by_hand():
     # Rows brought to root mean square 1: (3, 0, 0) -> (sqrt 3, 0, 0), (2, -2, 2) -> (1, -1, 1).
     made = expert(mean=0.5, deviation=2.0)
     made.embedding.data[:2] = torch.tensor([[3.0, 0, 0], [2, -2, 2]])
-    found = made.features(torch.tensor([[0, 1, 1, 1], [1, 4, 4, 4], [0, 0, 0, 0]]), torch.tensor([4, 1, 0]), None)
+    actual = made.features(torch.tensor([[0, 1, 1, 1], [1, 4, 4, 4], [0, 0, 0, 0]]), torch.tensor([4, 1, 0]), None)
     root = math.sqrt(3)
-    torch.testing.assert_close(found[0, :3], torch.tensor([(root + 3) / 4, -3 / 4, 3 / 4]))
-    torch.testing.assert_close(found[1, :3], torch.tensor([1.0, -1, 1]))  # the padding behind it is not seen
-    assert found[2, :3].tolist() == [0, 0, 0]
-    torch.testing.assert_close(found[:, 3], torch.tensor([(math.log(n + 1) - 0.5) / 2 for n in (4, 1, 0)]))
+    torch.testing.assert_close(actual[0, :3], torch.tensor([(root + 3) / 4, -3 / 4, 3 / 4]))
+    torch.testing.assert_close(actual[1, :3], torch.tensor([1.0, -1, 1]))  # the padding behind it is not seen
+    assert actual[2, :3].tolist() == [0, 0, 0]
+    torch.testing.assert_close(actual[:, 3], torch.tensor([(math.log(n + 1) - 0.5) / 2 for n in (4, 1, 0)]))
 
 
 def test_noise_on_the_mean_is_that_of_its_tokens_averaged():

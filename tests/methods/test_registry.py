@@ -26,7 +26,8 @@ def test_cards_are_read_without_torch():
         "import sys; from rm_methods.methods.registry import method_names, load_card;"
         "[load_card(n) for n in method_names()];"
         "from rm_methods.config.resolve import load_config; load_config(['config/quickstart.yaml']);"
-        "heavy = {'torch', 'transformers', 'datasets', 'pandas', 'mlflow', 'pyarrow'} & set(sys.modules); assert not heavy, heavy"
+        "heavy = {'torch', 'transformers', 'datasets', 'pandas', 'mlflow', 'pyarrow'} & set(sys.modules); assert not "
+        "heavy, heavy"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=REPOSITORY)
 

@@ -20,8 +20,8 @@ from rm_methods.scoring.scorer import ScoringSettings, load_scorer
 from tests.conftest import experiment_config, made_up_pairs
 
 
-def method(**chosen):
-    return load_method("rrm", load_card("rrm").defaults() | chosen)
+def method(**settings):
+    return load_method("rrm", load_card("rrm").defaults() | settings)
 
 
 def pair(prompt, chosen, rejected):
@@ -32,12 +32,12 @@ def plain_pairs(count):
     return [pair(f"prompt {i}", f"good {i}", f"bad {i}") for i in range(count)]
 
 
-def augmented(pairs, tmp_path, seed=0, **chosen):
+def augmented(pairs, tmp_path, seed=0, **settings):
     """(augmented pairs, counts)."""
-    made = method(**chosen)
-    found = list(made.transform_pairs(list(pairs), Inputs(seed, tmp_path)))
-    assert found[: len(pairs)] == list(pairs)
-    return found[len(pairs) :], made.report()
+    made = method(**settings)
+    actual = list(made.transform_pairs(list(pairs), Inputs(seed, tmp_path)))
+    assert actual[: len(pairs)] == list(pairs)
+    return actual[len(pairs) :], made.report()
 
 
 def responses_of(pairs):
@@ -65,13 +65,13 @@ def test_a_neutral_pair_is_best_at_equal_rewards_in_either_order():
 
 def test_an_example_gives_eight_non_contextual_and_six_neutral_pairs(tmp_path):
     pairs = plain_pairs(12)
-    found, report = augmented(pairs, tmp_path, augmented_per_pair=14)
+    actual, report = augmented(pairs, tmp_path, augmented_per_pair=14)
     group = responses_of(pairs)
     for original in pairs:
-        own = [p for p in found if p.meta["original"] == original.pair_id]
-        kinds = {kind: [p for p in own if p.meta["augmented"] == kind] for kind in PAIRS_PER_EXAMPLE}
+        of_original = [p for p in actual if p.meta["original"] == original.pair_id]
+        kinds = {kind: [p for p in of_original if p.meta["augmented"] == kind] for kind in PAIRS_PER_EXAMPLE}
         assert {kind: len(made) for kind, made in kinds.items()} == {"non_contextual": 8, "neutral": 6}
-        assert all(p.prompt == original.prompt and p.group == original.group for p in own)
+        assert all(p.prompt == original.prompt and p.group == original.group for p in of_original)
         foreign = {p.rejected for p in kinds["non_contextual"]}
         assert len(foreign) == 4
         assert len({group[text] for text in foreign} | {original.group}) == 3
@@ -89,17 +89,17 @@ def test_an_example_gives_eight_non_contextual_and_six_neutral_pairs(tmp_path):
 
 def test_ids_are_unique_and_made_of_content(tmp_path):
     pairs = plain_pairs(12)
-    found, _ = augmented(pairs, tmp_path, augmented_per_pair=14)
-    assert len({p.pair_id for p in [*pairs, *found]}) == 12 * 15
-    first = found[0]
+    actual, _ = augmented(pairs, tmp_path, augmented_per_pair=14)
+    assert len({p.pair_id for p in [*pairs, *actual]}) == 12 * 15
+    first = actual[0]
     assert first.pair_id == make_pair(first.prompt, first.chosen, first.rejected, split="x", source="y").pair_id
 
 
 def test_neutral_pairs_stand_in_either_order_equally_often(tmp_path):
     pairs = plain_pairs(200)
     place = {text: 2 * i + k for i, p in enumerate(pairs) for k, text in enumerate((p.chosen, p.rejected))}
-    found, _ = augmented(pairs, tmp_path, augmented_per_pair=14)
-    neutral = [p for p in found if p.target == 0.5]
+    actual, _ = augmented(pairs, tmp_path, augmented_per_pair=14)
+    neutral = [p for p in actual if p.target == 0.5]
     share = np.mean([place[p.chosen] < place[p.rejected] for p in neutral])
     assert share == pytest.approx(0.5, abs=4 * 0.5 / math.sqrt(len(neutral)))
 
@@ -107,16 +107,16 @@ def test_neutral_pairs_stand_in_either_order_equally_often(tmp_path):
 @pytest.mark.parametrize(("each", "non_contextual"), [(1, 57), (3, 171), (7, 400), (13, 742)])
 def test_both_kinds_are_drawn_in_proportion(tmp_path, each, non_contextual):
     # 8 / 14 of 100 * each.
-    found, report = augmented(plain_pairs(100), tmp_path, augmented_per_pair=each)
-    assert Counter(p.meta["original"] for p in found).most_common()[-1][1] == each
-    assert len(found) == 100 * each
+    actual, report = augmented(plain_pairs(100), tmp_path, augmented_per_pair=each)
+    assert Counter(p.meta["original"] for p in actual).most_common()[-1][1] == each
+    assert len(actual) == 100 * each
     assert report["non_contextual_pairs"] == non_contextual
     assert report["share_of_originals"] == pytest.approx(1 / (1 + each), abs=1e-4)
 
 
 def test_without_neutral_pairs_there_are_none(tmp_path):
-    found, report = augmented(plain_pairs(9), tmp_path, augmented_per_pair=8, neutral=False)
-    assert len(found) == 72
+    actual, report = augmented(plain_pairs(9), tmp_path, augmented_per_pair=8, neutral=False)
+    assert len(actual) == 72
     assert report["neutral_pairs"] == 0
     assert report["candidate_pairs"] == 72
     with pytest.raises(UserError, match=r"rrm\.augmented_per_pair: 9 .* 1 to 8"):
@@ -163,19 +163,20 @@ def test_too_few_prompts_are_refused(tmp_path, prompts):
 
 
 def test_equal_texts_are_left_out_and_counted(tmp_path):
-    # Both foreign rejected responses are the own one: 2 foreign texts are left, so 4 and 1 candidates of 8 and 6 for each example.
+    # Both foreign rejected responses are the own one: 2 foreign texts are left, so 4 and 1 candidates of 8 and 6 for
+    # each example.
     pairs = [pair(f"prompt {i}", f"good {i}", "No.") for i in range(3)]
-    found, report = augmented(pairs, tmp_path, augmented_per_pair=14)
-    assert report["candidate_pairs"] == len(found) == 3 * 5
+    actual, report = augmented(pairs, tmp_path, augmented_per_pair=14)
+    assert report["candidate_pairs"] == len(actual) == 3 * 5
     assert report["candidates_left_out_equal_texts"] == 3 * 9
-    assert all(p.chosen != p.rejected for p in found)
-    assert all("No." not in (p.chosen, p.rejected) for p in found if p.target == 0.5)
+    assert all(p.chosen != p.rejected for p in actual)
+    assert all("No." not in (p.chosen, p.rejected) for p in actual if p.target == 0.5)
     # A text that another pair of the same prompt has is not foreign either.
     same = [pair("prompt 0", "yes", "no"), pair("prompt 0", "maybe", "no"), *plain_pairs(9)[1:]]
     same[4] = pair("prompt 3", "maybe", "bad 3")
     for seed in range(20):
-        found, _ = augmented(same, tmp_path, seed=seed, augmented_per_pair=14)
-        assert not [p for p in found if p.meta["original"] == same[0].pair_id and "maybe" in (p.chosen, p.rejected)]
+        actual, _ = augmented(same, tmp_path, seed=seed, augmented_per_pair=14)
+        assert not [p for p in actual if p.meta["original"] == same[0].pair_id and "maybe" in (p.chosen, p.rejected)]
 
 
 def test_pairs_that_two_examples_of_a_prompt_share_are_drawn_once(tmp_path):
@@ -185,12 +186,12 @@ def test_pairs_that_two_examples_of_a_prompt_share_are_drawn_once(tmp_path):
         pair("prompt 0", "yes", "never"),
         *(pair(f"prompt {i}", f"good {i}", "sure") for i in range(1, 5)),
     ]
-    found, report = augmented(pairs, tmp_path, augmented_per_pair=14)
-    contents = Counter((p.group, frozenset((p.chosen, p.rejected))) for p in found)
+    actual, report = augmented(pairs, tmp_path, augmented_per_pair=14)
+    contents = Counter((p.group, frozenset((p.chosen, p.rejected))) for p in actual)
     assert set(contents.values()) == {1}
     assert contents[pairs[0].group, frozenset(("yes", "sure"))] == 1
     assert report["repeated_pairs_left_out"] == 1
-    assert len(found) == report["candidate_pairs"] - 1
+    assert len(actual) == report["candidate_pairs"] - 1
 
 
 def test_what_is_misjudged_by_hand():
@@ -272,6 +273,6 @@ def test_the_number_of_steps_stays_while_the_pairs_grow(prepared, tmp_path):
 
 def test_made_up_data_has_equal_texts_and_still_works(tmp_path):
     # Few colors, so that many responses are word for word the same.
-    found, report = augmented(made_up_pairs(30), tmp_path, augmented_per_pair=14)
+    actual, report = augmented(made_up_pairs(30), tmp_path, augmented_per_pair=14)
     assert report["candidates_left_out_equal_texts"] > 0
-    assert len(found) == report["candidate_pairs"] - report["repeated_pairs_left_out"]
+    assert len(actual) == report["candidate_pairs"] - report["repeated_pairs_left_out"]

@@ -76,7 +76,7 @@ def test_probabilities_that_are_none_are_refused_with_their_number_and_the_first
     pairs = with_meta(0.5, bad, 1.0, bad)
     with pytest.raises(
         UserError,
-        match=rf"soft_labels\.probability: .*'votes', but 2 of 4 training pairs do not; the first is {pairs[1].pair_id}",
+        match=rf"soft_labels\.probability: .*'votes', but 2 of 4 .* do not; the first is {pairs[1].pair_id}",
     ):
         transformed(pairs, tmp_path, probability="votes")
 

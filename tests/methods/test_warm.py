@@ -32,7 +32,8 @@ def test_one_member_or_equal_members_give_exactly_themselves(members):
 
 @pytest.fixture
 def member(prepared, tokenizer, tmp_path):
-    """member(k) saves a reward model, by default with the weights of one backbone and a head of its own, as the run of seed k."""
+    """member(k) saves a reward model, by default with the weights of one backbone and a head of its own, as the run of
+    seed k."""
 
     def of(seed, change=None, backbone=None, tokenizer=tokenizer, start="probe", section=prepared[2]["backbone"]):
         folder = tmp_path / "runs" / "warm_member" / f"seed{seed}"
@@ -97,9 +98,9 @@ def test_weights_cut_into_shards_are_averaged_too(prepared, tokenizer, tmp_path)
     assert len(list(sharded[0].glob("*.safetensors"))) > 1
     folder = averaged(prepared, tmp_path, sharded, pairs=[])[1]
     first, second = (load_file(saved(seed) / "model.safetensors") for seed in (0, 1))
-    found = {name: weight for file in folder.glob("*.safetensors") for name, weight in load_file(file).items()}
-    assert found.keys() == first.keys()
-    for name, weight in found.items():
+    actual = {name: weight for file in folder.glob("*.safetensors") for name, weight in load_file(file).items()}
+    assert actual.keys() == first.keys()
+    for name, weight in actual.items():
         torch.testing.assert_close(weight, (first[name] + second[name]) / 2, atol=1e-7, rtol=0)
 
 
@@ -171,7 +172,7 @@ def test_other_starts_are_refused(prepared, member, tmp_path):
 
 
 def test_members_without_a_known_start_are_refused(prepared, member, tmp_path):
-    with pytest.raises(UserError, match="is no run of warm_member"):
+    with pytest.raises(UserError, match="is not a run of warm_member"):
         averaged(prepared, tmp_path, [member(0), member(1, start=None)])
 
 

@@ -19,7 +19,8 @@ def tempered_loss(rewards: torch.Tensor, temperature: float) -> torch.Tensor:
 
 
 class Method(TrainedMethod):
-    # Optional: transform_pairs (margins, soft targets, weights), build (extra modules), export (what is served); see contract.py.
+    # Optional: transform_pairs (margins, soft targets, weights), build (extra modules), export (what is served); see
+    # contract.py.
 
     def loss(self, model, batch):
         return Loss(tempered_loss(model(batch).rewards, self.settings["temperature"]))
