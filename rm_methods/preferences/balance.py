@@ -13,8 +13,9 @@ from rm_methods.preferences.splits import seeded_order
 def balance_length(pairs: Sequence[PreferencePair], seed: int) -> list[PreferencePair]:
     """Drop pairs until chosen is longer (in characters) in exactly half of those left; the order is kept.
 
-    Pairs of equal length are dropped.  The rarer kind is kept whole.  Of the commoner kind each source first keeps as many as it has
-    of the rarer (so it is balanced by itself, where it can be); what is then missing is drawn from all sources at random.
+    Pairs of equal length are dropped. All pairs of the rarer kind are kept. Of the commoner kind, each source first
+    keeps as many pairs as it has of the rarer kind, so that it is balanced by itself if it can be. The rest is drawn at
+    random from all sources.
     """
     longer = [pair for pair in pairs if len(pair.chosen) > len(pair.rejected)]
     shorter = [pair for pair in pairs if len(pair.chosen) < len(pair.rejected)]
@@ -22,7 +23,8 @@ def balance_length(pairs: Sequence[PreferencePair], seed: int) -> list[Preferenc
     quota: dict[str, int] = defaultdict(int)
     for pair in rare:
         quota[pair.source] += 1
-    matched, surplus = [], []
+    matched = []
+    surplus = []
     for pair in seeded_order(common, seed, "balance"):
         if quota[pair.source]:
             quota[pair.source] -= 1

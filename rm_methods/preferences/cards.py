@@ -1,4 +1,4 @@
-"""Dataset cards: one YAML file for each data set, with its origin, its licence, and the reader that reads it.
+"""Dataset cards: one YAML file per data set, with its origin, its license, and its reader.
 
 How to add one: data/datasets/README.md.
 """
@@ -13,6 +13,7 @@ from rm_methods.card_files import card_files
 from rm_methods.errors import ConfigError, nearest
 from rm_methods.preferences.dataset_card import DatasetCard, SplitSource
 from rm_methods.preferences.file_formats import check_data_format, data_format
+from rm_methods.preferences.file_rows import SPLITS
 from rm_methods.preferences.readers import READERS, option_problems
 from rm_methods.validation import schema_problems
 from rm_methods.yaml_files import read_yaml
@@ -73,7 +74,7 @@ def load_dataset_card(name: str) -> DatasetCard:
     """Read one card.
 
     Raises:
-        ConfigError: if there is no such card, or with every problem of the card.
+        ConfigError: there is no such card, or with all problems of the card.
     """
     path = dataset_card_file(name)
     content, problems = read_yaml(path)
@@ -82,66 +83,73 @@ def load_dataset_card(name: str) -> DatasetCard:
         problems += _meaning_problems(content, name)
     if problems:
         raise ConfigError(problems, source=str(path))
-    splits = {
-        split: SplitSource(**(source | {"files": tuple(source.get("files", ()))}))
-        for split, source in content["splits"].items()
-    }
-    return DatasetCard(**(content | {"splits": splits, "options": content.get("options", {})}))
+    splits = {}
+    for split, source in content["splits"].items():
+        splits[split] = SplitSource(**(source | {"files": tuple(source.get("files", ()))}))
+    return DatasetCard(**(content | {"splits": splits}))
 
 
 def _meaning_problems(content: dict[str, Any], name: str) -> list[str]:
-    """What the schema cannot say."""
+    """Problems that the schema cannot find."""
     problems = []
     if content.get("name") != name:
         problems.append(f"name: is {content.get('name')!r}, but the file is called {name}.yaml; they must agree.")
     reader = content.get("reader")
+    options = content.get("options", {})
     if isinstance(reader, str) and reader not in READERS:
         problems.append(f"reader: there is no reader '{reader}'. {nearest(reader, READERS)}")
-    elif isinstance(reader, str) and isinstance(content.get("options", {}), dict):
-        problems += option_problems(reader, content.get("options", {}), "options")
-    for split, source in (content.get("splits") or {}).items() if isinstance(content.get("splits"), dict) else ():
-        if not isinstance(source, dict):
-            continue
-        if "hub" not in source and "files" not in source:
-            problems.append(
-                f"splits.{split}: give 'hub' (the hub's split), 'files' (patterns below the local root), or both."
-            )
-        for pattern in source.get("files") or ():
-            if str(pattern).startswith("/") or ".." in str(pattern).split("/"):
-                problems.append(
-                    f"splits.{split}.files: {pattern!r} leaves the local root; patterns are relative to it."
-                )
+    elif isinstance(reader, str) and isinstance(options, dict):
+        problems += option_problems(reader, options, "options")
+    splits = content.get("splits")
+    if isinstance(splits, dict):
+        for split, source in splits.items():
+            problems += _split_problems(f"splits.{split}", source)
+    return problems
+
+
+def _split_problems(where: str, source: Any) -> list[str]:
+    if not isinstance(source, dict):
+        return []  # the schema reports it
+    problems = []
+    if "hub" not in source and "files" not in source:
+        problems.append(f"{where}: give 'hub' (the hub's split), 'files' (patterns below the local root), or both.")
+    for pattern in source.get("files") or ():
+        if str(pattern).startswith("/") or ".." in str(pattern).split("/"):
+            problems.append(f"{where}.files: {pattern!r} leaves the local root; patterns are relative to it.")
     return problems
 
 
 def card_for(dataset: str, root: str | Path | None = None) -> tuple[DatasetCard, Path | None]:
-    """The card of `data.dataset` and the folder to read from: a card's name, or the path of a file or folder of TRL-style pairs.
+    """The card of `data.dataset` and the folder to read from.
 
-    A relative path is taken from `root` if that is given, else from the working directory.  Rows of a single file are in "train",
-    unless the file has a column of splits; in a folder, files are assigned to splits by their names, as on the hub.
+    Rows of a single file are in "train", unless the file has a column of splits. In a folder, files belong to splits by
+    their names, as on the hub.
+
+    Args:
+        dataset: a card's name, or the path of a file or folder of TRL-style pairs.
+        root: folder with the files of a card; a relative path starts there. None: the hub, or the working directory.
 
     Raises:
-        ConfigError: if there is neither a card nor a file of that name.
-        DataError: if the file has an unknown format.
+        ConfigError: there is neither a card nor a file of that name.
+        DataError: the file has an unknown format.
     """
     if dataset in list_dataset_cards():
         return load_dataset_card(dataset), Path(root) if root is not None else None
     path = Path(dataset) if root is None else Path(root) / dataset
     if dataset.strip() and os.path.isdir(path):
-        splits = {split: SplitSource(hub=split, optional=split != "train") for split in ("train", "validation", "test")}
+        splits = {split: SplitSource(hub=split, optional=split != "train") for split in SPLITS}
         return _card_of_path(path, splits), path
     if os.path.isfile(path):
         check_data_format(path)
         return _card_of_path(path, {"": SplitSource(files=(_escape_glob(path.name),))}), path.parent
     looks_like_path = "/" in dataset or data_format(path) is not None
     where = f"there is no file or folder {path}" if looks_like_path else f"there is no card '{dataset}'"
-    raise ConfigError(
-        [
-            f"data.dataset: {where}. Give the path of a file or folder of pairs, or the name of a card. "
-            f"{nearest(dataset, list_dataset_cards())} "
-            "For another data set of the hub write a card (data/datasets/README.md)."
-        ]
+    problem = (
+        f"data.dataset: {where}. Give the path of a file or folder of pairs, or the name of a card. "
+        f"{nearest(dataset, list_dataset_cards())} "
+        "For another data set of the hub write a card (data/datasets/README.md)."
     )
+    raise ConfigError([problem])
 
 
 def _card_of_path(path: Path, splits: dict[str, SplitSource]) -> DatasetCard:

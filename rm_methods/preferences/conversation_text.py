@@ -1,4 +1,4 @@
-"""Conversations that a column holds as text: JSON or Python's repr of a list of messages, as exports to CSV have them."""
+"""Conversations that a column holds as text: JSON or Python's repr of a list of messages, as CSV exports have them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class BrokenConversation(ValueError):
 
 
 def conversation_in_text(text: str) -> list[Any] | None:
-    """The messages that a text holds as JSON or as Python's repr, unchecked; None for a text that is no such thing.
+    """The messages that a text holds as JSON or as Python's repr, unchecked; None for any other text.
 
     >>> conversation_in_text("[{'role': 'user', 'content': 'Hello?'}]")
     [{'role': 'user', 'content': 'Hello?'}]
@@ -29,8 +29,8 @@ def conversation_in_text(text: str) -> list[Any] | None:
     True
 
     Raises:
-        BrokenConversation: the text begins as a list of messages, but is cut off, has no commas (as numpy prints it), or
-            has a key twice.
+        BrokenConversation: the text begins as a list of messages, but is cut off, lacks commas (as in numpy's print),
+            or has a key twice.
     """
     beginning = _BEGINNING.match(text)
     if not beginning or not all(key.search(text) for key in _KEYS):
@@ -46,17 +46,15 @@ def unwrapped(value: Any) -> list[Any] | None:
     if isinstance(value, dict):
         wrapper = next((key for key in WRAPPERS if isinstance(value.get(key), list)), None)
         value = value[wrapper] if wrapper else [value]
-    if (
-        not isinstance(value, list)
-        or not value
-        or not all(isinstance(message, dict) and _is_message(message) for message in value)
-    ):
+    if not isinstance(value, list) or not value or not all(map(_is_message, value)):
         return None
     return value
 
 
-def _is_message(message: dict[str, Any]) -> bool:
-    return bool(message.keys() & {"role", "from"} and message.keys() & {"content", "value", "tool_calls"})
+def _is_message(value: Any) -> bool:
+    if not isinstance(value, dict):
+        return False
+    return bool(value.keys() & {"role", "from"} and value.keys() & {"content", "value", "tool_calls"})
 
 
 def _parsed(text: str) -> Any:

@@ -35,8 +35,8 @@ class DatasetCard:
 
     Attributes:
         name: name in the configuration and of the YAML file.
-        hub_id, hub_config, revision: Hugging Face data set, its configuration and pinned commit. Without hub_id the data
-            set has local files only. Without revision it is not pinned, which the report says.
+        hub_id, hub_config, revision: Hugging Face data set, its configuration and pinned commit. Without hub_id the
+            data set has local files only. Without revision it is not pinned, which the report says.
         reader: a name in `readers.READERS`; `options` are its defaults for this data set.
         splits: our split -> its source. Empty where the reader makes the splits itself.
         local_files: one sentence on how to get the files, for error messages.

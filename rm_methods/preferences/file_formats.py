@@ -1,4 +1,4 @@
-"""Rows of one file: JSON lines, JSON arrays, CSV, Parquet.  What it says twice or cannot say is refused, with file and row."""
+"""Rows of one file: JSON lines, JSON arrays, CSV, Parquet. Ambiguous or damaged content is refused, with file and row."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import math
 import sys
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 from rm_methods.errors import DataError
 
@@ -20,26 +20,33 @@ FORMATS = (".jsonl", ".json", ".csv", ".parquet")  # each but Parquet also with 
 
 
 def data_format(path: Path) -> str | None:
-    """ ".jsonl", ".json", ".csv" or ".parquet" for a file that can be read, else None."""
-    name = path.name.lower().removesuffix(".gz")
-    suffix = next((suffix for suffix in FORMATS if name.endswith(suffix)), None)
-    return None if suffix == ".parquet" and path.name.lower().endswith(".gz") else suffix
+    """ ".jsonl", ".json", ".csv" or ".parquet" for a file that can be read, otherwise None."""
+    name = path.name.lower()
+    if name.endswith(".parquet.gz"):
+        return None
+    return next((suffix for suffix in FORMATS if name.removesuffix(".gz").endswith(suffix)), None)
 
 
 def check_data_format(path: Path) -> None:
-    """Refuse a file whose name is of no format that can be read.
+    """Refuse a file whose name has none of the known suffixes.
 
     Raises:
-        DataError: with the formats allowed.
+        DataError: with the allowed formats.
     """
-    if data_format(path) is None:
+    _known_format(path)
+
+
+def _known_format(path: Path) -> str:
+    suffix = data_format(path)
+    if suffix is None:
         raise DataError(
             f"{readable(path)}: unknown format. Allowed: {', '.join(FORMATS)}; all but Parquet also with .gz."
         )
+    return suffix
 
 
 def readable(path: Path) -> str:
-    """The path as text that every file and terminal takes: bytes of a name that are not UTF-8 are written as \\x.. ."""
+    """The path as text for any file and terminal: bytes of a name that are not UTF-8 are written as \\x.. ."""
     return str(path).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
@@ -53,14 +60,14 @@ def file_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """Rows of one file with their numbers from 1.
 
     Raises:
-        DataError: if the file cannot be read to its end, a key or column occurs twice, or a number is beyond all
-            floats; the text names the file and the row.
+        DataError: the file cannot be read to its end, a key or column occurs twice, or a number is beyond all floats.
+            The text names file and row.
     """
-    check_data_format(path)
-    read = {".jsonl": _json_lines, ".json": _json_rows, ".csv": _csv_rows, ".parquet": _parquet_rows}[data_format(path)]
-    name, number = readable(path), 0
+    read_rows = _READERS[_known_format(path)]
+    name = readable(path)
+    number = 0
     try:
-        for number, fields in read(path):
+        for number, fields in read_rows(path):
             if not isinstance(fields, dict):
                 raise DataError(
                     f"{name}, row {number}: {shown(fields)} is not a row; each must be a JSON object with named fields."
@@ -76,14 +83,16 @@ def file_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def _open(path: Path) -> BinaryIO:
-    return gzip.open(path, "rb") if path.name.lower().endswith(".gz") else open(path, "rb")
+    if path.name.lower().endswith(".gz"):
+        return cast(BinaryIO, gzip.open(path, "rb"))
+    return open(path, "rb")
 
 
 # JSON
 
 
 def _json_lines(path: Path) -> Iterator[tuple[int, Any]]:
-    # Binary lines end at \n only; str.splitlines would also cut at U+2028 and U+0085, which occur inside JSON strings.
+    # Binary lines end only at \n. str.splitlines would also cut at U+2028 and U+0085, which occur inside JSON strings.
     name = readable(path)
     with _open(path) as stream:
         for number, line in enumerate(stream, start=1):
@@ -92,7 +101,7 @@ def _json_lines(path: Path) -> Iterator[tuple[int, Any]]:
 
 
 def _json_rows(path: Path) -> Iterator[tuple[int, Any]]:
-    """A JSON array of rows; or JSON lines, which hubs also name .json."""
+    """A JSON array of rows, or JSON lines: hubs name both .json."""
     with _open(path) as stream:
         first = stream.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip()[:1]
     if first != b"[":
@@ -110,7 +119,8 @@ def _json_rows(path: Path) -> Iterator[tuple[int, Any]]:
 
 def _array_elements(text: str, name: str) -> Iterator[tuple[int, Any]]:
     """The elements of a JSON array, each with its number from 1, so that a message can name it."""
-    position, number = _skip_blanks(text, text.index("[") + 1), 0
+    position = _skip_blanks(text, text.index("[") + 1)
+    number = 0
     if text[position : position + 1] != "]":
         while True:
             number += 1
@@ -123,12 +133,15 @@ def _array_elements(text: str, name: str) -> Iterator[tuple[int, Any]]:
             if text[position : position + 1] != ",":
                 break
             position = _skip_blanks(text, position + 1)
-    after = _skip_blanks(text, position + 1)
-    if text[position : position + 1] != "]" or after < len(text):
-        seen = text[position : position + 20] if text[position : position + 1] != "]" else text[after : after + 20]
-        raise DataError(
-            f"{name}, after row {number}: not valid JSON (the array does not end here, but goes on with {seen!r})."
-        )
+    end = position
+    if text[position : position + 1] == "]":
+        end = _skip_blanks(text, position + 1)
+        if end == len(text):
+            return
+    seen = text[end : end + 20]
+    raise DataError(
+        f"{name}, after row {number}: not valid JSON (the array does not end here, but goes on with {seen!r})."
+    )
 
 
 def _skip_blanks(text: str, position: int) -> int:
@@ -154,7 +167,7 @@ def strict_json(text: str) -> Any:
     """The value of a JSON text that means one thing.
 
     Raises:
-        ValueError: not JSON (JSONDecodeError); or a key that an object has twice, NaN or infinity, a number beyond all
+        ValueError: not JSON (JSONDecodeError), an object with a key twice, NaN or infinity, or a number beyond all
             floats.
         RecursionError: nested too deeply.
     """
@@ -189,9 +202,8 @@ def _integer(text: str) -> int:
 
 
 def _beyond_floats(text: str) -> ValueError:
-    return ValueError(
-        f"the number {text if len(text) <= 30 else text[:27] + '...'} is beyond all floats (largest {sys.float_info.max:.3g})."
-    )
+    shortened = text if len(text) <= 30 else f"{text[:27]}..."
+    return ValueError(f"the number {shortened} is beyond all floats (largest {sys.float_info.max:.3g}).")
 
 
 _STRICT_JSON = json.JSONDecoder(
@@ -213,7 +225,8 @@ def _check_columns(columns: Sequence[str], name: str) -> None:
 
 def _csv_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     csv.field_size_limit(sys.maxsize)  # the default limit of 131,072 characters is shorter than some answers
-    name, number = readable(path), 0
+    name = readable(path)
+    number = 0
     with io.TextIOWrapper(_open(path), encoding="utf-8-sig", newline="") as stream:
         try:
             reader = csv.DictReader(_lines_without_nul(stream), strict=True)
@@ -227,7 +240,7 @@ def _csv_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def _lines_without_nul(lines: Iterable[str]) -> Iterator[str]:
-    """The lines as they are; a NUL, which no text has and a block lost on a disk is full of, is an error."""
+    """The lines, unchanged. A NUL is an error: no text has one, and a lost block of a disk is full of them."""
     for line in lines:
         if "\0" in line:
             raise csv.Error("it holds a NUL character: a part of the file is lost")
@@ -238,7 +251,8 @@ def _parquet_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    name, number = readable(path), 0
+    name = readable(path)
+    number = 0
     try:
         with pq.ParquetFile(path) as parquet:
             _check_columns(parquet.schema_arrow.names, name)
@@ -249,3 +263,11 @@ def _parquet_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
                     yield number, fields
     except (pa.ArrowException, ValueError, OverflowError) as error:
         raise DataError(f"{name}, after row {number}: not a readable Parquet file ({error}).") from None
+
+
+_READERS: dict[str, Callable[[Path], Iterator[tuple[int, Any]]]] = {
+    ".jsonl": _json_lines,
+    ".json": _json_rows,
+    ".csv": _csv_rows,
+    ".parquet": _parquet_rows,
+}

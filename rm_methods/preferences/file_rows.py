@@ -1,4 +1,4 @@
-"""Rows of a data set with the file and row they came from, from local files or from the hub; and the checks every reader shares."""
+"""Rows of a data set with their file and number, from local files or the hub, and the checks that all readers share."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ class Row:
     """One row as the source holds it.
 
     Attributes:
-        split: our split that the card gives the file, "" if the card leaves it open.
+        split: the split that the card gives the file, "" if it gives none.
         file: path (or hub name) for messages.
-        number: row counted from 1; in JSON lines blank lines count, in CSV neither they nor the header do.
-        fields: the columns; a `Columns` notes which of them were asked for.
+        number: row counted from 1. Blank lines count in JSON lines, but not in CSV; the header of CSV does not count.
+        fields: the columns; a `Columns` keeps a record of those that the reader asked for.
     """
 
     split: str
@@ -50,10 +50,11 @@ class Unusable(Exception):
 
     def __init__(self, reason: str, why: str = ""):
         super().__init__(reason)
-        self.reason, self.why = reason, why
+        self.reason = reason
+        self.why = why
 
 
-# Where rows come from
+# Sources of rows
 
 
 def source_rows(card: DatasetCard, root: Path | None, report: ReadReport, data_dir: str | None = None) -> Iterator[Row]:
@@ -63,7 +64,7 @@ def source_rows(card: DatasetCard, root: Path | None, report: ReadReport, data_d
         data_dir: a folder inside the hub repository (local callers pass that folder as `root`).
 
     Raises:
-        DataError: if no file is there, a file is broken, or the hub cannot be reached.
+        DataError: no file exists, a file is broken, or the hub cannot be reached.
     """
     rows = _hub_rows(card, data_dir, report) if root is None else _local_rows(card, root, report)
     for row in rows:
@@ -78,27 +79,17 @@ def source_rows(card: DatasetCard, root: Path | None, report: ReadReport, data_d
 
 def _local_rows(card: DatasetCard, root: Path, report: ReadReport) -> Iterator[Row]:
     if not root.is_dir():
-        raise DataError(
-            f"{root}: no such folder. data.root must be the folder with the files of '{card.name}'. {card.local_files}".strip()
-        )
+        message = f"{root}: no such folder. data.root must be the folder with the files of '{card.name}'."
+        raise DataError(f"{message} {card.local_files}".strip())
     files = {split: find_files(root, source) for split, source in card.splits.items()}
     if not any(files.values()):
         wanted = "; ".join(f"{split or 'any split'}: {source.describe()}" for split, source in card.splits.items())
-        there = ", ".join(sorted(readable(Path(name)) for name in os.listdir(root))[:8]) or "nothing"
+        present = ", ".join(sorted(readable(Path(name)) for name in os.listdir(root))[:8]) or "nothing"
         raise DataError(
-            f"{root}: no file of '{card.name}' is here. Expected {wanted}. Found: {there}. {card.local_files}".strip()
+            f"{root}: no file of '{card.name}' is here. Expected {wanted}. Found: {present}. {card.local_files}".strip()
         )
     if not any(source.files for source in card.splits.values()):
-        read = {path for paths in files.values() for path in paths}
-        if left := sorted(
-            readable(path.relative_to(root))
-            for path in root.rglob("*")
-            if path.is_file() and data_format(path) and path not in read
-        ):
-            more = f" and {len(left) - 8} more" if len(left) > 8 else ""
-            report.note(
-                f"Not read, because their names are of no split (train, validation, test): {', '.join(left[:8])}{more}."
-            )
+        _note_other_files(root, {path for paths in files.values() for path in paths}, report)
     for split, paths in files.items():
         if not paths and not card.splits[split].optional:
             report.note(f"No local file for split '{split}' ({card.splits[split].describe()}).")
@@ -108,35 +99,53 @@ def _local_rows(card: DatasetCard, root: Path, report: ReadReport) -> Iterator[R
                 yield Row(split, name, number, fields)
 
 
+def _note_other_files(root: Path, read: set[Path], report: ReadReport) -> None:
+    """Note the data files below `root` that are not read because their names belong to no split."""
+    others = sorted(readable(path.relative_to(root)) for path in _data_files(root) if path not in read)
+    if others:
+        report.note(f"Not read, because their names are of no split (train, validation, test): {first_names(others)}.")
+
+
+def first_names(names: Sequence[str], most: int = 8) -> str:
+    """The first names, and how many more there are."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
 def find_files(root: Path, source: SplitSource) -> list[Path]:
-    """The files of one split below `root`, sorted: by the card's patterns, else those named like a hub split (train-0-of-2.parquet)."""
+    """The files of one split below `root`, sorted.
+
+    They match the card's patterns, or without patterns have a name like the hub's split (train-0-of-2.parquet).
+    """
     if source.files:
         return sorted({path for pattern in source.files for path in root.glob(pattern) if path.is_file()})
-    return sorted(
-        path for path in root.rglob("*") if path.is_file() and data_format(path) and _names_split(path, source.hub)
-    )
+    return sorted(path for path in _data_files(root) if _split_in_name(path) == source.hub)
 
 
-def _names_split(path: Path, split: str) -> bool:
-    """Whether the hub would take this file for that split, by its name."""
-    return split_name(path.name.split(".")[0].split("-")[0]) == split
+def _data_files(root: Path) -> list[Path]:
+    return [path for path in root.rglob("*") if path.is_file() and data_format(path)]
+
+
+def _split_in_name(path: Path) -> str:
+    """The split that the hub would take a file for, by its name."""
+    return split_name(path.name.split(".")[0].split("-")[0])
 
 
 def split_name(name: str) -> str:
-    """A split's name as we write it: stripped; train, validation, test and their synonyms whatever their case.
+    """A split's name in one spelling: without blanks; train, validation, test and their synonyms in lower case.
 
     >>> split_name("Train "), split_name("dev"), split_name("Hard")
     ('train', 'validation', 'Hard')
     """
-    plain = SPLIT_SYNONYMS.get(name.strip().lower(), name.strip().lower())
-    return plain if plain in SPLITS else name.strip()
+    lower = name.strip().lower()
+    split = SPLIT_SYNONYMS.get(lower, lower)
+    return split if split in SPLITS else name.strip()
 
 
 def _hub_rows(card: DatasetCard, data_dir: str | None, report: ReadReport) -> Iterator[Row]:
     if card.hub_id is None:
-        raise DataError(
-            f"Data set '{card.name}' is not on a hub: set data.root to a local folder with its files. {card.local_files}".strip()
-        )
+        message = f"Data set '{card.name}' is not on a hub: set data.root to a local folder with its files."
+        raise DataError(f"{message} {card.local_files}".strip())
     if card.revision is None:
         report.note(
             f"Unpinned: the card of '{card.name}' names no revision of {card.hub_id}, so the data may change under you."
@@ -144,7 +153,8 @@ def _hub_rows(card: DatasetCard, data_dir: str | None, report: ReadReport) -> It
     for split, source in card.splits.items():
         if source.hub is None:
             continue
-        name = f"{card.hub_id}{f'/{data_dir}' if data_dir else ''} ({source.hub})"
+        repository = f"{card.hub_id}/{data_dir}" if data_dir else card.hub_id
+        name = f"{repository} ({source.hub})"
         for number, fields in enumerate(_load_from_hub(card, source.hub, data_dir), start=1):
             yield Row(split, name, number, fields)
 
@@ -156,18 +166,16 @@ def _load_from_hub(card: DatasetCard, hub_split: str, data_dir: str | None) -> A
         return datasets.load_dataset(
             card.hub_id, card.hub_config, data_dir=data_dir, split=hub_split, revision=card.revision
         )
-    except (
-        Exception
-    ) as error:  # network, cache and parser layers below raise what they like; the text goes on to the user
+    except Exception as error:  # network, cache and parsers raise errors of many kinds; the user reads their text
         raise DataError(
-            f"Data set '{card.name}': {card.hub_id}, split {hub_split}, revision {card.revision or 'unpinned'} could not be loaded "
-            f"from the hub ({type(error).__name__}: {error}).\n"
+            f"Data set '{card.name}': {card.hub_id}, split {hub_split}, revision {card.revision or 'unpinned'} could not "
+            f"be loaded from the hub ({type(error).__name__}: {error}).\n"
             "Without the network, put its files into a folder and name that folder in the configuration:\n"
             f"    data:\n      dataset: {card.name}\n      root: /folder/with/the/files\n{card.local_files}".rstrip()
         ) from error
 
 
-# Checks that every reader shares
+# Checks that all readers share
 
 
 def text_column(row: Row, name: str) -> str:
@@ -200,17 +208,17 @@ def parsed_conversation(text: str, name: str) -> list[Any] | None:
 
 
 def check_unicode(value: Any) -> None:
-    """Refuse half a surrogate pair, which JSON can spell but no file can store, in any text or name of a row.
+    """Refuse half a surrogate pair in any text or name of a row: JSON can spell it, but no file can store it.
 
     Raises:
-        Unusable: with the place in the text; also for a row nested so deeply that it cannot be looked at.
+        Unusable: with the position in the text; also for a row that is nested too deeply to be checked.
     """
     try:
         members = [*value, *value.values()] if isinstance(value, dict) else [value]
         for member in members:
             if isinstance(member, str):
                 member.encode("utf-8")
-            # repr spells half a pair as \ud800; only values with that spelling are walked through: walking is slow.
+            # repr spells half a pair as \ud800. Only values with that spelling are walked through, because it is slow.
             elif isinstance(member, (dict, list)) and "\\ud" in repr(member):
                 for text in _texts(member):
                     text.encode("utf-8")
@@ -241,7 +249,7 @@ def number_column(row: Row, name: str) -> float | None:
     """
     value = column(row, name)
     if isinstance(value, str) and row.file.lower().removesuffix(".gz").endswith(".csv"):
-        with contextlib.suppress(ValueError):  # what is not a number is reported below, as it stands
+        with contextlib.suppress(ValueError):  # a text that is not a number is reported below
             value = float(value) if value.strip() else None
     if value is None:
         return None
@@ -284,12 +292,11 @@ def checked_pair(
     if chosen == rejected:
         raise Unusable("chosen equals rejected")
     check_prompt(prompt)
-    split = row.split if split is None else split
     return make_pair(
         prompt,
         chosen,
         rejected,
-        split=split,
+        split=row.split if split is None else split,
         source=source,
         strength=strength,
         meta=meta,
@@ -299,7 +306,9 @@ def checked_pair(
 
 
 def check_prompt(prompt: Sequence[Message]) -> None:
-    """Refuse what a strict chat template refuses: the turns must be [system,] user, assistant, user, ... and end with a user turn.
+    """Refuse a prompt that a strict chat template refuses.
+
+    The turns must be [system,] user, assistant, user, ..., and the last one a user turn.
 
     Raises:
         Unusable: with the reason.

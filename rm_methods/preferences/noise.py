@@ -15,26 +15,29 @@ KINDS = ("symmetric", "length")
 def flip_labels(
     pairs: Sequence[PreferencePair], rate: float, kind: str, seed: int
 ) -> tuple[list[PreferencePair], dict[str, int]]:
-    """Swap chosen and rejected in exactly ``round(rate * len(pairs))`` pairs (Python's rounding: halves to even); the order is kept.
+    """Swap chosen and rejected in exactly ``round(rate * len(pairs))`` pairs (halves round to even); the order is kept.
 
-    A flipped pair keeps its `pair_id` and gets ``meta["flipped"] = True``; one that the reader had flipped already is turned back and
-    gets False.  The pairs flipped at a lower rate with the same seed are among those flipped at a higher one.
+    A flipped pair keeps its `pair_id` and gets ``meta["flipped"] = True``. A pair that the reader had flipped already
+    is turned back and gets False. The pairs flipped at a lower rate with the same seed are among those flipped at a
+    higher one.
 
     Args:
         rate: share of wrong labels, in [0, 0.5).
-        kind: "symmetric" takes any pairs; "length" takes pairs whose rejected answer is longer, so that the noise prefers length. If
-            there are fewer of those than flips, the rest comes from pairs of equal length, then from the others, counted.
+        kind: "symmetric" takes any pairs. "length" takes pairs whose rejected answer is longer, so that the noise
+            prefers length. If they are fewer than the flips, the rest comes from pairs of equal length, then from the
+            others.
 
     Returns:
-        the pairs; counts "flipped", and how many flips moved the preference to the "to_longer", "to_shorter" or "same_length" answer.
+        the pairs; counts: "flipped", and by the answer that the flips prefer "to_longer", "to_shorter", "same_length".
 
     Raises:
-        ConfigError: if the rate or the kind is not allowed.
+        ConfigError: the rate or the kind is not allowed.
     """
     problems = []
     if not 0 <= rate < 0.5:
         problems.append(
-            f"data.label_noise.rate: is {rate}; must be at least 0 and less than 0.5 (from there on the labels say the opposite)."
+            f"data.label_noise.rate: is {rate}; must be at least 0 and less than 0.5 (from 0.5 on, the labels say the "
+            "opposite)."
         )
     if kind not in KINDS:
         problems.append(f"data.label_noise.kind: is {kind!r}. {nearest(kind, KINDS)}")
@@ -44,13 +47,16 @@ def flip_labels(
     if kind == "length":
         order.sort(key=_gain_in_length)  # stable: random within each class
     flipped = order[: round(rate * len(pairs))]
-    chosen_ids = {pair.pair_id for pair in flipped}
-    result = [_flip(pair) if pair.pair_id in chosen_ids else pair for pair in pairs]
+    flipped_ids = {pair.pair_id for pair in flipped}
+    result = [_flip(pair) if pair.pair_id in flipped_ids else pair for pair in pairs]
     directions = [_gain_in_length(pair) for pair in flipped]
     counts = {
-        name: directions.count(value) for name, value in (("to_longer", -1), ("to_shorter", 1), ("same_length", 0))
+        "flipped": len(flipped),
+        "to_longer": directions.count(-1),
+        "to_shorter": directions.count(1),
+        "same_length": directions.count(0),
     }
-    return result, {"flipped": len(flipped), **counts}
+    return result, counts
 
 
 def _gain_in_length(pair: PreferencePair) -> int:

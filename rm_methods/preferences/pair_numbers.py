@@ -1,6 +1,6 @@
-"""Numbers that methods read from the training pairs: strengths of the labels, and values that a data set keeps in `meta`.
+"""Numbers that methods read from the training pairs: strengths of labels, and values that a data set keeps in `meta`.
 
-All or nothing: a method that needs a number for every pair refuses data in which some pair has none, before training begins.
+All or nothing: a method that needs a number for each pair refuses data in which some pair has none, before it trains.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from rm_methods.errors import UserError, nearest
 from rm_methods.preferences.pair import PreferencePair
@@ -18,19 +19,20 @@ def label_strengths(pairs: Sequence[PreferencePair], method: str, instead: str) 
 
     Args:
         method: for the message.
-        instead: for the message: what to do when there are no strengths; a sentence.
+        instead: for the message: a sentence that says what to do without strengths.
 
     Raises:
-        UserError: pairs without a strength, or with one that is not finite; says how many and names the first.
+        UserError: pairs without a finite strength; says how many and names the first.
     """
-    without = [pair for pair in pairs if pair.strength is None or not math.isfinite(pair.strength)]
-    if without:
+    strengths = [pair.strength for pair in pairs if pair.strength is not None and math.isfinite(pair.strength)]
+    if len(strengths) < len(pairs):
+        first = next(pair for pair in pairs if pair.strength is None or not math.isfinite(pair.strength))
         raise UserError(
-            f"{method}: needs a strength (a finite number) for every pair, but {len(without)} of {len(pairs)} training pairs have none; "
-            f"the first is {without[0].pair_id} ({without[0].source}), with {without[0].strength}. Use data whose reader gives strengths. "
-            f"{instead}"
+            f"{method}: needs a strength (a finite number) for every pair, but {len(pairs) - len(strengths)} of "
+            f"{len(pairs)} training pairs have none; the first is {first.pair_id} ({first.source}), with "
+            f"{first.strength}. Use data whose reader gives strengths. {instead}"
         )
-    return [pair.strength for pair in pairs]
+    return strengths
 
 
 def meta_numbers(
@@ -40,10 +42,10 @@ def meta_numbers(
 
     Args:
         setting: `method.setting` that names the key, for the message.
-        lowest, highest: bounds, allowed themselves.
+        lowest, highest: the smallest and the largest number allowed.
 
     Raises:
-        UserError: pairs without a finite number within the bounds; says how many, and names the first and what it has.
+        UserError: pairs without a finite number within the bounds; says how many, names the first and its value.
     """
     unusable = [pair for pair in pairs if not _is_number(pair.meta.get(key), lowest, highest)]
     if unusable:
@@ -51,18 +53,17 @@ def meta_numbers(
         seen = f"has {first.meta[key]!r:.60}." if key in first.meta else f"has no such key. {nearest(key, first.meta)}"
         bounds = "" if math.isinf(lowest) and math.isinf(highest) else f" from {lowest:g} to {highest:g}"
         raise UserError(
-            f"{setting}: every pair must have a finite number{bounds} in its meta under '{key}', but {len(unusable)} of {len(pairs)} "
-            f"training pairs do not; the first is {first.pair_id} ({first.source}): it {seen} Name another key, or null to use the "
-            "strengths of the labels."
+            f"{setting}: every pair must have a finite number{bounds} in its meta under '{key}', but {len(unusable)} "
+            f"of {len(pairs)} training pairs do not; the first is {first.pair_id} ({first.source}): it {seen} Name "
+            "another key, or null to use the strengths of the labels."
         )
     return [float(pair.meta[key]) for pair in pairs]
 
 
-def _is_number(value, lowest: float, highest: float) -> bool:
-    # True and False are numbers to Python, but no data set means them as such.
+def _is_number(value: Any, lowest: float, highest: float) -> bool:
+    # True and False are numbers in Python, but not in a data set.
     if not isinstance(value, int | float) or isinstance(value, bool):
         return False
     largest = sys.float_info.max
-    return (
-        max(lowest, -largest) <= value <= min(highest, largest)
-    )  # false for NaN, infinities, and integers beyond all floats
+    # False for NaN, infinities, and integers beyond all floats.
+    return max(lowest, -largest) <= value <= min(highest, largest)

@@ -1,6 +1,7 @@
-"""The prepare stage: read a data set, clean it, split it by prompt, and write pairs and a report of all that was done.
+"""The prepare stage: read a data set, clean it, split it by prompt, and write the pairs and a report of all steps.
 
-read -> duplicates -> splits -> leaks -> shuffle -> length limit (train) -> length balance (train) -> cap -> label noise (train) -> write
+read -> duplicates -> splits -> leaks -> shuffle -> length limit (train) -> length balance (train) -> cap
+-> label noise (train) -> write
 """
 
 from __future__ import annotations
@@ -33,28 +34,35 @@ def prepare(data: dict[str, Any], out_pairs: str | Path, out_report: str | Path)
     """Prepare the preference data of an experiment.
 
     Args:
-        data: the resolved `data` section of the configuration (rm_methods/config/config.schema.yaml).
+        data: the resolved section `data` of the configuration (rm_methods/config/config.schema.yaml).
         out_pairs: Parquet file of the pairs (`pair.write_pairs`), in training order.
         out_report: JSON file of the report.
 
     Returns:
-        the report: "dataset", "seed", "read" (`ReadReport.to_json`), "steps" (pairs before and after each, with counts),
-        "splits" (`splits.summarize_splits`), "notes".
+        the report: "dataset", "seed", "read" (`ReadReport.to_json`), "steps" (pairs before and after each, with
+        counts), "splits" (`splits.summarize_splits`), "notes".
 
     Raises:
         ConfigError: with every problem of the reader's options.
-        DataError: if the data cannot be read, or nothing is left to train on, or a split that was asked for is empty.
+        DataError: the data cannot be read, nothing is left to train on, or a requested split is empty.
     """
     card, root = card_for(data["dataset"], data["root"])
     pairs, options, read_report = read_dataset(card, root, data["options"])
     pairs, steps, notes = _clean_and_split(pairs, data)
     check_groups(pairs)
     read = read_report.to_json()
-    about = {
-        name: getattr(card, name) for name in ("name", "title", "hub_id", "revision", "licence", "citation", "reader")
-    }
     report = {
-        "dataset": about | {"options": options, "local": root is not None},
+        "dataset": {
+            "name": card.name,
+            "title": card.title,
+            "hub_id": card.hub_id,
+            "revision": card.revision,
+            "licence": card.licence,
+            "citation": card.citation,
+            "reader": card.reader,
+            "options": options,
+            "local": root is not None,
+        },
         "seed": data["seed"],
         "read": read,
         "steps": steps,
@@ -70,9 +78,13 @@ def prepare(data: dict[str, Any], out_pairs: str | Path, out_report: str | Path)
 def _clean_and_split(
     pairs: list[PreferencePair], data: dict[str, Any]
 ) -> tuple[list[PreferencePair], list[dict[str, Any]], list[str]]:
-    """All steps after reading: the pairs split by split (train first), a log entry for each step, and notes."""
-    seed, steps = data["seed"], []
+    """All steps after reading.
 
+    Returns:
+        the pairs, split by split (train first); the counts of each step; notes.
+    """
+    seed = data["seed"]
+    steps = []
     unique, counts = drop_duplicates(pairs)
     steps.append(_step("duplicates", pairs, unique, counts))
     present = {pair.split for pair in unique}
@@ -81,18 +93,18 @@ def _clean_and_split(
         for split in ("validation", "test")
         if split in present and data[f"{split}_fraction"] > 0
     ]
-    placed, counts = drop_leaks(split_train(unique, data["validation_fraction"], data["test_fraction"], seed))
-    steps.append(_step("leaks", unique, placed, counts))
+    without_leaks, counts = drop_leaks(split_train(unique, data["validation_fraction"], data["test_fraction"], seed))
+    steps.append(_step("leaks", unique, without_leaks, counts))
 
-    splits = _by_split(seeded_order(placed, seed, "order"))
+    splits = _by_split(seeded_order(without_leaks, seed, "order"))
     for limit in ("max_pairs", "max_characters"):
         for split in sorted(data[limit].keys() - splits.keys()):
             if data[limit][split] is not None:
                 notes.append(f"data.{limit}.{split} is not used: there is no split of that name.")
     for split, members in splits.items():
-        if most := data["max_characters"].get(split):
-            splits[split] = [pair for pair in members if longest_text(pair) <= most]
-            steps.append(_step(f"max_characters of {split} ({most})", members, splits[split], {}))
+        if limit := data["max_characters"].get(split):
+            splits[split] = [pair for pair in members if longest_text(pair) <= limit]
+            steps.append(_step(f"max_characters of {split} ({limit})", members, splits[split], {}))
     if data["length_balance"]:
         train = splits.get("train", [])
         balanced = balance_length(train, seed)
@@ -103,18 +115,16 @@ def _clean_and_split(
         steps.append(_step("length balance of train", train, balanced, shares))
         splits["train"] = balanced
     for split, members in splits.items():
-        splits[split] = cap_pairs(
-            members, data["max_pairs"].get(split), keep_balance=data["length_balance"] and split == "train"
-        )
+        keep_balance = data["length_balance"] and split == "train"
+        splits[split] = cap_pairs(members, data["max_pairs"].get(split), keep_balance=keep_balance)
         if len(splits[split]) < len(members):
             steps.append(_step(f"max_pairs of {split}", members, splits[split], {}))
     noise = data["label_noise"]
     if noise["rate"] > 0:
         capped = splits.get("train", [])
         splits["train"], counts = flip_labels(capped, noise["rate"], noise["kind"], seed)
-        steps.append(
-            _step(f"label noise in train ({noise['kind']}, rate {noise['rate']})", capped, splits["train"], counts)
-        )
+        name = f"label noise in train ({noise['kind']}, rate {noise['rate']})"
+        steps.append(_step(name, capped, splits["train"], counts))
     return [pair for members in splits.values() for pair in members], steps, notes
 
 
@@ -131,29 +141,31 @@ def _by_split(pairs: list[PreferencePair]) -> dict[str, list[PreferencePair]]:
 
 
 def _check_not_empty(data: dict[str, Any], report: dict[str, Any]) -> None:
-    asked = ["train"] + [split for split in ("validation", "test") if data[f"{split}_fraction"] > 0]
-    empty = [split for split in asked if split not in report["splits"]]
-    if empty:
-        what = (
-            "nothing is left to train on" if "train" in empty else f"the split {' and the split '.join(empty)} is empty"
+    requested = ["train"] + [split for split in ("validation", "test") if data[f"{split}_fraction"] > 0]
+    empty = [split for split in requested if split not in report["splits"]]
+    if not empty:
+        return
+    if "train" in empty:
+        problem = "nothing is left to train on."
+    else:
+        problem = (
+            f"the split {' and the split '.join(empty)} is empty. "
+            "Raise data.<split>_fraction, or set it to 0 to do without the split."
         )
-        advice = (
-            "Below: what was read and what became of it."
-            if "train" in empty
-            else "Raise data.<split>_fraction, or set it to 0 to do without the split. Below: what was read and what became of it."
-        )
-        raise DataError(f"Data set '{report['dataset']['name']}': {what}. {advice}\n{describe(report)}")
+    raise DataError(
+        f"Data set '{report['dataset']['name']}': {problem} Below: what was read and what became of it.\n"
+        f"{describe(report)}"
+    )
 
 
 def describe(report: dict[str, Any]) -> str:
     """The report of `prepare` as text for a terminal."""
-    about, read = report["dataset"], report["read"]
-    revision = (
-        ""
-        if about["local"] or about["hub_id"] is None
-        else f", {about['hub_id']} at {about['revision'] or 'no fixed revision'}"
-    )
-    lines = [f"{about['title']} ({about['name']}{revision}; licence: {about['licence']})", "", "Read"]
+    dataset = report["dataset"]
+    read = report["read"]
+    source = dataset["name"]
+    if dataset["hub_id"] is not None and not dataset["local"]:
+        source += f", {dataset['hub_id']} at {dataset['revision'] or 'no fixed revision'}"
+    lines = [f"{dataset['title']} ({source}; licence: {dataset['licence']})", "", "Read"]
     lines += [f"  {count:>9,} rows   {file}" for file, count in read["files"].items()]
     lines += [f"  {read['pairs']:>9,} pairs made"]
     lines += tally_lines("dropped", read["dropped"])
@@ -161,22 +173,19 @@ def describe(report: dict[str, Any]) -> str:
     lines += [f"  {note}" for note in unread_notes(read["unread"])]
     lines += ["", "Steps"]
     for step in report["steps"]:
-        counts = ", ".join(
+        counts = [
             f"{name} {value:.3f}" if isinstance(value, float) else f"{name} {value}"
             for name, value in step["counts"].items()
-        )
-        lines.append(f"  {step['before']:>9,} -> {step['after']:,}   {step['step']}{f': {counts}' if counts else ''}")
-    lines += [
-        "",
-        "Splits",
-        f"  {'':20}{'pairs':>9}{'prompts':>9}{'chosen longer':>15}{'flipped':>9}   mean characters (prompt, chosen, rejected)",
-    ]
+        ]
+        name = f"{step['step']}: {', '.join(counts)}" if counts else step["step"]
+        lines.append(f"  {step['before']:>9,} -> {step['after']:,}   {name}")
+    headings = f"{'':20}{'pairs':>9}{'prompts':>9}{'chosen longer':>15}{'flipped':>9}"
+    lines += ["", "Splits", f"  {headings}   mean characters (prompt, chosen, rejected)"]
     for split, summary in report["splits"].items():
-        characters = ", ".join(f"{value:,.0f}" for value in summary["mean_characters"].values())
         share = f"{summary['share_chosen_longer']:.1%}"
-        lines.append(
-            f"  {split:20}{summary['pairs']:>9,}{summary['groups']:>9,}{share:>15}{summary['flipped']:>9,}   {characters}"
-        )
+        counts = f"{summary['pairs']:>9,}{summary['groups']:>9,}{share:>15}{summary['flipped']:>9,}"
+        characters = ", ".join(f"{value:,.0f}" for value in summary["mean_characters"].values())
+        lines.append(f"  {split:20}{counts}   {characters}")
     if report["notes"]:
         lines += ["", "Notes", *(f"  - {note}" for note in report["notes"])]
     return "\n".join(lines)

@@ -1,8 +1,8 @@
 """Duplicates, splits and samples of pairs.
 
-Every random choice orders pairs by a hash of the seed and the pair: it does not depend on the order of the files, and adding rows
-changes the fate of no other row.  A split never cuts a group (pairs with one prompt): the fault this prevents is a validation set
-that is a slice of the training set.
+Every random choice orders pairs by a hash of the seed and the pair. It does not depend on the order of the files, and
+added rows do not change what happens to others. A split never cuts a group (the pairs with one prompt). Otherwise the
+validation set would be a slice of the training set.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ def _hash(seed: int, purpose: str, name: str) -> int:
 
 
 def _claim(split: str) -> int:
-    """Which split keeps a group that stands in several: any test split before validation before train."""
+    """The split with the highest claim keeps a group that is in several: a test split, then validation, then train."""
     return {"train": 0, "validation": 1}.get(split, 2)
 
 
 def drop_duplicates(pairs: Sequence[PreferencePair]) -> tuple[list[PreferencePair], dict[str, int]]:
-    """Keep one copy of each pair, and no copy of pairs that are also there the other way round.
+    """Keep one copy of each pair, and no copy of pairs whose opposite is in the data too.
 
-    Of equal pairs in several splits the copy in an evaluation split is kept.
+    Of equal pairs in several splits, the copy in an evaluation split is kept.
 
     Returns:
-        the pairs left in their order; counts of "exact" and "contradictory" pairs dropped.
+        the remaining pairs in their order; counts of dropped "exact" and "contradictory" pairs.
     """
     labels: dict[tuple, set[tuple[str, str]]] = defaultdict(set)
     for pair in pairs:
@@ -51,7 +51,7 @@ def drop_duplicates(pairs: Sequence[PreferencePair]) -> tuple[list[PreferencePai
 
 
 def _compared(pair: PreferencePair) -> tuple:
-    """What a pair compares, whichever way round."""
+    """What a pair compares: the same for a pair and its opposite."""
     prompt = tuple((message["role"], message["content"]) for message in pair.prompt)
     return prompt, *sorted((pair.chosen, pair.rejected))
 
@@ -61,8 +61,9 @@ def split_train(
 ) -> list[PreferencePair]:
     """Move groups out of "train" into "validation" and "test", each only if the source itself has no such split.
 
-    A group's place is hash(seed, group), a uniform number u in [0, 1): validation if u < validation_fraction, test if it is in the
-    next `test_fraction`, else train.  Fractions are of groups, and in expectation.
+    hash(seed, group) gives every group a uniform number u in [0, 1). The group goes to validation if u <
+    validation_fraction, to test if u is in the next `test_fraction`, and otherwise stays in train. Fractions are of
+    groups, and in expectation.
     """
     present = {pair.split for pair in pairs}
     validation = 0.0 if "validation" in present else validation_fraction
@@ -70,22 +71,23 @@ def split_train(
     result = []
     for pair in pairs:
         if pair.split == "train":
-            place = _hash(seed, "split", pair.group) / 2**64
-            split = "validation" if place < validation else "test" if place < validation + test else "train"
-            pair = replace(pair, split=split)
+            u = _hash(seed, "split", pair.group) / 2**64
+            if u < validation:
+                pair = replace(pair, split="validation")
+            elif u < validation + test:
+                pair = replace(pair, split="test")
         result.append(pair)
     return result
 
 
 def drop_leaks(pairs: Sequence[PreferencePair]) -> tuple[list[PreferencePair], dict[str, int]]:
-    """Where a group stands in several splits, keep it in the evaluation split and drop it from train.
+    """Keep a group that is in several splits in the evaluation split, and drop it from train.
 
-    Between validation and a test split it stays in the test split.
-
-    Test splits may share groups: they are made from the same prompts on purpose (one world, several shifts), and none is trained on.
+    A group in validation and a test split stays in the test split. Test splits may share groups: they are made from the
+    same prompts on purpose (one world, several shifts), and nothing trains on them.
 
     Returns:
-        the pairs left; how many "groups" leaked and, by split, how many pairs were dropped.
+        the remaining pairs; how many "groups" leaked, and how many pairs of each split were dropped.
     """
     claim: dict[str, int] = {}
     for pair in pairs:
@@ -93,14 +95,14 @@ def drop_leaks(pairs: Sequence[PreferencePair]) -> tuple[list[PreferencePair], d
     leaked = [pair for pair in pairs if _claim(pair.split) < claim[pair.group]]
     dropped = Counter(pair.split for pair in leaked)
     kept = [pair for pair in pairs if _claim(pair.split) == claim[pair.group]]
-    return kept, {
-        "groups": len({pair.group for pair in leaked}),
-        **{f"{split}_pairs": count for split, count in sorted(dropped.items())},
-    }
+    counts = {"groups": len({pair.group for pair in leaked})}
+    for split, count in sorted(dropped.items()):
+        counts[f"{split}_pairs"] = count
+    return kept, counts
 
 
 def check_groups(pairs: Iterable[PreferencePair]) -> None:
-    """Raise AssertionError if a group of train or validation stands in another split: a fault of this program, not of the data."""
+    """Raise AssertionError if a group of train or validation is in another split, which would be a fault of the program."""
     splits: dict[str, set[str]] = defaultdict(set)
     for pair in pairs:
         splits[pair.group].add(pair.split)
@@ -112,18 +114,18 @@ def check_groups(pairs: Iterable[PreferencePair]) -> None:
 def cap_pairs(pairs: Sequence[PreferencePair], limit: int | None, keep_balance: bool = False) -> list[PreferencePair]:
     """The first `limit` pairs; all for None.
 
-    With `keep_balance`, half of them with the longer answer chosen, in the order given (one pair fewer than an odd limit).
+    With `keep_balance`, half of them have the longer answer chosen (one pair fewer than an odd limit).
     """
     if limit is None or len(pairs) <= limit:
         return list(pairs)
     if not keep_balance:
         return list(pairs[:limit])
-    room = {True: limit // 2, False: limit // 2}
+    remaining = {True: limit // 2, False: limit // 2}
     kept = []
     for pair in pairs:
-        longer = len(pair.chosen) > len(pair.rejected)
-        if room[longer]:
-            room[longer] -= 1
+        chosen_is_longer = len(pair.chosen) > len(pair.rejected)
+        if remaining[chosen_is_longer]:
+            remaining[chosen_is_longer] -= 1
             kept.append(pair)
     return kept
 
@@ -161,6 +163,6 @@ def share_chosen_longer(pairs: Sequence[PreferencePair]) -> float | None:
     """Share of pairs whose chosen answer has more characters, equal lengths counted half; None without pairs."""
     if not pairs:
         return None
-    return sum(0.5 * ((len(p.chosen) > len(p.rejected)) + (len(p.chosen) >= len(p.rejected))) for p in pairs) / len(
-        pairs
-    )
+    longer = sum(len(pair.chosen) > len(pair.rejected) for pair in pairs)
+    equal = sum(len(pair.chosen) == len(pair.rejected) for pair in pairs)
+    return (longer + 0.5 * equal) / len(pairs)

@@ -55,6 +55,15 @@ def score_files(
     return [_score(scorer, about, entry, out, strict) for entry, out in zip(data, outputs, strict=True)]
 
 
+def load_items(data: str, root: Path | None = None) -> list[BenchmarkItem]:
+    """The items that `score_files` would score, for programs that compute their scores themselves.
+
+    Args:
+        data, root: as for `rm_methods.scoring.data.load_data`.
+    """
+    return load_data(data, root).items
+
+
 def _check_scorable(data: ScoringData, strict: bool) -> None:
     if not data.items:
         raise DataError(f"--data {data.name}: nothing is left to score.\n{describe_reading(data)}")

@@ -12,7 +12,7 @@ from rm_methods.files import file_hash
 from rm_methods.methods.contract import Inputs
 from rm_methods.methods.registry import load_card, load_method
 from rm_methods.preferences.pair import write_pairs
-from rm_methods.scoring.score import score_files
+from rm_methods.scoring.score import load_items, score_files
 from rm_methods.scoring.scorer import ScoringSettings
 
 GOOD = {"prompt": "Name a tree.", "chosen": "Oak.", "rejected": "Rock."}
@@ -210,3 +210,11 @@ def test_pairs_are_scored_with_joint_models(prepared, pairs, tmp_path, name):
     assert len(read_scores(out)) == 6
     has_template = "template" in report_of(out)["model"]
     assert has_template == (name == "joint_decoder")  # the encoder reads text without one
+
+
+def test_the_items_of_a_file_are_those_of_its_score_table(longest, write_rows, tmp_path):
+    path = str(write_rows("x.jsonl", GOOD))
+    score_files(longest, [(path, tmp_path / "s.parquet")], None, ScoringSettings())
+    named = {(item.item_id, k) for item in load_items(path) for k in range(len(item.responses))}
+    table = pd.read_parquet(tmp_path / "s.parquet")
+    assert named == set(zip(table["item_id"], table["response_index"], strict=True))
