@@ -1,4 +1,4 @@
-"""Rows of one file: JSON lines, JSON arrays, CSV, Parquet. Ambiguous or damaged content is refused, with file and row."""
+"""Rows of one file: JSON lines, JSON arrays, CSV, Parquet. Ambiguous or damaged content is refused by file and row."""
 
 from __future__ import annotations
 

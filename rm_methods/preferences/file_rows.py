@@ -168,8 +168,8 @@ def _load_from_hub(card: DatasetCard, hub_split: str, data_dir: str | None) -> A
         )
     except Exception as error:  # network, cache and parsers raise errors of many kinds; the user reads their text
         raise DataError(
-            f"Data set '{card.name}': {card.hub_id}, split {hub_split}, revision {card.revision or 'unpinned'} could not "
-            f"be loaded from the hub ({type(error).__name__}: {error}).\n"
+            f"Data set '{card.name}': {card.hub_id}, split {hub_split}, revision {card.revision or 'unpinned'} could "
+            f"not be loaded from the hub ({type(error).__name__}: {error}).\n"
             "Without the network, put its files into a folder and name that folder in the configuration:\n"
             f"    data:\n      dataset: {card.name}\n      root: /folder/with/the/files\n{card.local_files}".rstrip()
         ) from error

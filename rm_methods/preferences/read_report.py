@@ -1,4 +1,4 @@
-"""What a reader read and what it left out: no row disappears without being counted here."""
+"""What a reader read and what it dropped: every row is counted here."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ NOTHING = (None, "", [], {})  # values that a column without a value may have, b
 
 
 class Fields(dict):
-    """The columns of one row; which of them a reader asks for by `[]` or `get` is noted for the whole file."""
+    """The columns of one row. It records, for the whole file, which of them a reader asks for by `[]` or `get`."""
 
     def __init__(self, values: dict[str, Any], read: set[str]):
         super().__init__(values)
@@ -50,9 +50,8 @@ class Columns:
     @property
     def unread(self) -> dict[str, int]:
         """The columns and keys of messages that hold something and were not read, with the number of their rows."""
-        return {
-            name: count for name, count in self.values.items() if count and name not in self.read
-        } | self.message_keys
+        columns = {name: count for name, count in self.values.items() if count and name not in self.read}
+        return columns | dict(self.message_keys)
 
 
 @dataclass
@@ -63,8 +62,8 @@ class ReadReport:
         files: rows read, by file (or hub split).
         pairs: pairs made.
         dropped: rows that gave no pair, by reason: {"count": int, "examples": ["file, row N: why", ...]}.
-        changed: things put right in rows that were kept (merged turns, ...), in the same form.
-        notes: anything else a reader of the report must know.
+        changed: repairs in rows that were kept (merged turns, ...), in the same form.
+        notes: other remarks for the readers of the report.
         columns: the columns of each file, and which of them were read.
     """
 
@@ -79,11 +78,11 @@ class ReadReport:
         """Count one row read from `file`."""
         self.files[file] = self.files.get(file, 0) + 1
 
-    def drop(self, reason: str, file: str, row: int, why: str = "") -> None:
-        """Count one row that gives no pair.  `why` is what is particular to this row, for the examples."""
+    def drop(self, reason: str, file: str, row: int | None, why: str = "") -> None:
+        """Count one row that gives no pair. `why` is the detail of this row, for the examples."""
         _tally(self.dropped, reason, file, row, why)
 
-    def change(self, what: str, file: str, row: int, why: str = "") -> None:
+    def change(self, what: str, file: str, row: int | None, why: str = "") -> None:
         """Count one repair in a row that is kept."""
         _tally(self.changed, what, file, row, why)
 
@@ -115,11 +114,12 @@ class ReadReport:
         }
 
 
-def _tally(table: dict[str, dict[str, Any]], reason: str, file: str, row: int, why: str) -> None:
+def _tally(table: dict[str, dict[str, Any]], reason: str, file: str, row: int | None, why: str) -> None:
     entry = table.setdefault(reason, {"count": 0, "examples": []})
     entry["count"] += 1
     if len(entry["examples"]) < EXAMPLES_KEPT:
-        entry["examples"].append(f"{file}, row {row}" + (f": {why}" if why else ""))
+        example = f"{file}, row {row}"
+        entry["examples"].append(f"{example}: {why}" if why else example)
 
 
 def tally_lines(heading: str, table: dict[str, dict[str, Any]]) -> list[str]:

@@ -102,7 +102,7 @@ def drop_leaks(pairs: Sequence[PreferencePair]) -> tuple[list[PreferencePair], d
 
 
 def check_groups(pairs: Iterable[PreferencePair]) -> None:
-    """Raise AssertionError if a group of train or validation is in another split, which would be a fault of the program."""
+    """Raise AssertionError if a group of train or validation is in another split: that is a fault of the program."""
     splits: dict[str, set[str]] = defaultdict(set)
     for pair in pairs:
         splits[pair.group].add(pair.split)
@@ -136,7 +136,7 @@ def longest_text(pair: PreferencePair) -> int:
 
 
 def summarize_splits(pairs: Iterable[PreferencePair]) -> dict[str, dict[str, Any]]:
-    """By split: pairs, groups, pairs by source, share with the longer answer chosen, mean characters, flipped labels."""
+    """By split: pairs, groups, pairs by source, share with the longer answer chosen, mean characters, flips."""
     by_split: dict[str, list[PreferencePair]] = defaultdict(list)
     for pair in pairs:
         by_split[pair.split].append(pair)

@@ -1,8 +1,9 @@
 """Readers: each turns one public format into preference pairs.
 
-A reader is a function ``read(card, root, options, report) -> Iterator[PreferencePair]`` in a module that also holds ``OPTIONS``: for each
-option a JSON-schema fragment with "default" and "description".  `root` is a local folder, or None for the hub.  A row that cannot be a
-pair is counted in the `ReadReport`; a file that cannot be trusted raises `DataError` with file and row.
+A reader is a function ``read(card, root, options, report) -> Iterator[PreferencePair]``. Its module also has
+``OPTIONS``: for each option a JSON-schema fragment with "default" and "description". `root` is a local folder, or None
+for the hub. The `ReadReport` counts a row that cannot be a pair. A file that cannot be trusted raises `DataError` with
+file and row.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ def load_reader(name: str) -> tuple[Reader, dict[str, dict[str, Any]]]:
     """A reader's function and its OPTIONS.
 
     Raises:
-        ConfigError: if there is no reader of that name.
+        ConfigError: there is no reader of that name.
     """
     if name not in READERS:
         raise ConfigError([f"reader: there is no reader '{name}'. {nearest(name, READERS)}"])
@@ -48,7 +49,8 @@ def load_reader(name: str) -> tuple[Reader, dict[str, dict[str, Any]]]:
 
 def option_problems(reader: str, options: dict[str, Any], where: str = "data.options") -> list[str]:
     """Everything that is wrong with the options given to a reader, one sentence each."""
-    schema = {"type": "object", "properties": load_reader(reader)[1], "additionalProperties": False}
+    _, fragments = load_reader(reader)
+    schema = {"type": "object", "properties": fragments, "additionalProperties": False}
     return schema_problems(options, schema, where)
 
 
@@ -60,7 +62,8 @@ def resolve_reader_options(card: DatasetCard, given: dict[str, Any]) -> dict[str
     """
     if problems := option_problems(card.reader, given):
         raise ConfigError(problems)
-    defaults = {name: option["default"] for name, option in load_reader(card.reader)[1].items()}
+    _, fragments = load_reader(card.reader)
+    defaults = {name: fragment["default"] for name, fragment in fragments.items()}
     return defaults | card.options | given
 
 
@@ -78,6 +81,7 @@ def read_dataset(
     """
     resolved = resolve_reader_options(card, options)
     report = ReadReport()
-    pairs = list(load_reader(card.reader)[0](card, root, resolved, report))
+    read, _ = load_reader(card.reader)
+    pairs = list(read(card, root, resolved, report))
     report.pairs = len(pairs)
     return pairs, resolved, report

@@ -1,7 +1,8 @@
 """AlpacaEval (Li et al. 2023): annotations of a model's output against one baseline, by two GPT-4 annotators.
 
-Source: https://github.com/tatsu-lab/alpaca_eval, ``results/<model>/<annotator>/annotations.json``.  `preference` lies in [1, 2]: 2 means
-output_2 is better, 1.5 is a tie.  The older annotator (alpaca_eval_gpt4) gives 1, 2 or 1.5, and writes **0.0 for a draw**.
+Source: https://github.com/tatsu-lab/alpaca_eval, ``results/<model>/<annotator>/annotations.json``. `preference` is a
+number in [1, 2]: 2 means that output_2 is better, 1.5 is a tie. The older annotator (alpaca_eval_gpt4) gives 1, 2 or
+1.5, and writes **0.0 for a draw**.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ from rm_methods.preferences.file_rows import Row, Unusable, checked_pair, number
 from rm_methods.preferences.pair import PreferencePair
 from rm_methods.preferences.read_report import ReadReport
 
-WEIGHTED, DISCRETE = "weighted_alpaca_eval_gpt4_turbo", "alpaca_eval_gpt4"
+WEIGHTED = "weighted_alpaca_eval_gpt4_turbo"
+DISCRETE = "alpaca_eval_gpt4"
 TIE = 1.5
 BY_INSTRUCTION = "by_instruction"  # the card's "split" of files that hold all instructions
 
@@ -37,8 +39,9 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "pairing": {
         "enum": ["baseline", "models", "both"],
         "default": "baseline",
-        "description": "baseline: each annotation is one pair, model against baseline. models: outputs of two models on one instruction, "
-        "ordered by their preferences against the same baseline by the same annotator. both: all of these.",
+        "description": "baseline: each annotation is one pair, model against baseline. models: outputs of two models "
+        "on one instruction, ordered by their preferences against the same baseline by the same annotator. "
+        "both: all of these.",
     },
     "minimum_strength": {
         "type": "number",
@@ -58,7 +61,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "type": "integer",
         "minimum": 1,
         "default": 10,
-        "description": "At most so many pairs of models an instruction and annotator, a fixed sample (pairing models).",
+        "description": "Most pairs of models for an instruction and annotator, a fixed sample (pairing models).",
     },
 }
 
@@ -83,8 +86,8 @@ def read(card: DatasetCard, root: Path | None, options: dict[str, Any], report: 
     Annotations without a preference, ties, equal outputs and empty outputs are dropped and counted.
 
     Raises:
-        DataError: if a field is missing or of the wrong type, a preference is not in the annotator's range, or a file's place
-            does not tell the annotator.
+        DataError: a field is missing or of the wrong type, a preference is not in the annotator's range, or a file's
+            path does not name the annotator.
     """
     judged: dict[tuple, list[Judgement]] = defaultdict(list)
     for row in source_rows(card, root, report):
@@ -114,7 +117,7 @@ def _annotator(row: Row) -> str:
         if path.parent.name == annotator:
             return annotator
     raise DataError(
-        f"{row.file}: its place does not tell the annotator. "
+        f"{row.file}: its path does not name the annotator. "
         f"Expected pairs_*, v1_pairs_*, or annotations.json in a folder {WEIGHTED} or {DISCRETE}."
     )
 
@@ -144,17 +147,24 @@ def _judgement(row: Row, annotator: str) -> Judgement:
 
 
 def instruction_split(instruction: str) -> str:
-    """The split where files do not name it: sha256(instruction) mod 100, below 70 train, below 85 validation, else test."""
+    """The split of an instruction whose file does not name one.
+
+    sha256(instruction) mod 100: below 70 train, below 85 validation, otherwise test.
+    """
     bucket = int(hashlib.sha256(instruction.encode("utf-8")).hexdigest(), 16) % 100
-    return "train" if bucket < 70 else "validation" if bucket < 85 else "test"
+    if bucket < 70:
+        return "train"
+    return "validation" if bucket < 85 else "test"
 
 
 def _against_baseline(card: DatasetCard, judgement: Judgement, minimum_strength: float) -> PreferencePair:
     strength = abs(judgement.preference - TIE) * 2
     model_wins = judgement.preference > TIE
-    outputs = [(judgement.baseline_output, judgement.baseline), (judgement.model_output, judgement.model)]
-    (chosen, winner), (rejected, loser) = reversed(outputs) if model_wins else outputs
-    # Checked before ties: two equal outputs are nearly always judged a tie, and their being equal is the reason.
+    baseline = (judgement.baseline, judgement.baseline_output)
+    model = (judgement.model, judgement.model_output)
+    winner, chosen = model if model_wins else baseline
+    loser, rejected = baseline if model_wins else model
+    # Checked before ties: two equal outputs are nearly always judged a tie, because they are equal.
     pair = checked_pair(
         judgement.row,
         [{"role": "user", "content": judgement.instruction}],
@@ -174,9 +184,11 @@ def _against_baseline(card: DatasetCard, judgement: Judgement, minimum_strength:
 def _between_models(
     card: DatasetCard, judgements: list[Judgement], options: dict[str, Any], report: ReadReport
 ) -> Iterator[PreferencePair]:
-    """Pairs of two models' outputs on one instruction; which ones is settled by a hash of the two models, not by file order."""
+    """Pairs of two models' outputs on one instruction. A hash of the two models draws them, whatever the file order."""
     candidates = []
-    instruction = content_hash(judgements[0].instruction)  # hashed once: the texts are long and the candidates many
+    instruction = content_hash(
+        judgements[0].instruction
+    )  # hashed once: the texts are long, and the candidates are many
     answered = []
     for judgement in judgements:
         if judgement.model_output.strip():

@@ -1,7 +1,7 @@
-"""HH-RLHF (Bai et al. 2022): two transcripts a row that part at the last turn of the assistant.
+"""HH-RLHF (Bai et al. 2022): rows of two transcripts that differ in the last turn of the assistant.
 
-Format and counts: https://github.com/anthropics/hh-rlhf.  A transcript is ``\\n\\nHuman: ...\\n\\nAssistant: ...``; the prompt is
-everything before the last ``\\n\\nAssistant:`` and the response is the rest (the last-turn rule).
+Format and counts: https://github.com/anthropics/hh-rlhf. A transcript is ``\\n\\nHuman: ...\\n\\nAssistant: ...``. The
+prompt is everything before the last ``\\n\\nAssistant:``, and the response is the rest (the last-turn rule).
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "minItems": 1,
         "uniqueItems": True,
         "default": None,
-        "description": "Which tranches to read. null: all four from the hub, or every one that stands in the local root.",
+        "description": "Tranches to read. null: all four from the hub, or all that are in the local root.",
     }
 }
 
-# Only a speaker's name at the start of a paragraph is a marker: a bare "Human:" occurs in running text.
+# Only a speaker's name at the start of a paragraph begins a turn: "Human:" also occurs in running text.
 TURN = re.compile(r"(?:^|\n\n)(Human|Assistant):")
-ROLES = {"Human": "user", "Assistant": "assistant"}
+_ROLE_OF_SPEAKER = {"Human": "user", "Assistant": "assistant"}
 
 
 def parse_transcript(text: str) -> list[Message]:
-    """Split a transcript into messages, as they stand (consecutive turns of one speaker are not merged).
+    """Split a transcript into messages, without merging consecutive turns of one speaker.
 
     The white space around each turn is removed.  The last message is the assistant's and may be empty.
 
@@ -43,17 +43,17 @@ def parse_transcript(text: str) -> list[Message]:
     [{'role': 'user', 'content': 'Hello?'}, {'role': 'assistant', 'content': 'Hi.'}]
 
     Raises:
-        ValueError: if there is text before the first turn or no turn at all, or if the transcript does not begin with a
-            Human and end with an Assistant turn.
+        ValueError: text before the first turn, no turn at all, or a transcript that does not begin with a Human turn
+            and end with an Assistant turn.
     """
     before, *turns = TURN.split(text)
     if not turns:
         raise ValueError("it has no 'Human:' or 'Assistant:' turn")
     if before.strip():
         raise ValueError(f"it begins with {before[:40]!r} instead of 'Human:'")
-    messages = [
-        {"role": ROLES[name], "content": content.strip()} for name, content in zip(turns[::2], turns[1::2], strict=True)
-    ]
+    messages = []
+    for speaker, content in zip(turns[::2], turns[1::2], strict=True):
+        messages.append({"role": _ROLE_OF_SPEAKER[speaker], "content": content.strip()})
     if messages[0]["role"] != "user":
         raise ValueError("it begins with an Assistant turn, not with a Human turn")
     if messages[-1]["role"] != "assistant":
@@ -62,7 +62,7 @@ def parse_transcript(text: str) -> list[Message]:
 
 
 def merge_turns(messages: list[Message]) -> list[Message]:
-    """Join consecutive turns of one speaker by a blank line, as they stood in the transcript.
+    """Join consecutive turns of one speaker by a blank line, as in the transcript.
 
     >>> merge_turns([{"role": "user", "content": "Hi."}, {"role": "user", "content": "Well?"}])
     [{'role': 'user', 'content': 'Hi.\\n\\nWell?'}]
@@ -80,10 +80,10 @@ def merge_turns(messages: list[Message]) -> list[Message]:
 
 
 def read(card: DatasetCard, root: Path | None, options: dict[str, Any], report: ReadReport) -> Iterator[PreferencePair]:
-    """Read the chosen tranches.
+    """Read the tranches.
 
-    A row whose transcripts part before the last turn, or with an empty last answer, or that is not a transcript, is dropped and
-    counted.  Consecutive turns of one speaker are merged and counted, a transcript each.
+    A row is dropped and counted if its transcripts differ before the last turn, if a last answer is empty, or if it has
+    no transcripts. Consecutive turns of one speaker are merged, and counted once per transcript.
     """
     for subset in _subsets(card, root, options["subsets"], report):
         folder = None if root is None else root / subset
@@ -97,16 +97,16 @@ def read(card: DatasetCard, root: Path | None, options: dict[str, Any], report: 
 def _subsets(card: DatasetCard, root: Path | None, wanted: list[str] | None, report: ReadReport) -> list[str]:
     if root is None:
         return wanted or list(SUBSETS)
-    found = [subset for subset in SUBSETS if (root / subset).is_dir()]
-    missing = [subset for subset in wanted or SUBSETS if subset not in found]
-    if not found or (wanted and missing):
+    present = [subset for subset in SUBSETS if (root / subset).is_dir()]
+    missing = [subset for subset in wanted or SUBSETS if subset not in present]
+    if not present or (wanted and missing):
         raise DataError(
             f"{root}: the folders {', '.join(missing)} of data set '{card.name}' are not there. "
             f"data.root must be the folder that holds them: {card.local_files}"
         )
     if missing:
         report.note(f"Not in the local root, so not read: {', '.join(missing)}.")
-    return wanted or found
+    return wanted or present
 
 
 def _pair(row: Row, source: str, report: ReadReport) -> PreferencePair:
@@ -123,8 +123,9 @@ def _pair(row: Row, source: str, report: ReadReport) -> PreferencePair:
             report.change("transcript with consecutive turns of one speaker: merged", row.file, row.number, side)
     if not all(messages[-1]["content"] for messages in transcripts.values()):
         raise Unusable("empty response")
-    # Compared before merging: the last-turn rule is about the text up to the last "Assistant:".
+    # Compared before merging: the last-turn rule refers to the text up to the last "Assistant:".
     if transcripts["chosen"][:-1] != transcripts["rejected"][:-1]:
         raise Unusable("prompts of chosen and rejected differ")
-    prompt, chosen, rejected = merged["chosen"][:-1], merged["chosen"][-1]["content"], merged["rejected"][-1]["content"]
-    return checked_pair(row, prompt, chosen, rejected, source=source)
+    chosen = merged["chosen"][-1]["content"]
+    rejected = merged["rejected"][-1]["content"]
+    return checked_pair(row, merged["chosen"][:-1], chosen, rejected, source=source)

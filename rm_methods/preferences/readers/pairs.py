@@ -1,12 +1,17 @@
-"""Generic preference data in TRL's formats (https://huggingface.co/docs/trl/dataset_formats#preference), as text or as conversations.
+"""Generic preference data in TRL's formats (https://huggingface.co/docs/trl/dataset_formats#preference).
 
-    {"prompt": "Why?", "chosen": "Because.", "rejected": "No."}                                     text, explicit prompt
-    {"chosen": "Why? Because.", "rejected": "Why? No."}                                             text, implicit prompt
-    {"prompt": [{"role": "user", ...}], "chosen": [{"role": "assistant", ...}], "rejected": [...]}  conversations, explicit prompt
-    {"chosen": [{"role": "user", ...}, {"role": "assistant", ...}], "rejected": [...]}              conversations, implicit prompt
+Text with an explicit and with an implicit prompt:
 
-Beside an explicit prompt, a conversational answer is one assistant message, or the whole conversation with the prompt in
-it.  A column may hold a conversation as text (JSON or Python's repr): it is parsed.  A column `system` is the system turn.
+    {"prompt": "Why?", "chosen": "Because.", "rejected": "No."}
+    {"chosen": "Why? Because.", "rejected": "Why? No."}
+
+Conversations with an explicit and with an implicit prompt:
+
+    {"prompt": [{"role": "user", ...}], "chosen": [{"role": "assistant", ...}], "rejected": [...]}
+    {"chosen": [{"role": "user", ...}, {"role": "assistant", ...}], "rejected": [...]}
+
+With an explicit prompt, a conversational answer is one assistant message, or the whole conversation with the prompt. A
+column may hold a conversation as text (JSON or Python's repr), which is parsed. A column `system` is the system turn.
 """
 
 from __future__ import annotations
@@ -31,6 +36,7 @@ from rm_methods.preferences.file_rows import (
     check_unicode,
     checked_pair,
     column,
+    first_names,
     number_column,
     parsed_conversation,
     source_rows,
@@ -50,7 +56,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "system_field": {
         **_OPTIONAL_NAME,
         "default": "system",
-        "description": "Column of the system prompt, if there is one: it becomes the system turn. null: none.",
+        "description": "Column of the system prompt, if any: it becomes the system turn. null: none.",
     },
     "chosen_field": {**_NAME, "default": "chosen", "description": "Column of the preferred answer."},
     "rejected_field": {**_NAME, "default": "rejected", "description": "Column of the other answer."},
@@ -70,46 +76,42 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "id_field": {
         **_OPTIONAL_NAME,
         "default": "id",
-        "description": "Column of the row's id, if there is one. An id must not occur twice. null: none.",
+        "description": "Column of the row's id, if any. An id must not occur twice. null: none.",
     },
     "split_field": {
         **_OPTIONAL_NAME,
         "default": "split",
-        "description": "Column of the split, if there is one (valid, val and dev mean validation; case does not matter). "
+        "description": "Column of the split, if any (valid, val and dev mean validation; case does not matter). "
         "Used where files do not name splits. null: none.",
     },
 }
 
-# Columns that other data sets keep the prompt in: beside them an implicit prompt would be a guess.
+# Columns that hold the prompt in other data sets. In a file with one of them, an implicit prompt would be a guess.
 PROMPT_COLUMNS = {
-    *(
-        "prompts",
-        "question",
-        "questions",
-        "instruction",
-        "instructions",
-        "query",
-        "input",
-        "inputs",
-        "user_input",
-        "user",
-        "request",
-    ),
-    *(
-        "problem",
-        "task",
-        "post",
-        "context",
-        "message",
-        "messages",
-        "conversation",
-        "conversations",
-        "dialogue",
-        "dialog",
-        "history",
-    ),
+    "prompts",
+    "question",
+    "questions",
+    "instruction",
+    "instructions",
+    "query",
+    "input",
+    "inputs",
+    "user_input",
+    "user",
+    "request",
+    "problem",
+    "task",
+    "post",
+    "context",
+    "message",
+    "messages",
+    "conversation",
+    "conversations",
+    "dialogue",
+    "dialog",
+    "history",
 }
-# Keys of a message that say something its text does not: without them the message is another one.
+# Keys of a message that its text does not repeat: without them the message would have another meaning.
 CALLS = ("tool_calls", "function_call")
 
 
@@ -117,7 +119,7 @@ def read(card: DatasetCard, root: Path | None, options: dict[str, Any], report: 
     """Read rows of any of the four forms.
 
     Raises:
-        DataError: if a column is missing or of the wrong type, an id occurs twice, or no row of a file has a column that
+        DataError: a column is missing or of the wrong type, an id occurs twice, or no row of a file has a column that
             an option names.
     """
     if options["strength_field"] and options["score_fields"]:
@@ -131,22 +133,24 @@ def read(card: DatasetCard, root: Path | None, options: dict[str, Any], report: 
             yield pair
     if others := sorted(splits - {*SPLITS, *card.splits}):
         report.note(
-            f"Splits that nothing is trained on, because they are neither train nor validation: {_listed(others)}."
+            f"Splits that nothing is trained on, because they are neither train nor validation: {first_names(others)}."
         )
 
 
 def _pairs_of_file(
     rows: Iterator[Row], source: str, options: dict[str, Any], report: ReadReport, first_use: dict[str, str]
 ) -> Iterator[PreferencePair]:
-    implicit_rows, held_back = 0, []  # an implicit prompt is right only if no row of the file has an explicit one
+    # Texts with an implicit prompt wait for the end of the file: they are right only if no row has an explicit prompt.
+    implicit_rows = 0
+    implicit_pairs = []
     for row in rows:
         row_id = _row_id(row, options["id_field"], first_use)
         try:
-            chosen, rejected = _answers(row, options, report)
-            prompt = _prompt(row, options["prompt_field"], report)
-            implicit = prompt is None and isinstance(chosen, str)
-            implicit_rows += implicit
-            prompt, chosen, rejected = _parts(prompt, chosen, rejected, report)
+            answers = _answers(row, options, report)
+            explicit_prompt = _prompt(row, options["prompt_field"], report)
+            is_implicit = explicit_prompt is None and isinstance(answers[0], str)
+            implicit_rows += is_implicit
+            prompt, chosen, rejected = _parts(explicit_prompt, answers, report)
             pair = checked_pair(
                 row,
                 _with_system_turn(prompt, row, options["system_field"], report),
@@ -160,38 +164,43 @@ def _pairs_of_file(
         except Unusable as problem:
             report.drop(problem.reason, row.file, row.number, problem.why)
             continue
-        if implicit:
-            held_back.append(pair)
+        if is_implicit:
+            implicit_pairs.append(pair)
         else:
             yield pair
     _check_named_columns(row, options, report)
     if implicit_rows:
-        yield from _implicit_pairs(row.file, held_back, options["prompt_field"], report)
+        yield from _implicit_pairs(row.file, implicit_pairs, options["prompt_field"], report)
 
 
-def _check_named_columns(row: Row, options: dict[str, Any], report: ReadReport) -> None:
-    """Refuse a file, of which `row` is the last row, if none of its rows has a column that the options name.
+def _check_named_columns(last_row: Row, options: dict[str, Any], report: ReadReport) -> None:
+    """Refuse a file if none of its rows has a column that the options name.
 
-    The default names are not asked for: they say where a prompt, an id, ... is if there is one.
+    The columns of the default options are optional.
     """
-    columns = report.columns[row.file].values
-    used = ["prompt_field", "system_field", "id_field"] + ([] if row.split else ["split_field"])
-    missing = [o for o in used if options[o] not in columns and options[o] not in (None, OPTIONS[o]["default"])]
-    if missing:
-        problems = [
-            f"data.options.{o} is '{options[o]}', but no row has that column. {nearest(options[o], columns, 'Found')}"
-            for o in missing
-        ]
-        raise DataError(f"{row.file}: {' '.join(problems)}")
+    columns = report.columns[last_row.file].values
+    used = ["prompt_field", "system_field", "id_field"]
+    if not last_row.split:
+        used.append("split_field")
+    problems = []
+    for option in used:
+        name = options[option]
+        if name in (None, OPTIONS[option]["default"]) or name in columns:
+            continue
+        problems.append(
+            f"data.options.{option} is '{name}', but no row has that column. {nearest(name, columns, 'Found')}"
+        )
+    if problems:
+        raise DataError(f"{last_row.file}: {' '.join(problems)}")
 
 
 def _implicit_pairs(
     file: str, pairs: list[PreferencePair], prompt_field: str | None, report: ReadReport
 ) -> Iterator[PreferencePair]:
-    """The pairs of texts without a prompt, if that is how the file is meant.
+    """The pairs of texts without a prompt, if no row of the file has one.
 
     Raises:
-        DataError: no row has a prompt, but a column that is not read may well hold it.
+        DataError: no row has a prompt, but a column that is not read may hold it.
     """
     columns = report.columns[file]
     named = prompt_field in columns.values and prompt_field != OPTIONS["prompt_field"]["default"]
@@ -201,9 +210,9 @@ def _implicit_pairs(
         return
     if prompt_field and (others := [name for name in columns.unread if _may_be_prompt(name)]):
         raise DataError(
-            f"{file}: no row has a prompt in the column '{prompt_field}', and the column '{others[0]}' is not read. If it "
-            f"is the prompt, set data.options.prompt_field: {others[0]}. If the prompt is what both answers begin with, "
-            f"set data.options.prompt_field: null. {nearest(prompt_field, columns.values, 'Found')}"
+            f"{file}: no row has a prompt in the column '{prompt_field}', and the column '{others[0]}' is not read. If "
+            f"it is the prompt, set data.options.prompt_field: {others[0]}. If both answers begin with the prompt, set "
+            f"data.options.prompt_field: null. {nearest(prompt_field, columns.values, 'Found')}"
         )
     report.note("Implicit prompts of plain texts: words that both answers begin with are counted to the prompt.")
     yield from pairs
@@ -214,23 +223,19 @@ def _may_be_prompt(column: str) -> bool:
     return name in PROMPT_COLUMNS or bool(difflib.get_close_matches("prompt", [name], cutoff=0.85))
 
 
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
-
-
 def split_implicit_prompt(chosen: str, rejected: str) -> tuple[str, str, str]:
-    """Prompt, chosen and rejected from two texts that both begin with the prompt; prompt + answer is the text as it was.
+    """Prompt, chosen and rejected from two texts that both begin with the prompt; prompt + answer is the original text.
 
-    The prompt is the longest common prefix, cut back to before its last white space so that no word is torn.  TRL's
-    `extract_prompt` gives the same where the answers differ in their first letter, but leaves common first letters of the two
-    answers in the prompt ("The sky is bl").  Words that both answers begin with end up in the prompt here too: a file with an
-    explicit prompt is always better.
+    The prompt is the longest common prefix, cut before its last white space so that no word is split. TRL's
+    `extract_prompt` gives the same where the answers differ in their first letter, but leaves common first letters of
+    the two answers in the prompt ("The sky is bl"). Words that both answers begin with become part of the prompt here
+    too, so a file with an explicit prompt is always better.
 
     >>> split_implicit_prompt("The sky is blue.", "The sky is black.")
     ('The sky is', ' blue.', ' black.')
     """
     common = chosen[: _common_length(chosen, rejected)]
-    cut = re.search(r"\s*\S*\Z", common).start()
+    cut = len(re.sub(r"\s*\S*\Z", "", common, count=1))
     return chosen[:cut], chosen[cut:], rejected[cut:]
 
 
@@ -239,13 +244,20 @@ def _common_length(first: Sequence, second: Sequence) -> int:
     return next(differences, min(len(first), len(second)))
 
 
-def _answers(row: Row, options: dict[str, Any], report: ReadReport) -> list[str | list[Message]]:
-    answers = [_text_or_messages(row, options[f"{side}_field"], report) for side in ("chosen", "rejected")]
-    if isinstance(answers[0], str) != isinstance(answers[1], str):
-        raise DataError(
-            f"{row.file}, row {row.number}: one answer is text and the other is a list of messages; both must have one form."
-        )
-    return answers
+def _answers(
+    row: Row, options: dict[str, Any], report: ReadReport
+) -> tuple[str, str] | tuple[list[Message], list[Message]]:
+    """The columns of chosen and rejected, in one form."""
+    chosen = _text_or_messages(row, options["chosen_field"], report)
+    rejected = _text_or_messages(row, options["rejected_field"], report)
+    if isinstance(chosen, str) and isinstance(rejected, str):
+        return chosen, rejected
+    if isinstance(chosen, list) and isinstance(rejected, list):
+        return chosen, rejected
+    raise DataError(
+        f"{row.file}, row {row.number}: one answer is text and the other is a list of messages; "
+        "both must have one form."
+    )
 
 
 def _prompt(row: Row, name: str | None, report: ReadReport) -> str | list[Message] | None:
@@ -253,60 +265,76 @@ def _prompt(row: Row, name: str | None, report: ReadReport) -> str | list[Messag
 
 
 def _parts(
-    prompt: str | list[Message] | None, chosen: str | list[Message], rejected: str | list[Message], report: ReadReport
+    explicit_prompt: str | list[Message] | None,
+    answers: tuple[str, str] | tuple[list[Message], list[Message]],
+    report: ReadReport,
 ) -> tuple[list[Message], str, str]:
-    """Prompt and answers of a row in one form, whichever it has."""
+    """Prompt, chosen and rejected of a row of any of the forms."""
+    chosen, rejected = answers
     if chosen == rejected:
         raise Unusable("chosen equals rejected")
-    if not isinstance(chosen, str):
-        return _conversation_parts(prompt, chosen, rejected)
+    if isinstance(chosen, list) and isinstance(rejected, list):
+        return _conversation_parts(explicit_prompt, chosen, rejected)
+    assert isinstance(chosen, str)
+    assert isinstance(rejected, str)
+    prompt = explicit_prompt
     if prompt is None:
         if chosen.lstrip().startswith("Human:"):
             report.note(
-                "Texts begin with 'Human:', as HH-RLHF's transcripts do: the reader hh_rlhf takes such turns apart, this one does not."
+                "Texts begin with 'Human:', like the transcripts of HH-RLHF: the reader hh_rlhf splits such turns, "
+                "this one does not."
             )
         prompt, chosen, rejected = split_implicit_prompt(chosen, rejected)
-    return ([{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt), chosen, rejected
+    return _as_messages(prompt), chosen, rejected
+
+
+def _as_messages(prompt: str | list[Message]) -> list[Message]:
+    return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
 
 
 def _conversation_parts(
-    prompt: str | list[Message] | None, chosen: list[Message], rejected: list[Message]
+    explicit_prompt: str | list[Message] | None, chosen: list[Message], rejected: list[Message]
 ) -> tuple[list[Message], str, str]:
-    text = prompt if isinstance(prompt, str) and prompt.strip() else None
-    if not prompt or (isinstance(prompt, str) and (len(chosen) > 1 or text is None)):
-        shared = _common_length(chosen, rejected)
-        prompt, chosen, rejected = chosen[:shared], chosen[shared:], rejected[shared:]
-    elif isinstance(prompt, str):
-        prompt = [{"role": "user", "content": prompt}]
-    elif chosen[: len(prompt)] == prompt == rejected[: len(prompt)]:
-        chosen, rejected = chosen[len(prompt) :], rejected[len(prompt) :]
-    for answer in (chosen, rejected):
-        roles = [message["role"] for message in answer]
-        if not roles:
-            raise Unusable("empty response", "one conversation is the beginning of the other")
-        if len(roles) > 1:
-            raise Unusable(
-                "prompts of chosen and rejected differ", f"after what they share come the turns {', '.join(roles)}"
-            )
-        if roles != ["assistant"]:
-            raise Unusable("the answer is not an assistant turn", f"role {roles[0]}")
+    text = explicit_prompt if isinstance(explicit_prompt, str) and explicit_prompt.strip() else None
+    if isinstance(explicit_prompt, list) and explicit_prompt:
+        prompt = explicit_prompt
+        answers_repeat_it = chosen[: len(prompt)] == prompt == rejected[: len(prompt)]
+        prompt_turns = len(prompt) if answers_repeat_it else 0
+    elif text is not None and len(chosen) <= 1:
+        prompt = _as_messages(text)
+        prompt_turns = 0
+    else:
+        prompt_turns = _common_length(chosen, rejected)
+        prompt = chosen[:prompt_turns]
+    chosen_text = _only_answer(chosen[prompt_turns:])
+    rejected_text = _only_answer(rejected[prompt_turns:])
     if text is not None and not _says(prompt, text):
-        raise Unusable(
-            "prompts differ: the column is not what the conversation begins with", f"the column: {text[:60]!r}"
-        )
-    return prompt, chosen[0]["content"], rejected[0]["content"]
+        raise Unusable("prompts differ: the conversation does not begin with the column", f"the column: {text[:60]!r}")
+    return prompt, chosen_text, rejected_text
+
+
+def _only_answer(turns: Sequence[Message]) -> str:
+    """The text of the turns after the prompt, which must be one assistant turn."""
+    roles = [message["role"] for message in turns]
+    if not roles:
+        raise Unusable("empty response", "one conversation is the beginning of the other")
+    if len(roles) > 1:
+        raise Unusable("prompts of chosen and rejected differ", f"after their common turns come {', '.join(roles)}")
+    if roles != ["assistant"]:
+        raise Unusable("the answer is not an assistant turn", f"role {roles[0]}")
+    return turns[0]["content"]
 
 
 def _says(prompt: Sequence[Message], text: str) -> bool:
     """Whether a text is a prompt's first user turn, its last one, or all its turns; white space does not matter."""
-    users = [message["content"] for message in prompt if message["role"] == "user"]
-    wanted = " ".join(text.split())
-    everything = " ".join(message["content"] for message in prompt)
-    return any(" ".join(turn.split()) == wanted for turn in (*users[:1], *users[-1:], everything))
+    user_turns = [message["content"] for message in prompt if message["role"] == "user"]
+    all_turns = " ".join(message["content"] for message in prompt)
+    candidates = [*user_turns[:1], *user_turns[-1:], all_turns]
+    return any(candidate.split() == text.split() for candidate in candidates)
 
 
 def _with_system_turn(prompt: list[Message], row: Row, name: str | None, report: ReadReport) -> list[Message]:
-    """The prompt, behind the system turn that a column of the row holds."""
+    """The prompt, with the system turn that a column of the row holds."""
     value = row.fields.get(name) if name else None
     if value is None or value == "":
         return prompt
@@ -342,7 +370,8 @@ def _text_or_messages(row: Row, name: str, report: ReadReport) -> str | list[Mes
             f"{row.file}, row {row.number}: field '{name}' is {shown(value)}; "
             "expected text or a list of {role, content} messages."
         )
-    read, unread = [], set()
+    read = []
+    unread: set[str] = set()
     for position, message in enumerate(messages, start=1):
         if _is_plain(message):
             read.append(message)
@@ -356,7 +385,7 @@ def _text_or_messages(row: Row, name: str, report: ReadReport) -> str | list[Mes
 
 
 def _is_plain(message: Any) -> bool:
-    """Whether a message is nothing but a role that we have and a text; nearly all are, so this must be quick."""
+    """Whether a message is an allowed role and a text, and nothing else. Nearly all are, so this must be quick."""
     return (
         isinstance(message, dict)
         and len(message) == 2
@@ -366,12 +395,13 @@ def _is_plain(message: Any) -> bool:
 
 
 def _message(message: Any, where: str, row: Row) -> Message:
-    """One message, if its text is all that it says."""
+    """One message, if it says no more than its text."""
     if not isinstance(message, dict) or "role" not in message:
         raise DataError(
             f"{row.file}, row {row.number}: {where} is {message!r:.60}; expected an object with role and content."
         )
-    role, content = message["role"], message.get("content")
+    role = message["role"]
+    content = message.get("content")
     if isinstance(role, str) and role not in ROLES:
         raise Unusable("unsupported role", f"{role!r:.40}; allowed are {', '.join(ROLES)}")
     if calls := [key for key in CALLS if message.get(key)]:
@@ -386,14 +416,10 @@ def _message(message: Any, where: str, row: Row) -> Message:
 
 
 def _text_of_parts(parts: list[Any], where: str) -> str:
-    """The text of a content in parts, as multimodal data has it: exactly one part, a text."""
-    if (
-        len(parts) == 1
-        and isinstance(parts[0], dict)
-        and isinstance(parts[0].get("text"), str)
-        and parts[0].get("type") == "text"
-    ):
-        return parts[0]["text"]
+    """The text of a content in parts, as in multimodal data; there must be exactly one part, a text."""
+    part = parts[0] if len(parts) == 1 else None
+    if isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str):
+        return part["text"]
     raise Unusable("content is not one text", f"{where}: {parts!r:.60}")
 
 
@@ -434,10 +460,13 @@ def _strength(row: Row, options: dict[str, Any]) -> float | None:
         return number_column(row, options["strength_field"])
     if not options["score_fields"]:
         return None
-    scores = [number_column(row, name) for name in options["score_fields"]]
-    if None in scores:
+    chosen_score, rejected_score = (number_column(row, name) for name in options["score_fields"])
+    if chosen_score is None or rejected_score is None:
         return None
-    strength = scores[0] - scores[1]
+    strength = chosen_score - rejected_score
     if not math.isfinite(strength):
-        raise DataError(f"{row.file}, row {row.number}: the difference of the scores {scores} is beyond all floats.")
+        raise DataError(
+            f"{row.file}, row {row.number}: the difference of the scores {[chosen_score, rejected_score]} is beyond "
+            "all floats."
+        )
     return strength

@@ -1,4 +1,4 @@
-"""The controlled world: generated preferences in simple English, with a gold quality computed from the text (docs/world.md)."""
+"""The controlled world: generated preferences in simple English, whose gold quality is computed (docs/world.md)."""
 
 from __future__ import annotations
 

@@ -16,12 +16,9 @@ from rm_methods.validation import schema_problems
 SOURCE = "world"
 TEST_SPLITS = ("iid", "cue_neutral", "cue_reversed", "long_context", "early_evidence", "late_evidence")
 SPLITS = ("train", "validation", *TEST_SPLITS)
-FLAWS = {
-    "contradicts": 0.84,
-    "omits": 0.08,
-    "invents": 0.08,
-}  # the last two equally often: the number of claims tells nothing
-MOST_REPEATS = 500  # prompts drawn in a row that all were there before: the world is as good as used up
+# "omits" and "invents" are equally frequent, so that the number of claims tells nothing.
+FLAWS = {"contradicts": 0.84, "omits": 0.08, "invents": 0.08}
+MOST_REPEATS = 500  # after so many repeated prompts in a row, nearly all prompts of the world are used up
 
 
 def _whole(default: int, least: int, most: int, description: str) -> dict[str, Any]:
@@ -65,7 +62,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "type": "string",
         "enum": ["early", "mixed", "late"],
         "default": "mixed",
-        "description": "Position of the deciding evidence in prompt and responses; early_evidence and late_evidence set it themselves.",
+        "description": "Position of the deciding evidence in prompt and responses; early_evidence and late_evidence "
+        "set it themselves.",
     },
     "filler": _whole(1, 0, 100, "Most filler sentences in a prompt or response (evenly 0 to this)."),
     "long_multiplier": _whole(
@@ -128,8 +126,8 @@ def generate(**options: Any) -> list[PreferencePair]:
     settings = resolve(options)
     sizes = {"train": settings["train_pairs"], "validation": settings["validation_pairs"]}
     groups: set[str] = set()
-    pairs = {}
-    # Test splits first: a prompt that was drawn twice is drawn anew in the later split, so test data does not depend on train size.
+    pairs: dict[str, list[PreferencePair]] = {}
+    # Test splits first: the later split draws a repeated prompt anew, so the test data do not depend on the train size.
     for split in reversed(SPLITS):
         pairs[split] = _generate_split(split, sizes.get(split, settings["test_pairs"]), settings, groups)
     return [pair for split in SPLITS for pair in pairs[split]]
@@ -145,25 +143,27 @@ def _generate_split(split: str, size: int, settings: dict[str, Any], groups: set
         "iid": settings["cue_agreement"],
     }
     agreement["cue_reversed"] = 1.0 - settings["cue_agreement"]
-    fewest, most = 0, settings["filler"]
+    fewest = 0
+    most = settings["filler"]
     if split == "long_context":
         fewest = settings["long_multiplier"] * max(1, settings["filler"])
         most = 2 * fewest
-    pairs, repeats = [], 0
+    pairs: list[PreferencePair] = []
+    repeats = 0
     while len(pairs) < size:
         pair = _draw_pair(rng, split, settings, evidence, agreement.get(split, 0.5), (fewest, most))
         if pair.group not in groups:
             groups.add(pair.group)
             pairs.append(pair)
             repeats = 0
-        elif (repeats := repeats + 1) == MOST_REPEATS:
-            raise ConfigError(
-                [
-                    f"{split}: only {len(pairs)} of {size} pairs have a prompt of their own. "
-                    "Ask for fewer pairs, or raise filler or max_requirements."
-                ],
-                "the options of the controlled world",
+            continue
+        repeats += 1
+        if repeats == MOST_REPEATS:
+            problem = (
+                f"{split}: only {len(pairs)} of {size} pairs have a prompt of their own. "
+                "Ask for fewer pairs, or raise filler or max_requirements."
             )
+            raise ConfigError([problem], "the options of the controlled world")
     return pairs
 
 
@@ -177,16 +177,16 @@ def _draw_pair(
     texts = {}
     for side in ("chosen", "rejected"):
         cue = kind if cue_on_chosen == (side == "chosen") else None
-        # Where one response has a phrase, the other has one more filler sentence: only the length cue changes the length.
+        # Where one response has a phrase, the other has one more filler sentence: only the length cue changes the
+        # length.
         count = rng.randint(*filler) + (kind in ("closing", "flattery") and cue is None)
         texts[side] = _write_response(
             rng, getattr(scenario, side), scenario, evidence, cue, count, settings["length_cue"]
         )
-    gold_chosen, gold_rejected = gold(prompt, texts["chosen"][0]), gold(prompt, texts["rejected"][0])
-    assert gold_chosen > gold_rejected, (
-        prompt,
-        texts,
-    )  # true by construction; a change of the vocabulary could break it
+    gold_chosen = gold(prompt, texts["chosen"][0])
+    gold_rejected = gold(prompt, texts["rejected"][0])
+    # True by construction; a change of the vocabulary could break it.
+    assert gold_chosen > gold_rejected, (prompt, texts)
     return make_pair(
         prompt,
         texts["chosen"][0],
@@ -218,7 +218,8 @@ def _draw_scenario(rng: random.Random, settings: dict[str, Any]) -> Scenario:
     slots = list(words.DOMAINS[domain][1])
     rng.shuffle(slots)
     count = rng.randint(settings["min_requirements"], settings["max_requirements"])
-    asked, unasked = slots[:count], slots[count:]
+    asked = slots[:count]
+    unasked = slots[count:]
     required = {slot: rng.choice(words.SLOTS[slot].values) for slot in asked}
     scenario = Scenario(domain, required, dict(required), dict(required))
     free = list(asked)
@@ -263,12 +264,14 @@ def _write_prompt(
         turns = [[Part(opener), *sentences]]
     else:
         cut = rng.randint(1, len(sentences) - 1) if len(sentences) > 1 else 1
-        first, last = sentences[:cut], sentences[cut:]
+        first = sentences[:cut]
+        last = sentences[cut:]
         changeable = [index for index, part in enumerate(first) if part.slot]
         if changeable and evidence != "early" and rng.random() < settings["correction_rate"]:
             first, last = _change_mind(rng, scenario, first, last, rng.choice(changeable))
         turns = [[Part(opener), *first], [Part(rng.choice(words.FOLLOW_UPS))], last or [Part("That is all.")]]
-    prompt, spans = [], []
+    prompt = []
+    spans = []
     for index, turn in enumerate(turns):
         text, deciding, _ = _join(turn, " ")
         prompt.append({"role": ("user", "assistant")[index % 2], "content": text})
@@ -349,7 +352,9 @@ def _order(rng: random.Random, parts: list[Part], evidence: str) -> list[Part]:
 
 def _join(parts: Sequence[Part], separator: str) -> tuple[str, list[list[int]], list[list[int]]]:
     """The text, and the [start, end] character spans of its deciding and of its cue parts."""
-    evidence, cues, position = [], [], 0
+    evidence = []
+    cues = []
+    position = 0
     for part in parts:
         span = [position, position + len(part.text)]
         if part.deciding:

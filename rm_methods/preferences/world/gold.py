@@ -2,14 +2,15 @@
 
     gold = (met - contradicted - 0.5 * invented) / max(1, requirements)
 
-* A *requirement* is a slot that a user message gives a value; the last value given counts, so users can change their mind.
+* A *requirement* is a slot that a user message gives a value; the last value given counts, so users can change their
+  mind.
 * A slot is *met* when the response claims the required value and no other value of the slot, and denies it nowhere.
-* It is *contradicted* when the response claims another value (alone, or beside the right one: naming all values never pays)
-  or denies the required one.  A required slot of which the response says nothing counts zero.
+* It is *contradicted* when the response claims another value (alone, or beside the right one: naming all values never
+  pays) or denies the required one.  A required slot of which the response says nothing counts zero.
 * *Invented* is a slot that the response gives values although nobody asked.  Each such slot counts once.
 
-Claims form a set, so repetition, length, order, closing phrases and formatting change nothing.  A perfect response has gold 1,
-an empty one 0, and guessing among three values loses one third of a requirement on average.
+Claims form a set, so repetition, length, order, closing phrases and formatting change nothing.  A perfect response has
+gold 1, an empty one 0, and guessing among three values loses one third of a requirement on average.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ _BREAKS = frozenset([*".!?;:,\n", "but"])
 
 
 def gold(prompt: Sequence[Message] | str, response: str) -> float:
-    """Gold reward of a response: a float in (-infinity, 1], 1 for a response that meets every requirement and invents nothing.
+    """Gold reward of a response: a float in (-infinity, 1], 1 for a response that meets every requirement and invents
+    nothing.
 
     Args:
         prompt: the conversation, or one user message as a string.
@@ -52,7 +54,7 @@ def gold(prompt: Sequence[Message] | str, response: str) -> float:
 def requirements(prompt: Sequence[Message] | str) -> dict[str, str]:
     """What the user asks for: slot -> value.  Only user messages count; the last value named for a slot wins."""
     messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-    required = {}
+    required: dict[str, str] = {}
     for message in messages:
         if message["role"] == "user":
             required.update((slot, value) for slot, value, is_denied in _mentions(message["content"]) if not is_denied)

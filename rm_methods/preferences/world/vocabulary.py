@@ -1,7 +1,7 @@
 """The words of the controlled world: slots and their values, domains, sentence templates, filler, cues.
 
-Two rules make the gold reward exact, and the tests check both: every value belongs to one slot only, and no other word of
-the world (nouns, templates, filler, cues) is a value or a negation.
+Two rules make the gold reward exact, and the tests check both: every value belongs to one slot only, and no other word
+of the world (nouns, templates, filler, cues) is a value or a negation.
 """
 
 from __future__ import annotations

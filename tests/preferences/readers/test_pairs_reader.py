@@ -75,7 +75,7 @@ def test_an_implicit_prompt_and_its_answers_are_the_texts_again(prompt, first, s
 CALL = {"tool_calls": [{"type": "function", "function": {"name": "colour", "arguments": {}}}]}
 IMAGE = {"type": "image", "url": "sky.png"}
 SYSTEM = {"role": "system", "content": "Be kind."}
-PROMPTS_DIFFER = "prompts differ: the column is not what the conversation begins with"
+PROMPTS_DIFFER = "prompts differ: the conversation does not begin with the column"
 AS_NUMPY_PRINTS = "[{'role': 'user', 'content': 'a'}\n {'role': 'assistant', 'content': 'b'}]"
 UNPARSED = "conversation stored as text that cannot be parsed"
 SYSTEM_TURNS_DIFFER = "system turns differ: the conversation's and the column 'system'"
