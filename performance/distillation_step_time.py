@@ -93,7 +93,8 @@ def time_side(side: str, models: Path, rows: list[dict], budget: int, steps: int
     )
     device = "cuda" if torch.cuda.is_available() else "cpu"
     batches = [
-        b.to(device) for b in PlannedSteps(plan, pairs, items, "packed", 0, tokenizer.pad_id)[0]["micro_batches"]
+        b.to(device)
+        for b in PlannedSteps(plan, pairs, items, layout="packed", rank=0, pad_id=tokenizer.pad_id)[0]["micro_batches"]
     ]
     model.to(device).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6, fused=True)

@@ -69,11 +69,11 @@ def time_ours(backbone: Path, rows: list[dict], budget: int, pairs_per_step: int
     items = tokenizer.encode((p.prompt, (p.chosen, p.rejected)) for p in pairs)
     model = RewardModel(load_classifier(backbone, config["backbone"], 0), autocast=torch.bfloat16)
     ranks, steps = int(os.environ.get("WORLD_SIZE", 1)), -(-len(pairs) // pairs_per_step)
-    plan = plan_training(config["training"], items, 0, ranks, "packed")
+    plan = plan_training(config["training"], items, seed=0, ranks=ranks, layout="packed")
     with tempfile.TemporaryDirectory() as work:
         arguments = training_arguments(config["training"], 0, Path(work), steps)
         method = load_method("bradley_terry", load_card("bradley_terry").defaults())
-        steps = PlannedSteps(plan, pairs, items, "packed", arguments.process_index, tokenizer.pad_id)
+        steps = PlannedSteps(plan, pairs, items, layout="packed", rank=arguments.process_index, pad_id=tokenizer.pad_id)
         trainer = RewardTrainer(method=method, steps=steps, model=model, args=arguments)
         started = time.perf_counter()
         trainer.train()

@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from rm_methods.errors import DataError
 from rm_methods.files import content_hash, read_json
+from rm_methods.run_card import RunMetrics, RunSummary
 from rm_methods.validation import schema_problems
 
 _TEXT = {"type": "string"}
@@ -159,6 +160,11 @@ def read_run_key(source: str | os.PathLike) -> str:
     return read_record(source, "a file with a run key", "train")["run_key"]
 
 
-def read_summary(source: str | os.PathLike) -> dict[str, Any]:
+def read_summary(source: str | os.PathLike) -> RunSummary:
     """The summary.json of a run; raises as `read_record`."""
-    return read_record(source, "a summary.json of a run", "train")
+    return cast(RunSummary, read_record(source, "a summary.json of a run", "train"))
+
+
+def read_metrics(source: str | os.PathLike) -> RunMetrics:
+    """The metrics.json of an evaluated run; raises as `read_record`."""
+    return cast(RunMetrics, read_record(source, "a metrics.json of a run", "evaluate"))

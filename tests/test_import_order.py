@@ -14,6 +14,7 @@ ORDER = (
     "files",
     "parquet",
     "validation",
+    "run_card",
     "stored",
     "yaml_files",
     "card_files",

@@ -8,10 +8,10 @@ from __future__ import annotations
 import math
 import os
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -23,6 +23,7 @@ from rm_methods.benchmarks.score_table import read_scores, response_hash
 from rm_methods.benchmarks.sources import ItemReport
 from rm_methods.errors import DataError
 from rm_methods.files import file_hash, write_json
+from rm_methods.run_card import BenchmarkResult, RunMetrics
 from rm_methods.stored import with_checksum
 
 IDENTITY = ("variant", "method", "seed", "run_key")
@@ -228,10 +229,10 @@ def align_scores(items: Sequence[BenchmarkItem], scores_path: str | os.PathLike)
 
 def evaluate_run(
     benchmarks: Sequence[tuple[str, str | os.PathLike, str | os.PathLike]],
-    identity: dict[str, Any],
+    identity: Mapping[str, Any],
     out_metrics: str | os.PathLike,
     out_credits: str | os.PathLike,
-) -> dict[str, Any]:
+) -> RunMetrics:
     """Evaluate one run on its benchmarks: write metrics.json and credits.parquet (docs/architecture.md).
 
     Args:
@@ -239,7 +240,7 @@ def evaluate_run(
         identity: variant, method, seed and run_key of the run.
 
     Returns:
-        what is written to metrics.json.
+        What is written to metrics.json.
 
     Raises:
         UserError, DataError: a benchmark is unknown or named twice, a file is unreadable, or a score table does not fit
@@ -248,7 +249,7 @@ def evaluate_run(
     names = [name for name, _, _ in benchmarks]
     if len(set(names)) < len(names):
         raise DataError(f"a benchmark is named twice: {', '.join(names)}.")
-    result: dict[str, Any] = {key: identity[key] for key in IDENTITY} | {"benchmarks": {}}
+    results: dict[str, BenchmarkResult] = {}
     all_credits: dict[str, list] = {column: [] for column in CREDIT_COLUMNS}
     for name, items_path, scores_path in benchmarks:
         card = load_benchmark_card(name)
@@ -257,9 +258,9 @@ def evaluate_run(
         table = credit_table(card, items, scores)
         for column in CREDIT_COLUMNS:
             all_credits[column] += table[column]
-        undefined = dict.fromkeys(metric.name for metric in benchmark_module(card).metrics(items))
-        result["benchmarks"][name] = {
-            "metrics": undefined | metric_values(table),
+        metric_names = [metric.name for metric in benchmark_module(card).metrics(items)]
+        results[name] = {
+            "metrics": {**dict.fromkeys(metric_names), **metric_values(table)},
             "tie_rate": tie_rate(card, items, scores),
             "tie_rule": benchmark_module(card).TIE_RULE,
             "n_scored": sum(bool(np.isfinite(item_scores).all()) for item_scores in scores),
@@ -271,6 +272,6 @@ def evaluate_run(
             "made_from": {"items": file_hash(items_path), "scores": file_hash(scores_path)},
         }
     write_credits(all_credits, out_credits)
-    result = with_checksum(result)
-    write_json(out_metrics, result)
-    return result
+    metrics = with_checksum({key: identity[key] for key in IDENTITY} | {"benchmarks": results})
+    write_json(out_metrics, metrics)
+    return cast(RunMetrics, metrics)

@@ -16,8 +16,9 @@ from rm_methods.comparison.result import Column
 from rm_methods.errors import DataError, UserError, nearest
 from rm_methods.experiment.evaluated_runs import EvaluatedFiles
 from rm_methods.parquet import read_parquet
+from rm_methods.run_card import BenchmarkResult, RunCost, RunSummary
 from rm_methods.statistics.intervals import ItemDesign, item_design
-from rm_methods.stored import read_record, read_summary
+from rm_methods.stored import read_metrics, read_summary
 
 if TYPE_CHECKING:
     import pandas
@@ -47,13 +48,14 @@ class Run:
     content_blind: bool
     made_of: tuple[str, ...]
     data_hash: str | None
-    cost: dict[str, Any]
-    benchmarks: dict[str, dict[str, Any]]
+    cost: RunCost
+    benchmarks: Mapping[str, BenchmarkResult]
     credits: dict[tuple[str, str], pandas.DataFrame]
 
     def metric(self, column: Column) -> float | None:
         """Value of the column's metric; NaN if it was undefined, None if the run does not have it."""
-        metrics = self.benchmarks.get(column.benchmark, {}).get("metrics", {})
+        result = self.benchmarks.get(column.benchmark)
+        metrics = result.get("metrics", {}) if result else {}
         if column.metric not in metrics:
             return None
         value = metrics[column.metric]
@@ -105,7 +107,7 @@ def read_runs(files: Sequence[EvaluatedFiles], columns: Sequence[Column]) -> lis
 
 
 def _read_run(files: EvaluatedFiles, columns: Sequence[Column]) -> Run:
-    summary, metrics = read_summary(files.summary), read_record(files.metrics, "a metrics.json of a run", "evaluate")
+    summary, metrics = read_summary(files.summary), read_metrics(files.metrics)
     for key in ("variant", "method", "seed", "run_key"):
         if summary[key] != metrics[key]:
             raise DataError(
@@ -131,7 +133,7 @@ def _read_run(files: EvaluatedFiles, columns: Sequence[Column]) -> Run:
     return run
 
 
-def _content_blind(summary: dict[str, Any]) -> bool:
+def _content_blind(summary: RunSummary) -> bool:
     """Whether the scorer never reads the text: as the summary says, or else as the method's card says."""
     from rm_methods.methods.registry import load_card, method_names
 
@@ -141,7 +143,7 @@ def _content_blind(summary: dict[str, Any]) -> bool:
     return kind == "content_blind"
 
 
-def _made_of(summary: dict[str, Any]) -> tuple[str, ...]:
+def _made_of(summary: RunSummary) -> tuple[str, ...]:
     from rm_methods.methods.registry import load_card, method_names
 
     if summary["method"] not in method_names():

@@ -14,7 +14,7 @@ from rm_methods.experiment.layout import RECORDS, Layout, best_of_n_files, ppo_f
 from rm_methods.experiment.made_with import differences, read_made, refuse_outdated
 from rm_methods.files import file_hash, named_file_hash
 from rm_methods.methods.registry import MethodCard, load_card
-from rm_methods.stored import read_record, read_summary
+from rm_methods.stored import read_metrics, read_record, read_summary
 from rm_methods.system.code_hash import code_hash
 from rm_methods.system.deepspeed import custom_file_hash
 from rm_methods.system.provenance import key_of
@@ -307,7 +307,8 @@ class Experiment:
         """In what a stored run differs from the one that the configuration asks for."""
         summary = read_summary(Layout(folder).summary(variant, seed))
         identity = {"variant": variant, "method": self.config["methods"][variant]["method"], "seed": seed}
-        differing = list(differences({key: summary[key] for key in identity}, identity))
+        stored = {"variant": summary["variant"], "method": summary["method"], "seed": summary["seed"]}
+        differing = list(differences(stored, identity))
         made = summary.get("depends_on")
         if made is None:
             return [*differing, "it does not say what it was made with (an older release)"]
@@ -416,7 +417,7 @@ class Experiment:
         layout = Layout(folder)
         for variant, seed in self.runs():
             metrics = layout.metrics(variant, seed)
-            evaluated = read_record(metrics, "a metrics.json of a run", "evaluate")["benchmarks"]
+            evaluated = read_metrics(metrics)["benchmarks"]
             for benchmark, report in evaluated.items():
                 tables = {
                     "items": layout.items(benchmark),

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
 
+    from rm_methods.methods.masked_language import MaskedLanguageModel
     from rm_methods.preferences.pair import PreferencePair
     from rm_methods.reward_models.layouts import PairBatch
     from rm_methods.reward_models.model import RewardModel
@@ -75,7 +76,7 @@ class Adaptation:
         training: the `training` section that it follows.
     """
 
-    model: torch.nn.Module
+    model: MaskedLanguageModel
     method: Any
     training: Mapping[str, Any]
 

@@ -7,8 +7,6 @@ is what a reward model is there to find.
 
 from __future__ import annotations
 
-import json
-import math
 import os
 import shutil
 import sys
@@ -18,12 +16,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from rm_methods.errors import ConfigError, DataError, UserError
-from rm_methods.files import read_json_lines, write_json, write_text, written_atomically
+from rm_methods.errors import ConfigError, DataError
+from rm_methods.files import write_json, written_atomically
 from rm_methods.policies.policy import Policy, policy_from_backbone, save_policy
 from rm_methods.preferences.pair import Message, PreferencePair
 from rm_methods.reward_models.template_probe import contains, conversation, render
-from rm_methods.system.progress import Progress
 
 IGNORED = -100  # label of tokens without loss, as in transformers
 Example = dict[str, list[int]]
@@ -112,7 +109,9 @@ def train_sft(
         raise DataError(
             "There are no pairs of split 'train' to fine-tune a policy on. Prepare the data first, or set epochs: 0."
         )
-    log = _log(work_folder / "metrics.jsonl")
+    from rm_methods.training.trainer import TrainingLog
+
+    log = TrainingLog(work_folder / "metrics.jsonl", "SFT")
     trainer = _trainer(policy, train, settings, seed, work_folder, log)
     first = trainer.args.process_index == 0
     if settings.epochs:
@@ -129,7 +128,7 @@ def train_sft(
         "response_tokens": settings.epochs
         * sum(sum(label != IGNORED for label in example["labels"]) for example in train),
         "optimizer_steps": trainer.state.global_step,
-        "wall_seconds": round(log.before + time.monotonic() - started, 2),
+        "wall_seconds": round(log.seconds_before + time.monotonic() - started, 2),
         "train_loss": log.last_loss,
         "validation_loss": mean_loss(policy, validation, settings.examples_per_microbatch),
         "validation_examples": len(validation),
@@ -232,13 +231,12 @@ def collate(examples: Sequence[Mapping[str, list[int]]], pad_id: int, device=Non
 
 def _trainer(policy: Policy, examples: list, settings: SFTSettings, seed: int, work: Path, log):
     """The transformers Trainer of a run; the loss is the mean over the response tokens of a whole optimizer step."""
-    import torch
     from transformers import Trainer, TrainingArguments
     from transformers.trainer_callback import PrinterCallback
 
-    from rm_methods.training.fitting import one_device
+    from rm_methods.training.fitting import common_arguments, one_device
 
-    ranks, on_gpu = int(os.environ.get("WORLD_SIZE", 1)), torch.cuda.is_available()
+    ranks = int(os.environ.get("WORLD_SIZE", 1))
     per_rank, rest = divmod(settings.examples_per_step, ranks)
     if rest:
         raise ConfigError(
@@ -248,36 +246,11 @@ def _trainer(policy: Policy, examples: list, settings: SFTSettings, seed: int, w
     per_forward = max(n for n in range(1, min(per_rank, settings.examples_per_microbatch) + 1) if per_rank % n == 0)
     steps = settings.epochs * -(-len(examples) // settings.examples_per_step)
     arguments = TrainingArguments(
-        output_dir=str(work),
+        **common_arguments(asdict(settings), seed, work, steps),
         num_train_epochs=settings.epochs,
         per_device_train_batch_size=per_forward,
         gradient_accumulation_steps=per_rank // per_forward,
-        learning_rate=settings.learning_rate,
-        weight_decay=settings.weight_decay,
-        adam_beta1=settings.adam_betas[0],
-        adam_beta2=settings.adam_betas[1],
-        lr_scheduler_type={"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}[
-            settings.schedule
-        ],
-        warmup_steps=round(settings.warmup_fraction * steps),
-        max_grad_norm=settings.max_gradient_norm,
-        optim="adamw_torch_fused",
         bf16=settings.precision == "bf16",
-        use_cpu=not on_gpu,
-        ddp_backend="gloo" if "RANK" in os.environ and not on_gpu else None,
-        ddp_find_unused_parameters=False,
-        seed=seed,
-        data_seed=seed,
-        logging_steps=settings.log_every_steps,
-        logging_first_step=True,
-        logging_nan_inf_filter=False,
-        save_strategy="steps" if settings.checkpoint_every_steps else "no",
-        save_steps=settings.checkpoint_every_steps or 1,
-        save_total_limit=2,
-        report_to=[],
-        disable_tqdm=True,
-        remove_unused_columns=False,
-        dataloader_pin_memory=False,
     )
     one_device(arguments)
     trainer = Trainer(
@@ -298,45 +271,3 @@ def _fit(trainer, work: Path) -> None:
     if checkpoint and trainer.args.process_index == 0:
         print(f"SFT: resumes from {checkpoint}", file=sys.stderr, flush=True)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-
-
-def _log(path: Path):
-    """The callback that writes `metrics.jsonl`, prints progress, and marks checkpoints that were written to their
-    end."""
-    from transformers import TrainerCallback
-
-    from rm_methods.training.trainer import mark_complete
-
-    class Log(TrainerCallback):
-        def __init__(self):
-            self.path, self.last_loss, self.before = path, None, 0.0
-
-        def on_train_begin(self, args, state, control, **kwargs):
-            self.started = time.monotonic()
-            self.progress = Progress("SFT", state.max_steps, state.global_step)
-            if not state.is_world_process_zero:
-                return
-            # A resumed run writes the steps after its checkpoint again.
-            kept = [row for row in read_json_lines(path) if row["step"] <= state.global_step]
-            self.before, self.last_loss = (kept[-1]["time"], kept[-1]["loss"]) if kept else (0.0, None)
-            write_text(path, "".join(json.dumps(row) + "\n" for row in kept))
-
-        def on_log(self, args, state, control, logs=None, **kwargs):
-            if not state.is_world_process_zero or "loss" not in (logs or {}):
-                return
-            if not math.isfinite(logs["loss"]):
-                raise UserError(
-                    f"SFT stopped at step {state.global_step}: the loss is {logs['loss']}. Lower learning_rate or use "
-                    "precision: fp32."
-                )
-            self.last_loss = float(logs["loss"])
-            row = {"step": state.global_step, "time": round(self.before + time.monotonic() - self.started, 3)}
-            row |= {name: float(value) for name, value in logs.items() if name != "epoch"}
-            with path.open("a", encoding="utf-8") as stream:
-                stream.write(json.dumps(row) + "\n")
-            self.progress.advance(state.global_step - self.progress.done, f"loss {self.last_loss:.4f}")
-
-        def on_save(self, args, state, control, **kwargs):
-            mark_complete(args, state)
-
-    return Log()

@@ -97,6 +97,11 @@ class JointModel(nn.Module):
         """The configuration of the model inside."""
         return self.classifier.config
 
+    @property
+    def backbone(self) -> nn.Module:
+        """The model without its head."""
+        return self.classifier.base_model
+
     def layout(self, asked: str) -> str:
         """Joint rows are plain rows, whatever is asked for: nothing is shared between the two orders.
 

@@ -1,15 +1,38 @@
-"""Preference pairs in tokens; pairs that the chat template refuses are named, or left out where the configuration says so."""
+"""Preference pairs in tokens.
+
+Pairs that the chat template refuses are named, or left out where the configuration says so.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any, Protocol
 
 from rm_methods.errors import DataError
-from rm_methods.preferences.pair import PreferencePair
-from rm_methods.reward_models.tokenization import RefusedConversations
+from rm_methods.preferences.pair import Message, PreferencePair
+from rm_methods.reward_models.tokenization import RefusedConversations, TokenizedItem
 
 
-def encode_pairs(pairs: Sequence[PreferencePair], reader, refused: str) -> tuple[list[PreferencePair], list]:
+class PairReader(Protocol):
+    """Turns prompts and responses into tokens: a `ChatTokenizer`, or the reader of a joint model.
+
+    Attributes:
+        tokenizer: of Hugging Face, saved with the model.
+    """
+
+    tokenizer: Any
+
+    @property
+    def pad_id(self) -> int:
+        """Id used for padding."""
+
+    def encode(self, items: Iterable[tuple[Sequence[Message], Sequence[str]]]) -> list[TokenizedItem]:
+        """(prompt, responses) in tokens."""
+
+
+def encode_pairs(
+    pairs: Sequence[PreferencePair], reader: PairReader, refused: str
+) -> tuple[list[PreferencePair], list[TokenizedItem]]:
     """Pairs in tokens.
 
     Args:
@@ -22,8 +45,8 @@ def encode_pairs(pairs: Sequence[PreferencePair], reader, refused: str) -> tuple
         DataError: the template refuses some pairs and they are not to be dropped, or it refuses all.
     """
 
-    def encoded(some: Sequence[PreferencePair]) -> list:
-        return reader.encode((pair.prompt, (pair.chosen, pair.rejected)) for pair in some)
+    def encoded(pairs: Sequence[PreferencePair]) -> list[TokenizedItem]:
+        return reader.encode((pair.prompt, (pair.chosen, pair.rejected)) for pair in pairs)
 
     try:
         return list(pairs), encoded(pairs)
@@ -32,8 +55,8 @@ def encode_pairs(pairs: Sequence[PreferencePair], reader, refused: str) -> tuple
         if refused != "drop" or not readable:
             names = [f"pair {pair.pair_id} ({pair.source})" for pair in pairs]
             remedy = (
-                f"backbone.refused_conversations is '{refused}': 'drop' leaves such pairs out, 'fold_system' puts a system turn into the "
-                "first user turn. Or name another template in backbone.chat_template."
+                f"backbone.refused_conversations is '{refused}': 'drop' leaves such pairs out, 'fold_system' puts a "
+                "system turn into the first user turn. Or name another template in backbone.chat_template."
             )
             raise DataError(error.naming(names, remedy)) from None
     return readable, encoded(readable)

@@ -25,7 +25,7 @@ def score_files(
     strict: bool = False,
     also_read: Sequence[Path] = (),
 ) -> list[str]:
-    """Score data sets with one model.  Beside each score table its report is written (`rm_methods.stored.score_report`).
+    """Score data sets with one model and write a table and a report (`rm_methods.stored.score_report`) of each.
 
     Args:
         model: reward-model folder or folder with a scorer description.
@@ -69,8 +69,8 @@ def _check_scorable(data: ScoringData, strict: bool) -> None:
         raise DataError(f"--data {data.name}: nothing is left to score.\n{describe_reading(data)}")
     if strict and data.reading.n_refused:
         raise DataError(
-            f"--data {data.name}: {data.reading.n_refused} of {data.reading.rows} rows are refused. Correct them, or leave "
-            f"out --strict to score the others.\n{describe_reading(data)}"
+            f"--data {data.name}: {data.reading.n_refused} of {data.reading.rows} rows are refused. Correct them, or "
+            f"leave out --strict to score the others.\n{describe_reading(data)}"
         )
 
 

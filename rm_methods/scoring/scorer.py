@@ -400,8 +400,9 @@ class RewardModelScorer(Scorer):
         if largest >= rows:
             tokenizer = self.tokenizer.tokenizer
             raise UserError(
-                f"{tokenizer.name_or_path}: a text has the token {tokenizer.convert_ids_to_tokens(largest)!r} (id {largest}), "
-                f"but the model has embeddings for {rows} tokens. Use the tokenizer that the model was trained with."
+                f"{tokenizer.name_or_path}: a text has the token {tokenizer.convert_ids_to_tokens(largest)!r} (id "
+                f"{largest}), but the model has embeddings for {rows} tokens. Use the tokenizer that the model was "
+                "trained with."
             )
 
 
@@ -517,8 +518,8 @@ class EnsembleScorer(Scorer):
         if missing := [member for member in self.members if not member.is_dir()]:
             raise UserError(
                 f"{folder / SCORER_FILE}: {len(missing)} of {len(self.members)} members are missing, the first is "
-                f"{missing[0].resolve()}. An ensemble holds no weights: keep the runs that it is made of where they are (and move "
-                "the experiment's folder as a whole)."
+                f"{missing[0].resolve()}. An ensemble holds no weights: keep the runs that it is made of where they "
+                "are (and move the experiment's folder as a whole)."
             )
 
     def compute(self, items: Sequence[BenchmarkItem], label: str = "score") -> Scoring:
@@ -542,7 +543,8 @@ class EnsembleScorer(Scorer):
             if (row.n_tokens, row.truncated) != (first.n_tokens, first.truncated):
                 raise UserError(
                     f"{member} reads response {row.response_index} of item {row.item_id} as {row.n_tokens} tokens, but "
-                    f"{self.members[0]} as {first.n_tokens}: the members have different tokenizers. Combine runs of one backbone."
+                    f"{self.members[0]} as {first.n_tokens}: the members have different tokenizers. Combine runs of "
+                    "one backbone."
                 )
 
     def _scorer(self, member: Path) -> Scorer:

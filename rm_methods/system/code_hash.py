@@ -51,6 +51,7 @@ PLUMBING = (
     "files",
     "listing",
     "planning",
+    "run_card",
     "system.cluster",
     "system.code_hash",
     "system.progress",

@@ -13,7 +13,7 @@ from typing import Any
 
 from rm_methods.errors import DataError
 from rm_methods.files import file_hash
-from rm_methods.stored import read_record, read_summary
+from rm_methods.stored import read_metrics, read_record, read_summary
 
 PARAM_LENGTH = 500  # MLflow takes 6,000, but shows such values badly; the full value is in summary.json
 NAME_LENGTH = 250
@@ -94,12 +94,14 @@ def read_run(files: ExportedFiles, experiment: str) -> RunRecord:
         DataError: a file is not what it should be, or summary and metrics are of different runs.
     """
     summary = read_summary(files.summary)
-    metrics = read_record(files.metrics, "a metrics.json of a run", "evaluate") if files.metrics else {}
+    metrics: Mapping[str, Any] = read_metrics(files.metrics) if files.metrics else {}
     _check(files, summary, metrics)
     further = read_record(files.further, "a file of further metrics", "overoptimization") if files.further else {}
     steps, cut_line, bad_steps = read_training_log(files.training_log)
     finals, bad_finals = _finals(summary, metrics, further)
-    cost, data, provenance = (summary.get(key) or {} for key in ("cost", "data", "provenance"))
+    cost = summary.get("cost") or {}
+    data = summary.get("data") or {}
+    provenance = summary.get("provenance") or {}
     end_ms = int(files.summary.stat().st_mtime * 1000)
     log = [files.training_log] if files.training_log is not None and files.training_log.exists() else []
     tags = {

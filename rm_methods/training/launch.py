@@ -50,30 +50,35 @@ def check_gpus(asked: int, ranks: int, setting: str) -> None:
     if "SLURM_JOB_ID" not in os.environ:
         if seen and ranks > seen:
             raise UserError(
-                f"{setting}: {ranks} ranks need a GPU each, but {socket.gethostname()} shows {seen}. Lower it, or use a machine "
-                "with more GPUs."
+                f"{setting}: {ranks} ranks need a GPU each, but {socket.gethostname()} shows {seen}. Lower it, or use "
+                "a machine with more GPUs."
             )
         return
     if not asked:
         return
     variable = next((name for name in _VISIBLE if name in os.environ), None)
-    given = seen if variable is None else sum(bool(word.strip()) for word in os.environ[variable].split(","))
-    shown = f"{variable}={os.environ[variable]}" if variable else "CUDA_VISIBLE_DEVICES is not set"
+    if variable is None:
+        given = seen
+        shown = "CUDA_VISIBLE_DEVICES is not set"
+    else:
+        given = sum(bool(word.strip()) for word in os.environ[variable].split(","))
+        shown = f"{variable}={os.environ[variable]}"
     where = f"Slurm job {os.environ['SLURM_JOB_ID']} on {socket.gethostname()}"
     if given != asked:
         raise UserError(
-            f"resources.gpus: {asked} GPUs were asked for, but {where} shows {given} ({shown}). Submit with the profile "
-            "workflow/profiles/slurm and change the number in the configuration, not in the profile. If both are so, the command runs once "
-            "per GPU (set the resource tasks to 0), or the cluster does not hand out GPUs by job (GresTypes=gpu; ask its administrators)."
+            f"resources.gpus: {asked} GPUs were asked for, but {where} shows {given} ({shown}). Submit with the "
+            "profile workflow/profiles/slurm and change the number in the configuration, not in the profile. If both "
+            "are right, the command runs once per GPU (set the resource tasks to 0), or the cluster does not hand out "
+            "GPUs by job (GresTypes=gpu; ask its administrators)."
         )
     if seen != given and STAND_INS not in os.environ:
-        why = (
-            f"torch {torch.__version__} is a build without GPU support"
-            if not _torch_has_gpus()
-            else "the driver does not show them all"
-        )
+        if _torch_has_gpus():
+            why = "the driver does not show them all"
+        else:
+            why = f"torch {torch.__version__} is a build without GPU support"
         raise UserError(
-            f"{where} has {given} GPUs ({shown}), but torch sees {seen}: {why}. Install the CUDA build, or use another node."
+            f"{where} has {given} GPUs ({shown}), but torch sees {seen}: {why}. Install the CUDA build, or use another "
+            "node."
         )
 
 
@@ -97,14 +102,14 @@ def launch_ranks(processes: int, resources: Mapping[str, Any], arguments: Sequen
         command = several_nodes_command(processes, resources, job, os.environ)
         threads = max(1, resources["threads"] // processes)
         environment = {
-            k: v
-            for k, v in environment.items()
-            if not k.startswith(("SLURM_", "SRUN_", "SBATCH_")) or k in _KEPT_OF_SLURM
+            name: value
+            for name, value in environment.items()
+            if not name.startswith(("SLURM_", "SRUN_", "SBATCH_")) or name in _KEPT_OF_SLURM
         }
     command += ["-m", "rm_methods.cli", *arguments]
     status = _run(command, {"OMP_NUM_THREADS": str(threads), **environment})
     if status:
-        raise UserError(f"A rank failed (exit status {status}); its message stands above.")
+        raise UserError(f"A rank failed (exit status {status}); its message is printed above.")
 
 
 def several_nodes_command(
@@ -116,9 +121,10 @@ def several_nodes_command(
         processes: ranks on each node.
         resources: section of the configuration.
         job: number of the Slurm job; fixes the port, so that two jobs on one node do not meet.
-        environment: MASTER_ADDR and MASTER_PORT go over the host name and the port.
+        environment: MASTER_ADDR and MASTER_PORT override the host name and the port.
     """
-    nodes, gpus = resources["nodes"], resources["gpus"]
+    nodes = resources["nodes"]
+    gpus = resources["gpus"]
     host = environment.get("MASTER_ADDR", socket.gethostname())
     port = environment.get("MASTER_PORT", str(15000 + int(job) % 15000))
     srun = [
@@ -154,8 +160,8 @@ def stops_on_signals() -> Iterator[None]:
         for other in numbers:
             signal.signal(other, signal.SIG_IGN)  # Slurm and torchrun both send one; the clean-up is under way
         print(
-            f"rm-methods: stopped by {signal.Signals(number).name}. Nothing half-written is kept; the same command continues from the last "
-            "complete checkpoint.",
+            f"rm-methods: stopped by {signal.Signals(number).name}. Nothing half-written is kept; the same command "
+            "continues from the last complete checkpoint.",
             file=sys.stderr,
             flush=True,
         )
@@ -176,19 +182,20 @@ def _torch_has_gpus() -> bool:
 
 
 def _job_with(nodes: int) -> str:
+    """The number of the Slurm job that this is, which must have so many nodes."""
     job = os.environ.get("SLURM_JOB_ID")
-    there = allocated_nodes(job) if job else None
-    if there != nodes:
-        seen = f"Slurm job {job} has {there}" if job else "this is not a Slurm job"
+    allocated = allocated_nodes(job) if job else None
+    if job is None or allocated != nodes:
+        seen = f"Slurm job {job} has {allocated}" if job else "this is not a Slurm job"
         raise UserError(
-            f"resources.nodes: {nodes} nodes were asked for, but {seen}. Run the workflow with --workflow-profile workflow/profiles/slurm "
-            "(or inside sbatch with as many nodes), or set resources.nodes: 1."
+            f"resources.nodes: {nodes} nodes were asked for, but {seen}. Run the workflow with --workflow-profile "
+            "workflow/profiles/slurm (or inside sbatch with as many nodes), or set resources.nodes: 1."
         )
     return job
 
 
 def dies_with_its_launcher() -> None:
-    """Called by a rank: it is killed when torchrun goes, even where it hangs in a collective operation and handles no signal."""
+    """Have this rank killed when torchrun ends, even while it hangs in a collective operation and handles no signal."""
     if "TORCHELASTIC_RUN_ID" in os.environ and (prctl := getattr(ctypes.CDLL(None), "prctl", None)):
         prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 

@@ -20,7 +20,10 @@ _CONVERTER = "deepspeed.checkpoint.ds_to_universal"
 
 
 def without_world_size(config: dict[str, Any]) -> dict[str, Any]:
-    """The configuration as it would be on one rank: what names the folder of checkpoints, so that another world size finds them."""
+    """The configuration as of a run on one rank.
+
+    The folder of checkpoints is named after it, so that a run with another number of ranks finds them.
+    """
     return config | {"training": config["training"] | {"processes": 1}}
 
 
@@ -55,7 +58,9 @@ def fitted_to(checkpoint: Path | None, ranks: int) -> bool:
     Raises:
         UserError: it was written by another number of ranks and cannot be converted; nothing of it is lost.
     """
-    written_by = ranks_of(checkpoint) if checkpoint else None
+    if checkpoint is None:
+        return False
+    written_by = ranks_of(checkpoint)
     if written_by in (None, ranks):
         return False
     if (checkpoint / "latest_universal").exists():
@@ -71,8 +76,8 @@ def fitted_to(checkpoint: Path | None, ranks: int) -> bool:
         shutil.rmtree(target, ignore_errors=True)
         reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
         raise UserError(
-            f"{checkpoint} was written by {written_by} ranks, and DeepSpeed could not convert it for {ranks} ({reason}). Continue with "
-            f"{written_by} ranks (training.processes x resources.nodes, or overoptimization.ppo.processes), or move the folder away to "
-            "begin anew; it was not changed."
+            f"{checkpoint} was written by {written_by} ranks, and DeepSpeed could not convert it for {ranks} "
+            f"({reason}). Continue with {written_by} ranks (training.processes x resources.nodes, or "
+            "overoptimization.ppo.processes), or move the folder away to begin anew; it was not changed."
         )
     return True

@@ -9,18 +9,21 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 from rm_methods.errors import UserError
 from rm_methods.files import file_hash, read_json, write_json, written_atomically
-from rm_methods.methods.registry import load_card, load_method
+from rm_methods.methods.registry import MethodCard, load_card, load_method
 from rm_methods.preferences.pair import PreferencePair, read_pairs
+from rm_methods.reward_models.backbones import RECORD
 from rm_methods.reward_models.model_folder import write_checksums
 from rm_methods.reward_models.older_releases import add_older_names
-from rm_methods.reward_models.pair_encoding import encode_pairs
+from rm_methods.reward_models.pair_encoding import PairReader, encode_pairs
+from rm_methods.run_card import FinalMetrics, LayoutRecord, RunCost, RunSummary, TrainingRecords, ValidationMetrics
 from rm_methods.scoring.scorer import SCORER_FILE
-from rm_methods.stored import with_checksum
+from rm_methods.stored import read_summary, with_checksum
 from rm_methods.system.cpu import prepare_cpu
 from rm_methods.system.provenance import key_of, peak_memory_bytes, provenance
 from rm_methods.system.run_lock import run_lock
@@ -37,10 +40,28 @@ from rm_methods.training.resume import without_world_size
 from rm_methods.training.run_key import run_dependencies, run_key
 from rm_methods.training.training_data import TrainingData, training_data
 
+if TYPE_CHECKING:
+    import torch
+    from transformers import TrainingArguments
+
+    from rm_methods.methods.contract import Inputs, TrainedMethod
+    from rm_methods.reward_models.model import RewardModel
+    from rm_methods.training.trainer import RewardTrainer
+
 
 @dataclass(frozen=True)
 class RunFiles:
-    """Where a run reads (pairs, backbone, model folders of required runs) and writes; each run key gets its own folder in `work`."""
+    """The files of a run.
+
+    Attributes:
+        pairs: prepared pairs (read).
+        backbone: folder of the prepared backbone (read).
+        model: model folder (written).
+        metrics: `metrics.jsonl`, one line for each logged step (written).
+        summary: `summary.json` (written).
+        work: folder for checkpoints; each run key has its own folder in it.
+        required: model folders of the runs that the method's card requires, by setting (read).
+    """
 
     pairs: Path
     backbone: Path
@@ -51,7 +72,53 @@ class RunFiles:
     required: Mapping[str, Sequence[Path]] = field(default_factory=dict)
 
 
-def train(config: dict[str, Any], variant: str, seed: int, files: RunFiles, threads: int = 0) -> dict[str, Any]:
+@dataclass(frozen=True)
+class _Run:
+    """One variant with one seed.
+
+    Attributes:
+        config: resolved configuration.
+        threads: CPU threads, shared by the ranks of a node; 0 leaves it to torch.
+    """
+
+    config: dict[str, Any]
+    variant: str
+    seed: int
+    files: RunFiles
+    threads: int
+
+    @property
+    def entry(self) -> dict[str, Any]:
+        """The variant's entry in `methods`."""
+        return self.config["methods"][self.variant]
+
+    @property
+    def card(self) -> MethodCard:
+        """The card of the variant's method."""
+        return load_card(self.entry["method"])
+
+    @property
+    def label(self) -> str:
+        """Names the run in messages."""
+        return f"{self.variant} seed {self.seed}"
+
+    @cached_property
+    def pairs_hash(self) -> str:
+        """Hash of the file of prepared pairs."""
+        return file_hash(self.files.pairs)
+
+    @property
+    def work_folder(self) -> Path:
+        """Folder of the checkpoints.
+
+        Two variants may be the same training (a control of the comparison), but two runs never share checkpoints.
+        """
+        config = without_world_size(self.config)
+        key = run_key(config, self.variant, self.seed, self.pairs_hash, self.files.required)
+        return self.files.work / f"{self.variant}_seed{self.seed}_{key}"
+
+
+def train(config: dict[str, Any], variant: str, seed: int, files: RunFiles, threads: int = 0) -> RunSummary | None:
     """Train one variant with one seed, or describe a scorer that has no weights.
 
     With `training.processes` > 1 this starts that many ranks of the running command through torchrun and waits for
@@ -62,134 +129,142 @@ def train(config: dict[str, Any], variant: str, seed: int, files: RunFiles, thre
         threads: CPU threads, shared by the ranks of a node; 0 leaves it to torch.  Not part of the run key.
 
     Returns:
-        The summary that was written.
+        The summary that was written; None on ranks other than the first.
 
     Raises:
         UserError: nothing to train on, a loss that is not finite, a rank that failed, an impossible setting, another
             process that writes this run, other GPUs than asked for.
     """
+    run = _Run(config, variant, seed, files, threads)
     with stops_on_signals():
         if "RANK" in os.environ:
-            return _train_this_rank(config, variant, seed, files, threads)
+            return _train_this_rank(run)
         with run_lock(files.summary.parent):
-            if not load_card(config["methods"][variant]["method"]).has_weights:
-                return _make_scorer(config, variant, seed, files, threads)
+            if not run.card.has_weights:
+                return _make_scorer(run)
+            training = config["training"]
             # DeepSpeed wants a launcher for a single rank too.
-            if (
-                config["training"]["processes"] > 1
-                or config["resources"]["nodes"] > 1
-                or config["training"]["deepspeed"]
-            ):
-                launch_ranks(config["training"]["processes"], config["resources"], sys.argv[1:])
-                return read_json(files.summary)
-            return _train_this_rank(config, variant, seed, files, threads)
+            if training["processes"] > 1 or config["resources"]["nodes"] > 1 or training["deepspeed"]:
+                launch_ranks(training["processes"], config["resources"], sys.argv[1:])
+                return read_summary(files.summary)
+            return _train_this_rank(run)
 
 
 @dataclass(frozen=True)
 class _Fitted:
-    """What is known of a training when its model is saved; holds no model.
+    """What remains of a training when its model is saved; holds no model.
 
     Attributes:
         arguments: the Trainer's.
-        planned: what was computed, as `plan_cost` counts it.
+        cost: what was computed, as `plan_cost` counts it.
         seconds_before: wall time of earlier parts of a resumed run.
         train_loss: the last that was logged.
-        extra: entries of the summary.
+        records: entries of the summary: truncation, training, noise, report, layout.
     """
 
-    arguments: Any
-    planned: dict[str, int]
+    arguments: TrainingArguments
+    cost: dict[str, int]
     seconds_before: float
     train_loss: float | None
-    extra: dict[str, Any]
+    records: TrainingRecords
 
 
-def _train_this_rank(
-    config: dict[str, Any], variant: str, seed: int, files: RunFiles, threads: int
-) -> dict[str, Any] | None:
+def _train_this_rank(run: _Run) -> RunSummary | None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     started = time.monotonic()
     dies_with_its_launcher()
-    prepare_cpu(threads_of_rank(threads))
+    prepare_cpu(threads_of_rank(run.threads))
     if os.environ.get("LOCAL_RANK", "0") == "0":
-        check_gpus(config["resources"]["gpus"], config["training"]["processes"], "training.processes")
-    pairs_hash = file_hash(files.pairs)
-    # Two variants may be the same training (a control of the comparison), but two runs never share checkpoints.
-    work = (
-        files.work
-        / f"{variant}_seed{seed}_{run_key(without_world_size(config), variant, seed, pairs_hash, files.required)}"
-    )
-    fitted = _fit_and_export(config, variant, seed, files, work)
+        check_gpus(run.config["resources"]["gpus"], run.config["training"]["processes"], "training.processes")
+    fitted = _fit_and_export(run)
     summary = None
     if fitted.arguments.process_index == 0:
-        with written_atomically(files.metrics) as path:
-            shutil.copyfile(work / "metrics.jsonl", path)
-        cost = _cost(fitted.planned, fitted.arguments, fitted.seconds_before + time.monotonic() - started)
+        with written_atomically(run.files.metrics) as path:
+            shutil.copyfile(run.work_folder / "metrics.jsonl", path)
+        cost = _training_cost(fitted, fitted.seconds_before + time.monotonic() - started)
         _free_memory()  # of the trained model: the saved one is loaded whole and in fp32
-        final = {"train_loss": fitted.train_loss, **_validation(config, files)}
-        summary = _write_summary(config, variant, seed, files, pairs_hash, cost, final, fitted.extra)
-        shutil.rmtree(work, ignore_errors=True)
+        metrics: FinalMetrics = {"train_loss": fitted.train_loss, **_validation(run)}
+        summary = _write_summary(run, cost, metrics, fitted.records)
+        shutil.rmtree(run.work_folder, ignore_errors=True)
     end_of_rank(fitted.arguments.world_size)
     return summary
 
 
-def _fit_and_export(config: dict[str, Any], variant: str, seed: int, files: RunFiles, work: Path) -> _Fitted:
-    """Train and save the model; only rank 0 writes.  Afterwards nothing but cycles refers to the trained one."""
+def _fit_and_export(run: _Run) -> _Fitted:
+    """Train and save the model; only rank 0 writes.  Afterwards only cycles of references hold the trained one."""
     from rm_methods.reward_models.batching import plan_cost
     from rm_methods.training.trainer import PlannedSteps, RunLog
 
-    method, inputs = _method_and_inputs(config, variant, seed, files, work)
+    method, inputs = _method_and_inputs(run)
     training = inputs.config["training"]
-    data = training_data(config, variant, files.pairs, method, inputs)
+    data = training_data(run.config, run.variant, run.files.pairs, method, inputs)
     model, arguments, adaptation_cost = _model_to_train(method, inputs, data)
     layout = model.layout(training["layout"])
-    layout_record = {
+    probe = model.layout_probe
+    layout_record: LayoutRecord = {
         "used": layout,
-        "probe": model.layout_probe.record() if model.layout_probe else "not measured: ZeRO-3 shards",
+        "probe": probe.record() if probe else "not measured: ZeRO-3 shards",
     }
-    plan = plan_training(training, data.items, seed, arguments.world_size, layout, data.budget)
+    plan = plan_training(
+        training, data.items, seed=run.seed, ranks=arguments.world_size, layout=layout, budget=data.budget
+    )
     method.build(model, replace(inputs, total_steps=len(plan), pairs=data.pairs, items=data.items, reader=data.reader))
 
-    log = RunLog(plan, work / "metrics.jsonl", inputs.label)
-    steps = PlannedSteps(plan, data.pairs, data.items, layout, arguments.process_index, data.reader.pad_id)
-    trainer = fit(method, model, steps, arguments, log, work)
+    log = RunLog(plan, inputs.work_folder / "metrics.jsonl", inputs.label)
+    steps = PlannedSteps(
+        plan, data.pairs, data.items, layout=layout, rank=arguments.process_index, pad_id=data.reader.pad_id
+    )
+    trainer = fit(method, model, steps, arguments=arguments, log=log, work=inputs.work_folder)
     state_dict = gathered_weights(trainer) if arguments.deepspeed and plan else None
     report = {}
     if arguments.process_index == 0:
-        _export(trainer, method, data.reader, training, state_dict, files.model)
+        _export(trainer, method, data.reader, training=training, state_dict=state_dict, target=run.files.model)
         report = method.report()
     # DeepSpeed's hooks hold the model and its optimizer where the garbage collector does not look.
     trainer.accelerator.free_memory()
 
-    planned = plan_cost(plan, data.items, layout)
-    planned |= {key: method.passes * planned[key] for key in ("tokens", "launched_tokens", "forwards")}
-    planned = {key: count + adaptation_cost.get(key, 0) for key, count in planned.items()}
-    extra = {
+    cost = plan_cost(plan, data.items, layout)
+    for key in ("tokens", "launched_tokens", "forwards"):
+        cost[key] *= method.passes
+    for key, count in adaptation_cost.items():
+        cost[key] += count
+    records: TrainingRecords = {
         "truncation": data.truncation,
         "training": training,
         "noise": data.noise,
         "report": report,
         "layout": layout_record,
     }
-    return _Fitted(arguments, planned, log.before, log.last_loss, extra)
+    return _Fitted(arguments, cost, log.seconds_before, log.last_loss, records)
 
 
-def _method_and_inputs(config: dict[str, Any], variant: str, seed: int, files: RunFiles, work: Path):
-    """The method of a variant, and what it is given; its `training` section is the one that this seed goes by."""
+def _method_and_inputs(run: _Run) -> tuple[TrainedMethod, Inputs]:
+    """The method of a variant, and its inputs; their `training` section is the one that this seed uses."""
     from rm_methods.methods.contract import Inputs
 
-    entry = config["methods"][variant]
-    method = load_method(entry["method"], entry["settings"])
-    own_rate = {"learning_rate": entry["learning_rate"]} if entry["learning_rate"] else {}
-    training = method.training(config["training"] | {"lora": entry["lora"]} | own_rate, seed)
-    sections = {"backbone": config["backbone"], "training": training}
+    method = load_method(run.entry["method"], run.entry["settings"])
+    training = run.config["training"] | {"lora": run.entry["lora"]}
+    if run.entry["learning_rate"]:
+        training["learning_rate"] = run.entry["learning_rate"]
+    sections = {"backbone": run.config["backbone"], "training": method.training(training, run.seed)}
     return method, Inputs(
-        seed, work, f"{variant} seed {seed}", sections, files.backbone, _required(config, variant, files)
+        seed=run.seed,
+        work_folder=run.work_folder,
+        label=run.label,
+        config=sections,
+        backbone=run.files.backbone,
+        required=_required(run),
     )
 
 
-def _model_to_train(method, inputs, data: TrainingData):
-    """The model, trained on text where the method asks for that; the Trainer's arguments; and the cost of that training on text."""
+def _model_to_train(
+    method: TrainedMethod, inputs: Inputs, data: TrainingData
+) -> tuple[RewardModel, TrainingArguments, dict[str, int]]:
+    """The model, after the training on text that a method may ask for.
+
+    Returns:
+        The model, the Trainer's arguments, and the cost of the training on text.
+    """
     from rm_methods.reward_models.lora import add_adapters, target_layers
 
     training = inputs.config["training"]
@@ -197,16 +272,20 @@ def _model_to_train(method, inputs, data: TrainingData):
     # created whole, because random weights drawn in shards would be others than those of a run on one rank.
     whole = method.model_is_made_whole or inputs.config["backbone"]["source"] == "tiny"
     model = method.model(data.pairs, data.reader, inputs) if whole else None
-    if model and training["lora"]:
-        target_layers(
-            model.classifier, training["lora"]["target_modules"]
-        )  # what is wrong is said before hours of training on text
-    adaptation_cost = adapt(
-        model, method.adaptation(data.pairs, data.reader, inputs), data.pairs, data.items, data.reader, inputs
-    )
+    if model is not None and training["lora"]:
+        # Wrong names of layers are reported before hours of training on text.
+        target_layers(model.classifier, training["lora"]["target_modules"])
+    adaptation = method.adaptation(data.pairs, data.reader, inputs)
+    adaptation_cost = {}
+    if adaptation is not None:
+        if model is None:
+            raise TypeError(f"{type(method).__module__}: a method with an adaptation needs model_is_made_whole = True.")
+        adaptation_cost = adapt(model, adaptation, data, inputs)
     _free_memory()  # of the language model and its optimizer
-    arguments = training_arguments(training, inputs.seed, inputs.work_folder, planned_steps(training, data.budget))
-    model = model or method.model(data.pairs, data.reader, inputs)
+    steps = planned_steps(training, data.budget)
+    arguments = training_arguments(training, inputs.seed, inputs.work_folder, steps)
+    if model is None:
+        model = method.model(data.pairs, data.reader, inputs)
     if training["lora"]:
         add_adapters(model, training["lora"], inputs.seed)
     if training["gradient_checkpointing"]:
@@ -214,152 +293,197 @@ def _model_to_train(method, inputs, data: TrainingData):
     return model, arguments, adaptation_cost
 
 
-def _export(trainer, method, reader, training: Mapping[str, Any], state_dict: dict | None, target: Path) -> None:
-    """Write the model folder; `state_dict` holds gathered weights, where the model's own are shards."""
+def _export(
+    trainer: RewardTrainer,
+    method: TrainedMethod,
+    reader: PairReader,
+    *,
+    training: Mapping[str, Any],
+    state_dict: dict[str, torch.Tensor] | None,
+    target: Path,
+) -> None:
+    """Write the model folder.
+
+    Args:
+        state_dict: gathered weights, where the model's tensors are only shards.
+    """
     from rm_methods.reward_models.lora import merge_adapters
 
     with written_atomically(target) as folder:
         trained = trainer.accelerator.unwrap_model(trainer.model_wrapped)
-        method.export(trained, folder, merge_adapters(trained, state_dict) if training["lora"] else state_dict)
+        weights = merge_adapters(trained, state_dict) if training["lora"] else state_dict
+        method.export(trained, folder, weights)
         reader.tokenizer.save_pretrained(folder)
         add_older_names(folder)
         write_checksums(folder)
 
 
-def _required(config: dict[str, Any], variant: str, files: RunFiles) -> dict[str, Sequence[Path]]:
-    """The model folders of the required runs, each checked to be there."""
-    method = config["methods"][variant]
-    card = load_card(method["method"])
-    for key, other in card.required_variants(method["settings"]).items():
-        folders = list(files.required.get(key, ()))
+def _required(run: _Run) -> dict[str, Sequence[Path]]:
+    """The model folders of the required runs.
+
+    Raises:
+        UserError: a folder is missing, or there are too few.
+    """
+    card = run.card
+    for key, other in card.required_variants(run.entry["settings"]).items():
+        folders = list(run.files.required.get(key, ()))
         missing = [str(folder) for folder in folders if not Path(folder).is_dir()]
         least = card.requires[key].get("at_least", 1)
         if missing or len(folders) < least:
-            there = f", but {', '.join(missing)} is not there" if missing else ""
+            missing_text = f", but {', '.join(missing)} is missing" if missing else ""
             raise UserError(
-                f"methods.{variant}.{key}: needs model folders of {least} or more runs of '{other}', {len(folders)} were given"
-                f"{there}. Train that variant first and give --required {key}=FOLDER for each; "
-                "the workflow does both."
+                f"methods.{run.variant}.{key}: needs model folders of {least} or more runs of '{other}', "
+                f"{len(folders)} were given{missing_text}. Train that variant first and give --required {key}=FOLDER "
+                "for each; the workflow does both."
             )
-    return dict(files.required)
+    return dict(run.files.required)
 
 
 def _free_memory() -> None:
-    """Give back what nothing refers to any more (a Trainer and its model refer to each other), on the GPU too."""
+    """Free what only cycles of references hold (a Trainer and its model refer to each other), on the GPU too."""
     import torch
 
     gc.collect()
     torch.cuda.empty_cache()
 
 
-def _cost(planned: dict[str, int], arguments, wall_seconds: float) -> dict[str, Any]:
+def _training_cost(fitted: _Fitted, wall_seconds: float) -> RunCost:
     import torch
 
-    on_gpu = arguments.device.type == "cuda"
+    on_gpu = fitted.arguments.device.type == "cuda"
+    counts = fitted.cost
     return {
         "wall_seconds": round(wall_seconds, 2),
-        **planned,
+        "pairs_seen": counts["pairs_seen"],
+        "tokens": counts["tokens"],
+        "launched_tokens": counts["launched_tokens"],
+        "optimizer_steps": counts["optimizer_steps"],
+        "forwards": counts["forwards"],
         "peak_memory_bytes": torch.cuda.max_memory_allocated() if on_gpu else peak_memory_bytes(),
         "device": torch.cuda.get_device_name() if on_gpu else "cpu",
-        "world_size": arguments.world_size,
+        "world_size": fitted.arguments.world_size,
     }
 
 
-def _validation(config: dict[str, Any], files: RunFiles) -> dict[str, float]:
-    """Accuracy (ties are wrong) and Bradley-Terry loss of the saved model on the validation split; empty if there is none."""
+def _validation(run: _Run) -> ValidationMetrics:
+    """Measures of the saved model on the validation split; empty without validation pairs."""
     import numpy as np
 
     from rm_methods.scoring.scorer import load_scorer, pair_items, rewards_of_pairs, scoring_settings
 
-    pairs, refused = _validation_pairs(config, files)
+    pairs, refused = _validation_pairs(run)
     if not pairs:
         return {}
-    scorer = load_scorer(files.model, scoring_settings(config))
-    scoring = scorer.compute(pair_items(pairs))
+    scoring = load_scorer(run.files.model, scoring_settings(run.config)).compute(pair_items(pairs))
     rewards = rewards_of_pairs(scoring.responses)
     margins = rewards[:, 0] - rewards[:, 1]
-    return {
+    metrics: ValidationMetrics = {
         "validation_accuracy": float((margins > 0).mean()),
         "validation_loss": float(np.logaddexp(0, -margins).mean()),
         "validation_pairs": len(pairs),
-        **({"validation_pairs_refused": refused} if refused else {}),
-        **({} if scoring.position_bias is None else {"validation_position_bias": scoring.position_bias}),
     }
+    if refused:
+        metrics["validation_pairs_refused"] = refused
+    if scoring.position_bias is not None:
+        metrics["validation_position_bias"] = scoring.position_bias
+    return metrics
 
 
-def _validation_pairs(config: dict[str, Any], files: RunFiles) -> tuple[list[PreferencePair], int]:
-    """The validation pairs, without those that the chat template refuses if the configuration drops them; and how many these are."""
+def _validation_pairs(run: _Run) -> tuple[list[PreferencePair], int]:
+    """The validation pairs to score, and how many the chat template refuses, which are left out.
+
+    Pairs are only left out where the configuration says so; otherwise scoring names them in an error.
+    """
     from rm_methods.reward_models.backbones import load_tokenizer
 
-    pairs, refused = read_pairs(files.pairs, splits=["validation"]), config["backbone"]["refused_conversations"]
-    if refused != "drop":
+    pairs = read_pairs(run.files.pairs, splits=["validation"])
+    backbone = run.config["backbone"]
+    if backbone["refused_conversations"] != "drop":
         return pairs, 0
-    readable, _ = encode_pairs(pairs, load_tokenizer(files.backbone, config["backbone"]["max_length"]), refused)
+    tokenizer = load_tokenizer(run.files.backbone, backbone["max_length"])
+    readable, _ = encode_pairs(pairs, tokenizer, backbone["refused_conversations"])
     return readable, len(pairs) - len(readable)
 
 
-def _make_scorer(config: dict[str, Any], variant: str, seed: int, files: RunFiles, threads: int) -> dict[str, Any]:
-    """A run without training: the description of a content-blind scorer, or what a method combines from other runs."""
+def _make_scorer(run: _Run) -> RunSummary:
+    """A run without training: the description of a content-blind scorer, or a scorer combined from other runs."""
     from rm_methods.methods.contract import Inputs
 
-    entry = config["methods"][variant]
-    extra, metrics = {}, {}
-    combined = load_card(entry["method"]).kind == "combined"
+    combined = run.card.kind == "combined"
+    records: TrainingRecords = {}
+    metrics: FinalMetrics = {}
     started = time.monotonic()
-    with written_atomically(files.model) as folder:
+    with written_atomically(run.files.model) as folder:
         folder.mkdir()
         if combined:
-            prepare_cpu(threads)
-            method = load_method(entry["method"], entry["settings"])
-            sections = {key: config[key] for key in ("backbone", "training", "scoring")}
+            prepare_cpu(run.threads)
+            method = load_method(run.entry["method"], run.entry["settings"])
             inputs = Inputs(
-                seed, files.work, f"{variant} seed {seed}", sections, files.backbone, _required(config, variant, files)
+                seed=run.seed,
+                work_folder=run.files.work,
+                label=run.label,
+                config={key: run.config[key] for key in ("backbone", "training", "scoring")},
+                backbone=run.files.backbone,
+                required=_required(run),
             )
-            extra["report"] = method.combine(_validation_pairs(config, files)[0], inputs, folder)
+            pairs, _ = _validation_pairs(run)
+            records["report"] = method.combine(pairs, inputs, folder)
             add_older_names(folder)
         else:
-            write_json(folder / SCORER_FILE, {"method": entry["method"], "settings": entry["settings"], "seed": seed})
+            description = {"method": run.entry["method"], "settings": run.entry["settings"], "seed": run.seed}
+            write_json(folder / SCORER_FILE, description)
         write_checksums(folder)
     if combined:
-        metrics = _validation(config, files)
-    with written_atomically(files.metrics) as path:
+        metrics = {**_validation(run)}
+    with written_atomically(run.files.metrics) as path:
         path.touch()
-    cost = dict.fromkeys(
-        ("pairs_seen", "tokens", "launched_tokens", "optimizer_steps", "forwards", "peak_memory_bytes"), 0
-    )
-    cost = {"wall_seconds": round(time.monotonic() - started, 2), **cost, "device": "none", "world_size": 1}
-    return _write_summary(config, variant, seed, files, file_hash(files.pairs), cost, metrics, extra)
+    cost: RunCost = {
+        "wall_seconds": round(time.monotonic() - started, 2),
+        "pairs_seen": 0,
+        "tokens": 0,
+        "launched_tokens": 0,
+        "optimizer_steps": 0,
+        "forwards": 0,
+        "peak_memory_bytes": 0,
+        "device": "none",
+        "world_size": 1,
+    }
+    return _write_summary(run, cost, metrics, records)
 
 
-def _write_summary(config, variant, seed, files: RunFiles, pairs_hash: str, cost, metrics, extra) -> dict[str, Any]:
-    method = config["methods"][variant]
-    card = load_card(method["method"])
-    trained = card.has_weights
-    record = files.backbone / "backbone.json"
-    depends_on = run_dependencies(config, variant, seed, pairs_hash, files.required)
-    summary = {
+def _write_summary(run: _Run, cost: RunCost, metrics: FinalMetrics, records: TrainingRecords) -> RunSummary:
+    """Write summary.json.
+
+    Args:
+        records: further entries, which override those of the configuration.
+    """
+    config = run.config
+    trained = run.card.has_weights
+    backbone = config["backbone"] | {"prepared": read_json(run.files.backbone / RECORD)} if trained else {}
+    depends_on = run_dependencies(config, run.variant, run.seed, run.pairs_hash, run.files.required)
+    summary: RunSummary = {
         "run_key": key_of(depends_on),
         "experiment": config["experiment"],
-        "variant": variant,
-        "method": method["method"],
-        "seed": seed,
-        "kind": card.kind,
-        "scalar_reward": card.scalar_reward,
-        "seed_free": card.seed_free,
-        "settings": method["settings"],
+        "variant": run.variant,
+        "method": run.entry["method"],
+        "seed": run.seed,
+        "kind": run.card.kind,
+        "scalar_reward": run.card.scalar_reward,
+        "seed_free": run.card.seed_free,
+        "settings": run.entry["settings"],
         "training": config["training"] if trained else {},
-        "backbone": config["backbone"] | {"prepared": read_json(record)} if trained else {},
+        "backbone": backbone,
         "data": {
             "dataset": config["data"]["dataset"],
-            "hash": pairs_hash,
-            "pairs": len(read_pairs(files.pairs, splits=["train"])),
+            "hash": run.pairs_hash,
+            "pairs": len(read_pairs(run.files.pairs, splits=["train"])),
         },
         "cost": cost,
         "metrics": metrics,
-        **extra,
+        **records,
         "depends_on": depends_on,
         "provenance": provenance(depends_on["code"]),
     }
-    summary = with_checksum(summary)
-    write_json(files.summary, summary)
+    summary = cast(RunSummary, with_checksum(summary))
+    write_json(run.files.summary, summary)
     return summary

@@ -9,11 +9,13 @@ ranks), and gradients do not depend on how a step was cut into micro-batches or 
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import numpy as np
 import torch
@@ -27,38 +29,55 @@ from rm_methods.preferences.pair import PreferencePair
 from rm_methods.reward_models.batching import MicroBatch, StepPlan
 from rm_methods.reward_models.layouts import PairBatch, lay_out
 from rm_methods.reward_models.tokenization import TokenizedItem
+from rm_methods.system.progress import Progress
 from rm_methods.system.ranks import wait_for_ranks
 from rm_methods.training.resume import restore_settings
 
+if TYPE_CHECKING:
+    from rm_methods.methods.contract import TrainedMethod
+
+
+class StepBatches(TypedDict):
+    """One optimizer step of one rank."""
+
+    micro_batches: list[PairBatch]  # of this rank
+    total_weight: float  # of the step's pairs, over all ranks
+    total_micro_batches: int  # over all ranks, without fillers
+
 
 class PlannedSteps(Dataset):
-    """The optimizer steps of one rank, each as a list of micro-batches."""
+    """The optimizer steps of one rank, each as a list of micro-batches.
+
+    Args:
+        layout: "packed" or "plain".
+        pad_id: fills plain rows.
+    """
 
     def __init__(
         self,
         plan: Sequence[StepPlan],
         pairs: Sequence[PreferencePair],
         items: Sequence[TokenizedItem],
+        *,
         layout: str,
         rank: int,
         pad_id: int,
     ):
-        self.plan, self.pairs, self.items, self.layout, self.rank, self.pad_id = (
-            plan,
-            pairs,
-            items,
-            layout,
-            rank,
-            pad_id,
-        )
+        self.plan = plan
+        self.pairs = pairs
+        self.items = items
+        self.layout = layout
+        self.rank = rank
+        self.pad_id = pad_id
 
     def __len__(self) -> int:
         return len(self.plan)
 
-    def __getitem__(self, step: int) -> dict:
+    def __getitem__(self, step: int) -> StepBatches:
         plan = self.plan[step]
+        progress = step / len(self.plan)
         return {
-            "micro_batches": [self._micro_batch(batch, step / len(self.plan)) for batch in plan.ranks[self.rank]],
+            "micro_batches": [self._micro_batch(batch, progress) for batch in plan.ranks[self.rank]],
             "total_weight": sum(self.pairs[i].weight for i in plan.indices),
             "total_micro_batches": plan.micro_batches,
         }
@@ -80,31 +99,39 @@ class RewardTrainer(Trainer):
     """Trains a `RewardModel` with the loss of a method.
 
     Args:
-        method: fulfils the contract of `rm_methods.methods.contract`.
+        method: fulfills the contract of `rm_methods.methods.contract`.
         steps: the planned steps of this rank.
+        options: of the transformers `Trainer`.
 
     Raises:
         UserError: from `train`, if a loss or reward is not finite; names the pairs.
     """
 
-    def __init__(self, *, method, steps: PlannedSteps, **kwargs):
-        super().__init__(train_dataset=steps, **kwargs)
+    def __init__(self, *, method: TrainedMethod, steps: PlannedSteps, **options: Any):
+        super().__init__(train_dataset=steps, **options)
         self.method = method
+        self.steps = steps
         self.sums: dict[str, torch.Tensor] = {}
+        # The step that `sums` begins with; not 0 in a run that is resumed.
+        self.sums_from = 0
 
     def get_train_dataloader(self) -> DataLoader:
         """The plan already says what each rank computes, so accelerate must not deal the steps out again."""
-        return DataLoader(self.train_dataset, batch_size=1, shuffle=False, collate_fn=_the_one)
+        return DataLoader(self.steps, batch_size=1, shuffle=False, collate_fn=_single_item)
 
     def create_optimizer(self, model=None):
-        """Two groups of weights: norms and biases do not decay.  DeepSpeed could not take an empty group, so there may be one only."""
+        """Two groups of weights, because norms and biases do not decay; DeepSpeed takes no empty group."""
         optimizer = super().create_optimizer(model)
         optimizer.param_groups[:] = [group for group in optimizer.param_groups if group["params"]]
         self.weight_decays = [group["weight_decay"] for group in optimizer.param_groups]
         return optimizer
 
     def training_step(self, model, inputs, num_items_in_batch=None) -> torch.Tensor:
-        """Forward and backward of all micro-batches of one optimizer step; returns the step's share of the loss (see `_backward`)."""
+        """Forward and backward of all micro-batches of one optimizer step.
+
+        Returns:
+            This rank's share of the loss, times the number of ranks (`_backward`).
+        """
         model.train()
         batches = inputs["micro_batches"]
         total = torch.zeros((), device=self.args.device)
@@ -114,8 +141,11 @@ class RewardTrainer(Trainer):
             raise UserError(self._describe_failure(model, batches))
         return total
 
-    def _backward(self, model, batch: PairBatch, step: dict, last: bool) -> torch.Tensor:
-        """One micro-batch.  Ranks average their gradients, hence the factor world_size; at the log the mean over ranks is the loss."""
+    def _backward(self, model, batch: PairBatch, step: StepBatches, last: bool) -> torch.Tensor:
+        """Forward and backward of one micro-batch.
+
+        Ranks average their gradients, hence the factor world_size; in the log the mean over ranks is the loss.
+        """
         world = self.args.world_size
         # Ranks exchange gradients once a step, with the last micro-batch.
         self.accelerator.gradient_state._set_sync_gradients(last)
@@ -136,7 +166,7 @@ class RewardTrainer(Trainer):
 
     def _add(self, name: str, value: torch.Tensor) -> None:
         if not self.sums:
-            self.sums_from = self.state.global_step  # not 0: a resumed run begins in the middle
+            self.sums_from = self.state.global_step
         self.sums[name] = self.sums.get(name, torch.zeros((), device=value.device)) + value
 
     def log(self, logs: dict[str, float], *args, **kwargs) -> None:
@@ -151,11 +181,11 @@ class RewardTrainer(Trainer):
     def _clip_grad_norm(self, model):
         norm = super()._clip_grad_norm(model)
         if norm is not None and not np.isfinite(float(norm)):
-            plan = self.train_dataset.plan[self.state.global_step]
-            ids = [self.train_dataset.pairs[i].pair_id for i in plan.indices]
+            plan = self.steps.plan[self.state.global_step]
+            ids = [self.steps.pairs[i].pair_id for i in plan.indices]
             raise UserError(
-                f"Training stopped at step {self.state.global_step + 1}: the gradient is not finite ({float(norm)}). Pairs of the step: "
-                f"{_some(ids)}. Lower training.learning_rate, or look at these pairs."
+                f"Training stopped at step {self.state.global_step + 1}: the gradient is not finite ({float(norm)}). "
+                f"Pairs of the step: {_some(ids)}. Lower training.learning_rate, or look at these pairs."
             )
         return norm
 
@@ -186,63 +216,86 @@ class RestoredSettings(TrainerCallback):
         restore_settings(self.trainer.deepspeed.optimizer.optimizer, self.trainer.weight_decays)
 
 
-class RunLog(TrainerCallback):
-    """Progress with an ETA on stderr, and `metrics.jsonl`: one object a log step, appended and flushed."""
+class TrainingLog(TrainerCallback):
+    """Progress on stderr, `metrics.jsonl` (one object for each logged step, flushed), and sealed checkpoints.
 
-    def __init__(self, plan: Sequence[StepPlan], path: Path, label: str):
-        self.path, self.label, self.last_loss = path, label, None
-        self.print_every, self.printed = 2.0, 0.0  # seconds
-        self.pairs_until = np.cumsum([0] + [len(step.indices) for step in plan])
+    Args:
+        path: of `metrics.jsonl`.
+        label: starts the lines on stderr.
+
+    Attributes:
+        last_loss: the last that was logged.
+        seconds_before: wall time of earlier parts of a resumed run.
+    """
+
+    def __init__(self, path: Path, label: str):
+        self.path = path
+        self.label = label
+        self.last_loss: float | None = None
+        self.seconds_before = 0.0
+        self.first_step = 0
+        self.started = time.monotonic()
+        self.progress = Progress(label, 0)
 
     def on_train_begin(self, args, state, control, **kwargs):
-        self.started, self.first_step, self.before = time.monotonic(), state.global_step, 0.0
+        self.started = time.monotonic()
+        self.first_step = state.global_step
+        self.progress = Progress(self.label, state.max_steps, state.global_step, unit="steps", interval=2.0)
         if not state.is_world_process_zero:
             return
-        kept = []
+        rows = []
         if state.global_step:
-            # A resumed run writes the steps after its checkpoint again; keep what lies before.
-            kept = [row for row in read_json_lines(self.path) if row["step"] <= state.global_step]
-            self.before = max((row["time"] for row in kept), default=0.0)
-            self.last_loss = (
-                kept[-1]["loss"] if kept else None
-            )  # a run that was stopped after its last step has no more to log
-        write_text(self.path, "".join(json.dumps(row) + "\n" for row in kept))
-
-    def on_step_end(self, args, state, control, **kwargs):
-        # transformers logs multiples of logging_steps only: the end of most runs would be in no log.
-        if state.global_step >= state.max_steps:
-            control.should_log = True
+            # A resumed run writes the steps after its checkpoint again; the lines of earlier ones stay.
+            rows = [row for row in read_json_lines(self.path) if row["step"] <= state.global_step]
+        self.seconds_before = max((row["time"] for row in rows), default=0.0)
+        # A run that was stopped after its last step logs nothing more.
+        self.last_loss = rows[-1]["loss"] if rows else None
+        write_text(self.path, "".join(json.dumps(row) + "\n" for row in rows))
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         if not state.is_world_process_zero or "loss" not in (logs or {}):
             return
+        if not math.isfinite(logs["loss"]):
+            raise UserError(
+                f"{self.label} stopped at step {state.global_step}: the loss is {logs['loss']}. Lower learning_rate or "
+                "use precision: fp32."
+            )
+        self.last_loss = float(logs["loss"])
         elapsed = time.monotonic() - self.started
-        row = {"step": state.global_step, "time": round(self.before + elapsed, 3)}
+        row = {"step": state.global_step, "time": round(self.seconds_before + elapsed, 3)}
         row |= {name: float(value) for name, value in logs.items() if name != "epoch"}
-        self.last_loss = row["loss"]
         with self.path.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(row) + "\n")
             stream.flush()
-        now = time.monotonic()
-        if now - self.printed < self.print_every and state.global_step < state.max_steps:
-            return
-        self.printed = now
-        done = state.global_step - self.first_step
-        remaining = elapsed / done * (state.max_steps - state.global_step) if done else 0.0
-        pace = (self.pairs_until[state.global_step] - self.pairs_until[self.first_step]) / elapsed
-        print(
-            f"{self.label}: step {state.global_step}/{state.max_steps}  loss {row['loss']:.4f}  {pace:.1f} pairs/s  "
-            f"elapsed {_clock(elapsed)}  ETA {_clock(remaining)}",
-            file=sys.stderr,
-            flush=True,
-        )
+        self.progress.advance(state.global_step - self.progress.done, self.progress_text(state.global_step, elapsed))
+
+    def progress_text(self, step: int, elapsed: float) -> str:
+        """What a line on stderr says of a step; `elapsed` is in seconds."""
+        return f"loss {self.last_loss:.4f}"
 
     def on_save(self, args, state, control, **kwargs):
         mark_complete(args, state)
 
 
+class RunLog(TrainingLog):
+    """The log of a training on planned steps, which also shows its pace."""
+
+    def __init__(self, plan: Sequence[StepPlan], path: Path, label: str):
+        super().__init__(path, label)
+        self.pairs_until = np.cumsum([0] + [len(step.indices) for step in plan])
+
+    def on_step_end(self, args, state, control, **kwargs):
+        # transformers logs multiples of logging_steps only, so the end of most runs would be in no log.
+        if state.global_step >= state.max_steps:
+            control.should_log = True
+
+    def progress_text(self, step: int, elapsed: float) -> str:
+        pairs = self.pairs_until[step] - self.pairs_until[self.first_step]
+        return f"{super().progress_text(step, elapsed)}  {pairs / elapsed:.1f} pairs/s"
+
+
 def mark_complete(args, state) -> None:
-    """Seal the checkpoint of the present step, when every rank has written its part; every rank calls this, as `on_save`."""
+    """Seal the checkpoint of the present step when every rank has written its part; every rank calls this."""
     wait_for_ranks()
     if state.is_world_process_zero:
         seal(Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}")
@@ -265,13 +318,8 @@ def last_complete_checkpoint(work_folder: Path, *, remove_incomplete: bool = Tru
     return max(complete, key=lambda f: int(f.name.rsplit("-", 1)[1]), default=None)
 
 
-def _the_one(batch: list):
+def _single_item(batch: list):
     return batch[0]
-
-
-def _clock(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}" if minutes >= 60 else f"{minutes}:{seconds:02d}"
 
 
 def _some(ids: Sequence[str], limit: int = 8) -> str:

@@ -1,4 +1,4 @@
-"""The data of one training run: prepared pairs, with their level of noise, as a method changes them, in tokens that fit."""
+"""The data of one training run: prepared pairs with their label noise, changed by the method, in tokens that fit."""
 
 from __future__ import annotations
 
@@ -7,12 +7,18 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from rm_methods.errors import DataError
 from rm_methods.preferences.noise import flip_labels
 from rm_methods.preferences.pair import PreferencePair, read_pairs
-from rm_methods.reward_models.pair_encoding import encode_pairs
+from rm_methods.reward_models.pair_encoding import PairReader, encode_pairs
+from rm_methods.reward_models.tokenization import TokenizedItem
+
+if TYPE_CHECKING:
+    from rm_methods.methods.contract import Inputs, TrainedMethod
 
 
 @dataclass(frozen=True)
@@ -21,45 +27,52 @@ class TrainingData:
 
     Attributes:
         pairs, items: what is left after truncation, as pairs and as tokens.
-        reader: what tokenised them.
+        reader: made the tokens.
         budget: number of pairs that the number of optimizer steps is counted from.
-        truncation, noise: what was cut, dropped, changed by the chat template and flipped, for the summary.
+        truncation, noise: counts for the summary: what was cut, dropped, changed by the chat template, and flipped.
     """
 
     pairs: list[PreferencePair]
-    items: list
-    reader: Any
+    items: list[TokenizedItem]
+    reader: PairReader
     budget: int
     truncation: dict[str, int]
     noise: dict[str, int]
 
 
-def training_data(config: dict[str, Any], variant: str, file: Path, method, inputs) -> TrainingData:
-    """The pairs that a variant learns from, changed as its method says, tokenised, and cut or dropped where they are too long.
+def training_data(
+    config: dict[str, Any], variant: str, file: Path, method: TrainedMethod, inputs: Inputs
+) -> TrainingData:
+    """The pairs that a variant learns from, changed by its method, in tokens.
+
+    Pairs that are too long are cut or dropped, as the configuration says.
 
     Args:
         file: the prepared pairs.
-        inputs: what the method is given (`rm_methods.methods.contract.Inputs`); its `training` section is the run's.
+        inputs: of the method; its `training` section is the run's.
 
     Raises:
         DataError: no pair is left, or one is too long or refused by the chat template and that is not allowed.
     """
-    given, noise = training_pairs(config, variant, file)
-    pairs = list(method.transform_pairs(given, inputs))
+    prepared, noise = training_pairs(config, variant, file)
+    pairs = list(method.transform_pairs(prepared, inputs))
     reader = method.reader(pairs, inputs)
     readable, items = encode_pairs(pairs, reader, inputs.config["backbone"]["refused_conversations"])
     template = {"dropped_refused": len(pairs) - len(readable), **template_changes(items)}
-    kept, items, truncation = apply_truncation_policy(readable, items, inputs.config["training"]["overlong_pairs"])
+    kept, kept_items, truncation = apply_truncation_policy(readable, items, inputs.config["training"]["overlong_pairs"])
     if any(template.values()) and os.environ.get("RANK", "0") == "0":
         print(f"{inputs.label}: {_template_note(template, len(pairs))}", file=sys.stderr, flush=True)
-    budget = round(
-        len(kept) * len(given) / len(pairs)
-    )  # steps are counted before the method changes how many pairs there are
-    return TrainingData(kept, items, reader, budget, truncation | template, noise)
+    # Steps are counted before the method changes how many pairs there are.
+    budget = round(len(kept) * len(prepared) / len(pairs))
+    return TrainingData(kept, kept_items, reader, budget, truncation=truncation | template, noise=noise)
 
 
-def template_changes(items: Sequence) -> dict[str, int]:
-    """Pairs in which the chat template left out or changed text, white space aside: prompts_changed, responses_changed."""
+def template_changes(items: Sequence[TokenizedItem]) -> dict[str, int]:
+    """Counts of pairs in which the chat template left out or changed text, white space aside.
+
+    Returns:
+        prompts_changed and responses_changed.
+    """
     return {
         "prompts_changed": sum(any(item.prompt_changed) for item in items),
         "responses_changed": sum(any(item.response_changed) for item in items),
@@ -72,9 +85,8 @@ def _template_note(template: dict[str, int], pairs: int) -> str:
         "prompts_changed": "with text of the prompt left out or changed",
         "responses_changed": "with text of a response left out or changed",
     }
-    return f"the chat template, pairs of {pairs}: " + ", ".join(
-        f"{count} {words[name]}" for name, count in template.items() if count
-    )
+    counts = [f"{count} {words[name]}" for name, count in template.items() if count]
+    return f"the chat template, pairs of {pairs}: {', '.join(counts)}"
 
 
 def training_pairs(config: dict[str, Any], variant: str, file: Path) -> tuple[list[PreferencePair], dict[str, int]]:
@@ -84,12 +96,14 @@ def training_pairs(config: dict[str, Any], variant: str, file: Path) -> tuple[li
     """
     pairs = read_pairs(file, splits=["train"])
     level = config["methods"][variant]["label_noise"]
-    return flip_labels(pairs, level["rate"], level["kind"], config["data"]["seed"]) if level else (pairs, {})
+    if not level:
+        return pairs, {}
+    return flip_labels(pairs, level["rate"], level["kind"], config["data"]["seed"])
 
 
 def apply_truncation_policy(
-    pairs: Sequence[PreferencePair], items: Sequence, policy: str
-) -> tuple[list, list, dict[str, int]]:
+    pairs: Sequence[PreferencePair], items: Sequence[TokenizedItem], policy: str
+) -> tuple[list[PreferencePair], list[TokenizedItem], dict[str, int]]:
     """Decide what happens to pairs that did not fit, and count it.
 
     A cut prompt stays (the oldest turns went first).  A pair with a cut response is dropped or kept by `policy`; a pair
@@ -113,21 +127,23 @@ def apply_truncation_policy(
         "dropped_equal": 0,
         "dropped_same_tokens": 0,
     }
-    kept_pairs, kept_items = [], []
+    kept_pairs = []
+    kept_items = []
     for pair, item in zip(pairs, items, strict=True):
         counts["prompts_cut"] += any(item.prompt_cut)
         if any(item.response_cut):
             if policy == "error":
                 raise DataError(
-                    f"Pair {pair.pair_id} ({pair.source}): a response does not fit into training.max_length. Raise it, or set "
-                    "training.overlong_pairs to 'drop' or 'truncate'."
+                    f"Pair {pair.pair_id} ({pair.source}): a response does not fit into training.max_length. Raise it, "
+                    "or set training.overlong_pairs to 'drop' or 'truncate'."
                 )
             counts["responses_cut"] += 1
             if policy == "drop":
                 counts["dropped_response_cut"] += 1
                 continue
         if _equal(item):
-            counts["dropped_equal" if any(item.prompt_cut + item.response_cut) else "dropped_same_tokens"] += 1
+            was_cut = any(item.prompt_cut + item.response_cut)
+            counts["dropped_equal" if was_cut else "dropped_same_tokens"] += 1
             continue
         kept_pairs.append(pair)
         kept_items.append(item)
@@ -138,7 +154,8 @@ def apply_truncation_policy(
 
 def _nothing_left(counts: dict[str, int], pairs: int) -> str:
     """Why no training pair is left, and what to do."""
-    same, too_long = counts["dropped_same_tokens"], counts["dropped_response_cut"] + counts["dropped_equal"]
+    same = counts["dropped_same_tokens"]
+    too_long = counts["dropped_response_cut"] + counts["dropped_equal"]
     sentences = ["No training pair is left."]
     if same:
         sentences += [
@@ -147,13 +164,12 @@ def _nothing_left(counts: dict[str, int], pairs: int) -> str:
         ]
     if too_long:
         sentences += [
-            f"In {too_long} of {pairs} pairs a response does not fit into training.max_length (null takes backbone.max_length).",
+            f"In {too_long} of {pairs} pairs a response does not fit into training.max_length (null takes "
+            "backbone.max_length).",
             "Raise it.",
         ]
     return " ".join(sentences)
 
 
-def _equal(item) -> bool:
-    import numpy as np
-
+def _equal(item: TokenizedItem) -> bool:
     return np.array_equal(item.sequences[0], item.sequences[1])

@@ -95,7 +95,7 @@ def micro_batch(prepared, folder, pairs, name, required, layout):
         items, steps=1, pairs_per_step=len(items), tokens_per_microbatch=10**6, seed=0, ranks=1, layout=layout
     )
     method.build(model, replace(inputs, total_steps=1, pairs=pairs, items=items, reader=reader))
-    batch = PlannedSteps(plan, pairs, items, layout, 0, reader.pad_id)[0]["micro_batches"][0]
+    batch = PlannedSteps(plan, pairs, items, layout=layout, rank=0, pad_id=reader.pad_id)[0]["micro_batches"][0]
     return method, model, replace(batch, progress=0.5)
 
 

@@ -140,9 +140,9 @@ def test_autocast_and_dropout_learn_too(prepared, run, tmp_path):
 def test_methods_with_modules_of_their_own_train_them_in_full(prepared, tmp_path, monkeypatch, method):
     seen = {}
 
-    def fit(method, model, *rest):
+    def fit(method, model, steps, **options):
         seen["before"] = {name: p.detach().clone() for name, p in model.named_parameters()}
-        trainer = original(method, model, *rest)
+        trainer = original(method, model, steps, **options)
         seen["after"] = {name: p.detach().clone() for name, p in model.named_parameters()}
         return trainer
 

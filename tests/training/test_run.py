@@ -93,8 +93,8 @@ def test_the_cost_counts_every_pass(prepared, tmp_path):
 def test_the_trained_model_is_gone_before_the_saved_one_is_loaded(prepared, tmp_path, monkeypatch, method):
     held, fit, validation = {}, running.fit, running._validation
 
-    def watched_fit(method, model, *rest):
-        trainer = fit(method, model, *rest)
+    def watched_fit(method, model, steps, **options):
+        trainer = fit(method, model, steps, **options)
         held["before"] = {
             "model": weakref.ref(model),
             "trainer": weakref.ref(trainer),

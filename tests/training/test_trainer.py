@@ -97,7 +97,7 @@ def make_trainer(prepared, tmp_path, pairs, tokenizer, budget, method=BRADLEY_TE
         items, steps=1, pairs_per_step=len(pairs), tokens_per_microbatch=budget, seed=0, ranks=1, layout="packed"
     )
     arguments = training_arguments(config["training"], seed, tmp_path / "work", len(plan))
-    steps = PlannedSteps(plan, pairs, items, "packed", 0, tokenizer.pad_id)
+    steps = PlannedSteps(plan, pairs, items, layout="packed", rank=0, pad_id=tokenizer.pad_id)
     return RewardTrainer(method=load_method(*method), steps=steps, model=model, args=arguments), steps, model
 
 
@@ -162,7 +162,7 @@ def test_a_resumed_log_keeps_whole_lines_up_to_the_checkpoint_and_refuses_a_brok
     begin = (TrainingArguments(output_dir=str(tmp_path), report_to=[]), TrainerState(global_step=2), None)
     resumed.on_train_begin(*begin)
     assert [row["step"] for row in log(log_file)] == [1, 2]
-    assert (resumed.before, resumed.last_loss) == (2.5, 0.2)
+    assert (resumed.seconds_before, resumed.last_loss) == (2.5, 0.2)
     log_file.write_text('{"st\n{"step": 2, "time": 2.5, "loss": 0.2}\n')
     with pytest.raises(UserError, match=r"metrics\.jsonl: a line is not valid JSON"):
         resumed.on_train_begin(*begin)
@@ -336,7 +336,7 @@ def test_adam_is_made_with_the_betas_and_weight_decay_that_the_configuration_nam
     config = configuration(tmp_path, adam_betas=[0.7, 0.6], weight_decay=0.3)
     arguments = training_arguments(config["training"], 0, tmp_path / "work", 1)
     model = RewardModel(load_classifier(prepared[1], config["backbone"], 0))
-    steps = PlannedSteps([], [], [], "packed", 0, 0)
+    steps = PlannedSteps([], [], [], layout="packed", rank=0, pad_id=0)
     trainer = RewardTrainer(method=load_method(*BRADLEY_TERRY), steps=steps, model=model, args=arguments)
     groups = trainer.create_optimizer().param_groups
     assert {group["betas"] for group in groups} == {(0.7, 0.6)}

@@ -1,0 +1,110 @@
+"""The files that describe a run, key by key: `summary.json` of its training and `metrics.json` of its evaluation.
+
+`rm_methods.stored` checks them where they are read.
+"""
+
+from __future__ import annotations
+
+from typing import Any, TypedDict
+
+
+class RunIdentity(TypedDict):
+    """What tells runs apart; both files begin with it."""
+
+    variant: str  # name of the entry of `methods` in the configuration
+    method: str  # name of the method's card
+    seed: int  # one of `seeds`
+    run_key: str  # hash of everything that the run's result depends on (`depends_on`)
+
+
+class RunData(TypedDict, total=False):
+    """What a run was trained on."""
+
+    dataset: str  # `data.dataset`: a card's name or a path
+    hash: str  # of the file of prepared pairs
+    pairs: int | None  # training pairs in that file
+
+
+class RunCost(TypedDict, total=False):
+    """What a run computed, over all ranks; zeros for a scorer without training."""
+
+    wall_seconds: float  # of the training and the validation, with the earlier parts of a resumed run
+    pairs_seen: int  # each pair once an epoch
+    tokens: int  # of all sequences, as if each were computed alone, times the forwards that the method needs for a pair
+    launched_tokens: int  # tokens that the forwards computed, with padding and fillers
+    optimizer_steps: int
+    forwards: int  # of micro-batches
+    peak_memory_bytes: int  # of rank 0: of the GPU's memory; of main memory where training ran on the CPU
+    device: str  # name of the GPU, "cpu", or "none" for a scorer without training
+    world_size: int  # ranks
+
+
+class ValidationMetrics(TypedDict, total=False):
+    """Measures of the exported model on the pairs of split "validation"; empty without such pairs."""
+
+    validation_accuracy: float  # share of pairs whose chosen response has the higher reward; ties are wrong
+    validation_loss: float  # mean Bradley-Terry loss, in nats
+    validation_pairs: int  # pairs that were scored
+    validation_pairs_refused: int  # pairs that the chat template refuses; the key is absent if it refuses none
+    validation_position_bias: float  # joint models: mean probability of the response that is read first, less 1/2
+
+
+class FinalMetrics(ValidationMetrics, total=False):
+    """`metrics` of summary.json."""
+
+    train_loss: float | None  # the last that was logged; None for a run of no steps
+
+
+class LayoutRecord(TypedDict):
+    """How the texts of a batch were laid out in training."""
+
+    used: str  # "packed" or "plain"
+    probe: dict[str, float | str | None] | str  # what `LayoutProbe` measured, or why it did not
+
+
+class TrainingRecords(TypedDict, total=False):
+    """What training, or a method that combines runs, tells of itself."""
+
+    truncation: dict[str, int]  # counts of what was cut, dropped or changed by the chat template
+    training: dict[str, Any]  # section `training` as this seed used it; empty for a scorer without training
+    noise: dict[str, int]  # counts of labels that were flipped; empty without label noise
+    report: dict[str, Any]  # whatever the method reports
+    layout: LayoutRecord
+
+
+class RunSummary(RunIdentity, TrainingRecords, total=False):
+    """`summary.json` of a training run, or of a scorer without weights."""
+
+    experiment: str  # `experiment` of the configuration
+    kind: str  # of the method's card: "trained", "joint", "combined" or "content_blind"
+    scalar_reward: bool  # whether a single response has a reward
+    seed_free: bool  # whether all seeds give the same result
+    settings: dict[str, Any]  # the method's settings, with defaults
+    backbone: dict[str, Any]  # section `backbone`, and under "prepared" the record of its preparation
+    data: RunData
+    cost: RunCost
+    metrics: FinalMetrics
+    depends_on: dict[str, Any]  # everything that the result depends on, by name
+    provenance: dict[str, Any]  # commit, hash of the code, versions of packages, machine
+    checksum: str  # hash of all other entries, which shows edits
+
+
+class BenchmarkResult(TypedDict, total=False):
+    """One benchmark in metrics.json."""
+
+    metrics: dict[str, float | None]  # by name, from 0 to 1; None where a stratum of the metric has no items
+    tie_rate: float | None  # share of the comparisons whose two float32 scores are equal
+    tie_rule: str  # what a tie earns
+    n_scored: int  # items all of whose scores are finite
+    n_total: int  # items
+    n_truncated: int | None  # items with a response that was cut
+    most_responses: int | None  # responses of the item with the most
+    notes: list[str]  # remarks of the preparation of the items
+    made_from: dict[str, str]  # hashes of the files "items" and "scores"
+
+
+class RunMetrics(RunIdentity, total=False):
+    """`metrics.json` of an evaluated run."""
+
+    benchmarks: dict[str, BenchmarkResult]  # by the benchmark's name
+    checksum: str  # hash of all other entries, which shows edits
