@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -44,9 +46,11 @@ class _Verb(click.Command):
         except Exception as error:
             from rm_methods.system.disk import disk_problem
 
-            given = [context.params.get(name) for name in _WRITTEN]
-            paths = [path for value in given for path in (value if isinstance(value, tuple) else (value,)) if path]
-            if problem := disk_problem(error, dict.fromkeys(paths)):
+            paths: list[Path] = []
+            for name in _WRITTEN:
+                value = context.params.get(name)
+                paths += value if isinstance(value, tuple) else [value]
+            if problem := disk_problem(error, dict.fromkeys(filter(None, paths))):
                 raise UserError(problem) from error
             raise
 
@@ -116,14 +120,16 @@ def check(config_files):
 @click.option("--response-tokens", type=float, default=None, help="Mean tokens of a response, if nothing is prepared.")
 @click.option("--responses", type=click.IntRange(min=1), default=None, help="Responses scored per benchmark and run.")
 @click.option("--shape", default=None, help="Assume this size of backbone: 135M, 1B, 8B or 70B.")
-def plan(config_files, **given):
+def plan(config_files, **options):
     """Print jobs, GPU-hours, memory and disk of an experiment before anything is submitted."""
     from rm_methods.config.resolve import load_config
     from rm_methods.planning import plan as planning
     from rm_methods.planning.plan_text import plan_text
 
     config = load_config(config_files)
-    assumptions = planning.make_assumptions(config, {key: value for key, value in given.items() if value is not None})
+    assumptions = planning.make_assumptions(
+        config, {name: value for name, value in options.items() if value is not None}
+    )
     plans = planning.plan(config, assumptions)
     click.echo(plan_text(config, plans, assumptions, planning.job_counts(config_files)))
 
@@ -203,16 +209,21 @@ def prepare_benchmark(config_files, benchmark, pairs, items, report):
 def train(config_files, variant, seed, pairs, backbone, out, work, required, threads):
     """Train one variant with one seed.  Continues from the last complete checkpoint if it was interrupted."""
     from rm_methods.config.resolve import load_config
-    from rm_methods.errors import nearest
     from rm_methods.listing import training_text
     from rm_methods.training.run import RunFiles
     from rm_methods.training.run import train as run
 
     config = load_config(config_files)
-    if variant not in config["methods"]:
-        raise UserError(f"Unknown variant '{variant}'. {nearest(variant, config['methods'])}")
-    outputs = (out / "model", out / "metrics.jsonl", out / "summary.json")
-    files = RunFiles(pairs, backbone, *outputs, work, _named_folders("--required", required))
+    _check_variant(config, variant)
+    files = RunFiles(
+        pairs=pairs,
+        backbone=backbone,
+        model=out / "model",
+        metrics=out / "metrics.jsonl",
+        summary=out / "summary.json",
+        work=work,
+        required=_named_folders("--required", required),
+    )
     summary = run(config, variant, seed, files, threads=threads)
     if "RANK" not in os.environ:  # the ranks of a launched run leave it to the launcher
         click.echo(training_text(summary))
@@ -245,7 +256,7 @@ def train(config_files, variant, seed, pairs, backbone, out, work, required, thr
     "--bf16-in-batches", is_flag=True, default=None, help="Batches in bf16 too: faster, and scores depend on the batch."
 )
 @click.option("--strict", is_flag=True, help="Refuse data with a row that cannot be scored.")
-def score(model, data, out, root, config_files, strict, **given):
+def score(model, data, out, root, config_files, strict, **options):
     """Score responses into score tables, and report what was read and how accurate the scores are.
 
     A score table has the format of its suffix: .parquet, .csv or .jsonl.  The report is printed and kept beside it.
@@ -259,7 +270,7 @@ def score(model, data, out, root, config_files, strict, **given):
     if len(data) != len(out):
         raise UserError(f"{len(data)} --data but {len(out)} --out were given; give one --out for each --data.")
     configured = scoring_settings(load_config(config_files)) if config_files else ScoringSettings()
-    settings = replace(configured, **{name: value for name, value in given.items() if value is not None})
+    settings = replace(configured, **{name: value for name, value in options.items() if value is not None})
     jobs = list(zip(data, out, strict=True))
     click.echo("\n\n".join(score_files(model, jobs, root, settings, strict, also_read=config_files)))
 
@@ -282,8 +293,7 @@ def evaluate(benchmark, items, scores, summary, metrics, credits):
 
     if not len(benchmark) == len(items) == len(scores):
         raise UserError("Give as many --items and --scores as --benchmark.")
-    given = {"--metrics": metrics, "--credits": credits}
-    outputs = {option: [path] for option, path in given.items() if path}
+    outputs = {option: [path] for option, path in (("--metrics", metrics), ("--credits", credits)) if path}
     check_outputs(outputs, {"--items": items, "--scores": scores, "--summary": [summary] if summary else []})
     identity = read_summary(summary) if summary else {"variant": None, "method": None, "seed": None, "run_key": None}
     with tempfile.TemporaryDirectory() as scratch:
@@ -311,16 +321,10 @@ def diagnose(config_files, variant, model, benchmark, items, out, threads):
     hidden."""
     from rm_methods.config.resolve import load_config
     from rm_methods.diagnostics.diagnose import diagnose as run
-    from rm_methods.errors import nearest
 
     config = load_config(config_files)
-    if variant not in config["methods"]:
-        raise UserError(f"Unknown variant '{variant}'. {nearest(variant, config['methods'])}")
-    if len(benchmark) != len(items):
-        raise UserError(
-            f"{len(benchmark)} --benchmark but {len(items)} --items were given; give one --items for each --benchmark."
-        )
-    report = run(config, variant, list(zip(benchmark, items, strict=True)), model, out, threads)
+    _check_variant(config, variant)
+    report = run(config, variant, _benchmark_items(benchmark, items), model, out, threads)
     for name, counts in report["benchmarks"].items():
         click.echo(f"{name}: " + ", ".join(f"{key} {count}" for key, count in counts.items()))
 
@@ -342,22 +346,17 @@ def diagnose_teacher(config_files, variant, seed, model, backbone, teacher, benc
     """Measure how far a run's attention is from a joint teacher's, before and after its training."""
     from rm_methods.config.resolve import load_config
     from rm_methods.diagnostics.teacher_distance import diagnose_teacher_distance
-    from rm_methods.errors import nearest
 
     config = load_config(config_files)
-    if variant not in config["methods"]:
-        raise UserError(f"Unknown variant '{variant}'. {nearest(variant, config['methods'])}")
-    if len(benchmark) != len(items):
-        raise UserError(
-            f"{len(benchmark)} --benchmark but {len(items)} --items were given; give one --items for each --benchmark."
-        )
+    _check_variant(config, variant)
     folders = {"model": model, "backbone": backbone}
-    benchmarks = list(zip(benchmark, items, strict=True))
+    benchmarks = _benchmark_items(benchmark, items)
     teachers = _named_folders("--teacher", teacher)
-    if twice := [name for name, folders in teachers.items() if len(folders) > 1]:
-        raise UserError(f"--teacher {twice[0]}: given {len(teachers[twice[0]])} times; give each teacher once.")
-    teachers = {name: folders[0] for name, folders in teachers.items()}
-    click.echo(diagnose_teacher_distance(config, variant, seed, benchmarks, folders, teachers, out, threads))
+    for name, models in teachers.items():
+        if len(models) > 1:
+            raise UserError(f"--teacher {name}: given {len(models)} times; give each teacher once.")
+    teacher_models = {name: models[0] for name, models in teachers.items()}
+    click.echo(diagnose_teacher_distance(config, variant, seed, benchmarks, folders, teacher_models, out, threads))
 
 
 @main.command("diagnose-summary")
@@ -390,9 +389,14 @@ def compare(config_files, folder, out):
     from rm_methods.experiment.experiment import Experiment
 
     config = load_config(config_files)
-    what = evaluated_runs(Experiment(config), folder), compared_columns(config), reference_variant(config)
-    levels = noise_levels(config)
-    click.echo((compare_across_noise(*what, levels, out) if levels else run(*what, out)).text)
+    runs = evaluated_runs(Experiment(config), folder)
+    columns = compared_columns(config)
+    reference = reference_variant(config)
+    if levels := noise_levels(config):
+        result = compare_across_noise(runs, columns, reference, levels, out)
+    else:
+        result = run(runs, columns, reference, out)
+    click.echo(result.text)
 
 
 @main.command()
@@ -509,12 +513,10 @@ def sample_references(config_files, policy, pairs, out, work, threads):
 def ppo(config_files, variant, seed, model, policy, pairs, references, out, work, threads):
     """Optimize the policy against one reward model, and record its gold reward."""
     from rm_methods.config.resolve import load_config
-    from rm_methods.errors import nearest
     from rm_methods.ppo.run import PpoJob, optimize
 
     config = load_config(config_files)
-    if variant not in config["methods"]:
-        raise UserError(f"Unknown variant '{variant}'. {nearest(variant, config['methods'])}")
+    _check_variant(config, variant)
     job = PpoJob(
         config=config,
         variant=variant,
@@ -572,7 +574,24 @@ def cancel(folder, everywhere, prefix, only_list):
         )
 
 
-def _counts(counts: dict) -> str:
+def _check_variant(config: Mapping[str, Any], variant: str) -> None:
+    """Refuse a variant that the configuration does not have."""
+    from rm_methods.errors import nearest
+
+    if variant not in config["methods"]:
+        raise UserError(f"Unknown variant '{variant}'. {nearest(variant, config['methods'])}")
+
+
+def _benchmark_items(benchmarks: Sequence[str], items: Sequence[Path]) -> list[tuple[str, Path]]:
+    """The benchmarks, each with its file of items."""
+    if len(benchmarks) != len(items):
+        raise UserError(
+            f"{len(benchmarks)} --benchmark but {len(items)} --items were given; give one --items for each --benchmark."
+        )
+    return list(zip(benchmarks, items, strict=True))
+
+
+def _counts(counts: Mapping[str, Any]) -> str:
     return ", ".join(f"{name}: {value}" for name, value in counts.items())
 
 

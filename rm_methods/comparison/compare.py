@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,8 +16,8 @@ from rm_methods.comparison.tables import csv_table, latex_table, markdown_table,
 from rm_methods.errors import UserError, nearest
 from rm_methods.experiment.evaluated_runs import EvaluatedFiles
 from rm_methods.files import write_text
-from rm_methods.statistics.cell import Cell
-from rm_methods.statistics.intervals import ALPHA, ItemDesign, estimate, estimate_from_seeds, holm, paired_difference
+from rm_methods.statistics.cell import Cell, with_verdicts
+from rm_methods.statistics.intervals import ItemDesign, estimate, estimate_from_seeds, paired_difference
 
 
 def compare(
@@ -68,7 +67,7 @@ def build_comparison(runs: Sequence[Run], columns: Sequence[Column], reference: 
             f"The reference '{reference}' is not among the variants compared. {nearest(reference, by_variant)}"
         )
     order = sorted(by_variant, key=lambda v: by_variant[v][0].content_blind)
-    cells = {variant: [] for variant in order}
+    cells: dict[str, list[Cell | None]] = {variant: [] for variant in order}
     for column in columns:
         for variant, cell in _column_cells(by_variant, column, reference).items():
             cells[variant].append(cell)
@@ -117,22 +116,22 @@ def _column_cells(by_variant: dict[str, list[Run]], column: Column, reference: s
             )
             cell = replace(cell, difference=difference)
         cells[variant] = cell
-    tested = [v for v, cell in cells.items() if cell is not None and cell.difference is not None]
-    p_values = [cells[v].difference.p_value if cells[v].difference.enough_evidence else math.nan for v in tested]
-    for variant, p_holm in zip(tested, holm(p_values), strict=True):
-        verdict = (
-            "not enough evidence" if math.isnan(p_holm) else "significant" if p_holm < ALPHA else "not significant"
-        )
-        cells[variant] = replace(cells[variant], p_holm=p_holm, verdict=verdict)
-    return cells
+    return cells | with_verdicts({v: cell for v, cell in cells.items() if cell is not None})
 
 
 def _values(runs: Sequence[Run], column: Column, design: ItemDesign | None) -> dict[int, np.ndarray]:
-    """Seed -> credits in the order of the design (or the metric itself, for a metric without credits)."""
-    having = [run for run in runs if run.metric(column) is not None]
-    if design is None:
-        return {run.seed: np.float64(run.metric(column)) for run in having}
-    return {run.seed: run.credits[(column.benchmark, column.metric)]["credit"].to_numpy(np.float64) for run in having}
+    """Seed -> credits in the order of the design (or the metric itself, shape [], for a metric without credits)."""
+    values = {}
+    for run in runs:
+        metric = run.metric(column)
+        if metric is None:
+            continue
+        if design is None:
+            values[run.seed] = np.array(metric, dtype=np.float64)
+        else:
+            credits = run.credits[column.benchmark, column.metric]
+            values[run.seed] = credits["credit"].to_numpy(np.float64)
+    return values
 
 
 def _cell(runs: Sequence[Run], column: Column, values: dict[int, np.ndarray], design: ItemDesign | None) -> Cell:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,8 +50,7 @@ class VariantRow:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Rows (trained variants first, content-blind ones last), columns, and the footnotes that belong below every
-    table."""
+    """Rows (trained variants first, content-blind ones last), columns, and the footnotes of every table."""
 
     columns: tuple[Column, ...]
     rows: tuple[VariantRow, ...]
@@ -58,15 +58,14 @@ class Comparison:
     notes: tuple[str, ...]
 
     def best_rows(self, column: int) -> set[int]:
-        """Indices of the rows with the highest mean of a column, content-blind rows included: if one of them leads,
-        the table says so."""
-        means = {
-            index: row.cells[column].estimate.mean
-            for index, row in enumerate(self.rows)
-            if row.cells[column] is not None
-        }
-        means = {index: mean for index, mean in means.items() if mean == mean}
-        return {index for index, mean in means.items() if mean >= max(means.values()) - 1e-12}
+        """Indices of the rows with the highest mean of a column, content-blind rows included."""
+        means = {}
+        for index, row in enumerate(self.rows):
+            cell = row.cells[column]
+            if cell is not None and not math.isnan(cell.estimate.mean):
+                means[index] = cell.estimate.mean
+        highest = max(means.values(), default=math.nan)
+        return {index for index, mean in means.items() if mean >= highest - 1e-12}
 
 
 @dataclass(frozen=True)

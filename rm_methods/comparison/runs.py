@@ -31,9 +31,8 @@ class Run:
     """One (variant, seed) as the comparison needs it.
 
     Attributes:
-        seed_free: any seed gives the same scores.  Not so a combination of runs: it is made once, but of other runs it
-            would be another.
-        made_of: variants whose runs must be there first: teachers, members.
+        seed_free: any seed gives the same scores.  A combination of runs is not seed-free: other runs would change it.
+        made_of: variants whose runs are needed first: teachers, members.
         benchmarks: the `benchmarks` of metrics.json.
         credits: (benchmark, metric) -> DataFrame with the columns item_id, group, stratum, weight, credit, sorted by
             item_id.
@@ -102,12 +101,13 @@ def read_runs(files: Sequence[EvaluatedFiles], columns: Sequence[Column]) -> lis
                 "variants different names."
             )
     for column in columns:
-        _check_known(column, runs)
+        _check_column(column, runs)
     return runs
 
 
 def _read_run(files: EvaluatedFiles, columns: Sequence[Column]) -> Run:
-    summary, metrics = read_summary(files.summary), read_metrics(files.metrics)
+    summary = read_summary(files.summary)
+    metrics = read_metrics(files.metrics)
     for key in ("variant", "method", "seed", "run_key"):
         if summary[key] != metrics[key]:
             raise DataError(
@@ -134,7 +134,7 @@ def _read_run(files: EvaluatedFiles, columns: Sequence[Column]) -> Run:
 
 
 def _content_blind(summary: RunSummary) -> bool:
-    """Whether the scorer never reads the text: as the summary says, or else as the method's card says."""
+    """Whether the scorer never reads the text: by the summary, or else by the method's card."""
     from rm_methods.methods.registry import load_card, method_names
 
     kind = summary.get("kind")
@@ -172,7 +172,8 @@ def _read_credits(path: Path, columns: Sequence[Column]) -> dict[tuple[str, str]
 
 def _check_adds_up(run: Run, column: Column) -> None:
     """Refuse credits that do not give the metric: the interval would be of another quantity than the mean."""
-    frame, metric = run.credits.get((column.benchmark, column.metric)), run.metric(column)
+    frame = run.credits.get((column.benchmark, column.metric))
+    metric = run.metric(column)
     if frame is None:
         return
     name = f"{column.benchmark}/{column.metric}"
@@ -182,7 +183,7 @@ def _check_adds_up(run: Run, column: Column) -> None:
             "again."
         )
     try:
-        design = item_design(frame["stratum"], frame["weight"])
+        design = item_design(frame["stratum"].to_numpy(), frame["weight"].to_numpy())
     except ValueError as error:
         raise DataError(f"{run.files.credits}: {name}: {error}.") from None
     total = float(design.coefficient @ frame["credit"].to_numpy(np.float64))
@@ -194,7 +195,7 @@ def _check_adds_up(run: Run, column: Column) -> None:
         )
 
 
-def _check_known(column: Column, runs: Sequence[Run]) -> None:
+def _check_column(column: Column, runs: Sequence[Run]) -> None:
     benchmarks = {name for run in runs for name in run.benchmarks}
     if column.benchmark not in benchmarks:
         raise UserError(
@@ -214,30 +215,33 @@ def common_design(runs: Sequence[Run], column: Column) -> ItemDesign | None:
         DataError: if the runs have different items, groups, strata or weights, or only some of them have credits.
     """
     key = (column.benchmark, column.metric)
-    having = [run for run in runs if run.metric(column) is not None]
-    frames = [run.credits.get(key) for run in having]
-    if all(frame is None for frame in frames):
+    measured = [run for run in runs if run.metric(column) is not None]
+    with_credits = [run for run in measured if key in run.credits]
+    if not with_credits:
         return None
-    first_run, first = having[0], frames[0]
-    for run, frame in zip(having, frames, strict=True):
-        if frame is None or first is None:
-            without = run if frame is None else first_run
+    for run in measured:
+        if key not in run.credits:
             raise DataError(
-                f"{without.files.credits}: no credits for {key[0]}/{key[1]}, which other runs have. Run evaluate again."
+                f"{run.files.credits}: no credits for {key[0]}/{key[1]}, which other runs have. Run evaluate again."
             )
-        _check_same_items(first_run, first, run, frame, column)
-    return item_design(first["stratum"], first["weight"], first["group"])
+    for run in with_credits:
+        _check_same_items(with_credits[0], run, column)
+    first = with_credits[0].credits[key]
+    return item_design(first["stratum"].to_numpy(), first["weight"].to_numpy(), first["group"].to_numpy())
 
 
-def _check_same_items(first_run: Run, first, run: Run, frame, column: Column) -> None:
+def _check_same_items(first_run: Run, run: Run, column: Column) -> None:
     name = f"{column.benchmark}/{column.metric}"
+    first = first_run.credits[column.benchmark, column.metric]
+    frame = run.credits[column.benchmark, column.metric]
     if not np.array_equal(first["item_id"], frame["item_id"]):
-        here, there = set(frame["item_id"]), set(first["item_id"])
-        example = sorted(here ^ there)[0]
+        items = set(frame["item_id"])
+        first_items = set(first["item_id"])
+        example = min(items ^ first_items)
         raise DataError(
-            f"{run.files.credits}: other items of {name} than in {first_run.files.credits}: {len(here)} against "
-            f"{len(there)}, {len(here & there)} in common, first difference {example!r}. All runs must be evaluated on "
-            "the same items; run score and evaluate again for the runs that are older."
+            f"{run.files.credits}: other items of {name} than in {first_run.files.credits}: {len(items)} against "
+            f"{len(first_items)}, {len(items & first_items)} in common, first difference {example!r}. All runs must be "
+            "evaluated on the same items; run score and evaluate again for the runs that are older."
         )
     for field in ("group", "stratum", "weight"):
         differ = np.flatnonzero(first[field].to_numpy() != frame[field].to_numpy())

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
+
 from rm_methods.comparison.result import Column, Comparison, VariantRow
 from rm_methods.reporting.tables import (
     MISSING,
@@ -15,21 +17,52 @@ from rm_methods.reporting.tables import (
     terminal_text,
 )
 from rm_methods.statistics.cell import Cell
+from rm_methods.statistics.intervals import Estimate
 
 _FIRST = 2  # columns that name the row, before those of the benchmarks
 COST_HEADINGS = ("Tokens", "Time", "Memory")
 CSV_FIELDS = (
-    *("variant", "method", "benchmark", "metric", "heading"),
-    *("mean", "low", "high", "standard_error", "degrees_of_freedom", "basis", "n_seeds", "n_items", "n_groups"),
-    *("reference", "difference", "diff_low", "diff_high", "p", "p_holm", "n_paired_seeds", "pairing", "verdict"),
-    *("chance", "tie_rate", "n_scored", "n_total", "n_truncated", "content_blind", "scalar_reward", "seed_free"),
-    *("tokens", "wall_seconds", "peak_memory_bytes"),
+    "variant",
+    "method",
+    "benchmark",
+    "metric",
+    "heading",
+    "mean",
+    "low",
+    "high",
+    "standard_error",
+    "degrees_of_freedom",
+    "basis",
+    "n_seeds",
+    "n_items",
+    "n_groups",
+    "reference",
+    "difference",
+    "diff_low",
+    "diff_high",
+    "p",
+    "p_holm",
+    "n_paired_seeds",
+    "pairing",
+    "verdict",
+    "chance",
+    "tie_rate",
+    "n_scored",
+    "n_total",
+    "n_truncated",
+    "content_blind",
+    "scalar_reward",
+    "seed_free",
+    "tokens",
+    "wall_seconds",
+    "peak_memory_bytes",
 )
 
 
 def cell_text(cell: Cell | None) -> str:
-    """Mean ± half-width in percent with its marks, e.g. ``83.1 ±1.2*``; ``±>50`` says nothing is known; an em dash:
-    there is nothing.
+    """Mean ± half-width in percent with its marks, e.g. ``83.1 ±1.2*``.
+
+    ``±>50`` says that nothing is known; an em dash, that the variant lacks the column.
 
     Marks: * significant difference to the reference, ‡ interval of items only, § interval of seeds only.
     """
@@ -66,8 +99,10 @@ def _count(value: float | None) -> str:
 def _duration(seconds: float | None) -> str:
     if seconds is None:
         return MISSING
+    if seconds == 0:
+        return "0 s"
     if seconds < 59.5:
-        return "0 s" if seconds == 0 else f"{seconds:.2g} s" if seconds < 9.95 else f"{seconds:.0f} s"
+        return f"{seconds:.2g} s" if seconds < 9.95 else f"{seconds:.0f} s"
     minutes = round(seconds / 60)
     if minutes < 60:
         return f"{seconds / 60:.1f} min"
@@ -88,9 +123,6 @@ def _blocks(comparison: Comparison) -> list[list[int]]:
     blind = [index for index, row in enumerate(comparison.rows) if row.content_blind]
     trained = [index for index, row in enumerate(comparison.rows) if not row.content_blind]
     return [block for block in (trained, blind) if block]
-
-
-# --- the table as sections -----------------------------------------------------------------------------------------
 
 
 def section(comparison: Comparison) -> Section:
@@ -141,10 +173,6 @@ def latex_table(comparison: Comparison) -> str:
     return latex_text([section(comparison)], notes)
 
 
-# --- CSV
-# --------------------------------------------------------------------------------------------------------------------------
-
-
 def csv_table(comparison: Comparison) -> str:
     """One line per (variant, column) that exists, fractions in full precision, empty where undefined."""
     records = [
@@ -156,16 +184,24 @@ def csv_table(comparison: Comparison) -> str:
     return csv_text(records, CSV_FIELDS)
 
 
+def _limits(estimate: Estimate, lowest: float) -> tuple[float, float]:
+    """The limits of an interval, cut to what a share (or a difference of shares) can be; few seeds reach beyond."""
+    if not lowest <= estimate.mean <= 1:
+        return estimate.low, estimate.high
+    return float(np.clip(estimate.low, lowest, 1.0)), float(np.clip(estimate.high, lowest, 1.0))
+
+
 def _csv_record(comparison: Comparison, row: VariantRow, column: Column, cell: Cell) -> dict[str, object]:
-    record = {
+    low, high = _limits(cell.estimate, lowest=0.0)
+    record: dict[str, object] = {
         "variant": row.variant,
         "method": row.method,
         "benchmark": column.benchmark,
         "metric": column.metric,
         "heading": column.heading,
         "mean": cell.estimate.mean,
-        "low": cell.estimate.low,
-        "high": cell.estimate.high,
+        "low": low,
+        "high": high,
         "standard_error": cell.estimate.standard_error,
         "degrees_of_freedom": cell.estimate.degrees_of_freedom,
         "basis": cell.estimate.basis,
@@ -188,10 +224,11 @@ def _csv_record(comparison: Comparison, row: VariantRow, column: Column, cell: C
     }
     if cell.difference is not None:
         difference = cell.difference.estimate
+        low, high = _limits(difference, lowest=-1.0)
         record |= {
             "difference": difference.mean,
-            "diff_low": difference.low,
-            "diff_high": difference.high,
+            "diff_low": low,
+            "diff_high": high,
             "p": cell.difference.p_value,
             "p_holm": cell.p_holm,
             "n_paired_seeds": difference.n_seeds,

@@ -50,8 +50,7 @@ class Inputs:
         config: sections `backbone` and `training` of the configuration.
         backbone: the prepared backbone's folder.
         required: model folders of the runs that the card's `requires` names, by setting, one for each seed.
-        total_steps: optimizer steps of the whole run; known from `build` on, like the following ones.
-        pairs, items, reader: training pairs, their tokens, and the reader that tokenized them.
+        pairs, items, reader: training pairs, their tokens, and the reader that tokenized them; known from `build` on.
     """
 
     seed: int
@@ -60,7 +59,6 @@ class Inputs:
     config: Mapping[str, Any] = field(default_factory=dict)
     backbone: Path | None = None
     required: Mapping[str, Sequence[Path]] = field(default_factory=dict)
-    total_steps: int | None = None
     pairs: Sequence[PreferencePair] = ()
     items: Sequence[TokenizedItem] = ()
     reader: Any = None

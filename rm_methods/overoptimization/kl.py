@@ -9,10 +9,10 @@ logarithm, nats):
     KL = sum over s of (F^n - F-^n) log[ (F^n - F-^n) / (F - F-) ]                                              (1)
 
 Where no single score has a noticeable probability the sum becomes an integral over u = F in [0, 1] of
-n u^(n-1) log(n u^(n-1)), which is log n - (n - 1)/n.  Merging scores can only lower it, so that formula, which the literature prints
-as the KL divergence, is an upper bound (Beirami et al., "Theoretical Guarantees on the Best-of-n Alignment Policy",
-arXiv:2401.01879, theorem 3.1), loose where the policy often repeats itself: a policy of two equally likely responses
-has a KL divergence of at most log 2 for every n.
+n u^(n-1) log(n u^(n-1)), which is log n - (n - 1)/n.  The literature prints that formula as the KL divergence.
+Merging scores can only lower it, so it is an upper bound (Beirami et al., "Theoretical Guarantees on the Best-of-n
+Alignment Policy", arXiv:2401.01879, theorem 3.1).  It is loose where the policy often repeats itself: a policy of two
+equally likely responses has a KL divergence of at most log 2 for every n.
 
 The estimate takes the scores of N stored samples.  The interval of F that a score takes up is split in an *atom*,
 summed as in (1), and a *continuum*, integrated; so it is never above the bound.  With one atom of probability e at the
@@ -38,28 +38,8 @@ def kl_bound(n: ArrayLike) -> np.ndarray:
     >>> [round(float(kl_bound(n)), 3) for n in (1, 2, 16, 1024)]
     [0.0, 0.193, 1.835, 5.932]
     """
-    n = np.asarray(n, dtype=np.float64)
-    return np.log(n) - (n - 1) / n
-
-
-def exact_kl(probabilities: ArrayLike, n: ArrayLike) -> np.ndarray:
-    """KL divergence of Best-of-n for a policy whose every outcome is known (equation 1).
-
-    Args:
-        probabilities: of the outcomes (scores), from the worst to the best, float64 [outcomes]; sum to 1.
-        n: numbers of samples, [K].
-
-    Returns:
-        float64 [K], nats.
-
-    Raises:
-        ValueError: the probabilities are not positive or do not sum to 1.
-    """
-    probabilities = np.asarray(probabilities, dtype=np.float64)
-    if (probabilities <= 0).any() or abs(probabilities.sum() - 1) > 1e-9:
-        raise ValueError(f"probabilities must be positive and sum to 1, found {probabilities.tolist()}")
-    upper = np.minimum(np.cumsum(probabilities), 1.0)
-    return _atom_terms(upper - probabilities, upper, np.atleast_1d(n)).sum(axis=0)
+    numbers = np.asarray(n, dtype=np.float64)
+    return np.log(numbers) - (numbers - 1) / numbers
 
 
 def kl_estimate(
@@ -78,21 +58,22 @@ def kl_estimate(
     Args:
         scores: proxy rewards of the samples, [N], finite.
         n: numbers of samples, [K].
-        responses: the samples' texts, [N]; needed with `log_probabilities`.
-        log_probabilities: of each text under the distribution that the samples were drawn from, [N], nats.
+        responses: the samples' texts, [N].
+        log_probabilities: of each text under the distribution that the samples were drawn from, [N], nats; used only
+            with `responses`.
 
     Returns:
         float64 [K], nats, never above `kl_bound(n)`.
     """
-    n = np.atleast_1d(np.asarray(n, dtype=np.float64))
+    numbers = np.atleast_1d(np.asarray(n, dtype=np.float64))
     total = len(scores)
-    order = None if log_probabilities is None else np.argsort(scores, kind="stable")
-    ordered = np.sort(scores) if order is None else np.asarray(scores)[order]
+    order = np.argsort(scores, kind="stable")
+    ordered = np.asarray(scores)[order]
     first = np.flatnonzero(np.concatenate([[True], ordered[1:] != ordered[:-1]]))
     last = np.concatenate([first[1:], [total]])
     share = (last - first) / total
     atom = np.where(last - first > 1, share, 0.0)
-    if order is not None:
+    if responses is not None and log_probabilities is not None:
         for k, (start, end) in enumerate(zip(first, last, strict=True)):
             if len({responses[i] for i in order[start:end]}) == 1:
                 atom[k] = min(share[k], float(np.exp(log_probabilities[order[start]])))
@@ -100,8 +81,8 @@ def kl_estimate(
     upper = last[atoms] / total
     lower = upper - atom[atoms]
     lower[lower < 1e-12] = 0.0  # rounding of the subtraction, where the atom begins at 0
-    estimate = kl_bound(n) + (_atom_terms(lower, upper, n) - _continuum_terms(lower, upper, n)).sum(axis=0)
-    return np.clip(estimate, 0.0, kl_bound(n))
+    corrections = _atom_terms(lower, upper, numbers) - _continuum_terms(lower, upper, numbers)
+    return np.clip(kl_bound(numbers) + corrections.sum(axis=0), 0.0, kl_bound(numbers))
 
 
 def _atom_terms(lower: np.ndarray, upper: np.ndarray, n: np.ndarray) -> np.ndarray:

@@ -14,7 +14,6 @@ below 0, however noisy the curve.
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -22,8 +21,8 @@ import numpy as np
 
 from rm_methods.errors import DataError, UserError, nearest
 from rm_methods.overoptimization.best_of_n import PoolCurves
-from rm_methods.statistics.cell import Cell
-from rm_methods.statistics.intervals import ALPHA, Estimate, ItemDesign, estimate, holm, item_design, paired_difference
+from rm_methods.statistics.cell import Cell, with_verdicts
+from rm_methods.statistics.intervals import Estimate, ItemDesign, estimate, item_design, paired_difference
 
 COLUMNS = ("gold_end", "gold_peak", "gap")
 REPLICATES = 1000
@@ -32,8 +31,9 @@ CONFIDENCE = 0.95
 
 @dataclass(frozen=True)
 class VariantCurves:
-    """All seeds of one variant along one axis: n of Best-of-n on a pool, or the steps of PPO.  S seeds, P prompts, K
-    places on the axis.
+    """All seeds of one variant along one axis: n of Best-of-n on a pool, or the steps of PPO.
+
+    S seeds, P prompts, K points of the axis.
 
     Attributes:
         variant, method, pool: names.
@@ -70,17 +70,12 @@ class VariantCurves:
         return self.gold.mean(axis=(0, 1))
 
     @property
-    def mean_proxy(self) -> np.ndarray:
-        """float64 [K], over seeds and prompts."""
-        return self.proxy.mean(axis=(0, 1))
-
-    @property
     def peak(self) -> int:
         """Position on the axis of the highest mean gold; the first of equals, which costs the least KL."""
         return highest(self.mean_gold)
 
     def bands(self, values_SPK: np.ndarray) -> list[Estimate]:
-        """Mean and 95% interval at every place of the axis."""
+        """Mean and 95% interval at every point of the axis."""
         return [estimate(values_SPK[:, :, k].T, self.design) for k in range(values_SPK.shape[2])]
 
 
@@ -173,7 +168,10 @@ def summarize_peaks(curves: Sequence[VariantCurves], reference: str | None) -> l
                 "compared."
             )
     credits = {curve.variant: held_out_credits(curve) for curve in curves}
-    cells = {column: _column_cells(curves, {v: c[column] for v, c in credits.items()}, reference) for column in COLUMNS}
+    cells = {}
+    for column in COLUMNS:
+        column_credits = {variant: by_column[column] for variant, by_column in credits.items()}
+        cells[column] = _column_cells(curves, column_credits, reference)
     return [_summary(curve, {column: cells[column][curve.variant] for column in COLUMNS}) for curve in curves]
 
 
@@ -183,10 +181,10 @@ def held_out_credits(curves: VariantCurves) -> dict[str, np.ndarray]:
     peak = np.empty_like(end)
     halves = half_of_group(curves.groups)
     for half in (0, 1):
-        here = halves == half
-        # With too few prompts for two halves the peak of all prompts is used, which is said in the notes of the table.
-        source = curves.gold[:, ~here] if (~here).any() and here.any() else curves.gold
-        peak[here] = curves.gold[:, here, highest(source.mean(axis=(0, 1)))].T
+        is_read = halves == half
+        # With too few prompts for two halves, the peak of all prompts is used; the notes of the table say so.
+        source = curves.gold[:, ~is_read] if (~is_read).any() and is_read.any() else curves.gold
+        peak[is_read] = curves.gold[:, is_read, highest(source.mean(axis=(0, 1)))].T
     return {"gold_end": end, "gold_peak": peak, "gap": peak - end}
 
 
@@ -210,30 +208,25 @@ def _column_cells(
     def by_seed(variant: str) -> dict[int, np.ndarray]:
         return {seed: credits[variant][:, k] for k, seed in enumerate(by_name[variant].seeds)}
 
-    tested = [variant for variant in credits if variant != reference]
-    differences = {
-        variant: paired_difference(
+    for variant in credits:
+        if variant == reference:
+            cells[variant] = replace(cells[variant], verdict="reference")
+            continue
+        difference = paired_difference(
             by_seed(variant),
             by_seed(reference),
             design,
             candidate_seed_free=by_name[variant].seed_free,
             reference_seed_free=by_name[reference].seed_free,
         )
-        for variant in tested
-    }
-    p_values = [differences[v].p_value if differences[v].enough_evidence else math.nan for v in tested]
-    for variant, p_holm in zip(tested, holm(p_values), strict=True):
-        verdict = (
-            "not enough evidence" if math.isnan(p_holm) else "significant" if p_holm < ALPHA else "not significant"
-        )
-        cells[variant] = replace(cells[variant], difference=differences[variant], p_holm=p_holm, verdict=verdict)
-    cells[reference] = replace(cells[reference], verdict="reference")
-    return cells
+        cells[variant] = replace(cells[variant], difference=difference)
+    return cells | with_verdicts(cells)
 
 
 def _summary(curves: VariantCurves, cells: dict[str, Cell]) -> PeakSummary:
     low, high = peak_interval(curves)
-    peak, gold = curves.peak, curves.mean_gold
+    peak = curves.peak
+    gold = curves.mean_gold
     return PeakSummary(
         curves=curves,
         cells=cells,
@@ -247,7 +240,7 @@ def _summary(curves: VariantCurves, cells: dict[str, Cell]) -> PeakSummary:
 
 
 def peak_interval(curves: VariantCurves, seed: int = 0) -> tuple[int, int]:
-    """95% percentile-bootstrap limits of the place of the peak, resampling groups of prompts and seeds independently.
+    """95% percentile-bootstrap limits of where the peak is, resampling groups of prompts and seeds independently.
 
     Of S seeds S - 1 are drawn with replacement, which makes the bootstrap variance of a mean over seeds unbiased (Rao
     and Wu, "Resampling inference with complex survey data", JASA 1988); with one seed only prompts are resampled.
@@ -255,9 +248,10 @@ def peak_interval(curves: VariantCurves, seed: int = 0) -> tuple[int, int]:
     from rm_methods.statistics.bootstrap import resampled_counts
 
     group = np.unique(np.asarray(curves.groups), return_inverse=True)[1]
-    n_seeds, _, places = curves.gold.shape
-    sums_SGK = np.zeros((n_seeds, group.max() + 1, places))
-    np.add.at(sums_SGK, (slice(None), group), curves.gold)
+    n_seeds, _, points = curves.gold.shape
+    sums_SGK = np.zeros((n_seeds, group.max() + 1, points))
+    for seed_sums, seed_gold in zip(sums_SGK, curves.gold, strict=True):
+        np.add.at(seed_sums, group, seed_gold)
     counts_BG = resampled_counts(group.max() + 1, REPLICATES, seed)
     if n_seeds == 1:
         weights_BS = np.ones((len(counts_BG), 1))

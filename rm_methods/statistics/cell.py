@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
-from rm_methods.statistics.intervals import Difference, Estimate
+from rm_methods.statistics.intervals import ALPHA, Difference, Estimate, holm
 
 
 @dataclass(frozen=True)
@@ -32,3 +34,19 @@ class Cell:
     n_scored: int = 0
     n_total: int = 0
     n_truncated: int | None = None
+
+
+def with_verdicts(cells: Mapping[str, Cell]) -> dict[str, Cell]:
+    """The cells of one column that have a difference to the reference, with Holm's p values and their verdicts."""
+    p_values = {}
+    for variant, cell in cells.items():
+        if cell.difference is not None:
+            p_values[variant] = cell.difference.p_value if cell.difference.enough_evidence else math.nan
+    adjusted = zip(p_values, holm(list(p_values.values())), strict=True)
+    return {variant: replace(cells[variant], p_holm=p, verdict=_verdict(p)) for variant, p in adjusted}
+
+
+def _verdict(p_holm: float) -> str:
+    if math.isnan(p_holm):
+        return "not enough evidence"
+    return "significant" if p_holm < ALPHA else "not significant"

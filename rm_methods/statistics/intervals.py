@@ -32,6 +32,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 CONFIDENCE = 0.95
 ALPHA = 0.05
@@ -66,7 +67,7 @@ class ItemDesign:
         return len(self.block)
 
 
-def item_design(stratum: Sequence[str], weight: Sequence[float], group: Sequence[str] | None = None) -> ItemDesign:
+def item_design(stratum: ArrayLike, weight: ArrayLike, group: ArrayLike | None = None) -> ItemDesign:
     """The design of a metric's items.
 
     Args:
@@ -80,18 +81,24 @@ def item_design(stratum: Sequence[str], weight: Sequence[float], group: Sequence
     _, first, stratum_code, counts = np.unique(
         np.asarray(stratum), return_index=True, return_inverse=True, return_counts=True
     )
-    weight = np.asarray(weight, dtype=np.float64)
-    if not np.array_equal(weight, weight[first][stratum_code]):
+    weights = np.asarray(weight, dtype=np.float64)
+    if not np.array_equal(weights, weights[first][stratum_code]):
         raise ValueError("a stratum has items with different weights")
-    if abs(weight[first].sum() - 1.0) > 1e-6:
-        raise ValueError(f"the weights of the strata sum to {weight[first].sum():.6g}, not 1")
+    if abs(weights[first].sum() - 1.0) > 1e-6:
+        raise ValueError(f"the weights of the strata sum to {weights[first].sum():.6g}, not 1")
     if group is None:
-        cluster_code = np.arange(len(weight))
+        cluster_code = np.arange(len(weights))
     else:
         cluster_code = np.unique(np.asarray(group), return_inverse=True)[1]
     block = _blocks(stratum_code, cluster_code)
     lonely = (np.bincount(block) == 1)[block][cluster_code]
-    return ItemDesign(weight / counts[stratum_code], stratum_code, cluster_code, block, lonely)
+    return ItemDesign(
+        coefficient=weights / counts[stratum_code],
+        stratum=stratum_code,
+        cluster=cluster_code,
+        block=block,
+        lonely=lonely,
+    )
 
 
 def _blocks(stratum: np.ndarray, cluster: np.ndarray) -> np.ndarray:
@@ -103,7 +110,8 @@ def _blocks(stratum: np.ndarray, cluster: np.ndarray) -> np.ndarray:
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
-    n_strata, n_clusters = stratum.max() + 1, cluster.max() + 1
+    n_strata = stratum.max() + 1
+    n_clusters = cluster.max() + 1
     edges = coo_array((np.ones(len(stratum)), (stratum, n_strata + cluster)), shape=(n_strata + n_clusters,) * 2)
     return connected_components(edges, directed=False)[1][n_strata:]
 
@@ -146,31 +154,55 @@ def estimate(credits: np.ndarray, design: ItemDesign) -> Estimate:
     n_seeds = credits.shape[1]
     per_seed = design.coefficient @ credits
     variance, freedom = _variance(credits, per_seed, design)
-    basis = "items" if n_seeds == 1 else "seeds and items"
-    return _with_interval(per_seed.mean(), variance, freedom, basis, n_seeds, design.n_items, design.n_clusters)
+    return _with_interval(
+        mean=float(per_seed.mean()),
+        variance=variance,
+        freedom=freedom,
+        basis="items" if n_seeds == 1 else "seeds and items",
+        n_seeds=n_seeds,
+        n_items=design.n_items,
+        n_clusters=design.n_clusters,
+    )
 
 
 def estimate_from_seeds(values: Sequence[float]) -> Estimate:
     """Mean and 95% interval of a metric that has no credits: Student's t over the seeds, items are not counted."""
-    values = np.asarray(values, dtype=np.float64)
     n_seeds = len(values)
-    variance = values.var(ddof=1) / n_seeds if n_seeds > 1 else 0.0
     return _with_interval(
-        values.mean(), variance, max(n_seeds - 1, 1), "seeds" if n_seeds > 1 else "nothing", n_seeds, 0, 0
+        mean=float(np.mean(values)),
+        variance=float(np.var(values, ddof=1)) / n_seeds if n_seeds > 1 else 0.0,
+        freedom=max(n_seeds - 1, 1),
+        basis="seeds" if n_seeds > 1 else "nothing",
+        n_seeds=n_seeds,
+        n_items=0,
+        n_clusters=0,
     )
 
 
-def _with_interval(mean, variance, freedom, basis, n_seeds, n_items, n_clusters) -> Estimate:
+def _with_interval(
+    *, mean: float, variance: float, freedom: float, basis: str, n_seeds: int, n_items: int, n_clusters: int
+) -> Estimate:
     from scipy.stats import t
 
     if math.isfinite(variance) and variance > _NO_SPREAD:
         error = math.sqrt(variance)
         reach = float(t.ppf(0.5 + CONFIDENCE / 2, freedom)) * error
     else:
-        error, reach, freedom = math.nan, math.nan, math.nan
+        error = math.nan
+        reach = math.nan
+        freedom = math.nan
         basis = "nothing"
-    mean = float(mean)
-    return Estimate(mean, mean - reach, mean + reach, error, float(freedom), basis, n_seeds, n_items, n_clusters)
+    return Estimate(
+        mean=mean,
+        low=mean - reach,
+        high=mean + reach,
+        standard_error=error,
+        degrees_of_freedom=float(freedom),
+        basis=basis,
+        n_seeds=n_seeds,
+        n_items=n_items,
+        n_clusters=n_clusters,
+    )
 
 
 def _variance(credits: np.ndarray, per_seed: np.ndarray, design: ItemDesign) -> tuple[float, float]:
@@ -265,9 +297,15 @@ def paired_difference(
     return Difference(difference, _p_value(difference), enough, pairing)
 
 
-def _pairs_of_runs(candidate, reference, candidate_seed_free, reference_seed_free) -> tuple[list[tuple], str]:
+def _pairs_of_runs(
+    candidate: Mapping[int, np.ndarray],
+    reference: Mapping[int, np.ndarray],
+    candidate_seed_free: bool,
+    reference_seed_free: bool,
+) -> tuple[list[tuple[np.ndarray, np.ndarray]], str]:
     if candidate_seed_free or reference_seed_free:
-        fixed_candidate, fixed_reference = candidate[min(candidate)], reference[min(reference)]
+        fixed_candidate = candidate[min(candidate)]
+        fixed_reference = reference[min(reference)]
         if candidate_seed_free and reference_seed_free:
             return [(fixed_candidate, fixed_reference)], "seed-free"
         if candidate_seed_free:
@@ -298,7 +336,8 @@ def holm(p_values: Sequence[float]) -> list[float]:
     [0.03, 0.06, 0.06]
     """
     tested = sorted((p, index) for index, p in enumerate(p_values) if not math.isnan(p))
-    adjusted, running = [math.nan] * len(p_values), 0.0
+    adjusted = [math.nan] * len(p_values)
+    running = 0.0
     for rank, (p, index) in enumerate(tested):
         running = max(running, min(1.0, (len(tested) - rank) * p))
         adjusted[index] = running

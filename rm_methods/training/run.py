@@ -208,7 +208,7 @@ def _fit_and_export(run: _Run) -> _Fitted:
     plan = plan_training(
         training, data.items, seed=run.seed, ranks=arguments.world_size, layout=layout, budget=data.budget
     )
-    method.build(model, replace(inputs, total_steps=len(plan), pairs=data.pairs, items=data.items, reader=data.reader))
+    method.build(model, replace(inputs, pairs=data.pairs, items=data.items, reader=data.reader))
 
     log = RunLog(plan, inputs.work_folder / "metrics.jsonl", inputs.label)
     steps = PlannedSteps(

@@ -147,6 +147,14 @@ def test_csv_keeps_full_precision_and_has_the_difference():
     assert (record["n_seeds"], record["n_items"], record["tokens"]) == ("3", "100", "1250000.0")
 
 
+def test_csv_limits_stay_within_what_a_share_can_be():
+    comparison = made_comparison([made_row("a", [made_cell(0.4, reach=3.7, verdict="not significant")])])
+    (record,) = csv.DictReader(io.StringIO(csv_table(comparison)))
+    assert (float(record["low"]), float(record["high"])) == (0.0, 1.0)
+    assert (float(record["diff_low"]), float(record["diff_high"])) == (-1.0, 1.0)
+    assert (float(record["mean"]), float(record["standard_error"])) == (0.4, 1.85)
+
+
 def test_figure_takes_missing_and_undefined_cells_and_wide_intervals(tmp_path):
     rows = [
         made_row("a", [made_cell(0.6, verdict="reference"), None, made_cell(math.nan, math.nan)]),

@@ -94,7 +94,7 @@ def micro_batch(prepared, folder, pairs, name, required, layout):
     plan = plan_steps(
         items, steps=1, pairs_per_step=len(items), tokens_per_microbatch=10**6, seed=0, ranks=1, layout=layout
     )
-    method.build(model, replace(inputs, total_steps=1, pairs=pairs, items=items, reader=reader))
+    method.build(model, replace(inputs, pairs=pairs, items=items, reader=reader))
     batch = PlannedSteps(plan, pairs, items, layout=layout, rank=0, pad_id=reader.pad_id)[0]["micro_batches"][0]
     return method, model, replace(batch, progress=0.5)
 

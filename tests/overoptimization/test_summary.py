@@ -189,7 +189,7 @@ class TestPpo:
         curves = ppo_curves("bt", "bt", runs)
         assert curves.axis.tolist() == [0, 10]
         assert "the curves end at step 10" in curves.notes[0]
-        assert curves.mean_proxy[0] == pytest.approx(0.0, abs=1e-12)
+        assert curves.proxy[:, :, 0].mean() == pytest.approx(0.0, abs=1e-12)
 
     def test_a_variant_that_ended_early_is_marked_and_read_where_it_ended(self, tmp_path):
         runs = [ppo_run(tmp_path, "whole", seed, 0.5, steps=(0, 10, 20, 30)) for seed in range(2)]
