@@ -24,39 +24,40 @@ _LONGEST_RESULTS = 3000  # of 4096 bytes of a path
 
 def conflicts(config: dict[str, Any]) -> list[str]:
     """One sentence for each, with its key path and what to change."""
-    found = []
-    backbone, training = config["backbone"], config["training"]
-    found += _name_conflicts(config)
-    found += _backbone_conflicts(backbone, "backbone")
+    problems: list[str] = []
+    backbone = config["backbone"]
+    training = config["training"]
+    problems += _name_conflicts(config)
+    problems += _backbone_conflicts(backbone, "backbone")
     for section in ("training", "scoring"):
         if backbone["attention"] not in ("auto", "sdpa") and config[section]["layout"] == "packed":
-            found.append(
+            problems.append(
                 f"{section}.layout: 'packed' needs backbone.attention 'auto' or 'sdpa'; otherwise use 'auto' or 'plain'"
             )
-    found += _rank_conflicts(config)
+    problems += _rank_conflicts(config)
     try:
         stage = zero_settings(training["deepspeed"])["stage"]
         for variant, entry in config["methods"].items():
             stages = registry.load_card(entry["method"]).zero_stages
             if stage not in stages:
                 allowed = ", ".join(map(str, stages))
-                found.append(
+                problems.append(
                     f"methods.{variant}: '{entry['method']}' trains with ZeRO stages {allowed} only, but "
                     f"training.deepspeed '{training['deepspeed']}' is stage {stage}; leave the method out, or use "
                     "another stage"
                 )
     except UserError as error:
-        found.append(f"training.deepspeed: {error}")
-    found += _missing_requirements(config)
-    found += _axis_conflicts(config)
-    found += _data_conflicts(config)
-    found += _diagnostics_conflicts(config)
-    found += _overoptimization_conflicts(config)
+        problems.append(f"training.deepspeed: {error}")
+    problems += _missing_requirements(config)
+    problems += _axis_conflicts(config)
+    problems += _data_conflicts(config)
+    problems += _diagnostics_conflicts(config)
+    problems += _overoptimization_conflicts(config)
     reference = config["comparison"]["reference"]
     names = names_without_noise(config)
     if reference and reference not in names:
-        found.append(f"comparison.reference: '{reference}' is not among the methods. {nearest(reference, names)}")
-    return found
+        problems.append(f"comparison.reference: '{reference}' is not among the methods. {nearest(reference, names)}")
+    return problems
 
 
 def workflow_problems(config: Mapping[str, Any]) -> list[str]:
@@ -64,13 +65,13 @@ def workflow_problems(config: Mapping[str, Any]) -> list[str]:
     address not used."""
     from rm_methods.system.tracking_address import resolve_uri
 
-    found = _results_problems(config["results"], config["experiment"])
+    problems = _results_problems(config["results"], config["experiment"])
     if config["tracking"]["enabled"]:
         try:
             resolve_uri(config["tracking"]["uri"])
         except UserError as error:
-            found.append(f"tracking.uri: {error}")
-    return found
+            problems.append(f"tracking.uri: {error}")
+    return problems
 
 
 def _results_problems(results: str, experiment: str) -> list[str]:
@@ -116,67 +117,66 @@ def _name_conflicts(config: Mapping[str, Any]) -> list[str]:
 
 def _backbone_conflicts(backbone: Mapping[str, Any], where: str) -> list[str]:
     """Files that are not there, and sizes of a tiny backbone that no model can have."""
-    found: list[str] = []
+    problems: list[str] = []
     tiny = backbone["tiny"]
     if backbone["chat_template"] and not os.path.isfile(backbone["chat_template"]):
-        found.append(f"{where}.chat_template: no such file: '{backbone['chat_template']}' (looked in {Path.cwd()})")
+        problems.append(f"{where}.chat_template: no such file: '{backbone['chat_template']}' (looked in {Path.cwd()})")
     if backbone["source"] == "tiny":
         if tiny["hidden_size"] % tiny["heads"]:
-            found.append(
+            problems.append(
                 f"{where}.tiny.hidden_size: {tiny['hidden_size']} is not a multiple of {where}.tiny.heads = "
                 f"{tiny['heads']}"
             )
         if tiny["heads"] % tiny["key_value_heads"]:
-            found.append(
+            problems.append(
                 f"{where}.tiny.key_value_heads: {tiny['key_value_heads']} does not divide {where}.tiny.heads = "
                 f"{tiny['heads']}"
             )
         if backbone["gguf_file"]:
-            found.append(
+            problems.append(
                 f"{where}.gguf_file: set, but {where}.source is 'tiny'; name the folder or package that holds the file"
             )
-    return found
+    return problems
 
 
 def _rank_conflicts(config: dict[str, Any]) -> list[str]:
     """Ranks, the pairs they share out, and the GPUs they run on."""
-    found = []
-    processes, pairs, resources = (
-        config["training"]["processes"],
-        config["training"]["pairs_per_step"],
-        config["resources"],
-    )
+    problems = []
+    processes = config["training"]["processes"]
+    pairs = config["training"]["pairs_per_step"]
+    resources = config["resources"]
     if pairs < processes:
-        found.append(f"training.pairs_per_step: {pairs} is fewer than training.processes = {processes}")
+        problems.append(f"training.pairs_per_step: {pairs} is fewer than training.processes = {processes}")
     elif pairs < (ranks := processes * resources["nodes"]):
-        found.append(
+        problems.append(
             f"training.pairs_per_step: {pairs} is fewer than the {ranks} ranks of training.processes = {processes} on "
             f"each of resources.nodes = {resources['nodes']}"
         )
     if resources["gpus"] not in (0, processes):
-        found.append(
+        problems.append(
             f"resources.gpus: {resources['gpus']}, but training.processes: {processes}; both are per node and a rank "
             "drives one GPU, so set them alike (or gpus: 0 for training on CPUs)"
         )
-    return found
+    return problems
 
 
 def _missing_requirements(config: dict[str, Any]) -> list[str]:
     """Files that are not there, and variants that others need runs of, but that are not there, of another kind, or
     with too few seeds."""
-    found, methods = [], config["methods"]
+    problems: list[str] = []
+    methods = config["methods"]
     for variant, entry in methods.items():
         card = registry.load_card(entry["method"])
         for name in card.files_named(entry["settings"]):
             if not os.path.isfile(name):
-                found.append(f"methods.{variant}: no such file: '{name}' (looked in {Path.cwd()})")
+                problems.append(f"methods.{variant}: no such file: '{name}' (looked in {Path.cwd()})")
         for key, named in card.required_variants(entry["settings"]).items():
             need = card.requires[key]
             fits = [name for name, other in methods.items() if _fulfils(other, need) and name != variant]
             if named not in fits:
                 cards = [name for name in registry.method_names() if _fulfils({"method": name}, need)]
                 what = f"of method '{need['method']}'" if "method" in need else f"of kind '{need['kind']}'"
-                found.append(
+                problems.append(
                     f"methods.{variant}.{key}: '{named}' is not a variant {what} under `methods:`. "
                     f"{nearest(named, [*fits, *need.get('builtin', [])])} Methods to choose from: {', '.join(cards)}; "
                     f"add one, for instance `{named if named in cards else cards[0]}: {{}}`"
@@ -186,11 +186,11 @@ def _missing_requirements(config: dict[str, Any]) -> list[str]:
                 seeds = {seed % methods[named]["settings"][need["modulo"]] for seed in seeds}
             if len(seeds) < need.get("at_least", 1):
                 differ = f" that differ modulo methods.{named}.{need['modulo']}" if "modulo" in need else ""
-                found.append(
+                problems.append(
                     f"methods.{variant}.{key}: needs at least {need['at_least']} seeds{differ}, but seeds is "
                     f"{config['seeds']}; add seeds"
                 )
-    return found
+    return problems
 
 
 def _fulfils(entry: Mapping[str, Any], need: Mapping[str, Any]) -> bool:
@@ -202,29 +202,29 @@ def _fulfils(entry: Mapping[str, Any], need: Mapping[str, Any]) -> bool:
 
 def _axis_conflicts(config: dict[str, Any]) -> list[str]:
     """Noise levels and the tuning grid."""
-    found = []
+    problems = []
     levels = [noise_suffix(level) for level in config["noise_levels"]]
     if repeated := sorted({level for level in levels if levels.count(level) > 1}):
-        found.append(f"noise_levels: '{repeated[0] or 'rate 0'}' stands there more than once; keep each level once")
+        problems.append(f"noise_levels: '{repeated[0] or 'rate 0'}' stands there more than once; keep each level once")
     if levels and config["data"]["label_noise"]["rate"]:
-        found.append(
+        problems.append(
             "data.label_noise.rate: would be added to every one of noise_levels; set it to 0, or leave noise_levels "
             "empty"
         )
     if levels and config["tuning"]["enabled"]:
-        found.append(
+        problems.append(
             "tuning.enabled: a grid is tuned on one level of noise; leave noise_levels empty and set data.label_noise"
         )
     if config["tuning"]["enabled"]:
         # Tuned settings are kept by method, so a second grid of a method would have no place.
         grids = Counter(entry["method"] for entry in config["methods"].values() if not entry["tuned_from"])
-        found += [
+        problems += [
             f"tuning.enabled: {count} variants of the method '{method}', but tuned settings belong to a method; keep "
             "one of them"
             for method, count in grids.items()
             if count > 1 and registry.load_card(method).kind == "trained"
         ]
-    return found
+    return problems
 
 
 def _data_conflicts(config: dict[str, Any]) -> list[str]:
@@ -232,7 +232,9 @@ def _data_conflicts(config: dict[str, Any]) -> list[str]:
     from rm_methods.preferences.cards import card_for
     from rm_methods.preferences.world import SPLITS
 
-    found, data, optimization = [], config["data"], config["overoptimization"]
+    problems: list[str] = []
+    data = config["data"]
+    optimization = config["overoptimization"]
     card = card_for(data["dataset"], data["root"])[0]
     if card.reader == "world":
         has_validation = data["options"]["validation_pairs"] > 0
@@ -240,42 +242,42 @@ def _data_conflicts(config: dict[str, Any]) -> list[str]:
         # A file of pairs may have a column of splits, and a reader may make splits of its own: only prepare can tell.
         has_validation = not card.splits or bool(card.splits.keys() & {"validation", "by_instruction", ""})
     if data["validation_fraction"] + data["test_fraction"] >= 1:
-        found.append(
+        problems.append(
             "data.test_fraction: with validation_fraction it takes everything; together they must be less than 1"
         )
     if config["tuning"]["enabled"] and not has_validation and not data["validation_fraction"]:
-        found.append(
+        problems.append(
             "tuning.enabled: chooses on a validation split, but the data set has none; set data.validation_fraction "
             "above 0"
         )
     samples = SAMPLES in optimization["best_of_n"]["pools"] or optimization["ppo"]["enabled"]
     if samples and card.reader == "world" and optimization["prompts"] not in SPLITS:
-        found.append(
+        problems.append(
             f"overoptimization.prompts: the controlled world has no split '{optimization['prompts']}'; use one of "
             f"{', '.join(SPLITS)}"
         )
-    return found
+    return problems
 
 
 def _diagnostics_conflicts(config: dict[str, Any]) -> list[str]:
     diagnosed = config["diagnostics"]["benchmarks"]
-    found = [
+    problems = [
         f"diagnostics.benchmarks: '{name}' is not among the benchmarks. {nearest(name, config['benchmarks'])}"
         for name in diagnosed
         if name not in config["benchmarks"]
     ]
-    found += _unknown_seeds(config, config["diagnostics"]["seeds"], "diagnostics.seeds")
+    problems += _unknown_seeds(config, config["diagnostics"]["seeds"], "diagnostics.seeds")
     if diagnosed and config["backbone"]["attention"] not in ("auto", "sdpa"):
         attention = config["backbone"]["attention"]
-        found.append(
+        problems.append(
             f"diagnostics.benchmarks: needs backbone.attention 'auto' or 'sdpa', not '{attention}'; or leave it empty"
         )
     cards = [registry.load_card(entry["method"]) for entry in config["methods"].values()]
     if diagnosed and not any(card.kind == "trained" and card.scalar_reward for card in cards):
-        found.append(
+        problems.append(
             "diagnostics.benchmarks: no method is a trained one with a scalar reward; add one, or leave it empty"
         )
-    return found
+    return problems
 
 
 def _unknown_seeds(config: dict[str, Any], some: list[int] | None, where: str) -> list[str]:
@@ -290,69 +292,75 @@ def _unknown_seeds(config: dict[str, Any], some: list[int] | None, where: str) -
 def _overoptimization_conflicts(config: dict[str, Any]) -> list[str]:
     from rm_methods.benchmarks.cards import list_benchmark_cards, load_benchmark_card
 
-    found, settings, methods = [], config["overoptimization"], config["methods"]
-    where, pools, ppo = "overoptimization", settings["best_of_n"]["pools"], settings["ppo"]
+    problems: list[str] = []
+    where = "overoptimization"
+    settings = config["overoptimization"]
+    methods = config["methods"]
+    pools = settings["best_of_n"]["pools"]
+    ppo = settings["ppo"]
     for name in settings["variants"] or []:
         if name not in methods:
-            found.append(f"{where}.variants: '{name}' is not among the methods. {nearest(name, methods)}")
+            problems.append(f"{where}.variants: '{name}' is not among the methods. {nearest(name, methods)}")
         elif not registry.load_card(methods[name]["method"]).scalar_reward:
-            found.append(
+            problems.append(
                 f"{where}.variants: '{name}' compares responses and gives a single one no reward; leave it out"
             )
     cards = [load_benchmark_card(name) for name in config["benchmarks"] if name in list_benchmark_cards()]
-    known = [SAMPLES, *(card.name for card in cards if card.has_gold)]
-    found += [
+    allowed_pools = [SAMPLES, *(card.name for card in cards if card.has_gold)]
+    problems += [
         f"{where}.best_of_n.pools: '{name}' is neither '{SAMPLES}' nor a benchmark with gold values under "
-        f"`benchmarks:`. {nearest(name, known)}"
+        f"`benchmarks:`. {nearest(name, allowed_pools)}"
         for name in pools
-        if name not in known
+        if name not in allowed_pools
     ]
     if (pools or ppo["enabled"]) and not optimized_variants(config):
-        found.append(f"{where}: no variant gives a scalar reward; add a trained reward-model method")
+        problems.append(f"{where}: no variant gives a scalar reward; add a trained reward-model method")
     if SAMPLES in pools or ppo["enabled"]:
-        found += _policy_conflicts(config)
+        problems += _policy_conflicts(config)
     if config["noise_levels"] and (pools or ppo["enabled"]):
-        found.append(f"{where}: not with noise_levels; set data.label_noise to one level")
+        problems.append(f"{where}: not with noise_levels; set data.label_noise to one level")
     if settings["policy"]:
-        found += _backbone_conflicts(settings["policy"], f"{where}.policy")
+        problems += _backbone_conflicts(settings["policy"], f"{where}.policy")
     if ppo["enabled"] and (settings["sampling"]["temperature"], settings["sampling"]["top_p"]) != (1, 1):
-        found.append(
+        problems.append(
             f"{where}.sampling: PPO learns from what the policy itself would write; temperature and top_p must be 1"
         )
-    found += _unknown_seeds(config, ppo["seeds"], f"{where}.ppo.seeds")
+    problems += _unknown_seeds(config, ppo["seeds"], f"{where}.ppo.seeds")
     for name in ("minibatches", "processes"):
         if ppo[name] > ppo["batch_size"]:
-            found.append(
+            problems.append(
                 f"{where}.ppo.{name}: {ppo[name]} is more than overoptimization.ppo.batch_size = {ppo['batch_size']}"
             )
     try:
         if ppo["deepspeed"] and zero_settings(ppo["deepspeed"])["stage"] == 0:
-            found.append(
+            problems.append(
                 f"{where}.ppo.deepspeed: '{ppo['deepspeed']}' is stage 0, which cuts nothing; use null, or stage 1, 2 "
                 "or 3"
             )
     except UserError as error:
-        found.append(f"{where}.ppo.deepspeed: {error}")
-    return found
+        problems.append(f"{where}.ppo.deepspeed: {error}")
+    return problems
 
 
 def _policy_conflicts(config: Mapping[str, Any]) -> list[str]:
     """What stands against sampling from a policy and judging what it writes."""
-    found, where, gold = [], "overoptimization", config["overoptimization"]["gold"]
+    problems: list[str] = []
+    where = "overoptimization"
+    gold = config["overoptimization"]["gold"]
     if gold["source"] == "world":
         if config["data"]["dataset"] != "world":
             dataset = config["data"]["dataset"]
-            found.append(
+            problems.append(
                 f"{where}.gold: 'world' knows the controlled world only, but data.dataset is '{dataset}'; name a "
                 "reward model"
             )
         given = [key for key in ("revision", "max_length") if gold[key] is not None]
-        found += [
+        problems += [
             f"{where}.gold.{key}: is {gold[key]!r}, but 'world' is computed from the whole text; leave it out"
             for key in given
         ]
     elif "/" not in gold["source"] and not os.path.isdir(gold["source"]):
-        found.append(
+        problems.append(
             f"{where}.gold: '{gold['source']}' is neither 'world', nor a folder here, nor a hub id (owner/name)"
         )
-    return found
+    return problems

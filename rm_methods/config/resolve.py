@@ -24,14 +24,8 @@ from rm_methods.validation import schema_problems, unusable_values
 from rm_methods.yaml_files import load_yaml, parse_yaml, read_yaml, yaml_text
 
 SCHEMA_FILE = Path(__file__).with_name("config.schema.yaml")
-_RESOLVED = (
-    "method",
-    "settings",
-    "learning_rate",
-    "lora",
-    "label_noise",
-    "tuned_from",
-)  # keys of a resolved `methods` entry
+# Keys of a resolved entry of `methods`.
+_RESOLVED = ("method", "settings", "learning_rate", "lora", "label_noise", "tuned_from")
 
 
 @cache
@@ -144,27 +138,28 @@ def resolve(
         ConfigError: with every problem found, each with its key path, the value seen, and what is allowed.
     """
     problems = schema_problems(config, schema())
-    config = _with_text_keys(config)
-    if config.get("methods") == "all":
-        config["methods"] = {name: {} for name in registry.method_names()}
-    if not isinstance(config.get("methods"), dict):
+    resolved: dict[str, Any] = _with_text_keys(config)
+    if resolved.get("methods") == "all":
+        resolved["methods"] = {name: {} for name in registry.method_names()}
+    if not isinstance(resolved.get("methods"), dict):
         raise ConfigError(problems or ["methods: at least one is needed"], source)
-    _expand_gold(config)
-    _fill(config, schema())
-    config = expand_paths(config, schema(), "", problems)
-    config["methods"] = _resolve_methods(config, problems)
-    if isinstance(config.get("data"), dict):
-        _resolve_data(config, problems)
-    if isinstance(config.get("benchmarks"), dict):
-        for name, entry in config["benchmarks"].items():
+    _expand_gold(resolved)
+    _fill(resolved, schema())
+    resolved = expand_paths(resolved, schema(), "", problems)
+    resolved["methods"] = _resolve_methods(resolved, problems)
+    if isinstance(resolved.get("data"), dict):
+        _resolve_data(resolved, problems)
+    if isinstance(resolved.get("benchmarks"), dict):
+        for name, entry in resolved["benchmarks"].items():
             if entry is None or (isinstance(entry, dict) and isinstance(entry.get("options", {}), dict)):
-                config["benchmarks"][name] = _resolve_benchmark(name, entry or {}, problems)
+                resolved["benchmarks"][name] = _resolve_benchmark(name, entry or {}, problems)
     if not problems:
-        problems += conflicts(config)
-        problems += workflow_problems(config) if before_workflow else []
+        problems += conflicts(resolved)
+    if not problems and before_workflow:
+        problems += workflow_problems(resolved)
     if problems:
         raise ConfigError(dict.fromkeys(problems), source)
-    return config
+    return resolved
 
 
 def reference_variant(config: Mapping[str, Any]) -> str:
@@ -208,8 +203,10 @@ def _resolve_methods(config: dict[str, Any], problems: list[str]) -> dict[str, A
         return entries
     tuned = _tuned_settings(config, problems)
     # What is no mapping has been reported already.
-    own = {name: entry or {} for name, entry in entries.items() if entry is None or isinstance(entry, dict)}
-    resolved = {name: _resolve_method(name, entry, tuned, config["training"], problems) for name, entry in own.items()}
+    mappings = {name: entry or {} for name, entry in entries.items() if entry is None or isinstance(entry, dict)}
+    resolved = {
+        name: _resolve_method(name, entry, tuned, config["training"], problems) for name, entry in mappings.items()
+    }
     if problems:
         return resolved
     tuning = config["tuning"]
@@ -228,7 +225,8 @@ def _resolve_methods(config: dict[str, Any], problems: list[str]) -> dict[str, A
 def _resolved_problems(entry: dict[str, Any], where: str) -> list[str]:
     """What is wrong with a resolved entry of `methods`: it may come from a file that somebody edited."""
     properties = schema()["properties"]
-    training, noise = properties["training"]["properties"], properties["noise_levels"]["items"]
+    training = properties["training"]["properties"]
+    noise = properties["noise_levels"]["items"]
     parts = {
         "method": {"enum": list(registry.method_names())},
         "settings": {"type": "object"},
@@ -270,8 +268,14 @@ def _resolve_method(
     lora = _resolve_lora(settings, training, where, problems) if card.has_weights else None
     problems += schema_problems(settings, card.settings_schema, where)
     settings = expand_paths(settings, card.settings_schema, where, problems)
-    own = {"method": name, "settings": card.defaults() | settings, "learning_rate": learning_rate, "lora": lora}
-    return dict.fromkeys(_RESOLVED) | own
+    return {
+        "method": name,
+        "settings": card.defaults() | settings,
+        "learning_rate": learning_rate,
+        "lora": lora,
+        "label_noise": None,
+        "tuned_from": None,
+    }
 
 
 def _resolve_lora(settings: dict[str, Any], training: Any, where: str, problems: list[str]) -> dict[str, Any] | None:
@@ -280,11 +284,12 @@ def _resolve_lora(settings: dict[str, Any], training: Any, where: str, problems:
     common = training.get("lora") if isinstance(training, dict) else None
     if "lora" not in settings:
         return copy.deepcopy(common)
-    own, fragment = settings.pop("lora"), schema()["properties"]["training"]["properties"]["lora"]
-    problems += schema_problems(own, fragment, f"{where}.lora")
-    if not isinstance(own, dict):
+    changes = settings.pop("lora")
+    fragment = schema()["properties"]["training"]["properties"]["lora"]
+    problems += schema_problems(changes, fragment, f"{where}.lora")
+    if not isinstance(changes, dict):
         return None
-    resolved = (common if isinstance(common, dict) else {}) | own
+    resolved = (common if isinstance(common, dict) else {}) | changes
     _fill(resolved, fragment)
     return resolved
 
@@ -364,7 +369,10 @@ def _resolve_benchmark(name: str, entry: dict[str, Any], problems: list[str]) ->
 
 
 def _no_folder(where: str, path: str) -> str:
-    return f"{where}: no such folder: '{path}' (looked in {Path.cwd()}). Name the folder that holds the files, or null for the hub"
+    return (
+        f"{where}: no such folder: '{path}' (looked in {Path.cwd()}). Name the folder that holds the files, or null for "
+        "the hub"
+    )
 
 
 def _with_text_keys(value: Any) -> Any:

@@ -14,9 +14,8 @@ from rm_methods.errors import ConfigError
 from rm_methods.methods.registry import load_card
 
 SAMPLES = "samples"  # the pool of Best-of-N that is drawn from the policy
-Entries = dict[
-    str, dict[str, Any]
-]  # variant -> {"method", "settings", "learning_rate", "lora", "label_noise", "tuned_from"}
+# Variant -> {"method", "settings", "learning_rate", "lora", "label_noise", "tuned_from"}
+Entries = dict[str, dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -47,11 +46,12 @@ def noise_levels(config: Mapping[str, Any]) -> list[NoiseLevel]:
     """The levels of a resolved configuration, each with its variants; content-blind ones belong to all."""
     levels = []
     for level in config["noise_levels"]:
-        there = {name: entry for name, entry in config["methods"].items() if entry["label_noise"] in (None, level)}
-        variants = {
-            name: name.removesuffix(noise_suffix(level)) if entry["label_noise"] else name
-            for name, entry in there.items()
-        }
+        variants = {}
+        for name, entry in config["methods"].items():
+            if entry["label_noise"] is None:
+                variants[name] = name
+            elif entry["label_noise"] == level:
+                variants[name] = name.removesuffix(noise_suffix(level))
         levels.append(NoiseLevel(level["rate"], level["kind"], variants))
     return levels
 
@@ -80,12 +80,8 @@ def across_noise(entries: Entries, levels: Sequence[Mapping[str, Any]]) -> Entri
                 _add(crossed, variant, entry, "noise_levels")
                 continue
             required = {key: other + suffix for key, other in card.required_variants(entry["settings"]).items()}
-            _add(
-                crossed,
-                variant + suffix,
-                entry | {"settings": entry["settings"] | required, "label_noise": dict(level)},
-                "noise_levels",
-            )
+            changes = {"settings": entry["settings"] | required, "label_noise": dict(level)}
+            _add(crossed, variant + suffix, entry | changes, "noise_levels")
     return crossed
 
 
@@ -113,14 +109,12 @@ def tuning_grid(entries: Entries, learning_rates: Sequence[float], knobs: bool, 
             continue
         for rate in learning_rates:
             if rate != (entry["learning_rate"] or common_rate):
-                _add(
-                    grid,
-                    _point(variant, f"lr{rate:g}"),
-                    entry | {"learning_rate": rate, "tuned_from": variant},
-                    "tuning",
-                )
-        for value in card.knob["values"] if knobs and card.knob else ():
-            setting = card.knob["setting"]
+                changed = entry | {"learning_rate": rate, "tuned_from": variant}
+                _add(grid, _point(variant, f"lr{rate:g}"), changed, "tuning")
+        if not knobs or card.knob is None:
+            continue
+        setting = card.knob["setting"]
+        for value in card.knob["values"]:
             if value != entry["settings"][setting]:
                 changed = entry | {"settings": entry["settings"] | {setting: value}, "tuned_from": variant}
                 _add(grid, _point(variant, f"{setting}_{value}"), changed, "tuning")
@@ -130,11 +124,9 @@ def tuning_grid(entries: Entries, learning_rates: Sequence[float], knobs: bool, 
 def names_without_noise(config: Mapping[str, Any]) -> dict[str, str]:
     """Name of every variant without its level of noise, and one variant that has it."""
     levels = noise_levels(config)
-    return (
-        {base: name for level in reversed(levels) for name, base in level.variants.items()}
-        if levels
-        else {n: n for n in config["methods"]}
-    )
+    if not levels:
+        return {name: name for name in config["methods"]}
+    return {base: name for level in reversed(levels) for name, base in level.variants.items()}
 
 
 def optimized_variants(config: Mapping[str, Any]) -> list[str]:

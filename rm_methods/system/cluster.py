@@ -51,7 +51,8 @@ def train_resource(config: Mapping[str, Any], is_trained: Callable[[str], bool],
     Returns:
         The function; its value None leaves the resource unset.
     """
-    gpus, nodes = config["resources"]["gpus"], config["resources"]["nodes"]
+    gpus = config["resources"]["gpus"]
+    nodes = config["resources"]["nodes"]
     # tasks 0: some versions of the plugin turn one task into one task per GPU, which would run the whole command once
     # per GPU.
     one_node = {"gpu": gpus, "tasks": 0}
@@ -94,13 +95,15 @@ def queued_jobs(prefix: str = JOB_PREFIX, folder: Path | None = None) -> list[Qu
         UserError: Slurm is not installed or does not answer.
     """
     text = _slurm("squeue", "--noheader", f"--user={_user()}", "--format=%i\t%j\t%T\t%R\t%k\t%Z")
-    jobs = [
-        QueuedJob(*(fields := line.split("\t", 5))[:5], Path(fields[5]))
-        for line in text.splitlines()
-        if line.count("\t") >= 5
-    ]
+    jobs = [_queued_job(line) for line in text.splitlines() if line.count("\t") >= 5]
     jobs = [job for job in jobs if job.name.startswith(f"{prefix}_")]
     return jobs if folder is None else [job for job in jobs if _same_folder(job.folder, folder)]
+
+
+def _queued_job(line: str) -> QueuedJob:
+    """A job from a line of squeue."""
+    job_id, name, state, where, comment, folder = line.split("\t", 5)
+    return QueuedJob(job_id=job_id, name=name, state=state, where=where, comment=comment, folder=Path(folder))
 
 
 def cancel(folder: Path | None, prefix: str = JOB_PREFIX, patience: float = 90.0) -> list[QueuedJob]:
@@ -121,19 +124,20 @@ def cancel(folder: Path | None, prefix: str = JOB_PREFIX, patience: float = 90.0
             f"Snakemake still runs in {folder} (process {process} on this machine) and would submit cancelled jobs "
             f"again. Interrupt it instead (Ctrl-C, or kill -INT {process}): it cancels its jobs itself."
         )
-    found = queued_jobs(prefix, folder)
-    if not found:
+    jobs = queued_jobs(prefix, folder)
+    if not jobs:
         return []
-    _slurm("scancel", *(job.job_id for job in found))
-    asked, until = {job.job_id for job in found}, time.monotonic() + patience
-    while left := [job for job in queued_jobs(prefix, folder) if job.job_id in asked]:
-        if time.monotonic() > until:
-            names = ", ".join(f"{job.job_id} ({job.state} on {job.where})" for job in left)
+    job_ids = [job.job_id for job in jobs]
+    _slurm("scancel", *job_ids)
+    deadline = time.monotonic() + patience
+    while remaining := [job for job in queued_jobs(prefix, folder) if job.job_id in job_ids]:
+        if time.monotonic() > deadline:
+            names = ", ".join(f"{job.job_id} ({job.state} on {job.where})" for job in remaining)
             raise UserError(
-                f"Cancelled {len(found)} jobs, but {names} did not end within {patience:.0f} s. Look again with squeue."
+                f"Cancelled {len(jobs)} jobs, but {names} did not end within {patience:.0f} s. Look again with squeue."
             )
         time.sleep(0.5)
-    return found
+    return jobs
 
 
 def describe(jobs: Sequence[QueuedJob]) -> str:
@@ -174,7 +178,8 @@ def _running_snakemake(folder: Path) -> int | None:
     import psutil
 
     for process in psutil.process_iter(["pid", "cmdline", "cwd"]):
-        words, cwd = process.info["cmdline"] or [], process.info["cwd"]
+        words = process.info["cmdline"] or []
+        cwd = process.info["cwd"]
         starts = any(Path(word).name == "snakemake" for word in words[:3])
         if starts and "--mode" not in words and "-n" not in words and cwd and _same_folder(Path(cwd), folder):
             return process.info["pid"]

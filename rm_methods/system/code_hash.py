@@ -61,8 +61,8 @@ PLUMBING = (
 
 # An import statement at the start of a line or behind blanks; the names may be in parentheses over several lines.
 _IMPORT = re.compile(
-    r"^[ \t]*(?:from[ \t]+rm_methods((?:\.\w+)*)[ \t]+import[ \t]+(\([^)]*\)|[^\n#]+)|import[ "
-    r"\t]+rm_methods\.([\w.]+))",
+    r"^[ \t]*(?:from[ \t]+rm_methods((?:\.\w+)*)[ \t]+import[ \t]+(\([^)]*\)|[^\n#]+)"
+    r"|import[ \t]+rm_methods\.([\w.]+))",
     re.MULTILINE,
 )
 

@@ -31,11 +31,12 @@ def check_offload(parameters: int, zero: Mapping[str, Any], nodes: int = 1) -> N
     """
     if (zero.get("offload_optimizer") or {}).get("device") != "cpu":
         return
-    needed, (what, free) = offloaded_bytes(parameters, nodes), main_memory()
+    needed = offloaded_bytes(parameters, nodes)
+    source, free = main_memory()
     if needed > free:
         raise UserError(
             f"training.deepspeed: offloading the optimizer of {parameters:,} parameters takes {needed / 2**30:.1f} GiB "
-            f"of main memory on each of {nodes} nodes, but there are {free / 2**30:.1f} GiB ({what}). Ask for more "
+            f"of main memory on each of {nodes} nodes, but there are {free / 2**30:.1f} GiB ({source}). Ask for more "
             "memory (resources.memory_mb) or more nodes, or use zero3 on more GPUs, which offloads nothing."
         )
 
@@ -48,19 +49,19 @@ def main_memory(root: Path = Path("/")) -> tuple[str, int]:
     * what Slurm gave the job (SLURM_MEM_PER_NODE, in MiB), which not every cluster enforces by control groups.
 
     Args:
-        root: where /proc and /sys lie.
+        root: folder of /proc and /sys.
     """
     import psutil
 
-    found = {"free on the machine": psutil.virtual_memory().available}
+    amounts = {"free on the machine": psutil.virtual_memory().available}
     limits = [limit for file in _limit_files(root) if (limit := _limit(file)) is not None]
     if limits:
-        found["limit of the control group"] = min(limits)
+        amounts["limit of the control group"] = min(limits)
     slurm = os.environ.get("SLURM_MEM_PER_NODE", "")
     if slurm.isdecimal() and int(slurm) > 0:  # --mem=0 asks for all of a node
-        found["SLURM_MEM_PER_NODE"] = int(slurm) * 2**20
-    what = min(found, key=found.__getitem__)
-    return what, found[what]
+        amounts["SLURM_MEM_PER_NODE"] = int(slurm) * 2**20
+    source = min(amounts, key=amounts.__getitem__)
+    return source, amounts[source]
 
 
 def _limit_files(root: Path) -> list[Path]:
@@ -77,13 +78,15 @@ def _limit_files(root: Path) -> list[Path]:
     files = []
     for _, controllers, group in (line.split(":", 2) for line in lines if line.count(":") >= 2):
         if controllers == "":
-            top, name = root / "sys/fs/cgroup", "memory.max"
+            top = root / "sys/fs/cgroup"
+            name = "memory.max"
         elif "memory" in controllers.split(","):
-            top, name = root / "sys/fs/cgroup/memory", "memory.limit_in_bytes"
+            top = root / "sys/fs/cgroup/memory"
+            name = "memory.limit_in_bytes"
         else:
             continue
-        own = Path(group.lstrip("/"))
-        files += [top / place / name for place in (own, *own.parents)]
+        path = Path(group.lstrip("/"))
+        files += [top / folder / name for folder in (path, *path.parents)]
     return files
 
 

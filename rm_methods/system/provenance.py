@@ -26,13 +26,13 @@ def git_state() -> dict[str, Any]:
 
 def package_versions(*names: str) -> dict[str, str | None]:
     """Installed versions of packages."""
-    found = {}
+    versions: dict[str, str | None] = {}
     for name in names:
         try:
-            found[name] = importlib.metadata.version(name)
+            versions[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
-            found[name] = None
-    return found
+            versions[name] = None
+    return versions
 
 
 def provenance(code: str) -> dict[str, Any]:

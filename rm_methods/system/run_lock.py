@@ -119,34 +119,34 @@ def _acquire(lock: Path, mine: dict, patient: bool) -> None:
     watched = None  # (token, time of the last touch) of the writer that we wait to see more of
     awaited = None  # token of the writer that we wait for
     while not _create(lock, mine):
-        found, touched, age = _look(lock)
-        if found is None:
+        writer, touched, age = _look(lock)
+        if writer is None:
             continue
-        state = writer_state(found, age)
-        if state == UNCERTAIN and watched and watched[0] == found.get("token") and watched[1] != touched:
+        state = writer_state(writer, age)
+        if state == UNCERTAIN and watched and watched[0] == writer.get("token") and watched[1] != touched:
             state = ALIVE
         if state == ALIVE and patient:
-            if awaited != found.get("token"):
-                awaited = found.get("token")
+            if awaited != writer.get("token"):
+                awaited = writer.get("token")
                 print(
-                    f"{lock.parent} is being written by {describe(found)}; waits for it.", file=sys.stderr, flush=True
+                    f"{lock.parent} is being written by {describe(writer)}; waits for it.", file=sys.stderr, flush=True
                 )
             time.sleep(POLL_SECONDS)
             continue
         if state == ALIVE:
-            end = f"end it (rm-methods cancel, or scancel {found['job']})" if found.get("job") else "end it"
+            end = f"end it (rm-methods cancel, or scancel {writer['job']})" if writer.get("job") else "end it"
             raise UserError(
-                f"{lock.parent} is being written by {describe(found)}. Wait for it, or {end}, then run this again."
+                f"{lock.parent} is being written by {describe(writer)}. Wait for it, or {end}, then run this again."
             )
         if state == DEAD:
-            _remove(lock, found)
-            print(f"{lock.parent}: takes over from {describe(found)}, which is gone.", file=sys.stderr, flush=True)
+            _remove(lock, writer)
+            print(f"{lock.parent}: takes over from {describe(writer)}, which is gone.", file=sys.stderr, flush=True)
             continue
-        if watched is None or watched[0] != found.get("token"):
-            watched = found.get("token"), touched
+        if watched is None or watched[0] != writer.get("token"):
+            watched = (writer.get("token"), touched)
             wait = max(DEAD_AFTER_SECONDS - age, 0)
             print(
-                f"{lock.parent}: waits up to {wait:.0f} s to see whether {describe(found)} is alive.",
+                f"{lock.parent}: waits up to {wait:.0f} s to see whether {describe(writer)} is alive.",
                 file=sys.stderr,
                 flush=True,
             )
@@ -165,7 +165,7 @@ def _create(lock: Path, mine: dict) -> bool:
         temporary.unlink()
 
 
-def _remove(lock: Path, found: dict) -> None:
+def _remove(lock: Path, writer: dict) -> None:
     """Take a dead writer's lock away; if another process was faster, its lock is put back."""
     aside = lock.with_name(f".{lock.name}.{uuid.uuid4().hex}")
     try:
@@ -173,7 +173,7 @@ def _remove(lock: Path, found: dict) -> None:
     except FileNotFoundError:
         return
     try:
-        if (_read(aside) or {}).get("token") != found.get("token"):
+        if (_read(aside) or {}).get("token") != writer.get("token"):
             with suppress(
                 FileExistsError
             ):  # a third process came between; the one that was moved aside notices and stops

@@ -47,7 +47,7 @@ def _address_problem(uri: str) -> str | None:
     if kind in ("", "file"):
         return "is a folder; MLflow no longer keeps runs in folders"
     try:
-        parts = _behinduri_scheme(uri)
+        parts = _behind_scheme(uri)
         host, _ = parts.hostname, parts.port
     except ValueError as error:
         return f"is not an address ({error})"
@@ -64,7 +64,8 @@ def _address_problem(uri: str) -> str | None:
     if kind == "sqlite":
         return _file_problem(uri)
     if importlib.util.find_spec(module) is None:
-        return f"needs the package {_PACKAGES.get(module, module)}, which is not installed (pip install {_PACKAGES.get(module, module)})"
+        package = _PACKAGES.get(module, module)
+        return f"needs the package {package}, which is not installed (pip install {package})"
     return None
 
 
@@ -74,7 +75,7 @@ def uri_scheme(uri: str) -> str:
     return scheme.lower() if separator else urlsplit(uri).scheme
 
 
-def _behinduri_scheme(uri: str) -> SplitResult:
+def _behind_scheme(uri: str) -> SplitResult:
     return urlsplit(f"//{uri.partition('://')[2]}")
 
 
@@ -104,7 +105,7 @@ def without_secrets(text: str, uri: str) -> str:
     """A message of MLflow, SQLAlchemy or a driver without the parts of the address that `redacted` leaves out."""
     text = text.replace(uri, redacted(uri))
     try:
-        parts = _behinduri_scheme(uri)
+        parts = _behind_scheme(uri)
         secrets = [
             parts.password,
             unquote(parts.password or ""),

@@ -1,5 +1,4 @@
-"""The DeepSpeed configurations that are shipped (zero0 to zero3, zero3_offload), and what a configuration of one's own
-must be.
+"""The shipped DeepSpeed configurations (zero0 to zero3, zero3_offload), and what a user's configuration must be.
 
 "auto" values are filled in from the training settings.
 """
@@ -38,7 +37,7 @@ def configuration_file(name: str | None) -> str | None:
 
 
 def custom_file_hash(name: str | None) -> str | None:
-    """Hash of a configuration file of one's own; None for none and for shipped ones, which count as code."""
+    """Hash of a user's configuration file; None for none and for shipped ones, which count as code."""
     file = configuration_file(name)
     return None if file is None or Path(file).parent == FOLDER else file_hash(Path(file))
 
@@ -55,36 +54,37 @@ def configuration_problems(content: dict[str, Any]) -> list[str]:
     stage = zero.get("stage", 0)
     if stage not in (0, 1, 2, 3):
         return [f"zero_optimization.stage: {stage!r} is not 0, 1, 2 or 3"]
-    found = []
-    optimizer, parameters = (
-        (zero.get(f"offload_{what}") or {}).get("device", "none") for what in ("optimizer", "param")
-    )
+    problems = []
+    optimizer = (zero.get("offload_optimizer") or {}).get("device", "none")
+    parameters = (zero.get("offload_param") or {}).get("device", "none")
     if optimizer != "none" and stage == 0:
-        found.append(f"zero_optimization.offload_optimizer: {optimizer!r} needs stage 1, 2 or 3, the stage is 0")
+        problems.append(f"zero_optimization.offload_optimizer: {optimizer!r} needs stage 1, 2 or 3, the stage is 0")
     if parameters != "none" and stage < 3:
-        found.append(f"zero_optimization.offload_param: {parameters!r} needs stage 3, the stage is {stage}")
+        problems.append(f"zero_optimization.offload_param: {parameters!r} needs stage 3, the stage is {stage}")
     if "nvme" in (optimizer, parameters) and stage < 3:
-        found.append(
+        problems.append(
             f"zero_optimization: offload to nvme needs stage 3, the stage is {stage}; offload to cpu, or take stage 3"
         )
     if stage == 3 and not zero.get("stage3_gather_16bit_weights_on_model_save"):
-        found.append(
+        problems.append(
             "zero_optimization.stage3_gather_16bit_weights_on_model_save: must be true, or the model could not be saved"
         )
     if "optimizer" in content:
-        found.append(
+        problems.append(
             "optimizer: must be left out; the run's settings make it, and DeepSpeed's own would let norms and biases "
             "decay, too"
         )
     for key in ("fp16", "bf16"):
         if (content.get(key) or {}).get("enabled"):
-            found.append(
+            problems.append(
                 f"{key}.enabled: must be off; training.precision casts the backbone and leaves weights and head in fp32"
             )
     for key in ("gradient_accumulation_steps", "train_micro_batch_size_per_gpu"):
         if content.get(key, "auto") not in ("auto", 1):
-            found.append(f"{key}: must be 'auto', not {content[key]!r}; training.tokens_per_microbatch cuts the steps")
-    return found
+            problems.append(
+                f"{key}: must be 'auto', not {content[key]!r}; training.tokens_per_microbatch cuts the steps"
+            )
+    return problems
 
 
 def _read(path: Path) -> dict[str, Any]:
