@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from rm_methods.comparison.result import Comparison
+from rm_methods.comparison.result import Comparison, VariantRow
 from rm_methods.reporting.figures import BLUE, GRAY, ORANGE, save_figure
 
 
@@ -20,14 +20,16 @@ def draw(comparison: Comparison):
     """The figure (matplotlib, without pyplot: no window, no global state)."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    n_panels, n_rows = len(comparison.columns), len(comparison.rows)
+    n_panels = len(comparison.columns)
+    n_rows = len(comparison.rows)
     across = min(n_panels, 4)
     down = math.ceil(n_panels / across)
     label_width = 0.075 * max(len(_label(row.variant)) for row in comparison.rows) + 0.2
     panel_height = 0.24 * n_rows + 0.75
-    figure = Figure(figsize=(label_width + 2.1 * across, panel_height * down + 0.5), layout="constrained")
-    figure.get_layout_engine().set(h_pad=0.08, w_pad=0.06)
+    layout = ConstrainedLayoutEngine(h_pad=0.08, w_pad=0.06)
+    figure = Figure(figsize=(label_width + 2.1 * across, panel_height * down + 0.5), layout=layout)
     FigureCanvasAgg(figure)
     axes = figure.subplots(down, across, sharey=True, squeeze=False)
     for index, axis in enumerate(axes.flat):
@@ -55,7 +57,6 @@ def _draw_panel(axis, comparison: Comparison, column: int) -> None:
     for row, position in zip(comparison.rows, positions, strict=True):
         cell = row.cells[column]
         if cell is None or math.isnan(cell.estimate.mean):
-            place = {"ha": "center", "va": "center", "transform": axis.get_yaxis_transform()}
             axis.text(
                 0.5,
                 position,
@@ -64,12 +65,15 @@ def _draw_panel(axis, comparison: Comparison, column: int) -> None:
                 fontsize=7,
                 zorder=4,
                 bbox={"facecolor": "white", "edgecolor": "none", "pad": 1},
-                **place,
+                horizontalalignment="center",
+                verticalalignment="center",
+                transform=axis.get_yaxis_transform(),
             )
             continue
         is_reference = row.variant == comparison.reference
-        color = GRAY if row.content_blind else ORANGE if is_reference else BLUE
-        mean, reach = 100 * cell.estimate.mean, 100 * cell.estimate.half_width
+        color = _color(row, is_reference)
+        mean = 100 * cell.estimate.mean
+        reach = 100 * cell.estimate.half_width
         if is_reference:
             axis.axvline(mean, color=ORANGE, linewidth=0.8, alpha=0.5, zorder=1)
         if not math.isnan(reach):
@@ -104,22 +108,29 @@ def _draw_panel(axis, comparison: Comparison, column: int) -> None:
         axis.spines[side].set_visible(False)
 
 
+def _color(row: VariantRow, is_reference: bool) -> str:
+    if row.content_blind:
+        return GRAY
+    return ORANGE if is_reference else BLUE
+
+
 def _limits(comparison: Comparison, column: int) -> tuple[float, float]:
     """Limits of a panel: every mean, the chance level and ordinary intervals fit; one of two seeds may be so wide that
     it is cut."""
     cells = [row.cells[column] for row in comparison.rows]
     estimates = [cell.estimate for cell in cells if cell is not None and not math.isnan(cell.estimate.mean)]
     points = [100 * e.mean for e in estimates]
-    if comparison.columns[column].chance is not None:
-        points.append(100 * comparison.columns[column].chance)
+    chance = comparison.columns[column].chance
+    if chance is not None:
+        points.append(100 * chance)
     if not points:
         return 0.0, 100.0
     reaches = sorted(100 * e.half_width for e in estimates if not math.isnan(e.half_width))
     allowed = 4 * reaches[len(reaches) // 2] if reaches else 0.0
     shown = [(100 * e.mean, min(100 * e.half_width, allowed)) for e in estimates if not math.isnan(e.half_width)]
-    low, high = min([*points, *(m - r for m, r in shown)]), max([*points, *(m + r for m, r in shown)])
     # Metrics are shares: an interval may reach past 0 or 100%, the axis does not.
-    low, high = max(low, 0.0), min(high, 100.0)
+    low = max(min([*points, *(mean - reach for mean, reach in shown)]), 0.0)
+    high = min(max([*points, *(mean + reach for mean, reach in shown)]), 100.0)
     margin = 0.05 * (high - low) or 1.0
     return low - margin, high + margin
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from rm_methods.comparison.compare import build_comparison, write_comparison
@@ -16,6 +17,7 @@ from rm_methods.errors import UserError
 from rm_methods.experiment.evaluated_runs import EvaluatedFiles
 from rm_methods.experiment.layout import noise_figure_stem
 from rm_methods.reporting.figures import BLUE, ORANGE, save_figure
+from rm_methods.statistics.cell import Cell
 
 ACROSS = 4  # panels side by side
 
@@ -27,7 +29,7 @@ def compare_across_noise(
     levels: Sequence[NoiseLevel],
     out_folder: Path,
 ) -> ComparisonResult:
-    """Compare every level by itself (`<level>/table.*`, `<level>/comparison.*`), then write one table of all levels
+    """Compare the runs of every level (`<level>/table.*`, `<level>/comparison.*`), then write one table of all levels
     and the figures.
 
     Every variant is compared with the reference of its own level, and Holm's correction counts the variants of a level
@@ -42,13 +44,13 @@ def compare_across_noise(
     Raises:
         UserError, DataError: as `rm_methods.comparison.compare.compare`; a variant that is on no level.
     """
-    read = read_runs(runs, columns)
+    all_runs = read_runs(runs, columns)
     comparisons = []
     for level in levels:
-        there = [_without_level(run, level) for run in read if run.variant in level.variants]
-        if not there:
+        level_runs = [_without_level(run, level) for run in all_runs if run.variant in level.variants]
+        if not level_runs:
             raise UserError(f"No run has {level.heading}; run snakemake for this configuration first.")
-        comparisons.append(build_comparison(there, columns, reference))
+        comparisons.append(build_comparison(level_runs, columns, reference))
         write_comparison(comparisons[-1], Path(out_folder) / level.folder)
     merged = merge_levels(levels, comparisons)
     for number, column in enumerate(columns):
@@ -56,7 +58,7 @@ def compare_across_noise(
             Path(out_folder) / f"{noise_figure_stem(column.benchmark, column.metric)}.{suffix}"
             for suffix in ("png", "svg")
         ]
-        save_figure(lambda number=number: draw_noise(levels, comparisons, number), targets)
+        save_figure(partial(draw_noise, levels, comparisons, number), targets)
     return write_comparison(merged, Path(out_folder))
 
 
@@ -78,35 +80,40 @@ def merge_levels(levels: Sequence[NoiseLevel], comparisons: Sequence[Comparison]
     for number, comparison in enumerate(comparisons):
         for row in comparison.rows:
             rows.setdefault(row.variant, {})[number] = row
-    without = (None,) * len(comparisons[0].columns)
-    merged = tuple(
-        replace(
-            next(iter(own.values())),
-            cost=_mean_cost([row.cost for row in own.values()]),
-            cells=tuple(
-                cell for number in range(len(comparisons)) for cell in (own[number].cells if number in own else without)
-            ),
-        )
-        for own in rows.values()
-    )
-    return Comparison(columns, merged, comparisons[0].reference, _merged_notes(levels, comparisons))
+    empty_cells = (None,) * len(comparisons[0].columns)
+    merged = []
+    for by_level in rows.values():
+        cells: list[Cell | None] = []
+        for number in range(len(comparisons)):
+            cells += by_level[number].cells if number in by_level else empty_cells
+        first = next(iter(by_level.values()))
+        cost = _mean_cost([row.cost for row in by_level.values()])
+        merged.append(replace(first, cost=cost, cells=tuple(cells)))
+    return Comparison(columns, tuple(merged), comparisons[0].reference, _merged_notes(levels, comparisons))
 
 
 def _mean_cost(costs: Sequence[Cost]) -> Cost:
-    values = {
-        field.name: [getattr(cost, field.name) for cost in costs if getattr(cost, field.name) is not None]
-        for field in fields(Cost)
-    }
-    return Cost(**{name: sum(found) / len(found) if found else None for name, found in values.items()})
+    return Cost(
+        tokens=_mean_of_recorded([cost.tokens for cost in costs]),
+        wall_seconds=_mean_of_recorded([cost.wall_seconds for cost in costs]),
+        peak_memory_bytes=_mean_of_recorded([cost.peak_memory_bytes for cost in costs]),
+    )
+
+
+def _mean_of_recorded(values: Sequence[float | None]) -> float | None:
+    recorded = [value for value in values if value is not None]
+    return sum(recorded) / len(recorded) if recorded else None
 
 
 def _merged_notes(levels: Sequence[NoiseLevel], comparisons: Sequence[Comparison]) -> tuple[str, ...]:
-    """The footnotes of all levels; one that does not stand below every level says which it is of."""
+    """The footnotes of all levels; one that is not true of all levels names its levels."""
     notes: dict[str, list[str]] = {}
     for level, comparison in zip(levels, comparisons, strict=True):
         for note in comparison.notes:
             notes.setdefault(note, []).append(level.heading)
-    return tuple(note if len(of) == len(levels) else f"{', '.join(of)}: {note}" for note, of in notes.items())
+    return tuple(
+        note if len(headings) == len(levels) else f"{', '.join(headings)}: {note}" for note, headings in notes.items()
+    )
 
 
 def draw_noise(levels: Sequence[NoiseLevel], comparisons: Sequence[Comparison], column: int):
@@ -143,15 +150,18 @@ def draw_noise(levels: Sequence[NoiseLevel], comparisons: Sequence[Comparison], 
 
 
 def _points(
-    levels, comparisons, variant: str | None, kind: str, column: int
+    levels: Sequence[NoiseLevel], comparisons: Sequence[Comparison], variant: str | None, kind: str, column: int
 ) -> list[tuple[float, float, float, float]]:
     """(rate, mean, low, high) in percent; the level without noise belongs to every kind."""
     points = []
     for level, comparison in zip(levels, comparisons, strict=True):
-        cells = {row.variant: row.cells[column] for row in comparison.rows}
-        if (level.kind == kind or not level.rate) and cells.get(variant) is not None:
-            estimate = cells[variant].estimate
-            points.append(tuple(100 * value for value in (level.rate, estimate.mean, estimate.low, estimate.high)))
+        if level.kind != kind and level.rate:
+            continue
+        for row in comparison.rows:
+            cell = row.cells[column]
+            if row.variant == variant and cell is not None:
+                estimate = cell.estimate
+                points.append((100 * level.rate, 100 * estimate.mean, 100 * estimate.low, 100 * estimate.high))
     return sorted(points)
 
 
@@ -160,7 +170,7 @@ def _draw_line(axis, points, color: str, style: str) -> None:
         return
     rates, means, lows, highs = zip(*points, strict=True)
     axis.plot(rates, means, color=color, linestyle=style, marker="o", markersize=3, linewidth=1.3)
-    # An interval may reach past 0 or 100%, what it is about does not.
+    # An interval may reach past 0 or 100%, a share does not.
     axis.fill_between(
         rates, [max(low, 0) for low in lows], [min(high, 100) for high in highs], color=color, alpha=0.18, linewidth=0
     )
@@ -174,6 +184,9 @@ def _legend(figure, reference: str | None, kinds: Sequence[str], styles: Mapping
         handles.append(Line2D([], [], color=ORANGE, marker="o", markersize=3, label=reference))
     if len(kinds) > 1:
         names = {"symmetric": "any labels flipped", "length": "flipped to the longer response"}
-        handles += [Line2D([], [], color="black", linestyle=styles[kind], label=names[kind]) for kind in kinds]
+        for kind in kinds:
+            line = Line2D([], [], color="black", label=names[kind])
+            line.set_linestyle(styles[kind])
+            handles.append(line)
     legend = figure.legend(handles=handles, loc="outside upper center", ncols=len(handles), frameon=False, fontsize=8)
     legend.set_title("Mean and 95% interval", prop={"size": 8})

@@ -25,13 +25,12 @@ def footnotes(
         )
     if any(row.cost != Cost() for row in rows):
         notes.append(f"Cost of training one run, mean over seeds: tokens seen, wall time, peak memory{_without(runs)}.")
-    for key, what in (("device", "devices"), ("world_size", "numbers of processes")):
-        # What is made of other runs was trained on no device.
-        found = sorted(
-            {str(run.cost[key]) for run in runs if run.cost.get(key) is not None and run.cost.get("device") != "none"}
-        )
-        if len(found) > 1:
-            notes.append(f"Wall time and memory were measured on different {what}: {', '.join(found)}.")
+    # Combinations of runs were trained on no device.
+    costs = [run.cost for run in runs if run.cost.get("device") != "none"]
+    for key, noun in (("device", "devices"), ("world_size", "numbers of processes")):
+        values = sorted({str(cost[key]) for cost in costs if cost.get(key) is not None})
+        if len(values) > 1:
+            notes.append(f"Wall time and memory were measured on different {noun}: {', '.join(values)}.")
     hashes = {run.data_hash for run in runs if run.data_hash and not run.content_blind}
     if len(hashes) > 1:
         notes.append(
@@ -41,15 +40,12 @@ def footnotes(
 
 
 def _many_responses(runs: Sequence[Run]) -> str:
-    """Where a joint model's scores are not what its name promises: it judges pairs, and here a score is a mean over
-    many of them."""
-    names = {
-        name: None
-        for run in runs
-        if not run.scalar_reward
-        for name, found in run.benchmarks.items()
-        if found.get("most_responses", 0) > 2
-    }
+    """The benchmarks where a joint model, which judges pairs, scores more than two responses of an item."""
+    names = []
+    for run in runs:
+        if not run.scalar_reward:
+            names += [name for name, report in run.benchmarks.items() if report.get("most_responses", 0) > 2]
+    names = list(dict.fromkeys(names))
     if not names:
         return ""
     return (
@@ -103,7 +99,7 @@ def _reference_notes(rows: Sequence[VariantRow], columns: Sequence[Column], refe
     undefined: dict[str, list[str]] = {}
     for row in rows:
         for column, cell in zip(columns, row.cells, strict=True):
-            if cell is None or cell.verdict != "not enough evidence":
+            if cell is None or cell.difference is None or cell.verdict != "not enough evidence":
                 continue
             if cell.difference.enough_evidence:
                 undefined.setdefault(column.heading, []).append(row.variant)
@@ -118,7 +114,7 @@ def _reference_notes(rows: Sequence[VariantRow], columns: Sequence[Column], refe
     pairings = {
         row.variant: {c.difference.pairing for c in row.cells if c is not None and c.difference} for row in rows
     }
-    in_order = [variant for variant, found in pairings.items() if "order of seeds" in found]
+    in_order = [variant for variant, kinds in pairings.items() if "order of seeds" in kinds]
     if in_order:
         notes.append(
             f"No seed in common with {reference}, so runs were paired in the order of their seeds: "
@@ -133,10 +129,10 @@ def _scoring_notes(runs: Sequence[Run], rows: Sequence[VariantRow], columns: Seq
     benchmarks = list(dict.fromkeys(column.benchmark for column in columns))
     rules: dict[str, list[str]] = {}
     for benchmark in benchmarks:
-        found = {
+        tie_rules = {
             run.benchmarks[benchmark].get("tie_rule") or "not recorded" for run in runs if benchmark in run.benchmarks
         }
-        rules.setdefault(" / ".join(sorted(found)), []).append(benchmark)
+        rules.setdefault(" / ".join(sorted(tie_rules)), []).append(benchmark)
     noted = [
         (name, note) for name in benchmarks for run in runs for note in run.benchmarks.get(name, {}).get("notes", ())
     ]
@@ -144,7 +140,9 @@ def _scoring_notes(runs: Sequence[Run], rows: Sequence[VariantRow], columns: Seq
         *dict.fromkeys(f"{name}: {note}" for name, note in noted),
         "Ties: " + "; ".join(f"{rule} ({', '.join(names)})" for rule, names in rules.items()) + ".",
     ]
-    ties, unscored, truncated = [], [], {}
+    ties: list[str] = []
+    unscored: list[str] = []
+    truncated: dict[str, set[int]] = {}
     for benchmark in benchmarks:
         for row in rows:
             present = [

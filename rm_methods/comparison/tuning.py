@@ -103,23 +103,31 @@ def tune(config: Mapping[str, Any], folder: Path, out_folder: Path) -> str:
 
 
 def read_candidates(config: Mapping[str, Any], folder: Path) -> list[Candidate]:
-    """All points of all grids, line by line; the untouched variant stands once in each of its two lines, a line of one
-    point is none."""
+    """All points of all grids, line by line.  The untouched variant is in both of its lines; a line of one point is
+    left out."""
     candidates = []
     for variant, entry in config["methods"].items():
         card = load_card(entry["method"])
         if card.kind != "trained":
             continue
         base = config["methods"][entry["tuned_from"] or variant]
-        own_rate = entry["learning_rate"] or config["training"]["learning_rate"]
-        metrics = [_validation(Layout(folder).summary(variant, seed)) for seed in config["seeds"]]
-        scores = tuple(m["validation_accuracy"] for m in metrics), tuple(m["validation_loss"] for m in metrics)
-        common = variant, entry["tuned_from"] or variant, entry["method"]
+        tried: dict[str, Any] = {}
         if entry["settings"] == base["settings"]:
-            candidates.append(Candidate(*common, "learning_rate", own_rate, *scores))
-        if card.knob and (entry["learning_rate"] == base["learning_rate"]):
+            tried["learning_rate"] = entry["learning_rate"] or config["training"]["learning_rate"]
+        if card.knob and entry["learning_rate"] == base["learning_rate"]:
+            tried[card.knob["setting"]] = entry["settings"][card.knob["setting"]]
+        metrics = [_validation(Layout(folder).summary(variant, seed)) for seed in config["seeds"]]
+        for setting, value in tried.items():
             candidates.append(
-                Candidate(*common, card.knob["setting"], entry["settings"][card.knob["setting"]], *scores)
+                Candidate(
+                    variant=variant,
+                    tuned_from=entry["tuned_from"] or variant,
+                    method=entry["method"],
+                    setting=setting,
+                    value=value,
+                    accuracies=tuple(run["validation_accuracy"] for run in metrics),
+                    losses=tuple(run["validation_loss"] for run in metrics),
+                )
             )
     points = Counter((c.tuned_from, c.setting) for c in candidates)
     candidates = [c for c in candidates if points[c.tuned_from, c.setting] > 1]

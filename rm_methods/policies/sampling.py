@@ -106,7 +106,7 @@ def generate(
 
     device = next(model.parameters()).device
     input_ids, is_token = left_padded(prompt_ids, pad_id, device)
-    own_configuration = model.generation_config
+    model_configuration = model.generation_config
     model.generation_config = generation_configuration(settings, end_ids, pad_id)
     not_a_number = _NotANumber()
     try:
@@ -121,7 +121,7 @@ def generate(
                     synced_gpus=in_step,
                 )
     finally:
-        model.generation_config = own_configuration
+        model.generation_config = model_configuration
     if not_a_number.seen:
         raise NotFinite(
             "The policy's logits are NaN: its weights are broken. Go back to an earlier policy, or lower the learning "
@@ -153,7 +153,7 @@ def generation_configuration(settings: SamplingSettings, end_ids: Sequence[int],
     comes in."""
     from transformers import GenerationConfig
 
-    sampling = {"do_sample": False}
+    sampling: dict[str, bool | float] = {"do_sample": False}
     if settings.temperature > 0:
         # Nucleus sampling alone would leave logits that do not sum to 1.
         sampling = {"do_sample": True, "temperature": settings.temperature, "top_p": settings.top_p, "top_k": 0}
@@ -242,15 +242,15 @@ def read_references(pool: str | Path, per_prompt: int | None = None) -> dict[str
     """
     columns = {name: POOL_COLUMNS[name] for name in ("prompt_id", "sample_index", "response")}
     table = read_parquet(pool, columns, "a pool of samples", "sampling", unique=("prompt_id", "sample_index"))
-    found: dict[str, list[str]] = {}
+    by_prompt: dict[str, list[str]] = {}
     for row in sorted(table.to_pylist(), key=lambda row: row["sample_index"]):
-        found.setdefault(row["prompt_id"], []).append(row["response"])
-    for prompt_id, responses in found.items():
+        by_prompt.setdefault(row["prompt_id"], []).append(row["response"])
+    for prompt_id, responses in by_prompt.items():
         if per_prompt is not None and len(responses) < per_prompt:
             raise UserError(
                 f"{pool}: prompt {prompt_id} has {len(responses)} samples, {per_prompt} are asked for. Sample more."
             )
-    return {prompt_id: responses[:per_prompt] for prompt_id, responses in found.items()}
+    return {prompt_id: responses[:per_prompt] for prompt_id, responses in by_prompt.items()}
 
 
 def check_prompts(prompts: Sequence[Prompt], what: str) -> None:

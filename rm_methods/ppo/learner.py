@@ -30,7 +30,9 @@ class PolicyWithValues(torch.nn.Module):
 
     def __init__(self, policy: Policy, autocast: torch.dtype | None):
         super().__init__()
-        self.language_model, self.pad_id, self.autocast = policy.model, policy.pad_id, autocast
+        self.language_model = policy.model
+        self.pad_id = policy.pad_id
+        self.autocast = autocast
         self.value_head = torch.nn.Linear(policy.model.get_output_embeddings().in_features, 1).to(policy.model.device)
         torch.nn.init.zeros_(self.value_head.weight)
         torch.nn.init.zeros_(self.value_head.bias)
@@ -56,11 +58,15 @@ class Learner:
     """
 
     in_step = False
+    forward: Any  # the module, or DeepSpeed's engine around it
+    optimizer: Any  # AdamW, or DeepSpeed's optimizer around it
 
     def __init__(self, folder: str | Path, attention: str, settings: PPOSettings, ranks: Ranks):
-        self.settings, self.ranks = settings, ranks
+        self.settings = settings
+        self.ranks = ranks
         with self._loading():
-            self.policy, reference = (load_policy(folder, attention=attention) for _ in range(2))
+            self.policy = load_policy(folder, attention=attention)
+            reference = load_policy(folder, attention=attention)
         self.reference = reference.model.requires_grad_(False)
         self.module = PolicyWithValues(self.policy, self.autocast)
         # The learning rates of the two in units of the setting.
@@ -73,7 +79,8 @@ class Learner:
 
     def start(self, checkpoint: Path | None) -> None:
         """Make the optimizer and go on from what `save` wrote, if anything.  Called once, on all ranks."""
-        self.forward, self.optimizer = self.module, self._adamw()
+        self.forward = self.module
+        self.optimizer = self._adamw()
         if checkpoint:
             load_model(self.policy.model, str(checkpoint / "policy.safetensors"))
             load_model(self.module.value_head, str(checkpoint / "value_head.safetensors"))
@@ -135,7 +142,7 @@ class ZeroLearner(Learner):
         deepspeed: a shipped configuration's name, or a file.
     """
 
-    def __init__(self, folder: str | Path, attention: str, settings: PPOSettings, ranks: Ranks, deepspeed: str):
+    def __init__(self, folder: str | Path, attention: str, settings: PPOSettings, ranks: Ranks, *, deepspeed: str):
         if not torch.cuda.is_available():
             os.environ.setdefault("DS_ACCELERATOR", "cpu")
         from deepspeed import init_distributed
@@ -225,4 +232,6 @@ def filled_configuration(deepspeed: str, settings: PPOSettings, ranks: int, poli
         inner = {key: filled(value) if isinstance(value, dict) else value for key, value in content.items()}
         return {key: values.get(key, value) if value == "auto" else value for key, value in inner.items()}
 
-    return filled(json.loads(Path(configuration_file(deepspeed)).read_text(encoding="utf-8")))
+    file = configuration_file(deepspeed)
+    assert file is not None, "a configuration that is named has a file, or configuration_file raises"
+    return filled(json.loads(Path(file).read_text(encoding="utf-8")))

@@ -26,7 +26,8 @@ class Ranks:
     """The ranks of a run: one process, or those that torchrun started."""
 
     def __init__(self):
-        self.size, self.rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
+        self.size = int(os.environ.get("WORLD_SIZE", 1))
+        self.rank = int(os.environ.get("RANK", 0))
         use_own_gpu()
         if self.size > 1 and not dist.is_initialized():
             dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
@@ -38,7 +39,7 @@ class Ranks:
 
     def gathered(self, values: list) -> list:
         """The values of all ranks, those of rank 0 first."""
-        return [value for own in gathered(values) for value in own]
+        return [value for rank_values in gathered(values) for value in rank_values]
 
     def sum_gradients(self, parameters: Iterable[torch.nn.Parameter]) -> None:
         """Add the gradients of all ranks; a parameter that this rank did not use counts zero."""

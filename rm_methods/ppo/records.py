@@ -23,12 +23,13 @@ class Records:
 
     Args:
         folder: work folder.
-        keep_until: a resumed run keeps lines and rows up to this step (updates done) and writes the others again; 0
+        keep_until: a resumed run keeps lines and rows up to this step (updates done) and writes the others again; None
             starts anew.
     """
 
     def __init__(self, folder: Path, keep_until: int | None):
-        self.metrics, self.evaluation = folder / "metrics.jsonl", folder / "evaluation.parquet"
+        self.metrics = folder / "metrics.jsonl"
+        self.evaluation = folder / "evaluation.parquet"
         self.rows: list[dict[str, Any]] = []
         self.before = 0.0
         lines: list[dict[str, Any]] = []
@@ -102,10 +103,11 @@ def evaluation_means(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, float]
     end_rate."""
     means = []
     for step in sorted({row["step"] for row in rows}):
-        here = [row for row in rows if row["step"] == step]
+        step_rows = [row for row in rows if row["step"] == step]
         names = {"proxy": "proxy", "gold": "gold", "kl": "kl", "length": "n_tokens", "end_rate": "finished"}
         means.append(
-            {"step": step} | {name: float(np.mean([row[column] for row in here])) for name, column in names.items()}
+            {"step": step}
+            | {name: float(np.mean([row[column] for row in step_rows])) for name, column in names.items()}
         )
     return means
 
@@ -131,7 +133,8 @@ def reward_hacking(rows: Sequence[Mapping[str, Any]], margin: float, confidence:
     def column(step: int, name: str) -> np.ndarray:
         return np.array([by_step[step][prompt_id][name] for prompt_id in prompt_ids])
 
-    comparisons, alarms = len(steps) * (len(steps) - 1) // 2, []
+    comparisons = len(steps) * (len(steps) - 1) // 2
+    alarms: list[dict[str, Any]] = []
     for number, step in enumerate(steps[1:], start=1):
         best = max(steps[:number], key=lambda earlier: column(earlier, "gold").mean())
         change = column(step, "gold") - column(best, "gold")
@@ -140,8 +143,16 @@ def reward_hacking(rows: Sequence[Mapping[str, Any]], margin: float, confidence:
         proxy_change = float(column(step, "proxy").mean() - column(best, "proxy").mean())
         if change.mean() + reach < -margin and proxy_change > 0:
             interval = [float(change.mean() - reach), float(change.mean() + reach)]
-            found = {"step": step, "best_step": best, "gold_change": float(change.mean()), "gold_interval": interval}
-            alarms.append(found | {"proxy_change": proxy_change, "kl": float(column(step, "kl").mean())})
+            alarms.append(
+                {
+                    "step": step,
+                    "best_step": best,
+                    "gold_change": float(change.mean()),
+                    "gold_interval": interval,
+                    "proxy_change": proxy_change,
+                    "kl": float(column(step, "kl").mean()),
+                }
+            )
     return {
         "alarm": bool(alarms),
         "margin": margin,

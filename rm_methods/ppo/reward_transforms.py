@@ -45,12 +45,16 @@ class RunningMoments:
     """Mean and standard deviation of all values so far, updated a batch at a time (Chan et al. 1979)."""
 
     def __init__(self):
-        self.count, self.mean, self.squares = 0, 0.0, 0.0
+        self.count = 0
+        self.mean = 0.0
+        self.squares = 0.0
 
     def update(self, values: np.ndarray) -> None:
         """Take in more values."""
-        count, mean = len(values), float(values.mean())
-        total, shift = self.count + count, mean - self.mean
+        count = len(values)
+        mean = float(values.mean())
+        total = self.count + count
+        shift = mean - self.mean
         self.squares += float(((values - mean) ** 2).sum()) + shift**2 * self.count * count / total
         self.mean += shift * count / total
         self.count = total
@@ -91,8 +95,11 @@ class RewardTransform:
             raise ConfigError([f"transform: is {name!r}. {nearest(name, NAMES)}"], "the PPO settings")
         if not clip_width > 0:
             raise ConfigError([f"clip_width: is {clip_width}; must be more than 0"], "the PPO settings")
-        self.name, self.clip_width = name, clip_width
-        self.center, self.scale, self.running = 0.0, 1.0, RunningMoments()
+        self.name = name
+        self.clip_width = clip_width
+        self.center = 0.0
+        self.scale = 1.0
+        self.running = RunningMoments()
         self.references: dict[str, np.ndarray] = {}
         if needs_references(name, standardise):
             self._take_references(reference_scores or {}, standardise)
@@ -147,7 +154,8 @@ class RewardTransform:
                     f"The proxy gives all {len(pooled)} stored SFT responses the same score ({pooled[0]}), so it has "
                     "no scale. Look at the reward model, or set standardise: false."
                 )
-            self.center, self.scale = float(pooled.mean()), float(pooled.std())
+            self.center = float(pooled.mean())
+            self.scale = float(pooled.std())
         self.references = {key: (values - self.center) / self.scale for key, values in scores.items()}
 
     def _references_of(self, prompt_ids: Sequence[str]) -> np.ndarray:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -71,7 +72,7 @@ class Actors:
     learner: Learner
     reward: Reward
     gold: Reward
-    seconds: Counter = field(default_factory=Counter)
+    seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
 
     @contextmanager
     def timed(self, phase: str) -> Iterator[None]:
@@ -94,8 +95,10 @@ def collect(actors: Actors, prompts: Sequence[Prompt], prompt_ids: Sequence[list
         NotFinite: on every rank, if the policy's logits on any of them are not finite.
         UserError: a reward is not finite.
     """
-    learner, ranks, rows = actors.learner, actors.learner.ranks, actors.learner.settings.rows_per_forward
-    number_of_chunks = -(-len(prompts) // rows)
+    learner = actors.learner
+    ranks = learner.ranks
+    rows = learner.settings.rows_per_forward
+    number_of_chunks = math.ceil(len(prompts) / rows)
     chunks: list[tuple[int, Rollouts]] = []
     problems: list[str] = []
     for number in range(ranks.rank, _up_to_full_round(number_of_chunks, learner), ranks.size):
@@ -127,10 +130,12 @@ def _sample_chunk(actors: Actors, prompts: Sequence[Prompt], prompt_ids: Sequenc
     learner, policy = actors.learner, actors.learner.policy
     with actors.timed("generate"):
         drawn = _generated(learner, prompt_ids, seed)
-    ids, mask = drawn.response_ids, drawn.mask
+    ids = drawn.response_ids
+    mask = drawn.mask
     with actors.timed("read"), torch.no_grad():
         logits, values = learner.module(prompt_ids, ids, mask)
-        log_probabilities, entropies = token_log_probabilities(logits, ids, mask), token_entropies(logits, mask)
+        log_probabilities = token_log_probabilities(logits, ids, mask)
+        entropies = token_entropies(logits, mask)
         values = torch.where(mask, values, 0.0)
         logits, _ = read_responses(learner.reference, prompt_ids, ids, mask, policy.pad_id, learner.autocast)
         reference_log_probabilities = token_log_probabilities(logits, ids, mask)
@@ -139,14 +144,28 @@ def _sample_chunk(actors: Actors, prompts: Sequence[Prompt], prompt_ids: Sequenc
         proxy = rewards_of(actors.reward, "proxy reward", prompts, responses)
     with actors.timed("gold"):
         gold = rewards_of(actors.gold, "gold reward", prompts, responses)
-    tensors = (ids, mask, drawn.finished, log_probabilities, reference_log_probabilities, values, entropies)
-    return Rollouts(list(prompts), list(prompt_ids), responses, *(tensor.cpu() for tensor in tensors), proxy, gold)
+    return Rollouts(
+        prompts=list(prompts),
+        prompt_ids=list(prompt_ids),
+        responses=responses,
+        response_ids=ids.cpu(),
+        mask=mask.cpu(),
+        finished=drawn.finished.cpu(),
+        log_probabilities=log_probabilities.cpu(),
+        reference_log_probabilities=reference_log_probabilities.cpu(),
+        values=values.cpu(),
+        entropies=entropies.cpu(),
+        proxy=proxy,
+        gold=gold,
+    )
 
 
 def _generated(learner: Learner, prompt_ids: Sequence[list[int]], seed: int) -> Generated:
     """Sampled responses; NotFinite is raised on all ranks or on none, where they must keep in step."""
-    policy, sampling = learner.policy, SamplingSettings(learner.settings.max_new_tokens)
-    drawn, broken = None, None
+    policy = learner.policy
+    sampling = SamplingSettings(learner.settings.max_new_tokens)
+    drawn: Generated | None = None
+    broken: str | None = None
     try:
         drawn = generate(
             policy.model, prompt_ids, sampling, policy.end_ids, policy.pad_id, seed, learner.autocast, learner.in_step
@@ -155,8 +174,8 @@ def _generated(learner: Learner, prompt_ids: Sequence[list[int]], seed: int) -> 
         broken = str(error)
     if learner.in_step:
         broken = next(filter(None, learner.ranks.gathered([broken])), None)
-    if broken:
-        raise NotFinite(broken)
+    if drawn is None or broken:
+        raise NotFinite(broken or "The policy's logits are not finite.")
     return drawn
 
 

@@ -12,7 +12,7 @@ import math
 import shutil
 import sys
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, replace
@@ -128,8 +128,12 @@ class PPO:
         self.evaluation_prompts = list(evaluation_prompts)
         check_prompts(self.prompts, "prompts")
         check_prompts(self.evaluation_prompts, "evaluation prompts")
+        self.learner: Learner
+        zero: dict[str, Any] | None = None
         if deepspeed:
-            self.learner = ZeroLearner(policy_folder, attention, settings, self.ranks, deepspeed)
+            zero_learner = ZeroLearner(policy_folder, attention, settings, self.ranks, deepspeed=deepspeed)
+            zero = zero_learner.config["zero_optimization"]
+            self.learner = zero_learner
         else:
             self.learner = Learner(policy_folder, attention, settings, self.ranks)
         policy = self.learner.policy
@@ -142,14 +146,16 @@ class PPO:
         self.actors = Actors(self.learner, reward, gold)
         self.transform = self._transform(references)
         self.kl_coefficient = settings.kl_coefficient
-        self.stopped = None
+        self.stopped: dict[str, Any] | None = None
+        # The policy of the last good evaluation; its weights are held by the first rank only.
         self.good_step = 0
-        self.good = None
-        ids = [[p.prompt_id for p in some] for some in (self.prompts, self.evaluation_prompts)]
-        read = [policy_hash(policy_folder), ids, self.ids, self.evaluation_ids]
-        self.fingerprint = content_hash(
-            [asdict(settings), seed, *read, deepspeed and self.learner.config["zero_optimization"]]
-        )
+        self.good_weights: dict[str, torch.Tensor] | None = None
+        self.resumed = False
+        # Only the first rank writes, so only it has records.
+        self.records: Records | None = None
+        prompt_ids = [[prompt.prompt_id for prompt in group] for group in (self.prompts, self.evaluation_prompts)]
+        inputs = [policy_hash(policy_folder), prompt_ids, self.ids, self.evaluation_ids]
+        self.fingerprint = content_hash([asdict(settings), seed, *inputs, zero])
 
     def _transform(self, references: Mapping[str, Sequence[str]] | None) -> RewardTransform:
         """The reward transform, with the proxy's scores of the stored responses to the prompts."""
@@ -169,19 +175,20 @@ class PPO:
         """All updates that are left, with evaluations and checkpoints between them."""
         settings = self.settings
         first = self._resume()
-        self.records = Records(self.work, first if self.resumed else None) if self.ranks.first else None
+        if self.ranks.first:
+            self.records = Records(self.work, first if self.resumed else None)
         progress = Progress(f"PPO seed {self.seed}", settings.updates, first)
         for step in range(first, settings.updates + 1):
-            if (step % settings.evaluate_every == 0 or step == settings.updates) and not (
-                self.resumed and step == first
-            ):
+            is_evaluated = step % settings.evaluate_every == 0 or step == settings.updates
+            # A resumed run was evaluated before its checkpoint was written.
+            if is_evaluated and not (self.resumed and step == first):
                 self._evaluate(step)
             if self.stopped or step == settings.updates:
                 break
             if settings.checkpoint_every and step % settings.checkpoint_every == 0 and step > first:
                 self._save_checkpoint(step)
             line = self._update(step)
-            if self.ranks.first:
+            if self.records is not None:
                 elapsed = self.records.before + time.monotonic() - self.started
                 self.records.add_update({"step": step + 1, "time": round(elapsed, 3), **line})
             if self.stopped:
@@ -198,7 +205,7 @@ class PPO:
     def _evaluate(self, step: int) -> None:
         """Sample the evaluation prompts; a good evaluation's policy is what a run that diverges later falls back to."""
         # Phases inside an evaluation count as evaluation.
-        actors = replace(self.actors, seconds=Counter())
+        actors = replace(self.actors, seconds=defaultdict(float))
         try:
             with self.actors.timed("evaluation"):
                 rollouts = collect(
@@ -209,17 +216,19 @@ class PPO:
                 raise
             self._stop(step, str(error))
             return
-        if self.ranks.first and np.isfinite(rollouts.kl).all():
+        if self.records is not None and np.isfinite(rollouts.kl).all():
             self.records.add_evaluation(step, rollouts)
         if self._checked(step, rollouts):
-            self.good_step, self.good = step, self.learner.policy_weights()
+            self.good_step = step
+            self.good_weights = self.learner.policy_weights()
 
     def _update(self, step: int) -> dict[str, float]:
         """Sample, score, learn; returns the line of `metrics.jsonl`, measured on the responses that were sampled
         before learning."""
         settings = self.settings
         members = batch_members(len(self.prompts), settings.batch_size, step, self.seed)
-        batch, ids = [self.prompts[k] for k in members], [self.ids[k] for k in members]
+        batch = [self.prompts[k] for k in members]
+        ids = [self.ids[k] for k in members]
         try:
             rollouts = collect(self.actors, batch, ids, derived_seed(self.seed, "rollout", step))
         except NotFinite as error:
@@ -278,22 +287,35 @@ class PPO:
         self, rows: np.ndarray, rollouts: Rollouts, advantages: torch.Tensor, returns: torch.Tensor
     ) -> dict[str, float]:
         """One optimizer step on the mean over the tokens of the minibatch on all ranks."""
-        mine, at_once = rows[self.ranks.rank :: self.ranks.size], self.settings.rows_per_forward
-        tokens, sums = int(rollouts.mask[rows].sum()), np.zeros(3)
-        starts = range(0, -(-len(rows) // self.ranks.size), at_once)
+        rank_rows = rows[self.ranks.rank :: self.ranks.size]
+        at_once = self.settings.rows_per_forward
+        tokens = int(rollouts.mask[rows].sum())
+        sums = np.zeros(3)
+        starts = range(0, math.ceil(len(rows) / self.ranks.size), at_once)
         for start in starts:
-            # DeepSpeed needs as many backwards on each rank; one without rows is left for it takes part with weight 0.
-            chunk, weight = mine[start : start + at_once], 1.0
+            chunk = rank_rows[start : start + at_once]
+            weight = 1.0
             if not len(chunk):
-                chunk, weight = rows[:1], 0.0
+                # DeepSpeed needs as many backwards on each rank; a rank without rows takes part with weight 0.
+                chunk = rows[:1]
+                weight = 0.0
             sums += weight * self._backward(
-                chunk, rollouts, advantages, returns, weight / tokens, last=start == starts[-1]
+                chunk, rollouts, advantages, returns, factor=weight / tokens, last=start == starts[-1]
             )
         policy_loss, value_loss, clipped = np.sum(self.ranks.gathered([sums]), axis=0) / tokens
         norm = self.learner.step()
         return {"policy_loss": policy_loss, "value_loss": value_loss, "clip_fraction": clipped, "gradient_norm": norm}
 
-    def _backward(self, rows, rollouts: Rollouts, advantages, returns, factor: float, last: bool) -> np.ndarray:
+    def _backward(
+        self,
+        rows: np.ndarray,
+        rollouts: Rollouts,
+        advantages: torch.Tensor,
+        returns: torch.Tensor,
+        *,
+        factor: float,
+        last: bool,
+    ) -> np.ndarray:
         """Forward and backward of some responses; returns policy loss, value loss and clipped tokens, summed over
         tokens.
 
@@ -301,17 +323,19 @@ class PPO:
             factor: of the summed losses.
             last: whether it is this rank's last one before a step.
         """
-        settings, learner = self.settings, self.learner
-        device, width = learner.policy.model.device, int(rollouts.mask[rows].sum(1).max())
-        of_batch = (
-            rollouts.response_ids,
-            rollouts.mask,
-            rollouts.log_probabilities,
-            rollouts.values,
-            advantages,
-            returns,
-        )
-        ids, mask, old, old_values, advantages, returns = (tensor[rows, :width].to(device) for tensor in of_batch)
+        settings = self.settings
+        learner = self.learner
+        width = int(rollouts.mask[rows].sum(1).max())
+
+        def on_device(tensor: torch.Tensor) -> torch.Tensor:
+            return tensor[rows, :width].to(learner.policy.model.device)
+
+        ids = on_device(rollouts.response_ids)
+        mask = on_device(rollouts.mask)
+        old = on_device(rollouts.log_probabilities)
+        old_values = on_device(rollouts.values)
+        advantages = on_device(advantages)
+        returns = on_device(returns)
         logits, values = learner.forward([rollouts.prompt_ids[row] for row in rows], ids, mask)
         log_probabilities = token_log_probabilities(logits, ids, mask)
         policy_loss, clipped = ppo_math.policy_loss(log_probabilities, old, advantages, mask, settings.clip_range)
@@ -328,7 +352,7 @@ class PPO:
             self.ranks.wait()
             self.learner.save(folder)
             if first:
-                save_file(self.good, folder / "good.safetensors")
+                save_file(self.good_weights or {}, folder / "good.safetensors")
                 state = {
                     "fingerprint": self.fingerprint,
                     "kl_coefficient": self.kl_coefficient,
@@ -359,10 +383,8 @@ class PPO:
                 f"{self.work}."
             )
         self.learner.start(folder)
-        self.good_step, self.good = (
-            state["good_step"],
-            load_file(folder / "good.safetensors") if self.ranks.first else None,
-        )
+        self.good_step = state["good_step"]
+        self.good_weights = load_file(folder / "good.safetensors") if self.ranks.first else None
         self.kl_coefficient = state["kl_coefficient"]
         self.transform.load_state(state["transform"])
         self.actors.seconds.update(state["seconds"])
@@ -373,9 +395,9 @@ class PPO:
     def finish(self, out: Path) -> dict[str, Any]:
         """Write the last good policy and the summary; returns the summary (empty on other ranks than the first)."""
         self.ranks.wait()
-        if not self.ranks.first:
+        if self.records is None:
             return {}
-        save_policy(self.learner.policy, out / "policy", self.good)
+        save_policy(self.learner.policy, out / "policy", self.good_weights)
         evaluations = evaluation_means(self.records.rows)
         summary = {
             "settings": asdict(self.settings),
@@ -408,10 +430,10 @@ class PPO:
 
 
 def batch_members(prompts: int, batch_size: int, step: int, seed: int) -> list[int]:
-    """Positions of the prompts of an update: every pass goes through all prompts once in an order of its own."""
-    members = []
-    for place in range(step * batch_size, (step + 1) * batch_size):
-        number, within = divmod(place, prompts)
+    """Positions of the prompts of an update: every pass takes all prompts once, in a new random order."""
+    members: list[int] = []
+    for position in range(step * batch_size, (step + 1) * batch_size):
+        number, within = divmod(position, prompts)
         if not members or within == 0:
             order = np.random.default_rng(derived_seed(seed, "prompts", number)).permutation(prompts)
         members.append(int(order[within]))
