@@ -1,1 +1,1 @@
-"""What a trained reward model looks at: attention by position, and its accuracy when the start of the text is hidden."""
+"""Diagnostics of a trained reward model: attention by position, and accuracy with the start of the text hidden."""

@@ -1,7 +1,7 @@
-"""Where a reward model's attention lies, per sequence: the row of the token that the reward is read from, and what each token receives.
+"""A reward model's attention per sequence: that of the token with the reward, and the mass that each token receives.
 
-Computed from the queries and keys that a packed forward gives back (`RewardModel.capture_attention`), in fp32 and in blocks of rows, so
-memory stays linear in the length and the forward keeps its fused kernel.
+It is computed from the queries and keys that a packed forward gives back (`RewardModel.capture_attention`), in fp32 and
+in blocks of rows. So memory stays linear in the length, and the forward keeps its fused kernel.
 
 Shapes: L tokens of a sequence, b rows of a block, k keys that they see, h heads, d head size.
 """
@@ -13,19 +13,34 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import torch
 
+from rm_methods.errors import UserError
 from rm_methods.reward_models.attention_capture import LayerAttention
 from rm_methods.reward_models.layouts import token_positions
+from rm_methods.reward_models.model import RewardModel
 from rm_methods.reward_models.tokenization import TokenizedItem
 
 _BLOCK_ROWS = 256
+
+
+def check_packing(model: RewardModel) -> None:
+    """Refuse a model for which packed rows are not exact: diagnostics lay out every pair as one packed row.
+
+    Raises:
+        UserError: with the reason.
+    """
+    if model.layout("auto") != "packed":
+        raise UserError(
+            "Diagnostics compute each pair as one packed row, and this backbone is not exact in packed rows: "
+            f"{model.packing_obstacle}. Use another backbone, or leave benchmarks out of diagnostics.benchmarks."
+        )
 
 
 def attention_mass(query_hLd: torch.Tensor, key_hLd: torch.Tensor, scaling: float) -> tuple[torch.Tensor, torch.Tensor]:
     """Causal attention of one sequence in one layer, averaged over heads.
 
     Returns:
-        Two fp32 [L] that sum to 1: the attention of the last token over all tokens, and the mass that each token receives, which is
-        the mean over the rows of the map (its column means).
+        Two fp32 [L] that sum to 1: the attention of the last token over all tokens, and the mass that each token
+        receives, which is the mean over the rows of the map (its column means).
     """
     length = query_hLd.shape[1]
     received_L = query_hLd.new_zeros(length, dtype=torch.float32)
@@ -39,7 +54,8 @@ def attention_mass(query_hLd: torch.Tensor, key_hLd: torch.Tensor, scaling: floa
 
 
 def sequence_masses(attention: Mapping[int, LayerAttention], items: Sequence[TokenizedItem]) -> list[np.ndarray]:
-    """Reward row and received mass of every sequence of a packed batch, averaged over heads and over the captured layers.
+    """Reward row and received mass of every sequence of a packed batch, averaged over heads and over the captured
+    layers.
 
     Args:
         attention: of a forward over `items` in the packed layout.
@@ -50,14 +66,11 @@ def sequence_masses(attention: Mapping[int, LayerAttention], items: Sequence[Tok
     layers = [layer.repeated() for layer in attention.values()]
     masses = []
     for positions in token_positions(items, "packed"):
-        places = torch.from_numpy(positions).to(layers[0].query.device)
-        rows = [
-            torch.stack(
-                attention_mass(
-                    layer.query[0].index_select(1, places), layer.key[0].index_select(1, places), layer.scaling
-                )
-            )
-            for layer in layers
-        ]
+        tokens = torch.from_numpy(positions).to(layers[0].query.device)
+        rows = []
+        for layer in layers:
+            query = layer.query[0].index_select(1, tokens)
+            key = layer.key[0].index_select(1, tokens)
+            rows.append(torch.stack(attention_mass(query, key, layer.scaling)))
         masses.append(torch.stack(rows).mean(0).cpu().numpy())
     return masses

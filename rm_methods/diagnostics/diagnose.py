@@ -1,4 +1,4 @@
-"""The diagnose stage of one run: attention by position and accuracy with the start of the text hidden, from its exported folder."""
+"""The diagnose stage of one run: attention by position, and accuracy with the start of the text hidden."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ import numpy as np
 import torch
 
 from rm_methods.benchmarks.item import read_items
-from rm_methods.diagnostics.attention import sequence_masses
+from rm_methods.diagnostics.attention import check_packing, sequence_masses
 from rm_methods.diagnostics.masking import lay_out_visible, visible_item, visible_positions
-from rm_methods.diagnostics.pairs import TextTokens, select_pairs, text_tokens
+from rm_methods.diagnostics.pairs import DiagnosedPair, TextTokens, select_pairs, text_tokens
 from rm_methods.diagnostics.records import ATTENTION_COLUMNS, MASKING_COLUMNS, attention_rows, masking_rows
 from rm_methods.errors import UserError
 from rm_methods.experiment.diagnosed_runs import MODES, PERCENTS, obstacle
@@ -24,15 +24,15 @@ from rm_methods.methods.registry import load_card
 from rm_methods.parquet import write_rows
 from rm_methods.reward_models.attention_capture import layer_numbers
 from rm_methods.reward_models.batching import batches_within
-from rm_methods.reward_models.layouts import SequenceBatch, lay_out, packed_length
+from rm_methods.reward_models.layouts import SequenceBatch, launched_tokens, lay_out, packed_length
 from rm_methods.reward_models.model import RewardOutput
 from rm_methods.reward_models.tokenization import TokenizedItem
-from rm_methods.scoring.scorer import RewardModelScorer, load_scorer, scoring_settings
+from rm_methods.scoring.scorer import RewardModelScorer, ScoringSettings, load_scorer, scoring_settings
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What the forwards of one run give, for its pairs in their order.
+    """Results of the forwards of one run, for its pairs in their order.
 
     Attributes:
         masses: for each pair and response fp32 [2, L]: reward row and received mass.
@@ -54,7 +54,7 @@ def diagnose(
     """Diagnose one trained run: write attention.parquet, masking.parquet and report.json.
 
     Args:
-        config: resolved configuration; gives `diagnostics` and how to score.
+        config: resolved configuration.
         benchmarks: (name, items file) of each.
         model_folder: the exported sequence-classification folder.
         out: folder to write to.
@@ -64,33 +64,40 @@ def diagnose(
         The report.
 
     Raises:
-        UserError: the variant is not a trained scalar reward model, its attention cannot be captured, a layer does not exist, or a
-            benchmark has no pairs.
+        UserError: the variant is not a trained scalar reward model, its backbone is not exact in packed rows, its
+            attention cannot be captured, a layer does not exist, or a benchmark has no pairs.
     """
     if reason := obstacle(load_card(config["methods"][variant]["method"])):
         raise UserError(f"Variant '{variant}' cannot be diagnosed ({reason}). Name a trained one with a scalar reward.")
-    settings, scoring = config["diagnostics"], scoring_settings(config)
-    pairs, counts = [], {}
+    settings = config["diagnostics"]
+    pairs: list[DiagnosedPair] = []
+    counts: dict[str, dict[str, int]] = {}
     for name, items_path in benchmarks:
         selected, counts[name] = select_pairs(name, read_items(items_path), settings["limit"])
         pairs += selected
-    scorer = load_scorer(model_folder, replace(scoring, threads=threads))
-    count = scorer.model.config.num_hidden_layers
-    layers = layer_numbers(settings["layers"] or list(range(1, count + 1)), count, "diagnostics.layers")
+    scorer = load_scorer(model_folder, replace(scoring_settings(config), threads=threads))
+    if not isinstance(scorer, RewardModelScorer):
+        raise UserError(f"{model_folder}: cannot be diagnosed, because it is not one model. Give the folder of a run.")
+    n_layers = scorer.model.config.num_hidden_layers
+    layers = layer_numbers(settings["layers"] or list(range(1, n_layers + 1)), n_layers, "diagnostics.layers")
     encoded = scorer.tokenizer.encode((pair.item.prompt, pair.item.responses) for pair in pairs)
     texts = [text_tokens(scorer.tokenizer, item) for item in encoded]
     measured = measure(scorer, encoded, texts, layers)
 
-    counted, scores = [layer + 1 for layer in layers], measured.scores["sequence", 0]
-    per_pair = zip(pairs, encoded, texts, scores, measured.masses, strict=True)
-    rows = [row for parts in per_pair for row in attention_rows(*parts, counted)]
+    layers_from_1 = [layer + 1 for layer in layers]
+    scores = measured.scores["sequence", 0]
+    rows = []
+    for k, pair in enumerate(pairs):
+        rows += attention_rows(
+            pair, encoded[k], texts=texts[k], scores=scores[k], masses=measured.masses[k], layers=layers_from_1
+        )
     write_rows(rows, ATTENTION_COLUMNS, out / DIAGNOSED_RUN_FILES[0])
     write_rows(masking_rows(pairs, measured.scores), MASKING_COLUMNS, out / DIAGNOSED_RUN_FILES[1])
-    for name, own in counts.items():
-        own["n_truncated"] = sum(
-            any(item.truncated) for pair, item in zip(pairs, encoded, strict=True) if pair.benchmark == name
-        )
-    report = {"variant": variant, "layers": counted, "n_layers": count, "benchmarks": counts}
+    for name in counts:
+        counts[name]["n_truncated"] = 0
+    for pair, item in zip(pairs, encoded, strict=True):
+        counts[pair.benchmark]["n_truncated"] += any(item.truncated)
+    report = {"variant": variant, "layers": layers_from_1, "n_layers": n_layers, "benchmarks": counts}
     write_json(out / DIAGNOSED_RUN_FILES[2], report)
     return report
 
@@ -107,17 +114,21 @@ def measure(
         encoded: items with two responses.
         texts: which of their tokens are text.
         layers: to average attention over, numbers from 0.
+
+    Raises:
+        UserError: the backbone is not exact in packed rows, or its attention cannot be captured.
     """
+    check_packing(scorer.model)
     scores = np.full((len(encoded), 2), np.nan, dtype=np.float32)
     masses: list[list[np.ndarray]] = [[] for _ in encoded]
     scorer.model.capture_attention(layers)
-    for members in _batches(encoded, scorer.settings.tokens_per_batch):
-        items = [encoded[i] for i in members]
+    for positions in _batches(encoded, scorer.settings):
+        items = [encoded[position] for position in positions]
         output = _forward(scorer, lay_out(items, "packed", scorer.tokenizer.pad_id))
-        scores[members] = output.rewards.cpu().numpy()
-        own = sequence_masses(output.attention, items)
-        for k, i in enumerate(members):
-            masses[i] = own[2 * k : 2 * k + 2]
+        scores[positions] = output.rewards.cpu().numpy()
+        masses_of_batch = sequence_masses(output.attention, items)
+        for k, position in enumerate(positions):
+            masses[position] = masses_of_batch[2 * k : 2 * k + 2]
     scorer.model.capture_attention(())
     by_masking = {(mode, 0): scores for mode in MODES}
     for mode in MODES:
@@ -135,11 +146,12 @@ def masked_scores(
     percent: int,
 ) -> np.ndarray:
     """Scores with the first `percent` of the text hidden (`visible_positions`), float32 [items, 2]."""
-    visible = [[visible_positions(text, mode, percent) for text in own] for own in texts]
-    shortened = [visible_item(item, own) for item, own in zip(encoded, visible, strict=True)]
+    visible = [[visible_positions(text, mode, percent) for text in texts_of_item] for texts_of_item in texts]
+    shortened = [visible_item(item, positions) for item, positions in zip(encoded, visible, strict=True)]
     scores = np.full((len(encoded), 2), np.nan, dtype=np.float32)
-    for members in _batches(shortened, scorer.settings.tokens_per_batch):
-        batch = lay_out_visible([shortened[i] for i in members], [visible[i] for i in members], scorer.tokenizer.pad_id)
+    for members in _batches(shortened, scorer.settings):
+        items = [shortened[member] for member in members]
+        batch = lay_out_visible(items, [visible[member] for member in members], scorer.tokenizer.pad_id)
         scores[members] = _forward(scorer, batch).rewards.cpu().numpy()
     return scores
 
@@ -149,7 +161,12 @@ def _forward(scorer: RewardModelScorer, batch: SequenceBatch) -> RewardOutput:
         return scorer.model(batch.to(next(scorer.model.parameters()).device))
 
 
-def _batches(items: Sequence[TokenizedItem], tokens_per_batch: int) -> list[list[int]]:
-    """Positions of items, longest first, in batches of at most that many packed tokens (or one item)."""
-    order = sorted(range(len(items)), key=lambda i: -packed_length(items[i]))
-    return batches_within(order, tokens_per_batch, lambda members: sum(packed_length(items[i]) for i in members))
+def _batches(items: Sequence[TokenizedItem], settings: ScoringSettings) -> list[list[int]]:
+    """Positions of items, longest first, in batches within the token limit; in bf16 one item each.
+
+    In bf16 the rounding depends on the batch. So a pair gets a forward by itself, and its numbers do not depend on
+    others.
+    """
+    limit = 0 if settings.one_text_per_forward else settings.tokens_per_batch
+    order = sorted(range(len(items)), key=lambda position: -packed_length(items[position]))
+    return batches_within(order, limit, lambda members: launched_tokens([items[k] for k in members], "packed"))

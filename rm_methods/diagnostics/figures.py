@@ -159,7 +159,8 @@ def _grid(
     width: float = 2.1,
     height: float = 1.75,
 ):
-    """A figure of panels (matplotlib, without pyplot): under each column's title one for each row, at most four columns beside each other.
+    """A figure of panels (matplotlib, without pyplot): under each column's title one for each row, at most four columns
+    beside each other.
 
     Args:
         columns: titles.

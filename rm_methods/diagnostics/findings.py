@@ -59,7 +59,8 @@ class Finding:
 
     Attributes:
         place: what it is about.
-        quantity: "pairs", "late_gap", "stage_mass", "cumulative_mass", "dropped_mass", "accuracy" or "tie_rate" (docs/diagnostics.md).
+        quantity: "pairs", "late_gap", "stage_mass", "cumulative_mass", "dropped_mass", "accuracy" or "tie_rate"
+            (docs/diagnostics.md).
         measure: "reward_row" or "received" for attention; "sequence" or "response" for masking.
         version: "raw", "length", "text" or "controlled", for attention.
         group: "correct", "misclassified" or "undecided", where the number is of one group.
@@ -186,7 +187,8 @@ def _check_same_pairs(attention: Mapping[str, pandas.DataFrame]) -> None:
 def attention_findings(place: Place, frame: pandas.DataFrame) -> Iterator[Finding]:
     """Findings of rows of attention.parquet; by stage only for pooled seeds.
 
-    Sequences count as correct or misclassified with their pair; pairs that are tied or could not be scored are counted apart.
+    Sequences count as correct or misclassified with their pair; pairs that are tied or could not be scored are counted
+    apart.
     """
     outcome = frame["correct"].map({True: GROUPS[0], False: GROUPS[1]}).fillna(UNDECIDED)
     for name in (*GROUPS, UNDECIDED):
@@ -222,7 +224,8 @@ def attention_findings(place: Place, frame: pandas.DataFrame) -> Iterator[Findin
 
 
 def _strata(decided: pandas.DataFrame) -> dict[bool, np.ndarray]:
-    """Strata without and with lengths.  Seeds always are strata: a seed that errs more often and also attends elsewhere would else make a
+    """Strata without and with lengths.  Seeds always are strata: a seed that errs more often and also attends elsewhere
+    would else make a
     difference between correct and misclassified sequences that no seed has.
     """
     seed = np.unique(decided["seed"], return_inverse=True)[1]

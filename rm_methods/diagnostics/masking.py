@@ -1,8 +1,9 @@
 """Hides the start of the text from a reward model.
 
-A hidden token is no key of any attention; the positions of the others stay.  Nobody reads what a hidden token computes as a query
-either, so it can as well be left out of the forward, while the others keep their position ids: that is what is done here, and it is
-cheaper.  The template's tokens stay visible: BOS, role markers, and the closing token that the reward is read from.
+No token attends to a hidden one, and the positions of the others stay. Nothing uses what a hidden token computes
+itself, so it is left out of the forward, which is cheaper, and the others keep their position ids. The template's
+tokens stay
+visible: BOS, role markers, and the closing token whose state gives the reward.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from rm_methods.reward_models.tokenization import TokenizedItem
 
 
 def visible_positions(text: TextTokens, mode: str, percent: int) -> np.ndarray:
-    """Positions that stay visible when the first `percent` of the text tokens (rounded down to whole tokens) are hidden, int64.
+    """Positions that stay visible when the first `percent` of the text tokens (rounded down) are hidden, int64.
 
     Args:
         mode: "sequence" (of all text, the prompt first) or "response" (of the response's text; the prompt stays).
@@ -29,7 +30,7 @@ def visible_positions(text: TextTokens, mode: str, percent: int) -> np.ndarray:
 
 
 def visible_item(item: TokenizedItem, visible: Sequence[np.ndarray]) -> TokenizedItem:
-    """An item with only its visible tokens; still shared is what stands at the start of all its sequences.
+    """An item with only its visible tokens; its sequences share the tokens that are at the start of all of them.
 
     Args:
         visible: positions for each sequence, ascending.
@@ -39,14 +40,14 @@ def visible_item(item: TokenizedItem, visible: Sequence[np.ndarray]) -> Tokenize
         [v[:length] == visible[0][:length] for v in visible]
     )
     sequences = tuple(sequence[v] for sequence, v in zip(item.sequences, visible, strict=True))
-    # Some place always differs: the last token of a sequence stays and is not shared.
+    # Some position always differs: the last token of a sequence stays visible and is not shared.
     return TokenizedItem(sequences, int(same.argmin()), item.prompt_cut, item.response_cut)
 
 
 def lay_out_visible(
     items: Sequence[TokenizedItem], visible: Sequence[Sequence[np.ndarray]], pad_id: int
 ) -> SequenceBatch:
-    """The packed batch of `visible_item`s, each token at its place in the whole sequence.
+    """The packed batch of `visible_item`s, each token with its position in the whole sequence.
 
     Args:
         visible: for each item the positions of its sequences' tokens.

@@ -1,7 +1,7 @@
-"""The pairs that diagnostics look at, and which of their tokens are text.
+"""The pairs of the diagnostics, and which of their tokens are text.
 
-A pair is a benchmark item whose label names one best of two responses.  Text is what stands in a message; the rest of a sequence is
-the chat template's: BOS, role markers, closing tokens.
+A pair is a benchmark item whose label names the better of two responses. The text of a sequence is that of its
+messages. The other tokens are the chat template's: BOS, role markers, closing tokens.
 """
 
 from __future__ import annotations
@@ -62,14 +62,19 @@ def select_pairs(
             better[item.item_id] = compared[0][0]
     if not better:
         raise UserError(
-            f"diagnostics.benchmarks: no item of '{benchmark}' has two responses of which one is the best; all {len(items)} are of another "
-            "kind. Name another benchmark."
+            f"diagnostics.benchmarks: no item of '{benchmark}' has two responses of which one is the best; all "
+            f"{len(items)} are of another kind. Name another benchmark."
         )
     pairs = [item for item in items if item.item_id in better]
     drawn = sample_items(pairs, {"limit": limit, "sample_seed": 0}, ItemReport())
     selected = [DiagnosedPair(benchmark, item, better[item.item_id]) for item in drawn]
-    counts = {"not_a_pair": len(items) - len(pairs), "not_drawn": len(pairs) - len(selected), "n_pairs": len(selected)}
-    return selected, {"n_items": len(items)} | counts
+    counts = {
+        "n_items": len(items),
+        "not_a_pair": len(items) - len(pairs),
+        "not_drawn": len(pairs) - len(selected),
+        "n_pairs": len(selected),
+    }
+    return selected, counts
 
 
 def text_tokens(tokenizer: ChatTokenizer, encoded: TokenizedItem) -> list[TextTokens]:
@@ -78,20 +83,22 @@ def text_tokens(tokenizer: ChatTokenizer, encoded: TokenizedItem) -> list[TextTo
     Raises:
         UserError: the chat template changes a message's characters.
     """
-    found = []
+    masks = []
     for conversation in encoded.conversations:
         contents = [message["content"] for message in conversation]
         spans = tokenizer.text_spans(conversation)
         is_text = spans[:, 0] < spans[:, 1]
         response_start = sum(len(content) + 1 for content in contents[:-1])
-        found.append(TextTokens(is_text, is_text & (spans[:, 1] > response_start)))
-    return found
+        masks.append(TextTokens(is_text, is_text & (spans[:, 1] > response_start)))
+    return masks
 
 
 def pair_credit(better: Any, worse: Any) -> np.ndarray:
-    """Credit of pairs, float64: 1 if the better response scores higher in float32, 0.5 for a tie, else 0; so is a score that is not finite.
+    """Credit of pairs, float64: 1 if the better response scores higher in float32, 0.5 for a tie, otherwise 0.
 
-    Benchmarks count a tie as wrong.  Here it is worth what a coin is worth: a pair whose visible parts are equal ends at 0.5, not at 0.
+    A score that is not finite earns 0. Benchmarks count a tie as wrong. Here it counts as a coin flip, so that a pair
+    with equal visible parts earns 0.5 and not 0.
     """
-    better, worse = usable_scores(better), usable_scores(worse)
-    return (better > worse) + 0.5 * (better == worse)
+    better_scores = usable_scores(better)
+    worse_scores = usable_scores(worse)
+    return (better_scores > worse_scores) + 0.5 * (better_scores == worse_scores)

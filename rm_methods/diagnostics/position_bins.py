@@ -1,7 +1,7 @@
 """Positions of a sequence in equal stages.
 
-Position j of L covers the stretch [j / L, (j + 1) / L] of the sequence, stage s of S the stretch [s / S, (s + 1) / S]; a position's mass
-is shared out by overlap.  So even attention gives each stage 1 / S whatever the length, also where L is no multiple of S or below it.
+Position j of L covers [j / L, (j + 1) / L] of the sequence, and stage s of S covers [s / S, (s + 1) / S]. The mass of a
+position is divided among the stages by overlap. So even attention gives each stage 1 / S, whatever the length.
 """
 
 from __future__ import annotations
@@ -13,10 +13,11 @@ LATE_STAGES = 3  # the last ones, whose mass is the one-number summary
 
 
 def uniform_mass(measure: str, stages: int = STAGES) -> np.ndarray:
-    """What each stage of a long sequence has if every token attends evenly to all that it may see, float64 [stages].
+    """The mass of each stage of a long sequence if all tokens attend evenly to what they may see, float64 [stages].
 
-    The last token sees all: 1 / S.  Under a causal mask position x in (0, 1) of the sequence receives the integral of 1/t from x to 1,
-    which is -log(x), and up to x there are x - x log(x): the map decays forward though no token prefers another.
+    The last token sees all: 1 / S. Under a causal mask, position x in (0, 1) of the sequence receives the integral of
+    1/t from x to 1, which is -log(x), and all positions up to x receive x - x log(x). So the mass falls along the
+    sequence, although no token prefers another.
 
     Args:
         measure: "reward_row" or "received".
@@ -29,7 +30,7 @@ def uniform_mass(measure: str, stages: int = STAGES) -> np.ndarray:
 
 
 def stage_mass(mass: np.ndarray, stages: int = STAGES) -> np.ndarray:
-    """Mass per stage, normalised to 1.
+    """Mass per stage, normalized to 1.
 
     Args:
         mass: [L], not negative, one value a position.

@@ -1,7 +1,7 @@
 """The tables of the diagnostics of one run.
 
-attention.parquet has one row per sequence, masking.parquet one row per pair and masking, and teacher.parquet one row per
-pair, teacher and distance (docs/diagnostics.md).
+attention.parquet has one row per sequence, masking.parquet one row per pair and masking, and teacher.parquet one row
+per pair, teacher and distance (docs/diagnostics.md).
 """
 
 from __future__ import annotations
@@ -62,6 +62,7 @@ DISTANCE_COLUMNS = {
 def attention_rows(
     pair: DiagnosedPair,
     encoded: TokenizedItem,
+    *,
     texts: Sequence[TextTokens],
     scores: np.ndarray,
     masses: Sequence[np.ndarray],

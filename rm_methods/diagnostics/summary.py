@@ -1,4 +1,4 @@
-"""The summary of the diagnose stage: from the diagnostics of all runs to tables and figures."""
+"""The summary of the diagnostics of all runs: tables and figures."""
 
 from __future__ import annotations
 
@@ -18,12 +18,14 @@ from rm_methods.reporting.tables import latex_text, markdown_text, terminal_text
 
 
 def write_summary(config: Mapping[str, Any], folder: Path, out: Path) -> str:
-    """Write the tables and figures of an experiment's diagnostics (names: `runs.TABLES`, `runs.figure_names`).
+    """Write the tables and figures of an experiment's diagnostics.
+
+    Their names are `experiment.layout.DIAGNOSTICS_TABLES` and `experiment.diagnosed_runs.figure_names`.
 
     Args:
         config: resolved configuration.
         folder: of the experiment's results.
-        out: where the files go; made if missing.
+        out: folder to write to.
 
     Returns:
         The terminal tables.
@@ -32,7 +34,8 @@ def write_summary(config: Mapping[str, Any], folder: Path, out: Path) -> str:
         UserError, DataError: see `read_findings`.
     """
     findings = read_findings(config, folder)
-    tables, footnotes = sections(findings), notes(findings, left_out(config))
+    tables = sections(findings)
+    footnotes = notes(findings, left_out(config))
     texts = (
         terminal_text(tables, footnotes),
         markdown_text(tables, footnotes),

@@ -1,5 +1,4 @@
-"""How far a reward model's attention is from a joint teacher's, before and after training, and a page of maps to look
-at.
+"""The distance of a reward model's attention from a joint teacher's, before and after training, and a page of maps.
 
 "Before" is the model that training started from.  The distances are the alignment objectives of Interaction
 Distillation, whatever the method of the run was, on pairs that were not trained on.
@@ -16,6 +15,7 @@ import numpy as np
 import torch
 
 from rm_methods.benchmarks.item import read_items
+from rm_methods.diagnostics.attention import check_packing
 from rm_methods.diagnostics.pairs import DiagnosedPair, select_pairs
 from rm_methods.diagnostics.records import DISTANCE_COLUMNS
 from rm_methods.errors import UserError
@@ -82,7 +82,7 @@ def diagnose_teacher_distance(
         One line per teacher and distance: medians before and after.
 
     Raises:
-        UserError: no pair has a joint text, or the run is not a single model.
+        UserError: no pair has a joint text, the run is not a single model, or it is not exact in packed rows.
     """
     scoring = scoring_settings(config)
     pairs: list[DiagnosedPair] = []
@@ -96,6 +96,10 @@ def diagnose_teacher_distance(
     tokenizer = scorer.tokenizer
     items = tokenizer.encode((pair.item.prompt, _chosen_and_rejected(pair)) for pair in pairs)
     models = {"before": _start_of_training(config, seed, folders["backbone"], scorer.model), "after": scorer.model}
+    for model in models.values():
+        check_packing(model)
+    # In bf16 the rounding depends on the batch, so a pair gets a forward by itself.
+    tokens_per_batch = 0 if scoring.one_text_per_forward else scoring.tokens_per_batch
     rows = []
     lines = []
     for teacher, folder in teachers.items():
@@ -109,13 +113,12 @@ def diagnose_teacher_distance(
         if not any(student_teacher.pairs):
             raise UserError(
                 f"{variant} seed {seed}: none of the {len(pairs)} pairs has a joint text, because their prompts were "
-                "cut "
-                "differently for the two responses. Raise backbone.max_length or diagnostics.limit."
+                "cut differently for the two responses. Raise backbone.max_length or diagnostics.limit."
             )
         distances = {}
         maps = {}
         for moment, model in models.items():
-            distances[moment], maps[moment] = _measure(student_teacher, model, scoring.tokens_per_batch)
+            distances[moment], maps[moment] = _measure(student_teacher, model, tokens_per_batch)
         rows += _rows(pairs, teacher, distances)
         for name in DISTANCES:
             before = np.nanmedian(distances["before"][name])

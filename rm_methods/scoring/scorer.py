@@ -62,6 +62,11 @@ class ScoringSettings:
     attention: str = "auto"
     threads: int = 0
 
+    @property
+    def one_text_per_forward(self) -> bool:
+        """Whether texts are not computed in batches, so that bf16 rounds a text alike whatever else is scored."""
+        return self.precision == "bf16" and not self.bf16_in_batches
+
 
 def scoring_settings(config: dict[str, Any]) -> ScoringSettings:
     """The settings that a resolved configuration asks for."""
@@ -317,17 +322,13 @@ class RewardModelScorer(Scorer):
             raise RefusedItems(error.naming(names, remedy), reasons) from None
 
     @property
-    def _one_text_a_forward(self) -> bool:
-        return self.settings.precision == "bf16" and not self.settings.bf16_in_batches
-
-    @property
     def _layout(self) -> str:
-        return "plain" if self._one_text_a_forward else self.model.layout(self.settings.layout)
+        return "plain" if self.settings.one_text_per_forward else self.model.layout(self.settings.layout)
 
     @property
     def _tokens_per_batch(self) -> int:
         # Any single response has more than 0 tokens, so it gets a forward by itself.
-        return 0 if self._one_text_a_forward else self.settings.tokens_per_batch
+        return 0 if self.settings.one_text_per_forward else self.settings.tokens_per_batch
 
     def _response_rewards(self, encoded: Sequence[TokenizedItem], label: str) -> list[list[float]]:
         """The reward of every response of every item.

@@ -1,6 +1,7 @@
 import json
 
 import pytest
+import torch
 import yaml
 from click.testing import CliRunner
 
@@ -8,13 +9,13 @@ from rm_methods.benchmarks.item import BenchmarkItem, write_items
 from rm_methods.benchmarks.score_table import read_scores
 from rm_methods.cli import main
 from rm_methods.config.resolve import resolve
-from rm_methods.diagnostics.diagnose import diagnose
+from rm_methods.diagnostics.diagnose import diagnose, measure
 from rm_methods.diagnostics.pairs import select_pairs
 from rm_methods.diagnostics.records import ATTENTION_COLUMNS, MASKING_COLUMNS, read_diagnostics
 from rm_methods.errors import ConfigError, UserError
 from rm_methods.files import read_json, write_json
 from rm_methods.scoring.score import score_files
-from rm_methods.scoring.scorer import ScoringSettings
+from rm_methods.scoring.scorer import RewardModelScorer, ScoringSettings
 from rm_methods.system.provenance import key_of
 from rm_methods.training.run_key import run_dependencies
 from tests.conftest import experiment_config
@@ -83,6 +84,23 @@ def test_layers_are_counted_as_people_do(config, run, tmp_path):
     config["diagnostics"]["layers"] = [3]
     with pytest.raises(UserError, match=r"diagnostics.layers: the model has 2 layers, so \[3\] do not exist"):
         diagnose(config, "bradley_terry", [("heldout", item_table)], model, tmp_path / "out")
+
+
+def test_a_backbone_that_is_not_exact_in_packed_rows_is_refused_with_the_reason(scorer, encoded, texts):
+    scorer.model.packing_obstacle = "its layers are recurrent"
+    with pytest.raises(UserError, match=r"as one packed row, and .*: its layers are recurrent"):
+        measure(scorer, encoded, texts, (0,))
+
+
+def test_in_bf16_a_pair_has_the_same_numbers_whatever_else_is_diagnosed(reward_model, tokenizer, encoded, texts):
+    reward_model.autocast = torch.bfloat16
+    settings = ScoringSettings(max_length=256, tokens_per_batch=10_000, precision="bf16")
+    scorer = RewardModelScorer(reward_model, tokenizer, settings)
+    together = measure(scorer, encoded, texts, (0, 1))
+    for k in (0, 7, 15):
+        alone = measure(scorer, encoded[k : k + 1], texts[k : k + 1], (0, 1))
+        assert all((alone.scores[masking][0] == together.scores[masking][k]).all() for masking in alone.scores)
+        assert all((a == b).all() for a, b in zip(alone.masses[0], together.masses[k], strict=True))
 
 
 def test_content_blind_variants_and_benchmarks_without_pairs_are_refused(config, run, items, tmp_path):

@@ -16,7 +16,14 @@ MASS = np.array([[0.4, 0.1, 0.2, 0.2, 0.1], [0.1, 0.2, 0.3, 0.2, 0.2]], dtype=np
 def rows(scores, is_text=(0, 1, 0, 1, 0)):
     text = TextTokens(np.array(is_text, dtype=bool), np.array([0, 0, 0, 1, 0], dtype=bool))
     encoded = TokenizedItem((np.arange(5), np.arange(5)), 2, (False, False), (False, True))
-    return attention_rows(PAIR, encoded, [text, text], np.array(scores, dtype=np.float32), [MASS, MASS], [1, 2])
+    return attention_rows(
+        PAIR,
+        encoded,
+        texts=[text, text],
+        scores=np.array(scores, dtype=np.float32),
+        masses=[MASS, MASS],
+        layers=[1, 2],
+    )
 
 
 def test_the_template_is_dropped_and_its_mass_reported():

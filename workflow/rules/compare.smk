@@ -30,6 +30,8 @@ rule compare:
         config_file=config_file,
         experiment=experiment_folder,
         out=LAYOUT.comparison,
+    message:
+        "Compare all runs"
     shell:
         "rm-methods compare --config {params.config_file:q} --experiment {params.experiment:q} --out {params.out:q} > {log:q} 2>&1"
         " && cp {input.asked:q} {output.made_with:q}"

@@ -23,6 +23,8 @@ rule diagnose:
         benchmarks=options("--benchmark", config["diagnostics"]["benchmarks"]),
         item_tables=lambda wc, input: options("--items", input.item_tables),
         out=lambda wc: LAYOUT.diagnosed_run(wc.variant, wc.seed),
+    message:
+        "Diagnose {wildcards.variant}, seed {wildcards.seed}"
     shell:
         "rm-methods diagnose --config {params.config_file:q} --variant {wildcards.variant:q} --model {input.model:q}"
         " {params.benchmarks:q} {params.item_tables:q} --out {params.out:q} --threads {threads} > {log:q} 2>&1"
@@ -61,6 +63,8 @@ rule diagnose_teacher:
             ],
         ),
         out=lambda wc: LAYOUT.diagnosed_run(wc.variant, wc.seed),
+    message:
+        "Compare the attention of {wildcards.variant}, seed {wildcards.seed}, with its teacher's"
     shell:
         "rm-methods diagnose-teacher --config {params.config_file:q} --variant {wildcards.variant:q} --seed {wildcards.seed}"
         " --model {input.model:q} --backbone {input.backbone:q} {params.teachers:q} {params.benchmarks:q}"
@@ -89,6 +93,8 @@ rule diagnose_summary:
         config_file=config_file,
         experiment=experiment_folder,
         out=LAYOUT.diagnostics,
+    message:
+        "Summarize the diagnostics"
     shell:
         "rm-methods diagnose-summary --config {params.config_file:q} --experiment {params.experiment:q} --out {params.out:q} > {log:q} 2>&1"
         " && cp {input.asked:q} {output.made_with:q}"

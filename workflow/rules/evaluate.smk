@@ -17,6 +17,8 @@ rule evaluate:
         benchmarks=options("--benchmark", config["benchmarks"]),
         item_tables=lambda wc, input: options("--items", input.item_tables),
         scores=lambda wc, input: options("--scores", input.scores),
+    message:
+        "Evaluate {wildcards.variant}, seed {wildcards.seed}"
     shell:
         "rm-methods evaluate {params.benchmarks:q} {params.item_tables:q} {params.scores:q} --summary {input.summary:q}"
         " --metrics {output.metrics:q} --credits {output.credits:q} > {log:q} 2>&1"

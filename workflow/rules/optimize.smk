@@ -22,6 +22,8 @@ rule sft:
         config_file=config_file,
         out=LAYOUT.fine_tuned,
         work=LAYOUT.work,
+    message:
+        "Fine-tune the policy"
     shell:
         "rm-methods sft --config {params.config_file:q} --pairs {input.pairs:q} --out {params.out:q} --work {params.work:q}"
         " --threads {threads} > {log:q} 2>&1"
@@ -49,6 +51,8 @@ rule sample_pool:
     params:
         config_file=config_file,
         work=LAYOUT.work,
+    message:
+        "Sample the candidates of Best-of-N"
     shell:
         "rm-methods sample-pool --config {params.config_file:q} --policy {input.policy:q} --pairs {input.pairs:q}"
         " --items {output.item_table:q} --report {output.report:q} --work {params.work:q} --threads {threads}"
@@ -74,6 +78,8 @@ rule sample_references:
     params:
         config_file=config_file,
         work=LAYOUT.work,
+    message:
+        "Sample the references of PPO"
     shell:
         "rm-methods sample-references --config {params.config_file:q} --policy {input.policy:q} --pairs {input.pairs:q}"
         " --out {output.references:q} --work {params.work:q} --threads {threads} > {log:q} 2>&1"
@@ -110,6 +116,8 @@ rule ppo:
         config_file=config_file,
         out=lambda wc: LAYOUT.ppo_run(wc.variant, wc.seed),
         work=LAYOUT.work,
+    message:
+        "Optimize the policy against {wildcards.variant}, seed {wildcards.seed}"
     shell:
         "rm-methods ppo --config {params.config_file:q} --variant {wildcards.variant:q} --seed {wildcards.seed}"
         " --model {input.model:q} --policy {input.policy:q} --pairs {input.pairs:q} --references {input.references:q}"
@@ -145,6 +153,8 @@ rule overoptimization:
         config_file=config_file,
         experiment=experiment_folder,
         out=LAYOUT.overoptimization,
+    message:
+        "Summarize Best-of-N and PPO"
     shell:
         "rm-methods overoptimization --config {params.config_file:q} --experiment {params.experiment:q} --out {params.out:q} > {log:q} 2>&1"
         " && cp {input.asked:q} {output.made_with:q}"

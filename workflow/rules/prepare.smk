@@ -13,6 +13,8 @@ rule prepare:
         f"{FOLDER}/logs/prepare.log",
     params:
         config_file=config_file,
+    message:
+        "Prepare the preference pairs"
     shell:
         "rm-methods prepare --config {params.config_file:q} --pairs {output.pairs:q} --report {output.report:q} > {log:q} 2>&1"
         " && cp {input.asked:q} {output.made_with:q}"
@@ -34,6 +36,8 @@ rule prepare_backbone:
     params:
         config_file=config_file,
         pairs=LAYOUT.pairs,
+    message:
+        "Prepare the backbone"
     shell:
         "rm-methods prepare-backbone --config {params.config_file:q} --pairs {params.pairs:q} --out {output.folder:q}"
         " > {log:q} 2>&1"
@@ -56,6 +60,8 @@ rule prepare_benchmark:
     params:
         config_file=config_file,
         pairs=LAYOUT.pairs,
+    message:
+        "Prepare benchmark {wildcards.benchmark}"
     shell:
         "rm-methods prepare-benchmark --config {params.config_file:q} --benchmark {wildcards.benchmark:q}"
         " --pairs {params.pairs:q} --items {output.item_table:q} --report {output.report:q} > {log:q} 2>&1"

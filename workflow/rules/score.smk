@@ -24,6 +24,8 @@ rule score:
         ),
     params:
         config_file=config_file,
+    message:
+        "Score {wildcards.benchmark} with {wildcards.variant}, seed {wildcards.seed}"
     shell:
         "rm-methods score --config {params.config_file:q} --model {input.model:q} --data {input.item_table:q}"
         " --out {output.scores:q} --threads {threads} > {log:q} 2>&1"

@@ -20,6 +20,8 @@ rule export:
     params:
         config_file=config_file,
         experiment=experiment_folder,
+    message:
+        "Export the runs to MLflow"
     shell:
         "rm-methods track --config {params.config_file:q} --experiment {params.experiment:q} --out {output.export:q} > {log:q} 2>&1"
         " && cp {input.asked:q} {output.made_with:q}"
@@ -33,5 +35,7 @@ rule track:
     params:
         config_file=config_file,
         experiment=experiment_folder,
+    message:
+        "Export to MLflow what is pending"
     shell:
         "rm-methods track --config {params.config_file:q} --experiment {params.experiment:q} --out {input:q} 2>&1 | tee {log:q}"
