@@ -31,7 +31,7 @@ from rm_methods.reward_models.joint_reader import pair_text
 from rm_methods.reward_models.layouts import lay_out
 from rm_methods.reward_models.model import RewardModel
 from rm_methods.reward_models.tokenization import ChatTokenizer
-from rm_methods.scoring.scorer import RewardModelScorer, load_scorer, scoring_settings
+from rm_methods.scoring.scorer import RewardModelScorer, ScoringSettings, load_scorer, scoring_settings
 
 DISTANCES = ("joint", "intra", "inter", "causal", "received")
 _EXAMPLES = 2  # pairs on the page of maps
@@ -88,14 +88,9 @@ def diagnose_teacher_distance(
     pairs: list[DiagnosedPair] = []
     for name, path in benchmarks:
         pairs += select_pairs(name, read_items(path), config["diagnostics"]["limit"])[0]
-    scorer = load_scorer(folders["model"], replace(scoring, threads=threads))
-    if not isinstance(scorer, RewardModelScorer):
-        raise UserError(
-            f"{folders['model']}: has no attention to compare with a teacher's. Give the folder of one model."
-        )
-    tokenizer = scorer.tokenizer
+    after, tokenizer = _trained(folders["model"], replace(scoring, threads=threads))
     items = tokenizer.encode((pair.item.prompt, _chosen_and_rejected(pair)) for pair in pairs)
-    models = {"before": _start_of_training(config, seed, folders["backbone"], scorer.model), "after": scorer.model}
+    models = {"before": _start_of_training(config, seed, folders["backbone"], after), "after": after}
     for model in models.values():
         check_packing(model)
     # In bf16 the rounding depends on the batch, so a pair gets a forward by itself.
@@ -105,7 +100,7 @@ def diagnose_teacher_distance(
     for teacher, folder in teachers.items():
         choice = _layer_choice(config, variant)
         student_teacher = StudentTeacher(
-            choice.student(scorer.model.config.num_hidden_layers),
+            choice.student(after.config.num_hidden_layers),
             choice.teacher(folder, _max_length(config), scoring.precision),
             items,
             tokenizer,
@@ -121,9 +116,8 @@ def diagnose_teacher_distance(
             distances[moment], maps[moment] = _measure(student_teacher, model, tokens_per_batch)
         rows += _rows(pairs, teacher, distances)
         for name in DISTANCES:
-            before = np.nanmedian(distances["before"][name])
-            after = np.nanmedian(distances["after"][name])
-            lines.append(f"{teacher} {name}: {before:.3f} -> {after:.3f}")
+            medians = [np.nanmedian(values[name]) for values in distances.values()]
+            lines.append(f"{teacher} {name}: {medians[0]:.3f} -> {medians[1]:.3f}")
         if teacher == next(iter(teachers)):
             examples = _example_maps(tokenizer, student_teacher, maps)
             _write_page(examples, f"{variant} seed {seed}", teacher, out / "teacher_maps.png")
@@ -140,6 +134,17 @@ def _layer_choice(config: dict[str, Any], variant: str) -> LayerChoice:
 
 def _max_length(config: dict[str, Any]) -> int:
     return config["training"]["max_length"] or config["backbone"]["max_length"]
+
+
+def _trained(folder: Path, settings: ScoringSettings) -> tuple[RewardModel, ChatTokenizer]:
+    """The reward model of the run, and its tokenizer."""
+    scorer = load_scorer(folder, settings)
+    if isinstance(scorer, RewardModelScorer):
+        model = scorer.model
+        tokenizer = scorer.tokenizer
+        if isinstance(model, RewardModel) and isinstance(tokenizer, ChatTokenizer):
+            return model, tokenizer
+    raise UserError(f"{folder}: has no attention to compare with a teacher's. Give the folder of one reward model.")
 
 
 def _start_of_training(config: dict[str, Any], seed: int, backbone: Path, trained: RewardModel) -> RewardModel:
@@ -269,8 +274,7 @@ def _example_maps(
 
 
 def _write_page(examples: Sequence[ExampleMaps], title: str, teacher: str, target: Path) -> None:
-    """Three maps per pair: teacher, student before, student after; one color scale per pair, lines between the
-    segments."""
+    """Three maps per pair: teacher, student before, student after; one color scale per pair."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.colors import PowerNorm
     from matplotlib.figure import Figure

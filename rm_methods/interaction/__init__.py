@@ -1,2 +1,1 @@
-"""What Interaction Distillation needs beside the reward model: the joint teacher, token alignment, and alignment
-objectives."""
+"""Attention of students and joint teachers: token alignment, maps, and alignment objectives."""

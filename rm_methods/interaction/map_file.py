@@ -119,8 +119,7 @@ def _check_disk(folder: Path, needed: int) -> None:
     if needed > free:
         raise UserError(
             f"{folder}: the teacher's maps take {needed / 2**30:.1f} GiB, but {free / 2**30:.1f} GiB are free. Make "
-            "room, "
-            "or set online: true, which computes them in every step."
+            "room, or set online: true, which computes them in every step."
         )
 
 

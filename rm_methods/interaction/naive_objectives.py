@@ -96,8 +96,7 @@ def virt(student: StudentAttention, teacher: TeacherAttention) -> torch.Tensor:
 
 
 def received_mass(student: StudentAttention, teacher: TeacherAttention) -> torch.Tensor:
-    """KL between the attention that each group receives, mean over the rows of [prompt | response] and both responses,
-    [B].
+    """KL between the attention that each group receives in [prompt | response], mean over both responses, [B].
 
     The student's rows are causal, the teacher's are not.
     """
@@ -130,8 +129,7 @@ def readout(student: StudentAttention, teacher: TeacherAttention) -> torch.Tenso
 
 
 def relations(student: StudentAttention, teacher: TeacherVectors, heads: int) -> torch.Tensor:
-    """Mean over relation heads, groups, and queries, keys and values of KL between the rows of softmax(x x^T /
-    sqrt(d)), [B].
+    """KL of the rows of softmax(x x^T / sqrt(d)), mean over groups, relation heads and x (query, key, value), [B].
 
     The student's values must be present.
     """
@@ -176,8 +174,7 @@ def _mean_over_rows(
 
 
 def _kl_over_tokens(pair: _Pair, row: int, columns: list[int], target: torch.Tensor) -> torch.Tensor:
-    """KL of a distribution over groups, shared out evenly among their tokens, from the student's row; mean over
-    heads."""
+    """KL(target || student's row), the target of a group divided evenly among its tokens; mean over heads."""
     member = pair.member[columns]
     target_of_token = member @ (target / member.sum(0).clamp(min=1))
     log_student = pair.scores[:, row, columns].log_softmax(-1)

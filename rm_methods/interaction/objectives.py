@@ -1,5 +1,4 @@
-"""Alignment objectives: how far a student's attention is from a teacher's, computed without the student's whole L x L
-map.
+"""Alignment objectives: distances of a student's attention from a teacher's, without the student's L x L map.
 
 The student's *virtual* map is softmax(Q K^T / sqrt(d)) over prompt, chosen and rejected together, without a causal
 mask.  It is only compared, never used in the forward pass (our reconstruction; the idea follows VIRT, arXiv
@@ -133,8 +132,7 @@ def row_kl(
 
 
 def received_mass(student: StudentAttention, teacher: TeacherAttention) -> torch.Tensor:
-    """KL between how much attention each group receives from teacher and student, in each sequence [prompt |
-    response], [B].
+    """KL between the attention that each group receives in [prompt | response], mean over both responses, [B].
 
     The student's map is the causal one of its forward pass; the teacher's block is bidirectional.  Both are
     renormalized over the text of the sequence, rows are averaged, and then the two sequences.
@@ -159,8 +157,7 @@ def received_mass(student: StudentAttention, teacher: TeacherAttention) -> torch
 
 
 def readout(student: StudentAttention, teacher: TeacherAttention) -> torch.Tensor:
-    """KL of the row that a reward is read from: the student's last token against the mean of the teacher's response
-    rows, [B].
+    """KL of the row that a reward is read from against the mean of the teacher's rows of that response, [B].
 
     Columns are the text of the prompt and of the response; mean over heads and over the two responses.
     """
@@ -195,8 +192,7 @@ def averaged_row_kl(student: StudentAttention, teacher: TeacherAttention, scope:
 
 
 def virt(student: StudentAttention, teacher: TeacherAttention) -> torch.Tensor:
-    """Squared distance of the inter blocks, as in VIRT (arXiv 2112.04195), summed over columns, mean over response
-    rows, [B].
+    """Squared distance of the inter blocks (VIRT, arXiv 2112.04195), sum over columns, mean over response rows, [B].
 
     Blocks are renormalized per row and averaged over heads; the student's are pooled to groups in blocks of rows.
     """
@@ -400,8 +396,7 @@ def _in_row_blocks(
     student: StudentAttention,
     target: torch.Tensor,
 ) -> torch.Tensor:
-    """Concatenate block(rows, query, key, target) along the rows (the last axis); blocks are recomputed in the
-    backward pass."""
+    """Concatenate block(rows, query, key, target) along the last axis; the backward pass recomputes blocks."""
     blocks = [
         checkpoint(block, rows, student.query, student.key, target, use_reentrant=False)
         for rows in _row_blocks(student.query.shape[2])
@@ -415,8 +410,10 @@ def _row_log_sum_exp(student: StudentAttention, table: torch.Tensor, causal: boo
 
 
 class _RowLogSumExp(torch.autograd.Function):
-    """In blocks of rows, forward and backward.  Uses softmax, whose exponentials are several times faster on a CPU
-    than logsumexp's."""
+    """In blocks of rows, forward and backward.
+
+    Uses softmax, whose exponentials are several times faster on a CPU than those of logsumexp.
+    """
 
     @staticmethod
     def forward(ctx, query, key, student, table, causal):

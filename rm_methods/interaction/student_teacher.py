@@ -1,5 +1,4 @@
-"""The attention of a student (a reward model) and of its joint teacher, over the same pairs and the same groups of
-tokens.
+"""The attention of a student (a reward model) and of its joint teacher, over the same pairs and groups of tokens.
 
 Used to train (the method Interaction Distillation) and to measure (the diagnosis of the distance from a teacher).
 Shapes: B pairs of a batch, h heads, P and Q the longest prompt and response in tokens, G groups, d head size.
@@ -223,8 +222,7 @@ def _teacher_layers(teacher: JointTeacher | None, student_layers: int) -> list[i
     if len(teacher.layers) != student_layers:
         raise UserError(
             f"interaction_distillation.teacher_layers: {len(teacher.layers)} layers for {student_layers} student "
-            "layers. "
-            "Name one for each of them, or one for all."
+            "layers. Name one for each of them, or one for all."
         )
     return list(teacher.layers)
 
@@ -237,8 +235,7 @@ def _widths(items: Sequence[TokenizedItem]) -> tuple[int, int]:
 
 
 def _read_positions(items: Sequence[TokenizedItem]) -> torch.Tensor:
-    """Where the tokens that the rewards are read from are among the regrouped ones, int64 [B, 2]: each response's
-    last."""
+    """Columns of the tokens that the rewards are read from, int64 [B, 2]: each response's last."""
     prompt, response = _widths(items)
     last = [[length - item.shared - 1 for length in item.lengths] for item in items]
     return torch.tensor([[prompt + chosen, prompt + response + rejected] for chosen, rejected in last])

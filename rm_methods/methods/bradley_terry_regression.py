@@ -108,6 +108,5 @@ def _check_scale(scale: float, problem: str) -> None:
     if not 0 < scale < math.inf:
         raise UserError(
             f"bradley_terry_regression: {problem}, or too large to compute with (their scale is {scale:g}). Give "
-            "ratings "
-            "that differ, or train bradley_terry."
+            "ratings that differ, or train bradley_terry."
         )

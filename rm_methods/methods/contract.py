@@ -173,8 +173,7 @@ class TrainedMethod:
         """Attach modules to `model` (they are trained, checkpointed and moved with it) before the optimizer is made."""
 
     def loss(self, model: RewardModel, batch: PairBatch) -> Loss:
-        """The loss of one micro-batch; `model(batch).rewards` is fp32 [pairs, 2], column 0 chosen, column 1
-        rejected."""
+        """The loss of one micro-batch; `model(batch).rewards` is fp32 [pairs, 2] (chosen, rejected)."""
         raise TypeError(f"{type(self).__module__} defines no loss.")
 
     def report(self) -> dict[str, Any]:

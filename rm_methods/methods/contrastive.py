@@ -1,5 +1,4 @@
-"""Contrastive reward model: dropout makes two views of each response, and the states of the two views attract each
-other.
+"""Contrastive reward model: dropout makes two views of each response, whose states attract each other.
 
     loss = (BT(view s) + BT(view t)) / 2 + weight * contrastive(H_s, H_t)
     simcse:  -log [ exp(cos(h_s_i, h_t_i) / temperature) / sum_j exp(cos(h_s_i, h_t_j) / temperature) ]
@@ -31,8 +30,7 @@ if TYPE_CHECKING:
 
 
 def simcse_loss(first_ND: torch.Tensor, second_ND: torch.Tensor, temperature: float) -> torch.Tensor:
-    """-log of the share of a state's second view among the second views of all states, fp32 [N]; 0 for a single
-    state."""
+    """-log of the share of a state's second view among those of all states, fp32 [N]; 0 for a single state."""
     cosine_NN = F.normalize(first_ND, dim=1) @ F.normalize(second_ND, dim=1).T
     same_state_N = torch.arange(len(first_ND), device=first_ND.device)
     return F.cross_entropy(cosine_NN / temperature, same_state_N, reduction="none")
@@ -126,10 +124,8 @@ def add_dropout(backbone: PreTrainedModel, probability: float) -> list[Removable
     if not parts:
         raise UserError(
             f"contrastive: {type(backbone).__name__} has no layers with attention and MLP that dropout can be added "
-            "to. "
-            "Without dropout, both views of a response are the same. Use a backbone whose layers are a list of "
-            "modules, "
-            "such as Llama, Qwen, Gemma or GPT-2."
+            "to. Without dropout, both views of a response are the same. Use a backbone whose layers are a list of "
+            "modules, such as Llama, Qwen, Gemma or GPT-2."
         )
 
     def drop(part, inputs, output):

@@ -1,5 +1,4 @@
-"""Bradley-Terry trained without one fold of the training pairs, so that it can judge these pairs without having seen
-them.
+"""Bradley-Terry trained without one fold of the training pairs, so that it can judge them unseen.
 
     loss = -log sigmoid(r_chosen - r_rejected)
 

@@ -92,8 +92,7 @@ class Method(TrainedMethod):
         return Loss(loss, {"preference_loss": preference, "kl": kl})
 
     def _noise(self, batch: PairBatch) -> torch.Tensor:
-        """Standard normal, fp32 [pairs, 2, d], from seed, progress and pair: the same for any micro-batches and
-        resumes."""
+        """Standard normal, fp32 [pairs, 2, d], decided by seed, progress and pair alone."""
         keys = (f"inform {self.seed} {batch.progress} {pair_id}" for pair_id in batch.pair_ids)
         generators = (torch.Generator().manual_seed(zlib.crc32(key.encode())) for key in keys)
         return torch.stack([torch.randn(2, self.latent_size, generator=generator) for generator in generators])

@@ -73,8 +73,7 @@ class Method(TrainedMethod):
         model.capture_attention(layers)
 
     def _cache(self, work_folder: Path) -> Path | None:
-        """Folder for the teacher's maps, shared by the runs of an experiment; None computes maps or vectors in every
-        step."""
+        """Folder for the teacher's maps, shared by the experiment's runs; None computes them in every step."""
         if self.settings["online"] or self.settings["objective"] == RELATIONS:
             return None
         return work_folder.parent / "teacher_maps"
@@ -141,8 +140,7 @@ class Method(TrainedMethod):
     def _relations(
         self, student_teacher: StudentTeacher, maps: TeacherMaps, positions: Sequence[int], device: torch.device
     ) -> Callable[[StudentAttention], torch.Tensor]:
-        """The relational distance [pairs] of a student from the teacher's vectors of one layer, mean over both
-        orders."""
+        """The relational distance [pairs] of a student from the teacher's vectors of one layer."""
         aligned = [b for b, position in enumerate(positions) if student_teacher.pairs[position] is not None]
         index = torch.tensor(aligned, dtype=torch.int64, device=device)
         orders = []

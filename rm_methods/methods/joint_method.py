@@ -32,8 +32,7 @@ class JointMethod(TrainedMethod):
     model_is_made_whole = True
 
     def training(self, training, seed):
-        """The experiment's section with the epochs and learning rate of the settings: a teacher has a separate
-        budget."""
+        """The experiment's section with the budget of the settings: a teacher has a separate one."""
         budget = {key: self.settings[key] for key in ("epochs", "learning_rate", "tokens_per_microbatch")}
         return training | budget | {"layout": "plain", "overlong_pairs": "truncate"}
 

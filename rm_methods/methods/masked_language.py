@@ -51,8 +51,7 @@ class MaskedLanguageModel(nn.Module):
         if changed:
             raise UserError(
                 f"This backbone ('{language_model.config.model_type}') changes its logits ({changed}), which training "
-                "on "
-                "text does not. Set masked_language_epochs: 0, or use another backbone."
+                "on text does not. Set masked_language_epochs: 0, or use another backbone."
             )
 
     @property
@@ -84,8 +83,7 @@ class MaskedLanguageModel(nn.Module):
         }
 
     def state_dict(self, *args, **kwargs):
-        """Weights by name; those that input and output embeddings share once, because safetensors refuses them
-        twice."""
+        """Weights by name; shared ones have one name, because safetensors refuses them twice."""
         state = super().state_dict(*args, **kwargs)
         first_names = self._first_names()
         return {name: weight for name, weight in state.items() if first_names.get(name, name) == name}

@@ -171,8 +171,7 @@ class Method(TrainedMethod):
         return Loss(total, {"preference_loss": preference, "head_cosine": cosine} | terms)
 
     def _correlations(self, quality, length_head, lengths, progress: float):
-        """Expansions of |rho(r_Q, length)| and rho(r_L, length), fp32 [pairs]; the correlations of the memory to
-        log."""
+        """Expansions of |rho(r_Q, length)| and rho(r_L, length), fp32 [pairs]; the memory's correlations to log."""
         earlier = self.head.earlier(progress)
         if len(earlier) < FEWEST:
             earlier = earlier.new_zeros(FEWEST, 5)  # constant, so without correlation

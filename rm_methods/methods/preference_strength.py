@@ -72,8 +72,7 @@ def relabeled(
     if margin and not spread > 0:
         raise UserError(
             f"preference_strength: margin = {margin:g} is in standard deviations of the strengths, but the strengths "
-            "of "
-            f"all {len(pairs)} training pairs are equal ({strengths[0]:g}). Set margin to 0, or use strengths that "
+            f"of all {len(pairs)} training pairs are equal ({strengths[0]:g}). Set margin to 0, or use strengths that "
             "differ."
         )
     after = np.where(flipped, np.abs(strengths), strengths)
@@ -137,10 +136,8 @@ def _folds(folders: Sequence[Path]) -> tuple[list[int], int]:
     if missing:
         raise UserError(
             f"preference_strength: {folds} folds, but no model was trained without fold "
-            f"{', '.join(map(str, missing))}, "
-            f"so none can judge its pairs (the {len(folders)} seeds leave out {left_out}; a seed leaves out seed "
-            "modulo "
-            "folds). Add seeds, or lower folds."
+            f"{', '.join(map(str, missing))}, so none can judge its pairs (the {len(folders)} seeds leave out "
+            f"{left_out}; a seed leaves out seed modulo folds). Add seeds, or lower folds."
         )
     return left_out, folds
 
@@ -201,8 +198,7 @@ class Method(TrainedMethod):
         if noisy := sum("flipped" in pair.meta for pair in pairs):
             raise UserError(
                 f"preference_strength: strengths = data, but {noisy} of {len(pairs)} training labels were flipped "
-                "after "
-                "the strengths were measured, so these strengths would give the flips away. Name a variant of "
+                "after the strengths were measured, so these strengths would give the flips away. Name a variant of "
                 "cross_fitted instead, or train without label noise."
             )
         advice = "Or name a variant of cross_fitted as preference_strength.strengths, which measures them."

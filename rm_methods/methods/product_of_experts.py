@@ -1,11 +1,11 @@
-"""Product of experts: the reward model is trained beside a small expert that sees little more than length, then used
-alone.
+"""Product of experts: the reward model trains beside a small expert that sees little more than length.
 
     loss = -log sigmoid(z_main + z_bias),   z = r_chosen - r_rejected
 
-The main expert need not learn what the bias expert explains.  Shen et al. 2023 (arXiv 2310.05199) use a language model
-of 560M parameters as bias expert, with Gaussian noise on its token embeddings and three times the learning rate.  Ours
-(our choice) is a small network that reads the mean of noisy token embeddings of the response, and its length.
+The main expert need not learn what the bias expert explains.  Only the main expert is exported.  Shen et al. 2023
+(arXiv 2310.05199) use a language model of 560M parameters as bias expert, with Gaussian noise on its token embeddings
+and three times the learning rate.  Ours (our choice) is a small network that reads the mean of noisy token embeddings
+of the response, and its length.
 """
 
 from __future__ import annotations

@@ -106,8 +106,7 @@ class MethodCard:
 
     @property
     def without_seed(self) -> bool:
-        """Whether any seed gives the same scores.  A combination of runs is also made once, but other runs give
-        another."""
+        """Whether any seed gives the same scores.  A combination is also made once, but other runs give another."""
         return self.seed_free and self.kind == "content_blind"
 
     @property
@@ -117,8 +116,7 @@ class MethodCard:
 
     @property
     def module(self) -> str:
-        """The code as `rm_methods.system.code_hash` names it: a module below `rm_methods`, or the absolute path of a
-        file."""
+        """The name of the code for `code_hash`: a module below `rm_methods`, or the absolute path of a file."""
         return f"methods.{self.name}" if self.file.parent == FOLDER else str(self.file.with_suffix(".py"))
 
     def required_variants(self, settings: dict[str, Any]) -> dict[str, str]:
@@ -190,8 +188,7 @@ def load_card(name: str) -> MethodCard:
 
 
 def load_method(name: str, settings: dict[str, Any]):
-    """Import a method's class and make it with its resolved settings (the configuration fills in
-    `MethodCard.defaults`).
+    """Import a method's class and make it with its resolved settings (all keys of the card).
 
     Raises:
         UserError: the user's file cannot be imported, or has no class `Method`.

@@ -210,8 +210,7 @@ class Method(TrainedMethod):
         return [*pairs, *drawn]
 
     def _drawn(self, examples: Sequence[Example], generator: np.random.Generator) -> tuple[list[PreferencePair], int]:
-        """`augmented_per_pair` pairs of each example (or all it has), both kinds in proportion; the number of
-        repeats."""
+        """`augmented_per_pair` pairs of each example, both kinds in proportion; and the number of repeats."""
         each = self.settings["augmented_per_pair"]
         share = 1.0
         if self.settings["neutral"]:

@@ -66,8 +66,7 @@ def check_members(members: Sequence[Path]) -> None:
                 raise UserError(
                     f"warm: {member} and {members[0]} differ in their {name}, so the mean of their weights is "
                     f"meaningless ({_difference(first_identity[name], value)}). Average the seeds of one variant, "
-                    "trained "
-                    "on one backbone from one probe."
+                    "trained on one backbone from one probe."
                 )
 
 

@@ -79,14 +79,14 @@ def test_pairs_without_any_joint_text_are_an_error(trained, prepared, tmp_path):
         distances((config, tmp_path / "items.parquet", models, None), prepared, "bradley_terry", tmp_path / "out")
 
 
-def test_a_run_without_a_model_is_refused(trained, prepared, tmp_path):
+def test_a_run_that_is_not_a_reward_model_is_refused(trained, prepared, tmp_path):
     config, items, models, _ = trained
     (tmp_path / "longest").mkdir()
     write_json(tmp_path / "longest" / "scorer.json", {"method": "longest", "settings": {}, "seed": 0})
-    with pytest.raises(UserError, match=r"longest: has no attention to compare"):
-        distances(
-            (config, items, models | {"bradley_terry": tmp_path / "longest"}, None), prepared, "bradley_terry", tmp_path
-        )
+    for folder in (tmp_path / "longest", models["joint_encoder"]):
+        run = (config, items, models | {"bradley_terry": folder}, None)
+        with pytest.raises(UserError, match=rf"{folder.name}: has no attention to compare"):
+            distances(run, prepared, "bradley_terry", tmp_path)
 
 
 def test_a_students_map_over_groups_is_pooled_by_mean_of_rows_and_sum_of_columns():

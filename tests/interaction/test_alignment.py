@@ -22,11 +22,11 @@ def test_groups_by_hand():
 
 def test_tokens_outside_the_text_and_without_a_partner():
     # Empty spans are special tokens; the teacher has no token for the emoji.
-    own, other, count, unmatched = groups(
+    student_group, teacher_group, count, unmatched = groups(
         "hi \U0001f600 yo", [(0, 0), (0, 2), (2, 4), (4, 7)], [(0, 2), (5, 7), (0, 0)]
     )
-    assert own == [NO_GROUP, 0, NO_GROUP, 1]
-    assert other == [0, 1, NO_GROUP]
+    assert student_group == [NO_GROUP, 0, NO_GROUP, 1]
+    assert teacher_group == [0, 1, NO_GROUP]
     assert (count, unmatched) == (2, 1)
 
 
@@ -45,16 +45,18 @@ def cuts(draw, text):
 @given(data=st.data(), text=st.text(min_size=1, max_size=40))
 def test_groups_partition_the_text_and_no_token_crosses_one(data, text):
     student, teacher = data.draw(cuts(text)), data.draw(cuts(text))
-    own, other, count, unmatched = groups(text, student, teacher)
+    student_group, teacher_group, count, unmatched = groups(text, student, teacher)
     assert unmatched == 0
     assert (
-        sorted({g for g in own if g != NO_GROUP}) == list(range(count)) == sorted({g for g in other if g != NO_GROUP})
+        sorted({g for g in student_group if g != NO_GROUP})
+        == list(range(count))
+        == sorted({g for g in teacher_group if g != NO_GROUP})
     )
-    assert [g for g in own if g != NO_GROUP] == sorted(g for g in own if g != NO_GROUP)
+    assert [g for g in student_group if g != NO_GROUP] == sorted(g for g in student_group if g != NO_GROUP)
     for g in range(count):
         covered = [
             "".join("".join(text[a:b].split()) for (a, b), group in zip(spans, actual, strict=True) if group == g)
-            for spans, actual in ((student, own), (teacher, other))
+            for spans, actual in ((student, student_group), (teacher, teacher_group))
         ]
         assert covered[0] == covered[1] != ""
 
@@ -63,9 +65,9 @@ def test_groups_partition_the_text_and_no_token_crosses_one(data, text):
 @given(data=st.data(), text=st.text(alphabet="abcdé\u0301 \U0001f600", min_size=1, max_size=30))
 def test_equal_tokenizers_give_singletons(data, text):
     spans = data.draw(cuts(text))
-    own, other, count, _ = groups(text, spans, spans)
-    assert own == other
-    real = [g for g in own if g != NO_GROUP]
+    student_group, teacher_group, count, _ = groups(text, spans, spans)
+    assert student_group == teacher_group
+    real = [g for g in student_group if g != NO_GROUP]
     assert real == list(range(count))
 
 

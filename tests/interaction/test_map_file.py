@@ -17,7 +17,7 @@ from rm_methods.system import run_lock
 pytestmark = pytest.mark.process
 
 SIZES, LENGTHS = [3, 0, 1, 5, 2, 0], [4, 0, 2, 6, 3, 0]
-# Every cell of a pair's map holds its place.
+# Every cell of a pair's map holds its position.
 FILES = ["counts.json", "counts.json.sha256", "maps.npy", "maps.npy.sha256"]
 EXPECTED = [0] * 9 + [2] * 1 + [3] * 25 + [4] * 4
 
@@ -26,9 +26,9 @@ class Teacher:
     def __init__(self):
         self.done = []
 
-    def maps(self, places):
-        self.done += places
-        return [np.full((SIZES[k], SIZES[k]), k, dtype=np.float16) for k in places]
+    def maps(self, positions):
+        self.done += positions
+        return [np.full((SIZES[k], SIZES[k]), k, dtype=np.float16) for k in positions]
 
     def file(self, folder):
         return map_file(folder, SIZES, LENGTHS, compute=self.maps, counts=lambda: {"pairs": len(self.done)})
@@ -65,7 +65,7 @@ def test_ranks_share_the_work_and_make_the_file_of_one(tmp_path):
     torch.multiprocessing.spawn(of_rank, (3, tmp_path), nprocs=3)
     actual = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(3)]
     assert all(maps == EXPECTED and counts == {"pairs": 4} for maps, counts, _ in actual)
-    assert sorted(place for _, _, done in actual for place in done) == [0, 2, 3, 4]
+    assert sorted(position for _, _, done in actual for position in done) == [0, 2, 3, 4]
     assert max(len(done) for _, _, done in actual) < 4
     assert sorted(file.name for file in (tmp_path / "maps").iterdir()) == FILES
 
@@ -85,10 +85,10 @@ def test_of_two_runs_one_computes_and_the_other_waits(tmp_path, monkeypatch):
     started, go = threading.Event(), threading.Event()
     first, second = Teacher(), Teacher()
 
-    def slow(places):
+    def slow(positions):
         started.set()
         assert go.wait(60)
-        return first.maps(places)
+        return first.maps(positions)
 
     with ThreadPoolExecutor(2) as pool:
         one = pool.submit(map_file, tmp_path, SIZES, LENGTHS, compute=slow, counts=lambda: {"pairs": len(first.done)})
@@ -126,7 +126,7 @@ def test_damaged_maps_are_made_again_and_not_read(tmp_path, capsys, name, damage
 
 
 def test_an_error_leaves_nothing_behind(tmp_path):
-    def fails(places):
+    def fails(positions):
         raise UserError("no")
 
     with pytest.raises(UserError, match="no"):

@@ -89,8 +89,8 @@ def test_a_teacher_with_the_students_tokens_has_singleton_groups(items, tokenize
     model = JointModel(load_classifier(prepared[1], prepared[2]["backbone"], 0).eval(), decoder=True)
     pairs = PairAlignments(items, tokenizer, DecoderReader(tokenizer)).pairs
     for pair in pairs:
-        own = pair.student[pair.student >= 0]
-        assert own.tolist() == list(range(len(pair.segment)))
+        groups_of_text = pair.student[pair.student >= 0]
+        assert groups_of_text.tolist() == list(range(len(pair.segment)))
         assert pair.rows[0][1].tolist() == pair.student.tolist()
     maps, _ = group_maps(model, pairs, 0, tokenizer.pad_id)
     assert maps.shape[0] == len(items)
@@ -101,8 +101,8 @@ def test_cached_maps_equal_those_computed_online(items, tokenizer, teacher_folde
     alignments = PairAlignments(items, tokenizer, made.reader)
     online = TeacherMaps(alignments, made, 1)
     cached = TeacherMaps(alignments, made, 1, cache=tmp_path)
-    places = [4, 0, 3]
-    first, second = (maps.batch(places, "cpu") for maps in (online, cached))
+    positions = [4, 0, 3]
+    first, second = (maps.batch(positions, "cpu") for maps in (online, cached))
     assert torch.equal(first.segment, second.segment)
     torch.testing.assert_close(first.map, second.map, atol=1e-3, rtol=0)
     files = sorted(tmp_path.glob("*/*"))

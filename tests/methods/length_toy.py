@@ -71,13 +71,13 @@ class LengthWorld:
         config = {"training": {"learning_rate": learning_rate, "pairs_per_step": pairs_per_step}}
         return Inputs(seed, tmp_path, config=config, pairs=self.pairs, items=self.items, reader=self.reader)
 
-    def batch(self, places, progress: float) -> SimpleNamespace:
-        """A micro-batch of the pairs at these places."""
+    def batch(self, positions, progress: float) -> SimpleNamespace:
+        """A micro-batch of the pairs at these positions."""
         return SimpleNamespace(
-            features=self.features[places],
-            pair_ids=tuple(self.pairs[i].pair_id for i in places),
+            features=self.features[positions],
+            pair_ids=tuple(self.pairs[i].pair_id for i in positions),
             progress=progress,
-            weight=torch.ones(len(places)),
+            weight=torch.ones(len(positions)),
         )
 
 
@@ -95,9 +95,9 @@ def trained(
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=0.0)
     order = torch.Generator().manual_seed(1)
     for step in range(steps):
-        places = torch.randperm(len(world.pairs), generator=order)[:pairs_per_step].tolist()
+        positions = torch.randperm(len(world.pairs), generator=order)[:pairs_per_step].tolist()
         optimizer.zero_grad()
-        method.loss(model, world.batch(places, step / steps)).per_pair.mean().backward()
+        method.loss(model, world.batch(positions, step / steps)).per_pair.mean().backward()
         optimizer.step()
     return model.eval()
 

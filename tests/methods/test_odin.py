@@ -156,12 +156,12 @@ def test_how_a_step_is_cut_changes_neither_its_gradient_nor_the_memory(tmp_path)
     for cut in ([32], [3, 9, 20], [1] * 32):
         made, model = built(world, tmp_path, memory=64)
         for step in range(3):
-            places = list(range(32 * step, 32 * step + 32))
+            positions = list(range(32 * step, 32 * step + 32))
             if len(cut) > 1:
-                places.reverse()
+                positions.reverse()
             model.zero_grad()
             for size in cut:
-                part, places = places[:size], places[size:]
+                part, positions = positions[:size], positions[size:]
                 (made.loss(model, world.batch(part, step / 3)).per_pair.sum() / 32).backward()
         actual.append([model.length_head.memory.clone(), *(p.grad.clone() for p in model.parameters())])
     for other in actual[1:]:
@@ -201,10 +201,10 @@ def test_neither_evaluation_nor_fillers_nor_calls_without_gradient_are_remembere
 
 
 def test_all_ranks_remember_the_responses_of_all(monkeypatch):
-    def all_gather(actual, own):
-        actual[0].copy_(own)
-        actual[1].fill_(-1)
-        actual[1][:1] = rows(0.5, 1)
+    def all_gather(parts, rows_of_rank):
+        parts[0].copy_(rows_of_rank)
+        parts[1].fill_(-1)
+        parts[1][:1] = rows(0.5, 1)
 
     monkeypatch.setattr(odin.dist, "is_initialized", lambda: True)
     monkeypatch.setattr(odin.dist, "get_world_size", lambda: 2)

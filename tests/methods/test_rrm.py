@@ -97,10 +97,10 @@ def test_ids_are_unique_and_made_of_content(tmp_path):
 
 def test_neutral_pairs_stand_in_either_order_equally_often(tmp_path):
     pairs = plain_pairs(200)
-    place = {text: 2 * i + k for i, p in enumerate(pairs) for k, text in enumerate((p.chosen, p.rejected))}
+    position = {text: 2 * i + k for i, p in enumerate(pairs) for k, text in enumerate((p.chosen, p.rejected))}
     actual, _ = augmented(pairs, tmp_path, augmented_per_pair=14)
     neutral = [p for p in actual if p.target == 0.5]
-    share = np.mean([place[p.chosen] < place[p.rejected] for p in neutral])
+    share = np.mean([position[p.chosen] < position[p.rejected] for p in neutral])
     assert share == pytest.approx(0.5, abs=4 * 0.5 / math.sqrt(len(neutral)))
 
 
