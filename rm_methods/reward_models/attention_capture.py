@@ -76,7 +76,8 @@ def layer_numbers(layers: list[int], count: int, key: str) -> tuple[int, ...]:
     wrong = [layer for layer in layers if layer == 0 or abs(layer) > count]
     if wrong:
         raise UserError(
-            f"{key}: the model has {count} layers, so {wrong} do not exist. Use 1 to {count}, or -1 to {-count} from the end."
+            f"{key}: the model has {count} layers, so {wrong} do not exist. Use 1 to {count}, or -1 to {-count} from "
+            "the end."
         )
     return tuple(layer - 1 if layer > 0 else count + layer for layer in layers)
 

@@ -11,14 +11,20 @@ import os
 import sys
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rm_methods.errors import UserError
 from rm_methods.files import read_json, write_json, written_atomically
 from rm_methods.preferences.pair import PreferencePair
 from rm_methods.reward_models.template_probe import conversation, fold_system, pin_date, render
 
+if TYPE_CHECKING:
+    from rm_methods.reward_models.tokenization import ChatTokenizer
+
 RECORD = "backbone.json"
+_PREPARE_FIRST = (
+    "Prepare the backbone first (`rm-methods prepare-backbone`). If that refuses the backbone, it says what to change."
+)
 _ROLES = ("system", "user", "assistant")
 _TINY_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}{{ '<' + message['role'] + '>' + message['content'] + eos_token }}{% endfor %}"
@@ -60,19 +66,32 @@ def prepare_backbone(backbone: dict[str, Any], pairs: Iterable[PreferencePair], 
     return record
 
 
-def load_tokenizer(folder: Path, max_length: int):
-    """The `ChatTokenizer` of a prepared backbone or of a saved reward model."""
+def load_tokenizer(folder: Path, max_length: int) -> ChatTokenizer:
+    """The `ChatTokenizer` of a prepared backbone or of a saved reward model.
+
+    Raises:
+        UserError: there is no such folder, or its tokenizer cannot be used.
+    """
+    if not Path(folder).is_dir():
+        raise UserError(f"{folder}: no such folder. {_PREPARE_FIRST}")
     from rm_methods.reward_models.loading import pretrained_tokenizer
     from rm_methods.reward_models.tokenization import ChatTokenizer
 
     return ChatTokenizer(pretrained_tokenizer(folder), max_length)
 
 
+def _prepared(folder: Path) -> dict[str, Any]:
+    """The record of a prepared backbone; raises UserError without one."""
+    if not (Path(folder) / RECORD).is_file():
+        raise UserError(f"{folder}: not a prepared backbone ({RECORD} is missing). {_PREPARE_FIRST}")
+    return read_json(Path(folder) / RECORD)
+
+
 def load_classifier(folder: Path, backbone: dict[str, Any], seed: int):
     """A sequence-classification model with a fresh head, from a prepared backbone folder.
 
     Args:
-        seed: initialises the head, and all weights of a tiny backbone; pretrained weights do not depend on it.
+        seed: initializes the head, and all weights of a tiny backbone; pretrained weights do not depend on it.
 
     Raises:
         UserError: the weights cannot be read, or tensors other than the head's are missing, unexpected or of another
@@ -82,7 +101,7 @@ def load_classifier(folder: Path, backbone: dict[str, Any], seed: int):
 
     from rm_methods.reward_models.loading import attention_option, pretrained_config, pretrained_tokenizer
 
-    record = read_json(Path(folder) / RECORD)
+    record = _prepared(folder)
     tokenizer = pretrained_tokenizer(folder)
     set_seed(seed)
     if record["kind"] == "tiny":
@@ -108,7 +127,7 @@ def load_language_model(folder: Path, backbone: dict[str, Any], seed: int):
 
     from rm_methods.reward_models.loading import attention_option, pretrained_config, pretrained_tokenizer
 
-    record = read_json(Path(folder) / RECORD)
+    record = _prepared(folder)
     set_seed(seed)
     if record["kind"] == "tiny":
         config = pretrained_config(folder)
@@ -134,19 +153,23 @@ def _pretrained(auto_class, folder: Path, record: dict[str, Any], backbone: dict
 
 
 def changed_logits(config) -> dict[str, float]:
-    """What a language model with this configuration does to the product of hidden states and output embeddings; nothing for most."""
+    """How a language model with this configuration changes its logits, the hidden states times the output embeddings.
+
+    Returns:
+        Settings by name; empty for most models, which change nothing.
+    """
     keys = ("logit_scale", "logits_scaling", "lm_head_multiplier", "final_logit_softcapping")
     return {key: value for key in keys if (value := getattr(config, key, None)) not in (None, 1)}
 
 
 def _make_room(model, tokenizer) -> None:
-    """A tokenizer that got a pad token of its own needs a row of the embeddings for it."""
+    """Add rows of embeddings for tokens that were added to the tokenizer (a pad token)."""
     if len(tokenizer) > model.get_input_embeddings().num_embeddings:
         model.resize_token_embeddings(len(tokenizer))
 
 
 def _draw_head(classifier, seed: int) -> None:
-    """Initialise a new scalar head from the seed alone: the same on every rank, and whether or not ZeRO-3 has sharded it."""
+    """Initialize a new scalar head from the seed alone: equal on every rank, with and without ZeRO-3."""
     from contextlib import nullcontext
 
     import torch
@@ -165,7 +188,7 @@ def _draw_head(classifier, seed: int) -> None:
 
 
 def source_folder(source: str) -> str:
-    """Where weights lie: "package:<name>[/folder]" is (a folder in) an installed package, anything else stays as it is.
+    """Where weights are stored: for "package:<name>[/folder]" (a folder in) an installed package, otherwise `source`.
 
     Raises:
         UserError: the package is not installed.
@@ -173,13 +196,13 @@ def source_folder(source: str) -> str:
     if not source.startswith("package:"):
         return source
     package, _, inside = source.removeprefix("package:").partition("/")
-    found = importlib.util.find_spec(package) if package.isidentifier() else None
-    if found is None or found.origin is None:
+    spec = importlib.util.find_spec(package) if package.isidentifier() else None
+    if spec is None or spec.origin is None:
         raise UserError(
             f"source: package '{package}' is not installed in {sys.prefix}. `make setup` installs the weight packages; "
             "or name a hub id or a local folder."
         )
-    return str(Path(found.origin).parent / inside)
+    return str(Path(spec.origin).parent / inside)
 
 
 def _prepare_tiny(backbone: dict[str, Any], pairs: Iterable[PreferencePair], path: Path) -> dict[str, Any]:
@@ -188,7 +211,10 @@ def _prepare_tiny(backbone: dict[str, Any], pairs: Iterable[PreferencePair], pat
     from transformers import LlamaConfig, PreTrainedTokenizerFast
 
     tiny = backbone["tiny"]
-    texts = [text for pair in pairs for text in (*(m["content"] for m in pair.prompt), pair.chosen, pair.rejected)]
+    texts = []
+    for pair in pairs:
+        texts += [message["content"] for message in pair.prompt]
+        texts += [pair.chosen, pair.rejected]
     if not texts:
         raise UserError("backbone.source = 'tiny' trains its tokenizer on the training pairs, but there are none.")
     special = ["<pad>", "<bos>", "<eos>", *(f"<{role}>" for role in _ROLES)]
@@ -220,19 +246,19 @@ def _prepare_tiny(backbone: dict[str, Any], pairs: Iterable[PreferencePair], pat
 
 
 def _convert_gguf(backbone: dict[str, Any], path: Path) -> dict[str, Any]:
-    """De-quantise a GGUF file once into safetensors."""
+    """Dequantize a GGUF file once into safetensors."""
     from transformers import AutoModelForCausalLM
 
     from rm_methods.reward_models.loading import pretrained_gguf, pretrained_tokenizer
 
     folder = source_folder(backbone["source"])
     if not (Path(folder) / backbone["gguf_file"]).is_file():
-        found = sorted(p.name for p in Path(folder).glob("*.gguf"))
+        names = ", ".join(sorted(path.name for path in Path(folder).glob("*.gguf"))) or "none"
         raise UserError(
-            f"backbone.gguf_file = '{backbone['gguf_file']}' is not in {folder}; GGUF files there: {found or 'none'}."
+            f"backbone.gguf_file = '{backbone['gguf_file']}' is not in {folder}. GGUF files in this folder: {names}."
         )
     model = pretrained_gguf(AutoModelForCausalLM, folder, backbone["gguf_file"], setting="backbone.source")
-    # The record of the quantisation makes save_pretrained refuse, and the folder's path would make two machines' files
+    # The record of the quantization makes save_pretrained refuse, and the folder's path would make two machines' files
     # differ.
     del model.config.quantization_config
     model.hf_quantizer = None
@@ -298,8 +324,8 @@ def _tokenizer(path: Path, backbone: dict[str, Any]):
             ) from None
     if not tokenizer.chat_template:
         raise UserError(
-            f"backbone.source = '{backbone['source']}': the tokenizer has no chat template. Name a Jinja file in backbone.chat_template, "
-            "or use a chat model."
+            f"backbone.source = '{backbone['source']}': the tokenizer has no chat template. Name a Jinja file in "
+            "backbone.chat_template, or use a chat model."
         )
     pin_date(tokenizer)
     if backbone["refused_conversations"] == "fold_system":
@@ -322,5 +348,5 @@ def _tokenizer(path: Path, backbone: dict[str, Any]):
 def _usable_as_pad(tokenizer, token: str | None, last: int | None) -> bool:
     if token is None:
         return False
-    known = tokenizer.get_vocab().get(token)
-    return known is not None and known != last and known in tokenizer.all_special_ids
+    token_id = tokenizer.get_vocab().get(token)
+    return token_id is not None and token_id != last and token_id in tokenizer.all_special_ids

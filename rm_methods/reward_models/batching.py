@@ -7,7 +7,6 @@ ZeRO-3 a rank that runs one more forward than the others waits for ever.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -48,7 +47,7 @@ class StepPlan:
 
 
 def batches_within(order: Sequence[int], limit: int, launched: Callable[[list[int]], int]) -> list[list[int]]:
-    """Consecutive items in batches of at most `limit` launched tokens; a single item above the limit is a batch by itself.
+    """Consecutive items in batches of at most `limit` launched tokens; an item above the limit is a batch by itself.
 
     Args:
         order: positions of the items.  Items of similar length should be neighbors, and the longest come first: too
@@ -77,7 +76,7 @@ def plan_steps(
     """Plan the whole run.
 
     Args:
-        items: tokenised pairs.
+        items: tokenized pairs.
         steps: optimizer steps; the items are gone through again and again until there are as many.
         pairs_per_step: pairs in an optimizer step, over all ranks; the last step of an epoch may have fewer.
         tokens_per_microbatch: limit of launched tokens; a single longer pair makes a micro-batch of its own.
@@ -85,13 +84,15 @@ def plan_steps(
         layout: "packed" or "plain".
     """
     plan: list[StepPlan] = []
-    for epoch in itertools.count():
+    epoch = 0
+    while True:
         order = np.random.default_rng([seed, epoch]).permutation(len(items))
         for start in range(0, len(order), pairs_per_step):
             if len(plan) == steps:
                 return plan
             chunk = [int(i) for i in order[start : start + pairs_per_step]]
-            plan.append(_plan_step(chunk, items, layout, tokens_per_microbatch, ranks))
+            plan.append(_plan_step(chunk, items, layout=layout, budget=tokens_per_microbatch, ranks=ranks))
+        epoch += 1
 
 
 def padded_batches(lengths: Sequence[int], limit: int) -> list[list[int]]:
@@ -118,7 +119,7 @@ def plan_cost(plan: Sequence[StepPlan], items: Sequence[TokenizedItem], layout: 
     return cost
 
 
-def _plan_step(chunk: list[int], items: Sequence[TokenizedItem], layout: str, budget: int, ranks: int) -> StepPlan:
+def _plan_step(chunk: list[int], items: Sequence[TokenizedItem], *, layout: str, budget: int, ranks: int) -> StepPlan:
     def launched(batch: MicroBatch) -> int:
         return launched_tokens([items[i] for i in batch.indices], layout)
 
@@ -144,7 +145,7 @@ def _plan_step(chunk: list[int], items: Sequence[TokenizedItem], layout: str, bu
 
 
 def _fill_microbatches(chunk: list[int], items: Sequence[TokenizedItem], layout: str, budget: int) -> list[MicroBatch]:
-    """Group pairs, longest first (attention pads to the longest sequence), as long as the launched tokens stay within the budget."""
+    """Micro-batches within the budget, longest pairs first, because attention pads to the longest sequence."""
     order = sorted(chunk, key=lambda i: (-max(items[i].lengths), i))
     batches = batches_within(order, budget, lambda members: launched_tokens([items[i] for i in members], layout))
     return [MicroBatch(tuple(members)) for members in batches]

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -24,7 +25,7 @@ from rm_methods.reward_models.joint_reader import DecoderReader, EncoderReader
 from rm_methods.reward_models.layout_probe import LayoutProbe, check_length, probe_joint_model
 from rm_methods.reward_models.layouts import SequenceBatch
 from rm_methods.reward_models.loading import (
-    learnt_positions,
+    learned_positions,
     outside_of_zero3,
     pretrained_config,
     pretrained_model,
@@ -78,7 +79,10 @@ class JointModel(nn.Module):
 
     def __init__(self, classifier: nn.Module, decoder: bool, autocast: torch.dtype | None = None, causal: bool = False):
         super().__init__()
-        self.classifier, self.decoder, self.autocast, self.causal = classifier, decoder, autocast, causal
+        self.classifier = classifier
+        self.decoder = decoder
+        self.autocast = autocast
+        self.causal = causal
         self.layout_probe: LayoutProbe | None = None
         _keep_head_in_fp32(classifier)
         own_kernel = (
@@ -86,8 +90,9 @@ class JointModel(nn.Module):
         )
         if decoder and not causal and (not own_kernel or getattr(classifier.config, "sliding_window", None)):
             raise UserError(
-                f"The causal mask of {type(classifier).__name__} with attention '{classifier.config._attn_implementation}' cannot be taken "
-                "away. Use a backbone with transformers' attention interface, attention: sdpa and no sliding window, or a joint encoder."
+                f"The causal mask of {type(classifier).__name__} with attention "
+                f"'{classifier.config._attn_implementation}' cannot be taken away. Use a backbone with transformers' "
+                "attention interface, attention: sdpa and no sliding window, or a joint encoder."
             )
         if own_kernel:
             classifier.set_attn_implementation(NAME)
@@ -146,7 +151,9 @@ class JointModel(nn.Module):
         if layers and obstacle:
             raise UserError(f"The teacher's attention cannot be read: {obstacle}. Use another teacher.")
         capture = AttentionCapture(layers)
-        options = {"capture": capture} if layers and own_kernel else {"output_attentions": True} if layers else {}
+        options: dict[str, Any] = {}
+        if layers:
+            options = {"capture": capture} if own_kernel else {"output_attentions": True}
         device_type = batch.input_ids.device.type
         # No cache of cast weights: as in RewardModel.forward.
         with torch.autocast(device_type, dtype=self.autocast, cache_enabled=False) if self.autocast else nullcontext():
@@ -158,38 +165,49 @@ class JointModel(nn.Module):
                     use_cache=False,
                     **options,
                 ).last_hidden_state
-                logits_R, maps = self.classifier.score(hidden_RLH[batch.read_row, batch.read_column])[:, 0], None
+                logits_R = self.classifier.score(hidden_RLH[batch.read_row, batch.read_column])[:, 0]
+                maps = None
             else:
                 output = self.classifier(input_ids=batch.input_ids, attention_mask=is_token_RL.long(), **options)
-                logits_R, maps = output.logits[:, 0], output.get("attentions")
+                logits_R = output.logits[:, 0]
+                maps = output.get("attentions")
         taken = capture.taken
-        if layers and not taken and (not maps or any(x is None for x in maps)):
+        reads_maps = bool(layers) and not taken
+        if reads_maps and (maps is None or not maps or any(x is None for x in maps)):
             raise UserError(
                 f"The teacher's attention cannot be read: {type(self.classifier).__name__} with attention "
                 f"'{self.config._attn_implementation}' gives none. Load it with attention 'sdpa' or 'eager'."
             )
-        read = {} if taken or not layers else {layer: maps[layer] for layer in layers}
-        return JointOutput(logits_R.view(-1, 2), taken, read)
+        return JointOutput(
+            logits_R.view(-1, 2), taken, {layer: maps[layer] for layer in layers} if maps and reads_maps else {}
+        )
 
     def attention_map(
         self, batch: SequenceBatch, layer: int, heads: Sequence[int] | None = None
     ) -> tuple[torch.Tensor, LayerAttention | None]:
-        """Head-averaged attention of a layer, fp32 [R, L, L] (rows are distributions over real tokens), and what it was computed from.
+        """Attention of a layer, averaged over heads.
 
         Args:
             heads: numbers from 0 of those to average; None for all.
+
+        Returns:
+            fp32 [R, L, L], rows are distributions over real tokens; and the queries and keys that it was computed from,
+            None where the model gives only weights.
         """
         with torch.no_grad():
             output = self(batch, (layer,))
             if layer not in output.attention:
                 maps_RhLL = output.maps[layer].float()
-                return (maps_RhLL if heads is None else maps_RhLL[:, list(heads)]).mean(1), None
+                if heads is not None:
+                    maps_RhLL = maps_RhLL[:, list(heads)]
+                return maps_RhLL.mean(1), None
             taken = output.attention[layer].repeated()
             is_token_RL = (
                 torch.arange(batch.input_ids.shape[1], device=batch.input_ids.device) <= batch.read_column[:, None]
             )
             hidden_RLL = ~is_token_RL[:, None].expand(-1, is_token_RL.shape[1], -1)
-            hidden_RLL = hidden_RLL | ~torch.ones_like(hidden_RLL).tril() if self.causal else hidden_RLL
+            if self.causal:
+                hidden_RLL = hidden_RLL | ~torch.ones_like(hidden_RLL).tril()
             total_RLL = torch.zeros(hidden_RLL.shape, device=hidden_RLL.device)
             # One head at a time: the scores of all heads are many times as large as their mean.
             wanted = range(taken.query.shape[1]) if heads is None else heads
@@ -211,27 +229,43 @@ class JointModel(nn.Module):
 
 def check_positions(config, length: int) -> None:
     """Refuse joint rows of so many tokens if a model with this configuration has fewer positions."""
-    limit = learnt_positions(config)
+    limit = learned_positions(config)
     if limit is not None and length > limit:
         raise UserError(
-            f"A joint row has {length} tokens, but the model has {limit} positions. A row holds the prompt and both responses: set "
-            f"training.max_length to at most {limit // 2}, or use a backbone with rotary positions."
+            f"A joint row has {length} tokens, but the model has {limit} positions. A row holds the prompt and both "
+            f"responses: set training.max_length to at most {limit // 2}, or use a backbone with rotary positions."
         )
 
 
 class _Fp32Linear(nn.Linear):
-    """Computes in fp32 under autocast, too: bf16 logits make ties and round small differences."""
+    """A linear layer that computes in fp32 under autocast, too: bf16 logits make ties and round small differences.
 
-    def forward(self, x):
+    Args:
+        linear: gives its parameters.
+    """
+
+    def __init__(self, linear: nn.Linear):
+        super().__init__(linear.in_features, linear.out_features, bias=linear.bias is not None, device="meta")
+        self.weight = linear.weight
+        self.bias = linear.bias
+        self.train(linear.training)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         with torch.autocast(x.device.type, enabled=False):
             return super().forward(x.float())
 
 
 def _keep_head_in_fp32(classifier: nn.Module) -> None:
-    """The head is the last linear layer with one output, whatever it is called."""
-    heads = [module for module in classifier.modules() if type(module) is nn.Linear and module.out_features == 1]
+    """Replace the head: the last linear layer with one output, whatever its name."""
+    heads = [
+        (name, module)
+        for name, module in classifier.named_modules()
+        if type(module) is nn.Linear and module.out_features == 1
+    ]
     if heads:
-        heads[-1].float().__class__ = _Fp32Linear
+        name, head = heads[-1]
+        parent, _, attribute = name.rpartition(".")
+        setattr(classifier.get_submodule(parent), attribute, _Fp32Linear(head.float()))
 
 
 def load_joint(
@@ -253,10 +287,12 @@ def load_joint(
     folder = Path(folder)
     if not (folder / JOINT_RECORD).exists():
         raise UserError(
-            f"{folder}: not a joint model ({JOINT_RECORD} is not there). Name the model folder of a run of a joint method."
+            f"{folder}: not a joint model ({JOINT_RECORD} is not there). Name the model folder of a run of a joint "
+            "method."
         )
     record = read_json(folder / JOINT_RECORD)
-    decoder, causal = record["decoder"], record.get("causal", False)
+    decoder = record["decoder"]
+    reader: EncoderReader | DecoderReader
     with outside_of_zero3():
         tokenizer = pretrained_tokenizer(folder)
         if decoder:
@@ -265,7 +301,8 @@ def load_joint(
         else:
             classifier = load_encoder(folder)
             reader = encoder_reader(tokenizer, classifier.config)
-    model = JointModel(classifier, decoder, torch.bfloat16 if precision == "bf16" else None, causal)
+    autocast = torch.bfloat16 if precision == "bf16" else None
+    model = JointModel(classifier, decoder, autocast, record.get("causal", False))
     return model.to("cuda" if torch.cuda.is_available() else "cpu").eval(), reader
 
 
@@ -282,10 +319,18 @@ def load_encoder(
     """
     from transformers import AutoModelForSequenceClassification
 
-    options = {"revision": revision, "setting": setting}
-    if is_pairrm(pretrained_config(source, **options)):
-        return pretrained_model(PairRM, source, **options)[0]
-    return pretrained_model(AutoModelForSequenceClassification, source, new_head=new_head, num_labels=1, **options)[0]
+    if is_pairrm(pretrained_config(source, revision=revision, setting=setting)):
+        model, _ = pretrained_model(PairRM, source, revision=revision, setting=setting)
+        return model
+    model, _ = pretrained_model(
+        AutoModelForSequenceClassification,
+        source,
+        new_head=new_head,
+        revision=revision,
+        setting=setting,
+        num_labels=1,
+    )
+    return model
 
 
 def encoder_reader(tokenizer, config) -> EncoderReader:

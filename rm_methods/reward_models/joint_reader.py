@@ -63,22 +63,25 @@ def pair_text(tokenizer: ChatTokenizer, item: TokenizedItem) -> PairText | None:
     prompts = ["\n".join(m["content"] for m in conversation[:-1]) for conversation in item.conversations]
     if prompts[0] != prompts[1]:
         return None
-    segments = (prompts[0], *(conversation[-1]["content"] for conversation in item.conversations))
-    ids, segment, spans = [], [], []
+    chosen, rejected = (conversation[-1]["content"] for conversation in item.conversations)
+    ids = []
+    segments = []
+    spans = []
     for k, (sequence, conversation) in enumerate(zip(item.sequences, item.conversations, strict=True)):
-        places = tokenizer.text_spans(conversation)
+        text_spans = tokenizer.text_spans(conversation)
         response_start = len(prompts[0]) + 1
-        in_response = places[:, 0] >= response_start
-        in_prompt = (places[:, 1] > places[:, 0]) & ~in_response
-        own = np.where(in_response, CHOSEN + k, np.where(in_prompt, PROMPT, OUTSIDE))
-        places = places - np.where(in_response, response_start, 0)[:, None]
+        in_response = text_spans[:, 0] >= response_start
+        in_prompt = (text_spans[:, 1] > text_spans[:, 0]) & ~in_response
+        segment = np.where(in_response, CHOSEN + k, np.where(in_prompt, PROMPT, OUTSIDE))
+        text_spans = text_spans - np.where(in_response, response_start, 0)[:, None]
         start = item.shared if k else 0
         # A prompt token behind the shared ones stands once in each sequence; aligned twice it would count twice.
-        own[item.shared :][own[item.shared :] == PROMPT] = OUTSIDE
+        segment[item.shared :][segment[item.shared :] == PROMPT] = OUTSIDE
         ids.append(sequence[start:])
-        segment.append(own[start:])
-        spans.append(np.where(own[start:, None] == OUTSIDE, 0, places[start:]))
-    return PairText(segments, JointRow(np.concatenate(ids), np.concatenate(segment), np.concatenate(spans)))
+        segments.append(segment[start:])
+        spans.append(np.where(segment[start:, None] == OUTSIDE, 0, text_spans[start:]))
+    student = JointRow(np.concatenate(ids), np.concatenate(segments), np.concatenate(spans))
+    return PairText((prompts[0], chosen, rejected), student)
 
 
 class EncoderReader:
@@ -94,13 +97,14 @@ class EncoderReader:
     """
 
     def __init__(self, tokenizer, max_length: int, opening: Sequence[Sequence[int]] | None = None):
-        self.tokenizer, self.max_length = tokenizer, max_length
+        self.tokenizer = tokenizer
+        self.max_length = max_length
         self.start = tokenizer.bos_token_id if tokenizer.cls_token_id is None else tokenizer.cls_token_id
         self.separator = tokenizer.eos_token_id if tokenizer.sep_token_id is None else tokenizer.sep_token_id
         if not tokenizer.is_fast or self.start is None or self.separator is None:
             raise UserError(
-                f"{tokenizer.name_or_path}: a joint encoder needs a fast tokenizer with a start and a separator token, found "
-                f"{type(tokenizer).__name__} with {self.start} and {self.separator}."
+                f"{tokenizer.name_or_path}: a joint encoder needs a fast tokenizer with a start and a separator token, "
+                f"found {type(tokenizer).__name__} with {self.start} and {self.separator}."
             )
         self.opening = opening or ((self.start,), (), ())
 
@@ -111,7 +115,9 @@ class EncoderReader:
 
     def encode(self, items: Iterable[tuple[Sequence[Message], Sequence[str]]]) -> list[TokenizedItem]:
         """Pairs (prompt, (first, second)) as items of two sequences: in this order, and in the other."""
-        texts = [("\n".join(m["content"] for m in prompt), *responses) for prompt, responses in items]
+        texts = []
+        for prompt, (first, second) in items:
+            texts.append(("\n".join(message["content"] for message in prompt), first, second))
         return [_both_orders(rows) for rows in self.rows(texts)]
 
     def read(self, texts: Sequence[PairText], items: Sequence[TokenizedItem]) -> list[tuple[JointRow, JointRow]]:
@@ -130,22 +136,32 @@ class EncoderReader:
         ]
         return [self._orders(parts[3 * k : 3 * k + 3]) for k in range(len(texts))]
 
-    def _orders(self, parts) -> tuple[JointRow, JointRow]:
+    def _orders(self, parts: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[JointRow, JointRow]:
+        """Both orders of a pair: (ids, spans) of prompt, chosen and rejected."""
         kept = self._fit([len(ids) for ids, _ in parts])
-        cut = any(count < len(ids) for count, (ids, _) in zip(kept, parts, strict=True))
-        # The prompt loses its start, a response its end.
-        parts = [(ids[len(ids) - n :], spans[len(ids) - n :]) if s == PROMPT else (ids[:n], spans[:n]) for s, (n, (ids, spans)) in
-                 enumerate(zip(kept, parts, strict=True))]  # fmt: skip
-        rows = []
-        for order in ((PROMPT, CHOSEN, REJECTED), (PROMPT, REJECTED, CHOSEN)):
-            ids, segment, spans = [], [], []
-            for opening, s in zip(self.opening, order, strict=True):
-                around = len(opening), 1
-                ids += [np.array(opening, dtype=np.int32), parts[s][0], np.array([self.separator], dtype=np.int32)]
-                segment.append(np.pad(np.full(len(parts[s][0]), s), around, constant_values=OUTSIDE))
-                spans.append(np.pad(parts[s][1], (around, (0, 0))))
-            rows.append(JointRow(np.concatenate(ids), np.concatenate(segment), np.concatenate(spans), cut))
-        return rows[0], rows[1]
+        is_cut = any(count < len(ids) for count, (ids, _) in zip(kept, parts, strict=True))
+        fitted = []
+        for segment, (count, (ids, spans)) in enumerate(zip(kept, parts, strict=True)):
+            # The prompt loses its start, a response its end.
+            tokens = slice(len(ids) - count, None) if segment == PROMPT else slice(count)
+            fitted.append((ids[tokens], spans[tokens]))
+        chosen_first = self._row(fitted, (PROMPT, CHOSEN, REJECTED), is_cut)
+        rejected_first = self._row(fitted, (PROMPT, REJECTED, CHOSEN), is_cut)
+        return chosen_first, rejected_first
+
+    def _row(
+        self, parts: Sequence[tuple[np.ndarray, np.ndarray]], order: tuple[int, int, int], is_cut: bool
+    ) -> JointRow:
+        ids = []
+        segments = []
+        spans = []
+        for opening, segment in zip(self.opening, order, strict=True):
+            part_ids, part_spans = parts[segment]
+            around = (len(opening), 1)  # tokens of the opening, and the separator
+            ids += [np.array(opening, dtype=np.int32), part_ids, np.array([self.separator], dtype=np.int32)]
+            segments.append(np.pad(np.full(len(part_ids), segment), around, constant_values=OUTSIDE))
+            spans.append(np.pad(part_spans, (around, (0, 0))))
+        return JointRow(np.concatenate(ids), np.concatenate(segments), np.concatenate(spans), is_cut)
 
     def _fit(self, lengths: list[int]) -> list[int]:
         room = self.max_length - 3 - sum(map(len, self.opening))
@@ -160,14 +176,16 @@ class EncoderReader:
 
 
 class DecoderReader:
-    """Reads `[prompt | first | second]` in the student's own tokens: no second tokenizer, and alignment is the identity.
+    """Reads `[prompt | first | second]` in the student's tokens, so that student and teacher read the same ones.
 
     Args:
         tokenizer: the student's.
     """
 
     def __init__(self, tokenizer: ChatTokenizer):
-        self.chat, self.tokenizer, self.template = tokenizer, tokenizer.tokenizer, tokenizer.template
+        self.chat = tokenizer
+        self.tokenizer = tokenizer.tokenizer
+        self.template = tokenizer.template
 
     @property
     def pad_id(self) -> int:
@@ -201,8 +219,9 @@ class DecoderReader:
         for text, item in zip(texts, items, strict=True):
             row = text.student
             chosen_end = len(item.sequences[0])
-            place = np.arange(len(row.ids))
-            swapped = np.concatenate([place[: item.shared], place[chosen_end:], place[item.shared : chosen_end]])
+            position = np.arange(len(row.ids))
+            prompt = position[: item.shared]
+            swapped = np.concatenate([prompt, position[chosen_end:], position[item.shared : chosen_end]])
             rows.append((row, JointRow(row.ids[swapped], row.segment[swapped], row.spans[swapped])))
         return rows
 

@@ -15,6 +15,7 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -61,7 +62,7 @@ def tolerance(dtype: torch.dtype) -> float:
 
 
 def probe_reward_model(model) -> LayoutProbe:
-    """Compare hidden states at the ends of the responses with those that transformers' own head reads of each text alone.
+    """Compare what our head reads of each text in a batch with what transformers' head reads of it alone.
 
     Args:
         model: a `RewardModel` whose weights are whole; autocast is left out, so fp32 weights are compared in fp32.
@@ -87,7 +88,10 @@ def probe_reward_model(model) -> LayoutProbe:
 def _try_packing(
     model, items: list[TokenizedItem], alone_SH: torch.Tensor, limit: float
 ) -> tuple[float | None, str | None]:
-    """How far packed texts are from each text alone, None where the forward fails; and why packing is not exact, None if it is.
+    """How far packed texts are from each text alone.
+
+    Returns:
+        The difference, None where the forward fails; and why packing is not exact, None if it is.
 
     Plain rows count too: with our attention transformers builds no masks, which a few models need for them.
     """
@@ -96,16 +100,16 @@ def _try_packing(
         largest = max(packed, _difference(_last_states(model, items, "plain"), alone_SH))
     except torch.OutOfMemoryError:
         raise
-    except (
-        Exception
-    ) as error:  # whatever a model raises on a layout that its authors never tried, the plain one remains
+    except Exception as error:
+        # Whatever a model raises on a layout that its authors never tried, the plain one remains.
         return None, f"its packed forward fails ({_first_line(error)})"
     if largest <= limit:
         return packed, None
-    return (
-        packed,
-        f"packed texts are not computed as alone (off by {largest:.1e} of the spread over texts; rounding is at most {limit:.0e})",
+    obstacle = (
+        f"packed texts are not computed as alone (off by {largest:.1e} of the spread over texts; rounding is at most "
+        f"{limit:.0e})"
     )
+    return packed, obstacle
 
 
 def probe_joint_model(model) -> LayoutProbe:
@@ -133,11 +137,14 @@ def probe_joint_model(model) -> LayoutProbe:
 
 
 def _depends_on_length(config) -> str | None:
-    """What of an encoder's attention goes by the padded length of a batch, from lengths on that no small probe reaches."""
+    """How an encoder's attention depends on the padded length of a batch, where no small probe shows it; or None."""
     if getattr(config, "attention_type", None) == "block_sparse":
-        return "block-sparse attention goes by the padded length of a batch (attention_type: original_full in its config.json does not)"
+        return (
+            "block-sparse attention depends on the padded length of a batch (attention_type: original_full in its "
+            "config.json does not)"
+        )
     if "lsh" in (getattr(config, "attn_layers", None) or ()):
-        return "its hashed attention draws random numbers and goes by the padded length of a batch"
+        return "its hashed attention draws random numbers and depends on the padded length of a batch"
     return None
 
 
@@ -167,17 +174,18 @@ def check_length(classifier: nn.Module, longest: int) -> None:
     for reason, limit in limits.items():
         if longest > limit:
             raise UserError(
-                f"{type(classifier).__name__}: a text of {longest} tokens would change the scores of the other texts of its batch "
-                f"({reason} goes by the longest text above {limit} tokens). Set max_length to at most {limit}."
+                f"{type(classifier).__name__}: a text of {longest} tokens would change the scores of the other texts "
+                f"of its batch ({reason} goes by the longest text above {limit} tokens). Set max_length to at most "
+                f"{limit}."
             )
 
 
 def _check_padding(model, difference: float, limit: float) -> None:
     if difference > limit:
         raise UserError(
-            f"{type(model.classifier).__name__} is refused: padding, or other texts of a batch, change its score of a text (by "
-            f"{difference:.1e} of the spread over texts; rounding is at most {limit:.0e}). Its scores would depend on the batch. "
-            "Use another model."
+            f"{type(model.classifier).__name__} is refused: padding, or other texts of a batch, change its score of a "
+            f"text (by {difference:.1e} of the spread over texts; rounding is at most {limit:.0e}). Its scores would "
+            "depend on the batch. Use another model."
         )
 
 
@@ -188,15 +196,12 @@ def probe_items(config) -> list[TokenizedItem]:
     """
     needs_end = config.is_encoder_decoder
     config = config.get_text_config()
-    special = {
-        i
-        for key, value in config.to_dict().items()
-        if "token" in key
-        for i in (value if isinstance(value, list) else [value])
-    }
-    ordinary = np.array(
-        [i for i in range(min(getattr(config, "vocab_size", None) or 256, 10_000)) if i not in special], dtype=np.int32
-    )
+    special: set[Any] = set()
+    for key, value in config.to_dict().items():
+        if "token" in key:
+            special.update(value if isinstance(value, list) else [value])
+    vocabulary = min(getattr(config, "vocab_size", None) or 256, 10_000)
+    ordinary = np.array([i for i in range(vocabulary) if i not in special], dtype=np.int32)
     end = getattr(config, "eos_token_id", None)
     ends = [end] if needs_end and isinstance(end, int) else []
     generator = np.random.default_rng(0)
@@ -212,7 +217,7 @@ def probe_items(config) -> list[TokenizedItem]:
 
 @contextmanager
 def _undisturbed(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients and without autocast; modes and random numbers are afterwards what they were."""
+    """Evaluation mode without gradients and autocast; restores modes and random numbers."""
     training = [module for module in model.modules() if module.training]
     autocast = model.autocast
     device = next(model.parameters()).device
@@ -243,7 +248,8 @@ def _own_kernel(classifier: nn.Module) -> Iterator[None]:
 
 def _read_by_transformers(classifier: nn.Module, items: list[TokenizedItem]) -> torch.Tensor:
     """What the head reads in transformers' own forward of each text alone, fp32 [S, hidden]."""
-    head, read = classifier.score, []
+    head = classifier.score
+    read = []
 
     def keep(_, inputs):
         # The head is fp32 whatever the backbone is.
@@ -251,7 +257,8 @@ def _read_by_transformers(classifier: nn.Module, items: list[TokenizedItem]) -> 
         read.append(states.reshape(-1, states.shape[-1])[-1])
         return (states,)
 
-    device, scores = head.weight.device, []
+    device = head.weight.device
+    scores = []
     handle = head.register_forward_pre_hook(keep)
     try:
         for sequence in (sequence for item in items for sequence in item.sequences):
@@ -259,7 +266,8 @@ def _read_by_transformers(classifier: nn.Module, items: list[TokenizedItem]) -> 
             scores.append(classifier(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[0])
     finally:
         handle.remove()
-    states_SH, scores_S1 = torch.stack(read), torch.stack(scores)
+    states_SH = torch.stack(read)
+    scores_S1 = torch.stack(scores)
     if not torch.allclose(head(states_SH).float(), scores_S1.float(), rtol=1e-3, atol=1e-5):
         raise UserError(
             f"{type(classifier).__name__} is refused: its score is not its head at the last token. Use another model."
@@ -286,8 +294,8 @@ def _forward_explained(model) -> Iterator[None]:
         raise
     except Exception as error:
         raise UserError(
-            f"{type(model.classifier).__name__} is refused: it does not compute a batch of text rows ({_first_line(error)}). "
-            "Use another model."
+            f"{type(model.classifier).__name__} is refused: it does not compute a batch of text rows "
+            f"({_first_line(error)}). Use another model."
         ) from error
 
 
@@ -296,7 +304,7 @@ def _first_line(error: Exception) -> str:
 
 
 def _difference(ours_SH: torch.Tensor, theirs_SH: torch.Tensor) -> float:
-    """Largest distance of a text's vector from the other one of the same text, relative to the spread of vectors over texts."""
+    """Largest distance between two vectors of the same text, relative to the spread of vectors over texts."""
     spread = (theirs_SH - theirs_SH.mean(0)).square().sum(-1).mean().sqrt()
     size = theirs_SH.square().sum(-1).mean().sqrt()
     largest = (ours_SH - theirs_SH).square().sum(-1).max().sqrt()

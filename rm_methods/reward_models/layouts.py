@@ -1,4 +1,4 @@
-"""How tokenised items are laid out for a forward.
+"""How tokenized items are laid out for a forward.
 
 Packed: all tokens of all items in one row, every prompt once, no padding.  Everything in a transformer but attention
 works on single tokens, so this is all the work there is.  Attention alone regroups the tokens, so that each prompt
@@ -30,7 +30,7 @@ LAYOUTS = ("packed", "plain")
 
 @dataclass
 class AttentionMap:
-    """Regroups packed tokens for attention.  Packed tokens lie in this order: the prompts of all items, then all responses.
+    """Regroups packed tokens for attention; `token_positions` says how they are ordered.
 
     Every token is a query once, in its prompt [I, P] or its response [S, Q].  Keys of a prompt are the prompt, keys of
     a response are `[prompt | response]` [S, P + Q].  Groups are right-padded with token 0.
@@ -210,13 +210,15 @@ def lay_out(items: Sequence[TokenizedItem], layout: str, pad_id: int) -> Sequenc
 
 def _attention_map(prompt_lengths: list[int], response_lengths: list[int]) -> AttentionMap:
     """The map of items with these prompts (I) and responses (S = I x N, items in order)."""
-    items, rows = len(prompt_lengths), len(response_lengths)
-    each = rows // items
+    items = len(prompt_lengths)
+    rows = len(response_lengths)
+    each = rows // items  # responses of an item
     prompt_end = np.cumsum([0, *prompt_lengths])
     response_end = np.cumsum([prompt_end[-1], *response_lengths])
     prompts, is_prompt = _grouped(prompt_end)
     responses, is_response = _grouped(response_end)
-    width, length = prompts.shape[1], responses.shape[1]
+    width = prompts.shape[1]
+    length = responses.shape[1]
     item_of = np.repeat(np.arange(items), each)
     causal = np.tril(np.ones((length, length), dtype=bool))
     allowed = np.concatenate(
@@ -226,8 +228,9 @@ def _attention_map(prompt_lengths: list[int], response_lengths: list[int]) -> At
     query_is_token = np.concatenate([is_prompt.ravel(), is_response.ravel()])
     # Places of the prompt tokens in each group of keys: first their own prompt, then before each of their item's
     # responses.
-    own = np.flatnonzero(is_prompt)
-    item, column = own // max(width, 1), own % max(width, 1)
+    prompt_key = np.flatnonzero(is_prompt)
+    item = prompt_key // max(width, 1)
+    column = prompt_key % max(width, 1)
     first_row = items * width + (item * each) * (width + length) + column
     row, response_column = np.nonzero(is_response)
     response_key = items * width + row * (width + length) + width + response_column
@@ -237,7 +240,7 @@ def _attention_map(prompt_lengths: list[int], response_lengths: list[int]) -> At
         "keys": np.concatenate([prompts[item_of], responses], axis=1),
         "allowed": allowed[:, None],
         "query_places": np.flatnonzero(query_is_token),
-        "key_places": np.concatenate([own, response_key]),
+        "key_places": np.concatenate([prompt_key, response_key]),
         "prompt_key_places": np.stack([first_row + k * (width + length) for k in range(each)]),
         "query_is_token": query_is_token,
     }
@@ -245,7 +248,11 @@ def _attention_map(prompt_lengths: list[int], response_lengths: list[int]) -> At
 
 
 def _grouped(ends: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Consecutive tokens as rows, padded with 0, and where they are tokens: group g holds tokens ends[g] to ends[g + 1]."""
+    """Consecutive tokens as rows, padded with 0, and where they are tokens.
+
+    Args:
+        ends: int64 [groups + 1]; group g holds the tokens from ends[g] to ends[g + 1].
+    """
     lengths = np.diff(ends)
     column = np.arange(lengths.max(initial=0))
     is_token = column < lengths[:, None]

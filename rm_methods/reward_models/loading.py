@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import logging
 import re
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import torch
 import transformers
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForPreTraining, AutoTokenizer
@@ -23,6 +23,7 @@ from transformers.integrations import deepspeed
 
 from rm_methods.errors import UserError
 from rm_methods.reward_models.model_folder import check_config, check_model_folder, named
+from rm_methods.system.ranks import print_once
 
 AUTO = "auto"
 # Modules that wrap a model, or a part of it, and leave their name in the names of its tensors: torch.compile, DDP,
@@ -105,7 +106,7 @@ def pretrained_model(
         del model._weight_conversions
     used = model.config._attn_implementation
     if attention == AUTO and used != "sdpa":
-        print(f"{source}: {type(model).__name__} has no sdpa attention, so {used} attention is used.", file=sys.stderr)
+        print_once(f"{source}: {type(model).__name__} has no sdpa attention, so {used} attention is used.")
     return model, bool(report["missing_keys"])
 
 
@@ -147,19 +148,16 @@ def check_tensors(
         check_model_folder(source, setting)
     # On the meta device and outside of ZeRO-3, which reports neither unexpected tensors nor other shapes.
     options = options | {"device_map": "meta", "output_loading_info": True, "ignore_mismatched_sizes": True}
-    with load_errors_explained(source, setting), outside_of_zero3(), _without_load_report():
-        model, found = _from_pretrained(auto_class, source, **options)
-        wrong = _wrong_tensors(model, found, new_head)
+    with load_errors_explained(source, setting), outside_of_zero3(), _without_load_report(), _without_load_bar():
+        model, report = _from_pretrained(auto_class, source, **options)
+        wrong = _wrong_tensors(model, report, new_head)
         if not any(wrong.values()):
             return None
-        for mapping in _unwrapping(found["unexpected_keys"]):
+        for mapping in _unwrapping(report["unexpected_keys"]):
             model, unwrapped = _from_pretrained(auto_class, source, key_mapping=mapping, **options)
             if not any(_wrong_tensors(model, unwrapped, new_head).values()):
-                name = sorted(found["unexpected_keys"])[0]
-                print(
-                    f"{source}: tensors have the names of a wrapped model ({name}); the prefix is taken off.",
-                    file=sys.stderr,
-                )
+                name = min(report["unexpected_keys"])
+                print_once(f"{source}: tensors have the names of a wrapped model ({name}); the prefix is taken off.")
                 return mapping
     raise UserError(
         f"{named(source, setting)}: the weights are not those of {type(model).__name__}: {_listed(wrong)}. "
@@ -172,8 +170,8 @@ def attention_option(attention: str) -> str | None:
     return None if attention == AUTO else attention
 
 
-def learnt_positions(config) -> int | None:
-    """Longest row that a model with a table of learnt positions reads; None where positions are computed, as rotary ones."""
+def learned_positions(config) -> int | None:
+    """Longest row that a model with a table of learned positions reads; None for computed positions (rotary)."""
     config = config.get_text_config()
     if getattr(config, "rope_parameters", None) is not None or getattr(config, "alibi", False):
         return None
@@ -182,16 +180,15 @@ def learnt_positions(config) -> int | None:
 
 
 def length_within_positions(source: str | Path, config, max_length: int) -> int:
-    """`max_length`, or the number of learnt positions where that is less: longer texts are then cut and marked.
+    """`max_length`, or the number of learned positions where that is less: longer texts are then cut and marked.
 
     A lower length is said on stderr.
     """
-    positions = learnt_positions(config)
+    positions = learned_positions(config)
     if positions is None or max_length <= positions:
         return max_length
-    print(
-        f"{source}: texts are cut at {positions} tokens, not {max_length}: the model has learnt no more positions.",
-        file=sys.stderr,
+    print_once(
+        f"{source}: texts are cut at {positions} tokens, not {max_length}: the model has learned no more positions."
     )
     return positions
 
@@ -211,26 +208,26 @@ def load_errors_explained(source: str | Path, setting: str | None = None) -> Ite
     except BaseException as error:  # panics of the tokenizers library are no Exception
         if "trust_remote_code" in str(error):
             raise UserError(
-                f"{source}: this model needs code that comes with it (auto_map in config.json or tokenizer_config.json), "
-                "which is never run. Use a model whose class is part of transformers; if this one has such a class, name its "
-                "model_type and leave auto_map out."
+                f"{source}: this model needs code that comes with it (auto_map in config.json or "
+                "tokenizer_config.json), which is never run. Use a model whose class is part of transformers; if this "
+                "one has such a class, name its model_type and leave auto_map out."
             ) from error
         if "does not support an attention implementation" in str(error):
             raise UserError(
-                f"{named(source, setting)}: this architecture does not support the attention implementation that is asked "
-                "for. Set attention to 'auto' (backbone.attention, or --attention)."
+                f"{named(source, setting)}: this architecture does not support the attention implementation that is "
+                "asked for. Set attention to 'auto' (backbone.attention, or --attention)."
             ) from error
         first = next(iter(str(error).strip().splitlines()), "")
         what = f"{type(error).__name__}: {first}" if first else type(error).__name__
         if Path(source).is_dir():
             advice = (
-                "A file of this folder is damaged or missing, or of a kind that transformers does not read; fetch or save the "
-                "model again."
+                "A file of this folder is damaged or missing, or of a kind that transformers does not read; fetch or "
+                "save the model again."
             )
         else:
             advice = (
-                "There is no such folder here, so it was taken for a model of the hub. If this machine has no network, download "
-                f"the model elsewhere and {f'set {setting} to' if setting else 'name'} the local folder."
+                "There is no such folder here, so it was taken for a model of the hub. If this machine has no network, "
+                f"download the model elsewhere and {f'set {setting} to' if setting else 'name'} the local folder."
             )
         raise UserError(f"{named(source, setting)} cannot be loaded ({what}). {advice}") from error
 
@@ -257,14 +254,16 @@ def _from_pretrained(auto_class, source: str | Path, **options: Any):
     )
 
 
-def _wrong_tensors(model, found: dict[str, Any], new_head: bool) -> dict[str, list[str]]:
+def _wrong_tensors(model, report: dict[str, Any], new_head: bool) -> dict[str, list[str]]:
     """Names of tensors that are missing, unexpected or of another shape, without those that a new head explains."""
-    missing, unexpected = set(found["missing_keys"]), set(found["unexpected_keys"])
+    missing = set(report["missing_keys"])
+    unexpected = set(report["unexpected_keys"])
     if new_head:
         missing = {name for name in missing if not _is_head(name, model.base_model_prefix)}
         unexpected = unexpected and unexpected - _language_model_heads(model.config)
     shapes = [
-        f"{name} ({_shape(there)} in place of {_shape(expected)})" for name, there, expected in found["mismatched_keys"]
+        f"{name} ({_shape(stored)} in place of {_shape(expected)})"
+        for name, stored, expected in report["mismatched_keys"]
     ]
     return {"missing": sorted(missing), "unexpected": sorted(unexpected), "of another shape": sorted(shapes)}
 
@@ -275,8 +274,8 @@ def _is_head(name: str, base_model_prefix: str) -> bool:
 
 
 def _language_model_heads(config) -> set[str]:
-    """Names of the tensors of the language-model heads (causal, masked, pre-training) that transformers has for this type."""
-    heads = set()
+    """Names of the tensors of the language-model heads (causal, masked, pretraining) that this type has in transformers."""
+    heads: set[str] = set()
     for auto_class in (AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForPreTraining):
         if type(config) in auto_class._model_mapping:
             model_class = auto_class._model_mapping[type(config)]
@@ -290,16 +289,16 @@ def _language_model_heads(config) -> set[str]:
 
 
 def _unwrapping(names: set[str]) -> list[dict[str, str]]:
-    """Patterns to try, those that change no name left out."""
-    found = []
+    """Patterns to try, without those that change no name."""
+    mappings = []
     for outer in ("", *_OUTER_NAMES):
         mapping = dict(_UNWRAPPED)
         if outer:
             # After the wrappers, which may be around the outer module or in it.
             mapping[f"^{re.escape(outer)}"] = ""
         if any(renamed(name, mapping) != name for name in names):
-            found.append(mapping)
-    return found
+            mappings.append(mapping)
+    return mappings
 
 
 def renamed(name: str, mapping: dict[str, str]) -> str:
@@ -334,8 +333,8 @@ def _advice(wrong: dict[str, list[str]]) -> str:
         return "This is a causal language model: train a reward model from it (backbone.source), or name a trained one."
     if missing == ["score.weight"]:
         return (
-            "Its reward head is not there. If the head has another name but is one linear layer without bias, rename its "
-            "tensor to score.weight; otherwise use a model whose head transformers knows."
+            "Its reward head is not there. If the head has another name but is one linear layer without bias, rename "
+            "its tensor to score.weight; otherwise use a model whose head transformers knows."
         )
     if missing == ["lm_head.weight"] or (not missing and "score.weight" in unexpected):
         return "Is this a reward model? A language model needs its language-model head."
@@ -360,8 +359,26 @@ class _LoadReport(logging.Filter):
 
 
 @contextmanager
+def _without_load_bar() -> Iterator[None]:
+    """No progress bar while a model's tensors are checked, so that a load shows one; downloads show theirs."""
+    shows_bars = transformers.utils.logging.is_progress_bar_enabled()
+    hides_downloads = huggingface_hub.utils.are_progress_bars_disabled()
+    transformers.utils.logging.disable_progress_bar()
+    if not hides_downloads:
+        huggingface_hub.utils.enable_progress_bars()
+    try:
+        yield
+    finally:
+        if shows_bars:
+            transformers.utils.logging.enable_progress_bar()
+        if hides_downloads:
+            huggingface_hub.utils.disable_progress_bars()
+
+
+@contextmanager
 def _without_load_report() -> Iterator[None]:
-    logger, report = logging.getLogger(transformers.modeling_utils.__name__), _LoadReport()
+    logger = logging.getLogger(transformers.modeling_utils.__name__)
+    report = _LoadReport()
     logger.addFilter(report)
     try:
         yield

@@ -1,4 +1,4 @@
-"""LoRA: the backbone stays as it is, and a product of two thin matrices beside each of its linear layers is trained, with the head.
+"""LoRA: the backbone's weights are frozen; beside each of its linear layers a product of two thin matrices is trained.
 
     y = W x + alpha / rank * B A x,    A [rank, in],  B [out, rank],  B = 0 at the start
 
@@ -53,15 +53,15 @@ def target_layers(classifier: nn.Module, asked: str | list[str]) -> list[str]:
     if unknown := [one for one, names in fitting.items() if not names]:
         there = {name.rsplit(".", 1)[-1] for name in linear}
         raise UserError(
-            f"training.lora.target_modules: the backbone of {kind} has no linear layer '{unknown[0]}'. {nearest(unknown[0], there)} "
-            f"'{ALL_LINEAR}' takes them all."
+            f"training.lora.target_modules: the backbone of {kind} has no linear layer '{unknown[0]}'. "
+            f"{nearest(unknown[0], there)} '{ALL_LINEAR}' takes them all."
         )
     wanted = {name for names in fitting.values() for name in names}
     return [name for name in linear if name in wanted]
 
 
 def add_adapters(model: nn.Module, lora: Mapping[str, Any], seed: int) -> None:
-    """Freeze the backbone of a reward model or joint model and put adapters into it, fp32; what it computes does not change yet.
+    """Freeze the backbone of a reward model or joint model and add fp32 adapters, which do not change its output yet.
 
     Args:
         model: has the sequence-classification model as `classifier`.
@@ -87,7 +87,7 @@ def add_adapters(model: nn.Module, lora: Mapping[str, Any], seed: int) -> None:
 
 
 def merge_adapters(model: nn.Module, state_dict: Mapping[str, torch.Tensor] | None = None) -> dict[str, torch.Tensor]:
-    """Take the adapters out of a model again, and add what they learnt to the weights: W + alpha / rank * B A.
+    """Take the adapters out of a model again, and add what they learned to the weights: W + alpha / rank * B A.
 
     In fp32 on the CPU, whatever the backbone's type and the GPU's way of multiplying: in 16 bits the sum would lose
     most of a small update.
@@ -119,7 +119,7 @@ def merge_adapters(model: nn.Module, state_dict: Mapping[str, torch.Tensor] | No
 
 
 def trainable_parameters(classifier: nn.Module, lora: Mapping[str, Any]) -> int:
-    """How many parameters of a sequence-classification model without adapters would be trained: those of adapters, head and pooler."""
+    """Number of parameters that LoRA would train in a sequence classifier: those of adapters, head and pooler."""
     backbone = classifier.base_model
     adapters = 0
     for name in target_layers(classifier, lora["target_modules"]):

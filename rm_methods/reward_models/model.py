@@ -1,8 +1,7 @@
-"""The reward model: a Hugging Face sequence-classification model whose scalar head is read by length and computed in fp32."""
+"""The reward model: a Hugging Face sequence classifier whose scalar head is read by length and computed in fp32."""
 
 from __future__ import annotations
 
-import sys
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +15,7 @@ from rm_methods.reward_models import packed_attention
 from rm_methods.reward_models.attention_capture import AttentionCapture, LayerAttention, capture_obstacle
 from rm_methods.reward_models.layout_probe import LayoutProbe, check_length, probe_reward_model
 from rm_methods.reward_models.layouts import SequenceBatch
+from rm_methods.system.ranks import print_once
 
 
 @dataclass
@@ -58,8 +58,9 @@ class RewardModel(nn.Module):
         head = getattr(classifier, "score", None)
         if not isinstance(head, nn.Linear) or classifier.config.num_labels != 1:
             raise UserError(
-                f"{type(classifier).__name__}: a reward model needs a linear head 'score' with one output, found {head!r} and "
-                f"num_labels={classifier.config.num_labels}. Use a decoder-only model; load it with num_labels=1."
+                f"{type(classifier).__name__}: a reward model needs a linear head 'score' with one output, found "
+                f"{head!r} and num_labels={classifier.config.num_labels}. Use a decoder-only model; load it with "
+                "num_labels=1."
             )
         if head.weight.dtype != torch.float32:
             head.float()
@@ -87,7 +88,9 @@ class RewardModel(nn.Module):
         return self.classifier.score.in_features
 
     def layout(self, asked: str) -> str:
-        """The layout to use: "packed" or "plain".  The first call measures both against transformers' own forward of each text alone.
+        """The layout to use: "packed" or "plain".
+
+        The first call measures both against transformers' own forward of each text alone.
 
         Args:
             asked: "auto" (packed where that is exact, otherwise plain, which is said once), "packed" or "plain".
@@ -102,7 +105,7 @@ class RewardModel(nn.Module):
                 f"layout 'packed' is not possible with this backbone: {self.packing_obstacle}. Use 'auto' or 'plain'."
             )
         if asked == "auto" and self.packing_obstacle and first:
-            print(f"{type(self.classifier).__name__}: layout plain, because {self.packing_obstacle}.", file=sys.stderr)
+            print_once(f"{type(self.classifier).__name__}: layout plain, because {self.packing_obstacle}.")
         return "plain" if asked == "plain" or self.packing_obstacle else "packed"
 
     def _probe_layouts(self) -> None:
@@ -121,7 +124,10 @@ class RewardModel(nn.Module):
             self.classifier.set_attn_implementation(packed_attention.KERNEL)
 
     def capture_attention(self, layers: tuple[int, ...]) -> None:
-        """Let every forward give back queries, keys and values of these layers (numbers from 0), in `RewardOutput.attention`.
+        """Let every forward return queries, keys and values of these layers in `RewardOutput.attention`.
+
+        Args:
+            layers: numbers from 0; none stops it.
 
         Raises:
             UserError: the backbone's attention cannot be captured.
@@ -129,7 +135,8 @@ class RewardModel(nn.Module):
         obstacle = self.packing_obstacle or capture_obstacle(self.config)
         if obstacle:
             raise UserError(
-                f"The attention of this backbone cannot be captured: {obstacle}. Use another backbone, or attention: sdpa."
+                f"The attention of this backbone cannot be captured: {obstacle}. Use another backbone, or attention: "
+                "sdpa."
             )
         self.captured_layers = tuple(layers)
 

@@ -55,8 +55,8 @@ def check_checksums(folder: str | Path) -> None:
             changed.append(name)
     if changed:
         raise UserError(
-            f"{folder}: {', '.join(changed)} changed since the folder was written ({CHECKSUMS}). Make the model again, or copy "
-            f"it again; if the change is meant, remove {CHECKSUMS}."
+            f"{folder}: {', '.join(changed)} changed since the folder was written ({CHECKSUMS}). Make the model again, "
+            f"or copy it again; if the change is meant, remove {CHECKSUMS}."
         )
 
 
@@ -103,23 +103,21 @@ def check_config(folder: str | Path, setting: str | None = None) -> None:
         raise UserError(f"{name}: {Path(error.filename or folder).name} cannot be read ({error.strerror}).") from None
     if pointers:
         raise UserError(
-            f"{name}: {_some(pointers)} {'is a Git LFS pointer' if len(pointers) == 1 else 'are Git LFS pointers'}, not the "
-            "file itself. Run `git lfs pull` where the folder was cloned, or download the model again."
+            f"{name}: {_some(pointers)} {'is a Git LFS pointer' if len(pointers) == 1 else 'are Git LFS pointers'}, "
+            "not the file itself. Run `git lfs pull` where the folder was cloned, or download the model again."
         )
     if not (folder / "config.json").is_file():
         if (folder / "adapter_config.json").is_file():
             raise _adapters(folder, name)
         raise UserError(
-            f"{name}: config.json is missing, so this is no model folder. Name the folder that holds config.json and weights."
+            f"{name}: config.json is missing, so this is no model folder. Name the folder that holds config.json and "
+            "weights."
         )
-    try:
-        config = read_json(folder / "config.json")
-    except RecursionError:
-        raise UserError(f"{folder / 'config.json'}: nested too deeply. Fetch or save the model again.") from None
+    config = read_json(folder / "config.json")
     if not isinstance(config, dict):
         raise UserError(
-            f"{folder / 'config.json'}: a JSON object is needed, found {type(config).__name__}. Fetch or save the model "
-            "again."
+            f"{folder / 'config.json'}: a JSON object is needed, found {type(config).__name__}. Fetch or save the "
+            "model again."
         )
     _check_model_type(config, folder / "config.json")
 
@@ -137,8 +135,8 @@ def _check_model_type(config: dict[str, Any], file: Path) -> None:
         return  # transformers says that such a model needs code, and loading.py what to do
     if model_type is None:
         raise UserError(
-            f"{file}: model_type is missing, so the architecture is not known (architectures: {config.get('architectures')}). "
-            "Fetch the model again, or add its model_type."
+            f"{file}: model_type is missing, so the architecture is not known (architectures: "
+            f"{config.get('architectures')}). Fetch the model again, or add its model_type."
         )
     if not isinstance(model_type, str) or model_type not in CONFIG_MAPPING:
         raise UserError(
@@ -172,9 +170,9 @@ def _adapters(folder: Path, name: str) -> UserError:
     except (UserError, AttributeError):
         base = None
     return UserError(
-        f"{name}: holds adapters (adapter_config.json) of the base model {base!r}. Merge them into it with PEFT (AutoPeftModel"
-        "ForSequenceClassification.from_pretrained(...).merge_and_unload().save_pretrained(...)) and name the merged folder; "
-        "if the weights beside them are merged already, remove adapter_config.json."
+        f"{name}: holds adapters (adapter_config.json) of the base model {base!r}. Merge them into it with PEFT "
+        "(AutoPeftModelForSequenceClassification.from_pretrained(...).merge_and_unload().save_pretrained(...)) and "
+        "name the merged folder; if the weights beside them are merged already, remove adapter_config.json."
     )
 
 
@@ -207,13 +205,14 @@ def _instead_of_weights(folder: Path) -> str:
         file.name for pattern in ("*.bin", "*.pt", "*.pth", "*.ckpt") for file in folder.glob(pattern)
     ):
         return (
-            f"weights are in pickled files only ({_some(pickled)}), which can run code and are never read. Load the model "
-            "with transformers where you trust it, and save it again with save_pretrained, which writes safetensors."
+            f"weights are in pickled files only ({_some(pickled)}), which can run code and are never read. Load the "
+            "model with transformers where you trust it, and save it again with save_pretrained, which writes "
+            "safetensors."
         )
     if gguf := sorted(file.name for file in folder.glob("*.gguf")):
         return (
-            f"weights are in GGUF files only ({_some(gguf)}). A backbone takes one with backbone.gguf_file; other models need "
-            "safetensors."
+            f"weights are in GGUF files only ({_some(gguf)}). A backbone takes one with backbone.gguf_file; other "
+            "models need safetensors."
         )
     if other := sorted(file.name for file in folder.glob("*.safetensors")):
         return f"no {_WEIGHTS} or {_INDEX} is there, only {_some(other)}. Save the model again with save_pretrained."

@@ -1,4 +1,6 @@
-"""Attention in the packed layout: each prompt attends to itself, each response to its prompt and itself, every token once a query.
+"""Attention in the packed layout: each prompt attends to itself, each response to its prompt and itself.
+
+Every token is a query once.
 
 In the packed layout (rm_methods.reward_models.layouts) a prompt stands once for all its responses and nothing is
 padded.  Only attention needs to know which token sees which.  The function here is registered with the attention
@@ -89,7 +91,7 @@ def _grouped(x_1hTd: torch.Tensor, gather, attention_map: AttentionMap, second: 
 
 
 class _KeyGather(torch.autograd.Function):
-    """Tokens [T, F] to key places [I * P + S * (P + Q), F]; a prompt token's gradient is the sum over its 1 + N places."""
+    """Tokens [T, F] to key places [I * P + S * (P + Q), F]; a prompt token's gradient sums over its 1 + N places."""
 
     @staticmethod
     def forward(ctx, x_TF, attention_map):
@@ -105,7 +107,10 @@ class _KeyGather(torch.autograd.Function):
 
 
 class _Gather(torch.autograd.Function):
-    """Rows [N, F] at `places` [M]; the gradient of a row is that at its place in `back` [N], zero where `counts` (bool [N]) says so."""
+    """Rows [N, F] at `places` [M].
+
+    The gradient of a row is that at its place in `back` [N], and zero where `counts` (bool [N]) is False.
+    """
 
     @staticmethod
     def forward(ctx, x_NF, places, back, counts):
@@ -129,7 +134,7 @@ def _read(x_ZF: torch.Tensor, attention_map: AttentionMap) -> torch.Tensor:
 
 
 def tokens_of_pairs(x_1hTd: torch.Tensor, attention_map: AttentionMap) -> torch.Tensor:
-    """Packed tokens as [B, h, P + N * Q, d], each item's tokens as [prompt | response 1 | ... | response N], padding in between."""
+    """Packed tokens as [B, h, P + N * Q, d]: items as [prompt | response 1 | ... | response N], each part padded."""
     prompts, responses = _grouped(x_1hTd, _queries, attention_map, attention_map.responses)
     items, heads, _, size = prompts.shape
     responses = responses.reshape(items, -1, heads, responses.shape[2], size).transpose(1, 2).flatten(2, 3)
@@ -149,7 +154,7 @@ def _attend(module, query, key, value, bias, **options):
 
 
 def _attend_unfused(query_ShQd, key_SkLd, value_SkLd, bias_S1QL, scaling=None, dropout=0.0, **options):
-    """Attention by plain matrix products; causal if there is no bias.  Heads that share a key head are queries below each other."""
+    """Attention by plain matrix products, causal without a bias; heads that share a key head become its queries."""
     rows, heads, length, size = query_ShQd.shape
     key_heads, key_length = key_SkLd.shape[1:3]
     groups = heads // key_heads

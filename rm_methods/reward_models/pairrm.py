@@ -1,4 +1,4 @@
-"""PairRM checkpoints (LLM-Blender, arXiv 2306.02561; `llm-blender/PairRM-hf` and its kin): a DeBERTa-v3 encoder that compares.
+"""PairRM checkpoints (LLM-Blender, arXiv 2306.02561; `llm-blender/PairRM-hf`): a DeBERTa-v3 encoder that compares.
 
 A row is `[CLS] <|source|> prompt [SEP] [CLS] <|candidate1|> first [SEP] [CLS] <|candidate2|> second [SEP]`; a
 candidate's score is read from the states at the source mark and at its own mark, and the logit is the difference of the

@@ -29,8 +29,13 @@ _FOLD_SYSTEM = (
     # of the template.
     "{%- endif %}\n"
 )
-_SYSTEM, _FIRST, _ANSWER, _LAST = "Name rivers only.", "Which one is long?", "The Danube is.", "And which one is short?"
-_RESPONSE, _OTHER_RESPONSE, _THOUGHT = "Perhaps the Reprua.", "It may be the Roe.", "I remember a short one."
+_SYSTEM = "Name rivers only."
+_FIRST = "Which one is long?"
+_ANSWER = "The Danube is."
+_LAST = "And which one is short?"
+_RESPONSE = "Perhaps the Reprua."
+_OTHER_RESPONSE = "It may be the Roe."
+_THOUGHT = "I remember a short one."
 _CHARACTERS = 'A Ä é Ω 河 🙂 "it\'s" a_b\t{1: [2]} 3.5 % !'
 
 
@@ -86,7 +91,10 @@ def pinned_date(tokenizer) -> str | None:
 
 
 def fold_system(tokenizer) -> None:
-    """Make a template that has no system turn print its text in front of the first user turn, as Gemma's and Mistral's users do by hand."""
+    """Make a template without system turns print their text in front of the first user turn.
+
+    Users of Gemma and Mistral do this by hand.
+    """
     if _system_turn(tokenizer) in ("refused", "left out"):
         _edit_template(tokenizer, lambda text: _FOLD_SYSTEM + text)
 
@@ -113,7 +121,8 @@ def probe_template(tokenizer) -> dict[str, Any]:
         UserError: the template refuses one user turn and its response, is not a function of the conversation, prints
             the BOS token twice, or prints the same for two responses.
     """
-    name, first = tokenizer.name_or_path, _user(_FIRST)
+    name = tokenizer.name_or_path
+    first = _user(_FIRST)
     try:
         text = render(tokenizer, conversation([first], _RESPONSE))
     except RefusedConversation as error:
@@ -126,7 +135,8 @@ def probe_template(tokenizer) -> dict[str, Any]:
         raise UserError(f"{name}: its chat template prints the BOS token twice; correct the template.")
     if text == render(tokenizer, conversation([first], _OTHER_RESPONSE)):
         raise UserError(
-            f"{name}: its chat template prints the same for two different responses, so their scores would be equal. {_REMEDY}"
+            f"{name}: its chat template prints the same for two different responses, so their scores would be equal. "
+            f"{_REMEDY}"
         )
     if _RESPONSE not in text:
         raise UserError(
@@ -150,8 +160,8 @@ def probe_template(tokenizer) -> dict[str, Any]:
 
 
 _REMEDY = (
-    "Name a Jinja file in backbone.chat_template that prints the content of every message as text (templates of image models expect lists "
-    "of parts)."
+    "Name a Jinja file in backbone.chat_template that prints the content of every message as text (templates of image "
+    "models expect lists of parts)."
 )
 
 

@@ -1,6 +1,6 @@
 """From conversations to token ids: the chat template is applied once, one BOS, truncation is explicit and counted.
 
-Each (prompt, response) is rendered and tokenised as a whole, exactly as `tokenizer.apply_chat_template(messages,
+Each (prompt, response) is rendered and tokenized as a whole, exactly as `tokenizer.apply_chat_template(messages,
 tokenize=True)` does, so the ids are those that any other server of the saved model will use.  What several responses
 share is found afterwards, as their longest common prefix of tokens within the prompt: exact for every tokenizer, also
 where a merge straddles the boundary.
@@ -101,8 +101,8 @@ class ChatTokenizer:
             )
         if not tokenizer.chat_template:
             raise UserError(
-                f"{tokenizer.name_or_path}: the tokenizer has no chat template. Name a Jinja file in backbone.chat_template, "
-                "or use a chat model."
+                f"{tokenizer.name_or_path}: the tokenizer has no chat template. Name a Jinja file in "
+                "backbone.chat_template, or use a chat model."
             )
         self.tokenizer = tokenizer
         self.max_length = max_length
@@ -115,10 +115,10 @@ class ChatTokenizer:
         return self.tokenizer.pad_token_id
 
     def encode(self, items: Iterable[tuple[Sequence[Message], Sequence[str]]]) -> list[TokenizedItem]:
-        """Tokenise (prompt, responses) items.  Every response of every item is kept; what was cut or changed is marked.
+        """Tokenize (prompt, responses) items.  Every response of every item is kept; what was cut or changed is marked.
 
         Raises:
-            RefusedConversations: the chat template refuses some of them; none is tokenised.
+            RefusedConversations: the chat template refuses some of them; none is tokenized.
         """
         items = list(items)
         texts, boundaries = self._rendered(items)
@@ -176,8 +176,8 @@ class ChatTokenizer:
         if reasons:
             first = next(iter(reasons.values()))
             raise RefusedConversations(
-                f"The chat template of {self.tokenizer.name_or_path} refuses {len(reasons)} of {len(items)} conversations. "
-                f"The first: {first}.",
+                f"The chat template of {self.tokenizer.name_or_path} refuses {len(reasons)} of {len(items)} "
+                f"conversations. The first: {first}.",
                 reasons,
             )
         return texts, boundaries
@@ -194,7 +194,7 @@ class ChatTokenizer:
         return spans_in_text(text, offsets, [message["content"] for message in messages], response_start)
 
     def hash(self) -> str:
-        """Hash of all that token ids depend on (vocabulary, special tokens, chat template with its date): equal hashes give equal ids."""
+        """Hash of everything that token ids depend on: vocabulary, special tokens, chat template with its date."""
         digest = hashlib.sha256(self.tokenizer.backend_tokenizer.to_str().encode("utf-8"))
         example, _ = self._ids(conversation([{"role": "user", "content": "a"}], "b"))
         for part in (self.tokenizer.chat_template, sorted(self.tokenizer.special_tokens_map.items()), example):
@@ -209,7 +209,7 @@ class ChatTokenizer:
         return encoding["input_ids"], _tokens_before(encoding["offset_mapping"], boundary)
 
     def _truncate(self, prompt: Sequence[Message], response: str) -> tuple[tuple[Message, ...], tuple[bool, bool]]:
-        """Make one sequence fit: drop the oldest turns, then the start of the last user turn, then the end of the response.
+        """Make one sequence fit: cut the oldest turns, the start of the last user turn, and the end of the response.
 
         The last user turn keeps at least a quarter of `max_length` (or all of itself) before the response is touched.
         The template's closing tokens always stay, because the reward is read there.
@@ -283,11 +283,12 @@ def spans_in_text(
     Raises:
         UserError: the template changes a message's characters.
     """
-    offsets = np.asarray(offsets, dtype=np.int64).reshape(-1, 2)
-    spans = np.zeros_like(offsets)
+    offsets_T2 = np.asarray(offsets, dtype=np.int64).reshape(-1, 2)
+    spans = np.zeros_like(offsets_T2)
     # The last message is the first that fits behind its start, since its words may stand in the template's closing text
     # too; the others are found from the back, since theirs may stand in the role markers before them.
-    end, place = len(rendered), sum(len(c) + 1 for c in contents)
+    end = len(rendered)
+    place = sum(len(content) + 1 for content in contents)  # where the message starts in the joined contents
     for number, content in reversed(list(enumerate(contents))):
         place -= len(content) + 1
         words = content.strip()
@@ -303,7 +304,8 @@ def spans_in_text(
                 "is not in the rendered conversation. Use a template that prints messages as they are."
             )
         shift = place + content.index(words) - start
-        first, last = np.maximum(offsets[:, 0], start), np.minimum(offsets[:, 1], start + len(words))
+        first = np.maximum(offsets_T2[:, 0], start)
+        last = np.minimum(offsets_T2[:, 1], start + len(words))
         inside = first < last
         spans[inside] = np.stack([first, last], axis=1)[inside] + shift
         end = min(end, start)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from typing import Any
 
 import torch.distributed as dist
@@ -29,6 +31,12 @@ def from_rank_zero(value: Any) -> Any:
     box = [value]
     dist.broadcast_object_list(box, src=0)
     return box[0]
+
+
+def print_once(text: str) -> None:
+    """Print a line on stderr, on rank 0 alone; works before the ranks are connected, too."""
+    if os.environ.get("RANK", "0") == "0":
+        print(text, file=sys.stderr, flush=True)
 
 
 def wait_for_ranks() -> None:

@@ -6,7 +6,7 @@ from transformers import AutoTokenizer
 
 from rm_methods.errors import UserError
 from rm_methods.files import read_json
-from rm_methods.reward_models.backbones import load_classifier, prepare_backbone
+from rm_methods.reward_models.backbones import load_classifier, load_language_model, load_tokenizer, prepare_backbone
 from rm_methods.reward_models.tokenization import ChatTokenizer
 
 
@@ -95,7 +95,7 @@ def test_a_limit_beyond_the_models_positions_is_refused(prepared, tokenizer, rew
 
 def test_a_missing_gguf_file_names_those_that_are_there(prepared, tmp_path):
     (tmp_path / "other.gguf").touch()
-    with pytest.raises(UserError, match=r"GGUF files there: \['other.gguf'\]"):
+    with pytest.raises(UserError, match=r"GGUF files in this folder: other\.gguf"):
         prepare_backbone(section(prepared, source=str(tmp_path), gguf_file="x.gguf"), [], tmp_path / "out")
 
 
@@ -110,3 +110,13 @@ def test_a_tokenizer_without_a_template_needs_one_named(prepared, tokenizer, rew
     (tmp_path / "t.jinja").write_text("{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}")
     prepare_backbone(backbone | {"chat_template": str(tmp_path / "t.jinja")}, [], tmp_path / "out")
     assert "m.role" in AutoTokenizer.from_pretrained(tmp_path / "out").chat_template
+
+
+@pytest.mark.parametrize("load", [load_classifier, load_language_model])
+def test_a_backbone_that_was_not_prepared_is_named(prepared, tmp_path, load):
+    with pytest.raises(
+        UserError, match=r"not a prepared backbone \(backbone\.json is missing\)\. Prepare the backbone"
+    ):
+        load(tmp_path / "backbone", section(prepared), 0)
+    with pytest.raises(UserError, match=r"no such folder\. Prepare the backbone first"):
+        load_tokenizer(tmp_path / "backbone", 256)

@@ -196,3 +196,17 @@ def test_a_pairrm_checkpoint_loads_as_a_teacher(pairrm, pairs, tmp_path):
     again, reader_again = load_joint(tmp_path / "exported", 256)
     with torch.no_grad():
         assert torch.equal(again(laid_out(reader_again, pairs)).rewards, model(batch).rewards)
+
+
+def test_the_head_computes_in_fp32_and_keeps_its_parameters(words):
+    classifier = encoder(BertConfig, words).classifier
+    names = list(classifier.state_dict())
+    weight = classifier.classifier.weight
+    JointModel(classifier, decoder=False, autocast=torch.bfloat16)
+    assert list(classifier.state_dict()) == names
+    assert classifier.classifier.weight is weight
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        states = torch.randn(2, classifier.config.hidden_size, dtype=torch.bfloat16)
+        logits = classifier.classifier(states)
+    assert logits.dtype == torch.float32
+    assert torch.equal(logits, torch.nn.functional.linear(states.float(), weight, classifier.classifier.bias))

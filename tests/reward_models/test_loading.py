@@ -16,8 +16,9 @@ from rm_methods.benchmarks.item import BenchmarkItem
 from rm_methods.errors import UserError
 from rm_methods.reward_models.backbones import load_classifier, load_language_model, prepare_backbone
 from rm_methods.reward_models.joint_model import load_encoder
-from rm_methods.reward_models.loading import check_tensors, learnt_positions, pretrained_model
+from rm_methods.reward_models.loading import check_tensors, learned_positions, pretrained_model
 from rm_methods.scoring.scorer import ScoringSettings, load_scorer
+from rm_methods.system.ranks import print_once
 
 ROOT = Path(__file__).parents[2]
 SETTINGS = ScoringSettings(max_length=256, threads=1)
@@ -262,9 +263,9 @@ def test_a_model_without_pad_token_scores_plain_batches(tokenizer, items, tmp_pa
     assert found == pytest.approx(own_scores(tmp_path, items), abs=1e-4)
 
 
-def test_texts_beyond_learnt_positions_are_cut_and_marked(tokenizer, pairs, tmp_path, capsys):
+def test_texts_beyond_learned_positions_are_cut_and_marked(tokenizer, pairs, tmp_path, capsys):
     config = small_config("gpt2", len(tokenizer.tokenizer), num_labels=1)
-    assert learnt_positions(config) == 64
+    assert learned_positions(config) == 64
     AutoModelForSequenceClassification.from_config(config).save_pretrained(tmp_path)
     tokenizer.tokenizer.save_pretrained(tmp_path)
     item = BenchmarkItem("a", "s", [{"role": "user", "content": "red " * 300}], ["blue", "green " * 300], 0)
@@ -273,8 +274,8 @@ def test_texts_beyond_learnt_positions_are_cut_and_marked(tokenizer, pairs, tmp_
     assert "texts are cut at 64 tokens, not 256" in capsys.readouterr().err
 
 
-def test_rotary_models_have_no_learnt_positions():
-    assert learnt_positions(small_config("llama")) is None
+def test_rotary_models_have_no_learned_positions():
+    assert learned_positions(small_config("llama")) is None
 
 
 def test_a_token_without_embedding_is_named_where_a_text_has_it(folder, items):
@@ -285,3 +286,15 @@ def test_a_token_without_embedding_is_named_where_a_text_has_it(folder, items):
     item = BenchmarkItem("a", "s", [{"role": "user", "content": "a"}], ["b <|extra|>"], 0)
     with pytest.raises(UserError, match=r"token '<\|extra\|>' \(id \d+\), but the model has embeddings for \d+ tokens"):
         scores(folder, [item])
+
+
+def test_a_load_shows_one_progress_bar(folder, capsys):
+    pretrained_model(AutoModelForSequenceClassification, folder, num_labels=1)
+    assert capsys.readouterr().err.count("Loading weights: 100%") == 1
+
+
+def test_notices_are_printed_on_the_first_rank_alone(tokenizer, tmp_path, monkeypatch, capsys):
+    for rank, count in (("1", 0), ("0", 1)):
+        monkeypatch.setenv("RANK", rank)
+        print_once("layout plain")
+        assert capsys.readouterr().err.count("layout plain") == count

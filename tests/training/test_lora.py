@@ -52,7 +52,7 @@ def run(prepared, tmp_path_factory) -> Path:
     return trained(prepared, tmp_path_factory.mktemp("lora"), epochs=3)
 
 
-def test_the_learnt_update_of_every_layer_has_the_rank_and_nothing_but_the_head_changed_besides(prepared, run):
+def test_the_learned_update_of_every_layer_has_the_rank_and_nothing_but_the_head_changed_besides(prepared, run):
     before, after = starting_weights(prepared), weights(run)
     assert after.keys() == before.keys()
     for name, weight in before.items():
@@ -125,7 +125,7 @@ def test_a_resumed_run_equals_the_uninterrupted_one(prepared, tmp_path, monkeypa
 @pytest.mark.parametrize(
     "change", [{"gradient_checkpointing": True}, {"layout": "plain"}, {"tokens_per_microbatch": 100}]
 )
-def test_how_it_is_computed_does_not_change_what_is_learnt(prepared, run, tmp_path, change):
+def test_how_it_is_computed_does_not_change_what_is_learned(prepared, run, tmp_path, change):
     changed = trained(prepared, tmp_path, epochs=3, **change)
     assert losses(changed) == pytest.approx(losses(run), abs=1e-4)
 

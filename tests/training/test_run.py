@@ -22,7 +22,7 @@ def noisy_configuration(folder, *rates):
     return experiment_config(folder, noise_levels=[{"rate": rate} for rate in rates])
 
 
-def test_noise_changes_what_is_learnt_and_is_counted(prepared, tmp_path):
+def test_noise_changes_what_is_learned_and_is_counted(prepared, tmp_path):
     config = noisy_configuration(tmp_path, 0.0, 0.25)
     runs = [train(config, name, 0, run_files(prepared, tmp_path / name)) for name in config["methods"]]
     assert [run["noise"]["flipped"] for run in runs] == [0, 12]

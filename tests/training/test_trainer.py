@@ -78,7 +78,7 @@ def test_equal_seeds_give_equal_weights_and_other_seeds_do_not(prepared, tmp_pat
     "change",
     [{"tokens_per_microbatch": 100}, {"tokens_per_microbatch": 4000}, {"layout": "plain"}, {"layout": "packed"}],
 )
-def test_how_a_step_is_cut_does_not_change_what_is_learnt(prepared, tmp_path, change):
+def test_how_a_step_is_cut_does_not_change_what_is_learned(prepared, tmp_path, change):
     losses = []
     for name, training in (("reference", {}), ("changed", change)):
         train(configuration(tmp_path, **training), "bradley_terry", 0, run_files(prepared, tmp_path / name))
