@@ -20,7 +20,7 @@ def footnotes(
     notes += _scoring_notes(runs, rows, columns)
     if any(not row.scalar_reward for row in rows):
         notes.append(
-            "†: no scalar reward; it reads both responses together, so it cannot rank a response alone."
+            "†: no scalar reward. It reads both responses together, so it cannot rank a response alone."
             + _many_responses(runs)
         )
     if any(row.cost != Cost() for row in rows):
@@ -50,7 +50,7 @@ def _many_responses(runs: Sequence[Run]) -> str:
         return ""
     return (
         f" On {', '.join(names)} a response's score is its mean preference over all other responses of the item, so "
-        "each comparison rests on more than its two responses: not on equal terms with scalar rewards."
+        "each comparison uses more than its two responses. Scalar rewards do not have this advantage."
     )
 
 
@@ -61,7 +61,7 @@ def _without(runs: Sequence[Run]) -> str:
         for name in run.made_of:
             needs.setdefault(name, {})[run.variant] = None
     listed = "; ".join(f"{name} before {', '.join(variants)}" for name, variants in needs.items())
-    return f". Not in it, the runs that others need first: {listed}" if needs else ""
+    return f". This leaves out runs that others need first: {listed}" if needs else ""
 
 
 def _interval_notes(rows: Sequence[VariantRow]) -> list[str]:
@@ -74,16 +74,14 @@ def _interval_notes(rows: Sequence[VariantRow]) -> list[str]:
         )
     if "items" in bases:
         notes.append(
-            "‡: one run only; its interval counts items, not seeds. For a scorer without a seed that is all there is "
-            "to count; a combination of runs (an ensemble, averaged weights) would change with its members, which "
-            "this does not count."
+            "‡: one run only, so the interval counts items and not seeds. A scorer without a seed has nothing else "
+            "to count. A combination of runs (an ensemble, averaged weights) would also change with its members, "
+            "which the interval leaves out."
         )
     if "seeds" in bases:
         notes.append("§: a metric without per-item credits; its interval counts seeds, not items.")
     if "nothing" in bases:
-        notes.append(
-            "A mean without ± has no interval: its values have no spread that could be estimated, or there is only one."
-        )
+        notes.append("A mean without ± has no interval: it is a single value, or its values are all equal.")
     return notes
 
 
@@ -107,7 +105,7 @@ def _reference_notes(rows: Sequence[VariantRow], columns: Sequence[Column], refe
                 few[row.variant] = min(few.get(row.variant, MIN_SEEDS), cell.difference.estimate.n_seeds)
     if few:
         listed = ", ".join(f"{variant} ({n})" for variant, n in few.items())
-        notes.append(f"Not enough evidence to compare with {reference} (n seeds < {MIN_SEEDS}): {listed}.")
+        notes.append(f"Not enough evidence to compare with {reference} (fewer than {MIN_SEEDS} seeds): {listed}.")
     if undefined:
         listed = "; ".join(f"{heading}: {', '.join(variants)}" for heading, variants in undefined.items())
         notes.append(f"Not compared with {reference}, because the difference is undefined or without spread: {listed}.")

@@ -75,7 +75,7 @@ def test_two_seeds_are_not_enough_evidence(experiment):
     assert cell.difference.p_value < 0.05
     assert cell.verdict == "not enough evidence"
     assert math.isnan(cell.p_holm)
-    assert any("n seeds < 3" in note and "b (2)" in note for note in comparison.notes)
+    assert any("fewer than 3 seeds" in note and "b (2)" in note for note in comparison.notes)
 
 
 def test_holm_counts_the_variants_of_the_column(experiment):
