@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from rm_methods.benchmarks.item import BenchmarkItem, read_items
 from rm_methods.benchmarks.pool_grading import candidate_gold
@@ -69,7 +70,7 @@ def numbers_of_samples(largest: int) -> np.ndarray:
     return np.unique([*powers, largest]).astype(np.int64)
 
 
-def best_of_n_weights(n_stored: int, n: Sequence[int]) -> np.ndarray:
+def best_of_n_weights(n_stored: int, n: ArrayLike) -> np.ndarray:
     """w_i for ranks 1..N, float64 [N, K]: each column sums to 1.  By log-gamma, so that N = 12,600 does not overflow.
 
     Raises:
@@ -77,18 +78,18 @@ def best_of_n_weights(n_stored: int, n: Sequence[int]) -> np.ndarray:
     """
     from scipy.special import gammaln
 
-    n = np.asarray(n, dtype=np.int64)
-    if len(n) == 0 or n.min() < 1 or n.max() > n_stored:
+    numbers = np.asarray(n, dtype=np.int64)
+    if len(numbers) == 0 or numbers.min() < 1 or numbers.max() > n_stored:
         raise UserError(
-            f"Best-of-n needs 1 <= n <= {n_stored} (the stored responses of a prompt), found n = {n.tolist()}."
+            f"Best-of-n needs 1 <= n <= {n_stored} (the stored responses of a prompt), found n = {numbers.tolist()}."
         )
     rank = np.arange(1, n_stored + 1)[:, None]
-    possible = rank >= n
-    left = np.where(possible, rank - n, 0)
+    possible = rank >= numbers
+    below = np.where(possible, rank - numbers, 0)
     # log C(rank - 1, n - 1) - log C(N, n)
-    log_weight = gammaln(rank) - gammaln(n) - gammaln(left + 1.0)
-    log_weight = log_weight - (gammaln(n_stored + 1.0) - gammaln(n + 1.0) - gammaln(n_stored - n + 1.0))
-    return np.where(possible, np.exp(log_weight), 0.0)
+    log_draws = gammaln(rank) - gammaln(numbers) - gammaln(below + 1.0)
+    log_all_draws = gammaln(n_stored + 1.0) - gammaln(numbers + 1.0) - gammaln(n_stored - numbers + 1.0)
+    return np.where(possible, np.exp(log_draws - log_all_draws), 0.0)
 
 
 def expected_best(scores: np.ndarray, values: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -160,13 +161,13 @@ def pool_curves(
             )
     sizes = [len(item.responses) for item in items]
     smallest = min(sizes)
-    n = numbers_of_samples(smallest) if n is None else np.asarray(sorted(set(n)), dtype=np.int64)
-    if len(n) == 0 or n[0] < 1 or n[-1] > smallest:
+    numbers = numbers_of_samples(smallest) if n is None else np.array(sorted(set(n)), dtype=np.int64)
+    if len(numbers) == 0 or numbers[0] < 1 or numbers[-1] > smallest:
         raise UserError(
-            f"n = {n.tolist()}: Best-of-n needs 1 <= n <= {smallest}, the smallest number of responses of a prompt "
+            f"n = {numbers.tolist()}: Best-of-n needs 1 <= n <= {smallest}, the smallest number of responses of a prompt "
             "here."
         )
-    weights = {size: best_of_n_weights(size, n) for size in set(sizes)}
+    weights = {size: best_of_n_weights(size, numbers) for size in set(sizes)}
     expected: dict[str, list[np.ndarray]] = {"gold": [], "proxy": [], "oracle": [], "kl": []}
     for item, item_scores, item_gold in zip(items, scores, gold, strict=True):
         weight = weights[len(item_scores)]
@@ -174,18 +175,18 @@ def pool_curves(
         expected["gold"].append(picked[0])
         expected["proxy"].append(picked[1])
         expected["oracle"].append(np.sort(item_gold) @ weight)
-        known = item.meta.get("log_probabilities") if item.meta.get("plain_sampling") else None
-        expected["kl"].append(kl_estimate(item_scores, n, item.responses, known))
+        log_probabilities = item.meta.get("log_probabilities") if item.meta.get("plain_sampling") else None
+        expected["kl"].append(kl_estimate(item_scores, numbers, item.responses, log_probabilities))
     curves = {name: np.array(rows) for name, rows in expected.items()}
     return PoolCurves(
-        n=n,
+        n=numbers,
         item_ids=tuple(item.item_id for item in items),
         groups=tuple(item.group or item.item_id for item in items),
         gold=curves["gold"],
         proxy=curves["proxy"],
         proxy_standardised=standardized(curves["proxy"], scores),
         oracle=curves["oracle"],
-        kl_bound=kl_bound(n),
+        kl_bound=kl_bound(numbers),
         kl_estimate=curves["kl"],
         notes=_notes(sizes, scores),
         counts=pool_counts(items, scores),
@@ -206,7 +207,7 @@ def standardized(curves: np.ndarray, scores: Sequence[np.ndarray]) -> np.ndarray
 
 
 def pool_counts(items: Sequence[BenchmarkItem], scores: Sequence[np.ndarray] | None = None) -> dict[str, int]:
-    """What is unusual in a pool; nothing of it is dropped.  A duplicate repeats an earlier response of its prompt."""
+    """Counts of a pool; nothing is dropped.  A duplicate repeats an earlier response of its prompt."""
     counts: dict[str, Any] = {
         "prompts": len(items),
         "responses": sum(len(item.responses) for item in items),

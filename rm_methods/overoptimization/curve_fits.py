@@ -12,7 +12,7 @@ Both are linear in a and b, so they are fitted by ordinary least squares on R, w
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -68,14 +68,24 @@ def fit_curve(kl: np.ndarray, reward: np.ndarray, form: str) -> CurveFit:
     """
     if form not in FORMS:
         raise UserError(f"Unknown form of curve {form!r}. {nearest(form, FORMS)}")
-    kl, reward = np.asarray(kl, dtype=np.float64), np.asarray(reward, dtype=np.float64)
+    kl = np.asarray(kl, dtype=np.float64)
+    reward = np.asarray(reward, dtype=np.float64)
     if not (np.isfinite(kl).all() and np.isfinite(reward).all()):
         raise UserError(
             "A curve cannot be fitted to values that are not finite; look for NaN in the KL divergences and rewards."
         )
     used = kl > 0
-    d, reward = np.sqrt(kl[used]), reward[used]
-    nothing = CurveFit(form, *(math.nan,) * 5, n_points=len(d))
+    d = np.sqrt(kl[used])
+    reward = reward[used]
+    nothing = CurveFit(
+        form=form,
+        a=math.nan,
+        b=math.nan,
+        best_d=math.nan,
+        best_reward=math.nan,
+        r_squared=math.nan,
+        n_points=len(d),
+    )
     distances = len(np.unique(np.round(d, 9)))
     if distances < MIN_POINTS:
         return _refuse(nothing, f"too few points: {distances} different distances, at least {MIN_POINTS} are needed")
@@ -85,18 +95,20 @@ def fit_curve(kl: np.ndarray, reward: np.ndarray, form: str) -> CurveFit:
     if total < 1e-20:
         return _refuse(nothing, "the gold reward is the same at every distance")
     residual = ((reward - columns @ [a, b]) ** 2).sum()
-    fit = CurveFit(form, float(a), float(b), math.nan, math.nan, float(1 - residual / total), len(d))
+    fit = replace(nothing, a=float(a), b=float(b), r_squared=float(1 - residual / total))
     return _with_optimum(fit, float(d.max()))
 
 
 def _with_optimum(fit: CurveFit, farthest: float) -> CurveFit:
-    a, b = fit.a, fit.b
+    a = fit.a
+    b = fit.b
     if b <= 0:
         return _refuse(
             fit, f"b = {b:.3g} is not above 0: the curve does not turn down within the data, so it has no highest point"
         )
     if fit.form == "best_of_n":
-        best_d, best_reward = a / (2 * b), a**2 / (4 * b)
+        best_d = a / (2 * b)
+        best_reward = a**2 / (4 * b)
     else:
         # exp overflows where b is nearly 0; such an optimum is refused below anyway.
         best_d = math.exp(min(a / b - 1, 700.0))
@@ -106,12 +118,12 @@ def _with_optimum(fit: CurveFit, farthest: float) -> CurveFit:
             fit, f"a = {a:.3g} is not above 0: the curve falls from the start, so its highest point is d = 0"
         )
     if best_d > 2 * farthest:
-        return _refuse(fit, f"the optimum d = {best_d:.3g} lies beyond twice the farthest point ({farthest:.3g})")
-    return CurveFit(fit.form, a, b, best_d, best_reward, fit.r_squared, fit.n_points)
+        return _refuse(fit, f"the optimum d = {best_d:.3g} is beyond twice the farthest point ({farthest:.3g})")
+    return replace(fit, best_d=best_d, best_reward=best_reward)
 
 
 def _refuse(fit: CurveFit, reason: str) -> CurveFit:
-    return CurveFit(fit.form, fit.a, fit.b, math.nan, math.nan, fit.r_squared, fit.n_points, reason)
+    return replace(fit, refused=reason)
 
 
 def _slope(form: str, d: np.ndarray) -> np.ndarray:

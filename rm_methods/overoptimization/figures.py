@@ -17,7 +17,7 @@ from rm_methods.statistics.intervals import Estimate
 
 ACROSS = 3  # panels beside each other
 _DASHED = (0, (4, 1.5))
-_BASELINE = {"color": GRAY, "linewidth": 0.9, "linestyle": (0, (1, 2))}
+_DOTTED = (0, (1, 2))
 
 
 def write_best_of_n_figure(variants: Sequence[VariantCurves], reference: str | None, targets: Sequence[Path]) -> None:
@@ -57,7 +57,7 @@ def draw_ppo(variants: Sequence[VariantCurves], reference: str | None):
     """One panel a variant: gold (solid, left) and standardized proxy (dashed, right) against updates, the reference
     behind.
 
-    Not against the KL divergence, which PPO does not raise steadily: it stands above each panel.
+    Not against the KL divergence, which PPO does not raise steadily: its values are above each panel.
     """
     last = max(int(curves.axis[-1]) for curves in variants)
 
@@ -85,11 +85,12 @@ def _draw(variants: Sequence[VariantCurves], reference: str | None, places, pane
     compare."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     down = math.ceil(len(variants) / ACROSS)
     across = math.ceil(len(variants) / down)
-    figure = Figure(figsize=(max(2.5 * across + 1.1, 4.6), 2.05 * down + 0.6), layout="constrained")
-    figure.get_layout_engine().set(h_pad=0.06, w_pad=0.06)
+    layout = ConstrainedLayoutEngine(h_pad=0.06, w_pad=0.06)
+    figure = Figure(figsize=(max(2.5 * across + 1.1, 4.6), 2.05 * down + 0.6), layout=layout)
     FigureCanvasAgg(figure)
     axes = figure.subplots(down, across, squeeze=False)
     bands = {curves.variant: (curves.bands(curves.gold), curves.bands(curves.proxy)) for curves in variants}
@@ -101,7 +102,7 @@ def _draw(variants: Sequence[VariantCurves], reference: str | None, places, pane
             continue
         curves = variants[number]
         right = axis.twinx()
-        axis.axhline(curves.mean_gold[0], zorder=1, **_BASELINE)
+        axis.axhline(curves.mean_gold[0], color=GRAY, linewidth=0.9, linestyle=_DOTTED, zorder=1)
         if behind is not None and behind is not curves:
             _lines(axis, right, places(behind), bands[behind.variant], ORANGE, strong=False)
         color = _color(curves, reference)
@@ -134,8 +135,10 @@ def _lines(axis, right, x: np.ndarray, bands: tuple[list[Estimate], list[Estimat
     """Gold and proxy of one variant; the reference behind another one is thin and has no band of its proxy."""
     gold, proxy = bands
     width = 1.5 if strong else 0.9
-    for target, found, style in ((axis, gold, "-"), (right, proxy, _DASHED)):
-        mean, low, high = (np.array([getattr(e, name) for e in found]) for name in ("mean", "low", "high"))
+    for target, estimates, style in ((axis, gold, "-"), (right, proxy, _DASHED)):
+        mean = np.array([estimate.mean for estimate in estimates])
+        low = np.array([estimate.low for estimate in estimates])
+        high = np.array([estimate.high for estimate in estimates])
         low, high = np.where(np.isnan(low), mean, low), np.where(np.isnan(high), mean, high)
         shown = 1.0 if strong else 0.75
         target.plot(x, mean, color=color, linewidth=width, linestyle=style, alpha=shown, zorder=4 if strong else 3)
@@ -198,8 +201,8 @@ def _legend(figure, variants: Sequence[VariantCurves], reference: str | None, ti
     if reference in names:
         handles.append(Line2D([], [], color=ORANGE, label=f"gold, {reference}"))
         handles.append(Line2D([], [], color=ORANGE, linestyle=_DASHED, label=f"proxy, {reference}"))
-    handles.append(Line2D([], [], label="gold at the start", **_BASELINE))
-    entry = 0.6 + 0.065 * max(len(handle.get_label()) for handle in handles)
+    handles.append(Line2D([], [], color=GRAY, linewidth=0.9, linestyle=_DOTTED, label="gold at the start"))
+    entry = 0.6 + 0.065 * max(len(str(handle.get_label())) for handle in handles)
     across = max(1, min(len(handles), int(figure.get_figwidth() / entry)))
     lines = textwrap.wrap(title, int(13.5 * figure.get_figwidth()))
     figure.set_figheight(figure.get_figheight() + 0.17 * (math.ceil(len(handles) / across) + len(lines)) + 0.15)

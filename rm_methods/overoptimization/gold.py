@@ -64,7 +64,8 @@ def load_gold(
             f"Unknown gold source {source!r}. {nearest(source, SOURCES)} Or name a reward-model folder, or a hub id "
             "owner/name."
         )
-    folder, settings = _model_folder(source, revision), settings or ScoringSettings()
+    folder = _model_folder(source, revision)
+    settings = settings or ScoringSettings()
     limit = _positions(folder)
     if max_length and limit and max_length > limit:
         raise UserError(

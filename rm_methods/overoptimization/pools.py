@@ -83,10 +83,10 @@ def _checked_rows(samples: str | Path, prompts: Mapping[str, Sequence[Message]])
     table = read_parquet(samples, SAMPLE_COLUMNS, "a file of stored samples", "sample")
     if table.num_rows == 0:
         raise DataError(f"{samples}: there are no samples.")
-    found: dict[str, dict[int, dict]] = {prompt_id: {} for prompt_id in prompts}
+    by_prompt: dict[str, dict[int, dict]] = {prompt_id: {} for prompt_id in prompts}
     for number, row in enumerate(table.to_pylist(), start=1):
         where = f"{samples}, row {number}"
-        if row["prompt_id"] not in found:
+        if row["prompt_id"] not in by_prompt:
             raise DataError(
                 f"{where}: prompt id {row['prompt_id']!r} is not one of the {len(prompts)} prompts. Sample these "
                 "prompts again."
@@ -94,14 +94,14 @@ def _checked_rows(samples: str | Path, prompts: Mapping[str, Sequence[Message]])
         probability = row["log_probability"]
         if probability > 1e-3:
             raise DataError(f"{where}: 'log_probability' is {probability!r}; expected at most 0.")
-        drawn = found[row["prompt_id"]]
+        drawn = by_prompt[row["prompt_id"]]
         if row["sample_index"] in drawn:
             raise DataError(f"{where}: sample {row['sample_index']} of prompt {row['prompt_id']!r} occurs twice.")
         drawn[row["sample_index"]] = row
-    without = [prompt_id for prompt_id, drawn in found.items() if not drawn]
+    without = [prompt_id for prompt_id, drawn in by_prompt.items() if not drawn]
     if without:
         raise DataError(
             f"{samples}: {len(without)} of {len(prompts)} prompts have no sample, such as {without[0]!r}. Sample them "
             "again."
         )
-    return {prompt_id: [drawn[index] for index in sorted(drawn)] for prompt_id, drawn in found.items()}
+    return {prompt_id: [drawn[index] for index in sorted(drawn)] for prompt_id, drawn in by_prompt.items()}

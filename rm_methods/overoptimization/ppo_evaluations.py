@@ -60,7 +60,8 @@ def read_ppo_run(folder: str | Path) -> PpoEvaluation:
         )
     frame = frame[~frame["step"].isin(broken)]
     table = frame.groupby(["step", "prompt_id"])[names].mean()
-    steps, prompts = (np.array(sorted(frame[name].unique())) for name in ("step", "prompt_id"))
+    steps = np.array(sorted(frame["step"].unique()))
+    prompts = np.array(sorted(frame["prompt_id"].unique()))
     if len(table) != len(steps) * len(prompts):
         counts = frame.groupby("step")["prompt_id"].nunique()
         raise DataError(
@@ -68,12 +69,12 @@ def read_ppo_run(folder: str | Path) -> PpoEvaluation:
         )
     values = {name: table[name].to_numpy().reshape(len(steps), len(prompts)) for name in names}
     return PpoEvaluation(
-        steps.astype(np.int64),
-        tuple(prompts.tolist()),
-        values,
-        read_record(folder / "summary.json", "a summary.json of a PPO run", "ppo"),
-        folder,
-        tuple(broken),
+        steps=steps.astype(np.int64),
+        prompt_ids=tuple(prompts.tolist()),
+        values=values,
+        summary=read_record(folder / "summary.json", "a summary.json of a PPO run", "ppo"),
+        folder=folder,
+        broken_steps=tuple(broken),
     )
 
 
@@ -136,16 +137,17 @@ def _standardized(proxy_SPK: np.ndarray) -> np.ndarray:
     """Each seed's proxy less its mean at the first step, in its standard deviation over prompts there: 0 before
     training."""
     start = proxy_SPK[:, :, 0]
-    center, scale = start.mean(axis=1)[:, None, None], start.std(axis=1)[:, None, None]
+    center = start.mean(axis=1)[:, None, None]
+    scale = start.std(axis=1)[:, None, None]
     return np.where(scale > 0, (proxy_SPK - center) / np.where(scale > 0, scale, 1.0), 0.0)
 
 
 def alarms(by_seed: Mapping[int, PpoEvaluation]) -> list[str]:
     """One text for every alarm or early stop that the runs' summaries record."""
-    found = []
+    texts = []
     for seed in sorted(by_seed):
-        found += [f"seed {seed}: {text}" for text in _alarm_texts(by_seed[seed].summary)]
-    return found
+        texts += [f"seed {seed}: {text}" for text in _alarm_texts(by_seed[seed].summary)]
+    return texts
 
 
 def _alarm_texts(summary: Mapping[str, Any]) -> list[str]:

@@ -40,8 +40,8 @@ def samples_page(pool: str, picks: Sequence[tuple[str, int, Sequence[BenchmarkIt
         worst = [k for k in np.argsort(losses, kind="stable")[::-1].tolist() if k not in drawn and losses[k] > 0][
             :WORST_PROMPTS
         ]
-        for title, chosen in (("drawn at random", drawn), ("largest loss of gold", worst)):
-            parts += [_prompt_part(items[k], scores[k], title) for k in chosen]
+        for title, positions in (("drawn at random", drawn), ("largest loss of gold", worst)):
+            parts += [_prompt_part(items[k], scores[k], title) for k in positions]
     return "\n\n".join(parts) + "\n"
 
 
@@ -52,7 +52,8 @@ def _loss(item: BenchmarkItem, scores: np.ndarray) -> float:
 
 def _prompt_part(item: BenchmarkItem, scores: np.ndarray, title: str) -> str:
     gold = candidate_gold(item.label, len(item.responses))
-    by_proxy, by_gold = int(np.argmax(scores)), int(np.argmax(gold))
+    by_proxy = int(np.argmax(scores))
+    by_gold = int(np.argmax(gold))
     conversation = "\n\n".join(f"[{message['role']}] {message['content']}" for message in item.prompt)
     parts = [
         f"### {markdown_escape(item.item_id)} ({title})",

@@ -30,8 +30,14 @@ from rm_methods.overoptimization.summary_tables import (
     table_records,
     write_tables,
 )
-from rm_methods.overoptimization.variant_curves import VariantCurves, combine_seeds, highest, summarize_peaks
-from rm_methods.reporting.tables import csv_text
+from rm_methods.overoptimization.variant_curves import (
+    PeakSummary,
+    VariantCurves,
+    combine_seeds,
+    highest,
+    summarize_peaks,
+)
+from rm_methods.reporting.tables import Section, csv_text
 
 
 @dataclass(frozen=True)
@@ -81,28 +87,33 @@ def summarize_best_of_n(runs: Sequence[PoolRun], reference: str | None, out_fold
     """
     out_folder = Path(out_folder)
     _check_runs([(run.pool, run.variant, run.seed) for run in runs])
-    curve_records, run_records, sections, summaries, notes = [], [], [], [], []
+    curve_records: list[dict[str, Any]] = []
+    run_records: list[dict[str, Any]] = []
+    sections: list[Section] = []
+    summaries: list[PeakSummary] = []
+    notes: list[str] = []
     fits: dict[tuple[str, str], CurveFit] = {}
-    files = {}
+    files: dict[str, Path] = {}
     for pool in dict.fromkeys(run.pool for run in runs):
-        of_pool = [run for run in runs if run.pool == pool]
-        read = {(run.variant, run.seed): read_pool(run.items, run.scores) for run in of_pool}
-        found = {key: pool_curves(*items_and_scores) for key, items_and_scores in read.items()}
-        for run in of_pool:
-            curve_records += _curve_records(run, found[run.variant, run.seed])
-            run_records.append(_run_record(run, found[run.variant, run.seed]))
-        variants = [_variant_curves(name, of_pool, found) for name in dict.fromkeys(run.variant for run in of_pool)]
+        pool_runs = [run for run in runs if run.pool == pool]
+        read = {(run.variant, run.seed): read_pool(run.items, run.scores) for run in pool_runs}
+        curves_of_run = {run: pool_curves(items, scores) for run, (items, scores) in read.items()}
+        for run in pool_runs:
+            curve_records += _curve_records(run, curves_of_run[run.variant, run.seed])
+            run_records.append(_run_record(run, curves_of_run[run.variant, run.seed]))
+        names = dict.fromkeys(run.variant for run in pool_runs)
+        variants = [_variant_curves(name, pool_runs, curves_of_run) for name in names]
         fits |= {(pool, curves.variant): _fit(curves, "best_of_n") for curves in variants}
-        of_variants = summarize_peaks(variants, reference)
-        first = next(iter(found.values()))
-        sections.append(best_of_n_section(_title(pool, first), of_variants))
-        sections.append(fit_section(f"Fitted curves on {pool}", of_variants, fits))
-        summaries += of_variants
+        pool_summaries = summarize_peaks(variants, reference)
+        first = next(iter(curves_of_run.values()))
+        sections.append(best_of_n_section(_title(pool, first), pool_summaries))
+        sections.append(fit_section(f"Fitted curves on {pool}", pool_summaries, fits))
+        summaries += pool_summaries
         notes += _pool_notes(pool, first)
         targets = [out_folder / f"{pool_stem(pool)}.{suffix}" for suffix in ("png", "svg")]
         write_best_of_n_figure(variants, reference, targets)
         page = out_folder / f"{pool_stem(pool)}_samples.md"
-        write_text(page, samples_page(pool, _first_seeds(of_pool, read)))
+        write_text(page, samples_page(pool, _first_seeds(pool_runs, read)))
         files |= {target.name: target for target in [*targets, page]}
     notes = [*footnotes(summaries, reference, "n"), *_fit_notes(fits), *notes]
     files |= write_tables("best_of_n_table", sections, notes, table_records(summaries, reference, fits), out_folder)
@@ -129,14 +140,14 @@ def summarize_ppo(runs: Sequence[PpoRun], reference: str | None, out_folder: Pat
     extras = {curves.variant: _ppo_extras(by_variant[curves.variant], int(curves.axis[-1])) for curves in variants}
     sections = ppo_sections(f"PPO, {len(variants[0].groups)} evaluation prompts", summaries, extras)
     sections.append(fit_section("Fitted curves of PPO", summaries, fits))
-    rung = [f"{variant}, {text}" for variant, by_seed in by_variant.items() for text in alarms(by_seed)]
+    alarm_texts = [f"{variant}, {text}" for variant, by_seed in by_variant.items() for text in alarms(by_seed)]
     notes = footnotes(summaries, reference, "step")
     notes.append(
         "Tokens: mean length of a response at the end. Finished: share of responses with an end token. KL: estimated, "
         "nats."
     )
     notes += early_end_notes(summaries)
-    notes += [f"Alarm: {text}." for text in rung] + _fit_notes(fits)
+    notes += [f"Alarm: {text}." for text in alarm_texts] + _fit_notes(fits)
     records = [
         record | extras[summary.curves.variant]
         for summary, record in zip(summaries, table_records(summaries, reference, fits), strict=True)
@@ -161,11 +172,13 @@ def _check_runs(keys: Sequence[tuple[str, str, int]]) -> None:
 
 
 def _variant_curves(
-    variant: str, runs: Sequence[PoolRun], found: Mapping[tuple[str, int], PoolCurves]
+    variant: str, runs: Sequence[PoolRun], curves_of_run: Mapping[tuple[str, int], PoolCurves]
 ) -> VariantCurves:
-    own = [run for run in runs if run.variant == variant]
-    by_seed = {run.seed: found[variant, run.seed] for run in own}
-    return combine_seeds(variant, own[0].method, own[0].pool, by_seed, all(run.seed_free for run in own))
+    variant_runs = [run for run in runs if run.variant == variant]
+    first = variant_runs[0]
+    by_seed = {run.seed: curves_of_run[variant, run.seed] for run in variant_runs}
+    seed_free = all(run.seed_free for run in variant_runs)
+    return combine_seeds(variant, first.method, first.pool, by_seed, seed_free=seed_free)
 
 
 def _fit(curves: VariantCurves, form: str) -> CurveFit:

@@ -23,7 +23,12 @@ def save_figure(drawn: Callable[[], Any], targets: Sequence[Path]) -> None:
     """
     import matplotlib
 
-    style = {"font.size": 9, "svg.fonttype": "none", "svg.hashsalt": "rm-methods", "axes.unicode_minus": False}
+    style: dict[str, Any] = {
+        "font.size": 9,
+        "svg.fonttype": "none",
+        "svg.hashsalt": "rm-methods",
+        "axes.unicode_minus": False,
+    }
     with matplotlib.rc_context(style):
         figure = drawn()
         # Laid out once: a layout engine would measure every text again for every file, which takes longer than drawing.

@@ -147,15 +147,25 @@ def retry_pending(out_folder: Path, tracking_uri: str | None = None) -> list[dic
     out_folder = Path(out_folder)
     if not out_folder.is_dir():
         raise UserError(f"{out_folder}: no such folder. Run the track stage first.")
-    waiting = []
+    waiting: list[tuple[RunExport, Path]] = []
     for target in sorted(out_folder.rglob("*.json")):
         record = read_json(target)
         if isinstance(record, dict) and record.get("status") == "pending":
             request = read_record(target, "a pending record of tracking", "track")["request"]
-            paths = {key: None if request[key] is None else Path(request[key]) for key in _PATHS}
-            files = ExportedFiles(**paths, purpose=request["purpose"])
+            files = ExportedFiles(
+                summary=Path(request["summary"]),
+                metrics=_path_or_none(request["metrics"]),
+                training_log=_path_or_none(request["training_log"]),
+                model=Path(request["model"]),
+                further=_path_or_none(request["further"]),
+                purpose=request["purpose"],
+            )
             waiting.append((RunExport(files, request["experiment"]), target))
     return _export_all(waiting, tracking_uri)
+
+
+def _path_or_none(text: str | None) -> Path | None:
+    return None if text is None else Path(text)
 
 
 def _export_all(runs: Sequence[tuple[RunExport, Path]], tracking_uri: str | None) -> list[dict[str, Any]]:
@@ -166,8 +176,9 @@ def _export_all(runs: Sequence[tuple[RunExport, Path]], tracking_uri: str | None
         uri = resolve_uri(tracking_uri)
         reason = unreachable_reason(uri)
     except UserError as error:  # the runs are finished, whatever became of the address since they began
-        uri, reason = tracking_uri or os.environ["MLFLOW_TRACKING_URI"], str(error).rstrip(".")
-    outcomes = []
+        uri = tracking_uri or os.environ["MLFLOW_TRACKING_URI"]
+        reason = str(error).rstrip(".")
+    outcomes: list[dict[str, Any]] = []
     if reason is None:
         import_mlflow()
         outcomes, reason = _export_reachable(uri, runs, records)
@@ -195,9 +206,8 @@ def _export_reachable(
                 started = time.monotonic()
                 try:
                     outcomes.append({"status": "exported"} | _export(client, record, run.experiment))
-                except (
-                    Exception
-                ) as error:  # of MLflow, SQLAlchemy or a driver: the runs are finished and must not fail for it
+                except Exception as error:
+                    # Of MLflow, SQLAlchemy or a driver: the runs are finished and must not fail for it.
                     logger.debug("export of %s seed %s failed", record.variant, record.seed, exc_info=True)
                     # A store that was lost, or that takes its time to fail, would do so for every run.
                     slow = one_line(error, uri) if time.monotonic() - started > PROBE_SECONDS else None
@@ -241,10 +251,6 @@ def _warn_if_pending(results: Sequence[dict[str, Any]]) -> None:
         )
 
 
-# --- one run
-# ----------------------------------------------------------------------------------------------------------------------
-
-
 def _export(client, record: RunRecord, experiment: str) -> dict[str, Any]:
     """Create, complete, update or leave alone the MLflow run of `record`."""
     experiment_id = _experiment_id(client, experiment)
@@ -253,7 +259,10 @@ def _export(client, record: RunRecord, experiment: str) -> dict[str, Any]:
     action = "created"
     if run is not None:
         exported = run.data.tags.get("export_digest")
-        action = "completed" if exported is None else "unchanged" if exported == record.export_digest else "updated"
+        if exported is None:
+            action = "completed"
+        else:
+            action = "unchanged" if exported == record.export_digest else "updated"
     if run is None:
         tags = record.tags | {"training_digest": record.training_digest, "superseded": "false"}
         run = client.create_run(experiment_id, record.start_ms, tags, run_name=f"{record.variant} seed {record.seed}")
@@ -288,16 +297,17 @@ def _runs_of(client, experiment_id: str, record: RunRecord) -> list:
     MLflow one."""
     quote = '"' if "'" in record.variant else "'"
     condition = f"tags.variant = {quote}{record.variant}{quote} and tags.seed = '{record.seed}'"
-    found, token = [], None
+    runs: list[Any] = []
+    token = None
     while True:
         page = client.search_runs(
             [experiment_id], condition, max_results=100, order_by=["attributes.start_time ASC"], page_token=token
         )
-        found += page
+        runs += page
         token = page.token
         if not token:
-            own = record.tags[CONFIGURED]
-            return [run for run in found if run.data.tags.get(CONFIGURED, own) == own]
+            configured = record.tags[CONFIGURED]
+            return [run for run in runs if run.data.tags.get(CONFIGURED, configured) == configured]
 
 
 def _is_same(run, record: RunRecord) -> bool:
@@ -354,9 +364,9 @@ def _link_model(client, run, record: RunRecord) -> str:
     from mlflow.entities import LoggedModelOutput
 
     run_id = run.info.run_id
-    found = client.search_logged_models([run.info.experiment_id], f"tags.exported_run = '{run_id}'", max_results=1)
-    if found:
-        model = found[0]
+    models = client.search_logged_models([run.info.experiment_id], f"tags.exported_run = '{run_id}'", max_results=1)
+    if models:
+        model = models[0]
     else:
         model = client.create_logged_model(
             run.info.experiment_id,

@@ -50,7 +50,7 @@ def test_least_squares_by_hand_with_noise():
         (np.ones(9), np.arange(9.0), "too few points: 1 different"),
         (KL, np.sqrt(KL) * (0.2 + 0.3 * np.sqrt(KL)), "b = -0.3 is not above 0"),
         (KL, np.sqrt(KL) * (-0.2 - 0.3 * np.sqrt(KL)), "a = -0.2 is not above 0"),
-        (KL, np.sqrt(KL) * (1.0 - 0.01 * np.sqrt(KL)), "the optimum d = 50 lies beyond"),
+        (KL, np.sqrt(KL) * (1.0 - 0.01 * np.sqrt(KL)), "the optimum d = 50 is beyond"),
         (KL, np.zeros(7), "the same at every distance"),
     ],
 )
