@@ -1,4 +1,4 @@
-"""The distances to joint teachers of all runs as one table: mean over pairs and seeds, before and after training."""
+"""The distances of all runs to joint teachers, as one table: mean over pairs and seeds, before and after training."""
 
 from __future__ import annotations
 
@@ -27,11 +27,12 @@ CSV_FIELDS = (
     "after_high",
 )
 NOTES = [
-    "KL(teacher, student) in nats, mean over pairs that were not trained on and over seeds, before > after training; ± is half of a 95% "
-    "interval over resampled pairs (not seeds). Before: the model that training began from. Pairs without a joint text are left out. "
-    f"Below {MIN_CLUSTERS} prompts there is no interval.",
-    "Joint: rows of the virtual map over prompt, chosen and rejected; intra: of prompt with each response; inter: of one response with the "
-    "other; causal: rows of the map that the model uses; received: attention that each part of the text receives.",
+    "KL(teacher, student) in nats, mean over pairs that were not trained on and over seeds, before > after training; "
+    "± is half of a 95% interval over resampled pairs (not seeds). Before: the model that training began from. Pairs "
+    f"without a joint text are left out. Below {MIN_CLUSTERS} prompts there is no interval.",
+    "Joint: rows of the virtual map over prompt, chosen and rejected; intra: of prompt with each response; inter: "
+    "of one response with the other; causal: rows of the map that the model uses; received: attention that each part "
+    "of the text receives.",
 ]
 
 
@@ -50,29 +51,31 @@ def distance_tables(config: Mapping[str, Any], folder: Path) -> tuple[str, str, 
             frames.append(read_diagnostics(path, DISTANCE_COLUMNS).assign(variant=variant, seed=seed))
     if not frames:
         return None
-    rows, records = [], []
+    rows: list[tuple[str, ...]] = []
+    records = []
     table = pandas.concat(frames, ignore_index=True)
-    for (benchmark, variant, teacher), own in table.groupby(["benchmark", "variant", "teacher"], sort=False):
+    for key, distances in table.groupby(["benchmark", "variant", "teacher"], sort=False):
+        benchmark, variant, teacher = map(str, key)
         cells = []
         for name in NAMES:
-            part = own[own["distance"] == name].dropna(subset=["before", "after"])
-            if part.empty:
+            pairs = distances[distances["distance"] == name].dropna(subset=["before", "after"])
+            if pairs.empty:
                 cells.append("-")
                 continue
-            value, low, high = pooled_means(part, ["before", "after"])
-            few = math.isnan(low[1])
-            cells.append(f"{value[0]:.2f} > {value[1]:.2f}" + ("" if few else f" ±{(high[1] - low[1]) / 2:.2f}"))
+            (before, after), (_, low), (_, high) = pooled_means(pairs, ["before", "after"])
+            cell = f"{before:.2f} > {after:.2f}"
+            cells.append(cell if math.isnan(low) else f"{cell} ±{(high - low) / 2:.2f}")
             records.append(
                 {
                     "benchmark": benchmark,
                     "variant": variant,
                     "teacher": teacher,
                     "distance": name,
-                    "rows": len(part),
-                    "before": value[0],
-                    "after": value[1],
-                    "after_low": low[1],
-                    "after_high": high[1],
+                    "rows": len(pairs),
+                    "before": before,
+                    "after": after,
+                    "after_low": low,
+                    "after_high": high,
                 }
             )
         rows.append((benchmark, variant, teacher, *cells))

@@ -1,10 +1,10 @@
-"""From the diagnostics of all runs to findings: one number with its interval each, over all pairs of a benchmark and by subset."""
+"""Findings from the diagnostics of all runs: numbers with intervals, over all pairs of a benchmark and by subset."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,13 +33,13 @@ if TYPE_CHECKING:
 ALL = "all"  # every subset of a benchmark
 GROUPS = ("correct", "misclassified")
 UNDECIDED = "undecided"  # pairs that are tied or could not be scored
-# (at the same lengths, without the first token and the template's)
+# Version -> (compared at the same lengths, without the first token and the template's tokens)
 VERSIONS = {"raw": (False, False), "length": (True, False), "text": (False, True), "controlled": (True, True)}
 
 
 @dataclass(frozen=True)
-class Place:
-    """What a finding is about.
+class Scope:
+    """The pairs and runs that a finding is about.
 
     Attributes:
         benchmark, variant: names.
@@ -58,7 +58,7 @@ class Finding:
     """One number.
 
     Attributes:
-        place: what it is about.
+        scope: the pairs and runs that it is about.
         quantity: "pairs", "late_gap", "stage_mass", "cumulative_mass", "dropped_mass", "accuracy" or "tie_rate"
             (docs/diagnostics.md).
         measure: "reward_row" or "received" for attention; "sequence" or "response" for masking.
@@ -68,7 +68,7 @@ class Finding:
         value, low, high: fractions with 95% limits; NaN where not defined.
     """
 
-    place: Place
+    scope: Scope
     quantity: str
     measure: str
     version: str
@@ -93,20 +93,21 @@ class Findings:
     reports: dict[str, dict[str, Any]]
     seeds: dict[str, tuple[int, ...]]
 
-    def places(self, benchmark: str | None = None) -> list[Place]:
-        """Pooled places, in order."""
-        found = dict.fromkeys(f.place for f in self.entries if f.place.seed is None)
-        return [place for place in found if benchmark in (None, place.benchmark)]
+    def scopes(self, benchmark: str | None = None) -> list[Scope]:
+        """Scopes of all seeds pooled, in order."""
+        pooled = dict.fromkeys(finding.scope for finding in self.entries if finding.scope.seed is None)
+        return [scope for scope in pooled if benchmark in (None, scope.benchmark)]
 
-    def find(self, place: Place, quantity: str, measure: str, version: str = "", group: str = "") -> list[Finding]:
+    def find(self, scope: Scope, quantity: str, measure: str, version: str = "", group: str = "") -> list[Finding]:
         """Findings of one kind, by position."""
-        return self._by_kind.get((place, quantity, measure, version, group), [])
+        return self._by_kind.get((scope, quantity, measure, version, group), [])
 
     @cached_property
     def _by_kind(self) -> dict[tuple, list[Finding]]:
         by_kind: dict[tuple, list[Finding]] = {}
-        for f in self.entries:
-            by_kind.setdefault((f.place, f.quantity, f.measure, f.version, f.group), []).append(f)
+        for finding in self.entries:
+            kind = (finding.scope, finding.quantity, finding.measure, finding.version, finding.group)
+            by_kind.setdefault(kind, []).append(finding)
         return by_kind
 
 
@@ -115,7 +116,7 @@ def read_findings(config: Mapping[str, Any], folder: Path) -> Findings:
 
     Raises:
         UserError: no benchmark is named, or no run of the configuration can be diagnosed.
-        DataError: a file is missing or unreadable, or runs looked at different pairs.
+        DataError: a file is missing or unreadable, or the runs were diagnosed on different pairs.
     """
     runs = diagnosed_runs(config)
     if not config["diagnostics"]["benchmarks"]:
@@ -127,43 +128,54 @@ def read_findings(config: Mapping[str, Any], folder: Path) -> Findings:
     seeds: dict[str, list[int]] = {}
     for variant, seed in runs:
         seeds.setdefault(variant, []).append(seed)
-    folders = {variant: [Layout(folder).diagnosed_run(variant, seed) for seed in own] for variant, own in seeds.items()}
-    attention = {v: _read(folders[v], seeds[v], DIAGNOSED_RUN_FILES[0], ATTENTION_COLUMNS) for v in seeds}
-    masking = {v: _read(folders[v], seeds[v], DIAGNOSED_RUN_FILES[1], MASKING_COLUMNS) for v in seeds}
+    attention_file, masking_file, report_file = DIAGNOSED_RUN_FILES
+    attention: dict[str, pandas.DataFrame] = {}
+    masking: dict[str, pandas.DataFrame] = {}
+    reports: dict[str, dict[str, Any]] = {}
+    for variant, seeds_of_variant in seeds.items():
+        folders = {seed: Layout(folder).diagnosed_run(variant, seed) for seed in seeds_of_variant}
+        attention[variant] = _read_runs(folders, attention_file, ATTENTION_COLUMNS)
+        masking[variant] = _read_runs(folders, masking_file, MASKING_COLUMNS)
+        first = folders[seeds_of_variant[0]]
+        reports[variant] = read_record(first / report_file, "a report of diagnostics", "diagnose")
     _check_same_pairs(attention)
     entries: list[Finding] = []
-    for benchmark, subset in _scopes(config["diagnostics"]["benchmarks"], attention[runs[0][0]]):
-        for variant, own_seeds in seeds.items():
-            parts = [_of(frames[variant], benchmark, subset) for frames in (attention, masking)]
-            for seed in (None, *own_seeds):
-                rows = parts if seed is None else [part[part["seed"] == seed] for part in parts]
-                place = Place(benchmark, subset, variant, seed)
-                entries += [*attention_findings(place, rows[0]), *masking_findings(place, rows[1])]
-    reports = {
-        variant: read_record(own[0] / DIAGNOSED_RUN_FILES[2], "a report of diagnostics", "diagnose")
-        for variant, own in folders.items()
-    }
-    return Findings(tuple(entries), reports, {variant: tuple(own) for variant, own in seeds.items()})
+    for benchmark, subset in _benchmarks_and_subsets(config["diagnostics"]["benchmarks"], attention[runs[0][0]]):
+        for variant, seeds_of_variant in seeds.items():
+            attention_rows = _rows_of(attention[variant], benchmark, subset)
+            masking_rows = _rows_of(masking[variant], benchmark, subset)
+            pooled = Scope(benchmark, subset, variant)
+            entries += attention_findings(pooled, attention_rows)
+            entries += masking_findings(pooled, masking_rows)
+            for seed in seeds_of_variant:
+                scope = replace(pooled, seed=seed)
+                entries += attention_findings(scope, attention_rows[attention_rows["seed"] == seed])
+                entries += masking_findings(scope, masking_rows[masking_rows["seed"] == seed])
+    seed_tuples = {variant: tuple(seeds_of_variant) for variant, seeds_of_variant in seeds.items()}
+    return Findings(tuple(entries), reports, seed_tuples)
 
 
-def _read(folders: Sequence[Path], seeds: Sequence[int], name: str, columns: Mapping[str, str]) -> pandas.DataFrame:
+def _read_runs(folders: Mapping[int, Path], name: str, columns: Mapping[str, str]) -> pandas.DataFrame:
+    """One file of all runs of a variant, with their seeds.
+
+    Args:
+        folders: by seed.
+    """
     import pandas
 
-    return pandas.concat(
-        [read_diagnostics(f / name, columns).assign(seed=s) for f, s in zip(folders, seeds, strict=True)],
-        ignore_index=True,
-    )
+    frames = [read_diagnostics(folder / name, columns).assign(seed=seed) for seed, folder in folders.items()]
+    return pandas.concat(frames, ignore_index=True)
 
 
-def _of(frame: pandas.DataFrame, benchmark: str, subset: str = ALL) -> pandas.DataFrame:
+def _rows_of(frame: pandas.DataFrame, benchmark: str, subset: str = ALL) -> pandas.DataFrame:
     inside = frame["benchmark"] == benchmark
     return frame[inside if subset == ALL else inside & (frame["subset"] == subset)]
 
 
-def _scopes(benchmarks: Sequence[str], frame: pandas.DataFrame) -> Iterator[tuple[str, str]]:
+def _benchmarks_and_subsets(benchmarks: Sequence[str], frame: pandas.DataFrame) -> Iterator[tuple[str, str]]:
     """(benchmark, subset), "all" first, then the subsets in the order of the card, if there are several."""
     for benchmark in benchmarks:
-        present = set(_of(frame, benchmark)["subset"])
+        present = set(_rows_of(frame, benchmark)["subset"])
         if not present:
             raise DataError(f"The runs were not diagnosed on '{benchmark}'. Run the diagnose stage again.")
         yield benchmark, ALL
@@ -174,29 +186,29 @@ def _scopes(benchmarks: Sequence[str], frame: pandas.DataFrame) -> Iterator[tupl
 def _check_same_pairs(attention: Mapping[str, pandas.DataFrame]) -> None:
     first = None
     for variant, frame in attention.items():
-        for seed, own in frame.groupby("seed"):
-            pairs = set(zip(own["benchmark"], own["item_id"], strict=True))
+        for seed, rows in frame.groupby("seed"):
+            pairs = set(zip(rows["benchmark"], rows["item_id"], strict=True))
             if first is not None and pairs != first:
                 raise DataError(
-                    f"{variant} seed {seed} was diagnosed on other pairs than the runs before it ({len(pairs)} against {len(first)}, "
-                    f"{len(pairs & first)} in common). Run the diagnose stage again for all runs."
+                    f"{variant} seed {seed} was diagnosed on other pairs than the runs before it ({len(pairs)} against "
+                    f"{len(first)}, {len(pairs & first)} in common). Run the diagnose stage again for all runs."
                 )
             first = pairs
 
 
-def attention_findings(place: Place, frame: pandas.DataFrame) -> Iterator[Finding]:
+def attention_findings(scope: Scope, frame: pandas.DataFrame) -> Iterator[Finding]:
     """Findings of rows of attention.parquet; by stage only for pooled seeds.
 
-    Sequences count as correct or misclassified with their pair; pairs that are tied or could not be scored are counted
-    apart.
+    Both sequences of a pair count as correct or misclassified. Pairs that are tied or could not be scored are counted
+    separately.
     """
     outcome = frame["correct"].map({True: GROUPS[0], False: GROUPS[1]}).fillna(UNDECIDED)
     for name in (*GROUPS, UNDECIDED):
-        yield Finding(place, "pairs", "", "", name, None, float((outcome[frame["chosen"]] == name).sum()))
-    if place.seed is None:
+        yield Finding(scope, "pairs", "", "", name, None, float((outcome[frame["chosen"]] == name).sum()))
+    if scope.seed is None:
         dropped, low, high = pooled_means(frame, [f"{measure}_dropped" for measure in MEASURES])
         for k, measure in enumerate(MEASURES):
-            yield Finding(place, "dropped_mass", measure, "", "", None, dropped[k], low[k], high[k])
+            yield Finding(scope, "dropped_mass", measure, "", "", None, dropped[k], low[k], high[k])
     usable = (outcome != UNDECIDED) & (frame["n_text_tokens"] > 0)
     decided = frame[usable]
     if decided.empty:
@@ -218,55 +230,68 @@ def attention_findings(place: Place, frame: pandas.DataFrame) -> Iterator[Findin
             kind = kinds.index(measure + ("_text" if text_only else ""))
             mass = replicates[same_lengths][:, :, kind]
             late = mass[:, :, -LATE_STAGES:].sum(axis=2)
-            yield _finding(place, "late_gap", measure, version, "", None, late[:, 1] - late[:, 0], enough.all())
-            if place.seed is None:
-                yield from _by_stage(place, measure, version, mass, enough)
+            gap = late[:, 1] - late[:, 0]
+            finding = Finding(scope, "late_gap", measure, version, "", None, float(gap[0]))
+            yield _with_interval(finding, gap) if enough.all() else finding
+            if scope.seed is None:
+                yield from _by_stage(scope, measure, version, mass, enough)
 
 
 def _strata(decided: pandas.DataFrame) -> dict[bool, np.ndarray]:
-    """Strata without and with lengths.  Seeds always are strata: a seed that errs more often and also attends elsewhere
-    would else make a
-    difference between correct and misclassified sequences that no seed has.
+    """Strata without and with lengths.
+
+    Seeds are always strata. Otherwise a seed that errs more often and also attends elsewhere would make a difference
+    between correct and misclassified sequences that no seed has.
     """
     seed = np.unique(decided["seed"], return_inverse=True)[1]
     length = length_bins(decided["n_tokens"].to_numpy())
     return {False: seed, True: seed * (length.max() + 1) + length}
 
 
-def _by_stage(place: Place, measure: str, version: str, mass: np.ndarray, enough: np.ndarray) -> Iterator[Finding]:
+def _by_stage(scope: Scope, measure: str, version: str, mass: np.ndarray, enough: np.ndarray) -> Iterator[Finding]:
     """Mass per stage and up to its end, from replicates [B, 2, stages]."""
     for quantity, replicates in (("stage_mass", mass), ("cumulative_mass", mass.cumsum(axis=2))):
         for g, group in enumerate(GROUPS):
             for stage in range(STAGES):
-                yield _finding(place, quantity, measure, version, group, stage + 1, replicates[:, g, stage], enough[g])
+                values = replicates[:, g, stage]
+                finding = Finding(scope, quantity, measure, version, group, stage + 1, float(values[0]))
+                yield _with_interval(finding, values) if enough[g] else finding
 
 
-def _finding(
-    place, quantity, measure, version, group, position, replicates: np.ndarray, with_interval: bool
-) -> Finding:
-    low, high = interval(replicates) if with_interval else (math.nan, math.nan)
-    return Finding(place, quantity, measure, version, group, position, float(replicates[0]), float(low), float(high))
+def _with_interval(finding: Finding, replicates: np.ndarray) -> Finding:
+    """A finding with the limits that its bootstrap replicates give."""
+    low, high = interval(replicates)
+    return replace(finding, low=float(low), high=float(high))
 
 
-def pooled_means(frame: pandas.DataFrame, columns: list[str]) -> tuple[list[float], list[float], list[float]]:
+def pooled_means(frame: pandas.DataFrame, columns: Sequence[str]) -> tuple[list[float], list[float], list[float]]:
     """Means of columns over all rows, with limits; NaN limits where there are too few items."""
-    cluster = np.unique(frame["group"], return_inverse=True)[1]
-    replicates = means(frame[columns].to_numpy(np.float64), cluster, resampled_counts(cluster.max() + 1))
-    nothing = np.full(len(columns), np.nan)
-    low, high = interval(replicates) if cluster.max() + 1 >= MIN_CLUSTERS else (nothing, nothing)
+    return _clustered_means(frame[list(columns)].to_numpy(np.float64), frame["group"].to_numpy())
+
+
+def _clustered_means(values: np.ndarray, groups: np.ndarray) -> tuple[list[float], list[float], list[float]]:
+    """As `pooled_means`, of an array [rows, columns] with the group of every row."""
+    cluster = np.unique(groups, return_inverse=True)[1]
+    replicates = means(values, cluster, resampled_counts(cluster.max() + 1))
+    if cluster.max() + 1 >= MIN_CLUSTERS:
+        low, high = interval(replicates)
+    else:
+        low = np.full(values.shape[1], np.nan)
+        high = low
     return replicates[0].tolist(), low.tolist(), high.tolist()
 
 
-def masking_findings(place: Place, frame: pandas.DataFrame) -> Iterator[Finding]:
-    """Findings of rows of masking.parquet: accuracy (a tie earns 0.5) and tie rate for every part of the text that is hidden."""
+def masking_findings(scope: Scope, frame: pandas.DataFrame) -> Iterator[Finding]:
+    """Findings of rows of masking.parquet: accuracy (a tie earns 0.5) and tie rate for each part of the text hidden."""
     credits = frame.pivot(index=["seed", "item_id", "group"], columns=["mode", "percent"], values="credit")
     credits = credits.sort_index(axis=1)
-    keys = list(credits.columns)
-    wide = credits.set_axis(range(len(keys)), axis=1).reset_index()
-    value, low, high = pooled_means(wide, list(range(len(keys))))
-    ties = (credits == 0.5).to_numpy().mean(axis=0)
+    values = credits.to_numpy(np.float64)
+    accuracy, low, high = _clustered_means(values, credits.index.get_level_values("group").to_numpy())
+    ties = (values == 0.5).mean(axis=0)
     for mode in MODES:
-        for k in (k for k, key in enumerate(keys) if key[0] == mode):
-            yield Finding(place, "accuracy", mode, "", "", int(keys[k][1]), value[k], low[k], high[k])
-            if place.seed is None:
-                yield Finding(place, "tie_rate", mode, "", "", int(keys[k][1]), float(ties[k]))
+        for k, (mode_of_column, percent) in enumerate(credits.columns):
+            if mode_of_column != mode:
+                continue
+            yield Finding(scope, "accuracy", mode, "", "", int(percent), accuracy[k], low[k], high[k])
+            if scope.seed is None:
+                yield Finding(scope, "tie_rate", mode, "", "", int(percent), float(ties[k]))

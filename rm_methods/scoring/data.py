@@ -129,7 +129,15 @@ def load_data(data: str, root: Path | None = None) -> ScoringData:
                 f"results/<experiment>/benchmarks/{data}.parquet, or the pairs themselves, "
                 "results/<experiment>/data/pairs.parquet."
             )
-        return _benchmark(data, root)
+        scored = _benchmark(data, root)
+        if data in dataset_cards.list_dataset_cards():
+            note = (
+                f"{data} is the name of a benchmark and of a data set: the benchmark's items are scored. To score the "
+                "pairs of the data set, prepare them and give the file of pairs."
+            )
+            reading = replace(scored.reading, notes=[note, *scored.reading.notes])
+            return replace(scored, reading=reading)
+        return scored
     if data in dataset_cards.list_dataset_cards() or path.exists():
         from rm_methods.preferences.readers import read_dataset
 

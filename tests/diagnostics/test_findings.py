@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from rm_methods.diagnostics import figures
-from rm_methods.diagnostics.findings import ALL, Place, read_findings
+from rm_methods.diagnostics.findings import ALL, Scope, read_findings
 from rm_methods.diagnostics.summary import write_summary
 from rm_methods.diagnostics.tables import csv_of_findings, notes, sections
 from rm_methods.errors import DataError, UserError
@@ -32,7 +32,7 @@ def rows_of_a_run(late_correct, late_wrong, n_correct=30, n_wrong=20, **more):
 
 
 def gap(findings, version="raw", seed=None, subset=ALL):
-    (found,) = findings.find(Place("heldout", subset, "bradley_terry", seed), "late_gap", "reward_row", version)
+    (found,) = findings.find(Scope("heldout", subset, "bradley_terry", seed), "late_gap", "reward_row", version)
     return found
 
 
@@ -42,12 +42,12 @@ def test_the_late_gap_is_the_last_three_stages_of_misclassified_minus_correct(co
     assert gap(findings).value == pytest.approx(0.15)
     assert gap(findings).low == pytest.approx(0.15)
     assert gap(findings, "text").value == pytest.approx(0)
-    place = Place("heldout", ALL, "bradley_terry")
-    mass = [f.value for f in findings.find(place, "stage_mass", "received", "raw", "misclassified")]
+    scope = Scope("heldout", ALL, "bradley_terry")
+    mass = [f.value for f in findings.find(scope, "stage_mass", "received", "raw", "misclassified")]
     np.testing.assert_allclose(mass, [0.55 / 7] * 7 + [0.15] * 3)
-    cumulative = [f.value for f in findings.find(place, "cumulative_mass", "received", "raw", "misclassified")]
+    cumulative = [f.value for f in findings.find(scope, "cumulative_mass", "received", "raw", "misclassified")]
     np.testing.assert_allclose(cumulative, np.cumsum(mass))
-    assert findings.find(place, "dropped_mass", "reward_row")[0].value == pytest.approx(0.25)
+    assert findings.find(scope, "dropped_mass", "reward_row")[0].value == pytest.approx(0.25)
 
 
 def test_seeds_are_compared_each_with_itself(config, tmp_path):
@@ -85,7 +85,7 @@ def test_subsets_are_kept_in_the_order_of_the_card(config, tmp_path):
     rows += [r for i in range(20, 40) for r in sequence_row(i, i % 2 == 0, late=0.3 if i % 2 else 0.2)]
     write_run(tmp_path, "bradley_terry", 0, rows)
     findings = read_findings(config, tmp_path)
-    assert [place.subset for place in findings.places("heldout")] == [ALL, "test", "validation"]
+    assert [scope.subset for scope in findings.scopes("heldout")] == [ALL, "test", "validation"]
     assert gap(findings, subset="test").value == pytest.approx(0.1)
     assert gap(findings, subset="validation").value == pytest.approx(0)
 
@@ -134,14 +134,14 @@ def test_accuracy_counts_ties_as_half(config, tmp_path):
             row["credit"] = 0.5 if row["item_id"] < "i2" else 0.0
     write_run(tmp_path, "bradley_terry", 0, rows, masking)
     findings = read_findings(config, tmp_path)
-    place = Place("heldout", ALL, "bradley_terry")
+    scope = Scope("heldout", ALL, "bradley_terry")
     ties = sum(f"i{k}" < "i2" for k in range(50))
-    accuracy = {f.position: f.value for f in findings.find(place, "accuracy", "response")}
+    accuracy = {f.position: f.value for f in findings.find(scope, "accuracy", "response")}
     assert accuracy[0] == 1
     assert accuracy[90] == pytest.approx(0.5 * ties / 50)
-    assert findings.find(place, "tie_rate", "response")[-1].value == pytest.approx(ties / 50)
-    assert [f.value for f in findings.find(place, "accuracy", "sequence")] == [1] * 10
-    last = findings.find(place, "accuracy", "response")[-1]
+    assert findings.find(scope, "tie_rate", "response")[-1].value == pytest.approx(ties / 50)
+    assert [f.value for f in findings.find(scope, "accuracy", "sequence")] == [1] * 10
+    last = findings.find(scope, "accuracy", "response")[-1]
     text = terminal_text(sections(findings), ["note"])
     assert f"{100 * last.value:.1f} ±{50 * (last.high - last.low):.1f}" in text
     assert "100.0 ±0.0" in text

@@ -69,6 +69,7 @@ def test_a_benchmarks_card_says_what_it_excludes(write_rows, tmp_path):
     assert (data.reading.rows, data.reading.n_refused, data.reading.files) == (2, 1, {str(path): None})
     (entry,) = data.reading.refused.values()
     assert f"{path}, row 2" in entry["examples"][0]
+    assert "hh_rlhf is the name of a benchmark and of a data set: the benchmark's items" in data.reading.notes[0]
 
 
 def test_unknown_data_is_refused_with_the_nearest_name(tmp_path):
