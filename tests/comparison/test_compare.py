@@ -131,7 +131,7 @@ def test_costs_say_which_runs_they_leave_out(experiment):
     runs += world.add("id", 0.0, method="interaction_distillation", settings={"teacher": "my_teacher"})
     runs += world.add("id_uniform", 0.0, method="interaction_distillation", settings={"teacher": "uniform"})
     notes = "\n".join(built(runs).notes)
-    assert "the runs that others need first: bradley_terry before worst_case; my_teacher before id." in notes
+    assert "leaves out runs that others need first: bradley_terry before worst_case; my_teacher before id." in notes
     assert "different devices" not in notes
 
 
