@@ -34,7 +34,7 @@ BANNED = [
 BRITISH = [
     r"\w*(optimi|normali|standardi|regulari|generali|summari|tokeni|utili|recogni|initiali|maximi|minimi)s(e[ds]?|ing|ation|er)\b",
     r"\w*(colour|behaviour|neighbour|favour)\w*",
-    r"\b(centred?|centring|licences?|artefacts?|judgements?|learned|grey)\b",
+    r"\b(centred?|centring|licences?|artefacts?|judgements?|learnt|grey)\b",
 ]
 
 
