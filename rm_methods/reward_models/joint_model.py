@@ -11,10 +11,11 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
@@ -31,6 +32,7 @@ from rm_methods.reward_models.loading import (
     pretrained_model,
     pretrained_tokenizer,
 )
+from rm_methods.reward_models.model import classifier_weights
 from rm_methods.reward_models.model_folder import JOINT_RECORD
 from rm_methods.reward_models.pairrm import PairRM, is_pairrm, pairrm_opening
 
@@ -77,9 +79,11 @@ class JointModel(nn.Module):
         UserError: a decoder whose mask cannot be taken away.
     """
 
-    def __init__(self, classifier: nn.Module, decoder: bool, autocast: torch.dtype | None = None, causal: bool = False):
+    def __init__(
+        self, classifier: PreTrainedModel, decoder: bool, autocast: torch.dtype | None = None, causal: bool = False
+    ):
         super().__init__()
-        self.classifier = classifier
+        self.classifier: PreTrainedModel = classifier
         self.decoder = decoder
         self.autocast = autocast
         self.causal = causal
@@ -165,7 +169,8 @@ class JointModel(nn.Module):
                     use_cache=False,
                     **options,
                 ).last_hidden_state
-                logits_R = self.classifier.score(hidden_RLH[batch.read_row, batch.read_column])[:, 0]
+                head = cast(nn.Module, self.classifier.score)
+                logits_R = head(hidden_RLH[batch.read_row, batch.read_column])[:, 0]
                 maps = None
             else:
                 output = self.classifier(input_ids=batch.input_ids, attention_mask=is_token_RL.long(), **options)
@@ -218,12 +223,8 @@ class JointModel(nn.Module):
 
     def save(self, folder: str | Path, state_dict: dict[str, torch.Tensor] | None = None) -> None:
         """Write the classifier as transformers loads it, and the record that makes the folder a joint model."""
-        prefix = "classifier."
-        weights = (
-            None if state_dict is None else {k[len(prefix) :]: v for k, v in state_dict.items() if k.startswith(prefix)}
-        )
         with written_atomically(folder) as path:
-            self.classifier.save_pretrained(path, state_dict=weights)
+            self.classifier.save_pretrained(path, state_dict=classifier_weights(state_dict))
             write_json(path / JOINT_RECORD, {"decoder": self.decoder, "causal": self.causal})
 
 

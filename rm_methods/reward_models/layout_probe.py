@@ -15,16 +15,21 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
 from rm_methods.errors import UserError
 from rm_methods.reward_models import packed_attention
 from rm_methods.reward_models.layouts import lay_out
 from rm_methods.reward_models.tokenization import TokenizedItem
+
+if TYPE_CHECKING:
+    from rm_methods.reward_models.joint_model import JointModel
+    from rm_methods.reward_models.model import RewardModel
 
 # Lengths of prompts, and of each one's responses.
 _LENGTHS = ((6, (2, 7)), (3, (4, 1)))
@@ -61,7 +66,7 @@ def tolerance(dtype: torch.dtype) -> float:
     return 1e-3 if torch.finfo(dtype).bits >= 32 else 0.1
 
 
-def probe_reward_model(model) -> LayoutProbe:
+def probe_reward_model(model: RewardModel) -> LayoutProbe:
     """Compare what our head reads of each text in a batch with what transformers' head reads of it alone.
 
     Args:
@@ -112,7 +117,7 @@ def _try_packing(
     return packed, obstacle
 
 
-def probe_joint_model(model) -> LayoutProbe:
+def probe_joint_model(model: JointModel) -> LayoutProbe:
     """Compare the logits of rows padded to one length with those of each row without padding.
 
     Args:
@@ -148,7 +153,7 @@ def _depends_on_length(config) -> str | None:
     return None
 
 
-def check_length(classifier: nn.Module, longest: int) -> None:
+def check_length(classifier: PreTrainedModel, longest: int) -> None:
     """Refuse a text so long that it would change the scores of the other texts of its batch.
 
     Some rotary embeddings take other frequencies for the whole batch as soon as one text passes the original length
@@ -216,7 +221,7 @@ def probe_items(config) -> list[TokenizedItem]:
 
 
 @contextmanager
-def _undisturbed(model: nn.Module) -> Iterator[None]:
+def _undisturbed(model: RewardModel | JointModel) -> Iterator[None]:
     """Evaluation mode without gradients and autocast; restores modes and random numbers."""
     training = [module for module in model.modules() if module.training]
     autocast = model.autocast
@@ -233,7 +238,7 @@ def _undisturbed(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def _own_kernel(classifier: nn.Module) -> Iterator[None]:
+def _own_kernel(classifier: PreTrainedModel) -> Iterator[None]:
     """The attention of transformers, masks included, where ours is set."""
     ours = classifier.config._attn_implementation
     if ours != packed_attention.NAME:
@@ -246,9 +251,9 @@ def _own_kernel(classifier: nn.Module) -> Iterator[None]:
         classifier.set_attn_implementation(ours)
 
 
-def _read_by_transformers(classifier: nn.Module, items: list[TokenizedItem]) -> torch.Tensor:
+def _read_by_transformers(classifier: PreTrainedModel, items: list[TokenizedItem]) -> torch.Tensor:
     """What the head reads in transformers' own forward of each text alone, fp32 [S, hidden]."""
-    head = classifier.score
+    head = cast(nn.Linear, classifier.score)
     read = []
 
     def keep(_, inputs):

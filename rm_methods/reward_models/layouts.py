@@ -17,7 +17,7 @@ Shapes: R rows, L padded length, T packed tokens; I items, N responses of each, 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 
 import numpy as np
@@ -117,9 +117,9 @@ class PairBatch(SequenceBatch):
         progress: share of the optimizer steps done before this one, from 0 to 1.
     """
 
-    margin: torch.Tensor = None
-    target: torch.Tensor = None
-    weight: torch.Tensor = None
+    margin: torch.Tensor = field(default_factory=lambda: torch.empty(0))
+    target: torch.Tensor = field(default_factory=lambda: torch.empty(0))
+    weight: torch.Tensor = field(default_factory=lambda: torch.empty(0))
     pair_ids: tuple[str, ...] = ()
     progress: float = 0.0
 
@@ -234,17 +234,17 @@ def _attention_map(prompt_lengths: list[int], response_lengths: list[int]) -> At
     first_row = items * width + (item * each) * (width + length) + column
     row, response_column = np.nonzero(is_response)
     response_key = items * width + row * (width + length) + width + response_column
-    arrays = {
-        "prompts": prompts,
-        "responses": responses,
-        "keys": np.concatenate([prompts[item_of], responses], axis=1),
-        "allowed": allowed[:, None],
-        "query_places": np.flatnonzero(query_is_token),
-        "key_places": np.concatenate([prompt_key, response_key]),
-        "prompt_key_places": np.stack([first_row + k * (width + length) for k in range(each)]),
-        "query_is_token": query_is_token,
-    }
-    return AttentionMap(**{name: torch.from_numpy(array) for name, array in arrays.items()})
+    prompt_key_places = np.stack([first_row + k * (width + length) for k in range(each)])
+    return AttentionMap(
+        prompts=torch.from_numpy(prompts),
+        responses=torch.from_numpy(responses),
+        keys=torch.from_numpy(np.concatenate([prompts[item_of], responses], axis=1)),
+        allowed=torch.from_numpy(allowed[:, None]),
+        query_places=torch.from_numpy(np.flatnonzero(query_is_token)),
+        key_places=torch.from_numpy(np.concatenate([prompt_key, response_key])),
+        prompt_key_places=torch.from_numpy(prompt_key_places),
+        query_is_token=torch.from_numpy(query_is_token),
+    )
 
 
 def _grouped(ends: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -260,8 +260,11 @@ def _grouped(ends: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _moved(batch, device):
-    moved = {f.name: getattr(batch, f.name) for f in fields(batch)}
-    return replace(batch, **{k: v.to(device) for k, v in moved.items() if isinstance(v, torch.Tensor | AttentionMap)})
+    values = {entry.name: getattr(batch, entry.name) for entry in fields(batch)}
+    on_device = {
+        name: value.to(device) for name, value in values.items() if isinstance(value, torch.Tensor | AttentionMap)
+    }
+    return replace(batch, **on_device)
 
 
 def _pad(rows: Sequence[np.ndarray], length: int, value: int) -> torch.Tensor:

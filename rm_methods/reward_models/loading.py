@@ -238,7 +238,8 @@ def outside_of_zero3() -> Iterator[None]:
     if not deepspeed.is_deepspeed_zero3_enabled():
         yield
         return
-    configuration = deepspeed._hf_deepspeed_config_weak_ref()
+    reference = deepspeed._hf_deepspeed_config_weak_ref
+    configuration = None if reference is None else reference()
     deepspeed.unset_hf_deepspeed_config()
     try:
         yield
@@ -277,8 +278,9 @@ def _language_model_heads(config) -> set[str]:
     """Names of the tensors of the language-model heads (causal, masked, pretraining) that this type has in transformers."""
     heads: set[str] = set()
     for auto_class in (AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForPreTraining):
-        if type(config) in auto_class._model_mapping:
-            model_class = auto_class._model_mapping[type(config)]
+        mapping: Any = auto_class._model_mapping
+        if type(config) in mapping:
+            model_class = mapping[type(config)]
             for architecture in model_class if isinstance(model_class, tuple) else (model_class,):
                 with torch.device("meta"):
                     model = architecture(config)

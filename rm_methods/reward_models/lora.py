@@ -12,18 +12,23 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
 from rm_methods.errors import UserError, nearest
+
+if TYPE_CHECKING:
+    from rm_methods.reward_models.joint_model import JointModel
+    from rm_methods.reward_models.model import RewardModel
 
 ALL_LINEAR = "all-linear"
 ADAPTER = "default"  # peft's own name for an adapter that has none; part of its parameters' names
 
 
-def target_layers(classifier: nn.Module, asked: str | list[str]) -> list[str]:
+def target_layers(classifier: PreTrainedModel, asked: str | list[str]) -> list[str]:
     """Names, inside the backbone of a sequence-classification model, of the linear layers that get adapters.
 
     A pooler counts as part of the head: checkpoints of language models have none, so it may be as new as the head.
@@ -51,16 +56,16 @@ def target_layers(classifier: nn.Module, asked: str | list[str]) -> list[str]:
         return linear
     fitting = {one: [name for name in linear if f".{name}".endswith(f".{one}")] for one in asked}
     if unknown := [one for one, names in fitting.items() if not names]:
-        there = {name.rsplit(".", 1)[-1] for name in linear}
+        layer_names = {name.rsplit(".", 1)[-1] for name in linear}
         raise UserError(
             f"training.lora.target_modules: the backbone of {kind} has no linear layer '{unknown[0]}'. "
-            f"{nearest(unknown[0], there)} '{ALL_LINEAR}' takes them all."
+            f"{nearest(unknown[0], layer_names)} '{ALL_LINEAR}' takes them all."
         )
     wanted = {name for names in fitting.values() for name in names}
     return [name for name in linear if name in wanted]
 
 
-def add_adapters(model: nn.Module, lora: Mapping[str, Any], seed: int) -> None:
+def add_adapters(model: RewardModel | JointModel, lora: Mapping[str, Any], seed: int) -> None:
     """Freeze the backbone of a reward model or joint model and add fp32 adapters, which do not change its output yet.
 
     Args:
@@ -101,29 +106,32 @@ def merge_adapters(model: nn.Module, state_dict: Mapping[str, torch.Tensor] | No
     """
     from peft.tuners.lora import LoraLayer
 
-    given = model.state_dict() if state_dict is None else state_dict
-    weights = {
-        name: w.detach().cpu().float() if w.is_floating_point() else w.detach().cpu() for name, w in given.items()
-    }
+    weights = {}
+    for name, weight in (model.state_dict() if state_dict is None else state_dict).items():
+        weight = weight.detach().cpu()
+        weights[name] = weight.float() if weight.is_floating_point() else weight
     layers = {name: module for name, module in model.named_modules() if isinstance(module, LoraLayer)}
     for name, layer in layers.items():
-        for own in [own for own in weights if own.startswith(f"{name}.base_layer.")]:
-            weights[own.replace(".base_layer.", ".")] = weights.pop(own)
-        a, b = (weights.pop(f"{name}.lora_{x}.{ADAPTER}.weight") for x in "AB")
+        for frozen in [frozen for frozen in weights if frozen.startswith(f"{name}.base_layer.")]:
+            weights[frozen.replace(".base_layer.", ".")] = weights.pop(frozen)
+        a = weights.pop(f"{name}.lora_A.{ADAPTER}.weight")
+        b = weights.pop(f"{name}.lora_B.{ADAPTER}.weight")
         update = layer.scaling[ADAPTER] * (b @ a)
-        weights[f"{name}.weight"] = weights[f"{name}.weight"] + (update.T if layer.fan_in_fan_out else update)
+        is_transposed = getattr(layer, "fan_in_fan_out", False)
+        weights[f"{name}.weight"] = weights[f"{name}.weight"] + (update.T if is_transposed else update)
         parent, _, child = name.rpartition(".")
         setattr(model.get_submodule(parent), child, layer.get_base_layer())
     model.float()  # the type that the exported configuration names is that of the model's own tensors
     return {name: weights[name] for name in model.state_dict()}
 
 
-def trainable_parameters(classifier: nn.Module, lora: Mapping[str, Any]) -> int:
+def trainable_parameters(classifier: PreTrainedModel, lora: Mapping[str, Any]) -> int:
     """Number of parameters that LoRA would train in a sequence classifier: those of adapters, head and pooler."""
     backbone = classifier.base_model
     adapters = 0
     for name in target_layers(classifier, lora["target_modules"]):
-        adapters += lora["rank"] * sum(backbone.get_submodule(name).weight.shape)
+        rows, columns = backbone.get_parameter(f"{name}.weight").shape
+        adapters += lora["rank"] * (rows + columns)
     frozen = sum(p.numel() for name, p in backbone.named_parameters() if not _is_pooler(name))
     return adapters + sum(p.numel() for p in classifier.parameters()) - frozen
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
 from rm_methods.errors import UserError
 from rm_methods.files import written_atomically
@@ -53,7 +56,7 @@ class RewardModel(nn.Module):
         UserError: if the head is not a linear layer with one output.
     """
 
-    def __init__(self, classifier: nn.Module, autocast: torch.dtype | None = None):
+    def __init__(self, classifier: PreTrainedModel, autocast: torch.dtype | None = None):
         super().__init__()
         head = getattr(classifier, "score", None)
         if not isinstance(head, nn.Linear) or classifier.config.num_labels != 1:
@@ -64,7 +67,7 @@ class RewardModel(nn.Module):
             )
         if head.weight.dtype != torch.float32:
             head.float()
-        self.classifier = classifier
+        self.classifier: PreTrainedModel = classifier
         self.autocast = autocast
         self.captured_layers: tuple[int, ...] = ()
         self.layout_probe: LayoutProbe | None = None
@@ -85,7 +88,11 @@ class RewardModel(nn.Module):
     @property
     def hidden_size(self) -> int:
         """Width of the states that the head reads."""
-        return self.classifier.score.in_features
+        return self._head.in_features
+
+    @property
+    def _head(self) -> nn.Linear:
+        return cast(nn.Linear, self.classifier.score)
 
     def layout(self, asked: str) -> str:
         """The layout to use: "packed" or "plain".
@@ -170,7 +177,7 @@ class RewardModel(nn.Module):
                 **packed,
                 **capturing,
             ).last_hidden_state
-        if packed and not batch.attention_map.used:
+        if batch.attention_map is not None and not batch.attention_map.used:
             name = type(self.backbone).__name__
             raise UserError(
                 f"{name} does not hand its keyword arguments on to its attention, so it takes plain batches only"
@@ -178,7 +185,7 @@ class RewardModel(nn.Module):
         last_SH = hidden_RLH[batch.read_row, batch.read_column]
         with torch.autocast(device_type, enabled=False):
             # Called as a module, not by its weight: ZeRO-3 gathers a module's shards when it is called.
-            rewards_S = self.classifier.score(last_SH.float())[:, 0]
+            rewards_S = self._head(last_SH.float())[:, 0]
         return RewardOutput(
             rewards=rewards_S.view(-1, batch.responses),
             last_hidden=last_SH.view(-1, batch.responses, last_SH.shape[-1]),
@@ -192,15 +199,19 @@ class RewardModel(nn.Module):
         Args:
             state_dict: gathered weights of this module (under ZeRO-3 the module's own tensors are only shards).
         """
-        prefix = "classifier."
-        weights = (
-            None if state_dict is None else {k[len(prefix) :]: v for k, v in state_dict.items() if k.startswith(prefix)}
-        )
         with written_atomically(folder) as path:
-            self.classifier.save_pretrained(path, state_dict=weights)
+            self.classifier.save_pretrained(path, state_dict=classifier_weights(state_dict))
 
 
-def packing_obstacle(classifier) -> str | None:
+def classifier_weights(state_dict: Mapping[str, torch.Tensor] | None) -> dict[str, torch.Tensor] | None:
+    """The weights of the classifier out of those of a model that holds it as `classifier`; None stays None."""
+    if state_dict is None:
+        return None
+    prefix = "classifier."
+    return {name.removeprefix(prefix): w for name, w in state_dict.items() if name.startswith(prefix)}
+
+
+def packing_obstacle(classifier: PreTrainedModel) -> str | None:
     """Why the configuration rules out packed batches, or None.
 
     Packing is exact where every layer is softmax attention over the whole text; the probe

@@ -17,7 +17,7 @@ def response_tokens(items: Sequence[TokenizedItem], reader: ChatTokenizer) -> li
     The texts are tokenized alone.  Cutting the items' sequences behind the shared prompt would count prompt tokens into
     the response wherever the prompt was cut differently for the two responses.
     """
-    tokens = []
+    tokens: list[tuple[np.ndarray, ...]] = []
     for start in range(0, len(items), _AT_ONCE):
         part = items[start : start + _AT_ONCE]
         texts = [conversation[-1]["content"] for item in part for conversation in item.conversations]

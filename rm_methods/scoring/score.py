@@ -55,7 +55,7 @@ def score_files(
     return [_score(scorer, about, entry, out, strict) for entry, out in zip(data, outputs, strict=True)]
 
 
-def load_items(data: str, root: Path | None = None) -> list[BenchmarkItem]:
+def load_items(data: str, root: Path | None = None) -> Sequence[BenchmarkItem]:
     """The items that `score_files` would score, for programs that compute their scores themselves.
 
     Args:
