@@ -35,9 +35,16 @@ def saved_bytes(shape: tuple[int, ...], layers: int, tokens: int, checkpointing:
 
     hidden, intermediate, heads, key_value_heads, head_size = shape
     config = LlamaConfig(
-        vocab_size=300, hidden_size=hidden, intermediate_size=intermediate, num_hidden_layers=layers, num_attention_heads=heads,
-        num_key_value_heads=key_value_heads, head_dim=head_size, num_labels=1, pad_token_id=0,
-    )  # fmt: skip
+        vocab_size=300,
+        hidden_size=hidden,
+        intermediate_size=intermediate,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=key_value_heads,
+        head_dim=head_size,
+        pad_token_id=0,
+    )
+    config.num_labels = 1
     model = RewardModel(
         AutoModelForSequenceClassification.from_config(config, attn_implementation="sdpa"), torch.bfloat16
     ).train()

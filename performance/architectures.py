@@ -234,7 +234,7 @@ def try_type(name: str, folder: Path) -> Outcome:
 def _score_decoder(name: str, folder: Path) -> Outcome:
     from rm_methods.scoring.scorer import ScoringSettings, load_scorer
 
-    differences = {}
+    differences: dict[str, float] = {}
     for asked in ("auto", "plain"):
         scorer = load_scorer(folder, ScoringSettings(max_length=200, layout=asked, threads=1))
         ours = [row.score for row in scorer.score(items())]
@@ -248,10 +248,10 @@ def _score_decoder(name: str, folder: Path) -> Outcome:
 
 def _score_encoder(name: str, folder: Path) -> Outcome:
     from rm_methods.files import write_json
-    from rm_methods.reward_models.joint_model import RECORD
+    from rm_methods.reward_models.model_folder import JOINT_RECORD
     from rm_methods.scoring.scorer import ScoringSettings, load_scorer
 
-    write_json(folder / RECORD, {"decoder": False})
+    write_json(folder / JOINT_RECORD, {"decoder": False})
     scorer = load_scorer(folder, ScoringSettings(max_length=200, threads=1))
     ours = [row.score for row in scorer.score(items())]
     texts = [(item.prompt, (item.responses[1], item.responses[0])) for item in items()]
@@ -285,8 +285,8 @@ def scores_of_transformers(folder: Path, rows: Sequence[np.ndarray]) -> list[flo
 def relative(ours: Sequence[float], theirs: Sequence[float]) -> float:
     """Largest difference of two lists of scores, relative to the standard deviation of the second; NaN counts as
     infinite."""
-    ours, theirs = np.asarray(ours, dtype=float), np.asarray(theirs, dtype=float)
-    difference = float(np.abs(ours - theirs).max() / theirs.std())
+    reference = np.asarray(theirs, dtype=float)
+    difference = float(np.abs(np.asarray(ours, dtype=float) - reference).max() / reference.std())
     return float("inf") if np.isnan(difference) else difference
 
 

@@ -75,16 +75,15 @@ def time_side(side: str, models: Path, rows: list[dict], budget: int, steps: int
     ]
     items = tokenizer.encode((p.prompt, (p.chosen, p.rejected)) for p in pairs)
     inputs = Inputs(
-        0,
-        models / "work" / "run",
-        side,
-        config,
-        models / "backbone",
-        {"teacher": [models / "teacher" / "model"]},
-        1,
-        pairs,
-        items,
-        tokenizer,
+        seed=0,
+        work_folder=models / "work" / "run",
+        label=side,
+        config=config,
+        backbone=models / "backbone",
+        required={"teacher": [models / "teacher" / "model"]},
+        pairs=pairs,
+        items=items,
+        reader=tokenizer,
     )
     model = method.model(pairs, tokenizer, inputs)
     method.build(model, inputs)

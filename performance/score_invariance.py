@@ -135,7 +135,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         model, tokenizer = model_with_fitted_head(Path(folder) / "backbone", fitting)
     items = [BenchmarkItem(pair.pair_id, "s", pair.prompt, [pair.chosen, pair.rejected], 0) for pair in scored]
-    reference, tables = None, {}
+    tables: dict[str, np.ndarray] = {}
     print(f"probe when loaded: {model.layout_probe}")
     print(
         f"{'':46} {'largest difference':>18} {'pairs flipped':>14} {'comparisons flipped':>20} {'seconds':>8}",
@@ -143,7 +143,7 @@ def main() -> None:
     )
     for name, way in ways().items():
         tables[name], seconds = scores(model, tokenizer, items, way)
-        reference = tables[name] if reference is None else reference
+        reference = next(iter(tables.values()))
         pair_flips, all_flips = flips(tables[name], reference)
         difference = np.abs(tables[name] - reference).max() / reference.std()
         print(f"{name:46} {difference:18.1e} {pair_flips:14d} {all_flips:20d} {seconds:8.1f}", flush=True)

@@ -21,6 +21,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 SIDES = ("ours", "ours_two_ranks", "trl", "trl_no_checkpointing")
 
@@ -68,10 +69,11 @@ def time_ours(backbone: Path, rows: list[dict], budget: int, pairs_per_step: int
     ]
     items = tokenizer.encode((p.prompt, (p.chosen, p.rejected)) for p in pairs)
     model = RewardModel(load_classifier(backbone, config["backbone"], 0), autocast=torch.bfloat16)
-    ranks, steps = int(os.environ.get("WORLD_SIZE", 1)), -(-len(pairs) // pairs_per_step)
+    ranks = int(os.environ.get("WORLD_SIZE", 1))
+    n_steps = -(-len(pairs) // pairs_per_step)
     plan = plan_training(config["training"], items, seed=0, ranks=ranks, layout="packed")
     with tempfile.TemporaryDirectory() as work:
-        arguments = training_arguments(config["training"], 0, Path(work), steps)
+        arguments = training_arguments(config["training"], 0, Path(work), n_steps)
         method = load_method("bradley_terry", load_card("bradley_terry").defaults())
         steps = PlannedSteps(plan, pairs, items, layout="packed", rank=arguments.process_index, pad_id=tokenizer.pad_id)
         trainer = RewardTrainer(method=method, steps=steps, model=model, args=arguments)
@@ -94,11 +96,17 @@ def time_trl(backbone: Path, rows: list[dict], checkpointing: bool) -> dict:
     tokenizer = pretrained_tokenizer(backbone)
     model.config.pad_token_id = tokenizer.pad_token_id
     with tempfile.TemporaryDirectory() as work:
-        options = {} if checkpointing else {"gradient_checkpointing": False}
+        options: dict[str, Any] = {} if checkpointing else {"gradient_checkpointing": False}
         arguments = RewardConfig(
-            output_dir=work, num_train_epochs=1, report_to=[], save_strategy="no", use_cpu=not torch.cuda.is_available(), bf16=True,
-            disable_tqdm=True, **options,
-        )  # fmt: skip
+            output_dir=work,
+            num_train_epochs=1,
+            report_to=[],
+            save_strategy="no",
+            use_cpu=not torch.cuda.is_available(),
+            bf16=True,
+            disable_tqdm=True,
+            **options,
+        )
         trainer = RewardTrainer(
             model=model, args=arguments, train_dataset=Dataset.from_list(rows), processing_class=tokenizer
         )

@@ -75,11 +75,13 @@ def build_comparison(runs: Sequence[Run], columns: Sequence[Column], reference: 
     return Comparison(tuple(columns), rows, reference, footnotes(runs, rows, columns, reference))
 
 
-def _row(runs: Sequence[Run], cells: Sequence[Cell | None]) -> VariantRow:
-    def mean_cost(key: str) -> float | None:
-        values = [float(run.cost[key]) for run in runs if run.cost.get(key) is not None]
-        return float(np.mean(values)) if values else None
+def _mean(values: Sequence[float | None]) -> float | None:
+    """Mean of the values that were recorded; None if none was."""
+    recorded = [float(value) for value in values if value is not None]
+    return float(np.mean(recorded)) if recorded else None
 
+
+def _row(runs: Sequence[Run], cells: Sequence[Cell | None]) -> VariantRow:
     first = runs[0]
     return VariantRow(
         variant=first.variant,
@@ -88,7 +90,11 @@ def _row(runs: Sequence[Run], cells: Sequence[Cell | None]) -> VariantRow:
         seed_free=all(run.seed_free for run in runs),
         scalar_reward=all(run.scalar_reward for run in runs),
         content_blind=first.content_blind,
-        cost=Cost(mean_cost("tokens"), mean_cost("wall_seconds"), mean_cost("peak_memory_bytes")),
+        cost=Cost(
+            tokens=_mean([run.cost.get("tokens") for run in runs]),
+            wall_seconds=_mean([run.cost.get("wall_seconds") for run in runs]),
+            peak_memory_bytes=_mean([run.cost.get("peak_memory_bytes") for run in runs]),
+        ),
         cells=tuple(cells),
     )
 
@@ -141,11 +147,10 @@ def _cell(runs: Sequence[Run], column: Column, values: dict[int, np.ndarray], de
     else:
         interval = estimate(np.column_stack([values[s] for s in seeds]), design)
     reports = [run.benchmarks[column.benchmark] for run in runs if run.metric(column) is not None]
-    ties = [float(r["tie_rate"]) for r in reports if r.get("tie_rate") is not None]
-    truncated = [int(r["n_truncated"]) for r in reports if r.get("n_truncated") is not None]
+    truncated = [count for report in reports if (count := report.get("n_truncated")) is not None]
     return Cell(
         estimate=interval,
-        tie_rate=float(np.mean(ties)) if ties else None,
+        tie_rate=_mean([report.get("tie_rate") for report in reports]),
         n_scored=sum(int(r.get("n_scored", 0)) for r in reports),
         n_total=sum(int(r.get("n_total", 0)) for r in reports),
         n_truncated=max(truncated) if truncated else None,

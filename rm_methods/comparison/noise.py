@@ -186,7 +186,7 @@ def _legend(figure, reference: str | None, kinds: Sequence[str], styles: Mapping
         names = {"symmetric": "any labels flipped", "length": "flipped to the longer response"}
         for kind in kinds:
             line = Line2D([], [], color="black", label=names[kind])
-            line.set_linestyle(styles[kind])
+            line.set(linestyle=styles[kind])
             handles.append(line)
     legend = figure.legend(handles=handles, loc="outside upper center", ncols=len(handles), frameon=False, fontsize=8)
     legend.set_title("Mean and 95% interval", prop={"size": 8})

@@ -27,8 +27,12 @@ def footnotes(
         notes.append(f"Cost of training one run, mean over seeds: tokens seen, wall time, peak memory{_without(runs)}.")
     # Combinations of runs were trained on no device.
     costs = [run.cost for run in runs if run.cost.get("device") != "none"]
-    for key, noun in (("device", "devices"), ("world_size", "numbers of processes")):
-        values = sorted({str(cost[key]) for cost in costs if cost.get(key) is not None})
+    measured_on = {
+        "devices": {str(cost["device"]) for cost in costs if cost.get("device") is not None},
+        "numbers of processes": {str(cost["world_size"]) for cost in costs if cost.get("world_size") is not None},
+    }
+    for noun, names in measured_on.items():
+        values = sorted(names)
         if len(values) > 1:
             notes.append(f"Wall time and memory were measured on different {noun}: {', '.join(values)}.")
     hashes = {run.data_hash for run in runs if run.data_hash and not run.content_blind}
@@ -44,7 +48,7 @@ def _many_responses(runs: Sequence[Run]) -> str:
     names = []
     for run in runs:
         if not run.scalar_reward:
-            names += [name for name, report in run.benchmarks.items() if report.get("most_responses", 0) > 2]
+            names += [name for name, report in run.benchmarks.items() if (report.get("most_responses") or 0) > 2]
     names = list(dict.fromkeys(names))
     if not names:
         return ""

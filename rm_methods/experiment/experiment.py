@@ -320,7 +320,7 @@ class Experiment:
         }
         pairs = Layout(folder).pairs
         # The results may have been copied without the prepared pairs.
-        pairs_hash = self._hash(pairs) if pairs.exists() else made.get("pairs")
+        pairs_hash = self._hash(pairs) if pairs.exists() else made.get("pairs", "")
         asked = run_dependencies(self.config, variant, seed, pairs_hash, required)
         return [*differing, *differences(made, asked)]
 

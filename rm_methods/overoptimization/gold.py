@@ -128,6 +128,10 @@ class RewardModelGold:
     def text_read(self, prompt: Sequence[Message], response: str) -> str:
         """The exact text that the model reads, special tokens and truncation included, for checking a chat template by
         eye or by test."""
+        from rm_methods.scoring.scorer import RewardModelScorer
+
+        if not isinstance(self.scorer, RewardModelScorer):
+            raise UserError(f"{self.folder}: several models read a text, each with its tokenizer. Name one of them.")
         (encoded,) = self.scorer.tokenizer.encode([(prompt, [response])])
         return self.scorer.tokenizer.tokenizer.decode(
             encoded.sequences[0], skip_special_tokens=False, clean_up_tokenization_spaces=False

@@ -374,7 +374,7 @@ def _maps_bytes(card: MethodCard, settings: Mapping[str, Any], assumptions: Assu
     """
     stores_maps = (
         "teacher" in card.requires
-        and bool(card.required_variants(settings))
+        and bool(card.required_variants(dict(settings)))
         and not settings["online"]
         and settings["objective"] != "relations"
     )

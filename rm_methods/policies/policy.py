@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -72,11 +73,10 @@ class Policy:
             ids = _prompt_ids(self.tokenizer, messages)
             too_long = len(ids) > max_prompt_tokens
             if too_long:
-                try:
-                    left = cutter.encode([(messages, [""])])[0].conversations[0][:-1]
-                except UserError:
-                    left = messages
-                ids = _prompt_ids(self.tokenizer, left)
+                shortened: Sequence[Message] = messages
+                with suppress(UserError):
+                    shortened = cutter.encode([(messages, [""])])[0].conversations[0][:-1]
+                ids = _prompt_ids(self.tokenizer, shortened)
                 if len(ids) > max_prompt_tokens:
                     raise UserError(
                         f"max_prompt_tokens = {max_prompt_tokens} is too small for the chat template of "
