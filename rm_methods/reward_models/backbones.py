@@ -27,7 +27,8 @@ _PREPARE_FIRST = (
 )
 _ROLES = ("system", "user", "assistant")
 _TINY_TEMPLATE = (
-    "{{ bos_token }}{% for message in messages %}{{ '<' + message['role'] + '>' + message['content'] + eos_token }}{% endfor %}"
+    "{{ bos_token }}"
+    "{% for message in messages %}{{ '<' + message['role'] + '>' + message['content'] + eos_token }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<assistant>' }}{% endif %}"
 )
 

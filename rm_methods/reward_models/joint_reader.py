@@ -18,7 +18,9 @@ from rm_methods.preferences.pair import Message
 from rm_methods.reward_models.tokenization import ChatTokenizer, TokenizedItem
 
 OUTSIDE = -1
-PROMPT, CHOSEN, REJECTED = 0, 1, 2
+PROMPT = 0
+CHOSEN = 1
+REJECTED = 2
 
 
 @dataclass(frozen=True)

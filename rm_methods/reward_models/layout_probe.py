@@ -80,7 +80,8 @@ def probe_reward_model(model: RewardModel) -> LayoutProbe:
     with _undisturbed(model), _forward_explained(model):
         with _own_kernel(model.classifier):
             alone_SH = _read_by_transformers(model.classifier, items)
-        packed, obstacle = None, None
+        packed = None
+        obstacle = None
         if model.packing_obstacle is None:
             packed, obstacle = _try_packing(model, items, alone_SH, limit)
         # A model that cannot be packed gets its own masks back.

@@ -275,7 +275,7 @@ def _is_head(name: str, base_model_prefix: str) -> bool:
 
 
 def _language_model_heads(config) -> set[str]:
-    """Names of the tensors of the language-model heads (causal, masked, pretraining) that this type has in transformers."""
+    """Names of the tensors of all language-model heads (causal, masked, pretraining) of this type in transformers."""
     heads: set[str] = set()
     for auto_class in (AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForPreTraining):
         mapping: Any = auto_class._model_mapping

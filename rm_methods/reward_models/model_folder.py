@@ -17,7 +17,8 @@ from rm_methods.files import read_json, write_text
 CHECKSUMS = "SHA256SUMS"
 JOINT_RECORD = "joint.json"  # marks a model folder as that of a joint model
 _LFS_POINTER = b"version https://git-lfs"
-_WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
+_WEIGHTS = "model.safetensors"
+_INDEX = "model.safetensors.index.json"
 _SHA256_DIGITS = 64
 
 

@@ -114,7 +114,8 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x_NF, places, back, counts):
-        ctx.back, ctx.counts = back, counts
+        ctx.back = back
+        ctx.counts = counts
         return x_NF.index_select(0, places)
 
     @staticmethod

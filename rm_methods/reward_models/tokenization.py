@@ -61,6 +61,19 @@ class TokenizedItem:
         return tuple(p or r for p, r in zip(self.prompt_cut, self.response_cut, strict=True))
 
 
+@dataclass(frozen=True)
+class _Sequence:
+    """One response of an item: tokens, how many of them are the prompt's, and the rest as in `TokenizedItem`."""
+
+    ids: np.ndarray
+    prompt_tokens: int
+    messages: tuple[Message, ...]
+    prompt_cut: bool
+    response_cut: bool
+    prompt_changed: bool
+    response_changed: bool
+
+
 class RefusedConversations(UserError):
     """The chat template refuses some of the conversations to encode.
 
@@ -127,43 +140,61 @@ class ChatTokenizer:
         encoding = self.tokenizer(
             texts, add_special_tokens=False, return_offsets_mapping=True, return_attention_mask=False
         )
-        encoded, position = [], 0
+        encoded = []
+        start = 0
         for prompt, responses in items:
-            sequences, prompt_tokens, prompt_cut, response_cut, conversations = [], [], [], [], []
-            prompt_changed, response_changed = [], []
-            for response in responses:
-                text = texts[position]
-                prompt_changed.append(not all(contains(text, message["content"]) for message in prompt))
-                response_changed.append(not contains(text, response))
+            parts = []
+            for position, response in enumerate(responses, start=start):
                 ids = encoding["input_ids"][position]
-                inside = _tokens_before(encoding["offset_mapping"][position], boundaries[position])
-                cut, messages = (False, False), conversation(prompt, response)
-                if len(ids) > self.max_length:
-                    messages, cut = self._truncate(prompt, response)
-                    ids, inside = self._ids(messages)
-                sequences.append(np.asarray(ids, dtype=np.int32))
-                prompt_tokens.append(min(inside, len(ids) - 1))
-                prompt_cut.append(cut[0])
-                response_cut.append(cut[1])
-                conversations.append(messages)
-                position += 1
-            shared = min(min(prompt_tokens), _common_prefix_of_ids(sequences))
+                prompt_tokens = _tokens_before(encoding["offset_mapping"][position], boundaries[position])
+                parts.append(self._sequence(prompt, response, texts[position], ids, prompt_tokens))
+            start += len(responses)
+            sequences = [part.ids for part in parts]
+            shared = min(_common_prefix_of_ids(sequences), *(part.prompt_tokens for part in parts))
             encoded.append(
                 TokenizedItem(
-                    tuple(sequences),
-                    shared,
-                    tuple(prompt_cut),
-                    tuple(response_cut),
-                    conversations=tuple(conversations),
-                    prompt_changed=tuple(prompt_changed),
-                    response_changed=tuple(response_changed),
+                    sequences=tuple(sequences),
+                    shared=shared,
+                    prompt_cut=tuple(part.prompt_cut for part in parts),
+                    response_cut=tuple(part.response_cut for part in parts),
+                    conversations=tuple(part.messages for part in parts),
+                    prompt_changed=tuple(part.prompt_changed for part in parts),
+                    response_changed=tuple(part.response_changed for part in parts),
                 )
             )
         return encoded
 
+    def _sequence(
+        self, prompt: Sequence[Message], response: str, text: str, ids: Sequence[int], prompt_tokens: int
+    ) -> _Sequence:
+        """One sequence, cut if it is too long.
+
+        Args:
+            text: the rendered conversation.
+            ids: its tokens.
+            prompt_tokens: how many of them are within the prompt.
+        """
+        messages = conversation(prompt, response)
+        prompt_cut = False
+        response_cut = False
+        if len(ids) > self.max_length:
+            messages, (prompt_cut, response_cut) = self._truncate(prompt, response)
+            ids, prompt_tokens = self._ids(messages)
+        return _Sequence(
+            ids=np.asarray(ids, dtype=np.int32),
+            prompt_tokens=min(prompt_tokens, len(ids) - 1),
+            messages=messages,
+            prompt_cut=prompt_cut,
+            response_cut=response_cut,
+            prompt_changed=not all(contains(text, message["content"]) for message in prompt),
+            response_changed=not contains(text, response),
+        )
+
     def _rendered(self, items: Sequence[tuple[Sequence[Message], Sequence[str]]]) -> tuple[list[str], list[int]]:
         """The text of each response's conversation, and how many characters of it are the prompt's."""
-        texts, boundaries, reasons = [], [], {}
+        texts = []
+        boundaries = []
+        reasons = {}
         for position, (prompt, responses) in enumerate(items):
             try:
                 head = render(self.tokenizer, prompt, add_generation_prompt=True)
@@ -225,7 +256,8 @@ class ChatTokenizer:
             if self._excess(left) <= 0:
                 return left, (True, False)
 
-        last, keep = turns[-1], self.max_length // 4
+        last = turns[-1]
+        keep = self.max_length // 4
         left = conversation(system + turns, response)
         content = last["content"]
         while (excess := self._excess(left)) > 0:
@@ -288,9 +320,9 @@ def spans_in_text(
     # The last message is the first that fits behind its start, since its words may stand in the template's closing text
     # too; the others are found from the back, since theirs may stand in the role markers before them.
     end = len(rendered)
-    place = sum(len(content) + 1 for content in contents)  # where the message starts in the joined contents
+    content_start = sum(len(content) + 1 for content in contents)  # where the message starts in the joined contents
     for number, content in reversed(list(enumerate(contents))):
-        place -= len(content) + 1
+        content_start -= len(content) + 1
         words = content.strip()
         last_message = number == len(contents) - 1
         if last_message:
@@ -303,7 +335,7 @@ def spans_in_text(
                 f"The chat template changes the characters of a message, so tokens cannot be aligned: {words[:80]!r} "
                 "is not in the rendered conversation. Use a template that prints messages as they are."
             )
-        shift = place + content.index(words) - start
+        shift = content_start + content.index(words) - start
         first = np.maximum(offsets_T2[:, 0], start)
         last = np.minimum(offsets_T2[:, 1], start + len(words))
         inside = first < last

@@ -168,7 +168,9 @@ def report_text(report: dict[str, Any], written: Sequence[Path]) -> str:
     Args:
         written: files that were written.
     """
-    unit, responses, reading = report["unit"], report["responses"], Reading(**report["read"])
+    unit = report["unit"]
+    responses = report["responses"]
+    reading = Reading(**report["read"])
     left_out = f", {reading.n_refused:,} of {_counted(reading.rows, 'rows')} refused" if reading.n_refused else ""
     changed = report["changed_by_template"]
     lines = [f"{report['data']}: {_counted(report['items'], unit)} scored{left_out}"]
@@ -215,7 +217,8 @@ def _reading_lines(reading: Reading) -> list[str]:
 
 def _warnings(report: dict[str, Any]) -> list[str]:
     warnings = []
-    bad, files = report["not_finite"], report["read"]["files"]
+    bad = report["not_finite"]
+    files = report["read"]["files"]
     if bad["count"]:
         examples = "; ".join(_short(example, files) for example in bad["examples"])
         warnings.append(

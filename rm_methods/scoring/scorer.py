@@ -80,7 +80,8 @@ def settings_of_training(config: Mapping[str, Any]) -> ScoringSettings:
     Args:
         config: sections `backbone` and `training`.
     """
-    training, backbone = config["training"], config["backbone"]
+    training = config["training"]
+    backbone = config["backbone"]
     return ScoringSettings(
         max_length=training["max_length"] or backbone["max_length"],
         tokens_per_batch=training["tokens_per_microbatch"],

@@ -20,7 +20,8 @@ def training_settings(config: Mapping[str, Any], variant: str) -> dict[str, Any]
     card = load_card(method["method"])
     settings = {"method": method, "files": [named_file_hash(name) for name in card.files_named(method["settings"])]}
     if card.has_weights:
-        backbone, training = config["backbone"], config["training"]
+        backbone = config["backbone"]
+        training = config["training"]
         settings |= {"backbone": backbone, "chat_template": named_file_hash(backbone["chat_template"])}
         settings |= {"training": training, "deepspeed": custom_file_hash(training["deepspeed"])}
     return settings

@@ -75,7 +75,7 @@ def test_plain_rows_equal_eager_attention(reward_model, items, prepared):
 
 @pytest.mark.parametrize("key_heads", [4, 2])
 def test_unfused_bf16_attention_equals_the_fused_kernel(prepared, items, monkeypatch, key_heads):
-    """On a CPU short bf16 batches take plain matrix products: same rewards and gradients, grouped-query heads or not."""
+    """On a CPU short bf16 batches take plain matrix products: same rewards and gradients, also of grouped queries."""
     from transformers import AutoConfig, AutoModelForSequenceClassification
 
     config = AutoConfig.from_pretrained(prepared[1], num_attention_heads=4, num_key_value_heads=key_heads)

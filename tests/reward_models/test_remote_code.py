@@ -36,7 +36,7 @@ class PaintedForSequenceClassification(LlamaForSequenceClassification):
 
 @pytest.fixture
 def painted(reward_model, tokenizer, tmp_path, monkeypatch):
-    """Makes a reward-model folder with code of its own, for a model type; the file `ran` beside it tells that the code was run."""
+    """Makes a reward-model folder with code for a model type; the file `ran` beside it shows that the code was run."""
 
     def make(model_type: str) -> Path:
         folder = tmp_path / "painted"

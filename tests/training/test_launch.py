@@ -156,7 +156,7 @@ def test_a_signal_ends_the_block_like_an_error(number, capsys):
 
 
 def train_command(prepared, folder, epochs, out, work):
-    """A real training that writes a checkpoint every five steps, on a copy of the package that nobody edits meanwhile."""
+    """A real training that writes a checkpoint every five steps, on a copy of the package that nobody edits."""
     config = experiment_config(folder / "configuration", training={"epochs": epochs, "checkpoint_every_steps": 5})
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
     shutil.copytree(
@@ -190,7 +190,7 @@ def test_a_full_disk_ends_a_training_with_what_to_do_and_no_half_checkpoint(prep
 
 @pytest.mark.slow
 def test_a_terminated_training_leaves_its_checkpoint_and_nothing_half_written(prepared, tmp_path):
-    """SIGTERM, as Slurm sends it at the time limit, to a real run; the same command then goes on from the checkpoint."""
+    """SIGTERM, which Slurm sends at the time limit, ends a real run; the same command continues from the checkpoint."""
     command, environment = train_command(prepared, tmp_path, 100, tmp_path / "run", tmp_path / "work")
     process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 60

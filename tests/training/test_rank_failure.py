@@ -1,4 +1,4 @@
-"""A rank that dies in the middle of training takes the others with it, and the rerun ends with the weights of an uninterrupted run."""
+"""A rank that dies in training ends the others, and the rerun ends with the weights of an uninterrupted run."""
 
 from __future__ import annotations
 

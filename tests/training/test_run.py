@@ -1,4 +1,4 @@
-"""What a run does with its variant: level of label noise, learning rate of its own, and a budget that no method can move."""
+"""A run and its variant: level of label noise, learning rate, and a budget that no method can change."""
 
 from __future__ import annotations
 

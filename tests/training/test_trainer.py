@@ -346,7 +346,8 @@ def test_adam_is_made_with_the_betas_and_weight_decay_that_the_configuration_nam
 @pytest.mark.parametrize(
     ("schedule", "rates"),
     [
-        # Six steps, two of them warm-up; the rate of a step is logged before it: 0, 1/2, then the schedule's share of 4 steps.
+        # Six steps, two of them warm-up; the rate of a step is logged before it: 0, 1/2, then the schedule's share of 4
+        # steps.
         ("constant", [0, 0.5, 1, 1, 1, 1]),
         ("linear", [0, 0.5, 1, 0.75, 0.5, 0.25]),
         ("cosine", [0, 0.5, 1, 0.853553, 0.5, 0.146447]),
@@ -360,7 +361,7 @@ def test_the_learning_rate_follows_the_schedule(prepared, tmp_path, schedule, ra
 
 
 def test_gradients_are_clipped_to_the_norm_that_the_configuration_names(prepared, tmp_path):
-    """Adam divides by sqrt(v) + 1e-8, so a gradient clipped far below 1e-8 moves nothing and every step has the loss of the start."""
+    """Adam divides by sqrt(v) + 1e-8, so a gradient clipped far below 1e-8 changes nothing, and the loss stays."""
     losses = {}
     for norm in (1e-14, 1.0):
         config = configuration(

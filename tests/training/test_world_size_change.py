@@ -19,9 +19,9 @@ from tests.training.test_rank_failure import killed_in_training, losses, run_to_
 
 pytestmark = pytest.mark.process
 
-# 54 steps.  The learning rate is gentle because rounding errors grow with it: at 1e-3 one rank that only cuts its micro-batches otherwise
-# is already 1.3e-3 away from itself in Interaction Distillation.
-# The decay is strong, and norms have none of it: where DeepSpeed let them decay, they would end 8% away.
+# 54 steps. The learning rate is gentle because rounding errors grow with it: at 1e-3 one rank that only cuts its
+# micro-batches otherwise is already 1.3e-3 away from itself in Interaction Distillation. The decay is strong, and norms
+# have none of it: where DeepSpeed let them decay, they would end 8% away.
 STEADY = {"epochs": 9, "learning_rate": 3e-4, "checkpoint_every_steps": 20, "weight_decay": 5.0}
 STAGES = [
     "zero2",
