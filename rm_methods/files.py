@@ -1,8 +1,8 @@
 """Files that are either whole or absent.
 
-Every artifact is written beside its target under a temporary name, brought to the disk, and moved into place with ``os.replace``: a full
-disk, a killed process or a power cut leaves the temporary file behind, never half an artifact under the final name.  Who writes the same
-target next removes what dead writers left.
+Every artifact is written beside its target under a temporary name, brought to the disk, and moved into place with
+``os.replace``: a full disk, a killed process or a power cut leaves the temporary file behind, never half an artifact
+under the final name.  Who writes the same target next removes what dead writers left.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from rm_methods.processes import machine, started
 
 PARTIAL = ".partial"
 SEAL = "complete"  # in folders that are written file by file, such as checkpoints
-_STALE_AFTER_SECONDS = 24 * 3600.0  # for temporary files of other machines, whose processes cannot be seen from here
-# Read once, while there is one thread: the umask cannot be read without being set.
+_STALE_AFTER_SECONDS = 24 * 3600.0  # for temporary files of other machines, whose processes this one cannot see
+# Read once, before other threads start: the umask can only be read by setting it.
 _UMASK = os.umask(0o077)
 os.umask(_UMASK)
 
@@ -36,8 +36,8 @@ os.umask(_UMASK)
 def written_atomically(target: str | os.PathLike) -> Iterator[Path]:
     """Give a temporary path beside `target`; on success move it there, on any error remove it.
 
-    The caller may create a file or a folder at the path it is given.  An existing target is replaced.  Files get the permissions that the
-    umask allows, whatever library wrote them.
+    The caller may create a file or a folder at the temporary path. An existing target is replaced. Files get the
+    permissions that the umask allows, whatever library wrote them.
     """
     target = Path(target)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -58,7 +58,7 @@ def written_atomically(target: str | os.PathLike) -> Iterator[Path]:
 def check_outputs(
     outputs: Mapping[str, Iterable[str | os.PathLike]], inputs: Mapping[str, Iterable[str | os.PathLike]]
 ) -> None:
-    """Refuse to write one file twice, or over a file that is read.  Links and relative forms are followed to the file itself.
+    """Refuse to write a file twice, or to overwrite a file that is read. Links and relative paths are resolved.
 
     Args:
         outputs, inputs: files by the option that names them.
@@ -77,13 +77,14 @@ def check_outputs(
                 )
             if file in reads:
                 raise UserError(
-                    f"{option} {path}: this is the file of {reads[file]}, which would be overwritten. Name another file."
+                    f"{option} {path}: this is the file of {reads[file]}, which would be overwritten. "
+                    "Name another file."
                 )
             writes[file] = f"{option} {path}"
 
 
 def sync(path: str | os.PathLike) -> None:
-    """Bring a file, or the names in a folder, to the disk: without it a power cut may leave a file of zeros under the final name."""
+    """Flush a file, or the names in a folder, to the disk. Otherwise a power cut may leave a file of zeros."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -92,7 +93,7 @@ def sync(path: str | os.PathLike) -> None:
 
 
 def seal(folder: str | os.PathLike) -> None:
-    """Mark a folder as written to its end: brings its files to the disk and keeps their sizes in the file `complete`, written last."""
+    """Mark a folder as complete: flush its files to the disk, then write their sizes into the file `complete`."""
     folder = Path(folder)
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != SEAL)
     for path in files:
@@ -101,7 +102,7 @@ def seal(folder: str | os.PathLike) -> None:
 
 
 def damage(folder: str | os.PathLike) -> str | None:
-    """What is wrong with a folder that `seal` should have marked; None for a whole one.  Files that came later do not matter."""
+    """What is wrong with a folder that `seal` should have marked; None for a whole one. Later files do not matter."""
     folder = Path(folder)
     if not (folder / SEAL).exists():
         return "was not written to its end"
@@ -122,7 +123,7 @@ def damage(folder: str | os.PathLike) -> str | None:
 
 @contextmanager
 def written_with_checksum(target: str | os.PathLike) -> Iterator[Path]:
-    """As `written_atomically`, for one file that a later run relies on: its SHA-256 is kept beside it (see `is_intact`)."""
+    """As `written_atomically`, for a file that later runs rely on: its SHA-256 is kept beside it (see `is_intact`)."""
     target = Path(target)
     with written_atomically(target) as temporary:
         yield temporary
@@ -130,8 +131,9 @@ def written_with_checksum(target: str | os.PathLike) -> Iterator[Path]:
 
 
 def is_intact(target: str | os.PathLike) -> bool:
-    """Whether a file of `written_with_checksum` is there and holds the bytes that were written; says so on stderr if it is damaged."""
-    target, checksum = Path(target), _checksum_file(Path(target))
+    """Whether a file of `written_with_checksum` exists and is unchanged; a damaged one is reported on stderr."""
+    target = Path(target)
+    checksum = _checksum_file(target)
     if not target.exists():
         return False
     if checksum.exists() and checksum.read_bytes().strip() == file_hash(target, length=64).encode():
@@ -145,15 +147,20 @@ def _checksum_file(target: Path) -> Path:
 
 
 def _settle(path: Path) -> None:
-    """Open a file, or all files of a folder, to whom the umask lets in, and bring it to the disk."""
-    inside = [path, *path.rglob("*")] if path.is_dir() else [path]
-    for entry in inside:
+    """Give a file, or all files of a folder, the permissions that the umask allows, and flush them to the disk."""
+    for entry in _with_contents(path):
         if entry.is_symlink():
             continue
         mode = stat.S_IMODE(entry.stat().st_mode)
-        if entry.is_file() and mode != (opened := (mode | 0o666) & ~_UMASK):
-            entry.chmod(opened)
+        allowed = (mode | 0o666) & ~_UMASK
+        if entry.is_file() and mode != allowed:
+            entry.chmod(allowed)
         sync(entry)
+
+
+def _with_contents(path: Path) -> list[Path]:
+    """A path, and everything below it if it is a folder."""
+    return [path, *path.rglob("*")] if path.is_dir() else [path]
 
 
 def _remove(path: Path) -> None:
@@ -164,7 +171,7 @@ def _remove(path: Path) -> None:
 
 
 def _writer() -> str:
-    """This process, as it is named in temporary files: machine, number, start."""
+    """The name of this process in temporary files: machine, number, start."""
     return f"{_machine_digest()}-{os.getpid()}-{started(os.getpid())}"
 
 
@@ -184,12 +191,12 @@ def _remove_leftovers(target: Path) -> None:
 
 
 def _is_left_over(path: Path, name: str) -> bool:
-    """Whether nobody writes a temporary file any more, by the process in its name; on another machine, by its age."""
-    where, _, process = name.split(".")[0].partition("-")
-    if where == _machine_digest():
+    """Whether the writer of a temporary file is dead, by the process in its name; on another machine, by its age."""
+    machine_of_writer, _, process = name.split(".")[0].partition("-")
+    if machine_of_writer == _machine_digest():
         number, _, start = process.partition("-")
         return str(started(number)) != start
-    newest = max(entry.lstat().st_mtime for entry in [path, *(path.rglob("*") if path.is_dir() else [])])
+    newest = max(entry.lstat().st_mtime for entry in _with_contents(path))
     return time.time() - newest > _STALE_AFTER_SECONDS
 
 
@@ -200,7 +207,7 @@ def write_text(target: str | os.PathLike, text: str) -> None:
 
 
 def write_json(target: str | os.PathLike, value: Any) -> None:
-    """Write JSON atomically, indented, keys in the order given.  NaN and infinity are refused: they are not JSON."""
+    """Write JSON atomically, indented, keys in the order given. NaN and infinity are refused: they are not JSON."""
     write_text(target, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
@@ -208,7 +215,7 @@ def read_json(source: str | os.PathLike) -> Any:
     """Read a JSON file.
 
     Raises:
-        UserError: if the file is missing or is not JSON; NaN, infinity and numbers beyond float are not JSON.
+        UserError: the file is missing or is not JSON; NaN, infinity and numbers beyond float are not JSON.
     """
     try:
         return parse_json(Path(source).read_text(encoding="utf-8"))
@@ -236,7 +243,9 @@ def _finite(text: str) -> float:
 
 
 def read_json_lines(source: str | os.PathLike) -> list[dict[str, Any]]:
-    """The objects of a JSON-lines file that is written line by line: a last line that a kill cut off is left out; no file has no lines.
+    """The objects of a JSON-lines file that is written line by line; none without a file.
+
+    A last line that a kill cut off is left out.
 
     Raises:
         UserError: a whole line is not JSON.
@@ -246,7 +255,7 @@ def read_json_lines(source: str | os.PathLike) -> list[dict[str, Any]]:
         return []
     rows = []
     try:
-        # What stands behind the last line break was not written to its end, even if it happens to be JSON.
+        # Text after the last line break was not written completely, even if it happens to be JSON.
         for number, line in enumerate(source.read_text(encoding="utf-8").split("\n")[:-1], start=1):
             rows.append(parse_json(line))
             if not isinstance(rows[-1], dict):
@@ -257,7 +266,7 @@ def read_json_lines(source: str | os.PathLike) -> list[dict[str, Any]]:
 
 
 def canonical_json(value: Any) -> str:
-    """The one JSON text of a value: sorted keys, no spaces.  Equal values give equal texts, so it can be hashed."""
+    """The one JSON text of a value: sorted keys, no spaces. Equal values give equal texts, so it can be hashed."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
 

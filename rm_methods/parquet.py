@@ -124,8 +124,8 @@ def read_parquet(
         unique: columns that together identify a row; no two rows may agree in all of them.
 
     Raises:
-        DataError: the file is missing, is damaged, lacks a column, has a value of the wrong kind, or has a row twice. The
-            text names file and field.
+        DataError: the file is missing, is damaged, lacks a column, has a value of the wrong kind, or has a row twice.
+            The text names file and field.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq

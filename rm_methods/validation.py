@@ -1,4 +1,5 @@
-"""JSON-schema checks whose messages name the key path, the value seen, what is allowed, and the nearest name for an unknown key.
+"""JSON-schema checks whose messages name the key path, the value seen, what is allowed, and the nearest name for an
+unknown key.
 
 Values that no setting may have (NaN, infinity, keys that are not text, ...) are refused whatever the schema says.
 """
@@ -10,9 +11,13 @@ import math
 import re
 from collections.abc import Iterator, Mapping
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rm_methods.errors import nearest
+
+if TYPE_CHECKING:
+    from jsonschema import ValidationError
+    from jsonschema.protocols import Validator
 
 _BOUNDS = {
     "minimum": "at least",
@@ -24,8 +29,8 @@ _LARGEST_INTEGER = 2**63 - 1
 
 
 @cache
-def _validator():
-    """JSON Schema takes 64.0 for an integer; range() and paths do not.  Python's `$` also matches before a last line break."""
+def _validator() -> type[Validator]:
+    """Draft 2020-12 with two stricter rules: 64.0 is no integer, and `$` does not match before a last line break."""
     from jsonschema import Draft202012Validator, ValidationError
     from jsonschema.validators import extend
 
@@ -33,7 +38,9 @@ def _validator():
         "integer", lambda _, value: isinstance(value, int) and not isinstance(value, bool)
     )
 
-    def pattern(validator, expression, instance, _schema):
+    def pattern(
+        validator: Validator, expression: str, instance: Any, _schema: Mapping[str, Any]
+    ) -> Iterator[ValidationError]:
         if validator.is_type(instance, "string") and not re.search(re.sub(r"\$\Z", r"\\Z", expression), instance):
             yield ValidationError(f"{instance!r} does not match {expression}")
 
@@ -79,21 +86,24 @@ def schema_problems(value: Any, schema: Mapping[str, Any], where: str = "") -> l
     """Every breach of a JSON schema, one sentence each.
 
     Args:
-        where: key path of `value` itself, put before the paths inside it.
+        where: key path of `value` itself; the paths inside it begin with it.
     """
     problems = list(unusable_values(value, where))
-    for error in sorted(_validator()(schema).iter_errors(value), key=lambda error: list(map(str, error.absolute_path))):
-        path = ".".join([*([where] if where else []), *map(str, error.absolute_path)])
+    errors = _validator()(schema).iter_errors(value)
+    for error in sorted(errors, key=lambda error: list(map(str, error.absolute_path))):
+        keys = list(map(str, error.absolute_path))
+        path = ".".join([where, *keys] if where else keys)
         if error.validator == "additionalProperties" and error.validator_value is False:
-            allowed = error.schema.get("properties", {})
+            schema_of_object: Any = error.schema  # jsonschema's types allow for errors that belong to no schema yet
+            allowed = schema_of_object.get("properties", {})
             prefix = f"{path}." if path else ""
-            problems += [
-                f"{prefix}{key}: unknown key. {nearest(str(key), allowed)}"
-                for key in error.instance
-                if key not in allowed
-            ]
+            instance: Any = error.instance
+            unknown = [key for key in instance if key not in allowed]
+            problems += [f"{prefix}{key}: unknown key. {nearest(str(key), allowed)}" for key in unknown]
         elif error.validator == "required":
-            missing = [key for key in error.validator_value if key not in error.instance]
+            required: Any = error.validator_value
+            present: Any = error.instance
+            missing = [key for key in required if key not in present]
             problems.append(f"{path or 'top level'}: missing {', '.join(missing)}.")
         else:
             seen = json.dumps(error.instance, default=str, skipkeys=True, ensure_ascii=False)
@@ -102,13 +112,15 @@ def schema_problems(value: Any, schema: Mapping[str, Any], where: str = "") -> l
     return list(dict.fromkeys(problems))
 
 
-def _expectation(error: Any) -> str:
-    """What the broken rule of the schema asks for."""
-    rule, limit = error.validator, error.validator_value
+def _expectation(error: ValidationError) -> str:
+    """The demand of the broken rule of the schema."""
+    rule = error.validator
+    limit: Any = error.validator_value
     if rule == "type":
         return f"expected {' or '.join(limit) if isinstance(limit, list) else limit}"
     if rule == "enum":
-        return f"allowed: {', '.join(value if isinstance(value, str) else json.dumps(value) for value in limit)}"
+        values = [value if isinstance(value, str) else json.dumps(value) for value in limit]
+        return f"allowed: {', '.join(values)}"
     if rule in _BOUNDS:
         return f"must be {_BOUNDS[rule]} {limit}"
     if rule == "pattern":

@@ -1,8 +1,8 @@
 """YAML files that users write: every key once, and words and numbers that all versions of YAML read alike.
 
-PyYAML lets the last of two equal keys win, and it reads YAML 1.1, in which `010` is 8, `1:30` is 90, `no` is false and `1e-4` is text.
-Here a key that is written twice is a problem, and so is a word or number that YAML 1.1 and 1.2 read differently, except for `1e-4`,
-which is the number that it is in YAML 1.2.  Tags are those of `yaml.safe_load`.
+PyYAML takes the last of two equal keys. It reads YAML 1.1, in which `010` is 8, `1:30` is 90, `no` is false and `1e-4`
+is text. Here a key that is written twice is a problem. So is a word or number that YAML 1.1 and 1.2 read differently,
+except for `1e-4`, which is a number as in YAML 1.2. Tags are those of `yaml.safe_load`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _YAML_1_2 = (
     ("float", _FLOAT, "-+.0123456789"),
     ("merge", r"<<", "<"),
 )
-# What the words and numbers that the two versions read differently are in YAML 1.1.
+# Type in YAML 1.1 of a word or number that the two versions read differently -> its name in messages.
 _OLD_READINGS = {
     "bool": "true or false",
     "int": "another number",
@@ -37,13 +37,13 @@ _OLD_READINGS = {
 }
 
 
-class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
+class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]  # libyaml may be missing
     """Constructs what `yaml.safe_load` constructs, with the implicit types of YAML 1.2."""
 
     yaml_implicit_resolvers: ClassVar[dict[str, list]] = {}
 
 
-class _Dumper(getattr(yaml, "CSafeDumper", yaml.SafeDumper)):
+class _Dumper(getattr(yaml, "CSafeDumper", yaml.SafeDumper)):  # type: ignore[misc]  # libyaml may be missing
     """Quotes every text that either version of YAML would take for something else."""
 
     yaml_implicit_resolvers: ClassVar[dict[str, list]] = {
@@ -68,10 +68,11 @@ def read_yaml(source: str | Path) -> tuple[Any, list[str]]:
     """The content of a YAML file, and what is wrong with how it is written.
 
     Returns:
-        The content (of keys that are written twice, the last one) and one sentence for each problem, with key path and line.
+        The content (the last value of a key that is written twice), and one sentence per problem, with key path and
+        line.
 
     Raises:
-        ConfigError: the file cannot be read, or nothing can be made of it.
+        ConfigError: the file cannot be read, or is not YAML.
     """
     source = Path(source)
     try:
@@ -128,7 +129,7 @@ def yaml_text(value: Any) -> str:
 
 
 class _Nodes:
-    """Goes through the nodes of a document, counts its values and collects problems.
+    """Visits the nodes of a document, counts its values and collects problems.
 
     Args:
         where: what follows a line number in a problem.
@@ -148,7 +149,7 @@ class _Nodes:
         """
         key = id(node)
         if key in self._open:
-            raise yaml.YAMLError(f"line {_line(node)}: an alias within what it stands for, which has no end")
+            raise yaml.YAMLError(f"line {_line(node)}: an alias that contains itself, which has no end")
         if key not in self._counts:
             self._open.add(key)
             self._counts[key] = self._count(node, path)
@@ -173,7 +174,8 @@ class _Nodes:
             name = (key.tag, key.value)
             if name in lines:
                 self.problems.append(
-                    f"{inside}: written twice, on lines {lines[name]} and {_line(key)}{self.where}, and the last would win; keep one"
+                    f"{inside}: written twice, on lines {lines[name]} and {_line(key)}{self.where}, "
+                    "and the last would win; keep one"
                 )
             lines[name] = _line(key)
             self._check_scalar(key, inside)
@@ -182,7 +184,8 @@ class _Nodes:
 
     def _check_scalar(self, node: yaml.ScalarNode, path: str) -> None:
         _check_tag(node)
-        text, name = node.value, node.tag.removeprefix(_TAG)
+        text = node.value
+        name = node.tag.removeprefix(_TAG)
         line = f"line {_line(node)}{self.where}"
         if name == "int" and len(text) > _MAX_DIGITS:
             self.problems.append(f"{path}: a number of {len(text)} digits on {line}")
@@ -192,13 +195,14 @@ class _Nodes:
         old = _old_reading(text)
         if name == "int" and re.match(r"[-+]?0[0-9]", text):
             self.problems.append(
-                f"{path}: {text} on {line} has a leading zero, which is octal in YAML 1.1 and decimal in YAML 1.2; leave the zero out, "
-                "or put the value in quotation marks if it is text"
+                f"{path}: {text} on {line} has a leading zero, which is octal in YAML 1.1 and decimal in YAML 1.2; "
+                "leave the zero out, or put the value in quotation marks if it is text"
             )
         elif name == "str" and old in _OLD_READINGS:
+            advice = "write true or false" if old == "bool" else "write it out"
             self.problems.append(
                 f"{path}: {text} on {line} is {_OLD_READINGS[old]} in YAML 1.1 and text in YAML 1.2; "
-                f"{'write true or false' if old == 'bool' else 'write it out'}, or put it in quotation marks if it is text"
+                f"{advice}, or put it in quotation marks if it is text"
             )
 
 
@@ -222,17 +226,18 @@ def _joined(path: str, key: str) -> str:
     return f"{path}.{key}" if path else key
 
 
-def _line(node: yaml.Node) -> int:
-    return node.start_mark.line + 1
+def _line(part: yaml.Node | yaml.Event) -> int:
+    assert part.start_mark is not None  # only documents built by hand have parts without a position
+    return part.start_mark.line + 1
 
 
 def _check_depth(text: str) -> None:
-    """The C parser makes nodes recursively, so that a deep nesting would end the process without a word."""
+    """Refuse deep nesting: the C parser makes nodes recursively, so it would kill the process without a message."""
     depth = 0
     for event in yaml.parse(text, Loader=_Loader):
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
         if depth > MAX_DEPTH:
-            raise yaml.YAMLError(f"line {event.start_mark.line + 1}: nested more than {MAX_DEPTH} levels deep")
+            raise yaml.YAMLError(f"line {_line(event)}: nested more than {MAX_DEPTH} levels deep")
 
 
 def _syntax_error(error: yaml.YAMLError) -> str:
@@ -240,5 +245,5 @@ def _syntax_error(error: yaml.YAMLError) -> str:
     mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
     if mark is None:
         return " ".join(str(error).split())
-    parts = [part for part in (getattr(error, "context", None), error.problem) if part]
+    parts = [part for part in (getattr(error, "context", None), getattr(error, "problem", None)) if part]
     return f"line {mark.line + 1}, column {mark.column + 1}: {', '.join(parts)}"

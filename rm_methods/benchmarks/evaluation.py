@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import os
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any, cast
@@ -191,7 +191,7 @@ def align_scores(items: Sequence[BenchmarkItem], scores_path: str | os.PathLike)
     Raises:
         DataError: rows are missing, unknown, double, or of another text; with counts and an example of each.
     """
-    rows: dict[tuple[str, int], dict[str, Any]] = {}
+    rows: dict[tuple[str, int], Mapping[Hashable, Any]] = {}
     doubles = []
     for row in read_scores(scores_path).to_dict("records"):
         key = (row["item_id"], row["response_index"])

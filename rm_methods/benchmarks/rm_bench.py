@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 
@@ -116,10 +116,13 @@ def _item(row: dict[str, Any], subset: str, where: str, report: ItemReport) -> B
     )
 
 
+def _are_three(answers: Any) -> TypeGuard[Sequence[Any]]:
+    return isinstance(answers, (list, tuple)) and len(answers) == 3
+
+
 def _three_texts(row: dict[str, Any], key: str, where: str) -> list[str]:
     answers = row.get(key)
-    are_three = isinstance(answers, (list, tuple)) and len(answers) == 3
-    if not are_three or not all(isinstance(answer, str) for answer in answers):
+    if not _are_three(answers) or not all(isinstance(answer, str) for answer in answers):
         raise DataError(
             f"{where}: `{key}` must be a list of three texts (concise, detailed, markdown), found "
             f"{str(answers)[:80]!r}."

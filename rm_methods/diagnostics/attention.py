@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
+from torch import nn
 
 from rm_methods.errors import UserError
 from rm_methods.reward_models.attention_capture import LayerAttention
@@ -22,17 +23,20 @@ from rm_methods.reward_models.tokenization import TokenizedItem
 _BLOCK_ROWS = 256
 
 
-def check_packing(model: RewardModel) -> None:
-    """Refuse a model for which packed rows are not exact: diagnostics lay out every pair as one packed row.
+def packed_model(model: nn.Module) -> RewardModel:
+    """The model, if packed rows are exact for it: diagnostics lay out every pair as one packed row.
 
     Raises:
         UserError: with the reason.
     """
+    if not isinstance(model, RewardModel):
+        raise UserError(f"{type(model).__name__}: diagnostics need a reward model that reads each response alone.")
     if model.layout("auto") != "packed":
         raise UserError(
             "Diagnostics compute each pair as one packed row, and this backbone is not exact in packed rows: "
             f"{model.packing_obstacle}. Use another backbone, or leave benchmarks out of diagnostics.benchmarks."
         )
+    return model
 
 
 def attention_mass(query_hLd: torch.Tensor, key_hLd: torch.Tensor, scaling: float) -> tuple[torch.Tensor, torch.Tensor]:

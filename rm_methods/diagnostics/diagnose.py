@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from rm_methods.benchmarks.item import read_items
-from rm_methods.diagnostics.attention import check_packing, sequence_masses
+from rm_methods.diagnostics.attention import packed_model, sequence_masses
 from rm_methods.diagnostics.masking import lay_out_visible, visible_item, visible_positions
 from rm_methods.diagnostics.pairs import DiagnosedPair, TextTokens, select_pairs, text_tokens
 from rm_methods.diagnostics.records import ATTENTION_COLUMNS, MASKING_COLUMNS, attention_rows, masking_rows
@@ -26,7 +26,7 @@ from rm_methods.reward_models.attention_capture import layer_numbers
 from rm_methods.reward_models.batching import batches_within
 from rm_methods.reward_models.layouts import SequenceBatch, launched_tokens, lay_out, packed_length
 from rm_methods.reward_models.model import RewardOutput
-from rm_methods.reward_models.tokenization import TokenizedItem
+from rm_methods.reward_models.tokenization import ChatTokenizer, TokenizedItem
 from rm_methods.scoring.scorer import RewardModelScorer, ScoringSettings, load_scorer, scoring_settings
 
 
@@ -76,7 +76,7 @@ def diagnose(
         selected, counts[name] = select_pairs(name, read_items(items_path), settings["limit"])
         pairs += selected
     scorer = load_scorer(model_folder, replace(scoring_settings(config), threads=threads))
-    if not isinstance(scorer, RewardModelScorer):
+    if not isinstance(scorer, RewardModelScorer) or not isinstance(scorer.tokenizer, ChatTokenizer):
         raise UserError(f"{model_folder}: cannot be diagnosed, because it is not one model. Give the folder of a run.")
     n_layers = scorer.model.config.num_hidden_layers
     layers = layer_numbers(settings["layers"] or list(range(1, n_layers + 1)), n_layers, "diagnostics.layers")
@@ -118,10 +118,10 @@ def measure(
     Raises:
         UserError: the backbone is not exact in packed rows, or its attention cannot be captured.
     """
-    check_packing(scorer.model)
+    model = packed_model(scorer.model)
     scores = np.full((len(encoded), 2), np.nan, dtype=np.float32)
     masses: list[list[np.ndarray]] = [[] for _ in encoded]
-    scorer.model.capture_attention(layers)
+    model.capture_attention(layers)
     for positions in _batches(encoded, scorer.settings):
         items = [encoded[position] for position in positions]
         output = _forward(scorer, lay_out(items, "packed", scorer.tokenizer.pad_id))
@@ -129,7 +129,7 @@ def measure(
         masses_of_batch = sequence_masses(output.attention, items)
         for k, position in enumerate(positions):
             masses[position] = masses_of_batch[2 * k : 2 * k + 2]
-    scorer.model.capture_attention(())
+    model.capture_attention(())
     by_masking = {(mode, 0): scores for mode in MODES}
     for mode in MODES:
         for percent in PERCENTS[1:]:

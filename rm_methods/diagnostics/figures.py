@@ -38,7 +38,12 @@ def write_figures(findings: Findings, benchmark: str, reference: str, folder: Pa
     """
     import matplotlib
 
-    settings = {"font.size": 9, "svg.fonttype": "none", "svg.hashsalt": "rm-methods", "axes.unicode_minus": False}
+    settings: dict[Any, Any] = {
+        "font.size": 9,
+        "svg.fonttype": "none",
+        "svg.hashsalt": "rm-methods",
+        "axes.unicode_minus": False,
+    }
     with matplotlib.rc_context(settings):
         for measure in MEASURES:
             for version in SHOWN_VERSIONS:
@@ -158,7 +163,7 @@ def _line_with_band(axis: Axes, findings: Sequence[Finding], style: LineStyle, b
     Args:
         band: opacity.
     """
-    positions = [finding.position for finding in findings]
+    positions = [finding.position for finding in findings if finding.position is not None]
     values = [100 * finding.value for finding in findings]
     low = [100 * finding.low for finding in findings]
     high = [100 * finding.high for finding in findings]
@@ -224,11 +229,11 @@ def _grid(
     return figure
 
 
-def _tidy(axis: Axes, **labels: bool) -> None:
+def _tidy(axis: Axes, *, labelleft: bool, labelbottom: bool) -> None:
     axis.grid(axis="y", color="#E5E5E5", linewidth=0.6)
     axis.set_axisbelow(True)
     axis.locator_params(axis="y", nbins=5)
-    axis.tick_params(labelsize=8, **labels)
+    axis.tick_params(labelsize=8, labelleft=labelleft, labelbottom=labelbottom)
     for side in ("top", "right"):
         axis.spines[side].set_visible(False)
 
@@ -237,10 +242,12 @@ def _legend(figure: Figure, handles: Sequence[Line2D], title: str) -> None:
     """A legend below the panels, with as many entries per row as fit. The figure grows by its height."""
     import textwrap
 
+    from matplotlib.font_manager import FontProperties
+
     entry_width = 0.55 + 0.06 * max(len(str(handle.get_label())) for handle in handles)
     across = max(1, min(len(handles), int(figure.get_figwidth() / entry_width)))
     lines = textwrap.wrap(title, int(14 * figure.get_figwidth()))
     figure.set_figheight(figure.get_figheight() + 0.17 * (math.ceil(len(handles) / across) + len(lines)) + 0.1)
     legend = figure.legend(handles=handles, loc="outside lower center", ncols=across, frameon=False, fontsize=8)
-    legend.set_title("\n".join(lines), prop={"size": 8})
+    legend.set_title("\n".join(lines), prop=FontProperties(size=8))
     legend.get_title().set_multialignment("center")

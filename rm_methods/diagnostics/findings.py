@@ -285,12 +285,14 @@ def masking_findings(scope: Scope, frame: pandas.DataFrame) -> Iterator[Finding]
     """Findings of rows of masking.parquet: accuracy (a tie earns 0.5) and tie rate for each part of the text hidden."""
     credits = frame.pivot(index=["seed", "item_id", "group"], columns=["mode", "percent"], values="credit")
     credits = credits.sort_index(axis=1)
+    modes = credits.columns.get_level_values("mode").to_list()
+    percents = credits.columns.get_level_values("percent").to_list()
     values = credits.to_numpy(np.float64)
     accuracy, low, high = _clustered_means(values, credits.index.get_level_values("group").to_numpy())
     ties = (values == 0.5).mean(axis=0)
     for mode in MODES:
-        for k, (mode_of_column, percent) in enumerate(credits.columns):
-            if mode_of_column != mode:
+        for k, percent in enumerate(percents):
+            if modes[k] != mode:
                 continue
             yield Finding(scope, "accuracy", mode, "", "", int(percent), accuracy[k], low[k], high[k])
             if scope.seed is None:

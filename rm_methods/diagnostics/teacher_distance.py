@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from rm_methods.benchmarks.item import read_items
-from rm_methods.diagnostics.attention import check_packing
+from rm_methods.diagnostics.attention import packed_model
 from rm_methods.diagnostics.pairs import DiagnosedPair, select_pairs
 from rm_methods.diagnostics.records import DISTANCE_COLUMNS
 from rm_methods.errors import UserError
@@ -92,7 +92,7 @@ def diagnose_teacher_distance(
     items = tokenizer.encode((pair.item.prompt, _chosen_and_rejected(pair)) for pair in pairs)
     models = {"before": _start_of_training(config, seed, folders["backbone"], after), "after": after}
     for model in models.values():
-        check_packing(model)
+        packed_model(model)
     # In bf16 the rounding depends on the batch, so a pair gets a forward by itself.
     tokens_per_batch = 0 if scoring.one_text_per_forward else scoring.tokens_per_batch
     rows = []

@@ -183,9 +183,9 @@ def describe(report: dict[str, Any]) -> str:
     lines += ["", "Splits", f"  {headings}   mean characters (prompt, chosen, rejected)"]
     for split, summary in report["splits"].items():
         share = f"{summary['share_chosen_longer']:.1%}"
-        counts = f"{summary['pairs']:>9,}{summary['groups']:>9,}{share:>15}{summary['flipped']:>9,}"
+        sizes = f"{summary['pairs']:>9,}{summary['groups']:>9,}{share:>15}{summary['flipped']:>9,}"
         characters = ", ".join(f"{value:,.0f}" for value in summary["mean_characters"].values())
-        lines.append(f"  {split:20}{counts}   {characters}")
+        lines.append(f"  {split:20}{sizes}   {characters}")
     if report["notes"]:
         lines += ["", "Notes", *(f"  - {note}" for note in report["notes"])]
     return "\n".join(lines)

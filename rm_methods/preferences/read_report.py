@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 EXAMPLES_KEPT = 3
-NOTHING = (None, "", [], {})  # values that a column without a value may have, by format
+NOTHING: tuple[Any, ...] = (None, "", [], {})  # values that a column without a value may have, by format
 
 
 class Fields(dict):
