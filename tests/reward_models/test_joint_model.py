@@ -150,7 +150,7 @@ def test_attention_that_cannot_be_read_is_refused(words, pairs, prepared):
 
 @pytest.fixture
 def pairrm(words, tmp_path):
-    """A folder like published PairRM checkpoints: DeBERTa with prefix ids in its configuration and no record of ours."""
+    """A folder like published PairRM checkpoints: DeBERTa, prefix ids in its configuration, no record of ours."""
     words.add_special_tokens({"additional_special_tokens": ["<|source|>", "<|candidate1|>", "<|candidate2|>"]})
     marks = words.convert_tokens_to_ids(["<|source|>", "<|candidate1|>", "<|candidate2|>"])
     torch.manual_seed(0)

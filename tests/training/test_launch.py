@@ -100,7 +100,8 @@ def test_the_command_for_several_nodes_starts_one_torchrun_on_each():
     command = several_nodes_command(8, resources, "150007", {"MASTER_ADDR": "node1-ib"})
     start = command.index(sys.executable)
     assert command[:start] == [
-        "srun", "--nodes=3", "--ntasks=3", "--ntasks-per-node=1", "--cpus-per-task=16", "--gpus-per-node=8", "--kill-on-bad-exit=1"
+        "srun", "--nodes=3", "--ntasks=3", "--ntasks-per-node=1", "--cpus-per-task=16", "--gpus-per-node=8",
+        "--kill-on-bad-exit=1"
     ]  # fmt: skip
     assert command[start + 1 :] == [
         "-m", "torch.distributed.run", "--nnodes=3", "--nproc_per_node=8",

@@ -276,7 +276,7 @@ def test_two_ranks_learn_what_one_rank_learns(prepared, run, tmp_path, stage):
 
 @pytest.fixture
 def stored(prepared, tmp_path) -> tuple[Path, Path]:
-    """The prepared experiment with its backbone's weights in a folder, like a pretrained one: ZeRO-3 loads it in shards."""
+    """The prepared experiment with its backbone's weights in a folder, so that ZeRO-3 loads them in shards."""
     folder = tmp_path / "stored"
     shutil.copytree(prepared[1], folder)
     load_classifier(prepared[1], prepared[2]["backbone"], seed=0).save_pretrained(folder)

@@ -19,7 +19,8 @@ from tests.conftest import experiment_config, made_up_pairs
 from tests.training.test_trainer import run_files
 
 NO_SYSTEM = (
-    "{{ bos_token }}{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('No system turn here') }}{% endif %}"
+    "{{ bos_token }}{% for m in messages %}"
+    "{% if m.role == 'system' %}{{ raise_exception('No system turn here') }}{% endif %}"
     "{{ '<' + m.role + '>' + m.content.split('</think>')[-1] + eos_token }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<assistant>' }}{% endif %}"
 )
