@@ -38,9 +38,15 @@ SIZE = {
     "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
 }  # fmt: skip
 EXPERTS = {
-    "num_experts": 4, "num_local_experts": 4, "n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32,
-    "shared_expert_intermediate_size": 32, "n_group": 1, "topk_group": 1,
-}  # fmt: skip
+    "num_experts": 4,
+    "num_local_experts": 4,
+    "n_routed_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 32,
+    "shared_expert_intermediate_size": 32,
+    "n_group": 1,
+    "topk_group": 1,
+}
 LATENT = {
     "num_key_value_heads": 4,
     "head_dim": None,
@@ -69,20 +75,34 @@ WINDOWS = {
 # The text model of a composite configuration, and a vision model that is built but not used.
 TEXT = SIZE | LINEAR | {"sliding_window": 8}
 VISION = {
-    "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 28, "patch_size": 14,
-    "depth": 1, "num_heads": 2, "out_hidden_size": 64,
-}  # fmt: skip
+    "hidden_size": 32,
+    "intermediate_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "image_size": 28,
+    "patch_size": 14,
+    "depth": 1,
+    "num_heads": 2,
+    "out_hidden_size": 64,
+}
 COMPOSITE = {"text_config": TEXT, "vision_config": VISION}
 ENCODER_DECODER = {"decoder_start_token_id": 0}
 OWN = {
     "axk1": LATENT | {"first_k_dense_replace": 1},
     "axk2": LATENT | {"first_k_dense_replace": 1},
-    "bart": ENCODER_DECODER, "bigbird_pegasus": ENCODER_DECODER | {"block_size": 4}, "mbart": ENCODER_DECODER, "mvp": ENCODER_DECODER,
-    "mt5": ENCODER_DECODER, "t5": ENCODER_DECODER, "umt5": ENCODER_DECODER,
+    "bart": ENCODER_DECODER,
+    "bigbird_pegasus": ENCODER_DECODER | {"block_size": 4},
+    "mbart": ENCODER_DECODER,
+    "mvp": ENCODER_DECODER,
+    "mt5": ENCODER_DECODER,
+    "t5": ENCODER_DECODER,
+    "umt5": ENCODER_DECODER,
     "big_bird": {"block_size": 4},
     "cohere_compass_text": {
         "layer_types": ["sliding_attention", "full_attention"] * 2,
-        "rope_parameters": {kind: {"rope_type": "default", "rope_theta": 1e4} for kind in ("sliding_attention", "full_attention")},
+        "rope_parameters": {
+            kind: {"rope_type": "default", "rope_theta": 1e4} for kind in ("sliding_attention", "full_attention")
+        },
     },
     "deepseek_v2": LATENT | {"first_k_dense_replace": 1},
     "deepseek_v3": LATENT | {"first_k_dense_replace": 1},
@@ -101,24 +121,47 @@ OWN = {
     "minimax": {"block_size": 8},
     "mistral4": LATENT | {"first_k_dense_replace": 1},
     "modernvbert": COMPOSITE,
-    "perceiver": {"num_latents": 8, "d_latents": 32, "d_model": 32, "num_self_attends_per_block": 2, "num_self_attention_heads": 4,
-                  "num_cross_attention_heads": 4},
+    "perceiver": {
+        "num_latents": 8,
+        "d_latents": 32,
+        "d_model": 32,
+        "num_self_attends_per_block": 2,
+        "num_self_attention_heads": 4,
+        "num_cross_attention_heads": 4,
+    },
     "plbart": ENCODER_DECODER | {"encoder_attention_heads": 4, "decoder_attention_heads": 4},
     "qwen3_5": COMPOSITE,
     "qwen3_5_text": LINEAR,
     "qwen3_next": LINEAR,
-    "reformer": {"axial_pos_embds": False, "local_attn_chunk_length": 8, "lsh_attn_chunk_length": 8, "attention_head_size": 16,
-                 "num_buckets": 4, "feed_forward_size": 96},
+    "reformer": {
+        "axial_pos_embds": False,
+        "local_attn_chunk_length": 8,
+        "lsh_attn_chunk_length": 8,
+        "attention_head_size": 16,
+        "num_buckets": 4,
+        "feed_forward_size": 96,
+    },
     "squeezebert": {"embedding_size": 64},
     "t5gemma": ENCODER_DECODER | {"encoder": TEXT, "decoder": TEXT},
     "t5gemma2": ENCODER_DECODER | {"encoder": {"text_config": TEXT, "vision_config": VISION}, "decoder": TEXT},
     "ultravbert": COMPOSITE,
     "xlnet": {"max_position_embeddings": None, "d_inner": 96, "head_dim": None, "d_head": 16},
     "xmod": {"default_language": "en_XX"},
-    "zamba": {"num_hidden_layers": 6, "attn_layer_period": 2, "attn_layer_offset": 1, "attention_head_dim": None, "head_dim": None},
-    "zamba2": {"num_hidden_layers": 6, "layers_block_type": ["mamba", "hybrid"] * 3, "n_mamba_heads": 8, "chunk_size": 8,
-               "head_dim": None},
-}  # fmt: skip
+    "zamba": {
+        "num_hidden_layers": 6,
+        "attn_layer_period": 2,
+        "attn_layer_offset": 1,
+        "attention_head_dim": None,
+        "head_dim": None,
+    },
+    "zamba2": {
+        "num_hidden_layers": 6,
+        "layers_block_type": ["mamba", "hybrid"] * 3,
+        "n_mamba_heads": 8,
+        "chunk_size": 8,
+        "head_dim": None,
+    },
+}
 
 TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}{{ '[' + message['role'] + ']' + message['content'] + eos_token }}{% "

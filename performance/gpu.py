@@ -49,23 +49,35 @@ def configuration(size: tuple[int, ...], pairs: int, deepspeed: str | None, tiny
         "heads": heads,
         "key_value_heads": key_value_heads,
     }
-    encoder = {"hidden_size": 16 if tiny else 1024, "intermediate_size": 32 if tiny else 2624, "layers": 1 if tiny else 28,
-               "heads": 2 if tiny else 16, "vocabulary_size": 1000, "positions": 2048, "initializer_range": 0.02}  # fmt: skip
+    encoder = {
+        "hidden_size": 16 if tiny else 1024,
+        "intermediate_size": 32 if tiny else 2624,
+        "layers": 1 if tiny else 28,
+        "heads": 2 if tiny else 16,
+        "vocabulary_size": 1000,
+        "positions": 2048,
+        "initializer_range": 0.02,
+    }
     return {
         "experiment": "gpu",
         "seeds": [0],
         "data": {"dataset": "world", "options": {"train_pairs": pairs, "validation_pairs": 20, "test_pairs": 20}},
         "backbone": {"max_length": 512, "tiny": backbone | {"vocabulary_size": 400 if tiny else 1024}},
         "training": {
-            "pairs_per_step": pairs // 12, "tokens_per_microbatch": 1024 if tiny else 16384, "precision": "bf16", "log_every_steps": 1,
-            "gradient_checkpointing": True, "checkpoint_every_steps": None, "deepspeed": deepspeed,
+            "pairs_per_step": pairs // 12,
+            "tokens_per_microbatch": 1024 if tiny else 16384,
+            "precision": "bf16",
+            "log_every_steps": 1,
+            "gradient_checkpointing": True,
+            "checkpoint_every_steps": None,
+            "deepspeed": deepspeed,
         },
         "methods": {
             "bradley_terry": {},
             "joint_encoder": {"masked_language_epochs": 0, "epochs": 0, "tiny": encoder},
             "interaction_distillation": {},
         },
-    }  # fmt: skip
+    }
 
 
 def prepare(folder: Path, config: dict) -> None:

@@ -370,8 +370,8 @@ def _resolve_benchmark(name: str, entry: dict[str, Any], problems: list[str]) ->
 
 def _no_folder(where: str, path: str) -> str:
     return (
-        f"{where}: no such folder: '{path}' (looked in {Path.cwd()}). Name the folder that holds the files, or null for "
-        "the hub"
+        f"{where}: no such folder: '{path}' (looked in {Path.cwd()}). Name the folder that holds the files, or null "
+        "for the hub"
     )
 
 

@@ -30,7 +30,7 @@ _CODE_OF = {
 }
 
 
-# A result that a stage makes: name of the stage, and the values of the wildcards in its path (variant, seed, benchmark).
+# A result that a stage makes: name of the stage, and the wildcards in its path (variant, seed, benchmark).
 Job = tuple[str, dict[str, Any]]
 
 

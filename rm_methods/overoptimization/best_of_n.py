@@ -164,8 +164,8 @@ def pool_curves(
     numbers = numbers_of_samples(smallest) if n is None else np.array(sorted(set(n)), dtype=np.int64)
     if len(numbers) == 0 or numbers[0] < 1 or numbers[-1] > smallest:
         raise UserError(
-            f"n = {numbers.tolist()}: Best-of-n needs 1 <= n <= {smallest}, the smallest number of responses of a prompt "
-            "here."
+            f"n = {numbers.tolist()}: Best-of-n needs 1 <= n <= {smallest}, the smallest number of responses of a "
+            "prompt here."
         )
     weights = {size: best_of_n_weights(size, numbers) for size in set(sizes)}
     expected: dict[str, list[np.ndarray]] = {"gold": [], "proxy": [], "oracle": [], "kl": []}

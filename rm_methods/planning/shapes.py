@@ -11,16 +11,38 @@ from rm_methods.errors import UserError, nearest
 # From the configurations that were published with SmolLM2-135M, Llama 3.2 1B, Llama 3.1 8B and 70B, and ModernBERT.
 _LLAMA = {"model_type": "llama", "vocab_size": 128_256, "num_key_value_heads": 8, "max_position_embeddings": 131_072}
 SHAPES: dict[str, dict[str, Any]] = {
-    "135M": _LLAMA | {"vocab_size": 49_152, "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30,
-                      "num_attention_heads": 9, "num_key_value_heads": 3, "max_position_embeddings": 8192},
+    "135M": _LLAMA
+    | {
+        "vocab_size": 49_152,
+        "hidden_size": 576,
+        "intermediate_size": 1536,
+        "num_hidden_layers": 30,
+        "num_attention_heads": 9,
+        "num_key_value_heads": 3,
+        "max_position_embeddings": 8192,
+    },
     "1B": _LLAMA | {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16, "num_attention_heads": 32},
-    "8B": _LLAMA | {"hidden_size": 4096, "intermediate_size": 14_336, "num_hidden_layers": 32, "num_attention_heads": 32},
-    "70B": _LLAMA | {"hidden_size": 8192, "intermediate_size": 28_672, "num_hidden_layers": 80, "num_attention_heads": 64},
-    "ModernBERT-base": {"model_type": "modernbert", "vocab_size": 50_368, "hidden_size": 768, "intermediate_size": 1152,
-                        "num_hidden_layers": 22, "num_attention_heads": 12},
-    "ModernBERT-large": {"model_type": "modernbert", "vocab_size": 50_368, "hidden_size": 1024, "intermediate_size": 2624,
-                         "num_hidden_layers": 28, "num_attention_heads": 16},
-}  # fmt: skip
+    "8B": _LLAMA
+    | {"hidden_size": 4096, "intermediate_size": 14_336, "num_hidden_layers": 32, "num_attention_heads": 32},
+    "70B": _LLAMA
+    | {"hidden_size": 8192, "intermediate_size": 28_672, "num_hidden_layers": 80, "num_attention_heads": 64},
+    "ModernBERT-base": {
+        "model_type": "modernbert",
+        "vocab_size": 50_368,
+        "hidden_size": 768,
+        "intermediate_size": 1152,
+        "num_hidden_layers": 22,
+        "num_attention_heads": 12,
+    },
+    "ModernBERT-large": {
+        "model_type": "modernbert",
+        "vocab_size": 50_368,
+        "hidden_size": 1024,
+        "intermediate_size": 2624,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 16,
+    },
+}
 
 
 def published_configuration(name: str):

@@ -29,7 +29,8 @@ def save_figure(drawn: Callable[[], Any], targets: Sequence[Path]) -> None:
         "svg.hashsalt": "rm-methods",
         "axes.unicode_minus": False,
     }
-    with matplotlib.rc_context(style):
+    # matplotlib's annotations list every key as a literal; a plain dictionary has none.
+    with matplotlib.rc_context(style):  # type: ignore[arg-type]
         figure = drawn()
         # Laid out once: a layout engine would measure every text again for every file, which takes longer than drawing.
         figure.draw_without_rendering()

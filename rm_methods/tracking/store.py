@@ -58,6 +58,7 @@ def ensure_store(uri: str) -> None:
             import_mlflow()
             from mlflow.db import upgrade
 
+            assert upgrade.callback is not None  # a click command with a function
             with written_atomically(path) as new:
                 upgrade.callback(f"sqlite:///{new.resolve()}")  # what `mlflow db upgrade` does
 

@@ -25,9 +25,17 @@ needs_trl = pytest.mark.skipif(
 
 def command(folders, output, *more, **replaced):
     arguments = {
-        "reward-model": folders.reward_model, "policy": folders.policy, "pairs": folders.pairs, "output": output, "steps": 3,
-        "prompts-per-step": 2, "completions": 4, "max-prompt-tokens": 200, "max-completion-tokens": 16, "learning-rate": 1e-3,
-    }  # fmt: skip
+        "reward-model": folders.reward_model,
+        "policy": folders.policy,
+        "pairs": folders.pairs,
+        "output": output,
+        "steps": 3,
+        "prompts-per-step": 2,
+        "completions": 4,
+        "max-prompt-tokens": 200,
+        "max-completion-tokens": 16,
+        "learning-rate": 1e-3,
+    }
     arguments |= {name.replace("_", "-"): value for name, value in replaced.items()}
     return [text for name, value in arguments.items() for text in (f"--{name}", str(value))] + list(more)
 

@@ -91,8 +91,16 @@ def test_the_formula_of_activations_is_what_autograd_keeps(monkeypatch):
     from transformers import LlamaConfig
 
     hidden, intermediate, heads, key_value_heads, size = sizes = measure.SHAPES[0]
-    config = LlamaConfig(vocab_size=300, hidden_size=hidden, intermediate_size=intermediate, num_hidden_layers=4, num_attention_heads=heads,
-                         num_key_value_heads=key_value_heads, head_dim=size, pad_token_id=0)  # fmt: skip
+    config = LlamaConfig(
+        vocab_size=300,
+        hidden_size=hidden,
+        intermediate_size=intermediate,
+        num_hidden_layers=4,
+        num_attention_heads=heads,
+        num_key_value_heads=key_value_heads,
+        head_dim=size,
+        pad_token_id=0,
+    )
     shape = shape_of(config)
     for recomputed in (False, True):
         copies = 0 if recomputed else 2 * (shape.parameters - shape.embedding)

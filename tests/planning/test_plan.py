@@ -186,9 +186,15 @@ def test_a_model_of_unknown_size_needs_a_shape(tmp_path):
 
 @pytest.mark.parametrize(
     ("source", "shape"),
-    [("meta-llama/Llama-3.1-8B-Instruct", "8B"), ("org/llama-3.3-70b", "70B"), ("HuggingFaceTB/SmolLM2-135M-Instruct", "135M"),
-     ("answerdotai/ModernBERT-large", "ModernBERT-large"), ("org/model-1.8B", None), ("org/8Bit", None)],
-)  # fmt: skip
+    [
+        ("meta-llama/Llama-3.1-8B-Instruct", "8B"),
+        ("org/llama-3.3-70b", "70B"),
+        ("HuggingFaceTB/SmolLM2-135M-Instruct", "135M"),
+        ("answerdotai/ModernBERT-large", "ModernBERT-large"),
+        ("org/model-1.8B", None),
+        ("org/8Bit", None),
+    ],
+)
 def test_the_shape_in_a_models_name(source, shape):
     assert shape_in_name(source) == shape
 

@@ -224,9 +224,23 @@ def test_files_hold_what_is_promised(policy_folder, tmp_path):
     summary = run(policy_folder, tmp_path, gold=text_reward(lambda prompt, response: float(len(response))))
     assert json.loads((tmp_path / "summary.json").read_text()) == json.loads(json.dumps(summary))
     expected = {
-        "step", "time", "proxy", "gold", "kl", "kl_coefficient", "length", "end_rate", "distinct_1", "distinct_2", "policy_loss",
-        "value_loss", "clip_fraction", "entropy", "gradient_norm", "reward",
-    }  # fmt: skip
+        "step",
+        "time",
+        "proxy",
+        "gold",
+        "kl",
+        "kl_coefficient",
+        "length",
+        "end_rate",
+        "distinct_1",
+        "distinct_2",
+        "policy_loss",
+        "value_loss",
+        "clip_fraction",
+        "entropy",
+        "gradient_norm",
+        "reward",
+    }
     assert all(set(line) == expected for line in lines(tmp_path))
     rows = read_evaluation(tmp_path / "evaluation.parquet")
     assert [(row["step"], row["prompt_id"]) for row in rows] == [

@@ -176,9 +176,13 @@ def test_without_slurm_the_error_says_what_is_missing(tmp_path, monkeypatch, squ
 
 @pytest.mark.parametrize(
     ("script", "state"),
-    [("echo RUNNING", "RUNNING"), ("true", "GONE"), ("echo 'slurm_load_jobs error: Invalid job id specified' >&2; exit 1", "GONE"),
-     ("echo 'Unable to contact slurm controller' >&2; exit 1", None)],
-)  # fmt: skip
+    [
+        ("echo RUNNING", "RUNNING"),
+        ("true", "GONE"),
+        ("echo 'slurm_load_jobs error: Invalid job id specified' >&2; exit 1", "GONE"),
+        ("echo 'Unable to contact slurm controller' >&2; exit 1", None),
+    ],
+)
 def test_the_state_of_a_job_is_unknown_only_where_slurm_does_not_answer(slurm, script, state):
     (slurm / "squeue").write_text(f"#!/bin/sh\n{script}\n")
     assert cluster.job_state("41") == state

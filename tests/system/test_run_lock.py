@@ -111,9 +111,17 @@ def test_a_process_number_given_out_again_is_not_the_writer(tmp_path):
 
 @pytest.mark.parametrize(
     ("state", "expected"),
-    [("RUNNING", ALIVE), ("SUSPENDED", ALIVE), ("GONE", DEAD), ("PENDING", DEAD), ("TIMEOUT", DEAD), ("NODE_FAIL", DEAD),
-     ("COMPLETING", UNCERTAIN), (None, UNCERTAIN)],
-)  # fmt: skip
+    [
+        ("RUNNING", ALIVE),
+        ("SUSPENDED", ALIVE),
+        ("GONE", DEAD),
+        ("PENDING", DEAD),
+        ("TIMEOUT", DEAD),
+        ("NODE_FAIL", DEAD),
+        ("COMPLETING", UNCERTAIN),
+        (None, UNCERTAIN),
+    ],
+)
 def test_on_another_machine_the_slurm_job_decides(monkeypatch, state, expected):
     monkeypatch.setenv("SLURM_CLUSTER_NAME", "big")
     monkeypatch.setattr(module, "job_state", lambda job: state if job == "41" else pytest.fail("asked for another job"))

@@ -51,7 +51,8 @@ def test_every_name_becomes_one_that_mlflow_takes(name):
 def test_training_log_keeps_the_last_value_of_a_step_and_skips_what_is_not_finite(tmp_path):
     log = tmp_path / "metrics.jsonl"
     log.write_text(
-        '{"step": 1, "time": 0.5, "loss": 0.9}\n{"step": 1, "time": 0.7, "loss": 0.8, "note": "x"}\n\n{"step": 2, "loss": NaN}\n'
+        '{"step": 1, "time": 0.5, "loss": 0.9}\n{"step": 1, "time": 0.7, "loss": 0.8, "note": "x"}\n\n'
+        '{"step": 2, "loss": NaN}\n'
         f'{{"step": 3, "loss": {"9" * 400}}}\n'
     )
     steps, cut_line, not_finite = read_training_log(log)
