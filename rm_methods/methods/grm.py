@@ -87,7 +87,7 @@ class LanguageHead(nn.Module):
         return self.softcap * torch.tanh(logits_MV / self.softcap)
 
 
-def response_tokens(
+def predicted_tokens(
     items: Sequence[TokenizedItem], batch: SequenceBatch, responses: Sequence[int]
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """The response tokens (with the template's closing tokens) of a micro-batch, and where each is predicted.
@@ -130,10 +130,10 @@ def summed_log_probabilities(
     """Log-probability of each whole response given its prompt, fp32 [items, requested responses].
 
     Args:
-        hidden_states: [R, L, H] of the batch, packed or plain; the rest as for `response_tokens`.
+        hidden_states: [R, L, H] of the batch, packed or plain; the rest as for `predicted_tokens`.
     """
     device = hidden_states.device
-    positions, tokens, sequence = (x.to(device) for x in response_tokens(items, batch, responses))
+    positions, tokens, sequence = (x.to(device) for x in predicted_tokens(items, batch, responses))
     states_MH = hidden_states.flatten(0, 1).index_select(0, positions)
     at_once = max(1, _LOGITS_AT_ONCE // head.projection.out_features)
     total = torch.zeros(len(items) * len(responses), device=device)

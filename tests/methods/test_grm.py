@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from rm_methods.errors import UserError
 from rm_methods.methods import grm
 from rm_methods.methods.contract import Inputs
-from rm_methods.methods.grm import dpo_regularizer, response_tokens, sft_regularizer, summed_log_probabilities
+from rm_methods.methods.grm import dpo_regularizer, predicted_tokens, sft_regularizer, summed_log_probabilities
 from rm_methods.methods.registry import load_card, load_method
 from rm_methods.preferences.pair import make_pair
 from rm_methods.reward_models.backbones import load_tokenizer, prepare_backbone
@@ -94,7 +94,7 @@ def test_log_probabilities_equal_a_loop_over_the_language_model(
 @pytest.mark.parametrize("layout", ["packed", "plain"])
 def test_only_response_tokens_count_and_each_is_read_one_place_before(prepared, tokenizer, pairs, tmp_path, layout):
     _, model, batch, items = made(prepared, tokenizer, pairs[:5], tmp_path, layout)
-    places, tokens, sequence = response_tokens(items, batch, (0, 1))
+    places, tokens, sequence = predicted_tokens(items, batch, (0, 1))
     positions = batch.position_ids.flatten()[places]
     expected = [t - 1 for item in items for length in item.lengths for t in range(item.shared, length)]
     assert positions.tolist() == expected
