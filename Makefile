@@ -33,6 +33,7 @@ lint: setup
 	ruff format --check .
 	snakefmt --check Snakefile workflow
 	python .ci/lint_workflow.py
+	mypy
 	python .ci/environment.py --check
 
 format: setup

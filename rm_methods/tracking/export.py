@@ -354,7 +354,9 @@ def _link_dataset(client, run, record: RunRecord) -> None:
     from mlflow.entities import Dataset, DatasetInput, InputTag
 
     name, digest, pairs = record.dataset
-    described = MetaDataset(CodeDatasetSource(tags={"dataset": name}), name=name, digest=digest).to_dict()
+    source = CodeDatasetSource(tags={"dataset": name})
+    # Marked abstract by mistake: its `profile` has a default.
+    described = MetaDataset(source, name=name, digest=digest).to_dict()  # type: ignore[abstract]
     dataset = Dataset(**described, profile=json.dumps({"num_rows": pairs}))
     client.log_inputs(run.info.run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])])
 

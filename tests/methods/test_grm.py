@@ -24,7 +24,16 @@ def made(prepared, tokenizer, pairs, folder, layout="packed", name="grm", **sett
     method = load_method(name, load_card(name).defaults() | settings)
     config = {"backbone": prepared[2]["backbone"], "training": prepared[2]["training"]}
     items = tokenizer.encode((p.prompt, (p.chosen, p.rejected)) for p in pairs)
-    inputs = Inputs(0, folder / "work", name, config, prepared[1], {}, 10, pairs, items, tokenizer)
+    inputs = Inputs(
+        seed=0,
+        work_folder=folder / "work",
+        label=name,
+        config=config,
+        backbone=prepared[1],
+        pairs=pairs,
+        items=items,
+        reader=tokenizer,
+    )
     model = method.model(pairs, tokenizer, inputs)
     method.build(model, inputs)
     rows = lay_out(items, layout, tokenizer.pad_id)

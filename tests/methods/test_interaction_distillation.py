@@ -47,7 +47,17 @@ def made(prepared, tokenizer, pairs, folder, name="interaction_distillation", fo
     config = {"backbone": prepared[2]["backbone"], "training": prepared[2]["training"]}
     items = tokenizer.encode((p.prompt, (p.chosen, p.rejected)) for p in pairs)
     required = {"teacher": [folder_of_teacher]} if folder_of_teacher else {}
-    inputs = Inputs(0, folder / "work" / "run", name, config, prepared[1], required, 10, pairs, items, tokenizer)
+    inputs = Inputs(
+        seed=0,
+        work_folder=folder / "work" / "run",
+        label=name,
+        config=config,
+        backbone=prepared[1],
+        required=required,
+        pairs=pairs,
+        items=items,
+        reader=tokenizer,
+    )
     model = method.model(pairs, tokenizer, inputs)
     method.build(model, inputs)
     batch = PairBatch(
