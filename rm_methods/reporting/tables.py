@@ -106,7 +106,7 @@ def _needed(section: Section, column: int, width: int) -> int:
 
     texts = [*_terminal_column(section, column), *section.headings[column].split()]
     needed = max((cell_len(text) for text in texts), default=0)
-    return min(needed, width // 3) if column == 0 else needed
+    return min(needed, width * 9 // 20) if column == 0 else needed
 
 
 def _terminal_table(section: Section, columns: list[int], widths: list[int], width: int) -> str:

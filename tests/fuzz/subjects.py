@@ -564,7 +564,16 @@ class Track(Finished):
         return None
 
 
-CONFIGURATIONS = ("quickstart", "paper", "noise", "interaction_world", "overoptimization", "smol", "tune_world")
+# Not config/smol.yaml: it reads local folders that a plain clone lacks.
+CONFIGURATIONS = (
+    "quickstart",
+    "paper",
+    "noise",
+    "interaction_world",
+    "interaction_content",
+    "overoptimization",
+    "tune_world",
+)
 FORMATS = (
     "text.jsonl",
     "conversations.jsonl",

@@ -243,7 +243,7 @@ def test_editing_the_data_and_its_card_makes_them_again(tmp_path):
         stream.write(json.dumps({"prompt": "new", "chosen": "good", "rejected": "bad"}) + "\n")
     assert {"prepare", "train"} <= set(planned(snakemake(folder, "-n", "results/smoke/comparison/table.txt")))
     snakemake(folder, "results/smoke/comparison/table.txt")
-    card = folder / "data" / "benchmarks" / "heldout.yaml"
+    card = folder / "rm_methods" / "data" / "benchmarks" / "heldout.yaml"
     card.write_text(card.read_text() + "# changed\n")
     jobs = planned(snakemake(folder, "-n", "results/smoke/comparison/table.txt"))
     assert "prepare_benchmark" in jobs
