@@ -37,7 +37,9 @@ def test_teacher_student_and_diagnostics_run_to_the_end(finished):
     assert "student" in distances
     assert "teacher" in distances
     made = {path.name for path in (diagnostics / "student" / "seed0").iterdir()}
-    assert made == {"attention.parquet", "masking.parquet", "report.json", "teacher.parquet", "teacher_maps.png"}
+    records = {"made_with.json", "teacher.made_with.json"}
+    files = {"attention.parquet", "masking.parquet", "report.json", "teacher.parquet", "teacher_maps.png"}
+    assert made == files | records
     assert not (diagnostics / "teacher").exists()
     assert "Nothing to be done" in snakemake(finished, "-n")
 
