@@ -33,7 +33,6 @@ from rm_methods.preferences.pair import prompt_group
 
 TIE_RULE = "equal scores are wrong, in each of the nine comparisons of an item (official)"
 
-STYLES = ("concise", "detailed plain", "detailed markdown")
 DOMAINS = {"chat": ("chat",), "code": ("code",), "math": ("math",), "safety": ("safety-refuse", "safety-response")}
 SUBSETS = tuple(subset for subsets in DOMAINS.values() for subset in subsets)
 LEVELS = ("easy", "normal", "hard")

@@ -25,8 +25,6 @@ import torch
 
 from rm_methods.reward_models.tokenization import TokenizedItem
 
-LAYOUTS = ("packed", "plain")
-
 
 @dataclass
 class AttentionMap:

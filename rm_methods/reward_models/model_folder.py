@@ -244,8 +244,11 @@ def _some(names: list[str]) -> str:
 
 
 def _sha256(file: Path) -> str:
+    digest = hashlib.sha256()
     with open(file, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+        while block := stream.read(1 << 20):  # hashlib.file_digest needs Python 3.11, the package runs on 3.10
+            digest.update(block)
+    return digest.hexdigest()
 
 
 @lru_cache(maxsize=1024)
