@@ -80,7 +80,7 @@ def _terminal_section(section: Section, width: int) -> str:
             left = room
         stacks[-1] += group
         left -= need
-    title = f"{section.title}\n\n" if section.title else ""
+    title = textwrap.fill(section.title, width, break_on_hyphens=False) + "\n\n" if section.title else ""
     return title + "\n".join(_terminal_table(section, names + stack, widths, width) for stack in stacks)
 
 

@@ -71,6 +71,12 @@ def test_a_rule_sets_blocks_apart():
     assert latex_text([section(rules=(1,))], []).count(r"\midrule") == 2
 
 
+def test_a_long_title_is_wrapped():
+    lines = terminal_text([section(title="title " * 30)], []).splitlines()
+    assert max(map(cell_len, lines)) <= 80
+    assert " ".join(lines).count("title") == 30
+
+
 def test_notes_are_wrapped_listed_and_small():
     note = "word " * 40
     assert max(map(len, terminal_text([section()], [note]).splitlines())) <= 80
