@@ -139,7 +139,7 @@ def train_case(folder: Path, size: tuple[int, ...], config: dict, method: str) -
         "device": cost["device"],
         "matrix_parameters": matrix_parameters(size),
         # 8, not 6: activations are recomputed, and `rm-methods plan` counts that too.
-        "utilisation": 8 * matrix_parameters(size) * rate / peak if peak else None,
+        "utilization": 8 * matrix_parameters(size) * rate / peak if peak else None,
     }
 
 
@@ -322,7 +322,7 @@ def line(row: dict) -> str:
             f"{what}: packed {row['packed']:.2f} ms, flex {row['flex']:.2f} ms, apart {row['largest_difference']:.1e}"
         )
     else:
-        used = f", utilisation {row['utilisation']:.3f}" if row.get("utilisation") else ""
+        used = f", utilization {row['utilization']:.3f}" if row.get("utilization") else ""
         memory = f", peak {row['peak_memory_bytes'] / 2**30:.2f} GiB" if row["peak_memory_bytes"] else ""
         result = f"{row['tokens_per_second']:,.0f} tokens/s{memory}{used}"
     return f"{row['part']:<10} {' '.join(map(str, row['case'])):<38} {result}"

@@ -113,7 +113,7 @@ def check(config_files):
     help="GPU whose peak and memory the plan assumes: a100, h100, h200 or b200.",
 )
 @click.option(
-    "--utilisation", type=float, default=0.4, show_default=True, help="Share of the GPU's peak that training reaches."
+    "--utilization", type=float, default=0.4, show_default=True, help="Share of the GPU's peak that training reaches."
 )
 @click.option("--pairs", type=click.IntRange(min=1), default=None, help="Training pairs, if none are prepared.")
 @click.option("--prompt-tokens", type=float, default=None, help="Mean tokens of a prompt, if nothing is prepared.")
@@ -566,7 +566,7 @@ def cancel(folder, everywhere, prefix, only_list):
     if not jobs:
         click.echo(f"No {prefix} jobs {where} in Slurm's queue.")
         return
-    click.echo(f"{len(jobs)} {prefix} jobs {where}{'' if only_list else ', cancelled'}:\n{cluster.describe(jobs)}")
+    click.echo(f"{len(jobs)} {prefix} jobs {where}{'' if only_list else ', canceled'}:\n{cluster.describe(jobs)}")
     if not only_list:
         click.echo(
             "Next: snakemake --unlock, then start the workflow again with --rerun-incomplete. Runs continue from their "

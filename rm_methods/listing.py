@@ -67,8 +67,8 @@ def _benchmarks() -> str:
     rows = []
     for name in list_benchmark_cards():
         card = load_benchmark_card(name)
-        rows.append((card.name, card.title, ", ".join(card.columns.values()), card.hub_id or "-", card.licence))
-    return _table(("name", "title", "columns", "hub id", "licence"), rows)
+        rows.append((card.name, card.title, ", ".join(card.columns.values()), card.hub_id or "-", card.license))
+    return _table(("name", "title", "columns", "hub id", "license"), rows)
 
 
 def _datasets() -> str:
@@ -77,8 +77,8 @@ def _datasets() -> str:
     rows = []
     for name in list_dataset_cards():
         card = load_dataset_card(name)
-        rows.append((card.name, card.title, card.reader, card.hub_id or "-", card.licence))
-    return _table(("name", "title", "reader", "hub id", "licence"), rows)
+        rows.append((card.name, card.title, card.reader, card.hub_id or "-", card.license))
+    return _table(("name", "title", "reader", "hub id", "license"), rows)
 
 
 def _table(header: Sequence[str], rows: Sequence[tuple[str, ...]]) -> str:

@@ -117,10 +117,14 @@ SCHEMAS = {
     "a file of further metrics": _object({"metrics": _mapping_to(_NUMBER_OR_NULL)}),
     "a description of a scorer": _object({"method": _TEXT, "settings": _ANY_OBJECT}, {"seed": _COUNT}),
     "a description of an ensemble": _object(
-        {"members": _list_of(_TEXT, minItems=1), "centres": _list_of(_NUMBER)},
+        {"members": _list_of(_TEXT, minItems=1), "centers": _list_of(_NUMBER)},
     ),
     "a record of a prepared backbone": _object({"kind": _TEXT}),
 }
+
+
+# Keys that earlier versions wrote under another name.
+RENAMED = {"centres": "centers"}
 
 
 def score_report(table: Path) -> Path:
@@ -151,6 +155,11 @@ def read_record(source: str | os.PathLike, what: str, stage: str) -> dict[str, A
             f"{source}: 'checksum' does not fit the rest: the file was edited. Run the {stage} stage again."
         )
     if problems := schema_problems(content, SCHEMAS[what]):
+        problems += [
+            f"'{old}' is now called '{new}': an earlier version wrote the file."
+            for old, new in RENAMED.items()
+            if isinstance(content, dict) and old in content
+        ]
         raise DataError(f"{source}: not {what}: {' '.join(problems[:5])} Run the {stage} stage again.")
     return content
 

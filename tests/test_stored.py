@@ -38,3 +38,9 @@ def test_a_wrong_field_is_named(tmp_path, content, message):
     with pytest.raises(DataError, match=message) as caught:
         read_summary(written(tmp_path / "summary.json", content))
     assert "summary.json: not a summary.json of a run" in str(caught.value)
+
+
+def test_a_key_that_was_renamed_is_named_with_its_new_name(tmp_path):
+    file = written(tmp_path / "scorer.json", {"members": ["../a"], "centres": [0.5]})
+    with pytest.raises(DataError, match=r"'centres' is now called 'centers'.*Run the train stage again"):
+        read_record(file, "a description of an ensemble", "train")

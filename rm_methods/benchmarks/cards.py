@@ -36,7 +36,7 @@ class BenchmarkCard:
         name: the file name of the card without ``.yaml``; the benchmark's name in configurations.
         title: for tables and documentation.
         module: one of `MODULES`.
-        licence, citation, url: of the data.
+        license, citation, url: of the data.
         subsets: every subset that an item may have.
         columns: metric -> short heading, for the metrics of the main comparison table.
         chance: what a random scorer gets in those metrics, in [0, 1].
@@ -50,7 +50,7 @@ class BenchmarkCard:
     name: str
     title: str
     module: str
-    licence: str
+    license: str
     citation: str
     url: str
     subsets: tuple[str, ...]
@@ -179,7 +179,7 @@ def _is_revision(value: Any) -> bool:
 # Key of a card -> what is allowed, and whether a value is. JSON Schema would take as long to import as the rest.
 _RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "title": ("a text that is not empty", _is_text),
-    "licence": ("a text that is not empty", _is_text),
+    "license": ("a text that is not empty", _is_text),
     "citation": ("a text that is not empty", _is_text),
     "url": ("a text that is not empty", _is_text),
     "subsets": ("a list of at least one name", _is_list_of_texts),

@@ -70,7 +70,7 @@ def prepare_items(
     summary = {
         "benchmark": card.name,
         "title": card.title,
-        "licence": card.licence,
+        "license": card.license,
         "options": options,
         "sources": report.sources,
         "n_rows": report.rows,

@@ -380,7 +380,7 @@ def _block_scores(
     """Scores of some rows against all columns [B, h, rows, L], and which columns each row sees, bool [B, 1, rows, L].
 
     Where a row does not see a column, the score is the lowest number.  With minus infinity, a row that sees nothing
-    (padding) would be NaN, and so would its gradient, even if the row is left out afterwards.
+    (padding) would be NaN, and so would its gradient, even if the row is left out afterward.
     """
     score = query[:, :, rows] @ key.transpose(2, 3) * student.scaling
     segment = student.segment.clamp(min=0)

@@ -32,7 +32,7 @@ def bradley_terry_loss(rewards: torch.Tensor, margin: torch.Tensor | float = 0.0
 
 
 def centering_penalty(rewards: torch.Tensor) -> torch.Tensor:
-    """(r_chosen + r_rejected)^2, fp32 [pairs].  It moves the mean of a pair towards zero, not its difference."""
+    """(r_chosen + r_rejected)^2, fp32 [pairs].  It moves the mean of a pair toward zero, not its difference."""
     return rewards.sum(dim=1).square()
 
 

@@ -66,13 +66,13 @@ class Method(CombinedMethod):
             "settings": self.settings,
             # When `folder` is complete it gets another name in the same parent, so relative paths stay right.
             "members": [os.path.relpath(member.resolve(), folder.resolve()) for member in members],
-            "centres": centers_M.tolist(),
+            "centers": centers_M.tolist(),
         }
         write_json(folder / SCORER_FILE, description)
         variance = (rewards_MP2 - centers_M[:, None, None]).var(axis=0)
         return {
             "members": len(members),
-            "centres": centers_M.tolist(),
+            "centers": centers_M.tolist(),
             "member_accuracy": (rewards_MP2[:, :, 0] > rewards_MP2[:, :, 1]).mean(axis=1).tolist(),
             "mean_variance": float(variance.mean()),
         }

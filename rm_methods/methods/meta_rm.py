@@ -51,7 +51,7 @@ def losses_at_shifted_parameters(
 ) -> torch.Tensor:
     """Losses, and their gradient, at theta' = theta + eta * grad objective.
 
-    Afterwards the parameters are theta again, to the bit.
+    Afterward the parameters are theta again, to the bit.
 
     Args:
         parameters: theta.

@@ -40,7 +40,7 @@ class PoolCurves:
         n: int64 [K], rising.
         item_ids, groups: of the prompts, [P].
         gold, proxy: float64 [P, K], expected gold and proxy reward of the pick.
-        proxy_standardised: float64 [P, K], see `standardized`.
+        proxy_standardized: float64 [P, K], see `standardized`.
         oracle: float64 [P, K], gold where the gold reward itself picks: the most that any reward model can reach.
         kl_bound: float64 [K]; kl_estimate: float64 [P, K]; nats.
         notes: what a reader of the numbers must know.
@@ -52,7 +52,7 @@ class PoolCurves:
     groups: tuple[str, ...]
     gold: np.ndarray
     proxy: np.ndarray
-    proxy_standardised: np.ndarray
+    proxy_standardized: np.ndarray
     oracle: np.ndarray
     kl_bound: np.ndarray
     kl_estimate: np.ndarray
@@ -184,7 +184,7 @@ def pool_curves(
         groups=tuple(item.group or item.item_id for item in items),
         gold=curves["gold"],
         proxy=curves["proxy"],
-        proxy_standardised=standardized(curves["proxy"], scores),
+        proxy_standardized=standardized(curves["proxy"], scores),
         oracle=curves["oracle"],
         kl_bound=kl_bound(numbers),
         kl_estimate=curves["kl"],

@@ -198,7 +198,7 @@ def _curve_records(run: PoolRun, curves: PoolCurves) -> list[dict[str, Any]]:
             "kl_bound": float(curves.kl_bound[k]),
             "kl_estimate": float(curves.kl_estimate[:, k].mean()),
             "proxy": float(curves.proxy[:, k].mean()),
-            "proxy_standardised": float(curves.proxy_standardised[:, k].mean()),
+            "proxy_standardized": float(curves.proxy_standardized[:, k].mean()),
             "gold": float(curves.gold[:, k].mean()),
             "gold_oracle": float(curves.oracle[:, k].mean()),
         }

@@ -142,7 +142,7 @@ def combine_seeds(
         kl=np.mean([by_seed[seed].kl_estimate.mean(axis=0) for seed in seeds], axis=0),
         kl_bound=first.kl_bound,
         gold=np.stack([by_seed[seed].gold for seed in seeds]),
-        proxy=np.stack([by_seed[seed].proxy_standardised for seed in seeds]),
+        proxy=np.stack([by_seed[seed].proxy_standardized for seed in seeds]),
         groups=first.groups,
         notes=tuple(dict.fromkeys(note for seed in seeds for note in by_seed[seed].notes)),
     )

@@ -7,7 +7,7 @@ assumption.  Operations per token in training:
   section 2.1), 8 with recomputed activations, 2 less with LoRA (adapters are not counted);
 * of causal attention's two products: 6 (8) x width x context in every layer.
 
-GPU-hours = operations / (peak of the GPU x utilisation).
+GPU-hours = operations / (peak of the GPU x utilization).
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class Assumptions:
 
     Attributes:
         gpu: a key of GPUS.
-        utilisation: share of the GPU's peak that training reaches (model FLOPs utilization).
+        utilization: share of the GPU's peak that training reaches (model FLOPs utilization).
         prompt_tokens, response_tokens: mean length of a prompt and of a response.
         pairs: training pairs.
         responses: scored per benchmark and run.
@@ -65,7 +65,7 @@ class Assumptions:
     """
 
     gpu: str = "h100"
-    utilisation: float = 0.4
+    utilization: float = 0.4
     prompt_tokens: float = 150.0
     response_tokens: float = 75.0
     pairs: int = 0
@@ -112,9 +112,9 @@ def plan(config: Mapping[str, Any], assumptions: Assumptions) -> list[VariantPla
     """
     if assumptions.gpu not in GPUS:
         raise UserError(f"--gpu: unknown '{assumptions.gpu}'. {nearest(assumptions.gpu, GPUS)}")
-    if not 0 < assumptions.utilisation <= 1:
+    if not 0 < assumptions.utilization <= 1:
         raise UserError(
-            f"--utilisation: {assumptions.utilisation} is not above 0 and at most 1; 0.3 to 0.5 is usual for large "
+            f"--utilization: {assumptions.utilization} is not above 0 and at most 1; 0.3 to 0.5 is usual for large "
             "models."
         )
     if assumptions.pairs < 1:
@@ -337,7 +337,7 @@ def _pair_tokens(assumptions: Assumptions) -> float:
 
 
 def _gpu_hours(operations: float, assumptions: Assumptions) -> float:
-    return operations / (GPUS[assumptions.gpu][0] * assumptions.utilisation) / 3600
+    return operations / (GPUS[assumptions.gpu][0] * assumptions.utilization) / 3600
 
 
 def _operations(shape: Shape, context: float, factor: int, frozen: bool = False) -> float:

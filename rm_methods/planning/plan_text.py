@@ -91,7 +91,7 @@ def _totals(config: Mapping[str, Any], plans: Sequence[VariantPlan], assumptions
     for entry in plans:
         if entry.method == "bradley_terry" and entry.train_hours:
             rate = tokens * config["training"]["epochs"] / entry.train_hours
-            lines.append(f"{entry.variant}: {rate / 1e6:,.3g} million tokens a GPU-hour at this utilisation")
+            lines.append(f"{entry.variant}: {rate / 1e6:,.3g} million tokens a GPU-hour at this utilization")
     lines.append(
         f"GPU-hours: {train_hours + score_hours:,.3g} = {train_hours:,.3g} training + {score_hours:,.3g} scoring"
     )

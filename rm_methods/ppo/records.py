@@ -117,7 +117,7 @@ def reward_hacking(rows: Sequence[Mapping[str, Any]], margin: float, confidence:
 
     Every evaluation is compared with the best one (highest mean gold) before it, prompt by prompt.  It alarms if the
     upper end of the t interval of the mean difference in gold lies below -margin and the mean proxy is higher.  The
-    best is picked afterwards, so the level is divided by the number of pairs of evaluations (Bonferroni); without
+    best is picked afterward, so the level is divided by the number of pairs of evaluations (Bonferroni); without
     that, noise alone alarms in most runs.
 
     Returns:

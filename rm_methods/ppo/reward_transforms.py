@@ -5,7 +5,7 @@ arXiv 2403.07708).  `par`: mean sigmoid of the differences to them (Preference A
 cut at so many standard deviations around the mean of the stored responses' scores.  `running`: centered and scaled by
 all scores that PPO has seen so far.
 
-Scores are first centered and scaled on the stored responses (`standardise`), so that a KL coefficient means the same
+Scores are first centered and scaled on the stored responses (`standardize`), so that a KL coefficient means the same
 for every reward model.  Where stored responses are needed and are not there, that is an error: falling back to plain
 scores would compare a method with itself.
 
@@ -75,7 +75,7 @@ class RewardTransform:
     Args:
         name: of `NAMES`.
         reference_scores: prompt id -> scores of its stored SFT responses by the proxy.
-        standardise: center and scale by all reference scores first.
+        standardize: center and scale by all reference scores first.
         clip_width: of `clip`, in standard deviations.
 
     Raises:
@@ -88,7 +88,7 @@ class RewardTransform:
         self,
         name: str,
         reference_scores: Mapping[str, Sequence[float]] | None = None,
-        standardise: bool = True,
+        standardize: bool = True,
         clip_width: float = 3.0,
     ):
         if name not in NAMES:
@@ -101,8 +101,8 @@ class RewardTransform:
         self.scale = 1.0
         self.running = RunningMoments()
         self.references: dict[str, np.ndarray] = {}
-        if needs_references(name, standardise):
-            self._take_references(reference_scores or {}, standardise)
+        if needs_references(name, standardize):
+            self._take_references(reference_scores or {}, standardize)
 
     def __call__(self, scores: np.ndarray, prompt_ids: Sequence[str]) -> np.ndarray:
         """Rewards float64 [B] of scores float64 [B]; `running` learns from them first.
@@ -131,11 +131,11 @@ class RewardTransform:
         """The counterpart of `state`."""
         vars(self.running).update(state)
 
-    def _take_references(self, reference_scores: Mapping[str, Sequence[float]], standardise: bool) -> None:
+    def _take_references(self, reference_scores: Mapping[str, Sequence[float]], standardize: bool) -> None:
         scores = {key: np.asarray(values, dtype=np.float64) for key, values in reference_scores.items()}
         if not scores or any(not len(values) for values in scores.values()):
             raise UserError(
-                f"transform '{self.name}' with standardise: {str(standardise).lower()} needs the scores of stored SFT "
+                f"transform '{self.name}' with standardize: {str(standardize).lower()} needs the scores of stored SFT "
                 f"responses, but {'some prompts have none' if scores else 'there are none'}. Sample a pool from the "
                 "SFT policy on the PPO prompts first."
             )
@@ -148,11 +148,11 @@ class RewardTransform:
                 f"The proxy's score of a stored SFT response to prompt {bad} is not finite. Score the pool again, or "
                 "leave it out."
             )
-        if standardise:
+        if standardize:
             if not pooled.std() > 0:
                 raise UserError(
                     f"The proxy gives all {len(pooled)} stored SFT responses the same score ({pooled[0]}), so it has "
-                    "no scale. Look at the reward model, or set standardise: false."
+                    "no scale. Look at the reward model, or set standardize: false."
                 )
             self.center = float(pooled.mean())
             self.scale = float(pooled.std())
@@ -168,6 +168,6 @@ class RewardTransform:
         return np.stack([self.references[prompt_id] for prompt_id in prompt_ids])
 
 
-def needs_references(name: str, standardise: bool) -> bool:
+def needs_references(name: str, standardize: bool) -> bool:
     """Whether stored SFT responses have to be scored."""
-    return standardise or name in NEEDS_REFERENCES
+    return standardize or name in NEEDS_REFERENCES

@@ -30,7 +30,7 @@ class PPOSettings:
         clip_range, value_clip_range, value_coefficient: of the clipped losses.
         missing_end_penalty: subtracted from the reward of a response without end token; None subtracts nothing.
         transform, clip_width: what is made of the proxy's scores (rm_methods.ppo.reward_transforms).
-        standardise: center and scale the proxy's scores on stored SFT responses first.
+        standardize: center and scale the proxy's scores on stored SFT responses first.
         precision: "fp32" or "bf16" (autocast; weights, losses and the value head stay fp32).
         evaluate_every: updates between evaluations (there is always one before the first and after the last update).
         checkpoint_every: updates between checkpoints for resuming; None writes none.
@@ -60,7 +60,7 @@ class PPOSettings:
     missing_end_penalty: float | None
     transform: str
     clip_width: float
-    standardise: bool
+    standardize: bool
     precision: str
     evaluate_every: int
     checkpoint_every: int | None

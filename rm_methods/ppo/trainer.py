@@ -160,7 +160,7 @@ class PPO:
     def _transform(self, references: Mapping[str, Sequence[str]] | None) -> RewardTransform:
         """The reward transform, with the proxy's scores of the stored responses to the prompts."""
         scores: dict[str, Any] = {}
-        if needs_references(self.settings.transform, self.settings.standardise) and references:
+        if needs_references(self.settings.transform, self.settings.standardize) and references:
             rows = [(prompt, text) for prompt in self.prompts for text in references.get(prompt.prompt_id, ())]
             with self.actors.timed("references"):
                 proxy = rewards_of(
@@ -169,7 +169,7 @@ class PPO:
             scores = {prompt.prompt_id: [] for prompt in self.prompts}
             for (prompt, _), score in zip(rows, proxy, strict=True):
                 scores[prompt.prompt_id].append(score)
-        return RewardTransform(self.settings.transform, scores, self.settings.standardise, self.settings.clip_width)
+        return RewardTransform(self.settings.transform, scores, self.settings.standardize, self.settings.clip_width)
 
     def train(self) -> None:
         """All updates that are left, with evaluations and checkpoints between them."""
@@ -407,7 +407,7 @@ class PPO:
             "prompts": len(self.prompts),
             "evaluation_prompts": len(self.evaluation_prompts),
             "prompts_cut": self.cut,
-            "proxy_centre": self.transform.center,
+            "proxy_center": self.transform.center,
             "proxy_scale": self.transform.scale,
             "kl_coefficient": self.kl_coefficient,
             "evaluation": {

@@ -22,7 +22,7 @@ _TEXT = {"type": "string", "minLength": 1}
 _OPTIONAL_TEXT = {"type": ["string", "null"], "minLength": 1}
 CARD_SCHEMA: dict[str, Any] = {
     "type": "object",
-    "required": ["name", "title", "hub_id", "revision", "licence", "citation", "url", "reader", "splits"],
+    "required": ["name", "title", "hub_id", "revision", "license", "citation", "url", "reader", "splits"],
     "additionalProperties": False,
     "properties": {
         "name": _TEXT,
@@ -30,7 +30,7 @@ CARD_SCHEMA: dict[str, Any] = {
         "hub_id": _OPTIONAL_TEXT,
         "hub_config": _OPTIONAL_TEXT,
         "revision": {"type": ["string", "null"], "pattern": "^[0-9a-f]{40}$"},
-        "licence": _TEXT,
+        "license": _TEXT,
         "citation": _TEXT,
         "url": _TEXT,
         "reader": _TEXT,
@@ -158,7 +158,7 @@ def _card_of_path(path: Path, splits: dict[str, SplitSource]) -> DatasetCard:
         title=f"pairs in {path.name}",
         hub_id=None,
         revision=None,
-        licence="unknown",
+        license="unknown",
         citation="none",
         url="",
         reader="pairs",

@@ -46,7 +46,7 @@ class DatasetCard:
     title: str
     hub_id: str | None
     revision: str | None
-    licence: str
+    license: str
     citation: str
     url: str
     reader: str

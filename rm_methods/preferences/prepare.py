@@ -57,7 +57,7 @@ def prepare(data: dict[str, Any], out_pairs: str | Path, out_report: str | Path)
             "title": card.title,
             "hub_id": card.hub_id,
             "revision": card.revision,
-            "licence": card.licence,
+            "license": card.license,
             "citation": card.citation,
             "reader": card.reader,
             "options": options,
@@ -165,7 +165,7 @@ def describe(report: dict[str, Any]) -> str:
     source = dataset["name"]
     if dataset["hub_id"] is not None and not dataset["local"]:
         source += f", {dataset['hub_id']} at {dataset['revision'] or 'no fixed revision'}"
-    lines = [f"{dataset['title']} ({source}; licence: {dataset['licence']})", "", "Read"]
+    lines = [f"{dataset['title']} ({source}; license: {dataset['license']})", "", "Read"]
     lines += [f"  {count:>9,} rows   {file}" for file, count in read["files"].items()]
     lines += [f"  {read['pairs']:>9,} pairs made"]
     lines += tally_lines("dropped", read["dropped"])

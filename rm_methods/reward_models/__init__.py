@@ -1,1 +1,1 @@
-"""Backbone + scalar head, chat tokenisation, sequence layouts, checkpoints."""
+"""Backbone + scalar head, chat tokenization, sequence layouts, checkpoints."""

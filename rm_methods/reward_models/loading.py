@@ -111,7 +111,7 @@ def pretrained_model(
 
 
 def pretrained_gguf(auto_class, folder: str | Path, gguf_file: str, *, setting: str | None = None):
-    """The model of a GGUF file in a folder, de-quantised to fp32.
+    """The model of a GGUF file in a folder, de-quantized to fp32.
 
     Raises:
         UserError: it cannot be read, or holds other tensors than the model.

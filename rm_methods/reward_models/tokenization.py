@@ -2,7 +2,7 @@
 
 Each (prompt, response) is rendered and tokenized as a whole, exactly as `tokenizer.apply_chat_template(messages,
 tokenize=True)` does, so the ids are those that any other server of the saved model will use.  What several responses
-share is found afterwards, as their longest common prefix of tokens within the prompt: exact for every tokenizer, also
+share is found afterward, as their longest common prefix of tokens within the prompt: exact for every tokenizer, also
 where a merge straddles the boundary.
 """
 

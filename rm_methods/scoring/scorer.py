@@ -493,7 +493,7 @@ class EnsembleScorer(Scorer):
 
     Args:
         description: content of `scorer.json`: `method` and `settings`, `members` (their model folders, relative to
-            `folder`), and `centres` (what is subtracted from each member's rewards).
+            `folder`), and `centers` (what is subtracted from each member's rewards).
         folder: the model folder that holds the description.
         keep_loaded: members are loaded when they are first needed and stay in memory, all of them; without it only one
             is ever loaded.
@@ -509,13 +509,13 @@ class EnsembleScorer(Scorer):
 
         self.method = load_method(description["method"], description["settings"])
         self.members = [folder.resolve() / member for member in description["members"]]
-        self.centers = description["centres"]
+        self.centers = description["centers"]
         self.settings = settings
         self.keep_loaded = keep_loaded
         self._loaded: dict[Path, Scorer] = {}
         if len(self.centers) != len(self.members):
             raise UserError(
-                f"{folder / SCORER_FILE}: {len(self.members)} members, but {len(self.centers)} centres. Make it again."
+                f"{folder / SCORER_FILE}: {len(self.members)} members, but {len(self.centers)} centers. Make it again."
             )
         if missing := [member for member in self.members if not member.is_dir()]:
             raise UserError(

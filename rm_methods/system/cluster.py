@@ -114,14 +114,14 @@ def cancel(folder: Path | None, prefix: str = JOB_PREFIX, patience: float = 90.0
         patience: seconds to wait for the jobs to end.
 
     Returns:
-        The jobs that were cancelled.
+        The jobs that were canceled.
 
     Raises:
         UserError: a Snakemake still runs in `folder`, Slurm does not answer, or jobs do not end.
     """
     if folder is not None and (process := _running_snakemake(folder)):
         raise UserError(
-            f"Snakemake still runs in {folder} (process {process} on this machine) and would submit cancelled jobs "
+            f"Snakemake still runs in {folder} (process {process} on this machine) and would submit canceled jobs "
             f"again. Interrupt it instead (Ctrl-C, or kill -INT {process}): it cancels its jobs itself."
         )
     jobs = queued_jobs(prefix, folder)
@@ -134,7 +134,7 @@ def cancel(folder: Path | None, prefix: str = JOB_PREFIX, patience: float = 90.0
         if time.monotonic() > deadline:
             names = ", ".join(f"{job.job_id} ({job.state} on {job.where})" for job in remaining)
             raise UserError(
-                f"Cancelled {len(jobs)} jobs, but {names} did not end within {patience:.0f} s. Look again with squeue."
+                f"Canceled {len(jobs)} jobs, but {names} did not end within {patience:.0f} s. Look again with squeue."
             )
         time.sleep(0.5)
     return jobs

@@ -187,7 +187,7 @@ def fit(
 
 
 def gathered_weights(trainer: RewardTrainer) -> dict[str, torch.Tensor]:
-    """Whole weights (ZeRO-3 holds shards); every rank calls this.  Models loaded afterwards are ordinary ones again."""
+    """Whole weights (ZeRO-3 holds shards); every rank calls this.  Models loaded afterward are ordinary ones again."""
     from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
     state_dict = trainer.accelerator.get_state_dict(trainer.model_wrapped)

@@ -191,7 +191,7 @@ def _train_this_rank(run: _Run) -> RunSummary | None:
 
 
 def _fit_and_export(run: _Run) -> _Fitted:
-    """Train and save the model; only rank 0 writes.  Afterwards only cycles of references hold the trained one."""
+    """Train and save the model; only rank 0 writes.  Afterward only cycles of references hold the trained one."""
     from rm_methods.reward_models.batching import plan_cost
     from rm_methods.training.trainer import PlannedSteps, RunLog
 

@@ -16,7 +16,7 @@ GOOD = {
     "name": "mine",
     "title": "Mine",
     "module": "rm_bench",
-    "licence": "MIT",
+    "license": "MIT",
     "citation": "Me (2025)",
     "url": "https://example.org",
     "subsets": ["chat"],
@@ -81,7 +81,7 @@ def test_all_problems_of_a_card_are_reported_together(cards):
         "hub_id": "nobody",
         "columns": {},
     }
-    write(cards, **bad, name="yours", subsets="chat", files=["a"], options=[], notes=3, licence=" ")
+    write(cards, **bad, name="yours", subsets="chat", files=["a"], options=[], notes=3, license=" ")
     with pytest.raises(ConfigError) as error:
         load_benchmark_card("mine")
     text = str(error.value)

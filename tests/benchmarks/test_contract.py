@@ -1,4 +1,4 @@
-"""What every benchmark must fulfil.  The tests run by themselves on every card in data/benchmarks."""
+"""What every benchmark must fulfill.  The tests run by themselves on every card in data/benchmarks."""
 
 from __future__ import annotations
 

@@ -126,7 +126,7 @@ def test_an_ensemble_serves_as_reward_through_our_scorer(example, folders, conve
         "method": "ensemble",
         "settings": {"aggregate": "mean", "weight": 0.5},
         "members": [str(folders.reward_model)] * 2,
-        "centres": [0, 1.0],
+        "centers": [0, 1.0],
     }
     (ensemble / "scorer.json").write_text(json.dumps(description))
     served = folders._replace(reward_model=ensemble)

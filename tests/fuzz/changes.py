@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
-# Values that no Python object can be written as are written as a mark, which the text is searched for afterwards.
+# Values that no Python object can be written as are written as a mark, which the text is searched for afterward.
 _RAW = {
     "@deep": "[" * 3000 + "]" * 3000,
     "@digits": "9" * 400,

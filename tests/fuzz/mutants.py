@@ -56,7 +56,7 @@ def copy_of_the_code(folder: Path) -> None:
 
 
 def is_noticed(fault: Fault, code: Path) -> bool:
-    """Whether the fault's tests fail in the copy `code` once it is planted; the copy is whole again afterwards."""
+    """Whether the fault's tests fail in the copy `code` once it is planted; the copy is whole again afterward."""
     file = code / "rm_methods" / fault.file
     whole = file.read_text()
     file.write_text(whole.replace(fault.old, fault.new))

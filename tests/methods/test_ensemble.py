@@ -82,12 +82,12 @@ def items_of(pairs):
 
 
 @pytest.mark.parametrize("aggregate", AGGREGATES)
-def test_scores_are_the_aggregate_of_the_centred_members(aggregate, prepared, pairs, member, tmp_path):
+def test_scores_are_the_aggregate_of_the_centered_members(aggregate, prepared, pairs, member, tmp_path):
     members = [member(seed) for seed in (0, 1, 2)]
     report, folder = combined(prepared, tmp_path, members, aggregate)
     items, validation = items_of(pairs[:4]), items_of(made_up_pairs(6, seed=3))
     expected = []
-    for model, center in zip(members, report["centres"], strict=True):
+    for model, center in zip(members, report["centers"], strict=True):
         validated = [row.score for row in load_scorer(model, SETTINGS).score(validation) if row.response_index < 2]
         assert center == pytest.approx(np.mean(validated), abs=1e-6)
         expected.append([row.score - center for row in load_scorer(model, SETTINGS).score(items)])

@@ -24,7 +24,7 @@ def test_it_is_the_published_formula():
     )
 
 
-def test_towards_zero_it_becomes_bradley_terry():
+def test_toward_zero_it_becomes_bradley_terry():
     # The next term of the series is q * loss^2 / 2.
     r = DIFFERENCES
     torch.testing.assert_close(generalized_cross_entropy_loss(r, 1e-9), bradley_terry_loss(r), atol=1e-7, rtol=0)

@@ -98,7 +98,7 @@ class TestPoolCurves:
         assert curves.gold[0, 0] == pytest.approx(gold.mean())
         assert curves.gold[0, -1] == pytest.approx(gold[np.argmax(scores)])
         assert curves.proxy[0, -1] == pytest.approx(scores.max())
-        assert curves.proxy_standardised[0, 0] == pytest.approx(0, abs=1e-7)
+        assert curves.proxy_standardized[0, 0] == pytest.approx(0, abs=1e-7)
 
     def test_a_proxy_that_is_the_gold_reward_never_falls_and_is_the_oracle(self):
         gold = np.random.default_rng(2).standard_normal(33)
@@ -118,7 +118,7 @@ class TestPoolCurves:
         items = [pool_item(generator.standard_normal(64), f"p{k}") for k in range(4)]
         scores = [generator.standard_normal(64) for _ in items]
         moved = [7 * s + 100 * k for k, s in enumerate(scores)]
-        first, second = (pool_curves(items, s).proxy_standardised for s in (scores, moved))
+        first, second = (pool_curves(items, s).proxy_standardized for s in (scores, moved))
         assert second == pytest.approx(first, abs=1e-9)
         # The expected highest of two draws from a standard normal is 1 / sqrt(pi).
         assert first[:, 1].mean() == pytest.approx(1 / np.sqrt(np.pi), abs=0.05)
@@ -141,7 +141,7 @@ class TestPoolCurves:
     def test_a_constant_scorer_stays_at_the_mean_and_says_so(self):
         curves = pool_curves([pool_item([0.0, 1.0, 2.0])], [np.zeros(3)])
         assert curves.gold[0] == pytest.approx([1, 1, 1])
-        assert (curves.proxy_standardised == 0).all()
+        assert (curves.proxy_standardized == 0).all()
         assert curves.kl_estimate[0] == pytest.approx([0, 0, 0], abs=1e-12)
         assert "every pick is random" in curves.notes[0]
 

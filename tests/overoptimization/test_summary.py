@@ -49,7 +49,7 @@ class TestBestOfN:
         assert [int(row["n"]) for row in of_run] == [1, 2, 4, 8, 16, 32, 64]
         assert [float(row["gold"]) for row in of_run] == pytest.approx(curves.gold.mean(axis=0).tolist())
         assert [float(row["kl_bound"]) for row in of_run] == pytest.approx(curves.kl_bound.tolist())
-        assert float(of_run[0]["proxy_standardised"]) == pytest.approx(0, abs=1e-6)
+        assert float(of_run[0]["proxy_standardized"]) == pytest.approx(0, abs=1e-6)
 
     def test_runs_have_their_peak_and_gap(self, written):
         rows = records(written[1] / "best_of_n_runs.csv")

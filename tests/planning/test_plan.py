@@ -112,7 +112,7 @@ def test_gpu_hours_by_hand(tmp_path):
     config = small(
         tmp_path, methods={"bradley_terry": {}, "contrastive": {}}, training={"epochs": 2, "layout": "packed"}
     )
-    assumed = Assumptions(gpu="a100", utilisation=0.5, prompt_tokens=10, response_tokens=5, pairs=1000, responses=100)
+    assumed = Assumptions(gpu="a100", utilization=0.5, prompt_tokens=10, response_tokens=5, pairs=1000, responses=100)
     entries = by_name(plan(config, assumed))
     shape = shape_of(planning._configuration(config, "bradley_terry", None))
     each = 6 * (shape.parameters - shape.embedding) + 6 * 2 * 32 * 15  # 2 layers, attention width 32, context 10 + 5
@@ -125,10 +125,10 @@ def test_gpu_hours_by_hand(tmp_path):
     assert by_name(plan(recomputed, assumed))["bradley_terry"].train_hours == pytest.approx(hours * 8 / 6)
 
 
-def test_half_the_utilisation_takes_twice_the_hours(tmp_path):
+def test_half_the_utilization_takes_twice_the_hours(tmp_path):
     assumed = Assumptions(pairs=100)
     whole, half = (
-        by_name(plan(small(tmp_path), a))["bradley_terry"] for a in (assumed, replace(assumed, utilisation=0.2))
+        by_name(plan(small(tmp_path), a))["bradley_terry"] for a in (assumed, replace(assumed, utilization=0.2))
     )
     assert half.train_hours == pytest.approx(2 * whole.train_hours)
     assert half.gpu_bytes == whole.gpu_bytes
@@ -167,8 +167,8 @@ def test_prepared_pairs_are_counted_and_measured(tmp_path, prepared):
     ("change", "message"),
     [
         ({"gpu": "h1000"}, "Did you mean 'h100'"),
-        ({"utilisation": 40.0}, "at most 1"),
-        ({"utilisation": 0.0}, "above 0"),
+        ({"utilization": 40.0}, "at most 1"),
+        ({"utilization": 0.0}, "above 0"),
         ({"shape": "7B"}, "Did you mean '70B'|Did you mean '1B'|Did you mean '8B'"),
     ],
 )
@@ -209,7 +209,7 @@ def test_what_does_not_fit_is_named(paper):
     assert any("main memory" in text and "resources.memory_mb" in text for text in found)
     assert any(
         "resources.runtime_minutes" in text
-        for text in warnings(paper, plan(paper, replace(assumed, utilisation=0.001)), assumed)
+        for text in warnings(paper, plan(paper, replace(assumed, utilization=0.001)), assumed)
     )
 
 
@@ -259,7 +259,7 @@ def test_the_paper_has_every_method_and_every_benchmark_that_it_can(paper):
 
 def test_plan_of_the_paper_prints_the_whole_dag(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    done = CliRunner().invoke(main, ["plan", "--config", str(PAPER), "--gpu", "h200", "--utilisation", "0.3"])
+    done = CliRunner().invoke(main, ["plan", "--config", str(PAPER), "--gpu", "h200", "--utilization", "0.3"])
     assert done.exit_code == 0, done.output
     config = load_config([PAPER])
     runs = [
@@ -269,7 +269,7 @@ def test_plan_of_the_paper_prints_the_whole_dag(tmp_path, monkeypatch):
     ]
     assert f"train {len(runs)}," in done.output
     assert f"score {len(runs) * len(config['benchmarks'])}," in done.output
-    assert "utilisation: 0.3" in done.output
+    assert "utilization: 0.3" in done.output
     assert "h200: 989 TFLOP/s" in done.output
     for word in ("GPU-hours: ", "Disk that stays: ", "Scratch of a training job", "GB/node", *config["methods"]):
         assert word in done.output
@@ -281,7 +281,7 @@ def test_a_failing_dry_run_is_told(tmp_path):
 
 
 def test_shipped_deepspeed_configurations_are_accepted_and_named_in_the_schema():
-    schema = (REPOSITORY / "workflow" / "schemas" / "config.schema.yaml").read_text()
+    schema = (REPOSITORY / "rm_methods" / "config" / "config.schema.yaml").read_text()
     for name in ("zero0", "zero1", "zero2", "zero3", "zero3_offload"):
         assert Path(configuration_file(name)).is_file()
         assert name in schema

@@ -71,7 +71,7 @@ def test_the_policy_loss_is_clipped_only_where_that_is_the_worse():
     assert (float(loss), int(clipped)) == (pytest.approx(-1.2), 1)
 
 
-def test_the_policy_gradient_pushes_towards_what_was_better():
+def test_the_policy_gradient_pushes_toward_what_was_better():
     new = torch.zeros(1, 2, requires_grad=True)
     loss, _ = policy_loss(new, torch.zeros(1, 2), torch.tensor([[2.0, -3.0]]), MASK[:1, :2], clip_range=0.2)
     loss.backward()

@@ -36,7 +36,7 @@ policy, out, deepspeed, updates, dies_after = sys.argv[1:]
 colors = ("red", "blue", "black", "white", "pink")
 prompts = [Prompt(f"p{k}", [{"role": "user", "content": f"paint it {color}"}]) for k, color in enumerate(colors)]
 ppo_section = section_defaults("overoptimization", "ppo") | {
-    "updates": int(updates), "batch_size": 10, "rows_per_forward": 3, "learning_rate": 1e-3, "standardise": False,
+    "updates": int(updates), "batch_size": 10, "rows_per_forward": 3, "learning_rate": 1e-3, "standardize": False,
     "evaluate_every": 2, "checkpoint_every": 1, "minibatches": 3, "value_rate_factor": 5.0, "max_gradient_norm": 0.5,
 }
 sampling = section_defaults("overoptimization", "sampling") | {"max_new_tokens": 6}

@@ -28,7 +28,7 @@ QUICK = {
     "rows_per_forward": 8,
     "max_new_tokens": 6,
     "learning_rate": 1e-3,
-    "standardise": False,
+    "standardize": False,
     "evaluate_every": 2,
     "checkpoint_every": None,
 }
@@ -314,11 +314,11 @@ def test_a_loss_that_is_not_finite_is_never_stepped_on(policy_folder, tmp_path):
 
 def test_standardized_rewards_need_stored_responses(policy_folder, tmp_path):
     with pytest.raises(UserError, match="needs the scores of stored SFT responses"):
-        run(policy_folder, tmp_path, standardise=True)
+        run(policy_folder, tmp_path, standardize=True)
     references = {"p0": ["e", "ee"], "p1": ["", "eee"], "p2": ["e", "e"]}
-    summary = run(policy_folder, tmp_path, standardise=True, transform="contrastive", references=references)
+    summary = run(policy_folder, tmp_path, standardize=True, transform="contrastive", references=references)
     scores = np.array([1, 2, 0, 3, 1, 1])
-    assert (summary["proxy_centre"], summary["proxy_scale"]) == pytest.approx((scores.mean(), scores.std()))
+    assert (summary["proxy_center"], summary["proxy_scale"]) == pytest.approx((scores.mean(), scores.std()))
 
 
 def test_the_contrastive_reward_is_what_is_learned_from(policy_folder, tmp_path):

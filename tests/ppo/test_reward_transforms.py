@@ -17,7 +17,7 @@ def test_contrastive_subtracts_the_mean_of_the_prompts_references():
 
 
 def test_contrastive_rewards_of_the_references_themselves_average_to_zero():
-    transform = RewardTransform("contrastive", REFERENCES, standardise=False)
+    transform = RewardTransform("contrastive", REFERENCES, standardize=False)
     rewards = transform(np.array([1.0, 3.0, -2.0, 6.0]), ["a", "a", "b", "b"])
     assert rewards.tolist() == [-1.0, 1.0, -4.0, 4.0]
 
@@ -25,8 +25,8 @@ def test_contrastive_rewards_of_the_references_themselves_average_to_zero():
 def test_a_shift_of_all_scores_of_a_prompt_changes_neither_contrastive_nor_par():
     shifted = {"a": [11.0, 13.0], "b": [-2.0, 6.0]}
     for name in ("contrastive", "par"):
-        plain = RewardTransform(name, REFERENCES, standardise=False)(np.array([2.5]), ["a"])
-        moved = RewardTransform(name, shifted, standardise=False)(np.array([12.5]), ["a"])
+        plain = RewardTransform(name, REFERENCES, standardize=False)(np.array([2.5]), ["a"])
+        moved = RewardTransform(name, shifted, standardize=False)(np.array([12.5]), ["a"])
         assert moved == pytest.approx(plain)
 
 
@@ -58,21 +58,21 @@ def test_standardized_rewards_do_not_depend_on_the_scale_of_the_reward_model():
 
 
 def test_clip_cuts_at_so_many_standard_deviations_around_the_references_mean():
-    plain = RewardTransform("clip", REFERENCES, standardise=False, clip_width=2)
+    plain = RewardTransform("clip", REFERENCES, standardize=False, clip_width=2)
     assert plain(np.array([100.0, -100.0, 2.5]), ["x"] * 3) == pytest.approx([2 + 2 * SPREAD, 2 - 2 * SPREAD, 2.5])
     scaled = RewardTransform("clip", REFERENCES, clip_width=2)
     assert scaled(np.array([100.0, -100.0, 2.0]), ["x"] * 3) == pytest.approx([2.0, -2.0, 0.0])
 
 
 def test_running_centers_and_scales_by_all_scores_so_far():
-    transform = RewardTransform("running", standardise=False)
+    transform = RewardTransform("running", standardize=False)
     assert transform(np.array([1.0, 3.0]), ["x", "y"]) == pytest.approx([-1.0, 1.0])
     # 1, 3, 5, 7: mean 4, variance (9 + 1 + 1 + 9) / 4 = 5.
     assert transform(np.array([5.0, 7.0]), ["x", "y"]) == pytest.approx([1 / np.sqrt(5), 3 / np.sqrt(5)])
 
 
 def test_running_goes_on_from_a_saved_state():
-    first, again = RewardTransform("running", standardise=False), RewardTransform("running", standardise=False)
+    first, again = RewardTransform("running", standardize=False), RewardTransform("running", standardize=False)
     first(np.array([1.0, 3.0]), ["x", "y"])
     again.load_state(first.state())
     assert again(np.array([5.0, 7.0]), ["x", "y"]).tolist() == first(np.array([5.0, 7.0]), ["x", "y"]).tolist()
@@ -91,18 +91,18 @@ def test_running_moments_are_those_of_all_values_at_once():
 
 
 def test_equal_scores_do_not_divide_by_zero():
-    assert RewardTransform("running", standardise=False)(np.array([4.0, 4.0]), ["x", "y"]).tolist() == [0.0, 0.0]
+    assert RewardTransform("running", standardize=False)(np.array([4.0, 4.0]), ["x", "y"]).tolist() == [0.0, 0.0]
 
 
 @pytest.mark.parametrize(
-    ("name", "standardise"),
+    ("name", "standardize"),
     [("none", True), ("running", True), ("contrastive", False), ("par", False), ("clip", False)],
 )
-def test_missing_references_are_refused_and_plain_scores_never_taken(name, standardise):
+def test_missing_references_are_refused_and_plain_scores_never_taken(name, standardize):
     with pytest.raises(UserError, match=f"'{name}'.*needs the scores of stored SFT responses, but there are none"):
-        RewardTransform(name, {}, standardise)
+        RewardTransform(name, {}, standardize)
     with pytest.raises(UserError, match="some prompts have none"):
-        RewardTransform(name, {"a": [1.0], "b": []}, standardise)
+        RewardTransform(name, {"a": [1.0], "b": []}, standardize)
 
 
 def test_a_prompt_without_references_is_refused_by_name():

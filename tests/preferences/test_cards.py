@@ -12,7 +12,7 @@ GOOD = {
     "title": "Mine",
     "hub_id": "me/mine",
     "revision": "0123456789abcdef0123456789abcdef01234567",
-    "licence": "MIT",
+    "license": "MIT",
     "citation": "none",
     "url": "https://example.org",
     "reader": "pairs",
@@ -39,7 +39,7 @@ def write_card(folder: Path, **changes) -> None:
 def test_every_shipped_card_loads(name):
     card = load_dataset_card(name)
     assert card.name == name
-    assert card.licence
+    assert card.license
     assert card.splits or card.reader == "world"
 
 
@@ -61,7 +61,7 @@ def test_all_problems_of_a_card_come_at_once(cards):
         cards,
         name="other",
         revision="main",
-        licence="absent",
+        license="absent",
         reader="pears",
         splits={"train": {"hub": 3}, "test": {"files": ["../elsewhere/*.jsonl"]}, "dev": {"optional": True}},
         licens="MIT",
@@ -71,8 +71,8 @@ def test_all_problems_of_a_card_come_at_once(cards):
     text = str(caught.value)
     assert len(caught.value.problems) == 8
     for expected in (
-        "missing licence",
-        "licens: unknown key. Did you mean 'licence'?",
+        "missing license",
+        "licens: unknown key. Did you mean 'license'?",
         'revision: is "main"',
         "splits.train.hub: is 3; expected string",
         "must agree",

@@ -115,7 +115,7 @@ def test_the_description_shows_counts_shares_and_notes(run, write_lines):
     _, report = run(write_lines("x.jsonl", rows), max_pairs={"train": 1000, "other": 1}, label_noise={"rate": 0.1})
     text = describe(report)
     for expected in (
-        "licence: unknown",
+        "license: unknown",
         "1,201 rows",
         "1 dropped: empty response",
         "1,200 -> 1,000   max_pairs of train",

@@ -16,7 +16,7 @@ from rm_methods.system.deepspeed import zero_settings
 LORA = {"rank": 2, "alpha": 4, "dropout": 0.0, "target_modules": "all-linear"}
 
 
-def randomised(model):
+def randomized(model):
     """Adapters as after a training: B is not 0 any more."""
     generator = torch.Generator().manual_seed(1)
     for name, parameter in model.named_parameters():
@@ -29,7 +29,7 @@ def randomised(model):
 def adapted(reward_model):
     """The reward model of the fixture with adapters that do something."""
     add_adapters(reward_model, LORA, seed=0)
-    return randomised(reward_model)
+    return randomized(reward_model)
 
 
 def test_the_merged_model_scores_as_the_unmerged_one(adapted, tokenizer, pairs, tmp_path):
@@ -81,7 +81,7 @@ def test_transposed_layers_and_biases_are_merged_too(tmp_path):
     model.classifier = GPT2ForSequenceClassification(config).eval()
     names = list(model.state_dict())
     add_adapters(model, LORA | {"target_modules": ["c_attn", "mlp.c_proj"]}, seed=0)
-    randomised(model)
+    randomized(model)
     ids = torch.arange(1, 9)[None]
     with torch.no_grad():
         before = model.classifier(ids).logits

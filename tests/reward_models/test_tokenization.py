@@ -122,7 +122,7 @@ def test_text_that_the_template_leaves_out_is_marked(tokenizer):
         "message['content']", "message['content'].split('</think>')[-1].strip()"
     )
     chat = ChatTokenizer(strips, 256)
-    thinking = "<think>Red is a colour.</think> It is red."
+    thinking = "<think>Red is a color.</think> It is red."
     item = chat.encode([(USER, [thinking, " It is red. ", "It is\n red."])])[0]
     assert item.response_changed == (True, False, False)
     assert item.prompt_changed == (False, False, False)

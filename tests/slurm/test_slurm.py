@@ -46,7 +46,7 @@ def test_a_killed_snakemake_and_a_lost_node_cost_only_the_steps_since_the_last_c
     assert f"is being written by process {json.loads((run / 'writer.lock').read_text())['process']} on " in output
     assert f"Slurm job {orphan['JobId']}" in output
 
-    # Cancelled and started again, it continues.  Jobs of the other checkout are left alone.
+    # Canceled and started again, it continues.  Jobs of the other checkout are left alone.
     status, output = project.rm_methods("cancel")
     assert status == 0, output
     assert "1 rm-methods jobs" in output

@@ -94,7 +94,7 @@ def test_the_profile_and_cancel_agree_on_the_prefix_and_rules_have_no_retries():
     rules = [file.read_text() for file in (REPOSITORY / "workflow" / "rules").glob("*.smk")]
     assert rules
     assert not any("retries:" in text for text in rules), (
-        "the plugin would honour them a second time inside the Slurm job"
+        "the plugin would honor them a second time inside the Slurm job"
     )
 
 

@@ -151,7 +151,7 @@ def test_methods_with_modules_of_their_own_train_them_in_full(prepared, tmp_path
     trained(prepared, tmp_path, method, {method: {}})
     moved = {name for name, p in seen["before"].items() if not torch.equal(p, seen["after"][name])}
     own = {name for name in seen["before"] if not name.startswith("classifier.")}
-    assert {name for name in own if "centre" not in name} <= moved
+    assert {name for name in own if "center" not in name} <= moved
     backbone = {name for name in seen["before"] if name.startswith("classifier.model.")}
     assert {name for name in backbone if "lora_" in name} <= moved
     assert not {name for name in backbone if "lora_" not in name} & moved

@@ -138,7 +138,7 @@ def test_a_teacher_that_was_killed_while_it_trained_on_text_continues_there(prep
     command = train_command(prepared, killed, "joint_bidirectional", **options, processes=2, deepspeed=stage)
     killed_in_training(command, killed, "*/adaptation/checkpoint-*")
     command = train_command(prepared, killed, "joint_bidirectional", **options, processes=ranks, deepspeed=stage)
-    assert "(masked language modelling): resumes from" in run_to_the_end(command)
+    assert "(masked language modeling): resumes from" in run_to_the_end(command)
     assert losses(killed) == pytest.approx(losses(whole), abs=1e-3)
     ours, theirs = (load_file(folder / "model" / "model.safetensors") for folder in (whole, killed))
     assert ours.keys() == theirs.keys()

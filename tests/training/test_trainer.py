@@ -41,7 +41,7 @@ def log(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def test_a_run_learns_and_writes_its_artefacts(prepared, tmp_path):
+def test_a_run_learns_and_writes_its_artifacts(prepared, tmp_path):
     config = configuration(tmp_path, epochs=12)
     summary = train(config, "bradley_terry", 0, run_files(prepared, tmp_path))
     rows = log(tmp_path / "metrics.jsonl")
@@ -104,9 +104,9 @@ def make_trainer(prepared, tmp_path, pairs, tokenizer, budget, method=BRADLEY_TE
 def test_pair_weights_are_right_whatever_the_micro_batches(prepared, tmp_path, tokenizer, pairs):
     """A pair of weight 2 counts as the pair given twice, and a pair of weight 0 as a pair left out."""
     weighted = [replace(pairs[0], weight=2.0), pairs[1], replace(pairs[2], weight=0.0), *pairs[3:6]]
-    spelt_out = [pairs[0], pairs[0], pairs[1], *pairs[3:6]]
+    spelled_out = [pairs[0], pairs[0], pairs[1], *pairs[3:6]]
     gradients = []
-    for chosen, budget in ((weighted, 100), (weighted, 5000), (spelt_out, 5000)):
+    for chosen, budget in ((weighted, 100), (weighted, 5000), (spelled_out, 5000)):
         trainer, steps, model = make_trainer(prepared, tmp_path, chosen, tokenizer, budget)
         loss = trainer.training_step(model, steps[0])
         gradients.append(torch.cat([loss[None], *(p.grad.flatten() for p in model.parameters())]))

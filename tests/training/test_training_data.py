@@ -102,8 +102,8 @@ def test_pairs_that_the_template_refuses_are_named_and_counted(tmp_path):
 def test_refused_pairs_are_dropped_and_counted_if_so_asked(tmp_path, capsys):
     pairs = made_up_pairs(12)
     pairs[2] = with_system(pairs[2])
-    pairs[4] = replace(pairs[4], chosen=f"<think>What colour?</think>{pairs[4].chosen}")
-    pairs[5] = replace(pairs[5], chosen=f"<think>What colour?</think>{pairs[5].rejected}")
+    pairs[4] = replace(pairs[4], chosen=f"<think>What color?</think>{pairs[4].chosen}")
+    pairs[5] = replace(pairs[5], chosen=f"<think>What color?</think>{pairs[5].rejected}")
     config, file, backbone = prepared_files(tmp_path, NO_SYSTEM, pairs, refused_conversations="drop")
     data = data_of(config, file, backbone)
     assert [pair.pair_id for pair in data.pairs] == [pair.pair_id for k, pair in enumerate(pairs) if k not in (2, 5)]

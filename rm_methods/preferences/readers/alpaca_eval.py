@@ -67,7 +67,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 
 
 @dataclass(frozen=True)
-class Judgement:
+class Judgment:
     """One annotation: `model_output` against `baseline_output`, preference in [1, 2] with 2 for the model."""
 
     row: Row
@@ -89,22 +89,22 @@ def read(card: DatasetCard, root: Path | None, options: dict[str, Any], report: 
         DataError: a field is missing or of the wrong type, a preference is not in the annotator's range, or a file's
             path does not name the annotator.
     """
-    judged: dict[tuple, list[Judgement]] = defaultdict(list)
+    judged: dict[tuple, list[Judgment]] = defaultdict(list)
     for row in source_rows(card, root, report):
         annotator = _annotator(row)
         if annotator not in options["annotators"]:
             report.drop("annotator not asked for", row.file, row.number)
             continue
         try:
-            judgement = _judgement(row, annotator)
+            judgment = _judgment(row, annotator)
             if options["pairing"] != "baseline":
-                judged[judgement.row.split, annotator, judgement.baseline, judgement.instruction].append(judgement)
+                judged[judgment.row.split, annotator, judgment.baseline, judgment.instruction].append(judgment)
             if options["pairing"] != "models":
-                yield _against_baseline(card, judgement, options["minimum_strength"])
+                yield _against_baseline(card, judgment, options["minimum_strength"])
         except Unusable as problem:
             report.drop(problem.reason, row.file, row.number, problem.why)
-    for judgements in judged.values():
-        yield from _between_models(card, judgements, options, report)
+    for judgments in judged.values():
+        yield from _between_models(card, judgments, options, report)
 
 
 def _annotator(row: Row) -> str:
@@ -122,7 +122,7 @@ def _annotator(row: Row) -> str:
     )
 
 
-def _judgement(row: Row, annotator: str) -> Judgement:
+def _judgment(row: Row, annotator: str) -> Judgment:
     preference = number_column(row, "preference")
     if preference is None:
         raise Unusable("no preference")
@@ -134,7 +134,7 @@ def _judgement(row: Row, annotator: str) -> Judgement:
     instruction = text_column(row, "instruction")
     if not instruction.strip():
         raise Unusable("empty prompt")
-    return Judgement(
+    return Judgment(
         row=replace(row, split=instruction_split(instruction)) if row.split == BY_INSTRUCTION else row,
         annotator=annotator,
         instruction=instruction,
@@ -157,24 +157,24 @@ def instruction_split(instruction: str) -> str:
     return "validation" if bucket < 85 else "test"
 
 
-def _against_baseline(card: DatasetCard, judgement: Judgement, minimum_strength: float) -> PreferencePair:
-    strength = abs(judgement.preference - TIE) * 2
-    model_wins = judgement.preference > TIE
-    baseline = (judgement.baseline, judgement.baseline_output)
-    model = (judgement.model, judgement.model_output)
+def _against_baseline(card: DatasetCard, judgment: Judgment, minimum_strength: float) -> PreferencePair:
+    strength = abs(judgment.preference - TIE) * 2
+    model_wins = judgment.preference > TIE
+    baseline = (judgment.baseline, judgment.baseline_output)
+    model = (judgment.model, judgment.model_output)
     winner, chosen = model if model_wins else baseline
     loser, rejected = baseline if model_wins else model
     # Checked before ties: two equal outputs are nearly always judged a tie, because they are equal.
     pair = checked_pair(
-        judgement.row,
-        [{"role": "user", "content": judgement.instruction}],
+        judgment.row,
+        [{"role": "user", "content": judgment.instruction}],
         chosen,
         rejected,
-        source=f"{card.name}/{judgement.annotator}",
+        source=f"{card.name}/{judgment.annotator}",
         strength=strength,
         meta={"chosen_model": winner, "rejected_model": loser},
     )
-    if judgement.preference == TIE:
+    if judgment.preference == TIE:
         raise Unusable("tie")
     if strength < minimum_strength:
         raise Unusable("strength below minimum_strength")
@@ -182,19 +182,17 @@ def _against_baseline(card: DatasetCard, judgement: Judgement, minimum_strength:
 
 
 def _between_models(
-    card: DatasetCard, judgements: list[Judgement], options: dict[str, Any], report: ReadReport
+    card: DatasetCard, judgments: list[Judgment], options: dict[str, Any], report: ReadReport
 ) -> Iterator[PreferencePair]:
     """Pairs of two models' outputs on one instruction. A hash of the two models draws them, whatever the file order."""
     candidates = []
-    instruction = content_hash(
-        judgements[0].instruction
-    )  # hashed once: the texts are long, and the candidates are many
+    instruction = content_hash(judgments[0].instruction)  # hashed once: the texts are long, and the candidates are many
     answered = []
-    for judgement in judgements:
-        if judgement.model_output.strip():
-            answered.append(judgement)
+    for judgment in judgments:
+        if judgment.model_output.strip():
+            answered.append(judgment)
         elif options["pairing"] == "models":  # otherwise it was counted against the baseline
-            report.drop("empty response", judgement.row.file, judgement.row.number)
+            report.drop("empty response", judgment.row.file, judgment.row.number)
     for first, second in itertools.combinations(answered, 2):
         better, worse = (first, second) if first.preference > second.preference else (second, first)
         difference = better.preference - worse.preference

@@ -72,7 +72,7 @@ def test_an_implicit_prompt_and_its_answers_are_the_texts_again(prompt, first, s
     assert not found or not found[-1].isspace()
 
 
-CALL = {"tool_calls": [{"type": "function", "function": {"name": "colour", "arguments": {}}}]}
+CALL = {"tool_calls": [{"type": "function", "function": {"name": "color", "arguments": {}}}]}
 IMAGE = {"type": "image", "url": "sky.png"}
 SYSTEM = {"role": "system", "content": "Be kind."}
 PROMPTS_DIFFER = "prompts differ: the conversation does not begin with the column"
@@ -265,7 +265,7 @@ def test_other_column_names_can_be_given(read, write_lines):
     assert (pair.prompt[0]["content"], pair.chosen, pair.rejected) == ("Q?", "a", "b")
 
 
-def test_transcripts_of_hh_rlhf_are_recognised(read, write_lines):
+def test_transcripts_of_hh_rlhf_are_recognized(read, write_lines):
     path = write_lines(
         "x.jsonl", [{"chosen": "\n\nHuman: Hi?\n\nAssistant: Yes", "rejected": "\n\nHuman: Hi?\n\nAssistant: No"}]
     )
@@ -424,7 +424,7 @@ def test_a_prompt_text_may_be_the_first_or_the_last_user_turn_or_all_turns(read,
     assert pair.prompt == prompt
 
 
-def test_splits_are_recognised_whatever_their_case_and_others_are_noted(read, write_lines):
+def test_splits_are_recognized_whatever_their_case_and_others_are_noted(read, write_lines):
     names = ("Train", "train ", "TRAINING", "Dev", " test", "Hard", "")
     rows = [{"prompt": f"Q{name}?", "chosen": "a", "rejected": "b", "split": name} for name in names]
     pairs, report = read(write_lines("x.jsonl", rows))
