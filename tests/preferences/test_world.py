@@ -304,7 +304,7 @@ def test_documentation_has_every_option_with_its_default_and_real_examples(world
         assert f"| `{name}` | `{json.dumps(schema['default'])}` |" in text
         assert schema["description"] in text
     shown = re.findall(r"^### (\w+)$", text, flags=re.MULTILINE)
-    assert len(shown) == 3
+    assert len(shown) == 2
     for split in shown:
         pair = world[split][0]
         for printed in (prompt_text(pair), pair.chosen, pair.rejected):
