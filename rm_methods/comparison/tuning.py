@@ -19,7 +19,7 @@ import numpy as np
 from rm_methods.errors import UserError
 from rm_methods.experiment.layout import TUNING_FILES, Layout
 from rm_methods.files import write_text
-from rm_methods.methods.registry import load_card
+from rm_methods.methods.registry import load_method_card
 from rm_methods.reporting.tables import Section, csv_text, markdown_text, terminal_text
 from rm_methods.stored import read_record
 from rm_methods.yaml_files import yaml_text
@@ -107,7 +107,7 @@ def read_candidates(config: Mapping[str, Any], folder: Path) -> list[Candidate]:
     left out."""
     candidates = []
     for variant, entry in config["methods"].items():
-        card = load_card(entry["method"])
+        card = load_method_card(entry["method"])
         if card.kind != "trained":
             continue
         base = config["methods"][entry["tuned_from"] or variant]

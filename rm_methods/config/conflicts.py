@@ -38,7 +38,7 @@ def conflicts(config: dict[str, Any]) -> list[str]:
     try:
         stage = zero_settings(training["deepspeed"])["stage"]
         for variant, entry in config["methods"].items():
-            stages = registry.load_card(entry["method"]).zero_stages
+            stages = registry.load_method_card(entry["method"]).zero_stages
             if stage not in stages:
                 allowed = ", ".join(map(str, stages))
                 problems.append(
@@ -166,7 +166,7 @@ def _missing_requirements(config: dict[str, Any]) -> list[str]:
     problems: list[str] = []
     methods = config["methods"]
     for variant, entry in methods.items():
-        card = registry.load_card(entry["method"])
+        card = registry.load_method_card(entry["method"])
         for name in card.files_named(entry["settings"]):
             if not os.path.isfile(name):
                 problems.append(f"methods.{variant}: no such file: '{name}' (looked in {Path.cwd()})")
@@ -195,7 +195,7 @@ def _missing_requirements(config: dict[str, Any]) -> list[str]:
 
 def _fulfils(entry: Mapping[str, Any], need: Mapping[str, Any]) -> bool:
     return (
-        registry.load_card(entry["method"]).kind == need["kind"]
+        registry.load_method_card(entry["method"]).kind == need["kind"]
         and need.get("method", entry["method"]) == entry["method"]
     )
 
@@ -222,7 +222,7 @@ def _axis_conflicts(config: dict[str, Any]) -> list[str]:
             f"tuning.enabled: {count} variants of the method '{method}', but tuned settings belong to a method; keep "
             "one of them"
             for method, count in grids.items()
-            if count > 1 and registry.load_card(method).kind == "trained"
+            if count > 1 and registry.load_method_card(method).kind == "trained"
         ]
     return problems
 
@@ -272,7 +272,7 @@ def _diagnostics_conflicts(config: dict[str, Any]) -> list[str]:
         problems.append(
             f"diagnostics.benchmarks: needs backbone.attention 'auto' or 'sdpa', not '{attention}'; or leave it empty"
         )
-    cards = [registry.load_card(entry["method"]) for entry in config["methods"].values()]
+    cards = [registry.load_method_card(entry["method"]) for entry in config["methods"].values()]
     if diagnosed and not any(card.kind == "trained" and card.scalar_reward for card in cards):
         problems.append(
             "diagnostics.benchmarks: no method is a trained one with a scalar reward; add one, or leave it empty"
@@ -301,7 +301,7 @@ def _overoptimization_conflicts(config: dict[str, Any]) -> list[str]:
     for name in settings["variants"] or []:
         if name not in methods:
             problems.append(f"{where}.variants: '{name}' is not among the methods. {nearest(name, methods)}")
-        elif not registry.load_card(methods[name]["method"]).scalar_reward:
+        elif not registry.load_method_card(methods[name]["method"]).scalar_reward:
             problems.append(
                 f"{where}.variants: '{name}' compares responses and gives a single one no reward; leave it out"
             )

@@ -170,7 +170,7 @@ def reference_variant(config: Mapping[str, Any]) -> str:
         return named
     names = names_without_noise(config)
     trained = [
-        base for base, name in names.items() if registry.load_card(config["methods"][name]["method"]).has_weights
+        base for base, name in names.items() if registry.load_method_card(config["methods"][name]["method"]).has_weights
     ]
     if "bradley_terry" in names:
         return "bradley_terry"
@@ -182,7 +182,7 @@ def runs(config: Mapping[str, Any]) -> list[tuple[str, int]]:
     return [
         (name, seed)
         for name, entry in config["methods"].items()
-        for seed in (config["seeds"][:1] if registry.load_card(entry["method"]).seed_free else config["seeds"])
+        for seed in (config["seeds"][:1] if registry.load_method_card(entry["method"]).seed_free else config["seeds"])
     ]
 
 
@@ -238,7 +238,7 @@ def _resolved_problems(entry: dict[str, Any], where: str) -> list[str]:
     problems = schema_problems(entry, {"type": "object", "properties": parts}, where)
     if problems:
         return problems
-    card = registry.load_card(entry["method"])
+    card = registry.load_method_card(entry["method"])
     return schema_problems(
         entry["settings"], card.settings_schema | {"required": list(card.settings)}, f"{where}.settings"
     )
@@ -255,7 +255,7 @@ def _resolve_method(
             f"{where}: unknown method '{name}'. {hint} A variant with a name of its own needs `method: <name>`."
         )
         return dict.fromkeys(_RESOLVED) | {"method": name, "settings": {}}
-    card = registry.load_card(name)
+    card = registry.load_method_card(name)
     settings = {key: value for key, value in (tuned.get(name, {}) | entry).items() if key != "method"}
     # Methods with a budget of their own (teachers) have a learning rate among their settings.
     learning_rate = (

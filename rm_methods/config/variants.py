@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rm_methods.errors import ConfigError
-from rm_methods.methods.registry import load_card
+from rm_methods.methods.registry import load_method_card
 
 SAMPLES = "samples"  # the pool of Best-of-N that is drawn from the policy
 # Variant -> {"method", "settings", "learning_rate", "lora", "label_noise", "tuned_from"}
@@ -75,7 +75,7 @@ def across_noise(entries: Entries, levels: Sequence[Mapping[str, Any]]) -> Entri
     for level in levels:
         suffix = noise_suffix(level)
         for variant, entry in entries.items():
-            card = load_card(entry["method"])
+            card = load_method_card(entry["method"])
             if card.kind == "content_blind":
                 _add(crossed, variant, entry, "noise_levels")
                 continue
@@ -101,7 +101,7 @@ def tuning_grid(entries: Entries, learning_rates: Sequence[float], knobs: bool, 
     """
     grid: Entries = {}
     for variant, entry in entries.items():
-        card = load_card(entry["method"])
+        card = load_method_card(entry["method"])
         if not card.has_weights:
             continue
         _add(grid, variant, entry, "tuning")
@@ -132,7 +132,7 @@ def names_without_noise(config: Mapping[str, Any]) -> dict[str, str]:
 def optimized_variants(config: Mapping[str, Any]) -> list[str]:
     """The variants that Best-of-N and PPO optimize against."""
     named = config["overoptimization"]["variants"]
-    cards = {name: load_card(entry["method"]) for name, entry in config["methods"].items()}
+    cards = {name: load_method_card(entry["method"]) for name, entry in config["methods"].items()}
     return named or [name for name, card in cards.items() if card.scalar_reward and card.kind != "content_blind"]
 
 

@@ -20,7 +20,7 @@ from rm_methods.errors import UserError
 from rm_methods.experiment.diagnosed_runs import MODES, PERCENTS, obstacle
 from rm_methods.experiment.layout import DIAGNOSED_RUN_FILES
 from rm_methods.files import write_json
-from rm_methods.methods.registry import load_card
+from rm_methods.methods.registry import load_method_card
 from rm_methods.parquet import write_rows
 from rm_methods.reward_models.attention_capture import layer_numbers
 from rm_methods.reward_models.batching import batches_within
@@ -67,7 +67,7 @@ def diagnose(
         UserError: the variant is not a trained scalar reward model, its backbone is not exact in packed rows, its
             attention cannot be captured, a layer does not exist, or a benchmark has no pairs.
     """
-    if reason := obstacle(load_card(config["methods"][variant]["method"])):
+    if reason := obstacle(load_method_card(config["methods"][variant]["method"])):
         raise UserError(f"Variant '{variant}' cannot be diagnosed ({reason}). Name a trained one with a scalar reward.")
     settings = config["diagnostics"]
     pairs: list[DiagnosedPair] = []

@@ -23,7 +23,7 @@ from rm_methods.files import written_atomically
 from rm_methods.interaction import objectives
 from rm_methods.interaction.objectives import StudentAttention, TeacherAttention
 from rm_methods.interaction.student_teacher import LayerChoice, StudentTeacher
-from rm_methods.methods.registry import load_card
+from rm_methods.methods.registry import load_method_card
 from rm_methods.parquet import write_rows
 from rm_methods.reward_models.backbones import load_classifier
 from rm_methods.reward_models.batching import padded_batches
@@ -127,7 +127,7 @@ def diagnose_teacher_distance(
 
 def _layer_choice(config: dict[str, Any], variant: str) -> LayerChoice:
     """The layers to compare: those of the variant's settings if it has them, otherwise the method's defaults."""
-    defaults = load_card("interaction_distillation").defaults()
+    defaults = load_method_card("interaction_distillation").defaults()
     settings = config["methods"][variant]["settings"]
     return LayerChoice.from_settings(defaults | {name: settings[name] for name in defaults if name in settings})
 

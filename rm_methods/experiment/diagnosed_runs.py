@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from rm_methods.config.resolve import runs
-from rm_methods.methods.registry import MethodCard, load_card
+from rm_methods.methods.registry import MethodCard, load_method_card
 
 MEASURES = {"reward_row": "attention of the reward token", "received": "attention received"}
 SHOWN_VERSIONS = ("raw", "controlled")
@@ -33,7 +33,7 @@ def diagnosed_runs(config: Mapping[str, Any]) -> list[tuple[str, int]]:
 
 def left_out(config: Mapping[str, Any]) -> dict[str, str]:
     """The other variants, each with the reason."""
-    reasons = {variant: obstacle(load_card(entry["method"])) for variant, entry in config["methods"].items()}
+    reasons = {variant: obstacle(load_method_card(entry["method"])) for variant, entry in config["methods"].items()}
     return {variant: reason for variant, reason in reasons.items() if reason}
 
 
@@ -41,8 +41,8 @@ def teachers(config: Mapping[str, Any], variant: str) -> list[str]:
     """The joint variants that a variant's attention is compared with: its own teacher, or all of them if it has
     none."""
     entry = config["methods"][variant]
-    joint = [name for name, other in config["methods"].items() if load_card(other["method"]).kind == "joint"]
-    own = load_card(entry["method"]).required_variants(entry["settings"]).values()
+    joint = [name for name, other in config["methods"].items() if load_method_card(other["method"]).kind == "joint"]
+    own = load_method_card(entry["method"]).required_variants(entry["settings"]).values()
     return [name for name in own if name in joint] or joint
 
 

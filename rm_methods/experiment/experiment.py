@@ -13,7 +13,7 @@ from rm_methods.experiment.diagnosed_runs import diagnosed_runs, teachers
 from rm_methods.experiment.layout import RECORDS, Layout, best_of_n_files, ppo_files, run_metrics
 from rm_methods.experiment.made_with import differences, read_made, refuse_outdated
 from rm_methods.files import file_hash, named_file_hash
-from rm_methods.methods.registry import MethodCard, load_card
+from rm_methods.methods.registry import MethodCard, load_method_card
 from rm_methods.stored import read_metrics, read_record, read_summary
 from rm_methods.system.code_hash import code_hash
 from rm_methods.system.deepspeed import custom_file_hash
@@ -387,7 +387,7 @@ class Experiment:
         return []
 
     def _method(self, variant: str) -> MethodCard:
-        return load_card(self.config["methods"][variant]["method"])
+        return load_method_card(self.config["methods"][variant]["method"])
 
     def check_evaluated(self, folder: Path) -> None:
         """Refuse runs, scores and evaluations below `folder` that the configuration does not ask for, or that were

@@ -174,7 +174,7 @@ def method_names() -> tuple[str, ...]:
     return tuple(_card_files(FOLDER, OF_THE_USER.absolute()))
 
 
-def load_card(name: str) -> MethodCard:
+def load_method_card(name: str) -> MethodCard:
     """Read a method's card.
 
     Raises:
@@ -193,7 +193,7 @@ def load_method(name: str, settings: dict[str, Any]):
     Raises:
         UserError: the user's file cannot be imported, or has no class `Method`.
     """
-    card = load_card(name)
+    card = load_method_card(name)
     if card.file.parent == FOLDER:
         return importlib.import_module(f"rm_methods.methods.{name}").Method(settings)
     module = _import_file(card.file.with_suffix(".py"))

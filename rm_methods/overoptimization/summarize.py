@@ -43,7 +43,7 @@ def summarize(config: Mapping[str, Any], folder: Path, out: Path) -> str:
 
 
 def _pool_runs(experiment, folder: Path) -> list[PoolRun]:
-    from rm_methods.methods.registry import load_card
+    from rm_methods.methods.registry import load_method_card
 
     layout = Layout(folder)
     runs = []
@@ -57,7 +57,7 @@ def _pool_runs(experiment, folder: Path) -> list[PoolRun]:
                 pool=pool,
                 items=layout.items(pool),
                 scores=layout.scores(variant, seed, pool),
-                seed_free=load_card(method).without_seed,
+                seed_free=load_method_card(method).without_seed,
             )
             runs.append(run)
     return runs

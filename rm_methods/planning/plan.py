@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 from rm_methods.errors import UserError, nearest
 from rm_methods.experiment.experiment import Experiment
 from rm_methods.files import canonical_json
-from rm_methods.methods.registry import MethodCard, load_card, load_method
+from rm_methods.methods.registry import MethodCard, load_method, load_method_card
 from rm_methods.planning.shapes import configuration_of, published_configuration
 from rm_methods.planning.sizes import (
     CHECKPOINTS_ON_DISK,
@@ -132,7 +132,7 @@ def _shapes(config: Mapping[str, Any], shape_name: str | None) -> dict[str, Shap
     by_source: dict[str, Shape] = {}
     by_variant: dict[str, Shape] = {}
     for variant, entry in config["methods"].items():
-        lora = _training(config, entry)["lora"] if load_card(entry["method"]).has_weights else None
+        lora = _training(config, entry)["lora"] if load_method_card(entry["method"]).has_weights else None
         key = canonical_json([_source(config, variant), lora])
         if key not in by_source:
             by_source[key] = shape_of(_configuration(config, variant, shape_name), lora)
@@ -234,7 +234,7 @@ def _plan_variant(
     config: Mapping[str, Any], variant: str, shapes: Mapping[str, Shape], assumptions: Assumptions
 ) -> VariantPlan:
     entry = config["methods"][variant]
-    card = load_card(entry["method"])
+    card = load_method_card(entry["method"])
     shape = shapes[variant]
     runs = sum(name == variant for name, _ in Experiment(config).runs())
     score_hours = _gpu_hours(_scoring_operations(config, variant, shape, assumptions), assumptions)
@@ -287,7 +287,7 @@ def _training_operations(config: Mapping[str, Any], variant: str, shape: Shape, 
     entry = config["methods"][variant]
     training = _training(config, entry)
     passes = training["epochs"] * load_method(entry["method"], entry["settings"]).passes
-    if load_card(entry["method"]).kind == "joint":
+    if load_method_card(entry["method"]).kind == "joint":
         # A joint model reads the whole pair in both orders, and first trains on text, if it is asked to.
         passes += entry["settings"].get("masked_language_epochs", 0)
         context = _pair_tokens(assumptions)
@@ -315,7 +315,7 @@ def _training_memory(config: Mapping[str, Any], variant: str, shape: Shape) -> t
     # Each rank makes the whole model; under ZeRO-3 only one rank does, when it gathers the model to save it.
     made_whole = load_method(entry["method"], entry["settings"]).model_is_made_whole
     copies = config["training"]["processes"] if made_whole or zero is None or zero["stage"] < 3 else 1
-    is_joint = load_card(entry["method"]).kind == "joint"
+    is_joint = load_method_card(entry["method"]).kind == "joint"
     if is_joint and entry["settings"].get("masked_language_epochs"):
         # Training on text trains all weights, also beside LoRA, and makes a language model beside the reward model.
         on_text, _ = model_state_bytes(shape.parameters, shape.largest_layer, zero, ranks, nodes=nodes)
@@ -358,7 +358,7 @@ def _scoring_operations(config: Mapping[str, Any], variant: str, shape: Shape, a
     An ensemble computes all its members, a joint model every pair in both orders.
     """
     entry = config["methods"][variant]
-    kind = load_card(entry["method"]).kind
+    kind = load_method_card(entry["method"]).kind
     if kind == "content_blind":
         return 0.0
     length = assumptions.prompt_tokens + (2 if kind == "joint" else 1) * assumptions.response_tokens

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from rm_methods.errors import UserError
 from rm_methods.files import file_hash, read_json, write_json, written_atomically
-from rm_methods.methods.registry import MethodCard, load_card, load_method
+from rm_methods.methods.registry import MethodCard, load_method, load_method_card
 from rm_methods.preferences.pair import PreferencePair, read_pairs
 from rm_methods.reward_models.backbones import RECORD
 from rm_methods.reward_models.model_folder import write_checksums
@@ -95,7 +95,7 @@ class _Run:
     @property
     def card(self) -> MethodCard:
         """The card of the variant's method."""
-        return load_card(self.entry["method"])
+        return load_method_card(self.entry["method"])
 
     @property
     def label(self) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rm_methods.files import named_file_hash
-from rm_methods.methods.registry import load_card
+from rm_methods.methods.registry import load_method_card
 from rm_methods.stored import read_run_key
 from rm_methods.system.code_hash import code_hash
 from rm_methods.system.deepspeed import custom_file_hash
@@ -17,7 +17,7 @@ from rm_methods.system.provenance import key_of
 def training_settings(config: Mapping[str, Any], variant: str) -> dict[str, Any]:
     """What a training run depends on in the configuration and in the files that it names."""
     method = config["methods"][variant]
-    card = load_card(method["method"])
+    card = load_method_card(method["method"])
     settings = {"method": method, "files": [named_file_hash(name) for name in card.files_named(method["settings"])]}
     if card.has_weights:
         backbone = config["backbone"]
@@ -29,7 +29,7 @@ def training_settings(config: Mapping[str, Any], variant: str) -> dict[str, Any]
 
 def training_code(config: Mapping[str, Any], variant: str) -> str:
     """Hash of the code that a training run depends on: that of its method and of nothing else's."""
-    return code_hash("train", load_card(config["methods"][variant]["method"]).module)
+    return code_hash("train", load_method_card(config["methods"][variant]["method"]).module)
 
 
 def run_dependencies(

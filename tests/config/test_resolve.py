@@ -18,7 +18,7 @@ from rm_methods.config.variants import optimized_variants
 from rm_methods.errors import ConfigError
 from rm_methods.experiment.diagnosed_runs import diagnosed_runs
 from rm_methods.experiment.experiment import Experiment
-from rm_methods.methods.registry import load_card, method_names
+from rm_methods.methods.registry import load_method_card, method_names
 from rm_methods.policies.sft import SFTSettings
 from rm_methods.ppo.settings import PPOSettings
 from rm_methods.scoring.scorer import ScoringSettings, scoring_settings
@@ -492,7 +492,7 @@ def test_every_setting_that_names_a_file_or_folder_says_so():
 
     settings = dict(walk(schema(), ""))
     for name in method_names():
-        settings |= {f"{name}.{key}": fragment for key, fragment in load_card(name).settings.items()}
+        settings |= {f"{name}.{key}": fragment for key, fragment in load_method_card(name).settings.items()}
     for name, fragment in settings.items():
         text = fragment.get("description", "").lower()
         names_path = re.search(r"\b(folder|file|path of|json file)\b", text) and "string" in fragment.get("type", ())

@@ -180,11 +180,13 @@ def test_bad_files_of_tuned_settings_are_named(tmp_path, text, says):
 def test_too_few_seeds_for_what_needs_all_of_them_are_refused(monkeypatch):
     from rm_methods.methods import registry
 
-    card = registry.load_card("label_smoothing")
+    card = registry.load_method_card("label_smoothing")
     needy = {"smoothing": {"kind": "trained", "seeds": "all", "at_least": 2, "builtin": []}}
     settings = {"smoothing": {"default": "bradley_terry", "description": "x"}}
     changed = registry.MethodCard(**(vars(card) | {"requires": needy, "settings": settings}))
-    original = registry.load_card
-    monkeypatch.setattr(registry, "load_card", lambda name: changed if name == "label_smoothing" else original(name))
+    original = registry.load_method_card
+    monkeypatch.setattr(
+        registry, "load_method_card", lambda name: changed if name == "label_smoothing" else original(name)
+    )
     with pytest.raises(ConfigError, match="needs at least 2 seeds, but seeds is \\[3\\]"):
         resolve(configuration(methods={"label_smoothing": {}, "bradley_terry": {}}, seeds=[3]))

@@ -11,7 +11,7 @@ from rm_methods.errors import DataError, UserError
 from rm_methods.experiment import diagnosed_runs
 from rm_methods.experiment.diagnosed_runs import figure_names, left_out
 from rm_methods.experiment.layout import DIAGNOSTICS_TABLES
-from rm_methods.methods.registry import load_card
+from rm_methods.methods.registry import load_method_card
 from rm_methods.reporting.tables import terminal_text
 from tests.conftest import experiment_config
 from tests.diagnostics.conftest import masking_rows_of, sequence_row, write_run
@@ -165,7 +165,7 @@ def test_tables_name_what_was_left_out_and_round_for_readers(config, tmp_path):
 def test_joint_and_combined_models_are_left_out_with_the_reason(config):
     every = [{"bradley_terry": {}}, {"joint_encoder": {}}, {"ensemble": {}}]
     config["methods"] = {
-        name: {"method": name, "settings": load_card(name).defaults()} for methods in every for name in methods
+        name: {"method": name, "settings": load_method_card(name).defaults()} for methods in every for name in methods
     }
     assert {variant for variant, _ in diagnosed_runs.diagnosed_runs(config)} == {"bradley_terry"}
     assert diagnosed_runs.left_out(config) == {

@@ -5,7 +5,7 @@ import torch
 
 from rm_methods.errors import UserError
 from rm_methods.interaction.student_teacher import LayerChoice, StudentTeacher
-from rm_methods.methods.registry import load_card
+from rm_methods.methods.registry import load_method_card
 from rm_methods.reward_models.joint_reader import CHOSEN, PROMPT, REJECTED
 from rm_methods.reward_models.layouts import lay_out
 
@@ -65,11 +65,11 @@ def test_a_uniform_teacher_has_one_group_per_token_of_the_text(tokenizer, items)
     ("layers", "depth", "numbers"), [("auto", 30, (19,)), ("auto", 2, (0,)), ([1, -1], 4, (0, 3)), ([2], 2, (1,))]
 )
 def test_layers_are_counted_as_people_do(layers, depth, numbers):
-    settings = load_card("interaction_distillation").defaults() | {"student_layers": layers}
+    settings = load_method_card("interaction_distillation").defaults() | {"student_layers": layers}
     assert LayerChoice.from_settings(settings).student(depth) == numbers
 
 
 def test_a_layer_that_does_not_exist_is_refused():
-    settings = load_card("interaction_distillation").defaults() | {"student_layers": [3]}
+    settings = load_method_card("interaction_distillation").defaults() | {"student_layers": [3]}
     with pytest.raises(UserError, match=r"student_layers: the model has 2 layers, so \[3\] do not exist"):
         LayerChoice.from_settings(settings).student(2)

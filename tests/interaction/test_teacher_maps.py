@@ -9,7 +9,7 @@ from rm_methods.files import write_json
 from rm_methods.interaction import teacher_maps
 from rm_methods.interaction.teacher_maps import JointTeacher, PairAlignments, TeacherMaps, group_maps
 from rm_methods.methods.joint_encoder import Method, _words
-from rm_methods.methods.registry import load_card
+from rm_methods.methods.registry import load_method_card
 from rm_methods.reward_models.backbones import load_classifier
 from rm_methods.reward_models.joint_model import JointModel
 from rm_methods.reward_models.joint_reader import CHOSEN, PROMPT, REJECTED, DecoderReader, EncoderReader
@@ -27,7 +27,7 @@ def teacher_folder(pairs, tmp_path_factory):
     """A random encoder with large weights, so that its maps are far from uniform."""
     from transformers import AutoModelForSequenceClassification
 
-    method = Method(load_card("joint_encoder").defaults())
+    method = Method(load_method_card("joint_encoder").defaults())
     reader = EncoderReader(_words(pairs, 1000), 128)
     method.settings["tiny"] = method.settings["tiny"] | {"initializer_range": 0.6}
     folder = tmp_path_factory.mktemp("teacher")

@@ -7,7 +7,7 @@ from rm_methods.errors import ConfigError, UserError
 from rm_methods.methods.bradley_terry import bradley_terry_loss
 from rm_methods.methods.bradley_terry_regression import bradley_terry_regression_loss, regression_penalty
 from rm_methods.methods.contract import Inputs
-from rm_methods.methods.registry import load_card, load_method
+from rm_methods.methods.registry import load_method, load_method_card
 from rm_methods.preferences.noise import flip_labels
 from rm_methods.preferences.world import generate, gold
 from tests.conftest import experiment_config, made_up_pairs
@@ -17,7 +17,7 @@ KEYS = ["score_a", "score_b"]
 
 
 def method(**settings):
-    return load_method("bradley_terry_regression", load_card("bradley_terry_regression").defaults() | settings)
+    return load_method("bradley_terry_regression", load_method_card("bradley_terry_regression").defaults() | settings)
 
 
 def rated(*ratings):
@@ -47,7 +47,7 @@ def test_weight_zero_is_bradley_terry():
 
 def test_the_default_weight_makes_both_parts_pull_alike_at_equal_rewards():
     r = torch.zeros(1, 2, requires_grad=True)
-    weight = load_card("bradley_terry_regression").defaults()["weight"]
+    weight = load_method_card("bradley_terry_regression").defaults()["weight"]
     (weight * regression_penalty(r, torch.tensor([1.0]))).sum().backward()
     assert r.grad.tolist() == [[-0.5, 0.5]]
 

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from rm_methods.benchmarks.item import BenchmarkItem
 from rm_methods.methods.contract import Inputs
-from rm_methods.methods.registry import load_card, load_method, method_names
+from rm_methods.methods.registry import load_method, load_method_card, method_names
 from rm_methods.reward_models.layouts import lay_out
 from rm_methods.scoring.scorer import ScoringSettings, load_scorer
 from rm_methods.training.run import RunFiles, train
@@ -25,9 +25,9 @@ from tests.conftest import experiment_config
 
 pytestmark = pytest.mark.process
 
-TRAINED = [name for name in method_names() if load_card(name).has_weights]
-COMBINED = [name for name in method_names() if load_card(name).kind == "combined"]
-CONTENT_BLIND = [name for name in method_names() if load_card(name).kind == "content_blind"]
+TRAINED = [name for name in method_names() if load_method_card(name).has_weights]
+COMBINED = [name for name in method_names() if load_method_card(name).kind == "combined"]
+CONTENT_BLIND = [name for name in method_names() if load_method_card(name).kind == "content_blind"]
 
 
 @pytest.fixture(scope="session")
@@ -36,7 +36,7 @@ def required(prepared, tmp_path_factory):
     trained = {}
 
     def of(name):
-        folders, card = {}, load_card(name)
+        folders, card = {}, load_method_card(name)
         for key, other in card.required_variants(card.defaults()).items():
             for seed in range(
                 max(2, card.requires[key].get("at_least", 1)) if card.requires[key].get("seeds") == "all" else 1
@@ -74,7 +74,7 @@ def trained(prepared, required, tmp_path_factory):
 def with_required(name):
     """The method, what it requires, what those require, and so on."""
     methods = {name: {}}
-    for other in load_card(name).required_variants(load_card(name).defaults()).values():
+    for other in load_method_card(name).required_variants(load_method_card(name).defaults()).values():
         methods |= with_required(other)
     return methods
 
@@ -83,7 +83,7 @@ def micro_batch(prepared, folder, pairs, name, required, layout):
     """(method, model, micro-batch) as training would make them."""
     from rm_methods.reward_models.batching import plan_steps
 
-    method = load_method(name, load_card(name).defaults())
+    method = load_method(name, load_method_card(name).defaults())
     config = {"backbone": prepared[2]["backbone"], "training": method.training(prepared[2]["training"], 0)}
     inputs = Inputs(0, folder / "work" / "run", name, config, prepared[1], required)
     pairs = list(method.transform_pairs(list(pairs), inputs))
@@ -139,7 +139,8 @@ def test_transformed_pairs_are_pure_and_seeded(name, prepared, pairs, required, 
     before = list(pairs)
     inputs = Inputs(5, tmp_path, name, prepared[2], prepared[1], required(name))
     first, second = (
-        list(load_method(name, load_card(name).defaults()).transform_pairs(list(pairs), inputs)) for _ in range(2)
+        list(load_method(name, load_method_card(name).defaults()).transform_pairs(list(pairs), inputs))
+        for _ in range(2)
     )
     assert first == second
     assert list(pairs) == before
@@ -171,13 +172,13 @@ def test_scores_survive_saving_and_loading(name, tokenizer, pairs, trained, tmp_
     items = [BenchmarkItem(p.pair_id, "s", p.prompt, [p.chosen, p.rejected], 0) for p in pairs[:5]]
     scorer = load_scorer(folder / "model", ScoringSettings(max_length=256, threads=1))
     loaded = torch.tensor([row.score for row in scorer.score(items)]).view(5, 2)
-    method = load_method(name, load_card(name).defaults())
+    method = load_method(name, load_method_card(name).defaults())
     method.export(scorer.model, tmp_path / "again")
     scorer.tokenizer.tokenizer.save_pretrained(tmp_path / "again")
     again = load_scorer(tmp_path / "again", ScoringSettings(max_length=256, threads=1))
     assert torch.equal(torch.tensor([row.score for row in again.score(items)]).view(5, 2), loaded)
     assert loaded.std() > 0
-    if load_card(name).kind == "trained":
+    if load_method_card(name).kind == "trained":
         encoded = tokenizer.encode((p.prompt, (p.chosen, p.rejected)) for p in pairs[:5])
         with torch.inference_mode():
             in_memory = scorer.model(lay_out(encoded, "packed", 0)).rewards
@@ -221,7 +222,7 @@ def test_two_ranks_learn_what_one_rank_learns(name, prepared, required, tmp_path
         assert done.returncode == 0, done.stderr[-4000:]
         losses.append([json.loads(line)["loss"] for line in (folder / "metrics.jsonl").read_text().splitlines()])
     assert len(losses[0]) == len(losses[1]) > 0
-    if load_method(name, load_card(name).defaults()).depends_on_cut:
+    if load_method(name, load_method_card(name).defaults()).depends_on_cut:
         assert all(math.isfinite(loss) for loss in losses[1])
     else:
         assert losses[0] == pytest.approx(losses[1], abs=1e-3)
@@ -246,10 +247,10 @@ def test_what_is_combined_scores_without_its_own_training(name, prepared, pairs,
 
 @pytest.mark.parametrize("name", CONTENT_BLIND)
 def test_content_blind_scores_are_finite_deterministic_and_blind_to_the_other_response(name, pairs):
-    method = load_method(name, load_card(name).defaults())
+    method = load_method(name, load_method_card(name).defaults())
     scores = [method.score(p.prompt, p.chosen, 0) for p in pairs]
     assert all(isinstance(s, float) and abs(s) < 1e9 for s in scores)
     assert scores == [method.score(p.prompt, p.chosen, 0) for p in pairs]
     assert method.score(pairs[0].prompt, "", 0) == method.score(pairs[0].prompt, "", 0)
     other_seed = [method.score(p.prompt, p.chosen, 1) for p in pairs]
-    assert (scores == other_seed) == load_card(name).seed_free
+    assert (scores == other_seed) == load_method_card(name).seed_free

@@ -10,7 +10,7 @@ from rm_methods.errors import UserError
 from rm_methods.methods.bradley_terry import bradley_terry_loss
 from rm_methods.methods.contract import Inputs
 from rm_methods.methods.contrastive import add_dropout, contrasted_states, simcse_loss, sinkhorn, swav_loss
-from rm_methods.methods.registry import load_card, load_method
+from rm_methods.methods.registry import load_method, load_method_card
 from rm_methods.reward_models.layouts import PairBatch, lay_out
 from rm_methods.reward_models.model import RewardModel
 from rm_methods.validation import schema_problems
@@ -29,7 +29,7 @@ def pair_batch(tokenizer, pairs, layout="packed"):
 
 
 def built(model, **settings):
-    method = load_method("contrastive", load_card("contrastive").defaults() | settings)
+    method = load_method("contrastive", load_method_card("contrastive").defaults() | settings)
     method.build(model, Inputs(0, None))
     return method
 
@@ -209,7 +209,7 @@ def test_prototypes_depend_on_the_seed_alone(prepared):
     for seed in (1, 1, 2):
         model = RewardModel(load_classifier(prepared[1], prepared[2]["backbone"], seed=0))
         torch.rand(seed)
-        method = load_method("contrastive", load_card("contrastive").defaults() | {"objective": "swav"})
+        method = load_method("contrastive", load_method_card("contrastive").defaults() | {"objective": "swav"})
         method.build(model, Inputs(seed, None))
         weights.append(model.prototypes.weight)
     assert torch.equal(weights[0], weights[1])
@@ -228,6 +228,6 @@ def test_prototypes_depend_on_the_seed_alone(prepared):
     ],
 )
 def test_impossible_settings_are_refused(setting, value, expected):
-    (problem,) = schema_problems({setting: value}, load_card("contrastive").settings_schema)
+    (problem,) = schema_problems({setting: value}, load_method_card("contrastive").settings_schema)
     assert setting in problem
     assert expected in problem

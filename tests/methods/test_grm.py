@@ -11,7 +11,7 @@ from rm_methods.errors import UserError
 from rm_methods.methods import grm
 from rm_methods.methods.contract import Inputs
 from rm_methods.methods.grm import dpo_regularizer, predicted_tokens, sft_regularizer, summed_log_probabilities
-from rm_methods.methods.registry import load_card, load_method
+from rm_methods.methods.registry import load_method, load_method_card
 from rm_methods.preferences.pair import make_pair
 from rm_methods.reward_models.backbones import load_tokenizer, prepare_backbone
 from rm_methods.reward_models.layouts import PairBatch, lay_out
@@ -21,7 +21,7 @@ from tests.conftest import experiment_config
 
 def made(prepared, tokenizer, pairs, folder, layout="packed", name="grm", **settings):
     """(method, model, micro-batch, items) as training would make them."""
-    method = load_method(name, load_card(name).defaults() | settings)
+    method = load_method(name, load_method_card(name).defaults() | settings)
     config = {"backbone": prepared[2]["backbone"], "training": prepared[2]["training"]}
     items = tokenizer.encode((p.prompt, (p.chosen, p.rejected)) for p in pairs)
     inputs = Inputs(
@@ -254,7 +254,7 @@ def test_output_embeddings_of_another_width_are_refused(prepared, tmp_path, rewa
     "settings", [{"weight": 1.0}, {"weight": -0.1}, {"beta": 0}, {"regularizer": "ppo"}, {"saturated": 1}]
 )
 def test_impossible_settings_are_refused(settings):
-    assert schema_problems(load_card("grm").defaults() | settings, load_card("grm").settings_schema)
+    assert schema_problems(load_method_card("grm").defaults() | settings, load_method_card("grm").settings_schema)
 
 
 def test_export_has_no_trace_of_the_language_head(prepared, tokenizer, pairs, tmp_path):

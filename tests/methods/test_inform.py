@@ -10,7 +10,7 @@ from rm_methods.benchmarks.item import BenchmarkItem
 from rm_methods.methods.bradley_terry import bradley_terry_loss
 from rm_methods.methods.contract import Inputs
 from rm_methods.methods.inform import FILE, Bottleneck, kl_to_standard_normal
-from rm_methods.methods.registry import load_card, load_method
+from rm_methods.methods.registry import load_method, load_method_card
 from rm_methods.reward_models.layouts import PairBatch, lay_out
 from rm_methods.scoring.scorer import ScoringSettings, load_scorer
 from rm_methods.training.run import RunFiles, train
@@ -22,7 +22,7 @@ SCORING = ScoringSettings(max_length=256, threads=1)
 
 def made(prepared, tokenizer, pairs, folder, layout="packed", progress=0.5, **settings):
     """(method, model, micro-batch) as training would make them."""
-    method = load_method("inform", load_card("inform").defaults() | settings)
+    method = load_method("inform", load_method_card("inform").defaults() | settings)
     config = {"backbone": prepared[2]["backbone"], "training": prepared[2]["training"]}
     inputs = Inputs(0, folder / "work", "inform", config, prepared[1])
     model = method.model(pairs, tokenizer, inputs)
@@ -145,7 +145,7 @@ def test_latent_is_not_larger_than_the_hidden_state(prepared, tokenizer, pairs, 
 
 @pytest.mark.parametrize("settings", [{"latent_size": 0}, {"latent_size": 1.5}, {"weight": -1}])
 def test_impossible_settings_are_refused(settings):
-    assert schema_problems(load_card("inform").defaults() | settings, load_card("inform").settings_schema)
+    assert schema_problems(load_method_card("inform").defaults() | settings, load_method_card("inform").settings_schema)
 
 
 @pytest.fixture(scope="module")

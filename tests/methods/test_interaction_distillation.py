@@ -9,7 +9,7 @@ from rm_methods.errors import ConfigError, UserError
 from rm_methods.interaction import objectives
 from rm_methods.methods.contract import Inputs
 from rm_methods.methods.interaction_distillation import attention_width
-from rm_methods.methods.registry import load_card, load_method
+from rm_methods.methods.registry import load_method, load_method_card
 from rm_methods.reward_models.joint_model import JointModel
 from rm_methods.reward_models.layouts import PairBatch, lay_out
 from rm_methods.training.run import RunFiles, train
@@ -43,7 +43,7 @@ def teachers(prepared, tmp_path_factory):
 
 def made(prepared, tokenizer, pairs, folder, name="interaction_distillation", folder_of_teacher=None, **settings):
     """(method, model, batch) as training would make them."""
-    method = load_method(name, load_card(name).defaults() | settings)
+    method = load_method(name, load_method_card(name).defaults() | settings)
     config = {"backbone": prepared[2]["backbone"], "training": prepared[2]["training"]}
     items = tokenizer.encode((p.prompt, (p.chosen, p.rejected)) for p in pairs)
     required = {"teacher": [folder_of_teacher]} if folder_of_teacher else {}

@@ -9,7 +9,7 @@ from transformers import AutoModelForSequenceClassification, MistralConfig
 from rm_methods.benchmarks.item import BenchmarkItem
 from rm_methods.errors import UserError
 from rm_methods.methods.contract import Inputs
-from rm_methods.methods.registry import load_card, load_method
+from rm_methods.methods.registry import load_method, load_method_card
 from rm_methods.reward_models.joint_model import JointModel, load_joint
 from rm_methods.reward_models.layouts import lay_out
 from rm_methods.scoring.scorer import JointScorer, ScoringSettings
@@ -19,7 +19,7 @@ from rm_methods.validation import schema_problems
 @pytest.fixture
 def joint(prepared, pairs, tmp_path):
     """(model, reader) as a run makes them, in evaluation mode."""
-    method = load_method("joint_decoder", load_card("joint_decoder").defaults())
+    method = load_method("joint_decoder", load_method_card("joint_decoder").defaults())
     inputs = Inputs(
         0,
         tmp_path,
@@ -133,7 +133,7 @@ def test_attention_need_not_be_ours_and_maps_of_windows_are_refused(prepared, pa
 
 
 def test_it_is_marked_as_no_scalar_reward_and_trains_by_its_own_budget(prepared):
-    card = load_card("joint_decoder")
+    card = load_method_card("joint_decoder")
     assert card.kind == "joint"
     assert not card.scalar_reward
     method = load_method("joint_decoder", card.defaults() | {"epochs": 7, "learning_rate": 0.5})

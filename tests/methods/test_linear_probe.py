@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from rm_methods.methods.contract import Inputs
-from rm_methods.methods.registry import load_card, load_method
+from rm_methods.methods.registry import load_method, load_method_card
 from rm_methods.preferences.pair import write_pairs
 from rm_methods.reward_models.layouts import PairBatch, lay_out
 from rm_methods.training.run import RunFiles, train
@@ -10,7 +10,7 @@ from tests.conftest import experiment_config
 
 
 def probe(**settings):
-    return load_method("linear_probe", load_card("linear_probe").defaults() | settings)
+    return load_method("linear_probe", load_method_card("linear_probe").defaults() | settings)
 
 
 def test_only_the_head_gets_a_gradient_and_it_is_that_of_logistic_regression(reward_model, tokenizer, pairs, tmp_path):

@@ -10,7 +10,7 @@ from rm_methods.errors import ConfigError, UserError
 from rm_methods.methods.bradley_terry import bradley_terry_loss
 from rm_methods.methods.contract import Inputs
 from rm_methods.methods.meta_rm import difference_objective, losses_at_shifted_parameters
-from rm_methods.methods.registry import load_card, load_method
+from rm_methods.methods.registry import load_method, load_method_card
 from rm_methods.preferences.pair import write_pairs
 from rm_methods.reward_models.layouts import PairBatch, lay_out
 from rm_methods.validation import schema_problems
@@ -26,7 +26,7 @@ def pair_batch(tokenizer, pairs, weight=None, layout="packed"):
 
 
 def built(model, tokenizer=None, **settings):
-    method = load_method("meta_rm", load_card("meta_rm").defaults() | settings)
+    method = load_method("meta_rm", load_method_card("meta_rm").defaults() | settings)
     config = {"backbone": {"refused_conversations": "error"}, "training": {"tokens_per_microbatch": 400}}
     method.build(model, Inputs(0, None, config=config, reader=tokenizer))
     return method
@@ -213,7 +213,7 @@ def test_zero3_is_refused_by_name_and_by_file_before_anything_trains(tmp_path):
 
 
 def test_a_negative_step_is_refused():
-    (problem,) = schema_problems({"eta": -0.1}, load_card("meta_rm").settings_schema)
+    (problem,) = schema_problems({"eta": -0.1}, load_method_card("meta_rm").settings_schema)
     assert "must be at least 0" in problem
 
 

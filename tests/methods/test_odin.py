@@ -8,14 +8,14 @@ from rm_methods.errors import ConfigError
 from rm_methods.methods import odin
 from rm_methods.methods.bradley_terry import bradley_terry_loss
 from rm_methods.methods.odin import LENGTH, ORDER, QUALITY, STAMP, LengthHead, direction, expanded_correlation, pearson
-from rm_methods.methods.registry import load_card, load_method
+from rm_methods.methods.registry import load_method, load_method_card
 from rm_methods.reward_models.response_tokens import response_tokens
 from tests.conftest import experiment_config
 from tests.methods.length_toy import LengthWorld, LinearModel, accuracy, correlation, trained
 
 
 def method(**settings):
-    return load_method("odin", load_card("odin").defaults() | settings)
+    return load_method("odin", load_method_card("odin").defaults() | settings)
 
 
 def built(world, tmp_path, **settings):

@@ -12,7 +12,7 @@ from rm_methods.methods.contract import Inputs
 from rm_methods.methods.cross_fitted import fold_of
 from rm_methods.methods.label_smoothing import label_smoothing_loss
 from rm_methods.methods.preference_strength import Method, detection, lowest, preference_strength_loss, relabeled
-from rm_methods.methods.registry import load_card
+from rm_methods.methods.registry import load_method_card
 from rm_methods.preferences.noise import flip_labels
 from rm_methods.preferences.pair import make_pair, write_pairs
 from rm_methods.training.run import RunFiles, train
@@ -114,7 +114,7 @@ def test_detection_by_hand():
 
 
 def method(**settings):
-    return Method(load_card("preference_strength").defaults() | settings)
+    return Method(load_method_card("preference_strength").defaults() | settings)
 
 
 class Judge:

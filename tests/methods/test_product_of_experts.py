@@ -8,7 +8,7 @@ from rm_methods.errors import ConfigError
 from rm_methods.methods.bradley_terry import bradley_terry_loss
 from rm_methods.methods.contract import Loss, TrainedMethod
 from rm_methods.methods.product_of_experts import BiasExpert
-from rm_methods.methods.registry import load_card, load_method
+from rm_methods.methods.registry import load_method, load_method_card
 from rm_methods.reward_models.response_tokens import response_tokens
 from tests.conftest import experiment_config
 from tests.methods.length_toy import LengthWorld, LinearModel, accuracy, correlation, trained
@@ -20,7 +20,7 @@ class BradleyTerry(TrainedMethod):
 
 
 def method(**settings):
-    return load_method("product_of_experts", load_card("product_of_experts").defaults() | settings)
+    return load_method("product_of_experts", load_method_card("product_of_experts").defaults() | settings)
 
 
 def built(world, tmp_path, seed=0, **settings):

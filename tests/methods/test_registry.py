@@ -9,7 +9,7 @@ import torch
 from rm_methods.config.resolve import resolve
 from rm_methods.errors import ConfigError, UserError
 from rm_methods.methods import registry
-from rm_methods.methods.registry import FOLDER, card_problems, load_card, load_method, method_names
+from rm_methods.methods.registry import FOLDER, card_problems, load_method, load_method_card, method_names
 from rm_methods.system.code_hash import code_hash
 from rm_methods.training.run_key import training_code
 from tests.conftest import REPOSITORY
@@ -23,8 +23,8 @@ def test_methods_are_found_by_their_cards():
 
 def test_cards_are_read_without_torch():
     code = (
-        "import sys; from rm_methods.methods.registry import method_names, load_card;"
-        "[load_card(n) for n in method_names()];"
+        "import sys; from rm_methods.methods.registry import method_names, load_method_card;"
+        "[load_method_card(n) for n in method_names()];"
         "from rm_methods.config.resolve import load_config; load_config(['config/quickstart.yaml']);"
         "heavy = {'torch', 'transformers', 'datasets', 'pandas', 'mlflow', 'pyarrow'} & set(sys.modules); assert not "
         "heavy, heavy"
@@ -34,7 +34,7 @@ def test_cards_are_read_without_torch():
 
 def test_unknown_methods_suggest_the_nearest():
     with pytest.raises(UserError, match="Did you mean 'bradley_terry'"):
-        load_card("bradley_tery")
+        load_method_card("bradley_tery")
 
 
 @pytest.mark.parametrize("name", method_names())
@@ -42,7 +42,7 @@ def test_every_method_has_a_documentation_page(name):
     page = REPOSITORY / "docs" / "methods" / f"{name}.md"
     assert page.exists(), f"write {page}"
     text = page.read_text()
-    for setting in load_card(name).settings:
+    for setting in load_method_card(name).settings:
         assert f"`{setting}`" in text, f"{page} does not explain `{setting}`"
 
 
@@ -92,7 +92,7 @@ def test_a_new_method_needs_only_its_two_files(tmp_path, monkeypatch):
     monkeypatch.setattr(package, "__path__", [str(tmp_path), *package.__path__])
     try:
         assert method_names() == ("copied_method",)
-        method = load_method("copied_method", load_card("copied_method").defaults())
+        method = load_method("copied_method", load_method_card("copied_method").defaults())
         assert method.settings == {"temperature": 1.0}
     finally:
         sys.modules.pop("rm_methods.methods.copied_method", None)
@@ -124,7 +124,7 @@ def test_methods_of_the_working_directory_are_found_and_trained_like_ours(own_fo
     loss = method.loss(lambda batch: SimpleNamespace(rewards=rewards), None)
     assert loss.per_pair.item() == pytest.approx(math.log1p(math.exp(-0.5)), abs=1e-6)
     assert type(method) is type(load_method("tempered", {"temperature": 1.0}))
-    assert load_card("tempered").file == own_folder / "tempered.yaml"
+    assert load_method_card("tempered").file == own_folder / "tempered.yaml"
 
 
 def test_the_run_key_depends_on_the_code_of_a_users_method_and_not_on_its_place(own_folder, tmp_path, monkeypatch):
@@ -154,7 +154,7 @@ def test_a_card_without_code_is_refused(own_folder):
     copy_template(own_folder, "tempered")
     (own_folder / "tempered.py").unlink()
     with pytest.raises(ConfigError, match=r"tempered\.py is missing"):
-        load_card("tempered")
+        load_method_card("tempered")
 
 
 @pytest.mark.parametrize(

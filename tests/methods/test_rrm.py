@@ -12,7 +12,7 @@ from rm_methods.config.resolve import resolve
 from rm_methods.errors import ConfigError, UserError
 from rm_methods.methods.bradley_terry import bradley_terry_loss
 from rm_methods.methods.contract import Inputs
-from rm_methods.methods.registry import load_card, load_method
+from rm_methods.methods.registry import load_method, load_method_card
 from rm_methods.methods.rrm import PAIRS_PER_EXAMPLE, draw_others, misjudged, quotas, target_loss
 from rm_methods.preferences.pair import make_pair
 from rm_methods.scoring import scorer as scoring
@@ -21,7 +21,7 @@ from tests.conftest import experiment_config, made_up_pairs
 
 
 def method(**settings):
-    return load_method("rrm", load_card("rrm").defaults() | settings)
+    return load_method("rrm", load_method_card("rrm").defaults() | settings)
 
 
 def pair(prompt, chosen, rejected):
@@ -249,8 +249,10 @@ def test_a_resumed_run_filters_by_the_same_rewards(filtering, pairs, monkeypatch
 
 def test_the_filter_is_another_variant(tmp_path):
     config = experiment_config(tmp_path, methods={"bradley_terry": {}, "rrm": {"filter": "bradley_terry"}})
-    assert load_card("rrm").required_variants(config["methods"]["rrm"]["settings"]) == {"filter": "bradley_terry"}
-    assert load_card("rrm").required_variants(load_card("rrm").defaults()) == {}
+    assert load_method_card("rrm").required_variants(config["methods"]["rrm"]["settings"]) == {
+        "filter": "bradley_terry"
+    }
+    assert load_method_card("rrm").required_variants(load_method_card("rrm").defaults()) == {}
     with pytest.raises(ConfigError, match=r"methods\.rrm\.filter"):
         resolve(experiment_config(tmp_path) | {"methods": {"rrm": {"filter": "bradley_tery"}}})
 

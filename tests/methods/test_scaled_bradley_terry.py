@@ -6,14 +6,14 @@ import torch
 from rm_methods.errors import ConfigError, UserError
 from rm_methods.methods.bradley_terry import bradley_terry_loss
 from rm_methods.methods.contract import Inputs
-from rm_methods.methods.registry import load_card, load_method
+from rm_methods.methods.registry import load_method, load_method_card
 from rm_methods.methods.scaled_bradley_terry import scaled_bradley_terry_loss, strength_factors
 from tests.conftest import experiment_config, made_up_pairs
 from tests.methods.loss_checks import assert_finite_up_to_extreme_differences, value_and_slope
 
 
 def method(**settings):
-    return load_method("scaled_bradley_terry", load_card("scaled_bradley_terry").defaults() | settings)
+    return load_method("scaled_bradley_terry", load_method_card("scaled_bradley_terry").defaults() | settings)
 
 
 def with_strengths(*strengths):

@@ -7,7 +7,7 @@ from rm_methods.errors import ConfigError, UserError
 from rm_methods.methods.bradley_terry import bradley_terry_loss
 from rm_methods.methods.contract import Inputs
 from rm_methods.methods.label_smoothing import label_smoothing_loss
-from rm_methods.methods.registry import load_card, load_method
+from rm_methods.methods.registry import load_method, load_method_card
 from rm_methods.methods.soft_labels import soft_label_loss, targets_of_strengths
 from rm_methods.preferences.noise import flip_labels
 from tests.conftest import experiment_config, made_up_pairs
@@ -15,7 +15,7 @@ from tests.methods.loss_checks import assert_finite_up_to_extreme_differences, v
 
 
 def transformed(pairs, folder, **settings):
-    return load_method("soft_labels", load_card("soft_labels").defaults() | settings).transform_pairs(
+    return load_method("soft_labels", load_method_card("soft_labels").defaults() | settings).transform_pairs(
         pairs, Inputs(0, folder)
     )
 

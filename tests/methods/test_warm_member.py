@@ -6,7 +6,7 @@ from safetensors.torch import load_file
 
 from rm_methods.errors import ConfigError
 from rm_methods.methods.contract import Inputs
-from rm_methods.methods.registry import load_card, load_method
+from rm_methods.methods.registry import load_method, load_method_card
 from rm_methods.methods.warm_member import of_seed
 from rm_methods.reward_models.backbones import load_classifier
 from rm_methods.reward_models.layouts import lay_out
@@ -17,13 +17,13 @@ from tests.conftest import experiment_config
 
 def test_seeds_take_the_values_in_turn():
     assert [of_seed([1.0, 0.25, 2.5], seed) for seed in (0, 1, 2, 3, 13)] == [1.0, 0.25, 2.5, 1.0, 0.25]
-    defaults = load_card("warm_member").defaults()
+    defaults = load_method_card("warm_member").defaults()
     drawn = [(of_seed(defaults["learning_rate_factors"], s), of_seed(defaults["dropout"], s)) for s in range(6)]
     assert len(set(drawn)) == 6
 
 
 def test_the_learning_rate_is_that_of_the_seed():
-    method = load_method("warm_member", load_card("warm_member").defaults())
+    method = load_method("warm_member", load_method_card("warm_member").defaults())
     rates = [method.training({"learning_rate": 4e-5, "epochs": 1}, seed)["learning_rate"] for seed in range(3)]
     assert rates == pytest.approx([4e-5, 1e-5, 1e-4])
 
@@ -38,7 +38,7 @@ def probe(prepared, tokenizer, tmp_path):
 
 
 def started(prepared, probe, seed, **settings):
-    method = load_method("warm_member", load_card("warm_member").defaults() | settings)
+    method = load_method("warm_member", load_method_card("warm_member").defaults() | settings)
     sections = {"backbone": prepared[2]["backbone"], "training": method.training(prepared[2]["training"], seed)}
     inputs = Inputs(seed, probe.parent / "work", "", sections, prepared[1], {"start": [probe]})
     model = method.model([], None, inputs)

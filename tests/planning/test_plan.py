@@ -14,7 +14,7 @@ from rm_methods.benchmarks.cards import list_benchmark_cards
 from rm_methods.cli import main
 from rm_methods.config.resolve import load_config, resolve
 from rm_methods.errors import ConfigError, UserError
-from rm_methods.methods.registry import load_card, method_names
+from rm_methods.methods.registry import load_method_card, method_names
 from rm_methods.planning import plan as planning
 from rm_methods.planning.plan import Assumptions, make_assumptions, plan, warnings
 from rm_methods.planning.shapes import published_configuration, shape_in_name
@@ -265,7 +265,7 @@ def test_plan_of_the_paper_prints_the_whole_dag(tmp_path, monkeypatch):
     runs = [
         (v, s)
         for v, e in config["methods"].items()
-        for s in (config["seeds"][:1] if load_card(e["method"]).seed_free else config["seeds"])
+        for s in (config["seeds"][:1] if load_method_card(e["method"]).seed_free else config["seeds"])
     ]
     assert f"train {len(runs)}," in done.output
     assert f"score {len(runs) * len(config['benchmarks'])}," in done.output

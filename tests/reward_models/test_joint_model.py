@@ -6,7 +6,7 @@ from rm_methods.benchmarks.item import BenchmarkItem
 from rm_methods.errors import UserError
 from rm_methods.methods.contract import Inputs
 from rm_methods.methods.joint_encoder import _words
-from rm_methods.methods.registry import load_card, load_method
+from rm_methods.methods.registry import load_method, load_method_card
 from rm_methods.reward_models.backbones import load_classifier
 from rm_methods.reward_models.joint_model import JointModel, load_joint
 from rm_methods.reward_models.joint_reader import DecoderReader, EncoderReader
@@ -165,14 +165,15 @@ def pairrm(words, tmp_path):
 def test_a_pairrm_checkpoint_loads_as_a_teacher(pairrm, pairs, tmp_path):
     source, marks = pairrm
     method = load_method(
-        "joint_encoder", load_card("joint_encoder").defaults() | {"source": str(source), "masked_language_epochs": 0}
+        "joint_encoder",
+        load_method_card("joint_encoder").defaults() | {"source": str(source), "masked_language_epochs": 0},
     )
     inputs = Inputs(0, tmp_path, config={"training": {"precision": "fp32"}})
     reader = method.reader(pairs, inputs)
     with pytest.raises(
         UserError, match=r"52 tensors are missing: deberta\.embeddings.* Or set masked_language_epochs: 0"
     ):
-        load_method("joint_encoder", load_card("joint_encoder").defaults() | {"source": str(source)}).adaptation(
+        load_method("joint_encoder", load_method_card("joint_encoder").defaults() | {"source": str(source)}).adaptation(
             pairs, reader, inputs
         )
     model = method.model(pairs, reader, inputs).eval()

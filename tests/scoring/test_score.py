@@ -10,7 +10,7 @@ from rm_methods.benchmarks.score_table import SCORE_COLUMNS, read_scores
 from rm_methods.errors import DataError, UserError
 from rm_methods.files import file_hash
 from rm_methods.methods.contract import Inputs
-from rm_methods.methods.registry import load_card, load_method
+from rm_methods.methods.registry import load_method, load_method_card
 from rm_methods.preferences.pair import write_pairs
 from rm_methods.scoring.score import load_items, score_files
 from rm_methods.scoring.scorer import ScoringSettings
@@ -198,7 +198,7 @@ def test_the_report_says_what_the_chat_template_does(strict_template, write_rows
 
 @pytest.mark.parametrize("name", ["joint_decoder", "joint_encoder"])
 def test_pairs_are_scored_with_joint_models(prepared, pairs, tmp_path, name):
-    method = load_method(name, load_card(name).defaults())
+    method = load_method(name, load_method_card(name).defaults())
     sections = {key: prepared[2][key] for key in ("backbone", "training")}
     inputs = Inputs(0, tmp_path, config=sections, backbone=prepared[1])
     reader = method.reader(pairs, inputs)
