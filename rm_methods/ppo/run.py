@@ -16,7 +16,7 @@ from rm_methods.ppo.settings import PPOSettings
 from rm_methods.preferences.pair import read_pairs
 from rm_methods.stored import read_record
 from rm_methods.system.code_hash import code_hash
-from rm_methods.system.deepspeed import custom_file_hash
+from rm_methods.system.deepspeed import check_installed, custom_file_hash
 from rm_methods.system.run_lock import run_lock
 
 
@@ -110,7 +110,8 @@ def optimize(job: PpoJob) -> dict[str, Any]:
             end_of_rank(int(os.environ["WORLD_SIZE"]))
             return summary
         with run_lock(job.out):
-            # DeepSpeed wants a launcher for a single rank too.
+            check_installed("overoptimization.ppo.deepspeed", ppo["deepspeed"])
+            # DeepSpeed needs a launcher even for a single rank.
             if ppo["processes"] == 1 and not ppo["deepspeed"]:
                 return _optimize_this_rank(job)
             launch_ranks(ppo["processes"], job.config["resources"] | {"nodes": 1}, sys.argv[1:])

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from rm_methods.errors import UserError
 from rm_methods.files import is_intact, written_with_checksum
-from rm_methods.system.deepspeed import configuration_file
+from rm_methods.system.deepspeed import check_installed, configuration_file
 from rm_methods.system.memory import check_offload
 from rm_methods.training.resume import fitted_to
 
@@ -41,6 +41,7 @@ def training_arguments(training: Mapping[str, Any], seed: int, work: Path, steps
     import torch
     from transformers import TrainingArguments
 
+    check_installed("training.deepspeed", training["deepspeed"])
     deepspeed_file = configuration_file(training["deepspeed"])
     if deepspeed_file and not torch.cuda.is_available():
         # On a CPU the Trainer starts torch.distributed but not DeepSpeed's own layer, which ZeRO-3 needs to create the

@@ -25,6 +25,7 @@ from rm_methods.run_card import FinalMetrics, LayoutRecord, RunCost, RunSummary,
 from rm_methods.scoring.scorer import SCORER_FILE
 from rm_methods.stored import read_summary, with_checksum
 from rm_methods.system.cpu import prepare_cpu
+from rm_methods.system.deepspeed import check_installed
 from rm_methods.system.provenance import key_of, peak_memory_bytes, provenance
 from rm_methods.system.run_lock import run_lock
 from rm_methods.training.fitting import adapt, fit, gathered_weights, plan_training, planned_steps, training_arguments
@@ -143,7 +144,8 @@ def train(config: dict[str, Any], variant: str, seed: int, files: RunFiles, thre
             if not run.card.has_weights:
                 return _make_scorer(run)
             training = config["training"]
-            # DeepSpeed wants a launcher for a single rank too.
+            check_installed("training.deepspeed", training["deepspeed"])
+            # DeepSpeed needs a launcher even for a single rank.
             if training["processes"] > 1 or config["resources"]["nodes"] > 1 or training["deepspeed"]:
                 launch_ranks(training["processes"], config["resources"], sys.argv[1:])
                 return read_summary(files.summary)

@@ -1,10 +1,12 @@
 """The shipped DeepSpeed configurations (zero0 to zero3, zero3_offload), and what a user's configuration must be.
 
-"auto" values are filled in from the training settings.
+"auto" values are filled in from the training settings.  DeepSpeed is an optional dependency: `check_installed` comes
+before every import of it.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 from pathlib import Path
@@ -34,6 +36,23 @@ def configuration_file(name: str | None) -> str | None:
     if problems := configuration_problems(_read(path)):
         raise UserError(f"{path}: {'; '.join(problems)}")
     return str(path)
+
+
+def check_installed(setting: str, name: str | None) -> None:
+    """Refuse a configuration of DeepSpeed where the package is missing.
+
+    Args:
+        setting: key path of the setting, for the message.
+        name: value of the setting; None needs no DeepSpeed.
+
+    Raises:
+        UserError: DeepSpeed is not installed.
+    """
+    if name and importlib.util.find_spec("deepspeed") is None:
+        raise UserError(
+            f"{setting}: '{name}' needs the package deepspeed, which is not installed. Install it with "
+            "`pip install 'rm-methods[deepspeed]'` (in a checkout: `make setup`), or set it to null."
+        )
 
 
 def custom_file_hash(name: str | None) -> str | None:
