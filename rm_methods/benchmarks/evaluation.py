@@ -118,8 +118,8 @@ def usable_scores(values: Iterable[float]) -> np.ndarray:
 def credit_table(card: BenchmarkCard, items: Sequence[BenchmarkItem], scores: Sequence[np.ndarray]) -> dict[str, list]:
     """The credits of every metric and item, as columns (`CREDIT_COLUMNS`).
 
-    A metric is the sum over its strata of weight x mean credit. If one of its strata has no items it is undefined, and
-    has no rows.
+    A metric is the sum over its strata of weight x mean credit. If one of its strata has no items, or if it has no
+    strata, it is undefined and has no rows.
 
     Args:
         scores: for each item the float32 scores of its responses, NaN for a missing one.
@@ -141,7 +141,7 @@ def credit_table(card: BenchmarkCard, items: Sequence[BenchmarkItem], scores: Se
     for metric in module.metrics(items):
         stratum_of_part = {part: stratum for stratum, (_, parts) in metric.strata.items() for part in parts}
         strata = [stratum_of_part.get(metric.part_of(item)) for item in items]
-        if set(metric.strata) - set(strata):
+        if not metric.strata or set(metric.strata) - set(strata):
             continue
         for item, credits, stratum in zip(items, graded, strata, strict=True):
             if stratum is None:
@@ -258,16 +258,16 @@ def evaluate_run(
         table = credit_table(card, items, scores)
         for column in CREDIT_COLUMNS:
             all_credits[column] += table[column]
-        metric_names = [metric.name for metric in benchmark_module(card).metrics(items)]
+        metrics_of_card = benchmark_module(card).metrics(items)
         results[name] = {
-            "metrics": {**dict.fromkeys(metric_names), **metric_values(table)},
+            "metrics": {**dict.fromkeys(metric.name for metric in metrics_of_card), **metric_values(table)},
             "tie_rate": tie_rate(card, items, scores),
             "tie_rule": benchmark_module(card).TIE_RULE,
             "n_scored": sum(bool(np.isfinite(item_scores).all()) for item_scores in scores),
             "n_total": len(items),
             "n_truncated": n_truncated,
             "most_responses": max(len(item.responses) for item in items),
-            "notes": read_notes(items_path),
+            "notes": [*read_notes(items_path), *(metric.note for metric in metrics_of_card if metric.note)],
             # Readers of the metrics notice by these hashes that a table was changed later.
             "made_from": {"items": file_hash(items_path), "scores": file_hash(scores_path)},
         }

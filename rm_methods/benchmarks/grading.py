@@ -31,7 +31,9 @@ SAMPLING_OPTIONS: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Metric:
-    """A metric = sum over strata of weight x mean credit of the items in the stratum; undefined if a stratum is empty.
+    """A metric = sum over strata of weight x mean credit of the items in the stratum.
+
+    It is undefined if a stratum is empty, or without strata.
 
     Attributes:
         name: as in metrics.json.
@@ -39,6 +41,7 @@ class Metric:
         strata: name -> (weight, parts of the benchmark that are pooled in it). Weights sum to 1.
         strict: whether equal scores earn nothing; false only where the official rule of a benchmark differs.
         part_of: the part of an item; by default its subset.
+        note: for the readers of the figures: which items it leaves out, and why; empty if it needs none.
     """
 
     name: str
@@ -46,6 +49,7 @@ class Metric:
     strata: dict[str, tuple[float, tuple[str, ...]]]
     strict: bool = True
     part_of: Callable[[BenchmarkItem], str] = attrgetter("subset")
+    note: str = ""
 
 
 def pooled(name: str, credit: str, subsets: Iterable[str], strict: bool = True) -> Metric:
@@ -56,25 +60,6 @@ def pooled(name: str, credit: str, subsets: Iterable[str], strict: bool = True) 
 def mean_of(name: str, credit: str, strata: Mapping[str, Sequence[str]]) -> Metric:
     """A metric that is the unweighted mean over strata, whatever their sizes (a macro average)."""
     return Metric(name, credit, {stratum: (1 / len(strata), tuple(subsets)) for stratum, subsets in strata.items()})
-
-
-def length_controlled(name: str, credit: str, subsets: Iterable[str]) -> Metric:
-    """A metric with equal weight for the pairs whose chosen response is longer and those whose chosen one is shorter.
-
-    Length is in characters. A scorer that prefers length gets 50%, however often the longer response is chosen. Pairs
-    of equal length do not count. Items need two responses, and the index of the better one as label.
-    """
-    controlled = frozenset(subsets)
-    longer = "chosen is longer"
-    shorter = "chosen is shorter"
-
-    def part_of(item: BenchmarkItem) -> str:
-        difference = len(item.responses[item.label]) - len(item.responses[1 - item.label])
-        if item.subset not in controlled or difference == 0:
-            return ""
-        return longer if difference > 0 else shorter
-
-    return Metric(name, credit, {part: (0.5, (part,)) for part in (longer, shorter)}, part_of=part_of)
 
 
 def best_is_strictly_above(label: Any, scores: np.ndarray) -> float:

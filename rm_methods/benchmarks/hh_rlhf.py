@@ -22,12 +22,12 @@ from rm_methods.benchmarks.grading import (
     Metric,
     best_against_others,
     best_is_strictly_above,
-    length_controlled,
     pooled,
     present_subsets,
     sample_items,
 )
 from rm_methods.benchmarks.item import BenchmarkItem
+from rm_methods.benchmarks.length_control import length_controlled
 from rm_methods.benchmarks.sources import ItemReport, SourceRow, hub_rows, local_files, local_rows, text_of
 from rm_methods.preferences.pair import Message, make_pair
 
@@ -159,5 +159,6 @@ def grade(label: Any, scores: np.ndarray) -> dict[str, float]:
 def metrics(items: Sequence[BenchmarkItem]) -> list[Metric]:
     """accuracy over all rows (a micro average), the same with length controlled, and the accuracy of each tranche."""
     present = present_subsets(items, SUBSETS, "hh_rlhf")
-    overall = [pooled("accuracy", "accuracy", present), length_controlled("length_controlled", "accuracy", present)]
+    controlled = length_controlled("length_controlled", "accuracy", items, present)
+    overall = [pooled("accuracy", "accuracy", present), controlled]
     return [*overall, *(pooled(subset, "accuracy", [subset]) for subset in SUBSETS if subset in present)]

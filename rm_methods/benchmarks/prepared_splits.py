@@ -20,12 +20,12 @@ from rm_methods.benchmarks.grading import (
     Metric,
     best_against_others,
     best_is_strictly_above,
-    length_controlled,
     mean_of,
     pooled,
     sample_items,
 )
 from rm_methods.benchmarks.item import BenchmarkItem
+from rm_methods.benchmarks.length_control import length_controlled
 from rm_methods.benchmarks.sources import ItemReport
 from rm_methods.errors import DataError, UserError
 from rm_methods.files import file_hash
@@ -111,7 +111,7 @@ def metrics(items: Sequence[BenchmarkItem]) -> list[Metric]:
     """
     splits = sorted({item.subset for item in items})
     controlled = [
-        length_controlled(f"{split}_length_controlled", "accuracy", [split])
+        length_controlled(f"{split}_length_controlled", "accuracy", items, [split])
         for split in splits
         if split in ("test", "validation")
     ]

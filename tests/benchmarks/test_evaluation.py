@@ -60,7 +60,10 @@ class TestMetricsFile:
                     "n_total": 4,
                     "n_truncated": 1,
                     "most_responses": 2,
-                    "notes": [],
+                    "notes": [
+                        "test_length_controlled: undefined; it needs pairs whose chosen response is longer and pairs "
+                        "whose chosen one is shorter."
+                    ],
                     "made_from": {name: file_hash(tmp_path / f"{name}.parquet") for name in ("items", "scores")},
                 }
             }
