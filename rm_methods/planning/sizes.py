@@ -4,7 +4,7 @@ states are offloaded.
 Weights, gradients and the optimizer are fp32 (the backbone is autocast, docs/architecture.md), so a parameter takes 20
 bytes under ZeRO: 4 weight, 4 gradient, 4 the optimizer's own copy of the weight, 8 its moments; one that LoRA leaves
 as it is takes only the first 4.  DeepSpeed's estimators (`estimate_zero2/zero3_model_states_mem_needs`) are made for
-16-bit weights, 18 bytes; `docs/scaling.md` puts both side by side. Stages after Rajbhandari et al. 2020 (arXiv
+16-bit weights, 18 bytes; `performance/memory_table.py` prints both. Stages after Rajbhandari et al. 2020 (arXiv
 1910.02054), section 5.  Sizes are bytes; a parameter count is a number of scalars.
 """
 
