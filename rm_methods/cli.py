@@ -279,11 +279,19 @@ def score(model, data, out, root, config_files, strict, **options):
 @click.option("--benchmark", multiple=True, required=True, help="Card name; repeatable.")
 @click.option("--items", multiple=True, required=True, type=_FILE, help="Items, one per --benchmark.")
 @click.option("--scores", multiple=True, required=True, type=_FILE, help="Score table, one per --benchmark.")
+@click.option(
+    "--member-scores",
+    multiple=True,
+    help="BENCHMARK=TABLE: score table of a member of a combined run; one for each member, in its order.",
+)
 @click.option("--summary", type=_FILE, default=None, help="summary.json of the run, for its identity.")
 @click.option("--metrics", type=_FILE, default=None, help="metrics.json to write.")
 @click.option("--credits", type=_FILE, default=None, help="credits.parquet to write.")
-def evaluate(benchmark, items, scores, summary, metrics, credits):
-    """Compute the metrics of score tables."""
+def evaluate(benchmark, items, scores, member_scores, summary, metrics, credits):
+    """Compute the metrics of score tables.
+
+    With the score tables of its members, a combined run (an ensemble, WARM) also gets its metrics without each of them.
+    """
     import tempfile
 
     from rm_methods.benchmarks.evaluation import evaluate_run
@@ -294,14 +302,20 @@ def evaluate(benchmark, items, scores, summary, metrics, credits):
     if not len(benchmark) == len(items) == len(scores):
         raise UserError("Give as many --items and --scores as --benchmark.")
     outputs = {option: [path] for option, path in (("--metrics", metrics), ("--credits", credits)) if path}
-    check_outputs(outputs, {"--items": items, "--scores": scores, "--summary": [summary] if summary else []})
+    tables = _named_paths(
+        "--member-scores", member_scores, "rm_bench=results/x/scores/bradley_terry/seed0/rm_bench.parquet"
+    )
+    inputs = {"--items": items, "--scores": scores, "--summary": [summary] if summary else []}
+    check_outputs(outputs, inputs | {"--member-scores": [path for paths in tables.values() for path in paths]})
     identity = read_summary(summary) if summary else {"variant": None, "method": None, "seed": None, "run_key": None}
+    members = _members(identity, tables, benchmark) if tables else None
     with tempfile.TemporaryDirectory() as scratch:
         result = evaluate_run(
             list(zip(benchmark, items, scores, strict=True)),
             identity,
             metrics or Path(scratch) / "metrics.json",
             credits or Path(scratch) / "credits.parquet",
+            members,
         )
     click.echo(metrics_text(result))
 
@@ -595,16 +609,35 @@ def _counts(counts: Mapping[str, Any]) -> str:
     return ", ".join(f"{name}: {value}" for name, value in counts.items())
 
 
+def _members(summary, tables: Mapping[str, Sequence[Path]], benchmarks: Sequence[str]):
+    """The members of a combined run, from their score tables."""
+    from functools import partial
+
+    from rm_methods.benchmarks.members import read_members
+    from rm_methods.methods.contract import CombinedMethod
+    from rm_methods.methods.registry import load_method
+
+    if summary["method"] is None:
+        raise UserError("--member-scores needs --summary, which says what the run is made of.")
+    method = load_method(summary["method"], summary.get("settings", {}))
+    if not isinstance(method, CombinedMethod):
+        raise UserError(f"--member-scores: method '{summary['method']}' is not a CombinedMethod, so it has no members.")
+    return read_members(summary, tables, benchmarks, partial(method.left_out_scores, report=summary.get("report", {})))
+
+
 def _named_folders(option: str, texts: tuple[str, ...]) -> dict[str, list[Path]]:
     """NAME=FOLDER options as a mapping; a name may have several folders."""
+    return _named_paths(option, texts, "teacher=results/x/runs/joint_encoder/seed0/model")
+
+
+def _named_paths(option: str, texts: tuple[str, ...], example: str) -> dict[str, list[Path]]:
+    """NAME=PATH options as a mapping; a name may have several paths."""
     if wrong := [text for text in texts if "=" not in text]:
-        raise UserError(
-            f"{option} {wrong[0]}: write NAME=FOLDER, for instance teacher=results/x/runs/joint_encoder/seed0/model."
-        )
-    folders: dict[str, list[Path]] = {}
+        raise UserError(f"{option} {wrong[0]}: write NAME=PATH, for instance {example}.")
+    paths: dict[str, list[Path]] = {}
     for name, path in (text.split("=", 1) for text in texts):
-        folders.setdefault(name, []).append(Path(path))
-    return folders
+        paths.setdefault(name, []).append(Path(path))
+    return paths
 
 
 if __name__ == "__main__":

@@ -84,6 +84,7 @@ class RunSummary(RunIdentity, TrainingRecords, total=False):
     data: RunData
     cost: RunCost
     metrics: FinalMetrics
+    weights_hash: str  # of the weight files of the model, equal for equal weights; absent without weights
     depends_on: dict[str, Any]  # everything that the result depends on, by name
     provenance: dict[str, Any]  # commit, hash of the code, versions of packages, machine
     checksum: str  # hash of all other entries, which shows edits
@@ -100,7 +101,10 @@ class BenchmarkResult(TypedDict, total=False):
     n_truncated: int | None  # items with a response that was cut
     most_responses: int | None  # responses of the item with the most
     notes: list[str]  # remarks of the preparation of the items
-    made_from: dict[str, str]  # hashes of the files "items" and "scores"
+    made_from: dict[str, str]  # hashes of the files "items", "scores" and, for `left_out`, "scores of member <seed>"
+    # Only for a combined run that was evaluated together with its members:
+    left_out: dict[str, list[float | None]]  # metrics of the combination without one member, one value a member
+    left_out_seeds: list[int]  # seeds of the members left out, in the order of those values
 
 
 class RunMetrics(RunIdentity, total=False):

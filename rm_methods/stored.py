@@ -54,6 +54,8 @@ _BENCHMARK = _object(
         "most_responses": {"type": ["integer", "null"], "minimum": 1},
         "notes": _list_of(_TEXT),
         "made_from": _mapping_to(_TEXT),
+        "left_out": _mapping_to(_list_of(_NUMBER_OR_NULL, minItems=2)),
+        "left_out_seeds": _list_of(_COUNT, minItems=2),
     },
 )
 _DIAGNOSED = _object(dict.fromkeys(("n_pairs", "n_items", "not_drawn", "not_a_pair", "n_truncated"), _COUNT))
@@ -76,6 +78,7 @@ SCHEMAS = {
             ),
             "metrics": _ANY_OBJECT,
             "report": _ANY_OBJECT,
+            "weights_hash": _TEXT,
             "depends_on": _ANY_OBJECT,
             "provenance": _ANY_OBJECT,
         },
@@ -114,6 +117,7 @@ SCHEMAS = {
         {"benchmarks": _mapping_to(_DIAGNOSED), "layers": _list_of(_COUNT), "n_layers": _COUNT}
     ),
     "a report of scores": _object({}, {"hashes": _mapping_to(_TEXT)}),
+    "a report of a run's scores": _object({"model": _object({"seed": _COUNT, "run_key": _TEXT})}),
     "a file of further metrics": _object({"metrics": _mapping_to(_NUMBER_OR_NULL)}),
     "a description of a scorer": _object({"method": _TEXT, "settings": _ANY_OBJECT}, {"seed": _COUNT}),
     "a description of an ensemble": _object(

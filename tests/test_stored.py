@@ -32,6 +32,7 @@ def test_an_edited_file_is_noticed(tmp_path):
         (RUN | {"seed": "0"}, 'seed: is "0"; expected integer'),
         (RUN | {"cost": {"tokens": "many"}}, "cost.tokens"),
         (RUN | {"metrics": None}, "metrics: is null"),
+        (RUN | {"weights_hash": 5}, "weights_hash: is 5"),
     ],
 )
 def test_a_wrong_field_is_named(tmp_path, content, message):

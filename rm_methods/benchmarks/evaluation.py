@@ -19,6 +19,7 @@ from rm_methods.benchmarks.cards import BenchmarkCard, benchmark_module, load_be
 from rm_methods.benchmarks.credits import CREDIT_COLUMNS, write_credits
 from rm_methods.benchmarks.grading import present_subsets
 from rm_methods.benchmarks.item import BenchmarkItem, read_items, read_notes, write_items
+from rm_methods.benchmarks.members import Members, member_table
 from rm_methods.benchmarks.score_table import read_scores, response_hash
 from rm_methods.benchmarks.sources import ItemReport
 from rm_methods.errors import DataError
@@ -186,7 +187,17 @@ def tie_rate(card: BenchmarkCard, items: Sequence[BenchmarkItem], scores: Sequen
 
 
 def align_scores(items: Sequence[BenchmarkItem], scores_path: str | os.PathLike) -> tuple[list[np.ndarray], int]:
-    """The scores of each item's responses from a score table, and the number of items with a truncated response.
+    """The usable scores of each item's responses from a score table, and the number of items with a truncated response.
+
+    Raises:
+        DataError: as `_aligned`.
+    """
+    scores, n_truncated = _aligned(items, scores_path)
+    return [usable_scores(item_scores) for item_scores in scores], n_truncated
+
+
+def _aligned(items: Sequence[BenchmarkItem], scores_path: str | os.PathLike) -> tuple[list[list[float]], int]:
+    """As `align_scores`, with the scores as they are stored.
 
     Raises:
         DataError: rows are missing, unknown, double, or of another text; with counts and an example of each.
@@ -222,9 +233,47 @@ def align_scores(items: Sequence[BenchmarkItem], scores_path: str | os.PathLike)
     n_truncated = 0
     for item in items:
         rows_of_item = [rows[item.item_id, index] for index in range(len(item.responses))]
-        scores.append(usable_scores(row["score"] for row in rows_of_item))
+        scores.append([row["score"] for row in rows_of_item])
         n_truncated += any(row["truncated"] for row in rows_of_item)
     return scores, n_truncated
+
+
+def left_out_metrics(
+    card: BenchmarkCard,
+    items: Sequence[BenchmarkItem],
+    scores_path: str | os.PathLike,
+    members: Members,
+) -> dict[str, list[float | None]] | None:
+    """The metrics of a combined run without each of its members.
+
+    Args:
+        scores_path: score table of the combined run.
+        members: have score tables of this benchmark.
+
+    Returns:
+        By metric, one value for each member, None where the metric is undefined; None if the method of the run does
+        not define such scores.
+
+    Raises:
+        DataError: a score table does not fit the items.
+    """
+    combined_R = np.concatenate(_aligned(items, scores_path)[0])
+    members_MR = np.stack([np.concatenate(_aligned(items, table)[0]) for table in members.tables[card.name]])
+    with np.errstate(invalid="ignore", over="ignore"):  # scores that are not finite earn nothing, see `usable_scores`
+        left_out_MR = members.left_out_scores(members_MR, combined_R)
+    if left_out_MR is None:
+        return None
+    if left_out_MR.shape != members_MR.shape:
+        raise TypeError(
+            f"left_out_scores gave the shape {left_out_MR.shape}; {members_MR.shape} (members, responses) is needed."
+        )
+    ends = np.cumsum([len(item.responses) for item in items])
+    values = []
+    for left_out_R in left_out_MR:
+        scores = np.split(usable_scores(left_out_R), ends[:-1])
+        values.append(metric_values(credit_table(card, items, scores)))
+    names = [metric.name for metric in benchmark_module(card).metrics(items)]
+    return {name: [metrics.get(name) for metrics in values] for name in names}
 
 
 def evaluate_run(
@@ -232,12 +281,14 @@ def evaluate_run(
     identity: Mapping[str, Any],
     out_metrics: str | os.PathLike,
     out_credits: str | os.PathLike,
+    members: Members | None = None,
 ) -> RunMetrics:
     """Evaluate one run on its benchmarks: write metrics.json and credits.parquet (docs/architecture.md).
 
     Args:
         benchmarks: (name, items file, score table) of each.
         identity: variant, method, seed and run_key of the run.
+        members: of a combined run, for its metrics without each of them.
 
     Returns:
         What is written to metrics.json.
@@ -271,6 +322,14 @@ def evaluate_run(
             # Readers of the metrics notice by these hashes that a table was changed later.
             "made_from": {"items": file_hash(items_path), "scores": file_hash(scores_path)},
         }
+        if members is None or name not in members.tables:
+            continue
+        left_out = left_out_metrics(card, items, scores_path, members)
+        if left_out is not None:
+            results[name]["left_out"] = left_out
+            results[name]["left_out_seeds"] = list(members.seeds)
+            tables = zip(members.seeds, members.tables[name], strict=True)
+            results[name]["made_from"] |= {member_table(seed): file_hash(table) for seed, table in tables}
     write_credits(all_credits, out_credits)
     metrics = with_checksum({key: identity[key] for key in IDENTITY} | {"benchmarks": results})
     write_json(out_metrics, metrics)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,7 @@ from rm_methods.comparison.result import Column
 from rm_methods.errors import DataError, UserError, nearest
 from rm_methods.experiment.evaluated_runs import EvaluatedFiles
 from rm_methods.parquet import read_parquet
-from rm_methods.run_card import BenchmarkResult, RunCost, RunSummary
+from rm_methods.run_card import BenchmarkResult, RunCost, RunMetrics, RunSummary
 from rm_methods.statistics.intervals import ItemDesign, item_design
 from rm_methods.stored import read_metrics, read_summary
 
@@ -36,6 +36,12 @@ class Run:
         benchmarks: the `benchmarks` of metrics.json.
         credits: (benchmark, metric) -> DataFrame with the columns item_id, group, stratum, weight, credit, sorted by
             item_id.
+        weights_hash: equal for runs with equal weights; None without weights, and for results of older releases.
+        left_out: of a combined run: (benchmark, metric) -> its value without the member of each seed, NaN where it is
+            undefined.  Empty for other runs, and for metrics without such values.
+        shared_with_all_seeds: variants of which every seed of this run's variant uses the same model or models (a
+            teacher, cross-fitted judges).  Empty for a variant of one run.
+        merged_seeds: seeds of the same variant whose weights are those of this run (`distinct_runs`).
     """
 
     files: EvaluatedFiles
@@ -50,6 +56,10 @@ class Run:
     cost: RunCost
     benchmarks: Mapping[str, BenchmarkResult]
     credits: dict[tuple[str, str], pandas.DataFrame]
+    weights_hash: str | None = None
+    left_out: Mapping[tuple[str, str], Mapping[int, float]] = field(default_factory=dict)
+    shared_with_all_seeds: tuple[str, ...] = ()
+    merged_seeds: tuple[int, ...] = ()
 
     def metric(self, column: Column) -> float | None:
         """Value of the column's metric; NaN if it was undefined, None if the run does not have it."""
@@ -102,7 +112,26 @@ def read_runs(files: Sequence[EvaluatedFiles], columns: Sequence[Column]) -> lis
             )
     for column in columns:
         _check_column(column, runs)
-    return runs
+    return [_with_shared(run, runs) for run in runs]
+
+
+def distinct_runs(runs: Sequence[Run]) -> list[Run]:
+    """Runs without those whose weights another run of their variant has: one model under several seeds is one run.
+
+    Returns:
+        Of runs with equal weights the one with the lowest seed, which names the others in `merged_seeds`; the order
+        stays.  Runs without a hash of their weights are distinct.
+    """
+    seeds: dict[tuple[str, str], list[int]] = {}
+    for run in runs:
+        if run.weights_hash is not None:
+            seeds.setdefault((run.variant, run.weights_hash), []).append(run.seed)
+    distinct = []
+    for run in runs:
+        first, *others = sorted(seeds.get((run.variant, run.weights_hash or ""), [run.seed]))
+        if run.seed == first:
+            distinct.append(replace(run, merged_seeds=tuple(others)))
+    return distinct
 
 
 def _read_run(files: EvaluatedFiles, columns: Sequence[Column]) -> Run:
@@ -114,6 +143,7 @@ def _read_run(files: EvaluatedFiles, columns: Sequence[Column]) -> Run:
                 f"{files.metrics}: {key} is {metrics[key]!r}, but {files.summary} says {summary[key]!r}. "
                 "The evaluation is of another run; run score and evaluate again."
             )
+    required = _required(summary)
     run = Run(
         files=files,
         variant=summary["variant"],
@@ -122,15 +152,34 @@ def _read_run(files: EvaluatedFiles, columns: Sequence[Column]) -> Run:
         seed_free=bool(summary.get("seed_free", False)) and _content_blind(summary),
         scalar_reward=bool(summary.get("scalar_reward", True)),
         content_blind=_content_blind(summary),
-        made_of=_made_of(summary),
+        made_of=tuple(required),
         data_hash=(summary.get("data") or {}).get("hash"),
         cost=summary.get("cost") or {},
         benchmarks=metrics.get("benchmarks", {}),
         credits=_read_credits(files.credits, columns),
+        weights_hash=summary.get("weights_hash"),
+        left_out=_read_left_out(files.metrics, metrics),
+        shared_with_all_seeds=tuple(variant for variant, seeds in required.items() if seeds != "same"),
     )
     for column in columns:
         _check_adds_up(run, column)
     return run
+
+
+def _read_left_out(path: Path, metrics: RunMetrics) -> dict[tuple[str, str], dict[int, float]]:
+    """The `left_out` metrics by the seed of the member left out."""
+    left_out = {}
+    for benchmark, result in metrics["benchmarks"].items():
+        seeds = result.get("left_out_seeds", [])
+        for metric, values in result.get("left_out", {}).items():
+            if len(seeds) != len(values) or len(set(seeds)) != len(seeds):
+                raise DataError(
+                    f"{path}: {benchmark}/{metric} has {len(values)} values without a member, but 'left_out_seeds' is "
+                    f"{seeds}; one different seed for each is needed. Run the evaluate stage again."
+                )
+            numbers = [math.nan if value is None else float(value) for value in values]
+            left_out[benchmark, metric] = dict(zip(seeds, numbers, strict=True))
+    return left_out
 
 
 def _content_blind(summary: RunSummary) -> bool:
@@ -143,13 +192,30 @@ def _content_blind(summary: RunSummary) -> bool:
     return kind == "content_blind"
 
 
-def _made_of(summary: RunSummary) -> tuple[str, ...]:
+def _required(summary: RunSummary) -> dict[str, str]:
+    """The variants that a run requires, by name, with the seeds that it requires: "same", "first" or "all"."""
     from rm_methods.methods.registry import load_method_card, method_names
 
     if summary["method"] not in method_names():
-        return ()
+        return {}
     card = load_method_card(summary["method"])
-    return tuple(dict.fromkeys(card.required_variants(card.defaults() | (summary.get("settings") or {})).values()))
+    required = card.required_variants(card.defaults() | (summary.get("settings") or {}))
+    return {variant: card.requires[setting].get("seeds", "same") for setting, variant in required.items()}
+
+
+def _with_shared(run: Run, runs: Sequence[Run]) -> Run:
+    """The run with `shared_with_all_seeds`, which the runs of all variants decide: one teacher may have many seeds."""
+    seeds = {other.seed for other in runs if other.variant == run.variant}
+    if len(seeds) == 1:
+        return replace(run, shared_with_all_seeds=())
+    shared = []
+    for variant in run.made_of:
+        same_seeds = [other for other in runs if other.variant == variant and other.seed in seeds]
+        hashes = {other.weights_hash for other in same_seeds}
+        is_one_model = len(same_seeds) == len(seeds) and len(hashes) == 1 and None not in hashes
+        if variant in run.shared_with_all_seeds or is_one_model:
+            shared.append(variant)
+    return replace(run, shared_with_all_seeds=tuple(shared))
 
 
 def _read_credits(path: Path, columns: Sequence[Column]) -> dict[tuple[str, str], pandas.DataFrame]:
@@ -243,11 +309,11 @@ def _check_same_items(first_run: Run, run: Run, column: Column) -> None:
             f"{len(first_items)}, {len(items & first_items)} in common, first difference {example!r}. All runs must be "
             "evaluated on the same items; run score and evaluate again for the runs that are older."
         )
-    for field in ("group", "stratum", "weight"):
-        differ = np.flatnonzero(first[field].to_numpy() != frame[field].to_numpy())
+    for key in ("group", "stratum", "weight"):
+        differ = np.flatnonzero(first[key].to_numpy() != frame[key].to_numpy())
         if len(differ):
             row = differ[0]
             raise DataError(
-                f"{run.files.credits}: {field} of item {frame['item_id'][row]!r} of {name} is {frame[field][row]!r}, "
-                f"in {first_run.files.credits} it is {first[field][row]!r}. Run the evaluate stage again for all runs."
+                f"{run.files.credits}: {key} of item {frame['item_id'][row]!r} of {name} is {frame[key][row]!r}, "
+                f"in {first_run.files.credits} it is {first[key][row]!r}. Run the evaluate stage again for all runs."
             )

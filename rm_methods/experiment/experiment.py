@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from rm_methods.benchmarks.members import member_table
 from rm_methods.config.resolve import reference_variant, runs
 from rm_methods.config.variants import SAMPLES, optimized_variants
 from rm_methods.errors import DataError
@@ -74,6 +75,18 @@ class Experiment:
             needed_seeds = seeds[card.requires[setting].get("seeds", "same")]
             models[setting] = [self.layout.model(required_variant, needed_seed) for needed_seed in needed_seeds]
         return models
+
+    def member_runs(self, variant: str) -> list[tuple[str, int]]:
+        """(variant, seed) of the runs that a combined variant is made of; none for other variants.
+
+        There are also none where several settings name runs of all seeds: it is not defined which to leave out.
+        """
+        card = self._method(variant)
+        if card.kind != "combined":
+            return []
+        required = card.required_variants(self.config["methods"][variant]["settings"])
+        names = [name for setting, name in required.items() if card.requires[setting].get("seeds") == "all"]
+        return [(names[0], seed) for seed in self.config["seeds"]] if len(names) == 1 else []
 
     def data_sources(self) -> list[str]:
         """Local files that the pairs are made of; none for data of the hub or of a generator."""
@@ -380,7 +393,10 @@ class Experiment:
             return [reader_module(card.reader)]
         if stage in ("prepare_benchmark", "evaluate"):
             names = [benchmark] if benchmark else self.config["benchmarks"]
-            return [f"benchmarks.{load_benchmark_card(name).module}" for name in names]
+            modules = [f"benchmarks.{load_benchmark_card(name).module}" for name in names]
+            # The method of a combined run says what its scores would be without a member.
+            combined = stage == "evaluate" and bool(self.member_runs(str(variant)))
+            return [*modules, self._method(str(variant)).module] if combined else modules
         # The scorer of a method without weights is its method's code.
         if stage in ("score", "ppo") and not self.is_trained(str(variant)):
             return [self._method(str(variant)).module]
@@ -423,6 +439,8 @@ class Experiment:
                     "items": layout.items(benchmark),
                     "scores": layout.scores(variant, seed, benchmark),
                 }
+                for member, member_seed in self.member_runs(variant):
+                    tables[member_table(member_seed)] = layout.scores(member, member_seed, benchmark)
                 for name, recorded in report.get("made_from", {}).items():
                     table = tables.get(name)
                     if table is None or not table.exists():

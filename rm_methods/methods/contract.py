@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
 
     from rm_methods.methods.masked_language import MaskedLanguageModel
@@ -101,6 +102,24 @@ class CombinedMethod:
             Counts and measurements for the run's summary.
         """
         raise TypeError(f"{type(self).__module__} combines nothing.")
+
+    def left_out_scores(
+        self, members_MR: np.ndarray, combined_R: np.ndarray, report: Mapping[str, Any]
+    ) -> np.ndarray | None:
+        """The scores that the combination would give without each of its members.
+
+        Their spread measures how much the combination depends on the members that happened to be trained (the
+        jackknife: Efron and Stein, "The jackknife estimate of variance", Annals of Statistics 1981).
+
+        Args:
+            members_MR: scores of M members, at least two, for R responses; fp64.  NaN where a member has none.
+            combined_R: scores of the combination for the same responses, fp64.
+            report: what `combine` returned.
+
+        Returns:
+            fp64 [M, R], row j without member j; None if the method does not define them.
+        """
+        return None
 
 
 class TrainedMethod:

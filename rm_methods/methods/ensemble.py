@@ -80,3 +80,8 @@ class Method(CombinedMethod):
     def aggregate(self, rewards_MS: np.ndarray) -> np.ndarray:
         """`aggregate_rewards` with the settings."""
         return aggregate_rewards(rewards_MS, self.settings["aggregate"], self.settings["weight"])
+
+    def left_out_scores(self, members_MR, combined_R, report):
+        """Exactly the scores of the ensembles of the other members."""
+        centered_MR = members_MR - np.array(report["centers"])[:, None]
+        return np.stack([self.aggregate(np.delete(centered_MR, j, axis=0)) for j in range(len(centered_MR))])

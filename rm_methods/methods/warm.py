@@ -53,6 +53,14 @@ class Method(CombinedMethod):
         }
         return report | (_connectivity(members, folder, pairs, inputs) if pairs else {})
 
+    def left_out_scores(self, members_MR, combined_R, report):
+        """The scores of the averages without one member, to first order in the distance of the weights.
+
+        The average without member j is theta + (theta - theta_j) / (M - 1), so its score is about
+        combined + (combined - member_j) / (M - 1).  It is exact for linear heads on frozen features.
+        """
+        return combined_R + (combined_R - members_MR) / (len(members_MR) - 1)
+
 
 def check_members(members: Sequence[Path]) -> None:
     """Raise UserError unless all members have the same start, tokenizer, and names and shapes of weights.

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from rm_methods.errors import UserError, nearest
-from rm_methods.files import read_json, write_text
+from rm_methods.files import content_hash, read_json, write_text
 
 CHECKSUMS = "SHA256SUMS"
 JOINT_RECORD = "joint.json"  # marks a model folder as that of a joint model
@@ -27,6 +27,16 @@ def write_checksums(folder: str | Path) -> None:
     folder = Path(folder)
     files = sorted(file.name for file in folder.iterdir() if file.is_file() and file.name != CHECKSUMS)
     write_text(folder / CHECKSUMS, "".join(f"{_sha256(folder / name)}  {name}\n" for name in files))
+
+
+def weights_hash(folder: str | Path) -> str | None:
+    """One hash of the weight files of an exported folder, from its `SHA256SUMS`; None if it holds no weights.
+
+    Folders of equal weights in equally named files have one hash, whatever else they hold.
+    """
+    lines = (Path(folder) / CHECKSUMS).read_text(encoding="utf-8").splitlines()
+    weights = sorted(line for line in lines if line.endswith(".safetensors"))
+    return content_hash(weights) if weights else None
 
 
 def check_checksums(folder: str | Path) -> None:

@@ -18,7 +18,7 @@ from rm_methods.files import file_hash, read_json, write_json, written_atomicall
 from rm_methods.methods.registry import MethodCard, load_method, load_method_card
 from rm_methods.preferences.pair import PreferencePair, read_pairs
 from rm_methods.reward_models.backbones import RECORD
-from rm_methods.reward_models.model_folder import write_checksums
+from rm_methods.reward_models.model_folder import weights_hash, write_checksums
 from rm_methods.reward_models.older_releases import add_older_names
 from rm_methods.reward_models.pair_encoding import PairReader, encode_pairs
 from rm_methods.run_card import FinalMetrics, LayoutRecord, RunCost, RunSummary, TrainingRecords, ValidationMetrics
@@ -486,6 +486,8 @@ def _write_summary(run: _Run, cost: RunCost, metrics: FinalMetrics, records: Tra
         "depends_on": depends_on,
         "provenance": provenance(depends_on["code"]),
     }
+    if (weights := weights_hash(run.files.model)) is not None:
+        summary["weights_hash"] = weights
     summary = cast(RunSummary, with_checksum(summary))
     write_json(run.files.summary, summary)
     return summary

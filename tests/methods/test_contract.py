@@ -9,6 +9,7 @@ import subprocess
 import sys
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -243,6 +244,10 @@ def test_what_is_combined_scores_without_its_own_training(name, prepared, pairs,
     )
     assert first == second
     assert len(set(first)) == 2 * len(items)
+    method = load_method(name, load_method_card(name).defaults())
+    members = np.random.default_rng(0).normal(size=(2, 7))
+    left_out = method.left_out_scores(members, members.mean(axis=0), summary["report"])
+    assert left_out is None or (left_out.shape == members.shape and np.isfinite(left_out).all())
 
 
 @pytest.mark.parametrize("name", CONTENT_BLIND)

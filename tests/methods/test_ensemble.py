@@ -99,6 +99,19 @@ def test_scores_are_the_aggregate_of_the_centered_members(aggregate, prepared, p
     assert [replace(row, score=0.0) for row in rows] == [replace(row, score=0.0) for row in alone]
 
 
+@pytest.mark.parametrize("aggregate", AGGREGATES)
+def test_scores_without_a_member_are_those_of_the_ensemble_of_the_others(aggregate, prepared, pairs, member, tmp_path):
+    members = [member(seed) for seed in (0, 1, 2)]
+    report, _ = combined(prepared, tmp_path, members, aggregate)
+    items = items_of(pairs[:4])
+    scores = np.array([[row.score for row in load_scorer(model, SETTINGS).score(items)] for model in members])
+    method = Method({"members": "bradley_terry", "aggregate": aggregate, "weight": 0.5})
+    left_out = method.left_out_scores(scores, np.zeros(scores.shape[1]), report)
+    for j in range(3):
+        _, folder = combined(prepared, tmp_path / f"without{j}", [*members[:j], *members[j + 1 :]], aggregate)
+        assert left_out[j].tolist() == [row.score for row in load_scorer(folder, SETTINGS).score(items)]
+
+
 def test_what_had_to_be_cut_stays_marked(prepared, pairs, member, tmp_path):
     folder = combined(prepared, tmp_path, [member(0), member(1)])[1]
     rows = load_scorer(folder, SETTINGS).score([BenchmarkItem("a", "s", pairs[0].prompt, ["short", "long " * 2000], 0)])

@@ -1,5 +1,6 @@
 import json
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -71,6 +72,22 @@ def test_with_frozen_features_the_average_of_weights_is_the_average_of_predictio
     single = torch.stack([rewards(folder, pairs[:8]) for folder in members])
     torch.testing.assert_close(rewards(folder, pairs[:8]), single.mean(dim=0), atol=1e-5, rtol=0)
     assert single.std(dim=0).min() > 1e-3
+
+
+def test_with_frozen_features_the_scores_without_a_member_are_those_of_the_average_of_the_others(
+    prepared, pairs, member, tmp_path
+):
+    members = [member(seed) for seed in range(3)]
+    report, folder = averaged(prepared, tmp_path, members)
+    single = np.stack([rewards(folder, pairs[:8]).double().numpy() for folder in members])
+    left_out = Method({"members": "warm_member"}).left_out_scores(
+        single, rewards(folder, pairs[:8]).double().numpy(), report
+    )
+    for j in range(3):
+        (tmp_path / f"without{j}").mkdir()
+        _, others = averaged(prepared, tmp_path / f"without{j}", [*members[:j], *members[j + 1 :]], pairs=[])
+        np.testing.assert_allclose(left_out[j], rewards(others, pairs[:8]).numpy(), atol=1e-5, rtol=0)
+    assert np.abs(left_out[0] - left_out[1]).min() > 1e-3
 
 
 def test_the_average_is_a_plain_checkpoint_that_needs_no_member(prepared, pairs, member, tmp_path):

@@ -40,6 +40,26 @@ def test_a_variant_may_have_its_own_learning_rate(prepared, tmp_path):
     assert max(row["learning_rate"] for row in log(tmp_path / "plain" / "metrics.jsonl")) == pytest.approx(3e-3)
 
 
+def test_one_model_under_several_seeds_has_one_hash_of_its_weights(prepared, tmp_path):
+    """A teacher that was trained elsewhere and is not trained here is the same model under every seed."""
+    trained_elsewhere = {"method": "joint_encoder", "masked_language_epochs": 0, "epochs": 1}
+    given = {**trained_elsewhere, "source": str(tmp_path / "joint" / "model"), "epochs": 0}
+    methods = {"joint": trained_elsewhere, "given": given, "bradley_terry": {}, "longest": {}}
+    config = experiment_config(tmp_path, methods=methods)
+
+    def hashes(variant, *seeds):
+        summaries = [train(config, variant, seed, run_files(prepared, tmp_path / f"{variant}{seed}")) for seed in seeds]
+        return [summary.get("weights_hash") for summary in summaries]
+
+    train(config, "joint", 0, run_files(prepared, tmp_path / "joint"))
+    assert len(set(hashes("given", 0, 1, 2))) == 1
+    assert len(set(hashes("joint", 0, 1))) == 2
+    first, second = hashes("bradley_terry", 0, 1)
+    assert first != second
+    assert hashes("bradley_terry", 0) == [first]
+    assert hashes("longest", 0) == [None]
+
+
 @pytest.mark.parametrize("copies", [0.5, 3])
 def test_the_number_of_steps_is_that_of_the_pairs_given(prepared, tmp_path, monkeypatch, copies):
     def some_or_more(self, pairs, inputs):

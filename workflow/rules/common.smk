@@ -106,6 +106,25 @@ def required_options(wildcards):
     )
 
 
+def member_scores(wildcards):
+    """Score tables of the runs that a combined run is made of, on every benchmark."""
+    return [
+        LAYOUT.scores(variant, seed, name)
+        for name in config["benchmarks"]
+        for variant, seed in EXPERIMENT.member_runs(wildcards.variant)
+    ]
+
+
+def member_options(wildcards):
+    """The same, as options that name the benchmark for each."""
+    tables = [
+        f"{name}={LAYOUT.scores(variant, seed, name)}"
+        for name in config["benchmarks"]
+        for variant, seed in EXPERIMENT.member_runs(wildcards.variant)
+    ]
+    return options("--member-scores", tables)
+
+
 def diagnosed_files():
     """The files of every diagnosed run."""
     files = []

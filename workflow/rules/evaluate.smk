@@ -6,6 +6,7 @@ rule evaluate:
         summary=LAYOUT.summary(VARIANT, SEED),
         item_tables=[LAYOUT.items(name) for name in config["benchmarks"]],
         scores=[LAYOUT.scores(VARIANT, SEED, name) for name in config["benchmarks"]],
+        member_scores=member_scores,
         asked=asked("evaluate"),
     output:
         metrics=LAYOUT.metrics(VARIANT, SEED),
@@ -17,9 +18,11 @@ rule evaluate:
         benchmarks=options("--benchmark", config["benchmarks"]),
         item_tables=lambda wc, input: options("--items", input.item_tables),
         scores=lambda wc, input: options("--scores", input.scores),
+        member_scores=member_options,
     message:
         "Evaluate {wildcards.variant}, seed {wildcards.seed}"
     shell:
-        "rm-methods evaluate {params.benchmarks:q} {params.item_tables:q} {params.scores:q} --summary {input.summary:q}"
+        "rm-methods evaluate {params.benchmarks:q} {params.item_tables:q} {params.scores:q} {params.member_scores:q}"
+        " --summary {input.summary:q}"
         " --metrics {output.metrics:q} --credits {output.credits:q} > {log:q} 2>&1"
         " && cp {input.asked:q} {output.made_with:q}"
