@@ -24,7 +24,7 @@ dependencies:
 
 
 def environment() -> str:
-    """The text of environment.yml.  Pins stand inline: conda copies the file elsewhere, where a relative path would
+    """The text of environment.yml.  It repeats the pins: conda copies the file elsewhere, so a relative path would
     break."""
     lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
     return HEADER + "".join(f"      - {line}\n" for line in lines if line and not line.startswith("#"))

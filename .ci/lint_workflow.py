@@ -1,4 +1,4 @@
-"""Fails if `snakemake --lint` says anything but that rules have no container: one environment serves all of them.
+"""Fails on every lint of `snakemake --lint` except missing containers: one environment serves all rules.
 
 Usage: python .ci/lint_workflow.py
 """
@@ -13,7 +13,7 @@ EXPECTED = "Specify a conda environment or container for each rule."
 
 
 def lints() -> list[str]:
-    """What `snakemake --lint` says, one title a line with the file or rule that it is about."""
+    """The lints of `snakemake --lint`: each with its title and its file or rule."""
     done = subprocess.run(["snakemake", "--lint"], capture_output=True, text=True)
     output = done.stdout + done.stderr
     where = ""

@@ -58,19 +58,18 @@ def evidence_groups(pair: PreferencePair, text, aligned: AlignedPair) -> dict[st
 
 
 def attention_ratios(map_GG: np.ndarray, marked: dict[str, np.ndarray]) -> dict[str, list[tuple[float, float]]]:
-    """For each of `TARGETS` (attention, attention if it were even) of the pair's rows: none where a pair has no such
-    sentence."""
-    found: dict[str, list[tuple[float, float]]] = defaultdict(list)
+    """By target of `TARGETS`: (attention, even attention) of the pair's rows; none if it has no such sentence."""
+    attention: dict[str, list[tuple[float, float]]] = defaultdict(list)
 
     def add(target: str, rows: np.ndarray, columns: np.ndarray) -> None:
         if rows.any() and columns.any():
-            found[target].append((float(map_GG[rows][:, columns].sum(1).mean()), float(columns.mean())))
+            attention[target].append((float(map_GG[rows][:, columns].sum(1).mean()), float(columns.mean())))
 
-    for own, other in (("chosen", "rejected"), ("rejected", "chosen")):
-        for target, columns in zip(TARGETS, ("prompt", other, own), strict=False):
-            add(target, marked[own], marked[columns])
+    for response, other in (("chosen", "rejected"), ("rejected", "chosen")):
+        for target, columns in zip(TARGETS, ("prompt", other, response), strict=False):
+            add(target, marked[response], marked[columns])
     add(TARGETS[3], np.ones(len(map_GG), dtype=bool), marked["cue"])
-    return found
+    return attention
 
 
 def measure(teacher: Path, backbone: Path, count: int, max_length: int) -> list[tuple[int, str, list[float]]]:
@@ -85,16 +84,19 @@ def measure(teacher: Path, backbone: Path, count: int, max_length: int) -> list[
     rows = []
     for layer in range(model.config.num_hidden_layers):
         for heads in (None, *((head,) for head in range(model.config.num_attention_heads))):
-            found: dict[str, list[tuple[float, float]]] = defaultdict(list)
+            attention: dict[str, list[tuple[float, float]]] = defaultdict(list)
             for start in range(0, len(whole), PAIRS_AT_ONCE):
-                places = whole[start : start + PAIRS_AT_ONCE]
+                batch = whole[start : start + PAIRS_AT_ONCE]
                 with torch.no_grad():
-                    maps, _ = group_maps(model, [aligned[k] for k in places], layer, reader.pad_id, heads)
-                for k, map_GG in zip(places, maps.cpu().numpy(), strict=True):
+                    maps, _ = group_maps(model, [aligned[k] for k in batch], layer, reader.pad_id, heads)
+                for k, map_GG in zip(batch, maps.cpu().numpy(), strict=True):
                     size = len(aligned[k].segment)
                     for target, values in attention_ratios(map_GG[:size, :size], marked[k]).items():
-                        found[target] += values
-            ratios = [np.mean([a for a, _ in found[t]]) / np.mean([even for _, even in found[t]]) for t in TARGETS]
+                        attention[target] += values
+            ratios = [
+                np.mean([value for value, _ in attention[target]]) / np.mean([even for _, even in attention[target]])
+                for target in TARGETS
+            ]
             rows.append((layer + 1, "all" if heads is None else str(heads[0] + 1), ratios))
     return rows
 

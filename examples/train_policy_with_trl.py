@@ -70,13 +70,13 @@ def read_prompts(pairs: Path, split: str) -> list[list[Message]]:
     Raises:
         DataError: the file is not one of prepared pairs, or has no pair of that split.
     """
-    found = read_pairs(pairs)
+    all_pairs = read_pairs(pairs)
     # Pairs of one prompt are common (several answers, several annotators).
-    different = {json.dumps(pair.prompt): pair.prompt for pair in found if pair.split == split}
+    different = {json.dumps(pair.prompt): pair.prompt for pair in all_pairs if pair.split == split}
     if not different:
         raise DataError(
-            f"{pairs}: no pair of split '{split}'. Splits there: "
-            f"{', '.join(sorted({p.split for p in found})) or 'none'}."
+            f"{pairs}: no pair of split '{split}'. Splits of the file: "
+            f"{', '.join(sorted({p.split for p in all_pairs})) or 'none'}."
         )
     return [[{"role": m["role"], "content": m["content"]} for m in prompt] for prompt in different.values()]
 
@@ -109,7 +109,7 @@ def scorer_reward(folder: Path, settings: ScoringSettings) -> Callable[..., list
     """A TRL reward function (prompts and completions are conversations) that scores as `rm-methods score` does.
 
     Raises:
-        UserError: there is no such model.
+        UserError: the model does not exist.
     """
     from rm_methods.benchmarks.item import BenchmarkItem
 
@@ -131,7 +131,7 @@ def scorer_reward(folder: Path, settings: ScoringSettings) -> Callable[..., list
 
 
 def check(options: argparse.Namespace) -> None:
-    """What can be refused before anything is loaded.
+    """Refuse unusable options before anything is loaded.
 
     Raises:
         UserError: a folder is missing, or its reward cannot be computed in the way that was asked for.
@@ -163,8 +163,8 @@ def check(options: argparse.Namespace) -> None:
 
 
 def longest_sequence(options: argparse.Namespace, configurations: dict[str, Any]) -> int:
-    """Most tokens that a model will read.  More than its positions is refused: an index error is the best that could
-    happen there.
+    """Largest number of tokens that a model will read.  More than its positions are refused, because the model would
+    fail with an index error or read wrong positions.
 
     Raises:
         UserError: naming the model.
@@ -199,7 +199,7 @@ def make_trainer(options: argparse.Namespace, work: Path):
 
     from rm_methods.reward_models.loading import check_tensors, pretrained_config, pretrained_tokenizer
 
-    # TRL loads the models itself, and leaves it at a warning if weights are missing.
+    # TRL loads the models itself, and only warns if weights are missing.
     check_tensors(AutoModelForCausalLM, options.policy, setting="--policy")
     policy_tokenizer = pretrained_tokenizer(options.policy, setting="--policy", padding_side="left")
     if not policy_tokenizer.chat_template:

@@ -50,19 +50,19 @@ def saved_bytes(shape: tuple[int, ...], layers: int, tokens: int, checkpointing:
     ).train()
     if checkpointing:
         model.recompute_activations()
-    own = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    weight_addresses = {p.untyped_storage().data_ptr() for p in model.parameters()}
     weight_shapes = {tuple(s) for p in model.parameters() if p.dim() == 2 for s in (p.shape, p.shape[::-1])}
     counted: dict[int, tuple[int, bool]] = {}
     kept = []
 
     def count(tensor):
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
+        if storage.data_ptr() not in weight_addresses:
             counted[storage.data_ptr()] = (
                 storage.nbytes(),
                 tensor.dtype == torch.bfloat16 and tuple(tensor.shape) in weight_shapes,
             )
-            kept.append(tensor)  # so that its address is not given out again
+            kept.append(tensor)  # so that no other tensor gets its address
         return tensor
 
     length = tokens // 2
@@ -74,7 +74,7 @@ def saved_bytes(shape: tuple[int, ...], layers: int, tokens: int, checkpointing:
 
 
 def bytes_per_token_and_layer(shape: tuple[int, ...], checkpointing: bool) -> float:
-    """Slope over layers and tokens, so that what does not grow with both drops out."""
+    """Slope over layers and tokens: terms that do not grow with both cancel."""
     at = {
         (layers, tokens): saved_bytes(shape, layers, tokens, checkpointing)[0]
         for layers in (2, 4)

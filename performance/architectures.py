@@ -62,7 +62,7 @@ LINEAR = {
     "linear_key_head_dim": 16,
     "linear_value_head_dim": 16,
 }
-# What a type needs besides, or must not get (None).
+# Further values of a type's configuration; None leaves a value out.
 # Shorter than the texts, where a type has it.
 WINDOWS = {
     "sliding_window": 8,
@@ -171,10 +171,10 @@ TEMPLATE = (
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one type.
+    """The outcome for one type.
 
     Attributes:
-        kind: "decoder", "encoder", or "" where it was not built.
+        kind: "decoder", "encoder", or "" if it was not built.
         result: see the module's head.
         difference: largest, relative to the spread of scores; NaN where nothing was scored.
         note: the sentence of a refusal, or the reason.
@@ -213,7 +213,7 @@ def build(name: str):
         raise ValueError(f"{count / 1e6:.0f} million parameters")
     torch.manual_seed(0)
     classifier = AutoModelForSequenceClassification.from_config(config)
-    # Parameters that begin as constants would hide what they do, and make ties where a model ranks tokens (Doge).
+    # Parameters that begin as constants would hide their effect, and cause ties if a model ranks tokens (Doge).
     for parameter in classifier.parameters():
         if parameter.is_floating_point() and parameter.numel() > 1 and parameter.std() == 0:
             parameter.data += 0.1 * torch.randn_like(parameter)
@@ -221,7 +221,7 @@ def build(name: str):
 
 
 def chat_tokenizer():
-    """A byte-level tokenizer with a chat template and the tokens that encoders want."""
+    """A byte-level tokenizer with a chat template and the tokens that encoders need."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 

@@ -175,9 +175,9 @@ def score_case(folder: Path, model: Path) -> dict:
 
 
 def attention_case(heads: int, key_value_heads: int, size: int, pairs: int, prompt: int, response: int) -> dict:
-    """Milliseconds of our packed attention and of FlexAttention on the same packed tokens, and how far they are apart.
+    """Milliseconds of our packed attention and of FlexAttention on the same tokens, and their largest difference.
 
-    FlexAttention has no backward pass on a CPU, so only the forward pass is timed there.
+    FlexAttention has no backward pass on a CPU, so a CPU times only the forward pass.
     """
     from types import SimpleNamespace
 
@@ -207,10 +207,10 @@ def attention_case(heads: int, key_value_heads: int, size: int, pairs: int, prom
     part = torch.cat([torch.zeros(pairs * prompt), torch.tensor([1, 2]).repeat_interleave(response).repeat(pairs)]).to(
         device
     )
-    place = batch.position_ids[0]
+    position = batch.position_ids[0]
 
     def sees(batch_index, head, q, k):
-        return (item[q] == item[k]) & ((part[k] == 0) | (part[k] == part[q])) & (place[k] <= place[q])
+        return (item[q] == item[k]) & ((part[k] == 0) | (part[k] == part[q])) & (position[k] <= position[q])
 
     block_mask = create_block_mask(sees, None, None, total, total, device=device)
     flex = torch.compile(flex_attention, dynamic=True) if device == "cuda" else flex_attention
@@ -250,7 +250,7 @@ def _milliseconds(side, leaves, backward: bool, rounds: int = 5) -> float:
 
 
 def run_part(part: str, case: list, arguments: argparse.Namespace) -> dict:
-    """One row in a process of its own, so that its peak memory is its own and its failure too."""
+    """Measure one row in a separate process, so that peak memory is its alone and a failure affects no other row."""
     command = [sys.executable, __file__, "--part", part, "--case", json.dumps(case), "--pairs", str(arguments.pairs)]
     command += ["--scratch", str(arguments.scratch), "--layers", str(arguments.layers)] + (
         ["--tiny"] if arguments.tiny else []
@@ -261,7 +261,7 @@ def run_part(part: str, case: list, arguments: argparse.Namespace) -> dict:
 
 
 def one_case(part: str, case: list, arguments: argparse.Namespace) -> dict:
-    """One row, in this process (training: in one that it starts)."""
+    """Measure one row in this process; a training starts another process."""
     if part == "attention":
         return attention_case(*case)
     name, method, deepspeed = case
@@ -287,13 +287,13 @@ def measure(arguments: argparse.Namespace) -> list[dict]:
     rows, started = [], time.monotonic()
     for part, case in cases:
         if time.monotonic() - started > arguments.limit:
-            found = {"error": "left out, --limit was reached"}
+            result = {"error": "left out, --limit was reached"}
+        elif part == "training":
+            result = one_case(part, list(case), arguments)
         else:
-            found = (
-                one_case(part, list(case), arguments) if part == "training" else run_part(part, list(case), arguments)
-            )
-        if part != "preparation" or "error" in found:
-            rows.append({"part": part, "case": [word for word in case if word], **found})
+            result = run_part(part, list(case), arguments)
+        if part != "preparation" or "error" in result:
+            rows.append({"part": part, "case": [word for word in case if word], **result})
             print(line(rows[-1]), flush=True)
     return rows
 
@@ -318,9 +318,8 @@ def line(row: dict) -> str:
         result = f"failed: {row['error']}"
     elif row["part"] == "attention":
         what = "forward + backward" if row["backward"] else "forward"
-        result = (
-            f"{what}: packed {row['packed']:.2f} ms, flex {row['flex']:.2f} ms, apart {row['largest_difference']:.1e}"
-        )
+        difference = row["largest_difference"]
+        result = f"{what}: packed {row['packed']:.2f} ms, flex {row['flex']:.2f} ms, difference {difference:.1e}"
     else:
         used = f", utilization {row['utilization']:.3f}" if row.get("utilization") else ""
         memory = f", peak {row['peak_memory_bytes'] / 2**30:.2f} GiB" if row["peak_memory_bytes"] else ""
@@ -358,7 +357,7 @@ def main() -> None:
         head = {"gpu": gpu, "torch": torch.__version__, "seconds": round(seconds, 1), "layers_of_8B": arguments.layers}
         write_json(arguments.out, head | {"rows": rows})
     if any("error" in row and not row["error"].startswith("left out") for row in rows):
-        sys.exit("Some rows failed; the reasons stand in the table.")
+        sys.exit("Some rows failed; the table gives the reasons.")
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ PER_NODE = 8
 def deepspeeds_estimate(
     parameters: int, largest: int, stage: str | None, ranks: int, nodes: int
 ) -> tuple[float, float] | None:
-    """(bytes of a GPU, bytes of a node) by DeepSpeed's estimators; None where it has none for the stage."""
+    """(bytes of a GPU, bytes of a node) by DeepSpeed's estimators; None if DeepSpeed has none for the stage."""
     from deepspeed.runtime.zero.stage3 import estimate_zero3_model_states_mem_needs
     from deepspeed.runtime.zero.stage_1_and_2 import estimate_zero2_model_states_mem_needs
 

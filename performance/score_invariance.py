@@ -34,7 +34,7 @@ def short_pairs(file: Path, count: int, characters: int) -> list:
 
 
 def model_with_fitted_head(folder: Path, training_pairs: list):
-    """(RewardModel, ChatTokenizer): SmolLM2 with a head fitted on `training_pairs`, which never saw the other pairs."""
+    """(RewardModel, ChatTokenizer): SmolLM2 with a head that was fitted on `training_pairs` only."""
     import torch
     from sklearn.linear_model import LogisticRegression
 
@@ -54,7 +54,7 @@ def model_with_fitted_head(folder: Path, training_pairs: list):
         for item in tokenizer.encode((pair.prompt, (pair.chosen, pair.rejected)) for pair in training_pairs):
             chosen, rejected = model(lay_out([item], model.layout("auto"), tokenizer.pad_id)).last_hidden[0]
             differences.append((chosen - rejected).numpy())
-        # Each difference in both directions: the regression needs two classes, and no intercept.
+        # Each difference in both directions, because the regression needs two classes.
         features = np.concatenate([differences, np.negative(differences)])
         labels = np.repeat([1, 0], len(differences))
         head = LogisticRegression(C=0.1, fit_intercept=False, max_iter=1000).fit(features, labels)

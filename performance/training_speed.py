@@ -84,7 +84,7 @@ def time_ours(backbone: Path, rows: list[dict], budget: int, pairs_per_step: int
 
 
 def time_trl(backbone: Path, rows: list[dict], checkpointing: bool) -> dict:
-    """One pass with TRL's RewardTrainer, its own defaults (gradient checkpointing on, 8 pairs a batch)."""
+    """One pass with TRL's RewardTrainer and its defaults (gradient checkpointing on, 8 pairs a batch)."""
     import torch
     from datasets import Dataset
     from transformers import AutoModelForSequenceClassification

@@ -1,4 +1,4 @@
-"""The files of cards: those of the package, and the user's own in folders of the working directory."""
+"""The files of cards: those of the package, and the user's in folders of the working directory."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ class ConfigError(UserError):
 
     Args:
         problems: one sentence each, beginning with the key path (``training.epochs: ...``).
-        source: what has the problems (a file, "the configuration"), for the first line.
+        source: the file with the problems, or "the configuration", for the first line.
     """
 
     def __init__(self, problems: Iterable[str], source: str = "the configuration"):

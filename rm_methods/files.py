@@ -2,7 +2,7 @@
 
 Every artifact is written beside its target under a temporary name, brought to the disk, and moved into place with
 ``os.replace``: a full disk, a killed process or a power cut leaves the temporary file behind, never half an artifact
-under the final name.  Who writes the same target next removes what dead writers left.
+under the final name.  The next writer of the same target removes files that dead writers left.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ def seal(folder: str | os.PathLike) -> None:
 
 
 def damage(folder: str | os.PathLike) -> str | None:
-    """What is wrong with a folder that `seal` should have marked; None for a whole one. Later files do not matter."""
+    """The damage of a folder that `seal` should have marked; None for a whole one. Later files do not matter."""
     folder = Path(folder)
     if not (folder / SEAL).exists():
         return "was not written to its end"
@@ -123,7 +123,7 @@ def damage(folder: str | os.PathLike) -> str | None:
 
 @contextmanager
 def written_with_checksum(target: str | os.PathLike) -> Iterator[Path]:
-    """As `written_atomically`, for a file that later runs rely on: its SHA-256 is kept beside it (see `is_intact`)."""
+    """Like `written_atomically`, for a file that later runs rely on: stores its SHA-256 beside it (see `is_intact`)."""
     target = Path(target)
     with written_atomically(target) as temporary:
         yield temporary

@@ -9,7 +9,7 @@ from typing import Any, TypedDict
 
 
 class RunIdentity(TypedDict):
-    """What tells runs apart; both files begin with it."""
+    """The identity of a run; both files begin with it."""
 
     variant: str  # name of the entry of `methods` in the configuration
     method: str  # name of the method's card
@@ -18,7 +18,7 @@ class RunIdentity(TypedDict):
 
 
 class RunData(TypedDict, total=False):
-    """What a run was trained on."""
+    """The training data of a run."""
 
     dataset: str  # `data.dataset`: a card's name or a path
     hash: str  # of the file of prepared pairs
@@ -26,7 +26,7 @@ class RunData(TypedDict, total=False):
 
 
 class RunCost(TypedDict, total=False):
-    """What a run computed, over all ranks; zeros for a scorer without training."""
+    """The computation of a run, over all ranks; zeros for a scorer without training."""
 
     wall_seconds: float  # of the training and the validation, with the earlier parts of a resumed run
     pairs_seen: int  # each pair once an epoch
@@ -34,7 +34,7 @@ class RunCost(TypedDict, total=False):
     launched_tokens: int  # tokens that the forwards computed, with padding and fillers
     optimizer_steps: int
     forwards: int  # of micro-batches
-    peak_memory_bytes: int  # of rank 0: of the GPU's memory; of main memory where training ran on the CPU
+    peak_memory_bytes: int  # of rank 0: of the GPU's memory; of main memory if training ran on the CPU
     device: str  # name of the GPU, "cpu", or "none" for a scorer without training
     world_size: int  # ranks
 
@@ -56,14 +56,14 @@ class FinalMetrics(ValidationMetrics, total=False):
 
 
 class LayoutRecord(TypedDict):
-    """How the texts of a batch were laid out in training."""
+    """The layout of batches in training."""
 
     used: str  # "packed" or "plain"
     probe: dict[str, float | str | None] | str  # what `LayoutProbe` measured, or why it did not
 
 
 class TrainingRecords(TypedDict, total=False):
-    """What training, or a method that combines runs, tells of itself."""
+    """The report of a training, or of a method that combines runs."""
 
     truncation: dict[str, int]  # counts of what was cut, dropped or changed by the chat template
     training: dict[str, Any]  # section `training` as this seed used it; empty for a scorer without training

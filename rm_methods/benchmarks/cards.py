@@ -1,4 +1,4 @@
-"""Benchmark cards: what a benchmark is and where it comes from, read in milliseconds."""
+"""Benchmark cards: the description and origin of every benchmark, read in milliseconds."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ OPTIONAL: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class BenchmarkCard:
-    """A benchmark as its card describes it.
+    """The content of a benchmark's card.
 
     Attributes:
         name: the file name of the card without ``.yaml``; the benchmark's name in configurations.
@@ -39,7 +39,7 @@ class BenchmarkCard:
         license, citation, url: of the data.
         subsets: every subset that an item may have.
         columns: metric -> short heading, for the metrics of the main comparison table.
-        chance: what a random scorer gets in those metrics, in [0, 1].
+        chance: the expected value of those metrics for a random scorer, in [0, 1].
         has_gold: whether labels are gold values of the responses; then Best-of-N can use the benchmark as a pool.
         hub_id, revision: of the Hugging Face hub, or None. A revision is a full commit hash.
         files: name -> glob under a local root. The module defines what the names mean.
@@ -73,7 +73,7 @@ def benchmark_card_file(name: str) -> Path:
     """The YAML file of a benchmark's card.
 
     Raises:
-        UserError: there is no such card.
+        UserError: no card has this name.
     """
     files = card_files("benchmarks")
     if name not in files:
@@ -86,8 +86,8 @@ def load_benchmark_card(name: str) -> BenchmarkCard:
     """Read and check the card of a benchmark.
 
     Raises:
-        UserError: there is no such card.
-        ConfigError: it is not YAML, or with all problems of the card together.
+        UserError: no card has this name.
+        ConfigError: the card is not YAML, or its content is wrong; gives all problems together.
     """
     source = benchmark_card_file(name)
     raw, problems = read_yaml(source)
@@ -133,7 +133,7 @@ def resolve_benchmark_options(card: BenchmarkCard, given: dict[str, Any] | None 
 
 
 def _problems(raw: dict[str, Any], name: str) -> list[str]:
-    """Everything that is wrong with the contents of a card."""
+    """All problems of the content of a card."""
     keys = [field.name for field in fields(BenchmarkCard)]
     problems = [f"{key}: unknown key. {nearest(key, keys)}" for key in raw if key not in keys]
     problems += [f"{key}: missing; every card needs it" for key in keys if key not in raw and key not in OPTIONAL]

@@ -1,4 +1,4 @@
-"""The evaluate stage: the items of a benchmark, and from score tables to metrics and the credits of items.
+"""The evaluate stage: prepares the items of a benchmark, and computes metrics and credits of items from score tables.
 
 Everything here is a pure function of files.
 """
@@ -36,7 +36,7 @@ IDENTITY = ("variant", "method", "seed", "run_key")
 def prepare_items(
     card_name: str, config: dict[str, Any], pairs: Path | None, out_items: Path, out_report: Path
 ) -> dict[str, Any]:
-    """Read the items of a benchmark into a Parquet file, and write a JSON report of what was read and excluded.
+    """Read the items of a benchmark into a Parquet file, and write a JSON report of the rows read and excluded.
 
     Args:
         card_name: the benchmark.
@@ -95,7 +95,7 @@ def _no_items(card: BenchmarkCard, report: ItemReport) -> str:
         for reason, entry in report.excluded.items()
     ]
     read = f"{report.rows} rows were read from {sources}."
-    return f"{card.name}: there are no items to evaluate. {read} {'; '.join(reasons)}"
+    return f"{card.name}: no items to evaluate. {read} {'; '.join(reasons)}"
 
 
 # Pure grading
@@ -291,7 +291,7 @@ def evaluate_run(
         members: of a combined run, for its metrics without each of them.
 
     Returns:
-        What is written to metrics.json.
+        The content of metrics.json.
 
     Raises:
         UserError, DataError: a benchmark is unknown or named twice, a file is unreadable, or a score table does not fit

@@ -77,7 +77,7 @@ def best_against_others(label: Any, n_responses: int) -> list[tuple[int, int]]:
     """The comparisons (better, worse) of an item whose label is the index of its best response.
 
     Raises:
-        DataError: the label is not such an index, or there is nothing to compare with.
+        DataError: the label is not such an index, or the item has only one response.
     """
     if isinstance(label, bool) or not isinstance(label, int) or not 0 <= label < n_responses:
         raise DataError(
@@ -95,11 +95,11 @@ def present_subsets(items: Sequence[BenchmarkItem], subsets: Iterable[str], benc
         subsets: all subsets of the benchmark.
 
     Raises:
-        DataError: there are no items, or one has a subset that is not in `subsets`.
+        DataError: `items` is empty, or one has a subset that is not in `subsets`.
     """
     present = {item.subset for item in items}
     if not present:
-        raise DataError(f"{benchmark}: there are no items to evaluate.")
+        raise DataError(f"{benchmark}: no items to evaluate.")
     for subset in sorted(present - set(subsets)):
         example = next(item.item_id for item in items if item.subset == subset)
         raise DataError(f"{benchmark}: unknown subset {subset!r} (item {example!r}). {nearest(subset, subsets)}")

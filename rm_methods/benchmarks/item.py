@@ -35,9 +35,9 @@ class BenchmarkItem:
         subset: the benchmark's own subset, domain or split.
         prompt: conversation, ends with a user message.
         responses: the candidates' texts, in the order that `label` refers to.
-        label: the benchmark's own, any JSON value: index of the best response, "A>B", ...
+        label: any JSON value that the benchmark defines: index of the best response, "A>B", ...
         group: items of one group share a prompt and are not independent; defaults to item_id.
-        meta: anything else the source knows.
+        meta: further values of the source.
     """
 
     item_id: str

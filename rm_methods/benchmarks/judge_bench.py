@@ -101,7 +101,7 @@ def comparisons(label: Any, n_responses: int) -> list[tuple[int, int]]:
     """The one comparison (better, worse) of an item.
 
     Raises:
-        DataError: the label is neither "A>B" nor "B>A", or there are not two responses.
+        DataError: the label is neither "A>B" nor "B>A", or the item does not have two responses.
     """
     if not isinstance(label, str) or label not in LABELS:
         raise DataError(f"label {label!r} is not allowed. {nearest(str(label), LABELS)}")

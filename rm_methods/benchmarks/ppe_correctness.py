@@ -1,7 +1,7 @@
 """PPE Correctness (Frick et al., "How to Evaluate Reward Models for RLHF", arXiv:2410.14872).
 
-32 answers per prompt, each right or wrong. Five benchmarks: MMLU-Pro, MATH, GPQA, IFEval, MBPP-Plus. The metrics are
-the official ones as far as they are known without the official code (docs/benchmarks.md lists the open questions):
+32 answers per prompt, each right or wrong. Five benchmarks: MMLU-Pro, MATH, GPQA, IFEval, MBPP-Plus. The metrics follow
+the paper, because the official code is not public (docs/benchmarks.md lists the open questions):
 
 * accuracy: share of the row's sampled conflict pairs (one right answer, one wrong) that the scores order right, ties
   wrong;
@@ -56,7 +56,7 @@ OPTIONS = {
         "minItems": 1,
         "uniqueItems": True,
         "default": None,
-        "description": "Benchmarks to evaluate; null takes all that are there. Without all five, overall figures are "
+        "description": "Benchmarks to evaluate; null takes all that are present. Without all five, overall figures are "
         "not PPE Correctness.",
     },
     **SAMPLING_OPTIONS,
@@ -122,7 +122,7 @@ def _item(row: dict[str, Any], subset: str, where: str, report: ItemReport) -> B
         check_plain(response, f"{where}: `response_{k}`")
         responses.append(response)
     if row.get(f"response_{len(correct) + 1}") is not None:
-        raise DataError(f"{where}: there are more responses than the {len(correct)} values of `scores`.")
+        raise DataError(f"{where}: more responses than the {len(correct)} values of `scores`.")
     pairs = _conflict_pairs(row.get("sampled_conflict_pairs"), correct, where, report)
     if not pairs:
         report.exclude("no conflict pair of a right and a wrong response", where)

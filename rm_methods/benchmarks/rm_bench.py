@@ -44,7 +44,7 @@ OPTIONS = {
         "minItems": 1,
         "uniqueItems": True,
         "default": None,
-        "description": "Domains to evaluate; null takes all that are there. Without all four, `overall` is not the "
+        "description": "Domains to evaluate; null takes all that are present. Without all four, `overall` is not the "
         "official Overall.",
     },
     **SAMPLING_OPTIONS,
@@ -60,7 +60,7 @@ def read(
     missing = [domain for domain, subsets in DOMAINS.items() if not present & set(subsets)]
     empty = [domain for domain in options["domains"] or () if domain in missing]
     if empty:
-        raise DataError(f"{card.name}: there are no rows of the domains {empty} that options.domains asks for.")
+        raise DataError(f"{card.name}: no rows of the domains {empty} that options.domains asks for.")
     if missing:
         report.notes.append(
             f"Domains missing: {', '.join(missing)}. `overall` is the mean over the others and is not the official "
@@ -68,7 +68,7 @@ def read(
         )
     if "safety" not in missing and not present >= set(DOMAINS["safety"]):
         report.notes.append(
-            "Only one of the two safety files is there: `safety` is not the official figure, which pools both by rows."
+            "Only one of the two safety files exists: `safety` is not the official figure, which pools both by rows."
         )
     yield from sample_items(items, options, report)
 

@@ -23,7 +23,7 @@ SCORE_COLUMNS = {
     "item_id": "text",
     "response_index": "int32",
     "response_hash": "text",
-    "score": "float32",  # NaN where the model could not score
+    "score": "float32",  # NaN if the model could not score the response
     "n_tokens": "int32",
     "truncated": "boolean",
 }
@@ -39,7 +39,7 @@ class ScoredResponse:
         item_id: the benchmark item.
         response_index: position of the response in the item, from 0.
         response_hash: of the response text; shows whether a table belongs to the items it is used with.
-        score: the reward (float32); NaN where the model could not score, never dropped.
+        score: the reward (float32); NaN if the model could not score the response, which is never dropped.
         n_tokens: tokens of prompt and response together, as the model read them (0 for content-blind scorers).
         truncated: whether any text was cut to fit the model.
     """

@@ -23,7 +23,7 @@ _PART = re.compile(r"-(?P<number>\d{5})-of-(?P<total>\d{5})")  # as the hub name
 
 @dataclass
 class ItemReport:
-    """What was read, excluded and noticed. Every row becomes an item or is excluded: rows = items + excluded.
+    """Counts of the rows read, excluded and noticed. Each row gives an item or is excluded: rows = items + excluded.
 
     Attributes:
         rows: rows of the source.
@@ -210,7 +210,7 @@ def hub_rows(card: BenchmarkCard, report: ItemReport, name: str, **load_argument
     """Rows of one split of the card's hub repository at its pinned revision, as `local_rows` gives them.
 
     Args:
-        name: what the rows have as the name of their file.
+        name: stored with the rows as the name of their file.
         load_arguments: of `datasets.load_dataset`.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Settings of a configuration that are each allowed but not together; called on one whose keys and types are right.
+"""Conflicts between settings that are each allowed; for a configuration whose keys and types are right.
 
 Imports nothing heavy: the Snakefile resolves the configuration in every job.
 """
@@ -61,8 +61,8 @@ def conflicts(config: dict[str, Any]) -> list[str]:
 
 
 def workflow_problems(config: Mapping[str, Any]) -> list[str]:
-    """What stands against a whole workflow, and not against a single verb: its folder cannot be written, or MLflow's
-    address not used."""
+    """Problems of a whole workflow that do not concern a single verb: a folder that cannot be written, or an unusable
+    address of MLflow."""
     from rm_methods.system.tracking_address import resolve_uri
 
     problems = _results_problems(config["results"], config["experiment"])
@@ -75,17 +75,16 @@ def workflow_problems(config: Mapping[str, Any]) -> list[str]:
 
 
 def _results_problems(results: str, experiment: str) -> list[str]:
-    """Snakemake takes braces for wildcards, and commands take a leading dash for an option."""
+    """Problems of the folder of results: Snakemake reads braces as wildcards, and commands read a dash as an option."""
     where = f"results: '{results}'"
     if wrong := sorted(set(re.findall(r"[{}\x00-\x1f\x7f]", results))):
         return [
-            f"results: {results!r} has the character {wrong[0]!r}, which the workflow cannot have in paths; choose "
+            f"results: {results!r} has the character {wrong[0]!r}, which the workflow does not allow in paths; choose "
             "another folder"
         ]
     if results.startswith("-"):
         return [
-            f"{where} begins with a dash, so that commands would take it for an option; write the folder from the root "
-            "on"
+            f"{where} begins with a dash, so commands would read it as an option; write the folder from the root on"
         ]
     if re.match(r"[a-z][a-z0-9+.-]+://", results):
         return [f"{where} is an address; name a local folder"]
@@ -108,7 +107,7 @@ def _results_problems(results: str, experiment: str) -> list[str]:
 def _name_conflicts(config: Mapping[str, Any]) -> list[str]:
     """Names of variants that axes made too long for a file."""
     return [
-        f"methods.{variant}: with what the axes add, the name has {len(variant)} characters; at most "
+        f"methods.{variant}: with the suffixes of the axes, the name has {len(variant)} characters; at most "
         f"{_LONGEST_VARIANT} fit into file names"
         for variant in config["methods"]
         if len(variant) > _LONGEST_VARIANT
@@ -116,7 +115,7 @@ def _name_conflicts(config: Mapping[str, Any]) -> list[str]:
 
 
 def _backbone_conflicts(backbone: Mapping[str, Any], where: str) -> list[str]:
-    """Files that are not there, and sizes of a tiny backbone that no model can have."""
+    """Missing files, and sizes of a tiny backbone that no model can have."""
     problems: list[str] = []
     tiny = backbone["tiny"]
     if backbone["chat_template"] and not os.path.isfile(backbone["chat_template"]):
@@ -140,7 +139,7 @@ def _backbone_conflicts(backbone: Mapping[str, Any], where: str) -> list[str]:
 
 
 def _rank_conflicts(config: dict[str, Any]) -> list[str]:
-    """Ranks, the pairs they share out, and the GPUs they run on."""
+    """Numbers of ranks that do not fit the pairs of a step or the GPUs."""
     problems = []
     processes = config["training"]["processes"]
     pairs = config["training"]["pairs_per_step"]
@@ -161,8 +160,7 @@ def _rank_conflicts(config: dict[str, Any]) -> list[str]:
 
 
 def _missing_requirements(config: dict[str, Any]) -> list[str]:
-    """Files that are not there, and variants that others need runs of, but that are not there, of another kind, or
-    with too few seeds."""
+    """Missing files, and required variants that are missing, of another kind, or without enough seeds."""
     problems: list[str] = []
     methods = config["methods"]
     for variant, entry in methods.items():
@@ -205,7 +203,7 @@ def _axis_conflicts(config: dict[str, Any]) -> list[str]:
     problems = []
     levels = [noise_suffix(level) for level in config["noise_levels"]]
     if repeated := sorted({level for level in levels if levels.count(level) > 1}):
-        problems.append(f"noise_levels: '{repeated[0] or 'rate 0'}' stands there more than once; keep each level once")
+        problems.append(f"noise_levels: '{repeated[0] or 'rate 0'}' occurs more than once; keep each level once")
     if levels and config["data"]["label_noise"]["rate"]:
         problems.append(
             "data.label_noise.rate: would be added to every one of noise_levels; set it to 0, or leave noise_levels "
@@ -216,7 +214,7 @@ def _axis_conflicts(config: dict[str, Any]) -> list[str]:
             "tuning.enabled: a grid is tuned on one level of noise; leave noise_levels empty and set data.label_noise"
         )
     if config["tuning"]["enabled"]:
-        # Tuned settings are kept by method, so a second grid of a method would have no place.
+        # Tuned settings are stored by method, so a method can have only one grid.
         grids = Counter(entry["method"] for entry in config["methods"].values() if not entry["tuned_from"])
         problems += [
             f"tuning.enabled: {count} variants of the method '{method}', but tuned settings belong to a method; keep "
@@ -239,7 +237,7 @@ def _data_conflicts(config: dict[str, Any]) -> list[str]:
     if card.reader == "world":
         has_validation = data["options"]["validation_pairs"] > 0
     else:
-        # A file of pairs may have a column of splits, and a reader may make splits of its own: only prepare can tell.
+        # A file of pairs may have a column of splits, and a reader may define splits, so only prepare can tell.
         has_validation = not card.splits or bool(card.splits.keys() & {"validation", "by_instruction", ""})
     if data["validation_fraction"] + data["test_fraction"] >= 1:
         problems.append(
@@ -322,9 +320,7 @@ def _overoptimization_conflicts(config: dict[str, Any]) -> list[str]:
     if settings["policy"]:
         problems += _backbone_conflicts(settings["policy"], f"{where}.policy")
     if ppo["enabled"] and (settings["sampling"]["temperature"], settings["sampling"]["top_p"]) != (1, 1):
-        problems.append(
-            f"{where}.sampling: PPO learns from what the policy itself would write; temperature and top_p must be 1"
-        )
+        problems.append(f"{where}.sampling: PPO must sample from the policy itself; set temperature and top_p to 1")
     problems += _unknown_seeds(config, ppo["seeds"], f"{where}.ppo.seeds")
     for name in ("minibatches", "processes"):
         if ppo[name] > ppo["batch_size"]:
@@ -343,7 +339,7 @@ def _overoptimization_conflicts(config: dict[str, Any]) -> list[str]:
 
 
 def _policy_conflicts(config: Mapping[str, Any]) -> list[str]:
-    """What stands against sampling from a policy and judging what it writes."""
+    """Problems of sampling from a policy and of its gold rewards."""
     problems: list[str] = []
     where = "overoptimization"
     gold = config["overoptimization"]["gold"]

@@ -18,7 +18,7 @@ _SQLITE = re.compile(r"(sqlite(?:\+\w+)?:///)(.*)\Z", re.DOTALL)
 
 
 def expand_paths(value: Any, schema: Mapping[str, Any], where: str, problems: list[str]) -> Any:
-    """`value` with every path in it expanded; one that cannot be expanded becomes None, with a sentence in `problems`.
+    """`value` with all its paths expanded; one that cannot be expanded becomes None, with a sentence in `problems`.
 
     Args:
         schema: of `value`; its properties, additionalProperties and items are followed.

@@ -47,10 +47,10 @@ def section_defaults(*keys: str) -> dict[str, Any]:
 def load_config(
     paths: Iterable[str | Path], overrides: Mapping[str, Any] | None = None, *, before_workflow: bool = False
 ) -> dict[str, Any]:
-    """Read YAML files, later ones over earlier ones, and resolve the result.
+    """Read YAML files and resolve the result; later files override earlier ones.
 
     Args:
-        overrides: go over the files.
+        overrides: values that override the files.
         before_workflow: see `resolve`.
 
     Raises:
@@ -80,14 +80,14 @@ def load_config(
 
 
 def workflow_config(files: Iterable[str | Path], assignments: Iterable[str], default: str | Path) -> dict[str, Any]:
-    """The configuration of a workflow, read anew from the files that Snakemake was given.
+    """The configuration of a workflow, read from the files that Snakemake was given.
 
-    Snakemake's own reading lets the last of two equal keys win and knows YAML 1.1 only.
+    Snakemake's reader accepts duplicate keys and knows only YAML 1.1, so its result is not used.
 
     Args:
         files: of `--configfile`.
         assignments: of `--config`: texts `key=value`, whose values are YAML.
-        default: file to read where none is given.
+        default: file to read if none is given.
 
     Raises:
         ConfigError: as `load_config`.
@@ -124,14 +124,14 @@ def resolve(
     """Fill in all defaults, expand paths, and check everything that can be checked before anything runs.
 
     Args:
-        config: as written by the user; a resolved configuration is left as it is.
+        config: as written by the user; a resolved configuration stays unchanged.
         before_workflow: also check what a whole workflow needs and a single verb may do without: a folder for results
             that can be written, and a tracking address that can be used.
 
     Returns:
         A new dictionary in which every key of the schema is present, all options are complete, `methods` holds every
         variant of the axes (noise_levels, tuning), and `methods.<variant>` has `method`, `settings`, `learning_rate`
-        (None: that of `training`), `lora` (as `training.lora`, which it is where the variant says nothing),
+        (None: that of `training`), `lora` (by default that of `training.lora`),
         `label_noise` (None: as prepared) and `tuned_from` (the variant whose grid it belongs to, or None).
 
     Raises:
@@ -187,7 +187,7 @@ def runs(config: Mapping[str, Any]) -> list[tuple[str, int]]:
 
 
 def write_resolved(config: Mapping[str, Any]) -> Path:
-    """Keep a resolved configuration under its content's hash and return the path; nothing is ever overwritten."""
+    """Store a resolved configuration under the hash of its content and return the path; never overwrites a file."""
     path = Path(config["results"]) / config["experiment"] / "config" / f"{content_hash(config)}.yaml"
     if not path.exists():
         write_text(path, yaml_text(dict(config)))
@@ -202,7 +202,7 @@ def _resolve_methods(config: dict[str, Any], problems: list[str]) -> dict[str, A
             problems += _resolved_problems(entry, f"methods.{name}")
         return entries
     tuned = _tuned_settings(config, problems)
-    # What is no mapping has been reported already.
+    # Entries that are no mappings have been reported already.
     mappings = {name: entry or {} for name, entry in entries.items() if entry is None or isinstance(entry, dict)}
     resolved = {
         name: _resolve_method(name, entry, tuned, config["training"], problems) for name, entry in mappings.items()
@@ -223,7 +223,7 @@ def _resolve_methods(config: dict[str, Any], problems: list[str]) -> dict[str, A
 
 
 def _resolved_problems(entry: dict[str, Any], where: str) -> list[str]:
-    """What is wrong with a resolved entry of `methods`: it may come from a file that somebody edited."""
+    """The problems of a resolved entry of `methods`, which may come from an edited file."""
     properties = schema()["properties"]
     training = properties["training"]["properties"]
     noise = properties["noise_levels"]["items"]
@@ -252,12 +252,12 @@ def _resolve_method(
     if name not in registry.method_names():
         hint = nearest(str(name), registry.method_names())
         problems.append(
-            f"{where}: unknown method '{name}'. {hint} A variant with a name of its own needs `method: <name>`."
+            f"{where}: unknown method '{name}'. {hint} A variant whose name is not a method's needs `method: <name>`."
         )
         return dict.fromkeys(_RESOLVED) | {"method": name, "settings": {}}
     card = registry.load_method_card(name)
     settings = {key: value for key, value in (tuned.get(name, {}) | entry).items() if key != "method"}
-    # Methods with a budget of their own (teachers) have a learning rate among their settings.
+    # Methods with a separate budget (teachers) have a learning rate among their settings.
     learning_rate = (
         settings.pop("learning_rate", None) if card.kind == "trained" and "learning_rate" not in card.settings else None
     )
@@ -279,8 +279,8 @@ def _resolve_method(
 
 
 def _resolve_lora(settings: dict[str, Any], training: Any, where: str, problems: list[str]) -> dict[str, Any] | None:
-    """LoRA of a variant: the keys that it gives (they are taken out of `settings`) over `training.lora`; null trains
-    all weights."""
+    """LoRA of a variant: its keys, which are removed from `settings`, override `training.lora`; null trains all
+    weights."""
     common = training.get("lora") if isinstance(training, dict) else None
     if "lora" not in settings:
         return copy.deepcopy(common)
@@ -358,7 +358,9 @@ def _resolve_benchmark(name: str, entry: dict[str, Any], problems: list[str]) ->
         return entry
     card = load_benchmark_card(name)
     if entry["root"] is not None and card.module == "prepared_splits":
-        problems.append(f"{where}.root: is not used, this benchmark is made of the experiment's own pairs; remove it")
+        problems.append(
+            f"{where}.root: is not used, because this benchmark is made of the experiment's pairs; remove it"
+        )
     elif isinstance(entry["root"], str) and not os.path.isdir(entry["root"]):
         problems.append(_no_folder(f"{where}.root", entry["root"]))
     try:

@@ -1,7 +1,6 @@
-"""The variants of an experiment and its axes: every method on several levels of label noise, and the grid that a
-method is tuned on.
+"""The variants of an experiment on its two axes: levels of label noise, and the grid that a method is tuned on.
 
-Each point of an axis is a variant of its own, so that every stage after the configuration works on it unchanged.
+Each point of an axis is a separate variant, so later stages need no knowledge of axes.
 """
 
 from __future__ import annotations
@@ -57,8 +56,8 @@ def noise_levels(config: Mapping[str, Any]) -> list[NoiseLevel]:
 
 
 def noise_suffix(level: Mapping[str, Any]) -> str:
-    """What a level of noise adds to a variant's name: nothing for 0, `_noise20` for 20% flips, `_length_noise20` if
-    they prefer length."""
+    """The suffix of a variant's name on a level of noise: "" for 0, `_noise20` for 20% flips, `_length_noise20` if the
+    flips prefer length."""
     if not level["rate"]:
         return ""
     kind = "" if level["kind"] == "symmetric" else f"_{level['kind']}"
@@ -66,7 +65,7 @@ def noise_suffix(level: Mapping[str, Any]) -> str:
 
 
 def across_noise(entries: Entries, levels: Sequence[Mapping[str, Any]]) -> Entries:
-    """Every variant that learns from pairs, once for each level; a required variant is the one of the same level.
+    """Every variant that learns from pairs, once for each level; it requires variants of the same level.
 
     Raises:
         ConfigError: a variant already has the name that another one gets on a level.
@@ -86,15 +85,15 @@ def across_noise(entries: Entries, levels: Sequence[Mapping[str, Any]]) -> Entri
 
 
 def tuning_grid(entries: Entries, learning_rates: Sequence[float], knobs: bool, common_rate: float) -> Entries:
-    """Every trained variant with each learning rate, and with each value of its knob at its own learning rate.
+    """Every trained variant with each learning rate, and with each value of its knob at the variant's learning rate.
 
-    A star, not a full grid: the same number of learning rates for all, and one line through the knob.  Joint models
-    stay as they are, and combined methods have nothing to tune.
+    This is a star, not a full grid: the same number of learning rates for all, and one line through the knob.  Joint
+    models stay unchanged, and combined methods have nothing to tune.
 
     Args:
-        learning_rates: to try beside a variant's own; its own is not tried twice.
+        learning_rates: to try beside a variant's learning rate, which is not tried twice.
         knobs: whether to try the values of the main setting.
-        common_rate: learning rate of variants without one of their own.
+        common_rate: learning rate of variants that set none.
 
     Raises:
         ConfigError: a variant already has the name of a point of the grid.

@@ -1,6 +1,6 @@
 """A reward model's attention per sequence: that of the token with the reward, and the mass that each token receives.
 
-It is computed from the queries and keys that a packed forward gives back (`RewardModel.capture_attention`), in fp32 and
+It is computed from the queries and keys that a packed forward returns (`RewardModel.capture_attention`), in fp32 and
 in blocks of rows. So memory stays linear in the length, and the forward keeps its fused kernel.
 
 Shapes: L tokens of a sequence, b rows of a block, k keys that they see, h heads, d head size.

@@ -27,9 +27,9 @@ CSV_FIELDS = (
     "after_high",
 )
 NOTES = [
-    "KL(teacher, student) in nats, mean over pairs that were not trained on and over seeds, before > after training; "
+    "KL(teacher, student) in nats, mean over held-out pairs and over seeds, before > after training; "
     "± is half of a 95% interval over resampled pairs (not seeds). Before: the model that training began from. Pairs "
-    f"without a joint text are left out. Below {MIN_CLUSTERS} prompts there is no interval.",
+    f"without a joint text are left out. No interval below {MIN_CLUSTERS} prompts.",
     "Joint: rows of the virtual map over prompt, chosen and rejected; intra: of prompt with each response; inter: "
     "of one response with the other; causal: rows of the map that the model uses; received: attention that each part "
     "of the text receives.",

@@ -63,7 +63,7 @@ class Finding:
             (docs/diagnostics.md).
         measure: "reward_row" or "received" for attention; "sequence" or "response" for masking.
         version: "raw", "length", "text" or "controlled", for attention.
-        group: "correct", "misclassified" or "undecided", where the number is of one group.
+        group: "correct", "misclassified" or "undecided", if the number is of one group.
         position: stage (1 to 10) or percent hidden (0 to 90).
         value, low, high: fractions with 95% limits; NaN where not defined.
     """
@@ -123,7 +123,7 @@ def read_findings(config: Mapping[str, Any], folder: Path) -> Findings:
         raise UserError("diagnostics.benchmarks is empty: nothing was measured. Name at least one of the benchmarks.")
     if not runs:
         raise UserError(
-            "No method of this experiment is a trained reward model with a scalar reward; there is nothing to diagnose."
+            "No method of this experiment is a trained reward model with a scalar reward, so none can be diagnosed."
         )
     seeds: dict[str, list[int]] = {}
     for variant, seed in runs:
@@ -173,7 +173,7 @@ def _rows_of(frame: pandas.DataFrame, benchmark: str, subset: str = ALL) -> pand
 
 
 def _benchmarks_and_subsets(benchmarks: Sequence[str], frame: pandas.DataFrame) -> Iterator[tuple[str, str]]:
-    """(benchmark, subset), "all" first, then the subsets in the order of the card, if there are several."""
+    """(benchmark, subset), "all" first; then, if the benchmark has several, the subsets in the order of the card."""
     for benchmark in benchmarks:
         present = set(_rows_of(frame, benchmark)["subset"])
         if not present:
@@ -265,7 +265,7 @@ def _with_interval(finding: Finding, replicates: np.ndarray) -> Finding:
 
 
 def pooled_means(frame: pandas.DataFrame, columns: Sequence[str]) -> tuple[list[float], list[float], list[float]]:
-    """Means of columns over all rows, with limits; NaN limits where there are too few items."""
+    """Means of columns over all rows, with limits; NaN limits for too few items."""
     return _clustered_means(frame[list(columns)].to_numpy(np.float64), frame["group"].to_numpy())
 
 

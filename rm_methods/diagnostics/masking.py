@@ -1,9 +1,8 @@
 """Hides the start of the text from a reward model.
 
-No token attends to a hidden one, and the positions of the others stay. Nothing uses what a hidden token computes
-itself, so it is left out of the forward, which is cheaper, and the others keep their position ids. The template's
-tokens stay
-visible: BOS, role markers, and the closing token whose state gives the reward.
+No token attends to a hidden one. So hidden tokens are left out of the forward, which is cheaper and gives the same
+result, and the other tokens keep their position ids. The template's tokens stay visible: BOS, role markers, and the
+closing token whose state gives the reward.
 """
 
 from __future__ import annotations

@@ -36,7 +36,7 @@ def stage_mass(mass: np.ndarray, stages: int = STAGES) -> np.ndarray:
         mass: [L], not negative, one value a position.
 
     Returns:
-        float64 [stages]; NaN if there is no mass.
+        float64 [stages]; NaN if the mass is 0.
     """
     cumulative = np.concatenate([[0.0], np.cumsum(mass, dtype=np.float64)])
     if not cumulative[-1] > 0:

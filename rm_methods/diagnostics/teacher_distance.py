@@ -1,7 +1,7 @@
 """The distance of a reward model's attention from a joint teacher's, before and after training, and a page of maps.
 
 "Before" is the model that training started from.  The distances are the alignment objectives of Interaction
-Distillation, whatever the method of the run was, on pairs that were not trained on.
+Distillation on held-out pairs, whatever the method of the run was.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""An experiment: its folder, its runs, what each result depends on."""
+"""An experiment: its folder, its runs, and the dependencies of each result."""

@@ -1,4 +1,4 @@
-"""Which runs of an experiment are diagnosed, and what is measured.  Imports nothing heavy, for the Snakefile."""
+"""The runs of an experiment that are diagnosed, and the measures.  Imports nothing heavy, for the Snakefile."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ def obstacle(card: MethodCard) -> str | None:
         return None
     if card.kind == "joint":
         return "joint: no scalar reward, it reads both responses together"
-    return f"{card.kind.replace('_', '-')}: not a trained model of its own"
+    return f"{card.kind.replace('_', '-')}: no model is trained"
 
 
 def diagnosed_runs(config: Mapping[str, Any]) -> list[tuple[str, int]]:
-    """(variant, seed) of every run that can be diagnosed and is asked for."""
+    """(variant, seed) of every run that can be diagnosed and that the configuration asks for."""
     without, seeds = left_out(config), config["diagnostics"]["seeds"]
     return [
         (variant, seed) for variant, seed in runs(config) if variant not in without and (seeds is None or seed in seeds)
@@ -38,12 +38,11 @@ def left_out(config: Mapping[str, Any]) -> dict[str, str]:
 
 
 def teachers(config: Mapping[str, Any], variant: str) -> list[str]:
-    """The joint variants that a variant's attention is compared with: its own teacher, or all of them if it has
-    none."""
+    """The joint variants that a variant's attention is compared with: its teacher, or all of them if it has none."""
     entry = config["methods"][variant]
     joint = [name for name, other in config["methods"].items() if load_method_card(other["method"]).kind == "joint"]
-    own = load_method_card(entry["method"]).required_variants(entry["settings"]).values()
-    return [name for name in own if name in joint] or joint
+    required = load_method_card(entry["method"]).required_variants(entry["settings"]).values()
+    return [name for name in required if name in joint] or joint
 
 
 def figure_names(config: Mapping[str, Any]) -> list[str]:

@@ -27,7 +27,7 @@ def evaluated_runs(experiment: Experiment, folder: Path) -> list[EvaluatedFiles]
 
     Raises:
         UserError: a run is not finished.
-        DataError: a result is not what the configuration asks for; see `Experiment.check_results`.
+        DataError: a result differs from the one that the configuration asks for; see `Experiment.check_results`.
     """
     layout = Layout(folder)
     runs = [

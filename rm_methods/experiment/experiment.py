@@ -1,4 +1,4 @@
-"""An experiment: its runs, what each result depends on, and whether stored results are those that it asks for."""
+"""An experiment: its runs, the dependencies of each result, and checks that stored results fit the configuration."""
 
 from __future__ import annotations
 
@@ -57,11 +57,11 @@ class Experiment:
         self.check_results(folder, [("prepare", {}), *_run_jobs("train", self.runs())])
 
     def is_trained(self, variant: str) -> bool:
-        """Whether a variant's weights are trained (and so need the backbone, and a GPU where there is one)."""
+        """Whether a variant's weights are trained, so that it needs the backbone, and a GPU if the machine has one."""
         return self._method(variant).has_weights
 
     def scores_with_a_model(self, variant: str) -> bool:
-        """Whether scoring loads a model (and takes a GPU where there is one)."""
+        """Whether scoring loads a model, which uses a GPU if the machine has one."""
         return self._method(variant).kind != "content_blind"
 
     def required_runs(self, variant: str, seed: int | str) -> dict[str, list[Path]]:
@@ -100,7 +100,7 @@ class Experiment:
         return sorted({str(path) for source in card.splits.values() for path in find_files(root, source)})
 
     def data_settings(self) -> dict[str, Any]:
-        """What the pairs depend on, beside their files: the section `data` and the data set's card."""
+        """The settings that the pairs depend on: the section `data` and the data set's card."""
         from rm_methods.preferences.cards import dataset_card_file, list_dataset_cards
 
         name = self.config["data"]["dataset"]
@@ -120,13 +120,13 @@ class Experiment:
         return sorted({str(path) for glob in globs for path in Path(root).expanduser().glob(glob) if path.is_file()})
 
     def benchmark_settings(self, benchmark: str) -> dict[str, Any]:
-        """What a benchmark's items depend on, beside their files: its section and its card."""
+        """The settings that a benchmark's items depend on: its section and its card."""
         from rm_methods.benchmarks.cards import benchmark_card_file
 
         return {"benchmark": self.config["benchmarks"][benchmark], "card": file_hash(benchmark_card_file(benchmark))}
 
     def backbone_settings(self) -> dict[str, Any]:
-        """What the prepared backbone depends on: its section and the text of its chat template."""
+        """The settings that the prepared backbone depends on: its section and the text of its chat template."""
         return {
             "backbone": self.config["backbone"],
             "chat_template": named_file_hash(self.config["backbone"]["chat_template"]),
@@ -142,7 +142,7 @@ class Experiment:
         ppo = self.config["overoptimization"]["ppo"]
         if not ppo["enabled"]:
             return []
-        # Every seed, also where the reward model has none: PPO itself is random.
+        # Every seed, even if the reward model has none, because PPO is random.
         return [
             (variant, seed) for variant in dict(self.optimized_runs()) for seed in ppo["seeds"] or self.config["seeds"]
         ]
@@ -155,7 +155,7 @@ class Experiment:
         return self.layout.model(variant, self.config["seeds"][0] if self._method(variant).seed_free else seed)
 
     def is_optimized(self) -> bool:
-        """Whether there is any over-optimization to summarize."""
+        """Whether the experiment has any over-optimization to summarize."""
         return bool(self.pools()) or bool(self.ppo_runs())
 
     def pools(self) -> list[str]:
@@ -210,7 +210,7 @@ class Experiment:
         return names
 
     def made_of_pairs(self, benchmark: str) -> bool:
-        """Whether a benchmark is made of the experiment's own prepared pairs."""
+        """Whether a benchmark is made of the experiment's prepared pairs."""
         from rm_methods.benchmarks.cards import load_benchmark_card
 
         return load_benchmark_card(benchmark).module == "prepared_splits"
@@ -237,7 +237,7 @@ class Experiment:
         """Settings and code that the results of a stage depend on, beside its input files.
 
         Args:
-            variant, seed, benchmark: as far as the stage has them.  Nothing depends on the seed but the run itself.
+            variant, seed, benchmark: as far as the stage has them.  Only the run itself depends on the seed.
         """
         settings = self._asked_settings(stage, variant or "", benchmark or "")
         return {"settings": settings, "code": self.code(stage, variant, benchmark)}
@@ -289,8 +289,8 @@ class Experiment:
     def check_results(self, folder: Path, jobs: Iterable[Job]) -> None:
         """Refuse stored results that the configuration does not ask for, or that were changed since.
 
-        A result without a record of what it was made with (made by hand) passes, except a run: its key says what it
-        depends on.
+        A result without a record of its settings and code (made by hand) passes, except a run, whose key is a hash of
+        its dependencies.
 
         Args:
             folder: of the experiment's results.
@@ -324,7 +324,7 @@ class Experiment:
         differing = list(differences(stored, identity))
         made = summary.get("depends_on")
         if made is None:
-            return [*differing, "it does not say what it was made with (an older release)"]
+            return [*differing, "it has no record of its settings and code (an older release)"]
         if key_of(made) != summary["run_key"]:
             differing.append("its summary.json was edited: run_key is not that of depends_on")
         required = {
@@ -338,7 +338,7 @@ class Experiment:
         return [*differing, *differences(made, asked)]
 
     def _score_differences(self, folder: Path, variant: str, seed: int, benchmark: str) -> list[str]:
-        """Whether a score table is another than the one that was written, or its items are others by now."""
+        """Whether a score table or its items were changed since the scoring."""
         layout = Layout(folder)
         report = layout.score_report(variant, seed, benchmark)
         if not report.exists():
@@ -425,7 +425,7 @@ class Experiment:
         self.check_results(folder, _run_jobs("ppo", self.ppo_runs()))
 
     def _check_sources(self, folder: Path) -> None:
-        """Refuse metrics whose items or score tables are others by now (edited by hand, or made again).
+        """Refuse metrics whose items or score tables were changed since (edited by hand, or made again).
 
         Raises:
             DataError: names the metrics and the table.
@@ -494,5 +494,5 @@ def _score_jobs(runs: Iterable[tuple[str, int]], names: Iterable[str]) -> list[J
 
 
 def _lists(runs: Iterable[tuple[str, int]]) -> list[list[Any]]:
-    """Runs as they are read back from JSON."""
+    """Runs in the form that JSON gives back."""
     return [[variant, seed] for variant, seed in runs]

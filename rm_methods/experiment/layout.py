@@ -60,7 +60,7 @@ class Layout:
 
     @property
     def pairs_report(self) -> Path:
-        """What became of the rows of the data set."""
+        """Report on the rows of the data set."""
         return self.folder / "data" / "report.json"
 
     @property
@@ -78,7 +78,7 @@ class Layout:
         return self.folder / ("pools" if name == SAMPLES else "benchmarks") / f"{name}.parquet"
 
     def items_report(self, benchmark: str) -> Path:
-        """What became of the rows of a benchmark."""
+        """Report on the rows of a benchmark."""
         return self.folder / "benchmarks" / f"{benchmark}.json"
 
     def run(self, variant: str, seed: int | str) -> Path:
@@ -102,7 +102,7 @@ class Layout:
         return self.folder / "scores" / variant / f"seed{seed}" / f"{items}.parquet"
 
     def score_report(self, variant: str, seed: int | str, items: str) -> Path:
-        """What was scored, beside its score table."""
+        """Report of the scoring, beside its score table."""
         return score_report(self.scores(variant, seed, items))
 
     def metrics(self, variant: str, seed: int | str) -> Path:
@@ -110,7 +110,7 @@ class Layout:
         return self.folder / "evaluation" / variant / f"seed{seed}" / "metrics.json"
 
     def credits(self, variant: str, seed: int | str) -> Path:
-        """What each item contributes to each metric of a run."""
+        """Credits: the contribution of each item to each metric of a run."""
         return self.folder / "evaluation" / variant / f"seed{seed}" / "credits.parquet"
 
     def diagnosed_run(self, variant: str, seed: int | str) -> Path:
@@ -163,10 +163,10 @@ def noise_figure_stem(benchmark: str, metric: str) -> str:
 
 
 def pool_stem(pool: str) -> str:
-    """Beginning of the names of a pool's own files.
+    """Prefix of the names of a pool's files.
 
     Raises:
-        UserError: the name of the pool is not made for files.
+        UserError: the name of the pool cannot be part of a file name.
     """
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", pool):
         raise UserError(
@@ -193,5 +193,5 @@ def ppo_files() -> list[str]:
 
 
 def run_metrics(variant: str, seed: int) -> str:
-    """Name of the file with what Best-of-N says of one run, for the tracking store."""
+    """Name of the file with the results of Best-of-N for one run, for the tracking store."""
     return f"runs/{variant}/seed{seed}.json"

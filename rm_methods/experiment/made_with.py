@@ -1,9 +1,9 @@
-"""What stored results were made with: settings and code, recorded beside them and compared with the configuration.
+"""Records the settings and the code of stored results beside them, and compares them with the configuration.
 
-Snakemake remembers only what it did in the folder that it was started in.  It takes results that were moved, copied or
-made by another checkout for finished, whatever they were made with.  So every job ends with a copy of the file that
-says what the job was asked for (`made_with.json`).  At every start, that file is compared with the record.  It is an
-input of the job, and newer than the results if they were made with something else.
+Snakemake remembers only its jobs in the folder that it was started in.  Results that were moved, copied or made by
+another checkout count as finished, whatever their settings and code were.  So every job has an input file with its
+settings and code, and ends by copying it beside the results (`made_with.json`).  At every start, the input file is
+compared with the copy.  If the two differ, the input file is made newer than the results, so that the job runs again.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ _MISSING = "(missing)"
 
 
 def asked_file(folder: Path, record: str, asked: Mapping[str, Any], mark: bool) -> str:
-    """The file that says what a job is asked for; newer than the job's results if these were made with something else.
+    """The file with the settings and code of a job; newer than the job's results if they were made with others.
 
-    Its name has the hash of its content, so two configurations never share it.
+    The hash of its content is part of its name, so two configurations never share it.
 
     Args:
         folder: of the experiment.
         record: path of the job's `made_with.json` below it.
         asked: settings and code.
-        mark: compare with the results and set the file's time; False only gives its path (in jobs, which must not
+        mark: compare with the results and set the file's time; False only returns its path (in jobs, which must not
             change it).
     """
     name = record.removesuffix(".json").replace("/", "_")
@@ -43,13 +43,13 @@ def asked_file(folder: Path, record: str, asked: Mapping[str, Any], mark: bool) 
             _write_if_changed(path, dict(asked))
             os.utime(path, (_LONG_AGO, _LONG_AGO))
         else:
-            # Snakemake takes a newer file of equal content for unchanged, so the content changes, too.
+            # Snakemake ignores a newer file with equal content, so the content changes, too.
             _write_if_changed(path, {**asked, "replaces": made and content_hash(made), "asked_at": time.time_ns()})
     return str(path)
 
 
 def read_made(path: Path) -> dict[str, Any] | None:
-    """Settings and code that a result was made with; None if that is not recorded or cannot be read."""
+    """Settings and code that a result was made with; None if they are not recorded or cannot be read."""
     try:
         record = read_json(path)
     except UserError:
@@ -75,7 +75,7 @@ def _short(value: Any) -> str:
 
 
 def refuse_outdated(outdated: Mapping[str, list[str]], checked: int, folder: Path) -> None:
-    """Refuse results that are not those that the configuration asks for.
+    """Refuse results that differ from those that the configuration asks for.
 
     Args:
         outdated: result -> its differences.
@@ -102,7 +102,7 @@ def _first(entries: list[str], noun: str, indent: str = "") -> list[str]:
 
 
 def _write_if_changed(path: Path, content: Mapping[str, Any]) -> None:
-    """Write whole or not at all; not brought to the disk, because it can be made again and there may be thousands."""
+    """Write whole or not at all; not flushed to the disk, because it can be made again and may be one of thousands."""
     text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
     if path.exists() and path.read_text(encoding="utf-8") == text:
         return

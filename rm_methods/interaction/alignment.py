@@ -29,7 +29,7 @@ class Alignment:
         teacher: int64 [M], group of each teacher token, or NO_GROUP.
         segment: int64 [G], segment of each group; groups are ordered by segment, then by position in the text.
         unmatched: tokens of the text (student and teacher together) that are in no group because the other tokenizer
-            has none there.
+            has no token at that text.
     """
 
     student: np.ndarray
@@ -87,7 +87,7 @@ def group_tokens(student_spans: np.ndarray, teacher_spans: np.ndarray, text: str
 
 
 def _tokens_across(spans: np.ndarray, count: int) -> np.ndarray:
-    """For each character, how many tokens hold it and the next one, int64 [count]."""
+    """For each character, the number of tokens that hold it and the next one, int64 [count]."""
     real = _not_empty(spans)
     change = np.zeros(count + 1, dtype=np.int64)
     np.add.at(change, real[:, 0], 1)
@@ -108,7 +108,7 @@ def _groups_with_tokens(spans: np.ndarray, group_of_character: np.ndarray, count
 
 
 def _group_of_tokens(spans: np.ndarray, group_of_character: np.ndarray, number: np.ndarray) -> tuple[np.ndarray, int]:
-    """The final group of each token, int64 [tokens], and how many tokens of the text have none."""
+    """The final group of each token, int64 [tokens], and the number of tokens of the text without a group."""
     group = np.full(len(spans), NO_GROUP, dtype=np.int64)
     in_text = spans[:, 0] < spans[:, 1]
     group[in_text] = number[group_of_character[spans[in_text, 0]]]

@@ -1,7 +1,7 @@
 """The alignment objectives written as their formulas, one token row at a time.
 
-`objectives` computes the same values and gradients in blocks, without ever holding a whole map.  This page is what it
-must equal; the tests compare the two in fp64.  It is slow and meant for reading.
+`objectives` computes the same values and gradients in blocks, without ever holding a whole map; the tests compare the
+two in fp64.  This module is slow and meant for reading.
 
 For token i of group u, the student's row over the columns C_i that it sees, and the teacher's row over the same
 tokens, are
@@ -29,9 +29,9 @@ class _Pair:
 
     Attributes:
         scores: [h, L, L], rows look at columns.
-        member: [L, G], 1 where a token is in a group.
+        member: [L, G], 1 if a token is in a group.
         group, segment: of each student token, as in `StudentAttention`.
-        read: the tokens that the rewards of chosen and rejected are read from.
+        read: the tokens whose states give the rewards of chosen and rejected.
         teacher_map: [G, G].
         teacher_segment: of each group, -1 at padding.
     """

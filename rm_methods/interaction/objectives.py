@@ -355,7 +355,7 @@ def _rows_per_group(student: StudentAttention, groups: int) -> torch.Tensor:
 
 
 def _rows(student: StudentAttention, has_row_BG: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Which tokens are rows of the objective [B, L], and their groups (0 where there is none)."""
+    """Which tokens are rows of the objective [B, L], and their groups (0 for none)."""
     group_BL = student.group.clamp(min=0)
     return (student.group >= 0) & has_row_BG.gather(1, group_BL), group_BL
 
@@ -461,5 +461,5 @@ def _column_mass(student: StudentAttention, table: torch.Tensor, valid_BL: torch
 
 
 def _masked_log_sum_exp(score: torch.Tensor, visible: torch.Tensor) -> torch.Tensor:
-    """Log-sum-exp over visible columns; 0 where there is none."""
+    """Log-sum-exp over visible columns; 0 for none."""
     return torch.where(visible.any(-1), score.masked_fill(~visible, torch.finfo(score.dtype).min).logsumexp(-1), 0.0)

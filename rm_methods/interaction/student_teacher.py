@@ -78,7 +78,7 @@ class StudentTeacher:
 
     Args:
         layers: numbers from 0 of the student's layers.
-        teacher: None for the uniform teacher, whose groups are the student's tokens of the text.
+        teacher: None for the uniform teacher, whose groups are the student's text tokens.
         items: tokenized pairs; everywhere else pairs are named by their position in it.
         tokenizer: the student's.
         shuffle: "none", "rows" or "columns", see `TeacherMaps`.

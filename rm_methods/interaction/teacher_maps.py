@@ -50,15 +50,15 @@ class AlignedPair:
 
 
 class PairAlignments:
-    """The alignment of every pair, and what could not be aligned.
+    """The alignment of every pair, and counts of pairs and tokens that could not be aligned.
 
     Args:
         items: tokenized pairs.
         tokenizer: the student's.
-        teacher_reader: None for a made-up teacher, whose groups are the student's own tokens of the text.
+        teacher_reader: None for a made-up teacher, whose groups are the student's text tokens.
 
     Attributes:
-        pairs: an `AlignedPair` for each item, or None where truncation left no joint text.
+        pairs: an `AlignedPair` for each item, or None if truncation left no joint text.
         counts: for the run's report.
     """
 
@@ -103,7 +103,7 @@ class PairAlignments:
             orders_of_pairs = teacher_reader.read([text for _, text in aligned], [items[k] for k, _ in aligned])
         pairs: list[AlignedPair | None] = [None] * len(items)
         for (k, text), orders in zip(aligned, orders_of_pairs, strict=True):
-            # A made-up teacher has the student's own tokens.
+            # A made-up teacher has the student's tokens.
             alignments = [align(text.segments, text.student, row) for row in orders or (text.student,)]
             rows: tuple[tuple[np.ndarray, np.ndarray], ...] = ()
             if orders is not None:
@@ -133,7 +133,7 @@ class JointTeacher:
 
     Attributes:
         layers, heads: numbers from 0.
-        identity: what the maps depend on, besides the pairs and the layer.
+        identity: dependencies of the maps, besides the pairs and the layer.
 
     Raises:
         UserError: a layer or head that does not exist, a layer with a local attention window, or no summary beside the

@@ -159,8 +159,7 @@ class TrainedMethod:
         """Change the training pairs before the batch plan is made (margins, soft targets, flips, augmentation).
 
         Pure and seeded: equal arguments give equal pairs, on every rank.  The number of optimizer steps stays that of
-            `pairs`, however
-        many pairs are returned.
+        `pairs`, however many pairs are returned.
         """
         return pairs
 

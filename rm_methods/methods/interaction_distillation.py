@@ -7,8 +7,7 @@ rejected together and passes its attention pattern to a decoder-only, Siamese re
 and each choice is a setting of the card:
 
 * The student's *virtual* map softmax(Q K^T / sqrt(d)) over the joint sequence, without the causal mask (after VIRT,
-arXiv
-  2112.04195), is aligned.  It is never used in the forward pass.
+  arXiv 2112.04195), is aligned.  It is never used in the forward pass.
 * Rows are compared by KL(teacher || student).
 * Tokens of the two tokenizers are aligned by character spans.
 * The teacher reads both orders of the responses.

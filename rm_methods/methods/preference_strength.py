@@ -2,7 +2,7 @@
 
     loss = (1 - a) * -log sigmoid(z - m) + a * -log sigmoid(m - z),   z = r_chosen - r_rejected
 
-    mu   mean over reward models of their margin for the pair as it is labeled
+    mu   mean over reward models of their margin for the labeled pair
     flip the share `flip` of pairs with the lowest mu is swapped, and mu with them: -mu if it was negative
     m    margin * clip(mu / std(mu), 0, 3)
     a    smoothing where mu < 0 after the flips, else 0
@@ -62,7 +62,7 @@ def relabeled(
     """The pairs with swaps, margins and targets.
 
     Args:
-        strengths: mu, fp64 [pairs], of the pairs as they are labeled.
+        strengths: mu, fp64 [pairs], of the labeled pairs.
         flipped: bool [pairs], which are swapped.
 
     Raises:

@@ -68,7 +68,7 @@ CARD_SCHEMA = {
 
 @dataclass(frozen=True)
 class MethodCard:
-    """The facts about a method that need no import of it.
+    """The facts about a method that are known without importing it.
 
     Attributes:
         name: file name; the configuration uses it.
@@ -86,8 +86,7 @@ class MethodCard:
             run's seed, the first of the experiment, or all); `at_least`, the smallest number of them; `modulo`, the
             setting of that variant by which they must differ.
         zero_stages: stages of DeepSpeed's ZeRO that it can be trained with; 0 is none.
-        knob: the one setting that is tuned, and the values tried (`{"setting": name, "values": [...]}`); None if there
-            is none.
+        knob: the one setting that is tuned, and the values tried (`{"setting": name, "values": [...]}`), or None.
     """
 
     name: str
@@ -144,7 +143,7 @@ class MethodCard:
 
 
 def card_problems(content: Any) -> list[str]:
-    """Everything wrong with the content of a card, empty if nothing is."""
+    """All problems of the content of a card."""
     if problems := schema_problems(content, CARD_SCHEMA):
         return problems
     for name, fragment in content["settings"].items():

@@ -11,9 +11,9 @@ an unbiased estimate of Best-of-n under the policy, with less variance than pick
 al., arXiv:2210.10760, appendix; Nakano et al., arXiv:2112.09332, appendix I).
 
 Ties.  Responses with equal scores on the ranks a..b are picked with the probability (C(b, n) - C(a-1, n)) / C(N, n)
-together, whichever order they stand in, and by symmetry evenly among them when ties are broken at random.  So each
-gets the mean weight of the group, which is the same as giving each the mean gold of its group.  That is the exact
-expectation over tie orders: nothing is drawn, and no seed is needed.
+together, whatever their order is, and by symmetry evenly among them when ties are broken at random.  So each gets the
+mean weight of its group, which equals giving each the mean gold of its group.  That is the exact expectation over tie
+orders, without random numbers.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ class PoolCurves:
         item_ids, groups: of the prompts, [P].
         gold, proxy: float64 [P, K], expected gold and proxy reward of the pick.
         proxy_standardized: float64 [P, K], see `standardized`.
-        oracle: float64 [P, K], gold where the gold reward itself picks: the most that any reward model can reach.
+        oracle: float64 [P, K], gold if the gold reward picks: the most that any reward model can reach.
         kl_bound: float64 [K]; kl_estimate: float64 [P, K]; nats.
-        notes: what a reader of the numbers must know.
+        notes: facts that a reader of the numbers must know.
         counts: prompts, responses, duplicates, empty responses, tied responses.
     """
 
@@ -96,8 +96,8 @@ def expected_best(scores: np.ndarray, values: np.ndarray, weights: np.ndarray) -
     """Expected value of the response that has the highest score among n, ties broken at random (exact).
 
     Args:
-        scores: [N], what picks; finite.
-        values: float64 [N], what the pick is worth, or [N, V] for several kinds of worth.
+        scores: [N], by which the response is picked; finite.
+        values: float64 [N], value of each response, or [N, V] for several kinds of values.
         weights: float64 [N, K] of `best_of_n_weights`.
 
     Returns:

@@ -19,20 +19,20 @@ import numpy as np
 from rm_methods.errors import UserError, nearest
 
 FORMS = ("best_of_n", "reinforcement_learning")
-MIN_POINTS = 4  # two parameters go through any two points; fewer than two to spare say nothing about the form
+MIN_POINTS = 4  # two parameters fit any two points exactly; the form needs at least two more
 
 
 @dataclass(frozen=True)
 class CurveFit:
-    """A fitted curve, or the reason why there is none.
+    """A fitted curve, or the reason for its absence.
 
     Attributes:
         form: one of `FORMS`.
         a, b: coefficients, gold per unit of d; NaN without a fit.
-        best_d, best_reward: d* and R*; NaN where `refused` says why.
+        best_d, best_reward: d* and R*; NaN if `refused` gives a reason.
         r_squared: 1 - residual / total sum of squares (about the mean); NaN without a fit.
         n_points: points used, those with d > 0.
-        refused: "" or why there is no fit, or no optimum.
+        refused: "", or the reason for a missing fit or optimum.
     """
 
     form: str

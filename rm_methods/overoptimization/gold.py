@@ -38,18 +38,17 @@ def load_gold(
 
     Args:
         source: "world", a reward-model folder, or a hub id (owner/name).
-        settings: how to compute the scores of a reward model; their `max_length` is that of the proxies and only the
-            last resort.
-        revision: commit of the hub repository; a name alone may stand for another model tomorrow.
+        settings: of the scores of a reward model; their `max_length` is that of the proxies and only the last resort.
+        revision: commit of the hub repository; without it, the name may give another model tomorrow.
         max_length: longest sequence in tokens; None takes the positions of the gold model, or `settings.max_length` if
             it does not say.
-        keep_loaded: for many calls: an ensemble keeps its members in memory between them.
+        keep_loaded: whether an ensemble keeps its members in memory between calls.
 
     Returns:
         a function of conversations and responses, of equal number; its values are always finite.
 
     Raises:
-        UserError: unknown source, a revision or length of something that has none, a length beyond the model's
+        UserError: unknown source, a revision or length for a source that has none, a length beyond the model's
             positions, a folder or hub repository that is no scalar reward model.
     """
     if source == "world":
@@ -110,7 +109,7 @@ class RewardModelGold:
         self.scorer = load_scorer(self.folder, settings, keep_loaded)
         if isinstance(self.scorer, JointScorer):
             raise UserError(
-                f"{folder}: a joint model compares responses and gives none a reward of its own; it cannot be a gold "
+                f"{folder}: a joint model compares responses and gives a single one no reward; it cannot be a gold "
                 "reward."
             )
 
@@ -144,7 +143,7 @@ def check_finite(
     """Refuse rewards that are not finite.
 
     Raises:
-        UserError: naming the first prompt and response, and how many there are.
+        UserError: gives the first prompt and response, and the number of such rewards.
     """
     bad = np.flatnonzero(~np.isfinite(values))
     if len(bad):
@@ -173,7 +172,7 @@ def _model_folder(source: str, revision: str | None) -> Path:
 
     try:
         return Path(snapshot_download(source, revision=revision, allow_patterns=list(HUB_FILES)))
-    except Exception as error:  # network, cache and hub layers raise what they like; the text goes on to the user
+    except Exception as error:  # network, cache and hub layers raise errors of many kinds; the user reads their text
         first = str(error).strip().splitlines()[0] if str(error).strip() else ""
         raise UserError(
             f"Gold reward model {source!r} is no folder here and could not be fetched from the hub "

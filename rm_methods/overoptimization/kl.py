@@ -1,9 +1,9 @@
-"""KL divergence of Best-of-n from the policy it samples from: the usual bound, and an estimate that sees repeated
-responses.
+"""KL divergence of Best-of-n from the policy it samples from: the usual bound, and an estimate that accounts for
+repeated responses.
 
 Best-of-n draws n responses y and keeps one with the highest score.  Let F(s) be the policy's probability of a score of
-at most s and F-(s) of one below s.  Best-of-n ends in the score s with probability F(s)^n - F-(s)^n, and among
-responses of one score it keeps the policy's own proportions, so the KL divergence is a sum over scores alone (natural
+at most s and F-(s) of one below s.  Best-of-n gives the score s with probability F(s)^n - F-(s)^n, and among
+responses of one score it keeps the policy's proportions.  So the KL divergence is a sum over scores alone (natural
 logarithm, nats):
 
     KL = sum over s of (F^n - F-^n) log[ (F^n - F-^n) / (F - F-) ]                                              (1)
@@ -50,10 +50,10 @@ def kl_estimate(
 ) -> np.ndarray:
     """Estimated KL divergence of Best-of-n for one prompt from N stored samples.
 
-    A score that several samples have is an atom of probability (number of them) / N.  A score that one sample has
-    tells nothing of its probability and counts as continuum: without repetitions the estimate is the bound.  Where the
-    log-probabilities of the samples are known, a score that belongs to one text alone is an atom of that text's
-    probability (but never more than its share of the samples).
+    A score that several samples have is an atom of probability (number of them) / N.  A score of a single sample does
+    not show its probability and counts as continuum: without repetitions the estimate is the bound.  If the
+    log-probabilities of the samples are known, a score of only one text is an atom with that text's probability (but
+    never more than its share of the samples).
 
     Args:
         scores: proxy rewards of the samples, [N], finite.

@@ -35,15 +35,15 @@ def pool_from_samples(
     """Items of a pool from the stored samples of a policy, one a prompt, in the order of `prompts`.
 
     The label is the list of gold rewards; `meta` keeps log_probabilities, n_tokens and finished of each response.
-    Duplicates and empty responses are what the policy says: they stay (`best_of_n.pool_counts` counts them).
+    Duplicates and empty responses stay, because the policy gave them (`best_of_n.pool_counts` counts them).
 
     Args:
         samples: Parquet file with `SAMPLE_COLUMNS`.
         prompts: prompt id -> conversation.
         gold: see `gold.load_gold`; called once with all responses.
         subset: of the items.
-        plain_sampling: the samples were drawn at temperature 1 without top-p or top-k, so that their log-probabilities
-            are those of the distribution that was sampled; only then does the KL estimate use them.
+        plain_sampling: whether the samples were drawn at temperature 1 without top-p or top-k.  Only then are their
+            log-probabilities those of the sampled distribution, so that the KL estimate can use them.
 
     Raises:
         DataError: missing columns, no rows, a sample that occurs twice, a text or number of the wrong kind, samples of
@@ -82,7 +82,7 @@ def _checked_rows(samples: str | Path, prompts: Mapping[str, Sequence[Message]])
     """Prompt id -> its rows in the order of the sample index."""
     table = read_parquet(samples, SAMPLE_COLUMNS, "a file of stored samples", "sample")
     if table.num_rows == 0:
-        raise DataError(f"{samples}: there are no samples.")
+        raise DataError(f"{samples}: has no samples.")
     by_prompt: dict[str, dict[int, dict]] = {prompt_id: {} for prompt_id in prompts}
     for number, row in enumerate(table.to_pylist(), start=1):
         where = f"{samples}, row {number}"

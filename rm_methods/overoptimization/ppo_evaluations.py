@@ -1,4 +1,4 @@
-"""What PPO runs left behind, as curves over their evaluation steps."""
+"""The evaluations of PPO runs as curves over their steps."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def read_ppo_run(folder: str | Path) -> PpoEvaluation:
     source = folder / "evaluation.parquet"
     frame = read_parquet(source, PPO_EVALUATION_COLUMNS, "the evaluations of a PPO run", "ppo").to_pandas()
     if frame.empty:
-        raise DataError(f"{source}: there are no evaluations.")
+        raise DataError(f"{source}: has no evaluations.")
     names = ["proxy", "gold", "kl", "n_tokens", "finished"]
     frame[names] = frame[names].astype(np.float64)
     frame["prompt_id"] = frame["prompt_id"].astype(str)

@@ -1,5 +1,4 @@
-"""A page of samples for people to read: what each reward model picks from a prompt's responses, and what it should
-have picked."""
+"""A page of samples for readers: the response that each reward model picks for a prompt, and the best one by gold."""
 
 from __future__ import annotations
 
@@ -86,8 +85,7 @@ def fenced(text: str) -> str:
     shown = text[:SHOWN_CHARACTERS] + (f" [... {left} characters more]" if left > 0 else "")
     if not shown.strip():
         shown = "[empty]"
-    # A fence must be longer than any run of backticks inside; carriage returns and the like would start lines of their
-    # own.
+    # A fence must be longer than any run of backticks inside; carriage returns and the like would start new lines.
     shown = "\n".join(re.split(r"\r\n|[\r\n\v\f\x85\u2028\u2029]", shown))
     fence = "`" * max(3, 1 + max((len(run) for run in re.findall("`+", shown)), default=0))
     return f"{fence}text\n{shown}\n{fence}"

@@ -21,8 +21,8 @@ def summarize(config: Mapping[str, Any], folder: Path, out: Path) -> str:
         The tables as text.
 
     Raises:
-        UserError, DataError: a run, pool, score table or PPO run is missing, damaged or not what the configuration
-            asks for.
+        UserError, DataError: a run, pool, score table or PPO run is missing or damaged, or differs from the one that
+            the configuration asks for.
     """
     from rm_methods.config.resolve import reference_variant
     from rm_methods.experiment.experiment import Experiment
@@ -72,7 +72,7 @@ def _ppo_runs(experiment, folder: Path) -> list[PpoRun]:
 
 
 def _write_run_metrics(out: Path) -> None:
-    """What the summary says of single runs, one file each, for the tracking store."""
+    """The results of single runs, one file each, for the tracking store."""
     metrics_of_file: dict[str, dict[str, float]] = {}
     with (out / "best_of_n_runs.csv").open(encoding="utf-8", newline="") as stream:
         for row in csv.DictReader(stream):

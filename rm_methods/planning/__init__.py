@@ -1,1 +1,1 @@
-"""What an experiment will cost, before anyone submits it."""
+"""The cost of an experiment before it is submitted."""

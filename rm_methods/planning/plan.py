@@ -1,4 +1,4 @@
-"""`rm-methods plan`: jobs, GPU-hours, memory and disk of an experiment, before anyone submits it.
+"""`rm-methods plan`: jobs, GPU-hours, memory and disk of an experiment before it is submitted.
 
 Nothing is downloaded and no weights are made.  Prepared files (pairs, tokenizer) are measured; everything else is an
 assumption.  Operations per token in training:
@@ -52,7 +52,7 @@ _LENGTHS = ("prompt_tokens", "response_tokens")
 
 @dataclass(frozen=True)
 class Assumptions:
-    """What a plan needs beside the configuration: options of the user, measurements and defaults.
+    """The values that a plan needs beside the configuration: options of the user, measurements and defaults.
 
     Attributes:
         gpu: a key of GPUS.
@@ -60,7 +60,7 @@ class Assumptions:
         prompt_tokens, response_tokens: mean length of a prompt and of a response.
         pairs: training pairs.
         responses: scored per benchmark and run.
-        shape: published size of the backbone, a key of SHAPES; None takes the one that its source tells.
+        shape: published size of the backbone, a key of SHAPES; None takes the size of its source.
         measured: which of these values were measured on prepared files.
     """
 
@@ -108,7 +108,7 @@ def plan(config: Mapping[str, Any], assumptions: Assumptions) -> list[VariantPla
     """The plan of every variant.
 
     Raises:
-        UserError: an unknown GPU or shape, or a size that cannot be told.
+        UserError: an unknown GPU, shape or size.
     """
     if assumptions.gpu not in GPUS:
         raise UserError(f"--gpu: unknown '{assumptions.gpu}'. {nearest(assumptions.gpu, GPUS)}")
@@ -127,8 +127,8 @@ def plan(config: Mapping[str, Any], assumptions: Assumptions) -> list[VariantPla
 
 
 def _shapes(config: Mapping[str, Any], shape_name: str | None) -> dict[str, Shape]:
-    """The shape of every variant's model.  Variants with the same source and LoRA share one, which takes time to
-    make."""
+    """The shape of every variant's model.  Variants with the same source and LoRA share one, because making one takes
+    time."""
     by_source: dict[str, Shape] = {}
     by_variant: dict[str, Shape] = {}
     for variant, entry in config["methods"].items():
@@ -177,7 +177,7 @@ def job_counts(config_files: Sequence[Path]) -> dict[str, int]:
     """Jobs that Snakemake would run now, by rule, from a dry run of the whole workflow.
 
     Raises:
-        UserError: the dry run failed; with its message.
+        UserError: the dry run failed; gives its message.
     """
     command = [sys.executable, "-m", "snakemake", "--snakefile", str(REPOSITORY / "Snakefile")]
     command += ["--dry-run", "--nolock", "--cores", "1", "--configfile", *map(str, config_files)]
@@ -191,7 +191,7 @@ def job_counts(config_files: Sequence[Path]) -> dict[str, int]:
 
 
 def warnings(config: Mapping[str, Any], plans: Sequence[VariantPlan], assumptions: Assumptions) -> list[str]:
-    """What would go wrong, one sentence each; variants with the same problem share a sentence."""
+    """Expected problems, one sentence each; variants with the same problem share a sentence."""
     variants: dict[str, list[str]] = {}
     for entry in plans:
         if entry.gpu_bytes:
@@ -205,7 +205,7 @@ def warnings(config: Mapping[str, Any], plans: Sequence[VariantPlan], assumption
 
 
 def _shortages(config: Mapping[str, Any], entry: VariantPlan, assumptions: Assumptions) -> list[str]:
-    """Which memory or time does not suffice for training a variant."""
+    """Too little memory or time for training a variant."""
     resources = config["resources"]
     gpu_memory = GPUS[assumptions.gpu][1]
     host_memory = resources["memory_mb"] * 2**20
@@ -288,7 +288,7 @@ def _training_operations(config: Mapping[str, Any], variant: str, shape: Shape, 
     training = _training(config, entry)
     passes = training["epochs"] * load_method(entry["method"], entry["settings"]).passes
     if load_method_card(entry["method"]).kind == "joint":
-        # A joint model reads the whole pair in both orders, and first trains on text, if it is asked to.
+        # A joint model reads the whole pair in both orders, and may first train on text.
         passes += entry["settings"].get("masked_language_epochs", 0)
         context = _pair_tokens(assumptions)
         tokens = 2 * context
@@ -317,7 +317,7 @@ def _training_memory(config: Mapping[str, Any], variant: str, shape: Shape) -> t
     copies = config["training"]["processes"] if made_whole or zero is None or zero["stage"] < 3 else 1
     is_joint = load_method_card(entry["method"]).kind == "joint"
     if is_joint and entry["settings"].get("masked_language_epochs"):
-        # Training on text trains all weights, also beside LoRA, and makes a language model beside the reward model.
+        # Training on text trains all weights even with LoRA, and holds a language model beside the reward model.
         on_text, _ = model_state_bytes(shape.parameters, shape.largest_layer, zero, ranks, nodes=nodes)
         states = max(states, on_text)
         copies *= 2
@@ -389,13 +389,13 @@ def ranks_of_run(config: Mapping[str, Any]) -> int:
 
 
 def _source(config: Mapping[str, Any], variant: str) -> str:
-    """Where the first weights of a variant come from: an encoder's source, or the backbone."""
+    """The source of a variant's first weights: an encoder's source, or the backbone."""
     source = (config["methods"][variant]["settings"] or {}).get("source")
     return f"tiny encoder {variant}" if source == "tiny" else source or "backbone"
 
 
 def _configuration(config: Mapping[str, Any], variant: str, shape_name: str | None) -> PretrainedConfig:
-    """The transformers configuration of the model that a variant trains, or is made of."""
+    """The transformers configuration of the model that a variant trains or combines."""
     from transformers import LlamaConfig, ModernBertConfig
 
     settings = config["methods"][variant]["settings"] or {}
@@ -412,7 +412,7 @@ def _configuration(config: Mapping[str, Any], variant: str, shape_name: str | No
 
 
 def _tiny_sizes(tiny: Mapping[str, Any]) -> dict[str, Any]:
-    """The sizes of a tiny model under the names of transformers."""
+    """The sizes of a tiny model with the names that transformers uses."""
     names = {
         "layers": "num_hidden_layers",
         "heads": "num_attention_heads",

@@ -1,4 +1,4 @@
-"""Published sizes of models, so that a run can be planned, and its speed measured, where their weights are not."""
+"""Published sizes of models, for planning runs and measuring their speed without the weights."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def published_configuration(name: str):
     """The transformers configuration of a published shape.
 
     Raises:
-        UserError: there is no such shape.
+        UserError: the shape is unknown.
     """
     from transformers import AutoConfig
 
@@ -59,8 +59,7 @@ def published_configuration(name: str):
 
 
 def shape_in_name(source: str) -> str | None:
-    """The shape whose name is a word of a model's name: "8B" of "meta-llama/Llama-3.1-8B-Instruct"; None if there is
-    none."""
+    """The shape whose name is a word of a model's name, or None: "8B" of "meta-llama/Llama-3.1-8B-Instruct"."""
     words = source.rsplit("/", 1)[-1].lower()
     return next(
         (
@@ -73,13 +72,13 @@ def shape_in_name(source: str) -> str | None:
 
 
 def configuration_of(source: str, prepared: Path | None = None):
-    """The transformers configuration of a model: from its prepared folder, its own folder, or a published shape of its
-    name.
+    """The transformers configuration of a model: from its prepared folder, its source folder, or the published shape
+    in its name.
 
     Nothing is downloaded.
 
     Raises:
-        UserError: the size of the model cannot be told; says how to name it.
+        UserError: the size of the model is unknown; says how to name it.
     """
     from rm_methods.reward_models.backbones import source_folder
     from rm_methods.reward_models.loading import pretrained_config

@@ -1,11 +1,12 @@
-"""How much memory and disk a training run takes, by formula: for `rm-methods plan` and for the check before optimizer
-states are offloaded.
+"""Formulas for the memory and disk of a training run: for `rm-methods plan` and for the check before optimizer states
+are offloaded.
 
 Weights, gradients and the optimizer are fp32 (the backbone is autocast, docs/architecture.md), so a parameter takes 20
-bytes under ZeRO: 4 weight, 4 gradient, 4 the optimizer's own copy of the weight, 8 its moments; one that LoRA leaves
-as it is takes only the first 4.  DeepSpeed's estimators (`estimate_zero2/zero3_model_states_mem_needs`) are made for
-16-bit weights, 18 bytes; `performance/memory_table.py` prints both. Stages after Rajbhandari et al. 2020 (arXiv
-1910.02054), section 5.  Sizes are bytes; a parameter count is a number of scalars.
+bytes under ZeRO: 4 for the weight, 4 for the gradient, 4 for the optimizer's copy of the weight, 8 for its moments.  A
+parameter that LoRA freezes takes only the first 4.  DeepSpeed's estimators
+(`estimate_zero2/zero3_model_states_mem_needs`) are made for 16-bit weights, 18 bytes; `performance/memory_table.py`
+prints both.  Stages: Rajbhandari et al. 2020 (arXiv 1910.02054), section 5.  Sizes are bytes; a parameter count is a
+number of scalars.
 """
 
 from __future__ import annotations
@@ -33,8 +34,8 @@ class Shape:
 
     Attributes:
         parameters: all of them.
-        embedding: those of the embedding table, which no matrix product runs through.
-        largest_layer: of the module with the most parameters of its own, which ZeRO-3 gathers whole.
+        embedding: those of the embedding table, which is in no matrix product.
+        largest_layer: direct parameters of the largest module, which ZeRO-3 gathers whole.
         hidden, intermediate, layers, heads: as in the model's configuration.
         attention: width of all query heads together.
         trainable: parameters that are trained: all, or adapters and head (LoRA).
@@ -52,8 +53,7 @@ class Shape:
 
 
 def shape_of(config, lora: Mapping[str, Any] | None = None) -> Shape:
-    """The shape of a reward model on a backbone with this transformers configuration; no memory is taken for its
-    weights.
+    """The shape of a reward model on a backbone with this transformers configuration, without memory for its weights.
 
     Args:
         lora: the resolved `training.lora`.
@@ -69,14 +69,14 @@ def shape_of(config, lora: Mapping[str, Any] | None = None) -> Shape:
     config.num_labels = 1
     with torch.device("meta"):
         model = AutoModelForSequenceClassification.from_config(config)
-    own = [sum(p.numel() for p in module.parameters(recurse=False)) for module in model.modules()]
+    direct = [sum(p.numel() for p in module.parameters(recurse=False)) for module in model.modules()]
     parameters = sum(p.numel() for p in model.parameters())
     heads, hidden = config.num_attention_heads, config.hidden_size
     head_size = getattr(config, "head_dim", None) or hidden // heads
     return Shape(
         parameters=parameters,
         embedding=model.get_input_embeddings().weight.numel(),
-        largest_layer=max(own),
+        largest_layer=max(direct),
         hidden=hidden,
         intermediate=config.intermediate_size,
         layers=config.num_hidden_layers,
@@ -118,10 +118,9 @@ def model_state_bytes(
 
 
 def activation_bytes(shape: Shape, tokens: int, recomputed: bool) -> int:
-    """What a micro-batch of so many tokens keeps for its backward pass, in bf16 autocast; temporary tensors are not in
-    it.
+    """Memory that a micro-batch keeps for its backward pass in bf16 autocast, without temporary tensors.
 
-    Without recomputation every weight's bf16 copy is kept too.
+    Without recomputation every weight's bf16 copy is kept, too.
     """
     layer = _PER_HIDDEN * shape.hidden + _PER_INTERMEDIATE * shape.intermediate + _PER_ATTENTION * shape.attention
     layer += _PER_HEAD * shape.heads + _CONSTANT
@@ -131,10 +130,10 @@ def activation_bytes(shape: Shape, tokens: int, recomputed: bool) -> int:
 
 
 def checkpoint_bytes(parameters: int, zero: Mapping[str, Any] | None, trainable: int | None = None) -> int:
-    """One checkpoint for resuming: the whole weights and the optimizer's state; under ZeRO also the copy of the
-    weights.
+    """Size of one checkpoint for resuming: the whole weights and the optimizer's state; under ZeRO also the
+    optimizer's copy of the weights.
 
-    DeepSpeed writes the weights a second time below stage 3, and from stage 2 on those that are not trained once more.
+    Below stage 3, DeepSpeed writes the weights a second time.  From stage 2 on, it writes frozen weights once more.
 
     Args:
         zero, trainable: as for `model_state_bytes`.

@@ -1,4 +1,4 @@
-"""What a language model says of given responses: log-probabilities of their tokens, entropies, hidden states.
+"""Log-probabilities, entropies and hidden states of given responses under a language model.
 
 Shapes: B responses, P the longest prompt, T the longest response, V vocabulary, H hidden size.  A row is
 `[pad ... prompt | response ... pad]`, so that every response starts in the same column.
@@ -13,7 +13,7 @@ import torch
 
 
 def left_padded(prompt_ids: Sequence[Sequence[int]], pad_id: int, device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Prompts as int64 [B, P], padded on the left, and which places hold tokens, int64 [B, P]."""
+    """Prompts as int64 [B, P], padded on the left, and their attention mask, int64 [B, P]."""
     longest = max(len(ids) for ids in prompt_ids)
     input_ids = torch.full((len(prompt_ids), longest), pad_id, dtype=torch.long)
     is_token = torch.zeros_like(input_ids)
@@ -35,12 +35,12 @@ def read_responses(
 
     Args:
         response_ids: int64 [B, T], padded on the right.
-        mask: bool [B, T], which places hold tokens of the response.
+        mask: bool [B, T], true at tokens of the response.
         autocast: dtype of matrix products, or None.
 
     Returns:
-        logits fp32 [B, T, V] of the distributions that the response's tokens were drawn from, and last hidden states
-        fp32 [B, T, H] there.
+        logits fp32 [B, T, V] of the distributions that the response's tokens were drawn from, and the last hidden
+        states fp32 [B, T, H] that give them.
     """
     prompt_BP, is_prompt_BP = left_padded(prompt_ids, pad_id, response_ids.device)
     attention_mask = torch.cat([is_prompt_BP, mask.long()], dim=1)
@@ -51,7 +51,7 @@ def read_responses(
             position_ids=(attention_mask.cumsum(1) - 1).clamp(min=0),
             use_cache=False,
             output_hidden_states=True,
-            # A token is predicted one place before: from the prompt's last place to the last but one of the response.
+            # Each token is predicted one position earlier: from the prompt's last one to the response's last but one.
             logits_to_keep=response_ids.shape[1] + 1,
         )
     hidden = output.hidden_states[-1][:, -response_ids.shape[1] - 1 : -1]

@@ -1,8 +1,8 @@
 """A policy: a plain causal-language-model folder, how prompts become token ids, and how sampled ids become text.
 
 The folder holds what any other program needs: config, safetensors, the tokenizer with its chat template, and a
-generation configuration with end and pad tokens.  A response is what stands between the generation prompt and the
-first end token.
+generation configuration with end and pad tokens.  A response is the text between the generation prompt and the first
+end token.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Policy:
     Attributes:
         model: a transformers causal language model in evaluation mode (no dropout, so that sampling and training
             agree).
-        tokenizer: a fast tokenizer with a chat template and a pad token of its own.
+        tokenizer: a fast tokenizer with a chat template and a separate pad token.
         end_ids: token ids that end a response; the first is the one that the chat template prints after a response.
     """
 
@@ -46,7 +46,7 @@ class Policy:
 
     @property
     def pad_id(self) -> int:
-        """Fills the places before a prompt and after a response; never read."""
+        """Pads prompts on the left and responses on the right; never read."""
         return self.tokenizer.pad_token_id
 
     def encode_prompts(
@@ -55,8 +55,7 @@ class Policy:
         """Token ids of prompts, up to and including the generation prompt.
 
         A prompt that does not fit is cut as reward models cut it: the oldest turns first (a system turn stays), then
-            the start of
-        the last user turn.
+        the start of the last user turn.
 
         Returns:
             ids of each prompt, and for each whether it was cut.
@@ -66,7 +65,7 @@ class Policy:
         """
         from rm_methods.reward_models.tokenization import ChatTokenizer
 
-        # Reads an empty response: what is left of the prompt then fits with the template's closing tokens.
+        # With an empty response, so that the cut prompt fits together with the template's closing tokens.
         cutter = ChatTokenizer(self.tokenizer, max_prompt_tokens)
         encoded, cut = [], []
         for messages in prompts:
@@ -99,7 +98,7 @@ class Policy:
             )
 
     def decode(self, response_ids: Sequence[int]) -> str:
-        """Text of a response: what stands before its first end token, special tokens left out."""
+        """Text of a response up to its first end token, without special tokens."""
         ids = [int(i) for i in response_ids]
         end = next((k for k, i in enumerate(ids) if i in self.end_ids), len(ids))
         return self.tokenizer.decode(ids[:end], skip_special_tokens=True, clean_up_tokenization_spaces=False)
@@ -107,17 +106,17 @@ class Policy:
 
 def prompts_of(pairs: Iterable[PreferencePair]) -> list[Prompt]:
     """The different prompts of preference pairs in their order; the prompt id is the pair's group."""
-    found: dict[str, Prompt] = {}
+    by_group: dict[str, Prompt] = {}
     for pair in pairs:
-        found.setdefault(pair.group, Prompt(pair.group, pair.prompt))
-    return list(found.values())
+        by_group.setdefault(pair.group, Prompt(pair.group, pair.prompt))
+    return list(by_group.values())
 
 
 def prompts_of_split(pairs: Iterable[PreferencePair], split: str, limit: int | None) -> list[Prompt]:
     """Prompts of a split, each once, in a random order that is always the same.
 
     Args:
-        limit: how many at most; None takes all.
+        limit: largest number of prompts; None takes all.
 
     Raises:
         UserError: the split has no pairs.
@@ -148,8 +147,8 @@ def load_policy(folder: str | Path, dtype: str = "float32", attention: str = "au
 
     folder = Path(folder)
     if not (folder / "config.json").is_file():
-        there = "has no config.json" if folder.is_dir() else "is not there"
-        raise UserError(f"{folder}: {there}. A policy is a folder with a causal language model; fine-tune one first.")
+        problem = "has no config.json" if folder.is_dir() else "does not exist"
+        raise UserError(f"{folder}: {problem}. A policy is a folder with a causal language model; fine-tune one first.")
     model, _ = pretrained_model(AutoModelForCausalLM, folder, dtype=dtype, attention=attention)
     return make_policy(model, pretrained_tokenizer(folder))
 
@@ -172,7 +171,7 @@ def policy_from_backbone(folder: Path, backbone: dict[str, Any], seed: int) -> P
 
 
 def make_policy(model, tokenizer) -> Policy:
-    """A policy of a model and its tokenizer, in evaluation mode on its device (a GPU where there is one).
+    """A policy of a model and its tokenizer, in evaluation mode on its device (a GPU if the machine has one).
 
     Raises:
         UserError: no chat template, no end token, no pad token, or a pad token that ends a response.
@@ -194,7 +193,7 @@ def make_policy(model, tokenizer) -> Policy:
         )
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id in end_ids:
         seen = (
-            "there is no pad token"
+            "no pad token is named"
             if tokenizer.pad_token_id is None
             else f"the pad token {tokenizer.pad_token!r} also ends a response"
         )
@@ -217,7 +216,7 @@ def save_policy(policy: Policy, folder: str | Path, weights: Mapping[str, Any] |
     from transformers import GenerationConfig
 
     model = policy.model
-    # A folder's path in the config would make the files of two machines differ.
+    # With a folder's path in the config, the files of two machines would differ.
     model.config._name_or_path = ""
     model.generation_config = GenerationConfig(
         bos_token_id=policy.tokenizer.bos_token_id,
@@ -249,7 +248,7 @@ def _end_ids(tokenizer, generation_config) -> tuple[int, ...]:
     head = render(tokenizer, probe, add_generation_prompt=True) + "b"
     whole = render(tokenizer, conversation(probe, "b"))
     tail = tokenizer(whole[len(head) :], add_special_tokens=False)["input_ids"] if whole.startswith(head) else []
-    # Ordinary text after a response (a newline, say) ends nothing.
+    # Ordinary text after a response, such as a line break, is no end token.
     closing = [i for i in tail[:1] if i in named or tokenizer.convert_ids_to_tokens(i) in _special_tokens(tokenizer)]
     return tuple(dict.fromkeys([*closing, *named]))
 

@@ -86,17 +86,17 @@ def generate(
     """Draw one response for each prompt with the `generate` of transformers (key-value cache, prompts padded on the
     left).
 
-    The same seed gives the same responses whatever was drawn before, and torch's random state is left as it was.
-    Nothing is taken from the model's own generation configuration (whose missing values default to top_k = 50).
+    The same seed gives the same responses whatever was drawn before, and torch's random state stays unchanged.
+    The model's generation configuration is not used (its missing values default to top_k = 50).
 
     Args:
         prompt_ids: token ids up to the generation prompt, one list for each response.
         end_ids: tokens that end a response.
         autocast: dtype of matrix products, or None.
-        in_step: whether ranks share the model's weights and so must go on until the last one is done.
+        in_step: whether ranks share the model's weights, so that all must continue until the last one is done.
 
     Raises:
-        NotFinite: a logit is NaN (said at the end, so that ranks keep in step).
+        NotFinite: a logit is NaN (raised at the end, so that ranks keep in step).
     """
     from contextlib import nullcontext
 
@@ -129,14 +129,14 @@ def generate(
         )
     response_ids = sequences[:, input_ids.shape[1] :]
     is_end = torch.isin(response_ids, torch.tensor(list(end_ids), device=device))
-    # Ends before a place: 0 up to and including the first end token.
+    # End tokens before each position: 0 up to and including the first end token.
     mask = (is_end.long().cumsum(1) - is_end.long()) == 0
     return Generated(torch.where(mask, response_ids, pad_id), mask, is_end.any(1))
 
 
 class _NotANumber:
-    """A logits processor that remembers NaN and puts 0 there: torch's own sampling would end in an assertion of the
-    device."""
+    """A logits processor that remembers NaN and replaces it by 0: otherwise torch's sampling would fail with an
+    assertion on the device."""
 
     seen = False
 
@@ -149,8 +149,8 @@ class _NotANumber:
 
 
 def generation_configuration(settings: SamplingSettings, end_ids: Sequence[int], pad_id: int):
-    """The transformers `GenerationConfig` in which everything that shapes the distribution is set, so that no default
-    comes in."""
+    """A `GenerationConfig` of transformers that sets everything that shapes the distribution, so that no default
+    applies."""
     from transformers import GenerationConfig
 
     sampling: dict[str, bool | float] = {"do_sample": False}
@@ -185,15 +185,14 @@ def sample_pool(
     """Store samples of a policy: `samples_per_prompt` rows for each prompt, in the prompts' order.
 
     Columns: prompt_id, prompt_index, sample_index, response (text), n_tokens (the end token included), log_probability
-    (sum over the sampled tokens, at temperature 1 and without top-p, whatever was sampled with), finished (an end
+    (sum over the sampled tokens at temperature 1 and without top-p, whatever the sampling used), finished (an end
     token came), truncated (the prompt was cut).  Empty and repeated responses stay.
 
-    Rows are sampled in chunks of `batch_size`, each with a seed of its own, and finished chunks are kept in
-    `work_folder`: a run that was killed goes on after its last chunk and gives the same bytes.  The batch size is part
-    of what is sampled.
+    Rows are sampled in chunks of `batch_size`, each with a separate seed.  Finished chunks are kept in `work_folder`:
+    a run that was killed continues after its last chunk and gives the same bytes.  The batch size affects the samples.
 
     Args:
-        attention: implementation of transformers that the policy is read with.
+        attention: attention implementation of transformers for the policy.
 
     Returns:
         samples, prompts, empty, duplicates (equal to an earlier response to the same prompt), unfinished, prompts_cut,
@@ -234,7 +233,7 @@ def read_references(pool: str | Path, per_prompt: int | None = None) -> dict[str
 
     Args:
         pool: file of `sample_pool`.
-        per_prompt: take only the first so many of each prompt; None takes all.
+        per_prompt: number of responses to take of each prompt, the first ones; None takes all.
 
     Raises:
         DataError: the file is missing or is not a pool of samples.
@@ -248,15 +247,15 @@ def read_references(pool: str | Path, per_prompt: int | None = None) -> dict[str
     for prompt_id, responses in by_prompt.items():
         if per_prompt is not None and len(responses) < per_prompt:
             raise UserError(
-                f"{pool}: prompt {prompt_id} has {len(responses)} samples, {per_prompt} are asked for. Sample more."
+                f"{pool}: prompt {prompt_id} has {len(responses)} samples, but {per_prompt} are needed. Sample more."
             )
     return {prompt_id: responses[:per_prompt] for prompt_id, responses in by_prompt.items()}
 
 
 def check_prompts(prompts: Sequence[Prompt], what: str) -> None:
-    """Raises UserError if there are no prompts or two have the same id."""
+    """Raises UserError if the list of prompts is empty or two have the same id."""
     if not prompts:
-        raise UserError(f"There are no {what}. Give at least one.")
+        raise UserError(f"No {what} were given. Give at least one.")
     seen: set[str] = set()
     for prompt in prompts:
         if prompt.prompt_id in seen:
@@ -282,7 +281,7 @@ def policy_hash(folder: str | Path) -> str:
 
 @dataclass(frozen=True)
 class _PoolPrompts:
-    """What each prompt of a pool is called, its token ids, and whether it was cut."""
+    """The id of each prompt of a pool, its token ids, and whether it was cut."""
 
     named: Sequence[str]
     ids: Sequence[Sequence[int]]
@@ -303,7 +302,7 @@ class _Chunk:
 
 
 def _chunks(folder: Path, prompts: int, samples_per_prompt: int, batch_size: int) -> list[_Chunk]:
-    """A pool's rows, `batch_size` at a time, and where each such chunk is kept until all are there."""
+    """A pool's rows in chunks of `batch_size`, and the file of each chunk until all are sampled."""
     places = [(prompt, sample) for prompt in range(prompts) for sample in range(samples_per_prompt)]
     starts = range(0, len(places), batch_size)
     return [
@@ -315,7 +314,7 @@ def _chunks(folder: Path, prompts: int, samples_per_prompt: int, batch_size: int
 def _sample_missing(
     chunks: Sequence[_Chunk], policy: Policy, prompts: _PoolPrompts, settings: SamplingSettings, seed: int
 ) -> None:
-    """Sample and write the chunks that are not there yet, or are damaged."""
+    """Sample and write the chunks that are missing or damaged."""
     missing = [chunk for chunk in chunks if not _is_whole(chunk)]
     kept = len(chunks) - len(missing)
     if kept:
@@ -347,7 +346,7 @@ def _is_whole(chunk: _Chunk) -> bool:
 
 
 def _join_chunks(chunks: Sequence[_Chunk], out_parquet: str | Path):
-    """Write the pool and remove its chunks; gives the table."""
+    """Write the pool and remove its chunks; returns the table."""
     import pyarrow as pa
 
     tables = [read_parquet(chunk.file, POOL_COLUMNS, "a chunk of samples", "sampling") for chunk in chunks]

@@ -12,7 +12,7 @@ from rm_methods.errors import UserError
 
 @contextmanager
 def named_as_policy(config: Mapping[str, Any]) -> Iterator[None]:
-    """In errors about a policy's own section, `backbone.<key>` becomes the key that the user wrote.
+    """In errors about the policy's section, replace `backbone.<key>` by the key that the user wrote.
 
     Backbones are made by one module for reward models and policies, and it names the section of reward models.
     """
@@ -26,5 +26,5 @@ def named_as_policy(config: Mapping[str, Any]) -> Iterator[None]:
 
 
 def policy_backbone(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The policy's section of a resolved configuration: a backbone section, or else that of the reward models."""
+    """The policy's backbone section of a resolved configuration; by default that of the reward models."""
     return config["overoptimization"]["policy"] or config["backbone"]

@@ -1,8 +1,8 @@
 """Supervised fine-tuning: a policy learns to write the responses of preference pairs.
 
-The transformers `Trainer` does the training; ours are the examples (prompt as it is sampled from, loss on the response
-and its end token) and the log.  Training on chosen *and* rejected responses gives a policy that makes mistakes, which
-is what a reward model is there to find.
+The `Trainer` of transformers does the training.  This module makes the examples (the prompt as in sampling, loss on
+the response and its end token) and the log.  Training on chosen *and* rejected responses gives a policy that makes
+mistakes, so that a reward model has something to detect.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ class SFTSettings:
 
     Attributes:
         responses: "both" trains on chosen and rejected responses, "chosen" on the chosen ones.
-        epochs: passes over the examples; 0 leaves the policy as it is.
+        epochs: passes over the examples; 0 leaves the policy unchanged.
         examples_per_step: examples of one optimizer step, over all ranks.
         examples_per_microbatch: examples of one forward; changes the result only by rounding.
         learning_rate, weight_decay, adam_betas, schedule, warmup_fraction, max_gradient_norm: AdamW with a peak
             learning rate.
         precision: "fp32" or "bf16" (autocast; weights stay fp32).
         max_prompt_tokens: longer prompts are cut, oldest turns first.
-        max_response_tokens: longer responses are cut and then teach no end token.
+        max_response_tokens: longer responses are cut; they then teach no end token.
         log_every_steps: optimizer steps between two lines of metrics.jsonl.
         checkpoint_every_steps: optimizer steps between checkpoints for resuming; None writes none.
     """
@@ -82,13 +82,12 @@ def train_sft(
     """Fine-tune a prepared backbone on the responses of preference pairs.
 
     Args:
-        pairs: prepared pairs; those of split "train" are trained on, the loss is also measured on those of split
-            "validation".
-        backbone_folder: of `prepare_backbone`.
+        pairs: prepared pairs.  Split "train" gives the examples; the loss is also measured on split "validation".
+        backbone_folder: output of `prepare_backbone`.
         backbone: the resolved `backbone` section of the configuration.
         seed: of the order of examples, and of the weights of a tiny backbone.
         out_folder: gets `policy/` (a plain causal-language-model folder), `metrics.jsonl` and `summary.json`.
-        work_folder: checkpoints; a run that was killed goes on from the last one.  Removed at the end.
+        work_folder: for checkpoints; a run that was killed continues from the last one.  Removed at the end.
 
     Returns:
         The summary that was written; an empty dictionary on ranks other than the first.
@@ -107,7 +106,7 @@ def train_sft(
     validation, _ = sft_examples(policy, [pair for pair in pairs if pair.split == "validation"], settings)
     if not train and settings.epochs:
         raise DataError(
-            "There are no pairs of split 'train' to fine-tune a policy on. Prepare the data first, or set epochs: 0."
+            "The data have no pairs of split 'train' to fine-tune the policy. Prepare the data first, or set epochs: 0."
         )
     from rm_methods.training.trainer import TrainingLog
 
@@ -146,9 +145,8 @@ def sft_examples(
 ) -> tuple[list[dict[str, list[int]]], dict[str, int]]:
     """Training examples `{"input_ids", "labels"}`: prompt, response, end token; labels of the prompt are ignored.
 
-    The prompt's ids are those that the policy is sampled with.  The response's ids are taken from the whole
-    conversation where that starts with the prompt's ids; where a token straddles the boundary they are those of the
-    response alone.
+    The prompt has the same ids as in sampling.  The response's ids come from the whole conversation if that starts
+    with the prompt's ids.  If a token straddles the boundary, the response is tokenized alone.
 
     Returns:
         The examples, and counts: prompts_cut, responses_cut, boundary_merges.
@@ -175,14 +173,14 @@ def response_token_ids(
     """Token ids of a response with its end token, and whether the whole conversation has other ids.
 
     Args:
-        messages: the prompt as it was rendered, or None if it was cut (then the response is tokenized alone).
+        messages: the rendered prompt, or None if it was cut (then the response is tokenized alone).
     """
     tokenizer, end_id = policy.tokenizer, policy.end_ids[0]
     if messages is not None:
         text = render(tokenizer, conversation(messages, response))
         whole = tokenizer(text, add_special_tokens=False)["input_ids"]
         after = whole[len(prompt_ids) :]
-        # A template that leaves thoughts out would teach another response.
+        # If the template leaves thinking text out, the conversation holds another response.
         if contains(text, response) and whole[: len(prompt_ids)] == prompt_ids and end_id in after:
             return after[: after.index(end_id) + 1], False
     return [*tokenizer(response, add_special_tokens=False)["input_ids"], end_id], messages is not None
@@ -240,7 +238,7 @@ def _trainer(policy: Policy, examples: list, settings: SFTSettings, seed: int, w
     per_rank, rest = divmod(settings.examples_per_step, ranks)
     if rest:
         raise ConfigError(
-            [f"examples_per_step: {settings.examples_per_step} cannot be dealt to {ranks} ranks evenly"],
+            [f"examples_per_step: {settings.examples_per_step} cannot be divided evenly among {ranks} ranks"],
             "the SFT settings",
         )
     per_forward = max(n for n in range(1, min(per_rank, settings.examples_per_microbatch) + 1) if per_rank % n == 0)

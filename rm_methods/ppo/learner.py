@@ -1,7 +1,7 @@
-"""The weights that PPO learns and their optimizer: whole on every rank, or cut by DeepSpeed's ZeRO.
+"""The weights that PPO learns and their optimizer: whole on every rank, or sharded by DeepSpeed's ZeRO.
 
-ZeRO 1 and 2 cut the optimizer (and its gradients); policy and reference stay whole on every rank.  ZeRO-3 cuts them,
-too: a layer is put together when it is used, so all ranks must run the same forwards (`Learner.in_step`).
+ZeRO 1 and 2 shard the optimizer (and its gradients); policy and reference stay whole on every rank.  ZeRO-3 shards
+them, too, and gathers each layer for its use, so all ranks must run the same forwards (`Learner.in_step`).
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ class PolicyWithValues(torch.nn.Module):
     def forward(
         self, prompt_ids: Sequence[Sequence[int]], response_ids: torch.Tensor, mask: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Logits fp32 [B, T, V] that the response's tokens int64 [B, T] were drawn from, and values fp32 [B, T]
-        there."""
+        """Logits fp32 [B, T, V] that the response's tokens int64 [B, T] were drawn from, and values fp32 [B, T] at
+        the same positions."""
         logits, hidden = read_responses(self.language_model, prompt_ids, response_ids, mask, self.pad_id, self.autocast)
         return logits, self.value_head(hidden)[..., 0]
 
@@ -50,10 +50,10 @@ class Learner:
     """Policy and value head, whole on every rank; gradients are summed before each step.
 
     Attributes:
-        policy: its model is what is sampled from.
-        reference: the policy as it was loaded, frozen.
-        module: what is trained.
-        forward: called for a forward that `backward` follows.
+        policy: the sampled policy; it shares its weights with `module`.
+        reference: a frozen copy of the policy at the start.
+        module: the trained weights: policy and value head.
+        forward: called for every forward that a `backward` follows.
         in_step: whether all ranks must run the same forwards.
     """
 
@@ -69,7 +69,7 @@ class Learner:
             reference = load_policy(folder, attention=attention)
         self.reference = reference.model.requires_grad_(False)
         self.module = PolicyWithValues(self.policy, self.autocast)
-        # The learning rates of the two in units of the setting.
+        # The learning rates of policy and value head in units of the setting.
         self.factors = (1.0, settings.value_rate_factor)
 
     @property
@@ -78,7 +78,7 @@ class Learner:
         return torch.bfloat16 if self.settings.precision == "bf16" else None
 
     def start(self, checkpoint: Path | None) -> None:
-        """Make the optimizer and go on from what `save` wrote, if anything.  Called once, on all ranks."""
+        """Make the optimizer and load what `save` wrote, if a checkpoint is given.  Called once, on all ranks."""
         self.forward = self.module
         self.optimizer = self._adamw()
         if checkpoint:
@@ -89,7 +89,7 @@ class Learner:
             )
 
     def save(self, folder: Path) -> None:
-        """Write weights and optimizer into a folder that is there.  Called on all ranks."""
+        """Write weights and optimizer into an existing folder.  Called on all ranks."""
         if self.ranks.first:
             save_model(self.policy.model, str(folder / "policy.safetensors"))
             save_model(self.module.value_head, str(folder / "value_head.safetensors"))
@@ -101,15 +101,15 @@ class Learner:
             group["lr"] = self.settings.learning_rate * factor * share
 
     def backward(self, loss: torch.Tensor, last: bool) -> None:
-        """Add the gradients of a loss; those of all ranks and calls add up.
+        """Add the gradients of a loss; the gradients of all ranks and calls are summed.
 
         Args:
-            last: whether it is this rank's last one before a step.
+            last: whether this is the rank's last call before a step.
         """
         loss.backward()
 
     def step(self) -> float:
-        """One optimizer step with clipped gradients, which are then forgotten; returns their norm before clipping."""
+        """One optimizer step with clipped gradients, which are then cleared; returns their norm before clipping."""
         parameters = [*self.module.parameters()]
         self.ranks.sum_gradients(parameters)
         norm = torch.nn.utils.clip_grad_norm_(parameters, self.settings.max_gradient_norm)
@@ -155,11 +155,11 @@ class ZeroLearner(Learner):
 
     @contextmanager
     def _loading(self) -> Iterator[None]:
-        """With ZeRO-3, models that transformers loads meanwhile are cut as they are read."""
+        """With ZeRO-3, transformers shards models that it loads inside this context."""
         from transformers.integrations import HfDeepSpeedConfig
         from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
-        kept = HfDeepSpeedConfig(self.config)  # transformers refers to it weakly
+        kept = HfDeepSpeedConfig(self.config)  # transformers holds only a weak reference
         yield
         unset_hf_deepspeed_config()
         del kept
@@ -180,7 +180,7 @@ class ZeroLearner(Learner):
         )[0]
         config = self.config | ({"checkpoint": {"load_universal": True}} if universal else {})
         self.forward, self.optimizer, _, _ = initialize(model=self.module, optimizer=self._adamw(), config=config)
-        self.module.eval()  # initialize says train, which would switch dropout on
+        self.module.eval()  # `initialize` turns on training mode, and so dropout
         if checkpoint:
             self.forward.load_checkpoint(str(checkpoint))
         if universal:

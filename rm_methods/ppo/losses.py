@@ -1,7 +1,7 @@
 """The mathematics of PPO for language policies, as pure functions.
 
-Shapes: B responses, T tokens.  `mask` bool [B, T] marks the tokens of the responses; all of them stand at the start of
-their row. Sources: PPO (Schulman et al. 2017, arXiv 1707.06347), GAE (Schulman et al. 2016, arXiv 1506.02438), the KL
+Shapes: B responses, T tokens.  `mask` bool [B, T] marks the tokens of the responses; they begin each
+row. Sources: PPO (Schulman et al. 2017, arXiv 1707.06347), GAE (Schulman et al. 2016, arXiv 1506.02438), the KL
 penalty and its controller (Ziegler et al. 2019, arXiv 1909.08593).
 """
 
@@ -34,7 +34,7 @@ def advantages_and_returns(
     """Generalized advantage estimates and the returns that values are trained on, both [B, T], 0 outside of `mask`.
 
     delta_t = r_t + gamma V_{t+1} - V_t,  A_t = delta_t + gamma lambda A_{t+1},  return_t = A_t + V_t (arXiv
-    1506.02438, equation 16). Nothing comes after the last token of a response, also if it was cut at the length limit.
+    1506.02438, equation 16). The value after the last token of a response is 0, even if the length limit cut it.
     """
     values = torch.where(mask, values, 0.0)
     advantages = torch.zeros_like(values)
@@ -56,8 +56,7 @@ def whitened(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
 def policy_loss(
     log_probabilities: torch.Tensor, old: torch.Tensor, advantages: torch.Tensor, mask: torch.Tensor, clip_range: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Clipped policy loss (arXiv 1707.06347, equation 7), summed over tokens, and the number of tokens where the clip
-    holds.
+    """Clipped policy loss (arXiv 1707.06347, equation 7), summed over tokens, and the number of clipped tokens.
 
     Args:
         log_probabilities, old: [B, T], under the policy now and when it sampled.
@@ -92,7 +91,7 @@ def adapted_kl_coefficient(coefficient: float, kl: float, target: float, respons
 
 
 def distinct(responses: Sequence[Sequence[int]], n: int) -> float:
-    """Different n-grams of tokens as a share of all n-grams of a batch (Li et al. 2016, arXiv 1510.03055); 0 where
-    there are none."""
+    """Different n-grams of tokens as a share of all n-grams of a batch (Li et al. 2016, arXiv 1510.03055); 0 without
+    n-grams."""
     grams = [tuple(ids[k : k + n]) for ids in responses for k in range(len(ids) - n + 1)]
     return len(set(grams)) / len(grams) if grams else 0.0

@@ -1,7 +1,7 @@
-"""Data-parallel PPO: each rank samples and learns from its share, and all ranks hold the same whole batch in between.
+"""Data-parallel PPO: each rank samples and learns from its share, and all ranks hold the same batch in between.
 
-Rollouts are small (token ids and a few numbers each), so they are gathered whole: advantages, whitening and every
-decision are then the same on all ranks, and so are the weights, because gradients are summed before each step.
+Rollouts are small (token ids and a few numbers each), so every rank gathers all of them.  Advantages, whitening and
+every decision are then the same on all ranks.  So are the weights, because gradients are summed before each step.
 """
 
 from __future__ import annotations
@@ -16,8 +16,7 @@ from rm_methods.system.ranks import gathered, wait_for_ranks
 
 
 def use_own_gpu() -> None:
-    """Make the GPU of this rank the one that "cuda" means; whatever is loaded before (a reward model, say) goes to the
-    first GPU."""
+    """Make "cuda" mean the GPU of this rank.  Models that are loaded before this call go to the first GPU."""
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
 
@@ -50,5 +49,5 @@ class Ranks:
                 dist.all_reduce(parameter.grad)
 
     def wait(self) -> None:
-        """Until all ranks are here."""
+        """Wait for all ranks."""
         wait_for_ranks()

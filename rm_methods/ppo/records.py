@@ -1,5 +1,4 @@
-"""What a PPO run writes down (`metrics.jsonl`, `evaluation.parquet`) and what it concludes: the reward-hacking
-alarm."""
+"""The records of a PPO run (`metrics.jsonl`, `evaluation.parquet`), and the reward-hacking alarm."""
 
 from __future__ import annotations
 
@@ -24,7 +23,7 @@ class Records:
     Args:
         folder: work folder.
         keep_until: a resumed run keeps lines and rows up to this step (updates done) and writes the others again; None
-            starts anew.
+            removes them.
     """
 
     def __init__(self, folder: Path, keep_until: int | None):
@@ -40,7 +39,7 @@ class Records:
         write_text(self.metrics, "".join(json.dumps(line) + "\n" for line in lines))
 
     def add_update(self, line: Mapping[str, float]) -> None:
-        """Append one line to `metrics.jsonl` and flush it; what is not finite is written as null."""
+        """Append one line to `metrics.jsonl` and flush it; values that are not finite become null."""
         finite = {
             key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in line.items()
         }
@@ -84,7 +83,7 @@ def read_evaluation(source: str | Path) -> list[dict[str, Any]]:
 
 
 def measures(rollouts: Rollouts) -> dict[str, float]:
-    """What `metrics.jsonl` says of a batch of responses."""
+    """The values of a batch of responses in `metrics.jsonl`."""
     tokens = rollouts.token_lists()
     return {
         "proxy": float(rollouts.proxy.mean()),
@@ -116,9 +115,9 @@ def reward_hacking(rows: Sequence[Mapping[str, Any]], margin: float, confidence:
     """The reward-hacking alarm: gold has fallen below its best while the proxy has risen above its value there.
 
     Every evaluation is compared with the best one (highest mean gold) before it, prompt by prompt.  It alarms if the
-    upper end of the t interval of the mean difference in gold lies below -margin and the mean proxy is higher.  The
-    best is picked afterward, so the level is divided by the number of pairs of evaluations (Bonferroni); without
-    that, noise alone alarms in most runs.
+    upper end of the t interval of the mean difference in gold is below -margin and the mean proxy is higher.  The best
+    one is selected after the fact, so the level is divided by the number of pairs of evaluations (Bonferroni).
+    Otherwise noise alone alarms in most runs.
 
     Returns:
         alarm, margin, confidence, comparisons, steps (those that alarm), and `first` and `last`: of the first and the

@@ -1,16 +1,16 @@
-"""What PPO makes of a proxy's scores before it optimizes them.
+"""Transforms of a proxy's scores before PPO optimizes them.
 
 `none`: the scores.  `contrastive`: minus the mean score of stored SFT responses to the same prompt (Shen et al. 2024,
 arXiv 2403.07708).  `par`: mean sigmoid of the differences to them (Preference As Reward, arXiv 2502.18770).  `clip`:
-cut at so many standard deviations around the mean of the stored responses' scores.  `running`: centered and scaled by
-all scores that PPO has seen so far.
+cut at `clip_width` standard deviations around the mean of the stored responses' scores.  `running`: centered and scaled
+by all scores that PPO has seen so far.
 
 Scores are first centered and scaled on the stored responses (`standardize`), so that a KL coefficient means the same
-for every reward model.  Where stored responses are needed and are not there, that is an error: falling back to plain
-scores would compare a method with itself.
+for every reward model.  Missing stored responses are an error: with plain scores instead, a comparison of transforms
+would compare a method with itself.
 
-A transform that is monotone within a prompt (all of these but `clip`, which makes ties, and `running`, which drifts)
-leaves Best-of-N as it is; only PPO can tell it from the plain scores.
+A transform that is monotone within a prompt does not change Best-of-N; only PPO can tell it from the plain scores.
+All of these are, except `clip`, which makes ties, and `running`, which drifts.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class RunningMoments:
         self.squares = 0.0
 
     def update(self, values: np.ndarray) -> None:
-        """Take in more values."""
+        """Add values."""
         count = len(values)
         mean = float(values.mean())
         total = self.count + count
@@ -80,8 +80,8 @@ class RewardTransform:
 
     Raises:
         ConfigError: an unknown name or a width that is not positive.
-        UserError: references are needed and missing, differ in number, are not finite, or are all equal where they are
-            to give the scale.
+        UserError: references are needed and missing, differ in number, are not finite, or are all equal so that they
+            give no scale.
     """
 
     def __init__(
@@ -124,7 +124,7 @@ class RewardTransform:
         return scores_B
 
     def state(self) -> dict[str, Any]:
-        """What changes during PPO, JSON-able."""
+        """The state that changes during PPO, as a JSON-like value."""
         return vars(self.running).copy()
 
     def load_state(self, state: Mapping[str, Any]) -> None:
@@ -136,7 +136,7 @@ class RewardTransform:
         if not scores or any(not len(values) for values in scores.values()):
             raise UserError(
                 f"transform '{self.name}' with standardize: {str(standardize).lower()} needs the scores of stored SFT "
-                f"responses, but {'some prompts have none' if scores else 'there are none'}. Sample a pool from the "
+                f"responses, but {'some prompts have none' if scores else 'none were given'}. Sample a pool from the "
                 "SFT policy on the PPO prompts first."
             )
         if len({len(values) for values in scores.values()}) > 1:

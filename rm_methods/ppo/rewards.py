@@ -1,7 +1,7 @@
-"""Rewards as PPO calls them: `reward(prompts, responses) -> float64 [B]`.
+"""Rewards for PPO: `reward(prompts, responses) -> float64 [B]`.
 
-Policies and reward models may have different tokenizers and chat templates: what passes between them is text.  The
-policy's response is decoded, and the reward model renders prompt and response with its own template.
+Policies and reward models may have different tokenizers and chat templates, so they exchange text.  The policy's
+response is decoded, and the reward model renders prompt and response with its template.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def text_reward(function: Callable[[Sequence[Message], str], float]) -> Reward:
 
 
 def rewards_of(reward: Reward, what: str, prompts: Sequence[Prompt], responses: Sequence[str]) -> np.ndarray:
-    """Call a reward and check what it returns.
+    """Call a reward and check the result.
 
     Raises:
         UserError: another number of rewards than responses, or one that is not finite; names prompt and response.

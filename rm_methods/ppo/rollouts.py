@@ -67,7 +67,7 @@ class Rollouts:
 
 @dataclass
 class Actors:
-    """What rollouts are made with: policy, reference and value head (in the learner), proxy and gold."""
+    """The models that make rollouts: policy, reference and value head (in the learner), proxy and gold."""
 
     learner: Learner
     reward: Reward
@@ -87,9 +87,9 @@ class Actors:
 def collect(actors: Actors, prompts: Sequence[Prompt], prompt_ids: Sequence[list[int]], seed: int) -> Rollouts:
     """Sample one response to each prompt and score it.
 
-    Chunks of `rows_per_forward` prompts have seeds of their own and are dealt to the ranks, so what is sampled does
-    not depend on the number of ranks.  Where ranks must keep in step, those that got a chunk less sample the first one
-    again, for nothing.
+    Each chunk of `rows_per_forward` prompts has a separate seed and is assigned to a rank, so the samples do not depend
+    on the number of ranks.  If ranks must keep in step, those with one chunk less sample the first one again and drop
+    the result.
 
     Raises:
         NotFinite: on every rank, if the policy's logits on any of them are not finite.
@@ -112,7 +112,7 @@ def collect(actors: Actors, prompts: Sequence[Prompt], prompt_ids: Sequence[list
             continue
         if not spare:
             chunks.append((number, chunk))
-    # Every rank gathers both lists, whatever happened on it: none may wait for another.
+    # Every rank gathers both lists, even after a failure, because the other ranks wait for it.
     problems = ranks.gathered(problems)
     numbered_chunks = ranks.gathered(chunks)
     if problems:
@@ -122,7 +122,7 @@ def collect(actors: Actors, prompts: Sequence[Prompt], prompt_ids: Sequence[list
 
 
 def _up_to_full_round(chunks: int, learner: Learner) -> int:
-    """Number of chunks that ranks run through: where they must keep in step, as many on each."""
+    """Number of chunks that all ranks sample together; a multiple of the ranks if they must keep in step."""
     return -(-chunks // learner.ranks.size) * learner.ranks.size if learner.in_step else chunks
 
 
@@ -161,7 +161,7 @@ def _sample_chunk(actors: Actors, prompts: Sequence[Prompt], prompt_ids: Sequenc
 
 
 def _generated(learner: Learner, prompt_ids: Sequence[list[int]], seed: int) -> Generated:
-    """Sampled responses; NotFinite is raised on all ranks or on none, where they must keep in step."""
+    """Sampled responses; if ranks must keep in step, all of them or none raise NotFinite."""
     policy = learner.policy
     sampling = SamplingSettings(learner.settings.max_new_tokens)
     drawn: Generated | None = None

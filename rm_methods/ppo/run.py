@@ -27,7 +27,7 @@ class PpoJob:
     Attributes:
         config: the resolved configuration.
         variant, seed: the reward model's variant, and the seed of PPO.
-        model: folder of the reward model, in its run folder: summary.json beside it says which run it is.
+        model: folder of the reward model, in its run folder; summary.json beside it identifies the run.
         policy: folder of the policy to start from.
         pairs: file of prepared pairs, whose prompts are answered.
         references: file of `rm_methods.overoptimization.draw.draw_references`.
@@ -54,16 +54,16 @@ class PpoJob:
 
     @property
     def attention(self) -> str:
-        """Attention implementation that the policy is read with."""
+        """Attention implementation of transformers for the policy."""
         return policy_backbone(self.config)["attention"]
 
     @property
     def learning_settings(self) -> PPOSettings:
-        """How the policy learns."""
+        """The settings of the learning."""
         return PPOSettings.of_experiment(self.config)
 
     def depends_on(self, reward_model_key: str) -> list[Any]:
-        """Everything that the trained policy depends on, but for the number of ranks.
+        """Hash of everything that the trained policy depends on; the number of ranks is not part of it.
 
         Args:
             reward_model_key: run key of the reward model's training.
@@ -132,7 +132,7 @@ def _optimize_this_rank(job: PpoJob) -> dict[str, Any]:
         gpus = ppo["processes"] if job.config["resources"]["gpus"] else 0
         check_gpus(gpus, ppo["processes"], "overoptimization.ppo.processes")
     threads = threads_of_rank(job.threads)
-    use_own_gpu()  # before the reward models are loaded, or those of all ranks would be on the first GPU
+    use_own_gpu()  # before the reward models are loaded; otherwise all ranks would load theirs on the first GPU
     pairs = read_pairs(job.pairs)
     trained = read_record(job.model.parent / "summary.json", "a file with a run key and a method", "train")
     depends_on = job.depends_on(trained["run_key"])
@@ -170,7 +170,7 @@ def _optimize_this_rank(job: PpoJob) -> dict[str, Any]:
 
 
 def _final_metrics(summary: Mapping[str, Any]) -> dict[str, float]:
-    """What the tracking store shows for the end of the run."""
+    """The values at the end of the run for the tracking store."""
     last = summary["evaluation"]["last"]
     best = summary["evaluation"]["best_gold"]
     if last is None:

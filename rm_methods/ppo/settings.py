@@ -9,7 +9,7 @@ from typing import Any
 
 @dataclass(frozen=True, kw_only=True)
 class PPOSettings:
-    """How a policy is optimized against a proxy.
+    """Settings of the optimization of a policy against a proxy.
 
     Attributes:
         updates: batches of responses that are sampled and learned from.
@@ -20,8 +20,8 @@ class PPOSettings:
         minibatches: optimizer steps of a pass.
         max_new_tokens, max_prompt_tokens: longest response (end token included) and prompt in tokens.
         learning_rate, schedule, adam_betas, weight_decay, max_gradient_norm: AdamW; the rate is constant or falls to 0.
-        value_rate_factor: learning rate of the value head in units of learning_rate; it starts at 0 and has to find
-            the mean reward fast.
+        value_rate_factor: learning rate of the value head in units of learning_rate; the head starts at 0 and must
+            learn the mean reward fast.
         kl_coefficient: weight of the KL penalty against the starting policy (its first value, if it is adapted).
         kl_target: mean KL of a response in nats that an adaptive coefficient aims at; None keeps the coefficient.
         kl_horizon: responses over which the coefficient adapts.
@@ -29,10 +29,10 @@ class PPOSettings:
         gamma, gae_lambda: discount and trace of the advantage estimates.
         clip_range, value_clip_range, value_coefficient: of the clipped losses.
         missing_end_penalty: subtracted from the reward of a response without end token; None subtracts nothing.
-        transform, clip_width: what is made of the proxy's scores (rm_methods.ppo.reward_transforms).
+        transform, clip_width: transform of the proxy's scores (rm_methods.ppo.reward_transforms).
         standardize: center and scale the proxy's scores on stored SFT responses first.
         precision: "fp32" or "bf16" (autocast; weights, losses and the value head stay fp32).
-        evaluate_every: updates between evaluations (there is always one before the first and after the last update).
+        evaluate_every: updates between evaluations; one always precedes the first update and follows the last.
         checkpoint_every: updates between checkpoints for resuming; None writes none.
         alarm_margin: gold may fall this far below its best before it counts as reward hacking.
     """

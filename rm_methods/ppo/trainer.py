@@ -1,9 +1,9 @@
-"""PPO for language policies against a proxy reward, with the gold reward watched beside it.
+"""PPO for language policies against a proxy reward; records the gold reward, too.
 
-An update samples a batch of responses from the policy, scores them, and takes a few clipped policy-gradient steps; a
-KL penalty at each token holds the policy near the one it started from.  All randomness comes from (seed, purpose,
-update), so a resumed run needs no random states, and the number of ranks does not change what is sampled.  docs/ppo.md
-has the objective and every setting.
+An update samples a batch of responses from the policy, scores them, and takes a few clipped policy-gradient steps.  A
+KL penalty at each token holds the policy near its start.  All randomness comes from (seed, purpose, update), so a
+resumed run needs no random states, and the number of ranks does not change the samples.  docs/ppo.md has the objective
+and every setting.
 """
 
 from __future__ import annotations
@@ -62,19 +62,19 @@ def train_ppo(
         policy_folder: the policy to start from (usually after supervised fine-tuning); it is also the reference of the
             KL penalty.
         reward: the proxy, (prompts, responses) -> float64 [B].
-        gold: the gold reward, the same way; only reported, never learned from.
-        prompts: to learn on.  With standardized or reference-based rewards, each needs stored responses.
-        evaluation_prompts: to evaluate on, with the same random numbers each time.
+        gold: the gold reward, in the same form; it is only reported.
+        prompts: for learning.  With standardized or reference-based rewards, each needs stored responses.
+        evaluation_prompts: for evaluation, with the same random numbers each time.
         seed: of sampling and of the order of prompts.
         out_folder: gets `policy/` (a plain causal-language-model folder), `evaluation.parquet`, `metrics.jsonl`,
             `summary.json`.
-        work_folder: those files as they grow, and checkpoints; a run that was killed goes on from the last one.
-            Removed at the end.
+        work_folder: for unfinished files and checkpoints; a run that was killed continues from the last one.  Removed
+            at the end.
         references: prompt id -> stored responses of the starting policy
             (`rm_methods.policies.sampling.read_references`).
         attention: implementation of transformers, of the policy and its reference.
-        deepspeed: a shipped configuration's name or a file with stage 1, 2 or 3, to cut policy and optimizer over the
-            ranks that torchrun started; None keeps them whole on each.
+        deepspeed: a shipped configuration's name or a file with stage 1, 2 or 3, to shard policy and optimizer over the
+            ranks that torchrun started; None keeps them whole on each rank.
 
     Returns:
         The summary that was written; an empty dictionary on ranks other than the first.  A run that diverged ends
@@ -172,7 +172,7 @@ class PPO:
         return RewardTransform(self.settings.transform, scores, self.settings.standardize, self.settings.clip_width)
 
     def train(self) -> None:
-        """All updates that are left, with evaluations and checkpoints between them."""
+        """All remaining updates, with evaluations and checkpoints between them."""
         settings = self.settings
         first = self._resume()
         if self.ranks.first:
@@ -203,7 +203,7 @@ class PPO:
             )
 
     def _evaluate(self, step: int) -> None:
-        """Sample the evaluation prompts; a good evaluation's policy is what a run that diverges later falls back to."""
+        """Sample the evaluation prompts.  A run that diverges later falls back to the policy of a good evaluation."""
         # Phases inside an evaluation count as evaluation.
         actors = replace(self.actors, seconds=defaultdict(float))
         try:
@@ -223,8 +223,7 @@ class PPO:
             self.good_weights = self.learner.policy_weights()
 
     def _update(self, step: int) -> dict[str, float]:
-        """Sample, score, learn; returns the line of `metrics.jsonl`, measured on the responses that were sampled
-        before learning."""
+        """Sample, score and learn; returns the line of `metrics.jsonl`, measured on the responses before learning."""
         settings = self.settings
         members = batch_members(len(self.prompts), settings.batch_size, step, self.seed)
         batch = [self.prompts[k] for k in members]
@@ -296,7 +295,7 @@ class PPO:
             chunk = rank_rows[start : start + at_once]
             weight = 1.0
             if not len(chunk):
-                # DeepSpeed needs as many backwards on each rank; a rank without rows takes part with weight 0.
+                # DeepSpeed needs the same number of backwards on each rank; a rank without rows has weight 0.
                 chunk = rows[:1]
                 weight = 0.0
             sums += weight * self._backward(
@@ -321,7 +320,7 @@ class PPO:
 
         Args:
             factor: of the summed losses.
-            last: whether it is this rank's last one before a step.
+            last: whether this is the rank's last call before a step.
         """
         settings = self.settings
         learner = self.learner
@@ -369,7 +368,7 @@ class PPO:
             shutil.rmtree(older)
 
     def _resume(self) -> int:
-        """Load the last checkpoint, if there is one; returns the number of updates done."""
+        """Load the last checkpoint, if one exists; returns the number of updates done."""
         folders = self.ranks.gathered([_whole_checkpoints(self.work)] if self.ranks.first else [[]])[0]
         self.resumed = bool(folders)
         if not folders:
@@ -454,7 +453,7 @@ def _whole_checkpoints(work: Path) -> list[Path]:
             whole.append(folder)
             continue
         print(
-            f"PPO: {folder} {fault}; it is removed, and an older one is used if there is one.",
+            f"PPO: {folder} {fault}; it is removed, and an older one is used if one exists.",
             file=sys.stderr,
             flush=True,
         )

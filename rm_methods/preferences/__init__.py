@@ -1,1 +1,1 @@
-"""What a preference is; readers of public formats; the controlled world; label noise; splits."""
+"""Preference pairs: readers of public formats, the controlled world, label noise, splits."""

@@ -1,4 +1,4 @@
-"""Length balance: a subsample in which the longer answer is chosen exactly as often as it is rejected."""
+"""Length balance: a subsample in which the longer answer is chosen in exactly half of the pairs."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from rm_methods.preferences.splits import seeded_order
 def balance_length(pairs: Sequence[PreferencePair], seed: int) -> list[PreferencePair]:
     """Drop pairs until chosen is longer (in characters) in exactly half of those left; the order is kept.
 
-    Pairs of equal length are dropped. All pairs of the rarer kind are kept. Of the commoner kind, each source first
-    keeps as many pairs as it has of the rarer kind, so that it is balanced by itself if it can be. The rest is drawn at
-    random from all sources.
+    Pairs of equal length are dropped. All pairs of the rarer kind are kept. Of the other kind, each source first keeps
+    as many pairs as it has of the rarer kind, so that it is balanced by itself if possible. The rest is drawn at random
+    from all sources.
     """
     longer = [pair for pair in pairs if len(pair.chosen) > len(pair.rejected)]
     shorter = [pair for pair in pairs if len(pair.chosen) < len(pair.rejected)]

@@ -62,11 +62,11 @@ def dataset_card_file(name: str) -> Path:
     """The YAML file of a card.
 
     Raises:
-        ConfigError: there is no such card.
+        ConfigError: no card has this name.
     """
     files = card_files("datasets")
     if name not in files:
-        raise ConfigError([f"data.dataset: there is no card '{name}'. {nearest(name, files)}"])
+        raise ConfigError([f"data.dataset: no card is called '{name}'. {nearest(name, files)}"])
     return files[name]
 
 
@@ -74,7 +74,7 @@ def load_dataset_card(name: str) -> DatasetCard:
     """Read one card.
 
     Raises:
-        ConfigError: there is no such card, or with all problems of the card.
+        ConfigError: no card has this name, or the card is wrong; gives all its problems.
     """
     path = dataset_card_file(name)
     content, problems = read_yaml(path)
@@ -97,7 +97,7 @@ def _meaning_problems(content: dict[str, Any], name: str) -> list[str]:
     reader = content.get("reader")
     options = content.get("options", {})
     if isinstance(reader, str) and reader not in READERS:
-        problems.append(f"reader: there is no reader '{reader}'. {nearest(reader, READERS)}")
+        problems.append(f"reader: unknown reader '{reader}'. {nearest(reader, READERS)}")
     elif isinstance(reader, str) and isinstance(options, dict):
         problems += option_problems(reader, options, "options")
     splits = content.get("splits")
@@ -130,7 +130,7 @@ def card_for(dataset: str, root: str | Path | None = None) -> tuple[DatasetCard,
         root: folder with the files of a card; a relative path starts there. None: the hub, or the working directory.
 
     Raises:
-        ConfigError: there is neither a card nor a file of that name.
+        ConfigError: neither a card nor a file has this name.
         DataError: the file has an unknown format.
     """
     if dataset in list_dataset_cards():
@@ -143,7 +143,7 @@ def card_for(dataset: str, root: str | Path | None = None) -> tuple[DatasetCard,
         check_data_format(path)
         return _card_of_path(path, {"": SplitSource(files=(_escape_glob(path.name),))}), path.parent
     looks_like_path = "/" in dataset or data_format(path) is not None
-    where = f"there is no file or folder {path}" if looks_like_path else f"there is no card '{dataset}'"
+    where = f"no file or folder {path} exists" if looks_like_path else f"no card is called '{dataset}'"
     problem = (
         f"data.dataset: {where}. Give the path of a file or folder of pairs, or the name of a card. "
         f"{nearest(dataset, list_dataset_cards())} "

@@ -1,4 +1,4 @@
-"""What a dataset card says. `preferences/cards.py` reads cards from their files; readers are given them."""
+"""The content of a dataset card. `preferences/cards.py` reads it from the file; readers get it as an argument."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ class SplitSource:
 
 @dataclass(frozen=True)
 class DatasetCard:
-    """What a data set is and where it comes from.
+    """The description and origin of a data set.
 
     Attributes:
         name: name in the configuration and of the YAML file.
         hub_id, hub_config, revision: Hugging Face data set, its configuration and pinned commit. Without hub_id the
             data set has local files only. Without revision it is not pinned, which the report says.
         reader: a name in `readers.READERS`; `options` are its defaults for this data set.
-        splits: our split -> its source. Empty where the reader makes the splits itself.
+        splits: our split -> its source. Empty if the reader makes the splits itself.
         local_files: one sentence on how to get the files, for error messages.
     """
 

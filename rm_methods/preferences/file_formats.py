@@ -140,7 +140,7 @@ def _array_elements(text: str, name: str) -> Iterator[tuple[int, Any]]:
             return
     seen = text[end : end + 20]
     raise DataError(
-        f"{name}, after row {number}: not valid JSON (the array does not end here, but goes on with {seen!r})."
+        f"{name}, after row {number}: not valid JSON (the array does not end here, but continues with {seen!r})."
     )
 
 
@@ -164,7 +164,7 @@ def _not_json(where: str, error: Exception) -> DataError:
 
 
 def strict_json(text: str) -> Any:
-    """The value of a JSON text that means one thing.
+    """The value of an unambiguous JSON text.
 
     Raises:
         ValueError: not JSON (JSONDecodeError), an object with a key twice, NaN or infinity, or a number beyond all

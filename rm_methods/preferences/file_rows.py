@@ -107,7 +107,7 @@ def _note_other_files(root: Path, read: set[Path], report: ReadReport) -> None:
 
 
 def first_names(names: Sequence[str], most: int = 8) -> str:
-    """The first names, and how many more there are."""
+    """The first names, and the number of the others."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more
 

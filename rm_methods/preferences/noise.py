@@ -18,8 +18,8 @@ def flip_labels(
     """Swap chosen and rejected in exactly ``round(rate * len(pairs))`` pairs (halves round to even); the order is kept.
 
     A flipped pair keeps its `pair_id` and gets ``meta["flipped"] = True``. A pair that the reader had flipped already
-    is turned back and gets False. The pairs flipped at a lower rate with the same seed are among those flipped at a
-    higher one.
+    is flipped back and gets False. With one seed, the pairs flipped at a lower rate are among those flipped at a higher
+    one.
 
     Args:
         rate: share of wrong labels, in [0, 0.5).

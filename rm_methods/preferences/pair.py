@@ -26,8 +26,8 @@ class PreferencePair:
         strength: how sure the label is, in the units of the source (larger is surer), or None.
         group: hash of the prompt.  A split never cuts a group.
         split: "train", "validation", "test", or a name that the reader gives.
-        source: card name and, where there is one, the file or subset.
-        meta: anything else the source knows; {"flipped": True} marks injected label noise.
+        source: card name and, if any, the file or subset.
+        meta: further values of the source; {"flipped": True} marks injected label noise.
         margin, target, weight: a method's `transform_pairs` may set them for training; they are never stored. Reward
             margin, probability that `chosen` really is better, weight of the pair in the loss.
         file, row: the source of a pair that a reader made, never stored: path (or hub name), and row counted from 1; ""

@@ -89,7 +89,7 @@ def _clean_and_split(
     steps.append(_step("duplicates", pairs, unique, counts))
     present = {pair.split for pair in unique}
     notes = [
-        f"data.{split}_fraction is not used: the source has a {split} split of its own."
+        f"data.{split}_fraction is not used: the source has a {split} split."
         for split in ("validation", "test")
         if split in present and data[f"{split}_fraction"] > 0
     ]
@@ -100,7 +100,7 @@ def _clean_and_split(
     for limit in ("max_pairs", "max_characters"):
         for split in sorted(data[limit].keys() - splits.keys()):
             if data[limit][split] is not None:
-                notes.append(f"data.{limit}.{split} is not used: there is no split of that name.")
+                notes.append(f"data.{limit}.{split} is not used: no split has that name.")
     for split, members in splits.items():
         if limit := data["max_characters"].get(split):
             splits[split] = [pair for pair in members if longest_text(pair) <= limit]
@@ -152,10 +152,7 @@ def _check_not_empty(data: dict[str, Any], report: dict[str, Any]) -> None:
             f"the split {' and the split '.join(empty)} is empty. "
             "Raise data.<split>_fraction, or set it to 0 to do without the split."
         )
-    raise DataError(
-        f"Data set '{report['dataset']['name']}': {problem} Below: what was read and what became of it.\n"
-        f"{describe(report)}"
-    )
+    raise DataError(f"Data set '{report['dataset']['name']}': {problem} The report of the rows:\n{describe(report)}")
 
 
 def describe(report: dict[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""What a reader read and what it dropped: every row is counted here."""
+"""Counts of the rows that a reader read and dropped; every row is counted."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ class Columns:
     """The columns of one file, over all its rows.
 
     Attributes:
-        values: column -> rows in which it holds anything (0 for a column that never does).
+        values: column -> rows in which it has a value (0 for an empty column).
         read: columns that the reader asked for.
-        message_keys: "column[].key" -> rows in which a message holds anything under a key that is neither role nor
+        message_keys: "column[].key" -> rows in which a message has a value under a key that is neither role nor
             content.
     """
 

@@ -59,7 +59,7 @@ def _compared(pair: PreferencePair) -> tuple:
 def split_train(
     pairs: Sequence[PreferencePair], validation_fraction: float, test_fraction: float, seed: int
 ) -> list[PreferencePair]:
-    """Move groups out of "train" into "validation" and "test", each only if the source itself has no such split.
+    """Move groups from "train" to "validation" and "test", unless the source has such a split.
 
     hash(seed, group) gives every group a uniform number u in [0, 1). The group goes to validation if u <
     validation_fraction, to test if u is in the next `test_fraction`, and otherwise stays in train. Fractions are of

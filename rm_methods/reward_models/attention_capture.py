@@ -1,7 +1,6 @@
-"""Queries and keys of chosen layers, taken where the attention interface of transformers hands them over: after rotary
-embedding, while the forward pass keeps its fused kernel.  No module is patched and no hook is left behind: the capture
-travels with one forward as a keyword argument, and attention functions of ours (`packed_attention`, `joint_attention`)
-put into it what they see.
+"""Captures queries and keys of given layers in the attention interface of transformers: after rotary embedding, while
+the forward pass keeps its fused kernel.  No module is patched and no hook is left behind.  The capture is a keyword
+argument of one forward.  Our attention functions (`packed_attention`, `joint_attention`) store their arguments in it.
 
 Works with recomputed activations: a recomputation writes the same values again.
 """
@@ -17,7 +16,7 @@ from rm_methods.errors import UserError
 
 @dataclass(frozen=True)
 class LayerAttention:
-    """What one attention layer computes with.
+    """The inputs of one attention layer.
 
     Attributes:
         query: [R, h, L, d], after rotary embedding, in the layout of the forward's batch (packed: R = 1, L = T).
@@ -39,26 +38,26 @@ class LayerAttention:
 
 @dataclass
 class AttentionCapture:
-    """Collects the attention of the layers asked for, over one forward.
+    """Collects the attention of given layers in one forward.
 
     Attributes:
         layers: layer numbers, from 0.
-        taken: layer number to its attention.
-        calls: attention layers that offered theirs.
+        captured: layer number to its attention.
+        calls: attention layers that called `offer`.
     """
 
     layers: tuple[int, ...]
-    taken: dict[int, LayerAttention] = field(default_factory=dict)
+    captured: dict[int, LayerAttention] = field(default_factory=dict)
     calls: int = 0
 
     def offer(self, module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float | None) -> None:
-        """Called by the attention function of every layer, with what it was called with."""
-        # Some encoders do not number their layers; they are not recomputed in a backward pass, so counting calls does.
+        """Called by the attention function of every layer, with its arguments."""
+        # Some encoders do not number their layers; they are not recomputed in a backward pass, so counting calls works.
         number = getattr(module, "layer_idx", None)
         number = self.calls if number is None else number
         self.calls += 1
         if number in self.layers:
-            self.taken[number] = LayerAttention(
+            self.captured[number] = LayerAttention(
                 query, key, value, query.shape[-1] ** -0.5 if scaling is None else scaling
             )
 

@@ -1,7 +1,7 @@
 """Backbones: a hub id, a local folder, a GGUF file inside a package or folder, or a tiny Llama-type model from scratch.
 
-`prepare_backbone` runs once per experiment and leaves one folder (tokenizer, chat template, configuration, weights
-where they had to be converted); `load_classifier` turns that folder into a sequence-classification model in every run.
+`prepare_backbone` runs once per experiment and writes one folder (tokenizer, chat template, configuration, converted
+weights if any); `load_classifier` makes a sequence-classification model of that folder in every run.
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ def prepare_backbone(backbone: dict[str, Any], pairs: Iterable[PreferencePair], 
     Args:
         backbone: the resolved `backbone` section of the configuration.
         pairs: training pairs, read only by the tiny backbone, whose tokenizer is trained on their text.
-        folder: where to write.
+        folder: output folder.
 
     Returns:
         The record that is also written to `backbone.json`: kind, where weights are loaded from, revision, tokenizer
         hash, and what the chat template does (`rm_methods.reward_models.template_probe.probe_template`).
 
     Raises:
-        UserError: source not found, hub not reachable, tokenizer unusable, a model that needs code of its own.
+        UserError: source not found, hub not reachable, tokenizer unusable, a model that needs code that comes with it.
     """
     from rm_methods.reward_models.tokenization import ChatTokenizer
 
@@ -71,7 +71,7 @@ def load_tokenizer(folder: Path, max_length: int) -> ChatTokenizer:
     """The `ChatTokenizer` of a prepared backbone or of a saved reward model.
 
     Raises:
-        UserError: there is no such folder, or its tokenizer cannot be used.
+        UserError: the folder does not exist, or its tokenizer cannot be used.
     """
     if not Path(folder).is_dir():
         raise UserError(f"{folder}: no such folder. {_PREPARE_FIRST}")
@@ -154,7 +154,7 @@ def _pretrained(auto_class, folder: Path, record: dict[str, Any], backbone: dict
 
 
 def changed_logits(config) -> dict[str, float]:
-    """How a language model with this configuration changes its logits, the hidden states times the output embeddings.
+    """Changes that a language model with this configuration makes to hidden states times output embeddings.
 
     Returns:
         Settings by name; empty for most models, which change nothing.
@@ -217,7 +217,7 @@ def _prepare_tiny(backbone: dict[str, Any], pairs: Iterable[PreferencePair], pat
         texts += [message["content"] for message in pair.prompt]
         texts += [pair.chosen, pair.rejected]
     if not texts:
-        raise UserError("backbone.source = 'tiny' trains its tokenizer on the training pairs, but there are none.")
+        raise UserError("backbone.source = 'tiny' trains its tokenizer on the training pairs, but none were given.")
     special = ["<pad>", "<bos>", "<eos>", *(f"<{role}>" for role in _ROLES)]
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -275,7 +275,7 @@ def _convert_gguf(backbone: dict[str, Any], path: Path) -> dict[str, Any]:
 
 
 def _prepare_pretrained(backbone: dict[str, Any], path: Path) -> dict[str, Any]:
-    """Keep tokenizer and configuration of a hub id or local folder; its weights stay where they are."""
+    """Store tokenizer and configuration of a hub id or local folder; its weights are not copied."""
     from transformers import AutoModelForSequenceClassification
 
     from rm_methods.reward_models.loading import check_tensors, pretrained_config, pretrained_tokenizer
@@ -294,7 +294,7 @@ def _prepare_pretrained(backbone: dict[str, Any], path: Path) -> dict[str, Any]:
 
 
 def _check_length(path: Path, backbone: dict[str, Any]) -> None:
-    """Positions beyond those a model was made for give an index error at best and nonsense at worst."""
+    """Refuse more positions than the model has: they would give an index error or nonsense."""
     from rm_methods.reward_models.loading import pretrained_config
 
     limit = getattr(pretrained_config(path), "max_position_embeddings", None)

@@ -1,8 +1,8 @@
-"""Which pairs go into which optimizer step, micro-batch and rank: decided before training, the same on every rank.
+"""The batch plan: assigns pairs to optimizer steps, micro-batches and ranks before training, equally on every rank.
 
 Every method gets the same pairs in the same steps for the same seed.  Within a step, pairs of similar length share a
-micro-batch and its size is limited in launched tokens; and every rank runs the same number of forwards, because under
-ZeRO-3 a rank that runs one more forward than the others waits for ever.
+micro-batch, whose size is limited in launched tokens.  Every rank runs the same number of forwards, because under
+ZeRO-3 a rank with one more forward than the others waits forever.
 """
 
 from __future__ import annotations
@@ -77,10 +77,10 @@ def plan_steps(
 
     Args:
         items: tokenized pairs.
-        steps: optimizer steps; the items are gone through again and again until there are as many.
+        steps: optimizer steps; the epochs repeat until this number is reached.
         pairs_per_step: pairs in an optimizer step, over all ranks; the last step of an epoch may have fewer.
-        tokens_per_microbatch: limit of launched tokens; a single longer pair makes a micro-batch of its own.
-        seed: order of the pairs; epoch e uses its own stream of the same seed.
+        tokens_per_microbatch: limit of launched tokens; a single longer pair makes a separate micro-batch.
+        seed: order of the pairs; each epoch uses a separate stream of the seed.
         layout: "packed" or "plain".
     """
     plan: list[StepPlan] = []
@@ -102,7 +102,7 @@ def padded_batches(lengths: Sequence[int], limit: int) -> list[list[int]]:
 
 
 def plan_cost(plan: Sequence[StepPlan], items: Sequence[TokenizedItem], layout: str) -> dict[str, int]:
-    """What a plan computes, over all ranks.
+    """The computation of a plan, over all ranks.
 
     Returns:
         pairs_seen; tokens (all sequences of the pairs, as if each were computed alone, so that methods and layouts
@@ -133,7 +133,7 @@ def _plan_step(chunk: list[int], items: Sequence[TokenizedItem], *, layout: str,
         else:
             batches[largest] = MicroBatch(whole.indices[:half])
             batches.append(MicroBatch(whole.indices[half:]))
-    # Longest first, dealt back and forth: ranks get like amounts of work, and too little memory shows in the first
+    # Longest first, dealt back and forth: ranks get similar amounts of work, and too little memory shows in the first
     # forward.
     batches.sort(key=launched, reverse=True)
     dealt: list[list[MicroBatch]] = [[] for _ in range(ranks)]

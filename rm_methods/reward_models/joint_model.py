@@ -1,7 +1,7 @@
 """A model that reads prompt and two responses together and says which response is better.
 
-Three kinds: an encoder (any `AutoModelForSequenceClassification` with one output), a decoder whose causal mask is taken
-away (after LLM2Vec, arXiv 2404.05961), and a decoder as it is (after RLHFlow, arXiv 2405.07863).  Both orders of a pair
+Three kinds: an encoder (any `AutoModelForSequenceClassification` with one output), a decoder without its causal mask
+(after LLM2Vec, arXiv 2404.05961), and an unchanged decoder (after RLHFlow, arXiv 2405.07863).  Both orders of a pair
 are always computed, so the preference is antisymmetric by construction.
 """
 
@@ -53,12 +53,12 @@ ALL_MASK_ATTENTION_FUNCTIONS.register(NAME, ALL_MASK_ATTENTION_FUNCTIONS[KERNEL]
 
 @dataclass
 class JointOutput:
-    """What one forward gives.
+    """The result of one forward.
 
     Attributes:
         rewards: fp32 [pairs, 2]: logits that the first response is better, with chosen first and with rejected first.
-        attention: layer number to what the layer computed with, for the layers asked for.
-        maps: layer number to attention weights [R, h, L, L], instead of `attention` where a model gives only these.
+        attention: layer number to the inputs of that layer, for the layers asked for.
+        maps: layer number to attention weights [R, h, L, L], instead of `attention` if a model gives only these.
     """
 
     rewards: torch.Tensor
@@ -71,12 +71,12 @@ class JointModel(nn.Module):
 
     Args:
         classifier: a sequence-classification model with `num_labels=1`.
-        decoder: it is decoder-only, and the reward is read at each row's last token.
-        autocast: dtype of matrix products, or None for the weights' own.
-        causal: a decoder keeps its causal mask; otherwise the mask is taken away.
+        decoder: whether it is decoder-only, so that the reward is read at each row's last token.
+        autocast: dtype of matrix products, or None for that of the weights.
+        causal: whether a decoder keeps its causal mask; otherwise the mask is removed.
 
     Raises:
-        UserError: a decoder whose mask cannot be taken away.
+        UserError: a decoder whose mask cannot be removed.
     """
 
     def __init__(
@@ -95,7 +95,7 @@ class JointModel(nn.Module):
         if decoder and not causal and (not own_kernel or getattr(classifier.config, "sliding_window", None)):
             raise UserError(
                 f"The causal mask of {type(classifier).__name__} with attention "
-                f"'{classifier.config._attn_implementation}' cannot be taken away. Use a backbone with transformers' "
+                f"'{classifier.config._attn_implementation}' cannot be removed. Use a backbone with transformers' "
                 "attention interface, attention: sdpa and no sliding window, or a joint encoder."
             )
         if own_kernel:
@@ -112,9 +112,9 @@ class JointModel(nn.Module):
         return self.classifier.base_model
 
     def layout(self, asked: str) -> str:
-        """Joint rows are plain rows, whatever is asked for: nothing is shared between the two orders.
+        """Always "plain": the two orders of a pair share nothing.
 
-        The first call measures whether padding changes them.
+        The first call measures whether padding changes the logits.
 
         Raises:
             UserError: it does.
@@ -133,7 +133,7 @@ class JointModel(nn.Module):
         """Preferences of pairs laid out as plain rows, two a pair (both orders).
 
         Args:
-            layers: whose attention to give back (numbers from 0).
+            layers: layers whose attention is returned (numbers from 0).
 
         Raises:
             UserError: attention is asked for and cannot be read.
@@ -142,7 +142,7 @@ class JointModel(nn.Module):
         check_positions(self.config, length)
         check_length(self.classifier, length)
         is_token_RL = torch.arange(length, device=batch.input_ids.device) <= batch.read_column[:, None]
-        # Without a mask of ours a decoder is causal, and never reaches the padding behind a row's end.
+        # Without our mask a decoder is causal, and never reaches the padding after a row's end.
         mask = None if self.causal else is_token_RL[:, None, None]
         own_kernel = self.config._attn_implementation == NAME
         obstacle = capture_obstacle(self.config)
@@ -176,15 +176,15 @@ class JointModel(nn.Module):
                 output = self.classifier(input_ids=batch.input_ids, attention_mask=is_token_RL.long(), **options)
                 logits_R = output.logits[:, 0]
                 maps = output.get("attentions")
-        taken = capture.taken
-        reads_maps = bool(layers) and not taken
+        captured = capture.captured
+        reads_maps = bool(layers) and not captured
         if reads_maps and (maps is None or not maps or any(x is None for x in maps)):
             raise UserError(
                 f"The teacher's attention cannot be read: {type(self.classifier).__name__} with attention "
                 f"'{self.config._attn_implementation}' gives none. Load it with attention 'sdpa' or 'eager'."
             )
         return JointOutput(
-            logits_R.view(-1, 2), taken, {layer: maps[layer] for layer in layers} if maps and reads_maps else {}
+            logits_R.view(-1, 2), captured, {layer: maps[layer] for layer in layers} if maps and reads_maps else {}
         )
 
     def attention_map(
@@ -197,7 +197,7 @@ class JointModel(nn.Module):
 
         Returns:
             fp32 [R, L, L], rows are distributions over real tokens; and the queries and keys that it was computed from,
-            None where the model gives only weights.
+            None if the model gives only weights.
         """
         with torch.no_grad():
             output = self(batch, (layer,))
@@ -206,7 +206,7 @@ class JointModel(nn.Module):
                 if heads is not None:
                     maps_RhLL = maps_RhLL[:, list(heads)]
                 return maps_RhLL.mean(1), None
-            taken = output.attention[layer].repeated()
+            attention = output.attention[layer].repeated()
             is_token_RL = (
                 torch.arange(batch.input_ids.shape[1], device=batch.input_ids.device) <= batch.read_column[:, None]
             )
@@ -215,11 +215,12 @@ class JointModel(nn.Module):
                 hidden_RLL = hidden_RLL | ~torch.ones_like(hidden_RLL).tril()
             total_RLL = torch.zeros(hidden_RLL.shape, device=hidden_RLL.device)
             # One head at a time: the scores of all heads are many times as large as their mean.
-            wanted = range(taken.query.shape[1]) if heads is None else heads
-            for head in wanted:
-                scores_RLL = taken.query[:, head].float() @ taken.key[:, head].float().transpose(1, 2) * taken.scaling
+            heads = range(attention.query.shape[1]) if heads is None else heads
+            for head in heads:
+                query_RLd = attention.query[:, head].float()
+                scores_RLL = query_RLd @ attention.key[:, head].float().transpose(1, 2) * attention.scaling
                 total_RLL += scores_RLL.masked_fill_(hidden_RLL, float("-inf")).softmax(-1)
-            return total_RLL / len(wanted), taken
+            return total_RLL / len(heads), attention
 
     def save(self, folder: str | Path, state_dict: dict[str, torch.Tensor] | None = None) -> None:
         """Write the classifier as transformers loads it, and the record that makes the folder a joint model."""
@@ -288,7 +289,7 @@ def load_joint(
     folder = Path(folder)
     if not (folder / JOINT_RECORD).exists():
         raise UserError(
-            f"{folder}: not a joint model ({JOINT_RECORD} is not there). Name the model folder of a run of a joint "
+            f"{folder}: not a joint model ({JOINT_RECORD} is missing). Name the model folder of a run of a joint "
             "method."
         )
     record = read_json(folder / JOINT_RECORD)
@@ -343,5 +344,5 @@ def encoder_reader(tokenizer, config) -> EncoderReader:
 def encoder_length(config, default: int = 512) -> int:
     """Positions that an encoder can read."""
     length = max(getattr(config, "max_position_embeddings", None) or 0, 0) or default
-    # RoBERTa and its kin count positions from behind the pad id.
+    # RoBERTa and related models number positions from the one after the pad id.
     return length - 2 if config.model_type in ("roberta", "xlm-roberta", "camembert", "mpnet") else length

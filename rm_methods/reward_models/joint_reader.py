@@ -1,7 +1,7 @@
-"""How a joint model reads a pair: prompt, first and second response in one row, every token attending to every other.
+"""The input of joint models: prompt, first and second response in one row, every token attending to every other.
 
-A pair is always read in both orders, chosen first and rejected first, so that the place of a response never tells its
-label, and what is read from the model (a preference, an attention map) is averaged over the orders.
+A pair is always read in both orders, chosen first and rejected first, so that the position of a response never tells
+its label.  Results of the model (a preference, an attention map) are averaged over the orders.
 
 Shapes: M tokens of a joint row.
 """
@@ -42,7 +42,7 @@ class JointRow:
 
 @dataclass(frozen=True)
 class PairText:
-    """The text of a pair, after the student's truncation: what both student and teacher read.
+    """The text of a pair that both student and teacher read, after the student's truncation.
 
     Attributes:
         segments: prompt (contents of its messages, a newline between them), chosen, rejected.
@@ -54,7 +54,7 @@ class PairText:
 
 
 def pair_text(tokenizer: ChatTokenizer, item: TokenizedItem) -> PairText | None:
-    """Where the student's tokens of a pair lie in its text.
+    """The positions of the student's tokens of a pair in its text.
 
     Returns:
         None if truncation left the two sequences with different prompts, so that there is no joint text.
@@ -77,7 +77,7 @@ def pair_text(tokenizer: ChatTokenizer, item: TokenizedItem) -> PairText | None:
         segment = np.where(in_response, CHOSEN + k, np.where(in_prompt, PROMPT, OUTSIDE))
         text_spans = text_spans - np.where(in_response, response_start, 0)[:, None]
         start = item.shared if k else 0
-        # A prompt token behind the shared ones stands once in each sequence; aligned twice it would count twice.
+        # A prompt token after the shared ones occurs once in each sequence; aligned twice it would count twice.
         segment[item.shared :][segment[item.shared :] == PROMPT] = OUTSIDE
         ids.append(sequence[start:])
         segments.append(segment[start:])
@@ -89,13 +89,13 @@ def pair_text(tokenizer: ChatTokenizer, item: TokenizedItem) -> PairText | None:
 class EncoderReader:
     """Reads `[CLS] prompt [SEP] first [SEP] second [SEP]` with an encoder's tokenizer.
 
-    What does not fit is cut: the oldest text of the prompt first, down to a quarter of the row, then the ends of the
+    Too long a text is cut: the oldest text of the prompt first, down to a quarter of the row, then the ends of the
     responses.
 
     Args:
         tokenizer: a fast Hugging Face tokenizer with tokens for start and separation (CLS and SEP, or BOS and EOS).
         max_length: longest row in tokens.
-        opening: tokens before prompt, first and second response, where a model wants others than one CLS in front.
+        opening: tokens before prompt, first and second response, for a model that needs others than one CLS in front.
     """
 
     def __init__(self, tokenizer, max_length: int, opening: Sequence[Sequence[int]] | None = None):
@@ -173,7 +173,7 @@ class EncoderReader:
         half = left // 2
         if first + second <= left:
             return [prompt, first, second]
-        # The same for both where both are long: a longer remainder of one of them would tell the label.
+        # The same for both if both are long: a longer remainder of one of them would tell the label.
         return [prompt, min(first, max(half, left - second)), min(second, max(half, left - first))]
 
 

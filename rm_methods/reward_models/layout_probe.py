@@ -1,12 +1,12 @@
 """Measures, on a few tiny texts, whether a model scores a text in our batches as transformers scores it alone.
 
-Two things can go wrong silently: a layer that carries something from one packed text to the next (a recurrent state, a
-convolution, a window), and a layer that sees the padding of other rows.  Names of architectures do not tell; a forward
-does.  The texts are made of random ids: four sequences of different lengths, two that share a prompt, responses short
-enough for a leak to reach their last token.
+Two faults give no error: a layer that carries something from one packed text to the next (a recurrent state, a
+convolution, a window), and a layer that sees the padding of other rows.  The name of an architecture does not show
+them, but a forward does.  The texts are made of random ids: four sequences of different lengths, two that share a
+prompt, responses short enough for a leak to reach their last token.
 
-Only ten tokens a text: what starts with longer texts only (a window, chunks, frequencies that depend on the length) is
-for the configuration to say (`rm_methods.reward_models.model.packing_obstacle`).
+Each text has only ten tokens.  Faults of longer texts (a window, chunks, frequencies that depend on the length) must be
+read from the configuration (`rm_methods.reward_models.model.packing_obstacle`).
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ _LENGTHS = ((6, (2, 7)), (3, (4, 1)))
 
 @dataclass(frozen=True)
 class LayoutProbe:
-    """What the probe measured: largest differences from each text alone, relative to the spread over the probe's texts.
+    """Results of the probe: largest differences from each text alone, relative to the spread over the probe's texts.
 
     Attributes:
         tolerance: largest difference that counts as rounding.
         plain: of rows padded to one length.
-        packed: of the packed layout; None where it was not tried or its forward failed.
+        packed: of the packed layout; None if it was not tried or its forward failed.
         packing_obstacle: why packed batches are not exact; None if they are, or were not tried.
     """
 
@@ -67,13 +67,13 @@ def tolerance(dtype: torch.dtype) -> float:
 
 
 def probe_reward_model(model: RewardModel) -> LayoutProbe:
-    """Compare what our head reads of each text in a batch with what transformers' head reads of it alone.
+    """Compare the states that our head reads of each text in a batch with those of transformers for the text alone.
 
     Args:
         model: a `RewardModel` whose weights are whole; autocast is left out, so fp32 weights are compared in fp32.
 
     Raises:
-        UserError: transformers reads the score elsewhere, or padding changes what is read.
+        UserError: transformers reads the score at another token, or padding changes the state.
     """
     items = probe_items(model.config)
     limit = tolerance(next(model.classifier.parameters()).dtype)
@@ -94,12 +94,12 @@ def probe_reward_model(model: RewardModel) -> LayoutProbe:
 def _try_packing(
     model, items: list[TokenizedItem], alone_SH: torch.Tensor, limit: float
 ) -> tuple[float | None, str | None]:
-    """How far packed texts are from each text alone.
+    """The largest difference of packed texts from each text alone.
 
     Returns:
         The difference, None where the forward fails; and why packing is not exact, None if it is.
 
-    Plain rows count too: with our attention transformers builds no masks, which a few models need for them.
+    Plain rows count, too: with our attention, transformers builds no masks, which a few models need for plain rows.
     """
     try:
         packed = _difference(_last_states(model, items, "packed"), alone_SH)
@@ -107,7 +107,7 @@ def _try_packing(
     except torch.OutOfMemoryError:
         raise
     except Exception as error:
-        # Whatever a model raises on a layout that its authors never tried, the plain one remains.
+        # A model may raise any error on a layout that its authors never tried; the plain one remains.
         return None, f"its packed forward fails ({_first_line(error)})"
     if largest <= limit:
         return packed, None
@@ -143,7 +143,7 @@ def probe_joint_model(model: JointModel) -> LayoutProbe:
 
 
 def _depends_on_length(config) -> str | None:
-    """How an encoder's attention depends on the padded length of a batch, where no small probe shows it; or None."""
+    """Why an encoder's attention depends on the padded length of a batch although no small probe shows it; or None."""
     if getattr(config, "attention_type", None) == "block_sparse":
         return (
             "block-sparse attention depends on the padded length of a batch (attention_type: original_full in its "
@@ -181,7 +181,7 @@ def check_length(classifier: PreTrainedModel, longest: int) -> None:
         if longest > limit:
             raise UserError(
                 f"{type(classifier).__name__}: a text of {longest} tokens would change the scores of the other texts "
-                f"of its batch ({reason} goes by the longest text above {limit} tokens). Set max_length to at most "
+                f"of its batch ({reason} depends on the longest text above {limit} tokens). Set max_length to at most "
                 f"{limit}."
             )
 
@@ -196,7 +196,7 @@ def _check_padding(model, difference: float, limit: float) -> None:
 
 
 def probe_items(config) -> list[TokenizedItem]:
-    """The probe's texts for a model with this configuration: ordinary ids, drawn with a seed of their own.
+    """The probe's texts for a model with this configuration: ordinary ids, drawn with a separate seed.
 
     An encoder-decoder reads its score at the end token, so there each text ends with it.
     """
@@ -240,7 +240,7 @@ def _undisturbed(model: RewardModel | JointModel) -> Iterator[None]:
 
 @contextmanager
 def _own_kernel(classifier: PreTrainedModel) -> Iterator[None]:
-    """The attention of transformers, masks included, where ours is set."""
+    """Use the attention of transformers, masks included, instead of ours."""
     ours = classifier.config._attn_implementation
     if ours != packed_attention.NAME:
         yield
@@ -253,7 +253,7 @@ def _own_kernel(classifier: PreTrainedModel) -> Iterator[None]:
 
 
 def _read_by_transformers(classifier: PreTrainedModel, items: list[TokenizedItem]) -> torch.Tensor:
-    """What the head reads in transformers' own forward of each text alone, fp32 [S, hidden]."""
+    """The states that the head reads in the forward of transformers for each text alone, fp32 [S, hidden]."""
     head = cast(nn.Linear, classifier.score)
     read = []
 
@@ -282,7 +282,7 @@ def _read_by_transformers(classifier: PreTrainedModel, items: list[TokenizedItem
 
 
 def _last_states(model, items: list[TokenizedItem], layout: str) -> torch.Tensor:
-    """What our head reads of each text, fp32 [S, hidden]."""
+    """The states that our head reads of each text, fp32 [S, hidden]."""
     return _forward(model, items, layout).last_hidden.flatten(0, 1).float()
 
 

@@ -1,12 +1,11 @@
-"""How tokenized items are laid out for a forward.
+"""The two layouts of tokenized items in a forward.
 
-Packed: all tokens of all items in one row, every prompt once, no padding.  Everything in a transformer but attention
-works on single tokens, so this is all the work there is.  Attention alone regroups the tokens, so that each prompt
-attends to itself and each response to its prompt and itself (`AttentionMap`,
-rm_methods.reward_models.packed_attention).
+Packed: all tokens of all items in one row, every prompt once, no padding.  All parts of a transformer except attention
+work on single tokens, so they need no change.  Attention regroups the tokens, so that each prompt attends to itself and
+each response to its prompt and itself (`AttentionMap`, rm_methods.reward_models.packed_attention).
 
-Plain: one row per sequence `[prompt | response_k]`, right-padded, ordinary causal attention; the reference that the
-packed layout equals.
+Plain: one row per sequence `[prompt | response_k]`, right-padded, ordinary causal attention; the packed layout gives
+the same results.
 
 Positions count within the sequence, the reward is read at each sequence's last token by explicit length, and ids are
 never compared with the pad token.
@@ -28,7 +27,7 @@ from rm_methods.reward_models.tokenization import TokenizedItem
 
 @dataclass
 class AttentionMap:
-    """Regroups packed tokens for attention; `token_positions` says how they are ordered.
+    """Regroups packed tokens for attention; `token_positions` defines their order.
 
     Every token is a query once, in its prompt [I, P] or its response [S, Q].  Keys of a prompt are the prompt, keys of
     a response are `[prompt | response]` [S, P + Q].  Groups are right-padded with token 0.
@@ -37,12 +36,12 @@ class AttentionMap:
         prompts: int64 [I, P], packed tokens of each prompt.
         responses: int64 [S, Q], packed tokens of each response.
         keys: int64 [S, P + Q], what each response attends to.
-        allowed: bool [S, 1, Q, P + Q], True where the query may attend to the key.
-        query_places: int64 [T], where a token stands in the flattened, concatenated `prompts` and `responses`.
+        allowed: bool [S, 1, Q, P + Q], True if the query may attend to the key.
+        query_places: int64 [T], the place of a token in the flattened, concatenated `prompts` and `responses`.
         key_places: int64 [T], the first place of a token in the flattened, concatenated `prompts` and `keys`.
         prompt_key_places: int64 [N, prompt tokens], the other places of the prompt tokens.
         query_is_token: bool [I * P + S * Q], False at padding.
-        used: set by the attention that went by this map, so that a model that does not hand it on is noticed.
+        used: set by the attention that used this map, so that a model that does not pass it on is noticed.
     """
 
     prompts: torch.Tensor
@@ -82,8 +81,8 @@ class SequenceBatch:
     Attributes:
         input_ids: int64 [R, L]; packed: [1, T].
         position_ids: int64, as input_ids: places within the sequence.
-        attention_map: for the packed layout; None in the plain one, where causal attention alone is right (padding lies
-            behind every real token).
+        attention_map: for the packed layout; None in the plain one, whose causal attention needs no mask (padding
+            follows every real token).
         read_row, read_column: int64 [S], where sequence s ends, items in order, responses of an item in order.
         responses: N, the same for all items of the batch.
         real_tokens, launched_tokens: tokens without and with padding.
@@ -136,7 +135,7 @@ def packed_length(item: TokenizedItem) -> int:
 
 
 def token_positions(items: Sequence[TokenizedItem], layout: str) -> list[np.ndarray]:
-    """Where the tokens of each sequence are in the flattened rows of a batch of `items`.
+    """The positions of the tokens of each sequence in the flattened rows of a batch of `items`.
 
     The packed layout holds the prompts of all items, then all responses; the plain one a padded row for each sequence.
 
@@ -168,7 +167,7 @@ def lay_out(items: Sequence[TokenizedItem], layout: str, pad_id: int) -> Sequenc
 
     Args:
         layout: "packed" or "plain".
-        pad_id: fills the plain layout's rows; any id will do.
+        pad_id: fills the plain layout's rows; any id works.
     """
     sequences = [sequence for item in items for sequence in item.sequences]
     longest = max(map(len, sequences))
@@ -246,7 +245,7 @@ def _attention_map(prompt_lengths: list[int], response_lengths: list[int]) -> At
 
 
 def _grouped(ends: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Consecutive tokens as rows, padded with 0, and where they are tokens.
+    """Consecutive tokens as rows, padded with 0, and a mask that is true at tokens.
 
     Args:
         ends: int64 [groups + 1]; group g holds the tokens from ends[g] to ends[g + 1].

@@ -1,8 +1,8 @@
 """The one place that loads models, tokenizers and configurations of transformers.
 
-A model is loaded whole or not at all.  transformers draws weights that a checkpoint lacks at random, which gives other
-scores in every process, and leaves out weights that it does not know; both are errors here.  Code that comes with a
-model (`auto_map` in its config.json) is never run: it would have to be trusted again wherever the folder is read.
+A model is loaded whole or not at all.  For weights that a checkpoint lacks, transformers draws random ones, so that
+every process gives other scores.  Weights that it does not know are left out.  Both are errors here.  Code that comes
+with a model (`auto_map` in its config.json) is never run, because every reader of the folder would have to trust it.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ AUTO = "auto"
 # Modules that wrap a model, or a part of it, and leave their name in the names of its tensors: torch.compile, DDP,
 # FSDP, and activation checkpointing.
 _WRAPPERS = ("_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
-# transformers applies each pattern once to a name, and FSDP wraps the model and its layers: so there are two of each.
+# transformers applies each pattern once to a name, and FSDP wraps the model and its layers, so each occurs twice.
 _UNWRAPPED = {rf"(^|{dot}){wrapper}\.": r"\1" for dot in (r"\.", "[.]") for wrapper in _WRAPPERS}
 # In front of all names: PEFT, TRL's value-head models, and a module that holds the model.
 _OUTER_NAMES = ("base_model.model.", "pretrained_model.", "model.", "classifier.", "backbone.")
@@ -65,7 +65,7 @@ def pretrained_tokenizer(source: str | Path, *, revision: str | None = None, set
         tokenizer = AutoTokenizer.from_pretrained(
             source, revision=revision, local_files_only=local, trust_remote_code=False, **options
         )
-        tokenizer("a")  # some damage of its configuration shows first here
+        tokenizer("a")  # shows some kinds of damage of its configuration
         return tokenizer
 
 
@@ -85,7 +85,7 @@ def pretrained_model(
     Args:
         auto_class: a class with `from_pretrained`, such as `AutoModelForSequenceClassification`.
         dtype: of the weights.
-        attention: "auto" (sdpa where the architecture has it, otherwise eager, which is said on stderr), or a name that
+        attention: "auto" (sdpa if the architecture has it, otherwise eager with a message on stderr), or a name that
             transformers knows.
         new_head: the head may be missing, and that of a language model in the checkpoint is left out.
         options: of `from_pretrained`.
@@ -101,7 +101,7 @@ def pretrained_model(
     mapping = check_tensors(auto_class, source, new_head=new_head, setting=setting, **options)
     with load_errors_explained(source, setting), _without_load_report():
         model, report = _from_pretrained(auto_class, source, key_mapping=mapping, output_loading_info=True, **options)
-    # Otherwise save_pretrained would give the names back what was taken off them.
+    # Otherwise save_pretrained would restore the removed prefixes.
     if mapping is not None and hasattr(model, "_weight_conversions"):
         del model._weight_conversions
     used = model.config._attn_implementation
@@ -157,7 +157,7 @@ def check_tensors(
             model, unwrapped = _from_pretrained(auto_class, source, key_mapping=mapping, **options)
             if not any(_wrong_tensors(model, unwrapped, new_head).values()):
                 name = min(report["unexpected_keys"])
-                print_once(f"{source}: tensors have the names of a wrapped model ({name}); the prefix is taken off.")
+                print_once(f"{source}: tensors have the names of a wrapped model ({name}); the prefix is removed.")
                 return mapping
     raise UserError(
         f"{named(source, setting)}: the weights are not those of {type(model).__name__}: {_listed(wrong)}. "
@@ -166,7 +166,7 @@ def check_tensors(
 
 
 def attention_option(attention: str) -> str | None:
-    """What transformers takes as `attn_implementation`; None is sdpa where the architecture has it, otherwise eager."""
+    """Value of `attn_implementation` for transformers; None is sdpa if the architecture has it, otherwise eager."""
     return None if attention == AUTO else attention
 
 
@@ -180,9 +180,9 @@ def learned_positions(config) -> int | None:
 
 
 def length_within_positions(source: str | Path, config, max_length: int) -> int:
-    """`max_length`, or the number of learned positions where that is less: longer texts are then cut and marked.
+    """`max_length`, or the number of learned positions if that is less: longer texts are then cut and marked.
 
-    A lower length is said on stderr.
+    A message on stderr names a lower length.
     """
     positions = learned_positions(config)
     if positions is None or max_length <= positions:
@@ -195,7 +195,7 @@ def length_within_positions(source: str | Path, config, max_length: int) -> int:
 
 @contextmanager
 def load_errors_explained(source: str | Path, setting: str | None = None) -> Iterator[None]:
-    """Turns what transformers raises for a damaged, unknown or unreachable model into one message that says what to do.
+    """Turns errors of transformers for a damaged, unknown or unreachable model into one message that says what to do.
 
     Args:
         source: folder or hub id.
@@ -226,7 +226,7 @@ def load_errors_explained(source: str | Path, setting: str | None = None) -> Ite
             )
         else:
             advice = (
-                "There is no such folder here, so it was taken for a model of the hub. If this machine has no network, "
+                "No such folder exists here, so it was taken for a model of the hub. If this machine has no network, "
                 f"download the model elsewhere and {f'set {setting} to' if setting else 'name'} the local folder."
             )
         raise UserError(f"{named(source, setting)} cannot be loaded ({what}). {advice}") from error
@@ -335,7 +335,7 @@ def _advice(wrong: dict[str, list[str]]) -> str:
         return "This is a causal language model: train a reward model from it (backbone.source), or name a trained one."
     if missing == ["score.weight"]:
         return (
-            "Its reward head is not there. If the head has another name but is one linear layer without bias, rename "
+            "Its reward head is missing. If the head has another name but is one linear layer without bias, rename "
             "its tensor to score.weight; otherwise use a model whose head transformers knows."
         )
     if missing == ["lm_head.weight"] or (not missing and "score.weight" in unexpected):

@@ -2,10 +2,10 @@
 
     y = W x + alpha / rank * B A x,    A [rank, in],  B [out, rank],  B = 0 at the start
 
-Hu et al. 2021 (arXiv 2106.09685).  The layers are those of the peft library, put into the backbone in place: modules
-keep their names and classes, so attention capture, packing, DeepSpeed and the methods' own modules see the model that
-they know.  Only the backbone is given to peft, so the head, and whatever a method attaches, is trained and saved as
-without LoRA.
+Hu et al. 2021 (arXiv 2106.09685).  The layers are those of the peft library, which replace linear layers of the
+backbone.  Other modules keep their names and classes, so attention capture, packing, DeepSpeed and the methods' modules
+work unchanged.  Peft gets only the backbone, so the head and the modules of a method are trained and saved as without
+LoRA.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from rm_methods.reward_models.model import RewardModel
 
 ALL_LINEAR = "all-linear"
-ADAPTER = "default"  # peft's own name for an adapter that has none; part of its parameters' names
+ADAPTER = "default"  # peft's name for an unnamed adapter; part of its parameters' names
 
 
 def target_layers(classifier: PreTrainedModel, asked: str | list[str]) -> list[str]:
@@ -98,7 +98,7 @@ def merge_adapters(model: nn.Module, state_dict: Mapping[str, torch.Tensor] | No
     most of a small update.
 
     Args:
-        state_dict: whole weights of the model (under ZeRO-3 its own tensors are only shards); None takes its own.
+        state_dict: whole weights of the model (under ZeRO-3 its tensors are only shards); None takes those of `model`.
 
     Returns:
         fp32 weights of the whole model, with the names and the order that they have without LoRA.  The tensors of

@@ -23,11 +23,11 @@ from rm_methods.system.ranks import print_once
 
 @dataclass
 class RewardOutput:
-    """What one forward gives a method.
+    """The result of one forward.
 
     Attributes:
         rewards: fp32 [items, N].
-        last_hidden: [items, N, hidden], the states that the rewards are read from.
+        last_hidden: [items, N, hidden], the states that give the rewards.
         hidden_states: [R, L, hidden], last layer, in the batch's layout (packed: [1, T, hidden]).
         attention: layer number to its attention, for the layers of `RewardModel.captured_layers`.
     """
@@ -43,14 +43,14 @@ class RewardModel(nn.Module):
 
     Args:
         classifier: a decoder-only `AutoModelForSequenceClassification` with `num_labels=1` and a linear head `score`.
-        autocast: dtype of the backbone's matrix products, or None for the weights' own.  The head is always fp32: bf16
-            heads make ties and round away small differences.
+        autocast: dtype of the backbone's matrix products, or None for that of the weights.  The head is always fp32:
+            bf16 heads make ties and round away small differences.
 
     Attributes:
         packing_obstacle: why this backbone takes plain batches only; None if it takes packed ones.
-        layout_probe: how far the layouts are from each text alone; None before `layout` measures it, and where weights
-            are shards.
-        captured_layers: layers whose attention every forward gives back (`capture_attention`).
+        layout_probe: differences of the layouts from each text alone; None before `layout` measures them, and if
+            weights are sharded.
+        captured_layers: layers whose attention every forward returns (`capture_attention`).
 
     Raises:
         UserError: if the head is not a linear layer with one output.
@@ -100,7 +100,7 @@ class RewardModel(nn.Module):
         The first call measures both against transformers' own forward of each text alone.
 
         Args:
-            asked: "auto" (packed where that is exact, otherwise plain, which is said once), "packed" or "plain".
+            asked: "auto" (packed if that is exact, otherwise plain with one message), "packed" or "plain".
 
         Raises:
             UserError: "packed" is asked for and not possible, or padding changes what the head reads.
@@ -118,7 +118,7 @@ class RewardModel(nn.Module):
     def _probe_layouts(self) -> None:
         """Measure the layouts once.
 
-        Shards of ZeRO-3 cannot compute before the engine exists: there the configuration alone decides, and the saved
+        Shards of ZeRO-3 cannot compute before the engine exists.  Then the configuration alone decides, and the saved
         model is measured when its validation pairs are scored.
         """
         if self.layout_probe is not None or any(
@@ -161,7 +161,7 @@ class RewardModel(nn.Module):
         check_length(self.classifier, batch.longest)
         if batch.attention_map is not None and self.packing_obstacle:
             raise UserError(f"This backbone takes no packed batches: {self.packing_obstacle}. Use layout: plain.")
-        # Plain rows need no mask: causal attention never reaches the padding behind a row's end.
+        # Plain rows need no mask: causal attention never reaches the padding after a row's end.
         packed = {} if batch.attention_map is None else {"attention_map": batch.attention_map}
         capture = AttentionCapture(self.captured_layers)
         capturing = {"capture": capture} if self.captured_layers else {}
@@ -180,7 +180,7 @@ class RewardModel(nn.Module):
         if batch.attention_map is not None and not batch.attention_map.used:
             name = type(self.backbone).__name__
             raise UserError(
-                f"{name} does not hand its keyword arguments on to its attention, so it takes plain batches only"
+                f"{name} does not pass its keyword arguments on to its attention, so it takes plain batches only"
             )
         last_SH = hidden_RLH[batch.read_row, batch.read_column]
         with torch.autocast(device_type, enabled=False):
@@ -190,7 +190,7 @@ class RewardModel(nn.Module):
             rewards=rewards_S.view(-1, batch.responses),
             last_hidden=last_SH.view(-1, batch.responses, last_SH.shape[-1]),
             hidden_states=hidden_RLH,
-            attention=capture.taken,
+            attention=capture.captured,
         )
 
     def save(self, folder: str | Path, state_dict: dict[str, torch.Tensor] | None = None) -> None:
@@ -214,7 +214,7 @@ def classifier_weights(state_dict: Mapping[str, torch.Tensor] | None) -> dict[st
 def packing_obstacle(classifier: PreTrainedModel) -> str | None:
     """Why the configuration rules out packed batches, or None.
 
-    Packing is exact where every layer is softmax attention over the whole text; the probe
+    Packing is exact if every layer is softmax attention over the whole text; the probe
     (rm_methods.reward_models.layout_probe) measures the rest.
     """
     config = classifier.config.get_text_config()

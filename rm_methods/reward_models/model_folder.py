@@ -1,7 +1,7 @@
-"""The files of a model folder: damaged ones and those of another kind are named before transformers reads them.
+"""Checks the files of a model folder before transformers reads them: names damaged ones and those of another kind.
 
-Checksums notice later changes.
-`SHA256SUMS` has the format of `sha256sum`, so `sha256sum -c SHA256SUMS` checks a folder without this package.
+Checksums show later changes.  `SHA256SUMS` has the format of `sha256sum`, so `sha256sum -c SHA256SUMS` checks a folder
+without this package.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def check_checksums(folder: str | Path) -> None:
 
 
 def check_model_folder(folder: str | Path, setting: str | None = None) -> None:
-    """Refuse a local model folder whose files cannot be what they should be; reads headers only, no weights.
+    """Refuse a local model folder with damaged files or files of another kind; reads headers only, no weights.
 
     Args:
         setting: key path of the setting that names the folder, for messages.
@@ -97,7 +97,7 @@ def check_model_folder(folder: str | Path, setting: str | None = None) -> None:
 
 
 def check_config(folder: str | Path, setting: str | None = None) -> None:
-    """Refuse a folder that is not there, holds Git LFS pointers, or has no usable config.json.
+    """Refuse a folder that does not exist, holds Git LFS pointers, or has no usable config.json.
 
     Raises:
         UserError: says which file is wrong and what would work.
@@ -134,7 +134,7 @@ def check_config(folder: str | Path, setting: str | None = None) -> None:
 
 
 def named(source: str | Path, setting: str | None) -> str:
-    """How messages call a model: "backbone.source = 'folder'" where a setting names it, otherwise the source alone."""
+    """The name of a model in messages: "backbone.source = 'folder'" if a setting names it, otherwise the source."""
     return str(source) if setting is None else f"{setting} = '{source}'"
 
 
@@ -226,7 +226,7 @@ def _instead_of_weights(folder: Path) -> str:
             "models need safetensors."
         )
     if other := sorted(file.name for file in folder.glob("*.safetensors")):
-        return f"no {_WEIGHTS} or {_INDEX} is there, only {_some(other)}. Save the model again with save_pretrained."
+        return f"no {_WEIGHTS} or {_INDEX}, only {_some(other)}. Save the model again with save_pretrained."
     return f"no weights ({_WEIGHTS}, or {_INDEX} with its shards). Fetch or save the model again."
 
 

@@ -1,7 +1,7 @@
 """Names that transformers 4 looks for in a saved folder, beside those that transformers 5 writes.
 
-Without them version 4 reads a rope_theta of 10,000 whatever the model has, without a word, and does not know the
-tokenizer's class (4.51.0 tried).  Version 5 reads both.
+Without them version 4 silently uses a rope_theta of 10,000 for every model, and does not know the tokenizer's class
+(tried with 4.51.0).  Version 5 reads both.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from rm_methods.files import read_json, write_json
 
 
 def add_older_names(folder: str | Path) -> None:
-    """Add them to config.json and tokenizer_config.json of a model folder, where these files are there."""
+    """Add them to config.json and tokenizer_config.json of a model folder, if these files exist."""
     folder = Path(folder)
     if (folder / "config.json").exists():
         config = read_json(folder / "config.json")

@@ -2,10 +2,10 @@
 
 Every token is a query once.
 
-In the packed layout (rm_methods.reward_models.layouts) a prompt stands once for all its responses and nothing is
+In the packed layout (rm_methods.reward_models.layouts) a prompt occurs once for all its responses and nothing is
 padded.  Only attention needs to know which token sees which.  The function here is registered with the attention
-interface of transformers, and so serves every model that goes through it; it calls their kernel twice, for prompts and
-for responses, and no mask is larger than responses x (prompt + response).
+interface of transformers, so it works for every model that uses this interface.  It calls their kernel twice, for
+prompts and for responses, and no mask is larger than responses x (prompt + response).
 
 Shapes: T packed tokens; I items with prompts of padded length P; S sequences with responses of padded length Q; h
 heads, d head size; Z places in groups, F = h * d.
@@ -39,11 +39,11 @@ def packed_attention(
     capture: AttentionCapture | None = None,
     **options,
 ):
-    """The attention of one layer; signature and result as the attention interface of transformers wants them.
+    """The attention of one layer; signature and result follow the attention interface of transformers.
 
     Args:
         attention_map: of the batch (`SequenceBatch.attention_map`); None for plain rows, which attend causally as
-            without us.
+            usual.
         capture: gets the queries and keys of the layers that it asks for.
 
     Returns:
@@ -53,7 +53,7 @@ def packed_attention(
         capture.offer(module, query_1hTd, key_1hTd, value_1hTd, options.get("scaling"))
     device = query_1hTd.device.type
     if torch.is_autocast_enabled(device):
-        # Rotary embedding leaves fp32 behind; the kernel would cast anyway, after the gathering below.
+        # Rotary embedding gives fp32; the kernel would cast anyway, after the gathering below.
         query_1hTd, key_1hTd, value_1hTd = (
             x.to(torch.get_autocast_dtype(device)) for x in (query_1hTd, key_1hTd, value_1hTd)
         )
@@ -130,7 +130,7 @@ def _queries(x_TF: torch.Tensor, attention_map: AttentionMap) -> torch.Tensor:
 
 
 def _read(x_ZF: torch.Tensor, attention_map: AttentionMap) -> torch.Tensor:
-    """Query places [I * P + S * Q, F] to tokens [T, F]; what stands at padding is not read and gets no gradient."""
+    """Query places [I * P + S * Q, F] to tokens [T, F]; values at padding are not read and get no gradient."""
     return _Gather.apply(x_ZF, attention_map.query_places, attention_map.queries, attention_map.query_is_token)
 
 

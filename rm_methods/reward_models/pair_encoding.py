@@ -1,6 +1,6 @@
 """Preference pairs in tokens.
 
-Pairs that the chat template refuses are named, or left out where the configuration says so.
+Pairs that the chat template refuses are named, or left out if the configuration says so.
 """
 
 from __future__ import annotations

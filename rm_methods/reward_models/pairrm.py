@@ -1,8 +1,8 @@
 """PairRM checkpoints (LLM-Blender, arXiv 2306.02561; `llm-blender/PairRM-hf`): a DeBERTa-v3 encoder that compares.
 
-A row is `[CLS] <|source|> prompt [SEP] [CLS] <|candidate1|> first [SEP] [CLS] <|candidate2|> second [SEP]`; a
-candidate's score is read from the states at the source mark and at its own mark, and the logit is the difference of the
-two (yuchenlin/LLM-Blender, llm_blender/pair_ranker/pairrm.py).  Names of weights and configuration keys are those of
+A row is `[CLS] <|source|> prompt [SEP] [CLS] <|candidate1|> first [SEP] [CLS] <|candidate2|> second [SEP]`; the
+states at the source mark and at a candidate's mark give its score, and the logit is the difference of the two scores
+(yuchenlin/LLM-Blender, llm_blender/pair_ranker/pairrm.py).  Names of weights and configuration keys are those of
 the published format.
 """
 

@@ -1,8 +1,8 @@
-"""What a chat template does to a conversation, measured on a few made-up ones when a tokenizer is loaded.
+"""Measures how a chat template changes conversations, on a few made-up ones when a tokenizer is loaded.
 
-A reward model reads what the template prints, so the template must be a function of the conversation alone: two
+A reward model reads the output of the template, so the template must be a function of the conversation alone: two
 different responses give different tokens, and the date gives none.  A template that prints the date gets a fixed one,
-written into the template itself; so a resumed training, a later scoring and any other server of the saved model read
+which is written into the template.  So a resumed training, a later scoring and any other server of the saved model read
 the same tokens.
 """
 
@@ -16,7 +16,7 @@ from typing import Any
 from rm_methods.errors import UserError
 from rm_methods.preferences.pair import Message
 
-TEMPLATE_DATE = datetime.date(2024, 7, 26)  # what Llama 3's templates print where they know no date
+TEMPLATE_DATE = datetime.date(2024, 7, 26)  # the date that Llama 3's templates print if they know none
 _DATE_NOTE = "Conversations are rendered with the date {date}."
 _DATE_CODES = [*"aAbBcdDeFgGhHIjklmMnpPrRsStTuUVwWxXyYzZ", "-d", "-e", "-H", "-I", "-j", "-m", "-M", "-S", "-y"]
 _FOLD_NOTE = "The text of a system turn is put into the first user turn."
@@ -43,7 +43,7 @@ class RefusedConversation(UserError):
     """The chat template raises an error for a conversation: roles that do not alternate, no system turn allowed, ...
 
     Attributes:
-        reason: the roles of its turns, and what the template says.
+        reason: the roles of its turns, and the template's message.
     """
 
     def __init__(self, tokenizer_name: str, messages: Sequence[Message], error: Exception):
@@ -100,13 +100,13 @@ def fold_system(tokenizer) -> None:
 
 
 def probe_template(tokenizer) -> dict[str, Any]:
-    """What the template does, by name; for `backbone.json`, run cards and reports.
+    """The properties of the template, by name; for `backbone.json`, run cards and reports.
 
     Returns:
         adds_bos: the text begins with the BOS token.
-        ends_with: what is printed behind a response ("<|im_end|>\\n"); the reward is read at its last token, which is
-            the response's own if it is empty.
-        has_eos: the EOS token is among that.
+        ends_with: the text after a response ("<|im_end|>\\n"); its last token gives the reward, or, if it is empty, the
+            response's last token.
+        has_eos: the EOS token is part of that text.
         system_turn: "accepted", "merged" (into a user turn), "refused" or "left out".
         several_turns: "kept", "refused" or "changed" (text of an earlier turn is left out).
         consecutive_turns: two user turns in sequence are "kept", "refused" or "changed".
@@ -115,7 +115,7 @@ def probe_template(tokenizer) -> dict[str, Any]:
         trims_response: white space around a response is left out.
         keeps_characters: tokens decode to the text, also letters with accents, other scripts and signs; else some are
             unknown or folded.
-        date: what `pinned_date` says.
+        date: see `pinned_date`.
 
     Raises:
         UserError: the template refuses one user turn and its response, is not a function of the conversation, prints

@@ -1,9 +1,9 @@
 """From conversations to token ids: the chat template is applied once, one BOS, truncation is explicit and counted.
 
 Each (prompt, response) is rendered and tokenized as a whole, exactly as `tokenizer.apply_chat_template(messages,
-tokenize=True)` does, so the ids are those that any other server of the saved model will use.  What several responses
-share is found afterward, as their longest common prefix of tokens within the prompt: exact for every tokenizer, also
-where a merge straddles the boundary.
+tokenize=True)` does, so the ids are those that any other server of the saved model will use.  The shared prompt of
+several responses is their longest common prefix of tokens within the prompt.  This is exact for every tokenizer, even
+if a merge straddles the boundary.
 """
 
 from __future__ import annotations
@@ -32,14 +32,13 @@ class TokenizedItem:
 
     Attributes:
         sequences: N arrays of token ids (int32), each the whole conversation with one response.
-        shared: number of leading tokens that are equal in all sequences and lie within the prompt.
+        shared: number of leading tokens within the prompt that are equal in all sequences.
         prompt_cut: per response, whether the prompt was shortened (oldest turns first, then the start of the last one).
         response_cut: per response, whether the end of the response was cut, because it alone does not fit.
-        conversations: per response, the messages that were rendered: what truncation left of the prompt, then the
-            response.
+        conversations: per response, the rendered messages: the prompt after truncation, then the response.
         prompt_changed: per response, whether the chat template left out or changed text of the prompt, white space
             aside.
-        response_changed: per response, whether it did so to the response (`<think>` blocks, mostly).
+        response_changed: the same for the text of the response (mostly `<think>` blocks).
     """
 
     sequences: tuple[np.ndarray, ...]
@@ -63,7 +62,7 @@ class TokenizedItem:
 
 @dataclass(frozen=True)
 class _Sequence:
-    """One response of an item: tokens, how many of them are the prompt's, and the rest as in `TokenizedItem`."""
+    """One response of an item: tokens, number of prompt tokens, and the rest as in `TokenizedItem`."""
 
     ids: np.ndarray
     prompt_tokens: int
@@ -78,7 +77,7 @@ class RefusedConversations(UserError):
     """The chat template refuses some of the conversations to encode.
 
     Attributes:
-        reasons: for each refused item, by its position, what the template says.
+        reasons: for each refused item, by its position, the template's message.
     """
 
     def __init__(self, message: str, reasons: dict[int, str]):
@@ -101,7 +100,7 @@ class ChatTokenizer:
         max_length: longest sequence in tokens (prompt and response together).
 
     Attributes:
-        template: what the chat template does, as `probe_template` says.
+        template: properties of the chat template, see `probe_template`.
 
     Raises:
         UserError: no fast tokenizer, no chat template, or one that `probe_template` refuses.
@@ -172,7 +171,7 @@ class ChatTokenizer:
         Args:
             text: the rendered conversation.
             ids: its tokens.
-            prompt_tokens: how many of them are within the prompt.
+            prompt_tokens: number of tokens within the prompt.
         """
         messages = conversation(prompt, response)
         prompt_cut = False
@@ -191,7 +190,7 @@ class ChatTokenizer:
         )
 
     def _rendered(self, items: Sequence[tuple[Sequence[Message], Sequence[str]]]) -> tuple[list[str], list[int]]:
-        """The text of each response's conversation, and how many characters of it are the prompt's."""
+        """The text of each response's conversation, and the number of its characters that belong to the prompt."""
         texts = []
         boundaries = []
         reasons = {}
@@ -214,7 +213,7 @@ class ChatTokenizer:
         return texts, boundaries
 
     def text_spans(self, messages: Sequence[Message]) -> np.ndarray:
-        """Where the tokens of a conversation (of `TokenizedItem.conversations`) lie in its text (`spans_in_text`).
+        """The positions of the tokens of a conversation (of `TokenizedItem.conversations`) in its text.
 
         Raises:
             UserError: the chat template changes a message's characters.
@@ -233,7 +232,7 @@ class ChatTokenizer:
         return digest.hexdigest()[:16]
 
     def _ids(self, messages: Sequence[Message]) -> tuple[list[int], int]:
-        """Token ids of a conversation, and how many of them lie within its prompt."""
+        """Token ids of a conversation, and the number of those within its prompt."""
         text = render(self.tokenizer, messages)
         encoding = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
         boundary = _common_prefix(render(self.tokenizer, messages[:-1], add_generation_prompt=True), text)
@@ -246,7 +245,7 @@ class ChatTokenizer:
         The template's closing tokens always stay, because the reward is read there.
 
         Returns:
-            What is left, and whether prompt and response were cut.
+            The shortened sequence, and whether prompt and response were cut.
         """
         system = [m for m in prompt[:1] if m["role"] == "system"]
         turns = list(prompt[len(system) :])
@@ -300,14 +299,14 @@ class ChatTokenizer:
 def spans_in_text(
     rendered: str, offsets: Sequence[tuple[int, int]], contents: Sequence[str], response_start: int
 ) -> np.ndarray:
-    """Where tokens of a rendered conversation lie in the text of its messages.
+    """The positions of tokens of a rendered conversation in the text of its messages.
 
     Args:
         rendered: the conversation as the chat template prints it.
         offsets: character spans [start, end) of the tokens in `rendered`.
         contents: the messages' contents in their order, as the template must print them (blanks at the ends may be
             cut).
-        response_start: where the template's text before the last message ends.
+        response_start: end of the template's text before the last message.
 
     Returns:
         int64 [tokens, 2], spans in the contents joined by one newline each; (0, 0) for tokens outside of them.
@@ -317,8 +316,8 @@ def spans_in_text(
     """
     offsets_T2 = np.asarray(offsets, dtype=np.int64).reshape(-1, 2)
     spans = np.zeros_like(offsets_T2)
-    # The last message is the first that fits behind its start, since its words may stand in the template's closing text
-    # too; the others are found from the back, since theirs may stand in the role markers before them.
+    # The last message is the first match after its start, because the template's closing text may repeat its words. The
+    # others are searched from the back, because the role markers before them may contain their words.
     end = len(rendered)
     content_start = sum(len(content) + 1 for content in contents)  # where the message starts in the joined contents
     for number, content in reversed(list(enumerate(contents))):
@@ -333,7 +332,7 @@ def spans_in_text(
         if start < 0:
             raise UserError(
                 f"The chat template changes the characters of a message, so tokens cannot be aligned: {words[:80]!r} "
-                "is not in the rendered conversation. Use a template that prints messages as they are."
+                "is not in the rendered conversation. Use a template that prints messages unchanged."
             )
         shift = content_start + content.index(words) - start
         first = np.maximum(offsets_T2[:, 0], start)
@@ -354,7 +353,7 @@ def _common_prefix(first: str, second: str) -> int:
 
 
 def _tokens_before(offsets: Sequence[tuple[int, int]], boundary: int) -> int:
-    """How many leading tokens end at or before character `boundary`."""
+    """Number of leading tokens that end at or before character `boundary`."""
     ends = np.fromiter((end for _, end in offsets), dtype=np.int64, count=len(offsets))
     beyond = np.nonzero(ends > boundary)[0]
     return int(beyond[0]) if len(beyond) else len(offsets)

@@ -1,4 +1,4 @@
-"""What `rm-methods score` is given: items to score, and an account of every row that was read."""
+"""The input of `rm-methods score`: items to score, and an account of every row that was read."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from rm_methods.preferences.read_report import ReadReport
 
 @dataclass(frozen=True)
 class SourceRow:
-    """A row of the user's file that gave a pair.
+    """The row of the user's file that a pair comes from.
 
     Attributes:
         file: path (or hub name); "" for pairs that a reader makes up.
@@ -31,7 +31,7 @@ class SourceRow:
 
 @dataclass(frozen=True)
 class Reading:
-    """What was read and what became of it.
+    """Counts of the rows that were read, scored and refused.
 
     Attributes:
         files: rows by file; None where a reader does not count them by file.
@@ -39,7 +39,7 @@ class Reading:
         refused: rows that are not scored, by reason: {"count": int, "examples": ["file, row N: why", ...]}.
         noticed: unusual rows that are scored, in the same form.
         unread: columns that hold something and are not read, by file, with the number of their rows.
-        notes: anything else a reader of the scores must know.
+        notes: further facts that a reader of the scores must know.
     """
 
     files: dict[str, int | None]
@@ -60,12 +60,12 @@ class ScoringData:
     """Items to score.
 
     Attributes:
-        name: what the user gave: a path or the name of a card.
+        name: as the user gave it: a path or the name of a card.
         unit: "pairs" (the first response is the chosen one) or "items".
-        items: each different one once.
+        items: each different item once.
         rows: for pairs, the rows they come from, repetitions included, in the order of the file; None for benchmark
             items.
-        reading: what was read.
+        reading: counts of the rows that were read.
         benchmark: name of the benchmark's card, so that its metrics can be computed; None for other data.
     """
 
@@ -80,8 +80,8 @@ class ScoringData:
         """The data without some pairs, whose rows are refused.
 
         Args:
-            reasons: by item id, why this pair is refused.
-            reason: the reason that all have in common; the rows are counted under it.
+            reasons: by item id, the reason for refusing the pair.
+            reason: the reason that all have in common; the report counts the rows under it.
         """
         kept = [position for position, item in enumerate(self.items) if item.item_id not in reasons]
         new_position = {position: number for number, position in enumerate(kept)}
@@ -109,7 +109,7 @@ def load_data(data: str, root: Path | None = None) -> ScoringData:
         root: local folder with the files of a card.
 
     Raises:
-        UserError: nothing of that name is known, or it cannot be read.
+        UserError: nothing has that name, or it cannot be read.
     """
     from rm_methods.benchmarks import cards as benchmark_cards
     from rm_methods.preferences import cards as dataset_cards
@@ -156,7 +156,7 @@ def load_data(data: str, root: Path | None = None) -> ScoringData:
 
 
 def _pairs(name: str, pairs: Sequence[PreferencePair], reading: Reading) -> ScoringData:
-    """One item for each different pair, chosen first (label 0); every row points to its item."""
+    """One item for each different pair, with the chosen response first (label 0), and the item of every row."""
     items: list[BenchmarkItem] = []
     position: dict[str, int] = {}
     rows = []

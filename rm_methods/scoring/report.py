@@ -1,4 +1,4 @@
-"""The report of a scoring: what was read, what is not scored and why, and how right the scores are."""
+"""The report of a scoring: rows read, rows refused with reasons, and the accuracy of the scores."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ WIDTH = 80
 EXAMPLES_KEPT = 3
 
 
-# What is reported
+# The report as a value
 
 
 def make_report(data: ScoringData, scoring: Scoring, model: dict[str, Any], seconds: float) -> dict[str, Any]:
@@ -32,7 +32,7 @@ def make_report(data: ScoringData, scoring: Scoring, model: dict[str, Any], seco
     Args:
         scoring: of `data.items`.
         model: `describe_model`.
-        seconds: that scoring took, without loading.
+        seconds: time of the scoring, without loading.
     """
     responses = scoring.responses
     scores = _by_item(data.items, [response.score for response in responses])
@@ -59,10 +59,10 @@ def make_report(data: ScoringData, scoring: Scoring, model: dict[str, Any], seco
 
 
 def describe_model(folder: Path, scorer: Scorer) -> dict[str, Any]:
-    """What scored: the folder, its kind, the run that it belongs to, and how the scorer computes.
+    """The model of a report: its folder and kind, the run that it belongs to, and the settings of the scorer.
 
     Args:
-        scorer: that `load_scorer` made of the folder.
+        scorer: result of `load_scorer` for the folder.
     """
     folder = Path(folder)
     about: dict[str, Any] = {"folder": str(folder.resolve())}
@@ -79,7 +79,7 @@ def describe_model(folder: Path, scorer: Scorer) -> dict[str, Any]:
 
 
 def _by_item(items: Sequence[BenchmarkItem], scores: Sequence[float]) -> list[np.ndarray]:
-    """The scores of each item as evaluation uses them: float32, NaN for what is not finite."""
+    """The scores of each item as evaluation uses them: float32, NaN if not finite."""
     from rm_methods.benchmarks.evaluation import usable_scores
 
     ends = np.cumsum([len(item.responses) for item in items])
@@ -123,9 +123,9 @@ def _metrics(data: ScoringData, scores: Sequence[np.ndarray]) -> dict[str, dict[
 
 
 def _accuracy_credits(items: Sequence[BenchmarkItem], scores: Sequence[np.ndarray]) -> dict[str, list]:
-    """Credits of pairs, in the form of `credit_table`: 1 where chosen scores higher, 0 for ties and what is not finite.
+    """Credits of pairs, in the form of `credit_table`: 1 if chosen scores higher, 0 for ties and scores not finite.
 
-    Accuracy of data with several splits is given for each: a mean over training and test pairs would say little.
+    Data with several splits get one accuracy for each split: a mean over training and test pairs would say little.
     """
     splits = [item.subset for item in items]
     return {
@@ -196,7 +196,7 @@ def report_text(report: dict[str, Any], written: Sequence[Path]) -> str:
 
 
 def describe_reading(data: ScoringData) -> str:
-    """What was read and refused, for a message."""
+    """The rows that were read and refused, for a message."""
     return "\n".join(_reading_lines(data.reading))
 
 
@@ -268,7 +268,7 @@ def _counted(count: int, plural: str) -> str:
 
 
 def _short(example: str, files: dict[str, int | None]) -> str:
-    """An example without the path of its file if there is one file only; else without the folders that all share."""
+    """An example without the path of its file if all are of one file; else without the folders that all share."""
     for file in files:
         if example.startswith(f"{file}, "):
             rest = example[len(file) + 2 :]

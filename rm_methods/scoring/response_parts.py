@@ -1,4 +1,4 @@
-"""Items with more responses than fit into one forward, in parts that do."""
+"""Splits items with too many responses for one forward into parts that fit."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from rm_methods.reward_models.tokenization import TokenizedItem
 
 
 def split_responses(item: TokenizedItem, layout: str, limit: int) -> list[TokenizedItem]:
-    """An item cut into items with some of its consecutive responses each.
+    """An item split into items with consecutive responses.
 
-    None launches more than `limit` tokens, unless a single response does.  Each has the whole item's shared prompt, so
-    the split changes nothing but how often the prompt is computed.
+    No part launches more than `limit` tokens, unless a single response does.  Each part has the item's shared prompt,
+    so the split only changes how often the prompt is computed.
 
     Args:
         layout: "packed" (the prompt once, no padding) or "plain" (rows as long as the longest).

@@ -1,4 +1,4 @@
-"""The score stage: one loaded model, any number of data; for each a score table and a report."""
+"""The score stage: one loaded model scores any number of data sets, and writes a score table and a report of each."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ def score_files(
         model: reward-model folder or folder with a scorer description.
         jobs: (data, score table to write); data is what `load_data` takes.
         root: local folder for data named by a card.
-        settings: how to score.
-        strict: refuse data with a row that cannot be scored, before anything is scored.
+        settings: settings of the scorer.
+        strict: refuse data with a row that cannot be scored, before scoring begins.
         also_read: further files that no output may overwrite, such as those of the configuration.
 
     Returns:
@@ -97,7 +97,7 @@ def _scored(scorer: Scorer, data: ScoringData, strict: bool) -> tuple[ScoringDat
     """The data and its scores.  Pairs that the model's chat template refuses are refused rows.
 
     Raises:
-        UserError: it refuses items of a benchmark, whose metrics would change without them.
+        UserError: the template refuses items of a benchmark, whose metrics would change without them.
     """
     label = Path(data.name).stem
     try:
@@ -113,7 +113,7 @@ def _scored(scorer: Scorer, data: ScoringData, strict: bool) -> tuple[ScoringDat
 def _by_row(
     items: Sequence[BenchmarkItem], rows: Sequence[SourceRow], responses: Sequence[ScoredResponse]
 ) -> list[tuple[str, int | None, ScoredResponse]]:
-    """(file, row, scored response) for every row of the data, repetitions included, in the data's order."""
+    """(file, row, scored response) for every row of the data, repetitions included, in the order of the data."""
     by_item: dict[str, list[ScoredResponse]] = {}
     for response in responses:
         by_item.setdefault(response.item_id, []).append(response)

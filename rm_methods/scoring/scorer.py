@@ -1,8 +1,8 @@
 """Scores benchmark items with a reward model folder, several of them, or a content-blind scorer, into a score table.
 
-Items are sorted by length (longest first: too little memory shows at once, and the ETA is honest), batched by launched
-tokens, and put back into their order.  A prompt with several responses is computed once; once for each part, if they do
-not fit into one forward.
+Items are sorted by length (longest first, so that too little memory shows at once and the ETA is reliable), batched by
+launched tokens, and put back into their order.  A prompt with several responses is computed once, or once for each part
+if they do not fit into one forward.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ SCORER_FILE = "scorer.json"  # in a model folder, instead of weights
 
 @dataclass(frozen=True)
 class ScoringSettings:
-    """How to compute scores.
+    """Settings of a scorer.
 
     Only `max_length` and `precision` change a score by more than fp32 rounding (docs/using-reward-models.md has
     figures).  In bf16 the rounding depends on the batch, so each text gets a forward by itself: its score is then the
@@ -49,7 +49,7 @@ class ScoringSettings:
         precision: "fp32" or "bf16" (autocast; the head is always fp32; each text in a forward by itself).
         bf16_in_batches: compute bf16 in batches anyway, as training does.
         layout: "auto", "packed" or "plain".
-        attention: attention implementation of transformers; "auto" takes sdpa where the architecture has it, otherwise
+        attention: attention implementation of transformers; "auto" takes sdpa if the architecture has it, otherwise
             eager.
         threads: CPU threads, 0 for all.
     """
@@ -64,7 +64,7 @@ class ScoringSettings:
 
     @property
     def one_text_per_forward(self) -> bool:
-        """Whether texts are not computed in batches, so that bf16 rounds a text alike whatever else is scored."""
+        """Whether each text gets a separate forward, so that bf16 rounds it the same way whatever else is scored."""
         return self.precision == "bf16" and not self.bf16_in_batches
 
 
@@ -75,7 +75,7 @@ def scoring_settings(config: dict[str, Any]) -> ScoringSettings:
 
 
 def settings_of_training(config: Mapping[str, Any]) -> ScoringSettings:
-    """The settings that score training pairs as training itself reads them.
+    """The settings that score training pairs as the training reads them.
 
     Args:
         config: sections `backbone` and `training`.
@@ -94,10 +94,10 @@ def settings_of_training(config: Mapping[str, Any]) -> ScoringSettings:
 
 @dataclass(frozen=True)
 class Scoring:
-    """What a scorer computes for some items.
+    """The result of a scorer for some items.
 
     Attributes:
-        responses: scored, in the order of the items and their responses.
+        responses: the scored responses, in the order of the items and their responses.
         changed_texts: number of texts that the chat template changes.
         position_bias: of a joint model: mean probability given to the first response, over both orders, less one half.
     """
@@ -126,7 +126,7 @@ class Scorer(ABC):
         """How scores are computed, for the report."""
 
     def score(self, items: Sequence[BenchmarkItem], label: str = "score") -> list[ScoredResponse]:
-        """The scored responses alone; arguments and errors as for `compute`."""
+        """Only the scored responses; arguments and errors as for `compute`."""
         return self.compute(items, label).responses
 
 
@@ -134,7 +134,7 @@ class RefusedItems(DataError):
     """The chat template refuses the conversations of some items.
 
     Attributes:
-        reasons: by item id, what the template says.
+        reasons: by item id, the template's message.
     """
 
     def __init__(self, message: str, reasons: dict[str, str]):
@@ -146,8 +146,8 @@ def load_scorer(folder: str | Path, settings: ScoringSettings, keep_loaded: bool
     """The scorer that a model folder describes.
 
     Args:
-        keep_loaded: an ensemble keeps its members in memory, for callers that score many times; otherwise each call
-            loads them again, one at a time.  Other scorers are one model, which stays loaded anyway.
+        keep_loaded: whether an ensemble keeps its members in memory, for callers that score many times.  Otherwise each
+            call loads them again, one at a time.  Other scorers have one model, which always stays loaded.
 
     Raises:
         UserError: the folder is neither a reward model nor a scorer description.
@@ -218,7 +218,7 @@ class ContentBlindScorer(Scorer):
         self.seed = description["seed"]
 
     def computation(self) -> dict[str, Any]:
-        """Empty: without a model the method's name says it all."""
+        """Empty: a scorer without a model has no settings besides the method's."""
         return {}
 
     def compute(self, items: Sequence[BenchmarkItem], label: str = "score") -> Scoring:
@@ -306,7 +306,7 @@ class RewardModelScorer(Scorer):
         """(prompt, responses) in tokens.
 
         Args:
-            item_ids: the item of each, for the message.
+            item_ids: id of each item, for the message.
 
         Raises:
             RefusedItems: the chat template refuses some.
@@ -328,7 +328,7 @@ class RewardModelScorer(Scorer):
 
     @property
     def _tokens_per_batch(self) -> int:
-        # Any single response has more than 0 tokens, so it gets a forward by itself.
+        # Every response has more than 0 tokens, so each gets a separate forward.
         return 0 if self.settings.one_text_per_forward else self.settings.tokens_per_batch
 
     def _response_rewards(self, encoded: Sequence[TokenizedItem], label: str) -> list[list[float]]:
@@ -350,7 +350,7 @@ class RewardModelScorer(Scorer):
         return rewards
 
     def _rewards_in_batches(self, encoded: Sequence[TokenizedItem], label: str) -> list[list[float]]:
-        """The rewards of each item, in their order, whatever batches they were computed in."""
+        """The rewards of each item in the order of the items, whatever the batches were."""
         from rm_methods.reward_models.layouts import launched_tokens
 
         batches = self._batches(encoded)
@@ -389,7 +389,7 @@ class RewardModelScorer(Scorer):
         from rm_methods.reward_models.layouts import lay_out
 
         self._check_ids(encoded)
-        # Padding is never read, so any id will do; a tokenizer may have no pad token, or one that has no embedding.
+        # Padding is never read, so any id works; a tokenizer may have no pad token, or one without an embedding.
         batch = lay_out(encoded, self._layout, pad_id=0)
         with torch.inference_mode():
             output = self.model(batch.to(next(self.model.parameters()).device))
@@ -444,7 +444,7 @@ class JointScorer(RewardModelScorer):
         return cls(model, reader, settings)
 
     def compute(self, items: Sequence[BenchmarkItem], label: str = "score") -> Scoring:
-        """Score every response of every item: each two responses of an item are read together, in both orders."""
+        """Score every response of every item: the model reads each two responses together, in both orders."""
         duels = [
             _Duel(position, first, second)
             for position, item in enumerate(items)
@@ -456,7 +456,7 @@ class JointScorer(RewardModelScorer):
             item = items[duel.item]
             texts.append((item.prompt, (item.responses[duel.first], item.responses[duel.second])))
         encoded = self._encode(texts, [items[duel.item].item_id for duel in duels])
-        # Of each duel: the logits that the first text read is better, in the duel's order and in the other one.
+        # For each duel: the logits that the text read first is better, in the duel's order and in the other one.
         logits = self._rewards_in_batches(encoded, label)
 
         rewards = [[0.0] * len(item.responses) for item in items]
@@ -495,8 +495,7 @@ class EnsembleScorer(Scorer):
         description: content of `scorer.json`: `method` and `settings`, `members` (their model folders, relative to
             `folder`), and `centers` (what is subtracted from each member's rewards).
         folder: the model folder that holds the description.
-        keep_loaded: members are loaded when they are first needed and stay in memory, all of them; without it only one
-            is ever loaded.
+        keep_loaded: whether all members stay in memory once they are loaded; otherwise only one is loaded at a time.
 
     Raises:
         UserError: a member's folder is missing, or not every member has a center.
@@ -520,15 +519,15 @@ class EnsembleScorer(Scorer):
         if missing := [member for member in self.members if not member.is_dir()]:
             raise UserError(
                 f"{folder / SCORER_FILE}: {len(missing)} of {len(self.members)} members are missing, the first is "
-                f"{missing[0].resolve()}. An ensemble holds no weights: keep the runs that it is made of where they "
-                "are (and move the experiment's folder as a whole)."
+                f"{missing[0].resolve()}. An ensemble holds no weights, so its members must stay in their folders. "
+                "Move the experiment's folder only as a whole."
             )
 
     def compute(self, items: Sequence[BenchmarkItem], label: str = "score") -> Scoring:
         """Score every response of every item; raises UserError if the members read the same text differently."""
         scorings = []
         for number, member in enumerate(self.members, start=1):
-            # No variable holds the scorer, so that it is gone before the next one is loaded.
+            # No variable holds the scorer, so that its memory is free before the next one is loaded.
             scorings.append(self._scorer(member).compute(items, f"{label}, member {number} of {len(self.members)}"))
         tables = [scoring.responses for scoring in scorings]
         for member, rows in zip(self.members[1:], tables[1:], strict=True):
@@ -550,7 +549,7 @@ class EnsembleScorer(Scorer):
                 )
 
     def _scorer(self, member: Path) -> Scorer:
-        """The scorer of a member, which is kept only where it is to stay loaded."""
+        """The scorer of a member; kept in memory with `keep_loaded`."""
         if not self.keep_loaded:
             return load_scorer(member, self.settings)
         if member not in self._loaded:
@@ -558,7 +557,7 @@ class EnsembleScorer(Scorer):
         return self._loaded[member]
 
     def computation(self) -> dict[str, Any]:
-        """How scores are computed, for the report: the settings that every member gets."""
+        """Settings of the scores, for the report: those that every member gets."""
         names = ("precision", "layout", "attention", "max_length")
         return {name: getattr(self.settings, name) for name in names}
 

@@ -1,7 +1,6 @@
-"""Slurm as far as this package talks to it: what a training job asks for, the state of a job, `rm-methods cancel`.
+"""Slurm: the resources of a training job, the state of a job, and `rm-methods cancel`.
 
-Submission itself is the business of Snakemake's Slurm plugin (docs/clusters.md).  Imports nothing heavy: the Snakefile
-uses it too.
+Snakemake's Slurm plugin submits the jobs (docs/clusters.md).  Imports nothing heavy: the Snakefile uses it too.
 """
 
 from __future__ import annotations
@@ -41,11 +40,11 @@ def train_resource(config: Mapping[str, Any], is_trained: Callable[[str], bool],
 
     A job on one node is one task; it starts torchrun itself.  A job on several nodes is one task a node, which the
     plugin calls an MPI job: Snakemake then runs on the first node, and the training command starts one torchrun on
-    each (`training/launch.py`).  GPUs are asked for by node there, because a total may be dealt out unevenly.
+    each (`training/launch.py`).  Such a job asks for GPUs per node, because Slurm may spread a total unevenly.
 
     Args:
         config: resolved configuration.
-        is_trained: whether a variant is trained; what is not needs neither GPUs nor nodes.
+        is_trained: whether a variant is trained; other variants need neither GPUs nor nodes.
         name: gpu, nodes, tasks, mpi, gres or tasks_per_gpu.
 
     Returns:
@@ -64,7 +63,7 @@ def train_resource(config: Mapping[str, Any], is_trained: Callable[[str], bool],
 
 
 def job_state(job_id: str) -> str | None:
-    """State of a job as squeue words it, "GONE" if Slurm does not know it any more; None if Slurm cannot be asked."""
+    """State of a job in squeue's words, "GONE" if Slurm no longer knows it; None if Slurm does not answer."""
     try:
         done = subprocess.run(
             ["squeue", "--noheader", "--states=all", f"--jobs={job_id}", "--format=%T"],
@@ -78,7 +77,7 @@ def job_state(job_id: str) -> str | None:
 
 
 def allocated_nodes(job_id: str) -> int | None:
-    """Number of nodes of a job; None if Slurm cannot be asked."""
+    """Number of nodes of a job; None if Slurm does not answer."""
     try:
         return int(_slurm("squeue", "--noheader", f"--jobs={job_id}", "--format=%D").strip())
     except (UserError, ValueError):
@@ -107,7 +106,7 @@ def _queued_job(line: str) -> QueuedJob:
 
 
 def cancel(folder: Path | None, prefix: str = JOB_PREFIX, patience: float = 90.0) -> list[QueuedJob]:
-    """Cancel what a killed Snakemake left in Slurm's queue, and wait until it is gone.
+    """Cancel the jobs that a killed Snakemake left in Slurm's queue, and wait until they are gone.
 
     Args:
         folder: only jobs that were submitted from this folder; None takes all of this user's with the prefix.

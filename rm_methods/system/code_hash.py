@@ -40,8 +40,8 @@ STAGES: dict[str, tuple[str, ...]] = {
     "track": ("tracking.export",),
 }
 
-# Modules that move results, name them or report on them, and cannot change them.  A name stands for everything below
-# it. What `config` fills in and `experiment` lists is part of the parameters of every job.
+# Modules that move, name or report results, and cannot change them.  A name includes everything below it.  The values
+# that `config` fills in and `experiment` lists are part of the parameters of every job.
 PLUMBING = (
     "cli",
     "config.conflicts",
@@ -77,21 +77,21 @@ def code_hash(stage: str, *modules: str) -> str:
             `rm_methods`, or absolute paths of files.
 
     Raises:
-        UserError: there is no such module.
+        UserError: a module does not exist.
     """
     return file_hash(*stage_files(stage, *modules))
 
 
 def modules_hash(*modules: str) -> str:
-    """Hash of the code that some modules run, for a result that is not a whole stage; otherwise like `code_hash`."""
+    """Like `code_hash`, for a result that only some modules make instead of a whole stage."""
     return file_hash(*_module_files(closure(*modules)))
 
 
 def stage_files(stage: str, *modules: str) -> list[Path]:
     """The files behind `code_hash`: source of the modules, and the data files that belong to them.
 
-    Those of the package are sorted and come first, so that the order, and with it the hash, does not depend on where
-    the files of the user are.
+    Files of the package are sorted and come first, so that the order and the hash do not depend on the location of the
+    user's files.
     """
     return _module_files(closure(*STAGES[stage], *modules))
 
@@ -148,18 +148,18 @@ def _exists(name: str) -> bool:
 def _source(name: str) -> Path:
     if _is_path(name):
         if not Path(name).is_file():
-            raise UserError(f"{name}: there is no such file.")
+            raise UserError(f"{name}: no such file.")
         return Path(name)
     path = PACKAGE.joinpath(*name.split("."))
     file = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
     if not file.is_file():
         siblings = sorted(sibling.stem for sibling in path.parent.glob("*.py"))
-        raise UserError(f"rm_methods.{name}: there is no such module. {nearest(path.name, siblings)}")
+        raise UserError(f"rm_methods.{name}: no such module. {nearest(path.name, siblings)}")
     return file
 
 
 def _files(name: str) -> list[Path]:
-    """A module's source, and its data: files with its name (a method's card), and for a package those of no module."""
+    """A module's source and data files: those with its name (a method's card); for a package, those of no module."""
     source = _source(name)
     if source.name == "__init__.py":
         modules = {file.stem for file in source.parent.glob("*.py")}

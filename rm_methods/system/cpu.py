@@ -14,9 +14,9 @@ _GROWTH = 256 * 2**20  # bytes the heap grows by
 def prepare_cpu(threads: int) -> None:
     """Set torch's threads (0 leaves them) and keep freed memory in the process.
 
-    Every forward allocates and frees the same hundreds of megabytes.  By default glibc gives large blocks back to the
-    system at once and takes them again as fresh pages, which have to be zeroed: up to a third of a training step in a
-    virtual machine (docs/speed.md).
+    Every forward allocates and frees the same hundreds of megabytes.  By default glibc returns large blocks to the
+    system at once and gets them back as fresh pages, which must be zeroed.  In a virtual machine that takes up to a
+    third of a training step (docs/speed.md).
     """
     if threads:
         import torch

@@ -1,5 +1,5 @@
-"""What a full or read-only disk looks like in the errors of Python, torch and libraries written in Rust, and what to
-do about it."""
+"""Recognizes a full or read-only disk in the errors of Python, torch and libraries written in Rust, and says what to
+do."""
 
 from __future__ import annotations
 

@@ -23,11 +23,10 @@ def offloaded_bytes(trainable: int, nodes: int = 1) -> int:
 
 
 def check_offload(parameters: int, zero: Mapping[str, Any], nodes: int = 1) -> None:
-    """Refuse to offload the optimizer to main memory that is not there; the system would kill a rank in the middle of
-    the first step.
+    """Refuse to offload the optimizer to too little main memory: the system would kill a rank in the first step.
 
     Raises:
-        UserError: says what it takes, what is free, and what to change.
+        UserError: gives the memory needed, the memory available, and what to change.
     """
     if (zero.get("offload_optimizer") or {}).get("device") != "cpu":
         return
@@ -36,17 +35,17 @@ def check_offload(parameters: int, zero: Mapping[str, Any], nodes: int = 1) -> N
     if needed > free:
         raise UserError(
             f"training.deepspeed: offloading the optimizer of {parameters:,} parameters takes {needed / 2**30:.1f} GiB "
-            f"of main memory on each of {nodes} nodes, but there are {free / 2**30:.1f} GiB ({source}). Ask for more "
-            "memory (resources.memory_mb) or more nodes, or use zero3 on more GPUs, which offloads nothing."
+            f"of main memory on each of {nodes} nodes, but only {free / 2**30:.1f} GiB are free ({source}). Ask for "
+            "more memory (resources.memory_mb) or more nodes, or use zero3 on more GPUs, which offloads nothing."
         )
 
 
 def main_memory(root: Path = Path("/")) -> tuple[str, int]:
-    """The main memory of this node that a run may take: what says so, and bytes.  The smallest of
+    """The main memory of this node that a run may use: the source of the number, and bytes.  The smallest of
 
-    * what is free on the machine;
+    * the free memory of the machine;
     * the limits of the control groups that this process is in, version 1 and 2 (a container or a cluster job);
-    * what Slurm gave the job (SLURM_MEM_PER_NODE, in MiB), which not every cluster enforces by control groups.
+    * the memory of the Slurm job (SLURM_MEM_PER_NODE, in MiB), which not every cluster enforces by control groups.
 
     Args:
         root: folder of /proc and /sys.
@@ -68,8 +67,8 @@ def _limit_files(root: Path) -> list[Path]:
     """Files with the memory limits of this process's control groups and of those around them, present or not.
 
     Lines of /proc/self/cgroup are `number:controllers:path`, without controllers in version 2.  In a container the
-    path may be that of the host, which is not there; its own group is then the topmost one, which is looked at as
-    well.
+    path may be that of the host, which does not exist in it.  Its group is then the topmost one, so that one is read,
+    too.
     """
     try:
         lines = (root / "proc/self/cgroup").read_text(encoding="utf-8").splitlines()
@@ -91,8 +90,8 @@ def _limit_files(root: Path) -> list[Path]:
 
 
 def _limit(file: Path) -> int | None:
-    """The limit in a file; None where it is not there or says "max".  (Version 1 writes no limit as a number beyond
-    any machine's.)"""
+    """The limit in a file; None if the file is missing or says "max".  (Version 1 writes a number beyond any machine's
+    memory if it has no limit.)"""
     try:
         text = file.read_text(encoding="utf-8").strip()
     except OSError:

@@ -12,8 +12,8 @@ class Progress:
     Args:
         label: starts every line.
         total: units of work in all.
-        done: units that were done before (a resumed run).
-        unit: what is counted, in the plural; it is printed behind the numbers.
+        done: units that an earlier part of a resumed run has done.
+        unit: name of the units in the plural, printed after the numbers.
         interval: seconds between two lines.
         print_end: print a line when the work is complete, however short the interval was.
     """
@@ -47,6 +47,6 @@ class Progress:
 
 
 def clock(seconds: float) -> str:
-    """Minutes and seconds, with hours where there are any: 2:05, 1:00:00."""
+    """Minutes and seconds, from one hour on with hours: 2:05, 1:00:00."""
     minutes, seconds = divmod(round(seconds), 60)
     return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}" if minutes >= 60 else f"{minutes}:{seconds:02d}"

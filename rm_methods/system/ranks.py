@@ -1,4 +1,4 @@
-"""The processes of one run ("ranks") as torch.distributed knows them; a process that is alone is rank 0 of 1."""
+"""The processes of one run ("ranks") in torch.distributed; a single process is rank 0 of 1."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch.distributed as dist
 
 
 def rank_and_ranks() -> tuple[int, int]:
-    """The number of this rank, and how many there are."""
+    """The number of this rank, and the number of ranks."""
     together = dist.is_available() and dist.is_initialized()
     return (dist.get_rank(), dist.get_world_size()) if together else (0, 1)
 
@@ -40,6 +40,6 @@ def print_once(text: str) -> None:
 
 
 def wait_for_ranks() -> None:
-    """Until all ranks are here."""
+    """Wait for all ranks."""
     if rank_and_ranks()[1] > 1:
         dist.barrier()

@@ -1,12 +1,13 @@
 """One writer per run folder.
 
-Snakemake holds a lock of its own, but a killed Snakemake leaves its jobs running on a cluster, and the next one would
-start them a second time.  So every run takes `writer.lock` in its folder: a file that is linked into place (atomic on
-network file systems too) and touched every few seconds.  Whether the writer of a lock is still alive is decided by
+Snakemake has a lock, too, but a killed Snakemake leaves its jobs running on a cluster, and the next one would start
+them a second time.  So every run takes `writer.lock` in its folder: a file that is linked into place (atomic on network
+file systems too) and touched every few seconds.  These show whether the writer of a lock is still alive:
 
-* its process, on the same machine;
-* its Slurm job, on another machine of the same cluster;
-* otherwise by the file: a writer that is alive touches it.  Times are those of the file system, never of two clocks.
+* on the same machine: its process;
+* on another machine of the same cluster: its Slurm job;
+* anywhere else: the time of the file, which a living writer touches.  Times come from the file system, so that two
+  clocks are never compared.
 """
 
 from __future__ import annotations
@@ -39,13 +40,13 @@ ALIVE, DEAD, UNCERTAIN = "alive", "dead", "uncertain"
 def run_lock(folder: str | os.PathLike, patient: bool = False, name: str = LOCK) -> Iterator[None]:
     """Hold a run folder while the block runs.
 
-    The lock of a dead writer is taken over.  If a writer is certainly alive, this refuses at once; if that cannot be
-    known yet, it waits until its file was not touched for two minutes.  Should the lock be lost all the same (a
-    machine that was suspended), the process is stopped with SIGTERM rather than written on.
+    The lock of a dead writer is taken over.  If a writer is certainly alive, this refuses at once.  If it may be alive,
+    this waits until the lock was not touched for two minutes.  If another process takes the lock meanwhile (this
+    machine was suspended), SIGTERM stops this process before it writes more.
 
     Args:
         patient: wait for a writer that is alive.
-        name: file name of the lock, where several things in one folder are written side by side.
+        name: file name of the lock, for folders in which several processes write different files.
 
     Raises:
         UserError: another process writes this run; names it.
@@ -68,7 +69,7 @@ def run_lock(folder: str | os.PathLike, patient: bool = False, name: str = LOCK)
 
 
 def target_lock(target: str | os.PathLike):
-    """Hold one file or folder that is to be written, not its neighbors; otherwise as `run_lock`."""
+    """Like `run_lock`, for one file or folder to be written; its neighbors stay free."""
     target = Path(target)
     return run_lock(target.parent, name=f".{target.name}.lock")
 
@@ -97,11 +98,11 @@ def writer_state(writer: dict, age_seconds: float) -> str:
     if writer.get("machine") == machine():
         start = started(writer.get("process"))
         return ALIVE if start is not None and start == writer.get("started") else DEAD
-    # A job that Slurm started again on another node meets its own lock; then only the file can tell.
+    # A job that Slurm restarted on another node meets its earlier lock; then only the file's time can tell.
     job, cluster = writer.get("job"), writer.get("cluster")
     if job and cluster and cluster == os.environ.get("SLURM_CLUSTER_NAME") and job != os.environ.get("SLURM_JOB_ID"):
         state = job_state(job)
-        # An allocation may run on after the writer in it has died: then the lock is not touched any more.
+        # An allocation may outlive the writer in it; nothing touches the lock then.
         if state in RUNNING_STATES and (state != "RUNNING" or age_seconds <= DEAD_AFTER_SECONDS):
             return ALIVE
         if state is not None and state not in ENDING_STATES:
@@ -116,7 +117,7 @@ def describe(writer: dict) -> str:
 
 
 def _acquire(lock: Path, mine: dict, patient: bool) -> None:
-    watched = None  # (token, time of the last touch) of the writer that we wait to see more of
+    watched = None  # (token, time of the last touch) of a writer that may be alive
     awaited = None  # token of the writer that we wait for
     while not _create(lock, mine):
         writer, touched, age = _look(lock)
@@ -166,7 +167,7 @@ def _create(lock: Path, mine: dict) -> bool:
 
 
 def _remove(lock: Path, writer: dict) -> None:
-    """Take a dead writer's lock away; if another process was faster, its lock is put back."""
+    """Remove a dead writer's lock.  If another process was faster, this puts that process's lock back."""
     aside = lock.with_name(f".{lock.name}.{uuid.uuid4().hex}")
     try:
         os.rename(lock, aside)
@@ -183,7 +184,7 @@ def _remove(lock: Path, writer: dict) -> None:
 
 
 def _read(lock: Path) -> dict | None:
-    """Content of a lock; None if there is none.  What cannot be read has an unknown writer."""
+    """Content of a lock; None if it does not exist.  An unreadable lock has an unknown writer."""
     try:
         content = json.loads(lock.read_text(encoding="utf-8"))
         return content if isinstance(content, dict) else {}
@@ -194,7 +195,7 @@ def _read(lock: Path) -> dict | None:
 
 
 def _look(lock: Path) -> tuple[dict | None, float, float]:
-    """Content, time of the last touch and seconds since then, all by the file system's clock."""
+    """Content, time of the last touch and seconds since then, by the file system's clock."""
     probe = lock.with_name(f".{lock.name}.{uuid.uuid4().hex}")
     probe.touch()
     try:

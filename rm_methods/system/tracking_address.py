@@ -1,5 +1,4 @@
-"""Addresses of MLflow: which can work, and how one is shown without its secrets.  Nobody is asked and nothing is
-opened."""
+"""Checks addresses of MLflow and hides their secrets, without opening a connection or a file."""
 
 from __future__ import annotations
 
@@ -16,7 +15,10 @@ DEFAULT_DATABASE = "mlflow.db"
 SERVERS = ("http", "https")
 # Package that SQLAlchemy takes for a database if the address names no driver.
 DEFAULT_DRIVERS = {"postgresql": "psycopg2", "mysql": "MySQLdb", "mssql": "pyodbc", "sqlite": "sqlite3"}
-_PACKAGES = {"psycopg2": "psycopg2-binary", "MySQLdb": "mysqlclient"}  # where pip's name is another one
+_PACKAGES = {
+    "psycopg2": "psycopg2-binary",
+    "MySQLdb": "mysqlclient",
+}  # module: name of its package, where the two differ
 _ALLOWED = (
     "sqlite:///<file>.db, http(s)://<server>, postgresql, mysql or mssql with the address of a database, or databricks"
 )
@@ -39,7 +41,7 @@ def resolve_uri(tracking_uri: str | None) -> str:
 
 
 def _address_problem(uri: str) -> str | None:
-    """What is wrong with an address, as far as that can be said without asking anybody."""
+    """The problem of an address, as far as the address alone shows it."""
     if uri == "databricks":
         return None
     scheme = uri_scheme(uri)
@@ -70,7 +72,7 @@ def _address_problem(uri: str) -> str | None:
 
 
 def uri_scheme(uri: str) -> str:
-    """What stands before "://"; not `urlsplit`'s, which knows no underscore (as in the driver psycopg_async)."""
+    """The text before "://".  `urlsplit` accepts no underscore (as in the driver psycopg_async)."""
     scheme, separator, _ = uri.partition("://")
     return scheme.lower() if separator else urlsplit(uri).scheme
 

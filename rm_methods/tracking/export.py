@@ -1,10 +1,10 @@
 """Exports finished runs to MLflow, once each, however often it is called.
 
-One MLflow experiment per configured experiment, one MLflow run per variant and seed.  A run is found again by its tags
-`run_key`, `variant` and `training_digest`, and every row has a timestamp that follows from the stored start time, so
-an export that was cut off is completed by the next one without doubling a row (MLflow stores an identical row once).
-The tag `export_digest` is set last: a run that has it for the present files is left alone.  If the server cannot be
-reached the record says "pending" and nothing fails.
+Each configured experiment is one MLflow experiment, and each variant and seed is one MLflow run.  The tags `run_key`,
+`variant` and `training_digest` identify a run.  Every row has a timestamp that follows from the stored start time, so
+the next export completes an interrupted one without doubling a row (MLflow stores an identical row once).  The tag
+`export_digest` is set last: a run that has it for the present files is complete.  If the server cannot be reached, the
+record says "pending" and nothing fails.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from rm_methods.tracking.store import (
 logger = logging.getLogger(__name__)
 
 ROWS_PER_CALL = 1000  # MLflow's limit for metrics in one call
-ITEMS_PER_CALL = 100  # and for parameters
+ITEMS_PER_CALL = 100  # MLflow's limit for parameters in one call
 _PATHS = ("summary", "metrics", "training_log", "model", "further")  # of ExportedFiles, kept for a later attempt
 
 
@@ -94,7 +94,7 @@ def export_run(
     out: Path,
     tracking_uri: str | None = None,
 ) -> dict[str, Any]:
-    """Export one run and write what became of it to `out`.
+    """Export one run and write the outcome to `out`.
 
     Args:
         summary, metrics, training_log, model: see `ExportedFiles`.
@@ -142,7 +142,7 @@ def retry_pending(out_folder: Path, tracking_uri: str | None = None) -> list[dic
     """Export every run below `out_folder` whose record says "pending".
 
     Raises:
-        UserError: there is no such folder, or a record's files are gone.
+        UserError: the folder does not exist, or a record's files are gone.
     """
     out_folder = Path(out_folder)
     if not out_folder.is_dir():
@@ -175,7 +175,7 @@ def _export_all(runs: Sequence[tuple[RunExport, Path]], tracking_uri: str | None
     try:
         uri = resolve_uri(tracking_uri)
         reason = unreachable_reason(uri)
-    except UserError as error:  # the runs are finished, whatever became of the address since they began
+    except UserError as error:  # the address may have become unusable since the runs began; the runs are finished
         uri = tracking_uri or os.environ["MLFLOW_TRACKING_URI"]
         reason = str(error).rstrip(".")
     outcomes: list[dict[str, Any]] = []
@@ -194,8 +194,8 @@ def _export_all(runs: Sequence[tuple[RunExport, Path]], tracking_uri: str | None
 def _export_reachable(
     uri: str, runs: Sequence[tuple[RunExport, Path]], records: Sequence[RunRecord]
 ) -> tuple[list[dict], str | None]:
-    """Outcomes of the runs in order, as far as the store answered, and why it stopped answering (None if it did
-    not)."""
+    """Outcomes of the runs in order until the store stopped answering, and the reason for that (None if it answered
+    always)."""
     from mlflow import MlflowClient
 
     outcomes: list[dict[str, Any]] = []
@@ -209,7 +209,7 @@ def _export_reachable(
                 except Exception as error:
                     # Of MLflow, SQLAlchemy or a driver: the runs are finished and must not fail for it.
                     logger.debug("export of %s seed %s failed", record.variant, record.seed, exc_info=True)
-                    # A store that was lost, or that takes its time to fail, would do so for every run.
+                    # A store that is gone or fails slowly would do so for every run.
                     slow = one_line(error, uri) if time.monotonic() - started > PROBE_SECONDS else None
                     if gone := slow or unreachable_reason(uri):
                         return outcomes, gone
@@ -221,7 +221,7 @@ def _export_reachable(
 
 
 def _described(run: RunExport, record: RunRecord, outcome: dict[str, Any], uri: str) -> dict[str, Any]:
-    """What is written to the record of a run."""
+    """The content of a run's record."""
     description = outcome | {
         "experiment": run.experiment,
         "variant": record.variant,
@@ -326,7 +326,9 @@ def _log_everything(client, run, record: RunRecord) -> int:
         client.log_batch(run_id, params=params[first : first + ITEMS_PER_CALL])
     model_id = _link_model(client, run, record)
     rows = []
-    if "export_digest" not in run.data.tags:  # otherwise the steps are there: a run trained anew is another run
+    if (
+        "export_digest" not in run.data.tags
+    ):  # otherwise the steps are complete: a run that was trained again is another run
         rows = [Metric(m.name, m.value, start_ms + round(1000 * m.seconds), m.step) for m in record.steps]
     now_ms = int(time.time() * 1000)
     for name, value in record.finals.items():
@@ -362,7 +364,7 @@ def _link_dataset(client, run, record: RunRecord) -> None:
 
 
 def _link_model(client, run, record: RunRecord) -> str:
-    """The id of an external model (a link: nothing is uploaded) that stands for the checkpoint; made if missing."""
+    """The id of an external model that links to the checkpoint (nothing is uploaded); made if missing."""
     from mlflow.entities import LoggedModelOutput
 
     run_id = run.info.run_id

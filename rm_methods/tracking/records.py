@@ -1,4 +1,4 @@
-"""Turns the files of a finished run into what MLflow stores: legal names, short values, finite numbers."""
+"""Converts the files of a finished run to a form that MLflow stores: legal names, short values, finite numbers."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 
 @dataclass(frozen=True)
 class ExportedFiles:
-    """What is exported of one (variant, seed), as in docs/architecture.md.
+    """The files that are exported of one variant and seed (docs/architecture.md).
 
     Attributes:
         summary: summary.json of training.
@@ -32,7 +32,7 @@ class ExportedFiles:
         training_log: metrics.jsonl of training, None or empty for a scorer without training.
         model: the folder of the checkpoint; only its path is stored.
         further: JSON file with more final metrics under `metrics`, or None.
-        purpose: what the run is beside training a reward model, such as "ppo"; it becomes part of the run's name.
+        purpose: "" for the training of a reward model, else a word such as "ppo"; it becomes part of the run's name.
     """
 
     summary: Path
@@ -55,15 +55,15 @@ class StepMetric:
 
 @dataclass(frozen=True)
 class RunRecord:
-    """A run as MLflow will hold it.
+    """A run in the form that MLflow stores.
 
     Attributes:
         params: flattened settings.
         tags: without those that mark the progress of the export.
-        steps: metrics by step; the last value where a resumed run logged a step twice.
+        steps: metrics by step; the last value if a resumed run logged a step twice.
         finals: final metrics, evaluation and cost.
-        training_digest: of the training log: a run trained anew with the same run key is another run.
-        export_digest: of all files: changes when there is something new to export.
+        training_digest: of the training log: a run that was trained again with the same run key is another run.
+        export_digest: of all files: it changes when an export is due.
         dataset: name, digest and number of pairs, None if not recorded.
         start_ms, end_ms: Unix time; the end is when summary.json was written.
         skipped_not_finite: values left out because they are NaN or infinite.
@@ -91,7 +91,7 @@ def read_run(files: ExportedFiles, experiment: str) -> RunRecord:
 
     Raises:
         UserError: a file is missing or not JSON.
-        DataError: a file is not what it should be, or summary and metrics are of different runs.
+        DataError: a file is of another kind, or summary and metrics belong to different runs.
     """
     summary = read_summary(files.summary)
     metrics: Mapping[str, Any] = read_metrics(files.metrics) if files.metrics else {}
@@ -144,7 +144,7 @@ def _check(files: ExportedFiles, summary: Mapping[str, Any], metrics: Mapping[st
     if files.metrics and summary["run_key"] != metrics["run_key"]:
         raise DataError(
             f"{files.metrics}: run_key is {metrics['run_key']!r}, but {files.summary} says {summary['run_key']!r}. "
-            "The evaluation is of another run; run score and evaluate again."
+            "The evaluation belongs to another run; run score and evaluate again."
         )
 
 
@@ -191,17 +191,16 @@ def _finals(
     summary: Mapping[str, Any], metrics: Mapping[str, Any], further: Mapping[str, Any]
 ) -> tuple[dict[str, float], int]:
     """Final metrics by legal name, and how many were not finite (or null, which is how JSON holds them)."""
-    found: dict[str, Any] = {f"final/{name}": value for name, value in (summary.get("metrics") or {}).items()}
-    found |= {f"cost/{name}": value for name, value in (summary.get("cost") or {}).items()} | dict(
-        further.get("metrics") or {}
-    )
+    values: dict[str, Any] = {f"final/{name}": value for name, value in (summary.get("metrics") or {}).items()}
+    values |= {f"cost/{name}": value for name, value in (summary.get("cost") or {}).items()}
+    values |= dict(further.get("metrics") or {})
     for benchmark, report in (metrics.get("benchmarks") or {}).items():
-        found |= {f"{benchmark}/{name}": value for name, value in (report.get("metrics") or {}).items()}
+        values |= {f"{benchmark}/{name}": value for name, value in (report.get("metrics") or {}).items()}
         counts = {name: report.get(name) for name in ("tie_rate", "n_scored", "n_total", "n_truncated")}
-        found |= {f"{benchmark}/{name}": value for name, value in counts.items() if value is not None}
+        values |= {f"{benchmark}/{name}": value for name, value in counts.items() if value is not None}
     numbers = {
         legal_name(name): math.nan if value is None else _as_float(value)
-        for name, value in found.items()
+        for name, value in values.items()
         if value is None or _is_number(value)
     }
     finite = {name: value for name, value in numbers.items() if math.isfinite(value)}
@@ -221,7 +220,7 @@ def _as_float(value: int | float) -> float:
 
 
 def params_of(settings: Mapping[str, Any]) -> dict[str, str]:
-    """Nested settings as MLflow parameters: ``training.learning_rate`` -> text; long values are cut and say so.
+    """Nested settings as MLflow parameters: ``training.learning_rate`` -> text; long values are cut and marked.
 
     >>> params_of({"training": {"epochs": 1, "betas": [0.9, 0.99]}})
     {'training.epochs': '1', 'training.betas': '[0.9, 0.99]'}
@@ -255,7 +254,7 @@ def _plain(value: Any) -> str:
 
 
 def legal_name(name: str) -> str:
-    """A name that MLflow takes for metrics and parameters: letters, digits, ``_ - . : /`` and space, as a plain
+    """A name that MLflow accepts for metrics and parameters: letters, digits, ``_ - . : /`` and space, as a plain
     relative path.
 
     >>> legal_name("rm_bench/accuracy@0.5 (hard)")

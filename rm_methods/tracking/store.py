@@ -1,9 +1,9 @@
-"""Where MLflow keeps runs: the address, a SQLite database made in one step, and whether a server answers.
+"""The store of MLflow: its address, a SQLite database made in one step, and whether a server answers.
 
-Facts behind the choices (MLflow 3.17, measured): several processes that start on a missing SQLite database at once
-break it for good (the migrations race), so it is created under a lock and moved into place whole.  On an existing
-database concurrent writers lose nothing.  A dead server keeps a client busy for minutes with MLflow's own retry
-defaults, and a database that cannot be opened for two, so both are asked first, once.
+Reasons (MLflow 3.17, measured): processes that start on a missing SQLite database at the same time break it for good
+(the migrations race), so it is created under a lock and moved into place whole.  On an existing database concurrent
+writers lose nothing.  With MLflow's default retries a client waits minutes for a dead server, and two minutes for a
+database that cannot be opened, so both are tried once first.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ def database_file(uri: str) -> Path | None:
 def ensure_store(uri: str) -> None:
     """Create the SQLite database of `uri` if it is missing; any number of processes may call this at once.
 
-    An existing database is left as it is, even if its schema is older than this MLflow (MLflow then says how to
-    upgrade it, which should not happen without a backup).  For other addresses there is nothing to do.
+    An existing database is never changed, even if its schema is older than this MLflow (MLflow then says how to
+    upgrade it, which should not happen without a backup).  Other addresses need nothing.
     """
     path = database_file(uri)
     if path is None or path.exists():
@@ -83,8 +83,8 @@ def _lock(database: Path):
 
 
 def unreachable_reason(uri: str) -> str | None:
-    """Why a server or database cannot be used now; None if it answers (whatever it says), or if it is not there yet
-    but can be made."""
+    """Why a server or database cannot be used now; None if it gives any answer, or does not exist yet but can be
+    made."""
     scheme = uri_scheme(uri)
     if scheme in SERVERS:
         return _silent_server(uri)
@@ -104,14 +104,14 @@ def _silent_server(uri: str) -> str | None:
 
 
 def _closed_database(uri: str) -> str | None:
-    """MLflow itself tries ten times, longer and longer, whatever the trouble is."""
+    """One attempt: MLflow itself tries ten times, with growing pauses, whatever the problem is."""
     import sqlalchemy
     from sqlalchemy.exc import SQLAlchemyError
 
     path = database_file(uri)
     if path is not None and not path.exists():
         return None
-    os.environ.setdefault("PGCONNECT_TIMEOUT", str(PROBE_SECONDS))  # of libpq, which waits for ever by default
+    os.environ.setdefault("PGCONNECT_TIMEOUT", str(PROBE_SECONDS))  # of libpq, which waits forever by default
     try:
         address = sqlalchemy.make_url(uri)
         if (

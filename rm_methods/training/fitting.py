@@ -1,4 +1,4 @@
-"""Fitting one model: arguments of the Trainer, batch plan, training with resume, and a training on text before it."""
+"""Fitting one model: arguments of the Trainer, batch plan, training with resume, and an earlier training on text."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from rm_methods.training.trainer import PlannedSteps, RewardTrainer, RunLog
     from rm_methods.training.training_data import TrainingData
 
-# Ranks wait for one another where one may take hours (a teacher's maps, validation); the default is 10 or 30 minutes.
+# Ranks may wait hours for one of them (a teacher's maps, validation); the default is 10 or 30 minutes.
 _PATIENCE = timedelta(days=7)
 _SCHEDULES = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}
 
@@ -34,9 +34,9 @@ _SCHEDULES = {"cosine": "cosine", "linear": "linear", "constant": "constant_with
 def training_arguments(training: Mapping[str, Any], seed: int, work: Path, steps: int) -> TrainingArguments:
     """The transformers `TrainingArguments` of a run.
 
-    Gradient accumulation is 1 because one item of our data loader is a whole optimizer step.  Mixed precision is not
-    the Trainer's either: the reward model autocasts its backbone, so that weights stay fp32 and the head is computed in
-    fp32 under every stage of DeepSpeed.
+    Gradient accumulation is 1 because one item of our data loader is a whole optimizer step.  The Trainer's mixed
+    precision is off, too: the reward model autocasts its backbone, so that weights stay fp32 and the head is computed
+    in fp32 under every stage of DeepSpeed.
     """
     import torch
     from transformers import TrainingArguments
@@ -44,14 +44,14 @@ def training_arguments(training: Mapping[str, Any], seed: int, work: Path, steps
     check_installed("training.deepspeed", training["deepspeed"])
     deepspeed_file = configuration_file(training["deepspeed"])
     if deepspeed_file and not torch.cuda.is_available():
-        # On a CPU the Trainer starts torch.distributed but not DeepSpeed's own layer, which ZeRO-3 needs to create the
-        # model in shards.
+        # On a CPU the Trainer starts torch.distributed but not DeepSpeed's layer above it, which ZeRO-3 needs to create
+        # the model in shards.
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
         import deepspeed
 
         deepspeed.init_distributed(dist_backend="gloo", timeout=_PATIENCE, verbose=False)
     elif "RANK" in os.environ and not torch.cuda.is_available() and not torch.distributed.is_initialized():
-        # The Trainer hands its timeout on for GPUs only.
+        # The Trainer passes its timeout on for GPUs only.
         torch.distributed.init_process_group("gloo", timeout=_PATIENCE)
     arguments = TrainingArguments(
         **common_arguments(training, seed, work, steps),
@@ -71,7 +71,7 @@ def common_arguments(training: Mapping[str, Any], seed: int, work: Path, steps: 
     Args:
         training: optimizer, schedule and logging: section `training` or the settings of `sft`.
         work: folder for checkpoints.
-        steps: optimizer steps of the whole training, which the warmup is a fraction of.
+        steps: optimizer steps of the whole training; the warmup is a fraction of them.
     """
     import torch
 
@@ -107,7 +107,7 @@ def common_arguments(training: Mapping[str, Any], seed: int, work: Path, steps: 
 def one_device(arguments: TrainingArguments) -> None:
     """Make a process use one GPU.
 
-    By default the Trainer puts a process that sees several GPUs on all of them, with as many times the batch.
+    By default the Trainer spreads a process over all GPUs that it sees, and multiplies the batch by their number.
     """
     if arguments.n_gpu > 1:
         arguments._n_gpu = 1
@@ -130,7 +130,7 @@ def plan_training(
     """The batch plan that a `training` section asks for.
 
     Args:
-        budget: number of pairs that the number of steps is counted from; None takes the number of items.
+        budget: number of pairs that sets the number of steps; None takes the number of items.
     """
     from rm_methods.reward_models.batching import plan_steps
 
@@ -188,7 +188,7 @@ def fit(
 
 
 def gathered_weights(trainer: RewardTrainer) -> dict[str, torch.Tensor]:
-    """Whole weights (ZeRO-3 holds shards); every rank calls this.  Models loaded afterward are ordinary ones again."""
+    """Whole weights (ZeRO-3 holds shards); every rank calls this.  Models loaded afterward have whole weights, too."""
     from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
     state_dict = trainer.accelerator.get_state_dict(trainer.model_wrapped)
@@ -202,7 +202,7 @@ def adapt(model: RewardModel, adaptation: Adaptation, data: TrainingData, inputs
     The training is done once, also if the run is interrupted later.
 
     Returns:
-        What it computed, as `plan_cost` counts it.
+        The computation, as `plan_cost` counts it.
 
     Raises:
         UserError: language model and classifier have different weights.
@@ -231,7 +231,7 @@ def adapt(model: RewardModel, adaptation: Adaptation, data: TrainingData, inputs
         if is_first_rank:
             with written_with_checksum(adapted) as path:
                 save_file(adaptation.model.inner_weights(state_dict), path)
-        trainer.accelerator.free_memory()  # what DeepSpeed holds: another of its engines trains the preferences
+        trainer.accelerator.free_memory()  # of DeepSpeed's engine: another engine trains the preferences
         wait_for_ranks()
     missing, unexpected = model.backbone.load_state_dict(load_file(adapted), strict=False)
     # Some classifiers have a pooler that their language models lack; any other difference means different models.

@@ -1,7 +1,7 @@
-"""Starting a training run on its processors: the check of the GPUs, one rank a GPU through torchrun, on one node or on
-those of a Slurm job; and how a run ends when it is told to stop.
+"""Starts and stops the processes of a training run: checks the GPUs, starts one rank for each GPU through torchrun (on
+one node or on the nodes of a Slurm job), and ends a run that gets a signal.
 
-torchrun rather than DeepSpeed's launcher: it needs no ssh and works inside Slurm.
+It uses torchrun, not DeepSpeed's launcher, because torchrun needs no ssh and works inside Slurm.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ from typing import Any
 from rm_methods.errors import UserError
 from rm_methods.system.cluster import allocated_nodes
 
-# Set by tests whose GPUs only Slurm believes in: then what torch sees is not compared with what Slurm gave.
+# Set by tests with simulated GPUs: Slurm's number of GPUs is then not compared with torch's.
 STAND_INS = "RM_METHODS_GPU_STAND_INS"
 _TORCHRUN = (sys.executable, "-m", "torch.distributed.run")
 _VISIBLE = ("CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES")
-# Of the allocation, the rest would set options of the job step that is started here.
+# The other variables of the allocation would set options of the job step that is started here.
 _KEPT_OF_SLURM = ("SLURM_JOB_ID", "SLURM_CONF", "SLURM_CLUSTER_NAME")
 _SECONDS_TO_STOP = 25  # below the 30 s that Slurm gives a job by default
 _PR_SET_PDEATHSIG = 1  # from linux/prctl.h
 
 
 def check_gpus(asked: int, ranks: int, setting: str) -> None:
-    """Compare the GPUs that this process may use with those that were asked for.
+    """Compare the GPUs that this process may use with the number asked for.
 
-    In a Slurm job they must be as many as were asked for: with fewer, ranks would share a GPU; with more, jobs on one
-    node take the same ones.  Elsewhere there must be one for every rank, if there are any.
+    In a Slurm job the two must be equal: with fewer, ranks would share a GPU; with more, jobs on one node take the same
+    ones.  Elsewhere a machine with GPUs must have one for every rank.
 
     Args:
         asked: GPUs on each node; 0 for a job on CPUs.
@@ -42,7 +42,7 @@ def check_gpus(asked: int, ranks: int, setting: str) -> None:
         setting: key path of their number in the configuration.
 
     Raises:
-        UserError: other GPUs than asked for; says what was seen and what to change.
+        UserError: the number differs; gives the number seen and says what to change.
     """
     import torch
 
@@ -90,7 +90,8 @@ def launch_ranks(processes: int, resources: Mapping[str, Any], arguments: Sequen
         resources: section of the configuration.
 
     Raises:
-        UserError: a rank failed (its message is on stderr), or the nodes of `resources.nodes` are not there.
+        UserError: a rank failed (its message is on stderr), or the job has another number of nodes than
+            `resources.nodes`.
     """
     nodes = resources["nodes"]
     environment = dict(os.environ)
@@ -115,12 +116,12 @@ def launch_ranks(processes: int, resources: Mapping[str, Any], arguments: Sequen
 def several_nodes_command(
     processes: int, resources: Mapping[str, Any], job: str, environment: Mapping[str, str]
 ) -> list[str]:
-    """The command that starts one torchrun on every node of a Slurm job; they meet on the first node, where this runs.
+    """The command that starts one torchrun on every node of a Slurm job; they meet on the first node, which runs this.
 
     Args:
         processes: ranks on each node.
         resources: section of the configuration.
-        job: number of the Slurm job; fixes the port, so that two jobs on one node do not meet.
+        job: number of the Slurm job; sets the port, so that two jobs on one node use different ones.
         environment: MASTER_ADDR and MASTER_PORT override the host name and the port.
     """
     nodes = resources["nodes"]
@@ -136,7 +137,7 @@ def several_nodes_command(
     ]
     srun += [f"--gpus-per-node={gpus}"] if gpus else []
     meeting = ["--rdzv_backend=c10d", f"--rdzv_endpoint={host}:{port}", f"--rdzv_id={job}"]
-    # One node that fails must end all: the others would wait for it.
+    # A failed node must end all others, because they would wait for it.
     return [*srun, "--kill-on-bad-exit=1", *_TORCHRUN, f"--nnodes={nodes}", f"--nproc_per_node={processes}", *meeting]
 
 
@@ -148,8 +149,8 @@ class Stopped(SystemExit):
 def stops_on_signals() -> Iterator[None]:
     """Let SIGTERM and SIGUSR1 (time limit, preemption, scancel) end the block like an error does.
 
-    So half-written files are removed and the run's lock is given back; the last complete checkpoint stays, and the same
-    command continues from it.  Python's own reaction to both signals is to vanish.
+    So half-written files are removed and the run's lock is released; the last complete checkpoint stays, and the same
+    command continues from it.  By default, Python would end at once on both signals.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -158,7 +159,7 @@ def stops_on_signals() -> Iterator[None]:
 
     def stop(number, frame):
         for other in numbers:
-            signal.signal(other, signal.SIG_IGN)  # Slurm and torchrun both send one; the clean-up is under way
+            signal.signal(other, signal.SIG_IGN)  # Slurm and torchrun both send one; the cleanup has begun
         print(
             f"rm-methods: stopped by {signal.Signals(number).name}. Nothing half-written is kept; the same command "
             "continues from the last complete checkpoint.",
@@ -182,7 +183,7 @@ def _torch_has_gpus() -> bool:
 
 
 def _job_with(nodes: int) -> str:
-    """The number of the Slurm job that this is, which must have so many nodes."""
+    """The number of this Slurm job, which must have `nodes` nodes."""
     job = os.environ.get("SLURM_JOB_ID")
     allocated = allocated_nodes(job) if job else None
     if job is None or allocated != nodes:
@@ -206,9 +207,10 @@ def threads_of_rank(threads: int) -> int:
 
 
 def end_of_rank(world_size: int) -> None:
-    """Leave together, and at once: everything is written, and the threads of the communication library sometimes abort
-    a rank whose interpreter is shut down in the ordinary way (seen with ZeRO-3 on gloo), which makes the launcher call
-    the training failed.
+    """End all ranks together and at once.
+
+    Everything is written by now.  The threads of the communication library sometimes abort a rank whose interpreter
+    shuts down in the ordinary way (seen with ZeRO-3 on gloo), and the launcher would then report a failed training.
     """
     if world_size > 1:
         import torch.distributed as dist
@@ -221,9 +223,9 @@ def end_of_rank(world_size: int) -> None:
 
 
 def _run(command: Sequence[str], environment: Mapping[str, str]) -> int:
-    """Run to the end; what interrupts us is passed on as SIGTERM, and awaited."""
+    """Run a command to its end.  On an interruption, it gets SIGTERM and time to stop."""
     prctl = getattr(ctypes.CDLL(None), "prctl", None)  # Linux only
-    # A launcher that is killed must not leave ranks behind that write on without the run's lock.
+    # The ranks of a killed launcher must not continue to write without the run's lock.
     child = subprocess.Popen(
         command, env=environment, preexec_fn=(lambda: prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)) if prctl else None
     )

@@ -1,8 +1,8 @@
-"""Continuing from a checkpoint, also with another number of ranks than wrote it.
+"""Continues from a checkpoint, even if another number of ranks wrote it.
 
 Without DeepSpeed, or with its stage 0, a checkpoint holds the whole state of the optimizer and fits any number of
-ranks.  ZeRO cuts the state into one part a rank; DeepSpeed's converter then puts the parts together ("universal
-checkpoint"), once, beside them.
+ranks.  ZeRO cuts the state into one part for each rank.  For another number of ranks, DeepSpeed's converter joins the
+parts once, in a folder beside them ("universal checkpoint").
 """
 
 from __future__ import annotations
@@ -20,26 +20,26 @@ _CONVERTER = "deepspeed.checkpoint.ds_to_universal"
 
 
 def without_world_size(config: dict[str, Any]) -> dict[str, Any]:
-    """The configuration as of a run on one rank.
+    """The configuration with one rank.
 
-    The folder of checkpoints is named after it, so that a run with another number of ranks finds them.
+    It names the folder of checkpoints, so that a run with another number of ranks finds them.
     """
     return config | {"training": config["training"] | {"processes": 1}}
 
 
 def ranks_of(checkpoint: Path) -> int | None:
-    """Number of ranks that the optimizer's state is cut for; None if it is whole."""
+    """Number of ranks that share the optimizer's state; None if it is whole."""
     return len(list(checkpoint.glob("global_step*/*_optim_states.pt"))) or None
 
 
 def restore_settings(optimizer, weight_decays: Sequence[float]) -> None:
-    """Undo what loading a universal checkpoint of ZeRO-3 does to an optimizer with several groups of weights.
+    """Repair an optimizer with several groups of weights after a universal checkpoint of ZeRO-3 was loaded.
 
-    DeepSpeed 0.19 (`load_hp_checkpoint_state_from_checkpoint_dir_stage3`) gives the settings of the first group to all
-    of them, and one step counter to all parts of the weights, which then counts once for each.
+    DeepSpeed 0.19 (`load_hp_checkpoint_state_from_checkpoint_dir_stage3`) gives all groups the settings of the first
+    one.  It also gives all parts of the weights one shared step counter, which then counts once for each part.
 
     Args:
-        optimizer: torch's, inside that of DeepSpeed.
+        optimizer: torch's optimizer inside DeepSpeed's.
         weight_decays: of each group.
     """
     for group, weight_decay in zip(optimizer.param_groups, weight_decays, strict=True):
@@ -50,13 +50,13 @@ def restore_settings(optimizer, weight_decays: Sequence[float]) -> None:
 
 
 def fitted_to(checkpoint: Path | None, ranks: int) -> bool:
-    """Make a checkpoint loadable by so many ranks; called on one rank.
+    """Make a checkpoint loadable by this number of ranks; called on one rank.
 
     Returns:
-        Whether it is to be loaded as a universal checkpoint.
+        Whether to load it as a universal checkpoint.
 
     Raises:
-        UserError: it was written by another number of ranks and cannot be converted; nothing of it is lost.
+        UserError: another number of ranks wrote it, and it cannot be converted; the checkpoint is unchanged.
     """
     if checkpoint is None:
         return False
@@ -67,7 +67,7 @@ def fitted_to(checkpoint: Path | None, ranks: int) -> bool:
         return True
     source = checkpoint / (checkpoint / "latest").read_text(encoding="utf-8").strip()
     target = Path(f"{source}_universal")
-    shutil.rmtree(target, ignore_errors=True)  # what a converter that was killed has left
+    shutil.rmtree(target, ignore_errors=True)  # the rest of a killed converter
     print(f"{checkpoint}: written by {written_by} ranks; converting it for {ranks}", file=sys.stderr, flush=True)
     command = [sys.executable, "-m", _CONVERTER, "--input_folder", source, "--output_folder", target]
     command += ["--num_extract_workers", "1", "--num_merge_workers", "1", "--inject_missing_state"]

@@ -154,13 +154,13 @@ def train(config: dict[str, Any], variant: str, seed: int, files: RunFiles, thre
 
 @dataclass(frozen=True)
 class _Fitted:
-    """What remains of a training when its model is saved; holds no model.
+    """The results of a training besides its saved model.
 
     Attributes:
         arguments: the Trainer's.
-        cost: what was computed, as `plan_cost` counts it.
+        cost: the computation, as `plan_cost` counts it.
         seconds_before: wall time of earlier parts of a resumed run.
-        train_loss: the last that was logged.
+        train_loss: the last logged one.
         records: entries of the summary: truncation, training, noise, report, layout.
     """
 
@@ -193,7 +193,7 @@ def _train_this_rank(run: _Run) -> RunSummary | None:
 
 
 def _fit_and_export(run: _Run) -> _Fitted:
-    """Train and save the model; only rank 0 writes.  Afterward only cycles of references hold the trained one."""
+    """Train and save the model; only rank 0 writes.  Afterward only reference cycles hold the trained model."""
     from rm_methods.reward_models.batching import plan_cost
     from rm_methods.training.trainer import PlannedSteps, RunLog
 
@@ -222,7 +222,7 @@ def _fit_and_export(run: _Run) -> _Fitted:
     if arguments.process_index == 0:
         _export(trainer, method, data.reader, training=training, state_dict=state_dict, target=run.files.model)
         report = method.report()
-    # DeepSpeed's hooks hold the model and its optimizer where the garbage collector does not look.
+    # The garbage collector does not see that DeepSpeed's hooks hold the model and its optimizer.
     trainer.accelerator.free_memory()
 
     cost = plan_cost(plan, data.items, layout)
@@ -270,7 +270,7 @@ def _model_to_train(
     from rm_methods.reward_models.lora import add_adapters, target_layers
 
     training = inputs.config["training"]
-    # With ZeRO-3 the arguments make transformers create and load a model in shards, so they come first; a tiny model is
+    # With ZeRO-3 the arguments make transformers create and load a model in shards, so they come first. A tiny model is
     # created whole, because random weights drawn in shards would be others than those of a run on one rank.
     whole = method.model_is_made_whole or inputs.config["backbone"]["source"] == "tiny"
     model = method.model(data.pairs, data.reader, inputs) if whole else None
@@ -324,7 +324,7 @@ def _required(run: _Run) -> dict[str, Sequence[Path]]:
     """The model folders of the required runs.
 
     Raises:
-        UserError: a folder is missing, or there are too few.
+        UserError: a folder is missing, or too few were given.
     """
     card = run.card
     for key, other in card.required_variants(run.entry["settings"]).items():
@@ -342,7 +342,7 @@ def _required(run: _Run) -> dict[str, Sequence[Path]]:
 
 
 def _free_memory() -> None:
-    """Free what only cycles of references hold (a Trainer and its model refer to each other), on the GPU too."""
+    """Free memory that only reference cycles hold (a Trainer and its model refer to each other), on the GPU too."""
     import torch
 
     gc.collect()
@@ -392,9 +392,9 @@ def _validation(run: _Run) -> ValidationMetrics:
 
 
 def _validation_pairs(run: _Run) -> tuple[list[PreferencePair], int]:
-    """The validation pairs to score, and how many the chat template refuses, which are left out.
+    """The validation pairs to score, and the number that is left out because the chat template refuses them.
 
-    Pairs are only left out where the configuration says so; otherwise scoring names them in an error.
+    Pairs are left out only if the configuration says so; otherwise scoring names them in an error.
     """
     from rm_methods.reward_models.backbones import load_tokenizer
 

@@ -15,7 +15,7 @@ from rm_methods.system.provenance import key_of
 
 
 def training_settings(config: Mapping[str, Any], variant: str) -> dict[str, Any]:
-    """What a training run depends on in the configuration and in the files that it names."""
+    """The part of the configuration that a training run depends on, with hashes of the files that it names."""
     method = config["methods"][variant]
     card = load_method_card(method["method"])
     settings = {"method": method, "files": [named_file_hash(name) for name in card.files_named(method["settings"])]}
@@ -28,7 +28,7 @@ def training_settings(config: Mapping[str, Any], variant: str) -> dict[str, Any]
 
 
 def training_code(config: Mapping[str, Any], variant: str) -> str:
-    """Hash of the code that a training run depends on: that of its method and of nothing else's."""
+    """Hash of the code that a training run depends on: of the stage and of its method, not of other methods."""
     return code_hash("train", load_method_card(config["methods"][variant]["method"]).module)
 
 

@@ -1,9 +1,9 @@
 """The transformers `Trainer`, fed with planned optimizer steps.
 
-One item of the data loader is one optimizer step of one rank: a list of micro-batches.  So gradient accumulation is
-ours: each micro-batch's loss is the weighted sum over its pairs divided by the total weight of the *step* (over all
-ranks), and gradients do not depend on how a step was cut into micro-batches or dealt to ranks.  Everything else
-(optimizer, schedule, DeepSpeed, DDP, checkpoints, random states) is the Trainer's.
+One item of the data loader is one optimizer step of one rank: a list of micro-batches.  So this module accumulates the
+gradients: each micro-batch's loss is the weighted sum over its pairs divided by the total weight of the *step* (over
+all ranks), and gradients do not depend on the division of a step into micro-batches and ranks.  The Trainer does the
+rest (optimizer, schedule, DeepSpeed, DDP, checkpoints, random states).
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ class RewardTrainer(Trainer):
         self.sums_from = 0
 
     def get_train_dataloader(self) -> DataLoader:
-        """The plan already says what each rank computes, so accelerate must not deal the steps out again."""
+        """The plan already assigns steps to ranks, so accelerate must not distribute them again."""
         return DataLoader(self.steps, batch_size=1, shuffle=False, collate_fn=_single_item)
 
     def create_optimizer(self, model=None):
@@ -224,7 +224,7 @@ class TrainingLog(TrainerCallback):
         label: starts the lines on stderr.
 
     Attributes:
-        last_loss: the last that was logged.
+        last_loss: the last logged loss.
         seconds_before: wall time of earlier parts of a resumed run.
     """
 
@@ -270,7 +270,7 @@ class TrainingLog(TrainerCallback):
         self.progress.advance(state.global_step - self.progress.done, self.progress_text(state.global_step, elapsed))
 
     def progress_text(self, step: int, elapsed: float) -> str:
-        """What a line on stderr says of a step; `elapsed` is in seconds."""
+        """The text on a step in a line on stderr; `elapsed` is in seconds."""
         return f"loss {self.last_loss:.4f}"
 
     def on_save(self, args, state, control, **kwargs):
@@ -285,7 +285,7 @@ class RunLog(TrainingLog):
         self.pairs_until = np.cumsum([0] + [len(step.indices) for step in plan])
 
     def on_step_end(self, args, state, control, **kwargs):
-        # transformers logs multiples of logging_steps only, so the end of most runs would be in no log.
+        # transformers logs only multiples of logging_steps, so most runs would not log their last step.
         if state.global_step >= state.max_steps:
             control.should_log = True
 
@@ -310,7 +310,7 @@ def last_complete_checkpoint(work_folder: Path, *, remove_incomplete: bool = Tru
             complete.append(folder)
         elif remove_incomplete:
             print(
-                f"{folder} {fault}; it is removed, and an older one is used if there is one.",
+                f"{folder} {fault}; it is removed, and an older one is used if one exists.",
                 file=sys.stderr,
                 flush=True,
             )

@@ -23,12 +23,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TrainingData:
-    """What a run learns from.
+    """The training data of a run.
 
     Attributes:
-        pairs, items: what is left after truncation, as pairs and as tokens.
-        reader: made the tokens.
-        budget: number of pairs that the number of optimizer steps is counted from.
+        pairs, items: the pairs after truncation, and their tokens.
+        reader: the tokenizer that made the tokens.
+        budget: number of pairs that sets the number of optimizer steps.
         truncation, noise: counts for the summary: what was cut, dropped, changed by the chat template, and flipped.
     """
 
@@ -49,7 +49,7 @@ def training_data(
 
     Args:
         file: the prepared pairs.
-        inputs: of the method; its `training` section is the run's.
+        inputs: of the method, with the run's `training` section.
 
     Raises:
         DataError: no pair is left, or one is too long or refused by the chat template and that is not allowed.
@@ -62,7 +62,7 @@ def training_data(
     kept, kept_items, truncation = apply_truncation_policy(readable, items, inputs.config["training"]["overlong_pairs"])
     if any(template.values()) and os.environ.get("RANK", "0") == "0":
         print(f"{inputs.label}: {_template_note(template, len(pairs))}", file=sys.stderr, flush=True)
-    # Steps are counted before the method changes how many pairs there are.
+    # Steps are counted before the method changes the number of pairs.
     budget = round(len(kept) * len(prepared) / len(pairs))
     return TrainingData(kept, kept_items, reader, budget, truncation=truncation | template, noise=noise)
 
@@ -90,7 +90,7 @@ def _template_note(template: dict[str, int], pairs: int) -> str:
 
 
 def training_pairs(config: dict[str, Any], variant: str, file: Path) -> tuple[list[PreferencePair], dict[str, int]]:
-    """The training pairs of a variant, with its level of label noise, and counts of what was flipped.
+    """The training pairs of a variant, with its level of label noise, and counts of flipped labels.
 
     The flips depend on the data's seed alone, so all variants of a level learn from the same labels.
     """
@@ -104,7 +104,7 @@ def training_pairs(config: dict[str, Any], variant: str, file: Path) -> tuple[li
 def apply_truncation_policy(
     pairs: Sequence[PreferencePair], items: Sequence[TokenizedItem], policy: str
 ) -> tuple[list[PreferencePair], list[TokenizedItem], dict[str, int]]:
-    """Decide what happens to pairs that did not fit, and count it.
+    """Keep or drop pairs that did not fit, and count them.
 
     A cut prompt stays (the oldest turns went first).  A pair with a cut response is dropped or kept by `policy`; a pair
     whose two sequences are equal is always dropped, because it could only teach log 2.
@@ -114,8 +114,7 @@ def apply_truncation_policy(
 
     Returns:
         Kept pairs, their items, and counts: prompts_cut, responses_cut, dropped_response_cut, dropped_equal (by
-            truncation),
-        dropped_same_tokens (the chat template or the tokenizer makes no difference between the responses).
+            truncation), dropped_same_tokens (chat template or tokenizer give both responses the same tokens).
 
     Raises:
         DataError: no pair is left, or a response was cut and `policy` is "error".

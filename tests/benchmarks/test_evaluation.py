@@ -179,5 +179,5 @@ class TestScores:
             credit_table(load_benchmark_card("heldout"), ITEMS[:1], [usable_scores([1, 2, 3])])
 
     def test_no_items_is_an_error(self):
-        with pytest.raises(DataError, match="there are no items"):
+        with pytest.raises(DataError, match="no items to evaluate"):
             credit_table(load_benchmark_card("heldout"), [], [])

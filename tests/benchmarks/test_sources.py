@@ -92,7 +92,7 @@ class TestLocal:
 
     def test_an_empty_file_is_an_error(self, tmp_path):
         (tmp_path / "chat_filtered.jsonl").write_text("")
-        with pytest.raises(DataError, match="rm_bench: there are no items"):
+        with pytest.raises(DataError, match="rm_bench: no items"):
             prepare("rm_bench", {"root": str(tmp_path)}, tmp_path)
         assert not (tmp_path / "i.parquet").exists()
 

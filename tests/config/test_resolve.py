@@ -268,7 +268,7 @@ def test_every_key_of_the_schema_is_described():
         ({"best_of_n": {"samples": 1}}, "overoptimization.best_of_n.samples: is 1; must be at least 2"),
         (
             {"ppo": {"enabled": True}, "sampling": {"top_p": 0.9}},
-            "overoptimization.sampling: PPO learns from what the policy itself would write",
+            "overoptimization.sampling: PPO must sample from the policy itself",
         ),
         ({"ppo": {"seeds": [0, 7]}}, "overoptimization.ppo.seeds: 7 not among seeds: 0"),
         (

@@ -100,7 +100,7 @@ def test_a_grid_without_knobs_has_learning_rates_only():
 @pytest.mark.parametrize(
     ("sections", "says"),
     [
-        ({"noise_levels": [{"rate": 0.2}, {"rate": 0.2}]}, "noise_levels: '_noise20' stands there more than once"),
+        ({"noise_levels": [{"rate": 0.2}, {"rate": 0.2}]}, "noise_levels: '_noise20' occurs more than once"),
         ({"noise_levels": [{"rate": 0.5}]}, "noise_levels.0.rate: is 0.5; must be less than 0.5"),
         (
             {"noise_levels": LEVELS, "data": {"dataset": "world", "label_noise": {"rate": 0.1}}},

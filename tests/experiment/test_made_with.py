@@ -134,7 +134,10 @@ def test_swapped_edited_and_unproved_runs_are_refused(tmp_path):
     for content, message in (
         (second.read_text(), "seed is 1, the configuration says 0"),
         (json.dumps(json.loads(whole) | {"run_key": "other"}), "summary.json was edited"),
-        (json.dumps({key: value for key, value in json.loads(whole).items() if key != "depends_on"}), "does not say"),
+        (
+            json.dumps({key: value for key, value in json.loads(whole).items() if key != "depends_on"}),
+            "no record of its settings",
+        ),
     ):
         first.write_text(content)
         with pytest.raises(DataError, match=f"1 of 4 results(?s:.*)runs/bradley_terry/seed0: .*{message}"):

@@ -94,7 +94,7 @@ def test_bad_samples_are_errors_that_name_the_row(written, rows, message):
 
 def test_a_file_without_rows_is_an_error(tmp_path):
     pq.write_table(pa.Table.from_pylist(ROWS).slice(0, 0), tmp_path / "samples.parquet")
-    with pytest.raises(DataError, match="there are no samples"):
+    with pytest.raises(DataError, match="has no samples"):
         pool_from_samples(tmp_path / "samples.parquet", PROMPTS, length_gold)
 
 

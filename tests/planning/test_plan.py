@@ -386,7 +386,7 @@ def test_offload_beyond_the_memory_of_the_job_is_refused(machine):
     machine({}, slurm="1024")
     zero = zero_settings("zero3_offload")
     check_offload(2**20, zero)
-    with pytest.raises(UserError, match=r"takes 2\.0 GiB .*there are 1\.0 GiB \(SLURM_MEM_PER_NODE\)"):
+    with pytest.raises(UserError, match=r"takes 2\.0 GiB .*only 1\.0 GiB are free \(SLURM_MEM_PER_NODE\)"):
         check_offload(2**27, zero)
 
 

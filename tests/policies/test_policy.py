@@ -137,7 +137,7 @@ def test_a_template_that_leaves_thoughts_out_does_not_teach_another_response_and
 
 
 def test_a_missing_folder_and_a_folder_without_model_say_so(tmp_path):
-    with pytest.raises(UserError, match="is not there"):
+    with pytest.raises(UserError, match="does not exist"):
         load_policy(tmp_path / "nothing")
     with pytest.raises(UserError, match=r"has no config\.json"):
         load_policy(tmp_path)

@@ -275,7 +275,7 @@ def test_chunks_of_other_settings_are_not_taken(folder, tmp_path, monkeypatch):
 def test_prompts_without_or_with_the_same_id_are_refused(folder, tmp_path):
     with pytest.raises(UserError, match="'p0' occurs twice"):
         sample_pool(folder, [PROMPTS[0], PROMPTS[0]], 1, SHORT, 0, tmp_path / "pool.parquet", tmp_path / "work")
-    with pytest.raises(UserError, match="There are no prompts"):
+    with pytest.raises(UserError, match="No prompts were given"):
         sample_pool(folder, [], 1, SHORT, 0, tmp_path / "pool.parquet", tmp_path / "work")
 
 
@@ -284,7 +284,7 @@ def test_references_are_the_first_samples_of_each_prompt(folder, tmp_path):
     rows = pq.read_table(tmp_path / "pool.parquet").to_pylist()
     references = read_references(tmp_path / "pool.parquet", 2)
     assert references["p1"] == [row["response"] for row in rows if row["prompt_id"] == "p1"][:2]
-    with pytest.raises(UserError, match="has 5 samples, 6 are asked for"):
+    with pytest.raises(UserError, match="has 5 samples, but 6 are needed"):
         read_references(tmp_path / "pool.parquet", 6)
     with pytest.raises(DataError, match="no such file"):
         read_references(tmp_path / "other.parquet")

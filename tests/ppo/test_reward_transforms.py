@@ -99,7 +99,7 @@ def test_equal_scores_do_not_divide_by_zero():
     [("none", True), ("running", True), ("contrastive", False), ("par", False), ("clip", False)],
 )
 def test_missing_references_are_refused_and_plain_scores_never_taken(name, standardize):
-    with pytest.raises(UserError, match=f"'{name}'.*needs the scores of stored SFT responses, but there are none"):
+    with pytest.raises(UserError, match=f"'{name}'.*needs the scores of stored SFT responses, but none were given"):
         RewardTransform(name, {}, standardize)
     with pytest.raises(UserError, match="some prompts have none"):
         RewardTransform(name, {"a": [1.0], "b": []}, standardize)

@@ -92,7 +92,7 @@ def test_other_splits_of_the_reader_pass_through(run, write_lines):
     rows = [row(1), row(2, split="validation"), row(3, split="iid"), row(3, "x", "y", split="cue_reversed")]
     pairs, report = run(write_lines("x.jsonl", rows), max_pairs={"iid": 1, "nowhere": 3})
     assert list(by_split(pairs)) == ["train", "validation", "cue_reversed", "iid"]
-    assert "data.max_pairs.nowhere is not used: there is no split of that name." in report["notes"]
+    assert "data.max_pairs.nowhere is not used: no split has that name." in report["notes"]
 
 
 def test_nothing_left_to_train_on_shows_what_became_of_the_rows(run, write_lines, tmp_path):
@@ -211,7 +211,7 @@ def test_long_pairs_of_other_splits_are_left_out_only_where_asked(write_lines, r
         ("max_characters of test (100)", 110, 100)
     ]
     assert report["splits"]["other"]["pairs"] == 110
-    assert "data.max_characters.gone is not used: there is no split of that name." in report["notes"]
+    assert "data.max_characters.gone is not used: no split has that name." in report["notes"]
 
 
 def test_near_identical_prompts_are_never_in_two_splits(write_lines, run):

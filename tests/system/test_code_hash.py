@@ -45,7 +45,7 @@ def test_every_stage_and_every_plumbing_module_exists():
 
 
 def test_a_module_that_is_not_there_is_named():
-    with pytest.raises(UserError, match=r"rm_methods\.methods\.hing: there is no such module. Did you mean 'hinge'"):
+    with pytest.raises(UserError, match=r"rm_methods\.methods\.hing: no such module. Did you mean 'hinge'"):
         code_hash("train", "methods.hing")
 
 
@@ -107,7 +107,7 @@ def test_a_file_outside_the_package_adds_its_card_and_what_it_imports(tmp_path):
     names = ("bradley_terry.py", "bradley_terry.yaml", "focal.py", "focal.yaml")
     package_files = [PACKAGE / "methods" / name for name in names]
     assert added == [*package_files, tmp_path / "mine.py", tmp_path / "mine.yaml"]
-    with pytest.raises(UserError, match=r"missing\.py: there is no such file"):
+    with pytest.raises(UserError, match=r"missing\.py: no such file"):
         code_hash("train", str(tmp_path / "missing.py"))
 
 

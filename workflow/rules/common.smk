@@ -48,7 +48,7 @@ BENCHMARK = "{benchmark}"
 
 @cache
 def asked_of(stage, wildcards):
-    # Jobs that run in processes of their own must find what the main process left.
+    # Jobs run in separate processes and must find the files of the main process.
     return asked_file(
         EXPERIMENT.folder,
         RECORDS[stage].format(**dict(wildcards)),

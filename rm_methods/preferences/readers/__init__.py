@@ -38,17 +38,17 @@ def load_reader(name: str) -> tuple[Reader, dict[str, dict[str, Any]]]:
     """A reader's function and its OPTIONS.
 
     Raises:
-        ConfigError: there is no reader of that name.
+        ConfigError: no reader has this name.
     """
     if name not in READERS:
-        raise ConfigError([f"reader: there is no reader '{name}'. {nearest(name, READERS)}"])
+        raise ConfigError([f"reader: unknown reader '{name}'. {nearest(name, READERS)}"])
     module_name, function = READERS[name].split(":")
     module = importlib.import_module(module_name)
     return getattr(module, function), module.OPTIONS
 
 
 def option_problems(reader: str, options: dict[str, Any], where: str = "data.options") -> list[str]:
-    """Everything that is wrong with the options given to a reader, one sentence each."""
+    """All problems of the options given to a reader, one sentence each."""
     _, fragments = load_reader(reader)
     schema = {"type": "object", "properties": fragments, "additionalProperties": False}
     return schema_problems(options, schema, where)

@@ -25,7 +25,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "minItems": 1,
         "uniqueItems": True,
         "default": None,
-        "description": "Tranches to read. null: all four from the hub, or all that are in the local root.",
+        "description": "Tranches to read. null: all four from the hub, or all in the local root.",
     }
 }
 
@@ -57,7 +57,7 @@ def parse_transcript(text: str) -> list[Message]:
     if messages[0]["role"] != "user":
         raise ValueError("it begins with an Assistant turn, not with a Human turn")
     if messages[-1]["role"] != "assistant":
-        raise ValueError("it ends with a Human turn, so there is no answer to judge")
+        raise ValueError("it ends with a Human turn, so it has no answer to judge")
     return messages
 
 
@@ -101,7 +101,7 @@ def _subsets(card: DatasetCard, root: Path | None, wanted: list[str] | None, rep
     missing = [subset for subset in wanted or SUBSETS if subset not in present]
     if not present or (wanted and missing):
         raise DataError(
-            f"{root}: the folders {', '.join(missing)} of data set '{card.name}' are not there. "
+            f"{root}: the folders {', '.join(missing)} of data set '{card.name}' are missing. "
             f"data.root must be the folder that holds them: {card.local_files}"
         )
     if missing:

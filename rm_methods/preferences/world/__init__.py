@@ -16,7 +16,7 @@ __all__ = ["OPTIONS", "SPLITS", "TEST_SPLITS", "generate", "gold", "read", "requ
 
 
 def read(card: DatasetCard, root: Path | None, options: dict[str, Any], report: ReadReport) -> Iterator[PreferencePair]:
-    """The reader of the data set "world": generates the pairs; there are no files.
+    """The reader of the data set "world": generates the pairs and reads no files.
 
     Args:
         root: not used; the report says so if one is given.

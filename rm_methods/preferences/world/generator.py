@@ -87,7 +87,7 @@ class Part:
 
 @dataclass
 class Scenario:
-    """What one pair is about, before it is put into words: slot -> value for the prompt and for each response."""
+    """The content of one pair before it becomes text: slot -> value for the prompt and for each response."""
 
     domain: str
     required: dict[str, str]
@@ -160,7 +160,7 @@ def _generate_split(split: str, size: int, settings: dict[str, Any], groups: set
         repeats += 1
         if repeats == MOST_REPEATS:
             problem = (
-                f"{split}: only {len(pairs)} of {size} pairs have a prompt of their own. "
+                f"{split}: only {len(pairs)} of {size} pairs have a prompt that no other pair has. "
                 "Ask for fewer pairs, or raise filler or max_requirements."
             )
             raise ConfigError([problem], "the options of the controlled world")

@@ -52,7 +52,7 @@ def gold(prompt: Sequence[Message] | str, response: str) -> float:
 
 
 def requirements(prompt: Sequence[Message] | str) -> dict[str, str]:
-    """What the user asks for: slot -> value.  Only user messages count; the last value named for a slot wins."""
+    """The requirements of the user: slot -> value.  Only user messages count; the last value named for a slot wins."""
     messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
     required: dict[str, str] = {}
     for message in messages:
@@ -62,7 +62,7 @@ def requirements(prompt: Sequence[Message] | str) -> dict[str, str]:
 
 
 def statements(response: str) -> tuple[dict[str, set[str]], dict[str, set[str]]]:
-    """What a response says: (claimed, denied), each slot -> set of values."""
+    """The claims of a response: (claimed, denied), each slot -> set of values."""
     claimed: dict[str, set[str]] = {}
     denied: dict[str, set[str]] = {}
     for slot, value, is_denied in _mentions(response):

@@ -1,4 +1,4 @@
-"""The shipped DeepSpeed configurations (zero0 to zero3, zero3_offload), and what a user's configuration must be.
+"""The shipped DeepSpeed configurations (zero0 to zero3, zero3_offload), and checks of a user's configuration.
 
 "auto" values are filled in from the training settings.  DeepSpeed is an optional dependency: `check_installed` comes
 before every import of it.
@@ -68,7 +68,7 @@ def zero_settings(name: str | None) -> dict[str, Any]:
 
 
 def configuration_problems(content: dict[str, Any]) -> list[str]:
-    """What is wrong with a DeepSpeed configuration for this trainer, one sentence each."""
+    """The problems of a DeepSpeed configuration for this trainer, one sentence each."""
     zero = content.get("zero_optimization", {})
     stage = zero.get("stage", 0)
     if stage not in (0, 1, 2, 3):
@@ -90,8 +90,7 @@ def configuration_problems(content: dict[str, Any]) -> list[str]:
         )
     if "optimizer" in content:
         problems.append(
-            "optimizer: must be left out; the run's settings make it, and DeepSpeed's own would let norms and biases "
-            "decay, too"
+            "optimizer: must be left out; the settings define it, and DeepSpeed's would also decay norms and biases"
         )
     for key in ("fp16", "bf16"):
         if (content.get(key) or {}).get("enabled"):
