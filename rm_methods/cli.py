@@ -32,13 +32,26 @@ _config = click.option(
     type=_FILE,
     help="Configuration file; repeatable, later files override earlier ones.",
 )
+_variant = click.option("--variant", required=True, help="Name of a variant: a key of `methods:`.")
+_seed = click.option("--seed", required=True, type=_SEED, help="Seed of the run.")
+_experiment = click.option(
+    "--experiment", "folder", required=True, type=_FOLDER, help="Folder of the experiment's results."
+)
+_threads = click.option("--threads", type=click.IntRange(min=0), default=0, help="CPU threads; 0 lets torch decide.")
+_benchmarks = click.option("--benchmark", multiple=True, required=True, help="Name of a benchmark; repeatable.")
+_items = click.option(
+    "--items", multiple=True, required=True, type=_FILE, help="Benchmark items, one file per --benchmark."
+)
+_policy = click.option("--policy", required=True, type=_FOLDER, help="Policy folder.")
+_checkpoints = click.option("--work", required=True, type=_FOLDER, help="Folder for checkpoints of unfinished runs.")
+_samples = click.option("--work", required=True, type=_FOLDER, help="Folder for unfinished samples.")
 
 
-_WRITTEN = ("work", "out", "report", "metrics", "credits")  # options that name what a verb writes
+_WRITTEN = ("work", "out", "report", "metrics", "credits")  # options that name files or folders to write
 
 
 class _Verb(click.Command):
-    """A verb that says which of its folders was full or read-only, for the errors of every library."""
+    """Explains a full or read-only disk, whichever library raised the error."""
 
     def invoke(self, context):
         try:
@@ -56,8 +69,7 @@ class _Verb(click.Command):
 
 
 class _Cli(click.Group):
-    """Prints errors of the user's making as text and exits with 2; anything else is our fault and keeps its
-    traceback."""
+    """Prints a `UserError` as text and exits with status 2.  Other errors are bugs and keep their traceback."""
 
     command_class = _Verb
 
@@ -88,7 +100,10 @@ def main():
 @main.command("list")
 @click.argument("what", type=click.Choice(["methods", "benchmarks", "datasets"]))
 def list_cards(what):
-    """List what can be named in a configuration."""
+    """List methods, benchmarks or datasets.
+
+    A configuration names them.
+    """
     from rm_methods.listing import listing
 
     click.echo(listing(what))
@@ -110,18 +125,31 @@ def check(config_files):
     "--gpu",
     default="h100",
     show_default=True,
-    help="GPU whose peak and memory the plan assumes: a100, h100, h200 or b200.",
+    help="GPU type to assume: a100, h100, h200 or b200.",
 )
 @click.option(
-    "--utilization", type=float, default=0.4, show_default=True, help="Share of the GPU's peak that training reaches."
+    "--utilization",
+    type=float,
+    default=0.4,
+    show_default=True,
+    help="Share of the GPU's peak speed that training reaches.",
 )
-@click.option("--pairs", type=click.IntRange(min=1), default=None, help="Training pairs, if none are prepared.")
-@click.option("--prompt-tokens", type=float, default=None, help="Mean tokens of a prompt, if nothing is prepared.")
-@click.option("--response-tokens", type=float, default=None, help="Mean tokens of a response, if nothing is prepared.")
-@click.option("--responses", type=click.IntRange(min=1), default=None, help="Responses scored per benchmark and run.")
-@click.option("--shape", default=None, help="Assume this size of backbone: 135M, 1B, 8B or 70B.")
+@click.option(
+    "--pairs", type=click.IntRange(min=1), default=None, help="Number of training pairs, if none are prepared."
+)
+@click.option("--prompt-tokens", type=float, default=None, help="Mean tokens of a prompt, if no pairs are prepared.")
+@click.option(
+    "--response-tokens", type=float, default=None, help="Mean tokens of a response, if no pairs are prepared."
+)
+@click.option(
+    "--responses", type=click.IntRange(min=1), default=None, help="Number of responses scored per benchmark and run."
+)
+@click.option("--shape", default=None, help="Size of the backbone to assume: 135M, 1B, 8B or 70B.")
 def plan(config_files, **options):
-    """Print jobs, GPU-hours, memory and disk of an experiment before anything is submitted."""
+    """Estimate the cost of an experiment before it runs.
+
+    Prints jobs, GPU-hours, memory and disk.
+    """
     from rm_methods.config.resolve import load_config
     from rm_methods.planning import plan as planning
     from rm_methods.planning.plan_text import plan_text
@@ -139,7 +167,10 @@ def plan(config_files, **options):
 @click.option("--pairs", required=True, type=_FILE, help="Parquet file to write.")
 @click.option("--report", required=True, type=_FILE, help="JSON report to write.")
 def prepare(config_files, pairs, report):
-    """Read, clean, split and (on request) balance and flip the preference data."""
+    """Read, clean and split the preference data.
+
+    Also balances lengths and flips labels, if the configuration asks for it.
+    """
     from rm_methods.config.resolve import load_config
     from rm_methods.files import check_outputs
     from rm_methods.preferences.prepare import describe
@@ -152,10 +183,13 @@ def prepare(config_files, pairs, report):
 
 @main.command("prepare-backbone")
 @_config
-@click.option("--pairs", required=True, type=_FILE, help="Prepared pairs; read for a tiny backbone only.")
+@click.option("--pairs", required=True, type=_FILE, help="Prepared pairs; only a tiny backbone reads them.")
 @click.option("--out", required=True, type=_FOLDER, help="Folder to write.")
 def prepare_backbone(config_files, pairs, out):
-    """Prepare tokenizer, chat template and configuration of the backbone; convert or create it if needed."""
+    """Prepare the backbone that training starts from.
+
+    Stores its tokenizer, chat template and configuration.  Converts or creates the model if needed.
+    """
     from rm_methods.config.resolve import load_config
     from rm_methods.preferences.pair import read_pairs
     from rm_methods.reward_models.backbones import prepare_backbone as run
@@ -167,12 +201,12 @@ def prepare_backbone(config_files, pairs, out):
 
 @main.command("prepare-benchmark")
 @_config
-@click.option("--benchmark", required=True, help="Card name.")
-@click.option("--pairs", type=_FILE, help="Prepared pairs, for benchmarks built from them.")
+@click.option("--benchmark", required=True, help="Name of the benchmark.")
+@click.option("--pairs", type=_FILE, help="Prepared pairs, for benchmarks that are made of them.")
 @click.option("--items", required=True, type=_FILE, help="Parquet file to write.")
 @click.option("--report", required=True, type=_FILE, help="JSON report to write.")
 def prepare_benchmark(config_files, benchmark, pairs, items, report):
-    """Read a benchmark into items."""
+    """Convert a benchmark to a file of items to score."""
     from rm_methods.benchmarks.evaluation import prepare_items
     from rm_methods.config.resolve import load_config
     from rm_methods.errors import nearest
@@ -192,22 +226,25 @@ def prepare_benchmark(config_files, benchmark, pairs, items, report):
 
 @main.command()
 @_config
-@click.option("--variant", required=True, help="Entry under `methods:`.")
-@click.option("--seed", required=True, type=_SEED)
+@_variant
+@_seed
 @click.option("--pairs", required=True, type=_FILE, help="Prepared pairs.")
 @click.option("--backbone", required=True, type=_FOLDER, help="Prepared backbone folder.")
 @click.option("--out", required=True, type=_FOLDER, help="Run folder to write: model/, metrics.jsonl and summary.json.")
-@click.option("--work", required=True, type=_FOLDER, help="Folder for checkpoints of unfinished runs.")
+@_checkpoints
 @click.option(
     "--required",
     multiple=True,
-    help="SETTING=FOLDER: model folder of a run that a setting of the method names; repeatable.",
+    help="SETTING=FOLDER, for a setting that names another variant: model folder of a run of it; repeatable.",
 )
 @click.option(
     "--threads", type=click.IntRange(min=0), default=0, help="CPU threads, shared by the ranks; 0 lets torch decide."
 )
 def train(config_files, variant, seed, pairs, backbone, out, work, required, threads):
-    """Train one variant with one seed.  Continues from the last complete checkpoint if it was interrupted."""
+    """Train one variant with one seed.
+
+    An interrupted run continues from its last complete checkpoint.
+    """
     from rm_methods.config.resolve import load_config
     from rm_methods.listing import training_text
     from rm_methods.training.run import RunFiles
@@ -225,41 +262,61 @@ def train(config_files, variant, seed, pairs, backbone, out, work, required, thr
         required=_named_folders("--required", required),
     )
     summary = run(config, variant, seed, files, threads=threads)
-    if "RANK" not in os.environ:  # the ranks of a launched run leave it to the launcher
+    if "RANK" not in os.environ:  # in a launched run, the launcher prints this
         click.echo(training_text(summary))
 
 
 @main.command()
-@click.option("--model", required=True, type=_FOLDER, help="Reward-model folder, or a folder with scorer.json.")
+@click.option("--model", required=True, type=_FOLDER, help="Reward-model folder, or folder with a scorer.json.")
 @click.option(
     "--data",
     multiple=True,
     required=True,
-    help="Benchmark items (.parquet), a preference file, or a card name; repeatable.",
+    help="File of benchmark items or preference pairs, or name of a benchmark or dataset; repeatable.",
 )
-@click.option("--out", multiple=True, required=True, type=_FILE, help="Score table to write, one per --data.")
-@click.option("--root", type=_FOLDER, default=None, help="Local folder with the files of a card.")
 @click.option(
-    "--config", "config_files", multiple=True, type=_FILE, help="Take the scoring settings from a configuration."
+    "--out",
+    multiple=True,
+    required=True,
+    type=_FILE,
+    help="Score table to write, one per --data; .parquet, .csv or .jsonl.",
 )
-@click.option("--threads", type=click.IntRange(min=0), default=0, help="CPU threads; 0 lets torch decide.")
+@click.option("--root", type=_FOLDER, default=None, help="Folder with the files of a benchmark or dataset.")
+@click.option(
+    "--config", "config_files", multiple=True, type=_FILE, help="Configuration with the scoring settings; repeatable."
+)
+@_threads
 @click.option("--max-length", type=click.IntRange(min=32), default=None, help="Longest sequence in tokens.")
 @click.option(
-    "--precision", type=click.Choice(["fp32", "bf16"]), default=None, help="Of the backbone; the head is always fp32."
+    "--precision",
+    type=click.Choice(["fp32", "bf16"]),
+    default=None,
+    help="Precision of the backbone; the head is always fp32.",
 )
 @click.option(
-    "--layout", type=click.Choice(["auto", "packed", "plain"]), default=None, help="How texts are laid out in a batch."
+    "--layout",
+    type=click.Choice(["auto", "packed", "plain"]),
+    default=None,
+    help="Batch layout: packed has each prompt once, plain pads.",
 )
-@click.option("--attention", default=None, help="Attention of transformers: sdpa, eager, ...")
-@click.option("--tokens-per-batch", type=click.IntRange(min=32), default=None, help="Most tokens in one forward.")
+@click.option("--attention", default=None, help="Attention of transformers: auto, sdpa, eager, flash_attention_2.")
 @click.option(
-    "--bf16-in-batches", is_flag=True, default=None, help="Batches in bf16 too: faster, and scores depend on the batch."
+    "--tokens-per-batch",
+    type=click.IntRange(min=32),
+    default=None,
+    help="Largest number of tokens in one forward pass.",
 )
-@click.option("--strict", is_flag=True, help="Refuse data with a row that cannot be scored.")
+@click.option(
+    "--bf16-in-batches",
+    is_flag=True,
+    default=None,
+    help="Use batches in bf16, too: faster, but scores depend on the batch.",
+)
+@click.option("--strict", is_flag=True, help="Fail if any row cannot be scored.")
 def score(model, data, out, root, config_files, strict, **options):
-    """Score responses into score tables, and report what was read and how accurate the scores are.
+    """Score responses with a reward model.
 
-    A score table has the format of its suffix: .parquet, .csv or .jsonl.  The report is printed and kept beside it.
+    Writes a score table for each --data.  Prints a report on the rows and the accuracy, and stores it beside the table.
     """
     from dataclasses import replace
 
@@ -276,17 +333,19 @@ def score(model, data, out, root, config_files, strict, **options):
 
 
 @main.command()
-@click.option("--benchmark", multiple=True, required=True, help="Card name; repeatable.")
-@click.option("--items", multiple=True, required=True, type=_FILE, help="Items, one per --benchmark.")
-@click.option("--scores", multiple=True, required=True, type=_FILE, help="Score table, one per --benchmark.")
+@_benchmarks
+@_items
+@click.option("--scores", multiple=True, required=True, type=_FILE, help="Score table, one file per --benchmark.")
 @click.option(
     "--member-scores",
     multiple=True,
     help="BENCHMARK=TABLE: score table of a member of a combined run; one for each member, in its order.",
 )
-@click.option("--summary", type=_FILE, default=None, help="summary.json of the run, for its identity.")
-@click.option("--metrics", type=_FILE, default=None, help="metrics.json to write.")
-@click.option("--credits", type=_FILE, default=None, help="credits.parquet to write.")
+@click.option("--summary", type=_FILE, default=None, help="summary.json of the run; gives its variant and seed.")
+@click.option("--metrics", type=_FILE, default=None, help="JSON file of metrics to write.")
+@click.option(
+    "--credits", type=_FILE, default=None, help="Parquet file to write: the credit of each item in each metric."
+)
 def evaluate(benchmark, items, scores, member_scores, summary, metrics, credits):
     """Compute the metrics of score tables.
 
@@ -322,17 +381,19 @@ def evaluate(benchmark, items, scores, member_scores, summary, metrics, credits)
 
 @main.command()
 @_config
-@click.option("--variant", required=True, help="Entry under `methods:`.")
+@_variant
 @click.option("--model", required=True, type=_FOLDER, help="Reward-model folder of the run.")
-@click.option("--benchmark", multiple=True, required=True, help="Card name; repeatable.")
-@click.option("--items", multiple=True, required=True, type=_FILE, help="Items, one per --benchmark.")
+@_benchmarks
+@_items
 @click.option(
     "--out", required=True, type=_FOLDER, help="Folder for attention.parquet, masking.parquet and report.json."
 )
-@click.option("--threads", type=click.IntRange(min=0), default=0, help="CPU threads; 0 lets torch decide.")
+@_threads
 def diagnose(config_files, variant, model, benchmark, items, out, threads):
-    """Measure what one trained reward model looks at: attention by position, accuracy with the start of the text
-    hidden."""
+    """Measure what a trained reward model attends to.
+
+    Writes attention by position, and accuracy with the start of the text hidden.
+    """
     from rm_methods.config.resolve import load_config
     from rm_methods.diagnostics.diagnose import diagnose as run
 
@@ -345,19 +406,24 @@ def diagnose(config_files, variant, model, benchmark, items, out, threads):
 
 @main.command("diagnose-teacher")
 @_config
-@click.option("--variant", required=True, help="Entry under `methods:`.")
-@click.option("--seed", required=True, type=_SEED)
+@_variant
+@_seed
 @click.option("--model", required=True, type=_FOLDER, help="Reward-model folder of the run.")
-@click.option("--backbone", required=True, type=_FOLDER, help="Prepared backbone folder that the run started from.")
+@click.option(
+    "--backbone", required=True, type=_FOLDER, help="Prepared backbone folder that the training started from."
+)
 @click.option(
     "--teacher", multiple=True, required=True, help="VARIANT=FOLDER: model folder of a joint variant's run; repeatable."
 )
-@click.option("--benchmark", multiple=True, required=True, help="Card name; repeatable.")
-@click.option("--items", multiple=True, required=True, type=_FILE, help="Items, one per --benchmark.")
+@_benchmarks
+@_items
 @click.option("--out", required=True, type=_FOLDER, help="Folder for teacher.parquet and teacher_maps.png.")
-@click.option("--threads", type=click.IntRange(min=0), default=0, help="CPU threads; 0 lets torch decide.")
+@_threads
 def diagnose_teacher(config_files, variant, seed, model, backbone, teacher, benchmark, items, out, threads):
-    """Measure how far a run's attention is from a joint teacher's, before and after its training."""
+    """Compare a run's attention with a teacher's.
+
+    The teacher is a joint model.  Measures the distance before and after the run's training.
+    """
     from rm_methods.config.resolve import load_config
     from rm_methods.diagnostics.teacher_distance import diagnose_teacher_distance
 
@@ -375,10 +441,13 @@ def diagnose_teacher(config_files, variant, seed, model, backbone, teacher, benc
 
 @main.command("diagnose-summary")
 @_config
-@click.option("--experiment", "folder", required=True, type=_FOLDER, help="Folder of the experiment's results.")
+@_experiment
 @click.option("--out", required=True, type=_FOLDER, help="Folder to write tables and figures to.")
 def diagnose_summary(config_files, folder, out):
-    """Summarize the diagnostics of all runs of an experiment: tables and figures."""
+    """Summarize the diagnostics of all runs.
+
+    Writes tables and figures.
+    """
     from rm_methods.config.resolve import load_config
     from rm_methods.diagnostics.summary import write_summary
     from rm_methods.experiment.experiment import Experiment
@@ -390,10 +459,13 @@ def diagnose_summary(config_files, folder, out):
 
 @main.command()
 @_config
-@click.option("--experiment", "folder", required=True, type=_FOLDER, help="Folder of the experiment's results.")
+@_experiment
 @click.option("--out", required=True, type=_FOLDER, help="Folder to write tables and figures to.")
 def compare(config_files, folder, out):
-    """Compare all runs of an experiment: tables and figures."""
+    """Compare all runs of an experiment.
+
+    Writes tables and figures.
+    """
     from rm_methods.comparison.compare import compare as run
     from rm_methods.comparison.noise import compare_across_noise
     from rm_methods.comparison.runs import compared_columns
@@ -415,10 +487,13 @@ def compare(config_files, folder, out):
 
 @main.command()
 @_config
-@click.option("--experiment", "folder", required=True, type=_FOLDER, help="Folder of the experiment's results.")
+@_experiment
 @click.option("--out", required=True, type=_FOLDER, help="Folder to write the table and tuned.yaml to.")
 def tune(config_files, folder, out):
-    """Choose learning rate and main setting of every method by validation accuracy, from the runs of a tuning grid."""
+    """Select the best settings of each method from a grid.
+
+    Selects learning rate and main setting by validation accuracy.
+    """
     from rm_methods.comparison.tuning import tune as run
     from rm_methods.config.resolve import load_config
     from rm_methods.experiment.experiment import Experiment
@@ -431,10 +506,18 @@ def tune(config_files, folder, out):
 
 @main.command()
 @_config
-@click.option("--experiment", "folder", required=True, type=_FOLDER, help="Folder of the experiment's results.")
-@click.option("--out", required=True, type=_FILE, help="JSON record to write; each run gets another one beside it.")
+@_experiment
+@click.option(
+    "--out",
+    required=True,
+    type=_FILE,
+    help="JSON file to write: records of all exports.  Each run also gets a record beside it.",
+)
 def track(config_files, folder, out):
-    """Export finished runs to MLflow.  Repeat it freely: nothing is stored twice, and pending runs are added."""
+    """Export finished runs to MLflow.
+
+    You can repeat this: nothing is stored twice, and pending runs are added.
+    """
     from rm_methods.config.resolve import load_config
     from rm_methods.experiment.experiment import Experiment
     from rm_methods.files import write_json
@@ -450,7 +533,7 @@ def track(config_files, folder, out):
     )
     if pending:
         click.echo(
-            f"Pending: {len(pending)} ({pending[0]['reason']}). Run `snakemake --cores 1 track` when that has changed.",
+            f"Pending: {len(pending)} ({pending[0]['reason']}). Run `snakemake --cores 1 track` when it is solved.",
             err=True,
         )
 
@@ -461,8 +544,8 @@ def track(config_files, folder, out):
 @click.option(
     "--out", required=True, type=_FOLDER, help="Folder to write: backbone/, policy/, metrics.jsonl, summary.json."
 )
-@click.option("--work", required=True, type=_FOLDER, help="Folder for checkpoints.")
-@click.option("--threads", type=click.IntRange(min=0), default=0, help="CPU threads; 0 lets torch decide.")
+@_checkpoints
+@_threads
 def sft(config_files, pairs, out, work, threads):
     """Fine-tune the policy that Best-of-N and PPO start from."""
     from rm_methods.config.resolve import load_config
@@ -474,14 +557,14 @@ def sft(config_files, pairs, out, work, threads):
 
 @main.command("sample-pool")
 @_config
-@click.option("--policy", required=True, type=_FOLDER, help="Policy folder.")
-@click.option("--pairs", required=True, type=_FILE, help="Prepared pairs, whose prompts are answered.")
-@click.option("--items", required=True, type=_FILE, help="Items to write: the candidates with their gold rewards.")
+@_policy
+@click.option("--pairs", required=True, type=_FILE, help="Prepared pairs; the policy answers their prompts.")
+@click.option("--items", required=True, type=_FILE, help="File to write: the responses with their gold rewards.")
 @click.option("--report", required=True, type=_FILE, help="JSON report to write.")
-@click.option("--work", required=True, type=_FOLDER, help="Folder for unfinished samples.")
-@click.option("--threads", type=click.IntRange(min=0), default=0, help="CPU threads; 0 lets torch decide.")
+@_samples
+@_threads
 def sample_pool(config_files, policy, pairs, items, report, work, threads):
-    """Sample the candidates of Best-of-N from the policy."""
+    """Sample the responses that Best-of-N selects from."""
     from rm_methods.config.resolve import load_config
     from rm_methods.files import check_outputs
     from rm_methods.overoptimization.draw import draw_pool
@@ -494,13 +577,16 @@ def sample_pool(config_files, policy, pairs, items, report, work, threads):
 
 @main.command("sample-references")
 @_config
-@click.option("--policy", required=True, type=_FOLDER, help="Policy folder.")
-@click.option("--pairs", required=True, type=_FILE, help="Prepared pairs, whose training prompts are answered.")
+@_policy
+@click.option("--pairs", required=True, type=_FILE, help="Prepared pairs; the policy answers their training prompts.")
 @click.option("--out", required=True, type=_FILE, help="Parquet file to write.")
-@click.option("--work", required=True, type=_FOLDER, help="Folder for unfinished samples.")
-@click.option("--threads", type=click.IntRange(min=0), default=0, help="CPU threads; 0 lets torch decide.")
+@_samples
+@_threads
 def sample_references(config_files, policy, pairs, out, work, threads):
-    """Sample the responses that PPO's rewards are centered and scaled on."""
+    """Sample the responses that scale PPO's rewards.
+
+    PPO centers and scales rewards by the scores of these responses.
+    """
     from rm_methods.config.resolve import load_config
     from rm_methods.overoptimization.draw import draw_references
 
@@ -510,22 +596,25 @@ def sample_references(config_files, policy, pairs, out, work, threads):
 
 @main.command()
 @_config
-@click.option("--variant", required=True, help="Entry under `methods:`.")
-@click.option("--seed", required=True, type=_SEED)
-@click.option("--model", required=True, type=_FOLDER, help="Reward model, in its run folder.")
-@click.option("--policy", required=True, type=_FOLDER, help="Policy folder.")
-@click.option("--pairs", required=True, type=_FILE, help="Prepared pairs, whose prompts are answered.")
-@click.option("--references", required=True, type=_FILE, help="File of sample-references.")
+@_variant
+@_seed
+@click.option("--model", required=True, type=_FOLDER, help="Reward-model folder of the run.")
+@_policy
+@click.option("--pairs", required=True, type=_FILE, help="Prepared pairs; the policy answers their prompts.")
+@click.option("--references", required=True, type=_FILE, help="Responses from `rm-methods sample-references`.")
 @click.option(
     "--out",
     required=True,
     type=_FOLDER,
     help="Folder to write: policy/, metrics.jsonl, evaluation.parquet, summary.json.",
 )
-@click.option("--work", required=True, type=_FOLDER, help="Folder for checkpoints.")
-@click.option("--threads", type=click.IntRange(min=0), default=0, help="CPU threads; 0 lets torch decide.")
+@_checkpoints
+@_threads
 def ppo(config_files, variant, seed, model, policy, pairs, references, out, work, threads):
-    """Optimize the policy against one reward model, and record its gold reward."""
+    """Optimize a policy against a reward model with PPO.
+
+    Also records the gold reward of the policy.
+    """
     from rm_methods.config.resolve import load_config
     from rm_methods.ppo.run import PpoJob, optimize
 
@@ -548,10 +637,13 @@ def ppo(config_files, variant, seed, model, policy, pairs, references, out, work
 
 @main.command()
 @_config
-@click.option("--experiment", "folder", required=True, type=_FOLDER, help="Folder of the experiment's results.")
+@_experiment
 @click.option("--out", required=True, type=_FOLDER, help="Folder to write tables, figures and pages to.")
 def overoptimization(config_files, folder, out):
-    """Summarize Best-of-N and PPO of all runs: tables, figures, pages of samples."""
+    """Summarize Best-of-N and PPO of all runs.
+
+    Writes tables, figures and pages of samples.
+    """
     from rm_methods.config.resolve import load_config
     from rm_methods.overoptimization.summarize import summarize
 
@@ -563,15 +655,18 @@ def overoptimization(config_files, folder, out):
     "--folder",
     type=_FOLDER,
     default=Path("."),
-    help="Only jobs that were submitted from this folder; default: the current one.",
+    help="Only jobs that were submitted from this folder; default: the current folder.",
 )
-@click.option("--everywhere", is_flag=True, help="All your jobs with the prefix, from every folder.")
+@click.option("--everywhere", is_flag=True, help="All your jobs with the prefix, from any folder.")
 @click.option(
     "--prefix", default="rm-methods", show_default=True, help="Job-name prefix of the profile (slurm-jobname-prefix)."
 )
 @click.option("--list", "only_list", is_flag=True, help="Only list the jobs.")
 def cancel(folder, everywhere, prefix, only_list):
-    """Cancel the Slurm jobs that a killed Snakemake left behind, and wait until they are gone."""
+    """Cancel the Slurm jobs of a killed workflow.
+
+    Waits until they are gone.
+    """
     from rm_methods.system import cluster
 
     folder = None if everywhere else folder

@@ -57,7 +57,7 @@ def pair_text(tokenizer: ChatTokenizer, item: TokenizedItem) -> PairText | None:
     """The positions of the student's tokens of a pair in its text.
 
     Returns:
-        None if truncation left the two sequences with different prompts, so that there is no joint text.
+        None if truncation left the two sequences with different prompts, so that no joint text exists.
 
     Raises:
         UserError: the chat template changes the characters of a message.

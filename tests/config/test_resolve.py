@@ -163,7 +163,7 @@ def test_missing_sections_are_named():
         ({"results": "a/" * 2000}, "results: is too long"),
         ({"results": "a\0b"}, "results: the text holds a NUL character"),
         ({"results": "/dev/null"}, "results: '/dev/null' cannot be made: '/dev/null' is not a folder"),
-        ({"data": {"dataset": "a" * 300}}, "data.dataset: there is no card"),
+        ({"data": {"dataset": "a" * 300}}, "data.dataset: no card is called"),
         ({"data": {"dataset": "world", "root": "a" * 300}}, "data.root: no such folder"),
         ({"benchmarks": {"hh_rlhf": {"root": "a" * 300}}}, "benchmarks.hh_rlhf.root: no such folder"),
         ({"training": {"deepspeed": "a" * 300}}, "training.deepspeed: "),

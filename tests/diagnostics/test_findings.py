@@ -154,7 +154,7 @@ def test_tables_name_what_was_left_out_and_round_for_readers(config, tmp_path):
     assert "+15.0 [+15.0, +15.0]" in text
     assert "30 / 20" in text
     assert "1 of 1" in text
-    assert "Not diagnosed: longest (content-blind: not a trained model of its own)." in " ".join(text.split())
+    assert "Not diagnosed: longest (content-blind: no model is trained)." in " ".join(text.split())
     assert "3 without one best of two responses" in text
     assert "layers 1 of 2" in text
     header, *lines = csv_of_findings(findings).splitlines()
@@ -170,7 +170,7 @@ def test_joint_and_combined_models_are_left_out_with_the_reason(config):
     assert {variant for variant, _ in diagnosed_runs.diagnosed_runs(config)} == {"bradley_terry"}
     assert diagnosed_runs.left_out(config) == {
         "joint_encoder": "joint: no scalar reward, it reads both responses together",
-        "ensemble": "combined: not a trained model of its own",
+        "ensemble": "combined: no model is trained",
     }
 
 

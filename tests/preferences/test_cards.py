@@ -113,7 +113,7 @@ def test_a_path_gives_a_card_of_its_own(write_lines, tmp_path):
 def test_a_path_that_is_not_there_or_not_readable_is_said_so(tmp_path):
     with pytest.raises(ConfigError, match="no card is called ''"):
         card_for("")
-    with pytest.raises(ConfigError, match="no file or folder .* exists"):
+    with pytest.raises(ConfigError, match=r"no file or folder .* exists"):
         card_for(str(tmp_path / "none.jsonl"))
     (tmp_path / "pairs.xlsx").write_text("x")
     with pytest.raises(DataError, match=r"unknown format\. Allowed: \.jsonl"):

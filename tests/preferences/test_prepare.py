@@ -61,7 +61,7 @@ def test_every_step_is_done_and_counted(run, write_lines):
         "validation": 0,
         "test": 0,
     }
-    assert "data.test_fraction is not used: the source has a test split of its own." in report["notes"]
+    assert "data.test_fraction is not used: the source has a test split." in report["notes"]
     clean = [p if not p.meta.get("flipped") else None for p in splits["train"]]
     unflipped = sum(len(p.chosen) > len(p.rejected) for p in clean if p) + sum(
         len(p.rejected) > len(p.chosen) for p in splits["train"] if p.meta.get("flipped")

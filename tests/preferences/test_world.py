@@ -365,7 +365,7 @@ def test_too_few_different_prompts_are_reported(monkeypatch):
         "multi_turn_rate": 0,
     }
     assert len(generate(train_pairs=200, **few)) == 200
-    with pytest.raises(ConfigError, match=r"only 3\d\d of 361 pairs have a prompt of their own"):
+    with pytest.raises(ConfigError, match=r"only 3\d\d of 361 pairs have a prompt that no other pair has"):
         generate(train_pairs=361, **few)
 
 

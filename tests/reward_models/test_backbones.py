@@ -74,7 +74,7 @@ def test_a_pad_token_that_ends_conversations_is_replaced(prepared, tokenizer, re
         ({"source": "nobody/no-such-model"}, "set backbone.source to the local folder"),
         ({"source": "package:no_such_package", "gguf_file": "x.gguf"}, "package 'no_such_package' is not installed"),
         ({"source": "package:../up", "gguf_file": "x.gguf"}, "is not installed"),
-        ({"source": "tiny"}, "there are none"),
+        ({"source": "tiny"}, "none were given"),
     ],
 )
 def test_what_cannot_be_loaded_is_said_with_what_to_do(prepared, tmp_path, changes, expected):

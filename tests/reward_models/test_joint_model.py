@@ -143,7 +143,7 @@ def test_attention_that_cannot_be_read_is_refused(words, pairs, prepared):
     config = load_classifier(prepared[1], prepared[2]["backbone"], 0).config
     eager = AutoModelForSequenceClassification.from_config(config, attn_implementation="eager")
     with pytest.raises(
-        UserError, match="causal mask of LlamaForSequenceClassification with attention 'eager' cannot be taken away"
+        UserError, match="causal mask of LlamaForSequenceClassification with attention 'eager' cannot be removed"
     ):
         JointModel(eager, decoder=True)
 

@@ -88,7 +88,7 @@ def test_all_tranches_found_are_read_and_missing_ones_are_noted(read, hh_folder)
 
 
 def test_a_tranche_that_was_asked_for_must_be_there(read, hh_folder):
-    with pytest.raises(DataError, match="the folders helpful-online of data set 'hh_rlhf' are not there"):
+    with pytest.raises(DataError, match="the folders helpful-online of data set 'hh_rlhf' are missing"):
         read("hh_rlhf", hh_folder, subsets=["harmless-base", "helpful-online"])
     with pytest.raises(ConfigError, match=r'data\.options\.subsets\.0: is "harmless"; allowed: harmless-base'):
         read("hh_rlhf", hh_folder, subsets=["harmless"])
