@@ -197,7 +197,7 @@ def align_scores(items: Sequence[BenchmarkItem], scores_path: str | os.PathLike)
 
 
 def _aligned(items: Sequence[BenchmarkItem], scores_path: str | os.PathLike) -> tuple[list[list[float]], int]:
-    """As `align_scores`, with the scores as they are stored.
+    """Like `align_scores`, with the stored scores.
 
     Raises:
         DataError: rows are missing, unknown, double, or of another text; with counts and an example of each.

@@ -7,7 +7,7 @@ lengths, and in each of them bins of their sum. These two numbers say everything
 the chosen one.
 
 In each cell the pairs with the longer chosen response and those with the shorter one have equal weight. Whoever prefers
-the longer response in a whole cell, or the shorter one, gets 50% in it. What a rule may still gain lies within cells;
+the longer response in a whole cell, or the shorter one, gets 50% in it. A rule can only gain within cells;
 docs/benchmarks.md has measurements.
 """
 
@@ -22,7 +22,7 @@ from rm_methods.benchmarks.grading import Metric
 from rm_methods.benchmarks.item import BenchmarkItem
 
 MOST_CELLS = 64
-PAIRS_PER_CELL = 5  # of the rarer kind, on average; with fewer pairs there are fewer cells
+PAIRS_PER_CELL = 5  # of the rarer kind, on average; fewer pairs make fewer cells
 LEFT_OUT = -1
 
 
@@ -106,7 +106,7 @@ def length_cells(chosen: np.ndarray, rejected: np.ndarray) -> np.ndarray:
 def _bins(values: np.ndarray, standard: np.ndarray, bins: int) -> np.ndarray:
     """Bin of each value, int64 from 0; the limits are quantiles of the values that `standard` marks.
 
-    There are fewer bins where those values repeat, and one where there are none.
+    Repeated values make fewer bins, and no values make one bin.
     """
     if not standard.any():
         return np.zeros(len(values), dtype=np.int64)

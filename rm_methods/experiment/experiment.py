@@ -79,7 +79,7 @@ class Experiment:
     def member_runs(self, variant: str) -> list[tuple[str, int]]:
         """(variant, seed) of the runs that a combined variant is made of; none for other variants.
 
-        There are also none where several settings name runs of all seeds: it is not defined which to leave out.
+        The list is also empty if several settings name runs of all seeds, because it is not clear which to leave out.
         """
         card = self._method(variant)
         if card.kind != "combined":
