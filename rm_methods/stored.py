@@ -119,7 +119,9 @@ SCHEMAS = {
     "a report of scores": _object({}, {"hashes": _mapping_to(_TEXT)}),
     "a report of a run's scores": _object({"model": _object({"seed": _COUNT, "run_key": _TEXT})}),
     "a file of further metrics": _object({"metrics": _mapping_to(_NUMBER_OR_NULL)}),
-    "a description of a scorer": _object({"method": _TEXT, "settings": _ANY_OBJECT}, {"seed": _COUNT}),
+    "a description of a scorer": _object(
+        {"method": _TEXT, "settings": _ANY_OBJECT}, {"seed": _COUNT, "fitted": _ANY_OBJECT}
+    ),
     "a description of an ensemble": _object(
         {"members": _list_of(_TEXT, minItems=1), "centers": _list_of(_NUMBER)},
     ),

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import torch
 
     from rm_methods.methods.masked_language import MaskedLanguageModel
-    from rm_methods.preferences.pair import PreferencePair
+    from rm_methods.preferences.pair import Message, PreferencePair
     from rm_methods.reward_models.layouts import PairBatch
     from rm_methods.reward_models.model import RewardModel
     from rm_methods.reward_models.tokenization import TokenizedItem
@@ -78,6 +78,33 @@ class Adaptation:
     model: MaskedLanguageModel
     method: Any
     training: Mapping[str, Any]
+
+
+class ContentBlindMethod:
+    """Base class of scorers without a model.
+
+    Args:
+        settings: resolved settings, exactly the keys of the card.
+
+    Attributes:
+        fitted: what `fit` returned in the run that the scorer belongs to.
+    """
+
+    def __init__(self, settings: dict[str, Any]):
+        self.settings = settings
+        self.fitted: dict[str, Any] = {}
+
+    def fit(self, pairs: Sequence[PreferencePair]) -> dict[str, Any]:
+        """Learn from the training pairs what `score` needs; by default nothing.
+
+        Returns:
+            JSON values, stored in the run's `scorer.json`, and in its summary under `report`.
+        """
+        return {}
+
+    def score(self, prompt: Sequence[Message], response: str, seed: int) -> float:
+        """The score of one response."""
+        raise TypeError(f"{type(self).__module__} defines no score.")
 
 
 class CombinedMethod:

@@ -5,11 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 
+from rm_methods.methods.contract import ContentBlindMethod
 
-class Method:
-    def __init__(self, settings):
-        self.settings = settings
 
+class Method(ContentBlindMethod):
     def score(self, prompt, response: str, seed: int) -> float:
         """A number in [0, 1) from a hash of seed, prompt and response: the same text scores the same in any order."""
         text = json.dumps([seed, list(prompt), response], sort_keys=True)

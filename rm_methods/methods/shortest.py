@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+from rm_methods.methods.contract import ContentBlindMethod
 
-class Method:
-    def __init__(self, settings):
-        self.settings = settings
 
+class Method(ContentBlindMethod):
     def score(self, prompt, response: str, seed: int) -> float:
         """Minus the length of the response in characters."""
         return -float(len(response))

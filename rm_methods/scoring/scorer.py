@@ -209,12 +209,13 @@ def _scored_responses(
 
 
 class ContentBlindScorer(Scorer):
-    """Scores text without a model (longest, shortest, random)."""
+    """Scores text without a model (longest, shortest, random, fitted_length)."""
 
     def __init__(self, description: Mapping[str, Any]):
         from rm_methods.methods.registry import load_method
 
         self.method = load_method(description["method"], description["settings"])
+        self.method.fitted = description.get("fitted", {})
         self.seed = description["seed"]
 
     def computation(self) -> dict[str, Any]:
@@ -507,6 +508,7 @@ class EnsembleScorer(Scorer):
         from rm_methods.methods.registry import load_method
 
         self.method = load_method(description["method"], description["settings"])
+        self.method.fitted = description.get("fitted", {})
         self.members = [folder.resolve() / member for member in description["members"]]
         self.centers = description["centers"]
         self.settings = settings

@@ -39,7 +39,7 @@ from rm_methods.training.launch import (
 )
 from rm_methods.training.resume import without_world_size
 from rm_methods.training.run_key import run_dependencies, run_key
-from rm_methods.training.training_data import TrainingData, training_data
+from rm_methods.training.training_data import TrainingData, training_data, training_pairs
 
 if TYPE_CHECKING:
     import torch
@@ -408,8 +408,8 @@ def _validation_pairs(run: _Run) -> tuple[list[PreferencePair], int]:
 
 
 def _make_scorer(run: _Run) -> RunSummary:
-    """A run without training: the description of a content-blind scorer, or a scorer combined from other runs."""
-    from rm_methods.methods.contract import Inputs
+    """A run that trains no model: a content-blind scorer, perhaps fitted, or a scorer combined from other runs."""
+    from rm_methods.methods.contract import ContentBlindMethod, Inputs
 
     combined = run.card.kind == "combined"
     records: TrainingRecords = {}
@@ -432,7 +432,13 @@ def _make_scorer(run: _Run) -> RunSummary:
             records["report"] = method.combine(pairs, inputs, folder)
             add_older_names(folder)
         else:
+            method = load_method(run.entry["method"], run.entry["settings"])
             description = {"method": run.entry["method"], "settings": run.entry["settings"], "seed": run.seed}
+            if isinstance(method, ContentBlindMethod):
+                pairs, _ = training_pairs(run.config, run.variant, run.files.pairs)
+                if fitted := method.fit(pairs):
+                    description["fitted"] = fitted
+                    records["report"] = fitted
             write_json(folder / SCORER_FILE, description)
         write_checksums(folder)
     if combined:

@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from rm_methods.benchmarks.item import BenchmarkItem
 from rm_methods.methods.contract import Inputs
 from rm_methods.methods.registry import load_method, load_method_card, method_names
+from rm_methods.preferences.pair import read_pairs
 from rm_methods.reward_models.layouts import lay_out
 from rm_methods.scoring.scorer import ScoringSettings, load_scorer
 from rm_methods.training.run import RunFiles, train
@@ -250,12 +251,31 @@ def test_what_is_combined_scores_without_its_own_training(name, prepared, pairs,
     assert left_out is None or (left_out.shape == members.shape and np.isfinite(left_out).all())
 
 
+def fitted(name, pairs):
+    """The content-blind method, fitted on the pairs, as a run stores it and a scorer loads it."""
+    method = load_method(name, load_method_card(name).defaults())
+    method.fitted = json.loads(json.dumps(method.fit(pairs)))
+    return method
+
+
 @pytest.mark.parametrize("name", CONTENT_BLIND)
 def test_content_blind_scores_are_finite_deterministic_and_blind_to_the_other_response(name, pairs):
-    method = load_method(name, load_method_card(name).defaults())
+    method = fitted(name, pairs)
     scores = [method.score(p.prompt, p.chosen, 0) for p in pairs]
     assert all(isinstance(s, float) and abs(s) < 1e9 for s in scores)
-    assert scores == [method.score(p.prompt, p.chosen, 0) for p in pairs]
+    assert scores == [fitted(name, pairs).score(p.prompt, p.chosen, 0) for p in pairs]
     assert method.score(pairs[0].prompt, "", 0) == method.score(pairs[0].prompt, "", 0)
     other_seed = [method.score(p.prompt, p.chosen, 1) for p in pairs]
     assert (scores == other_seed) == load_method_card(name).seed_free
+
+
+@pytest.mark.parametrize("name", CONTENT_BLIND)
+def test_a_content_blind_run_stores_its_fit_and_scores_with_it(name, prepared, pairs, tmp_path):
+    summary, log = run(prepared, tmp_path, name, {})
+    assert log == []
+    assert summary["kind"] == "content_blind"
+    items = [BenchmarkItem(p.pair_id, "s", p.prompt, [p.chosen, p.rejected], 0) for p in pairs[:5]]
+    stored = [row.score for row in load_scorer(tmp_path / "model", ScoringSettings()).score(items)]
+    method = fitted(name, read_pairs(prepared[0], splits=["train"]))
+    assert stored == [method.score(item.prompt, text, 0) for item in items for text in item.responses]
+    assert summary.get("report", {}) == method.fitted
