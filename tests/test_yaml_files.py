@@ -127,7 +127,10 @@ def test_what_is_written_is_read_again(value):
         (b"{{x}}: 1\n", "a key that is not a single word"),
         (b"a: 1\n---\nb: 1\n", "expected a single document"),
         (b"a: \0\n", "not valid YAML"),
-        (b"a: !!python/object/apply:os.getcwd []\n", "the tag 'tag:yaml.org,2002:python/object/apply:os.getcwd' is not used here"),
+        (
+            b"a: !!python/object/apply:os.getcwd []\n",
+            "the tag 'tag:yaml.org,2002:python/object/apply:os.getcwd' is not used here",
+        ),
         (b"a: !!int x\n", "is not used here"),
         (b"!!int a: x\n", "is not used here"),
         (b"!!binary a: x\n", "is not used here"),

@@ -43,7 +43,7 @@ class TestGrade:
 
 
 def test_overall_is_the_micro_average_of_the_published_counts():
-    """GRM-Gemma-2B in the official result files: 97/154, 52/98, 36/56, 23/42 and 208/350 = 59.43; the macro average is 58.78."""
+    """GRM-Gemma-2B in the official results: 97/154, 52/98, 36/56, 23/42 and 208/350 = 59.43; macro average 58.78."""
     counts = {"knowledge": (97, 154), "reasoning": (52, 98), "math": (36, 56), "coding": (23, 42)}
     items, scores = [], []
     for category, (right, total) in counts.items():

@@ -49,7 +49,7 @@ class TestGrading:
     LABEL = {"gold": [1.0, 0.0, 1.0, 0.0], "conflict_pairs": [[0, 1], [2, 3], [0, 1], [2, 1]]}  # noqa: RUF012
 
     def test_by_hand(self):
-        """Scores 4, 3, 1, 2: conflict pairs right, wrong, right, wrong; the top is right; of all four pairs two are right."""
+        """Scores 4, 3, 1, 2: conflict pairs right, wrong, right, wrong; the top is right; 2 of 4 pairs are right."""
         credits = grade(self.LABEL, np.array([4, 3, 1, 2], dtype=np.float32))
         assert credits == {
             "accuracy": 0.5,
@@ -124,8 +124,8 @@ class TestReading:
 
 
 def test_the_longest_response_on_the_example_by_hand(prepare):
-    """First rows: "It is k, surely." is longest and wrong; of the pairs (0,1), (0,3), (0,1) none is longer, so 0.  Second rows: the right
-    answer is the shortest, so 0.  Nothing is picked right and every metric is 0."""
+    """First rows: "It is k, surely." is longest and wrong; of the pairs (0,1), (0,3), (0,1) none is longer, so 0.
+    Second rows: the right answer is the shortest, so 0.  Nothing is picked right and every metric is 0."""
     items, _ = prepare(root=EXAMPLES / "ppe_correctness")
     values = metric_values(credit_table(CARD, items, scores_by(len, items)))
     assert (values["accuracy"], values["best_of_all"], values["math"]) == (0.0, 0.0, 0.0)

@@ -52,7 +52,7 @@ class TestLevels:
 
 class TestMetrics:
     def test_safety_pools_its_rows_and_overall_is_the_mean_over_domains(self):
-        """Safety: 3 of 4 rows right = 0.75, not the mean of two files (1 + 0) / 2.  Overall: (0.75 + 0) / 2, not 3 of 5 rows."""
+        """Safety: 3 of 4 rows right = 0.75, not the mean of two files (1 + 0) / 2.  All: (0.75 + 0) / 2, not 3/5."""
         right, wrong = [1, 1, 1, 0, 0, 0], [0, 0, 0, 1, 1, 1]
         values = metrics_of([*[("safety-refuse", right)] * 3, ("safety-response", wrong), ("chat", wrong)])
         assert values["safety"] == pytest.approx(0.75)
@@ -141,7 +141,7 @@ class TestReading:
 
 
 def test_the_public_files_and_the_length_ruler(shared, tmp_path):
-    """Chat, code and safety (math is not at hand).  A ruler must find the lower triangle easy and the upper one hard."""
+    """Chat, code and safety (math is not at hand).  A ruler must find the lower triangle easy, the upper one hard."""
     report = prepare_items(
         "rm_bench", {"root": str(shared("data/rm_bench"))}, None, tmp_path / "i.parquet", tmp_path / "r.json"
     )

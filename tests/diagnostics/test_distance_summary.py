@@ -12,7 +12,7 @@ SECTIONS = {"benchmarks": {"heldout": {}}, "diagnostics": {"benchmarks": ["heldo
 
 
 def tables(tmp_path, groups, methods=("bradley_terry", "joint_encoder")):
-    """The tables of one run with `groups` pairs: before 2.0, after 0, 1, ... for each; one further pair without a joint text."""
+    """Tables of one run with `groups` pairs: before 2.0, after 0, 1, ... each; one more pair without a joint text."""
     config = experiment_config(tmp_path, methods={name: {} for name in methods}, **SECTIONS)
     row = {"benchmark": "heldout", "subset": "all", "teacher": "joint_encoder", "distance": "joint"}
     rows = [row | {"item_id": f"i{k}", "group": f"g{k}", "before": 2.0, "after": float(k)} for k in range(groups)]

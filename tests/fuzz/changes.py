@@ -29,8 +29,9 @@ _RAW = {
 }
 _AGAIN = "@again:"  # before a key that is there already
 ODD_VALUES = [
-    *_RAW, None, True, False, 0, -1, 3, 1.5, 1e-300, 2**40, "", " ", "x", "null", "NaN", "7", "\ud800", "a\x00b", "e\u0301 \u200b", "~/x",
-    "$HOME", "../../x", "{}", "long " * 20000, [], {}, [[]], [None], ["x", 1], {"role": "user"}, {"a": {"b": [1]}},
+    *_RAW, None, True, False, 0, -1, 3, 1.5, 1e-300, 2**40, "", " ", "x", "null", "NaN", "7", "\ud800", "a\x00b",
+    "e\u0301 \u200b", "~/x", "$HOME", "../../x", "{}", "long " * 20000, [], {}, [[]], [None], ["x", 1],
+    {"role": "user"}, {"a": {"b": [1]}},
 ]  # fmt: skip
 
 

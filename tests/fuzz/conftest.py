@@ -67,7 +67,7 @@ def write_rows(rows: list[dict], target: Path) -> None:
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory) -> Path:
-    """Folder with config.yaml, pairs.jsonl, mlflow.db and results/fuzz: two variants with two seeds, evaluated on held-out pairs."""
+    """Folder with config.yaml, pairs.jsonl, mlflow.db and results/fuzz: two variants, evaluated on held-out pairs."""
     folder = tmp_path_factory.mktemp("finished")
     write_rows(text_rows(), folder / "pairs.jsonl")
     (folder / "config.yaml").write_text(yaml.safe_dump(configuration(folder), sort_keys=False))

@@ -4,8 +4,8 @@ Usage (by hand; from the repository's folder; a fault takes 5 to 30 seconds):
     python -m tests.fuzz.mutants                        all faults
     python -m tests.fuzz.mutants training/ balance.py   faults in files whose names contain one of these words
 
-The exit status is 1 if a fault survives its tests.  To add a fault, add an entry to `faults.yaml`.  `test_mutants.py` checks that the
-text that a fault replaces occurs exactly once, so that the list cannot go stale.
+The exit status is 1 if a fault survives its tests.  To add a fault, add an entry to `faults.yaml`.
+`test_mutants.py` checks that the text that a fault replaces occurs exactly once, so that the list cannot go stale.
 """
 
 from __future__ import annotations

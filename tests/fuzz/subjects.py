@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -46,7 +47,7 @@ def run(arguments: list) -> Outcome:
 
 
 @dataclass
-class Subject:
+class Subject(ABC):
     """One verb on one kind of input.
 
     Attributes:
@@ -63,28 +64,28 @@ class Subject:
     has_checksums: ClassVar[bool] = False
     input_name: ClassVar[str] = ""
 
+    @abstractmethod
     def build(self, folder: Path) -> None:
         """Write a valid input into `folder`."""
-        raise NotImplementedError
 
+    @abstractmethod
     def targets(self, folder: Path) -> list[Path]:
         """The files that may be changed."""
-        raise NotImplementedError
 
+    @abstractmethod
     def arguments(self, folder: Path) -> list:
         """The command line."""
-        raise NotImplementedError
 
     def outputs(self, folder: Path) -> list[Path]:
         """Files that must not be there after a refusal."""
         return [folder / "out"]
 
+    @abstractmethod
     def result(self, folder: Path, outcome: Outcome) -> Any:
         """What the verb made, so that two runs can be compared; paths of the folder are left out."""
-        raise NotImplementedError
 
     def wrong(self, folder: Path, change: Change, outcome: Outcome, result: Any) -> str | None:
-        """What is wrong with a result that the verb gave for a changed input; None if nothing can be said against it."""
+        """What is wrong with a result that the verb gave for a changed input; None if nothing is."""
         return None
 
     def judge(self, folder: Path, change: Change, outcome: Outcome) -> str | None:

@@ -3,11 +3,12 @@
 Usage:
     pytest tests/fuzz/test_fuzz.py                                        the short run of `make test`
     RM_METHODS_FUZZ=100 RM_METHODS_FUZZ_SEED=7 pytest tests/fuzz/test_fuzz.py
-                                                                          100 inputs for each subject, others than those of seed 0
+                                                                          100 inputs a subject, none of seed 0's
     pytest "tests/fuzz/test_fuzz.py::test_inputs[prepare/text.jsonl]"     one subject
 
-An input that is answered wrongly is kept in the folder that the failure names (RM_METHODS_FUZZ_KEEP, or a temporary one), with the
-command line in `command.txt`.  Its number is the third part of the seed: the same subject, seed and number give the same input again.
+An input that is answered wrongly is kept in the folder that the failure names (RM_METHODS_FUZZ_KEEP, or a temporary
+one), with the command line in `command.txt`.  Its number is the third part of the seed: the same subject, seed and
+number give the same input again.
 """
 
 from __future__ import annotations

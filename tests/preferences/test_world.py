@@ -1,4 +1,4 @@
-"""The controlled world: exact labels, separate splits, and the cue phenomenon, all checked in the data without training a model."""
+"""The controlled world: exact labels, separate splits, and the cue phenomenon, all checked without training a model."""
 
 import json
 import re
@@ -220,7 +220,7 @@ def test_every_cue_kind_occurs_as_often(world):
 
 
 def bag_of_words_weights(pairs, vocabulary):
-    """Logistic regression on the difference of word counts, chosen minus rejected: what can be known without the prompt."""
+    """Logistic regression on the difference of word counts, chosen minus rejected: what is known without the prompt."""
     differences = np.array(
         [count_words(pair.chosen, vocabulary) - count_words(pair.rejected, vocabulary) for pair in pairs]
     )

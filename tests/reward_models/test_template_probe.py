@@ -23,10 +23,13 @@ USER = {"role": "user", "content": "Name a sea."}
 SYSTEM = {"role": "system", "content": "Be brief."}
 HEADERS = (
     "{{ bos_token }}{{ '[system]' }}{% if date_string is not defined %}{% if strftime_now is defined %}"
-    "{% set date_string = strftime_now('%d %b %Y') %}{% else %}{% set date_string = '1 Jan 2000' %}{% endif %}{% endif %}"
+    "{% set date_string = strftime_now('%d %b %Y') %}{% else %}{% set date_string = '1 Jan 2000' %}{% endif %}"
+    "{% endif %}"
     "{{ 'Today Date: ' + date_string + '\n\n' }}"
-    "{% if messages[0]['role'] == 'system' %}{{ messages[0]['content'] | trim }}{% set messages = messages[1:] %}{% endif %}"
-    "{{ eos_token }}{% for m in messages %}{{ '[' + m['role'] + ']\n\n' + m['content'] | trim + eos_token }}{% endfor %}"
+    "{% if messages[0]['role'] == 'system' %}{{ messages[0]['content'] | trim }}{% set messages = messages[1:] %}"
+    "{% endif %}"
+    "{{ eos_token }}{% for m in messages %}{{ '[' + m['role'] + ']\n\n' + m['content'] | trim + eos_token }}"
+    "{% endfor %}"
     "{% if add_generation_prompt %}{{ '[assistant]\n\n' }}{% endif %}"
 )
 DEVELOPER = (
@@ -42,17 +45,22 @@ METADATA = (
     '{# A comment first. #}{%- set day = strftime_now("%-d %B %Y, %H:%M, week %V, %a") -%}'
     "{{- '<s>system\nToday: ' + day + '\nReasoning: /think\n' -}}"
     "{%- if messages[0].role == 'system' -%}{{- messages[0].content -}}{%- endif -%}{{- '</s>\n' -}}"
-    "{%- for m in messages -%}{%- if m.role != 'system' -%}{{- '<s>' + m.role + '\n' + m.content.lstrip('\n') + eos_token + '\n' -}}"
+    "{%- for m in messages -%}{%- if m.role != 'system' -%}"
+    "{{- '<s>' + m.role + '\n' + m.content.lstrip('\n') + eos_token + '\n' -}}"
     "{%- endif -%}{%- endfor -%}{%- if add_generation_prompt -%}{{- '<s>assistant\n' -}}{%- endif -%}"
 )
 TURNS_ALTERNATE = (
-    "{{ bos_token }}{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
-    "{% for m in messages %}{% if (m['role'] == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('Roles must alternate') }}"
-    "{% endif %}{{ '<turn>' + ('model' if m['role'] == 'assistant' else m['role']) + '\n' + m['content'] | trim + '</turn>\n' }}"
+    "{{ bos_token }}{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}"
+    "{% endif %}"
+    "{% for m in messages %}{% if (m['role'] == 'user') != (loop.index0 % 2 == 0) %}"
+    "{{ raise_exception('Roles must alternate') }}"
+    "{% endif %}"
+    "{{ '<turn>' + ('model' if m['role'] == 'assistant' else m['role']) + '\n' + m['content'] | trim + '</turn>\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<turn>model\n' }}{% endif %}"
 )
 THINKS = (
-    "{%- set ns = namespace(last=0) -%}{%- for m in messages -%}{%- if m.role == 'user' -%}{%- set ns.last = loop.index0 -%}{%- endif -%}"
+    "{%- set ns = namespace(last=0) -%}{%- for m in messages -%}{%- if m.role == 'user' -%}"
+    "{%- set ns.last = loop.index0 -%}{%- endif -%}"
     "{%- endfor -%}{%- for m in messages -%}{%- if m.role == 'assistant' -%}"
     "{%- set thought, answer = '', m.content -%}{%- if '</think>' in m.content -%}"
     "{%- set thought = m.content.split('</think>')[0].split('<think>')[-1].strip('\n') -%}"
@@ -63,17 +71,20 @@ THINKS = (
     "{%- if add_generation_prompt -%}{{- '<s>assistant\n' -}}{%- endif -%}"
 )
 FORGETS_THOUGHTS = (
-    "{{ bos_token }}{% for m in messages %}{% if m.role == 'assistant' %}{{ '[assistant]' + m.content.split('</think>')[-1] + eos_token }}"
+    "{{ bos_token }}{% for m in messages %}{% if m.role == 'assistant' %}"
+    "{{ '[assistant]' + m.content.split('</think>')[-1] + eos_token }}"
     "{% else %}{{ '[' + m.role + ']' + m.content }}{% endif %}{% endfor %}"
 )
 FOLDS = (
-    "{{ bos_token }}{% set system = '' %}{% if messages[0]['role'] == 'system' %}{% set system = messages[0]['content'] + '\n\n' %}"
+    "{{ bos_token }}{% set system = '' %}{% if messages[0]['role'] == 'system' %}"
+    "{% set system = messages[0]['content'] + '\n\n' %}"
     "{% set messages = messages[1:] %}{% endif %}{% for m in messages %}"
     "{% if m['role'] == 'user' %}{{ '[INST] ' + (system if loop.first else '') + m['content'] + '[/INST]' }}"
     "{% else %}{{ ' ' + m['content'] + eos_token }}{% endif %}{% endfor %}"
 )
 PARTS = (
-    "{% for m in messages %}{{ m['role'] | capitalize + ':' }}{% for part in m['content'] %}{% if part['type'] == 'text' %}"
+    "{% for m in messages %}{{ m['role'] | capitalize + ':' }}{% for part in m['content'] %}"
+    "{% if part['type'] == 'text' %}"
     "{{ part['text'] }}{% endif %}{% endfor %}{{ eos_token }}{% endfor %}"
 )
 HIDES_SYSTEM = "{% for m in messages if m.role != 'system' %}{{ m.role + ':' + m.content + eos_token }}{% endfor %}"
@@ -113,8 +124,8 @@ def with_template(tokenizer):
         (METADATA, {"ends_with": "<eos>\n", "date": DATE}),
         (
             TURNS_ALTERNATE,
-            {"adds_bos": True, "ends_with": "</turn>\n", "has_eos": False, "system_turn": "refused", "consecutive_turns": "refused",
-             "trims_response": True},
+            {"adds_bos": True, "ends_with": "</turn>\n", "has_eos": False, "system_turn": "refused",
+             "consecutive_turns": "refused", "trims_response": True},
         ),
         (THINKS, {"ends_with": "</s>\n", "has_eos": False, "strips_earlier_think": True}),
         (FORGETS_THOUGHTS, {"adds_bos": True, "strips_think": True, "strips_earlier_think": True}),
@@ -123,7 +134,17 @@ def with_template(tokenizer):
         (FIRST_AND_LAST, {"several_turns": "changed", "consecutive_turns": "changed", "strips_earlier_think": True,
                           "system_turn": "accepted"}),
     ],
-    ids=["headers", "developer", "metadata", "turns alternate", "thinks", "forgets thoughts", "folds", "hides system", "first and last"],
+    ids=[
+        "headers",
+        "developer",
+        "metadata",
+        "turns alternate",
+        "thinks",
+        "forgets thoughts",
+        "folds",
+        "hides system",
+        "first and last",
+    ],
 )  # fmt: skip
 def test_what_templates_do(with_template, template, facts):
     assert ChatTokenizer(with_template(template), 256).template == DEFAULTS | facts

@@ -198,7 +198,7 @@ class Project:
             pytest.fail("\n".join(f"== {file}\n{file.read_text()[-3000:]}" for file in files))
 
     def jobs(self, comment: str) -> list[dict[str, str]]:
-        """Slurm's jobs of this checkout with such a comment (the plugin keeps rule and wildcards there), oldest first."""
+        """Slurm's jobs of this checkout with such a comment (there the plugin keeps rule and wildcards), by age."""
         return [job for job in in_queue() if job["WorkDir"] == str(self.folder) and job["Comment"].startswith(comment)]
 
     def train_calls(self, job: dict[str, str]) -> list[tuple[str, list[str]]]:
@@ -213,7 +213,8 @@ class Project:
 
 @pytest.fixture(scope="session")
 def projects(slurm, tmp_path_factory) -> Iterator[tuple[Project, Project]]:
-    """Two checkouts with data, backbone and benchmark prepared here; in the first, the rest of the workflow goes through Slurm."""
+    """Two checkouts with data, backbone and benchmark prepared here; in the first, the rest of the workflow goes
+    through Slurm."""
     first = Project(checkout(tmp_path_factory.mktemp("first")))
     config = first.configure("smoke.yaml", resources=TWO_NODES)
     targets = [f"results/smoke/{name}" for name in ("data/backbone", "benchmarks/world.parquet")]

@@ -1,4 +1,5 @@
-"""The workflow through a real Slurm: several nodes, GPU requests, retries, a killed Snakemake, a node that disappears, too few GPUs.
+"""The workflow through a real Slurm: several nodes, GPU requests, retries, a killed Snakemake, a node that disappears,
+too few GPUs.
 
 Two checkouts use Slurm at the same time: one runs the workflow to its end while the other one is killed and recovers.
 """

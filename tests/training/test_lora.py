@@ -228,7 +228,8 @@ def test_impossible_settings_are_refused(lora, message):
 
 
 def test_a_variant_has_the_experiments_lora_or_its_own():
-    methods = {"bradley_terry": {}, "wide": {"method": "bradley_terry", "lora": {"rank": 64}}, "joint_decoder": {}, "longest": {},
+    methods = {"bradley_terry": {}, "wide": {"method": "bradley_terry", "lora": {"rank": 64}}, "joint_decoder": {},
+        "longest": {},
                "full": {"method": "bradley_terry", "lora": None}}  # fmt: skip
     config = resolve(minimal(SMALL, methods))
     assert resolve(config) == config

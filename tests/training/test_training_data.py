@@ -109,7 +109,8 @@ def test_refused_pairs_are_dropped_and_counted_if_so_asked(tmp_path, capsys):
     assert [pair.pair_id for pair in data.pairs] == [pair.pair_id for k, pair in enumerate(pairs) if k not in (2, 5)]
     template = {"dropped_refused": 1, "prompts_changed": 0, "responses_changed": 2}
     assert data.truncation == {
-        "prompts_cut": 0, "responses_cut": 0, "dropped_response_cut": 0, "dropped_equal": 0, "dropped_same_tokens": 1, **template,
+        "prompts_cut": 0, "responses_cut": 0, "dropped_response_cut": 0, "dropped_equal": 0, "dropped_same_tokens": 1,
+        **template,
     }  # fmt: skip
     assert data.budget == 10
     assert (

@@ -26,10 +26,14 @@ SMOKE = {
     "data": {"dataset": "world", "options": {"train_pairs": 120, "validation_pairs": 20, "test_pairs": 20}},
     "backbone": {
         "max_length": 256,
-        "tiny": {"hidden_size": 16, "intermediate_size": 32, "layers": 1, "heads": 2, "key_value_heads": 2, "vocabulary_size": 400},
+        "tiny": {
+            "hidden_size": 16, "intermediate_size": 32, "layers": 1, "heads": 2, "key_value_heads": 2,
+            "vocabulary_size": 400,
+        },
     },
     "training": {
-        "pairs_per_step": 8, "learning_rate": 1e-3, "precision": "fp32", "log_every_steps": 1, "checkpoint_every_steps": 5,
+        "pairs_per_step": 8, "learning_rate": 1e-3, "precision": "fp32", "log_every_steps": 1,
+        "checkpoint_every_steps": 5,
     },
     "methods": {"bradley_terry": {}, "label_smoothing": {}, "longest": {}},
     "benchmarks": {"world": {}},
@@ -95,8 +99,9 @@ def test_dry_run_of_the_quickstart_shows_every_job(tmp_path):
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert set(planned(done.stdout + done.stderr)) == {
-        "all", "prepare", "prepare_backbone", "prepare_benchmark", "train", "score", "evaluate", "diagnose", "diagnose_teacher",
-        "diagnose_summary", "sft", "sample_pool", "sample_references", "ppo", "overoptimization", "compare", "export"
+        "all", "prepare", "prepare_backbone", "prepare_benchmark", "train", "score", "evaluate", "diagnose",
+        "diagnose_teacher", "diagnose_summary", "sft", "sample_pool", "sample_references", "ppo", "overoptimization",
+        "compare", "export",
     }  # fmt: skip
 
 
@@ -267,7 +272,8 @@ def test_a_wrong_configuration_stops_everything_with_all_problems(finished):
     ("text", "expected"),
     [
         (
-            "methods: {longest: {}, 5: {}}\nmethods: {shortest: {}, 5: {}}\nseeds: [010]\nresults: $NOT_SET_ANYWHERE/x\n",
+            "methods: {longest: {}, 5: {}}\nmethods: {shortest: {}, 5: {}}\n"
+            "seeds: [010]\nresults: $NOT_SET_ANYWHERE/x\n",
             (
                 "methods: written twice, on lines 3 and 4",
                 "seeds.0: 010 on line 5",
@@ -311,13 +317,14 @@ def test_paths_with_variables_reach_commands_quoted_and_options_go_over_the_file
 
 
 def test_a_killed_run_continues_from_its_checkpoint(finished, tmp_path):
-    """SIGKILL of Snakemake and its jobs in the middle of training; the rerun resumes and ends with the uninterrupted weights."""
+    """SIGKILL of Snakemake and its jobs in the middle of training; the rerun resumes and does every step once."""
     folder = checkout(tmp_path / "killed")
     long = SMOKE | {"methods": {"bradley_terry": {}}, "training": SMOKE["training"] | {"epochs": 40}}
     (folder / "config" / "smoke.yaml").write_text(yaml.safe_dump(long))
     process = subprocess.Popen(
         ["snakemake", "--cores", "2", "--configfile", "config/smoke.yaml"],
-        cwd=folder, env=environment(folder), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
+        cwd=folder, env=environment(folder), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        start_new_session=True,
     )  # fmt: skip
     deadline = time.monotonic() + 240
     while not list((results(folder) / "work").glob("*/checkpoint-*/complete")) and time.monotonic() < deadline:

@@ -124,7 +124,7 @@ def test_a_wrong_field_is_named(read, write_lines, tmp_path):
 
 
 def test_the_counts_of_the_real_annotations(read, real_data):
-    """From the data's own README, by split: 19,034 / 4,130 / 5,005 rows; ties 33 / 22 / 31, with equal outputs 30 / 21 / 26."""
+    """The README of the data, by split: 19,034 / 4,130 / 5,005 rows; ties 33 / 22 / 31; equal outputs 30 / 21 / 26."""
     pairs, report = read("alpaca_eval", real_data("alpaca_eval"), annotators=["weighted_alpaca_eval_gpt4_turbo"])
     v1_rows = 24_994 + 5_419 + 6_567
     assert report["rows"] == 28_169 + v1_rows

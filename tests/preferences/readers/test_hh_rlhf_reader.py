@@ -9,7 +9,10 @@ def roles(messages):
 
 
 def test_a_transcript_is_split_at_paragraphs_that_begin_with_a_speaker():
-    text = "\n\nHuman: He said Human: no\nAssistant: maybe\n\nAssistant: Well.\n\nSecond paragraph.\n\nHuman: And?\n\nAssistant: Yes."
+    text = (
+        "\n\nHuman: He said Human: no\nAssistant: maybe\n\nAssistant: Well.\n\nSecond paragraph."
+        "\n\nHuman: And?\n\nAssistant: Yes."
+    )
     assert parse_transcript(text) == [
         {"role": "user", "content": "He said Human: no\nAssistant: maybe"},
         {"role": "assistant", "content": "Well.\n\nSecond paragraph."},

@@ -332,7 +332,10 @@ def test_a_content_of_one_text_part_is_its_text(read, write_lines):
 @pytest.mark.parametrize("option", ["prompt_field", "id_field", "split_field", "system_field"])
 def test_a_column_that_is_named_must_be_there(read, write_lines, option):
     path = write_lines("x.jsonl", [{**FORMS["explicit text"], "fold": "test"}])
-    expected = rf"x\.jsonl: data\.options\.{option} is 'folds', but no row has that column\. Did you mean 'fold'\? Found: chosen, fold,"
+    expected = (
+        rf"x\.jsonl: data\.options\.{option} is 'folds', but no row has that column\. "
+        r"Did you mean 'fold'\? Found: chosen, fold,"
+    )
     with pytest.raises(DataError, match=expected):
         read(path, **{option: "folds"})
 
