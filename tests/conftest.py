@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import subprocess
 from dataclasses import replace
@@ -24,8 +25,18 @@ from rm_methods.preferences.pair import PreferencePair, make_pair, write_pairs
 hypothesis.settings.register_profile("untimed", deadline=None)
 hypothesis.settings.load_profile("untimed")
 
+# Importing and collecting the tests makes a million objects that stay.  Searching them for garbage takes longer than a
+# small training.
+gc.set_threshold(10_000, 10, 10)
+
 REPOSITORY = Path(__file__).parents[1]
 SHARED_DATA = REPOSITORY.parent / "shared" / "data"
+
+
+def pytest_collection_finish() -> None:
+    """Leave what the tests themselves consist of out of every later search for garbage."""
+    gc.collect()
+    gc.freeze()
 
 
 def made_up_pairs(count: int, seed: int = 0, split: str = "train") -> list[PreferencePair]:

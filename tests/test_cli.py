@@ -25,6 +25,15 @@ def test_help_imports_nothing_heavy():
     subprocess.run([sys.executable, "-c", code], check=True, cwd=REPOSITORY)
 
 
+def test_a_verb_seldom_searches_what_it_imported_for_garbage():
+    code = (
+        "import gc; from click.testing import CliRunner; from rm_methods.cli import main;"
+        "assert CliRunner().invoke(main, ['list', 'methods']).exit_code == 0;"
+        "assert gc.get_threshold()[0] == 10_000, gc.get_threshold()"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=REPOSITORY)
+
+
 @pytest.mark.parametrize(
     ("what", "expected"), [("methods", "bradley_terry"), ("benchmarks", "rm_bench"), ("datasets", "alpaca_eval")]
 )

@@ -69,7 +69,7 @@ TEXT = {".cff", ".csv", ".json", ".jsonl", ".md", ".py", ".smk", ".tex", ".toml"
 
 
 def text_files(folder: str) -> list[Path]:
-    """The text files of a folder of the repository with its folders; of the repository itself, only those at the top."""
+    """Text files of a folder of the repository with its folders; of the repository itself, only those at the top."""
     return [
         path
         for path in sorted((REPOSITORY / folder).glob("**/*" if folder else "*"))

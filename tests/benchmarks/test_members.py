@@ -85,8 +85,9 @@ def test_the_worst_case_without_each_member(evaluation):
 
 
 def test_a_weight_average_without_each_member(evaluation):
-    """Combined margins (good less bad) -1/3, -1/3, 1, 1/3 plus half of (combined - member): members' margins 2, 1, 1, 5; -1, 1, 1, 1;
-    -2, -3, 1, -5.  Without 4: -1.5, -1, 1, -2.  Without 5: 0, -1, 1, 0.  Without 6: .5, 1, 1, 3."""
+    """Combined margins (good less bad) -1/3, -1/3, 1, 1/3 plus half of (combined - member): members' margins
+    2, 1, 1, 5; -1, 1, 1, 1; -2, -3, 1, -5.  Without 4: -1.5, -1, 1, -2.  Without 5: 0, -1, 1, 0.
+    Without 6: .5, 1, 1, 3."""
     evaluation.summary("warm", {"members": "warm_member"})
     assert evaluation.result()["left_out"]["test"] == [0.25, 0.25, 1.0]
 
