@@ -13,7 +13,7 @@ rule is different here: a score of NaN gives no credit. The official single game
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from rm_methods.preferences.pair import prompt_group
 
 TIE_RULE = (
     "equal scores are wrong (strict, same as the official double game); "
-    '`overall_single_game`: decision "B>A" (official single game)'
+    '`..._single_game`: decision "B>A" (official single game)'
 )
 
 CATEGORIES = {
@@ -126,11 +126,15 @@ def grade(label: Any, scores: np.ndarray) -> dict[str, float]:
 
 
 def metrics(items: Sequence[BenchmarkItem]) -> list[Metric]:
-    """overall (micro average, as official) and the present categories, strict; overall by the two official rules."""
+    """overall (micro average, as official) and the present categories: strict, and by the official single game.
+
+    The official double game is given for overall alone; it equals the strict rule for scorers that read answers alone.
+    """
     present = present_subsets(items, CATEGORIES.values(), "judge_bench")
+    parts: dict[str, Collection[str]] = {"overall": present}
+    parts |= {category: [subset] for category, subset in CATEGORIES.items() if subset in present}
     return [
-        pooled("overall", "strict", present),
-        *(pooled(category, "strict", [subset]) for category, subset in CATEGORIES.items() if subset in present),
-        pooled("overall_single_game", "single_game", present, strict=False),
+        *(pooled(name, "strict", subsets) for name, subsets in parts.items()),
+        *(pooled(f"{name}_single_game", "single_game", subsets, strict=False) for name, subsets in parts.items()),
         pooled("overall_double_game", "double_game", present),
     ]

@@ -43,17 +43,20 @@ def gold_comparisons(gold: np.ndarray) -> list[tuple[int, int]]:
 
 
 def gold_of_top(gold: np.ndarray, scores: np.ndarray) -> tuple[float, float]:
-    """Gold of the candidate with the highest score, (strict, expected). NaN is never picked; without any score it is 0.
+    """Gold of the candidate with the highest score, (strict, expected); 0 if any score is NaN.
 
     strict: if several candidates share the highest score, the worst of them counts, so that a tie never helps.
     expected: their mean, as if the tie were broken at random.
 
+    A candidate without a score may be the one that the scorer would have ranked first, so leaving it out could help.
+    The official code of RewardBench 2 has the same rule (github.com/allenai/reward-bench @ 05a9005).
+
     >>> gold_of_top(np.array([0.2, 1.0, 0.6]), np.array([3.0, 1.0, 3.0]))
     (0.2, 0.4)
     """
-    if np.isnan(scores).all():
+    if np.isnan(scores).any():
         return 0.0, 0.0
-    top = gold[scores == np.nanmax(scores)]
+    top = gold[scores == scores.max()]
     return float(top.min()), float(top.mean())
 
 

@@ -49,13 +49,26 @@ class TestGrading:
         assert (credits["best_of_all"], credits["best_of_all_expected"]) == (0.2, pytest.approx(0.6))
         assert credits["agreement"] == pytest.approx(1 / 3)  # of (1,0) a tie, (1,2) right, (2,0) wrong
 
-    def test_a_missing_score_is_never_picked(self):
-        assert grade(self.LABEL, np.array([1, np.nan, 2]))["best_of_all"] == 0.6
+    def test_a_missing_score_costs_the_choice_of_the_best(self):
+        """The second might have been picked. Of the pairs (1,0), (1,2), (2,0) only the last has two scores."""
+        assert grade(self.LABEL, np.array([1, np.nan, 2])) == {
+            "best_of_all": 0.0,
+            "best_of_all_expected": 0.0,
+            "agreement": pytest.approx(1 / 3),
+        }
         assert grade(self.LABEL, np.full(3, np.nan)) == {
             "best_of_all": 0.0,
             "best_of_all_expected": 0.0,
             "agreement": 0.0,
         }
+
+    @pytest.mark.parametrize(
+        ("scores", "credit"),
+        [((1, 0, 0, 0), 1.0), ((1, 1, 1, 1), 0.25), ((1, 1, 2, 0), 0.0), ((1, np.nan, 0, 0), 0.0)],
+    )
+    def test_with_one_right_candidate_it_is_the_official_best_of_4_of_reward_bench_2(self, scores, credit):
+        """Results of the official function (allenai/reward-bench @ 05a9005); ties at random."""
+        assert grade([1.0, 0.0, 0.0, 0.0], np.array(scores))["best_of_all_expected"] == credit
 
     def test_equal_gold_is_no_comparison(self):
         assert comparisons([0.5, 0.5, 1.0], 3) == [(2, 0), (2, 1)]

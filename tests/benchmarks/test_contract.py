@@ -142,6 +142,28 @@ def test_one_missing_score_takes_credit_away_but_not_the_item(card, example_item
     )
 
 
+def test_no_missing_score_ever_raises_a_credit(card, example_items):
+    """Whatever the other scores are, and whichever response has none."""
+    grade = benchmark_module(card).grade
+    generator = np.random.default_rng(0)
+    for item in example_items(card):
+        for _ in range(20):
+            scores = generator.integers(0, 4, size=len(item.responses)).astype(np.float32)
+            for response in range(len(scores)):
+                worst = min_credits(grade, item.label, scores, response)
+                missing = np.where(np.arange(len(scores)) == response, np.float32("nan"), scores)
+                credits = grade(item.label, missing)
+                assert all(credits[name] <= worst[name] + 1e-9 for name in credits)
+
+
+def min_credits(grade, label, scores, response):
+    """The least credits over all ranks that the response might have had."""
+    results = []
+    for value in (*np.unique(scores), scores.min() - 1, scores.max() + 1):
+        results.append(grade(label, np.where(np.arange(len(scores)) == response, np.float32(value), scores)))
+    return {name: min(result[name] for result in results) for name in results[0]}
+
+
 def test_weights_of_a_metric_sum_to_one_and_no_subset_counts_twice(card, example_items):
     for metric in benchmark_module(card).metrics(example_items(card)):
         assert sum(weight for weight, _ in metric.strata.values()) == pytest.approx(1.0)

@@ -107,3 +107,15 @@ def test_the_public_files(shared, tmp_path, response_model, counts, a_better):
     assert report["subsets"] == dict(zip(CATEGORIES.values(), counts, strict=True))
     assert report["n_rows"] == report["n_items"] == sum(counts)
     assert sum(item.label == "A>B" for item in read_items(tmp_path / "i.parquet")) == a_better
+
+
+def test_the_longer_answer_on_the_claude_set(shared, tmp_path):
+    """Two pairs tie; the label of both is "B>A", so the official single game counts them as right."""
+    config = {"root": str(shared("data/judgebench")), "options": {"response_model": "claude"}}
+    prepare_items("judge_bench", config, None, tmp_path / "i.parquet", tmp_path / "r.json")
+    items = read_items(tmp_path / "i.parquet")
+    scores = [np.array([len(text) for text in item.responses], dtype=np.float32) for item in items]
+    values = metric_values(credit_table(CARD, items, scores))
+    names = ("overall", "knowledge", "coding", "overall_single_game", "knowledge_single_game", "coding_single_game")
+    assert [round(100 * values[name], 2) for name in names] == [43.70, 44.16, 45.16, 44.44, 44.81, 48.39]
+    assert values["math"] == values["math_single_game"]
