@@ -360,8 +360,10 @@ def evaluate(benchmark, items, scores, member_scores, summary, metrics, credits)
     import tempfile
 
     from rm_methods.benchmarks.evaluation import evaluate_run
+    from rm_methods.errors import nearest
     from rm_methods.files import check_outputs
     from rm_methods.listing import metrics_text
+    from rm_methods.methods.members import members_of
     from rm_methods.stored import read_summary
 
     if not len(benchmark) == len(items) == len(scores):
@@ -373,7 +375,11 @@ def evaluate(benchmark, items, scores, member_scores, summary, metrics, credits)
     inputs = {"--items": items, "--scores": scores, "--summary": [summary] if summary else []}
     check_outputs(outputs, inputs | {"--member-scores": [path for paths in tables.values() for path in paths]})
     identity = read_summary(summary) if summary else {"variant": None, "method": None, "seed": None, "run_key": None}
-    members = _members(identity, tables, benchmark) if tables else None
+    if unknown := [name for name in tables if name not in benchmark]:
+        raise UserError(f"--member-scores {unknown[0]}=...: {nearest(unknown[0], benchmark)}")
+    if tables and not summary:
+        raise UserError("--member-scores needs --summary, which says what the run is made of.")
+    members = members_of(identity, tables) if tables else None
     with tempfile.TemporaryDirectory() as scratch:
         result = evaluate_run(
             list(zip(benchmark, items, scores, strict=True)),
@@ -708,22 +714,6 @@ def _benchmark_items(benchmarks: Sequence[str], items: Sequence[Path]) -> list[t
 
 def _counts(counts: Mapping[str, Any]) -> str:
     return ", ".join(f"{name}: {value}" for name, value in counts.items())
-
-
-def _members(summary, tables: Mapping[str, Sequence[Path]], benchmarks: Sequence[str]):
-    """The members of a combined run, from their score tables."""
-    from functools import partial
-
-    from rm_methods.benchmarks.members import read_members
-    from rm_methods.methods.contract import CombinedMethod
-    from rm_methods.methods.registry import load_method
-
-    if summary["method"] is None:
-        raise UserError("--member-scores needs --summary, which says what the run is made of.")
-    method = load_method(summary["method"], summary.get("settings", {}))
-    if not isinstance(method, CombinedMethod):
-        raise UserError(f"--member-scores: method '{summary['method']}' is not a CombinedMethod, so it has no members.")
-    return read_members(summary, tables, benchmarks, partial(method.left_out_scores, report=summary.get("report", {})))
 
 
 def _named_folders(option: str, texts: tuple[str, ...]) -> dict[str, list[Path]]:

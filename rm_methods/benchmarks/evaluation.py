@@ -238,27 +238,24 @@ def _aligned(items: Sequence[BenchmarkItem], scores_path: str | os.PathLike) -> 
     return scores, n_truncated
 
 
-def left_out_metrics(
-    card: BenchmarkCard,
-    items: Sequence[BenchmarkItem],
-    scores_path: str | os.PathLike,
-    members: Members,
-) -> dict[str, list[float | None]] | None:
-    """The metrics of a combined run without each of its members.
+def left_out_scores(
+    items: Sequence[BenchmarkItem], scores_path: str | os.PathLike, members: Members, name: str
+) -> list[list[np.ndarray]] | None:
+    """The usable scores that a combined run would have without each of its members.
 
     Args:
         scores_path: score table of the combined run.
-        members: have score tables of this benchmark.
+        name: benchmark (or pool) of the items; `members` has tables of it.
 
     Returns:
-        By metric, one value for each member, None where the metric is undefined; None if the method of the run does
-        not define such scores.
+        For each member the scores of every item's responses without it; None if the method of the run does not define
+        them.
 
     Raises:
         DataError: a score table does not fit the items.
     """
     combined_R = np.concatenate(_aligned(items, scores_path)[0])
-    members_MR = np.stack([np.concatenate(_aligned(items, table)[0]) for table in members.tables[card.name]])
+    members_MR = np.stack([np.concatenate(_aligned(items, table)[0]) for table in members.tables[name]])
     with np.errstate(invalid="ignore", over="ignore"):  # scores that are not finite earn nothing, see `usable_scores`
         left_out_MR = members.left_out_scores(members_MR, combined_R)
     if left_out_MR is None:
@@ -268,10 +265,14 @@ def left_out_metrics(
             f"left_out_scores gave the shape {left_out_MR.shape}; {members_MR.shape} (members, responses) is needed."
         )
     ends = np.cumsum([len(item.responses) for item in items])
-    values = []
-    for left_out_R in left_out_MR:
-        scores = np.split(usable_scores(left_out_R), ends[:-1])
-        values.append(metric_values(credit_table(card, items, scores)))
+    return [np.split(usable_scores(left_out_R), ends[:-1]) for left_out_R in left_out_MR]
+
+
+def _left_out_metrics(
+    card: BenchmarkCard, items: Sequence[BenchmarkItem], scores: Sequence[Sequence[np.ndarray]]
+) -> dict[str, list[float | None]]:
+    """By metric, one value for each of several scorings of the items; None where the metric is undefined."""
+    values = [metric_values(credit_table(card, items, scoring)) for scoring in scores]
     names = [metric.name for metric in benchmark_module(card).metrics(items)]
     return {name: [metrics.get(name) for metrics in values] for name in names}
 
@@ -324,9 +325,9 @@ def evaluate_run(
         }
         if members is None or name not in members.tables:
             continue
-        left_out = left_out_metrics(card, items, scores_path, members)
+        left_out = left_out_scores(items, scores_path, members, name)
         if left_out is not None:
-            results[name]["left_out"] = left_out
+            results[name]["left_out"] = _left_out_metrics(card, items, left_out)
             results[name]["left_out_seeds"] = list(members.seeds)
             tables = zip(members.seeds, members.tables[name], strict=True)
             results[name]["made_from"] |= {member_table(seed): file_hash(table) for seed, table in tables}

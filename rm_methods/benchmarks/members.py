@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from rm_methods.errors import DataError, UserError, nearest
+from rm_methods.errors import DataError
 from rm_methods.run_card import RunSummary
 from rm_methods.stored import read_record, score_report
 
@@ -37,7 +37,6 @@ def member_table(seed: int) -> str:
 def read_members(
     summary: RunSummary,
     tables: Mapping[str, Sequence[Path]],
-    benchmarks: Sequence[str],
     left_out_scores: Callable[[np.ndarray, np.ndarray], np.ndarray | None],
 ) -> Members:
     """Members by their score tables; the reports beside the tables say which runs they are.
@@ -45,17 +44,14 @@ def read_members(
     Args:
         summary: of the combined run.
         tables: by benchmark.
-        benchmarks: that the run is evaluated on.
         left_out_scores: as in `Members`.
 
     Raises:
-        UserError: tables of another benchmark, or a report is missing.
+        UserError: a report is missing.
         DataError: the tables are not those of the runs that the combination was made of, in its order.
     """
     seeds: tuple[int, ...] = ()
     for benchmark, paths in tables.items():
-        if benchmark not in benchmarks:
-            raise UserError(f"--member-scores {benchmark}=...: {nearest(benchmark, benchmarks)}")
         runs = [_scored_run(path) for path in paths]
         _check_members(summary, [run_key for _, run_key in runs], benchmark)
         seeds = tuple(seed for seed, _ in runs)

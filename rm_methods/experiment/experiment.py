@@ -137,6 +137,11 @@ class Experiment:
         variants = optimized_variants(self.config)
         return [(variant, seed) for variant, seed in self.runs() if variant in variants]
 
+    def optimized_members(self) -> list[tuple[str, int]]:
+        """(variant, seed) of the runs that the combined ones among `optimized_runs` are made of."""
+        runs = [run for variant in dict(self.optimized_runs()) for run in self.member_runs(variant)]
+        return list(dict.fromkeys(runs))
+
     def ppo_runs(self) -> list[tuple[str, int]]:
         """(variant, seed) of the runs that PPO optimizes against."""
         ppo = self.config["overoptimization"]["ppo"]
@@ -394,13 +399,18 @@ class Experiment:
         if stage in ("prepare_benchmark", "evaluate"):
             names = [benchmark] if benchmark else self.config["benchmarks"]
             modules = [f"benchmarks.{load_benchmark_card(name).module}" for name in names]
-            # The method of a combined run says what its scores would be without a member.
-            combined = stage == "evaluate" and bool(self.member_runs(str(variant)))
-            return [*modules, self._method(str(variant)).module] if combined else modules
+            return [*modules, *self._left_out_modules([str(variant)])] if stage == "evaluate" else modules
+        if stage == "overoptimization":
+            return self._left_out_modules(dict(self.optimized_runs()))
         # The scorer of a method without weights is its method's code.
         if stage in ("score", "ppo") and not self.is_trained(str(variant)):
             return [self._method(str(variant)).module]
         return []
+
+    def _left_out_modules(self, variants: Iterable[str]) -> list[str]:
+        """The code that says what scores of combined variants would be without a member."""
+        combined = [self._method(variant).module for variant in variants if self.member_runs(variant)]
+        return ["methods.members", *combined] if combined else []
 
     def _method(self, variant: str) -> MethodCard:
         return load_method_card(self.config["methods"][variant]["method"])
@@ -454,7 +464,8 @@ class Experiment:
     def check_optimized(self, folder: Path) -> None:
         """Refuse runs, pools, scores and PPO runs below `folder` that the configuration does not ask for, or that were
         changed; raises as `check_results`."""
-        trained = dict.fromkeys(self.optimized_runs())
+        scored = dict.fromkeys([*self.optimized_runs(), *self.optimized_members()])
+        trained = dict(scored)
         for variant, seed in self.ppo_runs():
             first_seed = self.config["seeds"][0]
             trained[variant, first_seed if self._method(variant).seed_free else seed] = None
@@ -462,7 +473,7 @@ class Experiment:
         if SAMPLES in self.pools():
             jobs.append(("sample_pool", {}))
         jobs += _item_jobs("prepare_benchmark", [name for name in self.pools() if name != SAMPLES])
-        jobs += _score_jobs(self.optimized_runs(), self.pools())
+        jobs += _score_jobs(scored, self.pools())
         jobs += _run_jobs("ppo", self.ppo_runs())
         self.check_results(folder, jobs)
 

@@ -27,6 +27,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from rm_methods.benchmarks.item import BenchmarkItem, read_items
+from rm_methods.benchmarks.members import Members
 from rm_methods.benchmarks.pool_grading import candidate_gold
 from rm_methods.errors import DataError, UserError
 from rm_methods.overoptimization.kl import kl_bound, kl_estimate
@@ -191,6 +192,27 @@ def pool_curves(
         notes=_notes(sizes, scores),
         counts=pool_counts(items, scores),
     )
+
+
+def left_out_gold(items: Sequence[BenchmarkItem], scores: str | Path, members: Members, pool: str) -> np.ndarray | None:
+    """Gold of the pick of a combined reward model without each of its M members, float64 [M, P, K].
+
+    Args:
+        scores: score table of the combined model.
+        members: with their score tables of the pool.
+
+    Returns:
+        None if the method does not define its scores without a member, or a member gives none for some response.
+
+    Raises:
+        DataError: a score table does not fit the items.
+    """
+    from rm_methods.benchmarks.evaluation import left_out_scores
+
+    left_out = left_out_scores(items, scores, members, pool)
+    if left_out is None or not all(np.isfinite(np.concatenate(scoring)).all() for scoring in left_out):
+        return None
+    return np.stack([pool_curves(items, scoring).gold for scoring in left_out])
 
 
 def standardized(curves: np.ndarray, scores: Sequence[np.ndarray]) -> np.ndarray:

@@ -7,9 +7,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from rm_methods.benchmarks.members import Members
 from rm_methods.experiment.layout import Layout, run_metrics
 from rm_methods.files import write_json
+from rm_methods.methods.members import members_of
 from rm_methods.overoptimization.summary import PoolRun, PpoRun, summarize_best_of_n, summarize_ppo
+from rm_methods.stored import read_summary
 
 _RUN_METRICS = ("gold_start", "gold_end", "gold_peak", "n_peak", "gap")
 
@@ -58,9 +61,19 @@ def _pool_runs(experiment, folder: Path) -> list[PoolRun]:
                 items=layout.items(pool),
                 scores=layout.scores(variant, seed, pool),
                 seed_free=load_method_card(method).without_seed,
+                members=_members(experiment, layout, variant, seed, pool),
             )
             runs.append(run)
     return runs
+
+
+def _members(experiment, layout: Layout, variant: str, seed: int, pool: str) -> Members | None:
+    """The members of a combined run with their score tables of a pool; None for other runs."""
+    members = experiment.member_runs(variant)
+    if not members:
+        return None
+    tables = [layout.scores(member, member_seed, pool) for member, member_seed in members]
+    return members_of(read_summary(layout.summary(variant, seed)), {pool: tables})
 
 
 def _ppo_runs(experiment, folder: Path) -> list[PpoRun]:

@@ -4,17 +4,18 @@ samples."""
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from rm_methods.benchmarks.item import BenchmarkItem
+from rm_methods.benchmarks.members import Members
 from rm_methods.errors import UserError
 from rm_methods.experiment.layout import pool_stem
 from rm_methods.files import write_text
-from rm_methods.overoptimization.best_of_n import PoolCurves, pool_curves, read_pool
+from rm_methods.overoptimization.best_of_n import PoolCurves, left_out_gold, pool_curves, read_pool
 from rm_methods.overoptimization.curve_fits import CurveFit, fit_curve
 from rm_methods.overoptimization.figures import write_best_of_n_figure, write_ppo_figure
 from rm_methods.overoptimization.ppo_evaluations import PpoEvaluation, alarms, ppo_curves, read_ppo_run
@@ -43,7 +44,7 @@ from rm_methods.reporting.tables import Section, csv_text
 @dataclass(frozen=True)
 class PoolRun:
     """One reward model on one pool: `items` is the pool, `scores` its score table by this run.  `seed_free`: any seed
-    scores the same."""
+    scores the same.  `members`: of a combined run, with their score tables of the pool."""
 
     variant: str
     method: str
@@ -52,6 +53,7 @@ class PoolRun:
     items: Path
     scores: Path
     seed_free: bool = False
+    members: Members | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)
@@ -102,7 +104,7 @@ def summarize_best_of_n(runs: Sequence[PoolRun], reference: str | None, out_fold
             curve_records += _curve_records(run, curves_of_run[run.variant, run.seed])
             run_records.append(_run_record(run, curves_of_run[run.variant, run.seed]))
         names = dict.fromkeys(run.variant for run in pool_runs)
-        variants = [_variant_curves(name, pool_runs, curves_of_run) for name in names]
+        variants = [_variant_curves(name, pool_runs, curves_of_run, read) for name in names]
         fits |= {(pool, curves.variant): _fit(curves, "best_of_n") for curves in variants}
         pool_summaries = summarize_peaks(variants, reference)
         first = next(iter(curves_of_run.values()))
@@ -172,13 +174,20 @@ def _check_runs(keys: Sequence[tuple[str, str, int]]) -> None:
 
 
 def _variant_curves(
-    variant: str, runs: Sequence[PoolRun], curves_of_run: Mapping[tuple[str, int], PoolCurves]
+    variant: str,
+    runs: Sequence[PoolRun],
+    curves_of_run: Mapping[tuple[str, int], PoolCurves],
+    read: Mapping[tuple[str, int], tuple[list[BenchmarkItem], list[np.ndarray]]],
 ) -> VariantCurves:
     variant_runs = [run for run in runs if run.variant == variant]
     first = variant_runs[0]
     by_seed = {run.seed: curves_of_run[variant, run.seed] for run in variant_runs}
     seed_free = all(run.seed_free for run in variant_runs)
-    return combine_seeds(variant, first.method, first.pool, by_seed, seed_free=seed_free)
+    curves = combine_seeds(variant, first.method, first.pool, by_seed, seed_free=seed_free)
+    if first.members is None:
+        return curves
+    items, _ = read[variant, first.seed]
+    return replace(curves, left_out=left_out_gold(items, first.scores, first.members, first.pool))
 
 
 def _fit(curves: VariantCurves, form: str) -> CurveFit:

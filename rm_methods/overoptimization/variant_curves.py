@@ -44,6 +44,7 @@ class VariantCurves:
         gold, proxy: float64 [S, P, K]; the proxy standardized.
         groups: of the prompts, [P].
         notes: what a reader of the numbers must know.
+        left_out: of a combined reward model: float64 [M, P, K], gold without each of its M members; None for others.
     """
 
     variant: str
@@ -58,6 +59,7 @@ class VariantCurves:
     proxy: np.ndarray
     groups: tuple[str, ...]
     notes: tuple[str, ...] = ()
+    left_out: np.ndarray | None = None
 
     @property
     def design(self) -> ItemDesign:
@@ -186,6 +188,14 @@ def held_out_credits(curves: VariantCurves) -> dict[str, np.ndarray]:
         source = curves.gold[:, ~is_read] if (~is_read).any() and is_read.any() else curves.gold
         peak[is_read] = curves.gold[:, is_read, highest(source.mean(axis=(0, 1)))].T
     return {"gold_end": end, "gold_peak": peak, "gap": peak - end}
+
+
+def left_out_columns(curves: VariantCurves) -> dict[str, np.ndarray]:
+    """float64 [M] of each of `COLUMNS`: its value without each of the M members; none for a model without members."""
+    if curves.left_out is None:
+        return {}
+    without = [held_out_credits(replace(curves, gold=gold[None])) for gold in curves.left_out]
+    return {column: np.array([credits[column].mean() for credits in without]) for column in COLUMNS}
 
 
 def half_of_group(groups: Sequence[str]) -> np.ndarray:

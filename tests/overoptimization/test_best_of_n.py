@@ -3,21 +3,29 @@ from __future__ import annotations
 import itertools
 import time
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
 
 from rm_methods.benchmarks.item import BenchmarkItem, write_items
+from rm_methods.benchmarks.members import Members
 from rm_methods.benchmarks.score_table import ScoredResponse, response_hash, write_scores
 from rm_methods.errors import DataError, UserError
+from rm_methods.methods.registry import load_method
 from rm_methods.overoptimization.best_of_n import (
     best_of_n_weights,
     expected_best,
+    left_out_gold,
     numbers_of_samples,
     pool_counts,
     pool_curves,
     read_pool,
 )
+from rm_methods.overoptimization.summary import summarize_best_of_n
+from tests.benchmarks.made_up import write_score_table
+
+from .made_up import pool_runs
 
 PROMPT = [{"role": "user", "content": "?"}]
 
@@ -177,3 +185,23 @@ def test_a_score_table_with_nan_names_item_and_response(tmp_path):
     write_scores(rows, tmp_path / "scores.parquet")
     with pytest.raises(DataError, match="item 'p', response 1, is not finite"):
         read_pool(tmp_path / "pool.parquet", tmp_path / "scores.parquet")
+
+
+def test_gold_without_a_member_is_that_of_the_mean_of_the_others(tmp_path):
+    runs = pool_runs(tmp_path, {"member": 1.0}, prompts=6, responses=8)
+    read = [read_pool(run.items, run.scores) for run in runs]
+    items = read[0][0]
+    scores_MPN = np.array([scores for _, scores in read])
+    combined = write_score_table(items, list(scores_MPN.mean(axis=0)), tmp_path / "combined.parquet")
+    ensemble = load_method("ensemble", {"members": "member", "aggregate": "mean", "weight": 0.5})
+    left_out_scores = partial(ensemble.left_out_scores, report={"centers": [0.0] * 3})
+    members = Members((0, 1, 2), {"policy": [run.scores for run in runs]}, left_out_scores)
+    gold = left_out_gold(items, combined, members, "policy")
+    for j in range(3):
+        others = np.delete(scores_MPN, j, axis=0).mean(axis=0)
+        np.testing.assert_allclose(gold[j], pool_curves(items, list(others)).gold, atol=1e-12)
+    assert np.abs(gold[0] - gold[1]).max() > 0.01
+    undefined = replace(members, left_out_scores=lambda *_: None)
+    assert left_out_gold(items, combined, undefined, "policy") is None
+    summary = summarize_best_of_n([replace(runs[0], members=members)], None, tmp_path / "out")
+    assert "Best-of-N on policy" in summary.text

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -10,6 +12,7 @@ from rm_methods.overoptimization.variant_curves import (
     combine_seeds,
     half_of_group,
     held_out_credits,
+    left_out_columns,
     peak_interval,
     summarize_peaks,
 )
@@ -51,6 +54,16 @@ def test_peak_end_and_gap_by_hand():
     assert credits["gap"].tolist() == [[-1.0], [-2.0]]
     (summary,) = summarize_peaks([curves_of([[first, second]], groups=groups)], None)
     assert (summary.axis_peak, summary.gold_peak_in_sample, summary.gap_in_sample) == (4, 3.0, 0.5)
+
+
+def test_columns_without_each_member_by_hand():
+    """Without the first member the curves are those of the test above; without the second nothing is over-optimized."""
+    falling = [[0.0, 4.0, 1.0, 2.0], [0.0, 1.0, 5.0, 3.0]]
+    rising = [[0.0, 1.0, 2.0, 3.0], [0.0, 1.0, 2.0, 5.0]]
+    curves = replace(curves_of([falling], groups=["a", "b"]), left_out=np.array([falling, rising]))
+    columns = {name: values.tolist() for name, values in left_out_columns(curves).items()}
+    assert columns == {"gold_end": [2.5, 4.0], "gold_peak": [1.0, 4.0], "gap": [-1.5, 0.0]}
+    assert left_out_columns(curves_of([falling])) == {}
 
 
 def test_the_halves_are_even_and_never_cut_a_group():

@@ -15,8 +15,11 @@ from rm_methods.benchmarks.evaluation import evaluate_run
 from rm_methods.benchmarks.item import read_items
 from rm_methods.benchmarks.score_table import SCORE_COLUMNS, write_scores
 from rm_methods.config.resolve import load_config
+from rm_methods.experiment.experiment import Experiment
 from rm_methods.experiment.layout import Layout
 from rm_methods.files import file_hash, write_json
+from rm_methods.overoptimization.best_of_n import left_out_gold
+from rm_methods.overoptimization.summarize import _pool_runs
 from rm_methods.parquet import table_of_rows, write_parquet
 from rm_methods.reward_models.model_folder import write_checksums
 from rm_methods.scoring.scorer import load_scorer, scoring_settings
@@ -29,6 +32,13 @@ STUDY = SMOKE | {
     "seeds": [0, 1, 2],
     "methods": {"bradley_terry": {}, "ensemble": {"aggregate": "worst_case"}},
     "tracking": {"enabled": False},
+    "overoptimization": {
+        "prompts": "iid",
+        "variants": ["ensemble"],
+        "best_of_n": {"pools": ["samples"], "limit": 4, "samples": 4},
+        "sampling": {"max_new_tokens": 8},
+        "sft": {"learning_rate": 1e-3},
+    },
 }
 
 
@@ -69,6 +79,14 @@ def test_metrics_without_a_member_are_those_of_the_ensemble_of_the_others(finish
     assert "left_out" not in world_of(layout.metrics("bradley_terry", 0))
 
 
+def test_best_of_n_without_a_member_reads_the_members_scores_of_the_pool(finished, monkeypatch):
+    """Only the ensemble is optimized; its members score the pool for it."""
+    monkeypatch.chdir(finished)
+    (run,) = _pool_runs(Experiment(load_config([finished / "config" / "smoke.yaml"])), results(finished))
+    assert run.members.seeds == (0, 1, 2)
+    assert left_out_gold(read_items(run.items), run.scores, run.members, "samples").shape[:2] == (3, 4)
+
+
 def test_only_the_combined_run_is_evaluated_again_when_its_method_changes(finished):
     assert "Nothing to be done" in snakemake(finished, "-n")
     file = finished / "rm_methods" / "methods" / "ensemble.py"
@@ -78,7 +96,7 @@ def test_only_the_combined_run_is_evaluated_again_when_its_method_changes(finish
         jobs = planned(snakemake(finished, "-n"))
     finally:
         file.write_text(before)
-    assert jobs == {"train": 1, "score": 1, "evaluate": 1, "compare": 1, "all": 1}
+    assert jobs == {"train": 1, "score": 2, "evaluate": 1, "overoptimization": 1, "compare": 1, "all": 1}
 
 
 def test_members_that_were_scored_again_are_noticed(finished, tmp_path):

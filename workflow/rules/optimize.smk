@@ -130,7 +130,9 @@ rule overoptimization:
         pools=[LAYOUT.items(pool) for pool in EXPERIMENT.pools()],
         scores=[
             LAYOUT.scores(variant, seed, pool)
-            for variant, seed in EXPERIMENT.optimized_runs()
+            for variant, seed in dict.fromkeys(
+                [*EXPERIMENT.optimized_runs(), *EXPERIMENT.optimized_members()]
+            )
             for pool in EXPERIMENT.pools()
         ],
         policies=[
