@@ -105,7 +105,7 @@ def benchmark_module(card: BenchmarkCard) -> ModuleType:
     return importlib.import_module(f"rm_methods.benchmarks.{card.module}")
 
 
-def resolve_benchmark_options(card: BenchmarkCard, given: dict[str, Any] | None = None) -> dict[str, Any]:
+def resolve_benchmark_options(card: BenchmarkCard, user_options: dict[str, Any] | None = None) -> dict[str, Any]:
     """The options of a benchmark: the module's defaults, then the card's values, then those `given` in the
     configuration.
 
@@ -113,7 +113,7 @@ def resolve_benchmark_options(card: BenchmarkCard, given: dict[str, Any] | None 
         ConfigError: with every unknown option and every value that its schema refuses.
     """
     schemas = benchmark_module(card).OPTIONS
-    options = card.options | (given or {})
+    options = card.options | (user_options or {})
     where = f"benchmarks.{card.name}.options"
     problems = []
     for key, value in options.items():

@@ -141,14 +141,14 @@ def _item(row: dict[str, Any], subset: str, where: str, report: ItemReport) -> B
     )
 
 
-def _conflict_pairs(given: Any, correct: Sequence[bool], where: str, report: ItemReport) -> list[list[int]]:
+def _conflict_pairs(raw_pairs: Any, correct: Sequence[bool], where: str, report: ItemReport) -> list[list[int]]:
     """Pairs [right, wrong] of response indices from 0, repetitions kept as in the official list."""
-    if not isinstance(given, (list, tuple)):
+    if not isinstance(raw_pairs, (list, tuple)):
         raise DataError(
-            f"{where}: `sampled_conflict_pairs` must be a list of pairs of indices, found {str(given)[:80]!r}."
+            f"{where}: `sampled_conflict_pairs` must be a list of pairs of indices, found {str(raw_pairs)[:80]!r}."
         )
     pairs = []
-    for pair in given:
+    for pair in raw_pairs:
         is_pair = isinstance(pair, (list, tuple)) and len(pair) == 2
         if not is_pair or not all(type(k) is int and 0 <= k < len(correct) for k in pair):
             raise DataError(f"{where}: conflict pair {pair!r} is not two indices from 0 to {len(correct) - 1}.")

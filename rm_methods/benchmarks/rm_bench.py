@@ -74,7 +74,7 @@ def read(
 
 
 def _read_domains(
-    card: BenchmarkCard, root: Path | None, wanted: set[str], report: ItemReport
+    card: BenchmarkCard, root: Path | None, domains: set[str], report: ItemReport
 ) -> Iterator[BenchmarkItem]:
     if root is None:
         rows = hub_rows(card, report, "total_dataset", split="train")
@@ -90,7 +90,7 @@ def _read_domains(
             raise DataError(f"{where}: domain {subset!r} is not one of RM-Bench. {nearest(str(subset), SUBSETS)}")
         item = _item(row, subset, where, report)
         check_new(item.item_id, where, first_use)
-        if any(subset in DOMAINS[domain] for domain in wanted):
+        if any(subset in DOMAINS[domain] for domain in domains):
             yield item
         else:
             report.exclude("domain not asked for by options.domains", where)

@@ -350,10 +350,10 @@ def _policy_conflicts(config: Mapping[str, Any]) -> list[str]:
                 f"{where}.gold: 'world' knows the controlled world only, but data.dataset is '{dataset}'; name a "
                 "reward model"
             )
-        given = [key for key in ("revision", "max_length") if gold[key] is not None]
+        set_keys = [key for key in ("revision", "max_length") if gold[key] is not None]
         problems += [
             f"{where}.gold.{key}: is {gold[key]!r}, but 'world' is computed from the whole text; leave it out"
-            for key in given
+            for key in set_keys
         ]
     elif "/" not in gold["source"] and not os.path.isdir(gold["source"]):
         problems.append(

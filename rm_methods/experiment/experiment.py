@@ -339,8 +339,8 @@ class Experiment:
         pairs = Layout(folder).pairs
         # The results may have been copied without the prepared pairs.
         pairs_hash = self._hash(pairs) if pairs.exists() else made.get("pairs", "")
-        asked = run_dependencies(self.config, variant, seed, pairs_hash, required)
-        return [*differing, *differences(made, asked)]
+        dependencies = run_dependencies(self.config, variant, seed, pairs_hash, required)
+        return [*differing, *differences(made, dependencies)]
 
     def _score_differences(self, folder: Path, variant: str, seed: int, benchmark: str) -> list[str]:
         """Whether a score table or its items were changed since the scoring."""

@@ -293,8 +293,8 @@ class TeacherMaps:
             return [self._stored_map(self.stored, k) for k in positions]
         assert self.teacher is not None
         maps = [np.zeros((0, 0), dtype=np.float16) for _ in positions]
-        asked = [self.pairs[k] for k in positions]
-        aligned = [(b, pair) for b, pair in enumerate(asked) if pair is not None]
+        requested = [self.pairs[k] for k in positions]
+        aligned = [(b, pair) for b, pair in enumerate(requested) if pair is not None]
         if aligned:
             pairs = [pair for _, pair in aligned]
             computed, outside = self.teacher.maps(pairs, self.layer)

@@ -219,9 +219,9 @@ class Method(TrainedMethod):
         drawn: dict[tuple[str, frozenset[str]], PreferencePair] = {}
         repeated = 0
         for example, number in zip(examples, numbers.tolist(), strict=True):
-            for kind, wanted in ((NON_CONTEXTUAL, number), (NEUTRAL, each - number)):
+            for kind, quota in ((NON_CONTEXTUAL, number), (NEUTRAL, each - number)):
                 candidates = example.candidates[kind]
-                for index in generator.permutation(len(candidates))[:wanted]:
+                for index in generator.permutation(len(candidates))[:quota]:
                     pair = augmented_pair(example, kind, candidates[index])
                     # Two examples of one prompt may draw equal texts; in either order it is the same pair.
                     key = (pair.group, frozenset((pair.chosen, pair.rejected)))

@@ -51,14 +51,14 @@ def pool_from_samples(
         UserError: a gold reward that is not finite.
     """
     rows = _checked_rows(samples, prompts)
-    asked, responses = [], []
+    repeated_prompts, responses = [], []
     for prompt_id, drawn in rows.items():
-        asked += [prompts[prompt_id]] * len(drawn)
+        repeated_prompts += [prompts[prompt_id]] * len(drawn)
         responses += [row["response"] for row in drawn]
-    values = np.asarray(gold(asked, responses), dtype=np.float64)
+    values = np.asarray(gold(repeated_prompts, responses), dtype=np.float64)
     if values.shape != (len(responses),):
         raise DataError(f"{samples}: the gold reward gave {values.shape} values for {len(responses)} responses.")
-    check_finite(values, asked, responses, "the gold reward")
+    check_finite(values, repeated_prompts, responses, "the gold reward")
     items, position = [], 0
     for prompt_id, drawn in rows.items():
         meta = {

@@ -60,8 +60,8 @@ def read_responses(
 
 def token_log_probabilities(logits: torch.Tensor, response_ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """Log-probability of each token of the responses, fp32 [B, T]; 0 outside of `mask`."""
-    chosen = logits.gather(-1, response_ids[..., None])[..., 0] - logits.logsumexp(-1)
-    return torch.where(mask, chosen, 0.0)
+    log_probabilities = logits.gather(-1, response_ids[..., None])[..., 0] - logits.logsumexp(-1)
+    return torch.where(mask, log_probabilities, 0.0)
 
 
 def token_entropies(logits: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:

@@ -83,11 +83,10 @@ def _local_rows(card: DatasetCard, root: Path, report: ReadReport) -> Iterator[R
         raise DataError(f"{message} {card.local_files}".strip())
     files = {split: find_files(root, source) for split, source in card.splits.items()}
     if not any(files.values()):
-        wanted = "; ".join(f"{split or 'any split'}: {source.describe()}" for split, source in card.splits.items())
+        expected = "; ".join(f"{split or 'any split'}: {source.describe()}" for split, source in card.splits.items())
         present = ", ".join(sorted(readable(Path(name)) for name in os.listdir(root))[:8]) or "nothing"
-        raise DataError(
-            f"{root}: no file of '{card.name}' is here. Expected {wanted}. Found: {present}. {card.local_files}".strip()
-        )
+        message = f"{root}: no file of '{card.name}' is here. Expected {expected}. Found: {present}."
+        raise DataError(f"{message} {card.local_files}".strip())
     if not any(source.files for source in card.splits.values()):
         _note_other_files(root, {path for paths in files.values() for path in paths}, report)
     for split, paths in files.items():

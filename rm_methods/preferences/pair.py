@@ -126,9 +126,9 @@ def read_pairs(source: str | os.PathLike, splits: Iterable[str] | None = None) -
         DataError: if the file is missing or damaged, or has other columns or values of the wrong kind.
     """
     table = read_parquet(source, PAIR_COLUMNS, "a file of prepared pairs", "prepare")
-    wanted = None if splits is None else set(splits)
+    allowed_splits = None if splits is None else set(splits)
     return [
         PreferencePair(**(row | {"meta": json.loads(row["meta"])}))
         for row in table.to_pylist()
-        if wanted is None or row["split"] in wanted
+        if allowed_splits is None or row["split"] in allowed_splits
     ]

@@ -111,7 +111,7 @@ class JointModel(nn.Module):
         """The model without its head."""
         return self.classifier.base_model
 
-    def layout(self, asked: str) -> str:
+    def layout(self, requested: str) -> str:
         """Always "plain": the two orders of a pair share nothing.
 
         The first call measures whether padding changes the logits.

@@ -28,13 +28,13 @@ ALL_LINEAR = "all-linear"
 ADAPTER = "default"  # peft's name for an unnamed adapter; part of its parameters' names
 
 
-def target_layers(classifier: PreTrainedModel, asked: str | list[str]) -> list[str]:
+def target_layers(classifier: PreTrainedModel, target_modules: str | list[str]) -> list[str]:
     """Names, inside the backbone of a sequence-classification model, of the linear layers that get adapters.
 
     A pooler counts as part of the head: checkpoints of language models have none, so it may be as new as the head.
 
     Args:
-        asked: `training.lora.target_modules`: "all-linear", or names such as `q_proj` or `self_attn.q_proj`.
+        target_modules: `training.lora.target_modules`: "all-linear", or names such as `q_proj` or `self_attn.q_proj`.
 
     Raises:
         UserError: a name that fits no linear layer, or a model whose backbone cannot be told from its head.
@@ -52,17 +52,17 @@ def target_layers(classifier: PreTrainedModel, asked: str | list[str]) -> list[s
         for name, module in backbone.named_modules()
         if isinstance(module, nn.Linear | Conv1D) and not _is_pooler(name)
     ]
-    if asked == ALL_LINEAR:
+    if target_modules == ALL_LINEAR:
         return linear
-    fitting = {one: [name for name in linear if f".{name}".endswith(f".{one}")] for one in asked}
+    fitting = {one: [name for name in linear if f".{name}".endswith(f".{one}")] for one in target_modules}
     if unknown := [one for one, names in fitting.items() if not names]:
         layer_names = {name.rsplit(".", 1)[-1] for name in linear}
         raise UserError(
             f"training.lora.target_modules: the backbone of {kind} has no linear layer '{unknown[0]}'. "
             f"{nearest(unknown[0], layer_names)} '{ALL_LINEAR}' takes them all."
         )
-    wanted = {name for names in fitting.values() for name in names}
-    return [name for name in linear if name in wanted]
+    selected = {name for names in fitting.values() for name in names}
+    return [name for name in linear if name in selected]
 
 
 def add_adapters(model: RewardModel | JointModel, lora: Mapping[str, Any], seed: int) -> None:

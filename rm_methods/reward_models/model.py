@@ -94,26 +94,26 @@ class RewardModel(nn.Module):
     def _head(self) -> nn.Linear:
         return cast(nn.Linear, self.classifier.score)
 
-    def layout(self, asked: str) -> str:
+    def layout(self, requested: str) -> str:
         """The layout to use: "packed" or "plain".
 
         The first call measures both against transformers' own forward of each text alone.
 
         Args:
-            asked: "auto" (packed if that is exact, otherwise plain with one message), "packed" or "plain".
+            requested: "auto" (packed if that is exact, otherwise plain with one message), "packed" or "plain".
 
         Raises:
             UserError: "packed" is asked for and not possible, or padding changes what the head reads.
         """
         first = self.layout_probe is None
         self._probe_layouts()
-        if asked == "packed" and self.packing_obstacle:
+        if requested == "packed" and self.packing_obstacle:
             raise UserError(
                 f"layout 'packed' is not possible with this backbone: {self.packing_obstacle}. Use 'auto' or 'plain'."
             )
-        if asked == "auto" and self.packing_obstacle and first:
+        if requested == "auto" and self.packing_obstacle and first:
             print_once(f"{type(self.classifier).__name__}: layout plain, because {self.packing_obstacle}.")
-        return "plain" if asked == "plain" or self.packing_obstacle else "packed"
+        return "plain" if requested == "plain" or self.packing_obstacle else "packed"
 
     def _probe_layouts(self) -> None:
         """Measure the layouts once.

@@ -54,17 +54,17 @@ def run_lock(folder: str | os.PathLike, patient: bool = False, name: str = LOCK)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     lock = folder / name
-    mine = _me()
-    _acquire(lock, mine, patient)
+    entry = _me()
+    _acquire(lock, entry, patient)
     released = threading.Event()
-    beat = threading.Thread(target=_keep, args=(lock, mine["token"], released), daemon=True, name="writer lock")
+    beat = threading.Thread(target=_keep, args=(lock, entry["token"], released), daemon=True, name="writer lock")
     beat.start()
     try:
         yield
     finally:
         released.set()
         beat.join()
-        if (_read(lock) or {}).get("token") == mine["token"]:
+        if (_read(lock) or {}).get("token") == entry["token"]:
             lock.unlink(missing_ok=True)
 
 
@@ -116,10 +116,10 @@ def describe(writer: dict) -> str:
     return f"process {writer.get('process', '?')} on {writer.get('host', '?')}{job}, since {writer.get('since', '?')}"
 
 
-def _acquire(lock: Path, mine: dict, patient: bool) -> None:
+def _acquire(lock: Path, entry: dict, patient: bool) -> None:
     watched = None  # (token, time of the last touch) of a writer that may be alive
     awaited = None  # token of the writer that we wait for
-    while not _create(lock, mine):
+    while not _create(lock, entry):
         writer, touched, age = _look(lock)
         if writer is None:
             continue
@@ -154,9 +154,9 @@ def _acquire(lock: Path, mine: dict, patient: bool) -> None:
         time.sleep(POLL_SECONDS)
 
 
-def _create(lock: Path, mine: dict) -> bool:
-    temporary = lock.with_name(f".{lock.name}.{mine['token']}")
-    temporary.write_text(json.dumps(mine) + "\n", encoding="utf-8")
+def _create(lock: Path, entry: dict) -> bool:
+    temporary = lock.with_name(f".{lock.name}.{entry['token']}")
+    temporary.write_text(json.dumps(entry) + "\n", encoding="utf-8")
     try:
         os.link(temporary, lock)
         return True

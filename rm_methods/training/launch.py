@@ -30,14 +30,14 @@ _SECONDS_TO_STOP = 25  # below the 30 s that Slurm gives a job by default
 _PR_SET_PDEATHSIG = 1  # from linux/prctl.h
 
 
-def check_gpus(asked: int, ranks: int, setting: str) -> None:
+def check_gpus(requested: int, ranks: int, setting: str) -> None:
     """Compare the GPUs that this process may use with the number asked for.
 
     In a Slurm job the two must be equal: with fewer, ranks would share a GPU; with more, jobs on one node take the same
     ones.  Elsewhere a machine with GPUs must have one for every rank.
 
     Args:
-        asked: GPUs on each node; 0 for a job on CPUs.
+        requested: GPUs on each node; 0 for a job on CPUs.
         ranks: processes on each node.
         setting: key path of their number in the configuration.
 
@@ -54,31 +54,31 @@ def check_gpus(asked: int, ranks: int, setting: str) -> None:
                 "a machine with more GPUs."
             )
         return
-    if not asked:
+    if not requested:
         return
     variable = next((name for name in _VISIBLE if name in os.environ), None)
     if variable is None:
-        given = seen
+        allocated = seen
         shown = "CUDA_VISIBLE_DEVICES is not set"
     else:
-        given = sum(bool(word.strip()) for word in os.environ[variable].split(","))
+        allocated = sum(bool(word.strip()) for word in os.environ[variable].split(","))
         shown = f"{variable}={os.environ[variable]}"
     where = f"Slurm job {os.environ['SLURM_JOB_ID']} on {socket.gethostname()}"
-    if given != asked:
+    if allocated != requested:
         raise UserError(
-            f"resources.gpus: {asked} GPUs were asked for, but {where} shows {given} ({shown}). Submit with the "
-            "profile workflow/profiles/slurm and change the number in the configuration, not in the profile. If both "
+            f"resources.gpus: {requested} GPUs were asked for, but {where} shows {allocated} ({shown}). Submit with "
+            "the profile workflow/profiles/slurm and change the number in the configuration, not in the profile. If both "
             "are right, the command runs once per GPU (set the resource tasks to 0), or the cluster does not hand out "
             "GPUs by job (GresTypes=gpu; ask its administrators)."
         )
-    if seen != given and STAND_INS not in os.environ:
+    if seen != allocated and STAND_INS not in os.environ:
         if _torch_has_gpus():
             why = "the driver does not show them all"
         else:
             why = f"torch {torch.__version__} is a build without GPU support"
         raise UserError(
-            f"{where} has {given} GPUs ({shown}), but torch sees {seen}: {why}. Install the CUDA build, or use another "
-            "node."
+            f"{where} has {allocated} GPUs ({shown}), but torch sees {seen}: {why}. Install the CUDA build, or use "
+            "another node."
         )
 
 

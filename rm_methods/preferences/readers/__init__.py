@@ -54,17 +54,17 @@ def option_problems(reader: str, options: dict[str, Any], where: str = "data.opt
     return schema_problems(options, schema, where)
 
 
-def resolve_reader_options(card: DatasetCard, given: dict[str, Any]) -> dict[str, Any]:
+def resolve_reader_options(card: DatasetCard, user_options: dict[str, Any]) -> dict[str, Any]:
     """The options a reader runs with: its defaults, then the card's, then those given.
 
     Raises:
         ConfigError: naming every unknown option and every value of the wrong type or outside its range.
     """
-    if problems := option_problems(card.reader, given):
+    if problems := option_problems(card.reader, user_options):
         raise ConfigError(problems)
     _, fragments = load_reader(card.reader)
     defaults = {name: fragment["default"] for name, fragment in fragments.items()}
-    return defaults | card.options | given
+    return defaults | card.options | user_options
 
 
 def read_dataset(

@@ -94,19 +94,19 @@ def read(card: DatasetCard, root: Path | None, options: dict[str, Any], report: 
                 report.drop(problem.reason, row.file, row.number, problem.why)
 
 
-def _subsets(card: DatasetCard, root: Path | None, wanted: list[str] | None, report: ReadReport) -> list[str]:
+def _subsets(card: DatasetCard, root: Path | None, requested: list[str] | None, report: ReadReport) -> list[str]:
     if root is None:
-        return wanted or list(SUBSETS)
+        return requested or list(SUBSETS)
     present = [subset for subset in SUBSETS if (root / subset).is_dir()]
-    missing = [subset for subset in wanted or SUBSETS if subset not in present]
-    if not present or (wanted and missing):
+    missing = [subset for subset in requested or SUBSETS if subset not in present]
+    if not present or (requested and missing):
         raise DataError(
             f"{root}: the folders {', '.join(missing)} of data set '{card.name}' are missing. "
             f"data.root must be the folder that holds them: {card.local_files}"
         )
     if missing:
         report.note(f"Not in the local root, so not read: {', '.join(missing)}.")
-    return wanted or present
+    return requested or present
 
 
 def _pair(row: Row, source: str, report: ReadReport) -> PreferencePair:

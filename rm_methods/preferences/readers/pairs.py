@@ -377,7 +377,7 @@ def _text_or_messages(row: Row, name: str, report: ReadReport) -> str | list[Mes
             read.append(message)
             continue
         if isinstance(message, dict):
-            unread.update(key for key, held in message.items() if held not in NOTHING)
+            unread.update(key for key, value in message.items() if value not in NOTHING)
         read.append(_message(message, f"field '{name}', message {position}", row))
     if unread:
         report.columns[row.file].message_keys.update(f"{name}[].{key}" for key in unread - {"role", "content"})

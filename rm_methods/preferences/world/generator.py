@@ -218,11 +218,11 @@ def _draw_scenario(rng: random.Random, settings: dict[str, Any]) -> Scenario:
     slots = list(words.DOMAINS[domain][1])
     rng.shuffle(slots)
     count = rng.randint(settings["min_requirements"], settings["max_requirements"])
-    asked = slots[:count]
+    requested = slots[:count]
     unasked = slots[count:]
-    required = {slot: rng.choice(words.SLOTS[slot].values) for slot in asked}
+    required = {slot: rng.choice(words.SLOTS[slot].values) for slot in requested}
     scenario = Scenario(domain, required, dict(required), dict(required))
-    free = list(asked)
+    free = list(requested)
     most = min(settings["max_deciding"], count)
     for _ in range(max(rng.randint(1, most), rng.randint(1, most))):
         flaw = rng.choices(list(FLAWS), list(FLAWS.values()))[0]
