@@ -68,8 +68,8 @@ def check_gpus(requested: int, ranks: int, setting: str) -> None:
         raise UserError(
             f"resources.gpus: {requested} GPUs were asked for, but {where} shows {allocated} ({shown}). Submit with "
             "the profile workflow/profiles/slurm and change the number in the configuration, not in the profile. If "
-            "both are right, the command runs once per GPU (set the resource tasks to 0), or the cluster does not hand out "
-            "GPUs by job (GresTypes=gpu; ask its administrators)."
+            "both are right, the command runs once per GPU (set the resource tasks to 0), or the cluster does not "
+            "hand out GPUs by job (GresTypes=gpu; ask its administrators)."
         )
     if seen != allocated and STAND_INS not in os.environ:
         if _torch_has_gpus():
