@@ -5,7 +5,7 @@
 #   snakemake --cores 2 --configfile config/smol.yaml      another experiment; later files override earlier ones
 #   snakemake --cores 2 -n                                 what would run
 #   snakemake --cores 2 --rerun-incomplete                 continue after a kill
-#   snakemake --cores 1 track                              export to MLflow what could not be exported before
+#   snakemake --cores 1 track                              export pending runs to MLflow
 #   snakemake --report report.html                         tables and figures as one page
 #
 # Rules only connect files to `rm-methods <verb>`.  Files decide what runs again: the input `asked` holds the settings and

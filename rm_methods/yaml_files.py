@@ -65,7 +65,7 @@ _Loader.add_constructor(_TAG + "int", _integer)
 
 
 def read_yaml(source: str | Path) -> tuple[Any, list[str]]:
-    """The content of a YAML file, and what is wrong with how it is written.
+    """The content of a YAML file, and the problems of its syntax.
 
     Returns:
         The content (the last value of a key that is written twice), and one sentence per problem, with key path and

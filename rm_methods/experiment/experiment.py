@@ -322,7 +322,7 @@ class Experiment:
         refuse_outdated(outdated, len(jobs), folder)
 
     def _run_differences(self, folder: Path, variant: str, seed: int) -> list[str]:
-        """In what a stored run differs from the one that the configuration asks for."""
+        """Differences of a stored run from the one that the configuration asks for."""
         summary = read_summary(Layout(folder).summary(variant, seed))
         identity = {"variant": variant, "method": self.config["methods"][variant]["method"], "seed": seed}
         stored = {"variant": summary["variant"], "method": summary["method"], "seed": summary["seed"]}

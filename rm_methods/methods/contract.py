@@ -1,7 +1,7 @@
 """The contract that every trained method fulfills.
 
 Equal treatment is built in: the trainer decides pairs, batches, schedule and budget from the seed.  A method defines
-the loss of a micro-batch.  If it must, it also transforms the pairs, attaches modules, or changes what is exported.
+the loss of a micro-batch.  If it must, it also transforms the pairs, attaches modules, or changes the export.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from rm_methods.parquet import read_parquet
 from rm_methods.policies.sampling import POOL_COLUMNS
 from rm_methods.preferences.pair import Message, prompt_group
 
-# What a pool needs of the stored samples. Best-of-N cannot use a log-probability that is not finite.
+# The columns of stored samples that a pool needs. Best-of-N cannot use a log-probability that is not finite.
 SAMPLE_COLUMNS = {
     name: POOL_COLUMNS[name] for name in ("prompt_id", "sample_index", "response", "n_tokens", "finished")
 } | {"log_probability": "finite"}

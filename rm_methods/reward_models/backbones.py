@@ -43,7 +43,7 @@ def prepare_backbone(backbone: dict[str, Any], pairs: Iterable[PreferencePair], 
 
     Returns:
         The record that is also written to `backbone.json`: kind, where weights are loaded from, revision, tokenizer
-        hash, and what the chat template does (`rm_methods.reward_models.template_probe.probe_template`).
+        hash, and properties of the chat template (`rm_methods.reward_models.template_probe.probe_template`).
 
     Raises:
         UserError: source not found, hub not reachable, tokenizer unusable, a model that needs code that comes with it.

@@ -106,7 +106,7 @@ def plan_cost(plan: Sequence[StepPlan], items: Sequence[TokenizedItem], layout: 
 
     Returns:
         pairs_seen; tokens (all sequences of the pairs, as if each were computed alone, so that methods and layouts
-        compare); launched_tokens (what the rows hold, with padding and fillers); optimizer_steps; forwards.
+        compare); launched_tokens (tokens of the rows, with padding and fillers); optimizer_steps; forwards.
     """
     cost = {"pairs_seen": 0, "tokens": 0, "launched_tokens": 0, "optimizer_steps": len(plan), "forwards": 0}
     for step in plan:

@@ -92,7 +92,7 @@ def add_adapters(model: RewardModel | JointModel, lora: Mapping[str, Any], seed:
 
 
 def merge_adapters(model: nn.Module, state_dict: Mapping[str, torch.Tensor] | None = None) -> dict[str, torch.Tensor]:
-    """Take the adapters out of a model again, and add what they learned to the weights: W + alpha / rank * B A.
+    """Remove the adapters from a model, and add their product to the weights: W + alpha / rank * B A.
 
     In fp32 on the CPU, whatever the backbone's type and the GPU's way of multiplying: in 16 bits the sum would lose
     most of a small update.

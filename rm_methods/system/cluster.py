@@ -140,7 +140,7 @@ def cancel(folder: Path | None, prefix: str = JOB_PREFIX, patience: float = 90.0
 
 
 def describe(jobs: Sequence[QueuedJob]) -> str:
-    """One line per job: number, state, what it runs (the plugin keeps it in the comment), where."""
+    """One line per job: number, state, rule (which the plugin stores in the comment), nodes."""
     return "\n".join(f"  {job.job_id}  {job.state.lower()}  {job.comment}  {job.where}" for job in jobs)
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
-# What the C library and torch (while it writes a zip file) say on a full disk.
+# Messages of the C library and of torch (while it writes a zip file) on a full disk.
 _FULL_TEXTS = ("No space left", "Disk quota exceeded", "PytorchStreamWriter failed", "unexpected pos")
 _OF_RUST = re.compile(r"\(os error ([0-9]+)\)")  # safetensors and tokenizers raise no OSError
 
@@ -41,7 +41,7 @@ def disk_problem(error: BaseException, folders: Iterable[Path]) -> str | None:
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    """An error and what it was raised from or during."""
+    """An error, and the errors that it was raised from or during."""
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         seen.add(id(error))

@@ -50,7 +50,7 @@ class RunExport:
 
 
 def run_exports(experiment: Experiment, folder: Path) -> list[RunExport]:
-    """What is exported of an experiment, one entry for each run.
+    """The exports of an experiment, one for each run.
 
     Args:
         folder: of the experiment's results.
@@ -316,7 +316,7 @@ def _is_same(run, record: RunRecord) -> bool:
 
 
 def _log_everything(client, run, record: RunRecord) -> int:
-    """Log what the run lacks, mark it complete, and return the number of metric rows sent."""
+    """Log the missing parts of the run, mark it complete, and return the number of metric rows sent."""
     from mlflow.entities import Metric, Param, RunTag
 
     run_id, start_ms = run.info.run_id, run.info.start_time

@@ -29,7 +29,7 @@ class TrainingData:
         pairs, items: the pairs after truncation, and their tokens.
         reader: the tokenizer that made the tokens.
         budget: number of pairs that sets the number of optimizer steps.
-        truncation, noise: counts for the summary: what was cut, dropped, changed by the chat template, and flipped.
+        truncation, noise: counts for the summary: pairs cut, dropped, changed by the chat template, and flipped.
     """
 
     pairs: list[PreferencePair]

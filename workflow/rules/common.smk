@@ -58,7 +58,7 @@ def asked_of(stage, wildcards):
 
 
 def asked(stage):
-    """The input function that gives the file with what a job of a stage is asked for."""
+    """The input function for the file with the settings and code of a job of a stage."""
     return lambda wildcards: asked_of(stage, tuple(sorted(wildcards.items())))
 
 
@@ -146,7 +146,7 @@ def diagnostics_tables():
 
 
 def final_files():
-    """What the workflow makes in the end."""
+    """The final results of the workflow."""
     files = []
     if config["benchmarks"]:
         files.append(LAYOUT.comparison / "table.txt")

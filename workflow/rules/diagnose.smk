@@ -1,4 +1,4 @@
-# What each trained run looks at, then tables and figures of all of them.
+# Diagnostics of each trained run, then tables and figures of all of them.
 
 
 rule diagnose:
@@ -32,7 +32,7 @@ rule diagnose:
 
 
 rule diagnose_teacher:
-    # How far a run's attention is from its teacher's, or from that of every joint variant.
+    # The distance of a run's attention from its teacher's, or from that of every joint variant.
     input:
         model=LAYOUT.model(VARIANT, SEED),
         backbone=LAYOUT.backbone,

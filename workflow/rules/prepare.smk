@@ -55,7 +55,7 @@ rule prepare_benchmark:
         report=LAYOUT.items_report(BENCHMARK),
     log:
         f"{FOLDER}/logs/prepare_benchmark/{{benchmark}}.log",
-    # Before the trainings: what is wrong with a benchmark shows in seconds.
+    # Before the trainings, so that problems of a benchmark show in seconds.
     priority: 2
     params:
         config_file=config_file,

@@ -36,6 +36,6 @@ rule track:
         config_file=config_file,
         experiment=experiment_folder,
     message:
-        "Export to MLflow what is pending"
+        "Export pending runs to MLflow"
     shell:
         "rm-methods track --config {params.config_file:q} --experiment {params.experiment:q} --out {input:q} 2>&1 | tee {log:q}"

@@ -15,7 +15,7 @@ rule tune:
         experiment=experiment_folder,
         out=LAYOUT.tuning,
     message:
-        "Choose the settings of every method"
+        "Select the settings of every method"
     shell:
         "rm-methods tune --config {params.config_file:q} --experiment {params.experiment:q} --out {params.out:q} > {log:q} 2>&1"
         " && cp {input.asked:q} {output.made_with:q}"
