@@ -1,4 +1,4 @@
-"""The Markdown pages: links, paths and commands are right, and no banned construction or British spelling is left."""
+"""Links, paths and commands of the Markdown pages are right.  Pages and code have no banned construction and no British spelling."""
 
 from __future__ import annotations
 
