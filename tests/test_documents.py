@@ -1,4 +1,4 @@
-"""Links, paths and commands of the Markdown pages are right.  Pages and code have no banned construction and no British spelling."""
+"""Links, paths and commands of the Markdown pages are right; no banned construction or British spelling is left."""
 
 from __future__ import annotations
 
