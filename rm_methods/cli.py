@@ -490,10 +490,11 @@ def compare(config_files, folder, out):
     runs = evaluated_runs(Experiment(config), folder)
     columns = compared_columns(config)
     reference = reference_variant(config)
+    correction = config["comparison"]["correction"]
     if levels := noise_levels(config):
-        result = compare_across_noise(runs, columns, reference, levels, out)
+        result = compare_across_noise(runs, columns, reference, levels, out, correction)
     else:
-        result = run(runs, columns, reference, out)
+        result = run(runs, columns, reference, out, correction)
     click.echo(result.text)
 
 

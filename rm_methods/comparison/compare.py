@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,18 +10,25 @@ import numpy as np
 
 from rm_methods.comparison.figures import write_figures
 from rm_methods.comparison.notes import footnotes
+from rm_methods.comparison.ranks import rank_table
 from rm_methods.comparison.result import Column, Comparison, ComparisonResult, Cost, VariantRow
-from rm_methods.comparison.runs import Run, common_design, read_runs
+from rm_methods.comparison.runs import Run, common_design, distinct_runs, read_runs
 from rm_methods.comparison.tables import csv_table, latex_table, markdown_table, terminal_table
+from rm_methods.comparison.verdict import verdict
 from rm_methods.errors import UserError, nearest
 from rm_methods.experiment.evaluated_runs import EvaluatedFiles
 from rm_methods.files import write_text
 from rm_methods.statistics.cell import Cell, with_verdicts
-from rm_methods.statistics.intervals import ItemDesign, estimate, estimate_from_seeds, paired_difference
+from rm_methods.statistics.column import VariantValues, column_cells, detectable_difference
+from rm_methods.statistics.designs import ItemDesign
 
 
 def compare(
-    runs: Sequence[EvaluatedFiles], columns: Sequence[Column], reference: str | None, out_folder: Path
+    runs: Sequence[EvaluatedFiles],
+    columns: Sequence[Column],
+    reference: str | None,
+    out_folder: Path,
+    correction: str = "column",
 ) -> ComparisonResult:
     """Compare runs and write table.txt, table.md, table.csv, table.tex, comparison.png and comparison.svg.
 
@@ -30,6 +37,7 @@ def compare(
         columns: what to compare, in order.
         reference: the variant that the others are tested against; None for no tests.
         out_folder: where the files go; made if missing.
+        correction: the family of Holm's correction, "column" or "table".
 
     Returns:
         The comparison, its files by name, and the terminal table as text.
@@ -38,7 +46,9 @@ def compare(
         UserError, DataError: the reference is not a variant, a column is unknown, or the runs cannot be compared (see
             `read_runs` and `common_design`).
     """
-    return write_comparison(build_comparison(read_runs(runs, columns), columns, reference), Path(out_folder))
+    return write_comparison(
+        build_comparison(read_runs(runs, columns), columns, reference, correction), Path(out_folder)
+    )
 
 
 def write_comparison(comparison: Comparison, out_folder: Path) -> ComparisonResult:
@@ -57,8 +67,14 @@ def write_comparison(comparison: Comparison, out_folder: Path) -> ComparisonResu
     return ComparisonResult(comparison, {name: out_folder / name for name in texts} | figures, text)
 
 
-def build_comparison(runs: Sequence[Run], columns: Sequence[Column], reference: str | None) -> Comparison:
-    """Intervals, paired differences and footnotes of runs that were read and checked."""
+def build_comparison(
+    runs: Sequence[Run], columns: Sequence[Column], reference: str | None, correction: str = "column"
+) -> Comparison:
+    """Intervals, differences, ranks, verdict and footnotes of runs that were read and checked.
+
+    Args:
+        correction: the family of Holm's correction, "column" or "table".
+    """
     by_variant: dict[str, list[Run]] = {}
     for run in runs:
         by_variant.setdefault(run.variant, []).append(run)
@@ -67,12 +83,49 @@ def build_comparison(runs: Sequence[Run], columns: Sequence[Column], reference: 
             f"The reference '{reference}' is not among the variants compared. {nearest(reference, by_variant)}"
         )
     order = sorted(by_variant, key=lambda v: by_variant[v][0].content_blind)
-    cells: dict[str, list[Cell | None]] = {variant: [] for variant in order}
-    for column in columns:
-        for variant, cell in _column_cells(by_variant, column, reference).items():
-            cells[variant].append(cell)
-    rows = tuple(_row(by_variant[variant], cells[variant]) for variant in order)
-    return Comparison(tuple(columns), rows, reference, footnotes(runs, rows, columns, reference))
+    cells: dict[tuple[str, int], Cell] = {}
+    metrics: list[dict[str, dict[int, float]]] = []
+    for number, column in enumerate(columns):
+        design = common_design(runs, column)
+        values = {name: _values(by_variant[name], column, design) for name in order}
+        present = {name: variant for name, variant in values.items() if variant is not None}
+        for name, cell in column_cells(present, reference, design).items():
+            cells[name, number] = _with_counts(cell, by_variant[name], column)
+        metrics.append({name: variant.metrics(design) for name, variant in present.items()})
+    cells = judged(cells, len(columns), correction)
+    rows = tuple(_row(by_variant[name], [cells.get((name, n)) for n in range(len(columns))]) for name in order)
+    comparison = Comparison(
+        columns=tuple(columns),
+        rows=rows,
+        reference=reference,
+        correction=correction,
+        detectable=detectable_by_column(rows, len(columns), correction),
+        ranks=rank_table(
+            [row.variant for row in rows if row.role == "trained" and row.n_models > 1 and None not in row.cells],
+            metrics,
+        ),
+    )
+    return replace(comparison, verdict=verdict(comparison), notes=footnotes(runs, comparison))
+
+
+def judged(cells: Mapping[tuple[str, int], Cell], n_columns: int, correction: str) -> dict[tuple[str, int], Cell]:
+    """Cells, by variant and column, with verdicts after Holm's correction over each column or the whole table."""
+    if correction == "table":
+        return with_verdicts(cells)
+    result: dict[tuple[str, int], Cell] = {}
+    for number in range(n_columns):
+        result |= with_verdicts({key: cell for key, cell in cells.items() if key[1] == number})
+    return result
+
+
+def detectable_by_column(rows: Sequence[VariantRow], n_columns: int, correction: str) -> tuple[float, ...]:
+    """The least detectable difference of each column."""
+    columns: list[dict[str, Cell]] = []
+    for number in range(n_columns):
+        cells = {row.variant: row.cells[number] for row in rows}
+        columns.append({variant: cell for variant, cell in cells.items() if cell is not None and cell.tested})
+    n_table = sum(len(cells) for cells in columns)
+    return tuple(detectable_difference(cells, n_table if correction == "table" else len(cells)) for cells in columns)
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
@@ -86,10 +139,12 @@ def _row(runs: Sequence[Run], cells: Sequence[Cell | None]) -> VariantRow:
     return VariantRow(
         variant=first.variant,
         method=first.method,
+        title=first.title,
+        role=first.role,
         seeds=tuple(sorted(run.seed for run in runs)),
+        n_models=len(distinct_runs(runs)),
         seed_free=all(run.seed_free for run in runs),
         scalar_reward=all(run.scalar_reward for run in runs),
-        content_blind=first.content_blind,
         cost=Cost(
             tokens=_mean([run.cost.get("tokens") for run in runs]),
             wall_seconds=_mean([run.cost.get("wall_seconds") for run in runs]),
@@ -99,59 +154,37 @@ def _row(runs: Sequence[Run], cells: Sequence[Cell | None]) -> VariantRow:
     )
 
 
-def _column_cells(by_variant: dict[str, list[Run]], column: Column, reference: str | None) -> dict[str, Cell | None]:
-    """Cells of one column, with Holm's correction over its variants."""
-    design = common_design([run for runs in by_variant.values() for run in runs], column)
-    values = {variant: _values(runs, column, design) for variant, runs in by_variant.items()}
-    seed_free = {variant: all(run.seed_free for run in runs) for variant, runs in by_variant.items()}
-    cells: dict[str, Cell | None] = {}
-    for variant, runs in by_variant.items():
-        if not values[variant]:
-            cells[variant] = None
-            continue
-        cell = _cell(runs, column, values[variant], design)
-        if variant == reference:
-            cell = replace(cell, verdict="reference")
-        elif reference is not None and values[reference]:
-            difference = paired_difference(
-                values[variant],
-                values[reference],
-                design,
-                candidate_seed_free=seed_free[variant],
-                reference_seed_free=seed_free[reference],
-            )
-            cell = replace(cell, difference=difference)
-        cells[variant] = cell
-    return cells | with_verdicts({v: cell for v, cell in cells.items() if cell is not None})
+def _values(runs: Sequence[Run], column: Column, design: ItemDesign | None) -> VariantValues | None:
+    """What the different models of a variant got in a column; None if no run has it.
 
-
-def _values(runs: Sequence[Run], column: Column, design: ItemDesign | None) -> dict[int, np.ndarray]:
-    """Seed -> credits in the order of the design (or the metric itself, shape [], for a metric without credits)."""
-    values = {}
-    for run in runs:
+    Credits are in the order of the design; a metric without credits has the shape [].
+    """
+    by_seed = {}
+    left_out: Mapping[int, float] = {}
+    for run in distinct_runs(runs):
         metric = run.metric(column)
         if metric is None:
             continue
         if design is None:
-            values[run.seed] = np.array(metric, dtype=np.float64)
+            by_seed[run.seed] = np.array(metric, dtype=np.float64)
         else:
             credits = run.credits[column.benchmark, column.metric]
-            values[run.seed] = credits["credit"].to_numpy(np.float64)
-    return values
+            by_seed[run.seed] = credits["credit"].to_numpy(np.float64)
+        left_out = run.left_out.get((column.benchmark, column.metric), {})
+    if not by_seed:
+        return None
+    seed_free = all(run.seed_free for run in runs)
+    return VariantValues(by_seed, role=runs[0].role, seed_free=seed_free, left_out=left_out)
 
 
-def _cell(runs: Sequence[Run], column: Column, values: dict[int, np.ndarray], design: ItemDesign | None) -> Cell:
-    seeds = sorted(values)
-    if design is None:
-        interval = estimate_from_seeds([float(values[s]) for s in seeds])
-    else:
-        interval = estimate(np.column_stack([values[s] for s in seeds]), design)
+def _with_counts(cell: Cell, runs: Sequence[Run], column: Column) -> Cell:
+    """The cell with what scoring recorded."""
     reports = [run.benchmarks[column.benchmark] for run in runs if run.metric(column) is not None]
     truncated = [count for report in reports if (count := report.get("n_truncated")) is not None]
-    return Cell(
-        estimate=interval,
+    return replace(
+        cell,
         tie_rate=_mean([report.get("tie_rate") for report in reports]),
-        n_scored=sum(int(r.get("n_scored", 0)) for r in reports),
-        n_total=sum(int(r.get("n_total", 0)) for r in reports),
+        n_scored=sum(int(report.get("n_scored", 0)) for report in reports),
+        n_total=sum(int(report.get("n_total", 0)) for report in reports),
         n_truncated=max(truncated) if truncated else None,
     )

@@ -26,7 +26,7 @@ def draw(comparison: Comparison):
     n_rows = len(comparison.rows)
     across = min(n_panels, 4)
     down = math.ceil(n_panels / across)
-    label_width = 0.075 * max(len(_label(row.variant)) for row in comparison.rows) + 0.2
+    label_width = 0.075 * max(len(_label(row.label)) for row in comparison.rows) + 0.2
     panel_height = 0.24 * n_rows + 0.75
     layout = ConstrainedLayoutEngine(h_pad=0.08, w_pad=0.06)
     figure = Figure(figsize=(label_width + 2.1 * across, panel_height * down + 0.5), layout=layout)
@@ -73,13 +73,22 @@ def _draw_panel(axis, comparison: Comparison, column: int) -> None:
         is_reference = row.variant == comparison.reference
         color = _color(row, is_reference)
         mean = 100 * cell.estimate.mean
-        reach = 100 * cell.estimate.half_width
+        low = 100 * cell.estimate.low
+        high = 100 * cell.estimate.high
         if is_reference:
             axis.axvline(mean, color=ORANGE, linewidth=0.8, alpha=0.5, zorder=1)
-        if not math.isnan(reach):
-            ends = (max(mean - reach, left), min(mean + reach, right))
-            axis.plot(ends, (position, position), color=color, linewidth=1.4, solid_capstyle="butt", zorder=3)
-            for end, cut, arrow in ((left, mean - reach < left, "<"), (right, mean + reach > right, ">")):
+        if not math.isnan(low):
+            items_only = row.counts_items_only(cell.estimate)
+            axis.plot(
+                (max(low, left), min(high, right)),
+                (position, position),
+                color=color,
+                linewidth=0.8 if items_only else 1.4,
+                linestyle=(0, (3, 2)) if items_only else "-",
+                solid_capstyle="butt",
+                zorder=3,
+            )
+            for end, cut, arrow in ((left, low < left, "<"), (right, high > right, ">")):
                 if cut:
                     axis.plot(end, position, marker=arrow, markersize=4, color=color, clip_on=False, zorder=3)
         filled = is_reference or cell.verdict in ("significant", "")
@@ -93,7 +102,7 @@ def _draw_panel(axis, comparison: Comparison, column: int) -> None:
             zorder=4,
         )
     axis.set_title("\n".join(textwrap.wrap(comparison.columns[column].heading, 24)), fontsize=9, loc="left")
-    axis.set_yticks(positions, [_label(row.variant) for row in comparison.rows])
+    axis.set_yticks(positions, [_label(row.label) for row in comparison.rows])
     if axis.get_subplotspec().is_first_col():
         for label, row in zip(axis.get_yticklabels(), comparison.rows, strict=True):
             label.set_color(GRAY if row.content_blind else "black")

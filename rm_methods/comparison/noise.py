@@ -12,6 +12,7 @@ from pathlib import Path
 from rm_methods.comparison.compare import build_comparison, write_comparison
 from rm_methods.comparison.result import Column, Comparison, ComparisonResult, Cost, VariantRow
 from rm_methods.comparison.runs import Run, read_runs
+from rm_methods.comparison.verdict import verdict
 from rm_methods.config.variants import NoiseLevel
 from rm_methods.errors import UserError
 from rm_methods.experiment.evaluated_runs import EvaluatedFiles
@@ -28,15 +29,16 @@ def compare_across_noise(
     reference: str | None,
     levels: Sequence[NoiseLevel],
     out_folder: Path,
+    correction: str = "column",
 ) -> ComparisonResult:
     """Compare the runs of every level (`<level>/table.*`, `<level>/comparison.*`), then write one table of all levels
     and the figures.
 
-    Every variant is compared with the reference of its own level, and Holm's correction counts the variants of a level
-    and column.
+    Every variant is compared with the reference of its own level.
 
     Args:
         reference: name without noise.
+        correction: the family of Holm's correction, the "column" of a level or the "table" of a level.
 
     Returns:
         The comparison of all levels: one row a variant, columns level by level.
@@ -50,7 +52,7 @@ def compare_across_noise(
         level_runs = [_without_level(run, level) for run in all_runs if run.variant in level.variants]
         if not level_runs:
             raise UserError(f"No run has {level.heading}; run snakemake for this configuration first.")
-        comparisons.append(build_comparison(level_runs, columns, reference))
+        comparisons.append(build_comparison(level_runs, columns, reference, correction))
         write_comparison(comparisons[-1], Path(out_folder) / level.folder)
     merged = merge_levels(levels, comparisons)
     for number, column in enumerate(columns):
@@ -89,7 +91,15 @@ def merge_levels(levels: Sequence[NoiseLevel], comparisons: Sequence[Comparison]
         first = next(iter(by_level.values()))
         cost = _mean_cost([row.cost for row in by_level.values()])
         merged.append(replace(first, cost=cost, cells=tuple(cells)))
-    return Comparison(columns, tuple(merged), comparisons[0].reference, _merged_notes(levels, comparisons))
+    whole = Comparison(
+        columns=columns,
+        rows=tuple(merged),
+        reference=comparisons[0].reference,
+        correction=comparisons[0].correction,
+        detectable=tuple(value for comparison in comparisons for value in comparison.detectable),
+        notes=_merged_notes(levels, comparisons),
+    )
+    return replace(whole, verdict=verdict(whole))
 
 
 def _mean_cost(costs: Sequence[Cost]) -> Cost:

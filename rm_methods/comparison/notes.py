@@ -5,19 +5,26 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rm_methods.comparison.result import Column, Cost, VariantRow
+from rm_methods.comparison.result import Column, Comparison, Cost, VariantRow
 from rm_methods.comparison.runs import Run
-from rm_methods.statistics.intervals import ALPHA, MIN_SEEDS
+from rm_methods.statistics.cell import POWER
+from rm_methods.statistics.column import MIN_SEEDS
+from rm_methods.statistics.corrections import ALPHA
 
 
-def footnotes(
-    runs: Sequence[Run], rows: Sequence[VariantRow], columns: Sequence[Column], reference: str | None
-) -> tuple[str, ...]:
+def footnotes(runs: Sequence[Run], comparison: Comparison) -> tuple[str, ...]:
     """The footnotes, in the order in which a reader needs them."""
+    rows = comparison.rows
     notes = _interval_notes(rows)
-    if reference is not None:
-        notes += _reference_notes(rows, columns, reference)
-    notes += _scoring_notes(runs, rows, columns)
+    if comparison.reference_row is not None:
+        notes += _reference_notes(comparison, comparison.reference_row)
+    if comparison.ranks is not None:
+        notes.append(
+            "Mean rank: each seed ranks the trained methods on every column, 1 is the best. Its interval and the "
+            "critical difference (Tukey, 95%) count seeds, not items."
+        )
+    notes += _shared_model_notes(runs, rows)
+    notes += _scoring_notes(runs, rows, comparison.columns)
     if any(not row.scalar_reward for row in rows):
         notes.append(
             "†: no scalar reward. It reads both responses together, so it cannot rank a response alone."
@@ -69,58 +76,84 @@ def _without(runs: Sequence[Run]) -> str:
 
 
 def _interval_notes(rows: Sequence[VariantRow]) -> list[str]:
-    bases = {cell.estimate.basis for row in rows for cell in row.cells if cell is not None}
+    estimates = [(row, cell.estimate) for row in rows for cell in row.cells if cell is not None]
+    bases = {estimate.basis for _, estimate in estimates}
     notes = []
     if "seeds and items" in bases:
         notes.append(
-            "Percent, mean over seeds ± half of a 95% interval that counts both seeds and items (two-way random "
-            "effects)."
+            "Percent, mean over seeds ± half of a 95% interval that counts both seeds and items. The variance between "
+            "the seeds of a method is averaged with that of all trained methods of the column."
         )
-    if "items" in bases:
-        notes.append(
-            "‡: one run only, so the interval counts items and not seeds. A scorer without a seed has nothing else "
-            "to count. A combination of runs (an ensemble, averaged weights) would also change with its members, "
-            "which the interval leaves out."
-        )
+    if any(row.counts_items_only(estimate) for row, estimate in estimates):
+        notes.append("(±): one model only, so the interval counts items. Another training would change it by more.")
+    if "members and items" in bases:
+        notes.append("A combination of runs is one model. Its interval counts its members (jackknife) and items.")
     if "seeds" in bases:
-        notes.append("§: a metric without per-item credits; its interval counts seeds, not items.")
+        notes.append("§: a metric without per-item credits. Its interval counts seeds, not items.")
     if "nothing" in bases:
         notes.append("A mean without ± has no interval: it is a single value, or its values are all equal.")
     return notes
 
 
-def _reference_notes(rows: Sequence[VariantRow], columns: Sequence[Column], reference: str) -> list[str]:
-    verdicts = {cell.verdict for row in rows for cell in row.cells if cell is not None}
-    notes = []
-    if verdicts & {"significant", "not significant"}:
+def _reference_notes(comparison: Comparison, reference: VariantRow) -> list[str]:
+    rows = comparison.rows
+    cells = [(row, cell) for row in rows for cell in row.cells if cell is not None]
+    notes = [f"Difference: to {reference.label}, in points, on the same items, paired by seed."]
+    if any(cell.tested for _, cell in cells):
+        family = "the trained methods of the column" if comparison.correction == "column" else "the whole table"
+        notes.append(f"*: the difference is significant at the {ALPHA:.0%} level (Holm's correction over {family}).")
         notes.append(
-            f"*: differs from {reference} (either way) at the {ALPHA:.0%} level, paired by seed and item, "
-            "Holm-corrected over the column."
+            f"Detectable difference: a true difference of this size would be significant with {POWER:.0%} probability "
+            "(median over the tested methods)."
+        )
+    untested = [row.label for row in rows if row.role == "combined" and row is not reference]
+    if untested:
+        notes.append(
+            f"Not tested: {', '.join(untested)}. A combination of runs is one model, so its difference to the mean of "
+            f"the runs of {reference.label} has no p value."
         )
     few: dict[str, int] = {}
     undefined: dict[str, list[str]] = {}
     for row in rows:
-        for column, cell in zip(columns, row.cells, strict=True):
+        for column, cell in zip(comparison.columns, row.cells, strict=True):
             if cell is None or cell.difference is None or cell.verdict != "not enough evidence":
                 continue
-            if cell.difference.enough_evidence:
-                undefined.setdefault(column.heading, []).append(row.variant)
+            if cell.difference.tested:
+                undefined.setdefault(column.heading, []).append(row.label)
             else:
-                few[row.variant] = min(few.get(row.variant, MIN_SEEDS), cell.difference.estimate.n_seeds)
+                few[row.label] = min(row.n_models, reference.n_models)
     if few:
-        listed = ", ".join(f"{variant} ({n})" for variant, n in few.items())
-        notes.append(f"Not enough evidence to compare with {reference} (fewer than {MIN_SEEDS} seeds): {listed}.")
+        texts = ", ".join(f"{label} ({n})" for label, n in few.items())
+        notes.append(f"Not enough evidence for a test (fewer than {MIN_SEEDS} pairs of runs): {texts}.")
     if undefined:
-        listed = "; ".join(f"{heading}: {', '.join(variants)}" for heading, variants in undefined.items())
-        notes.append(f"Not compared with {reference}, because the difference is undefined or without spread: {listed}.")
-    pairings = {
-        row.variant: {c.difference.pairing for c in row.cells if c is not None and c.difference} for row in rows
-    }
-    in_order = [variant for variant, kinds in pairings.items() if "order of seeds" in kinds]
+        texts = "; ".join(f"{heading}: {', '.join(labels)}" for heading, labels in undefined.items())
+        notes.append(f"Not tested, because the difference is undefined or without spread: {texts}.")
+    in_order = dict.fromkeys(
+        row.label for row, cell in cells if cell.difference is not None and cell.difference.pairing == "order of seeds"
+    )
     if in_order:
         notes.append(
-            f"No seed in common with {reference}, so runs were paired in the order of their seeds: "
+            f"No seed in common with {reference.label}, so runs were paired in the order of their seeds: "
             f"{', '.join(in_order)}."
+        )
+    return notes
+
+
+def _shared_model_notes(runs: Sequence[Run], rows: Sequence[VariantRow]) -> list[str]:
+    """Runs that are one model, and seeds that depend on one model."""
+    labels = {row.variant: row.label for row in rows}
+    notes = []
+    equal = [f"{row.label} ({len(row.seeds)} seeds)" for row in rows if row.role == "trained" and row.has_equal_runs]
+    if equal:
+        notes.append(f"Runs of equal weights count as one model: {', '.join(equal)}.")
+    shared: dict[str, dict[str, None]] = {}
+    for run in runs:
+        for variant in run.shared_with_all_seeds:
+            shared.setdefault(labels.get(variant, variant), {})[labels[run.variant]] = None
+    for model, users in shared.items():
+        notes.append(
+            f"All seeds of {', '.join(users)} use the same {model}. Their intervals leave out how another one would "
+            "change them."
         )
     return notes
 
@@ -156,9 +189,9 @@ def _scoring_notes(runs: Sequence[Run], rows: Sequence[VariantRow], columns: Seq
                 continue
             cell = present[0]
             if cell.tie_rate is not None and cell.tie_rate > 0.005:
-                ties.append(f"{row.variant} on {benchmark} {cell.tie_rate:.1%}")
+                ties.append(f"{row.label} on {benchmark} {cell.tie_rate:.1%}")
             if cell.n_scored != cell.n_total:
-                unscored.append(f"{row.variant} on {benchmark} {cell.n_scored}/{cell.n_total}")
+                unscored.append(f"{row.label} on {benchmark} {cell.n_scored}/{cell.n_total}")
             if cell.n_truncated is not None:
                 truncated.setdefault(benchmark, set()).add(cell.n_truncated)
     if ties:

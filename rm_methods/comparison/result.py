@@ -6,7 +6,10 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
+from rm_methods.comparison.ranks import RankTable
 from rm_methods.statistics.cell import Cell
+from rm_methods.statistics.column import Role
+from rm_methods.statistics.intervals import Estimate
 
 
 @dataclass(frozen=True)
@@ -36,33 +39,88 @@ class Cost:
 
 @dataclass(frozen=True)
 class VariantRow:
-    """One row of the table; `cells` are in the order of the columns, None where the variant lacks the column."""
+    """One row of the table.
+
+    Attributes:
+        variant, method: names in the configuration; title: of the method, for readers.
+        role: see `rm_methods.statistics.column`.
+        seeds: of all runs; n_models: how many different models they are (runs of equal weights are one).
+        cells: in the order of the columns, None where the variant lacks the column.
+    """
 
     variant: str
     method: str
+    title: str
+    role: Role
     seeds: tuple[int, ...]
+    n_models: int
     seed_free: bool
     scalar_reward: bool
-    content_blind: bool
     cost: Cost
     cells: tuple[Cell | None, ...]
+
+    @property
+    def content_blind(self) -> bool:
+        return self.role == "content_blind"
+
+    @property
+    def has_equal_runs(self) -> bool:
+        """Whether some runs of the variant have the same weights."""
+        return self.n_models < len(self.seeds)
+
+    @property
+    def label(self) -> str:
+        """The method's title without what it has in parentheses; with another variant name before it."""
+        title = self.title.partition(" (")[0]
+        return title if self.variant == self.method else f"{self.variant} ({title})"
+
+    def counts_items_only(self, estimate: Estimate) -> bool:
+        """Whether an interval of the row leaves out what another training would change."""
+        return estimate.basis == "items" and not self.content_blind
+
+    @property
+    def counts_seeds(self) -> bool:
+        """Whether the row's intervals hold all that another training would change."""
+        return self.role == "content_blind" or (self.role == "trained" and self.n_models > 1)
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Rows (trained variants first, content-blind ones last), columns, and the footnotes of every table."""
+    """What every table and figure is made from.
+
+    Attributes:
+        rows: trained variants first, content-blind ones last.
+        reference: name of the variant that the others are compared with, or None.
+        correction: the family that Holm's correction counts: "column" or "table".
+        detectable: least detectable difference of each column, NaN where no variant is tested.
+        ranks: mean ranks over the columns; None with fewer than four columns or without paired seeds.
+        verdict: sentences that say what was found.
+        notes: footnotes.
+    """
 
     columns: tuple[Column, ...]
     rows: tuple[VariantRow, ...]
     reference: str | None
-    notes: tuple[str, ...]
+    correction: str = "column"
+    detectable: tuple[float, ...] = ()
+    ranks: RankTable | None = None
+    verdict: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def reference_row(self) -> VariantRow | None:
+        return next((row for row in self.rows if row.variant == self.reference), None)
 
     def best_rows(self, column: int) -> set[int]:
-        """Indices of the rows with the highest mean of a column, content-blind rows included."""
+        """Indices of the rows with the highest mean of a column, content-blind rows included.
+
+        A single run and a combination of runs are left out: another training would give another number, and no interval
+        of theirs says how much.
+        """
         means = {}
         for index, row in enumerate(self.rows):
             cell = row.cells[column]
-            if cell is not None and not math.isnan(cell.estimate.mean):
+            if row.counts_seeds and cell is not None and not math.isnan(cell.estimate.mean):
                 means[index] = cell.estimate.mean
         highest = max(means.values(), default=math.nan)
         return {index for index, mean in means.items() if mean >= highest - 1e-12}

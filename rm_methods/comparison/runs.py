@@ -17,7 +17,8 @@ from rm_methods.errors import DataError, UserError, nearest
 from rm_methods.experiment.evaluated_runs import EvaluatedFiles
 from rm_methods.parquet import read_parquet
 from rm_methods.run_card import BenchmarkResult, RunCost, RunMetrics, RunSummary
-from rm_methods.statistics.intervals import ItemDesign, item_design
+from rm_methods.statistics.column import Role, role_of
+from rm_methods.statistics.designs import ItemDesign, item_design
 from rm_methods.stored import read_metrics, read_summary
 
 if TYPE_CHECKING:
@@ -31,6 +32,8 @@ class Run:
     """One (variant, seed) as the comparison needs it.
 
     Attributes:
+        title: of the method, for readers.
+        role: see `rm_methods.statistics.column`.
         seed_free: any seed gives the same scores.  A combination of runs is not seed-free: other runs would change it.
         made_of: variants whose runs are needed first: teachers, members.
         benchmarks: the `benchmarks` of metrics.json.
@@ -50,7 +53,8 @@ class Run:
     seed: int
     seed_free: bool
     scalar_reward: bool
-    content_blind: bool
+    title: str
+    role: Role
     made_of: tuple[str, ...]
     data_hash: str | None
     cost: RunCost
@@ -60,6 +64,10 @@ class Run:
     left_out: Mapping[tuple[str, str], Mapping[int, float]] = field(default_factory=dict)
     shared_with_all_seeds: tuple[str, ...] = ()
     merged_seeds: tuple[int, ...] = ()
+
+    @property
+    def content_blind(self) -> bool:
+        return self.role == "content_blind"
 
     def metric(self, column: Column) -> float | None:
         """Value of the column's metric; NaN if it was undefined, None if the run does not have it."""
@@ -149,9 +157,10 @@ def _read_run(files: EvaluatedFiles, columns: Sequence[Column]) -> Run:
         variant=summary["variant"],
         method=summary["method"],
         seed=int(summary["seed"]),
-        seed_free=bool(summary.get("seed_free", False)) and _content_blind(summary),
+        seed_free=bool(summary.get("seed_free", False)) and _role(summary) == "content_blind",
         scalar_reward=bool(summary.get("scalar_reward", True)),
-        content_blind=_content_blind(summary),
+        title=_title(summary),
+        role=_role(summary),
         made_of=tuple(required),
         data_hash=(summary.get("data") or {}).get("hash"),
         cost=summary.get("cost") or {},
@@ -182,14 +191,21 @@ def _read_left_out(path: Path, metrics: RunMetrics) -> dict[tuple[str, str], dic
     return left_out
 
 
-def _content_blind(summary: RunSummary) -> bool:
-    """Whether the scorer never reads the text: by the summary, or else by the method's card."""
+def _role(summary: RunSummary) -> Role:
+    """The method's role in a table: by the summary, or else by the method's card."""
     from rm_methods.methods.registry import load_method_card, method_names
 
     kind = summary.get("kind")
     if kind is None and summary["method"] in method_names():
         kind = load_method_card(summary["method"]).kind
-    return kind == "content_blind"
+    return role_of(kind)
+
+
+def _title(summary: RunSummary) -> str:
+    from rm_methods.methods.registry import load_method_card, method_names
+
+    method = summary["method"]
+    return load_method_card(method).title if method in method_names() else method
 
 
 def _required(summary: RunSummary) -> dict[str, str]:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
-
-from rm_methods.comparison.result import Column, Comparison, VariantRow
+from rm_methods.comparison.result import Comparison, VariantRow
+from rm_methods.comparison.verdict import points
 from rm_methods.reporting.tables import (
     MISSING,
     WIDTH,
@@ -16,14 +15,17 @@ from rm_methods.reporting.tables import (
     markdown_text,
     terminal_text,
 )
-from rm_methods.statistics.cell import Cell
+from rm_methods.statistics.cell import Cell, Difference
 from rm_methods.statistics.intervals import Estimate
 
-_FIRST = 2  # columns that name the row, before those of the benchmarks
-COST_HEADINGS = ("Tokens", "Time", "Memory")
+COST_HEADINGS = ("Seeds", "Tokens", "Time", "Memory")
+DIFFERENCE = "Difference"
+DETECTABLE = "Detectable difference"
 CSV_FIELDS = (
     "variant",
     "method",
+    "title",
+    "role",
     "benchmark",
     "metric",
     "heading",
@@ -31,7 +33,9 @@ CSV_FIELDS = (
     "low",
     "high",
     "standard_error",
-    "degrees_of_freedom",
+    "seed_share",
+    "seed_freedom",
+    "item_freedom",
     "basis",
     "n_seeds",
     "n_items",
@@ -40,11 +44,17 @@ CSV_FIELDS = (
     "difference",
     "diff_low",
     "diff_high",
+    "diff_basis",
     "p",
     "p_holm",
+    "correction",
     "n_paired_seeds",
     "pairing",
     "verdict",
+    "detectable_difference",
+    "mean_rank",
+    "rank_low",
+    "rank_high",
     "chance",
     "tie_rate",
     "n_scored",
@@ -59,32 +69,50 @@ CSV_FIELDS = (
 )
 
 
-def cell_text(cell: Cell | None) -> str:
-    """Mean ± half-width in percent with its marks, e.g. ``83.1 ±1.2*``.
+def cell_text(cell: Cell | None, row: VariantRow) -> str:
+    """Mean and half of its interval in percent: ``83.1 ±1.2``; ``83.1 (±1.2)`` where seeds are not counted.
 
-    ``±>50`` says that nothing is known; an em dash, that the variant lacks the column.
-
-    Marks: * significant difference to the reference, ‡ interval of items only, § interval of seeds only.
+    ``±>50`` says that nothing is known; an em dash, that the variant lacks the column; § is an interval of seeds only.
     """
     if cell is None or math.isnan(cell.estimate.mean):
         return MISSING
-    text = f"{100 * cell.estimate.mean:.1f}"
-    if not math.isnan(cell.estimate.half_width):
-        # With two seeds an interval may be wider than all that a share can be.
-        text += f" ±{100 * cell.estimate.half_width:.1f}" if cell.estimate.half_width < 0.5 else " ±>50"
-    text += {"items": "‡", "seeds": "§"}.get(cell.estimate.basis, "")
-    return text + ("*" if cell.verdict == "significant" else "")
+    return f"{100 * cell.estimate.mean:.1f}{_reach(cell.estimate, row)}" + _mark(cell.estimate)
+
+
+def difference_cell_text(cell: Cell | None, row: VariantRow) -> str:
+    """Difference to the reference in points, as `cell_text`; * is significant; empty for the reference itself."""
+    if cell is None or cell.difference is None or math.isnan(cell.difference.estimate.mean):
+        return "" if cell is not None and cell.verdict == "reference" else MISSING
+    difference = cell.difference.estimate
+    star = "*" if cell.verdict == "significant" else ""
+    return f"{points(difference.mean)}{_reach(difference, row)}{_mark(difference)}{star}"
+
+
+def _reach(estimate: Estimate, row: VariantRow) -> str:
+    if math.isnan(estimate.half_width):
+        return ""
+    # With two seeds an interval may be wider than all that a share can be.
+    text = f"±{100 * estimate.half_width:.1f}" if estimate.half_width < 0.5 else "±>50"
+    return f" ({text})" if row.counts_items_only(estimate) else f" {text}"
+
+
+def _mark(estimate: Estimate) -> str:
+    return "§" if estimate.basis == "seeds" else ""
 
 
 def method_text(row: VariantRow) -> str:
-    """Variant, with its method where that has another name, and † where there is no scalar reward."""
-    name = row.variant if row.variant == row.method else f"{row.variant} ({row.method})"
-    return name + ("" if row.scalar_reward else " †")
+    """The row's label, and † where there is no scalar reward."""
+    return row.label + ("" if row.scalar_reward else " †")
 
 
-def cost_texts(row: VariantRow) -> tuple[str, str, str]:
-    """Tokens, wall time and peak memory for readers."""
-    return _count(row.cost.tokens), _duration(row.cost.wall_seconds), _bytes(row.cost.peak_memory_bytes)
+def cost_texts(row: VariantRow) -> tuple[str, str, str, str]:
+    """Seeds, tokens, wall time and peak memory for readers."""
+    return (
+        str(row.n_models),
+        _count(row.cost.tokens),
+        _duration(row.cost.wall_seconds),
+        _bytes(row.cost.peak_memory_bytes),
+    )
 
 
 def _count(value: float | None) -> str:
@@ -129,9 +157,11 @@ def section(comparison: Comparison) -> Section:
     """The comparison as one table: trained variants, then content-blind ones; columns of benchmarks, then of cost."""
     blocks = _blocks(comparison)
     order = [index for block in blocks for index in block]
+    with_difference = comparison.reference_row is not None
+    width = 2 if with_difference else 1  # columns of a benchmark: the value, and its difference to the reference
     column_best = [comparison.best_rows(column) for column in range(len(comparison.columns))]
     best = {
-        (position, _FIRST + column)
+        (position, 1 + width * column)
         for position, index in enumerate(order)
         for column, rows in enumerate(column_best)
         if index in rows
@@ -139,23 +169,57 @@ def section(comparison: Comparison) -> Section:
     rows = []
     for index in order:
         row = comparison.rows[index]
-        rows.append((method_text(row), str(len(row.seeds)), *map(cell_text, row.cells), *cost_texts(row)))
+        texts = [method_text(row)]
+        for cell in row.cells:
+            texts.append(cell_text(cell, row))
+            if with_difference:
+                texts.append(difference_cell_text(cell, row))
+        rows.append((*texts, *cost_texts(row)))
+    rules = [len(blocks[0])] if len(blocks) > 1 else []
+    shows_detectable = any(not math.isnan(value) for value in comparison.detectable)
+    if with_difference and shows_detectable:
+        rules.append(len(rows))
+        rows.append((DETECTABLE, *_detectable_texts(comparison), *[""] * len(COST_HEADINGS)))
+    headings = ["Method"]
+    for column in comparison.columns:
+        headings += [column.heading, DIFFERENCE] if with_difference else [column.heading]
     return Section(
         title="",
-        headings=("Method", "Seeds", *(column.heading for column in comparison.columns), *COST_HEADINGS),
+        headings=(*headings, *COST_HEADINGS),
         rows=tuple(rows),
-        names=_FIRST,
-        together=(1,) * len(comparison.columns) + (len(COST_HEADINGS),),
-        rules=(len(blocks[0]),) if len(blocks) > 1 else (),
+        together=(width,) * len(comparison.columns) + (len(COST_HEADINGS),),
+        rules=tuple(rules),
         best=frozenset(best),
         italic=frozenset(k for k, index in enumerate(order) if comparison.rows[index].content_blind),
     )
 
 
+def _detectable_texts(comparison: Comparison) -> list[str]:
+    texts = []
+    for value in comparison.detectable:
+        texts += ["", MISSING if math.isnan(value) else f"{100 * value:.1f}"]
+    return texts
+
+
+def rank_sections(comparison: Comparison) -> list[Section]:
+    """The mean ranks as a table; empty where they are not defined."""
+    ranks = comparison.ranks
+    if ranks is None:
+        return []
+    labels = {row.variant: row.label for row in comparison.rows}
+    rows = tuple((labels[r.variant], f"{r.mean:.2f}", f"{r.low:.2f} to {r.high:.2f}") for r in ranks.ranks)
+    title = (
+        f"Mean rank over {ranks.n_columns} columns and {ranks.n_seeds} seeds; two methods are told apart where they "
+        f"differ by {ranks.critical_difference:.2f} or more"
+    )
+    return [Section(title, ("Method", "Mean rank", "95% interval"), rows)]
+
+
 def terminal_table(comparison: Comparison, width: int = WIDTH) -> str:
-    """Monospace table of at most `width` columns, and its footnotes."""
+    """Monospace table of at most `width` columns, the verdict, and footnotes."""
     notes = [">: best mean of the column, content-blind rows included.", *comparison.notes]
-    return terminal_text([section(comparison)], notes, width)
+    sections = [section(comparison), *rank_sections(comparison)]
+    return terminal_text(sections, notes, width, verdict=comparison.verdict)
 
 
 def markdown_table(comparison: Comparison) -> str:
@@ -164,21 +228,21 @@ def markdown_table(comparison: Comparison) -> str:
         "Bold: best mean of the column, content-blind rows included. Italic: content-blind scorers.",
         *comparison.notes,
     ]
-    return markdown_text([section(comparison)], notes)
+    return markdown_text([section(comparison), *rank_sections(comparison)], notes, verdict=comparison.verdict)
 
 
 def latex_table(comparison: Comparison) -> str:
     """A booktabs tabular with its footnotes, to be \\input inside a table environment."""
     notes = ["Bold: best mean of the column, content-blind rows (last block) included.", *comparison.notes]
-    return latex_text([section(comparison)], notes)
+    return latex_text([section(comparison), *rank_sections(comparison)], notes, verdict=comparison.verdict)
 
 
 def csv_table(comparison: Comparison) -> str:
     """One line per (variant, column) that exists, fractions in full precision, empty where undefined."""
     records = [
-        _csv_record(comparison, row, column, cell)
+        _csv_record(comparison, row, number, cell)
         for row in comparison.rows
-        for column, cell in zip(comparison.columns, row.cells, strict=True)
+        for number, cell in enumerate(row.cells)
         if cell is not None
     ]
     return csv_text(records, CSV_FIELDS)
@@ -188,14 +252,18 @@ def _limits(estimate: Estimate, lowest: float) -> tuple[float, float]:
     """The limits of an interval, cut to what a share (or a difference of shares) can be; few seeds reach beyond."""
     if not lowest <= estimate.mean <= 1:
         return estimate.low, estimate.high
-    return float(np.clip(estimate.low, lowest, 1.0)), float(np.clip(estimate.high, lowest, 1.0))
+    return max(estimate.low, lowest), min(estimate.high, 1.0)
 
 
-def _csv_record(comparison: Comparison, row: VariantRow, column: Column, cell: Cell) -> dict[str, object]:
+def _csv_record(comparison: Comparison, row: VariantRow, number: int, cell: Cell) -> dict[str, object]:
+    column = comparison.columns[number]
+    law = cell.estimate.law
     low, high = _limits(cell.estimate, lowest=0.0)
     record: dict[str, object] = {
         "variant": row.variant,
         "method": row.method,
+        "title": row.title,
+        "role": row.role,
         "benchmark": column.benchmark,
         "metric": column.metric,
         "heading": column.heading,
@@ -203,7 +271,6 @@ def _csv_record(comparison: Comparison, row: VariantRow, column: Column, cell: C
         "low": low,
         "high": high,
         "standard_error": cell.estimate.standard_error,
-        "degrees_of_freedom": cell.estimate.degrees_of_freedom,
         "basis": cell.estimate.basis,
         "n_seeds": cell.estimate.n_seeds,
         "n_items": cell.estimate.n_items,
@@ -222,16 +289,33 @@ def _csv_record(comparison: Comparison, row: VariantRow, column: Column, cell: C
         "wall_seconds": row.cost.wall_seconds,
         "peak_memory_bytes": row.cost.peak_memory_bytes,
     }
+    if law is not None:
+        record |= {"seed_share": law.seed_share, "seed_freedom": law.seed_freedom, "item_freedom": law.item_freedom}
     if cell.difference is not None:
-        difference = cell.difference.estimate
-        low, high = _limits(difference, lowest=-1.0)
+        record |= _difference_record(comparison, number, cell, cell.difference)
+    if comparison.ranks is not None:
+        for rank in comparison.ranks.ranks:
+            if rank.variant == row.variant:
+                record |= {"mean_rank": rank.mean, "rank_low": rank.low, "rank_high": rank.high}
+    return record
+
+
+def _difference_record(comparison: Comparison, number: int, cell: Cell, difference: Difference) -> dict[str, object]:
+    estimate = difference.estimate
+    low, high = _limits(estimate, lowest=-1.0)
+    record: dict[str, object] = {
+        "difference": estimate.mean,
+        "diff_low": low,
+        "diff_high": high,
+        "diff_basis": estimate.basis,
+        "n_paired_seeds": estimate.n_seeds,
+        "pairing": difference.pairing,
+    }
+    if cell.tested:
         record |= {
-            "difference": difference.mean,
-            "diff_low": low,
-            "diff_high": high,
-            "p": cell.difference.p_value,
+            "p": difference.p_value,
             "p_holm": cell.p_holm,
-            "n_paired_seeds": difference.n_seeds,
-            "pairing": cell.difference.pairing,
+            "correction": comparison.correction,
+            "detectable_difference": comparison.detectable[number],
         }
     return record

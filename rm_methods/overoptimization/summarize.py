@@ -12,6 +12,7 @@ from rm_methods.experiment.layout import Layout, run_metrics
 from rm_methods.files import write_json
 from rm_methods.methods.members import members_of
 from rm_methods.overoptimization.summary import PoolRun, PpoRun, summarize_best_of_n, summarize_ppo
+from rm_methods.statistics.column import role_of
 from rm_methods.stored import read_summary
 
 _RUN_METRICS = ("gold_start", "gold_end", "gold_peak", "n_peak", "gap")
@@ -62,6 +63,7 @@ def _pool_runs(experiment, folder: Path) -> list[PoolRun]:
                 scores=layout.scores(variant, seed, pool),
                 seed_free=load_method_card(method).without_seed,
                 members=_members(experiment, layout, variant, seed, pool),
+                role=role_of(load_method_card(method).kind),
             )
             runs.append(run)
     return runs

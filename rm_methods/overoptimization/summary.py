@@ -39,12 +39,14 @@ from rm_methods.overoptimization.variant_curves import (
     summarize_peaks,
 )
 from rm_methods.reporting.tables import Section, csv_text
+from rm_methods.statistics.column import Role
 
 
 @dataclass(frozen=True)
 class PoolRun:
     """One reward model on one pool: `items` is the pool, `scores` its score table by this run.  `seed_free`: any seed
-    scores the same.  `members`: of a combined run, with their score tables of the pool."""
+    scores the same.  `members`: of a combined run, with their score tables of the pool.  `role`: see
+    `rm_methods.statistics.column`."""
 
     variant: str
     method: str
@@ -54,6 +56,7 @@ class PoolRun:
     scores: Path
     seed_free: bool = False
     members: Members | None = field(default=None, compare=False)
+    role: Role = "trained"
 
 
 @dataclass(frozen=True)
@@ -183,11 +186,12 @@ def _variant_curves(
     first = variant_runs[0]
     by_seed = {run.seed: curves_of_run[variant, run.seed] for run in variant_runs}
     seed_free = all(run.seed_free for run in variant_runs)
-    curves = combine_seeds(variant, first.method, first.pool, by_seed, seed_free=seed_free)
+    curves = combine_seeds(variant, first.method, first.pool, by_seed, seed_free=seed_free, role=first.role)
     if first.members is None:
         return curves
     items, _ = read[variant, first.seed]
-    return replace(curves, left_out=left_out_gold(items, first.scores, first.members, first.pool))
+    left_out = left_out_gold(items, first.scores, first.members, first.pool)
+    return replace(curves, left_out=left_out, left_out_seeds=first.members.seeds)
 
 
 def _fit(curves: VariantCurves, form: str) -> CurveFit:

@@ -12,7 +12,8 @@ from rm_methods.overoptimization.curve_fits import CurveFit
 from rm_methods.overoptimization.variant_curves import COLUMNS, PeakSummary
 from rm_methods.reporting.tables import MISSING, Section, csv_text, latex_text, markdown_text, terminal_text
 from rm_methods.statistics.cell import Cell
-from rm_methods.statistics.intervals import ALPHA, MIN_SEEDS
+from rm_methods.statistics.column import MIN_SEEDS
+from rm_methods.statistics.corrections import ALPHA
 
 
 def cell_text(cell: Cell) -> str:

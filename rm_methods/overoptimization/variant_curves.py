@@ -14,15 +14,17 @@ below 0, however noisy the curve.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from rm_methods.errors import DataError, UserError, nearest
 from rm_methods.overoptimization.best_of_n import PoolCurves
 from rm_methods.statistics.cell import Cell, with_verdicts
-from rm_methods.statistics.intervals import Estimate, ItemDesign, estimate, item_design, paired_difference
+from rm_methods.statistics.column import Role, VariantValues, column_cells
+from rm_methods.statistics.designs import ItemDesign, item_design
+from rm_methods.statistics.intervals import Estimate, estimate
 
 COLUMNS = ("gold_end", "gold_peak", "gap")
 REPLICATES = 1000
@@ -38,13 +40,15 @@ class VariantCurves:
     Attributes:
         variant, method, pool: names.
         seeds: rising; seed_free: the scorer is the same under every seed.
+        role: see `rm_methods.statistics.column`.
         axis: int64 [K], n or step.
         kl: float64 [K], mean over prompts and seeds of the KL estimate, nats; kl_bound: float64 [K], NaN where there
             is none.
         gold, proxy: float64 [S, P, K]; the proxy standardized.
         groups: of the prompts, [P].
         notes: what a reader of the numbers must know.
-        left_out: of a combined reward model: float64 [M, P, K], gold without each of its M members; None for others.
+        left_out, left_out_seeds: of a combined reward model: float64 [M, P, K], gold without each of its M members, and
+            their seeds; None for others.
     """
 
     variant: str
@@ -60,6 +64,8 @@ class VariantCurves:
     groups: tuple[str, ...]
     notes: tuple[str, ...] = ()
     left_out: np.ndarray | None = None
+    left_out_seeds: tuple[int, ...] = ()
+    role: Role = "trained"
 
     @property
     def design(self) -> ItemDesign:
@@ -114,7 +120,13 @@ def highest(curve: np.ndarray) -> int:
 
 
 def combine_seeds(
-    variant: str, method: str, pool: str, by_seed: dict[int, PoolCurves], seed_free: bool = False
+    variant: str,
+    method: str,
+    pool: str,
+    by_seed: dict[int, PoolCurves],
+    *,
+    seed_free: bool = False,
+    role: Role = "trained",
 ) -> VariantCurves:
     """The curves of one variant on one pool from those of its seeds.
 
@@ -147,6 +159,7 @@ def combine_seeds(
         proxy=np.stack([by_seed[seed].proxy_standardized for seed in seeds]),
         groups=first.groups,
         notes=tuple(dict.fromkeys(note for seed in seeds for note in by_seed[seed].notes)),
+        role=role,
     )
 
 
@@ -170,10 +183,12 @@ def summarize_peaks(curves: Sequence[VariantCurves], reference: str | None) -> l
                 "compared."
             )
     credits = {curve.variant: held_out_credits(curve) for curve in curves}
+    left_out = {curve.variant: left_out_columns(curve) for curve in curves}
     cells = {}
     for column in COLUMNS:
         column_credits = {variant: by_column[column] for variant, by_column in credits.items()}
-        cells[column] = _column_cells(curves, column_credits, reference)
+        column_left_out = {variant: by_column.get(column, {}) for variant, by_column in left_out.items()}
+        cells[column] = _column_cells(curves, column_credits, column_left_out, reference)
     return [_summary(curve, {column: cells[column][curve.variant] for column in COLUMNS}) for curve in curves]
 
 
@@ -190,12 +205,13 @@ def held_out_credits(curves: VariantCurves) -> dict[str, np.ndarray]:
     return {"gold_end": end, "gold_peak": peak, "gap": peak - end}
 
 
-def left_out_columns(curves: VariantCurves) -> dict[str, np.ndarray]:
-    """float64 [M] of each of `COLUMNS`: its value without each of the M members; none for a model without members."""
+def left_out_columns(curves: VariantCurves) -> dict[str, dict[int, float]]:
+    """For each of `COLUMNS`, its value without the member of each seed; empty for a model without members."""
     if curves.left_out is None:
         return {}
     without = [held_out_credits(replace(curves, gold=gold[None])) for gold in curves.left_out]
-    return {column: np.array([credits[column].mean() for credits in without]) for column in COLUMNS}
+    by_seed = list(zip(curves.left_out_seeds, without, strict=True))
+    return {column: {seed: float(credits[column].mean()) for seed, credits in by_seed} for column in COLUMNS}
 
 
 def half_of_group(groups: Sequence[str]) -> np.ndarray:
@@ -206,31 +222,22 @@ def half_of_group(groups: Sequence[str]) -> np.ndarray:
 
 
 def _column_cells(
-    curves: Sequence[VariantCurves], credits: dict[str, np.ndarray], reference: str | None
+    curves: Sequence[VariantCurves],
+    credits: Mapping[str, np.ndarray],
+    left_out: Mapping[str, Mapping[int, float]],
+    reference: str | None,
 ) -> dict[str, Cell]:
     """Estimates, paired differences and verdicts of one column, by the rules of the comparison."""
-    design = curves[0].design
-    by_name = {curve.variant: curve for curve in curves}
-    cells = {variant: Cell(estimate(values, design)) for variant, values in credits.items()}
-    if reference is None:
-        return cells
-
-    def by_seed(variant: str) -> dict[int, np.ndarray]:
-        return {seed: credits[variant][:, k] for k, seed in enumerate(by_name[variant].seeds)}
-
-    for variant in credits:
-        if variant == reference:
-            cells[variant] = replace(cells[variant], verdict="reference")
-            continue
-        difference = paired_difference(
-            by_seed(variant),
-            by_seed(reference),
-            design,
-            candidate_seed_free=by_name[variant].seed_free,
-            reference_seed_free=by_name[reference].seed_free,
+    variants = {
+        curve.variant: VariantValues(
+            {seed: credits[curve.variant][:, k] for k, seed in enumerate(curve.seeds)},
+            role=curve.role,
+            seed_free=curve.seed_free,
+            left_out=left_out[curve.variant],
         )
-        cells[variant] = replace(cells[variant], difference=difference)
-    return cells | with_verdicts(cells)
+        for curve in curves
+    }
+    return with_verdicts(column_cells(variants, reference, curves[0].design))
 
 
 def _summary(curves: VariantCurves, cells: dict[str, Cell]) -> PeakSummary:

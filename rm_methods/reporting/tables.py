@@ -56,15 +56,19 @@ class Section:
 # --- terminal -----------------------------------------------------------------------------------------------------
 
 
-def terminal_text(sections: Sequence[Section], notes: Sequence[str], width: int = WIDTH) -> str:
-    """Monospace tables of at most `width` columns, and the notes below them.
+def terminal_text(
+    sections: Sequence[Section], notes: Sequence[str], width: int = WIDTH, *, verdict: Sequence[str] = ()
+) -> str:
+    """Monospace tables of at most `width` columns, and below them the verdict and the notes.
 
     Columns that do not fit beside the names go into a further table below the first.  Only a single column that is
     wider than the terminal makes a wider table.
     """
     parts = [_terminal_section(section, width) for section in sections]
     wrapped = [textwrap.fill(note, width, subsequent_indent="   ", break_on_hyphens=False) for note in notes]
-    return "\n".join([*parts, *wrapped]) + "\n"
+    sentences = [textwrap.fill(line, width, subsequent_indent="   ", break_on_hyphens=False) for line in verdict]
+    paragraph = ["Verdict", *sentences, ""] if sentences else []
+    return "\n".join([*parts, *paragraph, *wrapped]) + "\n"
 
 
 def _terminal_section(section: Section, width: int) -> str:
@@ -106,7 +110,7 @@ def _needed(section: Section, column: int, width: int) -> int:
 
     texts = [*_terminal_column(section, column), *section.headings[column].split()]
     needed = max((cell_len(text) for text in texts), default=0)
-    return min(needed, width * 9 // 20) if column == 0 else needed
+    return min(needed, width // 3) if column == 0 else needed
 
 
 def _terminal_table(section: Section, columns: list[int], widths: list[int], width: int) -> str:
@@ -122,7 +126,10 @@ def _terminal_table(section: Section, columns: list[int], widths: list[int], wid
         heading = Text(section.headings[column], justify="left" if column < section.left_aligned else "right")
         table.add_column(heading, overflow="fold", width=widths[column])
     texts = {column: _terminal_column(section, column) for column in columns}
+    values = columns[section.names :]
     for row in range(len(section.rows)):
+        if values and not any(texts[column][row].strip() for column in values):
+            continue  # this row has something to say in another table of the stack
         cells = []
         for column in columns:
             text = texts[column][row]
@@ -139,8 +146,8 @@ def _terminal_table(section: Section, columns: list[int], widths: list[int], wid
 # --- Markdown -----------------------------------------------------------------------------------------------------
 
 
-def markdown_text(sections: Sequence[Section], notes: Sequence[str]) -> str:
-    """GitHub tables, and the notes as a list."""
+def markdown_text(sections: Sequence[Section], notes: Sequence[str], *, verdict: Sequence[str] = ()) -> str:
+    """GitHub tables, the verdict as a paragraph, and the notes as a list."""
     parts = []
     for section in sections:
         numbers = len(section.headings) - section.left_aligned
@@ -153,6 +160,8 @@ def markdown_text(sections: Sequence[Section], notes: Sequence[str]) -> str:
                 cells[0] = f"_{cells[0]}_"
             lines.append(_markdown_row(cells))
         parts.append("\n".join(lines))
+    if verdict:
+        parts.append("**Verdict.** " + markdown_escape(" ".join(verdict)))
     return "\n\n".join([*parts, "\n".join(f"- {markdown_escape(note)}" for note in notes)]) + "\n"
 
 
@@ -198,8 +207,8 @@ _LATEX = {
 }
 
 
-def latex_text(sections: Sequence[Section], notes: Sequence[str]) -> str:
-    """A booktabs tabular for each table, and the notes: to be \\input inside a table environment."""
+def latex_text(sections: Sequence[Section], notes: Sequence[str], *, verdict: Sequence[str] = ()) -> str:
+    """A booktabs tabular for each table, the verdict, and the notes: to be \\input inside a table environment."""
     lines = ["% needs \\usepackage{booktabs}"]
     for section in sections:
         if section.title:
@@ -213,6 +222,8 @@ def latex_text(sections: Sequence[Section], notes: Sequence[str]) -> str:
             cells = [_latex_cell(text, (k, column) in section.best) for column, text in enumerate(row)]
             lines.append(_latex_row(cells))
         lines += ["\\bottomrule", "\\end{tabular}", "", "\\smallskip"]
+    if verdict:
+        lines += [r"\textbf{Verdict.} " + latex_escape(" ".join(verdict)), "", "\\smallskip"]
     if notes:
         *first, last = map(latex_escape, notes)
         lines += ["{\\footnotesize", *(note + r"\\" for note in first), last, "}"]

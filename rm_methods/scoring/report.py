@@ -138,7 +138,8 @@ def _accuracy_credits(items: Sequence[BenchmarkItem], scores: Sequence[np.ndarra
 
 
 def _estimates(table: dict[str, list]) -> dict[str, dict[str, Any]]:
-    from rm_methods.statistics.intervals import estimate, item_design
+    from rm_methods.statistics.designs import item_design
+    from rm_methods.statistics.intervals import estimate
 
     rows: dict[str, list[int]] = defaultdict(list)
     for row, metric in enumerate(table["metric"]):
@@ -151,8 +152,8 @@ def _estimates(table: dict[str, list]) -> dict[str, dict[str, Any]]:
         has_interval = math.isfinite(value.half_width)
         result[metric] = {
             "value": value.mean,
-            "low": max(value.low, 0.0) if has_interval else None,
-            "high": min(value.high, 1.0) if has_interval else None,
+            "low": value.low if has_interval else None,
+            "high": value.high if has_interval else None,
             "items": value.n_items,
             "groups": value.n_clusters,
         }

@@ -1,9 +1,8 @@
 """Confidence intervals that count both the seeds of training and the items of a benchmark.
 
-A metric is m = sum_h W_h * mean over the items of stratum h of the credit.  Credits y[i, s] of item i under seed s
-follow the two-way random-effects model y[i, s] = mu_h + A_s + B_i + E_is: every seed is scored on every item
-(crossed), items are nested in strata.  The variance of the metric averaged over S seeds then has three parts, and two
-sums estimate them without bias:
+Credits y[i, s] of item i under seed s follow the two-way random-effects model y[i, s] = mu_h + A_s + B_i + E_is: every
+seed is scored on every item (crossed), items are nested in strata.  The variance of the metric averaged over S seeds
+then has two parts, and two sums estimate them without bias:
 
     V_seed = var_s(m_s) / S                                           expects  sd(A)^2/S + sum_h W_h^2 sd(E)^2/(S n_h)
     V_item = sum_h W_h^2 (MS_item,h - MS_resid,h) / (S n_h)           expects  sum_h W_h^2 sd(B)^2/n_h
@@ -11,7 +10,7 @@ sums estimate them without bias:
 
 With one stratum this is (MS_seed + MS_item - MS_resid) / (S n), the textbook variance of a grand mean with two crossed
 random factors (Brennan, Generalizability Theory, 2001, section 5; Owen, Annals of Applied Statistics 2007,
-"pigeonhole" model).  With one seed only the items can be counted: V = sum_h W_h^2 s_h^2 / n_h.
+"pigeonhole" model).  With one seed only the items can be counted: V_item = sum_h W_h^2 s_h^2 / n_h.
 
 Items that share a `group` (a prompt) are not independent.  The group then is the unit: the metric is linearized to one
 value a group and seed, u[g, s] = sum over its items of (W_h / n_h) * (y[i, s] - mean of stratum h under seed s), and
@@ -21,99 +20,21 @@ linearized (Taylor) variance of stratified cluster samples of unequal size (Coch
 that share a group are treated as one block; a stratum with a single group has no spread of its own, so its deviation
 from the metric itself is used (the "adjust" rule of R's `survey` package).
 
-Degrees of freedom: Satterthwaite on the mean squares, at least S - 1; the interval is mean +- t * sqrt(V).  Measured
-coverage is in docs/comparison.md.
+V_seed may be moderated by the other variants of a column (`moderation.py`).  The law of the error is in `error_law.py`.
+Measured coverage is in docs/comparison.md.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import ArrayLike
 
-CONFIDENCE = 0.95
-ALPHA = 0.05
-MIN_SEEDS = 3  # fewer paired seeds than this are "not enough evidence"
-_NO_SPREAD = 1e-24  # a variance at or below this is rounding, not spread
-
-
-@dataclass(frozen=True)
-class ItemDesign:
-    """How the items of one metric are weighted and sampled.
-
-    Attributes:
-        coefficient: float64 [items], W_h / n_h: the metric is the sum of coefficient x credit.
-        stratum: int64 [items], code of the item's stratum.
-        cluster: int64 [items], code of the item's group.
-        block: int64 [clusters], code of the sampling block (a stratum, or strata joined by a shared group).
-        lonely: bool [items], whether the item's block has one cluster only.
-    """
-
-    coefficient: np.ndarray
-    stratum: np.ndarray
-    cluster: np.ndarray
-    block: np.ndarray
-    lonely: np.ndarray
-
-    @property
-    def n_items(self) -> int:
-        return len(self.coefficient)
-
-    @property
-    def n_clusters(self) -> int:
-        return len(self.block)
-
-
-def item_design(stratum: ArrayLike, weight: ArrayLike, group: ArrayLike | None = None) -> ItemDesign:
-    """The design of a metric's items.
-
-    Args:
-        stratum: the stratum of each item.
-        weight: W_h of each item's stratum, repeated for its items; the weights of the strata sum to 1.
-        group: items of one group are not independent; None: every item is its own group.
-
-    Raises:
-        ValueError: if a stratum has two weights or the weights of the strata do not sum to 1 (to 1e-6).
-    """
-    _, first, stratum_code, counts = np.unique(
-        np.asarray(stratum), return_index=True, return_inverse=True, return_counts=True
-    )
-    weights = np.asarray(weight, dtype=np.float64)
-    if not np.array_equal(weights, weights[first][stratum_code]):
-        raise ValueError("a stratum has items with different weights")
-    if abs(weights[first].sum() - 1.0) > 1e-6:
-        raise ValueError(f"the weights of the strata sum to {weights[first].sum():.6g}, not 1")
-    if group is None:
-        cluster_code = np.arange(len(weights))
-    else:
-        cluster_code = np.unique(np.asarray(group), return_inverse=True)[1]
-    block = _blocks(stratum_code, cluster_code)
-    lonely = (np.bincount(block) == 1)[block][cluster_code]
-    return ItemDesign(
-        coefficient=weights / counts[stratum_code],
-        stratum=stratum_code,
-        cluster=cluster_code,
-        block=block,
-        lonely=lonely,
-    )
-
-
-def _blocks(stratum: np.ndarray, cluster: np.ndarray) -> np.ndarray:
-    """Code of the block of each cluster: connected components of clusters that share a stratum and strata that share a
-    cluster.
-
-    Strata count as connected only through a cluster that lies in both.
-    """
-    from scipy.sparse import coo_array
-    from scipy.sparse.csgraph import connected_components
-
-    n_strata = stratum.max() + 1
-    n_clusters = cluster.max() + 1
-    edges = coo_array((np.ones(len(stratum)), (stratum, n_strata + cluster)), shape=(n_strata + n_clusters,) * 2)
-    return connected_components(edges, directed=False)[1][n_strata:]
+from rm_methods.statistics.designs import ItemDesign
+from rm_methods.statistics.error_law import CONFIDENCE, NO_SPREAD, ErrorLaw
+from rm_methods.statistics.moderation import SeedPool, moderated
 
 
 @dataclass(frozen=True)
@@ -122,18 +43,17 @@ class Estimate:
 
     Attributes:
         mean: averaged over seeds.
-        low, high: limits of the interval; NaN where nothing can be said (no spread at all, or a single value).
-        standard_error: sqrt(V); NaN as for the limits.
-        degrees_of_freedom: of the t distribution.
-        basis: what the interval counts: "seeds and items", "items" (one seed), "seeds" (no credits), or "nothing".
+        low, high: limits of the interval; NaN where nothing can be said.
+        law: variance by its parts, and the law of the error; None where nothing varies.
+        basis: what the interval counts: "seeds and items", "members and items" (a combination of runs), "items" (one
+            run), "seeds" (no credits), or "nothing".
         n_seeds, n_items, n_clusters: 0 items and clusters where only seeds are counted.
     """
 
     mean: float
     low: float
     high: float
-    standard_error: float
-    degrees_of_freedom: float
+    law: ErrorLaw | None
     basis: str
     n_seeds: int
     n_items: int
@@ -143,93 +63,146 @@ class Estimate:
     def half_width(self) -> float:
         return (self.high - self.low) / 2
 
+    @property
+    def standard_error(self) -> float:
+        return self.law.standard_error if self.law is not None else math.nan
 
-def estimate(credits: np.ndarray, design: ItemDesign) -> Estimate:
+
+@dataclass(frozen=True)
+class VarianceParts:
+    """The two parts of a metric's variance, before any moderation.
+
+    Attributes:
+        seed, seed_freedom: V_seed and S - 1; 0 and 0 for one seed.
+        item, item_freedom: V_item, not negative, and Satterthwaite's degrees of freedom over the strata.
+    """
+
+    seed: float
+    seed_freedom: int
+    item: float
+    item_freedom: float
+
+
+def estimate(credits: np.ndarray, design: ItemDesign, pool: SeedPool | None = None, scale: float = 1.0) -> Estimate:
     """Mean and 95% interval of a metric.
 
     Args:
         credits: float64 [items, seeds], complete (every seed scored every item), in the item order of `design`.
+        pool: of the column, to moderate the seed variance; None uses the seeds at hand alone.
+        scale: how many times the pool's variance a run has: 1 for a metric, 2 for a paired difference.
     """
     credits = np.asarray(credits, dtype=np.float64)
     n_seeds = credits.shape[1]
     per_seed = design.coefficient @ credits
-    variance, freedom = _variance(credits, per_seed, design)
-    return _with_interval(
-        mean=float(per_seed.mean()),
-        variance=variance,
-        freedom=freedom,
+    parts = variance_parts(credits, design)
+    seed_variance, seed_freedom = parts.seed, parts.seed_freedom
+    if n_seeds > 1:
+        seed_variance, seed_freedom = moderated(parts.seed, parts.seed_freedom, pool, scale / n_seeds)
+    return with_interval(
+        float(per_seed.mean()),
+        ErrorLaw(seed_variance, max(seed_freedom, 1), parts.item, parts.item_freedom),
         basis="items" if n_seeds == 1 else "seeds and items",
         n_seeds=n_seeds,
-        n_items=design.n_items,
-        n_clusters=design.n_clusters,
+        design=design,
+        is_share=bool(np.all((credits >= 0) & (credits <= 1))),
     )
 
 
-def estimate_from_seeds(values: Sequence[float]) -> Estimate:
+def estimate_from_seeds(values: Sequence[float], pool: SeedPool | None = None, scale: float = 1.0) -> Estimate:
     """Mean and 95% interval of a metric that has no credits: Student's t over the seeds, items are not counted."""
     n_seeds = len(values)
-    return _with_interval(
-        mean=float(np.mean(values)),
-        variance=float(np.var(values, ddof=1)) / n_seeds if n_seeds > 1 else 0.0,
-        freedom=max(n_seeds - 1, 1),
+    seed_variance, seed_freedom = 0.0, 0
+    if n_seeds > 1:
+        own_variance = float(np.var(values, ddof=1)) / n_seeds
+        seed_variance, seed_freedom = moderated(own_variance, n_seeds - 1, pool, scale / n_seeds)
+    return with_interval(
+        float(np.mean(values)),
+        ErrorLaw(seed_variance, max(seed_freedom, 1), 0.0, 1.0),
         basis="seeds" if n_seeds > 1 else "nothing",
         n_seeds=n_seeds,
-        n_items=0,
-        n_clusters=0,
+        design=None,
+        is_share=False,
     )
 
 
-def _with_interval(
-    *, mean: float, variance: float, freedom: float, basis: str, n_seeds: int, n_items: int, n_clusters: int
+def with_interval(
+    mean: float, law: ErrorLaw, *, basis: str, n_seeds: int, design: ItemDesign | None, is_share: bool
 ) -> Estimate:
-    from scipy.stats import t
+    """The estimate with its limits.
 
-    if math.isfinite(variance) and variance > _NO_SPREAD:
-        error = math.sqrt(variance)
-        reach = float(t.ppf(0.5 + CONFIDENCE / 2, freedom)) * error
+    Args:
+        is_share: every credit is from 0 to 1, so the limits are of Wilson's kind and stay there; else the limits are
+            symmetric.
+    """
+    if law.defined and math.isfinite(mean):
+        reach = law.quantile(CONFIDENCE)
+        if is_share and mean * (1 - mean) > NO_SPREAD:
+            low, high = score_limits(mean, reach, mean * (1 - mean) / law.variance)
+        else:
+            low, high = mean - reach * law.standard_error, mean + reach * law.standard_error
+    elif is_share and design is not None and min(abs(mean), abs(1 - mean)) < 1e-12:
+        # All right or all wrong: the number of items alone says how sure that is.
+        low, high = score_limits(round(mean), ErrorLaw(0.0, 1, 1.0, math.inf).quantile(CONFIDENCE), design.n_clusters)
     else:
-        error = math.nan
-        reach = math.nan
-        freedom = math.nan
-        basis = "nothing"
+        low, high, basis = math.nan, math.nan, "nothing"
     return Estimate(
         mean=mean,
-        low=mean - reach,
-        high=mean + reach,
-        standard_error=error,
-        degrees_of_freedom=float(freedom),
+        low=low,
+        high=high,
+        law=law if law.defined else None,
         basis=basis,
         n_seeds=n_seeds,
-        n_items=n_items,
-        n_clusters=n_clusters,
+        n_items=design.n_items if design is not None else 0,
+        n_clusters=design.n_clusters if design is not None else 0,
     )
 
 
-def _variance(credits: np.ndarray, per_seed: np.ndarray, design: ItemDesign) -> tuple[float, float]:
-    """Variance of the metric averaged over seeds, and its Satterthwaite degrees of freedom (see the top of the
-    file)."""
+def score_limits(share: float, reach: float, n: float) -> tuple[float, float]:
+    """Wilson's score interval of a share, which stays between 0 and 1.
+
+    Source: Wilson, "Probable inference, the law of succession, and statistical inference", JASA 1927.  With seeds and
+    groups the share has another variance than that of n independent trials; n then is the effective number of items,
+    share (1 - share) / V (Kish, Survey Sampling, 1965).
+
+    Args:
+        reach: limits in standard errors, 1.96 for 95% of a normal law.
+        n: number of items.
+
+    >>> [round(limit, 3) for limit in score_limits(1.0, 1.96, 100)]
+    [0.963, 1.0]
+    """
+    shrink = 1 + reach**2 / n
+    center = (share + reach**2 / (2 * n)) / shrink
+    half = reach / shrink * math.sqrt(share * (1 - share) / n + reach**2 / (4 * n**2))
+    return max(center - half, 0.0), min(center + half, 1.0)
+
+
+def variance_parts(credits: np.ndarray, design: ItemDesign) -> VarianceParts:
+    """V_seed and V_item of the metric averaged over seeds (see the top of the file).
+
+    Args:
+        credits: float64 [items, seeds].
+    """
     n_seeds = credits.shape[1]
+    per_seed = design.coefficient @ credits
     u = _linearized(credits, per_seed, design)
     u_mean = u.mean(axis=1)
     size = np.bincount(design.block)
     # A block of one cluster is centered on the metric, not on its own mean, so it keeps its one degree of freedom.
-    item_freedom = np.maximum(size - 1, 1)
+    block_freedom = np.maximum(size - 1, 1)
     # Mean squares between clusters, per block, scaled by G/S: their sum over blocks is a variance of the metric.
-    item = size * np.bincount(design.block, weights=u_mean**2) / item_freedom
+    item = size * np.bincount(design.block, weights=u_mean**2) / block_freedom
+    item_freedom = _satterthwaite(item, block_freedom)
     if n_seeds == 1:
-        return item.sum(), _satterthwaite([(item, item_freedom)])
-    residual_freedom = item_freedom * (n_seeds - 1)
+        return VarianceParts(seed=0.0, seed_freedom=0, item=float(item.sum()), item_freedom=item_freedom)
     squares = ((u - u_mean[:, None]) ** 2).sum(axis=1)
-    residual = size * np.bincount(design.block, weights=squares) / residual_freedom / n_seeds
-    seed = np.array([per_seed.var(ddof=1) / n_seeds])
-    seed_freedom = np.array([n_seeds - 1])
-    item_variance = item.sum() - residual.sum()
-    if item_variance <= 0:
-        return seed[0], float(n_seeds - 1)
-    parts = [(seed, seed_freedom), (item, item_freedom), (-residual, residual_freedom)]
-    # The subtracted part can drive the formula below the freedom of the seeds alone, and to absurd t quantiles; since
-    # V >= V_seed, S - 1 is a safe floor.
-    return seed[0] + item_variance, max(_satterthwaite(parts), float(n_seeds - 1))
+    residual = size * np.bincount(design.block, weights=squares) / (block_freedom * (n_seeds - 1)) / n_seeds
+    return VarianceParts(
+        seed=float(per_seed.var(ddof=1)) / n_seeds,
+        seed_freedom=n_seeds - 1,
+        item=max(float(item.sum() - residual.sum()), 0.0),
+        item_freedom=item_freedom,
+    )
 
 
 def _linearized(credits: np.ndarray, per_seed: np.ndarray, design: ItemDesign) -> np.ndarray:
@@ -241,104 +214,12 @@ def _linearized(credits: np.ndarray, per_seed: np.ndarray, design: ItemDesign) -
     expected = np.where(design.lonely[:, None], per_seed[None, :], center[design.stratum])
     deviation = design.coefficient[:, None] * (credits - expected)
     u = np.zeros((design.n_clusters, credits.shape[1]))
-    np.add.at(u, design.cluster, deviation)
+    for seed in range(credits.shape[1]):
+        u[:, seed] = np.bincount(design.cluster, weights=deviation[:, seed], minlength=design.n_clusters)
     return u
 
 
-def _satterthwaite(parts: list[tuple[np.ndarray, np.ndarray]]) -> float:
-    """(sum of components)^2 / sum of component^2 / its degrees of freedom."""
-    total = sum(component.sum() for component, _ in parts)
-    spread = sum((component**2 / freedom).sum() for component, freedom in parts)
-    return float(total**2 / spread) if spread > 0 else math.nan
-
-
-@dataclass(frozen=True)
-class Difference:
-    """A paired difference to the reference: candidate minus reference.
-
-    Attributes:
-        estimate: of the difference; `n_seeds` counts the pairs of runs.
-        p_value: two-sided, from the same t distribution as the interval; NaN where there is no evidence at all.
-        enough_evidence: at least three pairs of runs, or two scorers that no seed can change.
-        pairing: "same seed", "order of seeds" (no seed in common), or "seed-free" (one side has no seed).
-    """
-
-    estimate: Estimate
-    p_value: float
-    enough_evidence: bool
-    pairing: str
-
-
-def paired_difference(
-    candidate: Mapping[int, np.ndarray],
-    reference: Mapping[int, np.ndarray],
-    design: ItemDesign | None,
-    *,
-    candidate_seed_free: bool = False,
-    reference_seed_free: bool = False,
-) -> Difference:
-    """Difference of two variants on the same items, run by run.
-
-    Runs are paired by seed where both have it.  A scorer that no seed can change is paired with every run of the
-    other.  Where the two have no seed in common the runs are paired in the order of their seeds (seeds are
-    exchangeable, so any fixed pairing is valid); this is what an A/A comparison of one method with other seeds uses.
-
-    Args:
-        candidate, reference: seed -> float64 [items] credits in the order of `design`; with `design` None, seed -> the
-            metric itself.
-        candidate_seed_free, reference_seed_free: whether the scorer is the same under every seed.
-    """
-    pairs, pairing = _pairs_of_runs(candidate, reference, candidate_seed_free, reference_seed_free)
-    if design is None:
-        difference = estimate_from_seeds([float(a) - float(b) for a, b in pairs])
-    else:
-        difference = estimate(np.column_stack([np.asarray(a) - np.asarray(b) for a, b in pairs]), design)
-    enough = len(pairs) >= MIN_SEEDS or (candidate_seed_free and reference_seed_free)
-    return Difference(difference, _p_value(difference), enough, pairing)
-
-
-def _pairs_of_runs(
-    candidate: Mapping[int, np.ndarray],
-    reference: Mapping[int, np.ndarray],
-    candidate_seed_free: bool,
-    reference_seed_free: bool,
-) -> tuple[list[tuple[np.ndarray, np.ndarray]], str]:
-    if candidate_seed_free or reference_seed_free:
-        fixed_candidate = candidate[min(candidate)]
-        fixed_reference = reference[min(reference)]
-        if candidate_seed_free and reference_seed_free:
-            return [(fixed_candidate, fixed_reference)], "seed-free"
-        if candidate_seed_free:
-            return [(fixed_candidate, reference[s]) for s in sorted(reference)], "seed-free"
-        return [(candidate[s], fixed_reference) for s in sorted(candidate)], "seed-free"
-    common = sorted(candidate.keys() & reference.keys())
-    if common:
-        return [(candidate[s], reference[s]) for s in common], "same seed"
-    in_order = zip(sorted(candidate), sorted(reference), strict=False)
-    return [(candidate[a], reference[b]) for a, b in in_order], "order of seeds"
-
-
-def _p_value(difference: Estimate) -> float:
-    from scipy.stats import t
-
-    if math.isfinite(difference.standard_error):
-        return float(2 * t.sf(abs(difference.mean) / difference.standard_error, difference.degrees_of_freedom))
-    # Without spread: two equal columns of credits are no evidence of a difference; anything else cannot be judged.
-    return 1.0 if abs(difference.mean) < 1e-12 else math.nan
-
-
-def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's step-down adjusted p values, in the order given; NaN stays NaN and is not counted as a test.
-
-    Source: Holm, "A simple sequentially rejective multiple test procedure", Scandinavian Journal of Statistics 6, 1979.
-
-    >>> holm([0.01, 0.04, 0.03])
-    [0.03, 0.06, 0.06]
-    """
-    tested = sorted((p, index) for index, p in enumerate(p_values) if not math.isnan(p))
-    adjusted = [math.nan] * len(p_values)
-    running = 0.0
-    for rank, (p, index) in enumerate(tested):
-        running = max(running, min(1.0, (len(tested) - rank) * p))
-        adjusted[index] = running
-    return adjusted
+def _satterthwaite(components: np.ndarray, freedom: np.ndarray) -> float:
+    """(sum of components)^2 / sum of component^2 / its degrees of freedom; 1 without spread."""
+    spread = float((components**2 / freedom).sum())
+    return float(components.sum() ** 2 / spread) if spread > 0 else 1.0

@@ -36,7 +36,7 @@ def test_writes_every_file_and_returns_the_terminal_table(experiment, tmp_path):
     )
     assert result.text == (tmp_path / "out" / "table.txt").read_text()
     assert (tmp_path / "out" / "comparison.png").read_bytes().startswith(b"\x89PNG")
-    assert "interaction_distillation" in (tmp_path / "out" / "comparison.svg").read_text()
+    assert "Interaction Distillation" in (tmp_path / "out" / "comparison.svg").read_text()
     records = {r["variant"]: r for r in csv.DictReader((tmp_path / "out" / "table.csv").open())}
     assert records["interaction_distillation"]["verdict"] == "significant"
     assert records["bradley_terry"]["verdict"] == "reference"
@@ -72,10 +72,11 @@ def test_two_seeds_are_not_enough_evidence(experiment):
     runs = world.add("a", 0.0, seed_spread=0.0) + world.add("b", 4.0, (0, 1), seed_spread=0.0)
     comparison = built(runs, reference="a")
     cell = rows_by_name(comparison)["b"].cells[0]
-    assert cell.difference.p_value < 0.05
+    assert cell.difference.estimate.low > 0
+    assert math.isnan(cell.difference.p_value)
     assert cell.verdict == "not enough evidence"
     assert math.isnan(cell.p_holm)
-    assert any("fewer than 3 seeds" in note and "b (2)" in note for note in comparison.notes)
+    assert any("fewer than 3 pairs of runs" in note and "b (2)" in note for note in comparison.notes)
 
 
 def test_holm_counts_the_variants_of_the_column(experiment):
@@ -118,8 +119,9 @@ def test_a_combination_of_runs_is_one_run_and_not_one_without_seed(experiment):
     comparison = built(runs, reference="bradley_terry")
     cell = rows_by_name(comparison)["ensemble"].cells[0]
     assert cell.difference.estimate.mean > 0.3
-    assert cell.verdict == "not enough evidence"
-    assert any("ensemble (1)" in note for note in comparison.notes)
+    assert (cell.verdict, cell.difference.pairing) == ("not tested", "mean of runs")
+    assert math.isnan(cell.difference.p_value)
+    assert any(note.startswith("Not tested: Ensemble.") for note in comparison.notes)
 
 
 def test_costs_say_which_runs_they_leave_out(experiment):
@@ -146,19 +148,18 @@ def test_metric_without_credits_counts_seeds_only(experiment, edit_json):
 
 
 def test_notes_say_in_which_column_two_scorers_cannot_be_told_apart(experiment, edit_json):
-    """Two seed-free scorers, one always right, one always wrong: no spread, and no seed that would help."""
+    """Always right against always wrong under every seed: no spread, and no seed that would help."""
     world = experiment(benchmarks={n: {"metrics": ["overall"], "items": 40} for n in ("rm_bench", "judge_bench")})
-    runs = world.add("longest", 0.5, (0,), seed_free=True) + world.add("shortest", 0.0, (0,), seed_free=True)
-    for run, credit in zip(runs, (1.0, 0.0), strict=True):
+    runs = world.add("right", 0.5) + world.add("wrong", 0.0)
+    for run, credit in zip(runs, (1.0, 1.0, 1.0, 0.0, 0.0, 0.0), strict=True):
         frame = pd.read_parquet(run.credits)
         frame.loc[frame["benchmark"] == "judge_bench", "credit"] = credit
         frame.to_parquet(run.credits)
         edit_json(
             run.metrics, lambda m, credit=credit: m["benchmarks"]["judge_bench"]["metrics"].update(overall=credit)
         )
-    notes = "\n".join(built(runs, [OVERALL, Column("judge_bench", "overall", "JudgeBench")], reference="longest").notes)
-    assert "undefined or without spread: JudgeBench: shortest." in notes
-    assert "n seeds" not in notes
+    notes = "\n".join(built(runs, [OVERALL, Column("judge_bench", "overall", "JudgeBench")], reference="right").notes)
+    assert "without spread: JudgeBench: wrong." in notes
 
 
 def test_what_the_reader_of_a_benchmark_noted_stands_below_the_table(experiment, edit_json):

@@ -15,27 +15,32 @@ from rm_methods.comparison.tables import (
     cell_text,
     cost_texts,
     csv_table,
+    difference_cell_text,
     latex_table,
     markdown_table,
     terminal_table,
 )
 from rm_methods.reporting.tables import latex_escape
-from rm_methods.statistics.cell import Cell
-from rm_methods.statistics.intervals import Difference, Estimate
+from rm_methods.statistics.cell import Cell, Difference
+from rm_methods.statistics.error_law import ErrorLaw
+from rm_methods.statistics.intervals import Estimate
 
 
 def made_cell(mean, reach=0.012, verdict="", basis="seeds and items", n_seeds=3):
-    estimate = Estimate(mean, mean - reach, mean + reach, reach / 2, 10.0, basis, n_seeds, 100, 100)
+    law = ErrorLaw((reach / 2) ** 2, 10, 0.0, 99)
+    estimate = Estimate(mean, mean - reach, mean + reach, law, basis, n_seeds, 100, 100)
     return Cell(estimate, Difference(estimate, 0.01, True, "same seed"), 0.02, verdict, 0.0, 300, 300, 0)
 
 
 def made_row(variant, cells, **changes):
     settings = {
         "method": variant,
+        "title": changes.get("method", variant),
+        "role": "trained",
         "seeds": (0, 1, 2),
+        "n_models": 3,
         "seed_free": False,
         "scalar_reward": True,
-        "content_blind": False,
     }
     return VariantRow(
         variant=variant, cells=tuple(cells), cost=Cost(1.25e6, 194.0, 1.4 * 2**30), **(settings | changes)
@@ -44,34 +49,59 @@ def made_row(variant, cells, **changes):
 
 def made_comparison(rows, n_columns=1, reference=None, notes=("A note.",)):
     columns = tuple(Column(f"bench{i}", "overall", f"Benchmark {i}", 0.5) for i in range(n_columns))
-    return Comparison(columns, tuple(rows), reference, tuple(notes))
+    detectable = (0.041 if reference else math.nan,) * n_columns
+    return Comparison(columns, tuple(rows), reference, detectable=detectable, notes=tuple(notes))
+
+
+TRAINED = made_row("a", [])
+SINGLE = made_row("a", [], seeds=(0,), n_models=1)
+LONGEST = made_row("longest", [], role="content_blind", seeds=(0,), n_models=1)
 
 
 @pytest.mark.parametrize(
-    ("cell", "text"),
+    ("cell", "row", "text"),
     [
-        (made_cell(0.8312, 0.0119), "83.1 ±1.2"),
-        (made_cell(0.8312, 0.0119, "significant"), "83.1 ±1.2*"),
-        (made_cell(0.5, 0.02, "significant", "items"), "50.0 ±2.0‡*"),
-        (made_cell(0.5, 0.02, "", "seeds"), "50.0 ±2.0§"),
-        (made_cell(0.5, 0.9), "50.0 ±>50"),
-        (made_cell(1.0, math.nan, "", "nothing"), "100.0"),
-        (made_cell(math.nan, math.nan), "—"),
-        (None, "—"),
+        (made_cell(0.8312, 0.0119), TRAINED, "83.1 ±1.2"),
+        (made_cell(0.8312, 0.0119, "significant"), TRAINED, "83.1 ±1.2"),
+        (made_cell(0.5, 0.02, "", "items"), SINGLE, "50.0 (±2.0)"),
+        (made_cell(0.5, 0.02, "", "items"), LONGEST, "50.0 ±2.0"),
+        (made_cell(0.5, 0.02, "", "members and items"), SINGLE, "50.0 ±2.0"),
+        (made_cell(0.5, 0.02, "", "seeds"), TRAINED, "50.0 ±2.0§"),
+        (made_cell(0.5, 0.9), TRAINED, "50.0 ±>50"),
+        (made_cell(1.0, math.nan, "", "nothing"), TRAINED, "100.0"),
+        (made_cell(math.nan, math.nan), TRAINED, "—"),
+        (None, TRAINED, "—"),
     ],
 )
-def test_cell_text(cell, text):
-    assert cell_text(cell) == text
+def test_cell_text(cell, row, text):
+    assert cell_text(cell, row) == text
+
+
+@pytest.mark.parametrize(
+    ("cell", "row", "text"),
+    [
+        (made_cell(0.0812, 0.0119, "significant"), TRAINED, "+8.1 ±1.2*"),
+        (made_cell(-0.0812, 0.0119, "not significant"), TRAINED, "-8.1 ±1.2"),
+        (made_cell(-0.0001, 0.0119, "not significant"), TRAINED, "0.0 ±1.2"),
+        (made_cell(0.0812, 0.0119, "not enough evidence", "items"), SINGLE, "+8.1 (±1.2)"),
+        (made_cell(0.0812, math.nan, "not tested", "nothing"), SINGLE, "+8.1"),
+        (replace(made_cell(0.7), difference=None, verdict="reference"), TRAINED, ""),
+        (replace(made_cell(0.7), difference=None), TRAINED, "—"),
+        (None, TRAINED, "—"),
+    ],
+)
+def test_difference_cell_text(cell, row, text):
+    assert difference_cell_text(cell, row) == text
 
 
 @pytest.mark.parametrize(
     ("cost", "texts"),
     [
-        (Cost(1.25e6, 194.0, 1.4 * 2**30), ("1.25M", "3.2 min", "1.4 GiB")),
-        (Cost(0, 0.0, 0), ("0", "0 s", "0")),
-        (Cost(None, None, None), ("—", "—", "—")),
-        (Cost(999_999, 59.7, 900 * 2**20), ("1000k", "1.0 min", "900 MiB")),
-        (Cost(2.5e9, 7265.0, 0), ("2.5G", "2 h 01 min", "0")),
+        (Cost(1.25e6, 194.0, 1.4 * 2**30), ("3", "1.25M", "3.2 min", "1.4 GiB")),
+        (Cost(0, 0.0, 0), ("3", "0", "0 s", "0")),
+        (Cost(None, None, None), ("3", "—", "—", "—")),
+        (Cost(999_999, 59.7, 900 * 2**20), ("3", "1000k", "1.0 min", "900 MiB")),
+        (Cost(2.5e9, 7265.0, 0), ("3", "2.5G", "2 h 01 min", "0")),
     ],
 )
 def test_cost_texts(cost, texts):
@@ -82,7 +112,7 @@ def test_best_mean_is_marked_even_if_it_is_content_blind_and_blocks_are_apart():
     rows = [
         made_row("a", [made_cell(0.7)]),
         made_row("b", [made_cell(0.6)]),
-        made_row("longest", [made_cell(0.8)], content_blind=True),
+        made_row("longest", [made_cell(0.8)], role="content_blind"),
     ]
     text = terminal_table(made_comparison(rows))
     lines = text.splitlines()
@@ -102,8 +132,35 @@ def test_twenty_methods_on_twelve_columns_are_stacked_within_the_width():
     assert max(cell_len(line) for line in text.splitlines()) <= WIDTH
     assert text.count("Method ") >= 3
     assert all(text.count(f"method_with_a_long_name_{i} ") == text.count("Method ") for i in range(20))
-    assert text.count("51.0 ±1.2*") == 12
+    assert text.count(" 51.0 ±1.2 ") == 12
+    assert text.count("+51.0 ±1.2*") == 12
+    # The last table holds the costs, of which this row has none.
+    assert text.count("Detectable difference") == text.count("Method ") - 1
+    assert text.count(" 4.1") == 12
     assert text.count("Tokens") == 1
+
+
+def test_a_single_run_and_a_combination_are_never_best():
+    rows = [
+        made_row("a", [made_cell(0.7)]),
+        made_row("once", [made_cell(0.9, basis="items")], seeds=(0,), n_models=1),
+        made_row("ensemble", [made_cell(0.9, basis="members and items")], role="combined", seeds=(0,), n_models=1),
+        made_row("teacher", [made_cell(0.9, basis="items")], n_models=1),
+    ]
+    assert made_comparison(rows).best_rows(0) == {0}
+
+
+def test_the_verdict_comes_first_below_the_table_in_every_format():
+    comparison = replace(made_comparison([made_row("a", [made_cell(0.5)])]), verdict=("First. 50% of a_b.", "Second."))
+    text = terminal_table(comparison)
+    assert text.index("Verdict\nFirst.") < text.index("A note.")
+    assert "**Verdict.** First. 50% of a\\_b. Second." in markdown_table(comparison)
+    latex = latex_table(comparison)
+    assert (
+        latex.index("\\bottomrule")
+        < latex.index(r"\textbf{Verdict.} First. 50\% of a\_b. Second.")
+        < latex.index("note")
+    )
 
 
 def test_awkward_names_and_missing_cells_survive_every_format():

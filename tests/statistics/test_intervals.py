@@ -6,11 +6,28 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from rm_methods.statistics.intervals import estimate, estimate_from_seeds, holm, item_design, paired_difference
+from rm_methods.statistics.column import SeedPools, VariantValues, difference_to
+from rm_methods.statistics.corrections import holm
+from rm_methods.statistics.designs import item_design
+from rm_methods.statistics.intervals import estimate, estimate_from_seeds, score_limits
+
+NO_POOLS = SeedPools(None, None)
 
 
 def one_stratum(n, group=None):
     return item_design(["all"] * n, [1.0] * n, group)
+
+
+def paired_difference(candidate, reference, design, **roles):
+    """The difference of two variants without a pool: their runs alone."""
+    candidate_role = roles.get("candidate_role", "trained")
+    reference_role = roles.get("reference_role", "trained")
+    return difference_to(
+        VariantValues(candidate, role=candidate_role, seed_free=candidate_role == "content_blind"),
+        VariantValues(reference, role=reference_role, seed_free=reference_role == "content_blind"),
+        design,
+        NO_POOLS,
+    )
 
 
 def binomial_bounds(p, n):
@@ -25,14 +42,16 @@ def binomial_bounds(p, n):
 def test_two_way_variance_of_a_small_example():
     """Items x seeds [[1,0],[1,1],[0,0]]: MS_seed 1/6, MS_item 1/2, MS_resid 1/6, so V = (1/6 + 1/2 - 1/6) / 6 = 1/12.
 
-    As sums: V_seed = (1/18)/2 = 1/36, V_item = (1/2 - 1/6)/6 = 1/18.  Components 1/36 (df 1), 1/12 (df 2), -1/36 (df
-    2): df = (1/12)^2 / (1/1296 + 1/288 + 1/2592) = 18/12 = 1.5.
+    As sums: V_seed = (1/18)/2 = 1/36 of 1 degree of freedom, V_item = (1/2 - 1/6)/6 = 1/18 of 2.
     """
-    result = estimate(np.array([[1, 0], [1, 1], [0, 0]]), one_stratum(3))
-    assert result.mean == pytest.approx(0.5, abs=1e-12)
+    result = estimate(np.array([[1, 0], [1, 1], [0, 0]]) - 1, one_stratum(3))
+    assert result.mean == pytest.approx(-0.5, abs=1e-12)
     assert result.standard_error**2 == pytest.approx(1 / 12, abs=1e-12)
-    assert result.degrees_of_freedom == pytest.approx(1.5, abs=1e-12)
-    assert result.high - result.mean == pytest.approx(stats.t.ppf(0.975, 1.5) / math.sqrt(12), abs=1e-12)
+    assert result.law.seed_variance == pytest.approx(1 / 36, abs=1e-12)
+    assert (result.law.seed_freedom, result.law.item_freedom) == (1, pytest.approx(2))
+    # One third of the tails are those of t(1), two thirds those of t(2); credits below 0 are no share.
+    reach = (result.high - result.mean) * math.sqrt(12)
+    assert 2 * (stats.t.sf(reach, 1) / 3 + stats.t.sf(reach, 2) * 2 / 3) == pytest.approx(0.05, abs=1e-9)
     assert result.low == pytest.approx(result.mean - result.half_width, abs=1e-12)
     assert (result.basis, result.n_seeds, result.n_items) == ("seeds and items", 2, 3)
 
@@ -48,15 +67,15 @@ def test_unstratified_variance_equals_the_textbook_formula():
     )
 
 
-def test_the_degrees_of_freedom_do_not_fall_below_those_of_the_seeds():
+def test_without_seed_variance_the_items_alone_make_the_tails():
     """Items x seeds [[2,0,1],[-2,0,-1]]: item effects +-1, interaction +-(1,-1,0): MS_item 6, MS_resid 2, MS_seed 0.
 
-    V = (6 - 2)/6 = 2/3.  Satterthwaite gives 4^2 / (6^2/1 + 2^2/2) = 16/38, less than the 2 of three seeds alone.
+    V = (6 - 2)/6 = 2/3, all of it of the items, with 1 degree of freedom.
     """
     result = estimate(np.array([[2.0, 0.0, 1.0], [-2.0, 0.0, -1.0]]), one_stratum(2))
     assert result.standard_error**2 == pytest.approx(2 / 3, abs=1e-12)
-    assert result.degrees_of_freedom == 2
-    assert result.half_width == pytest.approx(stats.t.ppf(0.975, 2) * math.sqrt(2 / 3), abs=1e-12)
+    assert (result.law.seed_share, result.law.item_freedom) == (0.0, pytest.approx(1))
+    assert result.half_width == pytest.approx(stats.t.ppf(0.975, 1) * math.sqrt(2 / 3), rel=1e-9)
 
 
 def test_negative_item_variance_is_clipped_to_the_seeds_alone():
@@ -64,7 +83,7 @@ def test_negative_item_variance_is_clipped_to_the_seeds_alone():
     shift of 1."""
     result = estimate(np.array([[2.0, 0.0], [1.0, 1.0]]), one_stratum(2))
     assert result.standard_error**2 == pytest.approx(0.5 / 2, abs=1e-12)  # var_s(1.5, 0.5) / 2
-    assert result.degrees_of_freedom == 1
+    assert (result.law.seed_share, result.law.seed_freedom) == (1.0, 1)
 
 
 def test_one_seed_with_strata():
@@ -74,7 +93,7 @@ def test_one_seed_with_strata():
     assert result.mean == pytest.approx(0.25 / 2 + 0.75 * 2 / 3, abs=1e-12)
     assert result.standard_error**2 == pytest.approx(5 / 64, abs=1e-12)
     # Components 1/64 (df 1) and 4/64 (df 2): df = 25 / (1/1 + 16/2) = 25/9.
-    assert result.degrees_of_freedom == pytest.approx(25 / 9, abs=1e-12)
+    assert result.law.item_freedom == pytest.approx(25 / 9, abs=1e-12)
     assert result.basis == "items"
 
 
@@ -117,13 +136,51 @@ def test_a_stratum_of_one_item_is_not_taken_as_certain():
     assert result.standard_error**2 == pytest.approx(5 / 64, abs=1e-12)
 
 
+@pytest.mark.parametrize("n_seeds", [1, 3])
+def test_a_perfect_score_is_as_sure_as_its_items(n_seeds):
+    """Wilson's limit of n right of n is n / (n + z^2), whatever the seeds; of none right it is z^2 / (n + z^2)."""
+    z2 = stats.norm.ppf(0.975) ** 2
+    right = estimate(np.ones((100, n_seeds)), one_stratum(100))
+    assert (right.mean, right.high) == (pytest.approx(1), pytest.approx(1))
+    assert right.low == pytest.approx(100 / (100 + z2), abs=1e-9)
+    wrong = estimate(np.zeros((100, n_seeds)), one_stratum(100))
+    assert (wrong.low, wrong.high) == (pytest.approx(0), pytest.approx(z2 / (100 + z2), abs=1e-9))
+    # Ten items of one prompt are one observation.
+    grouped = estimate(np.ones((100, n_seeds)), one_stratum(100, np.arange(100) // 10))
+    assert grouped.low == pytest.approx(10 / (10 + z2), abs=1e-9)
+
+
+def test_limits_of_a_share_are_wilsons():
+    """98 of 100 independent items: scipy's Wilson interval but for G/(G - 1) in the variance and t for z."""
+    credits = np.array([1.0] * 98 + [0.0] * 2)[:, None]
+    result = estimate(credits, one_stratum(100))
+    reference = stats.binomtest(98, 100).proportion_ci(method="wilson")
+    assert result.low == pytest.approx(reference.low, abs=0.002)
+    assert result.high == pytest.approx(reference.high, abs=0.002)
+    assert result.high < 1
+    assert score_limits(0.98, stats.norm.ppf(0.975), 100) == pytest.approx((reference.low, reference.high), abs=1e-12)
+
+
+def test_wilsons_limits_cover_a_share_near_one():
+    """98% on 100 items: the symmetric interval covers 87%."""
+    rng = np.random.default_rng(0)
+    covered = {"score": 0, "symmetric": 0}
+    for _ in range(2000):
+        credits = (rng.random((100, 1)) < 0.98).astype(float)
+        result = estimate(credits, one_stratum(100))
+        covered["score"] += result.low <= 0.98 <= result.high
+        reach = 1.984 * (result.standard_error if result.law else 0)
+        covered["symmetric"] += result.mean - reach <= 0.98 <= result.mean + reach
+    assert covered["score"] / 2000 > 0.94
+    assert covered["symmetric"] / 2000 < 0.90
+
+
 def test_no_spread_gives_no_interval_instead_of_certainty():
-    for credits in (np.ones((30, 3)), np.ones((1, 1))):
-        result = estimate(credits, one_stratum(len(credits)))
-        assert result.mean == pytest.approx(1.0, abs=1e-12)
-        assert result.basis == "nothing"
-        assert math.isnan(result.low)
-        assert math.isnan(result.half_width)
+    result = estimate(np.full((30, 3), 0.5), one_stratum(30))
+    assert result.mean == pytest.approx(0.5, abs=1e-12)
+    assert (result.basis, result.law) == ("nothing", None)
+    assert math.isnan(result.low)
+    assert math.isnan(result.half_width)
 
 
 def test_undefined_credits_give_an_undefined_mean():
@@ -163,37 +220,42 @@ def test_pairs_by_common_seed_only():
     a = {0: np.array([1.0, 1, 0]), 1: np.array([1.0, 0, 0]), 2: np.array([1.0, 1, 1])}
     b = {1: np.array([0.0, 0, 0]), 2: np.array([1.0, 0, 0]), 7: np.array([1.0, 1, 1])}
     result = paired_difference(a, b, design)
-    by_hand = estimate(np.column_stack([a[1] - b[1], a[2] - b[2]]), design)
-    assert result.estimate == by_hand
+    assert result.estimate == estimate(np.column_stack([a[1] - b[1], a[2] - b[2]]), design, scale=2)
     assert result.estimate.mean == pytest.approx((1 / 3 + 2 / 3) / 2, abs=1e-12)
-    assert (result.pairing, result.enough_evidence) == ("same seed", False)
-    assert result.p_value == pytest.approx(
-        2 * stats.t.sf(by_hand.mean / by_hand.standard_error, by_hand.degrees_of_freedom)
-    )
+    assert (result.pairing, result.tested) == ("same seed", False)
+    assert math.isnan(result.p_value)
 
 
-def test_a_seed_free_scorer_is_paired_with_every_seed():
+def test_three_pairs_are_tested_by_the_law_of_the_interval():
+    rng = np.random.default_rng(0)
+    a, b = ({seed: rng.random(40) for seed in range(3)} for _ in range(2))
+    result = paired_difference(a, b, one_stratum(40))
+    law = result.estimate.law
+    x = abs(result.estimate.mean) / result.estimate.standard_error
+    by_hand = 2 * (law.seed_share * stats.t.sf(x, 2) + (1 - law.seed_share) * stats.t.sf(x, 39))
+    assert (result.tested, result.p_value) == (True, pytest.approx(by_hand))
+
+
+def test_a_scorer_without_a_seed_is_compared_with_every_run():
     rng = np.random.default_rng(0)
     ruler, trained = {0: rng.random(9)}, {s: rng.random(9) for s in range(3, 7)}
-    forward = paired_difference(ruler, trained, one_stratum(9), candidate_seed_free=True)
-    backward = paired_difference(trained, ruler, one_stratum(9), reference_seed_free=True)
-    assert (forward.estimate.n_seeds, forward.enough_evidence, forward.pairing) == (4, True, "seed-free")
+    forward = paired_difference(ruler, trained, one_stratum(9), candidate_role="content_blind")
+    backward = paired_difference(trained, ruler, one_stratum(9), reference_role="content_blind")
+    assert (forward.estimate.n_seeds, forward.tested, forward.pairing) == (4, False, "mean of runs")
     assert forward.estimate.mean == pytest.approx(-backward.estimate.mean, abs=1e-12)
-    assert forward.p_value == pytest.approx(backward.p_value, abs=1e-12)
+    assert forward.estimate.low == pytest.approx(-backward.estimate.high, abs=1e-12)
 
 
-def test_two_seed_free_scorers_need_no_seeds():
-    both = paired_difference(
-        {0: np.arange(9.0)}, {0: np.ones(9)}, one_stratum(9), candidate_seed_free=True, reference_seed_free=True
-    )
-    assert both.enough_evidence
-    assert both.estimate.basis == "items"
+def test_two_scorers_without_seeds_differ_by_their_items():
+    roles = {"candidate_role": "content_blind", "reference_role": "content_blind"}
+    both = paired_difference({0: np.arange(9.0)}, {0: np.ones(9)}, one_stratum(9), **roles)
+    assert (both.tested, both.estimate.basis) == (False, "items")
 
 
 def test_without_a_common_seed_runs_are_paired_in_order():
     a, b = {0: np.zeros(3), 1: np.ones(3)}, {5: np.ones(3), 6: np.arange(3.0), 9: np.ones(3)}
     result = paired_difference(a, b, one_stratum(3))
-    assert result.estimate == estimate(np.column_stack([a[0] - b[5], a[1] - b[6]]), one_stratum(3))
+    assert result.estimate == estimate(np.column_stack([a[0] - b[5], a[1] - b[6]]), one_stratum(3), scale=2)
     assert result.pairing == "order of seeds"
 
 
@@ -220,9 +282,9 @@ def test_interval_covers_the_truth_about_95_percent_of_the_time(n_seeds, seed_sd
     for _ in range(trials):
         item = np.repeat(rng.normal(0, 0.4, n // group_size), group_size)[:, None]
         seed = rng.normal(0, seed_sd if n_seeds > 1 else 0.0, n_seeds)
-        result = estimate(seed + item + rng.normal(0, 0.3, (n, n_seeds)), design)
-        covered += result.low <= 0 <= result.high
-    # Satterthwaite is an approximation: from 93% with few seeds to 97%, widened by what 600 trials leave to chance.
+        result = estimate(seed + item + rng.normal(0, 0.3, (n, n_seeds)) - 5, design)
+        covered += result.low <= -5 <= result.high
+    # From 93% to 97% with few seeds, widened by what 600 trials leave to chance.
     assert binomial_bounds(0.93, trials)[0] <= covered / trials <= binomial_bounds(0.97, trials)[1]
 
 
