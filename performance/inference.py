@@ -2,7 +2,7 @@
 
 Usage:
 
-    python performance/inference.py grid --out grid.jsonl      # coverage and false alarms: about 40 minutes of one core
+    python performance/inference.py grid --out grid.jsonl      # coverage and false alarms: about 20 minutes of one core
     python performance/inference.py power --out power.jsonl    # power, against the estimator of release 0.1: 10 minutes
     python performance/inference.py members --out members.jsonl  # ensembles: 2 minutes
     python performance/inference.py table grid.jsonl           # the tables of docs/comparison.md
@@ -307,7 +307,7 @@ def _run(out: Path, lines: list[tuple[dict, int, object]]) -> None:
         print(f"{number + 1} of {len(open_lines)}, {left / 60:.0f} min left: {setting}", file=sys.stderr, flush=True)
 
 
-REPETITIONS = {1: 4000, 5: 2000, 13: 1000, 30: 600}
+REPETITIONS = {1: 10000, 5: 3000, 13: 1500, 30: 800}
 
 
 def _grid() -> list[tuple[dict, int, object]]:

@@ -39,7 +39,8 @@ def report(write_rows):
 
 def test_accuracy_counts_ties_and_missing_scores_as_wrong_and_prompts_as_units(report):
     """Right pairs of the three prompts: 2, 1 and 0 of 2.  Each prompt's deviations from 1/2 make (1, 0, -1) / 6 of
-    the mean, so V = 3/2 x 2/36 = 1/12; t(0.975, 2) = 4.30 reaches beyond 0 and 1.
+    the mean, so V = 3/2 x 2/36 = 1/12, as of three independent items.  Wilson's limits with q = t(0.975, 2) = 4.3027
+    are 1/2 +- q / (1 + q^2 / 3) x sqrt(1/12 + q^2 / 36) = 1/2 +- 0.4638.
     """
     right, wrong, tie, missing = (2.0, 1.0), (1.0, 2.0), (1.0, 1.0), (math.nan, 1.0)
     result = report(right, right, right, wrong, tie, missing)
@@ -51,11 +52,14 @@ def test_accuracy_counts_ties_and_missing_scores_as_wrong_and_prompts_as_units(r
 
 
 def test_the_interval_is_that_of_a_mean_of_prompts(report):
-    """20 prompts of two pairs that agree: 15 right, 5 wrong.  The interval is that of 20 numbers, with t(0.975, 19)."""
+    """20 prompts of two pairs that agree: 15 right, 5 wrong.  The interval is Wilson's of 20 numbers, with t(0.975, 19)."""
     result = report(*[(2.0, 1.0)] * 30, *[(1.0, 2.0)] * 10)["metrics"]["accuracy"]
-    reach = 2.0930240544 * math.sqrt(np.var([1.0] * 15 + [0.0] * 5, ddof=1) / 20)
+    q = 2.0930240544
+    n = 0.75 * 0.25 / (np.var([1.0] * 15 + [0.0] * 5, ddof=1) / 20)
+    center = (0.75 + q**2 / (2 * n)) / (1 + q**2 / n)
+    reach = q / (1 + q**2 / n) * math.sqrt(0.75 * 0.25 / n + q**2 / (4 * n**2))
     assert result["value"] == 0.75
-    assert (result["low"], result["high"]) == pytest.approx((0.75 - reach, 0.75 + reach))
+    assert (result["low"], result["high"]) == pytest.approx((center - reach, center + reach))
 
 
 def test_splits_are_never_mixed(report):
