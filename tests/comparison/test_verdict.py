@@ -66,8 +66,8 @@ def test_without_enough_seeds_no_test_is_claimed(experiment):
     world = made_world(experiment, 1)
     runs = world.add("bradley_terry", 0.0, (0, 1)) + world.add("odin", 3.0, (0, 1))
     assert built(world, runs).verdict == (
-        "No test against Bradley-Terry was possible. A test needs at least three seeds of both methods, and scores that "
-        "vary.",
+        "No test against Bradley-Terry was possible. A test needs at least three seeds of both methods, and scores "
+        "that vary.",
     )
     once = [run for run in runs if "seed0" in str(run.summary)]
     assert "Bradley-Terry is a single model here" in built(world, once).verdict[0]

@@ -61,8 +61,8 @@ def test_columns_without_each_member_by_hand():
     falling = [[0.0, 4.0, 1.0, 2.0], [0.0, 1.0, 5.0, 3.0]]
     rising = [[0.0, 1.0, 2.0, 3.0], [0.0, 1.0, 2.0, 5.0]]
     curves = replace(curves_of([falling], groups=["a", "b"]), left_out=np.array([falling, rising]))
-    columns = {name: values.tolist() for name, values in left_out_columns(curves).items()}
-    assert columns == {"gold_end": [2.5, 4.0], "gold_peak": [1.0, 4.0], "gap": [-1.5, 0.0]}
+    columns = left_out_columns(replace(curves, left_out_seeds=(3, 5)))
+    assert columns == {"gold_end": {3: 2.5, 5: 4.0}, "gold_peak": {3: 1.0, 5: 4.0}, "gap": {3: -1.5, 5: 0.0}}
     assert left_out_columns(curves_of([falling])) == {}
 
 

@@ -52,7 +52,7 @@ def test_accuracy_counts_ties_and_missing_scores_as_wrong_and_prompts_as_units(r
 
 
 def test_the_interval_is_that_of_a_mean_of_prompts(report):
-    """20 prompts of two pairs that agree: 15 right, 5 wrong.  The interval is Wilson's of 20 numbers, with t(0.975, 19)."""
+    """20 prompts of two pairs that agree: 15 right, 5 wrong.  Wilson's interval of 20 numbers, with t(0.975, 19)."""
     result = report(*[(2.0, 1.0)] * 30, *[(1.0, 2.0)] * 10)["metrics"]["accuracy"]
     q = 2.0930240544
     n = 0.75 * 0.25 / (np.var([1.0] * 15 + [0.0] * 5, ddof=1) / 20)
