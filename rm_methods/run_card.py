@@ -90,12 +90,31 @@ class RunSummary(RunIdentity, TrainingRecords, total=False):
     checksum: str  # hash of all other entries, which shows edits
 
 
+class CalibrationBin(TypedDict):
+    """Pairs of like confidence. Confidence is sigmoid(|margin|), that of the predicted response; from 0.5 to 1."""
+
+    low: float  # least confidence of its pairs
+    high: float  # largest
+    n: int  # pairs
+    mean_confidence: float
+    accuracy: float  # share of right predictions; equal rewards count half
+
+
+class Calibration(TypedDict):
+    """How well sigmoid(margin) says whether the prediction on a pair is right (`rm_methods.benchmarks.calibration`)."""
+
+    ece: float  # expected calibration error, from 0 to 1
+    ece_if_calibrated: float  # what a calibrated model with these confidences would get by chance
+    bins: list[CalibrationBin]  # of equal numbers of pairs, by confidence
+
+
 class BenchmarkResult(TypedDict, total=False):
     """One benchmark in metrics.json."""
 
     metrics: dict[str, float | None]  # by name, from 0 to 1; None where a stratum of the metric has no items
     tie_rate: float | None  # share of the comparisons whose two float32 scores are equal
     tie_rule: str  # what a tie earns
+    calibration: Calibration  # only where all items are pairs, and one has both scores
     n_scored: int  # items all of whose scores are finite
     n_total: int  # items
     n_truncated: int | None  # items with a response that was cut

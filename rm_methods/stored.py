@@ -16,6 +16,7 @@ _TEXT = {"type": "string"}
 _TEXT_OR_NULL = {"type": ["string", "null"]}
 _NUMBER = {"type": "number"}
 _NUMBER_OR_NULL = {"type": ["number", "null"]}
+_AMOUNT = {"type": "number", "minimum": 0}
 _AMOUNT_OR_NULL = {"type": ["number", "null"], "minimum": 0}
 _COUNT = {"type": "integer", "minimum": 0}
 _COUNT_OR_NULL = {"type": ["integer", "null"], "minimum": 0}
@@ -43,11 +44,14 @@ def _or_null(schema: Mapping[str, Any]) -> dict[str, Any]:
 
 
 _IDENTITY = {"variant": _TEXT, "method": _TEXT, "seed": _COUNT, "run_key": _TEXT}
+_BIN = _object({"n": _COUNT} | dict.fromkeys(("low", "high", "mean_confidence", "accuracy"), _FRACTION))
+_CALIBRATION = _object({"ece": _FRACTION, "ece_if_calibrated": _AMOUNT, "bins": _list_of(_BIN, minItems=1)})
 _BENCHMARK = _object(
     {"metrics": _mapping_to(_NUMBER_OR_NULL)},
     {
         "tie_rate": _FRACTION | {"type": ["number", "null"]},
         "tie_rule": _TEXT,
+        "calibration": _CALIBRATION,
         "n_scored": _COUNT,
         "n_total": _COUNT,
         "n_truncated": _COUNT_OR_NULL,

@@ -15,6 +15,7 @@ from typing import Any, cast
 
 import numpy as np
 
+from rm_methods.benchmarks.calibration import calibration
 from rm_methods.benchmarks.cards import BenchmarkCard, benchmark_module, load_benchmark_card, resolve_benchmark_options
 from rm_methods.benchmarks.credits import CREDIT_COLUMNS, write_credits
 from rm_methods.benchmarks.grading import present_subsets
@@ -24,7 +25,7 @@ from rm_methods.benchmarks.score_table import read_scores, response_hash
 from rm_methods.benchmarks.sources import ItemReport
 from rm_methods.errors import DataError
 from rm_methods.files import file_hash, write_json
-from rm_methods.run_card import BenchmarkResult, RunMetrics
+from rm_methods.run_card import BenchmarkResult, Calibration, RunMetrics
 from rm_methods.stored import with_checksum
 
 IDENTITY = ("variant", "method", "seed", "run_key")
@@ -183,6 +184,23 @@ def tie_rate(card: BenchmarkCard, items: Sequence[BenchmarkItem], scores: Sequen
     return equal / total
 
 
+def _calibration(
+    card: BenchmarkCard, items: Sequence[BenchmarkItem], scores: Sequence[np.ndarray]
+) -> Calibration | None:
+    """Calibration on a benchmark of pairs; None on other benchmarks, and without a pair that has both scores.
+
+    The scores of a joint model count too: on a pair their difference is the logit of its preference.
+    """
+    if any(len(item.responses) != 2 for item in items):
+        return None
+    module = benchmark_module(card)
+    margins = []
+    for item, item_scores in zip(items, scores, strict=True):
+        for better, worse in _comparisons(module, card, item):
+            margins.append(float(item_scores[better]) - float(item_scores[worse]))
+    return calibration(np.array(margins, dtype=np.float64))
+
+
 # Evaluate: score tables to metrics
 
 
@@ -323,6 +341,8 @@ def evaluate_run(
             # Readers of the metrics notice by these hashes that a table was changed later.
             "made_from": {"items": file_hash(items_path), "scores": file_hash(scores_path)},
         }
+        if (measured := _calibration(card, items, scores)) is not None:
+            results[name]["calibration"] = measured
         if members is None or name not in members.tables:
             continue
         left_out = left_out_scores(items, scores_path, members, name)

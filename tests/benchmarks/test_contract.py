@@ -124,6 +124,7 @@ def test_missing_scores_get_no_credit_and_are_counted(card, example_items, tmp_p
     ]
     assert set(result["metrics"].values()) == {0.0}
     assert (result["n_scored"], result["n_total"], result["tie_rate"]) == (0, len(items), 0.0)
+    assert "calibration" not in result
 
 
 def test_one_missing_score_takes_credit_away_but_not_the_item(card, example_items):

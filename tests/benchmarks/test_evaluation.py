@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -49,6 +50,21 @@ class TestMetricsFile:
         rows[1] = replace(rows[1], truncated=True)
         result = evaluate(rows)
         assert result == with_checksum(result)
+        sure = 1 / (1 + math.exp(-1))
+        # Of the three pairs with both scores one is right, one wrong, and the tie is half right.
+        calibration = {
+            "ece": pytest.approx((2 * sure + 0.5) / 3 - 0.5),
+            "ece_if_calibrated": pytest.approx(math.sqrt(2 / math.pi * (2 * sure * (1 - sure) + 0.25) / 9)),
+            "bins": [
+                {
+                    "low": 0.5,
+                    "high": pytest.approx(sure),
+                    "n": 3,
+                    "mean_confidence": pytest.approx((2 * sure + 0.5) / 3),
+                    "accuracy": 0.5,
+                }
+            ],
+        }
         assert result | {"checksum": None} == {"checksum": None} | IDENTITY | {
             "benchmarks": {
                 "heldout": {
@@ -56,6 +72,7 @@ class TestMetricsFile:
                     "metrics": {"test": 0.25, "test_length_controlled": None, "mean": 0.25},
                     "tie_rate": 0.25,
                     "tie_rule": "equal scores are wrong (strict)",
+                    "calibration": calibration,
                     "n_scored": 3,
                     "n_total": 4,
                     "n_truncated": 1,
@@ -90,6 +107,7 @@ class TestMetricsFile:
         result = evaluate_run(runs, IDENTITY, tmp_path / "m.json", tmp_path / "c.parquet")
         assert result["benchmarks"]["heldout"]["metrics"]["test"] == 0.0
         assert result["benchmarks"]["judge_bench"]["metrics"]["overall"] == 1.0
+        assert result["benchmarks"]["judge_bench"]["calibration"]["bins"][0]["accuracy"] == 1.0
         assert set(pd.read_parquet(tmp_path / "c.parquet")["benchmark"]) == {"heldout", "judge_bench"}
         with pytest.raises(DataError, match="named twice"):
             evaluate_run(runs[:1] * 2, IDENTITY, tmp_path / "m.json", tmp_path / "c.parquet")
@@ -121,9 +139,9 @@ class TestCreditsFile:
             items, [rng.normal(size=6).astype(np.float32) for _ in items], tmp_path / "scores.parquet"
         )
         run = [("rm_bench", tmp_path / "items.parquet", table)]
-        metrics = evaluate_run(run, IDENTITY, tmp_path / "m.json", tmp_path / "c.parquet")["benchmarks"]["rm_bench"][
-            "metrics"
-        ]
+        result = evaluate_run(run, IDENTITY, tmp_path / "m.json", tmp_path / "c.parquet")["benchmarks"]["rm_bench"]
+        metrics = result["metrics"]
+        assert "calibration" not in result  # its items are not pairs
         credits = pd.read_parquet(tmp_path / "c.parquet")
         strata = credits.groupby(["metric", "stratum"]).agg(weight=("weight", "first"), credit=("credit", "mean"))
         recomputed = (strata["weight"] * strata["credit"]).groupby("metric").sum()
