@@ -14,7 +14,7 @@ from rm_methods.benchmarks.item import BenchmarkItem, write_items
 from rm_methods.benchmarks.score_table import write_scores
 from rm_methods.errors import DataError, UserError
 from rm_methods.files import file_hash
-from rm_methods.stored import with_checksum
+from rm_methods.stored import read_metrics, with_checksum
 
 from .made_up import score_rows, write_score_table
 
@@ -86,6 +86,7 @@ class TestMetricsFile:
             }
         }
         assert json.loads((tmp_path / "metrics.json").read_text()) == result
+        assert read_metrics(tmp_path / "metrics.json") == result
 
     def test_an_infinite_score_counts_as_not_scored(self, evaluate):
         result = evaluate(rows_of((float("inf"), 1), (2, 1), (2, 1), (2, 1)))["benchmarks"]["heldout"]
