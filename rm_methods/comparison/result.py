@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rm_methods.comparison.ranks import RankTable
+from rm_methods.reporting.sentences import method_label
 from rm_methods.statistics.cell import Cell
 from rm_methods.statistics.column import Role
 from rm_methods.statistics.intervals import Estimate
@@ -70,9 +71,7 @@ class VariantRow:
 
     @property
     def label(self) -> str:
-        """The method's title without what it has in parentheses; with another variant name before it."""
-        title = self.title.partition(" (")[0]
-        return title if self.variant == self.method else f"{self.variant} ({title})"
+        return method_label(self.variant, self.method, self.title)
 
     def counts_items_only(self, estimate: Estimate) -> bool:
         """Whether an interval of the row leaves out what another training would change."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from rm_methods.comparison.result import Comparison, VariantRow
-from rm_methods.comparison.verdict import points
+from rm_methods.reporting.sentences import points
 from rm_methods.reporting.tables import (
     MISSING,
     WIDTH,

@@ -6,7 +6,8 @@ import math
 from collections.abc import Sequence
 
 from rm_methods.comparison.result import Column, Comparison, VariantRow
-from rm_methods.statistics.cell import POWER, Cell, Difference
+from rm_methods.reporting.sentences import column_sentence, detectable_sentence, interval_text, listed, points
+from rm_methods.statistics.cell import Cell
 
 FEW_COLUMNS = 2  # up to here, each rival's difference is told in each column
 
@@ -24,41 +25,14 @@ def verdict(comparison: Comparison) -> tuple[str, ...]:
         sentences.append(f"No test against {reference.label} was possible. {_why_not(rivals, reference)}")
     elif len(comparison.columns) <= FEW_COLUMNS:
         for number, column in enumerate(comparison.columns):
-            sentences.append(_column_sentence(comparison, judged, reference, number, column))
+            cells = [(row.label, row.cells[number]) for row in judged]
+            tested = [(label, cell) for label, cell in cells if cell is not None and cell.tested]
+            sentences.append(column_sentence(column.heading, reference.label, tested, points))
     else:
         sentences += _table_sentences(comparison, judged, reference)
     sentences += _limits_of_sight(comparison)
     sentences += _content_blind(comparison)
     return tuple(sentences)
-
-
-def points(value: float) -> str:
-    """A difference of shares in percentage points, with its sign.
-
-    >>> points(0.0213), points(-0.0004)
-    ('+2.1', '0.0')
-    """
-    text = f"{100 * value:+.1f}"
-    return "0.0" if float(text) == 0 else text
-
-
-def difference_text(difference: Difference) -> str:
-    """A difference in points with its interval: ``+2.1 [-4.8, +9.0]``."""
-    text = points(difference.estimate.mean)
-    if math.isnan(difference.estimate.low):
-        return text
-    return f"{text} [{points(difference.estimate.low)}, {points(difference.estimate.high)}]"
-
-
-def listed(words: Sequence[str]) -> str:
-    """A, B and C.
-
-    >>> listed(["a"]), listed(["a", "b"]), listed(["a", "b", "c"])
-    ('a', 'a and b', 'a, b and c')
-    """
-    if len(words) < 2:
-        return "".join(words)
-    return f"{', '.join(words[:-1])} and {words[-1]}"
 
 
 def _why_not(rivals: Sequence[VariantRow], reference: VariantRow) -> str:
@@ -67,37 +41,6 @@ def _why_not(rivals: Sequence[VariantRow], reference: VariantRow) -> str:
     if reference.role != "trained" or reference.n_models < 2:
         return f"{reference.label} is a single model here: a test needs several trainings of it."
     return "A test needs at least three seeds of both methods, and scores that vary."
-
-
-def _column_sentence(
-    comparison: Comparison, judged: Sequence[VariantRow], reference: VariantRow, number: int, column: Column
-) -> str:
-    """All rivals of one column."""
-    cells = [(row, cell) for row in judged if (cell := row.cells[number]) is not None and cell.tested]
-    if not cells:
-        return f"{column.heading}: no test was possible."
-    better = [_named(row, cell) for row, cell in cells if _is(cell, "significant", 1)]
-    worse = [_named(row, cell) for row, cell in cells if _is(cell, "significant", -1)]
-    equal = [_named(row, cell) for row, cell in cells if cell.verdict == "not significant"]
-    parts = []
-    if better:
-        parts.append(f"better than {reference.label}: {'; '.join(better)}")
-    if worse:
-        parts.append(f"worse: {'; '.join(worse)}")
-    if not parts:
-        parts.append(f"no method is shown to differ from {reference.label}")
-        parts.append(f"differences: {'; '.join(equal)}")
-    elif equal:
-        parts.append(f"not told apart: {'; '.join(equal)}")
-    return f"{column.heading}: {'. '.join(_capitalized(part, first=k == 0) for k, part in enumerate(parts))}."
-
-
-def _capitalized(text: str, *, first: bool) -> str:
-    return text if first else text[:1].upper() + text[1:]
-
-
-def _named(row: VariantRow, cell: Cell) -> str:
-    return f"{row.label} {difference_text(cell.difference)}" if cell.difference is not None else row.label
 
 
 def _is(cell: Cell, verdict: str, sign: int) -> bool:
@@ -135,7 +78,9 @@ def _column_list(cells: Sequence[tuple[Column, Cell]], n_tested: int) -> str:
     """The columns with their differences; of more than a few, the range of the differences."""
     differences = [(column.heading, cell.difference) for column, cell in cells if cell.difference is not None]
     if len(differences) <= FEW_COLUMNS:
-        return listed([f"{heading} ({difference_text(difference)})" for heading, difference in differences])
+        return listed(
+            [f"{heading} ({interval_text(difference.estimate, points)})" for heading, difference in differences]
+        )
     means = [difference.estimate.mean for _, difference in differences]
     span = f"({points(min(means))} to {points(max(means))} points)"
     if len(differences) == n_tested:
@@ -149,19 +94,9 @@ def _limits_of_sight(comparison: Comparison) -> list[str]:
     if not defined:
         return []
     low, high = (f"{100 * value:.1f}" for value in (min(defined), max(defined)))
-    cells = [cell for row in comparison.rows for cell in row.cells if cell is not None and cell.tested]
-    seeds = sorted({cell.difference.estimate.n_seeds for cell in cells if cell.difference is not None})
-    items = sorted({cell.difference.estimate.n_items for cell in cells if cell.difference is not None})
-    with_what = f"{_span(seeds)} seeds" + (f" and {_span(items)} items" if items[-1] else "")
     size = f"{low} points" if low == high else f"{low} to {high} points, depending on the column,"
-    return [
-        f"With {with_what}, a true difference of {size} would be significant with {POWER:.0%} probability. Smaller "
-        "differences would often be missed."
-    ]
-
-
-def _span(values: Sequence[int]) -> str:
-    return f"{values[0]:,}" if values[0] == values[-1] else f"{values[0]:,} to {values[-1]:,}"
+    cells = [cell for row in comparison.rows for cell in row.cells if cell is not None and cell.tested]
+    return [detectable_sentence(size, cells)]
 
 
 def _content_blind(comparison: Comparison) -> list[str]:
