@@ -19,7 +19,7 @@ import yaml
 from filelock import FileLock
 
 from rm_methods.training.launch import STAND_INS
-from tests.workflow.test_workflow import SMOKE, checkout, environment
+from tests.workflow.checkouts import SMOKE, checkout, environment
 
 SCRIPT = Path(__file__).with_name("local_slurm.sh")
 # On the PATH before the real one: writes down what it was started with, and makes one training fail once.

@@ -7,7 +7,7 @@ import json
 import pytest
 import yaml
 
-from tests.workflow.test_workflow import SMOKE, checkout, planned, results, snakemake
+from tests.workflow.checkouts import SMOKE, checkout, planned, results, snakemake
 
 pytestmark = pytest.mark.process
 

@@ -24,7 +24,7 @@ from rm_methods.parquet import table_of_rows, write_parquet
 from rm_methods.reward_models.model_folder import write_checksums
 from rm_methods.scoring.scorer import load_scorer, scoring_settings
 from rm_methods.stored import read_metrics
-from tests.workflow.test_workflow import SMOKE, checkout, environment, planned, results, snakemake
+from tests.workflow.checkouts import SMOKE, checkout, environment, planned, results, snakemake
 
 pytestmark = pytest.mark.process
 

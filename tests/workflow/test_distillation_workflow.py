@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import yaml
 
-from tests.workflow.test_workflow import SMOKE, checkout, planned, results, snakemake
+from tests.workflow.checkouts import SMOKE, checkout, planned, results, snakemake
 
 pytestmark = pytest.mark.process
 

@@ -8,7 +8,7 @@ import pytest
 import yaml
 from transformers import AutoModelForCausalLM
 
-from tests.workflow.test_workflow import SMOKE, checkout, planned, results, snakemake
+from tests.workflow.checkouts import SMOKE, checkout, planned, results, snakemake
 
 pytestmark = pytest.mark.process
 

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -17,61 +15,9 @@ import yaml
 
 from rm_methods.system.run_lock import run_lock
 from tests.conftest import REPOSITORY
+from tests.workflow.checkouts import SMOKE, checkout, environment, planned, results, snakemake
 
 pytestmark = pytest.mark.process
-
-SMOKE = {
-    "experiment": "smoke",
-    "seeds": [0],
-    "data": {"dataset": "world", "options": {"train_pairs": 120, "validation_pairs": 20, "test_pairs": 20}},
-    "backbone": {
-        "max_length": 256,
-        "tiny": {
-            "hidden_size": 16, "intermediate_size": 32, "layers": 1, "heads": 2, "key_value_heads": 2,
-            "vocabulary_size": 400,
-        },
-    },
-    "training": {
-        "pairs_per_step": 8, "learning_rate": 1e-3, "precision": "fp32", "log_every_steps": 1,
-        "checkpoint_every_steps": 5,
-    },
-    "methods": {"bradley_terry": {}, "label_smoothing": {}, "longest": {}},
-    "benchmarks": {"world": {}},
-}  # fmt: skip
-
-
-def checkout(folder: Path) -> Path:
-    """A copy of what the workflow needs, so that tests may edit it."""
-    for name in ("rm_methods", "workflow"):
-        shutil.copytree(REPOSITORY / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
-    (folder / "config").mkdir()
-    shutil.copy(REPOSITORY / "Snakefile", folder)
-    (folder / "config" / "smoke.yaml").write_text(yaml.safe_dump(SMOKE))
-    return folder
-
-
-def environment(folder: Path, **more: str) -> dict[str, str]:
-    kept = {k: v for k, v in os.environ.items() if k not in ("MLFLOW_TRACKING_URI", "PYTEST_CURRENT_TEST")}
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    return kept | {"PATH": path, "PYTHONPATH": str(folder), "MLFLOW_DISABLE_TELEMETRY": "true"} | more
-
-
-def snakemake(folder: Path, *arguments: str, check: bool = True, **variables: str) -> str:
-    command = ["snakemake", *arguments, "--cores", "2", "--configfile", "config/smoke.yaml"]
-    done = subprocess.run(
-        command, cwd=folder, env=environment(folder, **variables), capture_output=True, text=True, timeout=600
-    )
-    output = done.stdout + done.stderr
-    if check:
-        logs = "\n".join(f"== {p}\n{p.read_text()[-2000:]}" for p in (folder / "results").rglob("*.log"))
-        assert done.returncode == 0, output[-3000:] + logs
-    return output
-
-
-def planned(output: str) -> dict[str, int]:
-    """Jobs of a dry run, by rule."""
-    table = output.split("Job stats:")[1] if "Job stats:" in output else ""
-    return {name: int(count) for name, count in re.findall(r"^(\w+)\s+(\d+)$", table, re.MULTILINE) if name != "total"}
 
 
 @pytest.fixture(scope="module")
@@ -80,10 +26,6 @@ def finished(tmp_path_factory) -> Path:
     folder = checkout(tmp_path_factory.mktemp("workflow"))
     snakemake(folder, MLFLOW_TRACKING_URI="http://127.0.0.1:9")
     return folder
-
-
-def results(folder: Path) -> Path:
-    return folder / "results" / "smoke"
 
 
 def test_dry_run_of_the_quickstart_shows_every_job(tmp_path):
@@ -323,7 +265,7 @@ def test_a_killed_run_continues_from_its_checkpoint(finished, tmp_path):
     (folder / "config" / "smoke.yaml").write_text(yaml.safe_dump(long))
     process = subprocess.Popen(
         ["snakemake", "--cores", "2", "--configfile", "config/smoke.yaml"],
-        cwd=folder, env=environment(folder), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        cwd=folder, env=environment(folder, warm=False), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         start_new_session=True,
     )  # fmt: skip
     deadline = time.monotonic() + 240
@@ -334,7 +276,7 @@ def test_a_killed_run_continues_from_its_checkpoint(finished, tmp_path):
     process.wait()
     assert not (results(folder) / "runs" / "bradley_terry" / "seed0" / "summary.json").exists()
     snakemake(folder, "--unlock")
-    snakemake(folder, "--rerun-incomplete")
+    snakemake(folder, "--rerun-incomplete", warm=False)
     log = (results(folder) / "logs" / "train" / "bradley_terry_seed0.log").read_text()
     assert "resumes from" in log
     steps = [
