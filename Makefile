@@ -4,6 +4,8 @@ CORES ?= 2
 PYTHON ?= python3.11
 VENV := .venv
 READY := $(VENV)/.ready
+# A file stays on one core, since its tests share what is expensive; tests/conftest.py puts the long files first.
+PARALLEL := -n $(CORES) --dist loadfile --no-loadscope-reorder
 TRACKING ?= $(or $(MLFLOW_TRACKING_URI),sqlite:///mlflow.db)
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export MLFLOW_DISABLE_TELEMETRY := true
@@ -14,11 +16,11 @@ demo: setup
 	snakemake --cores $(CORES)
 
 test: setup
-	OMP_NUM_THREADS=1 pytest -m "not slow" -n $(CORES) --dist worksteal --durations=20
+	OMP_NUM_THREADS=1 pytest -m "not slow" $(PARALLEL) --durations=20
 
 # The inner loop: no trainings and no processes.
 test-unit: setup
-	OMP_NUM_THREADS=1 pytest -m "not slow and not process" -n $(CORES) --dist worksteal --durations=10
+	OMP_NUM_THREADS=1 pytest -m "not slow and not process" $(PARALLEL) --durations=10
 
 # Real backbone, real data, the trained world: minutes.
 test-slow: setup

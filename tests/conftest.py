@@ -33,6 +33,11 @@ REPOSITORY = Path(__file__).parents[1]
 SHARED_DATA = REPOSITORY.parent / "shared" / "data"
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the tests that train or start processes first, so that no core waits for the other's last long file."""
+    items.sort(key=lambda item: item.get_closest_marker("process") is None)
+
+
 def pytest_collection_finish() -> None:
     """Leave what the tests themselves consist of out of every later search for garbage."""
     gc.collect()

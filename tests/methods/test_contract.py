@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import subprocess
-import sys
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-import yaml
 from safetensors.torch import load_file
 
 from rm_methods.benchmarks.item import BenchmarkItem
@@ -24,6 +20,8 @@ from rm_methods.scoring.scorer import ScoringSettings, load_scorer
 from rm_methods.training.run import RunFiles, train
 from rm_methods.training.trainer import PlannedSteps, RewardTrainer
 from tests.conftest import experiment_config
+from tests.training.commands import losses as losses_of
+from tests.training.commands import run_to_the_end, train_command
 
 pytestmark = pytest.mark.process
 
@@ -193,36 +191,10 @@ def test_two_ranks_learn_what_one_rank_learns(name, prepared, required, tmp_path
     losses = []
     for ranks in (1, 2):
         folder = tmp_path / str(ranks)
-        config = experiment_config(folder, methods=with_required(name), training={"processes": ranks}, seeds=[0, 1])
-        (folder / "config.yaml").write_text(yaml.safe_dump(config))
-        command = [
-            sys.executable,
-            "-m",
-            "rm_methods.cli",
-            "train",
-            "--config",
-            folder / "config.yaml",
-            "--variant",
-            name,
-            "--seed",
-            "0",
-        ]
-        command += ["--pairs", prepared[0], "--backbone", prepared[1], "--out", folder, "--work", folder / "work"]
-        command += [
-            word
-            for key, folders in required(name).items()
-            for path in folders
-            for word in ("--required", f"{key}={path}")
-        ]
-        done = subprocess.run(
-            [str(word) for word in command],
-            capture_output=True,
-            text=True,
-            timeout=600,
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
-        )
-        assert done.returncode == 0, done.stderr[-4000:]
-        losses.append([json.loads(line)["loss"] for line in (folder / "metrics.jsonl").read_text().splitlines()])
+        sections = {"methods": with_required(name), "seeds": [0, 1]}
+        command = train_command(prepared, folder, name, required=required(name), sections=sections, processes=ranks)
+        run_to_the_end(command)
+        losses.append(losses_of(folder))
     assert len(losses[0]) == len(losses[1]) > 0
     if load_method(name, load_method_card(name).defaults()).depends_on_cut:
         assert all(math.isfinite(loss) for loss in losses[1])

@@ -10,7 +10,6 @@ import sys
 import time
 
 import pytest
-import yaml
 
 from rm_methods.errors import UserError
 from rm_methods.system.run_lock import LOCK
@@ -21,7 +20,8 @@ from rm_methods.training.launch import (
     several_nodes_command,
     stops_on_signals,
 )
-from tests.conftest import REPOSITORY, experiment_config
+from tests.conftest import REPOSITORY
+from tests.training.commands import train_command
 
 pytestmark = pytest.mark.process
 
@@ -156,30 +156,19 @@ def test_a_signal_ends_the_block_like_an_error(number, capsys):
     assert signal.getsignal(number) == signal.SIG_DFL
 
 
-def train_command(prepared, folder, epochs, out, work):
+def command_and_environment(prepared, folder, epochs, out, work):
     """A real training that writes a checkpoint every five steps, on a copy of the package that nobody edits."""
-    config = experiment_config(folder / "configuration", training={"epochs": epochs, "checkpoint_every_steps": 5})
-    (folder / "config.yaml").write_text(yaml.safe_dump(config))
     shutil.copytree(
         REPOSITORY / "rm_methods", folder / "code" / "rm_methods", ignore=shutil.ignore_patterns("__pycache__")
     )
-    command = [
-        sys.executable,
-        "-m",
-        "rm_methods.cli",
-        "train",
-        "--config",
-        folder / "config.yaml",
-        "--variant",
-        "bradley_terry",
-    ]
-    command += ["--seed", "0", "--pairs", prepared[0], "--backbone", prepared[1], "--out", out, "--work", work]
-    return [str(word) for word in command], os.environ | {"PYTHONPATH": str(folder / "code")}
+    options = {"epochs": epochs, "checkpoint_every_steps": 5}
+    command = train_command(prepared, folder / "configuration", out=out, work=work, **options)
+    return command, os.environ | {"PYTHONPATH": str(folder / "code")}
 
 
 @pytest.mark.slow
 def test_a_full_disk_ends_a_training_with_what_to_do_and_no_half_checkpoint(prepared, tmp_path, small_disk):
-    command, environment = train_command(prepared, tmp_path, 1, tmp_path / "run", small_disk / "work")
+    command, environment = command_and_environment(prepared, tmp_path, 1, tmp_path / "run", small_disk / "work")
     (small_disk / "other").write_bytes(b"x" * 700 * 1024)
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200)
     assert done.returncode == 2, done.stderr
@@ -192,7 +181,7 @@ def test_a_full_disk_ends_a_training_with_what_to_do_and_no_half_checkpoint(prep
 @pytest.mark.slow
 def test_a_terminated_training_leaves_its_checkpoint_and_nothing_half_written(prepared, tmp_path):
     """SIGTERM, which Slurm sends at the time limit, ends a real run; the same command continues from the checkpoint."""
-    command, environment = train_command(prepared, tmp_path, 100, tmp_path / "run", tmp_path / "work")
+    command, environment = command_and_environment(prepared, tmp_path, 100, tmp_path / "run", tmp_path / "work")
     process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 60
     while (

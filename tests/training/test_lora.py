@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from safetensors.torch import load_file
 
 from rm_methods.config.resolve import resolve
 from rm_methods.errors import ConfigError, UserError
@@ -19,21 +18,13 @@ from rm_methods.training.run import run_key, train
 from rm_methods.training.trainer import RewardTrainer
 from tests.conftest import experiment_config
 from tests.reward_models.test_lora import LORA
-from tests.training.test_rank_failure import killed_in_training, run_to_the_end, train_command
+from tests.training.commands import killed_in_training, losses, run_to_the_end, train_command, weights
 from tests.training.test_trainer import killed_after, log, run_files
 
 pytestmark = pytest.mark.process
 
 SMALL = {"rank": 2, "alpha": 4}
 ENCODER = {"joint_encoder": {"masked_language_epochs": 1, "epochs": 1}}
-
-
-def weights(folder: Path) -> dict[str, torch.Tensor]:
-    return load_file(folder / "model" / "model.safetensors")
-
-
-def losses(folder: Path) -> list[float]:
-    return [row["loss"] for row in log(folder / "metrics.jsonl")]
 
 
 def trained(prepared, folder: Path, variant: str = "bradley_terry", methods: dict | None = None, **training) -> Path:

@@ -1,131 +1,93 @@
-"""A rank that dies in training ends the others, and the rerun ends with the weights of an uninterrupted run."""
+"""A rank that dies ends the others; the rerun ends with the weights of an uninterrupted run, on one rank, too."""
 
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
+import shutil
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
-import psutil
 import pytest
 import torch
-import yaml
-from safetensors.torch import load_file
 
-from tests.conftest import experiment_config
+from tests.training.commands import assert_alike, killed_in_training, losses, run_to_the_end, train_command, weights
+from tests.training.conftest import STEADY
 
 pytestmark = pytest.mark.process
 
-LONG = {"processes": 2, "epochs": 12, "checkpoint_every_steps": 12}  # 72 steps
+STAGES = [
+    "zero2",
+    *(pytest.param(s, marks=pytest.mark.slow) for s in (None, "zero0", "zero1", "zero3", "zero3_offload")),
+]
 
 
-def train_command(
-    prepared, folder: Path, variant: str = "bradley_terry", teacher: Path | None = None, **training
-) -> list[str]:
-    """`rm-methods train` for a run in `folder`, whose configuration is written there."""
-    teachers = {
-        "joint_encoder": {"masked_language_epochs": 1, "epochs": 1},
-        "joint_bidirectional": {"masked_language_epochs": 6, "epochs": 1},
-    }
-    methods = {"bradley_terry": {}, **teachers, "interaction_distillation": {}}
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.yaml").write_text(yaml.safe_dump(experiment_config(folder, methods=methods, training=training)))
-    command = [
-        sys.executable,
-        "-m",
-        "rm_methods.cli",
-        "train",
-        "--config",
-        folder / "config.yaml",
-        "--variant",
-        variant,
-    ]
-    command += [
-        "--seed",
-        "0",
-        "--pairs",
-        prepared[0],
-        "--backbone",
-        prepared[1],
-        "--out",
-        folder,
-        "--work",
-        folder / "work",
-    ]
-    return [str(word) for word in command] + ([f"--required=teacher={teacher}"] if teacher else [])
+class Killed(NamedTuple):
+    folder: Path
+    seconds: float  # until everything had ended
+    errors: str
 
 
-def run_to_the_end(command: list[str]) -> str:
-    """Standard error of a run that must succeed."""
-    done = subprocess.run(
-        command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=400
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
-    return done.stderr
+@pytest.fixture(scope="module")
+def whole(prepared, tmp_path_factory) -> Callable[[str | None], Path]:
+    """The run on two ranks that nobody kills, by stage."""
+
+    @cache
+    def train_to_the_end(stage):
+        folder = tmp_path_factory.mktemp("whole")
+        run_to_the_end(train_command(prepared, folder, **STEADY, processes=2, deepspeed=stage))
+        return folder
+
+    return train_to_the_end
 
 
-def ranks_of(process: subprocess.Popen) -> list[psutil.Process]:
-    """The rank processes of a running training: they have no children that train."""
-    found = [
-        p for p in psutil.Process(process.pid).children(recursive=True) if "rm_methods.cli" in " ".join(p.cmdline())
-    ]
-    return [p for p in found if "torch.distributed.run" not in p.cmdline()]
+@pytest.fixture(scope="module")
+def killed(prepared, tmp_path_factory) -> Callable[[str | None], Killed]:
+    """The same run, of which one rank was killed, by stage; for tests that continue a copy of it."""
+
+    @cache
+    def kill(stage):
+        folder = tmp_path_factory.mktemp("killed")
+        command = train_command(prepared, folder, **STEADY, processes=2, deepspeed=stage)
+        return Killed(folder, *killed_in_training(command, folder))
+
+    return kill
 
 
-def killed_in_training(command: list[str], folder: Path, checkpoints: str = "*/checkpoint-*") -> tuple[float, str]:
-    """Start a run on two ranks, kill one after the first checkpoint.
-
-    Args:
-        checkpoints: pattern of their folders in the folder of work.
-
-    Returns:
-        Seconds until everything had ended, and standard error.
-    """
-    with (folder / "stderr.txt").open("w") as errors:
-        process = subprocess.Popen(
-            command, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL, stderr=errors
-        )
-        deadline = time.monotonic() + 200
-        while not list((folder / "work").glob(f"{checkpoints}/complete")):
-            assert process.poll() is None, (folder / "stderr.txt").read_text()[-3000:]
-            assert time.monotonic() < deadline, "no checkpoint was written"
-            time.sleep(0.02)
-        ranks = ranks_of(process)
-        assert len(ranks) == 2
-        ranks[1].send_signal(signal.SIGKILL)
-        killed = time.monotonic()
-        process.wait(timeout=120)
-        psutil.wait_procs(ranks, timeout=120)
-    assert process.returncode == 2
-    assert not any(rank.is_running() for rank in ranks)
-    return time.monotonic() - killed, (folder / "stderr.txt").read_text()
+@pytest.mark.parametrize("stage", STAGES)
+def test_two_ranks_learn_what_one_rank_learns(whole, one_rank, stage):
+    assert_alike(whole(stage), one_rank, weights_within=5e-3)
+    assert json.loads((whole(stage) / "summary.json").read_text())["cost"]["world_size"] == 2
 
 
-def losses(folder: Path) -> list[float]:
-    return [json.loads(line)["loss"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
-
-
-@pytest.mark.parametrize(
-    "stage", ["zero2", *(pytest.param(s, marks=pytest.mark.slow) for s in (None, "zero1", "zero3", "zero3_offload"))]
-)
-def test_a_killed_rank_stops_the_others_and_the_rerun_ends_with_the_same_weights(prepared, tmp_path, stage):
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    run_to_the_end(train_command(prepared, whole, **LONG, deepspeed=stage))
-    command = train_command(prepared, killed, **LONG, deepspeed=stage)
-    seconds, errors = killed_in_training(command, killed)
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_killed_rank_stops_the_others_and_the_rerun_ends_with_the_same_weights(
+    prepared, whole, killed, tmp_path, stage
+):
+    folder, seconds, errors = killed(stage)
     assert seconds < 60
     assert "rank failed" in errors
-    assert not (killed / "model").exists()
-    assert not (killed / "summary.json").exists()
+    assert not (folder / "model").exists()
+    assert not (folder / "summary.json").exists()
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    command = train_command(prepared, folder, out=tmp_path, **STEADY, processes=2, deepspeed=stage)
     assert "resumes from" in run_to_the_end(command)
-    ours, theirs = (load_file(folder / "model" / "model.safetensors") for folder in (whole, killed))
+    ours, theirs = weights(tmp_path), weights(whole(stage))
     assert all(torch.equal(ours[key], theirs[key]) for key in ours)
-    assert losses(killed) == losses(whole)
-    assert not list((killed / "work").glob("*/checkpoint-*")), "checkpoints of a finished run are removed"
+    assert losses(tmp_path) == losses(whole(stage))
+    assert not list((tmp_path / "work").glob("*/checkpoint-*")), "checkpoints of a finished run are removed"
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_run_that_was_killed_on_two_ranks_continues_on_one(prepared, killed, one_rank, tmp_path, stage):
+    folder = killed(stage).folder
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    command = train_command(prepared, folder, out=tmp_path, **STEADY, processes=1, deepspeed=stage)
+    errors = run_to_the_end(command)
+    assert "resumes from" in errors
+    assert ("written by 2 ranks; converting it for 1" in errors) == (stage not in (None, "zero0"))
+    assert_alike(tmp_path, one_rank, weights_within=5e-3)
 
 
 @pytest.mark.slow
@@ -138,8 +100,5 @@ def test_a_teacher_that_was_killed_while_it_trained_on_text_continues_there(prep
     command = train_command(prepared, killed, "joint_bidirectional", **options, processes=2, deepspeed=stage)
     killed_in_training(command, killed, "*/adaptation/checkpoint-*")
     command = train_command(prepared, killed, "joint_bidirectional", **options, processes=ranks, deepspeed=stage)
-    assert "(masked language modeling): resumes from" in run_to_the_end(command)
-    assert losses(killed) == pytest.approx(losses(whole), abs=1e-3)
-    ours, theirs = (load_file(folder / "model" / "model.safetensors") for folder in (whole, killed))
-    assert ours.keys() == theirs.keys()
-    assert max(float((ours[key] - theirs[key]).abs().max()) for key in ours) < 1e-2
+    assert "(masked language modelling): resumes from" in run_to_the_end(command)
+    assert_alike(killed, whole, weights_within=1e-2)
