@@ -324,5 +324,5 @@ def test_theattention_width_is_that_of_all_heads():
 
 def test_an_encoder_that_is_not_there_is_named_with_its_own_key(prepared, tmp_path):
     methods = {"joint_encoder": {"source": "results/absent/runs/joint_encoder/seed0/model"}}
-    with pytest.raises(UserError, match=r"joint_encoder\.source = 'results/absent.*There is no such folder here"):
+    with pytest.raises(UserError, match=r"joint_encoder\.source = 'results/absent.*No such folder exists here"):
         train_variant(prepared, tmp_path, "joint_encoder", methods)

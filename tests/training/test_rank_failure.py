@@ -100,5 +100,5 @@ def test_a_teacher_that_was_killed_while_it_trained_on_text_continues_there(prep
     command = train_command(prepared, killed, "joint_bidirectional", **options, processes=2, deepspeed=stage)
     killed_in_training(command, killed, "*/adaptation/checkpoint-*")
     command = train_command(prepared, killed, "joint_bidirectional", **options, processes=ranks, deepspeed=stage)
-    assert "(masked language modelling): resumes from" in run_to_the_end(command)
+    assert "(masked language modeling): resumes from" in run_to_the_end(command)
     assert_alike(killed, whole, weights_within=1e-2)
