@@ -34,7 +34,7 @@ def compare_across_noise(
     """Compare the runs of every level (`<level>/table.*`, `<level>/comparison.*`), then write one table of all levels
     and the figures.
 
-    Every variant is compared with the reference of its own level.
+    Every variant is compared with the reference of the same level.
 
     Args:
         reference: name without noise.

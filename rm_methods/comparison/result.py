@@ -20,7 +20,7 @@ class Column:
     Attributes:
         benchmark, metric: as in metrics.json.
         heading: for readers.
-        chance: what a random scorer gets, in the units of the credits; None if there is no such level.
+        chance: what a random scorer gets, in the units of the credits; None without such a level.
     """
 
     benchmark: str

@@ -98,11 +98,9 @@ def read_runs(files: Sequence[EvaluatedFiles], columns: Sequence[Column]) -> lis
         DataError: files of one run that do not belong together, or credits that do not add up to the metric.
     """
     if not files:
-        raise UserError("There is nothing to compare: no runs were given. Run the evaluate stage first.")
+        raise UserError("Nothing to compare: no runs were given. Run the evaluate stage first.")
     if not columns:
-        raise UserError(
-            "There is nothing to compare: no columns were given. Name at least one benchmark in the configuration."
-        )
+        raise UserError("Nothing to compare: no columns were given. Name at least one benchmark in the configuration.")
     runs = [_read_run(f, columns) for f in files]
     seen: dict[tuple[str, int], Run] = {}
     methods: dict[str, Run] = {}

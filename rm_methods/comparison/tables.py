@@ -101,7 +101,7 @@ def _mark(estimate: Estimate) -> str:
 
 
 def method_text(row: VariantRow) -> str:
-    """The row's label, and † where there is no scalar reward."""
+    """The row's label, and † without a scalar reward."""
     return row.label + ("" if row.scalar_reward else " †")
 
 

@@ -64,8 +64,7 @@ def tune(config: Mapping[str, Any], folder: Path, out_folder: Path) -> str:
     """
     if not config["tuning"]["enabled"]:
         raise UserError(
-            "tuning.enabled is false in this configuration, so there is no grid to choose from. Set it to true and run "
-            "snakemake."
+            "tuning.enabled is false in this configuration, so nothing was tuned. Set it to true and run snakemake."
         )
     candidates = read_candidates(config, Path(folder))
     selected = select(candidates)

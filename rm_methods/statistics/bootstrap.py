@@ -45,7 +45,7 @@ def standardized_means(
     """Means of two groups of rows at a common mix of strata: sum over strata of share x (mean of the group in the
     stratum).
 
-    This is direct standardization.  The standard is the overlap of the groups: the share of a stratum goes by n0 n1 /
+    This is direct standardization.  The standard is the overlap of the groups: a stratum has the share n0 n1 /
     (n0 + n1) of its rows in each group (the weights of Mantel and Haenszel).  So a stratum that one group lacks has no
     share, one with a single misclassified pair a small one, and the difference of the two means is the stratified mean
     difference.

@@ -61,7 +61,7 @@ class VariantValues:
 
     @property
     def single(self) -> bool:
-        """Whether one scorer is all there is: nothing of the seeds can be counted."""
+        """Whether the variant is one scorer, so that seeds cannot be counted."""
         return len(self.by_seed) == 1
 
 

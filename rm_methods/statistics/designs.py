@@ -77,7 +77,7 @@ def _blocks(stratum: np.ndarray, cluster: np.ndarray) -> np.ndarray:
     """Code of the block of each cluster: connected components of clusters that share a stratum and strata that share a
     cluster.
 
-    Strata count as connected only through a cluster that lies in both.
+    Strata count as connected only through a cluster of both.
     """
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components

@@ -17,7 +17,7 @@ value a group and seed, u[g, s] = sum over its items of (W_h / n_h) * (y[i, s] -
 the mean squares above are taken over groups: n_h/(n_h - 1) becomes G/(G - 1) of the G groups.  This is the usual
 linearized (Taylor) variance of stratified cluster samples of unequal size (Cochran, Sampling Techniques, 1977; Miller,
 "Adding Error Bars to Evals", 2024, for benchmarks); with one item a group it is exactly the formula above.  Strata
-that share a group are treated as one block; a stratum with a single group has no spread of its own, so its deviation
+that share a group are treated as one block; a stratum with a single group has no spread, so its deviation
 from the metric itself is used (the "adjust" rule of R's `survey` package).
 
 V_seed may be moderated by the other variants of a column (`moderation.py`).  The law of the error is in `error_law.py`.
