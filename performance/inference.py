@@ -307,7 +307,7 @@ def _run(out: Path, lines: list[tuple[dict, int, object]]) -> None:
         print(f"{number + 1} of {len(open_lines)}, {left / 60:.0f} min left: {setting}", file=sys.stderr, flush=True)
 
 
-REPETITIONS = {1: 10000, 5: 3000, 13: 1500, 30: 800}
+REPETITIONS = {1: 10000, 5: 3000, 13: 1000, 30: 600}
 
 
 def _grid() -> list[tuple[dict, int, object]]:

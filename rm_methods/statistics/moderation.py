@@ -20,7 +20,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-PRIOR_FREEDOM = 6  # how many degrees of freedom the pooled variance counts for
+PRIOR_FREEDOM = 4  # how many degrees of freedom the pooled variance counts for
 
 
 @dataclass(frozen=True)

@@ -47,9 +47,9 @@ def test_missing_runs_and_other_seeds_are_allowed():
 
 
 def test_moderated_by_hand():
-    """Own 1.0 of 2 degrees of freedom, pool 6.0 of 30 at scale 1/3: (2 x 1 + 6 x 2) / 8 of 8."""
-    assert PRIOR_FREEDOM == 6
-    assert moderated(1.0, 2, SeedPool(6.0, 30), scale=1 / 3) == (pytest.approx(14 / 8), 8)
+    """Own 1.0 of 2 degrees of freedom, pool 6.0 of 30 at scale 1/3: (2 x 1 + 4 x 2) / 6 of 6."""
+    assert PRIOR_FREEDOM == 4
+    assert moderated(1.0, 2, SeedPool(6.0, 30), scale=1 / 3) == (pytest.approx(10 / 6), 6)
     # A pool of 4 adds 2.
     assert moderated(1.0, 2, SeedPool(6.0, 4), scale=1 / 3) == (pytest.approx((2 + 2 * 2) / 4), 4)
     assert moderated(1.0, 2, None, scale=1) == (1.0, 2)
