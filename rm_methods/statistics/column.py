@@ -163,9 +163,9 @@ def difference_to(
     pool = pools.paired if both_trained and pairing == "same seed" else None
     differences = [np.asarray(candidate.by_seed[a]) - np.asarray(reference.by_seed[b]) for a, b in pairs]
     if design is None:
-        difference = estimate_from_seeds([float(value) for value in differences], pool, scale=2)
+        difference = estimate_from_seeds([float(value) for value in differences], pool, pooled_per_run=2)
     else:
-        difference = estimate(np.column_stack(differences), design, pool, scale=2)
+        difference = estimate(np.column_stack(differences), design, pool, pooled_per_run=2, is_difference=True)
     tested = both_trained and len(pairs) >= MIN_SEEDS
     return Difference(difference, _p_value(difference) if tested else math.nan, tested, pairing)
 
@@ -213,7 +213,7 @@ def _estimate_of_means(
     sign = 1.0 if many is candidate else -1.0
     runs = [sign * (np.asarray(many.by_seed[seed]) - fixed_credits) for seed in sorted(many.by_seed)]
     pool = pools.within if many.role == "trained" else None
-    return estimate(np.column_stack(runs), design, pool)
+    return estimate(np.column_stack(runs), design, pool, is_difference=True)
 
 
 def _without_interval(credits: np.ndarray, design: ItemDesign) -> Estimate:

@@ -83,13 +83,22 @@ class VarianceParts:
     item_freedom: float
 
 
-def estimate(credits: np.ndarray, design: ItemDesign, pool: SeedPool | None = None, scale: float = 1.0) -> Estimate:
+def estimate(
+    credits: np.ndarray,
+    design: ItemDesign,
+    pool: SeedPool | None = None,
+    *,
+    pooled_per_run: float = 1.0,
+    is_difference: bool = False,
+) -> Estimate:
     """Mean and 95% interval of a metric.
 
     Args:
         credits: float64 [items, seeds], complete (every seed scored every item), in the item order of `design`.
         pool: of the column, to moderate the seed variance; None uses the seeds at hand alone.
-        scale: how many times the pool's variance a run has: 1 for a metric, 2 for a paired difference.
+        pooled_per_run: how many times the pool's variance a run has: 1 for a metric, 2 for a paired difference.
+        is_difference: credits are differences, so the limits are symmetric; else limits of credits from 0 to 1 are
+            Wilson's.
     """
     credits = np.asarray(credits, dtype=np.float64)
     n_seeds = credits.shape[1]
@@ -97,24 +106,26 @@ def estimate(credits: np.ndarray, design: ItemDesign, pool: SeedPool | None = No
     parts = variance_parts(credits, design)
     seed_variance, seed_freedom = parts.seed, parts.seed_freedom
     if n_seeds > 1:
-        seed_variance, seed_freedom = moderated(parts.seed, parts.seed_freedom, pool, scale / n_seeds)
+        seed_variance, seed_freedom = moderated(parts.seed, parts.seed_freedom, pool, pooled_per_run / n_seeds)
     return with_interval(
         float(per_seed.mean()),
         ErrorLaw(seed_variance, max(seed_freedom, 1), parts.item, parts.item_freedom),
         basis="items" if n_seeds == 1 else "seeds and items",
         n_seeds=n_seeds,
         design=design,
-        is_share=bool(np.all((credits >= 0) & (credits <= 1))),
+        is_share=not is_difference and bool(np.all((credits >= 0) & (credits <= 1))),
     )
 
 
-def estimate_from_seeds(values: Sequence[float], pool: SeedPool | None = None, scale: float = 1.0) -> Estimate:
+def estimate_from_seeds(
+    values: Sequence[float], pool: SeedPool | None = None, *, pooled_per_run: float = 1.0
+) -> Estimate:
     """Mean and 95% interval of a metric that has no credits: Student's t over the seeds, items are not counted."""
     n_seeds = len(values)
     seed_variance, seed_freedom = 0.0, 0
     if n_seeds > 1:
         own_variance = float(np.var(values, ddof=1)) / n_seeds
-        seed_variance, seed_freedom = moderated(own_variance, n_seeds - 1, pool, scale / n_seeds)
+        seed_variance, seed_freedom = moderated(own_variance, n_seeds - 1, pool, pooled_per_run / n_seeds)
     return with_interval(
         float(np.mean(values)),
         ErrorLaw(seed_variance, max(seed_freedom, 1), 0.0, 1.0),

@@ -220,7 +220,9 @@ def test_pairs_by_common_seed_only():
     a = {0: np.array([1.0, 1, 0]), 1: np.array([1.0, 0, 0]), 2: np.array([1.0, 1, 1])}
     b = {1: np.array([0.0, 0, 0]), 2: np.array([1.0, 0, 0]), 7: np.array([1.0, 1, 1])}
     result = paired_difference(a, b, design)
-    assert result.estimate == estimate(np.column_stack([a[1] - b[1], a[2] - b[2]]), design, scale=2)
+    assert result.estimate == estimate(
+        np.column_stack([a[1] - b[1], a[2] - b[2]]), design, pooled_per_run=2, is_difference=True
+    )
     assert result.estimate.mean == pytest.approx((1 / 3 + 2 / 3) / 2, abs=1e-12)
     assert (result.pairing, result.tested) == ("same seed", False)
     assert math.isnan(result.p_value)
@@ -255,8 +257,22 @@ def test_two_scorers_without_seeds_differ_by_their_items():
 def test_without_a_common_seed_runs_are_paired_in_order():
     a, b = {0: np.zeros(3), 1: np.ones(3)}, {5: np.ones(3), 6: np.arange(3.0), 9: np.ones(3)}
     result = paired_difference(a, b, one_stratum(3))
-    assert result.estimate == estimate(np.column_stack([a[0] - b[5], a[1] - b[6]]), one_stratum(3), scale=2)
+    assert result.estimate == estimate(
+        np.column_stack([a[0] - b[5], a[1] - b[6]]), one_stratum(3), pooled_per_run=2, is_difference=True
+    )
     assert result.pairing == "order of seeds"
+
+
+def test_a_difference_is_never_taken_for_a_share():
+    """Better on some items and worse on none: the limits are symmetric, and reach below 0."""
+    better = {s: np.array([0.0, 0, 0, 1]) for s in range(3)}
+    same = {s: np.zeros(4) for s in range(3)}
+    difference = paired_difference(better, same, one_stratum(4)).estimate
+    assert difference.low == pytest.approx(2 * difference.mean - difference.high)
+    assert difference.low < 0
+    nothing = paired_difference(same, same, one_stratum(4)).estimate
+    assert (nothing.mean, nothing.basis) == (0.0, "nothing")
+    assert math.isnan(nothing.low)
 
 
 def test_equal_credits_differ_with_p_value_one_and_constant_shift_has_none():
