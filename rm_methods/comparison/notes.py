@@ -7,17 +7,20 @@ from collections.abc import Sequence
 
 from rm_methods.comparison.result import Column, Comparison, Cost, VariantRow
 from rm_methods.comparison.runs import Run
-from rm_methods.statistics.cell import POWER
-from rm_methods.statistics.column import MIN_SEEDS
-from rm_methods.statistics.corrections import ALPHA
+from rm_methods.reporting.footnotes import NotedRow, TableWords, difference_notes, interval_notes
 
 
 def footnotes(runs: Sequence[Run], comparison: Comparison) -> tuple[str, ...]:
     """The footnotes, in the order in which a reader needs them."""
     rows = comparison.rows
-    notes = _interval_notes(rows)
-    if comparison.reference_row is not None:
-        notes += _reference_notes(comparison, comparison.reference_row)
+    noted = [NotedRow(row.label, row.role, row.n_models, row.content_blind, row.cells) for row in rows]
+    words = TableWords()
+    notes = interval_notes(noted, words)
+    for row, noted_row in zip(rows, noted, strict=True):
+        if row is comparison.reference_row:
+            family = "the trained methods of the column" if comparison.correction == "column" else "the whole table"
+            headings = [column.heading for column in comparison.columns]
+            notes += difference_notes(noted, noted_row, headings, family, words)
     if comparison.ranks is not None:
         notes.append(
             "Mean rank: each seed ranks the trained methods on every column, 1 is the best. Its interval and the "
@@ -73,70 +76,6 @@ def _without(runs: Sequence[Run]) -> str:
             needs.setdefault(name, {})[run.variant] = None
     listed = "; ".join(f"{name} before {', '.join(variants)}" for name, variants in needs.items())
     return f". This leaves out runs that others need first: {listed}" if needs else ""
-
-
-def _interval_notes(rows: Sequence[VariantRow]) -> list[str]:
-    estimates = [(row, cell.estimate) for row in rows for cell in row.cells if cell is not None]
-    bases = {estimate.basis for _, estimate in estimates}
-    notes = []
-    if "seeds and items" in bases:
-        notes.append(
-            "Percent, mean over seeds ± half of a 95% interval that counts both seeds and items. The variance between "
-            "the seeds of a method is averaged with that of all trained methods of the column."
-        )
-    if any(row.counts_items_only(estimate) for row, estimate in estimates):
-        notes.append("(±): one model only, so the interval counts items. Another training would change it by more.")
-    if "members and items" in bases:
-        notes.append("A combination of runs is one model. Its interval counts its members (jackknife) and items.")
-    if "seeds" in bases:
-        notes.append("§: a metric without per-item credits. Its interval counts seeds, not items.")
-    if "nothing" in bases:
-        notes.append("A mean without ± has no interval: it is a single value, or its values are all equal.")
-    return notes
-
-
-def _reference_notes(comparison: Comparison, reference: VariantRow) -> list[str]:
-    rows = comparison.rows
-    cells = [(row, cell) for row in rows for cell in row.cells if cell is not None]
-    notes = [f"Difference: to {reference.label}, in points, on the same items, paired by seed."]
-    if any(cell.tested for _, cell in cells):
-        family = "the trained methods of the column" if comparison.correction == "column" else "the whole table"
-        notes.append(f"*: the difference is significant at the {ALPHA:.0%} level (Holm's correction over {family}).")
-        notes.append(
-            f"Detectable difference: a true difference of this size would be significant with {POWER:.0%} probability "
-            "(median over the tested methods)."
-        )
-    untested = [row.label for row in rows if row.role == "combined" and row is not reference]
-    if untested:
-        notes.append(
-            f"Not tested: {', '.join(untested)}. A combination of runs is one model, so its difference to the mean of "
-            f"the runs of {reference.label} has no p value."
-        )
-    few: dict[str, int] = {}
-    undefined: dict[str, list[str]] = {}
-    for row in rows:
-        for column, cell in zip(comparison.columns, row.cells, strict=True):
-            if cell is None or cell.difference is None or cell.verdict != "not enough evidence":
-                continue
-            if cell.difference.tested:
-                undefined.setdefault(column.heading, []).append(row.label)
-            else:
-                few[row.label] = min(row.n_models, reference.n_models)
-    if few:
-        texts = ", ".join(f"{label} ({n})" for label, n in few.items())
-        notes.append(f"Not enough evidence for a test (fewer than {MIN_SEEDS} pairs of runs): {texts}.")
-    if undefined:
-        texts = "; ".join(f"{heading}: {', '.join(labels)}" for heading, labels in undefined.items())
-        notes.append(f"Not tested, because the difference is undefined or without spread: {texts}.")
-    in_order = dict.fromkeys(
-        row.label for row, cell in cells if cell.difference is not None and cell.difference.pairing == "order of seeds"
-    )
-    if in_order:
-        notes.append(
-            f"No seed in common with {reference.label}, so runs were paired in the order of their seeds: "
-            f"{', '.join(in_order)}."
-        )
-    return notes
 
 
 def _shared_model_notes(runs: Sequence[Run], rows: Sequence[VariantRow]) -> list[str]:

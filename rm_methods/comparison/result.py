@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rm_methods.comparison.ranks import RankTable
+from rm_methods.reporting.footnotes import counts_items_only
 from rm_methods.reporting.sentences import method_label
 from rm_methods.statistics.cell import Cell
 from rm_methods.statistics.column import Role
@@ -75,7 +76,7 @@ class VariantRow:
 
     def counts_items_only(self, estimate: Estimate) -> bool:
         """Whether an interval of the row leaves out what another training would change."""
-        return estimate.basis == "items" and not self.content_blind
+        return counts_items_only(estimate, fixed=self.content_blind)
 
     @property
     def counts_seeds(self) -> bool:

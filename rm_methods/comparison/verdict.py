@@ -6,7 +6,14 @@ import math
 from collections.abc import Sequence
 
 from rm_methods.comparison.result import Column, Comparison, VariantRow
-from rm_methods.reporting.sentences import column_sentence, detectable_sentence, interval_text, listed, points
+from rm_methods.reporting.sentences import (
+    column_sentence,
+    detectable_sentence,
+    interval_text,
+    listed,
+    no_test_sentence,
+    points,
+)
 from rm_methods.statistics.cell import Cell
 
 FEW_COLUMNS = 2  # up to here, each rival's difference is told in each column
@@ -22,7 +29,8 @@ def verdict(comparison: Comparison) -> tuple[str, ...]:
     judged = [row for row in rivals if any(cell is not None and cell.tested for cell in row.cells)]
     sentences: list[str] = []
     if not judged:
-        sentences.append(f"No test against {reference.label} was possible. {_why_not(rivals, reference)}")
+        is_single = reference.role != "trained" or reference.n_models < 2
+        sentences.append(no_test_sentence(reference.label, is_single, has_rivals=bool(rivals)))
     elif len(comparison.columns) <= FEW_COLUMNS:
         for number, column in enumerate(comparison.columns):
             cells = [(row.label, row.cells[number]) for row in judged]
@@ -33,14 +41,6 @@ def verdict(comparison: Comparison) -> tuple[str, ...]:
     sentences += _limits_of_sight(comparison)
     sentences += _content_blind(comparison)
     return tuple(sentences)
-
-
-def _why_not(rivals: Sequence[VariantRow], reference: VariantRow) -> str:
-    if not rivals:
-        return "The table has no other trained method."
-    if reference.role != "trained" or reference.n_models < 2:
-        return f"{reference.label} is a single model here: a test needs several trainings of it."
-    return "A test needs at least three seeds of both methods, and scores that vary."
 
 
 def _is(cell: Cell, verdict: str, sign: int) -> bool:

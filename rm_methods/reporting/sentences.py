@@ -89,6 +89,21 @@ def _direction(cell: Cell) -> str:
     return "above" if cell.difference.estimate.mean > 0 else "below"
 
 
+def no_test_sentence(reference: str, is_single: bool, *, has_rivals: bool) -> str:
+    """Why a table has no test.
+
+    Args:
+        reference: its label; is_single: it is one model, or no trained one.
+        has_rivals: the table has other trained methods.
+    """
+    why = "A test needs at least three seeds of both methods, and scores that vary."
+    if not has_rivals:
+        why = "The table has no other trained method."
+    elif is_single:
+        why = f"{reference} is a single model here: a test needs several trainings of it."
+    return f"No test against {reference} was possible. {why}"
+
+
 def detectable_sentence(size: str, cells: Sequence[Cell], items: str = "items") -> str:
     """What the tests could not have shown.
 
