@@ -193,16 +193,72 @@ def summarize_peaks(curves: Sequence[VariantCurves], reference: str | None) -> l
 
 
 def held_out_credits(curves: VariantCurves) -> dict[str, np.ndarray]:
-    """float64 [P, S] of each of `COLUMNS`: gold at the end, gold at the other half's peak, and the difference."""
+    """float64 [P, S] of each of `COLUMNS`: gold at the end, gold at the other half's peak, and the difference.
+
+    The means are the values of the columns.  The spread of the last two also counts that other prompts and seeds would
+    move the peak (`_selection_effects`).
+    """
     end = curves.gold[:, :, -1].T
-    peak = np.empty_like(end)
     halves = half_of_group(curves.groups)
-    for half in (0, 1):
-        is_read = halves == half
-        # With too few prompts for two halves, the peak of all prompts is used; the notes of the table say so.
-        source = curves.gold[:, ~is_read] if (~is_read).any() and is_read.any() else curves.gold
-        peak[is_read] = curves.gold[:, is_read, highest(source.mean(axis=(0, 1)))].T
+    peaks = _half_peaks(curves.gold, halves)
+    peak = _read(curves.gold, halves, peaks) + _selection_effects(curves, halves, peaks)
     return {"gold_end": end, "gold_peak": peak, "gap": peak - end}
+
+
+def proxy_rise_credits(curves: VariantCurves) -> np.ndarray:
+    """Standardized proxy at the end less that at the other half's peak of gold, float64 [P, S]."""
+    halves = half_of_group(curves.groups)
+    return curves.proxy[:, :, -1].T - _read(curves.proxy, halves, _half_peaks(curves.gold, halves))
+
+
+def _half_peaks(gold_SPK: np.ndarray, halves: np.ndarray) -> tuple[int, int]:
+    """Position of the highest mean gold of each half.
+
+    With too few prompts for two halves, it is that of all prompts; the notes of the table say so.
+    """
+    both = (halves == 0).any() and (halves == 1).any()
+    first, second = (gold_SPK[:, halves == half] if both else gold_SPK for half in (0, 1))
+    return highest(first.mean(axis=(0, 1))), highest(second.mean(axis=(0, 1)))
+
+
+def _read(values_SPK: np.ndarray, halves: np.ndarray, peaks: tuple[int, int]) -> np.ndarray:
+    """Each prompt's value at the peak of the other half, float64 [P, S]."""
+    position = np.where(halves == 0, peaks[1], peaks[0])
+    return np.take_along_axis(values_SPK, position[None, :, None], axis=2)[:, :, 0].T
+
+
+def _selection_effects(curves: VariantCurves, halves: np.ndarray, peaks: tuple[int, int]) -> np.ndarray:
+    """What each prompt and seed adds to the gold read because it helps to place the peaks: float64 [P, S], mean 0.
+
+    The two halves are not independent: each places the peak at which the other is read.  With D_j the change of the
+    mean gold read when group j (of J) is left out of the placing, the jackknife's pseudo-value (Efron and Stein 1981)
+    of group j holds -(J - 1) D_j beside its gold; likewise for the seeds.  Without this the interval is far too short
+    where the peak is flat (docs/overoptimization.md).
+    """
+    n_seeds, n_prompts, _ = curves.gold.shape
+    group = np.unique(np.asarray(curves.groups), return_inverse=True)[1]
+    n_groups = int(group.max()) + 1
+    by_prompt = curves.gold.mean(axis=0)
+    sums = [by_prompt[halves == half].sum(axis=0) for half in (0, 1)]
+
+    def reading(at: tuple[int, int]) -> float:
+        return float(sums[0][at[1]] + sums[1][at[0]]) / n_prompts
+
+    of_prompt = np.zeros(n_prompts)
+    for j in range(n_groups):
+        members = group == j
+        half = int(halves[members][0])
+        left = int((halves == half).sum() - members.sum())
+        if left == 0:
+            continue  # without its only group a half would place no peak
+        moved = highest((sums[half] - by_prompt[members].sum(axis=0)) / left)
+        change = reading((moved, peaks[1]) if half == 0 else (peaks[0], moved)) - reading(peaks)
+        of_prompt[members] = -(n_groups - 1) * change * n_prompts / (n_groups * members.sum())
+    of_seed = np.zeros(n_seeds)
+    for s in range(n_seeds if n_seeds > 1 else 0):
+        moved_peaks = _half_peaks(np.delete(curves.gold, s, axis=0), halves)
+        of_seed[s] = -(n_seeds - 1) * (reading(moved_peaks) - reading(peaks))
+    return (of_prompt - of_prompt.mean())[:, None] + (of_seed - of_seed.mean())[None, :]
 
 
 def left_out_columns(curves: VariantCurves) -> dict[str, dict[int, float]]:
