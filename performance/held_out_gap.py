@@ -6,8 +6,8 @@ Usage:
     python performance/held_out_gap.py --table gap.jsonl    # the tables of docs/overoptimization.md
 
 The simulated experiment.  A response has a quality q and a cue c.  Its gold is u_p + 0.15 q - 0.02 e_p c^2: prompts
-differ in their level u_p and in what the cue costs, e_p.  The reward model of seed s scores q + h_s c + 0.5 noise: seeds
-differ in how much they like the cue, h_s (lognormal).  `CURVES` has the median and sigma of h_s:
+differ in their level u_p and in what the cue costs, e_p.  The reward model of seed s scores q + h_s c + 0.5 noise:
+seeds differ in how much they like the cue, h_s (lognormal).  `CURVES` has the median and sigma of h_s:
 
     clear   gold peaks at n = 4 and falls by about 0.18 at n = 64, as much as gold differs between responses
     flat    gold is nearly level from n = 8 to n = 16 and falls by about 0.04
@@ -124,7 +124,7 @@ def coverage(curve: str, seeds: int, prompts: int, repetitions: int) -> dict[str
     return result
 
 
-def coverage_of_one_model(curve: str, prompts: int, models: int = 100, pools: int = 50) -> dict[str, float]:
+def coverage_of_one_model(curve: str, prompts: int, models: int = 60, pools: int = 50) -> dict[str, float]:
     """Coverage of the expectation over new prompts for the seed at hand, in percent."""
     rng = np.random.default_rng([*curve.encode(), prompts])
     covered: dict[str, list[bool]] = {}
@@ -169,17 +169,17 @@ def print_tables(path: Path) -> None:
             if setting["seeds"] == 1:
                 given += f" ({result['seed at hand, peaks as given']:.0f})"
                 jackknife += f" ({result['seed at hand, jackknife']:.0f})"
-            width = f"{result['half width, peaks as given']:.3f} to {result['half width, jackknife']:.3f}"
+            widths = [result[f"half width, {name}"] for name in ("peaks as given", "jackknife")]
             print(
-                f"| {setting['seeds']} | {setting['prompts']} | {result['truth']:.3f} | {given} | {jackknife} | {width} "
-                f"| {result['above 0, jackknife']:.0f} |"
+                f"| {setting['seeds']} | {setting['prompts']} | {result['truth']:.3f} | {given} | {jackknife} "
+                f"| {widths[0]:.3f} to {widths[1]:.3f} | {result['above 0, jackknife']:.1f} |"
             )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, help="JSON lines of the measurements")
-    parser.add_argument("--repetitions", type=int, default=1000)
+    parser.add_argument("--repetitions", type=int, default=600)
     parser.add_argument("--table", type=Path, help="print the tables of an --out file")
     arguments = parser.parse_args()
     if arguments.table:
