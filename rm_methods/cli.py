@@ -470,15 +470,29 @@ def diagnose_summary(config_files, folder, out):
 
 
 @main.command()
-@_config
-@_experiment
-@click.option("--out", required=True, type=_FOLDER, help="Folder to write tables and figures to.")
-def compare(config_files, folder, out):
-    """Compare all runs of an experiment.
+@click.argument("folders", nargs=-1, type=_FOLDER)
+@click.option(
+    "--config",
+    "config_files",
+    multiple=True,
+    type=_FILE,
+    help="Configuration file; repeatable, later files override earlier ones.",
+)
+@click.option("--experiment", "folder", type=_FOLDER, help="Folder of the experiment's results.")
+@click.option(
+    "--out", type=_FOLDER, help="Folder to write tables and figures to; of several FOLDERS: default beside the first."
+)
+@click.option("--reference", help="Of several FOLDERS: variant that the others are compared with.")
+@click.option("--benchmark", multiple=True, help="Of several FOLDERS: benchmark to compare on; repeatable.")
+@click.option("--same-data", is_flag=True, help="Of several FOLDERS: fail if the training data differ.")
+def compare(folders, config_files, folder, out, reference, benchmark, same_data):
+    """Compare all runs of an experiment, or of several FOLDERS.
 
-    Writes tables and figures.
+    Writes tables and figures.  One experiment needs --config, --experiment and --out.  Two or more FOLDERS of results
+    need no configuration; they are refused if they were not measured alike.
     """
     from rm_methods.comparison.compare import compare as run
+    from rm_methods.comparison.folders import compare_folders
     from rm_methods.comparison.noise import compare_across_noise
     from rm_methods.comparison.runs import compared_columns
     from rm_methods.config.resolve import load_config, reference_variant
@@ -486,6 +500,18 @@ def compare(config_files, folder, out):
     from rm_methods.experiment.evaluated_runs import evaluated_runs
     from rm_methods.experiment.experiment import Experiment
 
+    if folders:
+        if config_files or folder:
+            raise UserError("Name FOLDERS, or --config and --experiment, but not both.")
+        result = compare_folders(folders, out, reference=reference, benchmarks=benchmark, same_data=same_data)
+        click.echo(result.text)
+        click.echo(f"Written to {result.files['table.txt'].parent}.", err=True)
+        return
+    given = {"--config": config_files, "--experiment": folder, "--out": out}
+    if missing := [name for name, value in given.items() if not value]:
+        raise UserError(f"{', '.join(missing)} missing. Give --config, --experiment and --out, or two or more FOLDERS.")
+    if reference or benchmark or same_data:
+        raise UserError("--reference, --benchmark and --same-data are for several FOLDERS; the configuration has them.")
     config = load_config(config_files)
     runs = evaluated_runs(Experiment(config), folder)
     columns = compared_columns(config)
@@ -495,6 +521,67 @@ def compare(config_files, folder, out):
         result = compare_across_noise(runs, columns, reference, levels, out, correction)
     else:
         result = run(runs, columns, reference, out, correction)
+    click.echo(result.text)
+
+
+@main.command()
+@_experiment
+@click.option(
+    "--config",
+    "config_files",
+    multiple=True,
+    type=_FILE,
+    help="Configuration file; repeatable; default: the one stored in the folder.",
+)
+@click.option(
+    "--difference",
+    type=click.FloatRange(min=0, max=100, min_open=True),
+    default=5,
+    show_default=True,
+    help="Difference to see, in points.",
+)
+@click.option("--rivals", type=click.IntRange(min=1), help="Number of methods to test; default: as in the pilot.")
+@click.option("--reference", help="Variant to compare with; default: that of the configuration.")
+@click.option("--out", type=_FOLDER, help="Folder to write to; default: power/ of the experiment's folder.")
+def power(folder, config_files, difference, rivals, reference, out):
+    """Plan seeds and items from a finished pilot.
+
+    Prints the differences that other numbers of seeds and items could show.  Writes tables and a figure.
+    """
+    from rm_methods.comparison.power import power as plan_study
+    from rm_methods.comparison.runs import compared_columns, read_runs
+    from rm_methods.config.resolve import load_config, reference_variant
+    from rm_methods.config.variants import noise_levels
+    from rm_methods.experiment.evaluated_runs import evaluated_runs
+    from rm_methods.experiment.experiment import Experiment
+    from rm_methods.experiment.stored_experiment import stored_experiment
+
+    if config_files:
+        config = load_config(config_files)
+        files = evaluated_runs(Experiment(config), folder)
+    else:
+        stored = stored_experiment(folder)
+        config = stored.config
+        files = stored.runs
+    columns = compared_columns(config)
+    runs = read_runs(files, columns)
+    if levels := noise_levels(config):
+        names = [name for level in levels if reference in level.variants for name in level.variants]
+        if not names:
+            raise UserError(
+                "The experiment has several levels of label noise. Name the variant to compare with, whose level then "
+                f"counts: --reference, one of {', '.join(config['methods'])}."
+            )
+        runs = [run for run in runs if run.variant in names]
+    result = plan_study(
+        runs,
+        columns,
+        reference or reference_variant(config),
+        out or folder / "power",
+        difference=difference / 100,
+        rivals=rivals,
+        correction=config["comparison"]["correction"],
+    )
     click.echo(result.text)
 
 

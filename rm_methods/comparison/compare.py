@@ -87,7 +87,7 @@ def build_comparison(
     metrics: list[dict[str, dict[int, float]]] = []
     for number, column in enumerate(columns):
         design = common_design(runs, column)
-        values = {name: _values(by_variant[name], column, design) for name in order}
+        values = {name: variant_values(by_variant[name], column, design) for name in order}
         present = {name: variant for name, variant in values.items() if variant is not None}
         for name, cell in column_cells(present, reference, design).items():
             cells[name, number] = _with_counts(cell, by_variant[name], column)
@@ -154,7 +154,7 @@ def _row(runs: Sequence[Run], cells: Sequence[Cell | None]) -> VariantRow:
     )
 
 
-def _values(runs: Sequence[Run], column: Column, design: ItemDesign | None) -> VariantValues | None:
+def variant_values(runs: Sequence[Run], column: Column, design: ItemDesign | None) -> VariantValues | None:
     """What the different models of a variant got in a column; None if no run has it.
 
     Credits are in the order of the design; a metric without credits has the shape [].

@@ -40,6 +40,7 @@ class Run:
         credits: (benchmark, metric) -> DataFrame with the columns item_id, group, stratum, weight, credit, sorted by
             item_id.
         weights_hash: equal for runs with equal weights; None without weights, and for results of older releases.
+        run_key: equal for runs of equal settings, data, seed and code.
         left_out: of a combined run: (benchmark, metric) -> its value without the member of each seed, NaN where it is
             undefined.  Empty for other runs, and for metrics without such values.
         shared_with_all_seeds: variants of which every seed of this run's variant uses the same model or models (a
@@ -61,6 +62,7 @@ class Run:
     benchmarks: Mapping[str, BenchmarkResult]
     credits: dict[tuple[str, str], pandas.DataFrame]
     weights_hash: str | None = None
+    run_key: str = ""
     left_out: Mapping[tuple[str, str], Mapping[int, float]] = field(default_factory=dict)
     shared_with_all_seeds: tuple[str, ...] = ()
     merged_seeds: tuple[int, ...] = ()
@@ -165,6 +167,7 @@ def _read_run(files: EvaluatedFiles, columns: Sequence[Column]) -> Run:
         benchmarks=metrics.get("benchmarks", {}),
         credits=_read_credits(files.credits, columns),
         weights_hash=summary.get("weights_hash"),
+        run_key=summary["run_key"],
         left_out=_read_left_out(files.metrics, metrics),
         shared_with_all_seeds=tuple(variant for variant, seeds in required.items() if seeds != "same"),
     )

@@ -194,6 +194,27 @@ def write_resolved(config: Mapping[str, Any]) -> Path:
     return path
 
 
+def read_resolved(path: str | Path) -> dict[str, Any]:
+    """Read a configuration that `write_resolved` stored, perhaps on another machine.
+
+    Unlike `load_config`, it does not look for the files that the configuration names.
+
+    Raises:
+        ConfigError: the file is not a resolved configuration.
+    """
+    config = load_yaml(path)
+    needed = ("experiment", "results", "seeds", "data", "backbone", "methods")
+    if not isinstance(config, dict) or any(key not in config for key in needed):
+        raise ConfigError([f"is not a resolved configuration, which has the keys {', '.join(needed)}"], str(path))
+    _fill(config, schema())
+    problems: list[str] = []
+    for name, entry in config["methods"].items():
+        problems += _resolved_problems(entry, f"methods.{name}")
+    if problems:
+        raise ConfigError(problems, str(path))
+    return config
+
+
 def _resolve_methods(config: dict[str, Any], problems: list[str]) -> dict[str, Any]:
     """All variants, with the tuned settings below those of the configuration, and crossed with the axes."""
     entries = config["methods"]

@@ -29,6 +29,17 @@ def evaluated_runs(experiment: Experiment, folder: Path) -> list[EvaluatedFiles]
         UserError: a run is not finished.
         DataError: a result differs from the one that the configuration asks for; see `Experiment.check_results`.
     """
+    runs = files_of_runs(experiment, folder)
+    experiment.check_evaluated(folder)
+    return runs
+
+
+def files_of_runs(experiment: Experiment, folder: Path) -> list[EvaluatedFiles]:
+    """The files of every run, which are there but not checked.
+
+    Raises:
+        UserError: a run is not finished.
+    """
     layout = Layout(folder)
     runs = [
         EvaluatedFiles(
@@ -44,5 +55,4 @@ def evaluated_runs(experiment: Experiment, folder: Path) -> list[EvaluatedFiles]
         raise UserError(
             f"{len(missing)} files of the experiment are missing, the first is {missing[0]}. Run snakemake first."
         )
-    experiment.check_evaluated(folder)
     return runs

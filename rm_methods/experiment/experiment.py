@@ -428,13 +428,13 @@ class Experiment:
         jobs += _score_jobs(self.runs(), self.config["benchmarks"])
         jobs += _run_jobs("evaluate", self.runs())
         self.check_results(folder, jobs)
-        self._check_sources(folder)
+        self.check_sources(folder)
 
     def check_ppo(self, folder: Path) -> None:
         """Refuse PPO runs below `folder` that the configuration does not ask for; raises as `check_results`."""
         self.check_results(folder, _run_jobs("ppo", self.ppo_runs()))
 
-    def _check_sources(self, folder: Path) -> None:
+    def check_sources(self, folder: Path) -> None:
         """Refuse metrics whose items or score tables were changed since (edited by hand, or made again).
 
         Raises:

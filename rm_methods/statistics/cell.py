@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from rm_methods.statistics.corrections import ALPHA, holm
+from rm_methods.statistics.error_law import ErrorLaw
 from rm_methods.statistics.intervals import Estimate
 
 POWER = 0.8  # of the least detectable difference
@@ -79,16 +80,25 @@ def with_verdicts(cells: Mapping[Any, Cell]) -> dict[Any, Cell]:
 def least_detectable(difference: Difference, n_tests: int) -> float:
     """The true difference that a study like this one would call significant with a probability of 80%.
 
-    It is the standard error times the critical value of Holm's first step, plus the quantile of the error that is
-    exceeded with 80% probability (Lehr's rule with the law of the error in place of the normal one).  NaN where the
-    difference has no spread.
+    NaN where the difference has no spread.
 
     Args:
         n_tests: in the family.
     """
     law = difference.estimate.law
-    if law is None:
-        return math.nan
+    return math.nan if law is None else detectable_under(law, n_tests)
+
+
+def detectable_under(law: ErrorLaw, n_tests: int) -> float:
+    """The least detectable difference, if the error of a difference has this law.
+
+    It is the standard error times the critical value of Holm's first step, plus the quantile of the error that is
+    exceeded with 80% probability (Lehr's rule with the law of the error in place of the normal one).  NaN without
+    spread.
+
+    Args:
+        n_tests: in the family.
+    """
     critical = law.quantile(1 - ALPHA / n_tests)
     # Two-sided probability 2 * POWER - 1 leaves 1 - POWER in one tail.
     return law.standard_error * (critical + law.quantile(2 * POWER - 1))

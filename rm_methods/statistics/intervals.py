@@ -75,12 +75,14 @@ class VarianceParts:
     Attributes:
         seed, seed_freedom: V_seed and S - 1; 0 and 0 for one seed.
         item, item_freedom: V_item, not negative, and Satterthwaite's degrees of freedom over the strata.
+        residual: the part of V_seed that more items would shrink, sum_h W_h^2 MS_resid,h / (S n_h); 0 for one seed.
     """
 
     seed: float
     seed_freedom: int
     item: float
     item_freedom: float
+    residual: float = 0.0
 
 
 def estimate(
@@ -213,6 +215,7 @@ def variance_parts(credits: np.ndarray, design: ItemDesign) -> VarianceParts:
         seed_freedom=n_seeds - 1,
         item=max(float(item.sum() - residual.sum()), 0.0),
         item_freedom=item_freedom,
+        residual=float(residual.sum()),
     )
 
 
