@@ -67,14 +67,14 @@ def stored_experiment(folder: Path) -> StoredExperiment:
     results are there.
 
     Raises:
-        UserError: there is no stored configuration, or a run is not finished.
+        UserError: no configuration is stored, or a run is not finished.
         ConfigError: a stored configuration was damaged.
         DataError: results that differ from every stored configuration, or that were changed since.
     """
     files = sorted((folder / "config").glob("*.yaml"), key=lambda path: path.stat().st_mtime, reverse=True)
     if not files:
         raise UserError(
-            f"{folder}: holds no finished experiment (there is no {folder}/config/*.yaml). Name the folder of an "
+            f"{folder}: holds no finished experiment ({folder}/config/*.yaml is missing). Name the folder of an "
             "experiment's results, results/<experiment>."
         )
     configs = {path: read_resolved(path) for path in files}

@@ -16,6 +16,7 @@ from rm_methods.errors import UserError
 from rm_methods.statistics.cell import with_verdicts
 from rm_methods.statistics.column import VariantValues, column_cells
 from rm_methods.statistics.designs import item_design
+from rm_methods.statistics.moderation import PRIOR_FREEDOM
 
 OVERALL = Column("rm_bench", "overall", "RM-Bench", 0.5)
 
@@ -83,8 +84,9 @@ class TestDetectable:
         assert planned(run=0.0004).detectable(5) == pytest.approx(expected)
 
     def test_a_table_of_five_methods_moderates_and_corrects(self):
-        """4 degrees of freedom of the rival and 6 of the prior; Holm's first step over 4 tests."""
-        expected = 0.02 * math.sqrt(2 / 5) * (t.ppf(1 - 0.05 / 4 / 2, 10) + t.ppf(0.8, 10))
+        """4 degrees of freedom of the rival and those of the prior; Holm's first step over 4 tests."""
+        freedom = 4 + PRIOR_FREEDOM
+        expected = 0.02 * math.sqrt(2 / 5) * (t.ppf(1 - 0.05 / 4 / 2, freedom) + t.ppf(0.8, freedom))
         assert planned(n_tests=4, n_variants=5, run=0.0004).detectable(5) == pytest.approx(expected)
 
     def test_four_times_the_items_halve_what_items_leave(self):
