@@ -221,7 +221,7 @@ def _names(
 
 
 def _same_variant(by_owner: Sequence[Sequence[Run]], columns: Sequence[Column]) -> bool:
-    """Whether folders hold runs of one variant: equal run keys under the seeds they share, of which there is one.
+    """Whether folders hold runs of one variant: equal run keys under the seeds they share (at least one).
 
     Content-blind scorers learn nothing, so equal metrics are enough.
     """
