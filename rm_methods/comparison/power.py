@@ -214,12 +214,12 @@ def column_powers(
         values = {name: variant_values(variant_runs, column, design) for name, variant_runs in by_variant.items()}
         present = {name: value for name, value in values.items() if value is not None}
         planned.append(column_power(column, present, reference, design))
-    family = [rivals or len(column.rivals) for column in planned if column.sources is not None]
+    family = [rivals or len(unsized.rivals) for unsized in planned if unsized.sources is not None]
     sized = []
-    for column in planned:
-        n_rivals = rivals or len(column.rivals)
+    for unsized in planned:
+        n_rivals = rivals or len(unsized.rivals)
         n_tests = sum(family) if correction == "table" else n_rivals
-        sized.append(replace(column, n_tests=n_tests, n_variants=n_rivals + 1))
+        sized.append(replace(unsized, n_tests=n_tests, n_variants=n_rivals + 1))
     return tuple(sized)
 
 
@@ -360,7 +360,7 @@ def _sections(columns: Sequence[ColumnPower], difference: float) -> list[Section
 
 
 def _table(columns: Sequence[ColumnPower], difference: float) -> Section:
-    rows = []
+    rows: list[tuple[str, ...]] = []
     rules = []
     for planned in columns:
         if rows:
@@ -426,7 +426,7 @@ def _csv(columns: Sequence[ColumnPower], difference: float) -> str:
     records: list[dict[str, object]] = []
     for planned in columns:
         column = planned.column
-        about = {"benchmark": column.benchmark, "metric": column.metric, "heading": column.heading}
+        about: dict[str, object] = {"benchmark": column.benchmark, "metric": column.metric, "heading": column.heading}
         sources = planned.sources
         if sources is None:
             records.append({**about, "why_not": planned.why_not})
