@@ -143,7 +143,7 @@ def test_prompts_are_taken_once_and_only_of_the_split(example, tmp_path):
     ]
     write_pairs([*pairs, make_pair(prompts[2], "good", "bad", split="test", source="s")], tmp_path / "pairs.parquet")
     assert example.read_prompts(tmp_path / "pairs.parquet", "train") == prompts[:2]
-    with pytest.raises(DataError, match=r"no pair of split 'validaton'. Splits there: test, train"):
+    with pytest.raises(DataError, match=r"no pair of split 'validaton'. Splits of the file: test, train"):
         example.read_prompts(tmp_path / "pairs.parquet", "validaton")
 
 
