@@ -33,7 +33,7 @@ def test_every_level_of_noise_is_trained_and_compared(tmp_path):
         for line in (comparison / "table.md").read_text().splitlines()
         if line.startswith("|")
     ][2:]
-    assert [row.replace("\\", "").strip("_*") for row in rows] == ["bradley_terry", "ensemble", "longest"]
+    assert [row.replace("\\", "").strip("_*") for row in rows] == ["Bradley-Terry", "Ensemble", "Longest response"]
     assert (comparison / "symmetric_25" / "table.txt").exists()
     assert list(comparison.glob("noise_world_*.png"))
     noisy = json.loads((results(folder) / "runs" / "bradley_terry_noise25" / "seed1" / "summary.json").read_text())

@@ -28,8 +28,8 @@ def finished(tmp_path_factory):
 
 
 def test_teacher_student_and_diagnostics_run_to_the_end(finished):
-    table = (results(finished) / "comparison" / "table.txt").read_text()
-    assert "student (interaction_distillation)" in table
+    table = (results(finished) / "comparison" / "table.md").read_text()
+    assert "student (Interaction Distillation)" in table
     assert "teacher (joint_encoder) †" in table
     diagnostics = results(finished) / "diagnostics"
     assert "student" in (diagnostics / "table.txt").read_text()
