@@ -1,4 +1,4 @@
-"""The compare stage: from the evaluations of all runs to one table, in four formats, and one figure."""
+"""The compare stage: from the evaluations of all runs to one table, in four formats, and figures."""
 
 from __future__ import annotations
 
@@ -10,13 +10,16 @@ import numpy as np
 
 from rm_methods.comparison.figures import write_figures
 from rm_methods.comparison.notes import footnotes
+from rm_methods.comparison.rank_figure import NO_RANKS, write_rank_figure
 from rm_methods.comparison.ranks import rank_table
+from rm_methods.comparison.reliability import write_reliability
 from rm_methods.comparison.result import Column, Comparison, ComparisonResult, Cost, VariantRow
 from rm_methods.comparison.runs import Run, common_design, distinct_runs, read_runs
 from rm_methods.comparison.tables import csv_table, latex_table, markdown_table, terminal_table
 from rm_methods.comparison.verdict import verdict
 from rm_methods.errors import UserError, nearest
 from rm_methods.experiment.evaluated_runs import EvaluatedFiles
+from rm_methods.experiment.layout import COMPARISON_FILES, FIGURE_SUFFIXES
 from rm_methods.files import write_text
 from rm_methods.statistics.cell import Cell, with_verdicts
 from rm_methods.statistics.column import VariantValues, column_cells, detectable_difference
@@ -30,7 +33,8 @@ def compare(
     out_folder: Path,
     correction: str = "column",
 ) -> ComparisonResult:
-    """Compare runs and write table.txt, table.md, table.csv, table.tex, comparison.png and comparison.svg.
+    """Compare runs and write their table (.txt, .md, .csv, .tex) and three figures (.png, .svg): comparison, ranks,
+    reliability.
 
     Args:
         runs: the files of every (variant, seed); variants appear in the order of their first run.
@@ -46,13 +50,19 @@ def compare(
         UserError, DataError: the reference is not a variant, a column is unknown, or the runs cannot be compared (see
             `read_runs` and `common_design`).
     """
-    return write_comparison(
-        build_comparison(read_runs(runs, columns), columns, reference, correction), Path(out_folder)
-    )
+    all_runs = read_runs(runs, columns)
+    return write_comparison(build_comparison(all_runs, columns, reference, correction), all_runs, Path(out_folder))
 
 
-def write_comparison(comparison: Comparison, out_folder: Path) -> ComparisonResult:
-    """Write a comparison's tables and figure to a folder, made if missing."""
+def write_comparison(
+    comparison: Comparison, runs: Sequence[Run], out_folder: Path, no_ranks: str = NO_RANKS
+) -> ComparisonResult:
+    """Write a comparison's tables and figures to a folder, made if missing.
+
+    Args:
+        runs: those that were compared.
+        no_ranks: what the figure of ranks says where the comparison has none.
+    """
     text = terminal_table(comparison)
     texts = {
         "table.txt": text,
@@ -62,9 +72,14 @@ def write_comparison(comparison: Comparison, out_folder: Path) -> ComparisonResu
     }
     for name, content in texts.items():
         write_text(out_folder / name, content)
-    figures = {"comparison.png": out_folder / "comparison.png", "comparison.svg": out_folder / "comparison.svg"}
-    write_figures(comparison, list(figures.values()))
-    return ComparisonResult(comparison, {name: out_folder / name for name in texts} | figures, text)
+    write_figures(comparison, _figure_files(out_folder, "comparison"))
+    write_rank_figure(comparison, _figure_files(out_folder, "ranks"), no_ranks)
+    write_reliability(runs, _figure_files(out_folder, "reliability"))
+    return ComparisonResult(comparison, {name: out_folder / name for name in COMPARISON_FILES}, text)
+
+
+def _figure_files(folder: Path, stem: str) -> list[Path]:
+    return [folder / f"{stem}.{suffix}" for suffix in FIGURE_SUFFIXES]
 
 
 def build_comparison(

@@ -3,24 +3,22 @@ against noise."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 from rm_methods.comparison.compare import build_comparison, write_comparison
+from rm_methods.comparison.noise_figure import write_noise_figure
 from rm_methods.comparison.result import Column, Comparison, ComparisonResult, Cost, VariantRow
 from rm_methods.comparison.runs import Run, read_runs
 from rm_methods.comparison.verdict import verdict
 from rm_methods.config.variants import NoiseLevel
 from rm_methods.errors import UserError
 from rm_methods.experiment.evaluated_runs import EvaluatedFiles
-from rm_methods.experiment.layout import noise_figure_stem
-from rm_methods.reporting.figures import BLUE, ORANGE, save_figure
+from rm_methods.experiment.layout import FIGURE_SUFFIXES, noise_figure_stem
 from rm_methods.statistics.cell import Cell
 
-ACROSS = 4  # panels side by side
+NO_RANKS = "No mean ranks across levels: the folder of each level has those of its level."
 
 
 def compare_across_noise(
@@ -53,15 +51,13 @@ def compare_across_noise(
         if not level_runs:
             raise UserError(f"No run has {level.heading}; run snakemake for this configuration first.")
         comparisons.append(build_comparison(level_runs, columns, reference, correction))
-        write_comparison(comparisons[-1], Path(out_folder) / level.folder)
+        write_comparison(comparisons[-1], level_runs, Path(out_folder) / level.folder)
     merged = merge_levels(levels, comparisons)
     for number, column in enumerate(columns):
-        targets = [
-            Path(out_folder) / f"{noise_figure_stem(column.benchmark, column.metric)}.{suffix}"
-            for suffix in ("png", "svg")
-        ]
-        save_figure(partial(draw_noise, levels, comparisons, number), targets)
-    return write_comparison(merged, Path(out_folder))
+        stem = noise_figure_stem(column.benchmark, column.metric)
+        targets = [Path(out_folder) / f"{stem}.{suffix}" for suffix in FIGURE_SUFFIXES]
+        write_noise_figure(levels, comparisons, number, targets)
+    return write_comparison(merged, all_runs, Path(out_folder), no_ranks=NO_RANKS)
 
 
 def _without_level(run: Run, level: NoiseLevel) -> Run:
@@ -124,79 +120,3 @@ def _merged_notes(levels: Sequence[NoiseLevel], comparisons: Sequence[Comparison
     return tuple(
         note if len(headings) == len(levels) else f"{', '.join(headings)}: {note}" for note, headings in notes.items()
     )
-
-
-def draw_noise(levels: Sequence[NoiseLevel], comparisons: Sequence[Comparison], column: int):
-    """One panel a variant: its mean against the share of flipped labels with a band for the 95% interval, and the
-    reference behind it."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    reference = comparisons[0].reference
-    kinds = sorted({level.kind for level in levels if level.rate}, reverse=True) or ["symmetric"]
-    variants = [row.variant for row in comparisons[0].rows if not row.content_blind and row.variant != reference]
-    variants = variants or [row.variant for row in comparisons[0].rows]
-    down = math.ceil(len(variants) / ACROSS)
-    figure = Figure(figsize=(2.3 * min(ACROSS, len(variants)) + 0.6, 1.75 * down + 1.0), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots(down, min(ACROSS, len(variants)), sharex=True, sharey=True, squeeze=False)
-    for axis in axes.flat[len(variants) :]:
-        axis.set_visible(False)
-    styles = dict(zip(kinds, ("-", "--"), strict=False))
-    for axis, variant in zip(axes.flat, variants, strict=False):
-        for name, color in ((reference, ORANGE), (variant, BLUE)):
-            for kind in kinds:
-                _draw_line(axis, _points(levels, comparisons, name, kind, column), color, styles[kind])
-        axis.set_title(variant, fontsize=8, loc="left")
-        axis.grid(color="#E5E5E5", linewidth=0.6)
-        axis.set_axisbelow(True)
-        axis.tick_params(labelsize=8)
-        for side in ("top", "right"):
-            axis.spines[side].set_visible(False)
-    figure.supxlabel("flipped training labels, percent", fontsize=8)
-    figure.supylabel(f"{comparisons[0].columns[column].heading}, percent", fontsize=8)
-    _legend(figure, reference, kinds, styles)
-    return figure
-
-
-def _points(
-    levels: Sequence[NoiseLevel], comparisons: Sequence[Comparison], variant: str | None, kind: str, column: int
-) -> list[tuple[float, float, float, float]]:
-    """(rate, mean, low, high) in percent; the level without noise belongs to every kind."""
-    points = []
-    for level, comparison in zip(levels, comparisons, strict=True):
-        if level.kind != kind and level.rate:
-            continue
-        for row in comparison.rows:
-            cell = row.cells[column]
-            if row.variant == variant and cell is not None:
-                estimate = cell.estimate
-                points.append((100 * level.rate, 100 * estimate.mean, 100 * estimate.low, 100 * estimate.high))
-    return sorted(points)
-
-
-def _draw_line(axis, points, color: str, style: str) -> None:
-    if not points:
-        return
-    rates, means, lows, highs = zip(*points, strict=True)
-    axis.plot(rates, means, color=color, linestyle=style, marker="o", markersize=3, linewidth=1.3)
-    # An interval may reach past 0 or 100%, a share does not.
-    axis.fill_between(
-        rates, [max(low, 0) for low in lows], [min(high, 100) for high in highs], color=color, alpha=0.18, linewidth=0
-    )
-
-
-def _legend(figure, reference: str | None, kinds: Sequence[str], styles: Mapping[str, str]) -> None:
-    from matplotlib.lines import Line2D
-
-    handles = [Line2D([], [], color=BLUE, marker="o", markersize=3, label="method of the panel")]
-    if reference is not None:
-        handles.append(Line2D([], [], color=ORANGE, marker="o", markersize=3, label=reference))
-    if len(kinds) > 1:
-        names = {"symmetric": "any labels flipped", "length": "flipped to the longer response"}
-        for kind in kinds:
-            line = Line2D([], [], color="black", label=names[kind])
-            line.set(linestyle=styles[kind])
-            handles.append(line)
-    legend = figure.legend(handles=handles, loc="outside upper center", ncols=len(handles), frameon=False, fontsize=8)
-    legend.set_title("Mean and 95% interval", prop={"size": 8})

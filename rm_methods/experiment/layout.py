@@ -12,7 +12,11 @@ from rm_methods.errors import UserError
 from rm_methods.stored import score_report
 
 TABLE_SUFFIXES = ("txt", "md", "tex", "csv")
-COMPARISON_FILES = (*(f"table.{suffix}" for suffix in TABLE_SUFFIXES), "comparison.png", "comparison.svg")
+FIGURE_SUFFIXES = ("png", "svg")
+COMPARISON_FILES = (
+    *(f"table.{suffix}" for suffix in TABLE_SUFFIXES),
+    *(f"{stem}.{suffix}" for stem in ("comparison", "ranks", "reliability") for suffix in FIGURE_SUFFIXES),
+)
 TUNING_FILES = ("tuned.yaml", "table.txt", "table.md", "table.csv")
 DIAGNOSTICS_TABLES = ("table.txt", "table.md", "table.csv", "table.tex")
 DIAGNOSED_RUN_FILES = ("attention.parquet", "masking.parquet", "report.json")

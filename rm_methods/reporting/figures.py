@@ -11,6 +11,7 @@ from rm_methods.files import written_atomically
 # Okabe-Ito colors: told apart by readers with any kind of color vision, and in gray print by the shape of the dot.
 BLUE = "#0072B2"
 ORANGE = "#D55E00"
+GREEN = "#009E73"
 GRAY = "#7F7F7F"
 
 

@@ -1,4 +1,4 @@
-"""What readers see: rounding, marks, blocks, stacking, escaping, and a figure for awkward input."""
+"""What readers see: rounding, marks, blocks, stacking and escaping."""
 
 import csv
 import io
@@ -8,8 +8,7 @@ from dataclasses import replace
 import pytest
 from rich.cells import cell_len
 
-from rm_methods.comparison.figures import draw, write_figures
-from rm_methods.comparison.result import Column, Comparison, Cost, VariantRow
+from rm_methods.comparison.result import Cost
 from rm_methods.comparison.tables import (
     WIDTH,
     cell_text,
@@ -21,37 +20,7 @@ from rm_methods.comparison.tables import (
     terminal_table,
 )
 from rm_methods.reporting.tables import latex_escape
-from rm_methods.statistics.cell import Cell, Difference
-from rm_methods.statistics.error_law import ErrorLaw
-from rm_methods.statistics.intervals import Estimate
-
-
-def made_cell(mean, reach=0.012, verdict="", basis="seeds and items", n_seeds=3):
-    law = ErrorLaw((reach / 2) ** 2, 10, 0.0, 99)
-    estimate = Estimate(mean, mean - reach, mean + reach, law, basis, n_seeds, 100, 100)
-    return Cell(estimate, Difference(estimate, 0.01, True, "same seed"), 0.02, verdict, 0.0, 300, 300, 0)
-
-
-def made_row(variant, cells, **changes):
-    settings = {
-        "method": variant,
-        "title": changes.get("method", variant),
-        "role": "trained",
-        "seeds": (0, 1, 2),
-        "n_models": 3,
-        "seed_free": False,
-        "scalar_reward": True,
-    }
-    return VariantRow(
-        variant=variant, cells=tuple(cells), cost=Cost(1.25e6, 194.0, 1.4 * 2**30), **(settings | changes)
-    )
-
-
-def made_comparison(rows, n_columns=1, reference=None, notes=("A note.",)):
-    columns = tuple(Column(f"bench{i}", "overall", f"Benchmark {i}", 0.5) for i in range(n_columns))
-    detectable = (0.041 if reference else math.nan,) * n_columns
-    return Comparison(columns, tuple(rows), reference, detectable=detectable, notes=tuple(notes))
-
+from tests.comparison.made import made_cell, made_comparison, made_row
 
 TRAINED = made_row("a", [])
 SINGLE = made_row("a", [], seeds=(0,), n_models=1)
@@ -210,25 +179,6 @@ def test_csv_limits_stay_within_what_a_share_can_be():
     assert (float(record["low"]), float(record["high"])) == (0.0, 1.0)
     assert (float(record["diff_low"]), float(record["diff_high"])) == (-1.0, 1.0)
     assert (float(record["mean"]), float(record["standard_error"])) == (0.4, 1.85)
-
-
-def test_figure_takes_missing_and_undefined_cells_and_wide_intervals(tmp_path):
-    rows = [
-        made_row("a", [made_cell(0.6, verdict="reference"), None, made_cell(math.nan, math.nan)]),
-        made_row(
-            "b", [made_cell(0.7, 0.9, "not enough evidence"), made_cell(0.5, math.nan), made_cell(math.nan, math.nan)]
-        ),
-        made_row("c", [made_cell(0.65), made_cell(0.5), made_cell(math.nan, math.nan)]),
-    ]
-    comparison = made_comparison(rows, 3, reference="a")
-    figure = draw(comparison)
-    left, right = figure.axes[0].get_xlim()
-    assert left < 50  # chance and every mean are inside, the interval of 90 points is cut
-    assert 70 < right < 100
-    write_figures(comparison, [tmp_path / "c.png", tmp_path / "c.svg"])
-    first = (tmp_path / "c.svg").read_bytes()
-    write_figures(comparison, [tmp_path / "c.png", tmp_path / "c.svg"])
-    assert (tmp_path / "c.svg").read_bytes() == first
 
 
 @pytest.mark.parametrize("length", range(8, 40))

@@ -56,6 +56,10 @@ def test_the_workflow_runs_to_the_end(finished):
         "table.tex",
         "comparison.png",
         "comparison.svg",
+        "ranks.png",
+        "ranks.svg",
+        "reliability.png",
+        "reliability.svg",
     }
     table = (comparison / "table.txt").read_text()
     for variant in SMOKE["methods"]:

@@ -1,4 +1,4 @@
-# One table and one figure of all runs; with several levels of label noise, also a table for each and figures against noise.
+# The tables and figures of all runs; with several levels of label noise, also tables of each level and figures against noise.
 
 
 rule compare:
