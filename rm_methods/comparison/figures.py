@@ -1,6 +1,6 @@
 """The comparison as a picture: two panels a column, the values and the differences to the reference; a line a variant.
 
-Without a reference there are only the panels of values.  The grid grows downward, so any number of columns fits a page.
+Without a reference it has only the panels of values.  The grid grows downward, so any number of columns fits a page.
 """
 
 from __future__ import annotations

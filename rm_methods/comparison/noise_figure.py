@@ -116,7 +116,7 @@ def _draw_panel(
             if level.kind != kind and level.rate:
                 continue
             for level_row, cell, estimate in _estimates([comparison], row.variant, column, is_value):
-                # Two kinds of the same rate stand beside each other.  The level without noise belongs to both.
+                # Two kinds of the same rate get marks side by side.  The level without noise belongs to both.
                 beside = 0.02 * span * (2 * order - 1) if level.rate in twice else 0.0
                 x = 100 * level.rate + beside
                 points.append((x, 100 * estimate.mean))

@@ -70,7 +70,7 @@ def draw_ranks(comparison: Comparison, no_ranks: str = NO_RANKS):
     for text, rank in zip(axis.get_yticklabels(), table.ranks, strict=True):
         text.set_fontweight("bold" if rank.variant == comparison.reference else "normal")
     for (first, last), lane in zip(table.groups, lanes, strict=True):
-        # Along x a fraction of the panel, so that bars of any number stand beside it.
+        # Along x in fractions of the panel: the bars are to its right.
         x = 1 + (0.12 + _LANE * lane) / _PANEL_WIDTH
         (line,) = axis.plot((x, x), (first - 0.2, last + 0.2), transform=axis.get_yaxis_transform())
         line.update({"color": "black", "linewidth": 2, "clip_on": False, "label": GROUP, "solid_capstyle": "butt"})
