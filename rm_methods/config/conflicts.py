@@ -227,15 +227,25 @@ def _axis_conflicts(config: dict[str, Any]) -> list[str]:
 
 def _data_conflicts(config: dict[str, Any]) -> list[str]:
     """Splits that a stage needs and that the data set cannot have."""
+    from rm_methods.preferences import world
     from rm_methods.preferences.cards import card_for
-    from rm_methods.preferences.world import SPLITS
 
     problems: list[str] = []
+    splits: tuple[str, ...] = ()
     data = config["data"]
     optimization = config["overoptimization"]
     card = card_for(data["dataset"], data["root"])[0]
     if card.reader == "world":
         has_validation = data["options"]["validation_pairs"] > 0
+        problems += [f"data.options.{problem}" for problem in world.conflicts(data["options"])]
+        splits = world.splits_of(data["options"])
+        if "world" in config["benchmarks"]:
+            problems += [
+                f"benchmarks.world.options.splits: with these data.options the world has no split '{split}'; use some "
+                f"of {', '.join(splits[2:])}"
+                for split in config["benchmarks"]["world"]["options"]["splits"]
+                if split not in splits
+            ]
     else:
         # A file of pairs may have a column of splits, and a reader may define splits, so only prepare can tell.
         has_validation = not card.splits or bool(card.splits.keys() & {"validation", "by_instruction", ""})
@@ -249,10 +259,10 @@ def _data_conflicts(config: dict[str, Any]) -> list[str]:
             "above 0"
         )
     samples = SAMPLES in optimization["best_of_n"]["pools"] or optimization["ppo"]["enabled"]
-    if samples and card.reader == "world" and optimization["prompts"] not in SPLITS:
+    if samples and card.reader == "world" and optimization["prompts"] not in splits:
         problems.append(
             f"overoptimization.prompts: the controlled world has no split '{optimization['prompts']}'; use one of "
-            f"{', '.join(SPLITS)}"
+            f"{', '.join(splits)}"
         )
     return problems
 

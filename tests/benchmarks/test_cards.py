@@ -50,6 +50,9 @@ def test_the_shipped_benchmarks():
         "world long",
         "world early",
         "world late",
+        "world iid, annotated",
+        "world cue on better",
+        "world cue on worse",
     ]
 
 

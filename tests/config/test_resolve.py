@@ -126,6 +126,14 @@ def test_missing_sections_are_named():
         ({"backbone": {"chat_template": "absent.jinja"}}, "backbone.chat_template: no such file: 'absent.jinja'"),
         ({"tracking": {"uri": "./mlruns"}}, "tracking.uri: The MLflow address './mlruns' is a folder"),
         (
+            {"data": {"dataset": "world", "options": {"annotator": {"skill": 0, "bias": 0}}}},
+            "data.options.annotator: skill and bias are 0",
+        ),
+        (
+            {"data": {"dataset": "world", "options": {"annotator": {}}}, "benchmarks": {"world": {}}},
+            "benchmarks.world.options.splits: with these data.options the world has no split 'cue_reversed'",
+        ),
+        (
             {
                 "tuning": {"enabled": True, "learning_rates": [1e-3]},
                 "data": {"dataset": "world", "validation_fraction": 0.0, "options": {"validation_pairs": 0}},

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rm_methods.preferences.world import gold, requirements, statements
+from rm_methods.preferences.world import assess, flaws, gold, requirements, statements
 from rm_methods.preferences.world import vocabulary as words
 
 PROMPT = [{"role": "user", "content": "I need a gift for my boss. I want a red color. The size should be small."}]
@@ -40,6 +40,24 @@ any_response = st.one_of(
 )
 def test_gold_equals_the_value_derived_by_hand(response, expected):
     assert gold(PROMPT, response) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("response", "expected", "verdicts"),
+    [
+        ("", 1.0, {"size": "omitted", "color": "omitted"}),
+        ("It has a red color. It has a small size.", 0.0, {"size": "met", "color": "met"}),
+        ("It has a blue color.", 1.5, {"size": "omitted", "color": "contradicted"}),
+        (
+            "Red, small, a low price, jazz.",
+            1.0,
+            {"size": "met", "color": "met", "price": "invented", "music": "invented"},
+        ),
+    ],
+)
+def test_flaws_are_whole_for_contradictions_and_half_for_omissions_and_inventions(response, expected, verdicts):
+    assert flaws(PROMPT, response) == expected
+    assert assess(PROMPT, response) == verdicts
 
 
 def test_prompt_may_be_a_string():

@@ -9,10 +9,31 @@ from typing import Any
 from rm_methods.preferences.dataset_card import DatasetCard
 from rm_methods.preferences.pair import PreferencePair
 from rm_methods.preferences.read_report import ReadReport
-from rm_methods.preferences.world.generator import OPTIONS, SPLITS, TEST_SPLITS, generate
-from rm_methods.preferences.world.gold import gold, requirements, statements
+from rm_methods.preferences.world.generator import (
+    OPTIONS,
+    SPLITS,
+    TEST_SPLITS,
+    conflicts,
+    generate,
+    option_warnings,
+    splits_of,
+)
+from rm_methods.preferences.world.gold import assess, flaws, gold, requirements, statements
 
-__all__ = ["OPTIONS", "SPLITS", "TEST_SPLITS", "generate", "gold", "read", "requirements", "statements"]
+__all__ = [
+    "OPTIONS",
+    "SPLITS",
+    "TEST_SPLITS",
+    "assess",
+    "conflicts",
+    "flaws",
+    "generate",
+    "gold",
+    "read",
+    "requirements",
+    "splits_of",
+    "statements",
+]
 
 
 def read(card: DatasetCard, root: Path | None, options: dict[str, Any], report: ReadReport) -> Iterator[PreferencePair]:
@@ -27,6 +48,8 @@ def read(card: DatasetCard, root: Path | None, options: dict[str, Any], report: 
     """
     if root is not None:
         report.note(f"{card.name} is generated: the folder {root} was not read.")
+    for warning in option_warnings(options):
+        report.note(warning)
     for pair in generate(**options):
         report.count_row(pair.split)
         yield pair

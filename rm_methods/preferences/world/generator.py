@@ -3,19 +3,30 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 from rm_methods.errors import ConfigError
-from rm_methods.preferences.pair import Message, PreferencePair, make_pair
+from rm_methods.preferences.pair import PreferencePair, make_pair
+from rm_methods.preferences.world import annotators
 from rm_methods.preferences.world import vocabulary as words
+from rm_methods.preferences.world.annotated import AnnotatedSplit, level_problems
 from rm_methods.preferences.world.gold import gold
+from rm_methods.preferences.world.texts import Scenario, other_value, write_prompt, write_response
 from rm_methods.validation import schema_problems
 
-SOURCE = "world"
 TEST_SPLITS = ("iid", "cue_neutral", "cue_reversed", "long_context", "early_evidence", "late_evidence")
 SPLITS = ("train", "validation", *TEST_SPLITS)
+# With annotators, cues are independent of quality, so that cue_reversed would be no other split.
+ANNOTATED_TEST_SPLITS = (
+    "iid",
+    "iid_annotated",
+    "cue_neutral",
+    "cue_on_better",
+    "cue_on_worse",
+    "long_context",
+    "early_evidence",
+    "late_evidence",
+)
 # "omits" and "invents" are equally frequent, so that the number of claims tells nothing.
 FLAWS = {"contradicts": 0.84, "omits": 0.08, "invents": 0.08}
 MOST_REPEATS = 500  # after so many repeated prompts in a row, nearly all prompts of the world are used up
@@ -72,28 +83,16 @@ OPTIONS: dict[str, dict[str, Any]] = {
         1000,
         "long_context: fewest filler sentences in a text, in units of max(1, filler); the most is twice that.",
     ),
+    "annotator": annotators.OPTION,
+    "sentence_budget": {
+        "type": ["integer", "null"],
+        "minimum": 1,
+        "maximum": 100,
+        "default": None,
+        "description": "Most sentences of a response, so that each sentence of a cue takes the place of a claim; needs "
+        "`annotator`.",
+    },
 }
-
-
-@dataclass(frozen=True)
-class Part:
-    """One sentence of a text: what it says, the slot it is about, and whether it decides the pair or is a cue."""
-
-    text: str
-    slot: str = ""
-    deciding: bool = False
-    cue: bool = False
-
-
-@dataclass
-class Scenario:
-    """The content of one pair before it becomes text: slot -> value for the prompt and for each response."""
-
-    domain: str
-    required: dict[str, str]
-    chosen: dict[str, str]
-    rejected: dict[str, str]
-    deciding: dict[str, str] = field(default_factory=dict)  # slot -> flaw of the rejected response
 
 
 def resolve(options: dict[str, Any]) -> dict[str, Any]:
@@ -103,19 +102,47 @@ def resolve(options: dict[str, Any]) -> dict[str, Any]:
         ConfigError: naming every unknown, ill-typed or out-of-range option.
     """
     problems = schema_problems(options, {"type": "object", "properties": OPTIONS, "additionalProperties": False})
-    settings = {name: schema["default"] for name, schema in OPTIONS.items()} | options
-    if not problems and settings["min_requirements"] > settings["max_requirements"]:
-        lowest, highest = settings["min_requirements"], settings["max_requirements"]
-        problems.append(
-            f"min_requirements: {lowest} is above max_requirements ({highest}). Lower it, or raise max_requirements."
-        )
+    problems = problems or conflicts(options)
     if problems:
         raise ConfigError(problems, "the options of the controlled world")
-    return settings
+    return {name: schema["default"] for name, schema in OPTIONS.items()} | options
+
+
+def conflicts(options: dict[str, Any]) -> list[str]:
+    """What is wrong with options that are each allowed, one sentence each."""
+    settings = {name: schema["default"] for name, schema in OPTIONS.items()} | options
+    lowest, highest = settings["min_requirements"], settings["max_requirements"]
+    if lowest > highest:
+        return [
+            f"min_requirements: {lowest} is above max_requirements ({highest}). Lower it, or raise max_requirements."
+        ]
+    if settings["annotator"] is None:
+        if settings["sentence_budget"] is None:
+            return []
+        return ["sentence_budget: needs the option `annotator`; add `annotator: {}`, or remove it."]
+    problems = annotators.annotator_problems(settings["annotator"], settings)
+    if settings["cue_agreement"] != OPTIONS["cue_agreement"]["default"]:
+        problems.append(
+            f"cue_agreement: {settings['cue_agreement']} is not used, because `annotator` has cues that do not depend "
+            "on quality. Remove one of them."
+        )
+    return problems or level_problems(settings)
+
+
+def splits_of(options: dict[str, Any]) -> tuple[str, ...]:
+    """The splits of a world with these options."""
+    return SPLITS if options.get("annotator") is None else ("train", "validation", *ANNOTATED_TEST_SPLITS)
+
+
+def option_warnings(options: dict[str, Any]) -> list[str]:
+    """What deserves a second look in valid options, one sentence each."""
+    settings = resolve(options)
+    option = settings["annotator"]
+    return [] if option is None else annotators.make_annotator(option, settings["cue_kinds"]).warnings()
 
 
 def generate(**options: Any) -> list[PreferencePair]:
-    """All pairs of the world, split by split in the order of `SPLITS`; same options give byte-identical pairs.
+    """All pairs of the world, split by split in the order of `splits_of`; same options give byte-identical pairs.
 
     Args:
         options: any of `OPTIONS`.
@@ -127,10 +154,11 @@ def generate(**options: Any) -> list[PreferencePair]:
     sizes = {"train": settings["train_pairs"], "validation": settings["validation_pairs"]}
     groups: set[str] = set()
     pairs: dict[str, list[PreferencePair]] = {}
+    splits = splits_of(settings)
     # Test splits first: the later split draws a repeated prompt anew, so the test data do not depend on the train size.
-    for split in reversed(SPLITS):
+    for split in reversed(splits):
         pairs[split] = _generate_split(split, sizes.get(split, settings["test_pairs"]), settings, groups)
-    return [pair for split in SPLITS for pair in pairs[split]]
+    return [pair for split in splits for pair in pairs[split]]
 
 
 def _generate_split(split: str, size: int, settings: dict[str, Any], groups: set[str]) -> list[PreferencePair]:
@@ -148,13 +176,17 @@ def _generate_split(split: str, size: int, settings: dict[str, Any], groups: set
     if split == "long_context":
         fewest = settings["long_multiplier"] * max(1, settings["filler"])
         most = 2 * fewest
+    annotated = AnnotatedSplit(split, settings) if settings["annotator"] is not None else None
     pairs: list[PreferencePair] = []
     repeats = 0
     while len(pairs) < size:
-        pair = _draw_pair(rng, split, settings, evidence, agreement.get(split, 0.5), (fewest, most))
+        if annotated:
+            pair = annotated.draw(rng, len(pairs), evidence, (fewest, most))
+        else:
+            pair = _draw_pair(rng, split, settings, evidence, agreement.get(split, 0.5), (fewest, most))
         if pair.group not in groups:
             groups.add(pair.group)
-            pairs.append(pair)
+            pairs.append(annotated.labeled(pair) if annotated else pair)
             repeats = 0
             continue
         repeats += 1
@@ -171,7 +203,7 @@ def _draw_pair(
     rng: random.Random, split: str, settings: dict[str, Any], evidence: str, agreement: float, filler: tuple[int, int]
 ) -> PreferencePair:
     scenario = _draw_scenario(rng, settings)
-    prompt, prompt_spans = _write_prompt(rng, scenario, settings, evidence, rng.randint(*filler))
+    prompt, prompt_spans = write_prompt(rng, scenario, settings, evidence, rng.randint(*filler))
     kind = rng.choice(settings["cue_kinds"])
     cue_on_chosen = rng.random() < agreement
     texts = {}
@@ -180,7 +212,7 @@ def _draw_pair(
         # Where one response has a phrase, the other has one more filler sentence: only the length cue changes the
         # length.
         count = rng.randint(*filler) + (kind in ("closing", "flattery") and cue is None)
-        texts[side] = _write_response(
+        texts[side] = write_response(
             rng, getattr(scenario, side), scenario, evidence, cue, count, settings["length_cue"]
         )
     gold_chosen = gold(prompt, texts["chosen"][0])
@@ -192,7 +224,7 @@ def _draw_pair(
         texts["chosen"][0],
         texts["rejected"][0],
         split=split,
-        source=SOURCE,
+        source=words.SOURCE,
         strength=gold_chosen - gold_rejected,
         meta={
             "gold_chosen": gold_chosen,
@@ -231,7 +263,7 @@ def _draw_scenario(rng: random.Random, settings: dict[str, Any]) -> Scenario:
             scenario.rejected[slot] = rng.choice(words.SLOTS[slot].values)
         else:
             slot = free.pop()
-            scenario.rejected[slot] = _other_value(rng, slot, required[slot])
+            scenario.rejected[slot] = other_value(rng, slot, required[slot])
             if flaw == "omits":
                 del scenario.rejected[slot]
         scenario.deciding[slot] = flaw
@@ -239,127 +271,6 @@ def _draw_scenario(rng: random.Random, settings: dict[str, Any]) -> Scenario:
             break
     for slot in free:
         if rng.random() < settings["shared_flaw_rate"]:
-            scenario.chosen[slot] = _other_value(rng, slot, required[slot])
-            scenario.rejected[slot] = _other_value(rng, slot, required[slot])
+            scenario.chosen[slot] = other_value(rng, slot, required[slot])
+            scenario.rejected[slot] = other_value(rng, slot, required[slot])
     return scenario
-
-
-def _other_value(rng: random.Random, slot: str, value: str) -> str:
-    return rng.choice([other for other in words.SLOTS[slot].values if other != value])
-
-
-def _write_prompt(
-    rng: random.Random, scenario: Scenario, settings: dict[str, Any], evidence: str, filler: int
-) -> tuple[list[Message], list[list[int]]]:
-    """The conversation, and the deciding requirements as [message index, start, end] in characters."""
-    sentences = []
-    for slot, value in scenario.required.items():
-        sentences.append(Part(_sentence(rng, words.REQUIREMENTS, slot, value), slot, slot in scenario.deciding))
-    sentences += [Part(text) for text in _filler(rng, words.PROMPT_FILLER, filler)]
-    sentences = _order(rng, sentences, evidence)
-    opener = rng.choice(words.OPENERS).format(
-        thing=rng.choice(words.DOMAINS[scenario.domain][0]), person=rng.choice(words.PERSONS)
-    )
-    if rng.random() >= settings["multi_turn_rate"]:
-        turns = [[Part(opener), *sentences]]
-    else:
-        cut = rng.randint(1, len(sentences) - 1) if len(sentences) > 1 else 1
-        first = sentences[:cut]
-        last = sentences[cut:]
-        changeable = [index for index, part in enumerate(first) if part.slot]
-        if changeable and evidence != "early" and rng.random() < settings["correction_rate"]:
-            first, last = _change_mind(rng, scenario, first, last, rng.choice(changeable))
-        turns = [[Part(opener), *first], [Part(rng.choice(words.FOLLOW_UPS))], last or [Part("That is all.")]]
-    prompt = []
-    spans = []
-    for index, turn in enumerate(turns):
-        text, deciding, _ = _join(turn, " ")
-        prompt.append({"role": ("user", "assistant")[index % 2], "content": text})
-        spans += [[index, start, end] for start, end in deciding]
-    return prompt, spans
-
-
-def _change_mind(
-    rng: random.Random, scenario: Scenario, first: list[Part], last: list[Part], index: int
-) -> tuple[list[Part], list[Part]]:
-    """Let the first turn name another value for one requirement, and the last turn correct it."""
-    old = first[index]
-    value = scenario.required[old.slot]
-    stale = Part(_sentence(rng, words.REQUIREMENTS, old.slot, _other_value(rng, old.slot, value)), old.slot)
-    correction = Part(_sentence(rng, words.CORRECTIONS, old.slot, value), old.slot, old.deciding)
-    return [*first[:index], stale, *first[index + 1 :]], [*last, correction]
-
-
-def _write_response(
-    rng: random.Random,
-    claims: dict[str, str],
-    scenario: Scenario,
-    evidence: str,
-    cue: str | None,
-    filler: int,
-    length_cue: int,
-) -> tuple[str, list[list[int]], list[list[int]]]:
-    """The response with its cue (None: it has none), the spans of its deciding evidence, and the spans of the cue."""
-    extra = length_cue if cue == "length" else 0
-    padding = [
-        Part(text, cue=index >= filler)
-        for index, text in enumerate(_filler(rng, words.RESPONSE_FILLER, filler + extra))
-    ]
-    parts = [
-        Part(_sentence(rng, words.CLAIMS, slot, value), slot, slot in scenario.deciding)
-        for slot, value in claims.items()
-    ]
-    parts = _order(rng, parts + padding, evidence)
-    if cue == "closing":
-        parts.append(Part(rng.choice(words.CLOSINGS), cue=True))
-    elif cue == "flattery":
-        parts.insert(0, Part(rng.choice(words.FLATTERIES), cue=True))
-    elif cue == "formatting":
-        return _as_list(parts)
-    return _join(parts, " ")
-
-
-def _as_list(parts: list[Part]) -> tuple[str, list[list[int]], list[list[int]]]:
-    """The sentences as a list under a bold header; the header and the bullets are the cue."""
-    text, evidence, cues = _join([Part(words.LIST_HEADER, cue=True), *parts], "\n" + words.LIST_BULLET)
-    position = 0
-    for line in text.split("\n"):
-        if position:
-            cues.append([position, position + len(words.LIST_BULLET)])
-        position += len(line) + 1
-    return text, evidence, cues
-
-
-def _sentence(rng: random.Random, templates: Sequence[str], slot: str, value: str) -> str:
-    return rng.choice(templates).format(value=value, noun=rng.choice(words.SLOTS[slot].nouns))
-
-
-def _filler(rng: random.Random, sentences: Sequence[str], count: int) -> list[str]:
-    """`count` filler sentences; none twice before all were used."""
-    drawn: list[str] = []
-    while len(drawn) < count:
-        drawn += rng.sample(sentences, len(sentences))
-    return [text.format(person=rng.choice(words.PERSONS)) for text in drawn[:count]]
-
-
-def _order(rng: random.Random, parts: list[Part], evidence: str) -> list[Part]:
-    """Shuffle; then, unless `evidence` is "mixed", move what decides the pair to the beginning or to the end."""
-    shuffled = rng.sample(parts, len(parts))
-    if evidence == "mixed":
-        return shuffled
-    return sorted(shuffled, key=lambda part: part.deciding == (evidence == "late"))
-
-
-def _join(parts: Sequence[Part], separator: str) -> tuple[str, list[list[int]], list[list[int]]]:
-    """The text, and the [start, end] character spans of its deciding and of its cue parts."""
-    evidence = []
-    cues = []
-    position = 0
-    for part in parts:
-        span = [position, position + len(part.text)]
-        if part.deciding:
-            evidence.append(span)
-        if part.cue:
-            cues.append(span)
-        position = span[1] + len(separator)
-    return separator.join(part.text for part in parts), evidence, cues

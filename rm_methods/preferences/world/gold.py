@@ -23,6 +23,7 @@ from rm_methods.preferences.pair import Message
 from rm_methods.preferences.world.vocabulary import NEGATIONS, SLOT_OF_VALUE
 
 INVENTION_COST = 0.5
+FLAW_WEIGHTS = {"contradicted": 1.0, "omitted": 0.5, "invented": 0.5}
 NEGATION_REACH = 3  # words: "not red", "not a red", "not really so red"
 
 # Words (an apostrophe may join two halves) and marks; a negation does not reach beyond a mark or "but".
@@ -38,17 +39,29 @@ def gold(prompt: Sequence[Message] | str, response: str) -> float:
         prompt: the conversation, or one user message as a string.
         response: any string: empty, unknown words, any Unicode, any length.  Takes linear time.
     """
+    verdicts = list(assess(prompt, response).values())
+    met, contradicted, invented = (verdicts.count(kind) for kind in ("met", "contradicted", "invented"))
+    return (met - contradicted - INVENTION_COST * invented) / max(1, len(verdicts) - invented)
+
+
+def flaws(prompt: Sequence[Message] | str, response: str) -> float:
+    """The flaws of a response as annotators weigh them: 1 for each contradicted requirement, 1/2 for each omitted one
+    and for each invention; arguments as in `gold`."""
+    return sum(FLAW_WEIGHTS.get(verdict, 0.0) for verdict in assess(prompt, response).values())
+
+
+def assess(prompt: Sequence[Message] | str, response: str) -> dict[str, str]:
+    """The verdict on each slot: "met", "contradicted" or "omitted" for requirements, then "invented" for others."""
     required = requirements(prompt)
     claimed, denied = statements(response)
-    met = contradicted = 0
+    verdicts: dict[str, str] = {}
     for slot, value in required.items():
         values = claimed.get(slot, set())
         if values - {value} or value in denied.get(slot, ()):
-            contradicted += 1
-        elif values:
-            met += 1
-    invented = sum(slot not in required for slot in claimed)
-    return (met - contradicted - INVENTION_COST * invented) / max(1, len(required))
+            verdicts[slot] = "contradicted"
+        else:
+            verdicts[slot] = "met" if values else "omitted"
+    return verdicts | {slot: "invented" for slot in claimed if slot not in required}
 
 
 def requirements(prompt: Sequence[Message] | str) -> dict[str, str]:

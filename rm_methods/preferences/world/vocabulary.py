@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+SOURCE = "world"  # the source of its pairs
+
 
 @dataclass(frozen=True)
 class Slot:
@@ -100,6 +102,15 @@ RESPONSE_FILLER = (
     "I checked it again today.",
     "There are some left.",
 )
+# The length cue of biased annotators: special sentences, so that the cue can be read in one response alone.
+PADDING = (
+    "Let me say a little more about this.",
+    "There is much more to tell.",
+    "I could go on for a while.",
+    "I will explain it once more.",
+    "This took me a lot of thought.",
+    "I wrote all of this down for you.",
+)
 
 # Surface cues.  They say nothing about what was asked: gold never reads them.
 CUE_KINDS = ("closing", "length", "formatting", "flattery")
@@ -112,3 +123,9 @@ LIST_BULLET = "- "
 NEGATIONS = frozenset({"not", "no", "never", "without", "isn't", "don't", "cannot", "nor"})
 
 SLOT_OF_VALUE = {value: name for name, slot in SLOTS.items() for value in slot.values}
+
+# What a user of the controlled world says to a response (`conversations`).
+CONTRADICTED = "The {noun} is wrong."
+OMITTED = "You forgot the {noun}."
+INVENTED = "I did not ask for the {noun}."
+SATISFIED = "That is what I asked for."
