@@ -68,7 +68,7 @@ def compare_folders(
     comparison = replace(comparison, notes=(*comparison.notes, *notes))
     if out is None:
         out = folders[0].resolve().parent / "_".join(["comparison", *(folder.resolve().name for folder in folders)])
-    return write_comparison(comparison, out)
+    return write_comparison(comparison, runs, out)
 
 
 def _labels(stored: Sequence[StoredExperiment]) -> list[str]:
