@@ -120,7 +120,7 @@ def make_results(folder: Path, variants: int, seeds: int, benchmarks: list[str],
 
 
 def compare_results(folder: Path, out: Path, columns: list[Column]) -> None:
-    """Compare the runs of a folder and print the seconds of each step and the peak memory of this process."""
+    """Compare the runs of a folder and print what this process took: seconds of each step, CPU time, peak memory."""
     names = ("summary.json", "metrics.json", "credits.parquet")
     folders = sorted(path.parent for path in folder.glob("*/*/summary.json"))
     files = [EvaluatedFiles(*(run / name for name in names)) for run in folders]
@@ -131,10 +131,12 @@ def compare_results(folder: Path, out: Path, columns: list[Column]) -> None:
     built = time.perf_counter()
     write_comparison(comparison, runs, out)
     written = time.perf_counter()
+    cpu = time.process_time()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     print(
         f"{len(files)} runs, {len(columns)} columns: {written - started:.1f} s (reading {read - started:.1f}, "
-        f"statistics {built - read:.1f}, tables and figures {written - built:.1f}), peak memory {peak / 2**30:.2f} GiB"
+        f"statistics {built - read:.1f}, tables and figures {written - built:.1f}), {cpu:.1f} s of CPU, "
+        f"peak memory {peak / 2**30:.2f} GiB"
     )
 
 

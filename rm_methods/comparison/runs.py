@@ -18,12 +18,13 @@ from rm_methods.experiment.evaluated_runs import EvaluatedFiles
 from rm_methods.parquet import read_parquet
 from rm_methods.run_card import BenchmarkResult, RunCost, RunMetrics, RunSummary
 from rm_methods.statistics.column import Role, role_of
-from rm_methods.statistics.designs import ItemDesign, item_design
+from rm_methods.statistics.designs import ItemDesign, item_coefficients, item_design
 from rm_methods.stored import read_metrics, read_summary
 
 if TYPE_CHECKING:
     import pandas
 
+_ITEM_COLUMNS = ("group", "stratum", "weight")
 _AGREE = 1e-6  # a metric and the weighted mean of its credits may differ by rounding only
 
 
@@ -103,7 +104,8 @@ def read_runs(files: Sequence[EvaluatedFiles], columns: Sequence[Column]) -> lis
         raise UserError("Nothing to compare: no runs were given. Run the evaluate stage first.")
     if not columns:
         raise UserError("Nothing to compare: no columns were given. Name at least one benchmark in the configuration.")
-    runs = [_read_run(f, columns) for f in files]
+    first_frames: dict[tuple[str, str], pandas.DataFrame] = {}
+    runs = [_read_run(f, columns, first_frames) for f in files]
     seen: dict[tuple[str, int], Run] = {}
     methods: dict[str, Run] = {}
     for run in runs:
@@ -142,7 +144,14 @@ def distinct_runs(runs: Sequence[Run]) -> list[Run]:
     return distinct
 
 
-def _read_run(files: EvaluatedFiles, columns: Sequence[Column]) -> Run:
+def _read_run(
+    files: EvaluatedFiles, columns: Sequence[Column], first_frames: dict[tuple[str, str], pandas.DataFrame]
+) -> Run:
+    """One run.
+
+    Args:
+        first_frames: credits of the runs read before, a frame for each metric; those of this run are added.
+    """
     summary = read_summary(files.summary)
     metrics = read_metrics(files.metrics)
     for key in ("variant", "method", "seed", "run_key"):
@@ -165,7 +174,7 @@ def _read_run(files: EvaluatedFiles, columns: Sequence[Column]) -> Run:
         data_hash=(summary.get("data") or {}).get("hash"),
         cost=summary.get("cost") or {},
         benchmarks=metrics.get("benchmarks", {}),
-        credits=_read_credits(files.credits, columns),
+        credits=_read_credits(files.credits, columns, first_frames),
         weights_hash=summary.get("weights_hash"),
         run_key=summary["run_key"],
         left_out=_read_left_out(files.metrics, metrics),
@@ -235,22 +244,30 @@ def _with_shared(run: Run, runs: Sequence[Run]) -> Run:
     return replace(run, shared_with_all_seeds=tuple(shared))
 
 
-def _read_credits(path: Path, columns: Sequence[Column]) -> dict[tuple[str, str], pandas.DataFrame]:
+def _read_credits(
+    path: Path, columns: Sequence[Column], first_frames: dict[tuple[str, str], pandas.DataFrame]
+) -> dict[tuple[str, str], pandas.DataFrame]:
+    """Credits of each metric.  Items that are those of `first_frames` share their memory: they are most of a file."""
     table = read_parquet(path, CREDIT_COLUMNS, "a file of credits", "evaluate")
     wanted = {(c.benchmark, c.metric) for c in columns}
     credits = {}
     for key, frame in table.to_pandas().groupby(["benchmark", "metric"], sort=False):
         if key not in wanted:
             continue
-        frame = frame.drop(columns=["benchmark", "metric"]).sort_values("item_id", ignore_index=True)
+        frame = frame[["item_id", *_ITEM_COLUMNS, "credit"]].sort_values("item_id", ignore_index=True)
         twice = frame["item_id"][frame["item_id"].duplicated()]
         if len(twice):
             raise DataError(
                 f"{path}: item {twice.iloc[0]!r} occurs twice in {key[0]}/{key[1]}; an item has one credit for a "
                 "metric."
             )
-        credits[key] = frame
+        first = first_frames.setdefault(key, frame)
+        credits[key] = first.assign(credit=frame["credit"]) if _same_items(first, frame) else frame
     return credits
+
+
+def _same_items(first: pandas.DataFrame, frame: pandas.DataFrame) -> bool:
+    return all(first[name].equals(frame[name]) for name in ("item_id", *_ITEM_COLUMNS))
 
 
 def _check_adds_up(run: Run, column: Column) -> None:
@@ -266,10 +283,10 @@ def _check_adds_up(run: Run, column: Column) -> None:
             "again."
         )
     try:
-        design = item_design(frame["stratum"].to_numpy(), frame["weight"].to_numpy())
+        coefficient, _ = item_coefficients(frame["stratum"].to_numpy(), frame["weight"].to_numpy())
     except ValueError as error:
         raise DataError(f"{run.files.credits}: {name}: {error}.") from None
-    total = float(design.coefficient @ frame["credit"].to_numpy(np.float64))
+    total = float(coefficient @ frame["credit"].to_numpy(np.float64))
     both_undefined = math.isnan(total) and math.isnan(metric)
     if not both_undefined and not abs(total - metric) <= _AGREE:
         raise DataError(
@@ -317,6 +334,8 @@ def _check_same_items(first_run: Run, run: Run, column: Column) -> None:
     name = f"{column.benchmark}/{column.metric}"
     first = first_run.credits[column.benchmark, column.metric]
     frame = run.credits[column.benchmark, column.metric]
+    if _same_items(first, frame):
+        return
     if not np.array_equal(first["item_id"], frame["item_id"]):
         items = set(frame["item_id"])
         first_items = set(first["item_id"])
@@ -326,7 +345,7 @@ def _check_same_items(first_run: Run, run: Run, column: Column) -> None:
             f"{len(first_items)}, {len(items & first_items)} in common, first difference {example!r}. All runs must be "
             "evaluated on the same items; run score and evaluate again for the runs that are older."
         )
-    for key in ("group", "stratum", "weight"):
+    for key in _ITEM_COLUMNS:
         differ = np.flatnonzero(first[key].to_numpy() != frame[key].to_numpy())
         if len(differ):
             row = differ[0]

@@ -50,6 +50,31 @@ def item_design(stratum: ArrayLike, weight: ArrayLike, group: ArrayLike | None =
     Raises:
         ValueError: if a stratum has two weights or the weights of the strata do not sum to 1 (to 1e-6).
     """
+    coefficient, stratum_code = item_coefficients(stratum, weight)
+    if group is None:
+        cluster_code = np.arange(len(coefficient))
+    else:
+        cluster_code = np.unique(np.asarray(group), return_inverse=True)[1]
+    block = _blocks(stratum_code, cluster_code)
+    lonely = (np.bincount(block) == 1)[block][cluster_code]
+    return ItemDesign(
+        coefficient=coefficient,
+        stratum=stratum_code,
+        cluster=cluster_code,
+        block=block,
+        lonely=lonely,
+    )
+
+
+def item_coefficients(stratum: ArrayLike, weight: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+    """W_h / n_h of each item, and the code of its stratum.
+
+    Args:
+        stratum, weight: as in `item_design`.
+
+    Raises:
+        ValueError: as `item_design`.
+    """
     _, first, stratum_code, counts = np.unique(
         np.asarray(stratum), return_index=True, return_inverse=True, return_counts=True
     )
@@ -58,19 +83,7 @@ def item_design(stratum: ArrayLike, weight: ArrayLike, group: ArrayLike | None =
         raise ValueError("a stratum has items with different weights")
     if abs(weights[first].sum() - 1.0) > 1e-6:
         raise ValueError(f"the weights of the strata sum to {weights[first].sum():.6g}, not 1")
-    if group is None:
-        cluster_code = np.arange(len(weights))
-    else:
-        cluster_code = np.unique(np.asarray(group), return_inverse=True)[1]
-    block = _blocks(stratum_code, cluster_code)
-    lonely = (np.bincount(block) == 1)[block][cluster_code]
-    return ItemDesign(
-        coefficient=weights / counts[stratum_code],
-        stratum=stratum_code,
-        cluster=cluster_code,
-        block=block,
-        lonely=lonely,
-    )
+    return weights / counts[stratum_code], stratum_code
 
 
 def _blocks(stratum: np.ndarray, cluster: np.ndarray) -> np.ndarray:
