@@ -311,35 +311,46 @@ def power_markdown(columns: Sequence[ColumnPower], difference: float) -> str:
 
 
 def verdict(columns: Sequence[ColumnPower], difference: float) -> tuple[str, ...]:
-    """One sentence for each column: the seeds and items that show a difference."""
-    return tuple(_sentence(column, difference) for column in columns)
+    """The seeds that show a difference on every column, and a sentence for each column."""
+    start = f"To see {_points(difference)} points with {POWER:.0%} probability"
+    if len(columns) == 1:
+        return (f"{start} on {_sentence(columns[0], difference)}",)
+    needed = {column.column.heading: column.seeds_for(difference) for column in columns if column.sources is not None}
+    reached = {heading: seeds for heading, seeds in needed.items() if seeds is not None}
+    if not reached:
+        first = f"{start}: the pilot names no number of seeds for any column."
+    else:
+        hardest = max(reached, key=lambda heading: reached[heading])
+        where = "every column" if len(reached) == len(columns) else f"{len(reached)} of {len(columns)} columns"
+        first = f"{start} on {where}: {reached[hardest]} seeds ({hardest} needs the most)."
+    return (first, *(_sentence(column, difference) for column in columns))
 
 
 def _sentence(planned: ColumnPower, difference: float) -> str:
-    heading = planned.column.heading
+    start = f"{planned.column.heading}:"
     sources = planned.sources
     if sources is None:
-        return f"{heading}: the pilot cannot tell, because {planned.why_not}."
-    start = f"To see {_points(difference)} points on {heading} with {POWER:.0%} probability:"
+        return f"{start} the pilot cannot tell, because {planned.why_not}."
     items = f" and {sources.n_items:,} items" if sources.n_items else ""
     seeds = planned.seeds_for(difference)
     more = []
+    fewest = seeds
     for times in planned.times[1:]:
         needed = planned.seeds_for(difference, times)
-        if needed is not None and (seeds is None or needed < seeds):
+        if needed is not None and (fewest is None or needed < fewest):
             more.append(f"{needed} seeds with {times * sources.n_items:,} items")
+            fewest = needed
+    helped = f"More items help: {', '.join(more)}." if more else ""
     if seeds is not None:
         low, high = planned.seeds_interval(difference)
         span = f"{low} to {f'more than {MOST_SEEDS}' if high is None else high}"
-        helped = f"More items help: {', '.join(more)}." if more else "More items do not reduce the seeds."
-        return f"{start} {seeds} seeds{items} (pilot's 95% interval: {span} seeds). {helped if items else ''}".strip()
+        return f"{start} {seeds} seeds{items} (pilot's 95% interval: {span} seeds). {helped}".strip()
     floor = planned.floor()
     if floor >= difference:
         reason = f"no number of seeds is enough with {sources.n_items:,} items, which alone allow {_points(floor)}"
     else:
         reason = f"more than {MOST_SEEDS} seeds{items}"
-    helped = f"More items help: {', '.join(more)}." if more else _items_needed(planned, difference)
-    return f"{start} {reason}. {helped}".strip()
+    return f"{start} {reason}. {helped or _items_needed(planned, difference)}".strip()
 
 
 def _items_needed(planned: ColumnPower, difference: float) -> str:
@@ -366,10 +377,10 @@ def _table(columns: Sequence[ColumnPower], difference: float) -> Section:
         if rows:
             rules.append(len(rows))
         for times in planned.times:
-            values = [_points(planned.detectable(n_seeds, times)) for n_seeds in SEEDS]
+            values = [_cell(planned.detectable(n_seeds, times)) for n_seeds in SEEDS]
             n_items = planned.sources.n_items if planned.sources is not None else 0
             needed = planned.seeds_for(difference, times)
-            rest = (MISSING if needed is None else str(needed), _points(planned.floor(times)))
+            rest = (MISSING if needed is None else str(needed), _cell(planned.floor(times)))
             rows.append((planned.column.heading, f"{times * n_items}" if n_items else MISSING, *values, *rest))
     return Section(
         title="Detectable difference in points, by the number of seeds and items",
@@ -405,6 +416,8 @@ def _notes(columns: Sequence[ColumnPower]) -> list[str]:
         "V(S, n) = 2 seed^2/S + item^2 n0/n + residual^2 n0/(n S), with S seeds, n items, and n0 items of the "
         "benchmark. The seed sd has its 95% interval in brackets.",
     ]
+    if any(column.sources is not None and column.sources.n_items and not column.sources.item for column in columns):
+        notes.append("An item sd of 0.0 says that the pilot could not see one, not that items never limit.")
     if any(column.sources is not None and not column.sources.n_items for column in columns):
         notes.append("A column without items has no per-item credits: only seeds are counted.")
     notes += [f"{column.column.heading}: left out, because {column.why_not}." for column in columns if column.why_not]
@@ -412,9 +425,14 @@ def _notes(columns: Sequence[ColumnPower]) -> list[str]:
 
 
 def _points(value: float) -> str:
+    """For sentences: 5, or 2.5."""
+    return f"{100 * value:.1f}".removesuffix(".0")
+
+
+def _cell(value: float) -> str:
     if math.isnan(value):
         return MISSING
-    return f"{100 * value:.1f}".removesuffix(".0") if value < 0.9995 else ">100"
+    return f"{100 * value:.1f}" if value < 0.9995 else ">100"
 
 
 def _sd(variance: float) -> str:

@@ -36,7 +36,7 @@ def draw(columns: Sequence[ColumnPower], difference: float):
     from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter, NullLocator
 
     shown = _shown([column for column in columns if column.sources is not None])
-    figure = Figure(figsize=(4.8, 3.0 + 0.16 * len(shown)), layout=ConstrainedLayoutEngine())
+    figure = Figure(figsize=(4.8, 3.0 + 0.08 * len(shown)), layout=ConstrainedLayoutEngine())
     FigureCanvasAgg(figure)
     axis = figure.subplots()
     for planned, (color, dashes, marker) in zip(shown, _STYLES, strict=False):
@@ -44,7 +44,7 @@ def draw(columns: Sequence[ColumnPower], difference: float):
         label = planned.column.heading
         axis.plot(SEEDS, values, color=color, linestyle=dashes, marker=marker, markersize=4, linewidth=1.2, label=label)
     axis.axhline(100 * difference, color=GRAY, linewidth=0.9)
-    axis.text(SEEDS[-1], 100 * difference, "wanted", color=GRAY, fontsize=7, ha="right", va="bottom")
+    axis.text(SEEDS[-1], 100 * difference, "wanted difference", color=GRAY, fontsize=7, ha="right", va="bottom")
     axis.set_xscale("log")
     axis.set_yscale("log")
     axis.xaxis.set_major_locator(FixedLocator(SEEDS))
@@ -61,7 +61,7 @@ def draw(columns: Sequence[ColumnPower], difference: float):
         axis.spines[side].set_visible(False)
     left_out = sum(column.sources is not None for column in columns) - len(shown)
     title = f"{left_out} more columns in the table" if left_out else None
-    figure.legend(loc="outside lower center", ncols=1, frameon=False, fontsize=8, title=title, title_fontsize=8)
+    figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=8, title=title, title_fontsize=8)
     return figure
 
 

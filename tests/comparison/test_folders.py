@@ -128,6 +128,9 @@ def test_another_evaluation_of_equal_runs_is_told(two, tmp_path):
     other = stored(tmp_path / "again", "third", {"bradley_terry": "bradley_terry"}, sampling_seed=5)
     result = compare_folders([two[0], other], tmp_path / "out")
     assert any("Their evaluations differ by up to" in note for note in result.comparison.notes)
+    by_files = [json.loads(path.read_text()) for path in two[0].glob("evaluation/bradley_terry/*/metrics.json")]
+    values = [metrics["benchmarks"]["rm_bench"]["metrics"]["overall"] for metrics in by_files]
+    assert rows_of(result)["bradley_terry"].cells[0].estimate.mean == pytest.approx(sum(values) / 3)
 
 
 def test_content_blind_rows_of_equal_metrics_are_one(tmp_path):
@@ -294,7 +297,7 @@ class TestVerbs:
     def test_power_reads_the_stored_configuration(self, two):
         done = run_verb("power", "--experiment", two[1], "--difference", 20)
         assert done.exit_code == 0, done.output
-        assert done.output.startswith("To see 20 points on ")
+        assert done.output.startswith("To see 20 points with 80% probability on every column:")
         assert (two[1] / "power" / "power.png").exists()
         done = run_verb("power", "--experiment", two[1], "--reference", "hing")
         assert (done.exit_code, "Did you mean 'hinge'" in done.output) == (2, True)

@@ -151,7 +151,7 @@ class TestPilot:
     def test_files_and_words(self, experiment, tmp_path):
         runs = read_runs(written(experiment), [OVERALL])
         result = power(runs, [OVERALL], "v0", tmp_path / "power", difference=0.1)
-        assert result.text.startswith("To see 10 points on RM-Bench with 80% probability:")
+        assert result.text.startswith("To see 10 points with 80% probability on RM-Bench:")
         assert max(map(len, result.text.splitlines())) <= 80
         assert {path.name for path in (tmp_path / "power").iterdir()} == {
             "power.txt", "power.md", "power.csv", "power.png", "power.svg",
@@ -162,6 +162,16 @@ class TestPilot:
         assert float(records[0]["detectable_difference"]) == result.columns[0].detectable(3)
         assert records[-1]["n_items"] == "800"
         assert "| RM-Bench | 400 |" in (tmp_path / "power" / "power.md").read_text()
+
+    def test_of_several_columns_the_first_sentence_names_the_hardest(self):
+        hard = replace(planned(run=0.0016), column=replace(OVERALL, heading="hard"))
+        easy = replace(planned(run=0.0001), column=replace(OVERALL, heading="easy"))
+        first, *rest = verdict([easy, hard], 0.05)
+        seeds = hard.seeds_for(0.05)
+        assert first == f"To see 5 points with 80% probability on every column: {seeds} seeds (hard needs the most)."
+        assert [sentence.split(":")[0] for sentence in rest] == ["easy", "hard"]
+        never = replace(planned(item=0.01), column=replace(OVERALL, heading="never"))
+        assert "on 2 of 3 columns" in verdict([easy, hard, never], 0.05)[0]
 
     def test_more_rivals_need_more_seeds(self, experiment):
         runs = read_runs(written(experiment), [OVERALL])
@@ -205,9 +215,7 @@ class TestPilot:
         assert "shares two seeds with a" in column_power(OVERALL, apart, "a", plain_design(4)).why_not
         assert "undefined in a run of a" not in verdict([undefined], 0.05)[0]
         good = column_powers(runs, [OVERALL], "v0")[0]
-        assert verdict([replace(undefined, column=OVERALL), good], 0.05)[0].startswith(
-            "RM-Bench: the pilot cannot tell"
-        )
+        assert verdict([undefined, good], 0.05)[1].startswith("RM-Bench: the pilot cannot tell")
 
     def test_a_metric_without_credits_counts_seeds_only(self):
         values = {name: VariantValues({k: np.array(0.5 + 0.01 * k * number) for k in range(3)}) for number, name in

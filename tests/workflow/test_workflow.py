@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from rm_methods.errors import DataError
 from rm_methods.system.run_lock import run_lock
 from tests.conftest import REPOSITORY
 from tests.workflow.checkouts import SMOKE, checkout, environment, planned, results, snakemake
@@ -156,6 +157,19 @@ def test_results_that_lost_snakemakes_memory_are_judged_by_what_they_were_made_w
         assert done.returncode == code, done.stderr
     assert "runs/bradley_terry/seed0: training.learning_rate is 0.001, the configuration says 0.0005" in done.stderr
     assert "runs/longest" not in done.stderr
+
+
+def test_a_copy_of_results_has_the_same_runs_and_needs_no_configuration(finished, tmp_path):
+    from rm_methods.comparison.folders import compare_folders
+
+    copy = Path(shutil.copytree(results(finished), tmp_path / "copy", ignore=shutil.ignore_patterns("data", "model")))
+    result = compare_folders([results(finished), copy], tmp_path / "out")
+    assert [row.variant for row in result.comparison.rows] == list(SMOKE["methods"])
+    assert "Equal runs count once: bradley_terry of smoke, copy." in result.comparison.notes
+    items = copy / "benchmarks" / "world.parquet"
+    items.write_bytes(items.read_bytes() + b"edited")
+    with pytest.raises(DataError, match=r"world.parquet"):
+        compare_folders([results(finished), copy], tmp_path / "out")
 
 
 def test_a_second_snakemake_elsewhere_is_refused_and_deletes_nothing(finished, tmp_path):
