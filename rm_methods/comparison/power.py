@@ -416,9 +416,10 @@ def _notes(columns: Sequence[ColumnPower]) -> list[str]:
         "V(S, n) = 2 seed^2/S + item^2 n0/n + residual^2 n0/(n S), with S seeds, n items, and n0 items of the "
         "benchmark. The seed sd has its 95% interval in brackets.",
     ]
-    if any(column.sources is not None and column.sources.n_items and not column.sources.item for column in columns):
+    measured = [column.sources for column in columns if column.sources is not None]
+    if any(sources.n_items and _sd(sources.item) == _sd(0.0) for sources in measured):
         notes.append("An item sd of 0.0 says that the pilot could not see one, not that items never limit.")
-    if any(column.sources is not None and not column.sources.n_items for column in columns):
+    if any(not sources.n_items for sources in measured):
         notes.append("A column without items has no per-item credits: only seeds are counted.")
     notes += [f"{column.column.heading}: left out, because {column.why_not}." for column in columns if column.why_not]
     return notes
