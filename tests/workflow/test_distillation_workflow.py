@@ -30,7 +30,7 @@ def finished(tmp_path_factory):
 def test_teacher_student_and_diagnostics_run_to_the_end(finished):
     table = (results(finished) / "comparison" / "table.md").read_text()
     assert "student (Interaction Distillation)" in table
-    assert "teacher (joint_encoder) †" in table
+    assert "teacher (Joint encoder) †" in table
     diagnostics = results(finished) / "diagnostics"
     assert "student" in (diagnostics / "table.txt").read_text()
     distances = (diagnostics / "teacher_distance.txt").read_text()
