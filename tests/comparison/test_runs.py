@@ -2,6 +2,8 @@
 
 import math
 
+import numpy as np
+import pandas as pd
 import pytest
 
 from rm_methods.comparison.result import Column
@@ -89,3 +91,23 @@ def test_values_without_a_member_need_a_seed_each(experiment, edit_json, seeds):
     edit_json(files[0].metrics, add)
     with pytest.raises(DataError, match=r"rm_bench/overall has 2 values without a member, but 'left_out_seeds' is \["):
         read_runs(files, [OVERALL])
+
+
+def test_equal_items_of_several_runs_are_in_memory_once_and_credits_stay_apart(experiment):
+    world = experiment(benchmarks={"rm_bench": {"metrics": ["overall"], "items": 300}})
+    runs = read_runs(world.add("a", 0.0, (0, 1)) + world.add("b", 1.0, (0,)), [OVERALL])
+    frames = [run.credits["rm_bench", "overall"] for run in runs]
+    for frame in frames[1:]:
+        assert np.shares_memory(frame["weight"].to_numpy(), frames[0]["weight"].to_numpy())
+    for run, frame in zip(runs, frames, strict=True):
+        assert frame["credit"].mean() == pytest.approx(run.metric(OVERALL))
+    assert len({run.metric(OVERALL) for run in runs}) == 3
+
+
+def test_other_items_stay_as_they_were_read(experiment):
+    world = experiment()
+    first, second = world.add("a", 0.0, (0, 1))
+    frame = pd.read_parquet(second.credits)
+    frame.assign(group=frame["group"] + "x").to_parquet(second.credits)
+    groups = [run.credits["rm_bench", "overall"]["group"][0] for run in read_runs([first, second], [OVERALL])]
+    assert groups == ["group0", "group0x"]
