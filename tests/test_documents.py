@@ -189,6 +189,15 @@ def test_the_import_order_on_the_pages_is_the_one_that_a_test_holds(page):
     assert tuple(re.findall(r"\w+", block.group())) == ORDER
 
 
+@pytest.mark.parametrize("package", ["comparison", "reporting", "statistics"])
+def test_the_architecture_page_names_every_module_between_scores_and_a_table(package):
+    text = (REPOSITORY / "docs" / "architecture.md").read_text(encoding="utf-8")
+    section = re.search(r"^## From scores to a table\n(.*?)^## ", text, flags=re.DOTALL | re.MULTILINE).group(1)
+    rows = re.search(rf"^\| `{package}/` .*?(?=^\| `|\Z)", section, flags=re.DOTALL | re.MULTILINE).group()
+    modules = {path.stem for path in (REPOSITORY / "rm_methods" / package).glob("*.py")} - {"__init__"}
+    assert modules == set(re.findall(r"`(\w+)`", rows))
+
+
 def test_the_citation_names_the_version():
     citation = yaml.safe_load((REPOSITORY / "CITATION.cff").read_text(encoding="utf-8"))
     assert citation["version"] == __version__
