@@ -549,7 +549,7 @@ def power(folder, config_files, difference, rivals, reference, out):
     Prints the differences that other numbers of seeds and items could show.  Writes tables and a figure.
     """
     from rm_methods.comparison.power import power as plan_study
-    from rm_methods.comparison.runs import compared_columns, read_runs
+    from rm_methods.comparison.runs import compared_columns, read_runs, recorded_columns
     from rm_methods.config.resolve import load_config, reference_variant
     from rm_methods.config.variants import noise_levels
     from rm_methods.experiment.evaluated_runs import evaluated_runs
@@ -559,11 +559,12 @@ def power(folder, config_files, difference, rivals, reference, out):
     if config_files:
         config = load_config(config_files)
         files = evaluated_runs(Experiment(config), folder)
+        columns = compared_columns(config)
     else:
         stored = stored_experiment(folder)
         config = stored.config
-        files = stored.runs
-    columns = compared_columns(config)
+        files = list(stored.runs)
+        columns = recorded_columns(config, files)
     runs = read_runs(files, columns)
     if levels := noise_levels(config):
         names = [name for level in levels if reference in level.variants for name in level.variants]

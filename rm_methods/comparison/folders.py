@@ -15,7 +15,7 @@ from typing import Any
 
 from rm_methods.comparison.compare import build_comparison, write_comparison
 from rm_methods.comparison.result import Column, ComparisonResult
-from rm_methods.comparison.runs import Run, compared_columns, read_runs
+from rm_methods.comparison.runs import Run, read_runs, recorded_columns
 from rm_methods.config.resolve import reference_variant
 from rm_methods.errors import DataError, UserError, nearest
 from rm_methods.experiment.layout import Layout
@@ -89,7 +89,7 @@ def _common_columns(
     stored: Sequence[StoredExperiment], labels: Sequence[str], benchmarks: Sequence[str]
 ) -> tuple[list[Column], list[str]]:
     """The columns that all folders have, and the names of the others with the folders that have them."""
-    by_folder = [compared_columns(experiment.config) for experiment in stored]
+    by_folder = [recorded_columns(experiment.config, experiment.runs) for experiment in stored]
     names = {column.benchmark for columns in by_folder for column in columns}
     if unknown := [name for name in benchmarks if name not in names]:
         raise UserError(f"No folder has results on the benchmark '{unknown[0]}'. {nearest(unknown[0], names)}")
@@ -205,7 +205,7 @@ def _names(
     A variant of several folders keeps its name if its runs are the same ones, else the experiment's name precedes it.
     """
     names: list[dict[str, str]] = [{run.variant: run.variant for run in runs} for runs in by_folder]
-    notes = []
+    equal: dict[str, list[str]] = {}
     for variant in dict.fromkeys(run.variant for runs in by_folder for run in runs):
         owners = [k for k, mapping in enumerate(names) if variant in mapping]
         if len(owners) == 1:
@@ -213,11 +213,11 @@ def _names(
         of_owners = [[run for run in by_folder[k] if run.variant == variant] for k in owners]
         if _same_variant(of_owners, columns):
             listed = ", ".join(labels[k] for k in owners)
-            notes.append(f"Equal runs count once: {variant} of {listed}.{_evaluated_twice(of_owners, columns)}")
+            equal.setdefault(listed, []).append(variant + _evaluated_twice(of_owners, columns))
         else:
             for k in owners:
                 names[k][variant] = f"{labels[k]}/{variant}"
-    return names, notes
+    return names, [f"Equal runs of {listed} count once: {'; '.join(same)}." for listed, same in equal.items()]
 
 
 def _same_variant(by_owner: Sequence[Sequence[Run]], columns: Sequence[Column]) -> bool:
@@ -253,7 +253,7 @@ def _evaluated_twice(by_owner: Sequence[Sequence[Run]], columns: Sequence[Column
                     largest = max(largest, abs(pair[0] - pair[1]))
     if largest < 1e-9:
         return ""
-    return f" Their evaluations differ by up to {100 * largest:.2g} points; that of the first folder counts."
+    return f" (evaluations differ by up to {100 * largest:.2g} points, and that of the first folder counts)"
 
 
 def _merged(names: Sequence[Mapping[str, str]], by_folder: Sequence[Sequence[Run]]) -> list[Run]:

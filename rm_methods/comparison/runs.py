@@ -92,6 +92,15 @@ def compared_columns(config: Mapping[str, Any]) -> list[Column]:
     return columns
 
 
+def recorded_columns(config: Mapping[str, Any], files: Sequence[EvaluatedFiles]) -> list[Column]:
+    """Those of `compared_columns` that a run has: results of another release may lack a column of today's cards."""
+    recorded = set()
+    for run in files:
+        for benchmark, result in read_metrics(run.metrics)["benchmarks"].items():
+            recorded |= {(benchmark, metric) for metric in result.get("metrics", {})}
+    return [column for column in compared_columns(config) if (column.benchmark, column.metric) in recorded]
+
+
 def read_runs(files: Sequence[EvaluatedFiles], columns: Sequence[Column]) -> list[Run]:
     """Read runs and check that they belong together.
 

@@ -100,7 +100,7 @@ def test_equal_runs_count_once_and_equal_names_get_the_experiments(two, tmp_path
     assert list(rows_of(result)) == ["bradley_terry", "first/hinge", "second/hinge", "focal"]
     assert rows_of(result)["bradley_terry"].seeds == (0, 1, 2)
     assert result.comparison.reference == "bradley_terry"
-    assert "Equal runs count once: bradley_terry of first, second." in result.comparison.notes
+    assert "Equal runs of first, second count once: bradley_terry." in result.comparison.notes
     with (tmp_path / "out" / "table.csv").open() as file:
         assert {record["variant"] for record in csv.DictReader(file)} == set(rows_of(result))
 
@@ -127,7 +127,7 @@ def test_runs_without_a_common_seed_stay_apart(tmp_path):
 def test_another_evaluation_of_equal_runs_is_told(two, tmp_path):
     other = stored(tmp_path / "again", "third", {"bradley_terry": "bradley_terry"}, sampling_seed=5)
     result = compare_folders([two[0], other], tmp_path / "out")
-    assert any("Their evaluations differ by up to" in note for note in result.comparison.notes)
+    assert any("(evaluations differ by up to" in note for note in result.comparison.notes)
     by_files = [json.loads(path.read_text()) for path in two[0].glob("evaluation/bradley_terry/*/metrics.json")]
     values = [metrics["benchmarks"]["rm_bench"]["metrics"]["overall"] for metrics in by_files]
     assert rows_of(result)["bradley_terry"].cells[0].estimate.mean == pytest.approx(sum(values) / 3)
@@ -163,6 +163,17 @@ def test_columns_of_one_folder_are_listed_as_left_out(tmp_path):
         compare_folders([first, second], tmp_path / "out", benchmarks=["judge_bench"])
     with pytest.raises(UserError, match=r"'rm_bnch'.*Did you mean 'rm_bench'"):
         compare_folders([first, second], tmp_path / "out", benchmarks=["rm_bnch"])
+
+
+def test_a_column_that_an_older_release_lacked_is_left_out(tmp_path):
+    """The card of RM-Bench has the column `hard`; these results do not."""
+    older = {"rm_bench": {"metrics": ["overall", "easy", "normal"], "items": 40}}
+    first = stored(tmp_path, "first", {"bradley_terry": "bradley_terry", "focal": "focal"}, benchmarks=older)
+    second = stored(tmp_path, "second", {"hinge": "hinge"})
+    result = compare_folders([first, second], tmp_path / "out")
+    assert [column.metric for column in result.comparison.columns] == ["overall", "easy", "normal"]
+    assert any(note.endswith("(second).") for note in result.comparison.notes if note.startswith("Left out"))
+    assert run_verb("power", "--experiment", first).exit_code == 0
 
 
 class TestRefused:
