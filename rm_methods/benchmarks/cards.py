@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from types import ModuleType
@@ -62,6 +62,14 @@ class BenchmarkCard:
     files: dict[str, str]
     options: dict[str, Any]
     notes: str
+
+    def columns_with(self, options: Mapping[str, Any]) -> dict[str, str]:
+        """The columns that a benchmark with these options has: a column of a split needs the split in `splits`."""
+        splits = options.get("splits")
+        if splits is None:
+            return self.columns
+        left_out = set(self.subsets) - set(splits)
+        return {metric: heading for metric, heading in self.columns.items() if metric not in left_out}
 
 
 def list_benchmark_cards() -> list[str]:

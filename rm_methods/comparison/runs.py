@@ -85,9 +85,9 @@ class Run:
 def compared_columns(config: Mapping[str, Any]) -> list[Column]:
     """The columns of the comparison table: for each benchmark of the configuration, those that its card names."""
     columns = []
-    for name in config["benchmarks"]:
+    for name, entry in config["benchmarks"].items():
         card = load_benchmark_card(name)
-        for metric, heading in card.columns.items():
+        for metric, heading in card.columns_with(entry["options"]).items():
             columns.append(Column(benchmark=name, metric=metric, heading=heading, chance=card.chance))
     return columns
 

@@ -224,15 +224,19 @@ class Experiment:
         """(benchmark, metric) of every column of the comparison table."""
         from rm_methods.benchmarks.cards import load_benchmark_card
 
-        return [(name, metric) for name in self.config["benchmarks"] for metric in load_benchmark_card(name).columns]
+        return [
+            (name, metric)
+            for name, entry in self.config["benchmarks"].items()
+            for metric in load_benchmark_card(name).columns_with(entry["options"])
+        ]
 
     def columns(self) -> list[list[Any]]:
         """Benchmarks, metrics and headings of the comparison table."""
         from rm_methods.benchmarks.cards import load_benchmark_card
 
         columns = []
-        for name in self.config["benchmarks"]:
-            headings = load_benchmark_card(name).columns
+        for name, entry in self.config["benchmarks"].items():
+            headings = load_benchmark_card(name).columns_with(entry["options"])
             columns.append([name, [[metric, heading] for metric, heading in headings.items()]])
         return columns
 

@@ -148,3 +148,12 @@ def test_cards_and_modules_are_read_without_heavy_packages():
     assert (
         subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
     )
+
+
+def test_the_columns_of_a_benchmark_of_splits_are_those_of_its_splits():
+    """The default world has no annotators, so no result has the splits that need them."""
+    card = load_benchmark_card("world")
+    default = ["iid", "cue_neutral", "cue_reversed", "long_context", "early_evidence", "late_evidence"]
+    assert list(card.columns_with(resolve_benchmark_options(card, {}))) == default
+    assert list(card.columns_with({"splits": ["iid", "cue_on_better"]})) == ["iid", "cue_on_better"]
+    assert load_benchmark_card("rm_bench").columns_with({}) == load_benchmark_card("rm_bench").columns
