@@ -84,10 +84,8 @@ class _Cli(click.Group):
         except OSError as error:
             if error.errno is None:
                 raise
-            click.echo(
-                f"rm-methods: {error.filename or 'file system'}: {error.strerror}. Nothing half-written was kept.",
-                err=True,
-            )
+            advice = "Check the path." if isinstance(error, FileNotFoundError) else "Nothing half-written was kept."
+            click.echo(f"rm-methods: {error.filename or 'file system'}: {error.strerror}. {advice}", err=True)
             sys.exit(2)
 
 
@@ -199,10 +197,11 @@ def prepare_backbone(config_files, pairs, out):
     from rm_methods.config.resolve import load_config
     from rm_methods.preferences.pair import read_pairs
     from rm_methods.reward_models.backbones import prepare_backbone as run
+    from rm_methods.yaml_files import yaml_text
 
     backbone = load_config(config_files)["backbone"]
     record = run(backbone, read_pairs(pairs, ["train"]) if backbone["source"] == "tiny" else [], out)
-    click.echo(", ".join(f"{key}: {value}" for key, value in record.items()))
+    click.echo(yaml_text(record), nl=False)
 
 
 @main.command("prepare-benchmark")

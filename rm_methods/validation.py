@@ -25,6 +25,15 @@ _BOUNDS = {
     "exclusiveMinimum": "more than",
     "exclusiveMaximum": "less than",
 }
+_KINDS = {
+    "object": "a mapping",
+    "array": "a list",
+    "string": "text",
+    "integer": "a whole number",
+    "number": "a number",
+    "boolean": "true or false",
+    "null": "null",
+}
 _LARGEST_INTEGER = 2**63 - 1
 
 
@@ -117,7 +126,8 @@ def _expectation(error: ValidationError) -> str:
     rule = error.validator
     limit: Any = error.validator_value
     if rule == "type":
-        return f"expected {' or '.join(limit) if isinstance(limit, list) else limit}"
+        kinds = limit if isinstance(limit, list) else [limit]
+        return f"expected {' or '.join(_KINDS[kind] for kind in kinds)}"
     if rule == "enum":
         values = [value if isinstance(value, str) else json.dumps(value) for value in limit]
         return f"allowed: {', '.join(values)}"

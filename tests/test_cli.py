@@ -217,7 +217,7 @@ def test_preparing_a_benchmark_says_what_it_read(tmp_path):
 
 def test_a_summary_that_is_not_a_runs_is_refused(tmp_path):
     for content, problem in (
-        ("[]", "not a summary.json of a run: top level: is []; expected object."),
+        ("[]", "not a summary.json of a run: top level: is []; expected a mapping."),
         ('{"variant": "a", "method": "b", "seed": 0}', "missing run_key"),
         ('{"variant": "a", "method": "b", "seed": "x", "run_key": NaN}', "NaN is not a finite number"),
     ):
@@ -249,6 +249,24 @@ def test_a_full_disk_is_reported_in_words(tmp_path, monkeypatch):
     result = invoke("list", "methods")
     assert result.exit_code == 2
     assert "the disk is full or over its quota while writing to x.parquet" in result.output
+
+
+def test_a_missing_file_is_named_with_what_to_do(tmp_path, monkeypatch):
+    import rm_methods.listing
+
+    monkeypatch.setattr(rm_methods.listing, "listing", lambda _: (tmp_path / "p.parquet").open())
+    result = invoke("list", "methods")
+    assert result.exit_code == 2
+    assert result.output == f"rm-methods: {tmp_path}/p.parquet: No such file or directory. Check the path.\n"
+
+
+def test_missing_items_and_pairs_name_the_verb_that_makes_them(tmp_path):
+    files = ("--items", tmp_path / "i.parquet", "--scores", tmp_path / "s.parquet")
+    assert "Run the prepare-benchmark stage first" in invoke("evaluate", "--benchmark", "world", *files).output
+    config = REPOSITORY / "config" / "quickstart.yaml"
+    outputs = ("--items", tmp_path / "i.parquet", "--report", tmp_path / "r.json")
+    made = invoke("prepare-benchmark", "--config", config, "--benchmark", "world", *outputs)
+    assert "`rm-methods prepare-benchmark --pairs`" in made.output
 
 
 def test_a_seed_that_numpy_cannot_take_is_refused_before_anything_is_read(tmp_path):

@@ -27,9 +27,9 @@ def test_an_edited_file_is_noticed(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ([], "expected object"),
+        ([], "expected a mapping"),
         ({}, "missing variant, method, seed, run_key"),
-        (RUN | {"seed": "0"}, 'seed: is "0"; expected integer'),
+        (RUN | {"seed": "0"}, 'seed: is "0"; expected a whole number'),
         (RUN | {"cost": {"tokens": "many"}}, "cost.tokens"),
         (RUN | {"metrics": None}, "metrics: is null"),
         (RUN | {"weights_hash": 5}, "weights_hash: is 5"),

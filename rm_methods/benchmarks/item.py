@@ -86,11 +86,11 @@ def read_notes(source: str | os.PathLike) -> list[str]:
     Raises:
         DataError: the file is missing or damaged, or its notes are not texts.
     """
-    notes = read_metadata(source, _NOTES, "prepare") or []
+    notes = read_metadata(source, _NOTES, "prepare-benchmark") or []
     if not isinstance(notes, list) or not all(isinstance(note, str) for note in notes):
         raise DataError(
             f"{source}: `notes` in its metadata is {notes!r:.80}; expected a list of texts. "
-            "Run the prepare stage again."
+            "Run the prepare-benchmark stage again."
         )
     return notes
 
@@ -102,18 +102,18 @@ def read_items(source: str | os.PathLike) -> list[BenchmarkItem]:
         DataError: if the file is missing or damaged, has other columns or values of the wrong kind, an id twice, or an
             item without id, prompt or responses; names the row.
     """
-    table = read_parquet(source, ITEM_COLUMNS, "a file of benchmark items", "prepare", unique=("item_id",))
+    table = read_parquet(source, ITEM_COLUMNS, "a file of benchmark items", "prepare-benchmark", unique=("item_id",))
     items = []
     for number, row in enumerate(table.to_pylist(), start=1):
         if empty := [name for name in ("item_id", "responses") if not row[name]]:
             raise DataError(
                 f"{source}, row {number}: '{empty[0]}' is {row[empty[0]]!r}; expected one that is not empty. "
-                "Run the prepare stage again."
+                "Run the prepare-benchmark stage again."
             )
         if unknown := [message["role"] for message in row["prompt"] if message["role"] not in ROLES]:
             raise DataError(
                 f"{source}, row {number}: 'prompt' has the role {unknown[0]!r}. {nearest(unknown[0], ROLES)} "
-                "Run the prepare stage again."
+                "Run the prepare-benchmark stage again."
             )
         items.append(BenchmarkItem(**(row | {"label": json.loads(row["label"]), "meta": json.loads(row["meta"])})))
     return items

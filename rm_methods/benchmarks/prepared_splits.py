@@ -54,8 +54,8 @@ def read(
     """Items from the splits `options["splits"]` of the prepared pairs in the file `pairs`."""
     if pairs is None:
         raise UserError(
-            f"Benchmark {card.name!r} is made of the prepared pairs of the experiment; "
-            "run the prepare stage of its data first."
+            f"Benchmark {card.name!r} is made of the experiment's prepared pairs. "
+            "Make them with `rm-methods prepare`, then its items with `rm-methods prepare-benchmark --pairs`."
         )
     if root is not None:
         raise UserError(

@@ -151,8 +151,8 @@ def load_data(data: str, root: Path | None = None) -> ScoringData:
             "notes": read["notes"],
         }
         return _pairs(data, pairs, Reading(read["files"], read["rows"], **counted))
-    card_names = [*benchmark_cards.list_benchmark_cards(), *dataset_cards.list_dataset_cards()]
-    raise UserError(f"--data {data}: neither a file nor a card. {nearest(data, card_names)}")
+    card_names = {*benchmark_cards.list_benchmark_cards(), *dataset_cards.list_dataset_cards()}
+    raise UserError(f"--data {data}: no such file, benchmark or data set. {nearest(data, card_names)}")
 
 
 def _pairs(name: str, pairs: Sequence[PreferencePair], reading: Reading) -> ScoringData:

@@ -334,7 +334,7 @@ def _required(run: _Run) -> dict[str, Sequence[Path]]:
         if missing or len(folders) < least:
             missing_text = f", but {', '.join(missing)} is missing" if missing else ""
             raise UserError(
-                f"methods.{run.variant}.{key}: needs model folders of {least} or more runs of '{other}', "
+                f"methods.{run.variant}.{key}: needs model folders of {least} or more runs of '{other}'; "
                 f"{len(folders)} were given{missing_text}. Train that variant first and give --required {key}=FOLDER "
                 "for each; the workflow does both."
             )

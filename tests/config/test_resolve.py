@@ -111,12 +111,12 @@ def test_missing_sections_are_named():
             {"overoptimization": {"ppo": {"processes": 4, "batch_size": 2}}},
             "overoptimization.ppo.processes: 4 is more than",
         ),
-        ({"training": {"pairs_per_step": 64.0}}, "training.pairs_per_step: is 64.0; expected integer"),
-        ({"seeds": [0.0]}, "seeds.0: is 0.0; expected integer"),
-        ({"methods": {"mine": "bradley_terry"}}, 'methods.mine: is "bradley_terry"; expected object'),
-        ({"methods": {"bradley_terry": 5}}, "methods.bradley_terry: is 5; expected object"),
-        ({"benchmarks": {"world": "root"}}, 'benchmarks.world: is "root"; expected object'),
-        ({"benchmarks": {"world": {"options": [1]}}}, "benchmarks.world.options: is [1]; expected object"),
+        ({"training": {"pairs_per_step": 64.0}}, "training.pairs_per_step: is 64.0; expected a whole number"),
+        ({"seeds": [0.0]}, "seeds.0: is 0.0; expected a whole number"),
+        ({"methods": {"mine": "bradley_terry"}}, 'methods.mine: is "bradley_terry"; expected a mapping'),
+        ({"methods": {"bradley_terry": 5}}, "methods.bradley_terry: is 5; expected a mapping"),
+        ({"benchmarks": {"world": "root"}}, 'benchmarks.world: is "root"; expected a mapping'),
+        ({"benchmarks": {"world": {"options": [1]}}}, "benchmarks.world.options: is [1]; expected a mapping"),
         (
             {"benchmarks": {"world": {"options": {"splits": ["idd"]}}}},
             "options.splits: 'idd' is not a split of world. Did you mean 'iid'",
@@ -297,7 +297,7 @@ def test_every_key_of_the_schema_is_described():
             "overoptimization.gold.max_length: is 64, but 'world' is computed",
         ),
         ({"gold": {"sorce": "world"}}, "overoptimization.gold.sorce: unknown key. Did you mean 'source'?"),
-        ({"gold": 3}, "overoptimization.gold: is 3; expected object or string"),
+        ({"gold": 3}, "overoptimization.gold: is 3; expected a mapping or text"),
         (
             {"policy": {"source": "a/b", "trust_remote_code": True}},
             "overoptimization.policy.trust_remote_code: is true; allowed: false",
@@ -554,11 +554,11 @@ def test_all_problems_of_the_section_come_at_once():
     text = str(caught.value)
     assert len(caught.value.problems) == 8
     for expected in (
-        "data.dataset: is 3; expected string",
+        "data.dataset: is 3; expected text",
         "data.sed: unknown key. Did you mean 'seed'?",
         "data.validation_fraction: is 1.0; must be less than 1",
         "data.max_pairs.train: is 0; must be at least 1",
-        'data.length_balance: is "yes"; expected boolean',
+        'data.length_balance: is "yes"; expected true or false',
         "data.label_noise.rate: is 0.5; must be less than 0.5",
         'data.label_noise.kind: is "symetric"; allowed: symmetric, length',
         "data.label_noise.rat: unknown key. Did you mean 'rate'?",

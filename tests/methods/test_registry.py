@@ -72,7 +72,7 @@ def test_card_mistakes_are_all_found():
     }
     assert card_problems(complete) == ["settings.a: description missing"]
     complete["settings"]["a"]["description"] = "d"
-    assert card_problems(complete) == ['settings.a.default: is "x"; expected number.']
+    assert card_problems(complete) == ['settings.a.default: is "x"; expected a number.']
 
 
 def copy_template(folder, name):

@@ -74,7 +74,7 @@ def test_all_problems_of_a_card_come_at_once(cards):
         "missing license",
         "licens: unknown key. Did you mean 'license'?",
         'revision: is "main"',
-        "splits.train.hub: is 3; expected string",
+        "splits.train.hub: is 3; expected text",
         "must agree",
         "Did you mean 'pairs'?",
         "leaves the local root",

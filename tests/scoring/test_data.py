@@ -83,3 +83,9 @@ def test_unknown_data_is_refused_with_the_nearest_name(tmp_path):
     (tmp_path / "broken.parquet").write_bytes(b"PA")
     with pytest.raises(DataError, match="not a readable Parquet file"):
         load_data(str(tmp_path / "broken.parquet"))
+
+
+def test_an_unknown_name_lists_each_benchmark_and_data_set_once():
+    with pytest.raises(UserError, match=r"no such file, benchmark or data set\. Did you mean 'hh_rlhf'\?") as caught:
+        load_data("hh_rlfh")
+    assert str(caught.value).count("hh_rlhf") == 2  # the hint and the list

@@ -199,13 +199,13 @@ def minimal(lora, methods=None):
     ("lora", "message"),
     [
         ({"rank": 0}, "training.lora.rank: is 0; must be at least 1"),
-        ({"rank": 2.5}, "training.lora.rank: is 2.5; expected integer"),
+        ({"rank": 2.5}, "training.lora.rank: is 2.5; expected a whole number"),
         ({"alpha": 0}, "training.lora.alpha: is 0; must be more than 0"),
         ({"dropout": 1.0}, "training.lora.dropout: is 1.0; must be less than 1"),
         ({"target_modules": "q_proj"}, 'training.lora.target_modules: is "q_proj"; must match ^all-linear$'),
         ({"target_modules": []}, "training.lora.target_modules: is []"),
         ({"ranks": 4}, "training.lora.ranks: unknown key. Did you mean 'rank'?"),
-        (True, "training.lora: is true; expected object or null"),
+        (True, "training.lora: is true; expected a mapping or null"),
     ],
 )
 def test_impossible_settings_are_refused(lora, message):

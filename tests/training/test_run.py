@@ -93,7 +93,7 @@ def test_a_missing_run_of_another_variant_is_named(prepared, tmp_path):
     files = run_files(prepared, tmp_path)
     gone = RunFiles(**(vars(files) | {"required": {"teacher": [tmp_path / "nowhere" / "model"]}}))
     for wrong in (replace(files, required={"teacher": []}), files):
-        with pytest.raises(UserError, match=r"teacher: needs model folders of 1 or more runs of 'joint_encoder', 0"):
+        with pytest.raises(UserError, match=r"teacher: needs model folders of 1 or more runs of 'joint_encoder'; 0"):
             train(config, "interaction_distillation", 0, wrong)
     with pytest.raises((UserError, OSError), match="nowhere"):
         train(config, "interaction_distillation", 0, gone)

@@ -254,7 +254,7 @@ def test_options_are_checked_with_the_nearest_name(read, write_lines):
         read(path, strenght_field="x", chosen_field=3, score_fields=["one"])
     assert len(caught.value.problems) == 3
     assert "data.options.strenght_field: unknown key. Did you mean 'strength_field'?" in str(caught.value)
-    assert "data.options.chosen_field: is 3; expected string" in str(caught.value)
+    assert "data.options.chosen_field: is 3; expected text" in str(caught.value)
     with pytest.raises(ConfigError, match="not both"):
         read(path, strength_field="x", score_fields=["a", "b"])
 
