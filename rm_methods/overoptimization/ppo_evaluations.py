@@ -13,6 +13,7 @@ from rm_methods.errors import DataError
 from rm_methods.overoptimization.ppo_columns import PPO_EVALUATION_COLUMNS
 from rm_methods.overoptimization.variant_curves import VariantCurves
 from rm_methods.parquet import read_parquet
+from rm_methods.statistics.column import Role
 from rm_methods.stored import read_record
 
 
@@ -78,7 +79,9 @@ def read_ppo_run(folder: str | Path) -> PpoEvaluation:
     )
 
 
-def ppo_curves(variant: str, method: str, by_seed: Mapping[int, PpoEvaluation]) -> VariantCurves:
+def ppo_curves(
+    variant: str, method: str, by_seed: Mapping[int, PpoEvaluation], *, role: Role = "trained", title: str = ""
+) -> VariantCurves:
     """The curves of one variant over the steps that all its seeds have; the proxy in standard deviations of the first
     step.
 
@@ -130,6 +133,8 @@ def ppo_curves(variant: str, method: str, by_seed: Mapping[int, PpoEvaluation]) 
         proxy=_standardized(stacked("proxy")),
         groups=first.prompt_ids,
         notes=tuple(notes),
+        role=role,
+        title=title,
     )
 
 

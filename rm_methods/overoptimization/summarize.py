@@ -53,6 +53,7 @@ def _pool_runs(experiment, folder: Path) -> list[PoolRun]:
     runs = []
     for variant, seed in experiment.optimized_runs():
         method = experiment.config["methods"][variant]["method"]
+        card = load_method_card(method)
         for pool in experiment.pools():
             run = PoolRun(
                 variant=variant,
@@ -61,9 +62,10 @@ def _pool_runs(experiment, folder: Path) -> list[PoolRun]:
                 pool=pool,
                 items=layout.items(pool),
                 scores=layout.scores(variant, seed, pool),
-                seed_free=load_method_card(method).without_seed,
+                seed_free=card.without_seed,
                 members=_members(experiment, layout, variant, seed, pool),
-                role=role_of(load_method_card(method).kind),
+                role=role_of(card.kind),
+                title=card.title,
             )
             runs.append(run)
     return runs
@@ -79,11 +81,15 @@ def _members(experiment, layout: Layout, variant: str, seed: int, pool: str) -> 
 
 
 def _ppo_runs(experiment, folder: Path) -> list[PpoRun]:
-    methods = experiment.config["methods"]
-    return [
-        PpoRun(variant, methods[variant]["method"], seed, Layout(folder).ppo_run(variant, seed))
-        for variant, seed in experiment.ppo_runs()
-    ]
+    from rm_methods.methods.registry import load_method_card
+
+    runs = []
+    for variant, seed in experiment.ppo_runs():
+        method = experiment.config["methods"][variant]["method"]
+        card = load_method_card(method)
+        ppo_folder = Layout(folder).ppo_run(variant, seed)
+        runs.append(PpoRun(variant, method, seed, ppo_folder, role=role_of(card.kind), title=card.title))
+    return runs
 
 
 def _write_run_metrics(out: Path) -> None:

@@ -12,12 +12,13 @@ import numpy as np
 
 from rm_methods.benchmarks.item import BenchmarkItem
 from rm_methods.benchmarks.members import Members
-from rm_methods.errors import UserError
+from rm_methods.errors import UserError, nearest
 from rm_methods.experiment.layout import pool_stem
 from rm_methods.files import write_text
 from rm_methods.overoptimization.best_of_n import PoolCurves, left_out_gold, pool_curves, read_pool
 from rm_methods.overoptimization.curve_fits import CurveFit, fit_curve
 from rm_methods.overoptimization.figures import write_best_of_n_figure, write_ppo_figure
+from rm_methods.overoptimization.numbers import number_text
 from rm_methods.overoptimization.ppo_evaluations import PpoEvaluation, alarms, ppo_curves, read_ppo_run
 from rm_methods.overoptimization.samples_page import samples_page
 from rm_methods.overoptimization.summary_tables import (
@@ -26,7 +27,6 @@ from rm_methods.overoptimization.summary_tables import (
     fit_record,
     fit_section,
     footnotes,
-    number_text,
     ppo_sections,
     table_records,
     write_tables,
@@ -38,6 +38,7 @@ from rm_methods.overoptimization.variant_curves import (
     highest,
     summarize_peaks,
 )
+from rm_methods.overoptimization.verdict import verdict
 from rm_methods.reporting.tables import Section, csv_text
 from rm_methods.statistics.column import Role
 
@@ -46,7 +47,7 @@ from rm_methods.statistics.column import Role
 class PoolRun:
     """One reward model on one pool: `items` is the pool, `scores` its score table by this run.  `seed_free`: any seed
     scores the same.  `members`: of a combined run, with their score tables of the pool.  `role`: see
-    `rm_methods.statistics.column`."""
+    `rm_methods.statistics.column`.  `title`: of the method, for readers."""
 
     variant: str
     method: str
@@ -57,6 +58,7 @@ class PoolRun:
     seed_free: bool = False
     members: Members | None = field(default=None, compare=False)
     role: Role = "trained"
+    title: str = ""
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,8 @@ class PpoRun:
     method: str
     seed: int
     folder: Path
+    role: Role = "trained"
+    title: str = ""
 
 
 @dataclass(frozen=True)
@@ -83,7 +87,7 @@ def summarize_best_of_n(runs: Sequence[PoolRun], reference: str | None, out_fold
 
     Args:
         runs: variants appear in the order of their first run.
-        reference: variant that the others are tested against on every pool; None for no tests.
+        reference: variant that the others are tested against, on every pool that it has; None for no tests.
         out_folder: made if missing.
 
     Raises:
@@ -92,14 +96,17 @@ def summarize_best_of_n(runs: Sequence[PoolRun], reference: str | None, out_fold
     """
     out_folder = Path(out_folder)
     _check_runs([(run.pool, run.variant, run.seed) for run in runs])
+    _check_reference(reference, [run.variant for run in runs])
     curve_records: list[dict[str, Any]] = []
     run_records: list[dict[str, Any]] = []
     sections: list[Section] = []
-    summaries: list[PeakSummary] = []
+    tables: list[list[PeakSummary]] = []
+    sentences: list[str] = []
     notes: list[str] = []
     fits: dict[tuple[str, str], CurveFit] = {}
     files: dict[str, Path] = {}
-    for pool in dict.fromkeys(run.pool for run in runs):
+    pools = list(dict.fromkeys(run.pool for run in runs))
+    for pool in pools:
         pool_runs = [run for run in runs if run.pool == pool]
         read = {(run.variant, run.seed): read_pool(run.items, run.scores) for run in pool_runs}
         curves_of_run = {run: pool_curves(items, scores) for run, (items, scores) in read.items()}
@@ -109,19 +116,23 @@ def summarize_best_of_n(runs: Sequence[PoolRun], reference: str | None, out_fold
         names = dict.fromkeys(run.variant for run in pool_runs)
         variants = [_variant_curves(name, pool_runs, curves_of_run, read) for name in names]
         fits |= {(pool, curves.variant): _fit(curves, "best_of_n") for curves in variants}
-        pool_summaries = summarize_peaks(variants, reference)
+        pool_reference = reference if reference in names else None
+        pool_summaries = summarize_peaks(variants, pool_reference)
         first = next(iter(curves_of_run.values()))
-        sections.append(best_of_n_section(_title(pool, first), pool_summaries))
+        sections.append(best_of_n_section(_title(pool, first), pool_summaries, pool_reference))
         sections.append(fit_section(f"Fitted curves on {pool}", pool_summaries, fits))
-        summaries += pool_summaries
+        tables.append(pool_summaries)
+        before = f"{pool}: " if len(pools) > 1 else ""
+        sentences += [before + sentence for sentence in verdict(pool_summaries, pool_reference, "n")]
         notes += _pool_notes(pool, first)
         targets = [out_folder / f"{pool_stem(pool)}.{suffix}" for suffix in ("png", "svg")]
-        write_best_of_n_figure(variants, reference, targets)
+        write_best_of_n_figure(variants, pool_reference, targets)
         page = out_folder / f"{pool_stem(pool)}_samples.md"
         write_text(page, samples_page(pool, _first_seeds(pool_runs, read)))
         files |= {target.name: target for target in [*targets, page]}
-    notes = [*footnotes(summaries, reference, "n"), *_fit_notes(fits), *notes]
-    files |= write_tables("best_of_n_table", sections, notes, table_records(summaries, reference, fits), out_folder)
+    notes = [*footnotes(tables, reference, "n"), *_fit_notes(fits), *notes]
+    records = [record for summaries in tables for record in table_records(summaries, reference, fits)]
+    files |= write_tables("best_of_n_table", sections, notes, records, out_folder, sentences)
     for name, records in (("best_of_n.csv", curve_records), ("best_of_n_runs.csv", run_records)):
         write_text(out_folder / name, csv_text(records))
         files[name] = out_folder / name
@@ -135,18 +146,23 @@ def summarize_ppo(runs: Sequence[PpoRun], reference: str | None, out_folder: Pat
     """
     out_folder = Path(out_folder)
     _check_runs([("ppo", run.variant, run.seed) for run in runs])
+    _check_reference(reference, [run.variant for run in runs])
     by_variant: dict[str, dict[int, PpoEvaluation]] = {}
     for run in runs:
         by_variant.setdefault(run.variant, {})[run.seed] = read_ppo_run(run.folder)
-    methods = {run.variant: run.method for run in runs}
-    variants = [ppo_curves(variant, methods[variant], by_seed) for variant, by_seed in by_variant.items()]
+    first = {run.variant: run for run in reversed(runs)}
+    variants = [
+        ppo_curves(variant, first[variant].method, by_seed, role=first[variant].role, title=first[variant].title)
+        for variant, by_seed in by_variant.items()
+    ]
     summaries = summarize_peaks(variants, reference)
     fits = {("ppo", curves.variant): _fit(curves, "reinforcement_learning") for curves in variants}
     extras = {curves.variant: _ppo_extras(by_variant[curves.variant], int(curves.axis[-1])) for curves in variants}
-    sections = ppo_sections(f"PPO, {len(variants[0].groups)} evaluation prompts", summaries, extras)
+    sections = ppo_sections(f"PPO, {len(variants[0].groups)} evaluation prompts", summaries, extras, reference)
     sections.append(fit_section("Fitted curves of PPO", summaries, fits))
-    alarm_texts = [f"{variant}, {text}" for variant, by_seed in by_variant.items() for text in alarms(by_seed)]
-    notes = footnotes(summaries, reference, "step")
+    labels = {curves.variant: curves.label for curves in variants}
+    alarm_texts = [f"{labels[variant]}, {text}" for variant, by_seed in by_variant.items() for text in alarms(by_seed)]
+    notes = footnotes([summaries], reference, "step")
     notes.append(
         "Tokens: mean length of a response at the end. Finished: share of responses with an end token. KL: estimated, "
         "nats."
@@ -157,7 +173,8 @@ def summarize_ppo(runs: Sequence[PpoRun], reference: str | None, out_folder: Pat
         record | extras[summary.curves.variant]
         for summary, record in zip(summaries, table_records(summaries, reference, fits), strict=True)
     ]
-    files = write_tables("ppo_table", sections, notes, records, out_folder)
+    sentences = verdict(summaries, reference, "step")
+    files = write_tables("ppo_table", sections, notes, records, out_folder, sentences)
     write_text(
         out_folder / "ppo.csv", csv_text([r for v, by_seed in by_variant.items() for r in _ppo_records(v, by_seed)])
     )
@@ -176,6 +193,12 @@ def _check_runs(keys: Sequence[tuple[str, str, int]]) -> None:
         raise UserError(f"Variant '{variant}', seed {seed}, is given twice for '{pool}'. Give every run once.")
 
 
+def _check_reference(reference: str | None, names: Sequence[str]) -> None:
+    if reference is not None and reference not in names:
+        names = list(dict.fromkeys(names))
+        raise UserError(f"The reference '{reference}' is not among the variants compared. {nearest(reference, names)}")
+
+
 def _variant_curves(
     variant: str,
     runs: Sequence[PoolRun],
@@ -186,7 +209,9 @@ def _variant_curves(
     first = variant_runs[0]
     by_seed = {run.seed: curves_of_run[variant, run.seed] for run in variant_runs}
     seed_free = all(run.seed_free for run in variant_runs)
-    curves = combine_seeds(variant, first.method, first.pool, by_seed, seed_free=seed_free, role=first.role)
+    curves = combine_seeds(
+        variant, first.method, first.pool, by_seed, seed_free=seed_free, role=first.role, title=first.title
+    )
     if first.members is None:
         return curves
     items, _ = read[variant, first.seed]

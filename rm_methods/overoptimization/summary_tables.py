@@ -9,40 +9,85 @@ from typing import Any
 
 from rm_methods.files import write_text
 from rm_methods.overoptimization.curve_fits import CurveFit
-from rm_methods.overoptimization.variant_curves import COLUMNS, PeakSummary
+from rm_methods.overoptimization.numbers import number_text, signed_text
+from rm_methods.overoptimization.variant_curves import COLUMNS, PeakSummary, VariantCurves
+from rm_methods.reporting.footnotes import NotedRow, TableWords, difference_notes, interval_notes
 from rm_methods.reporting.tables import MISSING, Section, csv_text, latex_text, markdown_text, terminal_text
 from rm_methods.statistics.cell import Cell
-from rm_methods.statistics.column import MIN_SEEDS
-from rm_methods.statistics.corrections import ALPHA
+from rm_methods.statistics.intervals import Estimate
+
+DIFFERENCE = "Difference"
+DETECTABLE = "Detectable difference"
 
 
-def cell_text(cell: Cell) -> str:
-    """Mean ± half of the 95% interval, in units of the gold reward; * differs from the reference, ‡ interval of
-    prompts only."""
-    text = number_text(cell.estimate.mean)
-    if not math.isnan(cell.estimate.half_width):
-        text += f" ±{number_text(cell.estimate.half_width)}"
-    return text + ("‡" if cell.estimate.basis == "items" else "") + ("*" if cell.verdict == "significant" else "")
+def cell_text(cell: Cell, curves: VariantCurves) -> str:
+    """Mean ± half of the 95% interval, in units of the gold reward; ``(±)`` where seeds are not counted."""
+    return number_text(cell.estimate.mean) + _reach(cell.estimate, curves)
 
 
-def number_text(value: float) -> str:
-    """Three decimals below 10, one below 1,000, three digits above.
-
-    >>> number_text(0.12345), number_text(33.0), number_text(-0.0001), number_text(float("nan"))
-    ('0.123', '33.0', '0.000', '—')
-    """
-    if math.isnan(value):
-        return MISSING
-    text = f"{value:.3f}" if abs(value) < 10 else f"{value:.1f}" if abs(value) < 1000 else f"{value:.3g}"
-    return text.removeprefix("-") if float(text) == 0 else text
+def difference_cell_text(cell: Cell, curves: VariantCurves) -> str:
+    """Difference to the reference, as `cell_text`; * is significant; empty for the reference itself."""
+    if cell.difference is None or math.isnan(cell.difference.estimate.mean):
+        return "" if cell.verdict == "reference" else MISSING
+    difference = cell.difference.estimate
+    star = "*" if cell.verdict == "significant" else ""
+    return f"{signed_text(difference.mean)}{_reach(difference, curves)}{star}"
 
 
-def best_of_n_section(title: str, summaries: Sequence[PeakSummary]) -> Section:
-    """One row a variant: gold at the largest n, at the peak, n there, the gap."""
+def _reach(estimate: Estimate, curves: VariantCurves) -> str:
+    if math.isnan(estimate.half_width):
+        return ""
+    text = f"±{number_text(estimate.half_width)}"
+    return f" ({text})" if curves.counts_items_only(estimate) else f" {text}"
+
+
+def best_of_n_section(title: str, summaries: Sequence[PeakSummary], reference: str | None) -> Section:
+    """One row a variant: gold at the largest n, at the peak, the gap, n at the peak."""
     largest = int(summaries[0].curves.axis[-1])
-    headings = ("Method", "Seeds", f"Gold at n = {largest}", "Gold at peak", "n at peak", "Gap", "KL at peak")
-    rows = [(_method(s), str(len(s.curves.seeds)), *_held_out_texts(s), number_text(s.kl_peak)) for s in summaries]
-    return Section(title, headings, tuple(rows), names=2)
+    return _held_out_section(title, summaries, reference, f"Gold at n = {largest}", ("n at peak", "KL at peak"))
+
+
+def _held_out_section(
+    title: str, summaries: Sequence[PeakSummary], reference: str | None, end: str, last: tuple[str, ...]
+) -> Section:
+    """One row a variant: each of `COLUMNS` with the difference to the reference, then where the peak is, and seeds.
+
+    Args:
+        end: heading of the gold at the end.
+        last: headings of the place of the peak and, optionally, the KL there.
+    """
+    early = _early_ends(summaries)
+    with_difference = any(summary.curves.variant == reference for summary in summaries)
+    blind = [summary for summary in summaries if summary.curves.role == "content_blind"]
+    trained = [summary for summary in summaries if summary.curves.role != "content_blind"]
+    rows = []
+    for summary in [*trained, *blind]:
+        texts = [_method(summary, early)]
+        for column in COLUMNS:
+            texts.append(cell_text(summary.cells[column], summary.curves))
+            if with_difference:
+                texts.append(difference_cell_text(summary.cells[column], summary.curves))
+        places = (_peak_place(summary), number_text(summary.kl_peak))
+        rows.append((*texts, *places[: len(last)], str(len(summary.curves.seeds))))
+    rules = [len(trained)] if trained and blind else []
+    detectable = summaries[0].detectable
+    if with_difference and any(not math.isnan(value) for value in detectable.values()):
+        texts = [DETECTABLE]
+        for column in COLUMNS:
+            texts += ["", number_text(detectable[column])]
+        rules.append(len(rows))
+        rows.append((*texts, *[""] * (len(last) + 1)))
+    headings = ["Method"]
+    for heading in (end, "Gold at peak", "Gap"):
+        headings += [heading, DIFFERENCE] if with_difference else [heading]
+    return Section(
+        title=title,
+        headings=(*headings, *last, "Seeds"),
+        rows=tuple(rows),
+        together=(2 if with_difference else 1,) * len(COLUMNS) + (len(last) + 1,),
+        rules=tuple(rules),
+        italic=frozenset(range(len(trained), len(trained) + len(blind))),
+    )
 
 
 def fit_section(title: str, summaries: Sequence[PeakSummary], fits: Mapping[tuple[str, str], CurveFit]) -> Section:
@@ -51,15 +96,15 @@ def fit_section(title: str, summaries: Sequence[PeakSummary], fits: Mapping[tupl
     for summary in summaries:
         fit = fits[summary.curves.pool, summary.curves.variant]
         values = (fit.a, fit.b, fit.best_d, fit.best_reward, fit.r_squared)
-        rows.append((_method(summary), str(fit.n_points), *map(number_text, values)))
+        rows.append((summary.curves.label, str(fit.n_points), *map(number_text, values)))
     return Section(title, ("Method", "Points", "a", "b", "d*", "R*", "R squared"), tuple(rows))
 
 
 def ppo_sections(
-    title: str, summaries: Sequence[PeakSummary], extras: Mapping[str, Mapping[str, float]]
+    title: str, summaries: Sequence[PeakSummary], extras: Mapping[str, Mapping[str, float]], reference: str | None
 ) -> list[Section]:
-    """Two tables: gold at the end, at the peak, the step there, the gap; and KL, length, rate of finished responses,
-    alarms.
+    """Two tables: gold at the end, at the peak, the gap, the step at the peak; and KL, length, rate of finished
+    responses, alarms.
 
     A variant whose curves end before those of others (a run diverged or was stopped) is marked with †; see
     `early_end_notes`.
@@ -68,15 +113,12 @@ def ppo_sections(
         extras: variant -> {"kl_end", "length_end", "end_rate", "alarms"}.
     """
     early = _early_ends(summaries)
-    names = {s.curves.variant: _method(s) + (" †" if s.curves.variant in early else "") for s in summaries}
-    headings = ("Method", "Seeds", "Gold at end", "Gold at peak", "Step at peak", "Gap")
-    rows = [(names[s.curves.variant], str(len(s.curves.seeds)), *_held_out_texts(s)) for s in summaries]
     state = []
     for summary in summaries:
         extra = extras[summary.curves.variant]
         state.append(
             (
-                names[summary.curves.variant],
+                _method(summary, early),
                 str(len(summary.curves.seeds)),
                 number_text(summary.kl_peak),
                 number_text(extra["kl_end"]),
@@ -87,7 +129,7 @@ def ppo_sections(
         )
     state_headings = ("Method", "Seeds", "KL at peak", "KL at end", "Tokens", "Finished", "Alarms")
     return [
-        Section(title, headings, tuple(rows), names=2),
+        _held_out_section(title, summaries, reference, "Gold at end", ("Step at peak",)),
         Section("State of the policies", state_headings, tuple(state), names=2),
     ]
 
@@ -103,7 +145,8 @@ def early_end_notes(summaries: Sequence[PeakSummary]) -> list[str]:
     early = _early_ends(summaries)
     if not early:
         return []
-    where = ", ".join(f"{variant} at step {end}" for variant, end in early.items())
+    labels = {summary.curves.variant: summary.curves.label for summary in summaries}
+    where = ", ".join(f"{labels[variant]} at step {end}" for variant, end in early.items())
     last = max(int(summary.curves.axis[-1]) for summary in summaries)
     return [
         f"†: ended early, so its end is that of a shorter training: {where}; the longest at step {last}. Gold, KL, "
@@ -112,51 +155,57 @@ def early_end_notes(summaries: Sequence[PeakSummary]) -> list[str]:
     ]
 
 
-def _method(summary: PeakSummary) -> str:
-    curves = summary.curves
-    return curves.variant if curves.variant == curves.method else f"{curves.variant} ({curves.method})"
+def _method(summary: PeakSummary, early: Mapping[str, int]) -> str:
+    return summary.curves.label + (" †" if summary.curves.variant in early else "")
 
 
-def _held_out_texts(summary: PeakSummary) -> tuple[str, str, str, str]:
-    """Gold at the end, gold at the peak, where the peak is, the gap."""
+def _peak_place(summary: PeakSummary) -> str:
     low, high = summary.axis_peak_low, summary.axis_peak_high
-    place = str(summary.axis_peak) if low == high else f"{summary.axis_peak} [{low}, {high}]"
-    end, peak, gap = (cell_text(summary.cells[column]) for column in COLUMNS)
-    return end, peak, place, gap
+    return str(summary.axis_peak) if low == high else f"{summary.axis_peak} [{low}, {high}]"
 
 
-def footnotes(summaries: Sequence[PeakSummary], reference: str | None, axis: str) -> list[str]:
-    """How the columns are to be read."""
-    cells = [cell for summary in summaries for cell in summary.cells.values()]
-    notes = ["Gold in its own units, mean over seeds ± half of a 95% interval."]
-    if any(cell.estimate.basis == "seeds and items" for cell in cells):
-        notes[0] = "Gold in its own units, mean over seeds ± half of a 95% interval that counts both seeds and prompts."
-    if any(cell.estimate.basis == "items" for cell in cells):
-        notes.append("‡: one run only; its interval counts prompts, not seeds.")
+def footnotes(tables: Sequence[Sequence[PeakSummary]], reference: str | None, axis: str) -> list[str]:
+    """How the columns are to be read.
+
+    Args:
+        tables: the summaries of each pool, or those of PPO.
+        axis: "n" or "step".
+    """
+    notes: list[str] = []
+    words = TableWords("Gold in its own units", "", "prompts")
+    for summaries in tables:
+        notes += _table_notes(summaries, reference, words)
     notes.append(
         f"Gold at peak and gap (peak less end) are held out: each half of the prompts is read at the {axis} where the "
         f"other half is highest. Without over-optimization the gap is at most 0 on average. {axis} at peak: of the "
         "mean curve, 95% bootstrap limits."
     )
-    if len({group for summary in summaries for group in summary.curves.groups}) < 2:
-        notes.append("One prompt only: there are no two halves, so the peak is not held out.")
-    verdicts = {cell.verdict for cell in cells}
-    if verdicts & {"significant", "not significant"}:
-        notes.append(
-            f"*: differs from {reference} at the {ALPHA:.0%} level, paired by seed and prompt, Holm-corrected over the "
-            "column."
-        )
-    few = [
-        s.curves.variant
-        for s in summaries
-        if s.cells["gap"].verdict == "not enough evidence" and len(s.curves.seeds) < MIN_SEEDS
-    ]
-    if few:
-        notes.append(
-            f"Not enough evidence to compare with {reference} (fewer than {MIN_SEEDS} paired seeds): {', '.join(few)}."
-        )
-    notes += dict.fromkeys(note for summary in summaries for note in summary.curves.notes)
+    if any(len(set(summary.curves.groups)) < 2 for summaries in tables for summary in summaries):
+        notes.append("One prompt only: there are no two halves, so the peak is not held out, and nothing is tested.")
+    notes += [note for summaries in tables for summary in summaries for note in summary.curves.notes]
     return list(dict.fromkeys(notes))
+
+
+def _table_notes(summaries: Sequence[PeakSummary], reference: str | None, words: TableWords) -> list[str]:
+    rows = {}
+    for summary in summaries:
+        curves = summary.curves
+        rows[curves.variant] = NotedRow(
+            label=curves.label,
+            role=curves.role,
+            n_models=len(curves.seeds),
+            fixed=curves.seed_free,
+            cells=tuple(summary.cells[column] for column in COLUMNS),
+        )
+    noted = list(rows.values())
+    notes = interval_notes(noted, words)
+    if reference in rows:
+        family = "the trained methods of the column"
+        headings = ("gold at the end", "gold at peak", "gap")
+        notes += difference_notes(noted, rows[reference], headings, family, words)
+    elif reference is not None:
+        notes.append(f"{summaries[0].curves.pool}: no differences, because {reference} has no run there.")
+    return notes
 
 
 def table_records(
@@ -170,6 +219,8 @@ def table_records(
             "pool": curves.pool,
             "variant": curves.variant,
             "method": curves.method,
+            "title": curves.title,
+            "role": curves.role,
             "n_seeds": len(curves.seeds),
             "n_prompts": len(curves.groups),
             "reference": reference or "",
@@ -182,25 +233,33 @@ def table_records(
             "gold_start": float(curves.mean_gold[0]),
             "gold_peak_in_sample": summary.gold_peak_in_sample,
             "gap_in_sample": summary.gap_in_sample,
+            "proxy_rise": summary.proxy_rise.mean,
+            "proxy_rise_low": summary.proxy_rise.low,
+            "proxy_rise_high": summary.proxy_rise.high,
         }
         for column in COLUMNS:
-            record |= _cell_record(column, summary.cells[column])
+            record |= _cell_record(column, summary.cells[column], summary.detectable[column])
         records.append(record | fit_record(fits[curves.pool, curves.variant]))
     return records
 
 
-def _cell_record(column: str, cell: Cell) -> dict[str, Any]:
-    record: dict[str, Any] = {
+def _cell_record(column: str, cell: Cell, detectable: float) -> dict[str, Any]:
+    """Values without a difference or a test are missing, so that nobody reads one that is not defined."""
+    difference = cell.difference
+    estimate = difference.estimate if difference is not None else None
+    return {
         column: cell.estimate.mean,
         f"{column}_low": cell.estimate.low,
         f"{column}_high": cell.estimate.high,
-    }
-    difference = cell.difference
-    return record | {
-        f"{column}_difference": difference.estimate.mean if difference else math.nan,
-        f"{column}_difference_low": difference.estimate.low if difference else math.nan,
-        f"{column}_difference_high": difference.estimate.high if difference else math.nan,
-        f"{column}_p_holm": cell.p_holm,
+        f"{column}_basis": cell.estimate.basis,
+        f"{column}_difference": estimate.mean if estimate is not None else None,
+        f"{column}_difference_low": estimate.low if estimate is not None else None,
+        f"{column}_difference_high": estimate.high if estimate is not None else None,
+        f"{column}_difference_basis": estimate.basis if estimate is not None else None,
+        f"{column}_pairing": difference.pairing if difference is not None else None,
+        f"{column}_p": difference.p_value if difference is not None and cell.tested else None,
+        f"{column}_p_holm": cell.p_holm if cell.tested else None,
+        f"{column}_detectable_difference": detectable if cell.tested else None,
         f"{column}_verdict": cell.verdict,
     }
 
@@ -220,13 +279,18 @@ def fit_record(fit: CurveFit) -> dict[str, Any]:
 
 
 def write_tables(
-    stem: str, sections: Sequence[Section], notes: Sequence[str], records: Sequence[Mapping[str, Any]], folder: Path
+    stem: str,
+    sections: Sequence[Section],
+    notes: Sequence[str],
+    records: Sequence[Mapping[str, Any]],
+    folder: Path,
+    verdict: Sequence[str],
 ) -> dict[str, Path]:
     """Write `<stem>.txt`, `.md`, `.tex` and `.csv`; returns them by name."""
     texts = {
-        f"{stem}.txt": terminal_text(sections, notes),
-        f"{stem}.md": markdown_text(sections, notes),
-        f"{stem}.tex": latex_text(sections, notes),
+        f"{stem}.txt": terminal_text(sections, notes, verdict=verdict),
+        f"{stem}.md": markdown_text(sections, notes, verdict=verdict),
+        f"{stem}.tex": latex_text(sections, notes, verdict=verdict),
         f"{stem}.csv": csv_text(records),
     }
     for name, text in texts.items():

@@ -21,10 +21,12 @@ import numpy as np
 
 from rm_methods.errors import DataError, UserError, nearest
 from rm_methods.overoptimization.best_of_n import PoolCurves
+from rm_methods.reporting.footnotes import counts_items_only
+from rm_methods.reporting.sentences import method_label
 from rm_methods.statistics.cell import Cell, with_verdicts
-from rm_methods.statistics.column import Role, VariantValues, column_cells
+from rm_methods.statistics.column import Role, VariantValues, column_cells, detectable_difference
 from rm_methods.statistics.designs import ItemDesign, item_design
-from rm_methods.statistics.intervals import Estimate, estimate
+from rm_methods.statistics.intervals import Estimate
 
 COLUMNS = ("gold_end", "gold_peak", "gap")
 REPLICATES = 1000
@@ -38,7 +40,7 @@ class VariantCurves:
     S seeds, P prompts, K points of the axis.
 
     Attributes:
-        variant, method, pool: names.
+        variant, method, pool: names; title: of the method, for readers ("" takes the name).
         seeds: rising; seed_free: the scorer is the same under every seed.
         role: see `rm_methods.statistics.column`.
         axis: int64 [K], n or step.
@@ -66,6 +68,16 @@ class VariantCurves:
     left_out: np.ndarray | None = None
     left_out_seeds: tuple[int, ...] = ()
     role: Role = "trained"
+    title: str = ""
+
+    @property
+    def label(self) -> str:
+        """What tables and figures call the variant."""
+        return method_label(self.variant, self.method, self.title or self.method)
+
+    def counts_items_only(self, estimate: Estimate) -> bool:
+        """Whether an interval leaves out what another training would change."""
+        return counts_items_only(estimate, fixed=self.seed_free)
 
     @property
     def design(self) -> ItemDesign:
@@ -82,10 +94,6 @@ class VariantCurves:
         """Position on the axis of the highest mean gold; the first of equals, which costs the least KL."""
         return highest(self.mean_gold)
 
-    def bands(self, values_SPK: np.ndarray) -> list[Estimate]:
-        """Mean and 95% interval at every point of the axis."""
-        return [estimate(values_SPK[:, :, k].T, self.design) for k in range(values_SPK.shape[2])]
-
 
 @dataclass(frozen=True)
 class PeakSummary:
@@ -94,6 +102,9 @@ class PeakSummary:
     Attributes:
         cells: by the names in `COLUMNS`; held out as described above, differences paired by seed and prompt with the
             reference.
+        proxy_rise: standardized proxy at the end less that at the other half's peak of gold.
+        detectable: by the names in `COLUMNS`, the least detectable difference of the table's column; NaN without a
+            test.
         axis_peak, axis_peak_low, axis_peak_high: n (or step) at the peak of the mean curve; 95% bootstrap limits over
             prompts and seeds.
         kl_peak: KL estimate there, nats.
@@ -102,6 +113,8 @@ class PeakSummary:
 
     curves: VariantCurves
     cells: dict[str, Cell]
+    proxy_rise: Estimate
+    detectable: dict[str, float]
     axis_peak: int
     axis_peak_low: int
     axis_peak_high: int
@@ -127,6 +140,7 @@ def combine_seeds(
     *,
     seed_free: bool = False,
     role: Role = "trained",
+    title: str = "",
 ) -> VariantCurves:
     """The curves of one variant on one pool from those of its seeds.
 
@@ -160,6 +174,7 @@ def combine_seeds(
         groups=first.groups,
         notes=tuple(dict.fromkeys(note for seed in seeds for note in by_seed[seed].notes)),
         role=role,
+        title=title,
     )
 
 
@@ -188,8 +203,21 @@ def summarize_peaks(curves: Sequence[VariantCurves], reference: str | None) -> l
     for column in COLUMNS:
         column_credits = {variant: by_column[column] for variant, by_column in credits.items()}
         column_left_out = {variant: by_column.get(column, {}) for variant, by_column in left_out.items()}
-        cells[column] = _column_cells(curves, column_credits, column_left_out, reference)
-    return [_summary(curve, {column: cells[column][curve.variant] for column in COLUMNS}) for curve in curves]
+        cells[column] = _column_cells(curves, column_credits, reference, column_left_out)
+    proxy_rises = _column_cells(curves, {curve.variant: proxy_rise_credits(curve) for curve in curves}, None)
+    detectable = {
+        column: detectable_difference(by_variant, sum(cell.tested for cell in by_variant.values()))
+        for column, by_variant in cells.items()
+    }
+    return [
+        _summary(
+            curve,
+            {column: cells[column][curve.variant] for column in COLUMNS},
+            proxy_rises[curve.variant].estimate,
+            detectable,
+        )
+        for curve in curves
+    ]
 
 
 def held_out_credits(curves: VariantCurves) -> dict[str, np.ndarray]:
@@ -280,29 +308,82 @@ def half_of_group(groups: Sequence[str]) -> np.ndarray:
 def _column_cells(
     curves: Sequence[VariantCurves],
     credits: Mapping[str, np.ndarray],
-    left_out: Mapping[str, Mapping[int, float]],
     reference: str | None,
+    left_out: Mapping[str, Mapping[int, float]] | None = None,
 ) -> dict[str, Cell]:
-    """Estimates, paired differences and verdicts of one column, by the rules of the comparison."""
+    """Estimates, paired differences and verdicts of one column, by the rules of the comparison.
+
+    Args:
+        credits: of each variant, float64 [P, S].
+        left_out: of each variant, member's seed -> the column without that member.
+    """
     variants = {
         curve.variant: VariantValues(
             {seed: credits[curve.variant][:, k] for k, seed in enumerate(curve.seeds)},
             role=curve.role,
             seed_free=curve.seed_free,
-            left_out=left_out[curve.variant],
+            left_out=left_out[curve.variant] if left_out is not None else {},
         )
         for curve in curves
     }
     return with_verdicts(column_cells(variants, reference, curves[0].design))
 
 
-def _summary(curves: VariantCurves, cells: dict[str, Cell]) -> PeakSummary:
+@dataclass(frozen=True)
+class Bands:
+    """A variant's intervals at every point of its axis.
+
+    Attributes:
+        gold, proxy: mean and interval, K each.
+        difference: of gold to the reference, at the points that the reference has; None for the reference itself, and
+            without one.
+    """
+
+    gold: list[Estimate]
+    proxy: list[Estimate]
+    difference: dict[int, Estimate] | None
+
+
+def bands(curves: Sequence[VariantCurves], reference: str | None) -> dict[str, Bands]:
+    """Intervals of every variant along its axis, by the rules of the tables; variants of PPO may end at other steps."""
+    drawn = {
+        curve.variant: Bands([], [], None if reference is None or curve.variant == reference else {})
+        for curve in curves
+    }
+    for point in sorted({int(place) for curve in curves for place in curve.axis}):
+        present = [curve for curve in curves if point in curve.axis]
+        at = {curve.variant: int(np.flatnonzero(curve.axis == point)[0]) for curve in present}
+        left_out = {curve.variant: _left_out_at(curve, at[curve.variant]) for curve in present}
+        gold = {curve.variant: curve.gold[:, :, at[curve.variant]].T for curve in present}
+        proxy = {curve.variant: curve.proxy[:, :, at[curve.variant]].T for curve in present}
+        for variant, cell in _column_cells(present, gold, reference, left_out).items():
+            drawn[variant].gold.append(cell.estimate)
+            difference = drawn[variant].difference
+            if difference is not None and cell.difference is not None:
+                difference[point] = cell.difference.estimate
+        for variant, cell in _column_cells(present, proxy, None).items():
+            drawn[variant].proxy.append(cell.estimate)
+    return drawn
+
+
+def _left_out_at(curve: VariantCurves, k: int) -> dict[int, float]:
+    if curve.left_out is None:
+        return {}
+    means = curve.left_out[:, :, k].mean(axis=1)
+    return {seed: float(mean) for seed, mean in zip(curve.left_out_seeds, means, strict=True)}
+
+
+def _summary(
+    curves: VariantCurves, cells: dict[str, Cell], proxy_rise: Estimate, detectable: dict[str, float]
+) -> PeakSummary:
     low, high = peak_interval(curves)
     peak = curves.peak
     gold = curves.mean_gold
     return PeakSummary(
         curves=curves,
         cells=cells,
+        proxy_rise=proxy_rise,
+        detectable=detectable,
         axis_peak=int(curves.axis[peak]),
         axis_peak_low=low,
         axis_peak_high=high,
