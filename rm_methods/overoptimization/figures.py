@@ -16,7 +16,7 @@ from rm_methods.reporting.figures import BLUE, GRAY, ORANGE, save_figure
 from rm_methods.statistics.intervals import Estimate
 
 FEW = 9  # up to here, three variants stand beside each other, then five
-REACHES = 4  # an interval wider than this many times the median one is cut
+REACHES = 4  # an interval wider than this many times that of the median variant is cut
 HEIGHTS = {"gold": 1.7, "difference": 1.05, "proxy": 1.05}  # inches
 Y_LABELS = {"gold": "gold", "difference": "difference", "proxy": "proxy"}
 _DOTTED = (0, (1, 2))
@@ -53,7 +53,7 @@ def draw_best_of_n(variants: Sequence[VariantCurves], reference: str | None):
 
 
 def draw_ppo(variants: Sequence[VariantCurves], reference: str | None):
-    """One block of panels a variant: gold, its difference to the reference, and the standardized proxy, against updates.
+    """One block of panels a variant, as `draw_best_of_n`, against updates.
 
     Not against the KL divergence, which PPO does not raise steadily: its values are above each block.
     """
@@ -100,20 +100,18 @@ def _draw(variants: Sequence[VariantCurves], reference: str | None, prepare, bel
                 axis.set_visible(False)
             continue
         curves = variants[number]
-        name = "\n".join(textwrap.wrap(f"{curves.label}, {_runs_text(curves)}", int(13 * panel_width)))
+        runs = _runs_text(curves).replace(" ", "\N{NO-BREAK SPACE}")
+        name = "\n".join(textwrap.wrap(f"{curves.label}, {runs}", int(13 * panel_width)))
         block[0].set_title(name, fontsize=9, loc="left")
         for kind, axis in zip(kinds, block, strict=True):
             prepare(axis, curves, number < across and kind == "gold")
-            if kind == "difference" and curves is behind:
-                axis.set_visible(False)
-                continue
             _panel(axis, kind, curves, behind, drawn)
             _tidy(axis, number % across == 0, kind)
             panels[kind].append(axis)
         if number + across >= len(variants):
             block[-1].set_xlabel(below, fontsize=8)
     for kind, kind_axes in panels.items():
-        low, high = _limits(_estimates(variants, drawn, kind))
+        low, high = _limits([_series(curves, drawn[curves.variant], kind)[1] for curves in variants])
         for axis in kind_axes:
             axis.set_ylim(low, high)
     _legend(figure, variants, reference, drawn, title)
@@ -140,6 +138,8 @@ def _panel(axis, kind: str, curves: VariantCurves, behind: VariantCurves | None,
         axis.axhline(curves.mean_gold[0], color=GRAY, linewidth=0.9, linestyle=_DOTTED, zorder=1)
     if kind == "difference":
         axis.axhline(0, color=ORANGE, linewidth=0.9, zorder=1)
+        if not estimates:
+            return
     elif behind is not None and behind is not curves:
         behind_x, behind_estimates = _series(behind, drawn[behind.variant], kind)
         axis.plot(behind_x, [e.mean for e in behind_estimates], color=ORANGE, linewidth=0.9, zorder=3)
@@ -175,16 +175,17 @@ def _items_only(curves: VariantCurves, estimates: Sequence[Estimate]) -> bool:
     return any(curves.counts_items_only(estimate) for estimate in estimates)
 
 
-def _estimates(variants: Sequence[VariantCurves], drawn: Mapping[str, Bands], kind: str) -> list[Estimate]:
-    return [estimate for curves in variants for estimate in _series(curves, drawn[curves.variant], kind)[1]]
-
-
-def _limits(estimates: Sequence[Estimate]) -> tuple[float, float]:
+def _limits(lines: Sequence[Sequence[Estimate]]) -> tuple[float, float]:
     """Limits of a kind of panels: every mean and ordinary intervals fit; one of two seeds may be so wide that it is
-    cut."""
+    cut.
+
+    Args:
+        lines: of each variant, what is drawn along its axis.
+    """
+    estimates = [estimate for line in lines for estimate in line]
+    widest = sorted(max((e.half_width for e in line if not math.isnan(e.half_width)), default=0.0) for line in lines)
+    allowed = REACHES * widest[len(widest) // 2]
     means = [estimate.mean for estimate in estimates] or [0.0]
-    reaches = sorted(estimate.half_width for estimate in estimates if not math.isnan(estimate.half_width))
-    allowed = REACHES * reaches[len(reaches) // 2] if reaches else 0.0
     shown = [(e.mean, min(e.half_width, allowed)) for e in estimates if not math.isnan(e.half_width)]
     low = min([*means, *(mean - reach for mean, reach in shown)])
     high = max([*means, *(mean + reach for mean, reach in shown)])
@@ -231,6 +232,7 @@ def _legend(
     from matplotlib.patches import Patch
 
     handles: list = []
+    shade = _color(variants[0], reference) if len(variants) == 1 else BLUE
     names = {"method": BLUE, "content-blind": GRAY}
     for name, color in names.items():
         if any(_color(curves, reference) == color for curves in variants):
@@ -249,11 +251,11 @@ def _legend(
     }
     if False in styles:
         counted = "members" if all(curves.role == "combined" for curves in variants) else "seeds"
-        handles.append(Patch(color=BLUE, alpha=0.2, linewidth=0, label=f"interval over {counted} and prompts"))
+        handles.append(Patch(color=shade, alpha=0.2, linewidth=0, label=f"interval over {counted} and prompts"))
     if True in styles:
         label = "interval over prompts only (one model)"
-        handles.append(Line2D([], [], color=BLUE, linewidth=0.8, linestyle=_DASHED, label=label))
-    handles.append(Line2D([], [], color=BLUE, marker="o", markersize=4.5, linestyle="none", label="highest gold"))
+        handles.append(Line2D([], [], color=shade, linewidth=0.8, linestyle=_DASHED, label=label))
+    handles.append(Line2D([], [], color=shade, marker="o", markersize=4.5, linestyle="none", label="highest gold"))
     handles.append(Line2D([], [], color=GRAY, linewidth=0.9, linestyle=_DOTTED, label="gold at the start"))
     entry = 0.6 + 0.065 * max(len(str(handle.get_label())) for handle in handles)
     across = max(1, min(len(handles), int(figure.get_figwidth() / entry)))

@@ -57,7 +57,7 @@ def _held_out_section(
         last: headings of the place of the peak and, optionally, the KL there.
     """
     early = _early_ends(summaries)
-    with_difference = any(summary.curves.variant == reference for summary in summaries)
+    with_difference = len(summaries) > 1 and any(summary.curves.variant == reference for summary in summaries)
     blind = [summary for summary in summaries if summary.curves.role == "content_blind"]
     trained = [summary for summary in summaries if summary.curves.role != "content_blind"]
     rows = []
@@ -199,11 +199,11 @@ def _table_notes(summaries: Sequence[PeakSummary], reference: str | None, words:
         )
     noted = list(rows.values())
     notes = interval_notes(noted, words)
-    if reference in rows:
+    if reference in rows and len(rows) > 1:
         family = "the trained methods of the column"
         headings = ("gold at the end", "gold at peak", "gap")
         notes += difference_notes(noted, rows[reference], headings, family, words)
-    elif reference is not None:
+    elif reference is not None and reference not in rows:
         notes.append(f"{summaries[0].curves.pool}: no differences, because {reference} has no run there.")
     return notes
 

@@ -323,6 +323,7 @@ def _column_cells(
             role=curve.role,
             seed_free=curve.seed_free,
             left_out=left_out[curve.variant] if left_out is not None else {},
+            may_be_share=False,
         )
         for curve in curves
     }

@@ -11,6 +11,8 @@ from rm_methods.reporting.sentences import column_sentence, detectable_sentence,
 from rm_methods.statistics.cell import Cell
 from rm_methods.statistics.intervals import Estimate
 
+ROUNDING = 1e-12  # a gap at or below this is rounding
+
 
 def verdict(summaries: Sequence[PeakSummary], reference: str | None, axis: str) -> list[str]:
     """Sentences: whether each method is over-optimized, who falls more or less than the reference, what could not have
@@ -25,7 +27,7 @@ def verdict(summaries: Sequence[PeakSummary], reference: str | None, axis: str) 
     if base is None:
         return sentences
     rivals = [s for s in summaries if s is not base and s.curves.role == "trained"]
-    end = f"Gold at {axis} = {int(base.curves.axis[-1])}" if axis == "n" else "Gold at the end"
+    end = f"Gold at {_place(axis, int(base.curves.axis[-1]))}" if axis == "n" else "Gold at the end"
     columns = [("gap", "Gap", ("larger", "smaller")), ("gold_end", end, ("higher", "lower"))]
     if not any(cell.tested for s in rivals for cell in s.cells.values()):
         is_single = base.curves.role != "trained" or len(base.curves.seeds) < 2
@@ -43,20 +45,23 @@ def _fall_sentence(summary: PeakSummary, axis: str) -> str:
     """Whether gold falls behind its peak while the proxy rises."""
     label = summary.curves.label
     gap = summary.cells["gap"].estimate
-    size = interval_text(gap, signed_text).removeprefix("+")
+    size = interval_text(gap, number_text)
     only = ", of one model: prompts only" if summary.curves.counts_items_only(gap) else ""
+    if abs(gap.mean) < ROUNDING:
+        return f"{label}: no fall; both halves of the prompts have their highest gold at the end."
     if math.isnan(gap.low):
-        if abs(gap.mean) < 1e-12:
-            return f"{label}: gold is highest at the end; no fall is seen."
         return f"{label}: gap {size}, without an interval, so no fall is shown."
     if gap.low > 0:
-        return (
-            f"{label}: gold peaks near {axis} = {summary.axis_peak} and then falls by {size}{only}, while the proxy "
-            f"{_proxy_text(summary.proxy_rise)}."
-        )
+        peak = _place(axis, summary.axis_peak)
+        proxy = _proxy_text(summary.proxy_rise)
+        return f"{label}: gold peaks near {peak} and then falls by {size}{only}, while the proxy {proxy}."
     if gap.high < 0:
         return f"{label}: no fall; gold is higher at the end than at the held-out peak, gap {size}{only}."
     return f"{label}: a fall is not told apart from 0, gap {size}{only}."
+
+
+def _place(axis: str, value: int) -> str:
+    return f"n = {value}" if axis == "n" else f"{axis} {value}"
 
 
 def _proxy_text(rise: Estimate) -> str:

@@ -70,7 +70,7 @@ def column_sentence(
     for label, cell in cells:
         if cell.difference is not None:
             found[_direction(cell)].append(f"{label} {interval_text(cell.difference.estimate, number)}")
-    parts = []
+    parts: list[str] = []
     for direction, word in zip(("above", "below"), words, strict=True):
         if found[direction]:
             parts.append(f"{word}{'' if parts else f' than {reference}'}: {'; '.join(found[direction])}")

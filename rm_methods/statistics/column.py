@@ -46,12 +46,15 @@ class VariantValues:
         role: see the top of the file.
         seed_free: the scorer is the same under every seed.
         left_out: of a combination, member's seed -> the metric without that member; empty where it was not computed.
+        may_be_share: credits that all lie from 0 to 1 are shares, whose limits stay there; False for metrics without
+            such limits.
     """
 
     by_seed: Mapping[int, np.ndarray]
     role: Role = "trained"
     seed_free: bool = False
     left_out: Mapping[int, float] = field(default_factory=dict)
+    may_be_share: bool = True
 
     def metrics(self, design: ItemDesign | None) -> dict[int, float]:
         """The metric of each run."""
@@ -115,10 +118,12 @@ def variant_estimate(values: VariantValues, design: ItemDesign | None, pools: Se
     pool = pools.within if values.role == "trained" else None
     if values.role == "combined" and design is not None and len(values.left_out) > 1:
         credits = np.asarray(values.by_seed[seeds[0]], dtype=np.float64)
-        return _jackknifed(credits, list(values.left_out.values()), design, is_share=_is_share(credits))
+        is_share = values.may_be_share and _is_share(credits)
+        return _jackknifed(credits, list(values.left_out.values()), design, is_share=is_share)
     if design is None:
         return estimate_from_seeds([float(values.by_seed[seed]) for seed in seeds], pool)
-    return estimate(np.column_stack([values.by_seed[seed] for seed in seeds]), design, pool)
+    credits = np.column_stack([values.by_seed[seed] for seed in seeds])
+    return estimate(credits, design, pool, may_be_share=values.may_be_share)
 
 
 def _is_share(credits: np.ndarray) -> bool:
@@ -165,7 +170,7 @@ def difference_to(
     if design is None:
         difference = estimate_from_seeds([float(value) for value in differences], pool, pooled_per_run=2)
     else:
-        difference = estimate(np.column_stack(differences), design, pool, pooled_per_run=2, is_difference=True)
+        difference = estimate(np.column_stack(differences), design, pool, pooled_per_run=2, may_be_share=False)
     tested = both_trained and len(pairs) >= MIN_SEEDS
     return Difference(difference, _p_value(difference) if tested else math.nan, tested, pairing)
 
@@ -213,7 +218,7 @@ def _estimate_of_means(
     sign = 1.0 if many is candidate else -1.0
     runs = [sign * (np.asarray(many.by_seed[seed]) - fixed_credits) for seed in sorted(many.by_seed)]
     pool = pools.within if many.role == "trained" else None
-    return estimate(np.column_stack(runs), design, pool, is_difference=True)
+    return estimate(np.column_stack(runs), design, pool, may_be_share=False)
 
 
 def _without_interval(credits: np.ndarray, design: ItemDesign) -> Estimate:

@@ -91,7 +91,7 @@ def estimate(
     pool: SeedPool | None = None,
     *,
     pooled_per_run: float = 1.0,
-    is_difference: bool = False,
+    may_be_share: bool = True,
 ) -> Estimate:
     """Mean and 95% interval of a metric.
 
@@ -99,8 +99,8 @@ def estimate(
         credits: float64 [items, seeds], complete (every seed scored every item), in the item order of `design`.
         pool: of the column, to moderate the seed variance; None uses the seeds at hand alone.
         pooled_per_run: how many times the pool's variance a run has: 1 for a metric, 2 for a paired difference.
-        is_difference: credits are differences, so the limits are symmetric; else limits of credits from 0 to 1 are
-            Wilson's.
+        may_be_share: limits of credits from 0 to 1 are Wilson's; False for differences and other metrics without such
+            limits, whose interval is symmetric.
     """
     credits = np.asarray(credits, dtype=np.float64)
     n_seeds = credits.shape[1]
@@ -115,7 +115,7 @@ def estimate(
         basis="items" if n_seeds == 1 else "seeds and items",
         n_seeds=n_seeds,
         design=design,
-        is_share=not is_difference and bool(np.all((credits >= 0) & (credits <= 1))),
+        is_share=may_be_share and bool(np.all((credits >= 0) & (credits <= 1))),
     )
 
 

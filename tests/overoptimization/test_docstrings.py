@@ -12,7 +12,7 @@ import pytest
         "benchmarks.pool_grading",
         "overoptimization.best_of_n",
         "overoptimization.kl",
-        "overoptimization.summary_tables",
+        "overoptimization.numbers",
         "overoptimization.variant_curves",
     ],
 )

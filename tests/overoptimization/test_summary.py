@@ -108,15 +108,37 @@ class TestFigure:
             variants.append(combine_seeds(name, name, "policy", by_seed))
         figure = draw_best_of_n(variants, "bradley_terry")
         left = [axis for axis in figure.axes if axis.get_title(loc="left")]
-        assert [axis.get_title(loc="left") for axis in left] == ["bradley_terry", "robust"]
+        assert [axis.get_title(loc="left") for axis in left] == [
+            "bradley_terry, 3\N{NO-BREAK SPACE}seeds",
+            "robust, 3\N{NO-BREAK SPACE}seeds",
+        ]
 
         def curves(axis):
             return [line.get_ydata() for line in axis.get_lines() if len(np.atleast_1d(line.get_ydata())) == 7]
 
         assert len(curves(left[0])) == 1
-        reference, own = curves(left[1])
-        assert own == pytest.approx(variants[1].mean_gold)
+        reference, variant = curves(left[1])
+        assert variant == pytest.approx(variants[1].mean_gold)
         assert reference == pytest.approx(variants[0].mean_gold)
+        # Below gold: its difference to the reference, then the proxy; no panel has two scales.
+        gold, difference, proxy = [axis for axis in figure.axes if axis.get_subplotspec().colspan.start == 1]
+        (drawn,) = curves(difference)
+        assert drawn == pytest.approx(variants[1].mean_gold - variants[0].mean_gold, abs=1e-12)
+        assert len(curves(proxy)) == 2
+        shared = [axis for axis in figure.axes if axis.get_subplotspec() == gold.get_subplotspec()]
+        assert shared == [gold]
+
+    @pytest.mark.parametrize("n_seeds", [1, 3])
+    def test_one_model_has_thin_dashed_limits_and_several_a_band(self, tmp_path, n_seeds):
+        runs = pool_runs(tmp_path, {"bradley_terry": 1.0}, seeds=range(n_seeds), prompts=6)
+        by_seed = {run.seed: pool_curves(*read_pool(run.items, run.scores)) for run in runs}
+        figure = draw_best_of_n([combine_seeds("bradley_terry", "bradley_terry", "policy", by_seed)], "bradley_terry")
+        gold = figure.axes[0]
+        dashed = [line for line in gold.get_lines() if line.get_linewidth() == 0.8]
+        assert (len(dashed), len(gold.collections)) == ((2, 0) if n_seeds == 1 else (0, 1))
+        labels = [text.get_text() for text in figure.legends[0].get_texts()]
+        expected = "interval over prompts only (one model)" if n_seeds == 1 else "interval over seeds and prompts"
+        assert labels == ["reference: bradley_terry", expected, "highest gold", "gold at the start"]
 
     def test_ppo_is_drawn_against_updates_with_the_divergence_of_each_variant_above(self, tmp_path):
         runs = [ppo_run(tmp_path, name, seed, 0.1) for name in ("bradley_terry", "robust") for seed in (0, 1)]
@@ -198,7 +220,7 @@ class TestPpo:
             ppo_run(tmp_path, "broken", 1, 0.5, steps=(0, 10)),
         ]
         text = " ".join(summarize_ppo(runs, "whole", tmp_path / "out").text.split())
-        assert text.count("broken † 2") == 2
+        assert text.count("broken †") == 3  # the first table is stacked
         assert "whole †" not in text
         assert "broken at step 10; the longest at step 30" in text
         whole, broken = records(tmp_path / "out" / "ppo_table.csv")

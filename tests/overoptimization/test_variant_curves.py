@@ -56,6 +56,26 @@ def test_peak_end_and_gap_by_hand():
     assert (summary.axis_peak, summary.gold_peak_in_sample, summary.gap_in_sample) == (4, 3.0, 0.5)
 
 
+def test_a_prompt_that_moves_the_peak_counts_more_by_hand():
+    """Without x1 the first half peaks at the third place, where the second half has 0: the mean read falls from 2 to 1.
+    So x1 has the pseudo-value -(4 - 1) (1 - 2) = 3 beside its gold, less the mean of 3 / 4."""
+    half = half_of_group(["a", "b", "c", "d"])
+    gold = np.empty((1, 4, 3))
+    gold[0, half == 0] = [[0, 4, 0], [0, 0, 2]]
+    gold[0, half == 1] = [[0, 1, 0], [0, 3, 0]]
+    credits = held_out_credits(curves_of(gold, groups=["a", "b", "c", "d"]))
+    assert credits["gold_peak"][half == 0, 0].tolist() == [4 + 2.25, 0 - 0.75]
+    assert credits["gold_peak"][half == 1, 0].tolist() == [1 - 0.75, 3 - 0.75]
+    assert credits["gap"].mean() == credits["gold_peak"].mean() - credits["gold_end"].mean()
+
+
+def test_curves_that_never_turn_down_have_a_gap_of_zero_without_an_interval():
+    rising = np.tile([0.0, 0.2, 0.4], (1, 10, 1))
+    gap = summarize_peaks([curves_of(rising)], None)[0].cells["gap"].estimate
+    assert gap.mean == 0
+    assert np.isnan(gap.low)
+
+
 def test_columns_without_each_member_by_hand():
     """Without the first member the curves are those of the test above; without the second nothing is over-optimized."""
     falling = [[0.0, 4.0, 1.0, 2.0], [0.0, 1.0, 5.0, 3.0]]

@@ -221,7 +221,7 @@ def test_pairs_by_common_seed_only():
     b = {1: np.array([0.0, 0, 0]), 2: np.array([1.0, 0, 0]), 7: np.array([1.0, 1, 1])}
     result = paired_difference(a, b, design)
     assert result.estimate == estimate(
-        np.column_stack([a[1] - b[1], a[2] - b[2]]), design, pooled_per_run=2, is_difference=True
+        np.column_stack([a[1] - b[1], a[2] - b[2]]), design, pooled_per_run=2, may_be_share=False
     )
     assert result.estimate.mean == pytest.approx((1 / 3 + 2 / 3) / 2, abs=1e-12)
     assert (result.pairing, result.tested) == ("same seed", False)
@@ -258,7 +258,7 @@ def test_without_a_common_seed_runs_are_paired_in_order():
     a, b = {0: np.zeros(3), 1: np.ones(3)}, {5: np.ones(3), 6: np.arange(3.0), 9: np.ones(3)}
     result = paired_difference(a, b, one_stratum(3))
     assert result.estimate == estimate(
-        np.column_stack([a[0] - b[5], a[1] - b[6]]), one_stratum(3), pooled_per_run=2, is_difference=True
+        np.column_stack([a[0] - b[5], a[1] - b[6]]), one_stratum(3), pooled_per_run=2, may_be_share=False
     )
     assert result.pairing == "order of seeds"
 
