@@ -15,7 +15,7 @@ from rm_methods.overoptimization.variant_curves import Bands, VariantCurves, ban
 from rm_methods.reporting.figures import BLUE, GRAY, ORANGE, save_figure
 from rm_methods.statistics.intervals import Estimate
 
-FEW = 9  # up to here, three variants stand beside each other, then five
+FEW = 9  # up to here, a row has three variants, then five
 REACHES = 4  # an interval wider than this many times that of the median variant is cut
 HEIGHTS = {"gold": 1.7, "difference": 1.05, "proxy": 1.05}  # inches
 Y_LABELS = {"gold": "gold", "difference": "difference", "proxy": "proxy"}
