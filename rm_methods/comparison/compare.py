@@ -97,7 +97,7 @@ def build_comparison(
         raise UserError(
             f"The reference '{reference}' is not among the variants compared. {nearest(reference, by_variant)}"
         )
-    order = sorted(by_variant, key=lambda v: by_variant[v][0].content_blind)
+    order = sorted(by_variant, key=lambda v: by_variant[v][0].is_line)
     cells: dict[tuple[str, int], Cell] = {}
     metrics: list[dict[str, dict[int, float]]] = []
     for number, column in enumerate(columns):

@@ -171,7 +171,7 @@ def _label_rows(axis, comparison: Comparison, labels: Sequence[str], positions: 
     axis.set_yticks(positions, labels)
     axis.tick_params(axis="y", labelsize=_LABEL_SIZE, length=0)
     for text, row in zip(axis.get_yticklabels(), comparison.rows, strict=True):
-        text.set_color(GRAY if row.content_blind else "black")
+        text.set_color(GRAY if row.is_line else "black")
         text.set_fontweight("bold" if row.variant == comparison.reference else "normal")
 
 
@@ -181,7 +181,7 @@ def _positions(comparison: Comparison, labels: Sequence[str]) -> list[float]:
     positions: list[float] = []
     edge = -0.5
     for row, before, label in zip(comparison.rows, (None, *comparison.rows), labels, strict=False):
-        if before is not None and row.content_blind != before.content_blind:
+        if before is not None and row.is_line != before.is_line:
             edge += 0.5
         space = 1 + 0.7 * label.count("\n")
         positions.append(edge + space / 2)

@@ -4,7 +4,8 @@ Every artist that means something has its meaning as its label, one of the const
 the labels.
 
     mark       diamond: the reference; circle: tested, filled if significant after Holm's correction; cross: a trained
-               method that is not tested; square: a combination of runs; gray circle: content-blind
+               method that is not tested; square: a combination of runs; gray circle: content-blind; gray
+               triangle: computed
     interval   solid: all that is known to vary; dashed and thin: items only, another training would change it by more;
                dotted: seeds only
 """
@@ -27,6 +28,7 @@ NOT_TESTED = "not tested"
 METHOD = "method"
 COMBINATION = "combination of runs, not tested"
 CONTENT_BLIND = "content-blind, not tested"
+COMPUTED = "computed, not tested"
 INTERVAL = "95% interval"
 ITEMS_ONLY = "95% interval, one model: items only"
 SEEDS_ONLY = "95% interval, seeds only"
@@ -44,6 +46,7 @@ _MARKS: dict[str, dict[str, Any]] = {
     METHOD: {"color": BLUE, "marker": "o"},
     COMBINATION: {"color": GREEN, "marker": "s", "markersize": 4.5},
     CONTENT_BLIND: {"color": GRAY, "marker": "o"},
+    COMPUTED: {"color": GRAY, "marker": "^"},
 }
 _INTERVALS: dict[str, dict[str, Any]] = {
     INTERVAL: {"linewidth": 1.4, "linestyle": "-"},
@@ -65,8 +68,8 @@ def mark_of(comparison: Comparison, row: VariantRow, cell: Cell) -> str:
     """The meaning of a row's mark in a column."""
     if row.variant == comparison.reference:
         return REFERENCE
-    if row.content_blind:
-        return CONTENT_BLIND
+    if row.is_line:
+        return COMPUTED if row.role == "computed" else CONTENT_BLIND
     if row.role == "combined":
         return COMBINATION
     marks = {"significant": SIGNIFICANT, "not significant": NOT_SIGNIFICANT, "": METHOD}

@@ -49,7 +49,7 @@ def draw_noise(levels: Sequence[NoiseLevel], comparisons: Sequence[Comparison], 
     rows: dict[str, VariantRow] = {}
     for comparison in comparisons:
         for row in comparison.rows:
-            if row is not reference and (not row.content_blind or reference is None):
+            if row is not reference and (not row.is_line or reference is None):
                 rows.setdefault(row.variant, row)
     if reference is not None:
         rows.pop(reference.variant, None)

@@ -13,7 +13,7 @@ from rm_methods.reporting.footnotes import NotedRow, TableWords, difference_note
 def footnotes(runs: Sequence[Run], comparison: Comparison) -> tuple[str, ...]:
     """The footnotes, in the order in which a reader needs them."""
     rows = comparison.rows
-    noted = [NotedRow(row.label, row.role, row.n_models, row.content_blind, row.cells) for row in rows]
+    noted = [NotedRow(row.label, row.role, row.n_models, row.is_line, row.cells) for row in rows]
     words = TableWords()
     notes = interval_notes(noted, words)
     for row, noted_row in zip(rows, noted, strict=True):
@@ -45,7 +45,7 @@ def footnotes(runs: Sequence[Run], comparison: Comparison) -> tuple[str, ...]:
         values = sorted(names)
         if len(values) > 1:
             notes.append(f"Wall time and memory were measured on different {noun}: {', '.join(values)}.")
-    hashes = {run.data_hash for run in runs if run.data_hash and not run.content_blind}
+    hashes = {run.data_hash for run in runs if run.data_hash and not run.is_line}
     if len(hashes) > 1:
         notes.append(
             f"Not an equal comparison: the variants were trained on {len(hashes)} different prepared data sets."

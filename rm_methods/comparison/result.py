@@ -10,7 +10,7 @@ from rm_methods.comparison.ranks import RankTable
 from rm_methods.reporting.footnotes import counts_items_only
 from rm_methods.reporting.sentences import method_label
 from rm_methods.statistics.cell import Cell
-from rm_methods.statistics.column import Role
+from rm_methods.statistics.column import LINES, Role
 from rm_methods.statistics.intervals import Estimate
 
 
@@ -66,6 +66,11 @@ class VariantRow:
         return self.role == "content_blind"
 
     @property
+    def is_line(self) -> bool:
+        """Whether the row is a scorer without training, to read the others against."""
+        return self.role in LINES
+
+    @property
     def has_equal_runs(self) -> bool:
         """Whether some runs of the variant have the same weights."""
         return self.n_models < len(self.seeds)
@@ -76,12 +81,12 @@ class VariantRow:
 
     def counts_items_only(self, estimate: Estimate) -> bool:
         """Whether an interval of the row leaves out what another training would change."""
-        return counts_items_only(estimate, fixed=self.content_blind)
+        return counts_items_only(estimate, fixed=self.is_line)
 
     @property
     def counts_seeds(self) -> bool:
         """Whether the row's intervals hold all that another training would change."""
-        return self.role == "content_blind" or (self.role == "trained" and self.n_models > 1)
+        return self.is_line or (self.role == "trained" and self.n_models > 1)
 
 
 @dataclass(frozen=True)
@@ -112,7 +117,7 @@ class Comparison:
         return next((row for row in self.rows if row.variant == self.reference), None)
 
     def best_rows(self, column: int) -> set[int]:
-        """Indices of the rows with the highest mean of a column, content-blind rows included.
+        """Indices of the rows with the highest mean of a column, content-blind rows included, computed ones not.
 
         A single run and a combination of runs are left out: another training would give another number, and no interval
         of theirs says how much.
@@ -120,7 +125,7 @@ class Comparison:
         means = {}
         for index, row in enumerate(self.rows):
             cell = row.cells[column]
-            if row.counts_seeds and cell is not None and not math.isnan(cell.estimate.mean):
+            if row.counts_seeds and row.role != "computed" and cell is not None and not math.isnan(cell.estimate.mean):
                 means[index] = cell.estimate.mean
         highest = max(means.values(), default=math.nan)
         return {index for index, mean in means.items() if mean >= highest - 1e-12}

@@ -17,7 +17,7 @@ from rm_methods.errors import DataError, UserError, nearest
 from rm_methods.experiment.evaluated_runs import EvaluatedFiles
 from rm_methods.parquet import read_parquet
 from rm_methods.run_card import BenchmarkResult, RunCost, RunMetrics, RunSummary
-from rm_methods.statistics.column import Role, role_of
+from rm_methods.statistics.column import LINES, Role, role_of
 from rm_methods.statistics.designs import ItemDesign, item_coefficients, item_design
 from rm_methods.stored import read_metrics, read_summary
 
@@ -71,6 +71,11 @@ class Run:
     @property
     def content_blind(self) -> bool:
         return self.role == "content_blind"
+
+    @property
+    def is_line(self) -> bool:
+        """Whether the scorer is not trained: a line to read against."""
+        return self.role in LINES
 
     def metric(self, column: Column) -> float | None:
         """Value of the column's metric; NaN if it was undefined, None if the run does not have it."""
@@ -175,7 +180,7 @@ def _read_run(
         variant=summary["variant"],
         method=summary["method"],
         seed=int(summary["seed"]),
-        seed_free=bool(summary.get("seed_free", False)) and _role(summary) == "content_blind",
+        seed_free=bool(summary.get("seed_free", False)) and _role(summary) in LINES,
         scalar_reward=bool(summary.get("scalar_reward", True)),
         title=_title(summary),
         role=_role(summary),

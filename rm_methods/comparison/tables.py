@@ -147,14 +147,14 @@ def _bytes(value: float | None) -> str:
 
 
 def _blocks(comparison: Comparison) -> list[list[int]]:
-    """Row indices of the trained and of the content-blind variants, without empty blocks."""
-    blind = [index for index, row in enumerate(comparison.rows) if row.content_blind]
-    trained = [index for index, row in enumerate(comparison.rows) if not row.content_blind]
+    """Row indices of the trained variants, and of the others (content-blind, computed), without empty blocks."""
+    blind = [index for index, row in enumerate(comparison.rows) if row.is_line]
+    trained = [index for index, row in enumerate(comparison.rows) if not row.is_line]
     return [block for block in (trained, blind) if block]
 
 
 def section(comparison: Comparison) -> Section:
-    """The comparison as one table: trained variants, then content-blind ones; columns of benchmarks, then of cost."""
+    """The comparison as one table: trained variants, then the others; columns of benchmarks, then of cost."""
     blocks = _blocks(comparison)
     order = [index for block in blocks for index in block]
     with_difference = comparison.reference_row is not None
@@ -190,7 +190,7 @@ def section(comparison: Comparison) -> Section:
         together=(width,) * len(comparison.columns) + (len(COST_HEADINGS),),
         rules=tuple(rules),
         best=frozenset(best),
-        italic=frozenset(k for k, index in enumerate(order) if comparison.rows[index].content_blind),
+        italic=frozenset(k for k, index in enumerate(order) if comparison.rows[index].is_line),
     )
 
 
@@ -215,9 +215,17 @@ def rank_sections(comparison: Comparison) -> list[Section]:
     return [Section(title, ("Method", "Mean rank", "95% interval"), rows)]
 
 
+def _computed_note(comparison: Comparison) -> list[str]:
+    """Names the rows that are computed from what only the maker of the data knows."""
+    labels = [row.label for row in comparison.rows if row.role == "computed"]
+    if not labels:
+        return []
+    return [f"Computed, not trained, so neither ranked nor tested: {', '.join(labels)}."]
+
+
 def terminal_table(comparison: Comparison, width: int = WIDTH) -> str:
     """Monospace table of at most `width` columns, the verdict, and footnotes."""
-    notes = [">: best mean of the column, content-blind rows included.", *comparison.notes]
+    notes = [">: best mean of the column, content-blind rows included.", *_computed_note(comparison), *comparison.notes]
     sections = [section(comparison), *rank_sections(comparison)]
     return terminal_text(sections, notes, width, verdict=comparison.verdict)
 
@@ -226,6 +234,7 @@ def markdown_table(comparison: Comparison) -> str:
     """A GitHub table: the best mean of a column is bold, content-blind rows are last and in italics."""
     notes = [
         "Bold: best mean of the column, content-blind rows included. Italic: content-blind scorers.",
+        *_computed_note(comparison),
         *comparison.notes,
     ]
     return markdown_text([section(comparison), *rank_sections(comparison)], notes, verdict=comparison.verdict)
@@ -233,7 +242,11 @@ def markdown_table(comparison: Comparison) -> str:
 
 def latex_table(comparison: Comparison) -> str:
     """A booktabs tabular with its footnotes, to be \\input inside a table environment."""
-    notes = ["Bold: best mean of the column, content-blind rows (last block) included.", *comparison.notes]
+    notes = [
+        "Bold: best mean of the column, content-blind rows (last block) included.",
+        *_computed_note(comparison),
+        *comparison.notes,
+    ]
     return latex_text([section(comparison), *rank_sections(comparison)], notes, verdict=comparison.verdict)
 
 

@@ -102,7 +102,7 @@ def _limits_of_sight(comparison: Comparison) -> list[str]:
 def _content_blind(comparison: Comparison) -> list[str]:
     """What the best rule that never reads the text gets, where a trained method does not beat it clearly."""
     blind = [row for row in comparison.rows if row.content_blind]
-    trained = [row for row in comparison.rows if not row.content_blind]
+    trained = [row for row in comparison.rows if not row.is_line]
     if not blind or not trained:
         return []
     best: list[tuple[float, str, str, bool]] = []  # mean, label, heading, whether a trained method is above it

@@ -49,6 +49,7 @@ def conflicts(config: dict[str, Any]) -> list[str]:
     except UserError as error:
         problems.append(f"training.deepspeed: {error}")
     problems += _missing_requirements(config)
+    problems += _missing_data(config)
     problems += _axis_conflicts(config)
     problems += _data_conflicts(config)
     problems += _diagnostics_conflicts(config)
@@ -188,6 +189,29 @@ def _missing_requirements(config: dict[str, Any]) -> list[str]:
                     f"methods.{variant}.{key}: needs at least {need['at_least']} seeds{differ}, but seeds is "
                     f"{config['seeds']}; add seeds"
                 )
+    return problems
+
+
+def _missing_data(config: Mapping[str, Any]) -> list[str]:
+    """Methods that know something about one data set, on another one."""
+    from rm_methods.preferences.cards import card_for
+
+    data = config["data"]
+    is_world = card_for(data["dataset"], data["root"])[0].reader == "world"
+    has_annotators = is_world and data["options"]["annotator"] is not None
+    problems = []
+    for variant, entry in config["methods"].items():
+        needed = registry.load_method_card(entry["method"]).data
+        if needed is not None and not is_world:
+            problems.append(
+                f"methods.{variant}: '{entry['method']}' is computed from the texts of the controlled world, but "
+                f"data.dataset is '{data['dataset']}'; leave the method out"
+            )
+        elif needed == "world with annotators" and not has_annotators:
+            problems.append(
+                f"methods.{variant}: '{entry['method']}' needs annotators; set data.options.annotator, or leave the "
+                "method out"
+            )
     return problems
 
 

@@ -75,7 +75,7 @@ def across_noise(entries: Entries, levels: Sequence[Mapping[str, Any]]) -> Entri
         suffix = noise_suffix(level)
         for variant, entry in entries.items():
             card = load_method_card(entry["method"])
-            if card.kind == "content_blind":
+            if card.without_model:
                 _add(crossed, variant, entry, "noise_levels")
                 continue
             required = {key: other + suffix for key, other in card.required_variants(entry["settings"]).items()}
@@ -132,7 +132,7 @@ def optimized_variants(config: Mapping[str, Any]) -> list[str]:
     """The variants that Best-of-N and PPO optimize against."""
     named = config["overoptimization"]["variants"]
     cards = {name: load_method_card(entry["method"]) for name, entry in config["methods"].items()}
-    return named or [name for name, card in cards.items() if card.scalar_reward and card.kind != "content_blind"]
+    return named or [name for name, card in cards.items() if card.scalar_reward and not card.without_model]
 
 
 def _point(variant: str, value: str) -> str:

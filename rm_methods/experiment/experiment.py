@@ -62,7 +62,7 @@ class Experiment:
 
     def scores_with_a_model(self, variant: str) -> bool:
         """Whether scoring loads a model, which uses a GPU if the machine has one."""
-        return self._method(variant).kind != "content_blind"
+        return not self._method(variant).without_model
 
     def required_runs(self, variant: str, seed: int | str) -> dict[str, list[Path]]:
         """Model folders of the runs that this one needs, by the setting that names their variant."""

@@ -33,7 +33,8 @@ CARD_SCHEMA = {
     "properties": {
         "title": {"type": "string", "minLength": 1},
         "citation": {"type": "string", "minLength": 1},
-        "kind": {"enum": ["trained", "joint", "combined", "content_blind"]},
+        "kind": {"enum": ["trained", "joint", "combined", "content_blind", "computed"]},
+        "data": {"enum": ["world", "world with annotators"]},
         "targets": {"type": "array", "items": {"enum": ["noise", "length", "over-optimization", "attention"]}},
         "cost": {"type": "string", "minLength": 1},
         "seed_free": {"type": "boolean", "default": False},
@@ -74,7 +75,8 @@ class MethodCard:
         name: file name; the configuration uses it.
         title, citation, targets, cost: for lists, tables and documentation.
         kind: "trained" (a reward model), "joint" (a model that reads two responses together and prefers one),
-            "combined" (made of trained runs, without any training), or "content_blind" (scores without a model).
+            "combined" (made of trained runs, without any training), "content_blind" (scores without a model), or
+            "computed" (scores without a model, and knows what only the maker of the data knows).
         file: the card, absolute; the code is beside it.
         seed_free: only the first seed is run, because all give the same scores, or (combined methods) because the runs
             of all seeds are combined into one.
@@ -85,6 +87,7 @@ class MethodCard:
             `method` of that variant; `builtin` values that name no variant; `seeds`, the runs that are needed (the
             run's seed, the first of the experiment, or all); `at_least`, the smallest number of them; `modulo`, the
             setting of that variant by which they must differ.
+        data: the data set that it needs, "world" or "world with annotators"; None for any.
         zero_stages: stages of DeepSpeed's ZeRO that it can be trained with; 0 is none.
         knob: the one setting that is tuned, and the values tried (`{"setting": name, "values": [...]}`), or None.
     """
@@ -100,13 +103,19 @@ class MethodCard:
     seed_free: bool = False
     scalar_reward: bool = True
     requires: dict[str, dict[str, Any]] = field(default_factory=dict)
+    data: str | None = None
     zero_stages: tuple[int, ...] = (0, 1, 2, 3)
     knob: dict[str, Any] | None = None
 
     @property
     def without_seed(self) -> bool:
         """Whether any seed gives the same scores.  A combination is also made once, but other runs give another."""
-        return self.seed_free and self.kind == "content_blind"
+        return self.seed_free and self.without_model
+
+    @property
+    def without_model(self) -> bool:
+        """Whether neither training nor scoring uses a model."""
+        return self.kind in ("content_blind", "computed")
 
     @property
     def has_weights(self) -> bool:

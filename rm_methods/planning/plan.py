@@ -358,10 +358,10 @@ def _scoring_operations(config: Mapping[str, Any], variant: str, shape: Shape, a
     An ensemble computes all its members, a joint model every pair in both orders.
     """
     entry = config["methods"][variant]
-    kind = load_method_card(entry["method"]).kind
-    if kind == "content_blind":
+    card = load_method_card(entry["method"])
+    if card.without_model:
         return 0.0
-    length = assumptions.prompt_tokens + (2 if kind == "joint" else 1) * assumptions.response_tokens
+    length = assumptions.prompt_tokens + (2 if card.kind == "joint" else 1) * assumptions.response_tokens
     forwards = len(config["seeds"]) if entry["method"] == "ensemble" else 1
     responses = len(config["benchmarks"]) * assumptions.responses
     return forwards * responses * length * _operations(shape, length, 2)

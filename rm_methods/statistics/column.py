@@ -1,7 +1,8 @@
 """All variants of one column: their means, their differences to the reference, and what the column could have shown.
 
 Roles.  *Trained* variants are the hypotheses: they are tested against the reference.  *Content-blind* scorers are lines
-to read against, not hypotheses.  A *combination of runs* (an ensemble, averaged weights) is one run whatever its
+to read against, not hypotheses; so are *computed* scorers, which know more than any training tells (the exact
+quality, the annotators).  A *combination of runs* (an ensemble, averaged weights) is one run whatever its
 members, so it has no p value; its interval counts the members by the jackknife (Efron and Stein 1981),
 
     V_members = (M - 1) / M * sum_j (m_(-j) - mean of m_(-))^2
@@ -26,13 +27,14 @@ from rm_methods.statistics.moderation import SeedPool, pool_paired, pool_within
 
 MIN_SEEDS = 3  # fewer pairs of runs than this are "not enough evidence"
 
-Role = Literal["trained", "content_blind", "combined"]
+Role = Literal["trained", "content_blind", "computed", "combined"]
+LINES = ("content_blind", "computed")  # roles of rows to read against
 
 
 def role_of(kind: str | None) -> Role:
     """The role of a method by the kind of its card; other kinds, and none, are trained."""
-    if kind == "content_blind":
-        return "content_blind"
+    if kind == "content_blind" or kind == "computed":
+        return kind
     return "combined" if kind == "combined" else "trained"
 
 

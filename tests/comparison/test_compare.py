@@ -68,6 +68,20 @@ def test_content_blind_rows_stand_last_and_order_is_kept(experiment):
     assert [row.content_blind for row in comparison.rows] == [False, False, True, True]
 
 
+def test_computed_rows_are_lines_and_not_rivals(experiment):
+    """The verdict speaks of content-blind rows without them, and nothing is tested against or ranked with them."""
+    world = experiment(benchmarks={"rm_bench": {"metrics": ["overall"], "items": 400}})
+    computed = {"seed_free": True, "kind": "computed"}
+    runs = world.add("gold", 9.0, (0,), **computed) + world.add("a", 0.5) + world.add("longest", -0.5, (0,), **FREE)
+    comparison = built(runs, reference="a")
+    rows = rows_by_name(comparison)
+    assert [row.variant for row in comparison.rows] == ["a", "gold", "longest"]
+    assert rows["gold"].cells[0].verdict == "not tested"
+    assert not rows["gold"].content_blind
+    assert comparison.best_rows(0) == {0}
+    assert "gold" not in " ".join(comparison.verdict)
+
+
 def test_two_seeds_are_not_enough_evidence(experiment):
     world = experiment(benchmarks={"rm_bench": {"metrics": ["overall"], "items": 400}})
     runs = world.add("a", 0.0, seed_spread=0.0) + world.add("b", 4.0, (0, 1), seed_spread=0.0)

@@ -92,6 +92,20 @@ def test_best_mean_is_marked_even_if_it_is_content_blind_and_blocks_are_apart():
     assert r"\textbf{80.0} $\pm$1.2" in latex_table(made_comparison(rows))
 
 
+def test_a_computed_row_is_last_named_and_never_the_best():
+    rows = [
+        made_row("a", [made_cell(0.7)]),
+        made_row("gold", [made_cell(1.0, math.nan, "not tested", "nothing")], role="computed", n_models=1),
+    ]
+    text = terminal_table(made_comparison(rows))
+    lines = text.splitlines()
+    assert any(line.startswith("a ") and ">70.0" in line for line in lines)
+    assert lines[lines.index(next(x for x in lines if x.startswith("gold"))) - 1] == ""
+    assert "Computed, not trained, so neither ranked nor tested: gold." in text
+    assert "Computed, not trained" in markdown_table(made_comparison(rows))
+    assert "Computed, not trained" not in terminal_table(made_comparison(rows[:1]))
+
+
 def test_twenty_methods_on_twelve_columns_are_stacked_within_the_width():
     rows = [
         made_row(f"method_with_a_long_name_{i}", [made_cell(0.5 + 0.01 * i, verdict="significant")] * 12)

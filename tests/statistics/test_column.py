@@ -153,7 +153,14 @@ def test_more_tests_make_less_detectable():
 
 @pytest.mark.parametrize(
     ("kind", "role"),
-    [("trained", "trained"), ("joint", "trained"), (None, "trained"), ("combined",) * 2, ("content_blind",) * 2],
+    [
+        ("trained", "trained"),
+        ("joint", "trained"),
+        (None, "trained"),
+        ("combined",) * 2,
+        ("content_blind",) * 2,
+        ("computed",) * 2,
+    ],
 )
 def test_roles(kind, role):
     assert role_of(kind) == role

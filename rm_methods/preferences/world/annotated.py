@@ -176,6 +176,7 @@ class AnnotatedSplit:
         difference = pair.meta["utility_chosen"] - pair.meta["utility_rejected"]
         agreed = self.label_stream.random() < self.annotator.probability(difference)
         meta = pair.meta | {"labeled_by": "annotators", "as_gold": agreed}
+        meta["annotator"] = {"skill": self.annotator.skill, "bias": dict(self.annotator.bias)}
         if agreed:
             return replace(pair, strength=abs(difference), meta=meta)
         for name in list(meta):

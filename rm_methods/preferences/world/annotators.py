@@ -68,8 +68,7 @@ class Annotator:
 
     def utility(self, prompt: Sequence[Message] | str, response: str) -> float:
         """What the annotators think of a response, from its text alone."""
-        liked = sum(self.bias[kind] for kind in cues(response) if kind in self.bias)
-        return liked - self.skill * flaws(prompt, response)
+        return utility(prompt, response, self.skill, self.bias)
 
     def probability(self, utility_difference: float) -> float:
         """The probability that a response of higher utility by this is preferred; float in [0, 1]."""
@@ -129,6 +128,12 @@ def make_annotator(option: Mapping[str, Any], cue_kinds: Sequence[str]) -> Annot
         bias=dict(bias) if isinstance(bias, Mapping) else dict.fromkeys(cue_kinds, bias),
         flaw_differences=tuple(option.get("flaw_differences", FLAW_DIFFERENCES)),
     )
+
+
+def utility(prompt: Sequence[Message] | str, response: str, skill: float, bias: Mapping[str, float]) -> float:
+    """What annotators of this skill and bias (kind of cue -> log odds) think of a response, from its text alone."""
+    liked = sum(bias[kind] for kind in cues(response) if kind in bias)
+    return liked - skill * flaws(prompt, response)
 
 
 def cues(response: str) -> set[str]:
