@@ -229,6 +229,25 @@ def prepare_benchmark(config_files, benchmark, pairs, items, report):
     click.echo(preparation_text(prepare_items(benchmark, entries[benchmark], pairs, items, report)))
 
 
+@main.command("train-world-model")
+@_seed
+@click.option("--out", required=True, type=_FOLDER, help="Folder to write: a language model, and training.json.")
+@_checkpoints
+@_threads
+def train_world_model(seed, out, work, threads):
+    """Train the language model of the controlled world.
+
+    It learns to compare a response with its prompt, from conversations without preferences.  The package has its
+    weights: backbone.source = world.
+    """
+    from rm_methods.policies.world_model import WorldModelSettings
+    from rm_methods.policies.world_model import train_world_model as run
+
+    record = run(WorldModelSettings(), seed, out, work, threads)
+    last = record["probe"][-1]["accuracy_by_layer"]
+    click.echo(f"{record['parameters']} parameters. The probe tells the better response in {100 * last[-1]:.1f}%.")
+
+
 @main.command()
 @_config
 @_variant

@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -208,8 +208,7 @@ def source_folder(source: str) -> str:
 
 def _prepare_tiny(backbone: dict[str, Any], pairs: Iterable[PreferencePair], path: Path) -> dict[str, Any]:
     """Train a byte-level BPE tokenizer on the training text and write the configuration of a small Llama."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import LlamaConfig, PreTrainedTokenizerFast
+    from transformers import LlamaConfig
 
     tiny = backbone["tiny"]
     texts = []
@@ -218,17 +217,9 @@ def _prepare_tiny(backbone: dict[str, Any], pairs: Iterable[PreferencePair], pat
         texts += [pair.chosen, pair.rejected]
     if not texts:
         raise UserError("backbone.source = 'tiny' trains its tokenizer on the training pairs, but none were given.")
-    special = ["<pad>", "<bos>", "<eos>", *(f"<{role}>" for role in _ROLES)]
-    bpe = Tokenizer(models.BPE())
-    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    bpe.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(
-        vocab_size=tiny["vocabulary_size"], special_tokens=special, initial_alphabet=alphabet, show_progress=False
+    tokenizer = trained_tokenizer(
+        texts, tiny["vocabulary_size"], [f"<{role}>" for role in _ROLES], template=_TINY_TEMPLATE, end="<eos>"
     )
-    bpe.train_from_iterator(texts, trainer)
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>")
-    tokenizer.chat_template = _TINY_TEMPLATE
     tokenizer.save_pretrained(path)
     LlamaConfig(
         vocab_size=len(tokenizer),
@@ -244,6 +235,33 @@ def _prepare_tiny(backbone: dict[str, Any], pairs: Iterable[PreferencePair], pat
         pad_token_id=tokenizer.pad_token_id,
     ).save_pretrained(path)
     return {"kind": "tiny", "weights": None, "revision": None, "source": "tiny"}
+
+
+def trained_tokenizer(
+    texts: Iterable[str], vocabulary_size: int, special_tokens: Sequence[str], *, template: str, end: str
+):
+    """A byte-level BPE tokenizer of these texts, with the tokens <pad>, <bos>, `end` (EOS) and the special tokens.
+
+    Args:
+        vocabulary_size: at most; texts of few words give fewer tokens.
+        template: the chat template.
+    """
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary_size,
+        special_tokens=["<pad>", "<bos>", end, *special_tokens],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    bpe.train_from_iterator(texts, trainer)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe, pad_token="<pad>", bos_token="<bos>", eos_token=end)
+    tokenizer.chat_template = template
+    return tokenizer
 
 
 def _convert_gguf(backbone: dict[str, Any], path: Path) -> dict[str, Any]:

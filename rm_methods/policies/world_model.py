@@ -1,0 +1,292 @@
+"""Training of the small language model of the controlled world, which has learned to compare (docs/world.md).
+
+It reads conversations of `preferences.world.conversations` and predicts every token.  One end token closes each turn,
+and no header follows it:
+
+    <bos> user <end> response <end> reaction <end>
+
+So the hidden state at the end of a response, where reward models read the reward, has to know what the reaction will
+be.  A linear probe shows when the model has learned it (`probe`).
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from rm_methods.files import content_hash, file_hash, write_json, written_atomically
+from rm_methods.preferences.pair import Message, PreferencePair
+from rm_methods.reward_models.template_probe import conversation, render
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+RECORD = "training.json"
+TEMPLATE = (
+    "{{ bos_token }}"
+    "{% for message in messages %}"
+    "{% if message['role'] == 'system' %}{{ raise_exception('the controlled world has no system turns') }}{% endif %}"
+    "{{ message['content'] + eos_token }}"
+    "{% endfor %}"
+)
+_TOKENIZER_TEXTS = 5000
+_PROBE_SEED = 10_000  # of a world whose pairs no experiment trains on by default
+_PROBE_TEST_PAIRS = 1000
+_PENALTY = 1e-4  # of the probe's weights, on hidden states of variance 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorldModelSettings:
+    """Everything that the weights depend on, but the seed.
+
+    Attributes:
+        texts: conversations.
+        epochs: passes over them.
+        texts_per_step: texts of one optimizer step, of similar length.
+        learning_rate, weight_decay, adam_betas, schedule, warmup_fraction, max_gradient_norm: AdamW with a peak
+            learning rate; norms have no weight decay.
+        vocabulary_size, hidden_size, intermediate_size, layers, heads, initializer_range, positions: the Llama-type
+            model.
+        probe_pairs: pairs that the probe is fitted on.
+    """
+
+    texts: int = 40_000
+    epochs: int = 8
+    texts_per_step: int = 32
+    learning_rate: float = 6e-3
+    weight_decay: float = 0.5
+    adam_betas: tuple[float, float] = (0.9, 0.98)
+    schedule: str = "cosine"
+    warmup_fraction: float = 0.1
+    max_gradient_norm: float = 1.0
+    vocabulary_size: int = 1024
+    hidden_size: int = 96
+    intermediate_size: int = 144
+    layers: int = 4
+    heads: int = 4
+    initializer_range: float = 0.1
+    positions: int = 1024
+    probe_pairs: int = 3000
+
+
+def train_world_model(
+    settings: WorldModelSettings, seed: int, out: Path, work: Path, threads: int = 1
+) -> dict[str, Any]:
+    """Train the model; a run that was stopped continues from its last checkpoint.
+
+    Args:
+        seed: of the texts, the weights and the order.
+        out: a plain causal-language-model folder, with `training.json` (written).
+        work: folder for checkpoints.
+
+    Returns:
+        The record that is also written to `training.json`: settings, seed, vocabulary and parameters, curves of the
+        loss and of the probe, and the hashes of the written files.
+    """
+    from transformers import LlamaConfig, LlamaForCausalLM, set_seed
+
+    from rm_methods.preferences.world.conversations import conversations
+    from rm_methods.reward_models.backbones import trained_tokenizer
+    from rm_methods.system.cpu import prepare_cpu
+
+    prepare_cpu(threads)
+    texts = list(conversations(settings.texts, seed))
+    tokenizer = trained_tokenizer(
+        (message["content"] for text in texts[:_TOKENIZER_TEXTS] for message in text),
+        settings.vocabulary_size,
+        [],
+        template=TEMPLATE,
+        end="<end>",
+    )
+    set_seed(seed)
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=settings.hidden_size,
+            intermediate_size=settings.intermediate_size,
+            num_hidden_layers=settings.layers,
+            num_attention_heads=settings.heads,
+            num_key_value_heads=settings.heads,
+            initializer_range=settings.initializer_range,
+            max_position_embeddings=settings.positions,
+            tie_word_embeddings=False,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
+    ids = token_ids(tokenizer, texts)
+    pairs = probe_pairs(settings.probe_pairs + _PROBE_TEST_PAIRS)
+    work = work / content_hash([asdict(settings), seed])
+    curves = _fit(model, tokenizer, ids, pairs, settings, seed, work)
+    model.eval()
+    with written_atomically(out) as folder:
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        record = {
+            "settings": asdict(settings),
+            "seed": seed,
+            "vocabulary": len(tokenizer),
+            "parameters": sum(parameter.numel() for parameter in model.parameters()),
+            "tokens_per_epoch": sum(map(len, ids)),
+            "probe_pairs": {"fitted": settings.probe_pairs, "tested": _PROBE_TEST_PAIRS},
+            **curves,
+            "sha256": {file.name: file_hash(file, length=64) for file in sorted(folder.iterdir())},
+        }
+        write_json(folder / RECORD, record)
+    shutil.rmtree(work, ignore_errors=True)
+    return record
+
+
+def token_ids(tokenizer: PreTrainedTokenizerBase, texts: Iterable[Sequence[Message]]) -> list[list[int]]:
+    """The token ids of whole conversations."""
+    rendered = [render(tokenizer, text) for text in texts]
+    return tokenizer(rendered, add_special_tokens=False)["input_ids"]
+
+
+def probe_pairs(count: int) -> list[PreferencePair]:
+    """Pairs of a world with annotators, each with gold's better response as chosen."""
+    from rm_methods.preferences.pair import make_pair
+    from rm_methods.preferences.world import generate
+
+    pairs = []
+    for pair in generate(seed=_PROBE_SEED, annotator={}, train_pairs=count, validation_pairs=0, test_pairs=0):
+        better, worse = pair.chosen, pair.rejected
+        if pair.meta["gold_chosen"] < pair.meta["gold_rejected"]:
+            better, worse = worse, better
+        pairs.append(make_pair(pair.prompt, better, worse, split=pair.split, source=pair.source, meta=pair.meta))
+    return pairs
+
+
+def probe(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, pairs: Sequence[PreferencePair], fitted: int
+) -> list[float]:
+    """How well the hidden state at the end of a response tells the better one, after each layer.
+
+    A logistic regression without intercept on differences of hidden states.
+
+    Args:
+        pairs: the better response is chosen.
+        fitted: the first pairs, for the fit; the rest gives the accuracy.
+
+    Returns:
+        accuracies, one for each layer; the last one is after the final norm.
+    """
+    states = end_states(model, tokenizer, pairs)
+    return [_probe_accuracy(states[:, :, layer], fitted) for layer in range(states.shape[2])]
+
+
+def end_states(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, pairs: Sequence[PreferencePair], batch_size: int = 64
+) -> np.ndarray:
+    """Hidden states at the last token of each response, fp64 [pairs, 2 (chosen, rejected), layers, hidden]."""
+    import torch
+
+    from rm_methods.policies.sft import collate
+
+    texts = [conversation(pair.prompt, text) for pair in pairs for text in (pair.chosen, pair.rejected)]
+    ids = token_ids(tokenizer, texts)
+    order = sorted(range(len(ids)), key=lambda index: len(ids[index]))
+    states: dict[int, np.ndarray] = {}
+    for start in range(0, len(order), batch_size):
+        members = order[start : start + batch_size]
+        batch = collate([{"input_ids": ids[k], "labels": ids[k]} for k in members], tokenizer.pad_token_id)
+        with torch.no_grad():
+            output = model.model(
+                input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], output_hidden_states=True
+            )
+        last = batch["attention_mask"].sum(1) - 1
+        rows = torch.arange(len(members))
+        hidden = torch.stack([layer[rows, last] for layer in output.hidden_states[1:]], 1).double().numpy()
+        states |= dict(zip(members, hidden, strict=True))
+    stacked = np.stack([states[index] for index in range(len(ids))])
+    return stacked.reshape(len(pairs), 2, *stacked.shape[1:])
+
+
+def _probe_accuracy(states: np.ndarray, fitted: int) -> float:
+    """Held-out accuracy of a logistic regression on the differences of states [pairs, 2, hidden]."""
+    from scipy.optimize import minimize
+
+    differences = states[:, 0] - states[:, 1]
+    differences = differences / (np.std(states[:fitted].reshape(-1, states.shape[-1]), axis=0) + 1e-12)
+    train, test = differences[:fitted], differences[fitted:]
+
+    def loss(weights: np.ndarray) -> tuple[float, np.ndarray]:
+        margins = train @ weights
+        gradient = -train.T @ np.exp(-np.logaddexp(0, margins)) / len(train) + 2 * _PENALTY * weights
+        return float(np.mean(np.logaddexp(0, -margins)) + _PENALTY * weights @ weights), gradient
+
+    weights = minimize(loss, np.zeros(train.shape[1]), jac=True, method="L-BFGS-B").x
+    return float(np.mean(test @ weights > 0))
+
+
+def _fit(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    ids: Sequence[list[int]],
+    pairs: Sequence[PreferencePair],
+    settings: WorldModelSettings,
+    seed: int,
+    work: Path,
+) -> dict[str, Any]:
+    """Train the model in place.
+
+    Returns:
+        The curves: "loss" as [step, loss], "probe" as {"epoch", "step", "accuracy_by_layer"}, and "wall_seconds".
+    """
+    from transformers import Trainer, TrainerCallback, TrainingArguments
+    from transformers.trainer_callback import PrinterCallback
+
+    from rm_methods.files import read_json_lines
+    from rm_methods.policies.sft import collate
+    from rm_methods.training.fitting import common_arguments, one_device
+    from rm_methods.training.trainer import TrainingLog, last_complete_checkpoint
+
+    started = time.monotonic()
+    steps_per_epoch = -(-len(ids) // settings.texts_per_step)
+    probes_file = work / "probe.json"
+    probes: list[dict[str, Any]] = []
+
+    class ProbeAfterEpoch(TrainerCallback):
+        def on_train_begin(self, args, state, control, **kwargs):
+            if state.global_step and probes_file.exists():
+                from rm_methods.files import read_json
+
+                probes[:] = [row for row in read_json(probes_file) if row["step"] <= state.global_step]
+
+        def on_epoch_end(self, args, state, control, **kwargs):
+            model.eval()
+            accuracies = [round(accuracy, 4) for accuracy in probe(model, tokenizer, pairs, settings.probe_pairs)]
+            model.train()
+            probes.append({"epoch": round(state.epoch), "step": state.global_step, "accuracy_by_layer": accuracies})
+            write_json(probes_file, probes)
+            print(f"world model: after epoch {round(state.epoch)} the probe has {accuracies}", flush=True)
+
+    optimizer_settings = asdict(settings) | {"log_every_steps": 50, "checkpoint_every_steps": steps_per_epoch}
+    arguments = TrainingArguments(
+        **common_arguments(optimizer_settings, seed, work, settings.epochs * steps_per_epoch),
+        num_train_epochs=settings.epochs,
+        per_device_train_batch_size=settings.texts_per_step,
+        train_sampling_strategy="group_by_length",
+    )
+    one_device(arguments)
+    log = TrainingLog(work / "metrics.jsonl", "world model")
+    trainer = Trainer(
+        model=model,
+        args=arguments,
+        train_dataset=[{"input_ids": row, "labels": row} for row in ids],
+        data_collator=lambda batch: collate(batch, tokenizer.pad_token_id),
+        callbacks=[log, ProbeAfterEpoch()],
+    )
+    trainer.remove_callback(PrinterCallback)
+    checkpoint = last_complete_checkpoint(work)
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    losses = [[row["step"], round(row["loss"], 4)] for row in read_json_lines(log.path)]
+    seconds = round(log.seconds_before + time.monotonic() - started)
+    return {"loss": losses, "probe": probes, "wall_seconds": seconds}

@@ -1,0 +1,80 @@
+"""Unlabeled conversations of the controlled world: a user asks, an assistant answers, and the user reacts.
+
+A language model that has learned to predict the reaction has learned to compare a response with its prompt
+(docs/world.md).  Nothing here says which of two responses is better, and cues do not depend on quality.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from typing import Any
+
+from rm_methods.preferences.pair import Message
+from rm_methods.preferences.world import vocabulary as words
+from rm_methods.preferences.world.generator import OPTIONS
+from rm_methods.preferences.world.gold import assess
+from rm_methods.preferences.world.texts import Scenario, other_value, write_prompt, write_response
+
+FLAWED = 0.3  # of the responses
+_NUMBERS_OF_FLAWS = {1: 0.5, 2: 0.3, 3: 0.2}
+_FLAWS = {"contradicts": 0.6, "omits": 0.2, "invents": 0.2}
+_CUES = (None, "closing", "padding", "formatting", "flattery")
+_WITH_CUE = 0.5
+_MOST_FILLER = 2  # sentences in a response
+_REACTIONS = {"contradicted": words.CONTRADICTED, "omitted": words.OMITTED, "invented": words.INVENTED}
+
+
+def conversations(count: int, seed: int) -> Iterator[list[Message]]:
+    """Conversations whose last message is the user's reaction; equal arguments give equal texts.
+
+    Args:
+        count: how many.
+        seed: of the stream, which no pair of the world shares.
+    """
+    rng = random.Random(f"controlled world/{seed}/conversations")
+    settings = {name: schema["default"] for name, schema in OPTIONS.items()}
+    for _ in range(count):
+        scenario = _draw_scenario(rng, settings)
+        prompt, _ = write_prompt(rng, scenario, settings, "mixed", rng.randint(0, settings["filler"]))
+        cue = rng.choice(_CUES[1:]) if rng.random() < _WITH_CUE else None
+        filler = rng.randint(0, _MOST_FILLER)
+        response, _, _ = write_response(rng, scenario.chosen, scenario, "mixed", cue, filler, settings["length_cue"])
+        yield [
+            *prompt,
+            {"role": "assistant", "content": response},
+            {"role": "user", "content": reaction(rng, prompt, response)},
+        ]
+
+
+def reaction(rng: random.Random, prompt: list[Message], response: str) -> str:
+    """What the user says: one sentence for each flaw, in random order, or that all is well."""
+    verdicts = [(slot, verdict) for slot, verdict in assess(prompt, response).items() if verdict != "met"]
+    rng.shuffle(verdicts)
+    sentences = [_REACTIONS[verdict].format(noun=words.SLOTS[slot].nouns[0]) for slot, verdict in verdicts]
+    return " ".join(sentences) or words.SATISFIED
+
+
+def _draw_scenario(rng: random.Random, settings: dict[str, Any]) -> Scenario:
+    """Requirements, and one response ("chosen"; the other is the same) that mostly meets them all."""
+    domain = rng.choice(sorted(words.DOMAINS))
+    slots = list(words.DOMAINS[domain][1])
+    rng.shuffle(slots)
+    count = rng.randint(settings["min_requirements"], settings["max_requirements"])
+    required = {slot: rng.choice(words.SLOTS[slot].values) for slot in slots[:count]}
+    claims = dict(required)
+    if rng.random() < FLAWED:
+        free = list(required)
+        unasked = slots[count:]
+        for _ in range(rng.choices(list(_NUMBERS_OF_FLAWS), list(_NUMBERS_OF_FLAWS.values()))[0]):
+            flaw = rng.choices(list(_FLAWS), list(_FLAWS.values()))[0]
+            if flaw == "invents" and unasked:
+                slot = unasked.pop()
+                claims[slot] = rng.choice(words.SLOTS[slot].values)
+            elif free:
+                slot = free.pop()
+                if flaw == "omits":
+                    del claims[slot]
+                else:
+                    claims[slot] = other_value(rng, slot, required[slot])
+    return Scenario(domain, required, claims, claims)

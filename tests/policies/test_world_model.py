@@ -1,0 +1,88 @@
+"""Training of the language model of the controlled world, at toy size; what the shipped weights are is tested below."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from rm_methods.files import file_hash, read_json
+from rm_methods.policies import world_model
+from rm_methods.policies.world_model import WorldModelSettings, end_states, probe_pairs, token_ids, train_world_model
+from rm_methods.reward_models.template_probe import RefusedConversation, render
+
+pytestmark = pytest.mark.process
+
+TOY = WorldModelSettings(
+    texts=64, epochs=2, vocabulary_size=400, hidden_size=16, intermediate_size=24, layers=2, heads=2, probe_pairs=60
+)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("world_model")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(world_model, "_PROBE_TEST_PAIRS", 20)
+        record = train_world_model(TOY, 3, folder / "model", folder / "work")
+    return folder / "model", record
+
+
+def loaded(folder):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    return AutoModelForCausalLM.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
+
+
+def test_the_record_describes_the_files(trained):
+    folder, record = trained
+    assert json.loads(json.dumps(record)) == read_json(folder / "training.json")
+    assert record["seed"] == 3
+    assert record["settings"]["hidden_size"] == 16
+    assert {name: file_hash(folder / name, length=64) for name in record["sha256"]} == record["sha256"]
+    assert record["parameters"] == sum(tensor.numel() for tensor in load_file(folder / "model.safetensors").values())
+
+
+def test_the_curves_have_every_epoch_and_the_loss_falls(trained):
+    _, record = trained
+    assert [row["epoch"] for row in record["probe"]] == [1, 2]
+    assert all(len(row["accuracy_by_layer"]) == TOY.layers for row in record["probe"])
+    assert record["loss"][0][0] == 1
+
+
+def test_equal_seeds_give_equal_weights(trained, tmp_path, monkeypatch):
+    monkeypatch.setattr(world_model, "_PROBE_TEST_PAIRS", 20)
+    again = train_world_model(TOY, 3, tmp_path / "model", tmp_path / "work")
+    assert again["sha256"] == trained[1]["sha256"]
+
+
+def test_one_end_token_closes_each_turn_and_nothing_follows_it(trained):
+    folder, _ = trained
+    _, tokenizer = loaded(folder)
+    conversation = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    assert render(tokenizer, conversation) == "<bos>a<end>b<end>"
+    assert render(tokenizer, conversation[:1], add_generation_prompt=True) == "<bos>a<end>"
+    with pytest.raises(RefusedConversation, match="no system turns"):
+        render(tokenizer, [{"role": "system", "content": "x"}, *conversation])
+
+
+def test_states_are_those_at_the_end_of_the_response_whatever_the_batch(trained):
+    folder, _ = trained
+    model, tokenizer = loaded(folder)
+    pairs = probe_pairs(6)
+    assert all(pair.meta["gold_chosen"] != pair.meta["gold_rejected"] for pair in pairs)
+    batched = end_states(model, tokenizer, pairs, batch_size=5)
+    assert batched.shape == (6, 2, TOY.layers, TOY.hidden_size)
+    (ids,) = token_ids(tokenizer, [[*pairs[4].prompt, {"role": "assistant", "content": pairs[4].rejected}]])
+    assert ids[-1] == tokenizer.eos_token_id
+    with torch.no_grad():
+        alone = model.model(input_ids=torch.tensor([ids])).last_hidden_state[0, -1]
+    np.testing.assert_allclose(batched[4, 1, -1], alone, atol=1e-5)
+
+
+def test_the_probe_reads_what_is_in_the_states_and_nothing_else():
+    rng = np.random.default_rng(0)
+    states = rng.normal(size=(1200, 2, 8))
+    assert world_model._probe_accuracy(states, 1000) == pytest.approx(0.5, abs=0.12)
+    states[:, 0, 3] += 4
+    assert world_model._probe_accuracy(states, 1000) > 0.97
