@@ -232,7 +232,7 @@ def _same_variant(by_owner: Sequence[Sequence[Run]], columns: Sequence[Column]) 
             return False
         for run in shared:
             other = seen[run.seed]
-            blind = run.content_blind and run.method == other.method
+            blind = run.is_line and run.method == other.method
             equal_metrics = all(run.metric(column) == other.metric(column) for column in columns)
             if run.run_key != other.run_key and not (blind and equal_metrics):
                 return False

@@ -62,7 +62,7 @@ def reliability_panels(runs: Sequence[Run]) -> list[Panel]:
     calibrations: dict[str, dict[str, list[Calibration]]] = {}
     for run in runs:
         for benchmark, result in run.benchmarks.items():
-            if not run.content_blind and "calibration" in result:
+            if not run.is_line and "calibration" in result:
                 calibrations.setdefault(benchmark, {}).setdefault(run.variant, []).append(result["calibration"])
     return [
         Panel(variant, benchmark, tuple(of_seeds))
