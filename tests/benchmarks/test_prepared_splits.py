@@ -112,7 +112,7 @@ def test_a_pair_that_is_twice_in_the_file_is_named_with_its_rows(tmp_path):
 
 
 def test_pairs_are_needed_and_a_root_is_refused(tmp_path):
-    with pytest.raises(UserError, match="made of the prepared pairs"):
+    with pytest.raises(UserError, match=r"made of the experiment.s prepared pairs.*prepare-benchmark --pairs"):
         prepare("heldout", None, tmp_path)
     with pytest.raises(UserError, match=r"benchmarks.heldout.root: .* is not used"):
         prepare("heldout", example_pairs(("test",), tmp_path / "pairs.parquet"), tmp_path, root=str(tmp_path))

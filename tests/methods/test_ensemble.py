@@ -219,7 +219,7 @@ def test_members_that_are_to_stay_loaded_are_loaded_once_and_score_the_same(prep
 
 def test_a_single_member_is_refused(prepared, member, tmp_path):
     config = experiment_config(tmp_path, methods={"bradley_terry": {}, "ensemble": {}}, seeds=[0, 1])
-    with pytest.raises(UserError, match="2 or more runs of 'bradley_terry', 1 were given"):
+    with pytest.raises(UserError, match="2 or more runs of 'bradley_terry'; 1 were given"):
         train(config, "ensemble", 0, run_files(prepared, tmp_path / "out", {"members": [member(0)]}))
     with pytest.raises(ConfigError, match="needs at least 2 seeds"):
         resolve(

@@ -205,5 +205,5 @@ def test_heads_of_another_width_are_refused(prepared, member, tmp_path):
 def test_a_single_member_is_refused_by_the_run(prepared, member, tmp_path):
     config = experiment_config(tmp_path, methods={"linear_probe": {}, "warm_member": {}, "warm": {}}, seeds=[0, 1])
     outputs = [tmp_path / name for name in ("model", "metrics.jsonl", "summary.json", "work")]
-    with pytest.raises(UserError, match="2 or more runs of 'warm_member', 1 were given"):
+    with pytest.raises(UserError, match="2 or more runs of 'warm_member'; 1 were given"):
         train(config, "warm", 0, RunFiles(prepared[0], prepared[1], *outputs, {"members": [member(0)]}))
