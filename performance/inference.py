@@ -66,7 +66,7 @@ class Tables:
 
     Attributes:
         metric_RKS: accuracy.
-        item_RK, residual_RK: mean squares of items and of the residual, over S n, of each difference to the reference.
+        item_RK, residual_RK: mean squares of items and of the residual, over S n, of each difference.
         mean_item_RK, mean_residual_RK: the same of each method.
         first: credits [methods, seeds, items] of the first tables.
     """

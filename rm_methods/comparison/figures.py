@@ -1,4 +1,4 @@
-"""The comparison as a picture: two panels a column, the values and the differences to the reference; a line a variant.
+"""The comparison as a picture: two panels a column, values and differences from the reference; a line a variant.
 
 Without a reference it has only the panels of values.  The grid grows downward, so any number of columns fits a page.
 """
@@ -139,7 +139,7 @@ def _draw_values(axis, comparison: Comparison, column: int, positions: Sequence[
 
 
 def _draw_differences(axis, comparison: Comparison, column: int, positions: Sequence[float]) -> None:
-    """Differences to the reference in points: its line is 0, and the band is what the column could hardly show."""
+    """Differences from the reference in points: its line is 0, and the band is what the column could hardly show."""
     cells = [row.cells[column] for row in comparison.rows]
     differences = [cell.difference.estimate for cell in cells if cell is not None and cell.difference is not None]
     detectable = 100 * comparison.detectable[column] if comparison.detectable else math.nan
@@ -193,7 +193,7 @@ def _legend_title(comparison: Comparison) -> str:
     reference = comparison.reference_row
     if reference is None:
         return "Means and intervals"
-    title = f"Left: values. Right: differences to {reference.label}."
+    title = f"Left: values. Right: differences from {reference.label}."
     if any(cell is not None and cell.tested for row in comparison.rows for cell in row.cells):
         title += f" Holm's correction is over the {comparison.correction}."
     return title

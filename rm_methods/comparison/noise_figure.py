@@ -1,4 +1,4 @@
-"""A metric against label noise as a picture: what the reference gets, and every variant's difference to it."""
+"""A metric against label noise as a picture: what the reference gets, and every variant's difference from it."""
 
 from __future__ import annotations
 
@@ -169,4 +169,4 @@ def _sample_text(levels: Sequence[NoiseLevel], comparisons: Sequence[Comparison]
 def _legend_title(comparison: Comparison) -> str:
     if comparison.reference_row is None:
         return "Means and intervals"
-    return f"First panel: values. Others: differences to {comparison.reference_row.label} on the same level."
+    return f"First panel: values. Others: differences from {comparison.reference_row.label} on the same level."

@@ -80,7 +80,7 @@ def cell_text(cell: Cell | None, row: VariantRow) -> str:
 
 
 def difference_cell_text(cell: Cell | None, row: VariantRow) -> str:
-    """Difference to the reference in points, as `cell_text`; * is significant; empty for the reference itself."""
+    """Difference from the reference in points, as `cell_text`; * is significant; empty for the reference itself."""
     if cell is None or cell.difference is None or math.isnan(cell.difference.estimate.mean):
         return "" if cell is not None and cell.verdict == "reference" else MISSING
     difference = cell.difference.estimate
@@ -158,7 +158,7 @@ def section(comparison: Comparison) -> Section:
     blocks = _blocks(comparison)
     order = [index for block in blocks for index in block]
     with_difference = comparison.reference_row is not None
-    width = 2 if with_difference else 1  # columns of a benchmark: the value, and its difference to the reference
+    width = 2 if with_difference else 1  # columns of a benchmark: the value, and its difference from the reference
     column_best = [comparison.best_rows(column) for column in range(len(comparison.columns))]
     best = {
         (position, 1 + width * column)

@@ -1,5 +1,5 @@
-"""Pictures of over-optimization: gold, its difference to the reference, and the proxy, against n (Best-of-N) or against
-the updates (PPO), with the KL divergence above."""
+"""Over-optimization as a picture: gold, its difference from the reference, and the proxy, against n (Best-of-N) or
+against the updates (PPO), with the KL divergence above."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def write_ppo_figure(variants: Sequence[VariantCurves], reference: str | None, t
 
 
 def draw_best_of_n(variants: Sequence[VariantCurves], reference: str | None):
-    """One block of panels a variant: gold, its difference to the reference, and the standardized proxy, against n."""
+    """One block of panels a variant: gold, its difference from the reference, and the standardized proxy, against n."""
 
     def prepare(axis, curves: VariantCurves, is_top: bool) -> None:
         axis.set_xscale("log", base=2)

@@ -26,7 +26,7 @@ def cell_text(cell: Cell, curves: VariantCurves) -> str:
 
 
 def difference_cell_text(cell: Cell, curves: VariantCurves) -> str:
-    """Difference to the reference, as `cell_text`; * is significant; empty for the reference itself."""
+    """Difference from the reference, as `cell_text`; * is significant; empty for the reference itself."""
     if cell.difference is None or math.isnan(cell.difference.estimate.mean):
         return "" if cell.verdict == "reference" else MISSING
     difference = cell.difference.estimate
@@ -50,7 +50,7 @@ def best_of_n_section(title: str, summaries: Sequence[PeakSummary], reference: s
 def _held_out_section(
     title: str, summaries: Sequence[PeakSummary], reference: str | None, end: str, last: tuple[str, ...]
 ) -> Section:
-    """One row a variant: each of `COLUMNS` with the difference to the reference, then where the peak is, and seeds.
+    """One row a variant: each of `COLUMNS` with the difference from the reference, then where the peak is, and seeds.
 
     Args:
         end: heading of the gold at the end.

@@ -1,4 +1,4 @@
-"""Variants on one pool: mean curves with bands, where they peak, how far they fall, and paired differences to a
+"""Variants on one pool: mean curves with bands, where they peak, how far they fall, and paired differences from a
 reference.
 
 Intervals are those of the comparison (rm_methods/statistics/intervals.py): seeds of the reward model and prompts of

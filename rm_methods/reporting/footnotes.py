@@ -71,14 +71,14 @@ def interval_notes(rows: Sequence[NotedRow], words: TableWords) -> list[str]:
 def difference_notes(
     rows: Sequence[NotedRow], reference: NotedRow, headings: Sequence[str], family: str, words: TableWords
 ) -> list[str]:
-    """How differences to the reference were tested, and which were not.
+    """How differences from the reference were tested, and which were not.
 
     Args:
         headings: of the columns.
         family: what Holm's correction counts.
     """
     cells = [(row, cell) for row in rows for cell in row.cells if cell is not None]
-    notes = [f"Difference: to {reference.label}, {words.differences}on the same {words.items}, paired by seed."]
+    notes = [f"Difference: from {reference.label}, {words.differences}on the same {words.items}, paired by seed."]
     if any(cell.tested for _, cell in cells):
         notes.append(f"*: the difference is significant at the {ALPHA:.0%} level (Holm's correction over {family}).")
         notes.append(
@@ -88,8 +88,8 @@ def difference_notes(
     untested = [row.label for row in rows if row.role == "combined" and row is not reference]
     if untested:
         notes.append(
-            f"Not tested: {', '.join(untested)}. A combination of runs is one model, so its difference to the mean of "
-            f"the runs of {reference.label} has no p value."
+            f"Not tested: {', '.join(untested)}. A combination of runs is one model, so its difference from the mean "
+            f"of the runs of {reference.label} has no p value."
         )
     few: dict[str, int] = {}
     undefined: dict[str, list[str]] = {}

@@ -16,7 +16,7 @@ POWER = 0.8  # of the least detectable difference
 
 @dataclass(frozen=True)
 class Difference:
-    """A difference to the reference: candidate minus reference.
+    """A difference from the reference: candidate minus reference.
 
     Attributes:
         estimate: of the difference; `n_seeds` counts the pairs of runs.

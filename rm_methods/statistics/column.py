@@ -1,4 +1,4 @@
-"""All variants of one column: their means, their differences to the reference, and what the column could have shown.
+"""All variants of one column: their means, their differences from the reference, and what the column could have shown.
 
 Roles.  *Trained* variants are the hypotheses: they are tested against the reference.  *Content-blind* scorers are lines
 to read against, not hypotheses; so are *computed* scorers, which know more than any training tells (the exact
