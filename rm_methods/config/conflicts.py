@@ -282,6 +282,12 @@ def _data_conflicts(config: dict[str, Any]) -> list[str]:
             "tuning.enabled: chooses on a validation split, but the data set has none; set data.validation_fraction "
             "above 0"
         )
+    is_budgeted = card.reader == "world" and data["options"]["sentence_budget"] is not None
+    if optimization["sft"]["responses"] == "mixed" and not is_budgeted:
+        problems.append(
+            "overoptimization.sft.responses: 'mixed' writes responses of the controlled world within a budget; set "
+            "data.options.sentence_budget, or use both or chosen"
+        )
     samples = SAMPLES in optimization["best_of_n"]["pools"] or optimization["ppo"]["enabled"]
     if samples and card.reader == "world" and optimization["prompts"] not in splits:
         problems.append(

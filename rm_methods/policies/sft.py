@@ -8,6 +8,7 @@ mistakes, so that a reward model has something to detect.
 from __future__ import annotations
 
 import os
+import random
 import shutil
 import sys
 import time
@@ -31,7 +32,8 @@ class SFTSettings:
     """Settings of supervised fine-tuning.  Their defaults and limits are in config.schema.yaml.
 
     Attributes:
-        responses: "both" trains on chosen and rejected responses, "chosen" on the chosen ones.
+        responses: "both" trains on chosen and rejected responses, "chosen" on the chosen ones, "mixed" on as many as
+            "both", written for the prompts of the controlled world within its budget of sentences.
         epochs: passes over the examples; 0 leaves the policy unchanged.
         examples_per_step: examples of one optimizer step, over all ranks.
         examples_per_microbatch: examples of one forward; changes the result only by rounding.
@@ -39,6 +41,7 @@ class SFTSettings:
             learning rate.
         precision: "fp32" or "bf16" (autocast; weights stay fp32).
         max_prompt_tokens: longer prompts are cut, oldest turns first.
+        sentence_budget: of the controlled world; needed for "mixed".
         max_response_tokens: longer responses are cut; they then teach no end token.
         log_every_steps: optimizer steps between two lines of metrics.jsonl.
         checkpoint_every_steps: optimizer steps between checkpoints for resuming; None writes none.
@@ -55,6 +58,7 @@ class SFTSettings:
     precision: str
     max_prompt_tokens: int
     max_response_tokens: int
+    sentence_budget: int | None = None
     # The same in every experiment.
     adam_betas: tuple[float, float] = (0.9, 0.95)
     max_gradient_norm: float = 1.0
@@ -65,7 +69,12 @@ class SFTSettings:
     def of_experiment(cls, config: Mapping[str, Any]) -> SFTSettings:
         """The settings of a resolved configuration."""
         section = config["overoptimization"]
-        return cls(**section["sft"], max_prompt_tokens=section["sampling"]["max_prompt_tokens"])
+        mixed = section["sft"]["responses"] == "mixed"
+        return cls(
+            **section["sft"],
+            max_prompt_tokens=section["sampling"]["max_prompt_tokens"],
+            sentence_budget=config["data"]["options"]["sentence_budget"] if mixed else None,
+        )
 
 
 def train_sft(
@@ -155,7 +164,7 @@ def sft_examples(
     counts = {"prompts_cut": 0, "responses_cut": 0, "boundary_merges": 0}
     examples = []
     for pair, prompt, was_cut in zip(pairs, prompt_ids, cut, strict=True):
-        for response in (pair.chosen, pair.rejected) if settings.responses == "both" else (pair.chosen,):
+        for response in _responses(pair, settings):
             ids, merged = response_token_ids(policy, None if was_cut else pair.prompt, prompt, response)
             counts["prompts_cut"] += was_cut
             counts["boundary_merges"] += merged
@@ -165,6 +174,17 @@ def sft_examples(
             examples.append({"input_ids": prompt + ids, "labels": [IGNORED] * len(prompt) + ids})
     policy.check_room([example["input_ids"] for example in examples], 0)
     return examples, counts
+
+
+def _responses(pair: PreferencePair, settings: SFTSettings) -> tuple[str, ...]:
+    """The responses to learn for the prompt of a pair."""
+    if settings.responses == "mixed":
+        from rm_methods.preferences.world.mixtures import mixed_response
+
+        assert settings.sentence_budget is not None
+        rng = random.Random(f"mixed responses/{pair.group}")
+        return tuple(mixed_response(rng, pair.prompt, settings.sentence_budget) for _ in range(2))
+    return (pair.chosen, pair.rejected) if settings.responses == "both" else (pair.chosen,)
 
 
 def response_token_ids(

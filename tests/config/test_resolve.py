@@ -130,6 +130,10 @@ def test_missing_sections_are_named():
             "data.options.annotator: skill and bias are 0",
         ),
         (
+            {"overoptimization": {"sft": {"responses": "mixed"}}},
+            "overoptimization.sft.responses: 'mixed' writes responses of the controlled world within a budget",
+        ),
+        (
             {"data": {"dataset": "world", "options": {"annotator": {}}}, "benchmarks": {"world": {}}},
             "benchmarks.world.options.splits: with these data.options the world has no split 'cue_reversed'",
         ),

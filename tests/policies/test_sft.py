@@ -56,6 +56,18 @@ def test_the_loss_is_on_the_response_and_its_end_token(policy, pairs):
     assert examples[1]["input_ids"] != first["input_ids"]
 
 
+def test_mixed_responses_are_written_for_the_prompts_within_the_budget(policy, pairs):
+    settings = sft_settings(responses="mixed", sentence_budget=3)
+    examples, _ = sft_examples(policy, pairs[:3], settings)
+    assert len(examples) == 6
+    assert examples == sft_examples(policy, pairs[:3], settings)[0]
+    for example in examples:
+        learned = [i for i, label in zip(example["input_ids"], example["labels"], strict=True) if label != IGNORED]
+        text = policy.tokenizer.decode(learned)
+        assert text.endswith("<eos>")
+        assert 2 <= text.count(".") + text.count("!") + text.count("**Summary**") <= 3
+
+
 def test_only_chosen_responses_if_asked(policy, pairs):
     examples, _ = sft_examples(policy, pairs[:3], sft_settings(responses="chosen"))
     assert len(examples) == 3

@@ -42,8 +42,8 @@ def write_prompt(
     """The conversation, and the deciding requirements as [message index, start, end] in characters."""
     sentences = []
     for slot, value in scenario.required.items():
-        sentences.append(Part(_sentence(rng, words.REQUIREMENTS, slot, value), slot, slot in scenario.deciding))
-    sentences += [Part(text) for text in _filler(rng, words.PROMPT_FILLER, filler)]
+        sentences.append(Part(sentence_about(rng, words.REQUIREMENTS, slot, value), slot, slot in scenario.deciding))
+    sentences += [Part(text) for text in filler_sentences(rng, words.PROMPT_FILLER, filler)]
     sentences = _order(rng, sentences, evidence)
     opener = rng.choice(words.OPENERS).format(
         thing=rng.choice(words.DOMAINS[scenario.domain][0]), person=rng.choice(words.PERSONS)
@@ -61,7 +61,7 @@ def write_prompt(
     prompt = []
     spans = []
     for index, turn in enumerate(turns):
-        text, deciding, _ = _join(turn, " ")
+        text, deciding, _ = join_parts(turn, " ")
         prompt.append({"role": ("user", "assistant")[index % 2], "content": text})
         spans += [[index, start, end] for start, end in deciding]
     return prompt, spans
@@ -73,8 +73,8 @@ def _change_mind(
     """Let the first turn name another value for one requirement, and the last turn correct it."""
     old = first[index]
     value = scenario.required[old.slot]
-    stale = Part(_sentence(rng, words.REQUIREMENTS, old.slot, other_value(rng, old.slot, value)), old.slot)
-    correction = Part(_sentence(rng, words.CORRECTIONS, old.slot, value), old.slot, old.deciding)
+    stale = Part(sentence_about(rng, words.REQUIREMENTS, old.slot, other_value(rng, old.slot, value)), old.slot)
+    correction = Part(sentence_about(rng, words.CORRECTIONS, old.slot, value), old.slot, old.deciding)
     return [*first[:index], stale, *first[index + 1 :]], [*last, correction]
 
 
@@ -95,27 +95,27 @@ def write_response(
     extra = length_cue if cue == "length" else 0
     padding = [
         Part(text, cue=index >= filler)
-        for index, text in enumerate(_filler(rng, words.RESPONSE_FILLER, filler + extra))
+        for index, text in enumerate(filler_sentences(rng, words.RESPONSE_FILLER, filler + extra))
     ]
     parts = [
-        Part(_sentence(rng, words.CLAIMS, slot, value), slot, slot in scenario.deciding)
+        Part(sentence_about(rng, words.CLAIMS, slot, value), slot, slot in scenario.deciding)
         for slot, value in claims.items()
     ]
     if cue == "padding":
-        parts += [Part(text, cue=True) for text in _filler(rng, words.PADDING, length_cue)]
+        parts += [Part(text, cue=True) for text in filler_sentences(rng, words.PADDING, length_cue)]
     parts = _order(rng, parts + padding, evidence)
     if cue == "closing":
         parts.append(Part(rng.choice(words.CLOSINGS), cue=True))
     elif cue == "flattery":
         parts.insert(0, Part(rng.choice(words.FLATTERIES), cue=True))
     elif cue == "formatting":
-        return _as_list(parts)
-    return _join(parts, " ")
+        return as_list(parts)
+    return join_parts(parts, " ")
 
 
-def _as_list(parts: list[Part]) -> tuple[str, list[list[int]], list[list[int]]]:
+def as_list(parts: list[Part]) -> tuple[str, list[list[int]], list[list[int]]]:
     """The sentences as a list under a bold header; the header and the bullets are the cue."""
-    text, evidence, cues = _join([Part(words.LIST_HEADER, cue=True), *parts], "\n" + words.LIST_BULLET)
+    text, evidence, cues = join_parts([Part(words.LIST_HEADER, cue=True), *parts], "\n" + words.LIST_BULLET)
     position = 0
     for line in text.split("\n"):
         if position:
@@ -124,11 +124,11 @@ def _as_list(parts: list[Part]) -> tuple[str, list[list[int]], list[list[int]]]:
     return text, evidence, cues
 
 
-def _sentence(rng: random.Random, templates: Sequence[str], slot: str, value: str) -> str:
+def sentence_about(rng: random.Random, templates: Sequence[str], slot: str, value: str) -> str:
     return rng.choice(templates).format(value=value, noun=rng.choice(words.SLOTS[slot].nouns))
 
 
-def _filler(rng: random.Random, sentences: Sequence[str], count: int) -> list[str]:
+def filler_sentences(rng: random.Random, sentences: Sequence[str], count: int) -> list[str]:
     """`count` filler sentences; none twice before all were used."""
     drawn: list[str] = []
     while len(drawn) < count:
@@ -144,7 +144,7 @@ def _order(rng: random.Random, parts: list[Part], evidence: str) -> list[Part]:
     return sorted(shuffled, key=lambda part: part.deciding == (evidence == "late"))
 
 
-def _join(parts: Sequence[Part], separator: str) -> tuple[str, list[list[int]], list[list[int]]]:
+def join_parts(parts: Sequence[Part], separator: str) -> tuple[str, list[list[int]], list[list[int]]]:
     """The text, and the [start, end] character spans of its deciding and of its cue parts."""
     evidence = []
     cues = []
