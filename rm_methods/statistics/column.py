@@ -33,9 +33,8 @@ LINES = ("content_blind", "computed")  # roles of rows to read against
 
 def role_of(kind: str | None) -> Role:
     """The role of a method by the kind of its card; other kinds, and none, are trained."""
-    if kind == "content_blind" or kind == "computed":
-        return kind
-    return "combined" if kind == "combined" else "trained"
+    roles: dict[str | None, Role] = {role: role for role in ("content_blind", "computed", "combined")}
+    return roles.get(kind, "trained")
 
 
 @dataclass(frozen=True)
