@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from rm_methods.benchmarks.cards import load_benchmark_card
+from rm_methods.benchmarks.cards import load_benchmark_card, resolve_benchmark_options
 from rm_methods.benchmarks.evaluation import credit_table, metric_values, prepare_items
 from rm_methods.benchmarks.item import read_items
 from rm_methods.errors import ConfigError, DataError, UserError
@@ -21,13 +21,13 @@ def prepare(name, pairs, tmp_path, **config):
 def test_each_split_of_the_world_is_a_metric_and_mean_weighs_them_equally(tmp_path):
     prompt = [{"role": "user", "content": "?"}]
     pairs = [make_pair(prompt, f"long answer {i}", f"no {i}", split="iid", source="made up") for i in range(3)]
-    pairs += [
-        make_pair(prompt, f"no {split}", "long answer", split=split, source="made up") for split in WORLD.subsets[1:]
-    ]
+    first, *others = resolve_benchmark_options(WORLD)["splits"]
+    assert (first, len(others)) == ("iid", 5)
+    pairs += [make_pair(prompt, f"no {split}", "long answer", split=split, source="made up") for split in others]
     write_pairs(pairs, tmp_path / "pairs.parquet")
     _, items = prepare("world", tmp_path / "pairs.parquet", tmp_path)
     values = metric_values(credit_table(WORLD, items, scores_by(lambda text: float(text.startswith("long")), items)))
-    assert values == {"iid": 1.0, **dict.fromkeys(WORLD.subsets[1:], 0.0), "mean": pytest.approx(1 / 6)}
+    assert values == {"iid": 1.0, **dict.fromkeys(others, 0.0), "mean": pytest.approx(1 / 6)}
 
 
 def test_heldout_reads_the_test_split_and_validation_on_request(tmp_path):
