@@ -11,6 +11,7 @@ be.  A linear probe shows when the model has learned it (`probe`).
 
 from __future__ import annotations
 
+import math
 import shutil
 import time
 from collections.abc import Iterable, Sequence
@@ -20,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from rm_methods.errors import UserError, nearest
 from rm_methods.files import content_hash, file_hash, write_json, written_atomically
 from rm_methods.preferences.pair import Message, PreferencePair
 from rm_methods.reward_models.template_probe import conversation, render
@@ -74,6 +76,33 @@ class WorldModelSettings:
     positions: int = 1024
     probe_pairs: int = 3000
 
+    @classmethod
+    def changed(cls, texts: Sequence[str]) -> WorldModelSettings:
+        """The defaults with changes, such as "hidden_size=128".
+
+        Raises:
+            UserError: for an unknown setting, a value that is no positive number, or sizes that do not fit.
+        """
+        changes: dict[str, Any] = {}
+        defaults = {name: value for name, value in asdict(cls()).items() if isinstance(value, int | float)}
+        for text in texts:
+            name, _, value = text.partition("=")
+            if name not in defaults:
+                raise UserError(f"--set {text}: no setting of the world model. {nearest(name, defaults)}")
+            kind = type(defaults[name])
+            try:
+                changes[name] = kind(value)
+            except ValueError:
+                changes[name] = math.nan
+            if not 0 < changes[name] < math.inf:
+                raise UserError(f"--set {text}: write {name}=NUMBER, with a positive {kind.__name__}.")
+        settings = cls(**changes)
+        if settings.hidden_size % (2 * settings.heads):
+            raise UserError(
+                f"--set: hidden_size ({settings.hidden_size}) is not an even multiple of heads ({settings.heads})."
+            )
+        return settings
+
 
 def train_world_model(
     settings: WorldModelSettings, seed: int, out: Path, work: Path, threads: int = 1
@@ -92,18 +121,11 @@ def train_world_model(
     from transformers import LlamaConfig, LlamaForCausalLM, set_seed
 
     from rm_methods.preferences.world.conversations import conversations
-    from rm_methods.reward_models.backbones import trained_tokenizer
     from rm_methods.system.cpu import prepare_cpu
 
     prepare_cpu(threads)
     texts = list(conversations(settings.texts, seed))
-    tokenizer = trained_tokenizer(
-        (message["content"] for text in texts[:_TOKENIZER_TEXTS] for message in text),
-        settings.vocabulary_size,
-        [],
-        template=TEMPLATE,
-        end="<end>",
-    )
+    tokenizer = make_tokenizer(texts, settings)
     set_seed(seed)
     model = LlamaForCausalLM(
         LlamaConfig(
@@ -142,6 +164,19 @@ def train_world_model(
         write_json(folder / RECORD, record)
     shutil.rmtree(work, ignore_errors=True)
     return record
+
+
+def make_tokenizer(texts: Sequence[Sequence[Message]], settings: WorldModelSettings) -> PreTrainedTokenizerBase:
+    """The tokenizer of the first texts."""
+    from rm_methods.reward_models.backbones import trained_tokenizer
+
+    return trained_tokenizer(
+        (message["content"] for text in texts[:_TOKENIZER_TEXTS] for message in text),
+        settings.vocabulary_size,
+        [],
+        template=TEMPLATE,
+        end="<end>",
+    )
 
 
 def token_ids(tokenizer: PreTrainedTokenizerBase, texts: Iterable[Sequence[Message]]) -> list[list[int]]:

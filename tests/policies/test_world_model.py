@@ -7,6 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from rm_methods.errors import UserError
 from rm_methods.files import file_hash, read_json
 from rm_methods.policies import world_model
 from rm_methods.policies.world_model import WorldModelSettings, end_states, probe_pairs, token_ids, train_world_model
@@ -78,6 +79,27 @@ def test_states_are_those_at_the_end_of_the_response_whatever_the_batch(trained)
     with torch.no_grad():
         alone = model.model(input_ids=torch.tensor([ids])).last_hidden_state[0, -1]
     np.testing.assert_allclose(batched[4, 1, -1], alone, atol=1e-5)
+
+
+def test_settings_may_be_changed_by_name():
+    changed = WorldModelSettings.changed(["hidden_size=128", "learning_rate=5e-3"])
+    assert (changed.hidden_size, changed.learning_rate, changed.layers) == (128, 0.005, WorldModelSettings().layers)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("hiden_size=128", "Did you mean 'hidden_size'"),
+        ("layers=two", "write layers=NUMBER, with a positive int"),
+        ("epochs=0", "positive int"),
+        ("weight_decay=nan", "positive float"),
+        ("hidden_size=97", "not an even multiple of heads"),
+        ("schedule=linear", "no setting"),
+    ],
+)
+def test_wrong_settings_are_refused(text, expected):
+    with pytest.raises(UserError, match=expected):
+        WorldModelSettings.changed([text])
 
 
 def test_the_probe_reads_what_is_in_the_states_and_nothing_else():
