@@ -234,8 +234,9 @@ def prepare_benchmark(config_files, benchmark, pairs, items, report):
 @click.option("--out", required=True, type=_FOLDER, help="Folder to write: a language model, and training.json.")
 @_checkpoints
 @click.option("--set", "changes", multiple=True, help="SETTING=NUMBER, such as hidden_size=128; repeatable.")
+@click.option("--start", type=_FOLDER, default=None, help="Folder of an earlier training to start from.")
 @_threads
-def train_world_model(seed, out, work, changes, threads):
+def train_world_model(seed, out, work, changes, start, threads):
     """Train the language model of the controlled world.
 
     It learns to compare a response with its prompt, from conversations without preferences.  The package has its
@@ -244,7 +245,7 @@ def train_world_model(seed, out, work, changes, threads):
     from rm_methods.policies.world_model import WorldModelSettings
     from rm_methods.policies.world_model import train_world_model as run
 
-    record = run(WorldModelSettings.changed(changes), seed, out, work, threads)
+    record = run(WorldModelSettings.changed(changes), seed, out, work, threads, start)
     last = record["probe"][-1]["accuracy_by_layer"]
     click.echo(f"{record['parameters']} parameters. The probe tells the better response in {100 * last[-1]:.1f}%.")
 

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rm_methods.errors import UserError, nearest
-from rm_methods.files import content_hash, file_hash, write_json, written_atomically
+from rm_methods.files import content_hash, file_hash, read_json, write_json, written_atomically
 from rm_methods.preferences.pair import Message, PreferencePair
 from rm_methods.reward_models.template_probe import conversation, render
 
@@ -105,7 +105,7 @@ class WorldModelSettings:
 
 
 def train_world_model(
-    settings: WorldModelSettings, seed: int, out: Path, work: Path, threads: int = 1
+    settings: WorldModelSettings, seed: int, out: Path, work: Path, threads: int = 1, start: Path | None = None
 ) -> dict[str, Any]:
     """Train the model; a run that was stopped continues from its last checkpoint.
 
@@ -113,21 +113,57 @@ def train_world_model(
         seed: of the texts, the weights and the order.
         out: a plain causal-language-model folder, with `training.json` (written).
         work: folder for checkpoints.
+        start: folder of an earlier training, whose weights and tokenizer it starts from.
 
     Returns:
         The record that is also written to `training.json`: settings, seed, vocabulary and parameters, curves of the
         loss and of the probe, and the hashes of the written files.
     """
-    from transformers import LlamaConfig, LlamaForCausalLM, set_seed
+    from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
 
     from rm_methods.preferences.world.conversations import conversations
     from rm_methods.system.cpu import prepare_cpu
 
     prepare_cpu(threads)
     texts = list(conversations(settings.texts, seed))
-    tokenizer = make_tokenizer(texts, settings)
+    if start is None:
+        tokenizer = make_tokenizer(texts, settings)
+        model = _new_model(settings, tokenizer, seed)
+    else:
+        tokenizer = AutoTokenizer.from_pretrained(start)
+        model = AutoModelForCausalLM.from_pretrained(start, dtype="float32")
     set_seed(seed)
-    model = LlamaForCausalLM(
+    ids = token_ids(tokenizer, texts)
+    pairs = probe_pairs(settings.probe_pairs + _PROBE_TEST_PAIRS)
+    earlier = None if start is None else read_json(start / RECORD)
+    work = work / content_hash([asdict(settings), seed, earlier])
+    curves = _fit(model, tokenizer, ids, pairs, settings, seed, work)
+    model.eval()
+    with written_atomically(out) as folder:
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        record = {
+            "settings": asdict(settings),
+            "seed": seed,
+            "vocabulary": len(tokenizer),
+            "parameters": sum(parameter.numel() for parameter in model.parameters()),
+            "tokens_per_epoch": sum(map(len, ids)),
+            "probe_pairs": {"fitted": settings.probe_pairs, "tested": _PROBE_TEST_PAIRS},
+            "started_from": earlier,
+            **curves,
+            "sha256": {file.name: file_hash(file, length=64) for file in sorted(folder.iterdir())},
+        }
+        write_json(folder / RECORD, record)
+    shutil.rmtree(work, ignore_errors=True)
+    return record
+
+
+def _new_model(settings: WorldModelSettings, tokenizer: PreTrainedTokenizerBase, seed: int) -> PreTrainedModel:
+    """A Llama-type model with random weights."""
+    from transformers import LlamaConfig, LlamaForCausalLM, set_seed
+
+    set_seed(seed)
+    return LlamaForCausalLM(
         LlamaConfig(
             vocab_size=len(tokenizer),
             hidden_size=settings.hidden_size,
@@ -143,27 +179,6 @@ def train_world_model(
             pad_token_id=tokenizer.pad_token_id,
         )
     )
-    ids = token_ids(tokenizer, texts)
-    pairs = probe_pairs(settings.probe_pairs + _PROBE_TEST_PAIRS)
-    work = work / content_hash([asdict(settings), seed])
-    curves = _fit(model, tokenizer, ids, pairs, settings, seed, work)
-    model.eval()
-    with written_atomically(out) as folder:
-        model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-        record = {
-            "settings": asdict(settings),
-            "seed": seed,
-            "vocabulary": len(tokenizer),
-            "parameters": sum(parameter.numel() for parameter in model.parameters()),
-            "tokens_per_epoch": sum(map(len, ids)),
-            "probe_pairs": {"fitted": settings.probe_pairs, "tested": _PROBE_TEST_PAIRS},
-            **curves,
-            "sha256": {file.name: file_hash(file, length=64) for file in sorted(folder.iterdir())},
-        }
-        write_json(folder / RECORD, record)
-    shutil.rmtree(work, ignore_errors=True)
-    return record
 
 
 def make_tokenizer(texts: Sequence[Sequence[Message]], settings: WorldModelSettings) -> PreTrainedTokenizerBase:
@@ -291,8 +306,6 @@ def _fit(
     class ProbeAfterEpoch(TrainerCallback):
         def on_train_begin(self, args, state, control, **kwargs):
             if state.global_step and probes_file.exists():
-                from rm_methods.files import read_json
-
                 probes[:] = [row for row in read_json(probes_file) if row["step"] <= state.global_step]
 
         def on_epoch_end(self, args, state, control, **kwargs):

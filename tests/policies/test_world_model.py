@@ -1,6 +1,7 @@
 """Training of the language model of the controlled world, at toy size; what the shipped weights are is tested below."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -55,6 +56,18 @@ def test_equal_seeds_give_equal_weights(trained, tmp_path, monkeypatch):
     monkeypatch.setattr(world_model, "_PROBE_TEST_PAIRS", 20)
     again = train_world_model(TOY, 3, tmp_path / "model", tmp_path / "work")
     assert again["sha256"] == trained[1]["sha256"]
+
+
+def test_a_training_may_start_from_an_earlier_one(trained, tmp_path, monkeypatch):
+    """Its weights and tokenizer are where the second training begins: at rate 0 they stay, on other texts."""
+    monkeypatch.setattr(world_model, "_PROBE_TEST_PAIRS", 20)
+    folder, first = trained
+    still = replace(TOY, learning_rate=0.0, epochs=1)
+    record = train_world_model(still, 4, tmp_path / "model", tmp_path / "work", start=folder)
+    assert record["started_from"] == json.loads(json.dumps(first))
+    for name in ("model.safetensors", "tokenizer.json"):
+        assert record["sha256"][name] == first["sha256"][name]
+    assert record["tokens_per_epoch"] != first["tokens_per_epoch"]
 
 
 def test_one_end_token_closes_each_turn_and_nothing_follows_it(trained):
