@@ -8,6 +8,7 @@ from pathlib import Path
 
 from rm_methods.comparison.runs import Run
 from rm_methods.reporting.figures import BLUE, GRAY, save_figure
+from rm_methods.reporting.sentences import method_label
 from rm_methods.run_card import Calibration
 
 ACROSS = 5  # panels side by side
@@ -20,10 +21,11 @@ class Panel:
     """One variant on one benchmark.
 
     Attributes:
+        label: of the variant, for readers.
         calibrations: of the runs of the variant, one a seed.
     """
 
-    variant: str
+    label: str
     benchmark: str
     calibrations: tuple[Calibration, ...]
 
@@ -63,11 +65,12 @@ def reliability_panels(runs: Sequence[Run]) -> list[Panel]:
     for run in runs:
         for benchmark, result in run.benchmarks.items():
             if not run.is_line and "calibration" in result:
-                calibrations.setdefault(benchmark, {}).setdefault(run.variant, []).append(result["calibration"])
+                label = method_label(run.variant, run.method, run.title)
+                calibrations.setdefault(benchmark, {}).setdefault(label, []).append(result["calibration"])
     return [
-        Panel(variant, benchmark, tuple(of_seeds))
-        for benchmark, by_variant in calibrations.items()
-        for variant, of_seeds in by_variant.items()
+        Panel(label, benchmark, tuple(of_seeds))
+        for benchmark, by_label in calibrations.items()
+        for label, of_seeds in by_label.items()
     ]
 
 
@@ -143,7 +146,7 @@ def _draw_panel(axis, panel: Panel, *, label_x: bool, label_y: bool) -> None:
     for side in ("top", "right"):
         axis.spines[side].set_visible(False)
     size = f"{panel.benchmark}, n = {panel.n_pairs:,}"
-    axis.set_title(f"{_cut(panel.variant)}\n{_cut(size)}", fontsize=6.5, loc="left", pad=3)
+    axis.set_title(f"{_cut(panel.label)}\n{_cut(size)}", fontsize=6.5, loc="left", pad=3)
     axis.text(
         0.97,
         0.05,

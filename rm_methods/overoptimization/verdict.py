@@ -81,7 +81,7 @@ def _untested(summaries: Sequence[PeakSummary], base: PeakSummary) -> list[str]:
             texts.append(f"{summary.curves.label} {interval_text(cell.difference.estimate, signed_text)}")
     if not texts:
         return []
-    return [f"Difference of the gap to {base.curves.label}, without a test: {'; '.join(texts)}."]
+    return [f"Difference of the gap from that of {base.curves.label}, without a test: {'; '.join(texts)}."]
 
 
 def _limits_of_sight(summaries: Sequence[PeakSummary], base: PeakSummary) -> list[str]:

@@ -40,9 +40,9 @@ def runs(experiment):
 
 def test_a_panel_for_each_trained_variant_on_each_benchmark_of_pairs(runs):
     panels = reliability_panels(runs)
-    assert [(panel.variant, panel.benchmark) for panel in panels] == [
-        ("hinge", "heldout"),
-        ("bradley_terry", "heldout"),
+    assert [(panel.label, panel.benchmark) for panel in panels] == [
+        ("Hinge", "heldout"),
+        ("Bradley-Terry", "heldout"),
     ]
     assert panels[0].n_pairs == 10
     assert panels[0].ece == pytest.approx((0.25 + 0.0) / 2)
@@ -52,7 +52,7 @@ def test_a_panel_for_each_trained_variant_on_each_benchmark_of_pairs(runs):
 def test_the_figure_shows_every_run_with_size_and_error(runs):
     axes = draw_reliability(reliability_panels(runs)).axes
     assert len(axes) == 2
-    assert axes[0].get_title(loc="left") == "hinge\nheldout, n = 10"
+    assert axes[0].get_title(loc="left") == "Hinge\nheldout, n = 10"
     diagonal, *lines = axes[0].lines
     assert diagonal.get_xydata().tolist() == [[50, 50], [100, 100]]
     assert [line.get_xydata().ravel().tolist() for line in lines] == [

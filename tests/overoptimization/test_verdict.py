@@ -63,7 +63,7 @@ def test_combined_models_have_no_p_value_and_no_test():
     gaps = [summary.cells["gap"].estimate.mean for summary in summaries]
     assert cell.difference.estimate.mean == pytest.approx(gaps[2] - gaps[0])
     assert any(
-        text.startswith("Difference of the gap to base, without a test: both ")
+        text.startswith("Difference of the gap from that of base, without a test: both ")
         for text in verdict(summaries, "base", "n")
     )
 
