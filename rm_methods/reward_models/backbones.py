@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from rm_methods.reward_models.tokenization import ChatTokenizer
 
 RECORD = "backbone.json"
+WORLD_MODEL = Path(__file__).resolve().parent.parent / "data" / "world_model"  # written by `train-world-model`
 _PREPARE_FIRST = (
     "Prepare the backbone first (`rm-methods prepare-backbone`). If that refuses the backbone, it says what to change."
 )
@@ -189,11 +190,14 @@ def _draw_head(classifier, seed: int) -> None:
 
 
 def source_folder(source: str) -> str:
-    """Where weights are stored: for "package:<name>[/folder]" (a folder in) an installed package, otherwise `source`.
+    """Where weights are stored: for "world" the language model of the controlled world in this package, for
+    "package:<name>[/folder]" (a folder in) an installed package, otherwise `source`.
 
     Raises:
         UserError: the package is not installed.
     """
+    if source == "world":
+        return str(WORLD_MODEL)
     if not source.startswith("package:"):
         return source
     package, _, inside = source.removeprefix("package:").partition("/")

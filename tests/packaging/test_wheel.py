@@ -17,9 +17,12 @@ from tests.conftest import REPOSITORY
 pytestmark = pytest.mark.process
 
 
+PIP = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
+
+
 @pytest.fixture(scope="module")
-def installed(tmp_path_factory) -> Path:
-    """The wheel, unpacked as pip unpacks it into an environment; dependencies are those of the tests."""
+def wheel(tmp_path_factory) -> Path:
+    """The wheel of the working tree."""
     source = tmp_path_factory.mktemp("source") / "rm-methods"
     listed = subprocess.run(
         ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
@@ -33,12 +36,17 @@ def installed(tmp_path_factory) -> Path:
             (source / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(REPOSITORY / name, source / name)
     wheels = tmp_path_factory.mktemp("wheels")
-    pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
-    build = [*pip, "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", wheels, source]
+    build = [*PIP, "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", wheels, source]
     subprocess.run(build, check=True, timeout=300)
+    (file,) = wheels.glob("*.whl")
+    return file
+
+
+@pytest.fixture(scope="module")
+def installed(wheel, tmp_path_factory) -> Path:
+    """The wheel, unpacked as pip unpacks it into an environment; dependencies are those of the tests."""
     target = tmp_path_factory.mktemp("environment")
-    (wheel,) = wheels.glob("*.whl")
-    subprocess.run([*pip, "install", "--no-deps", "--target", target, wheel], check=True, timeout=300)
+    subprocess.run([*PIP, "install", "--no-deps", "--target", target, wheel], check=True, timeout=300)
     return target
 
 
@@ -75,6 +83,19 @@ def test_cards_of_the_working_directory_are_read(rm_methods, tmp_path):
     text = card.read_text().replace("name: ultrafeedback_binarized", "name: mine")
     (tmp_path / "data" / "datasets" / "mine.yaml").write_text(text)
     assert "mine" in rm_methods("list", "datasets")
+
+
+def test_the_weights_of_the_world_are_inside_and_the_wheel_is_small(wheel, rm_methods, tmp_path):
+    config = {
+        "experiment": "mine",
+        "data": {"dataset": "world", "options": {"annotator": {}, "train_pairs": 20, "test_pairs": 5}},
+        "backbone": {"source": "world", "max_length": 256},
+        "methods": {"bradley_terry": {}},
+    }
+    (tmp_path / "mine.yaml").write_text(json.dumps(config))
+    rm_methods("prepare", "--config", "mine.yaml", "--pairs", "pairs.parquet", "--report", "report.json")
+    rm_methods("prepare-backbone", "--config", "mine.yaml", "--pairs", "pairs.parquet", "--out", "backbone")
+    assert wheel.stat().st_size < 4e6
 
 
 def test_pairs_are_scored(rm_methods, reward_model, tokenizer, tmp_path):

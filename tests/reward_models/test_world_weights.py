@@ -1,0 +1,100 @@
+"""The weights of the controlled world's language model are what their record describes, and they compare."""
+
+from dataclasses import asdict
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+from rm_methods.files import file_hash, read_json
+from rm_methods.policies.sft import collate
+from rm_methods.policies.world_model import (
+    RECORD,
+    TEMPLATE,
+    WorldModelSettings,
+    make_tokenizer,
+    probe,
+    probe_pairs,
+    token_ids,
+)
+from rm_methods.preferences.world.conversations import conversations
+from rm_methods.reward_models.backbones import WORLD_MODEL, load_classifier, prepare_backbone
+from tests.conftest import experiment_config
+
+pytestmark = pytest.mark.process
+# The two commands of docs/world.md.
+FIRST = WorldModelSettings()
+SETTINGS = WorldModelSettings.changed(["epochs=6", "learning_rate=1.5e-3"])
+
+
+@pytest.fixture(scope="module")
+def record():
+    return read_json(WORLD_MODEL / RECORD)
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return AutoTokenizer.from_pretrained(WORLD_MODEL)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return LlamaForCausalLM.from_pretrained(WORLD_MODEL).eval()
+
+
+def test_the_record_is_of_the_command_and_of_these_files(record):
+    for part, settings, seed in ((record["started_from"], FIRST, 0), (record, SETTINGS, 1)):
+        assert part["settings"] == asdict(settings) | {"adam_betas": list(settings.adam_betas)}
+        assert part["seed"] == seed
+        assert [row["epoch"] for row in part["probe"]] == list(range(1, settings.epochs + 1))
+    assert record["started_from"].get("started_from") is None
+    assert {name: file_hash(WORLD_MODEL / name, length=64) for name in record["sha256"]} == record["sha256"]
+    assert "model.safetensors" in record["sha256"]
+    written = {*record["sha256"], RECORD, "README.md"}
+    assert {file.name for file in WORLD_MODEL.iterdir() if file.name != "__pycache__"} == written
+
+
+def test_the_tensors_have_the_shapes_of_the_settings(record):
+    config = LlamaConfig.from_pretrained(WORLD_MODEL)
+    sizes = (config.hidden_size, config.intermediate_size, config.num_hidden_layers, config.num_attention_heads)
+    assert sizes == (SETTINGS.hidden_size, SETTINGS.intermediate_size, SETTINGS.layers, SETTINGS.heads)
+    assert not config.tie_word_embeddings
+    tensors = load_file(WORLD_MODEL / "model.safetensors")
+    expected = {name: tensor.shape for name, tensor in LlamaForCausalLM(config).state_dict().items()}
+    assert {name: tensor.shape for name, tensor in tensors.items()} == expected
+    assert {tensor.dtype for tensor in tensors.values()} == {torch.float32}
+    assert sum(tensor.numel() for tensor in tensors.values()) == record["parameters"]
+    assert (WORLD_MODEL / "model.safetensors").stat().st_size < 2.5e6
+
+
+def test_the_tokenizer_is_the_one_of_the_texts(record, tokenizer):
+    again = make_tokenizer(list(conversations(5000, record["started_from"]["seed"])), FIRST)
+    assert again.get_vocab() == tokenizer.get_vocab()
+    assert len(tokenizer) == record["vocabulary"]
+    assert tokenizer.chat_template == TEMPLATE
+    texts = list(conversations(50, 7))
+    assert token_ids(again, texts) == token_ids(tokenizer, texts)
+
+
+def test_the_curves_end_where_the_model_is(record, model, tokenizer):
+    """On conversations that it never saw, the loss is that of the last training steps."""
+    ids = token_ids(tokenizer, list(conversations(200, 12345)))
+    batch = collate([{"input_ids": row, "labels": row} for row in ids], tokenizer.pad_token_id)
+    with torch.no_grad():
+        loss = model(**batch).loss
+    assert float(loss) == pytest.approx(record["loss"][-1][1], abs=0.03)
+    assert record["probe"][-1]["accuracy_by_layer"][-1] > 0.95
+
+
+def test_the_model_compares(model, tokenizer):
+    assert probe(model, tokenizer, probe_pairs(700), 500)[-1] > 0.9
+
+
+def test_it_is_a_backbone(tmp_path, tokenizer):
+    config = experiment_config(tmp_path, backbone={"source": "world"})
+    record = prepare_backbone(config["backbone"], [], tmp_path / "backbone")
+    assert record["template"]["ends_with"] == "<end>"
+    classifier = load_classifier(tmp_path / "backbone", config["backbone"], seed=0)
+    weights = load_file(WORLD_MODEL / "model.safetensors")
+    torch.testing.assert_close(classifier.model.embed_tokens.weight, weights["model.embed_tokens.weight"])
