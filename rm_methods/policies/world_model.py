@@ -119,9 +119,10 @@ def train_world_model(
         The record that is also written to `training.json`: settings, seed, vocabulary and parameters, curves of the
         loss and of the probe, and the hashes of the written files.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
+    from transformers import AutoModelForCausalLM, set_seed
 
     from rm_methods.preferences.world.conversations import conversations
+    from rm_methods.reward_models.loading import pretrained_model, pretrained_tokenizer
     from rm_methods.system.cpu import prepare_cpu
 
     prepare_cpu(threads)
@@ -130,8 +131,8 @@ def train_world_model(
         tokenizer = make_tokenizer(texts, settings)
         model = _new_model(settings, tokenizer, seed)
     else:
-        tokenizer = AutoTokenizer.from_pretrained(start)
-        model = AutoModelForCausalLM.from_pretrained(start, dtype="float32")
+        tokenizer = pretrained_tokenizer(start)
+        model, _ = pretrained_model(AutoModelForCausalLM, start)
     set_seed(seed)
     ids = token_ids(tokenizer, texts)
     pairs = probe_pairs(settings.probe_pairs + _PROBE_TEST_PAIRS)

@@ -78,7 +78,7 @@ READ_A_MODEL = {"train", "score", "diagnose", "diagnose_teacher", "sample", "ppo
         ("cli.py", set()),
         ("system/run_lock.py", set()),
         ("system/deepspeed/zero2.json", {"train", "ppo", "sft"}),
-        ("preferences/world/gold.py", {"sample", "ppo"}),
+        ("preferences/world/gold.py", {"sample", "ppo", "sft"}),
     ],
 )
 def test_a_file_belongs_to_the_stages_that_run_it(file, stages):
