@@ -118,7 +118,7 @@ def finished(projects):
 
 
 def test_the_workflow_runs_to_the_end(finished):
-    assert "bradley_terry" in (finished.results / "comparison" / "table.txt").read_text()
+    assert "Bradley-Terry" in (finished.results / "comparison" / "table.txt").read_text()
     exported = json.loads((finished.results / "tracking" / "export.json").read_text())
     assert [run["status"] for run in exported] == ["exported"]
 
