@@ -190,7 +190,7 @@ def _contents(path: Path) -> dict[str, Any]:
 
 def _check_training_data(stored: Sequence[StoredExperiment], by_folder: Sequence[Sequence[Run]]) -> None:
     hashes = {
-        experiment.folder: sorted({run.data_hash or "" for run in runs if not run.content_blind})
+        experiment.folder: sorted({run.data_hash or "" for run in runs if not run.is_line})
         for experiment, runs in zip(stored, by_folder, strict=True)
     }
     advice = "Leave --same-data out to compare them nevertheless; a note then says that the data differ."

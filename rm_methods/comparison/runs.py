@@ -69,10 +69,6 @@ class Run:
     merged_seeds: tuple[int, ...] = ()
 
     @property
-    def content_blind(self) -> bool:
-        return self.role == "content_blind"
-
-    @property
     def is_line(self) -> bool:
         """Whether the scorer is not trained: a line to read against."""
         return self.role in LINES

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from rm_methods.comparison.result import Comparison, VariantRow
-from rm_methods.reporting.sentences import points
+from rm_methods.reporting.sentences import DETECTABLE, DIFFERENCE, points, reach_text
 from rm_methods.reporting.tables import (
     MISSING,
     WIDTH,
@@ -19,8 +19,6 @@ from rm_methods.statistics.cell import Cell, Difference
 from rm_methods.statistics.intervals import Estimate
 
 COST_HEADINGS = ("Seeds", "Tokens", "Time", "Memory")
-DIFFERENCE = "Difference"
-DETECTABLE = "Detectable difference"
 CSV_FIELDS = (
     "variant",
     "method",
@@ -92,8 +90,8 @@ def _reach(estimate: Estimate, row: VariantRow) -> str:
     if math.isnan(estimate.half_width):
         return ""
     # With two seeds an interval may be wider than all that a share can be.
-    text = f"±{100 * estimate.half_width:.1f}" if estimate.half_width < 0.5 else "±>50"
-    return f" ({text})" if row.counts_items_only(estimate) else f" {text}"
+    text = f"{100 * estimate.half_width:.1f}" if estimate.half_width < 0.5 else ">50"
+    return reach_text(text, items_only=row.counts_items_only(estimate))
 
 
 def _mark(estimate: Estimate) -> str:
@@ -233,7 +231,7 @@ def terminal_table(comparison: Comparison, width: int = WIDTH) -> str:
 def markdown_table(comparison: Comparison) -> str:
     """A GitHub table: the best mean of a column is bold, content-blind rows are last and in italics."""
     notes = [
-        "Bold: best mean of the column, content-blind rows included. Italic: content-blind scorers.",
+        "Bold: best mean of the column, content-blind rows included. Italic: rows without training.",
         *_computed_note(comparison),
         *comparison.notes,
     ]

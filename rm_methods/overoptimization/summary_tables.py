@@ -12,12 +12,10 @@ from rm_methods.overoptimization.curve_fits import CurveFit
 from rm_methods.overoptimization.numbers import number_text, signed_text
 from rm_methods.overoptimization.variant_curves import COLUMNS, PeakSummary, VariantCurves
 from rm_methods.reporting.footnotes import NotedRow, TableWords, difference_notes, interval_notes
+from rm_methods.reporting.sentences import DETECTABLE, DIFFERENCE, reach_text
 from rm_methods.reporting.tables import MISSING, Section, csv_text, latex_text, markdown_text, terminal_text
 from rm_methods.statistics.cell import Cell
 from rm_methods.statistics.intervals import Estimate
-
-DIFFERENCE = "Difference"
-DETECTABLE = "Detectable difference"
 
 
 def cell_text(cell: Cell, curves: VariantCurves) -> str:
@@ -37,8 +35,7 @@ def difference_cell_text(cell: Cell, curves: VariantCurves) -> str:
 def _reach(estimate: Estimate, curves: VariantCurves) -> str:
     if math.isnan(estimate.half_width):
         return ""
-    text = f"±{number_text(estimate.half_width)}"
-    return f" ({text})" if curves.counts_items_only(estimate) else f" {text}"
+    return reach_text(number_text(estimate.half_width), items_only=curves.counts_items_only(estimate))
 
 
 def best_of_n_section(title: str, summaries: Sequence[PeakSummary], reference: str | None) -> Section:

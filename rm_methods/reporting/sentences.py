@@ -8,6 +8,10 @@ from collections.abc import Callable, Sequence
 from rm_methods.statistics.cell import POWER, Cell
 from rm_methods.statistics.intervals import Estimate
 
+# Headings of tables.
+DIFFERENCE = "Difference"
+DETECTABLE = "Detectable difference"
+
 
 def listed(words: Sequence[str]) -> str:
     """A, B and C.
@@ -38,6 +42,15 @@ def points(value: float) -> str:
     """
     text = f"{100 * value:+.1f}"
     return "0.0" if float(text) == 0 else text
+
+
+def reach_text(text: str, *, items_only: bool) -> str:
+    """Half of an interval behind its value; in parentheses where another training would change the value by more.
+
+    >>> reach_text("1.2", items_only=False), reach_text("1.2", items_only=True)
+    (' ±1.2', ' (±1.2)')
+    """
+    return f" (±{text})" if items_only else f" ±{text}"
 
 
 def interval_text(estimate: Estimate, number: Callable[[float], str]) -> str:

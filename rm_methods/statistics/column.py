@@ -149,11 +149,11 @@ def _jackknifed(credits: np.ndarray, left_out: Sequence[float], design: ItemDesi
 def difference_to(
     candidate: VariantValues, reference: VariantValues, design: ItemDesign | None, pools: SeedPools
 ) -> Difference:
-    """Difference of a variant to the reference on the same items.
+    """Difference of a variant from the reference on the same items.
 
     Two trained variants are paired run by run: by seed where they share seeds, else in the order of their seeds (seeds
     are exchangeable, so any fixed pairing is valid; an A/A comparison of one method with other seeds uses this).  Where
-    one side is a single scorer, the difference is to the mean of the other's runs.
+    one side is a single scorer, the difference is from the mean of the other's runs.
     """
     if "combined" in (candidate.role, reference.role) or (candidate.single != reference.single):
         return _difference_of_means(candidate, reference, design, pools)
