@@ -44,14 +44,16 @@ BRITISH = [
     r"[a-z]*analys(e|ed|ing|ers?)(?![a-z])",
     r"[a-z]*(behaviour|colour|favour|flavour|harbour|honour|labour|neighbour|rumour)[a-z]*",
     r"[a-z]*(cancell|labell|levell|modell|signall|travell)(ed|ing)(?![a-z])",
-    r"(?<![a-z])(afterwards|amongst|artefacts?|centre[ds]?|centring|cheques?|defence|fibres?|fulfil|grey|judgements?|learnt|"
+    r"(?<![a-z])(afterwards|amongst|artefacts?|centre[ds]?|centring|cheques?|defence|fibres?|fulfil|grey|"
+    r"judgements?|learnt|"
     r"licence[ds]?|litres?|offence|programmes?|sceptic(al)?|skilful|spelt|towards|whilst)(?![a-z])",
 ]
 
 
 # Names of files in this repository, without placeholders.
 FILE = re.compile(
-    r"`((?:rm_methods|tests|workflow|performance|examples)/[\w./-]*\w|config/[\w/]*\.(?:yaml|md)|[A-Z]\w+\.md|\w+\.cff|Makefile)`"
+    r"`((?:rm_methods|tests|workflow|performance|examples)/[\w./-]*\w|config/[\w/]*\.(?:yaml|md)|"
+    r"[A-Z]\w+\.md|\w+\.cff|Makefile)`"
 )
 
 

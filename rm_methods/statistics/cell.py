@@ -37,7 +37,7 @@ class Cell:
 
     Attributes:
         estimate: mean and interval, in the units of the credits (usually 0 to 1).
-        difference: from the reference; None for the reference itself, without a reference, or where it lacks the column.
+        difference: from the reference; None for the reference itself, without one, or where it lacks the column.
         p_holm: p value of the difference after Holm's correction; NaN where it is not tested.
         verdict: "reference", "significant", "not significant", "not enough evidence" (trained, with too few runs or no
             spread), "not tested" (content-blind rows and combinations of runs), or "" (no reference to compare with).

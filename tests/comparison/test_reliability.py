@@ -73,7 +73,7 @@ def test_each_benchmark_begins_a_row_and_panels_do_not_overlap():
 
 
 def test_files_are_the_same_bytes_each_time_also_without_a_panel(runs, tmp_path):
-    for number, shown in enumerate((runs, [run for run in runs if run.content_blind])):
+    for number, shown in enumerate((runs, [run for run in runs if run.is_line])):
         targets = [[tmp_path / f"{number}{copy}.{suffix}" for suffix in ("png", "svg")] for copy in "ab"]
         for pair in targets:
             write_reliability(shown, pair)
