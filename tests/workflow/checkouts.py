@@ -7,7 +7,9 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -35,13 +37,13 @@ SMOKE = {
 }  # fmt: skip
 
 
-def checkout(folder: Path) -> Path:
-    """A copy of what the workflow needs, so that tests may edit it."""
+def checkout(folder: Path, study: Mapping[str, Any] = SMOKE) -> Path:
+    """A copy of what the workflow needs, so that tests may edit it, with the configuration of a study."""
     for name in ("rm_methods", "workflow"):
         shutil.copytree(REPOSITORY / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     (folder / "config").mkdir()
     shutil.copy(REPOSITORY / "Snakefile", folder)
-    (folder / "config" / "smoke.yaml").write_text(yaml.safe_dump(SMOKE))
+    (folder / "config" / "smoke.yaml").write_text(yaml.safe_dump(dict(study)))
     return folder
 
 

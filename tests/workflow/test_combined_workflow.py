@@ -9,7 +9,6 @@ import subprocess
 
 import pandas as pd
 import pytest
-import yaml
 
 from rm_methods.benchmarks.evaluation import evaluate_run
 from rm_methods.benchmarks.item import read_items
@@ -44,8 +43,7 @@ STUDY = SMOKE | {
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    folder = checkout(tmp_path_factory.mktemp("combined"))
-    (folder / "config" / "smoke.yaml").write_text(yaml.safe_dump(STUDY))
+    folder = checkout(tmp_path_factory.mktemp("combined"), STUDY)
     snakemake(folder)
     return folder
 

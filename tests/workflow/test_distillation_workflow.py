@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-import yaml
 
 from tests.workflow.checkouts import SMOKE, checkout, planned, results, snakemake
 
@@ -21,8 +20,7 @@ STUDY = SMOKE | {
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    folder = checkout(tmp_path_factory.mktemp("distillation"))
-    (folder / "config" / "smoke.yaml").write_text(yaml.safe_dump(STUDY))
+    folder = checkout(tmp_path_factory.mktemp("distillation"), STUDY)
     snakemake(folder)
     return folder
 
