@@ -89,6 +89,19 @@ def test_moderation_takes_the_luck_from_a_small_seed_variance():
     assert in_company.seed_freedom == 6
 
 
+def test_runs_without_a_common_seed_are_not_moderated_by_the_paired_pool():
+    """The pool leaves out what two runs of one seed share; runs of different seeds share nothing."""
+    crowd = {f"other{k}": runs(0.6, spread=0.1, number=k) for k in range(10, 16)}
+    shifted = runs(0.6, seeds=(7, 8, 9), spread=0.1, number=1)
+    reference = runs(0.6, spread=0.1)
+    cell = column(reference=reference, shifted=shifted, **crowd)["shifted"]
+    law = cell.difference.estimate.law
+    pairs = zip(reference.metrics(DESIGN).values(), shifted.metrics(DESIGN).values(), strict=True)
+    assert cell.difference.pairing == "order of seeds"
+    assert law.seed_variance == pytest.approx(np.var([b - a for a, b in pairs], ddof=1) / 3)
+    assert law.seed_freedom == 2
+
+
 def test_the_jackknife_of_a_combination_by_hand():
     """Metrics 0.5, 0.6, 0.7 without a member each: V = 2/3 * (0.01 + 0 + 0.01) = 1/75 of 2 degrees of freedom."""
     credits = runs(0.6, seeds=(0,)).by_seed[0]
