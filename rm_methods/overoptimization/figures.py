@@ -175,6 +175,11 @@ def _items_only(curves: VariantCurves, estimates: Sequence[Estimate]) -> bool:
     return any(curves.counts_items_only(estimate) for estimate in estimates)
 
 
+def _reaches(estimates: Sequence[Estimate]) -> bool:
+    """Whether any of the estimates has an interval."""
+    return any(estimate.half_width > 0 for estimate in estimates)
+
+
 def _limits(lines: Sequence[Sequence[Estimate]]) -> tuple[float, float]:
     """Limits of a kind of panels: every mean and ordinary intervals fit; one of two seeds may be so wide that it is
     cut.
@@ -183,8 +188,8 @@ def _limits(lines: Sequence[Sequence[Estimate]]) -> tuple[float, float]:
         lines: of each variant, what is drawn along its axis.
     """
     estimates = [estimate for line in lines for estimate in line]
-    widest = sorted(max((e.half_width for e in line if not math.isnan(e.half_width)), default=0.0) for line in lines)
-    allowed = REACHES * widest[len(widest) // 2]
+    widest = sorted(max(e.half_width for e in line if not math.isnan(e.half_width)) for line in lines if _reaches(line))
+    allowed = REACHES * widest[len(widest) // 2] if widest else 0.0
     means = [estimate.mean for estimate in estimates] or [0.0]
     shown = [(e.mean, min(e.half_width, allowed)) for e in estimates if not math.isnan(e.half_width)]
     low = min([*means, *(mean - reach for mean, reach in shown)])
@@ -247,7 +252,7 @@ def _legend(
         _items_only(curves, estimates)
         for curves in variants
         for kind in kinds
-        if (estimates := _series(curves, drawn[curves.variant], kind)[1])
+        if _reaches(estimates := _series(curves, drawn[curves.variant], kind)[1])
     }
     if False in styles:
         counted = "members" if all(curves.role == "combined" for curves in variants) else "seeds"

@@ -22,7 +22,7 @@ def samples_page(pool: str, picks: Sequence[tuple[str, int, Sequence[BenchmarkIt
     gold.
 
     Args:
-        picks: (variant, seed, items, scores) of one run a variant, as in `best_of_n.pool_curves`.
+        picks: (label, seed, items, scores) of one run a variant, as in `best_of_n.pool_curves`.
     """
     parts = [
         f"# Samples of pool {pool}",
@@ -30,8 +30,8 @@ def samples_page(pool: str, picks: Sequence[tuple[str, int, Sequence[BenchmarkIt
         f"{WORST_PROMPTS} prompts on which it loses most gold: the response that it ranks first and the one with the "
         "highest gold.",
     ]
-    for variant, seed, items, scores in picks:
-        parts.append(f"## {markdown_escape(variant)}, seed {seed}")
+    for label, seed, items, scores in picks:
+        parts.append(f"## {markdown_escape(label)}, seed {seed}")
         drawn = sorted(range(len(items)), key=lambda k: hashlib.sha256(items[k].item_id.encode("utf-8")).hexdigest())[
             :RANDOM_PROMPTS
         ]

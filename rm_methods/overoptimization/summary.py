@@ -128,7 +128,7 @@ def summarize_best_of_n(runs: Sequence[PoolRun], reference: str | None, out_fold
         targets = [out_folder / f"{pool_stem(pool)}.{suffix}" for suffix in ("png", "svg")]
         write_best_of_n_figure(variants, pool_reference, targets)
         page = out_folder / f"{pool_stem(pool)}_samples.md"
-        write_text(page, samples_page(pool, _first_seeds(pool_runs, read)))
+        write_text(page, samples_page(pool, _first_seeds(pool_runs, read, variants)))
         files |= {target.name: target for target in [*targets, page]}
     notes = [*footnotes(tables, reference, "n"), *_fit_notes(fits), *notes]
     records = [record for summaries in tables for record in table_records(summaries, reference, fits)]
@@ -293,12 +293,14 @@ def _fit_notes(fits: Mapping[tuple[str, str], CurveFit]) -> list[str]:
 
 
 def _first_seeds(
-    runs: Sequence[PoolRun], read: Mapping
+    runs: Sequence[PoolRun], read: Mapping, variants: Sequence[VariantCurves]
 ) -> list[tuple[str, int, list[BenchmarkItem], list[np.ndarray]]]:
+    """Label and seed of the first run of each variant, with its pool and scores."""
     first: dict[str, int] = {}
     for run in runs:
         first[run.variant] = min(run.seed, first.get(run.variant, run.seed))
-    return [(variant, seed, *read[variant, seed]) for variant, seed in first.items()]
+    labels = {curves.variant: curves.label for curves in variants}
+    return [(labels[variant], seed, *read[variant, seed]) for variant, seed in first.items()]
 
 
 def _ppo_extras(by_seed: Mapping[int, PpoEvaluation], end: int) -> dict[str, float]:

@@ -140,6 +140,24 @@ class TestFigure:
         expected = "interval over prompts only (one model)" if n_seeds == 1 else "interval over seeds and prompts"
         assert labels == ["reference: bradley_terry", expected, "highest gold", "gold at the start"]
 
+    def test_variants_without_intervals_cut_none_and_are_not_in_the_legend(self, tmp_path):
+        """One run each: the combination's difference has no interval, the rival's has one that fits its panel."""
+        runs = pool_runs(tmp_path, {"base": 1.0, "both": 0.5, "rival": 0.2}, seeds=range(1), prompts=6)
+        variants = []
+        for run in runs:
+            by_seed = {run.seed: pool_curves(*read_pool(run.items, run.scores))}
+            role = "combined" if run.variant == "both" else "trained"
+            variants.append(combine_seeds(run.variant, run.variant, "policy", by_seed, role=role))
+        figure = draw_best_of_n(variants, "base")
+        labels = [text.get_text() for text in figure.legends[0].get_texts()]
+        assert "interval over prompts only (one model)" in labels
+        assert "interval over seeds and prompts" not in labels
+        of_rival = [axis for axis in figure.axes if axis.get_subplotspec().colspan.start == 2]
+        dashed = [line.get_ydata() for line in of_rival[1].get_lines() if line.get_linewidth() == 0.8]
+        low, high = of_rival[1].get_ylim()
+        assert len(dashed) == 2
+        assert low <= np.min(dashed) < np.max(dashed) <= high
+
     def test_ppo_is_drawn_against_updates_with_the_divergence_of_each_variant_above(self, tmp_path):
         runs = [ppo_run(tmp_path, name, seed, 0.1) for name in ("bradley_terry", "robust") for seed in (0, 1)]
         variants = [
