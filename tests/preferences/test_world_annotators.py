@@ -155,6 +155,38 @@ def test_biases_may_differ_by_kind():
     assert annotator.utility(prompt, f"The color is blue. {words.FLATTERIES[0]}") == -2
 
 
+# --- shared cues ---
+
+
+def test_shared_cues_are_other_kinds_in_both_responses_and_change_no_utility_difference():
+    shared = world(shared_cues=2)
+    annotator = make_annotator({}, words.CUE_KINDS)
+    numbers = Counter()
+    for pair in [*shared["train"], *shared["cue_on_worse"]]:
+        both = set(pair.meta["shared_cues"])
+        numbers[len(both)] += 1
+        assert pair.meta["cue"] not in both
+        for side in ("chosen", "rejected"):
+            text = getattr(pair, side)
+            own = {pair.meta["cue"]} if pair.meta[f"cue_{side}"] else set()
+            assert cues(text) == both | own
+            assert pair.meta[f"utility_{side}"] == annotator.utility(pair.prompt, text)
+            assert bool(pair.meta[f"cue_span_{side}"]) == bool(both | own)
+        flaw_difference = pair.meta["flaws_rejected"] - pair.meta["flaws_chosen"]
+        cue = 1 if pair.meta["cue_chosen"] else -1
+        assert pair.meta["utility_chosen"] - pair.meta["utility_rejected"] == 3 * flaw_difference + 4.5 * cue
+    assert all(numbers[count] / sum(numbers.values()) == pytest.approx(1 / 3, abs=0.03) for count in (0, 1, 2))
+
+
+def test_the_spans_of_cues_cover_all_of_them():
+    for pair in world(shared_cues=3, train_pairs=300)["train"]:
+        for side in ("chosen", "rejected"):
+            text = getattr(pair, side)
+            for start, end in sorted(pair.meta[f"cue_span_{side}"], reverse=True):
+                text = text[:start] + text[end:]
+            assert cues(text) == set()
+
+
 # --- budget ---
 
 
@@ -201,6 +233,9 @@ def test_no_response_is_longer_than_the_budget(budgeted, split):
         ),
         ({"annotator": {}, "cue_agreement": 0.9}, "cue_agreement: 0.9 is not used"),
         ({"sentence_budget": 4}, "needs the option `annotator`"),
+        ({"shared_cues": 1}, "shared_cues: needs the option `annotator`"),
+        ({"annotator": {}, "shared_cues": 1, "cue_kinds": ["closing"]}, "1 is too many"),
+        ({"annotator": {}, "shared_cues": 1, "sentence_budget": 5}, "does not go with sentence_budget"),
         ({"annotator": {}, "sentence_budget": 2}, "2 is smaller than the number of requirements (3)"),
         ({"annotator": {}, "sentence_budget": 3}, "a sentence_budget of 3 no pair can be 3 flaws apart"),
     ],

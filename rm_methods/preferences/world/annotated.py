@@ -39,6 +39,14 @@ def level_problems(settings: Mapping[str, Any]) -> list[str]:
     """Why pairs cannot be made as the options say: a budget or a level that the requirements leave no room for."""
     budget = settings["sentence_budget"]
     most = settings["max_requirements"]
+    shared = settings["shared_cues"]
+    if shared >= len(settings["cue_kinds"]):
+        return [
+            f"shared_cues: {shared} is too many; besides the cue of one response, cue_kinds leaves "
+            f"{len(settings['cue_kinds']) - 1}. Lower it, or add kinds."
+        ]
+    if shared and budget is not None:
+        return ["shared_cues: does not go with sentence_budget. Remove one of them."]
     if budget is not None and budget < most:
         return [
             f"sentence_budget: {budget} is smaller than the number of requirements ({most}), so no response could meet "
@@ -126,6 +134,7 @@ class AnnotatedSplit:
         placed = {"chosen": kind if cue_on_better else None, "rejected": None if cue_on_better else kind}
         sentences = (_cue_sentences(placed["chosen"], settings), _cue_sentences(placed["rejected"], settings))
         scenario = self._draw_scenario(rng, level, sentences)
+        shared = self._draw_shared_cues(rng, kind)
         prompt, prompt_spans = write_prompt(rng, scenario, dict(settings), evidence, rng.randint(*filler))
         texts = {}
         meta: dict[str, Any] = {}
@@ -135,11 +144,17 @@ class AnnotatedSplit:
             claims = getattr(scenario, side)
             if settings["sentence_budget"] is not None:
                 count = min(count, settings["sentence_budget"] - len(claims) - _cue_sentences(cue, settings))
-            written = "padding" if cue == "length" else cue
             text, meta[f"evidence_{side}"], meta[f"cue_span_{side}"] = write_response(
-                rng, claims, scenario, evidence, written, count, settings["length_cue"]
+                rng,
+                claims,
+                scenario,
+                evidence,
+                cue=_written(cue),
+                filler=count,
+                length_cue=settings["length_cue"],
+                shared_cues=[str(_written(other)) for other in shared],
             )
-            assert cues(text) == ({cue} if cue else set()), text
+            assert cues(text) == {*shared, cue} - {None}, text
             texts[side] = text
             meta |= {
                 f"gold_{side}": gold(prompt, text),
@@ -156,6 +171,7 @@ class AnnotatedSplit:
             "flaws": [scenario.deciding[slot] for slot in sorted(scenario.deciding)],
             "flaw_difference": level,
             "cue": kind,
+            "shared_cues": shared,
             "evidence_prompt": prompt_spans,
             "labeled_by": "gold",
         }
@@ -193,6 +209,14 @@ class AnnotatedSplit:
             meta=meta,
         )
 
+    def _draw_shared_cues(self, rng: random.Random, kind: str) -> list[str]:
+        """Kinds of the cues that both responses have, besides the cue of one of them."""
+        most = self.settings["shared_cues"]
+        if not most:
+            return []  # no random number, so that the option leaves other worlds unchanged
+        others = [other for other in self.settings["cue_kinds"] if other != kind]
+        return sorted(_sample(rng, others, rng.randint(0, most)))
+
     def _draw_scenario(self, rng: random.Random, level: int, sentences: tuple[int, int]) -> Scenario:
         """Requirements, the flaws of the worse response ("rejected"), and flaws that both have."""
         settings = self.settings
@@ -225,6 +249,11 @@ class AnnotatedSplit:
                 worse[slot] = other_value(rng, slot, required[slot])
         deciding = {slot: names.get(slot, "meets") for slot in slots if _differ(required, better, worse, slot)}
         return Scenario(domain, required, better, worse, deciding)
+
+
+def _written(kind: str | None) -> str | None:
+    """A kind of cue as `write_response` names it."""
+    return "padding" if kind == "length" else kind
 
 
 def _differ(required: Mapping[str, str], better: Mapping[str, str], worse: Mapping[str, str], slot: str) -> bool:

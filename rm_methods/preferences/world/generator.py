@@ -92,6 +92,13 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "description": "Most sentences of a response, so that each sentence of a cue takes the place of a claim; needs "
         "`annotator`.",
     },
+    "shared_cues": _whole(
+        0,
+        0,
+        3,
+        "Most cues, of other kinds than the pair's own, that both responses have (evenly 0 to this), so that the value "
+        "of several cues can be learned; needs `annotator`.",
+    ),
 }
 
 
@@ -117,9 +124,11 @@ def conflicts(options: dict[str, Any]) -> list[str]:
             f"min_requirements: {lowest} is above max_requirements ({highest}). Lower it, or raise max_requirements."
         ]
     if settings["annotator"] is None:
-        if settings["sentence_budget"] is None:
-            return []
-        return ["sentence_budget: needs the option `annotator`; add `annotator: {}`, or remove it."]
+        return [
+            f"{name}: needs the option `annotator`; add `annotator: {{}}`, or remove it."
+            for name in ("sentence_budget", "shared_cues")
+            if settings[name]
+        ]
     problems = annotators.annotator_problems(settings["annotator"], settings)
     if settings["cue_agreement"] != OPTIONS["cue_agreement"]["default"]:
         problems.append(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -86,13 +86,16 @@ def write_response(
     cue: str | None,
     filler: int,
     length_cue: int,
+    shared_cues: Collection[str] = (),
 ) -> tuple[str, list[list[int]], list[list[int]]]:
-    """The response with its cue, the spans of its deciding evidence, and the spans of the cue.
+    """The response with its cues, the spans of its deciding evidence, and the spans of the cues.
 
     Args:
         cue: its kind, "padding" for the length cue of biased annotators, or None.
+        shared_cues: kinds of cues that the other response has, too.
     """
-    extra = length_cue if cue == "length" else 0
+    kinds = {cue, *shared_cues}
+    extra = length_cue if "length" in kinds else 0
     padding = [
         Part(text, cue=index >= filler)
         for index, text in enumerate(filler_sentences(rng, words.RESPONSE_FILLER, filler + extra))
@@ -101,14 +104,14 @@ def write_response(
         Part(sentence_about(rng, words.CLAIMS, slot, value), slot, slot in scenario.deciding)
         for slot, value in claims.items()
     ]
-    if cue == "padding":
+    if "padding" in kinds:
         parts += [Part(text, cue=True) for text in filler_sentences(rng, words.PADDING, length_cue)]
     parts = _order(rng, parts + padding, evidence)
-    if cue == "closing":
+    if "closing" in kinds:
         parts.append(Part(rng.choice(words.CLOSINGS), cue=True))
-    elif cue == "flattery":
+    if "flattery" in kinds:
         parts.insert(0, Part(rng.choice(words.FLATTERIES), cue=True))
-    elif cue == "formatting":
+    if "formatting" in kinds:
         return as_list(parts)
     return join_parts(parts, " ")
 
