@@ -201,16 +201,18 @@ def _missing_data(config: Mapping[str, Any]) -> list[str]:
     has_annotators = is_world and data["options"]["annotator"] is not None
     problems = []
     for variant, entry in config["methods"].items():
-        needed = registry.load_method_card(entry["method"]).data
+        card = registry.load_method_card(entry["method"])
+        needed = card.data_needed(entry["settings"])
+        settings = "" if card.data else " with these settings"
         if needed is not None and not is_world:
             problems.append(
-                f"methods.{variant}: '{entry['method']}' is computed from the texts of the controlled world, but "
-                f"data.dataset is '{data['dataset']}'; leave the method out"
+                f"methods.{variant}: '{entry['method']}'{settings} needs the controlled world, but data.dataset is "
+                f"'{data['dataset']}'; leave the method out"
             )
         elif needed == "world with annotators" and not has_annotators:
             problems.append(
-                f"methods.{variant}: '{entry['method']}' needs annotators; set data.options.annotator, or leave the "
-                "method out"
+                f"methods.{variant}: '{entry['method']}'{settings} needs annotators; set data.options.annotator, or "
+                "leave the method out"
             )
     return problems
 

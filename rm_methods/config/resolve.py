@@ -140,9 +140,9 @@ def resolve(
     problems = schema_problems(config, schema())
     resolved: dict[str, Any] = _with_text_keys(config)
     if resolved.get("methods") == "all":
-        # Computed rows need the controlled world, and most of them its annotators.
-        names = [name for name in registry.method_names() if registry.load_method_card(name).kind != "computed"]
-        resolved["methods"] = {name: {} for name in names}
+        # Computed rows and controls know what real data does not tell, or compare a method with itself.
+        cards = [registry.load_method_card(name) for name in registry.method_names()]
+        resolved["methods"] = {card.name: {} for card in cards if card.kind != "computed" and not card.control}
     if not isinstance(resolved.get("methods"), dict):
         raise ConfigError(problems or ["methods: at least one is needed"], source)
     _expand_gold(resolved)

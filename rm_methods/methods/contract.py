@@ -170,6 +170,10 @@ class TrainedMethod:
     def __init__(self, settings: dict[str, Any]):
         self.settings = settings
 
+    def training_seed(self, seed: int) -> int:
+        """The seed of first weights, order of the data and dropout; that of the run, except in a control."""
+        return seed
+
     def training(self, training: dict[str, Any], seed: int) -> dict[str, Any]:
         """The `training` section for the run of this seed.
 

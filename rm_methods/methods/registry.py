@@ -39,6 +39,7 @@ CARD_SCHEMA = {
         "cost": {"type": "string", "minLength": 1},
         "seed_free": {"type": "boolean", "default": False},
         "scalar_reward": {"type": "boolean", "default": True},
+        "control": {"type": "boolean", "default": False},
         "settings": {"type": "object"},
         "requires": {
             "type": "object",
@@ -81,8 +82,10 @@ class MethodCard:
         seed_free: only the first seed is run, because all give the same scores, or (combined methods) because the runs
             of all seeds are combined into one.
         scalar_reward: the method scores a response alone.
+        control: it shows what an experiment can tell apart, with labels or knowledge that real data does not have;
+            `methods: all` leaves it out.
         settings: JSON-schema fragment per setting, each with `default` and `description`; `format: file` marks the
-            path of a file.
+            path of a file, `needs_data` gives the data set that a value needs, as `data` does for all values.
         requires: settings that name another variant whose runs must come first.  Keys: the `kind` and optionally the
             `method` of that variant; `builtin` values that name no variant; `seeds`, the runs that are needed (the
             run's seed, the first of the experiment, or all); `at_least`, the smallest number of them; `modulo`, the
@@ -102,6 +105,7 @@ class MethodCard:
     file: Path
     seed_free: bool = False
     scalar_reward: bool = True
+    control: bool = False
     requires: dict[str, dict[str, Any]] = field(default_factory=dict)
     data: str | None = None
     zero_stages: tuple[int, ...] = (0, 1, 2, 3)
@@ -132,6 +136,15 @@ class MethodCard:
         return {
             key: settings[key] for key, need in self.requires.items() if settings[key] not in need.get("builtin", [])
         }
+
+    def data_needed(self, settings: dict[str, Any]) -> str | None:
+        """The data set that the method needs with these settings, as `data` says it."""
+        by_setting = (
+            fragment.get("needs_data", {}).get(settings[name])
+            for name, fragment in self.settings.items()
+            if "needs_data" in fragment
+        )
+        return self.data or next(filter(None, by_setting), None)
 
     def files_named(self, settings: dict[str, Any]) -> list[str]:
         """Files that these settings name (`format: file` in the card); a run depends on their content."""

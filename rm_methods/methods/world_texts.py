@@ -1,4 +1,4 @@
-"""Checks of the methods that are computed from the texts of the controlled world."""
+"""Checks of the methods that know the controlled world."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def check_world(method: str, pairs: Sequence[PreferencePair]) -> None:
     others = sorted({pair.source for pair in pairs if pair.source != SOURCE})
     if others or not pairs:
         raise DataError(
-            f"The method '{method}' is computed from the texts of the controlled world (data.dataset: world), but the "
+            f"The method '{method}' needs pairs of the controlled world (data.dataset: world), but the "
             f"training pairs are of {', '.join(others) or 'no source'}. Leave the method out."
         )
 

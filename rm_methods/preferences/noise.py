@@ -48,7 +48,7 @@ def flip_labels(
         order.sort(key=_gain_in_length)  # stable: random within each class
     flipped = order[: round(rate * len(pairs))]
     flipped_ids = {pair.pair_id for pair in flipped}
-    result = [_flip(pair) if pair.pair_id in flipped_ids else pair for pair in pairs]
+    result = [flip(pair) if pair.pair_id in flipped_ids else pair for pair in pairs]
     directions = [_gain_in_length(pair) for pair in flipped]
     counts = {
         "flipped": len(flipped),
@@ -59,15 +59,16 @@ def flip_labels(
     return result, counts
 
 
-def _gain_in_length(pair: PreferencePair) -> int:
-    """-1 if a flip prefers the longer answer, 1 if it prefers the shorter, 0 for equal lengths."""
-    return (len(pair.chosen) > len(pair.rejected)) - (len(pair.chosen) < len(pair.rejected))
-
-
-def _flip(pair: PreferencePair) -> PreferencePair:
+def flip(pair: PreferencePair) -> PreferencePair:
+    """The pair with the other label; the keys of `meta` that end in _chosen and _rejected stay with the old label."""
     return replace(
         pair,
         chosen=pair.rejected,
         rejected=pair.chosen,
         meta=pair.meta | {"flipped": not pair.meta.get("flipped", False)},
     )
+
+
+def _gain_in_length(pair: PreferencePair) -> int:
+    """-1 if a flip prefers the longer answer, 1 if it prefers the shorter, 0 for equal lengths."""
+    return (len(pair.chosen) > len(pair.rejected)) - (len(pair.chosen) < len(pair.rejected))

@@ -208,7 +208,7 @@ def _fit_and_export(run: _Run) -> _Fitted:
         "probe": probe.record() if probe else "not measured: ZeRO-3 shards",
     }
     plan = plan_training(
-        training, data.items, seed=run.seed, ranks=arguments.world_size, layout=layout, budget=data.budget
+        training, data.items, seed=inputs.seed, ranks=arguments.world_size, layout=layout, budget=data.budget
     )
     method.build(model, replace(inputs, pairs=data.pairs, items=data.items, reader=data.reader))
 
@@ -248,9 +248,10 @@ def _method_and_inputs(run: _Run) -> tuple[TrainedMethod, Inputs]:
     training = run.config["training"] | {"lora": run.entry["lora"]}
     if run.entry["learning_rate"]:
         training["learning_rate"] = run.entry["learning_rate"]
-    sections = {"backbone": run.config["backbone"], "training": method.training(training, run.seed)}
+    seed = method.training_seed(run.seed)
+    sections = {"backbone": run.config["backbone"], "training": method.training(training, seed)}
     return method, Inputs(
-        seed=run.seed,
+        seed=seed,
         work_folder=run.work_folder,
         label=run.label,
         config=sections,

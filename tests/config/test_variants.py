@@ -138,12 +138,15 @@ def test_impossible_axes_are_refused(sections, says):
     assert says in str(error.value)
 
 
-def test_all_stands_for_every_method_but_the_computed_rows():
+def test_all_stands_for_every_method_but_computed_rows_and_controls():
     from rm_methods.methods.registry import load_method_card, method_names
 
     computed = {name for name in method_names() if load_method_card(name).kind == "computed"}
+    controls = {name for name in method_names() if load_method_card(name).control}
     assert computed == {"annotator", "cue_only", "gold"}
-    assert set(resolve(configuration(methods="all", seeds=[3, 4]))["methods"]) == set(method_names()) - computed
+    assert controls == {"cue_removed", "label_control"}
+    every = set(resolve(configuration(methods="all", seeds=[3, 4]))["methods"])
+    assert every == set(method_names()) - computed - controls
 
 
 def test_tuned_settings_go_below_those_of_the_configuration(tmp_path):

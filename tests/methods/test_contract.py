@@ -14,7 +14,9 @@ from safetensors.torch import load_file
 from rm_methods.benchmarks.item import BenchmarkItem
 from rm_methods.methods.contract import Inputs
 from rm_methods.methods.registry import load_method, load_method_card, method_names
-from rm_methods.preferences.pair import read_pairs
+from rm_methods.preferences.pair import read_pairs, write_pairs
+from rm_methods.preferences.world import generate
+from rm_methods.reward_models.backbones import load_tokenizer, prepare_backbone
 from rm_methods.reward_models.layouts import lay_out
 from rm_methods.scoring.scorer import ScoringSettings, load_scorer
 from rm_methods.training.run import RunFiles, train
@@ -28,6 +30,26 @@ pytestmark = pytest.mark.process
 TRAINED = [name for name in method_names() if load_method_card(name).has_weights]
 COMBINED = [name for name in method_names() if load_method_card(name).kind == "combined"]
 CONTENT_BLIND = [name for name in method_names() if load_method_card(name).kind == "content_blind"]
+
+
+@pytest.fixture(scope="session")
+def data(prepared, pairs, tmp_path_factory):
+    """What a method can train on: data(name) gives (prepared, pairs), of the controlled world if its card says so."""
+    world = {}
+
+    def of(name):
+        if load_method_card(name).data is None:
+            return prepared, pairs
+        if not world:
+            folder = tmp_path_factory.mktemp("world")
+            made = generate(annotator={}, train_pairs=48, validation_pairs=12, test_pairs=0)
+            write_pairs(made, folder / "pairs.parquet")
+            train = [pair for pair in made if pair.split == "train"]
+            prepare_backbone(prepared[2]["backbone"], train, folder / "backbone")
+            world["data"] = (folder / "pairs.parquet", folder / "backbone", prepared[2]), train
+        return world["data"]
+
+    return of
 
 
 @pytest.fixture(scope="session")
@@ -51,24 +73,32 @@ def required(prepared, tmp_path_factory):
 
 
 def run(prepared, folder, name, required, seed=0, **training):
-    config = experiment_config(folder, methods=with_required(name), training=training, seeds=[0, 1])
+    config = experiment_config(folder, training=training, **sections_of(name))
     outputs = (folder / "model", folder / "metrics.jsonl", folder / "summary.json", folder / "work")
     files = RunFiles(prepared[0], prepared[1], *outputs, required)
     return train(config, name, seed, files), [json.loads(line) for line in files.metrics.read_text().splitlines()]
 
 
 @pytest.fixture(scope="session")
-def trained(prepared, required, tmp_path_factory):
+def trained(data, required, tmp_path_factory):
     """Trains a method for six epochs, once for all tests: trained(name) gives (folder, summary, training log)."""
     runs = {}
 
     def train_once(name):
         if name not in runs:
             folder = tmp_path_factory.mktemp(name)
-            runs[name] = (folder, *run(prepared, folder, name, required(name), epochs=6))
+            runs[name] = (folder, *run(data(name)[0], folder, name, required(name), epochs=6))
         return runs[name]
 
     return train_once
+
+
+def sections_of(name):
+    """Sections of a configuration that trains a method."""
+    sections = {"methods": with_required(name), "seeds": [0, 1]}
+    if load_method_card(name).data is not None:
+        sections["data"] = {"dataset": "world", "options": {"annotator": {}}}
+    return sections
 
 
 def with_required(name):
@@ -100,7 +130,8 @@ def micro_batch(prepared, folder, pairs, name, required, layout):
 
 
 @pytest.mark.parametrize("name", TRAINED)
-def test_loss_decreases_and_every_trainable_parameter_moves(name, prepared, pairs, required, trained, tmp_path):
+def test_loss_decreases_and_every_trainable_parameter_moves(name, data, required, trained, tmp_path):
+    prepared, pairs = data(name)
     folder, summary, log = trained(name)
     first, last = (sum(row["loss"] for row in rows) / 6 for rows in (log[:6], log[-6:]))
     assert last < first, f"{name}: mean loss of the first epoch {first:.3f}, of the last {last:.3f}"
@@ -115,7 +146,8 @@ def test_loss_decreases_and_every_trainable_parameter_moves(name, prepared, pair
 
 
 @pytest.mark.parametrize("name", TRAINED)
-def test_loss_is_one_finite_number_per_pair(name, prepared, pairs, required, tmp_path):
+def test_loss_is_one_finite_number_per_pair(name, data, required, tmp_path):
+    prepared, pairs = data(name)
     method, model, batch = micro_batch(prepared, tmp_path, pairs[:6], name, required(name), "packed")
     loss = method.loss(model, batch)
     assert loss.per_pair.shape == (len(batch.pair_ids),)
@@ -125,7 +157,8 @@ def test_loss_is_one_finite_number_per_pair(name, prepared, pairs, required, tmp
 
 
 @pytest.mark.parametrize("name", TRAINED)
-def test_packed_and_plain_layouts_give_the_same_loss(name, prepared, pairs, required, tmp_path):
+def test_packed_and_plain_layouts_give_the_same_loss(name, data, required, tmp_path):
+    prepared, pairs = data(name)
     losses = []
     for layout in ("packed", "plain"):
         method, model, batch = micro_batch(prepared, tmp_path, pairs[:6], name, required(name), layout)
@@ -135,7 +168,8 @@ def test_packed_and_plain_layouts_give_the_same_loss(name, prepared, pairs, requ
 
 
 @pytest.mark.parametrize("name", TRAINED)
-def test_transformed_pairs_are_pure_and_seeded(name, prepared, pairs, required, tmp_path):
+def test_transformed_pairs_are_pure_and_seeded(name, data, required, tmp_path):
+    prepared, pairs = data(name)
     before = list(pairs)
     inputs = Inputs(5, tmp_path, name, prepared[2], prepared[1], required(name))
     first, second = (
@@ -147,7 +181,8 @@ def test_transformed_pairs_are_pure_and_seeded(name, prepared, pairs, required, 
 
 
 @pytest.mark.parametrize("name", TRAINED)
-def test_a_resumed_run_equals_the_uninterrupted_one(name, prepared, required, tmp_path, monkeypatch):
+def test_a_resumed_run_equals_the_uninterrupted_one(name, data, required, tmp_path, monkeypatch):
+    prepared, _ = data(name)
     needs = required(name)
     run(prepared, tmp_path / "whole", name, needs, checkpoint_every_steps=3)
     original = RewardTrainer.training_step
@@ -167,7 +202,8 @@ def test_a_resumed_run_equals_the_uninterrupted_one(name, prepared, required, tm
 
 
 @pytest.mark.parametrize("name", TRAINED)
-def test_scores_survive_saving_and_loading(name, tokenizer, pairs, trained, tmp_path):
+def test_scores_survive_saving_and_loading(name, data, trained, tmp_path):
+    prepared, pairs = data(name)
     folder, _, _ = trained(name)
     items = [BenchmarkItem(p.pair_id, "s", p.prompt, [p.chosen, p.rejected], 0) for p in pairs[:5]]
     scorer = load_scorer(folder / "model", ScoringSettings(max_length=256, threads=1))
@@ -179,7 +215,7 @@ def test_scores_survive_saving_and_loading(name, tokenizer, pairs, trained, tmp_
     assert torch.equal(torch.tensor([row.score for row in again.score(items)]).view(5, 2), loaded)
     assert loaded.std() > 0
     if load_method_card(name).kind == "trained":
-        encoded = tokenizer.encode((p.prompt, (p.chosen, p.rejected)) for p in pairs[:5])
+        encoded = load_tokenizer(prepared[1], 256).encode((p.prompt, (p.chosen, p.rejected)) for p in pairs[:5])
         with torch.inference_mode():
             in_memory = scorer.model(lay_out(encoded, "packed", 0)).rewards
         torch.testing.assert_close(in_memory, loaded, atol=1e-5, rtol=0)
@@ -187,12 +223,14 @@ def test_scores_survive_saving_and_loading(name, tokenizer, pairs, trained, tmp_
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", TRAINED)
-def test_two_ranks_learn_what_one_rank_learns(name, prepared, required, tmp_path):
+def test_two_ranks_learn_what_one_rank_learns(name, data, required, tmp_path):
+    prepared, _ = data(name)
     losses = []
     for ranks in (1, 2):
         folder = tmp_path / str(ranks)
-        sections = {"methods": with_required(name), "seeds": [0, 1]}
-        command = train_command(prepared, folder, name, required=required(name), sections=sections, processes=ranks)
+        command = train_command(
+            prepared, folder, name, required=required(name), sections=sections_of(name), processes=ranks
+        )
         run_to_the_end(command)
         losses.append(losses_of(folder))
     assert len(losses[0]) == len(losses[1]) > 0

@@ -245,8 +245,8 @@ def test_training_on_text_trains_all_weights_beside_adapters(paper):
 def test_the_paper_has_every_method_and_every_benchmark_that_it_can(paper):
     used = {entry["method"] for entry in paper["methods"].values()}
     need_strengths = {"bradley_terry_regression", "scaled_bradley_terry", "soft_labels"}
-    computed = {"annotator", "cue_only", "gold"}  # in the world only
-    assert set(method_names()) - used == need_strengths | computed | {"meta_rm"}  # not under ZeRO-3
+    in_the_world_only = {"annotator", "cue_only", "gold", "cue_removed", "label_control"}
+    assert set(method_names()) - used == need_strengths | in_the_world_only | {"meta_rm"}  # not under ZeRO-3
     # The world needs its own data; the pool is on no hub.
     assert set(list_benchmark_cards()) - set(paper["benchmarks"]) == {"world", "alpaca_eval_pool"}
     teachers = {
