@@ -57,6 +57,7 @@ onstart:
     # Dry runs never get here.
     if workflow.is_main_process:
         hold_experiment()
+        start_warm()
 
 
 onsuccess:

@@ -15,8 +15,6 @@ import yaml
 
 from tests.conftest import REPOSITORY
 
-# The folder with the command of `warm.py`, where it runs.
-WARM = "RM_METHODS_TEST_WARM"
 SMOKE = {
     "experiment": "smoke",
     "seeds": [0],
@@ -47,23 +45,18 @@ def checkout(folder: Path, study: Mapping[str, Any] = SMOKE) -> Path:
     return folder
 
 
-def environment(folder: Path, warm: bool = True, **more: str) -> dict[str, str]:
-    """Variables under which commands use the checkout's code.
-
-    Args:
-        warm: let `rm-methods` be the command of `warm.py`, where a fixture has started it.
-    """
+def environment(folder: Path, **more: str) -> dict[str, str]:
+    """Variables under which commands use the checkout's code."""
     kept = {k: v for k, v in os.environ.items() if k not in ("MLFLOW_TRACKING_URI", "PYTEST_CURRENT_TEST")}
-    first = [os.environ[WARM]] if warm and WARM in os.environ else []
-    path = os.pathsep.join([*first, str(Path(sys.executable).parent), os.environ["PATH"]])
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     return kept | {"PATH": path, "PYTHONPATH": str(folder), "MLFLOW_DISABLE_TELEMETRY": "true"} | more
 
 
-def snakemake(folder: Path, *arguments: str, check: bool = True, warm: bool = True, **variables: str) -> str:
+def snakemake(folder: Path, *arguments: str, check: bool = True, **variables: str) -> str:
     """What Snakemake prints; with `check`, it must succeed."""
     command = ["snakemake", *arguments, "--cores", "2", "--configfile", "config/smoke.yaml"]
     done = subprocess.run(
-        command, cwd=folder, env=environment(folder, warm, **variables), capture_output=True, text=True, timeout=600
+        command, cwd=folder, env=environment(folder, **variables), capture_output=True, text=True, timeout=600
     )
     output = done.stdout + done.stderr
     if check:

@@ -278,30 +278,38 @@ def test_paths_with_variables_reach_commands_quoted_and_options_go_over_the_file
     assert not list(tmp_path.rglob("injected"))
 
 
-def test_a_killed_run_continues_from_its_checkpoint(finished, tmp_path):
-    """SIGKILL of Snakemake and its jobs in the middle of training; the rerun resumes and does every step once."""
+def test_a_killed_run_continues_from_its_checkpoint(tmp_path):
+    """SIGKILL of Snakemake and its jobs in the middle of a forked training.
+
+    The rerun resumes, does every step once, and ends with the weights of a cold training that nobody interrupted.
+    """
     folder = checkout(tmp_path / "killed")
     long = SMOKE | {"methods": {"bradley_terry": {}}, "training": SMOKE["training"] | {"epochs": 40}}
     (folder / "config" / "smoke.yaml").write_text(yaml.safe_dump(long))
     process = subprocess.Popen(
         ["snakemake", "--cores", "2", "--configfile", "config/smoke.yaml"],
-        cwd=folder, env=environment(folder, warm=False), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        cwd=folder, env=environment(folder), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         start_new_session=True,
     )  # fmt: skip
     deadline = time.monotonic() + 240
     while not list((results(folder) / "work").glob("*/checkpoint-*/complete")) and time.monotonic() < deadline:
         assert process.poll() is None, "the workflow ended before it could be killed"
         time.sleep(0.05)
+    run = results(folder) / "runs" / "bradley_terry" / "seed0"
+    writer = json.loads((run / "writer.lock").read_text())["process"]
+    assert "warm_start" in Path(f"/proc/{writer}/cmdline").read_text()
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-    assert not (results(folder) / "runs" / "bradley_terry" / "seed0" / "summary.json").exists()
+    assert not (run / "summary.json").exists()
     snakemake(folder, "--unlock")
-    snakemake(folder, "--rerun-incomplete", warm=False)
+    snakemake(folder, "--rerun-incomplete")
     log = (results(folder) / "logs" / "train" / "bradley_terry_seed0.log").read_text()
     assert "resumes from" in log
-    steps = [
-        json.loads(line)["step"]
-        for line in (results(folder) / "runs/bradley_terry/seed0/metrics.jsonl").read_text().splitlines()
-    ]
+    steps = [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert steps == list(range(1, len(steps) + 1))
     assert len(steps) == 40 * 15
+    resumed = (run / "model" / "SHA256SUMS").read_text()
+    (folder / "config" / "smoke.yaml").write_text(yaml.safe_dump(long | {"resources": {"warm_start": False}}))
+    snakemake(folder, "--forcerun", "train", "--until", "train")
+    assert "resumes from" not in (results(folder) / "logs" / "train" / "bradley_terry_seed0.log").read_text()
+    assert (run / "model" / "SHA256SUMS").read_text() == resumed

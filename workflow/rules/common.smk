@@ -25,6 +25,7 @@ from rm_methods.experiment.layout import (
 from rm_methods.experiment.made_with import asked_file
 from rm_methods.system.cluster import train_resource
 from rm_methods.system.run_lock import held_until_exit
+from rm_methods.system.warm_start import start_servers
 
 try:
     # Not a `configfile:` statement: Snakemake would merge the default into the file that the user names.
@@ -44,6 +45,8 @@ CONFIG_FILE = str(write_resolved(config))
 VARIANT = "{variant}"
 SEED = "{seed}"
 BENCHMARK = "{benchmark}"
+# With fewer jobs, a server's own start costs more than it saves.
+JOBS_FOR_WARM_START = 4
 
 
 @cache
@@ -170,6 +173,19 @@ def hold_experiment():
         held_until_exit(EXPERIMENT.folder)
     except UserError as error:
         raise WorkflowError(str(error))
+
+
+def start_warm():
+    """Fork jobs on this machine from a process that has imported torch; jobs on GPUs and on clusters start cold."""
+    resources = config["resources"]
+    jobs = len(list(workflow.dag.needrun_jobs()))
+    if (
+        resources["warm_start"]
+        and not resources["gpus"]
+        and workflow.local_exec
+        and jobs >= JOBS_FOR_WARM_START
+    ):
+        start_servers({1, min(resources["threads"], workflow.cores)})
 
 
 def print_tables():
