@@ -99,7 +99,7 @@ def start_servers(threads: Iterable[int], packages: Sequence[str] = PACKAGES) ->
 
 
 def _short_folder() -> Path | None:
-    """A new folder that only this user may enter, with a path short enough for sockets in it; None if there is none."""
+    """A new folder that only this user may enter, with a path short enough for sockets; None where all are long."""
     for parent in (tempfile.gettempdir(), "/tmp"):
         with contextlib.suppress(OSError):
             folder = Path(tempfile.mkdtemp(prefix="rm-methods-", dir=parent))
