@@ -6,7 +6,7 @@ samplers note how long they worked.  The rest of such a job is its start: import
     python performance/workflow_time.py --experiment results/quickstart
 
 Run it in the folder in which the workflow ran, after a run without interruptions.  Core-seconds are the wall time of a
-job, times `resources.threads` where its rule takes that many threads.  On a busy machine only the shares mean something.
+job, times `resources.threads` where its rule takes that many threads.  On a busy machine only shares mean something.
 """
 
 from __future__ import annotations
