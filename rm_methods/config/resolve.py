@@ -155,6 +155,7 @@ def resolve(
         for name, entry in resolved["benchmarks"].items():
             if entry is None or (isinstance(entry, dict) and isinstance(entry.get("options", {}), dict)):
                 resolved["benchmarks"][name] = _resolve_benchmark(name, entry or {}, problems)
+        _fill_in_world_splits(config, resolved, problems)
     if not problems:
         problems += conflicts(resolved)
     if not problems and before_workflow:
@@ -391,6 +392,18 @@ def _resolve_benchmark(name: str, entry: dict[str, Any], problems: list[str]) ->
     except ConfigError as error:
         problems += error.problems
     return entry
+
+
+def _fill_in_world_splits(config: Mapping[str, Any], resolved: dict[str, Any], problems: list[str]) -> None:
+    """Let the benchmark `world` have all test splits of the experiment's world, unless the user names some."""
+    from rm_methods.preferences.world.generator import test_splits_of
+
+    if problems or "world" not in resolved["benchmarks"] or resolved["data"]["dataset"] != "world":
+        return
+    written = config["benchmarks"]["world"] or {}
+    if "splits" not in written.get("options", {}):
+        splits = list(test_splits_of(resolved["data"]["options"]))
+        resolved["benchmarks"]["world"]["options"]["splits"] = splits
 
 
 def _no_folder(where: str, path: str) -> str:

@@ -134,7 +134,10 @@ def test_missing_sections_are_named():
             "overoptimization.sft.responses: 'mixed' writes responses of the controlled world within a budget",
         ),
         (
-            {"data": {"dataset": "world", "options": {"annotator": {}}}, "benchmarks": {"world": {}}},
+            {
+                "data": {"dataset": "world", "options": {"annotator": {}}},
+                "benchmarks": {"world": {"options": {"splits": ["cue_reversed"]}}},
+            },
             "benchmarks.world.options.splits: with these data.options the world has no split 'cue_reversed'",
         ),
         (
@@ -622,3 +625,22 @@ def test_settings_take_the_defaults_of_the_schema():
     assert PPOSettings.of_experiment(config) == ppo_settings()
     # A model is scored without a configuration, too.
     assert scoring_settings(config) == ScoringSettings()
+
+
+@pytest.mark.parametrize(
+    ("annotator", "present", "absent"), [(None, "cue_reversed", "cue_on_worse"), ({}, "cue_on_worse", "cue_reversed")]
+)
+def test_the_benchmark_of_the_world_has_the_splits_of_the_experiment(annotator, present, absent):
+    data = {"dataset": "world", "options": {"annotator": annotator}}
+    splits = resolve(minimal(data=data, benchmarks={"world": None}))["benchmarks"]["world"]["options"]["splits"]
+    assert present in splits
+    assert absent not in splits
+    assert "train" not in splits
+
+
+def test_splits_that_the_user_names_stay():
+    benchmarks = {"world": {"options": {"splits": ["cue_neutral"]}}}
+    data = {"dataset": "world", "options": {"annotator": {}}}
+    resolved = resolve(minimal(data=data, benchmarks=benchmarks))
+    assert resolved["benchmarks"]["world"]["options"]["splits"] == ["cue_neutral"]
+    assert resolve(resolved) == resolved

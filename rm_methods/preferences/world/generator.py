@@ -138,9 +138,14 @@ def conflicts(options: dict[str, Any]) -> list[str]:
     return problems or level_problems(settings)
 
 
+def test_splits_of(options: dict[str, Any]) -> tuple[str, ...]:
+    """The test splits of a world with these options."""
+    return TEST_SPLITS if options.get("annotator") is None else ANNOTATED_TEST_SPLITS
+
+
 def splits_of(options: dict[str, Any]) -> tuple[str, ...]:
-    """The splits of a world with these options."""
-    return SPLITS if options.get("annotator") is None else ("train", "validation", *ANNOTATED_TEST_SPLITS)
+    """All splits of a world with these options."""
+    return ("train", "validation", *test_splits_of(options))
 
 
 def option_warnings(options: dict[str, Any]) -> list[str]:
