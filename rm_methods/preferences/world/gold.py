@@ -16,8 +16,8 @@ gold 1, an empty one 0, and guessing among three values loses one third of a req
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Sequence
+from functools import lru_cache
 
 from rm_methods.preferences.pair import Message
 from rm_methods.preferences.world.vocabulary import NEGATIONS, SLOT_OF_VALUE
@@ -83,8 +83,11 @@ def statements(response: str) -> tuple[dict[str, set[str]], dict[str, set[str]]]
     return claimed, denied
 
 
-def _mentions(text: Any) -> Iterator[tuple[str, str, bool]]:
+# A pair's texts are read for its gold, its flaws and its utility, and a prompt again for every response.
+@lru_cache(maxsize=1024)
+def _mentions(text: str) -> tuple[tuple[str, str, bool], ...]:
     """Every mention of a value in the text, in order: (slot, value, whether it is denied)."""
+    mentions = []
     reach = 0
     for match in _TOKEN.finditer(text.lower()):
         word = match.group().replace("’", "'")
@@ -94,5 +97,6 @@ def _mentions(text: Any) -> Iterator[tuple[str, str, bool]]:
             reach = NEGATION_REACH
         else:
             if word in SLOT_OF_VALUE:
-                yield SLOT_OF_VALUE[word], word, reach > 0
+                mentions.append((SLOT_OF_VALUE[word], word, reach > 0))
             reach = max(0, reach - 1)
+    return tuple(mentions)
