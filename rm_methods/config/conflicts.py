@@ -284,11 +284,11 @@ def _data_conflicts(config: dict[str, Any]) -> list[str]:
             "tuning.enabled: chooses on a validation split, but the data set has none; set data.validation_fraction "
             "above 0"
         )
-    is_budgeted = card.reader == "world" and data["options"]["sentence_budget"] is not None
-    if optimization["sft"]["responses"] == "mixed" and not is_budgeted:
+    has_limit = card.reader == "world" and optimization["sampling"]["max_sentences"] is not None
+    if optimization["sft"]["responses"] == "mixed" and not has_limit:
         problems.append(
-            "overoptimization.sft.responses: 'mixed' writes responses of the controlled world within a budget; set "
-            "data.options.sentence_budget, or use both or chosen"
+            "overoptimization.sft.responses: 'mixed' writes responses of the controlled world within a limit of "
+            "sentences; set overoptimization.sampling.max_sentences, or use both or chosen"
         )
     samples = SAMPLES in optimization["best_of_n"]["pools"] or optimization["ppo"]["enabled"]
     if samples and card.reader == "world" and optimization["prompts"] not in splits:

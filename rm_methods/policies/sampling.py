@@ -40,17 +40,20 @@ class SamplingSettings:
         max_new_tokens: longest response in tokens, the end token included.
         temperature: 1 samples from the model itself, less is sharper, 0 always takes the likeliest token.
         top_p: only the likeliest tokens that together have this probability (nucleus sampling); 1 takes all.
+        max_sentences: a response ends with this many sentences (`completed_sentences`), or before; None has no limit.
     """
 
     max_new_tokens: int
     temperature: float = 1.0
     top_p: float = 1.0
+    max_sentences: int | None = None
 
     @classmethod
     def of_experiment(cls, config: Mapping[str, Any]) -> SamplingSettings:
         """The settings of a resolved configuration."""
         sampling = config["overoptimization"]["sampling"]
-        return cls(sampling["max_new_tokens"], sampling["temperature"], sampling["top_p"])
+        names = ("max_new_tokens", "temperature", "top_p", "max_sentences")
+        return cls(**{name: sampling[name] for name in names})
 
 
 @dataclass
@@ -60,7 +63,8 @@ class Generated:
     Attributes:
         response_ids: int64 [B, T], padded on the right.
         mask: bool [B, T], tokens of the response, the end token included.
-        finished: bool [B], whether an end token came; the others were cut at `max_new_tokens`.
+        finished: bool [B], whether an end token or the last allowed sentence came; the others were cut at
+            `max_new_tokens`.
     """
 
     response_ids: Any
@@ -74,11 +78,9 @@ def derived_seed(*parts: int | str) -> int:
 
 
 def generate(
-    model,
+    policy: Policy,
     prompt_ids: Sequence[Sequence[int]],
     settings: SamplingSettings,
-    end_ids: Sequence[int],
-    pad_id: int,
     seed: int,
     autocast=None,
     in_step: bool = False,
@@ -91,7 +93,6 @@ def generate(
 
     Args:
         prompt_ids: token ids up to the generation prompt, one list for each response.
-        end_ids: tokens that end a response.
         autocast: dtype of matrix products, or None.
         in_step: whether ranks share the model's weights, so that all must continue until the last one is done.
 
@@ -103,12 +104,15 @@ def generate(
     import torch
 
     from rm_methods.policies.log_probabilities import left_padded
+    from rm_methods.policies.sentences import SentenceLimit
 
+    model = policy.model
     device = next(model.parameters()).device
-    input_ids, is_token = left_padded(prompt_ids, pad_id, device)
+    input_ids, is_token = left_padded(prompt_ids, policy.pad_id, device)
     model_configuration = model.generation_config
-    model.generation_config = generation_configuration(settings, end_ids, pad_id)
+    model.generation_config = generation_configuration(settings, policy.end_ids, policy.pad_id)
     not_a_number = _NotANumber()
+    limit = SentenceLimit(policy, settings.max_sentences, input_ids.shape) if settings.max_sentences else None
     try:
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), torch.no_grad():
             torch.manual_seed(seed)
@@ -118,6 +122,7 @@ def generate(
                     attention_mask=is_token,
                     generation_config=model.generation_config,
                     logits_processor=[not_a_number],
+                    stopping_criteria=[limit] if limit else [],
                     synced_gpus=in_step,
                 )
     finally:
@@ -128,10 +133,14 @@ def generate(
             "rate."
         )
     response_ids = sequences[:, input_ids.shape[1] :]
-    is_end = torch.isin(response_ids, torch.tensor(list(end_ids), device=device))
+    is_end = torch.isin(response_ids, torch.tensor(list(policy.end_ids), device=device))
     # End tokens before each position: 0 up to and including the first end token.
     mask = (is_end.long().cumsum(1) - is_end.long()) == 0
-    return Generated(torch.where(mask, response_ids, pad_id), mask, is_end.any(1))
+    finished = is_end.any(1)
+    if limit:
+        mask &= torch.arange(mask.shape[1], device=device) < limit.lengths[:, None]
+        finished |= limit.reached
+    return Generated(torch.where(mask, response_ids, policy.pad_id), mask, finished)
 
 
 class _NotANumber:
@@ -186,7 +195,7 @@ def sample_pool(
 
     Columns: prompt_id, prompt_index, sample_index, response (text), n_tokens (the end token included), log_probability
     (sum over the sampled tokens at temperature 1 and without top-p, whatever the sampling used), finished (an end
-    token came), truncated (the prompt was cut).  Empty and repeated responses stay.
+    token or the last allowed sentence came), truncated (the prompt was cut).  Empty and repeated responses stay.
 
     Rows are sampled in chunks of `batch_size`, each with a separate seed.  Finished chunks are kept in `work_folder`:
     a run that was killed continues after its last chunk and gives the same bytes.  The batch size affects the samples.
@@ -365,7 +374,7 @@ def _sample_chunk(
 
     from rm_methods.policies.log_probabilities import read_responses, token_log_probabilities
 
-    drawn = generate(policy.model, prompt_ids, settings, policy.end_ids, policy.pad_id, seed)
+    drawn = generate(policy, prompt_ids, settings, seed)
     with torch.no_grad():
         logits, _ = read_responses(policy.model, prompt_ids, drawn.response_ids, drawn.mask, policy.pad_id)
         log_probabilities = token_log_probabilities(logits, drawn.response_ids, drawn.mask).double().sum(1)

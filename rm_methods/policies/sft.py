@@ -33,7 +33,7 @@ class SFTSettings:
 
     Attributes:
         responses: "both" trains on chosen and rejected responses, "chosen" on the chosen ones, "mixed" on as many as
-            "both", written for the prompts of the controlled world within its budget of sentences.
+            "both", written for the prompts of the controlled world within a limit of sentences.
         epochs: passes over the examples; 0 leaves the policy unchanged.
         examples_per_step: examples of one optimizer step, over all ranks.
         examples_per_microbatch: examples of one forward; changes the result only by rounding.
@@ -41,7 +41,7 @@ class SFTSettings:
             learning rate.
         precision: "fp32" or "bf16" (autocast; weights stay fp32).
         max_prompt_tokens: longer prompts are cut, oldest turns first.
-        sentence_budget: of the controlled world; needed for "mixed".
+        max_sentences: most sentences of a "mixed" response.
         max_response_tokens: longer responses are cut; they then teach no end token.
         log_every_steps: optimizer steps between two lines of metrics.jsonl.
         checkpoint_every_steps: optimizer steps between checkpoints for resuming; None writes none.
@@ -58,7 +58,7 @@ class SFTSettings:
     precision: str
     max_prompt_tokens: int
     max_response_tokens: int
-    sentence_budget: int | None = None
+    max_sentences: int | None = None
     # The same in every experiment.
     adam_betas: tuple[float, float] = (0.9, 0.95)
     max_gradient_norm: float = 1.0
@@ -73,7 +73,7 @@ class SFTSettings:
         return cls(
             **section["sft"],
             max_prompt_tokens=section["sampling"]["max_prompt_tokens"],
-            sentence_budget=config["data"]["options"]["sentence_budget"] if mixed else None,
+            max_sentences=section["sampling"]["max_sentences"] if mixed else None,
         )
 
 
@@ -181,9 +181,9 @@ def _responses(pair: PreferencePair, settings: SFTSettings) -> tuple[str, ...]:
     if settings.responses == "mixed":
         from rm_methods.preferences.world.mixtures import mixed_response
 
-        assert settings.sentence_budget is not None
+        assert settings.max_sentences is not None
         rng = random.Random(f"mixed responses/{pair.group}")
-        return tuple(mixed_response(rng, pair.prompt, settings.sentence_budget) for _ in range(2))
+        return tuple(mixed_response(rng, pair.prompt, settings.max_sentences) for _ in range(2))
     return (pair.chosen, pair.rejected) if settings.responses == "both" else (pair.chosen,)
 
 

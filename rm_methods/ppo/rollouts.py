@@ -26,7 +26,7 @@ class Rollouts:
     Attributes:
         prompts, prompt_ids, responses: prompts, their token ids, and the responses' texts.
         response_ids: int64 [B, T], padded on the right; `mask` bool [B, T] marks the tokens, the end token included.
-        finished: bool [B], whether an end token came.
+        finished: bool [B], whether an end token or the last allowed sentence came.
         log_probabilities, reference_log_probabilities, values, entropies: fp32 [B, T], 0 outside of `mask`.
         proxy, gold: float64 [B].
     """
@@ -162,14 +162,12 @@ def _sample_chunk(actors: Actors, prompts: Sequence[Prompt], prompt_ids: Sequenc
 
 def _generated(learner: Learner, prompt_ids: Sequence[list[int]], seed: int) -> Generated:
     """Sampled responses; if ranks must keep in step, all of them or none raise NotFinite."""
-    policy = learner.policy
-    sampling = SamplingSettings(learner.settings.max_new_tokens)
+    settings = learner.settings
+    sampling = SamplingSettings(settings.max_new_tokens, max_sentences=settings.max_sentences)
     drawn: Generated | None = None
     broken: str | None = None
     try:
-        drawn = generate(
-            policy.model, prompt_ids, sampling, policy.end_ids, policy.pad_id, seed, learner.autocast, learner.in_step
-        )
+        drawn = generate(learner.policy, prompt_ids, sampling, seed, learner.autocast, learner.in_step)
     except NotFinite as error:
         broken = str(error)
     if learner.in_step:

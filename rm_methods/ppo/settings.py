@@ -19,6 +19,7 @@ class PPOSettings:
         ppo_epochs: passes over the responses of an update.
         minibatches: optimizer steps of a pass.
         max_new_tokens, max_prompt_tokens: longest response (end token included) and prompt in tokens.
+        max_sentences: most sentences of a response; None has no limit.
         learning_rate, schedule, adam_betas, weight_decay, max_gradient_norm: AdamW; the rate is constant or falls to 0.
         value_rate_factor: learning rate of the value head in units of learning_rate; the head starts at 0 and must
             learn the mean reward fast.
@@ -28,7 +29,7 @@ class PPOSettings:
         kl_limit: mean KL of a response at which PPO stops as diverged.
         gamma, gae_lambda: discount and trace of the advantage estimates.
         clip_range, value_clip_range, value_coefficient: of the clipped losses.
-        missing_end_penalty: subtracted from the reward of a response without end token; None subtracts nothing.
+        missing_end_penalty: subtracted from the reward of an unfinished response; None subtracts nothing.
         transform, clip_width: transform of the proxy's scores (rm_methods.ppo.reward_transforms).
         standardize: center and scale the proxy's scores on stored SFT responses first.
         precision: "fp32" or "bf16" (autocast; weights, losses and the value head stay fp32).
@@ -44,6 +45,7 @@ class PPOSettings:
     minibatches: int
     max_new_tokens: int
     max_prompt_tokens: int
+    max_sentences: int | None
     learning_rate: float
     schedule: str
     max_gradient_norm: float
@@ -75,5 +77,5 @@ class PPOSettings:
         section = config["overoptimization"]
         names = {field.name for field in fields(cls)}
         learning = {name: value for name, value in section["ppo"].items() if name in names}
-        lengths = {name: section["sampling"][name] for name in ("max_new_tokens", "max_prompt_tokens")}
-        return cls(**learning, **lengths)
+        limits = {name: section["sampling"][name] for name in ("max_new_tokens", "max_prompt_tokens", "max_sentences")}
+        return cls(**learning, **limits)

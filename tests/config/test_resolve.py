@@ -131,7 +131,7 @@ def test_missing_sections_are_named():
         ),
         (
             {"overoptimization": {"sft": {"responses": "mixed"}}},
-            "overoptimization.sft.responses: 'mixed' writes responses of the controlled world within a budget",
+            "overoptimization.sft.responses: 'mixed' writes responses of the controlled world within a limit of",
         ),
         (
             {

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -50,7 +52,7 @@ def ids(policy):
 
 
 def draw(policy, ids, settings=SHORT, seed=0):
-    return generate(policy.model, ids, settings, policy.end_ids, policy.pad_id, seed)
+    return generate(policy, ids, settings, seed)
 
 
 def test_a_seed_gives_the_same_samples_whatever_was_drawn_before(policy, ids):
@@ -152,7 +154,7 @@ def test_padding_changes_nothing_for_absolute_positions_either(policy, ids):
         vocab_size=len(policy.tokenizer), n_positions=64, n_embd=16, n_layer=1, n_head=2, initializer_range=0.5
     )
     model = GPT2LMHeadModel(config).eval()
-    drawn = generate(model, ids[:3], SamplingSettings(4), policy.end_ids, policy.pad_id, 0)
+    drawn = generate(replace(policy, model=model), ids[:3], SamplingSettings(4), 0)
     with torch.no_grad():
         logits, _ = read_responses(model, ids[:3], drawn.response_ids, drawn.mask, policy.pad_id)
         for row in range(3):

@@ -57,7 +57,7 @@ def test_the_loss_is_on_the_response_and_its_end_token(policy, pairs):
 
 
 def test_mixed_responses_are_written_for_the_prompts_within_the_budget(policy, pairs):
-    settings = sft_settings(responses="mixed", sentence_budget=3)
+    settings = sft_settings(responses="mixed", max_sentences=3)
     examples, _ = sft_examples(policy, pairs[:3], settings)
     assert len(examples) == 6
     assert examples == sft_examples(policy, pairs[:3], settings)[0]
@@ -105,7 +105,7 @@ def test_fine_tuning_teaches_the_form_of_the_responses(prepared, pairs, tmp_path
     assert not (tmp_path / "work").exists()
     policy = load_policy(tmp_path / "policy")
     ids = policy.encode_prompts([pair.prompt for pair in pairs[:16]], 100)[0]
-    drawn = generate(policy.model, ids, SamplingSettings(40), policy.end_ids, policy.pad_id, seed=0)
+    drawn = generate(policy, ids, SamplingSettings(40), seed=0)
     texts = [policy.decode(row) for row in drawn.response_ids.tolist()]
     assert np.mean([text.startswith("It is now") for text in texts]) > 0.7
     assert float(drawn.finished.float().mean()) > 0.7

@@ -15,9 +15,11 @@ from safetensors.torch import load_file
 from rm_methods.errors import UserError
 from rm_methods.policies.log_probabilities import read_responses
 from rm_methods.policies.policy import Prompt, load_policy, policy_from_backbone, save_policy
+from rm_methods.policies.sentences import completed_sentences
 from rm_methods.ppo.records import read_evaluation
 from rm_methods.ppo.rewards import rewards_of, scorer_reward, text_reward
 from rm_methods.ppo.trainer import batch_members, rate_factor, train_ppo
+from rm_methods.reward_models.backbones import WORLD_MODEL
 from tests.conftest import ppo_settings
 
 pytestmark = pytest.mark.process
@@ -114,6 +116,17 @@ def test_a_bandit_without_kl_penalty_reaches_the_best_arm(policy_folder, tmp_pat
     )
     assert before < 0.5
     assert chance_of_reward(tmp_path / "policy") > 0.97
+
+
+def test_no_response_is_longer_than_the_limit_of_sentences(tmp_path):
+    folder = tmp_path / "run"
+    policy = {"prompts": PROMPTS, "max_new_tokens": 40, "updates": 1, "evaluate_every": 1}
+    run(WORLD_MODEL, folder, count_of_e, **policy, max_sentences=2)
+    responses = [row["response"] for row in read_evaluation(folder / "evaluation.parquet")]
+    assert max(map(completed_sentences, responses)) == 2
+    run(WORLD_MODEL, tmp_path / "free", count_of_e, **policy)
+    free = [row["response"] for row in read_evaluation(tmp_path / "free" / "evaluation.parquet")]
+    assert max(map(completed_sentences, free)) > 2
 
 
 def test_a_bandit_with_kl_penalty_reaches_the_known_optimum(policy_folder, tmp_path):

@@ -17,8 +17,8 @@ from rm_methods.preferences.world.texts import (
     sentence_about,
 )
 
-CUE = 0.2  # of each kind of cue
-RIGHT = 0.7  # of the claims about a requirement
+CUE = 0.1  # of each kind of cue
+RIGHT = 0.85  # of the claims about a requirement
 INVENTS = 0.15  # of the responses have room for an invention
 
 
