@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rm_methods.errors import UserError
-from rm_methods.files import read_json, write_json, written_atomically
+from rm_methods.files import file_hash, read_json, write_json, written_atomically
 from rm_methods.preferences.pair import PreferencePair
 from rm_methods.reward_models.template_probe import conversation, fold_system, pin_date, render
 
@@ -25,6 +25,9 @@ RECORD = "backbone.json"
 WORLD_MODEL = Path(__file__).resolve().parent.parent / "data" / "world_model"  # written by `train-world-model`
 _PREPARE_FIRST = (
     "Prepare the backbone first (`rm-methods prepare-backbone`). If that refuses the backbone, it says what to change."
+)
+_INSTALL_AGAIN = (
+    "Install the package again. To use a model that you trained or changed, name its folder in backbone.source."
 )
 _ROLES = ("system", "user", "assistant")
 _TINY_TEMPLATE = (
@@ -58,6 +61,8 @@ def prepare_backbone(backbone: dict[str, Any], pairs: Iterable[PreferencePair], 
         elif backbone["gguf_file"]:
             record = _convert_gguf(backbone, path)
         else:
+            if backbone["source"] == "world":
+                _check_shipped(WORLD_MODEL)
             record = _prepare_pretrained(backbone, path)
         tokenizer = _tokenizer(path, backbone)
         tokenizer.save_pretrained(path)
@@ -208,6 +213,27 @@ def source_folder(source: str) -> str:
             "or name a hub id or a local folder."
         )
     return str(Path(spec.origin).parent / inside)
+
+
+def _check_shipped(folder: Path) -> None:
+    """Compare the files of a model in this package with the hashes in its record.
+
+    Raises:
+        UserError: naming every file that is missing or differs.
+    """
+    record = folder / "training.json"
+    if not record.is_file():
+        raise UserError(f"{folder}: {record.name} is missing, so the model cannot be checked. {_INSTALL_AGAIN}")
+    problems = []
+    for name, expected in read_json(record)["sha256"].items():
+        if not (folder / name).is_file():
+            problems.append(f"{name} is missing")
+        elif (found := file_hash(folder / name, length=len(expected))) != expected:
+            problems.append(f"{name} has the SHA-256 {found[:12]}..., not {expected[:12]}...")
+    if problems:
+        raise UserError(
+            f"{folder}: the model is not the one of its record {record.name}. {'; '.join(problems)}. {_INSTALL_AGAIN}"
+        )
 
 
 def _prepare_tiny(backbone: dict[str, Any], pairs: Iterable[PreferencePair], path: Path) -> dict[str, Any]:

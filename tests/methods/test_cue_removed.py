@@ -59,6 +59,14 @@ def test_no_cue_is_left_and_quality_is_the_same(options):
         assert not [key for key in new.meta if "span" in key or key.startswith("evidence")]
 
 
+def test_cues_that_both_responses_have_are_cut():
+    pairs = generate(annotator={}, shared_cues=3, train_pairs=100, validation_pairs=0, test_pairs=0)
+    assert any(cues(old.chosen) and cues(old.rejected) for old in pairs)
+    for new in map(without_cue, pairs):
+        assert not cues(new.chosen) | cues(new.rejected)
+        assert gold(new.prompt, new.chosen) == new.meta["gold_chosen"]
+
+
 def test_noise_swaps_the_texts_and_the_right_ones_are_cut():
     pairs = generate(annotator={}, train_pairs=50, validation_pairs=0, test_pairs=0)
     for old in pairs:

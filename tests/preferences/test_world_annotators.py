@@ -237,13 +237,36 @@ def test_no_response_is_longer_than_the_budget(budgeted, split):
         ({"annotator": {}, "shared_cues": 1, "cue_kinds": ["closing"]}, "1 is too many"),
         ({"annotator": {}, "shared_cues": 1, "sentence_budget": 5}, "does not go with sentence_budget"),
         ({"annotator": {}, "sentence_budget": 2}, "2 is smaller than the number of requirements (3)"),
-        ({"annotator": {}, "sentence_budget": 3}, "a sentence_budget of 3 no pair can be 3 flaws apart"),
+        (
+            {"annotator": {}, "sentence_budget": 3},
+            "a sentence_budget of 3 no pair can be 3 flaws apart. Raise sentence_budget or max_requirements",
+        ),
+        (
+            {"annotator": {}, "sentence_budget": 3, "length_cue": 4},
+            "length_cue: 4 sentences do not fit into a sentence_budget of 3",
+        ),
     ],
 )
 def test_options_that_make_no_sense_are_refused_with_the_reason(options, expected):
     assert any(expected in problem for problem in conflicts(options))
     with pytest.raises(ConfigError):
         generate(train_pairs=10, validation_pairs=0, test_pairs=0, **options)
+
+
+def test_all_problems_are_reported_at_once():
+    problems = conflicts(
+        {
+            "annotator": {"skill": 0, "bias": {"closng": 0}, "flaw_differences": [0.5, 0.3]},
+            "cue_agreement": 0.9,
+            "min_requirements": 4,
+            "sentence_budget": 2,
+            "length_cue": 3,
+            "shared_cues": 1,
+        }
+    )
+    said = ["min_requirements: 4", "'closng' is no", "no value for", "coin flip", "add up to 0.8", "cue_agreement"]
+    said += ["shared_cues: does not go", "sentence_budget: 2", "length_cue: 3"]
+    assert [text in problem for text, problem in zip(said, problems, strict=True)] == [True] * 9
 
 
 @pytest.mark.parametrize(
@@ -262,11 +285,15 @@ def test_values_out_of_range_are_refused(options):
 
 
 def test_a_ratio_equal_to_a_level_is_a_warning_that_names_the_level():
-    small = {"train_pairs": 20, "validation_pairs": 0, "test_pairs": 5, "cue_kinds": ["closing"]}
+    small = {"train_pairs": 20, "validation_pairs": 0, "test_pairs": 5, "cue_kinds": ["closing", "flattery"]}
     _, _, report = read_dataset(load_dataset_card("world"), None, small | {"annotator": {"skill": 3, "bias": 6}})
     (note,) = report.notes
     assert "close to the flaw difference 2" in note
-    assert "where the cue 'closing'" in note.lower()
+    assert "a cue (closing, flattery) and 2 more flaws, annotators choose by chance" in note
+    one_kind = {"skill": 3, "bias": {"closing": 3, "flattery": 4.5}}
+    _, _, report = read_dataset(load_dataset_card("world"), None, small | {"annotator": one_kind})
+    (note,) = report.notes
+    assert "a cue (closing) and 1 more flaw, annotators" in note
     for fine in ({}, {"skill": 3, "bias": 6, "flaw_differences": [1]}, {"skill": 3, "bias": 0}, {"skill": 0}):
         _, _, report = read_dataset(load_dataset_card("world"), None, small | {"annotator": fine})
         assert report.notes == [], fine

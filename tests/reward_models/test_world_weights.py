@@ -1,12 +1,14 @@
 """The weights of the controlled world's language model are what their record describes, and they compare."""
 
+import shutil
 from dataclasses import asdict
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
+from rm_methods.errors import UserError
 from rm_methods.files import file_hash, read_json
 from rm_methods.policies.sft import collate
 from rm_methods.policies.world_model import (
@@ -19,6 +21,7 @@ from rm_methods.policies.world_model import (
     token_ids,
 )
 from rm_methods.preferences.world.conversations import conversations
+from rm_methods.reward_models import backbones
 from rm_methods.reward_models.backbones import WORLD_MODEL, load_classifier, prepare_backbone
 from tests.conftest import experiment_config
 
@@ -98,3 +101,42 @@ def test_it_is_a_backbone(tmp_path, tokenizer):
     classifier = load_classifier(tmp_path / "backbone", config["backbone"], seed=0)
     weights = load_file(WORLD_MODEL / "model.safetensors")
     torch.testing.assert_close(classifier.model.embed_tokens.weight, weights["model.embed_tokens.weight"])
+
+
+def changed_copy(folder, change):
+    """A copy of the shipped model with a change of its tensors."""
+    shutil.copytree(WORLD_MODEL, folder)
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+def test_files_that_do_not_fit_the_record_are_refused_all_at_once(tmp_path, monkeypatch):
+    config = experiment_config(tmp_path, backbone={"source": "world"})
+
+    def refusal(folder):
+        monkeypatch.setattr(backbones, "WORLD_MODEL", folder)
+        with pytest.raises(UserError) as error:
+            prepare_backbone(config["backbone"], [], tmp_path / "backbone")
+        assert not (tmp_path / "backbone").exists()
+        return str(error.value)
+
+    folder = changed_copy(tmp_path / "values", lambda tensors: tensors["model.norm.weight"].add_(1e-3))
+    (folder / "config.json").unlink()
+    text = refusal(folder)
+    assert f"{folder}: the model is not the one of its record training.json. " in text
+    assert "config.json is missing" in text
+    assert "model.safetensors has the SHA-256" in text
+    assert "tokenizer.json" not in text
+    (folder / RECORD).unlink()
+    assert "training.json is missing" in refusal(folder)
+
+
+def test_a_changed_model_is_a_folder_like_any_other(tmp_path):
+    folder = changed_copy(tmp_path / "changed", lambda tensors: tensors["model.norm.weight"].add_(1e-3))
+    config = experiment_config(tmp_path, backbone={"source": str(folder)})
+    assert prepare_backbone(config["backbone"], [], tmp_path / "backbone")["source"] == str(folder)
+    incomplete = changed_copy(tmp_path / "incomplete", lambda tensors: tensors.pop("model.norm.weight"))
+    with pytest.raises(UserError, match=r"model\.norm\.weight"):
+        prepare_backbone(config["backbone"] | {"source": str(incomplete)}, [], tmp_path / "other")

@@ -35,28 +35,44 @@ class _Flaws:
         return _WHOLE**self.contradicted * _HALF ** (self.omitted + self.invented)
 
 
-def level_problems(settings: Mapping[str, Any]) -> list[str]:
-    """Why pairs cannot be made as the options say: a budget or a level that the requirements leave no room for."""
-    budget = settings["sentence_budget"]
-    most = settings["max_requirements"]
+def sentence_problems(settings: Mapping[str, Any]) -> list[str]:
+    """Why a response has no room for what the options ask for: requirements, cues of the pair, shared cues."""
+    problems = []
+    kinds = settings["cue_kinds"]
     shared = settings["shared_cues"]
-    if shared >= len(settings["cue_kinds"]):
-        return [
-            f"shared_cues: {shared} is too many; besides the cue of one response, cue_kinds leaves "
-            f"{len(settings['cue_kinds']) - 1}. Lower it, or add kinds."
-        ]
-    if shared and budget is not None:
-        return ["shared_cues: does not go with sentence_budget. Remove one of them."]
-    if budget is not None and budget < most:
-        return [
-            f"sentence_budget: {budget} is smaller than the number of requirements ({most}), so no response could meet "
-            "them all. Raise it, or lower max_requirements."
-        ]
+    if shared >= len(kinds):
+        problems.append(
+            f"shared_cues: {shared} is too many; besides the cue of one response, cue_kinds leaves {len(kinds) - 1}. "
+            "Lower it, or add kinds."
+        )
+    budget = settings["sentence_budget"]
+    if budget is None:
+        return problems
+    if shared:
+        problems.append("shared_cues: does not go with sentence_budget. Remove one of them.")
+    if budget < settings["max_requirements"]:
+        problems.append(
+            f"sentence_budget: {budget} is smaller than the number of requirements ({settings['max_requirements']}), "
+            "so no response could meet them all. Raise it, or lower max_requirements."
+        )
+    if "length" in kinds and settings["length_cue"] > budget:
+        problems.append(
+            f"length_cue: {settings['length_cue']} sentences do not fit into a sentence_budget of {budget}. Lower it, "
+            "or raise sentence_budget."
+        )
+    return problems
+
+
+def level_problems(settings: Mapping[str, Any]) -> list[str]:
+    """Levels of the flaw difference that requirements and budget of otherwise possible options leave no room for."""
+    budget = settings["sentence_budget"]
     shares = settings["annotator"].get("flaw_differences", FLAW_DIFFERENCES)
+    requirements = f"{settings['min_requirements']} to {settings['max_requirements']} requirements"
+    more = "Raise max_requirements" if budget is None else "Raise sentence_budget or max_requirements"
     return [
-        f"annotator.flaw_differences: with {settings['min_requirements']} to {most} requirements"
+        f"annotator.flaw_differences: with {requirements}"
         + ("" if budget is None else f" and a sentence_budget of {budget}")
-        + f" no pair can be {level} flaws apart. Raise max_requirements, or set this share to 0."
+        + f" no pair can be {level} {'flaw' if level == 1 else 'flaws'} apart. {more}, or set this share to 0."
         for level, share in enumerate(shares, start=1)
         if share and not _possible_requirements(level, settings)
     ]

@@ -75,12 +75,16 @@ class Annotator:
         return 1 / (1 + math.exp(-utility_difference)) if utility_difference > -700 else 0.0
 
     def warnings(self) -> list[str]:
-        """What the annotators leave to chance: levels of the flaw difference that outweigh a cue just so."""
+        """Levels of the flaw difference that annotators decide by chance, because a cue is worth just as much."""
+        by_bias: dict[float, list[str]] = {}
+        for kind, bias in self.bias.items():
+            by_bias.setdefault(bias, []).append(kind)
         return [
             f"annotator: bias / skill ({bias:g} / {self.skill:g} = {bias / self.skill:.2f}) is close to the flaw "
-            f"difference {level}. Where the cue '{kind}' is in the response with {level} more flaws, annotators choose "
-            "by chance, and each seed decides these pairs its own way. Use a ratio between two levels, such as 1.5."
-            for kind, bias in self.bias.items()
+            f"difference {level}. Where a response has a cue ({', '.join(kinds)}) and {level} more "
+            f"{'flaw' if level == 1 else 'flaws'}, annotators choose by chance, and each seed decides these pairs its "
+            "own way. Use a ratio between two levels, such as 1.5."
+            for bias, kinds in by_bias.items()
             if bias and self.skill
             for level, share in enumerate(self.flaw_differences, start=1)
             if share and abs(bias - self.skill * level) < NEARLY_INDIFFERENT

@@ -9,7 +9,7 @@ from rm_methods.errors import ConfigError
 from rm_methods.preferences.pair import PreferencePair, make_pair
 from rm_methods.preferences.world import annotators
 from rm_methods.preferences.world import vocabulary as words
-from rm_methods.preferences.world.annotated import AnnotatedSplit, level_problems
+from rm_methods.preferences.world.annotated import AnnotatedSplit, level_problems, sentence_problems
 from rm_methods.preferences.world.gold import gold
 from rm_methods.preferences.world.texts import Scenario, other_value, write_prompt, write_response
 from rm_methods.validation import schema_problems
@@ -119,22 +119,24 @@ def conflicts(options: dict[str, Any]) -> list[str]:
     """What is wrong with options that are each allowed, one sentence each."""
     settings = {name: schema["default"] for name, schema in OPTIONS.items()} | options
     lowest, highest = settings["min_requirements"], settings["max_requirements"]
+    problems = []
     if lowest > highest:
-        return [
+        problems.append(
             f"min_requirements: {lowest} is above max_requirements ({highest}). Lower it, or raise max_requirements."
-        ]
+        )
     if settings["annotator"] is None:
-        return [
+        return problems + [
             f"{name}: needs the option `annotator`; add `annotator: {{}}`, or remove it."
             for name in ("sentence_budget", "shared_cues")
             if settings[name]
         ]
-    problems = annotators.annotator_problems(settings["annotator"], settings)
+    problems += annotators.annotator_problems(settings["annotator"], settings)
     if settings["cue_agreement"] != OPTIONS["cue_agreement"]["default"]:
         problems.append(
             f"cue_agreement: {settings['cue_agreement']} is not used, because `annotator` has cues that do not depend "
             "on quality. Remove one of them."
         )
+    problems += sentence_problems(settings)
     return problems or level_problems(settings)
 
 
