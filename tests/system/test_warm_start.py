@@ -26,7 +26,7 @@ pytestmark = [
 WORKFLOW = """
 import sys
 from rm_methods.system.warm_start import start_servers
-print(start_servers({1}, sys.argv[1:]), flush=True)
+print(start_servers({1, 2}, sys.argv[1:]), flush=True)
 sys.stdin.read()
 """
 # Stands for the commands of the package.
@@ -214,6 +214,15 @@ def test_commands_with_another_environment_start_cold(workflow, variables):
     view = shown(workflow.run("show", **variables))
     assert not view["warm"]
     assert variables.items() <= view["environment"].items()
+
+
+@pytest.mark.parametrize(("threads", "warm"), [("2", True), ("3", False)])
+def test_each_number_of_threads_has_its_own_server(workflow, threads, warm):
+    of_one_thread = shown(workflow.run("show"))["server"]
+    view = shown(workflow.run("show", **dict.fromkeys(THREAD_VARIABLES, threads)))
+    assert view["warm"] == warm
+    assert view["server"] != of_one_thread
+    assert view["environment"]["OMP_NUM_THREADS"] == threads
 
 
 def test_a_variable_that_a_package_sets_is_kept_and_causes_no_cold_start(tmp_path):
