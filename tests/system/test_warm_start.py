@@ -118,7 +118,7 @@ class Workflow:
         return client, int(process), int(server)
 
     def end(self) -> None:
-        self.process.kill()
+        """Let the process finish, if it was not killed."""
         self.process.communicate()
 
 
@@ -187,8 +187,11 @@ def test_a_command_dies_with_its_client(workflow):
     assert shown(workflow.run("show"))["warm"]
 
 
-def test_everything_ends_with_the_workflow(workflow):
+@pytest.mark.parametrize("killed", [False, True])
+def test_everything_ends_with_the_workflow(workflow, killed):
     client, process, server = workflow.start()
+    if killed:
+        workflow.process.kill()
     workflow.end()
     client.communicate(timeout=20)
     assert client.returncode == 1
