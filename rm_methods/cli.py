@@ -235,19 +235,30 @@ def prepare_benchmark(config_files, benchmark, pairs, items, report):
 @_checkpoints
 @click.option("--set", "changes", multiple=True, help="SETTING=NUMBER, such as hidden_size=128; repeatable.")
 @click.option("--start", type=_FOLDER, default=None, help="Folder of an earlier training to start from.")
+@click.option(
+    "--kind",
+    type=click.Choice(["causal", "bidirectional", "joint"]),
+    default="causal",
+    show_default=True,
+    help="causal predicts each token; bidirectional fills masks; joint does so with two responses and a verdict.",
+)
 @_threads
-def train_world_model(seed, out, work, changes, start, threads):
-    """Train the language model of the controlled world.
+def train_world_model(seed, out, work, changes, start, kind, threads):
+    """Train a language model of the controlled world.
 
-    It learns to compare a response with its prompt, from conversations without preferences.  The package has its
-    weights: backbone.source = world.
+    It learns to compare a response with its prompt, from conversations without preferences.  The package has the
+    weights of three: world, world_weak and world_joint.
     """
     from rm_methods.policies.world_model import WorldModelSettings
     from rm_methods.policies.world_model import train_world_model as run
 
-    record = run(WorldModelSettings.changed(changes), seed, out, work, threads, start)
-    last = record["probe"][-1]["accuracy_by_layer"]
-    click.echo(f"{record['parameters']} parameters. The probe tells the better response in {100 * last[-1]:.1f}%.")
+    record = run(WorldModelSettings.changed(changes), seed, out, work, threads=threads, start=start, kind=kind)
+    if kind == "causal":
+        share = record["probe"][-1]["accuracy_by_layer"][-1]
+        click.echo(f"{record['parameters']} parameters. The probe tells the better response in {100 * share:.1f}%.")
+    else:
+        share = record["reactions"][-1]["named_right"]
+        click.echo(f"{record['parameters']} parameters. It names the reaction right in {100 * share:.1f}%.")
 
 
 @main.command()

@@ -75,14 +75,16 @@ def row_kl(
     return _over_pairs(student, teacher, lambda pair: _mean_over_rows(pair, visible, causal, distance))
 
 
-def averaged_row_kl(student: StudentAttention, teacher: TeacherAttention, scope: str = "joint") -> torch.Tensor:
+def averaged_row_kl(
+    student: StudentAttention, teacher: TeacherAttention, scope: str = "joint", causal: bool = False
+) -> torch.Tensor:
     """Mean over rows of KL over groups, the student's probabilities averaged over heads first, [B]."""
 
     def distance(pair: _Pair, row: int, columns: list[int]) -> torch.Tensor:
         return _kl(pair.teacher_row(pair.group[row], columns), pair.student_row(row, columns))
 
-    visible = visible_segments(scope)
-    return _over_pairs(student, teacher, lambda pair: _mean_over_rows(pair, visible, False, distance))
+    visible = visible_segments("intra" if causal else scope)
+    return _over_pairs(student, teacher, lambda pair: _mean_over_rows(pair, visible, causal, distance))
 
 
 def virt(student: StudentAttention, teacher: TeacherAttention) -> torch.Tensor:

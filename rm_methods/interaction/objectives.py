@@ -182,13 +182,38 @@ def readout(student: StudentAttention, teacher: TeacherAttention) -> torch.Tenso
     return total / 2
 
 
-def averaged_row_kl(student: StudentAttention, teacher: TeacherAttention, scope: str = "joint") -> torch.Tensor:
+def averaged_row_kl(
+    student: StudentAttention, teacher: TeacherAttention, scope: str = "joint", causal: bool = False
+) -> torch.Tensor:
     """KL(teacher || student) of attention rows over groups, the student's probabilities averaged over heads first, [B].
 
+    `scope` and `causal` are as for `row_kl`; of a token's group, the causal map has only the tokens up to this one.
     Weaker than `row_kl`, which asks every head to follow the teacher.  Also slower: an average of softmaxes is not
     bilinear, so the student's rows are computed and pooled in blocks.
     """
-    return _over_pooled_rows(student, teacher, scope, _kl)
+    return _over_pooled_rows(student, teacher, "intra" if causal else scope, _kl, causal)
+
+
+def used_map_kl(student: StudentAttention, teacher: StudentAttention) -> torch.Tensor:
+    """KL(teacher || student) of the maps that both models use, each averaged over heads first; mean over rows, [B].
+
+    A row sees the tokens of its prompt and response up to itself.  Columns of the teacher that the student does not
+    see, as with the map of another pair, are dropped, and its rows are made distributions again.
+
+    Args:
+        teacher: the attention of a causal model over the same columns, with any number of heads; no gradient.
+    """
+    table = torch.tensor(visible_segments("intra"), device=student.query.device)
+
+    def block(rows: slice, query: torch.Tensor, key: torch.Tensor, teacher_key: torch.Tensor) -> torch.Tensor:
+        score_BhRL, visible_B1RL = _block_scores(student, table, rows, query, key, causal=True)
+        teacher_BhRL, seen_B1RL = _block_scores(teacher, table, rows, teacher.query, teacher_key, causal=True)
+        target_BRL = teacher_BhRL.softmax(-1).mean(1) * (visible_B1RL & seen_B1RL)[:, 0]
+        target_BRL = target_BRL / target_BRL.sum(-1, keepdim=True).clamp(min=1e-12)
+        return _kl(target_BRL, score_BhRL.softmax(-1).mean(1))
+
+    kl_BL = _in_row_blocks(block, student, teacher.key)
+    return _mean_over_rows(kl_BL[:, None], (student.group >= 0) & (teacher.group >= 0))
 
 
 def virt(student: StudentAttention, teacher: TeacherAttention) -> torch.Tensor:
@@ -204,15 +229,17 @@ def _over_pooled_rows(
     teacher: TeacherAttention,
     scope: str,
     distance: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+    causal: bool = False,
 ) -> torch.Tensor:
     """Mean over rows of distance(teacher's row, student's head-averaged row), both [B, rows, G]."""
     table = torch.tensor(visible_segments(scope), device=student.query.device)
-    target_BGG, has_row_BG = _restricted(teacher, table)
-    valid_BL, group_BL = _rows(student, has_row_BG)
     groups = teacher.segment.shape[1]
+    before = torch.ones(groups, groups, dtype=torch.bool, device=table.device).tril() if causal else None
+    target_BGG, has_row_BG = _restricted(teacher, table, before)
+    valid_BL, group_BL = _rows(student, has_row_BG)
 
     def block(rows: slice, query: torch.Tensor, key: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        score_BhRL, _ = _block_scores(student, table, rows, query, key)
+        score_BhRL, _ = _block_scores(student, table, rows, query, key, causal)
         prob_BRL = score_BhRL.softmax(-1).mean(1) * (student.group >= 0)[:, None]
         column_BRL = student.group.clamp(min=0)[:, None].expand_as(prob_BRL)
         pooled_BRG = prob_BRL.new_zeros(prob_BRL.shape[0], prob_BRL.shape[1], groups)
@@ -397,9 +424,11 @@ def _in_row_blocks(
     target: torch.Tensor,
 ) -> torch.Tensor:
     """Concatenate block(rows, query, key, target) along the last axis; the backward pass recomputes blocks."""
+    length = student.query.shape[2]
+    if length <= 2 * _ROWS_PER_BLOCK:  # too short for the memory to matter; recomputing takes a third more time
+        return block(slice(0, length), student.query, student.key, target)
     blocks = [
-        checkpoint(block, rows, student.query, student.key, target, use_reentrant=False)
-        for rows in _row_blocks(student.query.shape[2])
+        checkpoint(block, rows, student.query, student.key, target, use_reentrant=False) for rows in _row_blocks(length)
     ]
     return torch.cat(blocks, dim=-1)
 

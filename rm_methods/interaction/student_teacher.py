@@ -139,24 +139,9 @@ class StudentTeacher:
             positions: of the batch's pairs.
             with_values: also regroup the values.
         """
-        attention = attention.repeated()
         items = [self.items[position] for position in positions]
         segment, group = self._segments_and_groups(items, positions)
-        device = attention.query.device
-        if batch.attention_map is not None:
-            regrouped = partial(tokens_of_pairs, attention_map=batch.attention_map)
-        else:
-            index = _positions_in_plain_rows(items).to(device)
-            regrouped = partial(_gathered_tokens, index=index)
-        return StudentAttention(
-            query=regrouped(attention.query).float(),
-            key=regrouped(attention.key).float(),
-            value=regrouped(attention.value).float() if with_values else None,
-            scaling=attention.scaling,
-            group=group.to(device),
-            segment=segment.to(device),
-            read=_read_positions(items).to(device),
-        )
+        return pair_attention(attention, batch, items, segment=segment, group=group, with_values=with_values)
 
     def teacher_vectors(self, maps: TeacherMaps, positions: Sequence[int], device) -> list[TeacherVectors]:
         """The teacher's queries, keys and values over groups, one for each order of the responses.
@@ -195,22 +180,64 @@ class StudentTeacher:
         self, items: Sequence[TokenizedItem], positions: Sequence[int]
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Segments and groups of the regrouped tokens, int64 [B, P + 2 Q] each, -1 at padding."""
-        prompt, response = _widths(items)
-        segment = np.full((len(items), prompt + 2 * response), -1, dtype=np.int64)
-        group = segment.copy()
-        for b, (item, position) in enumerate(zip(items, positions, strict=True)):
+        segment = token_segments(items)
+        group = torch.full_like(segment, -1)
+        for b, position in enumerate(positions):
             pair = self.pairs[position]
-            start = 0
-            for kind, column, count in (
-                (PROMPT, 0, item.shared),
-                (CHOSEN, prompt, item.lengths[0] - item.shared),
-                (REJECTED, prompt + response, item.lengths[1] - item.shared),
-            ):
-                segment[b, column : column + count] = kind
-                if pair is not None:
-                    group[b, column : column + count] = pair.student[start : start + count]
-                start += count
-        return torch.from_numpy(segment), torch.from_numpy(group)
+            if pair is not None:
+                group[b, segment[b] >= 0] = torch.from_numpy(pair.student.astype(np.int64))
+        return segment, group
+
+
+def pair_attention(
+    attention: LayerAttention,
+    batch: SequenceBatch,
+    items: Sequence[TokenizedItem],
+    *,
+    segment: torch.Tensor,
+    group: torch.Tensor,
+    with_values: bool = False,
+) -> StudentAttention:
+    """Captured queries and keys of a batch, in fp32, regrouped per pair as [prompt | chosen | rejected].
+
+    Args:
+        attention: of one layer, captured in the forward of `batch`.
+        items: the batch's pairs.
+        segment: of their regrouped tokens, from `token_segments`.
+        group: int64 [B, P + 2 Q], which tokens are compared, see `StudentAttention`.
+        with_values: also regroup the values.
+    """
+    attention = attention.repeated()
+    device = attention.query.device
+    if batch.attention_map is not None:
+        regrouped = partial(tokens_of_pairs, attention_map=batch.attention_map)
+    else:
+        index = _positions_in_plain_rows(items).to(device)
+        regrouped = partial(_gathered_tokens, index=index)
+    return StudentAttention(
+        query=regrouped(attention.query).float(),
+        key=regrouped(attention.key).float(),
+        value=regrouped(attention.value).float() if with_values else None,
+        scaling=attention.scaling,
+        group=group.to(device),
+        segment=segment.to(device),
+        read=_read_positions(items).to(device),
+    )
+
+
+def token_segments(items: Sequence[TokenizedItem]) -> torch.Tensor:
+    """Segment of each token of some pairs, regrouped as [prompt | chosen | rejected]; int64 [B, P + 2 Q], -1 at
+    padding."""
+    prompt, response = part_widths(items)
+    segment = torch.full((len(items), prompt + 2 * response), -1)
+    for b, item in enumerate(items):
+        for kind, column, count in (
+            (PROMPT, 0, item.shared),
+            (CHOSEN, prompt, item.lengths[0] - item.shared),
+            (REJECTED, prompt + response, item.lengths[1] - item.shared),
+        ):
+            segment[b, column : column + count] = kind
+    return segment
 
 
 def _teacher_layers(teacher: JointTeacher | None, student_layers: int) -> list[int]:
@@ -227,7 +254,7 @@ def _teacher_layers(teacher: JointTeacher | None, student_layers: int) -> list[i
     return list(teacher.layers)
 
 
-def _widths(items: Sequence[TokenizedItem]) -> tuple[int, int]:
+def part_widths(items: Sequence[TokenizedItem]) -> tuple[int, int]:
     """P and Q: the longest prompt and the longest response of some pairs, in tokens."""
     prompt = max(item.shared for item in items)
     response = max(length - item.shared for item in items for length in item.lengths)
@@ -236,14 +263,14 @@ def _widths(items: Sequence[TokenizedItem]) -> tuple[int, int]:
 
 def _read_positions(items: Sequence[TokenizedItem]) -> torch.Tensor:
     """Columns of the tokens that the rewards are read from, int64 [B, 2]: each response's last."""
-    prompt, response = _widths(items)
+    prompt, response = part_widths(items)
     last = [[length - item.shared - 1 for length in item.lengths] for item in items]
     return torch.tensor([[prompt + chosen, prompt + response + rejected] for chosen, rejected in last])
 
 
 def _positions_in_plain_rows(items: Sequence[TokenizedItem]) -> torch.Tensor:
     """Where the tokens [prompt | chosen | rejected] are in flattened plain rows, int64 [B, P + 2 Q], 0 at padding."""
-    prompt, response = _widths(items)
+    prompt, response = part_widths(items)
     positions = token_positions(items, "plain")
     index = np.zeros((len(items), prompt + 2 * response), dtype=np.int64)
     for b, item in enumerate(items):

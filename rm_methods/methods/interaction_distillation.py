@@ -120,16 +120,16 @@ class Method(TrainedMethod):
     def _objective(self, student: StudentAttention, teacher: TeacherAttention) -> torch.Tensor:
         """The objective that the settings name, [pairs]."""
         settings = self.settings
+        row_kl = objectives.row_kl if settings["heads"] == "each" else objectives.averaged_row_kl
         match settings["objective"]:
             case "causal_kl":
-                return objectives.row_kl(student, teacher, causal=True)
+                return row_kl(student, teacher, causal=True)
             case "received_mass":
                 return objectives.received_mass(student, teacher)
             case "readout":
                 return objectives.readout(student, teacher)
             case "virt":
                 return objectives.virt(student, teacher)
-        row_kl = objectives.row_kl if settings["heads"] == "each" else objectives.averaged_row_kl
         if settings["scope"] != "separate":
             return row_kl(student, teacher, settings["scope"])
         intra = row_kl(student, teacher, "intra")

@@ -30,6 +30,13 @@ _MASKED = 0.8
 _REPLACED = 0.1
 
 
+def mask_token(tokenizer) -> int:
+    """The mask token, or, as in LLM2Vec, the underscore: a token that pretraining has seen as a blank to fill in."""
+    if tokenizer.mask_token_id is not None:
+        return tokenizer.mask_token_id
+    return tokenizer("_", add_special_tokens=False)["input_ids"][0]
+
+
 class MaskedLanguageModel(nn.Module):
     """A language model that reads plain rows in both directions.
 

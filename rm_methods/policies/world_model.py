@@ -1,12 +1,14 @@
-"""Training of the small language model of the controlled world, which has learned to compare (docs/world.md).
+"""Training of the small language models of the controlled world, which learn to compare (docs/world.md).
 
-It reads conversations of `preferences.world.conversations` and predicts every token.  One end token closes each turn,
-and no header follows it:
+They read conversations of `preferences.world.conversations`.  One end token closes each turn, and no header follows it:
 
     <bos> user <end> response <end> reaction <end>
 
-So the hidden state at the end of a response, where reward models read the reward, has to know what the reaction will
-be.  A linear probe shows when the model has learned it (`probe`).
+causal          predicts every token.  So the hidden state at the end of a response, where reward models read the
+                reward, has to know what the reaction will be.  A linear probe shows when it does (`probe`).
+bidirectional   every token sees every other; predicts masked tokens, each from the position before it.
+joint           the same on comparisons: two responses, and the user's verdict.  Without the verdict this is the row
+                that joint models read (`reward_models.joint_reader`).
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from __future__ import annotations
 import math
 import shutil
 import time
+import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,6 +26,7 @@ import numpy as np
 
 from rm_methods.errors import UserError, nearest
 from rm_methods.files import content_hash, file_hash, read_json, write_json, written_atomically
+from rm_methods.policies.sft import IGNORED
 from rm_methods.preferences.pair import Message, PreferencePair
 from rm_methods.reward_models.template_probe import conversation, render
 
@@ -41,6 +45,10 @@ _TOKENIZER_TEXTS = 5000
 _PROBE_SEED = 10_000  # of a world whose pairs no experiment trains on by default
 _PROBE_TEST_PAIRS = 1000
 _PENALTY = 1e-4  # of the probe's weights, on hidden states of variance 1
+KINDS = ("causal", "bidirectional", "joint")
+_MASKED = 0.2  # of the tokens
+_HIDDEN_REACTIONS = 0.6  # of the texts: half of them masked, half left out
+_NAMED_TEXTS = 500
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,7 +113,14 @@ class WorldModelSettings:
 
 
 def train_world_model(
-    settings: WorldModelSettings, seed: int, out: Path, work: Path, threads: int = 1, start: Path | None = None
+    settings: WorldModelSettings,
+    seed: int,
+    out: Path,
+    work: Path,
+    *,
+    threads: int = 1,
+    start: Path | None = None,
+    kind: str = "causal",
 ) -> dict[str, Any]:
     """Train the model; a run that was stopped continues from its last checkpoint.
 
@@ -114,42 +129,51 @@ def train_world_model(
         out: a plain causal-language-model folder, with `training.json` (written).
         work: folder for checkpoints.
         start: folder of an earlier training, whose weights and tokenizer it starts from.
+        kind: of `KINDS`.  All but "causal" have the tokenizer of the shipped causal model.
 
     Returns:
-        The record that is also written to `training.json`: settings, seed, vocabulary and parameters, curves of the
-        loss and of the probe, and the hashes of the written files.
+        The record that is also written to `training.json`: kind, settings, seed, vocabulary and parameters, curves of
+        the loss and of the probe (causal) or of the reactions named right (others), and the hashes of the written
+        files.
     """
     from transformers import AutoModelForCausalLM, set_seed
 
-    from rm_methods.preferences.world.conversations import conversations
+    from rm_methods.preferences.world.conversations import comparisons, conversations
+    from rm_methods.reward_models.backbones import WORLD_MODEL
     from rm_methods.reward_models.loading import pretrained_model, pretrained_tokenizer
     from rm_methods.system.cpu import prepare_cpu
 
     prepare_cpu(threads)
-    texts = list(conversations(settings.texts, seed))
-    if start is None:
-        tokenizer = make_tokenizer(texts, settings)
-        model = _new_model(settings, tokenizer, seed)
-    else:
+    make_texts = comparisons if kind == "joint" else conversations
+    texts = list(make_texts(settings.texts, seed))
+    if start is not None:
         tokenizer = pretrained_tokenizer(start)
         model, _ = pretrained_model(AutoModelForCausalLM, start)
+    else:
+        tokenizer = make_tokenizer(texts, settings) if kind == "causal" else pretrained_tokenizer(WORLD_MODEL)
+        model = _new_model(settings, tokenizer, seed)
     set_seed(seed)
     ids = token_ids(tokenizer, texts)
-    pairs = probe_pairs(settings.probe_pairs + _PROBE_TEST_PAIRS)
+    task: _Causal | _Masked
+    if kind == "causal":
+        task = _Causal(model, tokenizer, settings.probe_pairs)
+    else:
+        task = _Masked(model, tokenizer, texts, list(make_texts(_NAMED_TEXTS, _PROBE_SEED)), seed)
     earlier = None if start is None else read_json(start / RECORD)
-    work = work / content_hash([asdict(settings), seed, earlier])
-    curves = _fit(model, tokenizer, ids, pairs, settings, seed, work)
+    work = work / content_hash([asdict(settings), seed, earlier, kind])
+    curves = _fit(model, ids, task, settings, seed, work)
     model.eval()
     with written_atomically(out) as folder:
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         record = {
+            "kind": kind,
             "settings": asdict(settings),
             "seed": seed,
             "vocabulary": len(tokenizer),
             "parameters": sum(parameter.numel() for parameter in model.parameters()),
             "tokens_per_epoch": sum(map(len, ids)),
-            "probe_pairs": {"fitted": settings.probe_pairs, "tested": _PROBE_TEST_PAIRS},
+            **task.sizes,
             "started_from": earlier,
             **curves,
             "sha256": {file.name: file_hash(file, length=64) for file in sorted(folder.iterdir())},
@@ -157,6 +181,147 @@ def train_world_model(
         write_json(folder / RECORD, record)
     shutil.rmtree(work, ignore_errors=True)
     return record
+
+
+class _Causal:
+    """Prediction of every token, measured by the probe.
+
+    Attributes:
+        curve: the key of the measurements in the record.
+        sizes: numbers of texts that are measured, for the record.
+        epoch: of the training, from 0; set by `_fit`.
+    """
+
+    curve = "probe"
+    epoch = 0
+
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, fitted: int):
+        self.model = model
+        self.tokenizer = tokenizer
+        self.pairs = probe_pairs(fitted + _PROBE_TEST_PAIRS)
+        self.fitted = fitted
+        self.sizes = {"probe_pairs": {"fitted": fitted, "tested": _PROBE_TEST_PAIRS}}
+
+    def collate(self, batch: Sequence[dict[str, list[int]]]) -> dict[str, Any]:
+        from rm_methods.policies.sft import collate
+
+        rows = [{"input_ids": row["input_ids"], "labels": row["input_ids"]} for row in batch]
+        return collate(rows, self.tokenizer.pad_token_id)
+
+    def measure(self) -> dict[str, Any]:
+        accuracies = probe(self.model, self.tokenizer, self.pairs, self.fitted)
+        return {"accuracy_by_layer": [round(accuracy, 4) for accuracy in accuracies]}
+
+
+class _Masked:
+    """Prediction of masked tokens without a causal mask, measured by the reactions that are named right.
+
+    A token is predicted from the position before it.  In `_HIDDEN_REACTIONS` of the texts no token of the reaction is
+    seen: it is masked, or the row ends with the last response, whose end then predicts the first token of the reaction.
+    Joint models read rows that end there.
+
+    Args:
+        texts: of the training.
+        held_out: other texts, for the measurement.
+        seed: decides, with the epoch, what is masked.
+
+    Attributes: as of `_Causal`.
+    """
+
+    curve = "reactions"
+    epoch = 0
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        texts: Sequence[Sequence[Message]],
+        held_out: Sequence[Sequence[Message]],
+        seed: int,
+    ):
+        import torch
+
+        from rm_methods.methods.masked_language import mask_token
+
+        self.model = model
+        self.mask_id = mask_token(tokenizer)
+        self.special = torch.tensor(sorted(tokenizer.all_special_ids))
+        self.read = [len(row) for row in token_ids(tokenizer, [text[:-1] for text in texts])]
+        self.held_out = held_out
+        self.tokenizer = tokenizer
+        self.seed = seed
+        self.sizes = {"reactions_named": len(held_out)}
+
+    def collate(self, batch: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """Masked rows, a mask that shows every token to every other, and the tokens to predict."""
+        import torch
+
+        rows, targets = zip(*(self._masked(row["input_ids"], row["index"]) for row in batch), strict=True)
+        targets_RL = torch.nn.utils.rnn.pad_sequence(targets, batch_first=True, padding_value=IGNORED)
+        # The model shifts `labels` itself, but not `shift_labels`, whose last entry may follow the end of the row.
+        return _unmasked_batch(rows, self.tokenizer.pad_token_id) | {"labels": targets_RL, "shift_labels": targets_RL}
+
+    def _masked(self, ids: Sequence[int], index: int):
+        """A row as the model reads it, and what each position predicts (IGNORED for nothing), int64 [L] both."""
+        import torch
+
+        generator = torch.Generator().manual_seed(zlib.crc32(f"{self.seed} {self.epoch} {index}".encode()))
+        row = torch.tensor(ids)
+        fate = float(torch.rand((), generator=generator))
+        is_masked = (torch.rand(len(row), generator=generator) < _MASKED) & ~torch.isin(row, self.special)
+        read = self.read[index]
+        if fate < _HIDDEN_REACTIONS:
+            is_masked[read:-1] = True
+        target = torch.where(is_masked, row, IGNORED)[1:]
+        seen = torch.where(is_masked, self.mask_id, row)
+        if fate < _HIDDEN_REACTIONS / 2:
+            return seen[:read], target[:read]
+        return seen, torch.nn.functional.pad(target, (0, 1), value=IGNORED)
+
+    def measure(self) -> dict[str, Any]:
+        """Share of the texts in which the end of the last response tells whether the reaction is the first one.
+
+        The first reaction is that all is well, or that the first response is better.
+        """
+        return {"named_right": round(reactions_named(self.model, self.tokenizer, self.held_out), 4)}
+
+
+def _unmasked_batch(rows: Sequence[Any], pad_id: int) -> dict[str, Any]:
+    """Rows of token ids, padded, and a mask that shows every token of a row to every other, bool [R, 1, 1, L]."""
+    import torch
+
+    ids_RL = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=pad_id)
+    is_token_RL = torch.arange(ids_RL.shape[1]) < torch.tensor([len(row) for row in rows])[:, None]
+    return {"input_ids": ids_RL, "attention_mask": is_token_RL[:, None, None]}
+
+
+def reactions_named(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Sequence[Sequence[Message]],
+    batch_size: int = 64,
+) -> float:
+    """How often a model without a causal mask names the reaction right, from rows that end with the last response.
+
+    Right means: it predicts that all is well (or the first response is better) exactly where this is so.
+    """
+    import torch
+
+    from rm_methods.preferences.world.conversations import VERDICTS
+    from rm_methods.preferences.world.vocabulary import SATISFIED
+
+    rows = [torch.tensor(row) for row in token_ids(tokenizer, [text[:-1] for text in texts])]
+    good = [tokenizer(text, add_special_tokens=False)["input_ids"][0] for text in (SATISFIED, VERDICTS[0])]
+    right = 0
+    for start in range(0, len(rows), batch_size):
+        members = rows[start : start + batch_size]
+        last = torch.tensor([len(row) - 1 for row in members])
+        with torch.no_grad():
+            logits_RLV = model(**_unmasked_batch(members, tokenizer.pad_token_id)).logits
+        named = logits_RLV[torch.arange(len(members)), last].argmax(-1).tolist()
+        for text, token in zip(texts[start : start + batch_size], named, strict=True):
+            right += (token in good) == (text[-1]["content"] in (SATISFIED, VERDICTS[0]))
+    return right / len(texts)
 
 
 def _new_model(settings: WorldModelSettings, tokenizer: PreTrainedTokenizerBase, seed: int) -> PreTrainedModel:
@@ -279,9 +444,8 @@ def _probe_accuracy(states: np.ndarray, fitted: int) -> float:
 
 def _fit(
     model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
     ids: Sequence[list[int]],
-    pairs: Sequence[PreferencePair],
+    task: _Causal | _Masked,
     settings: WorldModelSettings,
     seed: int,
     work: Path,
@@ -289,33 +453,37 @@ def _fit(
     """Train the model in place.
 
     Returns:
-        The curves: "loss" as [step, loss], "probe" as {"epoch", "step", "accuracy_by_layer"}, and "wall_seconds".
+        The curves: "loss" as [step, loss], that of the task as {"epoch", "step", what it measures}, and "wall_seconds".
     """
     from transformers import Trainer, TrainerCallback, TrainingArguments
     from transformers.trainer_callback import PrinterCallback
 
     from rm_methods.files import read_json_lines
-    from rm_methods.policies.sft import collate
     from rm_methods.training.fitting import common_arguments, one_device
     from rm_methods.training.trainer import TrainingLog, last_complete_checkpoint
 
     started = time.monotonic()
     steps_per_epoch = -(-len(ids) // settings.texts_per_step)
-    probes_file = work / "probe.json"
-    probes: list[dict[str, Any]] = []
+    curve_file = work / f"{task.curve}.json"
+    curve: list[dict[str, Any]] = []
 
-    class ProbeAfterEpoch(TrainerCallback):
+    class MeasureAfterEpoch(TrainerCallback):
         def on_train_begin(self, args, state, control, **kwargs):
-            if state.global_step and probes_file.exists():
-                probes[:] = [row for row in read_json(probes_file) if row["step"] <= state.global_step]
+            if state.global_step and curve_file.exists():
+                curve[:] = [row for row in read_json(curve_file) if row["step"] <= state.global_step]
+            if state.global_step and (not curve or curve[-1]["step"] < state.global_step):
+                self.on_epoch_end(args, state, control)  # the last training was stopped between checkpoint and curve
+
+        def on_epoch_begin(self, args, state, control, **kwargs):
+            task.epoch = round(state.epoch)
 
         def on_epoch_end(self, args, state, control, **kwargs):
             model.eval()
-            accuracies = [round(accuracy, 4) for accuracy in probe(model, tokenizer, pairs, settings.probe_pairs)]
+            measured = task.measure()
             model.train()
-            probes.append({"epoch": round(state.epoch), "step": state.global_step, "accuracy_by_layer": accuracies})
-            write_json(probes_file, probes)
-            print(f"world model: after epoch {round(state.epoch)} the probe has {accuracies}", flush=True)
+            curve.append({"epoch": round(state.epoch), "step": state.global_step, **measured})
+            write_json(curve_file, curve)
+            print(f"world model: after epoch {round(state.epoch)} {measured}", flush=True)
 
     optimizer_settings = asdict(settings) | {"log_every_steps": 50, "checkpoint_every_steps": steps_per_epoch}
     arguments = TrainingArguments(
@@ -329,13 +497,13 @@ def _fit(
     trainer = Trainer(
         model=model,
         args=arguments,
-        train_dataset=[{"input_ids": row, "labels": row} for row in ids],
-        data_collator=lambda batch: collate(batch, tokenizer.pad_token_id),
-        callbacks=[log, ProbeAfterEpoch()],
+        train_dataset=[{"input_ids": row, "index": index} for index, row in enumerate(ids)],
+        data_collator=task.collate,
+        callbacks=[log, MeasureAfterEpoch()],
     )
     trainer.remove_callback(PrinterCallback)
     checkpoint = last_complete_checkpoint(work)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     losses = [[row["step"], round(row["loss"], 4)] for row in read_json_lines(log.path)]
     seconds = round(log.seconds_before + time.monotonic() - started)
-    return {"loss": losses, "probe": probes, "wall_seconds": seconds}
+    return {"loss": losses, task.curve: curve, "wall_seconds": seconds}

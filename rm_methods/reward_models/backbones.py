@@ -22,7 +22,12 @@ if TYPE_CHECKING:
     from rm_methods.reward_models.tokenization import ChatTokenizer
 
 RECORD = "backbone.json"
-WORLD_MODEL = Path(__file__).resolve().parent.parent / "data" / "world_model"  # written by `train-world-model`
+_DATA = Path(__file__).resolve().parent.parent / "data"
+WORLD_MODEL = _DATA / "world_model"
+# Language models of the controlled world, written by `train-world-model`.  The weak one has not yet learned to compare.
+WORLD_MODELS = {"world": WORLD_MODEL, "world_weak": _DATA / "world_weak"}
+WORLD_JOINT = _DATA / "world_joint"  # fills masks in comparisons of two responses; no backbone
+WORLD_SCRATCH = "world_scratch"  # shape and tokenizer of "world", random weights
 _PREPARE_FIRST = (
     "Prepare the backbone first (`rm-methods prepare-backbone`). If that refuses the backbone, it says what to change."
 )
@@ -58,6 +63,8 @@ def prepare_backbone(backbone: dict[str, Any], pairs: Iterable[PreferencePair], 
         path.mkdir()
         if backbone["source"] == "tiny":
             record = _prepare_tiny(backbone, pairs, path)
+        elif backbone["source"] == WORLD_SCRATCH:
+            record = _prepare_world_scratch(path)
         elif backbone["gguf_file"]:
             record = _convert_gguf(backbone, path)
         else:
@@ -195,14 +202,18 @@ def _draw_head(classifier, seed: int) -> None:
 
 
 def source_folder(source: str) -> str:
-    """Where weights are stored: for "world" the language model of the controlled world in this package, for
-    "package:<name>[/folder]" (a folder in) an installed package, otherwise `source`.
+    """Where weights are stored: for "world" and "world_weak" the language models of the controlled world in this
+    package, for "package:<name>[/folder]" (a folder in) an installed package, otherwise `source`.
+
+    "world_scratch" has no weights; its folder has the configuration that it shares with "world".
 
     Raises:
         UserError: the package is not installed.
     """
-    if source == "world":
+    if source == WORLD_SCRATCH:
         return str(WORLD_MODEL)
+    if source in WORLD_MODELS:
+        return str(WORLD_MODELS[source])
     if not source.startswith("package:"):
         return source
     package, _, inside = source.removeprefix("package:").partition("/")
@@ -236,6 +247,31 @@ def _check_shipped(folder: Path) -> None:
         )
 
 
+def check_token_ids(source: str, other, tokenizer, *, setting: str) -> None:
+    """Refuse a model that would read other tokens than a reward model where both get the same ids.
+
+    Args:
+        source: names the model, in the message.
+        other: its tokenizer.
+        tokenizer: of the reward model.  Its pad token may differ, because nothing attends to padding.
+        setting: key path of the setting that names the model.
+
+    Raises:
+        UserError: a token has another id in the model's tokenizer.
+    """
+    known = other.get_vocab()
+    different = [
+        token
+        for token, number in tokenizer.get_vocab().items()
+        if known.get(token) != number and number != tokenizer.pad_token_id
+    ]
+    if different:
+        raise UserError(
+            f"{setting} = '{source}': {len(different)} tokens of this experiment's backbone have other ids there, such "
+            f"as {min(different)!r}. Use a model with the tokenizer of the backbone."
+        )
+
+
 def _prepare_tiny(backbone: dict[str, Any], pairs: Iterable[PreferencePair], path: Path) -> dict[str, Any]:
     """Train a byte-level BPE tokenizer on the training text and write the configuration of a small Llama."""
     from transformers import LlamaConfig
@@ -265,6 +301,15 @@ def _prepare_tiny(backbone: dict[str, Any], pairs: Iterable[PreferencePair], pat
         pad_token_id=tokenizer.pad_token_id,
     ).save_pretrained(path)
     return {"kind": "tiny", "weights": None, "revision": None, "source": "tiny"}
+
+
+def _prepare_world_scratch(path: Path) -> dict[str, Any]:
+    """Write tokenizer and configuration of the controlled world's language model, without its weights."""
+    from rm_methods.reward_models.loading import pretrained_config, pretrained_tokenizer
+
+    pretrained_config(WORLD_MODEL).save_pretrained(path)
+    pretrained_tokenizer(WORLD_MODEL).save_pretrained(path)
+    return {"kind": "tiny", "weights": None, "revision": None, "source": WORLD_SCRATCH}
 
 
 def trained_tokenizer(

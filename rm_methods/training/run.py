@@ -17,7 +17,7 @@ from rm_methods.errors import UserError
 from rm_methods.files import file_hash, read_json, write_json, written_atomically
 from rm_methods.methods.registry import MethodCard, load_method, load_method_card
 from rm_methods.preferences.pair import PreferencePair, read_pairs
-from rm_methods.reward_models.backbones import RECORD
+from rm_methods.reward_models.backbones import RECORD, WORLD_SCRATCH
 from rm_methods.reward_models.model_folder import weights_hash, write_checksums
 from rm_methods.reward_models.older_releases import add_older_names
 from rm_methods.reward_models.pair_encoding import PairReader, encode_pairs
@@ -273,7 +273,7 @@ def _model_to_train(
     training = inputs.config["training"]
     # With ZeRO-3 the arguments make transformers create and load a model in shards, so they come first. A tiny model is
     # created whole, because random weights drawn in shards would be others than those of a run on one rank.
-    whole = method.model_is_made_whole or inputs.config["backbone"]["source"] == "tiny"
+    whole = method.model_is_made_whole or inputs.config["backbone"]["source"] in ("tiny", WORLD_SCRATCH)
     model = method.model(data.pairs, data.reader, inputs) if whole else None
     if model is not None and training["lora"]:
         # Wrong names of layers are reported before hours of training on text.

@@ -85,6 +85,7 @@ CASES = {
     "row_kl inter": lambda module: partial(module.row_kl, scope="inter"),
     "row_kl averaged": lambda module: module.averaged_row_kl,
     "row_kl averaged inter": lambda module: partial(module.averaged_row_kl, scope="inter"),
+    "row_kl averaged causal": lambda module: partial(module.averaged_row_kl, causal=True),
     "causal_kl": lambda module: partial(module.row_kl, causal=True),
     "received_mass": lambda module: module.received_mass,
     "readout": lambda module: module.readout,

@@ -129,6 +129,7 @@ VARIANTS = [
     {"scope": "inter"},
     {"scope": "separate", "intra_weight": 0.5, "inter_weight": 2.0},
     {"heads": "averaged"},
+    {"objective": "causal_kl", "heads": "averaged"},
     {"shuffle": "rows"},
     {"student_layers": [1, 2], "teacher_layers": [-1, 1]},
     {"teacher": "uniform"},
@@ -156,6 +157,7 @@ def test_every_variant_pulls_the_queries_and_keys_of_its_layer(
     ("settings", "objective"),
     [
         ({"objective": "causal_kl"}, partial(objectives.row_kl, causal=True)),
+        ({"objective": "causal_kl", "heads": "averaged"}, partial(objectives.averaged_row_kl, causal=True)),
         ({"objective": "received_mass"}, objectives.received_mass),
         ({"objective": "readout"}, objectives.readout),
         ({"objective": "virt"}, objectives.virt),

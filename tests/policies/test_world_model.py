@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,7 +12,19 @@ from safetensors.torch import load_file
 from rm_methods.errors import UserError
 from rm_methods.files import file_hash, read_json
 from rm_methods.policies import world_model
-from rm_methods.policies.world_model import WorldModelSettings, end_states, probe_pairs, token_ids, train_world_model
+from rm_methods.policies.sft import IGNORED
+from rm_methods.policies.world_model import (
+    WorldModelSettings,
+    end_states,
+    probe_pairs,
+    reactions_named,
+    token_ids,
+    train_world_model,
+)
+from rm_methods.preferences.world.conversations import VERDICTS, comparisons
+from rm_methods.reward_models.backbones import WORLD_MODEL, load_tokenizer
+from rm_methods.reward_models.joint_reader import DecoderReader
+from rm_methods.reward_models.loading import pretrained_tokenizer
 from rm_methods.reward_models.template_probe import RefusedConversation, render
 
 pytestmark = pytest.mark.process
@@ -92,6 +105,112 @@ def test_states_are_those_at_the_end_of_the_response_whatever_the_batch(trained)
     with torch.no_grad():
         alone = model.model(input_ids=torch.tensor([ids])).last_hidden_state[0, -1]
     np.testing.assert_allclose(batched[4, 1, -1], alone, atol=1e-5)
+
+
+@pytest.fixture(scope="module", params=["bidirectional", "joint"])
+def masked(request, tmp_path_factory):
+    folder = tmp_path_factory.mktemp(request.param)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(world_model, "_NAMED_TEXTS", 30)
+        record = train_world_model(TOY, 3, folder / "model", folder / "work", kind=request.param)
+    return request.param, folder / "model", record
+
+
+def test_models_that_fill_masks_have_the_shipped_tokenizer_and_a_curve(masked):
+    kind, folder, record = masked
+    assert record["kind"] == kind
+    assert json.loads(json.dumps(record)) == read_json(folder / "training.json")
+    assert [row["epoch"] for row in record["reactions"]] == [1, 2]
+    assert all(0 <= row["named_right"] <= 1 for row in record["reactions"])
+    assert file_hash(folder / "tokenizer.json") == file_hash(WORLD_MODEL / "tokenizer.json")
+
+
+def test_a_stopped_training_fills_the_same_masks(masked, tmp_path, monkeypatch):
+    """Stopped after the first epoch and continued, the weights are those of the training in one go."""
+    kind, _, record = masked
+    monkeypatch.setattr(world_model, "_NAMED_TEXTS", 30)
+    measure = world_model.reactions_named
+    calls = []
+
+    def stops_in_the_second_epoch(*arguments):
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return measure(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(world_model, "reactions_named", stops_in_the_second_epoch)
+        with pytest.raises(KeyboardInterrupt):
+            train_world_model(TOY, 3, tmp_path / "model", tmp_path / "work", kind=kind)
+    again = train_world_model(TOY, 3, tmp_path / "model", tmp_path / "work", kind=kind)
+    assert again["sha256"] == record["sha256"]
+    assert again["reactions"] == record["reactions"]
+
+
+class NextToken:
+    """Predicts a given token everywhere."""
+
+    def __init__(self, token, vocabulary):
+        self.token = token
+        self.vocabulary = vocabulary
+
+    def __call__(self, input_ids, attention_mask):
+        logits = torch.zeros(*input_ids.shape, self.vocabulary)
+        logits[..., self.token] = 1
+        return SimpleNamespace(logits=logits)
+
+
+def test_reactions_named_by_hand():
+    """A model that always says "First" is right where the first response is the better one."""
+    tokenizer = pretrained_tokenizer(WORLD_MODEL)
+    texts = list(comparisons(40, 5))
+    first, second = (tokenizer(text, add_special_tokens=False)["input_ids"][0] for text in VERDICTS)
+    assert first != second
+    share = sum(text[-1]["content"] == VERDICTS[0] for text in texts) / 40
+    assert 0 < share < 1
+    assert reactions_named(NextToken(first, len(tokenizer)), tokenizer, texts) == pytest.approx(share)
+    assert reactions_named(NextToken(second, len(tokenizer)), tokenizer, texts) == pytest.approx(1 - share)
+
+
+def test_masks_hide_a_fifth_of_the_text_and_most_reactions():
+    tokenizer = pretrained_tokenizer(WORLD_MODEL)
+    texts = list(comparisons(300, 0))
+    ids = token_ids(tokenizer, texts)
+    task = world_model._Masked(None, tokenizer, texts, texts[:1], seed=0)
+    special = set(tokenizer.all_special_ids)
+    ends, hidden, masked, tokens = 0, 0, 0, 0
+    for index, row in enumerate(ids):
+        seen, target = (x.tolist() for x in task._masked(row, index))
+        assert len(seen) == len(target) <= len(row)
+        for position, token in enumerate(row[1:]):
+            if position < len(target) and target[position] != IGNORED:
+                assert target[position] == token  # from the position before
+                assert token not in special
+                assert position + 1 >= len(seen) or seen[position + 1] == task.mask_id
+        read = task.read[index]
+        assert row[read - 1] == tokenizer.eos_token_id
+        if len(seen) == read:
+            ends += 1
+            assert target[-1] == row[read]
+        else:
+            hidden += all(token == task.mask_id for token in seen[read:-1])
+        masked += sum(token != IGNORED for token in target[: read - 1])
+        tokens += read
+    assert ends / 300 == pytest.approx(0.3, abs=0.08)
+    assert hidden / 300 == pytest.approx(0.3, abs=0.08)
+    assert masked / tokens == pytest.approx(0.2, abs=0.03)
+    first_epoch = [task._masked(row, index)[0].tolist() for index, row in enumerate(ids[:5])]
+    task.epoch = 1
+    assert first_epoch != [task._masked(row, index)[0].tolist() for index, row in enumerate(ids[:5])]
+
+
+def test_comparisons_are_the_rows_that_joint_models_read():
+    tokenizer = load_tokenizer(WORLD_MODEL, 512)
+    texts = list(comparisons(20, 0))
+    expected = token_ids(tokenizer.tokenizer, [text[:-1] for text in texts])
+    pairs = [(text[:-3], (text[-3]["content"], text[-2]["content"])) for text in texts]
+    rows = [item.sequences[0].tolist() for item in DecoderReader(tokenizer).encode(pairs)]
+    assert rows == expected
 
 
 def test_settings_may_be_changed_by_name():

@@ -1,7 +1,8 @@
 """Unlabeled conversations of the controlled world: a user asks, an assistant answers, and the user reacts.
 
 A language model that has learned to predict the reaction has learned to compare a response with its prompt
-(docs/world.md).  Nothing here says which of two responses is better, and cues do not depend on quality.
+(docs/world.md).  In a *comparison* the user gets two responses and names the better one.  Cues do not depend on
+quality.
 """
 
 from __future__ import annotations
@@ -13,15 +14,17 @@ from typing import Any
 from rm_methods.preferences.pair import Message
 from rm_methods.preferences.world import vocabulary as words
 from rm_methods.preferences.world.generator import OPTIONS
-from rm_methods.preferences.world.gold import assess
+from rm_methods.preferences.world.gold import assess, gold
 from rm_methods.preferences.world.texts import Scenario, other_value, write_prompt, write_response
 
 FLAWED = 0.3  # of the responses
+_FLAWED_IN_COMPARISON = 0.7  # of the responses, so that few of two are equally good
 _NUMBERS_OF_FLAWS = {1: 0.5, 2: 0.3, 3: 0.2}
 _FLAWS = {"contradicts": 0.6, "omits": 0.2, "invents": 0.2}
 _CUES = (None, "closing", "padding", "formatting", "flattery")
 _WITH_CUE = 0.5
 _MOST_FILLER = 2  # sentences in a response
+VERDICTS = ("First one, please.", "Second one, please.")
 _REACTIONS = {"contradicted": words.CONTRADICTED, "omitted": words.OMITTED, "invented": words.INVENTED}
 
 
@@ -35,15 +38,39 @@ def conversations(count: int, seed: int) -> Iterator[list[Message]]:
     rng = random.Random(f"controlled world/{seed}/conversations")
     settings = {name: schema["default"] for name, schema in OPTIONS.items()}
     for _ in range(count):
-        scenario = _draw_scenario(rng, settings)
+        scenario, _ = _draw_scenario(rng, settings)
         prompt, _ = write_prompt(rng, scenario, settings, "mixed", rng.randint(0, settings["filler"]))
-        cue = rng.choice(_CUES[1:]) if rng.random() < _WITH_CUE else None
-        filler = rng.randint(0, _MOST_FILLER)
-        response, _, _ = write_response(rng, scenario.chosen, scenario, "mixed", cue, filler, settings["length_cue"])
+        response = _draw_response(rng, scenario, scenario.chosen, settings)
         yield [
             *prompt,
             {"role": "assistant", "content": response},
             {"role": "user", "content": reaction(rng, prompt, response)},
+        ]
+
+
+def comparisons(count: int, seed: int) -> Iterator[list[Message]]:
+    """Conversations that end with two responses, one of them better, and the user's verdict (`VERDICTS`).
+
+    Args:
+        count: how many.
+        seed: of the stream, which no conversation shares.
+    """
+    rng = random.Random(f"controlled world/{seed}/comparisons")
+    settings = {name: schema["default"] for name, schema in OPTIONS.items()}
+    made = 0
+    while made < count:
+        scenario, slots = _draw_scenario(rng, settings)
+        prompt, _ = write_prompt(rng, scenario, settings, "mixed", rng.randint(0, settings["filler"]))
+        claims = [_draw_claims(rng, scenario.required, slots, _FLAWED_IN_COMPARISON) for _ in VERDICTS]
+        responses = [_draw_response(rng, scenario, claimed, settings) for claimed in claims]
+        first, second = (gold(prompt, response) for response in responses)
+        if first == second:
+            continue
+        made += 1
+        yield [
+            *prompt,
+            *({"role": "assistant", "content": response} for response in responses),
+            {"role": "user", "content": VERDICTS[int(second > first)]},
         ]
 
 
@@ -55,17 +82,35 @@ def reaction(rng: random.Random, prompt: list[Message], response: str) -> str:
     return " ".join(sentences) or words.SATISFIED
 
 
-def _draw_scenario(rng: random.Random, settings: dict[str, Any]) -> Scenario:
-    """Requirements, and one response ("chosen"; the other is the same) that mostly meets them all."""
+def _draw_response(rng: random.Random, scenario: Scenario, claims: dict[str, str], settings: dict[str, Any]) -> str:
+    """A response with these claims; every second one has a cue."""
+    cue = rng.choice(_CUES[1:]) if rng.random() < _WITH_CUE else None
+    filler = rng.randint(0, _MOST_FILLER)
+    return write_response(rng, claims, scenario, "mixed", cue, filler, settings["length_cue"])[0]
+
+
+def _draw_scenario(rng: random.Random, settings: dict[str, Any]) -> tuple[Scenario, list[str]]:
+    """Requirements, and one response ("chosen"; the other is the same) that mostly meets them all; the slots that the
+    user leaves open."""
     domain = rng.choice(sorted(words.DOMAINS))
     slots = list(words.DOMAINS[domain][1])
     rng.shuffle(slots)
     count = rng.randint(settings["min_requirements"], settings["max_requirements"])
     required = {slot: rng.choice(words.SLOTS[slot].values) for slot in slots[:count]}
+    claims = _draw_claims(rng, required, slots[count:], FLAWED)
+    return Scenario(domain, required, claims, claims), slots[count:]
+
+
+def _draw_claims(rng: random.Random, required: dict[str, str], unasked: list[str], flawed: float) -> dict[str, str]:
+    """What a response says: with the rate `flawed` it has one to three flaws.
+
+    Args:
+        unasked: slots that the user leaves open.
+    """
     claims = dict(required)
-    if rng.random() < FLAWED:
+    if rng.random() < flawed:
         free = list(required)
-        unasked = slots[count:]
+        unasked = list(unasked)
         for _ in range(rng.choices(list(_NUMBERS_OF_FLAWS), list(_NUMBERS_OF_FLAWS.values()))[0]):
             flaw = rng.choices(list(_FLAWS), list(_FLAWS.values()))[0]
             if flaw == "invents" and unasked:
@@ -77,4 +122,4 @@ def _draw_scenario(rng: random.Random, settings: dict[str, Any]) -> Scenario:
                     del claims[slot]
                 else:
                     claims[slot] = other_value(rng, slot, required[slot])
-    return Scenario(domain, required, claims, claims)
+    return claims
