@@ -6,7 +6,8 @@ They read conversations of `preferences.world.conversations`.  One end token clo
 
 causal          predicts every token.  So the hidden state at the end of a response, where reward models read the
                 reward, has to know what the reaction will be.  A linear probe shows when it does (`probe`).
-bidirectional   every token sees every other; predicts masked tokens, each from the position before it.
+bidirectional   every token sees every other; predicts masked tokens, each from the position before it, or nothing but
+                the reaction.
 joint           the same on comparisons: two responses, and the user's verdict.  Without the verdict this is the row
                 that joint models read (`reward_models.joint_reader`).
 """
@@ -194,6 +195,7 @@ class _Causal:
 
     curve = "probe"
     epoch = 0
+    loss = None  # that of the model
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, fitted: int):
         self.model = model
@@ -216,9 +218,9 @@ class _Causal:
 class _Masked:
     """Prediction of masked tokens without a causal mask, measured by the reactions that are named right.
 
-    A token is predicted from the position before it.  In `_HIDDEN_REACTIONS` of the texts no token of the reaction is
-    seen: it is masked, or the row ends with the last response, whose end then predicts the first token of the reaction.
-    Joint models read rows that end there.
+    A token is predicted from the position before it.  In `_HIDDEN_REACTIONS` of the texts nothing but the reaction is
+    predicted, and none of it is seen: it is masked, or the row ends with the last response, whose end then predicts the
+    first token of the reaction.  Joint models read rows that end there.
 
     Args:
         texts: of the training.
@@ -257,9 +259,21 @@ class _Masked:
         import torch
 
         rows, targets = zip(*(self._masked(row["input_ids"], row["index"]) for row in batch), strict=True)
-        targets_RL = torch.nn.utils.rnn.pad_sequence(targets, batch_first=True, padding_value=IGNORED)
-        # The model shifts `labels` itself, but not `shift_labels`, whose last entry may follow the end of the row.
-        return _unmasked_batch(rows, self.tokenizer.pad_token_id) | {"labels": targets_RL, "shift_labels": targets_RL}
+        targets_RL = torch.nn.utils.rnn.pad_sequence(list(targets), batch_first=True, padding_value=IGNORED)
+        return _unmasked_batch(rows, self.tokenizer.pad_token_id) | {"labels": targets_RL}
+
+    def loss(self, output, labels, num_items_in_batch=None):
+        """Mean over texts of the mean over their predicted tokens: a reaction counts as much as many other tokens.
+
+        Args:
+            output: of the model, with logits [R, L, vocabulary].
+            labels: what each position predicts, int64 [R, L]; not shifted.
+        """
+        import torch
+
+        each_RL = torch.nn.functional.cross_entropy(output.logits.transpose(1, 2), labels, reduction="none")
+        counts_RL = labels != IGNORED
+        return (each_RL.sum(1) / counts_RL.sum(1).clamp(min=1)).mean()
 
     def _masked(self, ids: Sequence[int], index: int):
         """A row as the model reads it, and what each position predicts (IGNORED for nothing), int64 [L] both."""
@@ -271,7 +285,7 @@ class _Masked:
         is_masked = (torch.rand(len(row), generator=generator) < _MASKED) & ~torch.isin(row, self.special)
         read = self.read[index]
         if fate < _HIDDEN_REACTIONS:
-            is_masked[read:-1] = True
+            is_masked = (torch.arange(len(row)) >= read) & ~torch.isin(row, self.special)
         target = torch.where(is_masked, row, IGNORED)[1:]
         seen = torch.where(is_masked, self.mask_id, row)
         if fate < _HIDDEN_REACTIONS / 2:
@@ -290,7 +304,7 @@ def _unmasked_batch(rows: Sequence[Any], pad_id: int) -> dict[str, Any]:
     """Rows of token ids, padded, and a mask that shows every token of a row to every other, bool [R, 1, 1, L]."""
     import torch
 
-    ids_RL = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=pad_id)
+    ids_RL = torch.nn.utils.rnn.pad_sequence(list(rows), batch_first=True, padding_value=pad_id)
     is_token_RL = torch.arange(ids_RL.shape[1]) < torch.tensor([len(row) for row in rows])[:, None]
     return {"input_ids": ids_RL, "attention_mask": is_token_RL[:, None, None]}
 
@@ -499,6 +513,7 @@ def _fit(
         args=arguments,
         train_dataset=[{"input_ids": row, "index": index} for index, row in enumerate(ids)],
         data_collator=task.collate,
+        compute_loss_func=task.loss,
         callbacks=[log, MeasureAfterEpoch()],
     )
     trainer.remove_callback(PrinterCallback)

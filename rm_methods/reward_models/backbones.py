@@ -68,8 +68,8 @@ def prepare_backbone(backbone: dict[str, Any], pairs: Iterable[PreferencePair], 
         elif backbone["gguf_file"]:
             record = _convert_gguf(backbone, path)
         else:
-            if backbone["source"] == "world":
-                _check_shipped(WORLD_MODEL)
+            if backbone["source"] in WORLD_MODELS:
+                _check_shipped(WORLD_MODELS[backbone["source"]])
             record = _prepare_pretrained(backbone, path)
         tokenizer = _tokenizer(path, backbone)
         tokenizer.save_pretrained(path)

@@ -1,6 +1,7 @@
 """Training of the language model of the controlled world, at toy size; what the shipped weights are is tested below."""
 
 import json
+import math
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -147,6 +148,16 @@ def test_a_stopped_training_fills_the_same_masks(masked, tmp_path, monkeypatch):
     assert again["reactions"] == record["reactions"]
 
 
+def test_a_text_counts_the_same_however_many_tokens_it_predicts():
+    """Even logits over 4 tokens cost log 4 a token; a sure and right one costs nothing."""
+    texts = list(comparisons(1, 0))
+    task = world_model._Masked(None, pretrained_tokenizer(WORLD_MODEL), texts, texts, seed=0)
+    logits = torch.zeros(2, 3, 4)
+    logits[1, 0, 2] = 1e4
+    labels = torch.tensor([[1, 2, 3], [2, IGNORED, IGNORED]])
+    assert task.loss(SimpleNamespace(logits=logits), labels).item() == pytest.approx(math.log(4) / 2)
+
+
 class NextToken:
     """Predicts a given token everywhere."""
 
@@ -189,13 +200,18 @@ def test_masks_hide_a_fifth_of_the_text_and_most_reactions():
                 assert position + 1 >= len(seen) or seen[position + 1] == task.mask_id
         read = task.read[index]
         assert row[read - 1] == tokenizer.eos_token_id
+        in_text = sum(token != IGNORED for token in target[: read - 1])
         if len(seen) == read:
             ends += 1
             assert target[-1] == row[read]
+            assert in_text == 0
+        elif in_text == 0:
+            hidden += 1
+            assert all(token == task.mask_id for token in seen[read:-1])
+            assert target[read - 1 : -2] == row[read:-1]
         else:
-            hidden += all(token == task.mask_id for token in seen[read:-1])
-        masked += sum(token != IGNORED for token in target[: read - 1])
-        tokens += read
+            masked += in_text
+            tokens += read
     assert ends / 300 == pytest.approx(0.3, abs=0.08)
     assert hidden / 300 == pytest.approx(0.3, abs=0.08)
     assert masked / tokens == pytest.approx(0.2, abs=0.03)

@@ -1,4 +1,4 @@
-"""The weights of the controlled world's language model are what their record describes, and they compare."""
+"""The weights of the controlled world's language models are what their records describe."""
 
 import shutil
 from dataclasses import asdict
@@ -22,13 +22,14 @@ from rm_methods.policies.world_model import (
 )
 from rm_methods.preferences.world.conversations import conversations
 from rm_methods.reward_models import backbones
-from rm_methods.reward_models.backbones import WORLD_MODEL, load_classifier, prepare_backbone
+from rm_methods.reward_models.backbones import WORLD_MODEL, WORLD_MODELS, load_classifier, prepare_backbone
 from tests.conftest import experiment_config
 
 pytestmark = pytest.mark.process
 # The two commands of docs/world.md.
 FIRST = WorldModelSettings()
 SETTINGS = WorldModelSettings.changed(["epochs=6", "learning_rate=1.5e-3"])
+WEAK = WorldModelSettings.changed(["texts=30000", "epochs=5"])
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +117,7 @@ def test_files_that_do_not_fit_the_record_are_refused_all_at_once(tmp_path, monk
     config = experiment_config(tmp_path, backbone={"source": "world"})
 
     def refusal(folder):
-        monkeypatch.setattr(backbones, "WORLD_MODEL", folder)
+        monkeypatch.setitem(backbones.WORLD_MODELS, "world", folder)
         with pytest.raises(UserError) as error:
             prepare_backbone(config["backbone"], [], tmp_path / "backbone")
         assert not (tmp_path / "backbone").exists()
@@ -140,3 +141,29 @@ def test_a_changed_model_is_a_folder_like_any_other(tmp_path):
     incomplete = changed_copy(tmp_path / "incomplete", lambda tensors: tensors.pop("model.norm.weight"))
     with pytest.raises(UserError, match=r"model\.norm\.weight"):
         prepare_backbone(config["backbone"] | {"source": str(incomplete)}, [], tmp_path / "other")
+
+
+def test_the_weak_model_is_what_its_record_describes_and_hardly_compares(tokenizer):
+    folder = WORLD_MODELS["world_weak"]
+    record = read_json(folder / RECORD)
+    assert record["settings"] == asdict(WEAK) | {"adam_betas": list(WEAK.adam_betas)}
+    assert (record["seed"], record["started_from"]) == (0, None)
+    assert [row["epoch"] for row in record["probe"]] == list(range(1, WEAK.epochs + 1))
+    assert {name: file_hash(folder / name, length=64) for name in record["sha256"]} == record["sha256"]
+    assert file_hash(folder / "tokenizer.json") == file_hash(WORLD_MODEL / "tokenizer.json")
+    assert 0.65 < record["probe"][-1]["accuracy_by_layer"][-1] < 0.9
+    # Fitted on fewer pairs than the record's, the probe reads less; the other model is still above 90%.
+    assert probe(LlamaForCausalLM.from_pretrained(folder).eval(), tokenizer, probe_pairs(700), 500)[-1] < 0.8
+
+
+def test_a_student_from_scratch_has_the_shape_and_tokenizer_and_weights_of_its_seed(tmp_path, tokenizer):
+    config = experiment_config(tmp_path, backbone={"source": "world_scratch"})
+    prepare_backbone(config["backbone"], [], tmp_path / "backbone")
+    assert file_hash(tmp_path / "backbone" / "tokenizer.json") == file_hash(WORLD_MODEL / "tokenizer.json")
+    shipped = load_file(WORLD_MODEL / "model.safetensors")
+    models = [load_classifier(tmp_path / "backbone", config["backbone"], seed=seed).state_dict() for seed in (0, 0, 1)]
+    name = "model.layers.0.self_attn.q_proj.weight"
+    assert models[0][name].shape == shipped[name].shape
+    assert torch.equal(models[0][name], models[1][name])
+    assert not torch.equal(models[0][name], models[2][name])
+    assert not torch.equal(models[0][name], shipped[name])
