@@ -43,7 +43,7 @@ class Method(TrainedMethod):
     Attributes:
         teacher: frozen; None with weight 0.
         items: tokenized training pairs, by their id.
-        partner: with `shuffle`, the pair whose maps a pair gets instead of its own, by id.
+        partner: with `shuffle`, the pair whose maps each pair gets, by id.
         layers: numbers from 0 of student and teacher, in pairs.
     """
 
