@@ -17,7 +17,7 @@ from rm_methods.preferences.world.texts import (
     sentence_about,
 )
 
-CUE = 0.1  # of each kind of cue
+CUES = (0.8, 0.1, 0.06, 0.04)  # shares of responses with 0, 1, 2, 3 kinds of cue
 RIGHT = 0.85  # of the claims about a requirement
 INVENTS = 0.15  # of the responses have room for an invention
 
@@ -33,7 +33,8 @@ def mixed_response(rng: random.Random, prompt: Sequence[Message], budget: int) -
     domains = [slots for _, slots in words.DOMAINS.values() if set(required) <= set(slots)]
     unasked = [slot for slot in rng.choice(domains or [tuple(words.SLOTS)]) if slot not in required]
     total = rng.randint(max(1, budget - 1), budget)
-    kinds = [kind for kind in rng.sample(words.CUE_KINDS, len(words.CUE_KINDS)) if rng.random() < CUE][:total]
+    (number,) = rng.choices(range(len(CUES)), CUES)
+    kinds = rng.sample(words.CUE_KINDS, min(number, total))
     slots = rng.sample(list(required), len(required))
     if unasked and rng.random() < INVENTS:
         slots.insert(rng.randint(0, len(slots)), rng.choice(unasked))
