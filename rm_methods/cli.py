@@ -247,7 +247,7 @@ def train_world_model(seed, out, work, changes, start, kind, threads):
     """Train a language model of the controlled world.
 
     It learns to compare a response with its prompt, from conversations without preferences.  The package has the
-    weights of three: world, world_weak and world_joint.
+    weights of two: backbone.source = world and world_weak.
     """
     from rm_methods.policies.world_model import WorldModelSettings
     from rm_methods.policies.world_model import train_world_model as run

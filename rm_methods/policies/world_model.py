@@ -6,8 +6,7 @@ They read conversations of `preferences.world.conversations`.  One end token clo
 
 causal          predicts every token.  So the hidden state at the end of a response, where reward models read the
                 reward, has to know what the reaction will be.  A linear probe shows when it does (`probe`).
-bidirectional   every token sees every other; predicts masked tokens, each from the position before it, or nothing but
-                the reaction.
+bidirectional   every token sees every other; predicts masked tokens, each from the position before it.
 joint           the same on comparisons: two responses, and the user's verdict.  Without the verdict this is the row
                 that joint models read (`reward_models.joint_reader`).
 """
@@ -48,7 +47,7 @@ _PROBE_TEST_PAIRS = 1000
 _PENALTY = 1e-4  # of the probe's weights, on hidden states of variance 1
 KINDS = ("causal", "bidirectional", "joint")
 _MASKED = 0.2  # of the tokens
-_HIDDEN_REACTIONS = 0.6  # of the texts: half of them masked, half left out
+_LEFT_OUT = 0.6  # of the reactions
 _NAMED_TEXTS = 500
 
 
@@ -218,9 +217,8 @@ class _Causal:
 class _Masked:
     """Prediction of masked tokens without a causal mask, measured by the reactions that are named right.
 
-    A token is predicted from the position before it.  In `_HIDDEN_REACTIONS` of the texts nothing but the reaction is
-    predicted, and none of it is seen: it is masked, or the row ends with the last response, whose end then predicts the
-    first token of the reaction.  Joint models read rows that end there.
+    A token is predicted from the position before it.  `_LEFT_OUT` of the rows end with the last response, as those of
+    joint models do; its end then predicts the first token of the reaction.
 
     Args:
         texts: of the training.
@@ -260,20 +258,24 @@ class _Masked:
 
         rows, targets = zip(*(self._masked(row["input_ids"], row["index"]) for row in batch), strict=True)
         targets_RL = torch.nn.utils.rnn.pad_sequence(list(targets), batch_first=True, padding_value=IGNORED)
-        return _unmasked_batch(rows, self.tokenizer.pad_token_id) | {"labels": targets_RL}
+        position_L = torch.arange(targets_RL.shape[1])
+        read_R1 = torch.tensor([self.read[row["index"]] for row in batch])[:, None]
+        of_reaction_RL = position_L >= read_R1 - 1
+        parts = [targets_RL.masked_fill(of_reaction_RL, IGNORED), targets_RL.masked_fill(~of_reaction_RL, IGNORED)]
+        return _unmasked_batch(rows, self.tokenizer.pad_token_id) | {"labels": torch.stack(parts)}
 
     def loss(self, output, labels, num_items_in_batch=None):
-        """Mean over texts of the mean over their predicted tokens: a reaction counts as much as many other tokens.
+        """Mean over the predicted tokens of prompts and responses, plus the mean over those of reactions.
 
         Args:
             output: of the model, with logits [R, L, vocabulary].
-            labels: what each position predicts, int64 [R, L]; not shifted.
+            labels: what each position predicts, first of prompts and responses, then of reactions, int64 [2, R, L].
         """
         import torch
 
-        each_RL = torch.nn.functional.cross_entropy(output.logits.transpose(1, 2), labels, reduction="none")
-        counts_RL = labels != IGNORED
-        return (each_RL.sum(1) / counts_RL.sum(1).clamp(min=1)).mean()
+        logits_RVL = output.logits.transpose(1, 2)
+        each = [torch.nn.functional.cross_entropy(logits_RVL, part_RL, reduction="none") for part_RL in labels]
+        return sum(loss.sum() / (part != IGNORED).sum().clamp(min=1) for loss, part in zip(each, labels, strict=True))
 
     def _masked(self, ids: Sequence[int], index: int):
         """A row as the model reads it, and what each position predicts (IGNORED for nothing), int64 [L] both."""
@@ -284,11 +286,11 @@ class _Masked:
         fate = float(torch.rand((), generator=generator))
         is_masked = (torch.rand(len(row), generator=generator) < _MASKED) & ~torch.isin(row, self.special)
         read = self.read[index]
-        if fate < _HIDDEN_REACTIONS:
-            is_masked = (torch.arange(len(row)) >= read) & ~torch.isin(row, self.special)
+        if fate < _LEFT_OUT:
+            is_masked[read] = True
         target = torch.where(is_masked, row, IGNORED)[1:]
         seen = torch.where(is_masked, self.mask_id, row)
-        if fate < _HIDDEN_REACTIONS / 2:
+        if fate < _LEFT_OUT:
             return seen[:read], target[:read]
         return seen, torch.nn.functional.pad(target, (0, 1), value=IGNORED)
 

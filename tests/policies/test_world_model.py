@@ -148,14 +148,31 @@ def test_a_stopped_training_fills_the_same_masks(masked, tmp_path, monkeypatch):
     assert again["reactions"] == record["reactions"]
 
 
-def test_a_text_counts_the_same_however_many_tokens_it_predicts():
+def test_reactions_count_as_much_as_the_rest_by_hand():
     """Even logits over 4 tokens cost log 4 a token; a sure and right one costs nothing."""
     texts = list(comparisons(1, 0))
     task = world_model._Masked(None, pretrained_tokenizer(WORLD_MODEL), texts, texts, seed=0)
     logits = torch.zeros(2, 3, 4)
     logits[1, 0, 2] = 1e4
-    labels = torch.tensor([[1, 2, 3], [2, IGNORED, IGNORED]])
-    assert task.loss(SimpleNamespace(logits=logits), labels).item() == pytest.approx(math.log(4) / 2)
+    of_text = [[1, 2, IGNORED], [2, IGNORED, IGNORED]]
+    of_reactions = [[IGNORED, IGNORED, 3], [IGNORED] * 3]
+    loss = task.loss(SimpleNamespace(logits=logits), torch.tensor([of_text, of_reactions]))
+    assert loss.item() == pytest.approx(math.log(4) * 2 / 3 + math.log(4))
+
+
+def test_the_end_of_the_last_response_predicts_a_reaction():
+    tokenizer = pretrained_tokenizer(WORLD_MODEL)
+    texts = list(comparisons(40, 0))
+    task = world_model._Masked(None, tokenizer, texts, texts[:1], seed=0)
+    ids = token_ids(tokenizer, texts)
+    batch = task.collate([{"input_ids": row, "index": index} for index, row in enumerate(ids)])
+    of_text, of_reactions = (part != IGNORED for part in batch["labels"])
+    assert of_reactions.sum(1).min() >= 0 < of_reactions.sum() < of_text.sum()
+    for index, row in enumerate(ids):
+        read = task.read[index]
+        assert not of_text[index, read - 1 :].any()
+        assert not of_reactions[index, : read - 1].any()
+        assert batch["attention_mask"][index].sum() in (read, len(row))
 
 
 class NextToken:
@@ -189,7 +206,7 @@ def test_masks_hide_a_fifth_of_the_text_and_most_reactions():
     ids = token_ids(tokenizer, texts)
     task = world_model._Masked(None, tokenizer, texts, texts[:1], seed=0)
     special = set(tokenizer.all_special_ids)
-    ends, hidden, masked, tokens = 0, 0, 0, 0
+    ends, masked, tokens = 0, 0, 0
     for index, row in enumerate(ids):
         seen, target = (x.tolist() for x in task._masked(row, index))
         assert len(seen) == len(target) <= len(row)
@@ -200,20 +217,12 @@ def test_masks_hide_a_fifth_of_the_text_and_most_reactions():
                 assert position + 1 >= len(seen) or seen[position + 1] == task.mask_id
         read = task.read[index]
         assert row[read - 1] == tokenizer.eos_token_id
-        in_text = sum(token != IGNORED for token in target[: read - 1])
         if len(seen) == read:
             ends += 1
             assert target[-1] == row[read]
-            assert in_text == 0
-        elif in_text == 0:
-            hidden += 1
-            assert all(token == task.mask_id for token in seen[read:-1])
-            assert target[read - 1 : -2] == row[read:-1]
-        else:
-            masked += in_text
-            tokens += read
-    assert ends / 300 == pytest.approx(0.3, abs=0.08)
-    assert hidden / 300 == pytest.approx(0.3, abs=0.08)
+        masked += sum(token != IGNORED for token in target[: read - 1])
+        tokens += read
+    assert ends / 300 == pytest.approx(0.6, abs=0.08)
     assert masked / tokens == pytest.approx(0.2, abs=0.03)
     first_epoch = [task._masked(row, index)[0].tolist() for index, row in enumerate(ids[:5])]
     task.epoch = 1

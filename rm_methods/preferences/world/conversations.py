@@ -18,7 +18,7 @@ from rm_methods.preferences.world.gold import assess, gold
 from rm_methods.preferences.world.texts import Scenario, other_value, write_prompt, write_response
 
 FLAWED = 0.3  # of the responses
-_FLAWED_IN_COMPARISON = 0.7  # of the responses, so that few of two are equally good
+_FLAWED_IN_COMPARISON = 0.5  # of the responses, so that fewer of two are equally good
 _NUMBERS_OF_FLAWS = {1: 0.5, 2: 0.3, 3: 0.2}
 _FLAWS = {"contradicts": 0.6, "omits": 0.2, "invents": 0.2}
 _CUES = (None, "closing", "padding", "formatting", "flattery")
