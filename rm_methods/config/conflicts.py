@@ -364,6 +364,12 @@ def _overoptimization_conflicts(config: dict[str, Any]) -> list[str]:
     if ppo["enabled"] and (settings["sampling"]["temperature"], settings["sampling"]["top_p"]) != (1, 1):
         problems.append(f"{where}.sampling: PPO must sample from the policy itself; set temperature and top_p to 1")
     problems += _unknown_seeds(config, ppo["seeds"], f"{where}.ppo.seeds")
+    problems += [
+        f"{where}.ppo.variants: '{name}' is not among the optimized variants. "
+        f"{nearest(name, optimized_variants(config))}"
+        for name in ppo["variants"] or []
+        if name not in optimized_variants(config)
+    ]
     for name in ("minibatches", "processes"):
         if ppo[name] > ppo["batch_size"]:
             problems.append(

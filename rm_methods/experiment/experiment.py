@@ -148,9 +148,8 @@ class Experiment:
         if not ppo["enabled"]:
             return []
         # Every seed, even if the reward model has none, because PPO is random.
-        return [
-            (variant, seed) for variant in dict(self.optimized_runs()) for seed in ppo["seeds"] or self.config["seeds"]
-        ]
+        variants = [variant for variant in dict(self.optimized_runs()) if variant in (ppo["variants"] or [variant])]
+        return [(variant, seed) for variant in variants for seed in ppo["seeds"] or self.config["seeds"]]
 
     def model_of(self, variant: str, seed: int | str) -> Path:
         """Model folder of the run that PPO with this seed optimizes against.
@@ -196,7 +195,7 @@ class Experiment:
     def ppo_settings(self) -> dict[str, Any]:
         """The part of the configuration that a PPO run depends on, beside the policy and the reward model."""
         settings = self.config["overoptimization"]
-        ppo = {key: value for key, value in settings["ppo"].items() if key not in ("enabled", "seeds")}
+        ppo = {key: value for key, value in settings["ppo"].items() if key not in ("enabled", "seeds", "variants")}
         judged = {key: settings[key] for key in ("sampling", "gold", "prompts")}
         return {"ppo": ppo, **judged, **self._gold_scoring(), "deepspeed": custom_file_hash(ppo["deepspeed"])}
 

@@ -287,6 +287,11 @@ def test_every_key_of_the_schema_is_described():
         ),
         ({"ppo": {"seeds": [0, 7]}}, "overoptimization.ppo.seeds: 7 not among seeds: 0"),
         (
+            {"variants": ["bradley_terry"], "ppo": {"variants": ["bradley_tery"]}},
+            "overoptimization.ppo.variants: 'bradley_tery' is not among the optimized variants. Did you mean "
+            "'bradley_terry'?",
+        ),
+        (
             {"ppo": {"minibatches": 64}},
             "overoptimization.ppo.minibatches: 64 is more than overoptimization.ppo.batch_size = 32",
         ),
@@ -386,6 +391,12 @@ def test_ppo_goes_over_every_seed_also_where_the_reward_model_has_none():
         resolve(config | {"overoptimization": {"prompts": "iid", "ppo": {"enabled": True, "seeds": [5]}}})
     )
     assert some.ppo_runs() == [("bradley_terry", 5), ("ensemble", 5)]
+    one = Experiment(
+        resolve(config | {"overoptimization": {"prompts": "iid", "ppo": {"enabled": True, "variants": ["ensemble"]}}})
+    )
+    assert one.ppo_runs() == [("ensemble", 4), ("ensemble", 5)]
+    assert one.ppo_settings() == experiment.ppo_settings()
+    assert one.optimized_runs() == experiment.optimized_runs()
     assert some.ppo_settings() == experiment.ppo_settings()
     assert experiment.model_of("bradley_terry", 5).parts[-2:] == ("seed5", "model")
 
