@@ -1,22 +1,39 @@
-"""The controlled world does what it is for: a plain Bradley-Terry reward model learns the cue before the evidence."""
+"""With exact labels, a reward model from scratch learns the cue of the controlled world before the evidence."""
 
 from __future__ import annotations
 
 import pytest
 
 from rm_methods.benchmarks.item import BenchmarkItem
-from rm_methods.config.resolve import load_config
+from rm_methods.config.resolve import resolve
 from rm_methods.preferences.pair import read_pairs
 from rm_methods.preferences.prepare import prepare
 from rm_methods.reward_models.backbones import prepare_backbone
 from rm_methods.scoring.scorer import ScoringSettings, load_scorer
 from rm_methods.training.run import RunFiles, train
-from tests.conftest import REPOSITORY
+
+EXPERIMENT = {
+    "experiment": "from_scratch",
+    "data": {"dataset": "world", "options": {"train_pairs": 2500, "test_pairs": 400}},
+    "backbone": {
+        "source": "tiny",
+        "max_length": 512,
+        "tiny": {
+            "hidden_size": 64, "intermediate_size": 96, "layers": 2, "heads": 4, "key_value_heads": 4,
+            "vocabulary_size": 1024, "initializer_range": 0.2,
+        },
+    },
+    "training": {
+        "epochs": 4, "pairs_per_step": 32, "learning_rate": 5e-3, "weight_decay": 0.5, "adam_betas": [0.9, 0.98],
+        "warmup_fraction": 0.03, "tokens_per_microbatch": 4096, "precision": "fp32",
+    },
+    "methods": {"bradley_terry": {}},
+}  # fmt: skip
 
 
 @pytest.mark.slow
 def test_bradley_terry_is_good_on_iid_and_much_worse_where_the_cue_lies(tmp_path):
-    config = load_config([REPOSITORY / "config" / "quickstart.yaml"])
+    config = resolve(EXPERIMENT)
     files = RunFiles(
         tmp_path / "pairs.parquet",
         tmp_path / "backbone",
