@@ -307,6 +307,16 @@ def _diagnostics_conflicts(config: dict[str, Any]) -> list[str]:
         if name not in config["benchmarks"]
     ]
     problems += _unknown_seeds(config, config["diagnostics"]["seeds"], "diagnostics.seeds")
+    trained = [
+        name
+        for name, entry in config["methods"].items()
+        if registry.load_method_card(entry["method"]).kind == "trained"
+    ]
+    problems += [
+        f"diagnostics.variants: '{name}' is not among the trained variants. {nearest(name, trained)}"
+        for name in config["diagnostics"]["variants"] or []
+        if name not in trained
+    ]
     if diagnosed and config["backbone"]["attention"] not in ("auto", "sdpa"):
         attention = config["backbone"]["attention"]
         problems.append(

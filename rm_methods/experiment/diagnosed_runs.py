@@ -25,15 +25,17 @@ def obstacle(card: MethodCard) -> str | None:
 
 def diagnosed_runs(config: Mapping[str, Any]) -> list[tuple[str, int]]:
     """(variant, seed) of every run that can be diagnosed and that the configuration asks for."""
-    without, seeds = left_out(config), config["diagnostics"]["seeds"]
-    return [
-        (variant, seed) for variant, seed in runs(config) if variant not in without and (seeds is None or seed in seeds)
-    ]
+    without = left_out(config)
+    seeds = config["diagnostics"]["seeds"] or config["seeds"]
+    return [(variant, seed) for variant, seed in runs(config) if variant not in without and seed in seeds]
 
 
 def left_out(config: Mapping[str, Any]) -> dict[str, str]:
     """The other variants, each with the reason."""
     reasons = {variant: obstacle(load_method_card(entry["method"])) for variant, entry in config["methods"].items()}
+    for variant in config["methods"]:
+        if variant not in (config["diagnostics"]["variants"] or config["methods"]):
+            reasons[variant] = reasons[variant] or "not among diagnostics.variants"
     return {variant: reason for variant, reason in reasons.items() if reason}
 
 

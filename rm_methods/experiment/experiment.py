@@ -189,7 +189,8 @@ class Experiment:
 
     def diagnose_settings(self) -> dict[str, Any]:
         """The part of the configuration that the diagnostics of a run depend on, beside the model and the items."""
-        measured = {key: value for key, value in self.config["diagnostics"].items() if key != "seeds"}
+        section = self.config["diagnostics"]
+        measured = {key: value for key, value in section.items() if key not in ("seeds", "variants")}
         return {"diagnostics": measured, "scoring": self.config["scoring"]}
 
     def ppo_settings(self) -> dict[str, Any]:

@@ -364,20 +364,26 @@ def test_optimization_on_several_levels_of_noise_is_refused():
         resolve(config | {"overoptimization": {"best_of_n": {"pools": ["samples"]}}})
 
 
-def test_some_seeds_can_be_diagnosed_without_changing_what_a_run_depends_on():
-    config = {"experiment": "x", "seeds": [4, 5], "data": {"dataset": "world"}, "methods": {"bradley_terry": {}}}
-    config["benchmarks"] = {"world": {}}
+def test_some_runs_can_be_diagnosed_without_changing_what_a_run_depends_on():
+    config = {"experiment": "x", "seeds": [4, 5], "data": {"dataset": "world"}, "benchmarks": {"world": {}}}
+    config["methods"] = {"bradley_terry": {}, "focal": {}}
     every, some = (
         resolve(config | {"diagnostics": {"benchmarks": ["world"], "seeds": seeds}}) for seeds in (None, [5])
     )
-    assert diagnosed_runs(every) == [("bradley_terry", 4), ("bradley_terry", 5)]
-    assert diagnosed_runs(some) == [("bradley_terry", 5)]
+    assert diagnosed_runs(every) == [("bradley_terry", 4), ("bradley_terry", 5), ("focal", 4), ("focal", 5)]
+    assert diagnosed_runs(some) == [("bradley_terry", 5), ("focal", 5)]
     assert Experiment(some).diagnose_settings() == Experiment(every).diagnose_settings()
+    one = resolve(config | {"diagnostics": {"benchmarks": ["world"], "variants": ["bradley_terry"], "seeds": [5]}})
+    assert diagnosed_runs(one) == [("bradley_terry", 5)]
+    assert Experiment(one).diagnose_settings() == Experiment(every).diagnose_settings()
+    message = r"diagnostics\.variants: 'ensemble' is not among the trained variants"
+    with pytest.raises(ConfigError, match=message):
+        resolve(config | {"diagnostics": {"benchmarks": ["world"], "variants": ["ensemble"]}})
     with pytest.raises(ConfigError, match=r"diagnostics\.seeds: 3 not among seeds: 4, 5"):
         resolve(config | {"diagnostics": {"benchmarks": ["world"], "seeds": [3, 4]}})
 
 
-def test_ppo_goes_over_every_seed_also_where_the_reward_model_has_none():
+def test_ppo_runs_every_seed_also_where_the_reward_model_has_none():
     config = {
         "experiment": "x",
         "seeds": [4, 5],
