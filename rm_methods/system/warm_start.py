@@ -18,6 +18,7 @@ import contextlib
 import ctypes
 import gc
 import importlib
+import importlib.util
 import json
 import os
 import select
@@ -43,6 +44,7 @@ PACKAGES = (
     "pandas",
     "scipy.stats",
     "jsonschema",
+    "deepspeed",  # where it is installed, accelerate imports it in every training
 )
 # Variables that may differ between the server and a command: no package keeps their values when it is imported.
 FREE_VARIABLES = {"PWD", "OLDPWD", "SHLVL", "_", "TMPDIR", "TMP", "TEMPDIR", "TEMP"}
@@ -133,12 +135,13 @@ def serve(descriptor: int, packages: Sequence[str]) -> None:
 
     Args:
         descriptor: number of the file descriptor of the listening socket.
-        packages: modules to import first.
+        packages: modules to import first, as far as they are installed.
     """
     listening = socket.socket(fileno=descriptor)
     environment = dict(os.environ)
     for package in packages:
-        importlib.import_module(package)
+        if importlib.util.find_spec(package.partition(".")[0]):
+            importlib.import_module(package)
     set_by_packages = {name: value for name, value in os.environ.items() if environment.get(name) != value}
     torch = sys.modules.get("torch")
     if torch is not None and torch.accelerator.is_available():

@@ -570,8 +570,7 @@ CONFIGURATIONS = (
     "quickstart",
     "paper",
     "noise",
-    "interaction_world",
-    "interaction_content",
+    "interaction_distillation",
     "overoptimization",
     "tune_world",
 )
