@@ -1,7 +1,7 @@
 """Does the attention of a joint teacher find the evidence?  Exact in the controlled world, which marks the sentences.
 
-    python examples/teacher_evidence.py --teacher results/interaction_distillation/runs/joint_bidirectional/seed0/model \\
-        --backbone results/interaction_distillation/data/backbone
+    python examples/teacher_evidence.py --backbone results/interaction_distillation/data/backbone \\
+        --teacher results/interaction_distillation/runs/joint_bidirectional/seed0/model
 
 A value of 1 means that the map knows nothing; larger values mean that it attends to the evidence.  For every layer
 and head of the teacher, the script prints how much the deciding sentence of a response attends to the deciding

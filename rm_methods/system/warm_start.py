@@ -135,7 +135,7 @@ def serve(descriptor: int, packages: Sequence[str]) -> None:
 
     Args:
         descriptor: number of the file descriptor of the listening socket.
-        packages: modules to import first, as far as they are installed.
+        packages: modules to import first; those that are not installed are left out.
     """
     listening = socket.socket(fileno=descriptor)
     environment = dict(os.environ)
