@@ -5,7 +5,7 @@
         --policy MY_CHAT_MODEL --pairs results/quickstart/data/pairs.parquet --max-prompt-tokens 256 \\
         --output policy --steps 100
 
-Prompt, completion and 16 closing tokens must fit into both models' positions; the quickstart's models have 512.
+Prompt, completion and 16 closing tokens must fit into both models' positions.
 
 The reward model is a plain sequence-classification folder.  TRL loads it, applies its chat template and reads its
 score.  In fp32 that equals the score of `rm-methods score`.  With --scorer our scorer computes the rewards.  Use it
