@@ -56,8 +56,8 @@ def main():
             print("stopped by", number)
             sys.exit(128 + number)
         signal.signal(signal.SIGTERM, stop)
-        print(os.getpid(), os.getppid(), flush=True)
         try:
+            print(os.getpid(), os.getppid(), flush=True)
             time.sleep(60)
         except KeyboardInterrupt:
             print("interrupted")
