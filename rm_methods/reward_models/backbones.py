@@ -238,8 +238,8 @@ def _check_shipped(folder: Path) -> None:
     for name, expected in read_json(record)["sha256"].items():
         if not (folder / name).is_file():
             problems.append(f"{name} is missing")
-        elif (found := file_hash(folder / name, length=len(expected))) != expected:
-            problems.append(f"{name} has the SHA-256 {found[:12]}..., not {expected[:12]}...")
+        elif (actual := file_hash(folder / name, length=len(expected))) != expected:
+            problems.append(f"{name} has the SHA-256 {actual[:12]}..., not {expected[:12]}...")
     if problems:
         raise UserError(
             f"{folder}: the model is not the one of its record {record.name}. {'; '.join(problems)}. {_INSTALL_AGAIN}"

@@ -8,37 +8,14 @@ import torch
 
 from rm_methods.errors import UserError
 from rm_methods.methods.attn_rm import attention_of_reward_token, context_terms, context_tokens
-from rm_methods.methods.contract import Inputs
-from rm_methods.methods.registry import load_method, load_method_card
 from rm_methods.preferences.world import generate
-from rm_methods.reward_models.layouts import PairBatch, lay_out
 from tests.conftest import made_up_pairs
+from tests.methods.ready import ready_to_train
 
 
-def made(prepared, tokenizer, pairs, folder, name="attn_rm", layout="packed", **settings):
+def made(prepared, tokenizer, pairs, folder, name="attn_rm", **settings):
     """(method, model, batch) as training would make them."""
-    method = load_method(name, load_method_card(name).defaults() | settings)
-    config = {"backbone": prepared[2]["backbone"], "training": prepared[2]["training"]}
-    items = tokenizer.encode((p.prompt, (p.chosen, p.rejected)) for p in pairs)
-    inputs = Inputs(
-        seed=0,
-        work_folder=folder,
-        config=config,
-        backbone=prepared[1],
-        pairs=method.transform_pairs(pairs, Inputs(0, folder)),
-        items=items,
-        reader=tokenizer,
-    )
-    model = method.model(pairs, tokenizer, inputs)
-    model.layout(layout)
-    method.build(model, inputs)
-    batch = PairBatch(
-        **vars(lay_out(items, layout, 0)),
-        margin=torch.zeros(len(pairs)),
-        weight=torch.ones(len(pairs)),
-        pair_ids=tuple(p.pair_id for p in pairs),
-    )
-    return method, model, batch
+    return ready_to_train(prepared, tokenizer, pairs, folder, name, **settings)[:3]
 
 
 def gradients(method, model, batch):

@@ -11,38 +11,17 @@ from rm_methods.errors import UserError
 from rm_methods.methods import grm
 from rm_methods.methods.contract import Inputs
 from rm_methods.methods.grm import dpo_regularizer, predicted_tokens, sft_regularizer, summed_log_probabilities
-from rm_methods.methods.registry import load_method, load_method_card
+from rm_methods.methods.registry import load_method_card
 from rm_methods.preferences.pair import make_pair
 from rm_methods.reward_models.backbones import load_tokenizer, prepare_backbone
-from rm_methods.reward_models.layouts import PairBatch, lay_out
 from rm_methods.validation import schema_problems
 from tests.conftest import experiment_config
+from tests.methods.ready import ready_to_train
 
 
 def made(prepared, tokenizer, pairs, folder, layout="packed", name="grm", **settings):
     """(method, model, micro-batch, items) as training would make them."""
-    method = load_method(name, load_method_card(name).defaults() | settings)
-    config = {"backbone": prepared[2]["backbone"], "training": prepared[2]["training"]}
-    items = tokenizer.encode((p.prompt, (p.chosen, p.rejected)) for p in pairs)
-    inputs = Inputs(
-        seed=0,
-        work_folder=folder / "work",
-        label=name,
-        config=config,
-        backbone=prepared[1],
-        pairs=pairs,
-        items=items,
-        reader=tokenizer,
-    )
-    model = method.model(pairs, tokenizer, inputs)
-    method.build(model, inputs)
-    rows = lay_out(items, layout, tokenizer.pad_id)
-    return (
-        method,
-        model,
-        PairBatch(**vars(rows), margin=torch.zeros(len(pairs)), pair_ids=tuple(p.pair_id for p in pairs)),
-        items,
-    )
+    return ready_to_train(prepared, tokenizer, pairs, folder, name, layout, **settings)
 
 
 def causal_language_model(model):

@@ -16,7 +16,7 @@ from rm_methods.errors import ConfigError
 from rm_methods.files import content_hash
 from rm_methods.preferences.cards import load_dataset_card
 from rm_methods.preferences.readers import read_dataset
-from rm_methods.preferences.world import OPTIONS, SPLITS, TEST_SPLITS, generate, gold, statements
+from rm_methods.preferences.world import OPTIONS, TEST_SPLITS, generate, gold, splits_of, statements
 from rm_methods.preferences.world import vocabulary as words
 
 WORD = re.compile(r"\w+(?:'\w+)?|[^\w\s]")
@@ -25,7 +25,7 @@ WORD = re.compile(r"\w+(?:'\w+)?|[^\w\s]")
 @pytest.fixture(scope="module")
 def world():
     pairs = generate()
-    return {split: [pair for pair in pairs if pair.split == split] for split in SPLITS}
+    return {split: [pair for pair in pairs if pair.split == split] for split in splits_of({})}
 
 
 def accuracy(pairs, score):

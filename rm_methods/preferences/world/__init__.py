@@ -11,7 +11,6 @@ from rm_methods.preferences.pair import PreferencePair
 from rm_methods.preferences.read_report import ReadReport
 from rm_methods.preferences.world.generator import (
     OPTIONS,
-    SPLITS,
     TEST_SPLITS,
     conflicts,
     generate,
@@ -22,7 +21,6 @@ from rm_methods.preferences.world.gold import assess, flaws, gold, requirements,
 
 __all__ = [
     "OPTIONS",
-    "SPLITS",
     "TEST_SPLITS",
     "assess",
     "conflicts",

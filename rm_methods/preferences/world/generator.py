@@ -15,7 +15,6 @@ from rm_methods.preferences.world.texts import Scenario, other_value, write_prom
 from rm_methods.validation import schema_problems
 
 TEST_SPLITS = ("iid", "cue_neutral", "cue_reversed", "long_context", "early_evidence", "late_evidence")
-SPLITS = ("train", "validation", *TEST_SPLITS)
 # With annotators, cues are independent of quality, so that cue_reversed would be no other split.
 ANNOTATED_TEST_SPLITS = (
     "iid",
