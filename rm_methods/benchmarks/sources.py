@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -201,6 +201,19 @@ def check_new(item_id: str, where: str, first_use: dict[str, str]) -> None:
             "Ids must be unique in a benchmark."
         )
     first_use[item_id] = where
+
+
+def unique_id(item_id: str, where: str, seen: Counter[str], report: ItemReport) -> str:
+    """The id, or for its second and later use the id with a number; for sources whose ids may repeat.
+
+    Args:
+        seen: how often each id occurred, updated.
+    """
+    seen[item_id] += 1
+    if seen[item_id] == 1:
+        return item_id
+    report.count("id occurs more than once, kept under another", where)
+    return f"{item_id}#{seen[item_id]}"
 
 
 # The hub

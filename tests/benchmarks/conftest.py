@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from rm_methods.benchmarks.cards import BenchmarkCard
 from rm_methods.benchmarks.evaluation import prepare_items
 from rm_methods.benchmarks.item import BenchmarkItem, read_items
+from rm_methods.yaml_files import read_yaml
 
 from .made_up import example_pairs
 
@@ -30,6 +32,16 @@ def shared() -> Callable[[str], Path]:
     return find
 
 
+def example_options(card: BenchmarkCard) -> dict[str, Any]:
+    """Options under which the example files give items of every subset; the defaults, unless a file says otherwise."""
+    file = EXAMPLES / card.name / "options.yaml"
+    if not file.is_file():
+        return {}
+    options, problems = read_yaml(file)
+    assert not problems
+    return options
+
+
 @pytest.fixture
 def example_items(tmp_path: Path) -> Callable[[BenchmarkCard], list[BenchmarkItem]]:
     """Items of a benchmark from its example files, or from pairs made up here for benchmarks of prepared pairs."""
@@ -43,7 +55,11 @@ def example_items(tmp_path: Path) -> Callable[[BenchmarkCard], list[BenchmarkIte
                 f"add a few made-up rows in the public format of {card.name} to {root}: the contract is tested on them"
             )
         prepare_items(
-            card.name, {"root": root}, pairs, tmp_path / f"{card.name}.parquet", tmp_path / f"{card.name}.json"
+            card.name,
+            {"root": root, "options": example_options(card)},
+            pairs,
+            tmp_path / f"{card.name}.parquet",
+            tmp_path / f"{card.name}.json",
         )
         return read_items(tmp_path / f"{card.name}.parquet")
 
