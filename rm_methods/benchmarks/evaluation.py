@@ -131,14 +131,16 @@ def credit_table(card: BenchmarkCard, items: Sequence[BenchmarkItem], scores: Se
     """
     module = benchmark_module(card)
     present_subsets(items, card.subsets, card.name)
-    graded = []
     for item, item_scores in zip(items, scores, strict=True):
         if len(item_scores) != len(item.responses):
             raise DataError(
                 f"{card.name}: item {item.item_id!r} has {len(item.responses)} responses but {len(item_scores)} scores."
             )
         _comparisons(module, card, item)
-        graded.append(module.grade(item.label, item_scores))
+    if hasattr(module, "grade_all"):
+        graded = module.grade_all(items, scores)
+    else:
+        graded = [module.grade(item.label, item_scores) for item, item_scores in zip(items, scores, strict=True)]
     table: dict[str, list] = {column: [] for column in CREDIT_COLUMNS}
     for metric in module.metrics(items):
         stratum_of_part = {part: stratum for stratum, (_, parts) in metric.strata.items() for part in parts}

@@ -42,6 +42,7 @@ class Metric:
         strict: whether equal scores earn nothing; false only where the official rule of a benchmark differs.
         part_of: the part of an item; by default its subset.
         note: for the readers of the figures: which items it leaves out, and why; empty if it needs none.
+        limits: the lowest and the highest value.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Metric:
     strict: bool = True
     part_of: Callable[[BenchmarkItem], str] = attrgetter("subset")
     note: str = ""
+    limits: tuple[float, float] = (0.0, 1.0)
 
 
 def pooled(name: str, credit: str, subsets: Iterable[str], strict: bool = True) -> Metric:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -120,15 +121,13 @@ def read(
     missing = [subset for subset in WEIGHTS if subset not in present]
     if missing:
         report.notes.append(
-            f"Subsets missing: {', '.join(missing)}. Sections and `overall` are means over the others, not the official "
-            "figures."
+            f"Subsets missing: {', '.join(missing)}. Sections and `overall` are means over the others, not the "
+            "official figures."
         )
     yield from sample_items(items, options, report)
 
 
 def _rows_of_hub(card: BenchmarkCard, names: Sequence[str], report: ItemReport) -> Iterator[SourceRow]:
-    from dataclasses import replace
-
     for name in names:
         repository = card if name == _CORE else replace(card, hub_id=PRIOR_HUB_ID, revision=None)
         yield from hub_rows(repository, report, name, split=name)

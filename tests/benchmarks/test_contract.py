@@ -97,21 +97,25 @@ def test_the_limit_takes_the_same_items_in_any_order_and_counts_the_rest(card, e
     assert {item.item_id for item in backwards} == {item.item_id for item in drawn}
 
 
-def test_a_perfect_scorer_gets_one_and_its_opposite_nothing(card, example_items):
+def limits(card, items, side):
+    return {metric.name: metric.limits[side] for metric in benchmark_module(card).metrics(items)}
+
+
+def test_a_perfect_scorer_gets_the_most_and_its_opposite_the_least(card, example_items):
     items = example_items(card)
     perfect = perfect_scores(card, items)
-    assert metrics_of(card, items, perfect) == pytest.approx(
-        {metric.name: 1.0 for metric in benchmark_module(card).metrics(items)}
-    )
-    assert set(metrics_of(card, items, [-scores for scores in perfect]).values()) == {0.0}
+    assert metrics_of(card, items, perfect) == pytest.approx(limits(card, items, 1))
+    assert metrics_of(card, items, [-scores for scores in perfect]) == pytest.approx(limits(card, items, 0))
 
 
 def test_a_constant_scorer_gets_no_credit_in_strict_metrics_and_ties_everywhere(card, example_items):
     items = example_items(card)
     constant = scores_by(lambda text: 0.5, items)
     values = metrics_of(card, items, constant)
-    assert {values[name] for name in strict_metrics(card, items)} == {0.0}
-    assert set(card.columns_with(resolve_benchmark_options(card))) <= set(strict_metrics(card, items))
+    strict = strict_metrics(card, items)
+    assert {values[name] for name in strict} == {0.0}
+    columns = card.columns_with(resolve_benchmark_options(card))
+    assert all(values[name] <= card.chance for name in columns if name not in strict)
     assert tie_rate(card, items, constant) == 1.0
 
 
