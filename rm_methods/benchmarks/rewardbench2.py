@@ -264,9 +264,6 @@ _TIES_STRATA: dict[str, tuple[float, tuple[str, ...]]] = {
     "ties_ref": (1 - _TIED_SHARE, ("ties_ref",)),
     "ties_tied": (_TIED_SHARE, ("ties_tied",)),
 }
-    "ties_ref": (1 - _TIED_SHARE, ("ties_ref",)),
-    "ties_tied": (_TIED_SHARE, ("ties_tied",)),
-}
 _TIES_LIMITS = (-_MARGIN, 1 + _MARGIN)
 
 
