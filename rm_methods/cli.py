@@ -370,6 +370,58 @@ def score(model, data, out, root, config_files, strict, **options):
 
 
 @main.command()
+@click.option("--model", required=True, help="Reward-model folder, or id of the Hugging Face hub.")
+@click.option("--revision", default=None, help="Commit of a hub id.")
+@click.option(
+    "--benchmarks", "names", required=True, help="Names of benchmarks, separated by commas: rewardbench2,rm_bench."
+)
+@click.option(
+    "--root", "roots", multiple=True, help="NAME=FOLDER with the public files; without it, from the hub; repeatable."
+)
+@click.option("--limit", type=click.IntRange(min=1), default=None, help="At most this many items of each subset.")
+@click.option("--out", type=_FOLDER, default=None, help="Folder to write; default results/benchmark/<model>.")
+@_threads
+@click.option(
+    "--max-length", type=click.IntRange(min=32), default=None, help="Longest sequence in tokens; default the model's."
+)
+@click.option("--precision", type=click.Choice(["fp32", "bf16"]), default="fp32", show_default=True)
+@click.option(
+    "--tokens-per-batch",
+    type=click.IntRange(min=32),
+    default=4096,
+    show_default=True,
+    help="Largest number of tokens in one forward pass.",
+)
+def benchmark(model, revision, names, roots, limit, out, threads, max_length, **settings):
+    """Score a reward model on benchmarks, without an experiment.
+
+    Prints a table for each benchmark, beside rules that do not read the text.  A stopped command continues.
+    """
+    from rm_methods.leaderboard.model_run import Target, run_model
+    from rm_methods.scoring.scorer import ScoringSettings
+
+    folders = _named_paths("--root", roots, "rm_bench=data/rm_bench")
+    wanted = [name.strip() for name in names.split(",") if name.strip()]
+    if unused := [name for name in folders if name not in wanted]:
+        raise UserError(f"--root {unused[0]}=...: this benchmark is not among --benchmarks {','.join(wanted)}.")
+    options = {} if limit is None else {"limit": limit}
+    targets = [Target(name, folders[name][-1] if name in folders else None, options) for name in wanted]
+    out = out or Path("results/benchmark") / model.rstrip("/").replace("/", "--").lstrip(".-")
+    click.echo(
+        run_model(
+            model,
+            targets,
+            out,
+            ScoringSettings(threads=threads, **settings),
+            revision=revision,
+            max_length=max_length,
+        ),
+        nl=False,
+    )
+    click.echo(f"\nTables and scores: {out}")
+
+
+@main.command()
 @_benchmarks
 @_items
 @click.option("--scores", multiple=True, required=True, type=_FILE, help="Score table, one file per --benchmark.")

@@ -36,6 +36,7 @@ ORDER = (
     "ppo",
     "diagnostics",
     "comparison",
+    "leaderboard",
     "tracking",
     "listing",
     "cli",

@@ -16,14 +16,12 @@ import numpy as np
 
 from rm_methods.benchmarks.item import BenchmarkItem
 from rm_methods.errors import UserError, nearest
-from rm_methods.files import read_json
 from rm_methods.preferences.pair import Message
+from rm_methods.scoring.model_source import model_folder, own_length
 from rm_methods.scoring.scorer import ScoringSettings
 
 Gold = Callable[[Sequence[Sequence[Message]], Sequence[str]], np.ndarray]
 SOURCES = ("world",)
-# Weights and tokenizer only: no code is ever fetched, and no pickled weights.
-HUB_FILES = ("*.json", "*.safetensors", "*.jinja", "*.model", "*.txt")
 
 
 def load_gold(
@@ -63,9 +61,9 @@ def load_gold(
             f"Unknown gold source {source!r}. {nearest(source, SOURCES)} Or name a reward-model folder, or a hub id "
             "owner/name."
         )
-    folder = _model_folder(source, revision)
+    folder = model_folder(source, revision, what="Gold reward model")
     settings = settings or ScoringSettings()
-    limit = _positions(folder)
+    limit = own_length(folder)
     if max_length and limit and max_length > limit:
         raise UserError(
             f"overoptimization.gold.max_length = {max_length} is more than the {limit} positions of {source}. Lower it."
@@ -152,32 +150,6 @@ def check_finite(
             f"{len(bad)} of {len(values)} rewards of {source} are not finite; the first is {values[first]} for "
             f"{_shown(prompts[first], responses[first])}. Try precision fp32, and look at the model's weights."
         )
-
-
-def _positions(folder: Path) -> int | None:
-    """Longest sequence that a model was made for, if its configuration says so; an ensemble has none."""
-    file = folder / "config.json"
-    return read_json(file).get("max_position_embeddings") if file.exists() else None
-
-
-def _model_folder(source: str, revision: str | None) -> Path:
-    if Path(source).exists() or source.startswith(("/", ".", "~")) or source.count("/") != 1:
-        if revision:
-            raise UserError(
-                f"Gold reward model {source!r} is a folder, which has no revision ({revision!r}). Leave the revision "
-                "out."
-            )
-        return Path(source).expanduser()
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(source, revision=revision, allow_patterns=list(HUB_FILES)))
-    except Exception as error:  # network, cache and hub layers raise errors of many kinds; the user reads their text
-        first = str(error).strip().splitlines()[0] if str(error).strip() else ""
-        raise UserError(
-            f"Gold reward model {source!r} is no folder here and could not be fetched from the hub "
-            f"({type(error).__name__}: {first}). Without the network, download it elsewhere and name its folder."
-        ) from error
 
 
 def _check_lengths(prompts: Sequence, responses: Sequence) -> None:

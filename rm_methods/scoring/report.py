@@ -35,7 +35,7 @@ def make_report(data: ScoringData, scoring: Scoring, model: dict[str, Any], seco
         seconds: time of the scoring, without loading.
     """
     responses = scoring.responses
-    scores = _by_item(data.items, [response.score for response in responses])
+    scores = scores_by_item(data.items, [response.score for response in responses])
     truncated = sum(response.truncated for response in responses)
     tokens = sum(response.n_tokens for response in responses)
     return {
@@ -78,8 +78,12 @@ def describe_model(folder: Path, scorer: Scorer) -> dict[str, Any]:
     return about | scorer.computation()
 
 
-def _by_item(items: Sequence[BenchmarkItem], scores: Sequence[float]) -> list[np.ndarray]:
-    """The scores of each item as evaluation uses them: float32, NaN if not finite."""
+def scores_by_item(items: Sequence[BenchmarkItem], scores: Sequence[float]) -> list[np.ndarray]:
+    """The scores of each item as evaluation uses them: float32, NaN if not finite.
+
+    Args:
+        scores: of all responses, in the order of the items.
+    """
     from rm_methods.benchmarks.evaluation import usable_scores
 
     ends = np.cumsum([len(item.responses) for item in items])
@@ -116,9 +120,9 @@ def _metrics(data: ScoringData, scores: Sequence[np.ndarray]) -> dict[str, dict[
     from rm_methods.benchmarks.evaluation import credit_table
 
     if data.unit == "pairs":
-        return _estimates(_accuracy_credits(data.items, scores))
+        return credit_estimates(_accuracy_credits(data.items, scores))
     if data.benchmark is not None:
-        return _estimates(credit_table(load_benchmark_card(data.benchmark), data.items, scores))
+        return credit_estimates(credit_table(load_benchmark_card(data.benchmark), data.items, scores))
     return {}
 
 
@@ -137,7 +141,15 @@ def _accuracy_credits(items: Sequence[BenchmarkItem], scores: Sequence[np.ndarra
     }
 
 
-def _estimates(table: dict[str, list]) -> dict[str, dict[str, Any]]:
+def credit_estimates(table: dict[str, list]) -> dict[str, dict[str, Any]]:
+    """Metrics with 95% intervals that count items, from a credit table.
+
+    Args:
+        table: `rm_methods.benchmarks.evaluation.credit_table`.
+
+    Returns:
+        By metric: "value", "low", "high" (None without an interval), "items" and "groups" (counts).
+    """
     from rm_methods.statistics.designs import item_design
     from rm_methods.statistics.intervals import estimate
 

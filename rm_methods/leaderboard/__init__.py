@@ -1,0 +1,1 @@
+"""One reward model on benchmarks, by one command and without an experiment."""

@@ -1,0 +1,95 @@
+"""The tables of `rm-methods benchmark`: one for each benchmark, the model beside content-blind rules."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rm_methods.reporting.tables import MISSING, Section, csv_text, latex_text, markdown_text, terminal_text
+
+_PARTIES = ("model", "longest", "shortest", "random")
+
+
+def leaderboard_tables(record: Mapping[str, Any]) -> dict[str, str]:
+    """The tables as text by suffix: txt, md, tex, csv.
+
+    Args:
+        record: the content of results.json.
+    """
+    sections = [_section(result) for result in record["benchmarks"]]
+    notes = [_reading(record)] + [note for result in record["benchmarks"] for note in _notes(result)]
+    return {
+        "txt": terminal_text(sections, notes),
+        "md": markdown_text(sections, notes),
+        "tex": latex_text(sections, notes),
+        "csv": csv_text(_records(record)),
+    }
+
+
+def _section(result: Mapping[str, Any]) -> Section:
+    main = [name for name in result["main"] if name in result["metrics"]]
+    names = [*main, *(name for name in result["metrics"] if name not in main)]
+    rows = []
+    for name in names:
+        values = result["metrics"][name]
+        rows.append((name, *(_value(values[party], with_interval=party == "model") for party in _PARTIES)))
+    title = f"{result['title']}: {result['items']:,} items, {result['responses']:,} responses"
+    rules = (len(main),) if len(main) < len(names) else ()
+    return Section(title, ("metric, %", *_PARTIES), tuple(rows), rules=rules)
+
+
+def _value(estimate: Mapping[str, Any] | None, *, with_interval: bool) -> str:
+    if estimate is None or estimate["value"] is None:
+        return MISSING
+    value = 100 * estimate["value"]
+    if not with_interval:
+        return f"{value:.1f}"
+    if estimate["low"] is None:
+        return f"{value:.1f}"
+    reach = 100 * max(estimate["high"] - estimate["value"], estimate["value"] - estimate["low"])
+    return f"{value:.1f} ±{reach:.1f}"
+
+
+def _reading(record: Mapping[str, Any]) -> str:
+    model = record["model"]
+    computation = record["benchmarks"][0]["computation"]
+    return (
+        f"{model['name']}"
+        + (f" @ {model['revision']}" if model["revision"] else "")
+        + f", {computation.get('precision', 'no model')}, at most {model['settings']['max_length']:,} tokens. "
+        "The range behind ± covers 95% over items. longest, shortest and random do not read the text."
+    )
+
+
+def _notes(result: Mapping[str, Any]) -> list[str]:
+    name = result["benchmark"]
+    counts = (
+        f"{name}: {100 * result['tie_rate']:.1f}% of the comparisons have equal scores ({result['tie_rule']}); "
+        f"{result['truncated']:,} of {result['items']:,} items have a response that was cut to the longest length"
+    )
+    if result["not_scored"]:
+        counts += f"; {result['not_scored']:,} have a score that is not finite, which earns nothing"
+    excluded = [f"{entry['count']:,} rows: {reason}" for reason, entry in result["excluded"].items()]
+    left_out = [f"{name}: left out {'; '.join(excluded)}."] if excluded else []
+    return [f"{counts}.", *left_out, *(f"{name}: {note}" for note in result["notes"])]
+
+
+def _records(record: Mapping[str, Any]) -> list[dict[str, Any]]:
+    records = []
+    for result in record["benchmarks"]:
+        for name, values in result["metrics"].items():
+            for party in _PARTIES:
+                estimate = values[party] or {}
+                records.append(
+                    {
+                        "model": record["model"]["name"] if party == "model" else party,
+                        "benchmark": result["benchmark"],
+                        "metric": name,
+                        "value": estimate.get("value"),
+                        "low": estimate.get("low"),
+                        "high": estimate.get("high"),
+                        "items": estimate.get("items"),
+                        "groups": estimate.get("groups"),
+                    }
+                )
+    return records

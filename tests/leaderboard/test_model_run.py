@@ -1,0 +1,161 @@
+"""`rm-methods benchmark`: the numbers of the workflow, resumed after a stop, refused with all problems."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from rm_methods.benchmarks.evaluation import evaluate_run
+from rm_methods.cli import main
+from rm_methods.errors import ConfigError, UserError
+from rm_methods.files import read_json, write_json
+from rm_methods.leaderboard import model_run
+from rm_methods.leaderboard.model_run import Target, run_model
+from rm_methods.scoring.scorer import SCORER_FILE, ScoringSettings
+
+EXAMPLES = Path(__file__).parents[1] / "benchmarks" / "examples"
+SETTINGS = ScoringSettings(threads=1)
+TARGETS = [Target("rm_bench", EXAMPLES / "rm_bench"), Target("rewardbench2", EXAMPLES / "rewardbench2")]
+IDENTITY = {"variant": "v", "method": "m", "seed": 0, "run_key": "k"}
+
+
+@pytest.fixture
+def longest(tmp_path) -> Path:
+    folder = tmp_path / "longest"
+    folder.mkdir()
+    write_json(folder / SCORER_FILE, {"method": "longest", "settings": {}, "seed": 0})
+    return folder
+
+
+def test_metrics_are_those_of_the_evaluate_stage(longest, tmp_path):
+    text = run_model(str(longest), TARGETS, tmp_path / "out", SETTINGS)
+    record = read_json(tmp_path / "out" / "results.json")
+    jobs = []
+    for target in TARGETS:
+        folder = tmp_path / "out" / target.name
+        jobs.append((target.name, folder / "items.parquet", folder / "scores.parquet"))
+    expected = evaluate_run(jobs, IDENTITY, tmp_path / "metrics.json", tmp_path / "credits.parquet")["benchmarks"]
+    for result in record["benchmarks"]:
+        name = result["benchmark"]
+        values = {metric: parties["model"]["value"] for metric, parties in result["metrics"].items()}
+        assert values == pytest.approx(expected[name]["metrics"])
+        assert result["tie_rate"] == expected[name]["tie_rate"]
+        # The model is the rule.
+        assert all(parties["model"] == parties["longest"] for parties in result["metrics"].values())
+    assert "RM-Bench: " in text
+    assert "RewardBench 2: " in text
+    assert max(map(len, text.splitlines())) <= 80
+
+
+def test_the_files_hold_the_same_numbers(longest, tmp_path):
+    run_model(str(longest), TARGETS, tmp_path / "out", SETTINGS)
+    record = read_json(tmp_path / "out" / "results.json")
+    with open(tmp_path / "out" / "table.csv", newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    for result in record["benchmarks"]:
+        shared_format = read_json(tmp_path / "out" / result["benchmark"] / "every_eval_ever.json")
+        by_metric = {entry["metric_config"]["metric_name"]: entry for entry in shared_format["evaluation_results"]}
+        for metric, parties in result["metrics"].items():
+            assert by_metric[metric]["score_details"]["score"] == parties["model"]["value"]
+            named = [row for row in rows if (row["benchmark"], row["metric"]) == (result["benchmark"], metric)]
+            assert [row["model"] for row in named] == [str(longest), "longest", "shortest", "random"]
+            assert float(named[0]["value"]) == parties["model"]["value"]
+        ties = by_metric.get("ties")
+        if ties is not None:
+            assert (ties["metric_config"]["min_score"], ties["metric_config"]["max_score"]) == (-0.01, 1.01)
+    assert {path.name for path in (tmp_path / "out").glob("table.*")} == {
+        "table.txt",
+        "table.md",
+        "table.csv",
+        "table.tex",
+    }
+
+
+def test_a_stopped_run_continues_with_the_parts_it_has(longest, tmp_path, monkeypatch):
+    whole = run_model(str(longest), TARGETS[:1], tmp_path / "whole", SETTINGS)
+    monkeypatch.setattr(model_run, "_RESPONSES_AT_ONCE", 12)  # two items of RM-Bench
+    scored = []
+    load = model_run.load_scorer
+
+    def stopping(stop_after):
+        def load_counted(*arguments, **options):
+            scorer = load(*arguments, **options)
+            score = scorer.score
+
+            def counted(items, label):
+                if len(scored) == stop_after:
+                    raise KeyboardInterrupt
+                scored.append(len(items))
+                return score(items, label)
+
+            scorer.score = counted
+            return scorer
+
+        return load_counted
+
+    monkeypatch.setattr(model_run, "load_scorer", stopping(2))
+    with pytest.raises(KeyboardInterrupt):
+        run_model(str(longest), TARGETS[:1], tmp_path / "out", SETTINGS)
+    assert scored == [2, 2]
+    monkeypatch.setattr(model_run, "load_scorer", stopping(None))
+    assert run_model(str(longest), TARGETS[:1], tmp_path / "out", SETTINGS) == whole
+    items = read_json(tmp_path / "out" / "rm_bench" / "items.json")["n_items"]
+    assert sum(scored) == items
+    assert not (tmp_path / "out" / "rm_bench" / "parts").exists()
+
+
+def test_finished_scores_are_kept_until_model_or_settings_change(longest, tmp_path, monkeypatch):
+    run_model(str(longest), TARGETS[:1], tmp_path / "out", SETTINGS)
+    loads = []
+    load = model_run.load_scorer
+    monkeypatch.setattr(model_run, "load_scorer", lambda *a, **k: loads.append(1) or load(*a, **k))
+    run_model(str(longest), TARGETS[:1], tmp_path / "out", SETTINGS)
+    assert not loads
+    run_model(str(longest), TARGETS[:1], tmp_path / "out", SETTINGS, max_length=64)
+    assert len(loads) == 1
+    write_json(longest / SCORER_FILE, {"method": "shortest", "settings": {}, "seed": 0})
+    run_model(str(longest), TARGETS[:1], tmp_path / "out", SETTINGS, max_length=64)
+    assert len(loads) == 2
+
+
+def test_a_reward_model_reads_as_much_as_it_was_made_for(reward_model, tokenizer, tmp_path):
+    reward_model.save(tmp_path / "model")
+    tokenizer.tokenizer.save_pretrained(tmp_path / "model")
+    folder = tmp_path / "model"
+    run_model(str(folder), TARGETS[1:], tmp_path / "out", SETTINGS)
+    limit = json.loads((folder / "config.json").read_text())["max_position_embeddings"]
+    assert read_json(tmp_path / "out" / "results.json")["model"]["settings"]["max_length"] == limit
+
+
+def test_all_problems_come_at_once(longest, tmp_path):
+    targets = [Target("rm_bnch"), Target("rm_bench", tmp_path / "none"), Target("heldout"), Target("rm_bench")]
+    with pytest.raises(ConfigError) as error:
+        run_model(str(longest), targets, tmp_path / "out", SETTINGS)
+    text = str(error.value)
+    assert "4 problems" in text
+    assert "Did you mean 'rm_bench'" in text
+    assert "no such folder" in text
+    assert "made of an experiment's own pairs" in text
+    assert "'rm_bench' is named twice" in text
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_has_no_revision(longest, tmp_path):
+    with pytest.raises(UserError, match="which has no revision"):
+        run_model(str(longest), TARGETS[:1], tmp_path / "out", SETTINGS, revision="abc")
+
+
+def test_the_command(longest, tmp_path):
+    arguments = ["benchmark", "--model", str(longest), "--benchmarks", "rm_bench, rewardbench2", "--threads", "1"]
+    roots = [f"--root={target.name}={target.root}" for target in TARGETS]
+    done = CliRunner().invoke(main, [*arguments, *roots, "--limit", "1", "--out", str(tmp_path / "out")])
+    assert done.exit_code == 0, done.output
+    assert "RewardBench 2: " in done.output
+    assert f"Tables and scores: {tmp_path / 'out'}" in done.output
+    done = CliRunner().invoke(main, [*arguments, "--root", "hh_rlhf=x"])
+    assert done.exit_code == 2
+    assert "not among --benchmarks rm_bench,rewardbench2" in done.output
