@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
@@ -106,6 +106,21 @@ def present_subsets(items: Sequence[BenchmarkItem], subsets: Iterable[str], benc
         example = next(item.item_id for item in items if item.subset == subset)
         raise DataError(f"{benchmark}: unknown subset {subset!r} (item {example!r}). {nearest(subset, subsets)}")
     return present
+
+
+def size_notes(items: Iterable[BenchmarkItem], official: Mapping[str, int]) -> list[str]:
+    """A note for the readers if present subsets have other numbers of items than the official data; else none.
+
+    Args:
+        official: subset -> number of items.
+    """
+    sizes = Counter(item.subset for item in items)
+    differing = [
+        f"{subset} {sizes[subset]:,} (official {count:,})"
+        for subset, count in official.items()
+        if sizes[subset] and sizes[subset] != count
+    ]
+    return [f"Other numbers of items than in the official data: {', '.join(differing)}."] if differing else []
 
 
 def sample_items(

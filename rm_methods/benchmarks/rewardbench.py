@@ -28,6 +28,7 @@ from rm_methods.benchmarks.grading import (
     pooled,
     present_subsets,
     sample_items,
+    size_notes,
 )
 from rm_methods.benchmarks.item import BenchmarkItem
 from rm_methods.benchmarks.sources import (
@@ -93,6 +94,7 @@ WEIGHTS = {
 PRIOR_SETS = ("anthropic_helpful", "anthropic_hhh", "shp", "summarize")
 PRIOR_HUB_ID = "allenai/pref-test-sets"
 SUBSETS = (*WEIGHTS, *PRIOR_SETS)
+_MATH_PAIRS = 447  # of math-prm; the other weights are numbers of pairs
 _CORE = "filtered"  # name of the split, and of its file in the card
 _PRIOR_WEIGHT = 0.5  # of the prior sets; a section counts 1
 
@@ -124,6 +126,7 @@ def read(
             f"Subsets missing: {', '.join(missing)}. Sections and `overall` are means over the others, not the "
             "official figures."
         )
+    report.notes += size_notes(items, WEIGHTS | {"math-prm": _MATH_PAIRS})
     yield from sample_items(items, options, report)
 
 

@@ -28,7 +28,15 @@ from typing import Any
 import numpy as np
 
 from rm_methods.benchmarks.cards import BenchmarkCard
-from rm_methods.benchmarks.grading import SAMPLING_OPTIONS, Metric, mean_of, pooled, present_subsets, sample_items
+from rm_methods.benchmarks.grading import (
+    SAMPLING_OPTIONS,
+    Metric,
+    mean_of,
+    pooled,
+    present_subsets,
+    sample_items,
+    size_notes,
+)
 from rm_methods.benchmarks.item import BenchmarkItem
 from rm_methods.benchmarks.sources import (
     ItemReport,
@@ -57,6 +65,7 @@ BEST_OF_FOUR = {
 }
 TIES = "ties"
 SUBSETS = {**BEST_OF_FOUR, "Ties": TIES}
+_SIZES = {"factuality": 475, "precise_if": 160, "math": 183, "safety": 450, "focus": 495, TIES: 102}
 _REF = "ref"  # kinds of the rows of Ties
 _TIED = "tied"
 _ACCURACY, _PREFERRED, _PREFERRED_HARD, _MARGIN = 0.30, 0.20, 0.20, 0.01
@@ -82,6 +91,7 @@ def read(
         report.notes.append(
             f"Subsets missing: {', '.join(missing)}. `overall` is the mean over the others, not the official figure."
         )
+    report.notes += size_notes(items, _SIZES)
     # A draw takes both rows of a Ties prompt: it sees only the first, and the second follows.
     tied = {item.meta["ties"]: item for item in items if item.meta.get("kind") == _TIED}
     for item in sample_items([item for item in items if item.meta.get("kind") != _TIED], options, report):

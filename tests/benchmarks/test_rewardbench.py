@@ -7,6 +7,7 @@ import pytest
 
 from rm_methods.benchmarks.cards import load_benchmark_card
 from rm_methods.benchmarks.evaluation import credit_table, metric_values, prepare_items
+from rm_methods.benchmarks.grading import size_notes
 from rm_methods.benchmarks.item import BenchmarkItem, read_items
 from rm_methods.benchmarks.rewardbench import SECTIONS, WEIGHTS
 from rm_methods.errors import DataError
@@ -84,6 +85,12 @@ def test_missing_subsets_and_repeated_ids_are_reported(tmp_path):
     assert [item.item_id for item in items] == ["hep-go/7", "hep-go/7#2"]
     assert report["counted"]["id occurs more than once, kept under another"]["count"] == 1
     assert "Subsets missing: alpacaeval-easy" in report["notes"][0]
+    assert report["notes"][1] == "Other numbers of items than in the official data: hep-go 2 (official 164)."
+
+
+def test_official_sizes_need_no_note():
+    items = [BenchmarkItem(f"{s}/{n}", s, (), ["", ""], 0) for s, count in ROWS.items() for n in range(count)]
+    assert size_notes(items, ROWS) == []
 
 
 def test_roles_of_the_prior_sets_follow_from_the_position(tmp_path):
