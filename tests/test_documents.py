@@ -86,6 +86,7 @@ def text_files(folder: str) -> list[Path]:
 def british_words(text: str) -> list[str]:
     """The words of a text, and the parts of names in it, that Americans spell otherwise."""
     text = re.sub(r"\bCANCELLED\b", "", text)  # a job state of Slurm
+    text = re.sub(r"\bvalue_judgement\b", "", text)  # a scenario of Auto-J
     return [match.group() for pattern in BRITISH for match in re.finditer(pattern, text, re.IGNORECASE)]
 
 

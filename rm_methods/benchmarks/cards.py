@@ -18,13 +18,18 @@ from rm_methods.yaml_files import read_yaml
 # The modules of `rm_methods.benchmarks` that read, grade and average a benchmark (data/benchmarks/README.md).
 MODULES = (
     "alpaca_eval_pool",
+    "auto_j",
+    "helpsteer3",
     "hh_rlhf",
     "judge_bench",
+    "llmbar",
     "ppe_correctness",
     "prepared_splits",
     "rewardbench",
     "rewardbench2",
     "rm_bench",
+    "tldr",
+    "ultrafeedback",
 )
 
 OPTIONAL: dict[str, Any] = {

@@ -219,12 +219,12 @@ def unique_id(item_id: str, where: str, seen: Counter[str], report: ItemReport) 
 # The hub
 
 
-def hub_rows(card: BenchmarkCard, report: ItemReport, name: str, **load_arguments: Any) -> Iterator[SourceRow]:
+def hub_rows(card: BenchmarkCard, report: ItemReport, name: str, /, **load_arguments: Any) -> Iterator[SourceRow]:
     """Rows of one split of the card's hub repository at its pinned revision, as `local_rows` gives them.
 
     Args:
         name: stored with the rows as the name of their file.
-        load_arguments: of `datasets.load_dataset`.
+        load_arguments: of `datasets.load_dataset`; a `revision` among them overrides the card's.
 
     Raises:
         DataError: the card has no hub repository, or the hub cannot be reached or read.
@@ -237,8 +237,9 @@ def hub_rows(card: BenchmarkCard, report: ItemReport, name: str, **load_argument
         raise DataError(f"Benchmark {card.name!r} is not on a hub. {advice}")
     import datasets
 
+    arguments = {"revision": card.revision} | load_arguments
     try:
-        rows = datasets.load_dataset(card.hub_id, revision=card.revision, **load_arguments)
+        rows = datasets.load_dataset(card.hub_id, **arguments)
     except Exception as error:  # network, cache and parsers raise errors of many kinds; the user reads their text
         raise DataError(
             f"Benchmark {card.name!r}: {card.hub_id} ({load_arguments}, revision {card.revision or 'not pinned'}) "

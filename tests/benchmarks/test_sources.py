@@ -99,10 +99,15 @@ class TestLocal:
 
 FILES = {
     "alpaca_eval_pool": "*",
+    "auto_j": "data/test/*",
+    "helpsteer3": "preference/*",
     "hh_rlhf": "harmless-base/*",
     "judge_bench": "*gpt-4o*",
+    "llmbar": "Dataset/LLMBar/Natural/*",
     "ppe_correctness": "*MATH*/data/*",
     "rm_bench": "chat_filtered*",
+    "tldr": "comparisons/batch11*",
+    "ultrafeedback": "data/*",
 }
 
 
@@ -281,6 +286,39 @@ class TestHub:
         }
         assert len(items) == 4
         assert report["notes"] == []
+
+    def test_helpsteer3_is_the_preference_configuration_at_a_pinned_revision(self, hub, tmp_path):
+        turn = {"role": "user", "content": "?"}
+        row = {"domain": "code", "context": [turn], "response1": "a", "response2": "b", "overall_preference": -2}
+        self.answer = [row]
+        report, items = prepare("helpsteer3", {}, tmp_path)
+        revision = "f6d145777bcbde96137596340fab89793acd1031"
+        assert hub == [("nvidia/HelpSteer3", {"revision": revision, "name": "preference", "split": "validation"})]
+        assert (items[0].label, report["notes"]) == (0, [])
+
+    def test_ultrafeedback_is_the_split_test_prefs(self, hub, tmp_path):
+        sides = [[{"role": "user", "content": "?"}, {"role": "assistant", "content": text}] for text in ("a", "b")]
+        scores = {"score_chosen": 2.0, "score_rejected": 1.0}
+        self.answer = [{"prompt_id": "p", "chosen": sides[0], "rejected": sides[1], **scores}]
+        prepare("ultrafeedback", {}, tmp_path)
+        revision = "3949bf5f8c17c394422ccfab0c31ea9c20bdeb85"
+        assert hub == [("HuggingFaceH4/ultrafeedback_binarized", {"revision": revision, "split": "test_prefs"})]
+
+    def test_tldr_reads_the_converted_validation_split_and_says_that_it_is_not_pinned(self, hub, tmp_path):
+        info = {"id": "x", "post": "p", "title": "t", "subreddit": "s", "site": None, "article": None}
+        summaries = [{"text": text, "policy": "ref", "note": None} for text in (" a", " b")]
+        self.answer = [{"info": info, "summaries": summaries, "choice": 1, "batch": "batch11", "split": "valid2"}]
+        report, items = prepare("tldr", {}, tmp_path)
+        ((path, arguments),) = hub
+        assert path == "openai/summarize_from_feedback"
+        assert arguments == {
+            "revision": "refs/convert/parquet",
+            "data_files": {"validation": "comparisons/validation/*.parquet"},
+            "split": "validation",
+        }
+        assert items[0].label == 1
+        assert report["sources"] == [{"hub": path} | arguments]
+        assert report["notes"][0].startswith("Not pinned")
 
     def test_a_hub_out_of_reach_says_how_to_use_local_files(self, tmp_path):
         code = (

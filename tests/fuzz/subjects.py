@@ -583,7 +583,19 @@ FORMATS = (
     "text.parquet",
     "conversations.parquet",
 )
-BENCHMARKS = ("heldout", "rm_bench", "judge_bench", "hh_rlhf", "alpaca_eval_pool", "ppe_correctness")
+BENCHMARKS = (
+    "heldout",
+    "rm_bench",
+    "judge_bench",
+    "hh_rlhf",
+    "alpaca_eval_pool",
+    "ppe_correctness",
+    "llmbar",
+    "auto_j",
+    "tldr",
+    "helpsteer3",
+    "ultrafeedback",
+)
 SUBJECTS: dict[str, type[Subject]] = {
     **{f"check/{name}": Check for name in CONFIGURATIONS},
     **{f"prepare/{name}": Prepare for name in FORMATS},
