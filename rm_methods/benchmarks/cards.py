@@ -16,7 +16,16 @@ from rm_methods.validation import schema_problems, unusable_values
 from rm_methods.yaml_files import read_yaml
 
 # The modules of `rm_methods.benchmarks` that read, grade and average a benchmark (data/benchmarks/README.md).
-MODULES = ("alpaca_eval_pool", "hh_rlhf", "judge_bench", "ppe_correctness", "prepared_splits", "rm_bench")
+MODULES = (
+    "alpaca_eval_pool",
+    "hh_rlhf",
+    "judge_bench",
+    "ppe_correctness",
+    "ppe_preference",
+    "prepared_splits",
+    "rm_bench",
+    "rmb",
+)
 
 OPTIONAL: dict[str, Any] = {
     "has_gold": False,
