@@ -24,10 +24,12 @@ MODULES = (
     "judge_bench",
     "llmbar",
     "ppe_correctness",
+    "ppe_preference",
     "prepared_splits",
     "rewardbench",
     "rewardbench2",
     "rm_bench",
+    "rmb",
     "tldr",
     "ultrafeedback",
 )
