@@ -23,7 +23,7 @@ from rm_methods.files import read_json
 from rm_methods.methods.joint_method import DecoderJointMethod
 from rm_methods.methods.masked_language import mask_token
 from rm_methods.preferences.world.conversations import VERDICTS
-from rm_methods.reward_models.backbones import WORLD_JOINT, check_token_ids, load_language_model
+from rm_methods.reward_models.backbones import check_token_ids, load_language_model
 from rm_methods.reward_models.joint_model import NAME, JointModel
 from rm_methods.reward_models.joint_reader import DecoderReader
 from rm_methods.reward_models.loading import pretrained_model, pretrained_tokenizer
@@ -79,13 +79,11 @@ def _start_folder(name: str) -> Path:
     Raises:
         UserError: not a joint language model.
     """
-    if name == WORLD_JOINT.name:
-        return WORLD_JOINT
     folder = Path(name)
     record = folder / _RECORD
     if not record.is_file() or read_json(record).get("kind") != "joint":
         raise UserError(
-            f"{_SETTING} = '{name}': not a joint language model. Use 'backbone', 'world_joint', or a folder "
-            "that `rm-methods train-world-model --kind joint` wrote."
+            f"{_SETTING} = '{name}': not a joint language model. Use 'backbone', or a folder that "
+            "`rm-methods train-world-model --kind joint` wrote."
         )
     return folder

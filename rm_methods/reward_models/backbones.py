@@ -26,7 +26,6 @@ _DATA = Path(__file__).resolve().parent.parent / "data"
 WORLD_MODEL = _DATA / "world_model"
 # Language models of the controlled world, written by `train-world-model`.  The weak one has not yet learned to compare.
 WORLD_MODELS = {"world": WORLD_MODEL, "world_weak": _DATA / "world_weak"}
-WORLD_JOINT = _DATA / "world_joint"  # reads two responses; `joint_bidirectional` starts from it
 WORLD_SCRATCH = "world_scratch"  # shape and tokenizer of "world", random weights
 _PREPARE_FIRST = (
     "Prepare the backbone first (`rm-methods prepare-backbone`). If that refuses the backbone, it says what to change."

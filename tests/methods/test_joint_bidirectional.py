@@ -79,18 +79,6 @@ def test_a_saved_model_reads_the_same_rows_and_gives_the_same_logits(start, tmp_
     assert torch.equal(actual, expected)
 
 
-def test_the_shipped_model_compares_two_responses(tmp_path):
-    """Without any training on preferences, in whichever order it reads them."""
-    _, reader, model, _ = made(tmp_path, start="world_joint")
-    texts = list(comparisons(100, 1))
-    pairs = [(text[:-3], (text[-3]["content"], text[-2]["content"])) for text in texts]
-    with torch.no_grad():
-        logits = model.eval()(lay_out(reader.encode(pairs), "plain", reader.pad_id)).rewards
-    is_first_better = torch.tensor([text[-1]["content"] == VERDICTS[0] for text in texts])
-    assert ((logits[:, 0] > 0) == is_first_better).float().mean() > 0.9
-    assert ((logits[:, 1] < 0) == is_first_better).float().mean() > 0.9
-
-
 def test_other_folders_and_tokenizers_are_refused(start, prepared, tmp_path):
     with pytest.raises(UserError, match=r"start = '.*world_model': not a joint language model"):
         made(tmp_path, start=str(WORLD_MODEL))
