@@ -202,3 +202,13 @@ def test_the_pool_of_shares_counts_in_units_of_share_by_hand():
     assert law.seed_variance == pytest.approx((7 * own + 4 * pooled * unit["reference"]) / 11 / 8)
     plain = np.mean([np.var(by_seed, ddof=1) for by_seed in metrics.values()])
     assert law.seed_variance < (7 * own + 4 * plain) / 11 / 8 / 10
+
+
+def test_a_combination_that_is_right_everywhere_has_a_short_interval():
+    """Without one of its four members it misses three of 200 items; weights of 1/200 do not sum to 1 exactly."""
+    values = VariantValues({0: np.ones(N_ITEMS)}, role="combined", left_out={0: 1.0, 1: 1.0, 2: 1.0, 3: 0.985})
+    estimate = column_cells({"ensemble": values}, None, DESIGN)["ensemble"].estimate
+    assert estimate.mean == pytest.approx(1.0)
+    standard_error = math.sqrt(3 * np.var([1.0, 1.0, 1.0, 0.985]))
+    assert 1 - estimate.low == pytest.approx(standard_error * estimate.law.quantile(0.95))
+    assert estimate.high == 1.0
