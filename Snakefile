@@ -58,6 +58,7 @@ onstart:
     if workflow.is_main_process:
         hold_experiment()
         start_warm()
+        schedule_without_polling()
 
 
 onsuccess:

@@ -31,3 +31,11 @@ def test_every_dependency_is_pinned_exactly_and_portably():
     # Local suffixes (torch 2.13.0+cpu) and file addresses exist on one machine only.
     assert "+cpu" not in text
     assert " @ " not in text
+
+
+def test_snakemake_has_the_limit_that_the_workflow_lifts():
+    """`schedule_without_polling` in workflow/rules/common.smk sets an attribute of the scheduler."""
+    from snakemake.scheduling.job_scheduler import JobScheduler
+
+    assert "job_rate_limiter" in JobScheduler.__init__.__code__.co_names
+    assert "job_rate_limiter" in JobScheduler.schedule.__code__.co_names

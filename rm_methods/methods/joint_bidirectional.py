@@ -8,8 +8,8 @@ tokenizer and is as strong as its student.  Our choices: full fine-tuning instea
 row's last token.
 
 It may start from a model of the controlled world that was trained to fill masks in comparisons of two responses
-(`rm-methods train-world-model --kind joint`).  Its first logit is then the one of that model: "First" against "Second"
-as the next word.
+(`rm-methods train-world-model --kind joint`).  Then each row ends with a mask, where the logit is read, and the first
+logit is the one of that model: "First" against "Second" in place of the mask.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from rm_methods.methods.masked_language import mask_token
 from rm_methods.preferences.world.conversations import VERDICTS
 from rm_methods.reward_models.backbones import check_token_ids, load_language_model
 from rm_methods.reward_models.joint_model import NAME, JointModel
+from rm_methods.reward_models.joint_reader import DecoderReader
 from rm_methods.reward_models.loading import pretrained_model, pretrained_tokenizer
 
 BACKBONE = "backbone"
@@ -35,10 +36,16 @@ _SETTING = "joint_bidirectional.start"
 class Method(DecoderJointMethod):
     causal = False
 
+    def reader(self, pairs, inputs):
+        reader = super().reader(pairs, inputs)
+        if self.settings["start"] == BACKBONE:
+            return reader
+        return DecoderReader(reader.chat, mask_token(reader.tokenizer))
+
     def model(self, pairs, reader, inputs):
         if self.settings["start"] == BACKBONE:
             return super().model(pairs, reader, inputs)
-        from transformers import AutoModelForSequenceClassification
+        from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
         folder = _start_folder(self.settings["start"])
         tokenizer = pretrained_tokenizer(folder, setting=_SETTING)
@@ -47,28 +54,23 @@ class Method(DecoderJointMethod):
             AutoModelForSequenceClassification, folder, setting=_SETTING, new_head=True, num_labels=1
         )
         classifier.config.pad_token_id = reader.pad_id
-        output = self._language_model(inputs).get_output_embeddings().weight
+        language_model, _ = pretrained_model(AutoModelForCausalLM, folder, setting=_SETTING)
+        output = language_model.get_output_embeddings().weight
         first, second = (tokenizer(text, add_special_tokens=False)["input_ids"][0] for text in VERDICTS)
         with torch.no_grad():
             classifier.score.weight.copy_(output[first : first + 1] - output[second : second + 1])
         autocast = torch.bfloat16 if inputs.config["training"]["precision"] == "bf16" else None
-        return JointModel(classifier, True, autocast, causal=False)
+        return JointModel(classifier, True, autocast, causal=False, answer=mask_token(reader.tokenizer))
 
     def adaptation(self, pairs, reader, inputs):
-        if not self.settings["masked_language_epochs"]:
+        # A model that fills masks has had this training, on other texts.
+        if not self.settings["masked_language_epochs"] or self.settings["start"] != BACKBONE:
             return None
-        language_model = self._language_model(inputs)
+        language_model = load_language_model(inputs.backbone, inputs.config["backbone"], inputs.seed)
         language_model.set_attn_implementation(NAME)
         return self.masked_language_modeling(
             language_model, reader, inputs, decoder=True, mask_id=mask_token(reader.tokenizer)
         )
-
-    def _language_model(self, inputs):
-        if self.settings["start"] == BACKBONE:
-            return load_language_model(inputs.backbone, inputs.config["backbone"], inputs.seed)
-        from transformers import AutoModelForCausalLM
-
-        return pretrained_model(AutoModelForCausalLM, _start_folder(self.settings["start"]), setting=_SETTING)[0]
 
 
 def _start_folder(name: str) -> Path:

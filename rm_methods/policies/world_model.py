@@ -6,9 +6,9 @@ They read conversations of `preferences.world.conversations`.  One end token clo
 
 causal          predicts every token.  So the hidden state at the end of a response, where reward models read the
                 reward, has to know what the reaction will be.  A linear probe shows when it does (`probe`).
-bidirectional   every token sees every other; predicts masked tokens, each from the position before it.
-joint           the same on comparisons: two responses, and the user's verdict.  Without the verdict this is the row
-                that joint models read (`reward_models.joint_reader`).
+bidirectional   every token sees every other; predicts masked tokens.
+joint           the same on comparisons: two responses, and the user's verdict.  With one mask in place of the verdict
+                this is the row that joint models read (`reward_models.joint_reader`).
 """
 
 from __future__ import annotations
@@ -150,15 +150,15 @@ def train_world_model(
         tokenizer = pretrained_tokenizer(start)
         model, _ = pretrained_model(AutoModelForCausalLM, start)
     else:
-        tokenizer = make_tokenizer(texts, settings) if kind == "causal" else pretrained_tokenizer(WORLD_MODEL)
+        tokenizer = make_tokenizer(settings) if kind == "causal" else pretrained_tokenizer(WORLD_MODEL)
         model = _new_model(settings, tokenizer, seed)
     set_seed(seed)
     ids = token_ids(tokenizer, texts)
-    task: _Causal | _Masked
+    task: CausalTask | MaskedTask
     if kind == "causal":
-        task = _Causal(model, tokenizer, settings.probe_pairs)
+        task = CausalTask(model, tokenizer, texts, settings.probe_pairs)
     else:
-        task = _Masked(model, tokenizer, texts, list(make_texts(_NAMED_TEXTS, _PROBE_SEED)), seed)
+        task = MaskedTask(model, tokenizer, texts, list(make_texts(_NAMED_TEXTS, _PROBE_SEED)), seed)
     earlier = None if start is None else read_json(start / RECORD)
     work = work / content_hash([asdict(settings), seed, earlier, kind])
     curves = _fit(model, ids, task, settings, seed, work)
@@ -183,8 +183,12 @@ def train_world_model(
     return record
 
 
-class _Causal:
+class CausalTask:
     """Prediction of every token, measured by the probe.
+
+    Args:
+        texts: of the training.
+        fitted: pairs that the probe is fitted on.
 
     Attributes:
         curve: the key of the measurements in the record.
@@ -194,38 +198,52 @@ class _Causal:
 
     curve = "probe"
     epoch = 0
-    loss = None  # that of the model
 
-    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, fitted: int):
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        texts: Sequence[Sequence[Message]],
+        fitted: int,
+    ):
         self.model = model
+        self.read = [len(row) for row in token_ids(tokenizer, [text[:-1] for text in texts])]
         self.tokenizer = tokenizer
         self.pairs = probe_pairs(fitted + _PROBE_TEST_PAIRS)
         self.fitted = fitted
         self.sizes = {"probe_pairs": {"fitted": fitted, "tested": _PROBE_TEST_PAIRS}}
 
-    def collate(self, batch: Sequence[dict[str, list[int]]]) -> dict[str, Any]:
+    def collate(self, batch: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """Padded rows and what each position predicts."""
         from rm_methods.policies.sft import collate
 
-        rows = [{"input_ids": row["input_ids"], "labels": row["input_ids"]} for row in batch]
-        return collate(rows, self.tokenizer.pad_token_id)
+        rows = [{"input_ids": row["input_ids"], "labels": [*row["input_ids"][1:], IGNORED]} for row in batch]
+        padded = collate(rows, self.tokenizer.pad_token_id)
+        read = [self.read[row["index"]] for row in batch]
+        return padded | {"labels": _text_and_reaction(padded["labels"], [count - 1 for count in read])}
+
+    def loss(self, output, labels, num_items_in_batch=None) -> Any:
+        """`reaction_loss` of the model's output."""
+        return reaction_loss(output.logits, labels)
 
     def measure(self) -> dict[str, Any]:
+        """Accuracy of the probe after each layer."""
         accuracies = probe(self.model, self.tokenizer, self.pairs, self.fitted)
         return {"accuracy_by_layer": [round(accuracy, 4) for accuracy in accuracies]}
 
 
-class _Masked:
+class MaskedTask:
     """Prediction of masked tokens without a causal mask, measured by the reactions that are named right.
 
-    A token is predicted from the position before it.  `_LEFT_OUT` of the rows end with the last response, as those of
-    joint models do; its end then predicts the first token of the reaction.
+    A token is predicted at its own position.  In `_LEFT_OUT` of the rows one mask takes the place of the reaction, and
+    predicts its first token.
 
     Args:
         texts: of the training.
         held_out: other texts, for the measurement.
         seed: decides, with the epoch, what is masked.
 
-    Attributes: as of `_Causal`.
+    Attributes: as of `CausalTask`.
     """
 
     curve = "reactions"
@@ -258,24 +276,12 @@ class _Masked:
 
         rows, targets = zip(*(self._masked(row["input_ids"], row["index"]) for row in batch), strict=True)
         targets_RL = torch.nn.utils.rnn.pad_sequence(list(targets), batch_first=True, padding_value=IGNORED)
-        position_L = torch.arange(targets_RL.shape[1])
-        read_R1 = torch.tensor([self.read[row["index"]] for row in batch])[:, None]
-        of_reaction_RL = position_L >= read_R1 - 1
-        parts = [targets_RL.masked_fill(of_reaction_RL, IGNORED), targets_RL.masked_fill(~of_reaction_RL, IGNORED)]
-        return _unmasked_batch(rows, self.tokenizer.pad_token_id) | {"labels": torch.stack(parts)}
+        read = [self.read[row["index"]] for row in batch]
+        return _unmasked_batch(rows, self.tokenizer.pad_token_id) | {"labels": _text_and_reaction(targets_RL, read)}
 
-    def loss(self, output, labels, num_items_in_batch=None):
-        """Mean over the predicted tokens of prompts and responses, plus the mean over those of reactions.
-
-        Args:
-            output: of the model, with logits [R, L, vocabulary].
-            labels: what each position predicts, first of prompts and responses, then of reactions, int64 [2, R, L].
-        """
-        import torch
-
-        logits_RVL = output.logits.transpose(1, 2)
-        each = [torch.nn.functional.cross_entropy(logits_RVL, part_RL, reduction="none") for part_RL in labels]
-        return sum(loss.sum() / (part != IGNORED).sum().clamp(min=1) for loss, part in zip(each, labels, strict=True))
+    def loss(self, output, labels, num_items_in_batch=None) -> Any:
+        """`reaction_loss` of the model's output."""
+        return reaction_loss(output.logits, labels)
 
     def _masked(self, ids: Sequence[int], index: int):
         """A row as the model reads it, and what each position predicts (IGNORED for nothing), int64 [L] both."""
@@ -285,21 +291,49 @@ class _Masked:
         row = torch.tensor(ids)
         fate = float(torch.rand((), generator=generator))
         is_masked = (torch.rand(len(row), generator=generator) < _MASKED) & ~torch.isin(row, self.special)
-        read = self.read[index]
         if fate < _LEFT_OUT:
+            read = self.read[index]
             is_masked[read] = True
-        target = torch.where(is_masked, row, IGNORED)[1:]
-        seen = torch.where(is_masked, self.mask_id, row)
-        if fate < _LEFT_OUT:
-            return seen[:read], target[:read]
-        return seen, torch.nn.functional.pad(target, (0, 1), value=IGNORED)
+            row = row[: read + 1]
+            is_masked = is_masked[: read + 1]
+        return torch.where(is_masked, self.mask_id, row), torch.where(is_masked, row, IGNORED)
 
     def measure(self) -> dict[str, Any]:
-        """Share of the texts in which the end of the last response tells whether the reaction is the first one.
+        """Share of the texts in which the mask after the last response tells whether the reaction is the first one.
 
         The first reaction is that all is well, or that the first response is better.
         """
         return {"named_right": round(reactions_named(self.model, self.tokenizer, self.held_out), 4)}
+
+
+def _text_and_reaction(targets_RL, first: Sequence[int]):
+    """What each position predicts, in two parts: of prompts and responses, and of reactions, int64 [2, R, L].
+
+    Args:
+        targets_RL: what each position predicts, int64 [R, L]; IGNORED for nothing.
+        first: the first position that predicts a token of the reaction, for each row.
+    """
+    import torch
+
+    of_reaction_RL = torch.arange(targets_RL.shape[1]) >= torch.tensor(first)[:, None]
+    of_text_RL = targets_RL.masked_fill(of_reaction_RL, IGNORED)
+    return torch.stack([of_text_RL, targets_RL.masked_fill(~of_reaction_RL, IGNORED)])
+
+
+def reaction_loss(logits_RLV, labels_2RL):
+    """Mean over the predicted tokens of prompts and responses, plus the mean over those of reactions.
+
+    Without the second mean, the few tokens of a reaction count little, and a model learns to compare late.
+
+    Args:
+        logits_RLV: of a language model.
+        labels_2RL: what each position predicts, first of prompts and responses, then of reactions, int64 [2, R, L].
+    """
+    import torch
+
+    logits_RVL = logits_RLV.transpose(1, 2)
+    each = [torch.nn.functional.cross_entropy(logits_RVL, part_RL, reduction="none") for part_RL in labels_2RL]
+    return sum(loss.sum() / (part != IGNORED).sum().clamp(min=1) for loss, part in zip(each, labels_2RL, strict=True))
 
 
 def _unmasked_batch(rows: Sequence[Any], pad_id: int) -> dict[str, Any]:
@@ -317,16 +351,18 @@ def reactions_named(
     texts: Sequence[Sequence[Message]],
     batch_size: int = 64,
 ) -> float:
-    """How often a model without a causal mask names the reaction right, from rows that end with the last response.
+    """How often a model without a causal mask names the reaction right, from a mask after the last response.
 
     Right means: it predicts that all is well (or the first response is better) exactly where this is so.
     """
     import torch
 
+    from rm_methods.methods.masked_language import mask_token
     from rm_methods.preferences.world.conversations import VERDICTS
     from rm_methods.preferences.world.vocabulary import SATISFIED
 
-    rows = [torch.tensor(row) for row in token_ids(tokenizer, [text[:-1] for text in texts])]
+    mask_id = mask_token(tokenizer)
+    rows = [torch.tensor([*row, mask_id]) for row in token_ids(tokenizer, [text[:-1] for text in texts])]
     good = [tokenizer(text, add_special_tokens=False)["input_ids"][0] for text in (SATISFIED, VERDICTS[0])]
     right = 0
     for start in range(0, len(rows), batch_size):
@@ -363,12 +399,13 @@ def _new_model(settings: WorldModelSettings, tokenizer: PreTrainedTokenizerBase,
     )
 
 
-def make_tokenizer(texts: Sequence[Sequence[Message]], settings: WorldModelSettings) -> PreTrainedTokenizerBase:
-    """The tokenizer of the first texts."""
+def make_tokenizer(settings: WorldModelSettings) -> PreTrainedTokenizerBase:
+    """The tokenizer of conversations of seed 0, whatever the training's seed, so that all models share it."""
+    from rm_methods.preferences.world.conversations import conversations
     from rm_methods.reward_models.backbones import trained_tokenizer
 
     return trained_tokenizer(
-        (message["content"] for text in texts[:_TOKENIZER_TEXTS] for message in text),
+        (message["content"] for text in conversations(min(settings.texts, _TOKENIZER_TEXTS), 0) for message in text),
         settings.vocabulary_size,
         [],
         template=TEMPLATE,
@@ -461,7 +498,7 @@ def _probe_accuracy(states: np.ndarray, fitted: int) -> float:
 def _fit(
     model: PreTrainedModel,
     ids: Sequence[list[int]],
-    task: _Causal | _Masked,
+    task: CausalTask | MaskedTask,
     settings: WorldModelSettings,
     seed: int,
     work: Path,

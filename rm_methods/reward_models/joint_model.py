@@ -74,19 +74,26 @@ class JointModel(nn.Module):
         decoder: whether it is decoder-only, so that the reward is read at each row's last token.
         autocast: dtype of matrix products, or None for that of the weights.
         causal: whether a decoder keeps its causal mask; otherwise the mask is removed.
+        answer: id of the token that a decoder's rows end with (`DecoderReader`).
 
     Raises:
         UserError: a decoder whose mask cannot be removed.
     """
 
     def __init__(
-        self, classifier: PreTrainedModel, decoder: bool, autocast: torch.dtype | None = None, causal: bool = False
+        self,
+        classifier: PreTrainedModel,
+        decoder: bool,
+        autocast: torch.dtype | None = None,
+        causal: bool = False,
+        answer: int | None = None,
     ):
         super().__init__()
         self.classifier: PreTrainedModel = classifier
         self.decoder = decoder
         self.autocast = autocast
         self.causal = causal
+        self.answer = answer
         self.layout_probe: LayoutProbe | None = None
         _keep_head_in_fp32(classifier)
         own_kernel = (
@@ -226,7 +233,7 @@ class JointModel(nn.Module):
         """Write the classifier as transformers loads it, and the record that makes the folder a joint model."""
         with written_atomically(folder) as path:
             self.classifier.save_pretrained(path, state_dict=classifier_weights(state_dict))
-            write_json(path / JOINT_RECORD, {"decoder": self.decoder, "causal": self.causal})
+            write_json(path / JOINT_RECORD, {"decoder": self.decoder, "causal": self.causal, "answer": self.answer})
 
 
 def check_positions(config, length: int) -> None:
@@ -299,12 +306,14 @@ def load_joint(
         tokenizer = pretrained_tokenizer(folder)
         if decoder:
             classifier, _ = pretrained_model(AutoModelForSequenceClassification, folder, num_labels=1)
-            reader = DecoderReader(ChatTokenizer(tokenizer, max_length))
+            reader = DecoderReader(ChatTokenizer(tokenizer, max_length), record.get("answer"))
         else:
             classifier = load_encoder(folder)
             reader = encoder_reader(tokenizer, classifier.config)
     autocast = torch.bfloat16 if precision == "bf16" else None
-    model = JointModel(classifier, decoder, autocast, record.get("causal", False))
+    model = JointModel(
+        classifier, decoder, autocast=autocast, causal=record.get("causal", False), answer=record.get("answer")
+    )
     return model.to("cuda" if torch.cuda.is_available() else "cpu").eval(), reader
 
 

@@ -23,7 +23,7 @@ from rm_methods.statistics.cell import Cell, Difference, least_detectable
 from rm_methods.statistics.designs import ItemDesign
 from rm_methods.statistics.error_law import ErrorLaw
 from rm_methods.statistics.intervals import Estimate, estimate, estimate_from_seeds, variance_parts, with_interval
-from rm_methods.statistics.moderation import SeedPool, pool_paired, pool_within
+from rm_methods.statistics.moderation import SeedPool, pool_paired, pool_shares, pool_within
 
 MIN_SEEDS = 3  # fewer pairs of runs than this are "not enough evidence"
 
@@ -71,21 +71,40 @@ class VariantValues:
 
 @dataclass(frozen=True)
 class SeedPools:
-    """Variance of single runs over the trained variants of a column: around their variant, and paired by seed."""
+    """Variance of single runs over the trained variants of a column.
+
+    Attributes:
+        within: around their variant.
+        paired: what is left once variant and seed are known.
+        shares: as `within`, in units of share (1 - share); None if the metric is no share.
+    """
 
     within: SeedPool | None
     paired: SeedPool | None
+    shares: SeedPool | None = None
+
+    def of_values(self, mean: float) -> SeedPool | None:
+        """The pool for the values of a variant with this mean."""
+        if self.shares is None:
+            return self.within
+        return SeedPool(self.shares.variance * mean * (1 - mean), self.shares.freedom)
 
 
 def seed_pools(variants: Mapping[str, VariantValues], design: ItemDesign | None) -> SeedPools:
     """The pools of a column's trained variants with at least two runs."""
-    runs = [
-        values.metrics(design)
+    pooled = [
+        values
         for values in variants.values()
         if values.role == "trained" and not values.single and not values.seed_free
     ]
+    runs = [values.metrics(design) for values in pooled]
     runs = [by_seed for by_seed in runs if all(math.isfinite(metric) for metric in by_seed.values())]
-    return SeedPools(pool_within(runs), pool_paired(runs))
+    are_shares = design is not None and all(
+        values.may_be_share and _is_share(np.asarray(credits))
+        for values in pooled
+        for credits in values.by_seed.values()
+    )
+    return SeedPools(pool_within(runs), pool_paired(runs), pool_shares(runs) if are_shares else None)
 
 
 def column_cells(
@@ -116,7 +135,9 @@ def column_cells(
 def variant_estimate(values: VariantValues, design: ItemDesign | None, pools: SeedPools) -> Estimate:
     """Mean and interval of one variant."""
     seeds = sorted(values.by_seed)
-    pool = pools.within if values.role == "trained" else None
+    pool = None
+    if values.role == "trained":
+        pool = pools.of_values(float(np.mean(list(values.metrics(design).values()))))
     if values.role == "combined" and design is not None and len(values.left_out) > 1:
         credits = np.asarray(values.by_seed[seeds[0]], dtype=np.float64)
         is_share = values.may_be_share and _is_share(credits)

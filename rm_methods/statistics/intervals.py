@@ -33,8 +33,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from rm_methods.statistics.designs import ItemDesign
-from rm_methods.statistics.error_law import CONFIDENCE, NO_SPREAD, ErrorLaw
+from rm_methods.statistics.error_law import CONFIDENCE, ErrorLaw
 from rm_methods.statistics.moderation import SeedPool, moderated
+
+_ROUNDING = 1e-9  # a share this near to 0 or 1 is 0 or 1
 
 
 @dataclass(frozen=True)
@@ -149,11 +151,12 @@ def with_interval(
     """
     if law.defined and math.isfinite(mean):
         reach = law.quantile(CONFIDENCE)
-        if is_share and mean * (1 - mean) > NO_SPREAD:
+        low, high = mean - reach * law.standard_error, mean + reach * law.standard_error
+        if is_share and min(mean, 1 - mean) > _ROUNDING:
             low, high = score_limits(mean, reach, mean * (1 - mean) / law.variance)
-        else:
-            low, high = mean - reach * law.standard_error, mean + reach * law.standard_error
-    elif is_share and design is not None and min(abs(mean), abs(1 - mean)) < 1e-12:
+        elif is_share:  # all right or all wrong, but not in each part that a jackknife leaves out
+            low, high = max(low, 0.0), min(high, 1.0)
+    elif is_share and design is not None and min(abs(mean), abs(1 - mean)) < _ROUNDING:
         # All right or all wrong: the number of items alone says how sure that is.
         low, high = score_limits(round(mean), ErrorLaw(0.0, 1, 1.0, math.inf).quantile(CONFIDENCE), design.n_clusters)
     else:

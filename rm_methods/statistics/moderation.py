@@ -15,6 +15,7 @@ weight was chosen by simulation, also with unequal variances (docs/comparison.md
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -66,6 +67,27 @@ def pool_within(runs: Sequence[Mapping[int, float]]) -> SeedPool | None:
         squares += float(((values - values.mean()) ** 2).sum())
         freedom += len(values) - 1
     return SeedPool(squares / freedom, freedom) if freedom > 0 else None
+
+
+def pool_shares(runs: Sequence[Mapping[int, float]]) -> SeedPool | None:
+    """Variance of runs around the mean m of their variant, in units of m (1 - m).
+
+    A share near 0 or 1 has little room to vary.  In these units, a variant near chance does not lend its variance to
+    one near 1.
+
+    Args:
+        runs: of each variant, seed -> metric from 0 to 1.
+
+    Returns:
+        None without a variant of two runs whose mean is not 0 or 1.
+    """
+    in_units = []
+    for by_seed in runs:
+        mean = sum(by_seed.values()) / len(by_seed)
+        if 0 < mean < 1:
+            unit = math.sqrt(mean * (1 - mean))
+            in_units.append({seed: metric / unit for seed, metric in by_seed.items()})
+    return pool_within(in_units)
 
 
 def pool_paired(runs: Sequence[Mapping[int, float]]) -> SeedPool | None:

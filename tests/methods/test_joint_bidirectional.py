@@ -4,10 +4,12 @@ import torch
 from rm_methods.errors import UserError
 from rm_methods.files import write_json
 from rm_methods.methods.contract import Inputs
+from rm_methods.methods.masked_language import mask_token
 from rm_methods.methods.registry import load_method, load_method_card
 from rm_methods.policies.world_model import WorldModelSettings, token_ids, train_world_model
 from rm_methods.preferences.world.conversations import VERDICTS, comparisons
 from rm_methods.reward_models.backbones import WORLD_MODEL, prepare_backbone
+from rm_methods.reward_models.joint_model import load_joint
 from rm_methods.reward_models.layouts import lay_out
 from tests.conftest import experiment_config
 
@@ -37,8 +39,8 @@ def made(folder, source="world_scratch", **settings):
     return method, reader, method.model([], reader, inputs), inputs
 
 
-def test_the_first_logit_is_that_of_the_next_word(start, tmp_path):
-    """First against second, at the end of the row, as the language model itself has it without a mask."""
+def test_the_first_logit_is_that_of_the_mask_after_both_responses(start, tmp_path):
+    """First against second, as the language model itself has it when every token sees every other."""
     from transformers import AutoModelForCausalLM
 
     _, reader, model, _ = made(tmp_path, start=str(start))
@@ -50,18 +52,31 @@ def test_the_first_logit_is_that_of_the_next_word(start, tmp_path):
     first, second = (reader.tokenizer(text, add_special_tokens=False)["input_ids"][0] for text in VERDICTS)
     for text, row in zip(texts, logits, strict=True):
         for order, logit in zip((text[:-1], [*text[:-3], text[-2], text[-3]]), row, strict=True):
-            ids = torch.tensor(token_ids(reader.tokenizer, [order]))
+            ids = torch.tensor([[*token_ids(reader.tokenizer, [order])[0], mask_token(reader.tokenizer)]])
             mask = torch.ones(1, 1, 1, ids.shape[1], dtype=torch.bool)
             with torch.no_grad():
                 expected = language_model(input_ids=ids, attention_mask=mask).logits[0, -1]
             torch.testing.assert_close(logit, expected[first] - expected[second], atol=1e-4, rtol=1e-4)
 
 
-def test_training_on_text_starts_from_the_same_weights(start, tmp_path):
-    method, reader, model, inputs = made(tmp_path, start=str(start), masked_language_epochs=1)
-    adapted = method.adaptation([], reader, inputs).model.inner_weights()
-    weights = model.classifier.base_model.state_dict()
-    assert all(torch.equal(weights[name], adapted[name]) for name in weights)
+def test_only_a_backbone_is_trained_on_text_first(start, tmp_path):
+    method, reader, _, inputs = made(tmp_path, start=str(start), masked_language_epochs=1)
+    assert method.adaptation([], reader, inputs) is None
+    method, reader, _, inputs = made(tmp_path, masked_language_epochs=1)
+    assert method.adaptation([], reader, inputs) is not None
+
+
+def test_a_saved_model_reads_the_same_rows_and_gives_the_same_logits(start, tmp_path):
+    _, reader, model, _ = made(tmp_path, start=str(start))
+    texts = list(comparisons(4, 1))
+    pairs = [(text[:-3], (text[-3]["content"], text[-2]["content"])) for text in texts]
+    model.save(tmp_path / "saved")
+    reader.tokenizer.save_pretrained(tmp_path / "saved")
+    loaded, loaded_reader = load_joint(tmp_path / "saved", max_length=512)
+    with torch.no_grad():
+        expected = model.eval()(lay_out(reader.encode(pairs), "plain", reader.pad_id)).rewards
+        actual = loaded(lay_out(loaded_reader.encode(pairs), "plain", reader.pad_id)).rewards
+    assert torch.equal(actual, expected)
 
 
 def test_other_folders_and_tokenizers_are_refused(start, prepared, tmp_path):

@@ -102,7 +102,11 @@ def test_the_saved_folder_says_that_it_is_causal(joint, pairs, tmp_path):
     model, reader = joint
     model.save(tmp_path / "joint")
     reader.tokenizer.save_pretrained(tmp_path / "joint")
-    assert json.loads((tmp_path / "joint" / "joint.json").read_text()) == {"decoder": True, "causal": True}
+    assert json.loads((tmp_path / "joint" / "joint.json").read_text()) == {
+        "decoder": True,
+        "causal": True,
+        "answer": None,
+    }
     again, reader_again = load_joint(tmp_path / "joint", 256)
     unmasked = JointModel(model.classifier, decoder=True)
     with torch.no_grad():

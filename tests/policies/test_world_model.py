@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 from rm_methods.errors import UserError
 from rm_methods.files import file_hash, read_json
+from rm_methods.methods.masked_language import mask_token
 from rm_methods.policies import world_model
 from rm_methods.policies.sft import IGNORED
 from rm_methods.policies.world_model import (
@@ -151,7 +152,7 @@ def test_a_stopped_training_fills_the_same_masks(masked, tmp_path, monkeypatch):
 def test_reactions_count_as_much_as_the_rest_by_hand():
     """Even logits over 4 tokens cost log 4 a token; a sure and right one costs nothing."""
     texts = list(comparisons(1, 0))
-    task = world_model._Masked(None, pretrained_tokenizer(WORLD_MODEL), texts, texts, seed=0)
+    task = world_model.MaskedTask(None, pretrained_tokenizer(WORLD_MODEL), texts, texts, seed=0)
     logits = torch.zeros(2, 3, 4)
     logits[1, 0, 2] = 1e4
     of_text = [[1, 2, IGNORED], [2, IGNORED, IGNORED]]
@@ -160,22 +161,28 @@ def test_reactions_count_as_much_as_the_rest_by_hand():
     assert loss.item() == pytest.approx(math.log(4) * 2 / 3 + math.log(4))
 
 
-def test_the_end_of_the_last_response_predicts_a_reaction():
+def test_the_parts_of_the_loss_are_the_text_and_the_reaction():
+    """With masks a token is predicted at its position, without at the one before."""
     tokenizer = pretrained_tokenizer(WORLD_MODEL)
     texts = list(comparisons(40, 0))
-    task = world_model._Masked(None, tokenizer, texts, texts[:1], seed=0)
     ids = token_ids(tokenizer, texts)
-    batch = task.collate([{"input_ids": row, "index": index} for index, row in enumerate(ids)])
-    of_text, of_reactions = (part != IGNORED for part in batch["labels"])
-    assert of_reactions.sum(1).min() >= 0 < of_reactions.sum() < of_text.sum()
-    for index, row in enumerate(ids):
-        read = task.read[index]
-        assert not of_text[index, read - 1 :].any()
-        assert not of_reactions[index, : read - 1].any()
-        assert batch["attention_mask"][index].sum() in (read, len(row))
+    rows = [{"input_ids": row, "index": index} for index, row in enumerate(ids)]
+    masked = world_model.MaskedTask(None, tokenizer, texts, texts[:1], seed=0)
+    causal = world_model.CausalTask(None, tokenizer, texts, 1)
+    for task, earlier in ((masked, 0), (causal, 1)):
+        labels = task.collate(rows)["labels"]
+        for index, row in enumerate(ids):
+            first = len(token_ids(tokenizer, [texts[index][:-1]])[0])
+            of_text, of_reaction = labels[:, index].tolist()
+            assert {IGNORED} == set(of_text[first - earlier :]) == set(of_reaction[: first - earlier])
+            predicted = [token for token in of_reaction if token != IGNORED]
+            assert set(predicted) <= set(row[first:])
+            if task is causal:
+                assert of_text[: first - 1] == row[1:first]
+                assert predicted == row[first:]
 
 
-class NextToken:
+class AlwaysToken:
     """Predicts a given token everywhere."""
 
     def __init__(self, token, vocabulary):
@@ -196,33 +203,35 @@ def test_reactions_named_by_hand():
     assert first != second
     share = sum(text[-1]["content"] == VERDICTS[0] for text in texts) / 40
     assert 0 < share < 1
-    assert reactions_named(NextToken(first, len(tokenizer)), tokenizer, texts) == pytest.approx(share)
-    assert reactions_named(NextToken(second, len(tokenizer)), tokenizer, texts) == pytest.approx(1 - share)
+    assert reactions_named(AlwaysToken(first, len(tokenizer)), tokenizer, texts) == pytest.approx(share)
+    assert reactions_named(AlwaysToken(second, len(tokenizer)), tokenizer, texts) == pytest.approx(1 - share)
 
 
 def test_masks_hide_a_fifth_of_the_text_and_most_reactions():
     tokenizer = pretrained_tokenizer(WORLD_MODEL)
     texts = list(comparisons(300, 0))
     ids = token_ids(tokenizer, texts)
-    task = world_model._Masked(None, tokenizer, texts, texts[:1], seed=0)
+    task = world_model.MaskedTask(None, tokenizer, texts, texts[:1], seed=0)
     special = set(tokenizer.all_special_ids)
-    ends, masked, tokens = 0, 0, 0
+    asked, masked, tokens = 0, 0, 0
     for index, row in enumerate(ids):
         seen, target = (x.tolist() for x in task._masked(row, index))
-        assert len(seen) == len(target) <= len(row)
-        for position, token in enumerate(row[1:]):
-            if position < len(target) and target[position] != IGNORED:
-                assert target[position] == token  # from the position before
-                assert token not in special
-                assert position + 1 >= len(seen) or seen[position + 1] == task.mask_id
         read = task.read[index]
         assert row[read - 1] == tokenizer.eos_token_id
-        if len(seen) == read:
-            ends += 1
-            assert target[-1] == row[read]
-        masked += sum(token != IGNORED for token in target[: read - 1])
+        assert len(seen) == len(target)
+        for position, token in enumerate(target):
+            if token == IGNORED:
+                assert seen[position] == row[position]
+            else:
+                assert (seen[position], token) == (task.mask_id, row[position])
+                assert token not in special
+        if len(seen) < len(row):
+            asked += 1
+            assert len(seen) == read + 1
+            assert target[read] == row[read]
+        masked += sum(token != IGNORED for token in target[:read])
         tokens += read
-    assert ends / 300 == pytest.approx(0.6, abs=0.08)
+    assert asked / 300 == pytest.approx(0.6, abs=0.08)
     assert masked / tokens == pytest.approx(0.2, abs=0.03)
     first_epoch = [task._masked(row, index)[0].tolist() for index, row in enumerate(ids[:5])]
     task.epoch = 1
@@ -230,11 +239,13 @@ def test_masks_hide_a_fifth_of_the_text_and_most_reactions():
 
 
 def test_comparisons_are_the_rows_that_joint_models_read():
+    """With one mask in place of the verdict."""
     tokenizer = load_tokenizer(WORLD_MODEL, 512)
     texts = list(comparisons(20, 0))
-    expected = token_ids(tokenizer.tokenizer, [text[:-1] for text in texts])
+    mask = mask_token(tokenizer.tokenizer)
+    expected = [[*row, mask] for row in token_ids(tokenizer.tokenizer, [text[:-1] for text in texts])]
     pairs = [(text[:-3], (text[-3]["content"], text[-2]["content"])) for text in texts]
-    rows = [item.sequences[0].tolist() for item in DecoderReader(tokenizer).encode(pairs)]
+    rows = [item.sequences[0].tolist() for item in DecoderReader(tokenizer, mask).encode(pairs)]
     assert rows == expected
 
 

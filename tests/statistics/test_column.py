@@ -82,10 +82,13 @@ def test_moderation_takes_the_luck_from_a_small_seed_variance():
     variances = {name: np.var(by_seed, ddof=1) for name, by_seed in metrics.items()}
     assert variances["lucky"] == pytest.approx(0, abs=1e-12)
     in_pair = column(**values)["lucky"].estimate.law
-    assert in_pair.seed_variance == pytest.approx((2 * 0 + 2 * variances["reference"] / 2 / 3) / 4)
+    means = {name: np.mean(by_seed) for name, by_seed in metrics.items()}
+    in_units = {name: variances[name] / (means[name] * (1 - means[name])) for name in metrics}
+    unit = means["lucky"] * (1 - means["lucky"])
+    assert in_pair.seed_variance == pytest.approx((2 * 0 + 2 * unit * in_units["reference"] / 2 / 3) / 4)
     assert in_pair.seed_freedom == 4
     in_company = column(**values, **crowd)["lucky"].estimate.law
-    assert in_company.seed_variance == pytest.approx((2 * 0 + 4 * np.mean(list(variances.values())) / 3) / 6)
+    assert in_company.seed_variance == pytest.approx((2 * 0 + 4 * unit * np.mean(list(in_units.values())) / 3) / 6)
     assert in_company.seed_freedom == 6
 
 
@@ -184,3 +187,28 @@ def test_more_tests_make_less_detectable():
 )
 def test_roles(kind, role):
     assert role_of(kind) == role
+
+
+def test_the_pool_of_shares_counts_in_units_of_share_by_hand():
+    """Seeds of the other variant differ by 20 points around chance; those of the reference, near 1, cannot."""
+    values = {"reference": runs(0.99, seeds=range(8), spread=0.0)}
+    values["unstable"] = runs(0.5, seeds=range(8), spread=0.2, number=1)
+    metrics = {name: list(value.metrics(DESIGN).values()) for name, value in values.items()}
+    means = {name: np.mean(by_seed) for name, by_seed in metrics.items()}
+    unit = {name: mean * (1 - mean) for name, mean in means.items()}
+    pooled = np.mean([np.var(metrics[name], ddof=1) / unit[name] for name in values])
+    law = column_cells(values, None, DESIGN)["reference"].estimate.law
+    own = np.var(metrics["reference"], ddof=1)
+    assert law.seed_variance == pytest.approx((7 * own + 4 * pooled * unit["reference"]) / 11 / 8)
+    plain = np.mean([np.var(by_seed, ddof=1) for by_seed in metrics.values()])
+    assert law.seed_variance < (7 * own + 4 * plain) / 11 / 8 / 10
+
+
+def test_a_combination_that_is_right_everywhere_has_a_short_interval():
+    """Without one of its four members it misses three of 200 items; weights of 1/200 do not sum to 1 exactly."""
+    values = VariantValues({0: np.ones(N_ITEMS)}, role="combined", left_out={0: 1.0, 1: 1.0, 2: 1.0, 3: 0.985})
+    estimate = column_cells({"ensemble": values}, None, DESIGN)["ensemble"].estimate
+    assert estimate.mean == pytest.approx(1.0)
+    standard_error = math.sqrt(3 * np.var([1.0, 1.0, 1.0, 0.985]))
+    assert 1 - estimate.low == pytest.approx(standard_error * estimate.law.quantile(0.95))
+    assert estimate.high == 1.0

@@ -3,7 +3,14 @@
 import numpy as np
 import pytest
 
-from rm_methods.statistics.moderation import PRIOR_FREEDOM, SeedPool, moderated, pool_paired, pool_within
+from rm_methods.statistics.moderation import (
+    PRIOR_FREEDOM,
+    SeedPool,
+    moderated,
+    pool_paired,
+    pool_shares,
+    pool_within,
+)
 
 
 def test_pool_within_by_hand():
@@ -53,3 +60,11 @@ def test_moderated_by_hand():
     # A pool of 4 adds 2.
     assert moderated(1.0, 2, SeedPool(6.0, 4), scale=1 / 3) == (pytest.approx((2 + 2 * 2) / 4), 4)
     assert moderated(1.0, 2, None, scale=1) == (1.0, 2)
+
+
+def test_pool_of_shares_by_hand():
+    """Squares .02 at mean .5 and .0002 at mean .9, in units of .25 and .09; a perfect variant has no say."""
+    pool = pool_shares([{0: 0.4, 1: 0.6}, {0: 0.89, 1: 0.91}, {0: 1.0, 1: 1.0}])
+    assert pool.variance == pytest.approx((0.02 / 0.25 + 0.0002 / 0.09) / 2)
+    assert pool.freedom == 2
+    assert pool_shares([{0: 1.0, 1: 1.0}]) is None
