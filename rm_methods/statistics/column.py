@@ -87,7 +87,7 @@ class SeedPools:
         """The pool for the values of a variant with this mean."""
         if self.shares is None:
             return self.within
-        return SeedPool(self.shares.variance * mean * (1 - mean), self.shares.freedom)
+        return SeedPool(self.shares.variance * max(mean * (1 - mean), 0.0), self.shares.freedom)
 
 
 def seed_pools(variants: Mapping[str, VariantValues], design: ItemDesign | None) -> SeedPools:

@@ -149,16 +149,17 @@ def with_interval(
         is_share: every credit is from 0 to 1, so the limits are of Wilson's kind and stay there; else the limits are
             symmetric.
     """
-    if law.defined and math.isfinite(mean):
+    if is_share and design is not None and min(abs(mean), abs(1 - mean)) < _ROUNDING:
+        # All right or all wrong: the number of items says how sure that is, and the parts that a jackknife leaves out.
+        low, high = score_limits(round(mean), ErrorLaw(0.0, 1, 1.0, math.inf).quantile(CONFIDENCE), design.n_clusters)
+        if law.defined:
+            reach = law.quantile(CONFIDENCE) * law.standard_error
+            low, high = max(min(low, mean - reach), 0.0), min(max(high, mean + reach), 1.0)
+    elif law.defined and math.isfinite(mean):
         reach = law.quantile(CONFIDENCE)
         low, high = mean - reach * law.standard_error, mean + reach * law.standard_error
-        if is_share and min(mean, 1 - mean) > _ROUNDING:
+        if is_share:
             low, high = score_limits(mean, reach, mean * (1 - mean) / law.variance)
-        elif is_share:  # all right or all wrong, but not in each part that a jackknife leaves out
-            low, high = max(low, 0.0), min(high, 1.0)
-    elif is_share and design is not None and min(abs(mean), abs(1 - mean)) < _ROUNDING:
-        # All right or all wrong: the number of items alone says how sure that is.
-        low, high = score_limits(round(mean), ErrorLaw(0.0, 1, 1.0, math.inf).quantile(CONFIDENCE), design.n_clusters)
     else:
         low, high, basis = math.nan, math.nan, "nothing"
     return Estimate(

@@ -212,3 +212,12 @@ def test_a_combination_that_is_right_everywhere_has_a_short_interval():
     standard_error = math.sqrt(3 * np.var([1.0, 1.0, 1.0, 0.985]))
     assert 1 - estimate.low == pytest.approx(standard_error * estimate.law.quantile(0.95))
     assert estimate.high == 1.0
+
+
+def test_a_variant_that_is_right_everywhere_has_the_interval_of_its_items():
+    """Wilson's for 200 items, whatever the seeds of the others do: not a point."""
+    values = {"reference": runs(0.6), "perfect": VariantValues(dict.fromkeys(range(3), np.ones(N_ITEMS)))}
+    estimate = column_cells(values, None, DESIGN)["perfect"].estimate
+    assert estimate.mean == pytest.approx(1.0)
+    assert estimate.low == pytest.approx(200 / (200 + 1.96**2), abs=1e-4)
+    assert estimate.high == 1.0
