@@ -65,6 +65,14 @@ def main():
 """
 
 
+@pytest.fixture(autouse=True)
+def interruptible():
+    """SIGINT reaches the processes of these tests, even if they run in the background of a shell, which ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 class Workflow:
     """A process that has started a server, and commands with its environment."""
 
