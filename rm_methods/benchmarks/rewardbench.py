@@ -11,39 +11,26 @@ get_benchmark_results.py there); `prior_sets: true` adds them and `overall_with_
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from rm_methods.benchmarks.cards import BenchmarkCard
 from rm_methods.benchmarks.grading import (
     SAMPLING_OPTIONS,
     Metric,
     best_against_others,
-    best_is_strictly_above,
     pooled,
     present_subsets,
     sample_items,
     size_notes,
 )
 from rm_methods.benchmarks.item import BenchmarkItem
-from rm_methods.benchmarks.sources import (
-    ItemReport,
-    SourceRow,
-    check_plain,
-    hub_rows,
-    id_of,
-    local_files,
-    local_rows,
-    text_of,
-    unique_id,
-)
+from rm_methods.benchmarks.pair_items import PairItems, grade_pair
+from rm_methods.benchmarks.sources import ItemReport, SourceRow, hub_rows, id_of, local_files, local_rows, text_of
 from rm_methods.errors import DataError, nearest
-from rm_methods.preferences.pair import Message, prompt_group
+from rm_methods.preferences.pair import Message
 
 TIE_RULE = "equal scores are wrong (official)"
 
@@ -137,7 +124,7 @@ def _rows_of_hub(card: BenchmarkCard, names: Sequence[str], report: ItemReport) 
 
 
 def _items(rows: Iterator[SourceRow], report: ItemReport) -> Iterator[BenchmarkItem]:
-    seen: Counter[str] = Counter()
+    make = PairItems(report)
     for name, where, row in rows:
         if name == _CORE:
             subset = row.get("subset")
@@ -151,28 +138,15 @@ def _items(rows: Iterator[SourceRow], report: ItemReport) -> Iterator[BenchmarkI
             subset = name
             messages = _conversation(row.get("prompt"), where)
             number = where.rpartition(" ")[2]  # the prior sets have no ids
-        responses = [_response(row, key, where, report) for key in ("chosen", "rejected")]
-        if responses[0] == responses[1]:
-            report.count("chosen and rejected are the same text: always a tie, kept", where)
-        yield BenchmarkItem(
-            item_id=unique_id(f"{subset}/{number}", where, seen, report),
+        yield make.item(
+            messages,
+            [text_of(row, key, where, may_be_empty=True) for key in ("chosen", "rejected")],
+            0,
             subset=subset,
-            prompt=messages,
-            responses=responses,
-            label=0,
-            group=prompt_group(messages),
+            where=where,
+            source_id=number,
             meta={key: row[key] for key in ("chosen_model", "rejected_model") if row.get(key) is not None},
         )
-
-
-def _response(row: Mapping[str, Any], key: str, where: str, report: ItemReport) -> str:
-    response = row.get(key)
-    if not isinstance(response, str):
-        raise DataError(f"{where}: `{key}` must be a text, found {type(response).__name__}.")
-    check_plain(response, f"{where}: `{key}`")
-    if not response.strip():
-        report.count("some responses are empty, kept", where)
-    return response
 
 
 def _conversation(turns: Any, where: str) -> list[Message]:
@@ -189,11 +163,7 @@ def _conversation(turns: Any, where: str) -> list[Message]:
 
 
 comparisons = best_against_others
-
-
-def grade(label: Any, scores: np.ndarray) -> dict[str, float]:
-    """Credit of one pair: 1 if chosen scores strictly higher.  A tie or NaN is wrong."""
-    return {"accuracy": best_is_strictly_above(label, scores)}
+grade = grade_pair
 
 
 def section_strata(section: str, present: set[str], share: float) -> dict[str, tuple[float, tuple[str, ...]]]:

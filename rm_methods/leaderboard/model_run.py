@@ -24,14 +24,13 @@ from rm_methods.benchmarks.score_table import ScoredResponse, read_scores, write
 from rm_methods.errors import ConfigError, UserError
 from rm_methods.files import content_hash, file_hash, read_json, write_json, write_text
 from rm_methods.leaderboard.every_eval_ever import every_eval_ever
-from rm_methods.leaderboard.tables import leaderboard_tables
+from rm_methods.leaderboard.tables import CONTENT_BLIND, leaderboard_tables
 from rm_methods.methods.registry import load_method_card
 from rm_methods.scoring.model_source import model_folder, own_length
 from rm_methods.scoring.report import credit_estimates, scores_by_item
 from rm_methods.scoring.scorer import ContentBlindScorer, Scorer, ScoringSettings, load_scorer
 from rm_methods.system.progress import Progress
 
-CONTENT_BLIND = ("longest", "shortest", "random")  # rules that every table shows beside the model
 _RESPONSES_AT_ONCE = 512  # scored between two stored parts
 _DONE = "scored.json"
 
@@ -155,7 +154,8 @@ def _score(scorer: Callable[[], Scorer], items: Sequence[BenchmarkItem], folder:
     progress = Progress(folder.name, sum(len(item.responses) for item in items), unit="responses")
     responses: list[ScoredResponse] = []
     seconds = 0.0
-    for number, chunk in enumerate(_chunks(items)):
+    chunks = _chunks(items)
+    for number, chunk in enumerate(chunks):
         part = parts / f"{number:05}.parquet"
         count = sum(len(item.responses) for item in chunk)
         if part.exists():
@@ -166,7 +166,7 @@ def _score(scorer: Callable[[], Scorer], items: Sequence[BenchmarkItem], folder:
         else:
             loaded = scorer()
             started = time.monotonic()
-            scored = loaded.score(chunk, folder.name)
+            scored = loaded.score(chunk, f"{folder.name}, part {number + 1} of {len(chunks)}")
             elapsed = time.monotonic() - started
             write_json(part.with_suffix(".json"), {"seconds": elapsed})
             write_scores(scored, part)

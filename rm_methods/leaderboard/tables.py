@@ -7,7 +7,8 @@ from typing import Any
 
 from rm_methods.reporting.tables import MISSING, Section, csv_text, latex_text, markdown_text, terminal_text
 
-_PARTIES = ("model", "longest", "shortest", "random")
+CONTENT_BLIND = ("longest", "shortest", "random")  # rules that every table shows beside the model
+_PARTIES = ("model", *CONTENT_BLIND)
 
 
 def leaderboard_tables(record: Mapping[str, Any]) -> dict[str, str]:
@@ -41,13 +42,11 @@ def _section(result: Mapping[str, Any]) -> Section:
 def _value(estimate: Mapping[str, Any] | None, *, with_interval: bool) -> str:
     if estimate is None or estimate["value"] is None:
         return MISSING
-    value = 100 * estimate["value"]
-    if not with_interval:
-        return f"{value:.1f}"
-    if estimate["low"] is None:
-        return f"{value:.1f}"
+    text = f"{100 * estimate['value']:.1f}"
+    if not with_interval or estimate["low"] is None:
+        return text
     reach = 100 * max(estimate["high"] - estimate["value"], estimate["value"] - estimate["low"])
-    return f"{value:.1f} ±{reach:.1f}"
+    return f"{text} ±{reach:.1f}"
 
 
 def _reading(record: Mapping[str, Any]) -> str:
