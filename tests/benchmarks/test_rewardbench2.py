@@ -54,6 +54,17 @@ def test_ties_by_hand():
     assert [values[name] for name in names] == [1, 1, 1, 0]
 
 
+def test_equal_margins_fail():
+    """ref gap 5; tied: right 3 and 2, wrong 1: spread 1 and gap 1.  .30 + .30, and tanh(0) = 0."""
+    rows = [
+        {"id": "ref:0", "num_correct": 1, "scores": [6, 1]},
+        {"id": "tied:0", "num_correct": 2, "scores": [3, 2, 1]},
+    ]
+    values = ties_metrics(rows)
+    assert (values["ties_preferred"], values["ties_preferred_hard"]) == (0, 0)
+    assert values["ties"] == pytest.approx(0.6)
+
+
 def test_best_of_four_equals_the_official_function(shared):
     for case in json.loads(shared("golden/golden_metric_cases.json").read_text())["rb2_best_of_4"]:
         assert grade({"correct": 1}, np.array(case["scores"], dtype=np.float32))["official"] == case["result"]
