@@ -234,31 +234,39 @@ def prepare_benchmark(config_files, benchmark, pairs, items, report):
 @click.option("--out", required=True, type=_FOLDER, help="Folder to write: a language model, and training.json.")
 @_checkpoints
 @click.option("--set", "changes", multiple=True, help="SETTING=NUMBER, such as hidden_size=128; repeatable.")
-@click.option("--start", type=_FOLDER, default=None, help="Folder of an earlier training to start from.")
+@click.option(
+    "--start",
+    type=_FOLDER,
+    default=None,
+    help="Folder of an earlier training to start from; a joint model starts from the package's causal one.",
+)
 @click.option(
     "--kind",
-    type=click.Choice(["causal", "bidirectional", "joint"]),
+    type=click.Choice(["causal", "joint"]),
     default="causal",
     show_default=True,
-    help="causal predicts each token; bidirectional fills masks; joint does so with two responses and a verdict.",
+    help="causal predicts each token; joint reads two responses in both directions, and predicts the reaction to each.",
 )
 @_threads
 def train_world_model(seed, out, work, changes, start, kind, threads):
     """Train a language model of the controlled world.
 
     It learns to compare a response with its prompt, from conversations without preferences.  The package has the
-    weights of two: backbone.source = world and world_weak.
+    weights of three: backbone.source = world and world_weak, and joint_bidirectional.start = world_joint.
     """
     from rm_methods.policies.world_model import WorldModelSettings
     from rm_methods.policies.world_model import train_world_model as run
 
-    record = run(WorldModelSettings.changed(changes), seed, out, work, threads=threads, start=start, kind=kind)
+    record = run(WorldModelSettings.changed(changes, kind), seed, out, work, threads=threads, start=start, kind=kind)
     if kind == "causal":
         share = record["probe"][-1]["accuracy_by_layer"][-1]
         click.echo(f"{record['parameters']} parameters. The probe tells the better response in {100 * share:.1f}%.")
     else:
-        share = record["reactions"][-1]["named_right"]
-        click.echo(f"{record['parameters']} parameters. It names the reaction right in {100 * share:.1f}%.")
+        last = record["reactions"][-1]
+        click.echo(
+            f"{record['parameters']} parameters. It tells of {100 * last['named_right']:.1f}% of the responses whether "
+            f"they are right, and of {100 * last['ordered_right']:.1f}% of the pairs which response is better."
+        )
 
 
 @main.command()

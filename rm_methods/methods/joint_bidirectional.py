@@ -7,9 +7,9 @@ the text of the training pairs, then on preferences.  As a teacher of `interacti
 tokenizer and is as strong as its student.  Our choices: full fine-tuning instead of LoRA, and the logit is read at the
 row's last token.
 
-It may start from a model of the controlled world that was trained to fill masks in comparisons of two responses
-(`rm-methods train-world-model --kind joint`).  Then each row ends with a mask, where the logit is read, and the first
-logit is the one of that model: "First" against "Second" in place of the mask.
+It may start from a joint language model of the controlled world (`rm-methods train-world-model --kind joint`).  Then the
+logit is the head's value at the end of the first response minus that at the end of the second, as PairRM compares
+(Jiang et al. 2023, arXiv 2306.02561).  The first head is the log-odds that the user's reaction is "all is well".
 """
 
 from __future__ import annotations
@@ -22,25 +22,19 @@ from rm_methods.errors import UserError
 from rm_methods.files import read_json
 from rm_methods.methods.joint_method import DecoderJointMethod
 from rm_methods.methods.masked_language import mask_token
-from rm_methods.preferences.world.conversations import VERDICTS
-from rm_methods.reward_models.backbones import check_token_ids, load_language_model
+from rm_methods.policies.joint_world_model import reaction_openings
+from rm_methods.reward_models.backbones import WORLD_JOINT, check_token_ids, load_language_model
 from rm_methods.reward_models.joint_model import NAME, JointModel
-from rm_methods.reward_models.joint_reader import DecoderReader
 from rm_methods.reward_models.loading import pretrained_model, pretrained_tokenizer
 
 BACKBONE = "backbone"
+SHIPPED = "world_joint"
 _RECORD = "training.json"
 _SETTING = "joint_bidirectional.start"
 
 
 class Method(DecoderJointMethod):
     causal = False
-
-    def reader(self, pairs, inputs):
-        reader = super().reader(pairs, inputs)
-        if self.settings["start"] == BACKBONE:
-            return reader
-        return DecoderReader(reader.chat, mask_token(reader.tokenizer))
 
     def model(self, pairs, reader, inputs):
         if self.settings["start"] == BACKBONE:
@@ -56,14 +50,14 @@ class Method(DecoderJointMethod):
         classifier.config.pad_token_id = reader.pad_id
         language_model, _ = pretrained_model(AutoModelForCausalLM, folder, setting=_SETTING)
         output = language_model.get_output_embeddings().weight
-        first, second = (tokenizer(text, add_special_tokens=False)["input_ids"][0] for text in VERDICTS)
+        satisfied, flawed = reaction_openings(tokenizer)
         with torch.no_grad():
-            classifier.score.weight.copy_(output[first : first + 1] - output[second : second + 1])
+            classifier.score.weight.copy_((output[satisfied] - output[flawed].mean(0))[None])
         autocast = torch.bfloat16 if inputs.config["training"]["precision"] == "bf16" else None
-        return JointModel(classifier, True, autocast, causal=False, answer=mask_token(reader.tokenizer))
+        return JointModel(classifier, True, autocast, causal=False, reads_responses=True)
 
     def adaptation(self, pairs, reader, inputs):
-        # A model that fills masks has had this training, on other texts.
+        # A joint language model has been trained on text.
         if not self.settings["masked_language_epochs"] or self.settings["start"] != BACKBONE:
             return None
         language_model = load_language_model(inputs.backbone, inputs.config["backbone"], inputs.seed)
@@ -79,11 +73,11 @@ def _start_folder(name: str) -> Path:
     Raises:
         UserError: not a joint language model.
     """
-    folder = Path(name)
+    folder = WORLD_JOINT if name == SHIPPED else Path(name)
     record = folder / _RECORD
     if not record.is_file() or read_json(record).get("kind") != "joint":
         raise UserError(
-            f"{_SETTING} = '{name}': not a joint language model. Use 'backbone', or a folder that "
+            f"{_SETTING} = '{name}': not a joint language model. Use '{BACKBONE}', '{SHIPPED}', or a folder that "
             "`rm-methods train-world-model --kind joint` wrote."
         )
     return folder

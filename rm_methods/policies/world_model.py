@@ -4,11 +4,10 @@ They read conversations of `preferences.world.conversations`.  One end token clo
 
     <bos> user <end> response <end> reaction <end>
 
-causal          predicts every token.  So the hidden state at the end of a response, where reward models read the
-                reward, has to know what the reaction will be.  A linear probe shows when it does (`probe`).
-bidirectional   every token sees every other; predicts masked tokens.
-joint           the same on comparisons: two responses, and the user's verdict.  With one mask in place of the verdict
-                this is the row that joint models read (`reward_models.joint_reader`).
+causal  predicts every token.  So the hidden state at the end of a response, where reward models read the reward, has
+        to know what the reaction will be.  A linear probe shows when it does (`probe`).
+joint   starts from a causal model, reads a prompt with two responses in both directions, and predicts the reaction at
+        the end of each (rm_methods.policies.joint_world_model).
 """
 
 from __future__ import annotations
@@ -16,7 +15,6 @@ from __future__ import annotations
 import math
 import shutil
 import time
-import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -33,6 +31,8 @@ from rm_methods.reward_models.template_probe import conversation, render
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from rm_methods.policies.joint_world_model import JointTask
+
 RECORD = "training.json"
 TEMPLATE = (
     "{{ bos_token }}"
@@ -45,18 +45,15 @@ _TOKENIZER_TEXTS = 5000
 _PROBE_SEED = 10_000  # of a world whose pairs no experiment trains on by default
 _PROBE_TEST_PAIRS = 1000
 _PENALTY = 1e-4  # of the probe's weights, on hidden states of variance 1
-KINDS = ("causal", "bidirectional", "joint")
-_MASKED = 0.2  # of the tokens
-_LEFT_OUT = 0.6  # of the reactions
-_NAMED_TEXTS = 500
+_HELD_OUT_COMPARISONS = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
 class WorldModelSettings:
-    """Everything that the weights depend on, but the seed.
+    """Everything that the weights depend on, but the seed and the weights of the start.
 
     Attributes:
-        texts: conversations.
+        texts: conversations, or comparisons for a joint model.
         epochs: passes over them.
         texts_per_step: texts of one optimizer step, of similar length.
         learning_rate, weight_decay, adam_betas, schedule, warmup_fraction, max_gradient_norm: AdamW with a peak
@@ -85,13 +82,13 @@ class WorldModelSettings:
     probe_pairs: int = 3000
 
     @classmethod
-    def changed(cls, texts: Sequence[str]) -> WorldModelSettings:
-        """The defaults with changes, such as "hidden_size=128".
+    def changed(cls, texts: Sequence[str], kind: str = "causal") -> WorldModelSettings:
+        """The defaults of a kind with changes, such as "hidden_size=128".
 
         Raises:
             UserError: for an unknown setting, a value that is no positive number, or sizes that do not fit.
         """
-        changes: dict[str, Any] = {}
+        changes: dict[str, Any] = dict(KINDS[kind])
         defaults = {name: value for name, value in asdict(cls()).items() if isinstance(value, int | float)}
         for text in texts:
             name, _, value = text.partition("=")
@@ -112,6 +109,10 @@ class WorldModelSettings:
         return settings
 
 
+# What each kind changes in the defaults.
+KINDS: dict[str, dict[str, Any]] = {"causal": {}, "joint": {"epochs": 2, "learning_rate": 1e-3}}
+
+
 def train_world_model(
     settings: WorldModelSettings,
     seed: int,
@@ -128,40 +129,41 @@ def train_world_model(
         seed: of the texts, the weights and the order.
         out: a plain causal-language-model folder, with `training.json` (written).
         work: folder for checkpoints.
-        start: folder of an earlier training, whose weights and tokenizer it starts from.
-        kind: of `KINDS`.  All but "causal" have the tokenizer of the shipped causal model.
+        start: folder of an earlier training, whose weights and tokenizer it starts from.  By default a causal model
+            starts from random weights, and a joint one from the shipped causal model.
+        kind: of `KINDS`.
 
     Returns:
         The record that is also written to `training.json`: kind, settings, seed, vocabulary and parameters, curves of
-        the loss and of the probe (causal) or of the reactions named right (others), and the hashes of the written
-        files.
+        the loss and of the probe (causal) or of the reactions told right (joint), and the hashes of the written files.
     """
     from transformers import AutoModelForCausalLM, set_seed
 
+    from rm_methods.policies.joint_world_model import JointTask
     from rm_methods.preferences.world.conversations import comparisons, conversations
     from rm_methods.reward_models.backbones import WORLD_MODEL
     from rm_methods.reward_models.loading import pretrained_model, pretrained_tokenizer
     from rm_methods.system.cpu import prepare_cpu
 
     prepare_cpu(threads)
-    make_texts = comparisons if kind == "joint" else conversations
-    texts = list(make_texts(settings.texts, seed))
+    if kind == "joint" and start is None:
+        start = WORLD_MODEL
     if start is not None:
         tokenizer = pretrained_tokenizer(start)
         model, _ = pretrained_model(AutoModelForCausalLM, start)
     else:
-        tokenizer = make_tokenizer(settings) if kind == "causal" else pretrained_tokenizer(WORLD_MODEL)
+        tokenizer = make_tokenizer(settings)
         model = _new_model(settings, tokenizer, seed)
     set_seed(seed)
-    ids = token_ids(tokenizer, texts)
-    task: CausalTask | MaskedTask
+    task: CausalTask | JointTask
     if kind == "causal":
-        task = CausalTask(model, tokenizer, texts, settings.probe_pairs)
+        task = CausalTask(model, tokenizer, list(conversations(settings.texts, seed)), settings.probe_pairs)
     else:
-        task = MaskedTask(model, tokenizer, texts, list(make_texts(_NAMED_TEXTS, _PROBE_SEED)), seed)
+        held_out = list(comparisons(_HELD_OUT_COMPARISONS, _PROBE_SEED))
+        task = JointTask(model, tokenizer, list(comparisons(settings.texts, seed)), held_out)
     earlier = None if start is None else read_json(start / RECORD)
     work = work / content_hash([asdict(settings), seed, earlier, kind])
-    curves = _fit(model, ids, task, settings, seed, work)
+    curves = _fit(model, task, settings, seed, work)
     model.eval()
     with written_atomically(out) as folder:
         model.save_pretrained(folder)
@@ -172,7 +174,7 @@ def train_world_model(
             "seed": seed,
             "vocabulary": len(tokenizer),
             "parameters": sum(parameter.numel() for parameter in model.parameters()),
-            "tokens_per_epoch": sum(map(len, ids)),
+            "tokens_per_epoch": sum(map(len, task.ids)),
             **task.sizes,
             "started_from": earlier,
             **curves,
@@ -192,12 +194,13 @@ class CausalTask:
 
     Attributes:
         curve: the key of the measurements in the record.
+        ids: token ids of the texts.
         sizes: numbers of texts that are measured, for the record.
-        epoch: of the training, from 0; set by `_fit`.
+        progress: share of the optimizer steps done; set by `_fit`.
     """
 
     curve = "probe"
-    epoch = 0
+    progress = 0.0
 
     def __init__(
         self,
@@ -207,6 +210,7 @@ class CausalTask:
         fitted: int,
     ):
         self.model = model
+        self.ids = token_ids(tokenizer, texts)
         self.read = [len(row) for row in token_ids(tokenizer, [text[:-1] for text in texts])]
         self.tokenizer = tokenizer
         self.pairs = probe_pairs(fitted + _PROBE_TEST_PAIRS)
@@ -230,80 +234,6 @@ class CausalTask:
         """Accuracy of the probe after each layer."""
         accuracies = probe(self.model, self.tokenizer, self.pairs, self.fitted)
         return {"accuracy_by_layer": [round(accuracy, 4) for accuracy in accuracies]}
-
-
-class MaskedTask:
-    """Prediction of masked tokens without a causal mask, measured by the reactions that are named right.
-
-    A token is predicted at its own position.  In `_LEFT_OUT` of the rows one mask takes the place of the reaction, and
-    predicts its first token.
-
-    Args:
-        texts: of the training.
-        held_out: other texts, for the measurement.
-        seed: decides, with the epoch, what is masked.
-
-    Attributes: as of `CausalTask`.
-    """
-
-    curve = "reactions"
-    epoch = 0
-
-    def __init__(
-        self,
-        model: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
-        texts: Sequence[Sequence[Message]],
-        held_out: Sequence[Sequence[Message]],
-        seed: int,
-    ):
-        import torch
-
-        from rm_methods.methods.masked_language import mask_token
-
-        self.model = model
-        self.mask_id = mask_token(tokenizer)
-        self.special = torch.tensor(sorted(tokenizer.all_special_ids))
-        self.read = [len(row) for row in token_ids(tokenizer, [text[:-1] for text in texts])]
-        self.held_out = held_out
-        self.tokenizer = tokenizer
-        self.seed = seed
-        self.sizes = {"reactions_named": len(held_out)}
-
-    def collate(self, batch: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        """Masked rows, a mask that shows every token to every other, and the tokens to predict."""
-        import torch
-
-        rows, targets = zip(*(self._masked(row["input_ids"], row["index"]) for row in batch), strict=True)
-        targets_RL = torch.nn.utils.rnn.pad_sequence(list(targets), batch_first=True, padding_value=IGNORED)
-        read = [self.read[row["index"]] for row in batch]
-        return _unmasked_batch(rows, self.tokenizer.pad_token_id) | {"labels": _text_and_reaction(targets_RL, read)}
-
-    def loss(self, output, labels, num_items_in_batch=None) -> Any:
-        """`reaction_loss` of the model's output."""
-        return reaction_loss(output.logits, labels)
-
-    def _masked(self, ids: Sequence[int], index: int):
-        """A row as the model reads it, and what each position predicts (IGNORED for nothing), int64 [L] both."""
-        import torch
-
-        generator = torch.Generator().manual_seed(zlib.crc32(f"{self.seed} {self.epoch} {index}".encode()))
-        row = torch.tensor(ids)
-        fate = float(torch.rand((), generator=generator))
-        is_masked = (torch.rand(len(row), generator=generator) < _MASKED) & ~torch.isin(row, self.special)
-        if fate < _LEFT_OUT:
-            read = self.read[index]
-            is_masked[read] = True
-            row = row[: read + 1]
-            is_masked = is_masked[: read + 1]
-        return torch.where(is_masked, self.mask_id, row), torch.where(is_masked, row, IGNORED)
-
-    def measure(self) -> dict[str, Any]:
-        """Share of the texts in which the mask after the last response tells whether the reaction is the first one.
-
-        The first reaction is that all is well, or that the first response is better.
-        """
-        return {"named_right": round(reactions_named(self.model, self.tokenizer, self.held_out), 4)}
 
 
 def _text_and_reaction(targets_RL, first: Sequence[int]):
@@ -334,46 +264,6 @@ def reaction_loss(logits_RLV, labels_2RL):
     logits_RVL = logits_RLV.transpose(1, 2)
     each = [torch.nn.functional.cross_entropy(logits_RVL, part_RL, reduction="none") for part_RL in labels_2RL]
     return sum(loss.sum() / (part != IGNORED).sum().clamp(min=1) for loss, part in zip(each, labels_2RL, strict=True))
-
-
-def _unmasked_batch(rows: Sequence[Any], pad_id: int) -> dict[str, Any]:
-    """Rows of token ids, padded, and a mask that shows every token of a row to every other, bool [R, 1, 1, L]."""
-    import torch
-
-    ids_RL = torch.nn.utils.rnn.pad_sequence(list(rows), batch_first=True, padding_value=pad_id)
-    is_token_RL = torch.arange(ids_RL.shape[1]) < torch.tensor([len(row) for row in rows])[:, None]
-    return {"input_ids": ids_RL, "attention_mask": is_token_RL[:, None, None]}
-
-
-def reactions_named(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    texts: Sequence[Sequence[Message]],
-    batch_size: int = 64,
-) -> float:
-    """How often a model without a causal mask names the reaction right, from a mask after the last response.
-
-    Right means: it predicts that all is well (or the first response is better) exactly where this is so.
-    """
-    import torch
-
-    from rm_methods.methods.masked_language import mask_token
-    from rm_methods.preferences.world.conversations import VERDICTS
-    from rm_methods.preferences.world.vocabulary import SATISFIED
-
-    mask_id = mask_token(tokenizer)
-    rows = [torch.tensor([*row, mask_id]) for row in token_ids(tokenizer, [text[:-1] for text in texts])]
-    good = [tokenizer(text, add_special_tokens=False)["input_ids"][0] for text in (SATISFIED, VERDICTS[0])]
-    right = 0
-    for start in range(0, len(rows), batch_size):
-        members = rows[start : start + batch_size]
-        last = torch.tensor([len(row) - 1 for row in members])
-        with torch.no_grad():
-            logits_RLV = model(**_unmasked_batch(members, tokenizer.pad_token_id)).logits
-        named = logits_RLV[torch.arange(len(members)), last].argmax(-1).tolist()
-        for text, token in zip(texts[start : start + batch_size], named, strict=True):
-            right += (token in good) == (text[-1]["content"] in (SATISFIED, VERDICTS[0]))
-    return right / len(texts)
 
 
 def _new_model(settings: WorldModelSettings, tokenizer: PreTrainedTokenizerBase, seed: int) -> PreTrainedModel:
@@ -497,8 +387,7 @@ def _probe_accuracy(states: np.ndarray, fitted: int) -> float:
 
 def _fit(
     model: PreTrainedModel,
-    ids: Sequence[list[int]],
-    task: CausalTask | MaskedTask,
+    task: CausalTask | JointTask,
     settings: WorldModelSettings,
     seed: int,
     work: Path,
@@ -516,7 +405,7 @@ def _fit(
     from rm_methods.training.trainer import TrainingLog, last_complete_checkpoint
 
     started = time.monotonic()
-    steps_per_epoch = -(-len(ids) // settings.texts_per_step)
+    steps_per_epoch = -(-len(task.ids) // settings.texts_per_step)
     curve_file = work / f"{task.curve}.json"
     curve: list[dict[str, Any]] = []
 
@@ -527,8 +416,8 @@ def _fit(
             if state.global_step and (not curve or curve[-1]["step"] < state.global_step):
                 self.on_epoch_end(args, state, control)  # the last training was stopped between checkpoint and curve
 
-        def on_epoch_begin(self, args, state, control, **kwargs):
-            task.epoch = round(state.epoch)
+        def on_step_begin(self, args, state, control, **kwargs):
+            task.progress = state.global_step / state.max_steps
 
         def on_epoch_end(self, args, state, control, **kwargs):
             model.eval()
@@ -550,7 +439,7 @@ def _fit(
     trainer = Trainer(
         model=model,
         args=arguments,
-        train_dataset=[{"input_ids": row, "index": index} for index, row in enumerate(ids)],
+        train_dataset=[{"input_ids": row, "index": index} for index, row in enumerate(task.ids)],
         data_collator=task.collate,
         compute_loss_func=task.loss,
         callbacks=[log, MeasureAfterEpoch()],

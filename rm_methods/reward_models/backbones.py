@@ -25,6 +25,7 @@ RECORD = "backbone.json"
 _DATA = Path(__file__).resolve().parent.parent / "data"
 WORLD_MODEL = _DATA / "world_model"
 # Language models of the controlled world, written by `train-world-model`.  The weak one has not yet learned to compare.
+WORLD_JOINT = _DATA / "world_joint"
 WORLD_MODELS = {"world": WORLD_MODEL, "world_weak": _DATA / "world_weak"}
 WORLD_SCRATCH = "world_scratch"  # shape and tokenizer of "world", random weights
 _PREPARE_FIRST = (

@@ -56,7 +56,8 @@ class JointOutput:
     """The result of one forward.
 
     Attributes:
-        rewards: fp32 [pairs, 2]: logits that the first response is better, with chosen first and with rejected first.
+        rewards: fp32 [pairs, 2]: logits that the first response is better, with chosen first and with rejected first;
+            NaN if the model reads both responses and the batch does not say where the first one ends.
         attention: layer number to the inputs of that layer, for the layers asked for.
         maps: layer number to attention weights [R, h, L, L], instead of `attention` if a model gives only these.
     """
@@ -74,7 +75,8 @@ class JointModel(nn.Module):
         decoder: whether it is decoder-only, so that the reward is read at each row's last token.
         autocast: dtype of matrix products, or None for that of the weights.
         causal: whether a decoder keeps its causal mask; otherwise the mask is removed.
-        answer: id of the token that a decoder's rows end with (`DecoderReader`).
+        reads_responses: the logit of a decoder is the head's value at the end of the first response minus that at the
+            end of the second, as PairRM compares (arXiv 2306.02561); otherwise it is the value at the row's last token.
 
     Raises:
         UserError: a decoder whose mask cannot be removed.
@@ -86,14 +88,14 @@ class JointModel(nn.Module):
         decoder: bool,
         autocast: torch.dtype | None = None,
         causal: bool = False,
-        answer: int | None = None,
+        reads_responses: bool = False,
     ):
         super().__init__()
         self.classifier: PreTrainedModel = classifier
         self.decoder = decoder
         self.autocast = autocast
         self.causal = causal
-        self.answer = answer
+        self.reads_responses = reads_responses
         self.layout_probe: LayoutProbe | None = None
         _keep_head_in_fp32(classifier)
         own_kernel = (
@@ -176,8 +178,7 @@ class JointModel(nn.Module):
                     use_cache=False,
                     **options,
                 ).last_hidden_state
-                head = cast(nn.Module, self.classifier.score)
-                logits_R = head(hidden_RLH[batch.read_row, batch.read_column])[:, 0]
+                logits_R = self._logits(hidden_RLH, batch)
                 maps = None
             else:
                 output = self.classifier(input_ids=batch.input_ids, attention_mask=is_token_RL.long(), **options)
@@ -193,6 +194,16 @@ class JointModel(nn.Module):
         return JointOutput(
             logits_R.view(-1, 2), captured, {layer: maps[layer] for layer in layers} if maps and reads_maps else {}
         )
+
+    def _logits(self, hidden_RLH: torch.Tensor, batch: SequenceBatch) -> torch.Tensor:
+        """A decoder's logits that the first response is better, fp32 [R]."""
+        head = cast(nn.Module, self.classifier.score)
+        last_R = head(hidden_RLH[batch.read_row, batch.read_column])[:, 0]
+        if not self.reads_responses:
+            return last_R
+        if batch.first_column is None:
+            return torch.full_like(last_R, float("nan"))
+        return head(hidden_RLH[batch.read_row, batch.first_column])[:, 0] - last_R
 
     def attention_map(
         self, batch: SequenceBatch, layer: int, heads: Sequence[int] | None = None
@@ -233,7 +244,8 @@ class JointModel(nn.Module):
         """Write the classifier as transformers loads it, and the record that makes the folder a joint model."""
         with written_atomically(folder) as path:
             self.classifier.save_pretrained(path, state_dict=classifier_weights(state_dict))
-            write_json(path / JOINT_RECORD, {"decoder": self.decoder, "causal": self.causal, "answer": self.answer})
+            record = {"decoder": self.decoder, "causal": self.causal, "reads_responses": self.reads_responses}
+            write_json(path / JOINT_RECORD, record)
 
 
 def check_positions(config, length: int) -> None:
@@ -306,13 +318,17 @@ def load_joint(
         tokenizer = pretrained_tokenizer(folder)
         if decoder:
             classifier, _ = pretrained_model(AutoModelForSequenceClassification, folder, num_labels=1)
-            reader = DecoderReader(ChatTokenizer(tokenizer, max_length), record.get("answer"))
+            reader = DecoderReader(ChatTokenizer(tokenizer, max_length))
         else:
             classifier = load_encoder(folder)
             reader = encoder_reader(tokenizer, classifier.config)
     autocast = torch.bfloat16 if precision == "bf16" else None
     model = JointModel(
-        classifier, decoder, autocast=autocast, causal=record.get("causal", False), answer=record.get("answer")
+        classifier,
+        decoder,
+        autocast=autocast,
+        causal=record.get("causal", False),
+        reads_responses=record.get("reads_responses", False),
     )
     return model.to("cuda" if torch.cuda.is_available() else "cpu").eval(), reader
 

@@ -182,13 +182,10 @@ class DecoderReader:
 
     Args:
         tokenizer: the student's.
-        answer: id of a token at the end of each row, at which the model answers; None if it answers at the end of the
-            second response.
     """
 
-    def __init__(self, tokenizer: ChatTokenizer, answer: int | None = None):
+    def __init__(self, tokenizer: ChatTokenizer):
         self.chat = tokenizer
-        self.answer = np.array([] if answer is None else [answer], dtype=np.int32)
         self.tokenizer = tokenizer.tokenizer
         self.template = tokenizer.template
 
@@ -203,10 +200,8 @@ class DecoderReader:
         for item in self.chat.encode(items):
             first, second = (sequence[item.shared :] for sequence in item.sequences)
             prompt = item.sequences[0][: item.shared]
-            orders = (
-                np.concatenate([prompt, first, second, self.answer]),
-                np.concatenate([prompt, second, first, self.answer]),
-            )
+            orders = (np.concatenate([prompt, first, second]), np.concatenate([prompt, second, first]))
+            first_ends = tuple(len(sequence) - 1 for sequence in item.sequences)
             marks = (item.prompt_cut, item.response_cut, item.prompt_changed, item.response_changed)
             prompt_cut, response_cut, prompt_changed, response_changed = ((any(mark),) * 2 for mark in marks)
             encoded.append(
@@ -217,6 +212,7 @@ class DecoderReader:
                     response_cut,
                     prompt_changed=prompt_changed,
                     response_changed=response_changed,
+                    first_ends=first_ends,
                 )
             )
         return encoded
@@ -230,17 +226,8 @@ class DecoderReader:
             position = np.arange(len(row.ids))
             prompt = position[: item.shared]
             swapped = np.concatenate([prompt, position[chosen_end:], position[item.shared : chosen_end]])
-            rows.append((self._answered(row, position), self._answered(row, swapped)))
+            rows.append((row, JointRow(row.ids[swapped], row.segment[swapped], row.spans[swapped])))
         return rows
-
-    def _answered(self, row: JointRow, order: np.ndarray) -> JointRow:
-        """The tokens of a row in this order, then the token of the answer."""
-        after = len(self.answer)
-        return JointRow(
-            np.concatenate([row.ids[order], self.answer]),
-            np.pad(row.segment[order], (0, after), constant_values=OUTSIDE),
-            np.pad(row.spans[order], ((0, after), (0, 0))),
-        )
 
 
 def _both_orders(rows: tuple[JointRow, JointRow]) -> TokenizedItem:

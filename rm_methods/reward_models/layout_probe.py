@@ -131,10 +131,16 @@ def probe_joint_model(model: JointModel) -> LayoutProbe:
         raise UserError(
             f"{type(model.classifier).__name__} is refused: {reason}, so its scores would depend on the batch."
         )
-    items = probe_items(model.config)
+    items = [
+        replace(item, first_ends=tuple(length // 2 for length in item.lengths)) for item in probe_items(model.config)
+    ]
     limit = tolerance(next(model.classifier.parameters()).dtype)
     # A batch of equal rows has no padding.
-    alone = [replace(item, sequences=(sequence, sequence)) for item in items for sequence in item.sequences]
+    alone = [
+        replace(item, sequences=(sequence, sequence), first_ends=(end, end))
+        for item in items
+        for sequence, end in zip(item.sequences, item.first_ends, strict=True)
+    ]
     with _undisturbed(model), _forward_explained(model):
         alone_S1 = torch.cat([_forward(model, [item], "plain").rewards[:, :1] for item in alone])
         plain = _difference(_forward(model, items, "plain").rewards.view(-1, 1), alone_S1)

@@ -87,6 +87,7 @@ class SequenceBatch:
         responses: N, the same for all items of the batch.
         real_tokens, launched_tokens: tokens without and with padding.
         longest: tokens of the longest sequence.
+        first_column: int64 [S], where the first response of each joint row ends; None if the items do not say.
     """
 
     input_ids: torch.Tensor
@@ -98,6 +99,7 @@ class SequenceBatch:
     real_tokens: int = 0
     launched_tokens: int = 0
     longest: int = 0
+    first_column: torch.Tensor | None = None
 
     def to(self, device: torch.device | str):
         """The same batch with all tensors on `device`."""
@@ -192,6 +194,7 @@ def lay_out(items: Sequence[TokenizedItem], layout: str, pad_id: int) -> Sequenc
             launched_tokens=real_tokens,
             longest=longest,
         )
+    first_ends = [end for item in items for end in item.first_ends]
     return SequenceBatch(
         input_ids=_pad(sequences, longest, pad_id),
         position_ids=_pad([np.arange(len(sequence)) for sequence in sequences], longest, 0),
@@ -202,6 +205,7 @@ def lay_out(items: Sequence[TokenizedItem], layout: str, pad_id: int) -> Sequenc
         real_tokens=real_tokens,
         launched_tokens=len(sequences) * longest,
         longest=longest,
+        first_column=torch.tensor(first_ends) if first_ends else None,
     )
 
 

@@ -39,6 +39,8 @@ class TokenizedItem:
         prompt_changed: per response, whether the chat template left out or changed text of the prompt, white space
             aside.
         response_changed: the same for the text of the response (mostly `<think>` blocks).
+        first_ends: per sequence, the last token of the first response; only of joint rows of a decoder
+            (rm_methods.reward_models.joint_reader).
     """
 
     sequences: tuple[np.ndarray, ...]
@@ -48,6 +50,7 @@ class TokenizedItem:
     conversations: tuple[tuple[Message, ...], ...] = ()
     prompt_changed: tuple[bool, ...] = ()
     response_changed: tuple[bool, ...] = ()
+    first_ends: tuple[int, ...] = ()
 
     @property
     def lengths(self) -> tuple[int, ...]:

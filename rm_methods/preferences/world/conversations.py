@@ -1,14 +1,14 @@
 """Unlabeled conversations of the controlled world: a user asks, an assistant answers, and the user reacts.
 
 A language model that has learned to predict the reaction has learned to compare a response with its prompt
-(docs/world.md).  In a *comparison* the user gets two responses and names the better one.  Cues do not depend on
-quality.
+(docs/world.md).  In a *comparison* the user gets two responses and reacts to each.  Cues do not depend on quality.
 """
 
 from __future__ import annotations
 
 import random
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 from rm_methods.preferences.pair import Message
@@ -24,8 +24,23 @@ _FLAWS = {"contradicts": 0.6, "omits": 0.2, "invents": 0.2}
 _CUES = (None, "closing", "padding", "formatting", "flattery")
 _WITH_CUE = 0.5
 _MOST_FILLER = 2  # sentences in a response
-VERDICTS = ("First one, please.", "Second one, please.")
-_REACTIONS = {"contradicted": words.CONTRADICTED, "omitted": words.OMITTED, "invented": words.INVENTED}
+FLAW_REACTIONS = {"contradicted": words.CONTRADICTED, "omitted": words.OMITTED, "invented": words.INVENTED}
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A prompt and two responses, one of them better by gold.
+
+    Attributes:
+        responses: the first and the second.
+        reactions: what the user says to each.
+        better: index of the better response.
+    """
+
+    prompt: list[Message]
+    responses: tuple[str, str]
+    reactions: tuple[str, str]
+    better: int
 
 
 def conversations(count: int, seed: int) -> Iterator[list[Message]]:
@@ -48,8 +63,8 @@ def conversations(count: int, seed: int) -> Iterator[list[Message]]:
         ]
 
 
-def comparisons(count: int, seed: int) -> Iterator[list[Message]]:
-    """Conversations that end with two responses, one of them better, and the user's verdict (`VERDICTS`).
+def comparisons(count: int, seed: int) -> Iterator[Comparison]:
+    """Prompts with two responses, one of them better; equal arguments give equal comparisons.
 
     Args:
         count: how many.
@@ -61,24 +76,23 @@ def comparisons(count: int, seed: int) -> Iterator[list[Message]]:
     while made < count:
         scenario, slots = _draw_scenario(rng, settings)
         prompt, _ = write_prompt(rng, scenario, settings, "mixed", rng.randint(0, settings["filler"]))
-        claims = [_draw_claims(rng, scenario.required, slots, _FLAWED_IN_COMPARISON) for _ in VERDICTS]
-        responses = [_draw_response(rng, scenario, claimed, settings) for claimed in claims]
-        first, second = (gold(prompt, response) for response in responses)
-        if first == second:
+        first, second = (
+            _draw_response(rng, scenario, _draw_claims(rng, scenario.required, slots, _FLAWED_IN_COMPARISON), settings)
+            for _ in range(2)
+        )
+        golds = [gold(prompt, response) for response in (first, second)]
+        if golds[0] == golds[1]:
             continue
         made += 1
-        yield [
-            *prompt,
-            *({"role": "assistant", "content": response} for response in responses),
-            {"role": "user", "content": VERDICTS[int(second > first)]},
-        ]
+        reactions = (reaction(rng, prompt, first), reaction(rng, prompt, second))
+        yield Comparison(prompt, (first, second), reactions, better=int(golds[1] > golds[0]))
 
 
 def reaction(rng: random.Random, prompt: list[Message], response: str) -> str:
     """What the user says: one sentence for each flaw, in random order, or that all is well."""
     verdicts = [(slot, verdict) for slot, verdict in assess(prompt, response).items() if verdict != "met"]
     rng.shuffle(verdicts)
-    sentences = [_REACTIONS[verdict].format(noun=words.SLOTS[slot].nouns[0]) for slot, verdict in verdicts]
+    sentences = [FLAW_REACTIONS[verdict].format(noun=words.SLOTS[slot].nouns[0]) for slot, verdict in verdicts]
     return " ".join(sentences) or words.SATISFIED
 
 
