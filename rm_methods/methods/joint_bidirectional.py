@@ -7,8 +7,8 @@ the text of the training pairs, then on preferences.  As a teacher of `interacti
 tokenizer and is as strong as its student.  Our choices: full fine-tuning instead of LoRA, and the logit is read at the
 row's last token.
 
-It may start from a joint language model of the controlled world (`rm-methods train-world-model --kind joint`).  Then the
-logit is the head's value at the end of the first response minus that at the end of the second, as PairRM compares
+It may start from a joint language model of the controlled world (`rm-methods train-world-model --kind joint`).  Then
+the logit is the head's value at the end of the first response minus that at the end of the second, as PairRM compares
 (Jiang et al. 2023, arXiv 2306.02561).  The first head is the log-odds that the user's reaction is "all is well".
 """
 
@@ -23,7 +23,7 @@ from rm_methods.files import read_json
 from rm_methods.methods.joint_method import DecoderJointMethod
 from rm_methods.methods.masked_language import mask_token
 from rm_methods.policies.joint_world_model import reaction_openings
-from rm_methods.reward_models.backbones import WORLD_JOINT, check_token_ids, load_language_model
+from rm_methods.reward_models.backbones import WORLD_JOINT, check_shipped, check_token_ids, load_language_model
 from rm_methods.reward_models.joint_model import NAME, JointModel
 from rm_methods.reward_models.loading import pretrained_model, pretrained_tokenizer
 
@@ -73,7 +73,10 @@ def _start_folder(name: str) -> Path:
     Raises:
         UserError: not a joint language model.
     """
-    folder = WORLD_JOINT if name == SHIPPED else Path(name)
+    if name == SHIPPED:
+        check_shipped(WORLD_JOINT)
+        return WORLD_JOINT
+    folder = Path(name)
     record = folder / _RECORD
     if not record.is_file() or read_json(record).get("kind") != "joint":
         raise UserError(

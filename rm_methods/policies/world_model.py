@@ -151,6 +151,7 @@ def train_world_model(
     if start is not None:
         tokenizer = pretrained_tokenizer(start)
         model, _ = pretrained_model(AutoModelForCausalLM, start)
+        _check_shape(settings, model.config, start)
     else:
         tokenizer = make_tokenizer(settings)
         model = _new_model(settings, tokenizer, seed)
@@ -264,6 +265,25 @@ def reaction_loss(logits_RLV, labels_2RL):
     logits_RVL = logits_RLV.transpose(1, 2)
     each = [torch.nn.functional.cross_entropy(logits_RVL, part_RL, reduction="none") for part_RL in labels_2RL]
     return sum(loss.sum() / (part != IGNORED).sum().clamp(min=1) for loss, part in zip(each, labels_2RL, strict=True))
+
+
+def _check_shape(settings: WorldModelSettings, config: Any, start: Path) -> None:
+    """Raises UserError if the settings ask for another shape than that of the model that training starts from."""
+    shape = {
+        "hidden_size": config.hidden_size,
+        "intermediate_size": config.intermediate_size,
+        "layers": config.num_hidden_layers,
+        "heads": config.num_attention_heads,
+        "positions": config.max_position_embeddings,
+    }
+    others = [
+        f"{name} ({asked}, not {has})" for name, has in shape.items() if (asked := getattr(settings, name)) != has
+    ]
+    if others:
+        raise UserError(
+            f"--set: the model in {start}, which training starts from, has another shape: {', '.join(others)}. Leave "
+            "these settings out, or start from a model of this shape."
+        )
 
 
 def _new_model(settings: WorldModelSettings, tokenizer: PreTrainedTokenizerBase, seed: int) -> PreTrainedModel:

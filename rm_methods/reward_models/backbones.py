@@ -25,8 +25,8 @@ RECORD = "backbone.json"
 _DATA = Path(__file__).resolve().parent.parent / "data"
 WORLD_MODEL = _DATA / "world_model"
 # Language models of the controlled world, written by `train-world-model`.  The weak one has not yet learned to compare.
-WORLD_JOINT = _DATA / "world_joint"
 WORLD_MODELS = {"world": WORLD_MODEL, "world_weak": _DATA / "world_weak"}
+WORLD_JOINT = _DATA / "world_joint"  # a joint one, no backbone
 WORLD_SCRATCH = "world_scratch"  # shape and tokenizer of "world", random weights
 _PREPARE_FIRST = (
     "Prepare the backbone first (`rm-methods prepare-backbone`). If that refuses the backbone, it says what to change."
@@ -69,7 +69,7 @@ def prepare_backbone(backbone: dict[str, Any], pairs: Iterable[PreferencePair], 
             record = _convert_gguf(backbone, path)
         else:
             if backbone["source"] in WORLD_MODELS:
-                _check_shipped(WORLD_MODELS[backbone["source"]])
+                check_shipped(WORLD_MODELS[backbone["source"]])
             record = _prepare_pretrained(backbone, path)
         tokenizer = _tokenizer(path, backbone)
         tokenizer.save_pretrained(path)
@@ -226,7 +226,7 @@ def source_folder(source: str) -> str:
     return str(Path(spec.origin).parent / inside)
 
 
-def _check_shipped(folder: Path) -> None:
+def check_shipped(folder: Path) -> None:
     """Compare the files of a model in this package with the hashes in its record.
 
     Raises:

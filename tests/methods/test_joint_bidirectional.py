@@ -1,29 +1,31 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
 from rm_methods.errors import UserError
 from rm_methods.files import write_json
 from rm_methods.methods.contract import Inputs
-from rm_methods.methods.masked_language import mask_token
 from rm_methods.methods.registry import load_method, load_method_card
-from rm_methods.policies.world_model import WorldModelSettings, token_ids, train_world_model
-from rm_methods.preferences.world.conversations import VERDICTS, comparisons
-from rm_methods.reward_models.backbones import WORLD_MODEL, prepare_backbone
+from rm_methods.policies.joint_world_model import joint_ids, reaction_openings
+from rm_methods.policies.world_model import WorldModelSettings, train_world_model
+from rm_methods.preferences.world.conversations import comparisons
+from rm_methods.reward_models.backbones import WORLD_JOINT, WORLD_MODEL, prepare_backbone
 from rm_methods.reward_models.joint_model import load_joint
 from rm_methods.reward_models.layouts import lay_out
 from tests.conftest import experiment_config
 
 pytestmark = pytest.mark.process
 
-TOY = WorldModelSettings(texts=32, epochs=1, hidden_size=16, intermediate_size=24, layers=2, heads=2)
+FEW = WorldModelSettings(texts=32, epochs=1)
 
 
 @pytest.fixture(scope="module")
 def start(tmp_path_factory):
     folder = tmp_path_factory.mktemp("joint")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("rm_methods.policies.world_model._NAMED_TEXTS", 5)
-        train_world_model(TOY, 0, folder / "model", folder / "work", kind="joint")
+        patch.setattr("rm_methods.policies.world_model._HELD_OUT_COMPARISONS", 5)
+        train_world_model(FEW, 0, folder / "model", folder / "work", kind="joint")
     return folder / "model"
 
 
@@ -39,24 +41,42 @@ def made(folder, source="world_scratch", **settings):
     return method, reader, method.model([], reader, inputs), inputs
 
 
-def test_the_first_logit_is_that_of_the_mask_after_both_responses(start, tmp_path):
-    """First against second, as the language model itself has it when every token sees every other."""
+def laid_out(reader, texts):
+    items = reader.encode((text.prompt, text.responses) for text in texts)
+    return lay_out(items, "plain", reader.pad_id)
+
+
+@pytest.mark.parametrize("source", ["folder", "world_joint"])
+def test_the_first_logit_is_the_difference_of_the_log_odds_that_all_is_well(start, tmp_path, source):
+    """At the ends of the two responses, as the language model itself has them when every token sees every other."""
     from transformers import AutoModelForCausalLM
 
-    _, reader, model, _ = made(tmp_path, start=str(start))
+    folder = start if source == "folder" else WORLD_JOINT
+    _, reader, model, _ = made(tmp_path, start=str(start) if source == "folder" else source)
     texts = list(comparisons(4, 1))
-    pairs = [(text[:-3], (text[-3]["content"], text[-2]["content"])) for text in texts]
     with torch.no_grad():
-        logits = model.eval()(lay_out(reader.encode(pairs), "plain", reader.pad_id)).rewards
-    language_model = AutoModelForCausalLM.from_pretrained(start).eval()
-    first, second = (reader.tokenizer(text, add_special_tokens=False)["input_ids"][0] for text in VERDICTS)
+        logits = model.eval()(laid_out(reader, texts)).rewards
+    language_model = AutoModelForCausalLM.from_pretrained(folder).eval()
+    satisfied, flawed = reaction_openings(reader.tokenizer)
     for text, row in zip(texts, logits, strict=True):
-        for order, logit in zip((text[:-1], [*text[:-3], text[-2], text[-3]]), row, strict=True):
-            ids = torch.tensor([[*token_ids(reader.tokenizer, [order])[0], mask_token(reader.tokenizer)]])
-            mask = torch.ones(1, 1, 1, ids.shape[1], dtype=torch.bool)
+        for responses, logit in zip((text.responses, text.responses[::-1]), row, strict=True):
+            (ids,), ((first, second),) = joint_ids(reader.tokenizer, [replace(text, responses=responses)])
+            mask = torch.ones(1, 1, 1, len(ids), dtype=torch.bool)
             with torch.no_grad():
-                expected = language_model(input_ids=ids, attention_mask=mask).logits[0, -1]
-            torch.testing.assert_close(logit, expected[first] - expected[second], atol=1e-4, rtol=1e-4)
+                output = language_model(input_ids=torch.tensor([ids]), attention_mask=mask).logits[0]
+            log_odds = output[:, satisfied] - output[:, flawed].mean(-1)
+            torch.testing.assert_close(logit, log_odds[first] - log_odds[second], atol=1e-4, rtol=1e-4)
+
+
+def test_without_the_ends_of_the_first_responses_there_is_attention_but_no_logit(start, tmp_path):
+    _, reader, model, _ = made(tmp_path, start=str(start))
+    batch = laid_out(reader, list(comparisons(2, 1)))
+    with torch.no_grad():
+        whole = model.eval()(batch, (0,))
+        partial = model(replace(batch, first_column=None), (0,))
+    assert torch.isfinite(whole.rewards).all()
+    assert torch.isnan(partial.rewards).all()
+    torch.testing.assert_close(partial.attention[0].query, whole.attention[0].query)
 
 
 def test_only_a_backbone_is_trained_on_text_first(start, tmp_path):
@@ -69,13 +89,12 @@ def test_only_a_backbone_is_trained_on_text_first(start, tmp_path):
 def test_a_saved_model_reads_the_same_rows_and_gives_the_same_logits(start, tmp_path):
     _, reader, model, _ = made(tmp_path, start=str(start))
     texts = list(comparisons(4, 1))
-    pairs = [(text[:-3], (text[-3]["content"], text[-2]["content"])) for text in texts]
     model.save(tmp_path / "saved")
     reader.tokenizer.save_pretrained(tmp_path / "saved")
     loaded, loaded_reader = load_joint(tmp_path / "saved", max_length=512)
     with torch.no_grad():
-        expected = model.eval()(lay_out(reader.encode(pairs), "plain", reader.pad_id)).rewards
-        actual = loaded(lay_out(loaded_reader.encode(pairs), "plain", reader.pad_id)).rewards
+        expected = model.eval()(laid_out(reader, texts)).rewards
+        actual = loaded(laid_out(loaded_reader, texts)).rewards
     assert torch.equal(actual, expected)
 
 

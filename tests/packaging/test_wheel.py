@@ -95,7 +95,7 @@ def test_the_weights_of_the_world_are_inside_and_the_wheel_is_small(wheel, rm_me
     (tmp_path / "mine.yaml").write_text(json.dumps(config))
     rm_methods("prepare", "--config", "mine.yaml", "--pairs", "pairs.parquet", "--report", "report.json")
     rm_methods("prepare-backbone", "--config", "mine.yaml", "--pairs", "pairs.parquet", "--out", "backbone")
-    assert wheel.stat().st_size < 5e6  # two models of the world of 1.9 MB each
+    assert wheel.stat().st_size < 7e6  # three models of the world of 1.9 MB each
 
 
 def test_pairs_are_scored(rm_methods, reward_model, tokenizer, tmp_path):

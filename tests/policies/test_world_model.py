@@ -12,20 +12,17 @@ from safetensors.torch import load_file
 
 from rm_methods.errors import UserError
 from rm_methods.files import file_hash, read_json
-from rm_methods.methods.masked_language import mask_token
 from rm_methods.policies import world_model
 from rm_methods.policies.sft import IGNORED
 from rm_methods.policies.world_model import (
     WorldModelSettings,
     end_states,
     probe_pairs,
-    reactions_named,
     token_ids,
     train_world_model,
 )
-from rm_methods.preferences.world.conversations import VERDICTS, comparisons
-from rm_methods.reward_models.backbones import WORLD_MODEL, load_tokenizer
-from rm_methods.reward_models.joint_reader import DecoderReader
+from rm_methods.preferences.world.conversations import conversations
+from rm_methods.reward_models.backbones import WORLD_MODEL
 from rm_methods.reward_models.loading import pretrained_tokenizer
 from rm_methods.reward_models.template_probe import RefusedConversation, render
 
@@ -109,50 +106,9 @@ def test_states_are_those_at_the_end_of_the_response_whatever_the_batch(trained)
     np.testing.assert_allclose(batched[4, 1, -1], alone, atol=1e-5)
 
 
-@pytest.fixture(scope="module", params=["bidirectional", "joint"])
-def masked(request, tmp_path_factory):
-    folder = tmp_path_factory.mktemp(request.param)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(world_model, "_NAMED_TEXTS", 30)
-        record = train_world_model(TOY, 3, folder / "model", folder / "work", kind=request.param)
-    return request.param, folder / "model", record
-
-
-def test_models_that_fill_masks_have_the_shipped_tokenizer_and_a_curve(masked):
-    kind, folder, record = masked
-    assert record["kind"] == kind
-    assert json.loads(json.dumps(record)) == read_json(folder / "training.json")
-    assert [row["epoch"] for row in record["reactions"]] == [1, 2]
-    assert all(0 <= row["named_right"] <= 1 for row in record["reactions"])
-    assert file_hash(folder / "tokenizer.json") == file_hash(WORLD_MODEL / "tokenizer.json")
-
-
-def test_a_stopped_training_fills_the_same_masks(masked, tmp_path, monkeypatch):
-    """Stopped after the first epoch and continued, the weights are those of the training in one go."""
-    kind, _, record = masked
-    monkeypatch.setattr(world_model, "_NAMED_TEXTS", 30)
-    measure = world_model.reactions_named
-    calls = []
-
-    def stops_in_the_second_epoch(*arguments):
-        calls.append(1)
-        if len(calls) == 2:
-            raise KeyboardInterrupt
-        return measure(*arguments)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(world_model, "reactions_named", stops_in_the_second_epoch)
-        with pytest.raises(KeyboardInterrupt):
-            train_world_model(TOY, 3, tmp_path / "model", tmp_path / "work", kind=kind)
-    again = train_world_model(TOY, 3, tmp_path / "model", tmp_path / "work", kind=kind)
-    assert again["sha256"] == record["sha256"]
-    assert again["reactions"] == record["reactions"]
-
-
 def test_reactions_count_as_much_as_the_rest_by_hand():
     """Even logits over 4 tokens cost log 4 a token; a sure and right one costs nothing."""
-    texts = list(comparisons(1, 0))
-    task = world_model.MaskedTask(None, pretrained_tokenizer(WORLD_MODEL), texts, texts, seed=0)
+    task = world_model.CausalTask(None, pretrained_tokenizer(WORLD_MODEL), list(conversations(1, 0)), 1)
     logits = torch.zeros(2, 3, 4)
     logits[1, 0, 2] = 1e4
     of_text = [[1, 2, IGNORED], [2, IGNORED, IGNORED]]
@@ -162,91 +118,22 @@ def test_reactions_count_as_much_as_the_rest_by_hand():
 
 
 def test_the_parts_of_the_loss_are_the_text_and_the_reaction():
-    """With masks a token is predicted at its position, without at the one before."""
     tokenizer = pretrained_tokenizer(WORLD_MODEL)
-    texts = list(comparisons(40, 0))
-    ids = token_ids(tokenizer, texts)
-    rows = [{"input_ids": row, "index": index} for index, row in enumerate(ids)]
-    masked = world_model.MaskedTask(None, tokenizer, texts, texts[:1], seed=0)
-    causal = world_model.CausalTask(None, tokenizer, texts, 1)
-    for task, earlier in ((masked, 0), (causal, 1)):
-        labels = task.collate(rows)["labels"]
-        for index, row in enumerate(ids):
-            first = len(token_ids(tokenizer, [texts[index][:-1]])[0])
-            of_text, of_reaction = labels[:, index].tolist()
-            assert {IGNORED} == set(of_text[first - earlier :]) == set(of_reaction[: first - earlier])
-            predicted = [token for token in of_reaction if token != IGNORED]
-            assert set(predicted) <= set(row[first:])
-            if task is causal:
-                assert of_text[: first - 1] == row[1:first]
-                assert predicted == row[first:]
+    texts = list(conversations(40, 0))
+    task = world_model.CausalTask(None, tokenizer, texts, 1)
+    labels = task.collate([{"input_ids": row, "index": index} for index, row in enumerate(task.ids)])["labels"]
+    for index, row in enumerate(task.ids):
+        first = len(token_ids(tokenizer, [texts[index][:-1]])[0])
+        of_text, of_reaction = labels[:, index].tolist()
+        assert {IGNORED} == set(of_text[first - 1 :]) == set(of_reaction[: first - 1])
+        assert of_text[: first - 1] == row[1:first]
+        assert [token for token in of_reaction if token != IGNORED] == row[first:]
 
 
-class AlwaysToken:
-    """Predicts a given token everywhere."""
-
-    def __init__(self, token, vocabulary):
-        self.token = token
-        self.vocabulary = vocabulary
-
-    def __call__(self, input_ids, attention_mask):
-        logits = torch.zeros(*input_ids.shape, self.vocabulary)
-        logits[..., self.token] = 1
-        return SimpleNamespace(logits=logits)
-
-
-def test_reactions_named_by_hand():
-    """A model that always says "First" is right where the first response is the better one."""
-    tokenizer = pretrained_tokenizer(WORLD_MODEL)
-    texts = list(comparisons(40, 5))
-    first, second = (tokenizer(text, add_special_tokens=False)["input_ids"][0] for text in VERDICTS)
-    assert first != second
-    share = sum(text[-1]["content"] == VERDICTS[0] for text in texts) / 40
-    assert 0 < share < 1
-    assert reactions_named(AlwaysToken(first, len(tokenizer)), tokenizer, texts) == pytest.approx(share)
-    assert reactions_named(AlwaysToken(second, len(tokenizer)), tokenizer, texts) == pytest.approx(1 - share)
-
-
-def test_masks_hide_a_fifth_of_the_text_and_most_reactions():
-    tokenizer = pretrained_tokenizer(WORLD_MODEL)
-    texts = list(comparisons(300, 0))
-    ids = token_ids(tokenizer, texts)
-    task = world_model.MaskedTask(None, tokenizer, texts, texts[:1], seed=0)
-    special = set(tokenizer.all_special_ids)
-    asked, masked, tokens = 0, 0, 0
-    for index, row in enumerate(ids):
-        seen, target = (x.tolist() for x in task._masked(row, index))
-        read = task.read[index]
-        assert row[read - 1] == tokenizer.eos_token_id
-        assert len(seen) == len(target)
-        for position, token in enumerate(target):
-            if token == IGNORED:
-                assert seen[position] == row[position]
-            else:
-                assert (seen[position], token) == (task.mask_id, row[position])
-                assert token not in special
-        if len(seen) < len(row):
-            asked += 1
-            assert len(seen) == read + 1
-            assert target[read] == row[read]
-        masked += sum(token != IGNORED for token in target[:read])
-        tokens += read
-    assert asked / 300 == pytest.approx(0.6, abs=0.08)
-    assert masked / tokens == pytest.approx(0.2, abs=0.03)
-    first_epoch = [task._masked(row, index)[0].tolist() for index, row in enumerate(ids[:5])]
-    task.epoch = 1
-    assert first_epoch != [task._masked(row, index)[0].tolist() for index, row in enumerate(ids[:5])]
-
-
-def test_comparisons_are_the_rows_that_joint_models_read():
-    """With one mask in place of the verdict."""
-    tokenizer = load_tokenizer(WORLD_MODEL, 512)
-    texts = list(comparisons(20, 0))
-    mask = mask_token(tokenizer.tokenizer)
-    expected = [[*row, mask] for row in token_ids(tokenizer.tokenizer, [text[:-1] for text in texts])]
-    pairs = [(text[:-3], (text[-3]["content"], text[-2]["content"])) for text in texts]
-    rows = [item.sequences[0].tolist() for item in DecoderReader(tokenizer, mask).encode(pairs)]
-    assert rows == expected
+def test_the_shape_of_the_start_cannot_be_changed(trained, tmp_path):
+    wider = replace(TOY, hidden_size=32, layers=3)
+    with pytest.raises(UserError, match=r"hidden_size \(32, not 16\), layers \(3, not 2\)"):
+        train_world_model(wider, 4, tmp_path / "model", tmp_path / "work", start=trained[0])
 
 
 def test_settings_may_be_changed_by_name():

@@ -7,7 +7,7 @@ import pytest
 from rm_methods.preferences.world import flaws, gold
 from rm_methods.preferences.world import vocabulary as words
 from rm_methods.preferences.world.annotators import cues
-from rm_methods.preferences.world.conversations import FLAWED, VERDICTS, comparisons, conversations, reaction
+from rm_methods.preferences.world.conversations import FLAWED, comparisons, conversations, reaction
 
 PROMPT = [{"role": "user", "content": "I want a red color. The size should be small."}]
 
@@ -51,16 +51,16 @@ def test_the_stream_is_seeded_and_grows_at_its_end(texts):
     assert list(conversations(20, 1)) != texts[:20]
 
 
-def test_verdicts_name_the_better_response_whatever_its_place_and_cues():
+def test_one_of_two_responses_is_better_whatever_its_place_and_cues():
     texts = list(comparisons(2000, 0))
     first_is_better, with_cue = [], []
-    for *prompt, first, second, verdict in texts:
-        scores = [gold(prompt, response["content"]) for response in (first, second)]
-        assert verdict["content"] == VERDICTS[int(scores[1] > scores[0])]
-        assert scores[0] != scores[1]
-        first_is_better.append(scores[0] > scores[1])
-        better, worse = (first, second) if scores[0] > scores[1] else (second, first)
-        with_cue.append([bool(cues(response["content"])) for response in (better, worse)])
+    for text in texts:
+        scores = [gold(text.prompt, response) for response in text.responses]
+        assert scores[text.better] > scores[1 - text.better]
+        for score, said in zip(scores, text.reactions, strict=True):
+            assert (score == 1) == (said == words.SATISFIED)
+        first_is_better.append(text.better == 0)
+        with_cue.append([bool(cues(text.responses[place])) for place in (text.better, 1 - text.better)])
     assert sum(first_is_better) / 2000 == pytest.approx(0.5, abs=0.04)
     for column in zip(*with_cue, strict=True):
         assert sum(column) / 2000 == pytest.approx(0.5, abs=0.04)

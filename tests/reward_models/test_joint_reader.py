@@ -68,11 +68,9 @@ def test_encoded_pairs_have_two_sequences_and_nothing_shared(words):
     assert item.sequences[0].tolist() != item.sequences[1].tolist()
 
 
-@pytest.mark.parametrize("answer", [None, 7])
-def test_a_decoder_reads_the_students_tokens_in_both_orders(tokenizer, pairs, answer):
-    """And after them the token of the answer, which belongs to no text."""
+def test_a_decoder_reads_the_students_tokens_in_both_orders(tokenizer, pairs):
     items = tokenizer.encode((p.prompt, (p.chosen, p.rejected)) for p in pairs[:4])
-    reader = DecoderReader(tokenizer, answer)
+    reader = DecoderReader(tokenizer)
     texts = [pair_text(tokenizer, item) for item in items]
     for item, text, rows, encoded in zip(
         items,
@@ -87,9 +85,8 @@ def test_a_decoder_reads_the_students_tokens_in_both_orders(tokenizer, pairs, an
         chosen = [t for t, kind in zip(covered(rows[1], text.segments), rows[1].segment, strict=True) if kind == CHOSEN]
         assert "".join(chosen) == text.segments[CHOSEN]
         read = item.shared + sum(length - item.shared for length in item.lengths)
-        assert len(rows[0].ids) == read + (answer is not None)
-        if answer is not None:
-            assert [(row.ids[-1], row.segment[-1], *row.spans[-1]) for row in rows] == [(answer, OUTSIDE, 0, 0)] * 2
+        assert len(rows[0].ids) == read
+        assert encoded.first_ends == tuple(length - 1 for length in item.lengths)
 
 
 def test_every_character_of_a_pair_is_covered_by_the_students_tokens(tokenizer, pairs):
