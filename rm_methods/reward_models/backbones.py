@@ -80,8 +80,11 @@ def prepare_backbone(backbone: dict[str, Any], pairs: Iterable[PreferencePair], 
     return record
 
 
-def load_tokenizer(folder: Path, max_length: int) -> ChatTokenizer:
+def load_tokenizer(folder: Path, max_length: int, chat_template: str | None = None) -> ChatTokenizer:
     """The `ChatTokenizer` of a prepared backbone or of a saved reward model.
+
+    Args:
+        chat_template: text of a Jinja template, in place of the tokenizer's.
 
     Raises:
         UserError: the folder does not exist, or its tokenizer cannot be used.
@@ -91,7 +94,10 @@ def load_tokenizer(folder: Path, max_length: int) -> ChatTokenizer:
     from rm_methods.reward_models.loading import pretrained_tokenizer
     from rm_methods.reward_models.tokenization import ChatTokenizer
 
-    return ChatTokenizer(pretrained_tokenizer(folder), max_length)
+    tokenizer = pretrained_tokenizer(folder)
+    if chat_template is not None:
+        tokenizer.chat_template = chat_template
+    return ChatTokenizer(tokenizer, max_length)
 
 
 def _prepared(folder: Path) -> dict[str, Any]:

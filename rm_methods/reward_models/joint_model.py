@@ -306,12 +306,15 @@ def load_joint(
     from rm_methods.reward_models.tokenization import ChatTokenizer
 
     folder = Path(folder)
-    if not (folder / JOINT_RECORD).exists():
+    if (folder / JOINT_RECORD).exists():
+        record = read_json(folder / JOINT_RECORD)
+    elif (folder / "config.json").is_file() and is_pairrm(read_json(folder / "config.json")):
+        record = {"decoder": False}
+    else:
         raise UserError(
             f"{folder}: not a joint model ({JOINT_RECORD} is missing). Name the model folder of a run of a joint "
             "method."
         )
-    record = read_json(folder / JOINT_RECORD)
     decoder = record["decoder"]
     reader: EncoderReader | DecoderReader
     with outside_of_zero3():
@@ -346,7 +349,7 @@ def load_encoder(
     """
     from transformers import AutoModelForSequenceClassification
 
-    if is_pairrm(pretrained_config(source, revision=revision, setting=setting)):
+    if is_pairrm(pretrained_config(source, revision=revision, setting=setting).to_dict()):
         model, _ = pretrained_model(PairRM, source, revision=revision, setting=setting)
         return model
     model, _ = pretrained_model(
@@ -362,7 +365,7 @@ def load_encoder(
 
 def encoder_reader(tokenizer, config) -> EncoderReader:
     """The reader of an encoder with this configuration."""
-    opening = pairrm_opening(config, tokenizer.cls_token_id) if is_pairrm(config) else None
+    opening = pairrm_opening(config, tokenizer.cls_token_id) if is_pairrm(config.to_dict()) else None
     return EncoderReader(tokenizer, encoder_length(config), opening)
 
 

@@ -28,6 +28,7 @@ from rm_methods.reward_models.layouts import lay_out
 from rm_methods.reward_models.tokenization import TokenizedItem
 
 if TYPE_CHECKING:
+    from rm_methods.reward_models.encoder_model import EncoderRewardModel
     from rm_methods.reward_models.joint_model import JointModel
     from rm_methods.reward_models.model import RewardModel
 
@@ -118,11 +119,11 @@ def _try_packing(
     return packed, obstacle
 
 
-def probe_joint_model(model: JointModel) -> LayoutProbe:
+def probe_joint_model(model: JointModel | EncoderRewardModel) -> LayoutProbe:
     """Compare the logits of rows padded to one length with those of each row without padding.
 
     Args:
-        model: a `JointModel` whose weights are whole.
+        model: a `JointModel` or `EncoderRewardModel` whose weights are whole.
 
     Raises:
         UserError: padding changes a row's logit, on the probe or with longer rows (the configuration tells).
@@ -228,7 +229,7 @@ def probe_items(config) -> list[TokenizedItem]:
 
 
 @contextmanager
-def _undisturbed(model: RewardModel | JointModel) -> Iterator[None]:
+def _undisturbed(model: RewardModel | JointModel | EncoderRewardModel) -> Iterator[None]:
     """Evaluation mode without gradients and autocast; restores modes and random numbers."""
     training = [module for module in model.modules() if module.training]
     autocast = model.autocast

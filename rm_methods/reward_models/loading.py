@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -78,6 +78,8 @@ def pretrained_model(
     new_head: bool = False,
     revision: str | None = None,
     setting: str | None = None,
+    renames: Mapping[str, str] | None = None,
+    read_elsewhere: Sequence[str] = (),
     **options: Any,
 ):
     """The model of a local folder or hub id, with every weight from its checkpoint.
@@ -88,6 +90,9 @@ def pretrained_model(
         attention: "auto" (sdpa if the architecture has it, otherwise eager with a message on stderr), or a name that
             transformers knows.
         new_head: the head may be missing, and that of a language model in the checkpoint is left out.
+        renames: patterns and replacements for names of tensors, if the head has another name in the checkpoint; then
+            the head of a language model may be beside it, and is left out.
+        read_elsewhere: names of tensors that the caller reads.
         options: of `from_pretrained`.
 
     Returns:
@@ -98,7 +103,15 @@ def pretrained_model(
     """
     options |= {"revision": revision, "attn_implementation": attention_option(attention)}
     options |= {"dtype": getattr(torch, dtype) if isinstance(dtype, str) else dtype}
-    mapping = check_tensors(auto_class, source, new_head=new_head, setting=setting, **options)
+    mapping = check_tensors(
+        auto_class,
+        source,
+        new_head=new_head,
+        setting=setting,
+        renames=renames,
+        read_elsewhere=read_elsewhere,
+        **options,
+    )
     with load_errors_explained(source, setting), _without_load_report():
         model, report = _from_pretrained(auto_class, source, key_mapping=mapping, output_loading_info=True, **options)
     # Otherwise save_pretrained would restore the removed prefixes.
@@ -130,16 +143,23 @@ def pretrained_gguf(auto_class, folder: str | Path, gguf_file: str, *, setting: 
 
 
 def check_tensors(
-    auto_class, source: str | Path, *, new_head: bool = False, setting: str | None = None, **options: Any
+    auto_class,
+    source: str | Path,
+    *,
+    new_head: bool = False,
+    setting: str | None = None,
+    renames: Mapping[str, str] | None = None,
+    read_elsewhere: Sequence[str] = (),
+    **options: Any,
 ) -> dict[str, str] | None:
     """Compare the tensors of a checkpoint with those of the model, from headers alone: nothing large is read.
 
     Args:
-        auto_class, new_head, setting, options: as for `pretrained_model`.
+        auto_class, new_head, setting, renames, read_elsewhere, options: as for `pretrained_model`.
 
     Returns:
-        Patterns that take prefixes of compiled or wrapped models off the names of the tensors (`key_mapping` of
-        `from_pretrained`); None if the names are right, which is the rule.
+        `renames`, and patterns that take prefixes of compiled or wrapped models off the names of the tensors
+        (`key_mapping` of `from_pretrained`); None if the names are right, which is the rule.
 
     Raises:
         UserError: as for `pretrained_model`.
@@ -149,13 +169,17 @@ def check_tensors(
     # On the meta device and outside of ZeRO-3, which reports neither unexpected tensors nor other shapes.
     options = options | {"device_map": "meta", "output_loading_info": True, "ignore_mismatched_sizes": True}
     with load_errors_explained(source, setting), outside_of_zero3(), _without_load_report(), _without_load_bar():
-        model, report = _from_pretrained(auto_class, source, **options)
-        wrong = _wrong_tensors(model, report, new_head)
+        ignored = set(read_elsewhere)
+        model, report = _from_pretrained(auto_class, source, key_mapping=dict(renames) if renames else None, **options)
+        if renames:
+            ignored |= _language_model_heads(model.config)
+        wrong = _wrong_tensors(model, report, new_head, ignored)
         if not any(wrong.values()):
-            return None
+            return dict(renames) if renames else None
         for mapping in _unwrapping(report["unexpected_keys"]):
+            mapping |= renames or {}
             model, unwrapped = _from_pretrained(auto_class, source, key_mapping=mapping, **options)
-            if not any(_wrong_tensors(model, unwrapped, new_head).values()):
+            if not any(_wrong_tensors(model, unwrapped, new_head, ignored).values()):
                 name = min(report["unexpected_keys"])
                 print_once(f"{source}: tensors have the names of a wrapped model ({name}); the prefix is removed.")
                 return mapping
@@ -210,7 +234,8 @@ def load_errors_explained(source: str | Path, setting: str | None = None) -> Ite
             raise UserError(
                 f"{source}: this model needs code that comes with it (auto_map in config.json or "
                 "tokenizer_config.json), which is never run. Use a model whose class is part of transformers; if this "
-                "one has such a class, name its model_type and leave auto_map out."
+                "one has such a class, name its model_type and leave auto_map out. To score with it all the same, "
+                "read the code and say --trust-remote-code."
             ) from error
         if "does not support an attention implementation" in str(error):
             raise UserError(
@@ -255,10 +280,16 @@ def _from_pretrained(auto_class, source: str | Path, **options: Any):
     )
 
 
-def _wrong_tensors(model, report: dict[str, Any], new_head: bool) -> dict[str, list[str]]:
-    """Names of tensors that are missing, unexpected or of another shape, without those that a new head explains."""
+def _wrong_tensors(
+    model, report: dict[str, Any], new_head: bool, ignored: Set[str] = frozenset()
+) -> dict[str, list[str]]:
+    """Names of tensors that are missing, unexpected or of another shape, without those that a new head explains.
+
+    Args:
+        ignored: names that may be unexpected.
+    """
     missing = set(report["missing_keys"])
-    unexpected = set(report["unexpected_keys"])
+    unexpected = set(report["unexpected_keys"]) - ignored
     if new_head:
         missing = {name for name in missing if not _is_head(name, model.base_model_prefix)}
         unexpected = unexpected and unexpected - _language_model_heads(model.config)
@@ -332,7 +363,10 @@ def _advice(wrong: dict[str, list[str]]) -> str:
             "A reward model has one output (score.weight of shape [1, hidden]); a classifier of several labels is none."
         )
     if "score.weight" in missing and "lm_head.weight" in unexpected:
-        return "This is a causal language model: train a reward model from it (backbone.source), or name a trained one."
+        return (
+            "This is a causal language model: train a reward model from it (backbone.source), or name a trained one. "
+            "The implicit reward of a policy trained by DPO needs --reference."
+        )
     if missing == ["score.weight"]:
         return (
             "Its reward head is missing. If the head has another name but is one linear layer without bias, rename "

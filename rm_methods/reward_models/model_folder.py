@@ -90,7 +90,7 @@ def check_model_folder(folder: str | Path, setting: str | None = None) -> None:
         )
     if (folder / "adapter_config.json").is_file():
         raise _adapters(folder, name)
-    files = _weight_files(folder, name)
+    files = weight_files(folder, name)
     check_checksums(folder)
     for file in files:
         _check_safetensors(file, name)
@@ -187,7 +187,7 @@ def _adapters(folder: Path, name: str) -> UserError:
     )
 
 
-def _weight_files(folder: Path, name: str) -> list[Path]:
+def weight_files(folder: Path, name: str) -> list[Path]:
     """The safetensors files that hold the weights, each checked to be there."""
     if (folder / _WEIGHTS).is_file():
         return [folder / _WEIGHTS]

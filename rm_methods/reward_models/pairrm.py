@@ -8,6 +8,9 @@ the published format.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import nn
 from transformers import DebertaV2Model
@@ -52,9 +55,9 @@ class PairRM(DebertaV2PreTrainedModel):
         )
 
 
-def is_pairrm(config) -> bool:
-    """Whether a model configuration is that of a PairRM checkpoint."""
-    return all(getattr(config, mark, None) is not None for mark in _MARKS)
+def is_pairrm(config: Mapping[str, Any]) -> bool:
+    """Whether a configuration (the content of config.json) is that of a PairRM checkpoint."""
+    return all(config.get(mark) is not None for mark in _MARKS)
 
 
 def pairrm_opening(config, start: int) -> tuple[tuple[int, int], ...]:

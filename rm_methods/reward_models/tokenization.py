@@ -117,7 +117,7 @@ class ChatTokenizer:
         if not tokenizer.chat_template:
             raise UserError(
                 f"{tokenizer.name_or_path}: the tokenizer has no chat template. Name a Jinja file in "
-                "backbone.chat_template, or use a chat model."
+                "backbone.chat_template (--chat-template for a model to score), or use a chat model."
             )
         self.tokenizer = tokenizer
         self.max_length = max_length

@@ -20,13 +20,15 @@ from rm_methods.benchmarks.item import BenchmarkItem
 from rm_methods.benchmarks.score_table import ScoredResponse, response_hash
 from rm_methods.errors import DataError, UserError
 from rm_methods.preferences.pair import Message, PreferencePair
-from rm_methods.reward_models.model_folder import JOINT_RECORD, check_checksums, check_config
+from rm_methods.reward_models.model_folder import check_checksums
 from rm_methods.reward_models.tokenization import RefusedConversations, TokenizedItem
+from rm_methods.scoring.model_options import ModelOptions
 from rm_methods.stored import read_record
 from rm_methods.system.cpu import prepare_cpu
 from rm_methods.system.progress import Progress
 
 if TYPE_CHECKING:
+    from rm_methods.reward_models.encoder_model import EncoderRewardModel, TextPairReader
     from rm_methods.reward_models.joint_model import JointModel
     from rm_methods.reward_models.joint_reader import DecoderReader, EncoderReader
     from rm_methods.reward_models.model import RewardModel
@@ -142,10 +144,13 @@ class RefusedItems(DataError):
         self.reasons = reasons
 
 
-def load_scorer(folder: str | Path, settings: ScoringSettings, keep_loaded: bool = False) -> Scorer:
+def load_scorer(
+    folder: str | Path, settings: ScoringSettings, keep_loaded: bool = False, options: ModelOptions | None = None
+) -> Scorer:
     """The scorer that a model folder describes.
 
     Args:
+        options: what the folder of a published model does not say.
         keep_loaded: whether an ensemble keeps its members in memory, for callers that score many times.  Otherwise each
             call loads them again, one at a time.  Other scorers have one model, which always stays loaded.
 
@@ -156,6 +161,8 @@ def load_scorer(folder: str | Path, settings: ScoringSettings, keep_loaded: bool
     check_checksums(folder)
     if (folder / SCORER_FILE).exists():
         description = read_record(folder / SCORER_FILE, "a description of a scorer", "train")
+        if "model" in description:
+            return load_scorer(description["model"], settings, keep_loaded, ModelOptions.of(description))
         if "members" not in description:
             return ContentBlindScorer(description)
         description = read_record(folder / SCORER_FILE, "a description of an ensemble", "train")
@@ -164,10 +171,9 @@ def load_scorer(folder: str | Path, settings: ScoringSettings, keep_loaded: bool
         raise UserError(
             f"{folder}: no such model folder. Train it first, or give a folder with config.json or {SCORER_FILE}."
         )
-    check_config(folder)
-    if (folder / JOINT_RECORD).exists():
-        return JointScorer.from_folder(folder, settings)
-    return RewardModelScorer.from_folder(folder, settings)
+    from rm_methods.scoring.published import published_scorer
+
+    return published_scorer(folder, settings, options or ModelOptions())
 
 
 def pair_items(pairs: Sequence[PreferencePair]) -> list[BenchmarkItem]:
@@ -244,38 +250,14 @@ class RewardModelScorer(Scorer):
 
     def __init__(
         self,
-        model: RewardModel | JointModel,
-        tokenizer: ChatTokenizer | EncoderReader | DecoderReader,
+        model: RewardModel | JointModel | EncoderRewardModel,
+        tokenizer: ChatTokenizer | EncoderReader | DecoderReader | TextPairReader,
         settings: ScoringSettings,
     ):
         self.model = model
         self.tokenizer = tokenizer
         self.settings = settings
         model.layout(settings.layout)
-
-    @classmethod
-    def from_folder(cls, folder: Path, settings: ScoringSettings) -> RewardModelScorer:
-        """Load a saved sequence-classification folder.
-
-        Raises:
-            UserError: the folder is damaged, or the model needs code that comes with it.
-        """
-        import torch
-        from transformers import AutoModelForSequenceClassification
-
-        from rm_methods.reward_models.backbones import load_tokenizer
-        from rm_methods.reward_models.loading import length_within_positions, load_errors_explained, pretrained_model
-        from rm_methods.reward_models.model import RewardModel
-
-        prepare_cpu(settings.threads)
-        classifier, _ = pretrained_model(
-            AutoModelForSequenceClassification, folder, attention=settings.attention, num_labels=1
-        )
-        model = RewardModel(classifier, autocast=torch.bfloat16 if settings.precision == "bf16" else None)
-        model = model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
-        tokenizer = load_tokenizer(folder, length_within_positions(folder, classifier.config, settings.max_length))
-        with load_errors_explained(folder):  # its probe is the first forward, which a damaged configuration may break
-            return cls(model, tokenizer, settings)
 
     def compute(self, items: Sequence[BenchmarkItem], label: str = "score") -> Scoring:
         """Score every response of every item; nothing is dropped, and what had to be cut is marked."""
