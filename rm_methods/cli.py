@@ -11,6 +11,7 @@ Heavy packages are imported inside the verbs, so that `rm-methods --help` answer
 from __future__ import annotations
 
 import atexit
+import functools
 import gc
 import os
 import sys
@@ -311,6 +312,36 @@ def train(config_files, variant, seed, pairs, backbone, out, work, required, thr
         click.echo(training_text(summary))
 
 
+def _model_options(command):
+    """Options for reward models from elsewhere, collected in `model_options`."""
+
+    @functools.wraps(command)
+    def with_options(chat_template, label, reference, trust_remote_code, **arguments):
+        from rm_methods.scoring.model_options import ModelOptions
+
+        options = ModelOptions(chat_template, label, reference, trust_remote_code)
+        return command(model_options=options, **arguments)
+
+    for option in (
+        click.option(
+            "--trust-remote-code", is_flag=True, help="Run the Python code that comes with the model; read it before."
+        ),
+        click.option(
+            "--reference",
+            default=None,
+            help="Reference of a policy trained by DPO, whose implicit reward is scored: folder, hub id, or none.",
+        ),
+        click.option(
+            "--label", default=None, help="Output that is the reward, by name or number, if there are several."
+        ),
+        click.option(
+            "--chat-template", type=_FILE, default=None, help="Jinja file, in place of the tokenizer's chat template."
+        ),
+    ):
+        with_options = option(with_options)
+    return with_options
+
+
 @main.command()
 @click.option("--model", required=True, type=_FOLDER, help="Reward-model folder, or folder with a scorer.json.")
 @click.option(
@@ -358,7 +389,8 @@ def train(config_files, variant, seed, pairs, backbone, out, work, required, thr
     help="Use batches in bf16, too: faster, but scores depend on the batch.",
 )
 @click.option("--strict", is_flag=True, help="Fail if any row cannot be scored.")
-def score(model, data, out, root, config_files, strict, **options):
+@_model_options
+def score(model, data, out, root, config_files, strict, model_options, **options):
     """Score responses with a reward model.
 
     Writes a score table for each --data.  Prints a report on the rows and the accuracy, and stores it beside the table.
@@ -374,7 +406,8 @@ def score(model, data, out, root, config_files, strict, **options):
     configured = scoring_settings(load_config(config_files)) if config_files else ScoringSettings()
     settings = replace(configured, **{name: value for name, value in options.items() if value is not None})
     jobs = list(zip(data, out, strict=True))
-    click.echo("\n\n".join(score_files(model, jobs, root, settings, strict, also_read=config_files)))
+    reports = score_files(model, jobs, root, settings, strict, also_read=config_files, model_options=model_options)
+    click.echo("\n\n".join(reports))
 
 
 @main.command()
@@ -400,7 +433,8 @@ def score(model, data, out, root, config_files, strict, **options):
     show_default=True,
     help="Largest number of tokens in one forward pass.",
 )
-def benchmark(model, revision, names, roots, limit, out, threads, max_length, **settings):
+@_model_options
+def benchmark(model, revision, names, roots, limit, out, threads, max_length, model_options, **settings):
     """Score a reward model on benchmarks, without an experiment.
 
     Prints a table for each benchmark, beside rules that do not read the text.  A stopped command continues.
@@ -423,6 +457,7 @@ def benchmark(model, revision, names, roots, limit, out, threads, max_length, **
             ScoringSettings(threads=threads, **settings),
             revision=revision,
             max_length=max_length,
+            options=model_options,
         ),
         nl=False,
     )

@@ -76,7 +76,7 @@ class RunSummary(RunIdentity, TrainingRecords, total=False):
     """`summary.json` of a training run, or of a scorer without weights."""
 
     experiment: str  # `experiment` of the configuration
-    kind: str  # of the method's card: "trained", "joint", "combined", "content_blind" or "computed"
+    kind: str  # of the method's card: "trained", "joint", "combined", "external", "content_blind" or "computed"
     scalar_reward: bool  # whether a single response has a reward
     seed_free: bool  # whether all seeds give the same result
     settings: dict[str, Any]  # the method's settings, with defaults

@@ -29,6 +29,7 @@ METHOD = "method"
 COMBINATION = "combination of runs, not tested"
 CONTENT_BLIND = "content-blind, not tested"
 COMPUTED = "computed, not tested"
+EXTERNAL = "from elsewhere, not tested"
 INTERVAL = "95% interval"
 ITEMS_ONLY = "95% interval, one model: items only"
 SEEDS_ONLY = "95% interval, seeds only"
@@ -47,6 +48,7 @@ _MARKS: dict[str, dict[str, Any]] = {
     COMBINATION: {"color": GREEN, "marker": "s", "markersize": 4.5},
     CONTENT_BLIND: {"color": GRAY, "marker": "o"},
     COMPUTED: {"color": GRAY, "marker": "^"},
+    EXTERNAL: {"color": GRAY, "marker": "v"},
 }
 _INTERVALS: dict[str, dict[str, Any]] = {
     INTERVAL: {"linewidth": 1.4, "linestyle": "-"},
@@ -69,7 +71,7 @@ def mark_of(comparison: Comparison, row: VariantRow, cell: Cell) -> str:
     if row.variant == comparison.reference:
         return REFERENCE
     if row.is_line:
-        return COMPUTED if row.role == "computed" else CONTENT_BLIND
+        return {"computed": COMPUTED, "external": EXTERNAL}.get(row.role, CONTENT_BLIND)
     if row.role == "combined":
         return COMBINATION
     marks = {"significant": SIGNIFICANT, "not significant": NOT_SIGNIFICANT, "": METHOD}

@@ -117,7 +117,7 @@ class Comparison:
         return next((row for row in self.rows if row.variant == self.reference), None)
 
     def best_rows(self, column: int) -> set[int]:
-        """Indices of the rows with the highest mean of a column, content-blind rows included, computed ones not.
+        """Indices of the rows with the highest mean of a column; computed and external rows do not take part.
 
         A single run and a combination of runs are left out: another training would give another number, and no interval
         of theirs says how much.
@@ -125,7 +125,8 @@ class Comparison:
         means = {}
         for index, row in enumerate(self.rows):
             cell = row.cells[column]
-            if row.counts_seeds and row.role != "computed" and cell is not None and not math.isnan(cell.estimate.mean):
+            is_ranked = row.counts_seeds and row.role not in ("computed", "external")
+            if is_ranked and cell is not None and not math.isnan(cell.estimate.mean):
                 means[index] = cell.estimate.mean
         highest = max(means.values(), default=math.nan)
         return {index for index, mean in means.items() if mean >= highest - 1e-12}

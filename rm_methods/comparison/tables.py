@@ -213,17 +213,26 @@ def rank_sections(comparison: Comparison) -> list[Section]:
     return [Section(title, ("Method", "Mean rank", "95% interval"), rows)]
 
 
-def _computed_note(comparison: Comparison) -> list[str]:
-    """Names the rows that are computed from what only the maker of the data knows."""
+def _notes_on_lines(comparison: Comparison) -> list[str]:
+    """Names the rows that are computed from what only the maker of the data knows, and those from elsewhere."""
     labels = [row.label for row in comparison.rows if row.role == "computed"]
-    if not labels:
-        return []
-    return [f"Computed, not trained, so neither ranked nor tested: {', '.join(labels)}."]
+    notes = [f"Computed, not trained, so neither ranked nor tested: {', '.join(labels)}."] if labels else []
+    external = [row.label for row in comparison.rows if row.role == "external"]
+    if external:
+        notes.append(
+            f"From elsewhere, not trained here, so neither ranked nor tested: {', '.join(external)}. Each is one fixed "
+            "model: its interval counts items only, that of its difference also the seeds of the other row."
+        )
+    return notes
 
 
 def terminal_table(comparison: Comparison, width: int = WIDTH) -> str:
     """Monospace table of at most `width` columns, the verdict, and footnotes."""
-    notes = [">: best mean of the column, content-blind rows included.", *_computed_note(comparison), *comparison.notes]
+    notes = [
+        ">: best mean of the column, content-blind rows included.",
+        *_notes_on_lines(comparison),
+        *comparison.notes,
+    ]
     sections = [section(comparison), *rank_sections(comparison)]
     return terminal_text(sections, notes, width, verdict=comparison.verdict)
 
@@ -232,7 +241,7 @@ def markdown_table(comparison: Comparison) -> str:
     """A GitHub table: the best mean of a column is bold, content-blind rows are last and in italics."""
     notes = [
         "Bold: best mean of the column, content-blind rows included. Italic: rows without training.",
-        *_computed_note(comparison),
+        *_notes_on_lines(comparison),
         *comparison.notes,
     ]
     return markdown_text([section(comparison), *rank_sections(comparison)], notes, verdict=comparison.verdict)
@@ -242,7 +251,7 @@ def latex_table(comparison: Comparison) -> str:
     """A booktabs tabular with its footnotes, to be \\input inside a table environment."""
     notes = [
         "Bold: best mean of the column, content-blind rows (last block) included.",
-        *_computed_note(comparison),
+        *_notes_on_lines(comparison),
         *comparison.notes,
     ]
     return latex_text([section(comparison), *rank_sections(comparison)], notes, verdict=comparison.verdict)

@@ -50,6 +50,7 @@ def conflicts(config: dict[str, Any]) -> list[str]:
         problems.append(f"training.deepspeed: {error}")
     problems += _missing_requirements(config)
     problems += _missing_data(config)
+    problems += _unnamed_models(config)
     problems += _axis_conflicts(config)
     problems += _data_conflicts(config)
     problems += _diagnostics_conflicts(config)
@@ -214,6 +215,20 @@ def _missing_data(config: Mapping[str, Any]) -> list[str]:
                 f"methods.{variant}: '{entry['method']}'{settings} needs annotators; set data.options.annotator, or "
                 "leave the method out"
             )
+    return problems
+
+
+def _unnamed_models(config: Mapping[str, Any]) -> list[str]:
+    """External rows that name no model, or a folder that does not exist."""
+    problems = []
+    for variant, entry in config["methods"].items():
+        if registry.load_method_card(entry["method"]).kind != "external":
+            continue
+        model = entry["settings"].get("model")
+        if not model:
+            problems.append(f"methods.{variant}: no model is named; set model to a folder or a hub id")
+        elif model.startswith(("/", ".", "~")) and not Path(model).is_dir():
+            problems.append(f"methods.{variant}.model: '{model}': no such folder")
     return problems
 
 

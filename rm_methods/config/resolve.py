@@ -140,9 +140,12 @@ def resolve(
     problems = schema_problems(config, schema())
     resolved: dict[str, Any] = _with_text_keys(config)
     if resolved.get("methods") == "all":
-        # Computed rows and controls know what real data does not tell, or compare a method with itself.
+        # Computed rows and controls know what real data does not tell, or compare a method with itself; external rows
+        # need a name of a model.
         cards = [registry.load_method_card(name) for name in registry.method_names()]
-        resolved["methods"] = {card.name: {} for card in cards if card.kind != "computed" and not card.control}
+        resolved["methods"] = {
+            card.name: {} for card in cards if card.kind not in ("computed", "external") and not card.control
+        }
     if not isinstance(resolved.get("methods"), dict):
         raise ConfigError(problems or ["methods: at least one is needed"], source)
     _expand_gold(resolved)

@@ -75,7 +75,7 @@ def across_noise(entries: Entries, levels: Sequence[Mapping[str, Any]]) -> Entri
         suffix = noise_suffix(level)
         for variant, entry in entries.items():
             card = load_method_card(entry["method"])
-            if card.without_model:
+            if card.without_model or card.kind == "external":
                 _add(crossed, variant, entry, "noise_levels")
                 continue
             required = {key: other + suffix for key, other in card.required_variants(entry["settings"]).items()}

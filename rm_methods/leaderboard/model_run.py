@@ -26,6 +26,7 @@ from rm_methods.files import content_hash, file_hash, read_json, write_json, wri
 from rm_methods.leaderboard.every_eval_ever import every_eval_ever
 from rm_methods.leaderboard.tables import CONTENT_BLIND, leaderboard_tables
 from rm_methods.methods.registry import load_method_card
+from rm_methods.scoring.model_options import ModelOptions
 from rm_methods.scoring.model_source import model_folder, own_length
 from rm_methods.scoring.report import credit_estimates, scores_by_item
 from rm_methods.scoring.scorer import ContentBlindScorer, Scorer, ScoringSettings, load_scorer
@@ -58,6 +59,7 @@ def run_model(
     *,
     revision: str | None = None,
     max_length: int | None = None,
+    options: ModelOptions | None = None,
 ) -> str:
     """Score and grade a reward model on benchmarks; what an earlier call has finished is not done again.
 
@@ -67,6 +69,7 @@ def run_model(
         settings: of the scorer; its `max_length` counts only where the model does not say how long it can read.
         revision: commit of a hub id.
         max_length: longest sequence in tokens; None is the model's own limit.
+        options: what the folder of a model from elsewhere does not say.
 
     Returns:
         The tables as a text for the terminal.
@@ -76,17 +79,23 @@ def run_model(
         UserError, DataError: the model or a benchmark cannot be read.
     """
     _check(targets)
-    folder = model_folder(model, revision)
+    options = options or ModelOptions()
+    folder = model_folder(model, revision, code=options.trust_remote_code)
     settings = replace(settings, max_length=max_length or own_length(folder) or settings.max_length)
-    scorer = cache(lambda: load_scorer(folder, settings, keep_loaded=True))
-    key = _model_key(folder, settings)
+    scorer = cache(lambda: load_scorer(folder, settings, keep_loaded=True, options=options))
+    key = _model_key(folder, settings, options)
     results = []
     for target in targets:
         prepared = _prepare(target, out / target.name)
         items = read_items(out / target.name / "items.parquet")
         done = _score(scorer, items, out / target.name, key)
         results.append(_grade(target.name, items, prepared, out / target.name, done))
-    about = {"name": model, "revision": revision, "folder": str(folder.resolve()), "settings": asdict(settings)}
+    about = {
+        "name": model,
+        "revision": revision,
+        "folder": str(folder.resolve()),
+        "settings": asdict(settings) | options.record(),
+    }
     record = {"model": about, "benchmarks": results}
     write_json(out / "results.json", record)
     for result in results:
@@ -119,7 +128,7 @@ def _check(targets: Sequence[Target]) -> None:
         raise ConfigError(problems, "the command")
 
 
-def _model_key(folder: Path, settings: ScoringSettings) -> str:
+def _model_key(folder: Path, settings: ScoringSettings, options: ModelOptions) -> str:
     """Hash of what the scores depend on: the model's files by name, size and time of change, and the settings."""
     if not folder.is_dir():
         raise UserError(f"{folder}: no such model folder.")
@@ -128,7 +137,7 @@ def _model_key(folder: Path, settings: ScoringSettings) -> str:
         if file.is_file():
             state = file.stat()
             files.append([str(file.relative_to(folder)), state.st_size, state.st_mtime_ns])
-    return content_hash([files, asdict(settings)])
+    return content_hash([files, asdict(settings), options.record(), options.template()])
 
 
 def _prepare(target: Target, folder: Path) -> dict[str, Any]:

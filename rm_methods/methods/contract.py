@@ -107,6 +107,25 @@ class ContentBlindMethod:
         raise TypeError(f"{type(self).__module__} defines no score.")
 
 
+class ExternalMethod:
+    """Base class of reward models from elsewhere, which are only scored.
+
+    Args:
+        settings: resolved settings, exactly the keys of the card.
+    """
+
+    def __init__(self, settings: dict[str, Any]):
+        self.settings = settings
+
+    def describe(self) -> dict[str, Any]:
+        """What `scorer.json` says of the model: "model" is its folder; the rest is read by scoring.scorer.
+
+        Raises:
+            UserError: there is no such model.
+        """
+        raise TypeError(f"{type(self).__module__} describes no model.")
+
+
 class CombinedMethod:
     """Base class of methods that train nothing: they make a scorer from runs that the card requires.
 

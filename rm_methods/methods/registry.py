@@ -33,7 +33,7 @@ CARD_SCHEMA = {
     "properties": {
         "title": {"type": "string", "minLength": 1},
         "citation": {"type": "string", "minLength": 1},
-        "kind": {"enum": ["trained", "joint", "combined", "content_blind", "computed"]},
+        "kind": {"enum": ["trained", "joint", "combined", "external", "content_blind", "computed"]},
         "data": {"enum": ["world", "world with annotators"]},
         "targets": {"type": "array", "items": {"enum": ["noise", "length", "over-optimization", "attention"]}},
         "cost": {"type": "string", "minLength": 1},
@@ -76,8 +76,9 @@ class MethodCard:
         name: file name; the configuration uses it.
         title, citation, targets, cost: for lists, tables and documentation.
         kind: "trained" (a reward model), "joint" (a model that reads two responses together and prefers one),
-            "combined" (made of trained runs, without any training), "content_blind" (scores without a model), or
-            "computed" (scores without a model, and knows what only the maker of the data knows).
+            "combined" (made of trained runs, without any training), "external" (a model from elsewhere, which is only
+            scored), "content_blind" (scores without a model), or "computed" (scores without a model, and knows what
+            only the maker of the data knows).
         file: the card, absolute; the code is beside it.
         seed_free: only the first seed is run, because all give the same scores, or (combined methods) because the runs
             of all seeds are combined into one.

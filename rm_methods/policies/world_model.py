@@ -94,13 +94,13 @@ class WorldModelSettings:
             name, _, value = text.partition("=")
             if name not in defaults:
                 raise UserError(f"--set {text}: no setting of the world model. {nearest(name, defaults)}")
-            kind = type(defaults[name])
+            number = type(defaults[name])
             try:
-                changes[name] = kind(value)
+                changes[name] = number(value)
             except ValueError:
                 changes[name] = math.nan
             if not 0 < changes[name] < math.inf:
-                raise UserError(f"--set {text}: write {name}=NUMBER, with a positive {kind.__name__}.")
+                raise UserError(f"--set {text}: write {name}=NUMBER, with a positive {number.__name__}.")
         settings = cls(**changes)
         if settings.hidden_size % (2 * settings.heads):
             raise UserError(

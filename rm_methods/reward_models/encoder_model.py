@@ -39,6 +39,11 @@ class TextPairReader:
         self.tokenizer = tokenizer
         self.max_length = max_length
 
+    @property
+    def pad_id(self) -> int:
+        """Id used for padding."""
+        return self.tokenizer.pad_token_id or 0
+
     def encode(self, items: Iterable[tuple[Sequence[Message], Sequence[str]]]) -> list[TokenizedItem]:
         """Tokenize (prompt, responses) items.  Every response is kept; what was cut is marked."""
         return [self._item("\n".join(message["content"] for message in prompt), texts) for prompt, texts in items]
@@ -81,7 +86,7 @@ class EncoderRewardModel(nn.Module):
     Args:
         classifier: a sequence-classification model that reads a row without a causal mask.
         output: number of the output, from 0.
-        separator: id of the token that separates prompt and response, for token types; None if rows are one text.
+        separator: id of the token that ends the prompt, if the model has types of tokens: 0 up to it, 1 after it.
         autocast: dtype of matrix products, or None for that of the weights.
     """
 
@@ -122,7 +127,7 @@ class EncoderRewardModel(nn.Module):
         check_positions(self.config, length)
         is_token_RL = torch.arange(length, device=batch.input_ids.device) <= batch.read_column[:, None]
         types = {}
-        if self.separator is not None and getattr(self.config, "type_vocab_size", 0) > 1:
+        if self.separator is not None:
             is_separator_RL = batch.input_ids == self.separator
             after_RL = is_separator_RL.cumsum(1) - is_separator_RL.long()
             types = {"token_type_ids": (after_RL > 0).long() * is_token_RL}

@@ -136,7 +136,7 @@ def _has_score(config) -> bool:
     return isinstance(getattr(model, "score", None), nn.Linear)
 
 
-def _one_output(head: nn.Module, bias: torch.Tensor | None, output: int) -> nn.Linear:
+def _one_output(head: nn.Linear, bias: torch.Tensor | None, output: int) -> nn.Linear:
     weight = head.weight.detach()[output : output + 1].float()
     linear = nn.Linear(weight.shape[1], 1, bias=bias is not None)
     with torch.no_grad():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from rm_methods.errors import UserError
 from rm_methods.files import read_json
@@ -57,7 +58,7 @@ def merged_classifier(folder: Path, *, attention: str = AUTO):
         settings.inference_mode = True
         adapted = peft.get_peft_model(classifier, settings)
         tensors = load_file(folder / WEIGHTS)
-        report = peft.set_peft_model_state_dict(adapted, tensors)
+        report: Any = peft.set_peft_model_state_dict(adapted, tensors)
     lost = [name for name in report.missing_keys if ".lora_" in name or ".modules_to_save." in name]
     if report.unexpected_keys or lost:
         what = [f"{len(report.unexpected_keys)} tensors are not used"] if report.unexpected_keys else []

@@ -34,7 +34,7 @@ class ImplicitRewardScorer(RewardModelScorer):
     ):
         self.policy = policy
         self.reference = reference
-        self.tokenizer = tokenizer
+        self.tokenizer: ChatTokenizer = tokenizer
         self.settings = settings
         self.about_reference = about_reference
 

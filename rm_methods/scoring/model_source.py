@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from rm_methods.errors import UserError
-from rm_methods.files import read_json
+from rm_methods.files import file_hash, read_json
 
+_HUB_CODE = "*.py"
 HUB_FILES = ("*.json", "*.safetensors", "*.jinja", "*.model", "*.txt")
 
 
-def model_folder(source: str, revision: str | None = None, what: str = "Reward model") -> Path:
+def model_folder(source: str, revision: str | None = None, what: str = "Reward model", *, code: bool = False) -> Path:
     """The folder of a model; a hub id is fetched, without pickled weights and code.
 
     Args:
         source: a folder, or a hub id such as "org/name".
         revision: of the hub; a folder has none.
         what: starts the messages.
+        code: whether Python code is fetched, too.
 
     Raises:
         UserError: a folder with a revision, or a hub id that cannot be fetched.
@@ -30,7 +34,9 @@ def model_folder(source: str, revision: str | None = None, what: str = "Reward m
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(source, revision=revision, allow_patterns=list(HUB_FILES)))
+        return Path(
+            snapshot_download(source, revision=revision, allow_patterns=[*HUB_FILES, *([_HUB_CODE] if code else [])])
+        )
     except Exception as error:  # network, cache and hub layers raise errors of many kinds; the user reads their text
         first = str(error).strip().splitlines()[0] if str(error).strip() else ""
         raise UserError(
@@ -39,7 +45,48 @@ def model_folder(source: str, revision: str | None = None, what: str = "Reward m
         ) from error
 
 
+def weights_record(folder: Path) -> dict[str, list[Any]]:
+    """What identifies the weights of a folder: for each file its size, time of change, and SHA-256."""
+    record = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        state = file.stat()
+        record[file.name] = [state.st_size, state.st_mtime_ns, file_hash(file, length=64)]
+    return record
+
+
+def check_weights(folder: Path, recorded: Mapping[str, Sequence[Any]]) -> None:
+    """Compare the weights of a folder with an earlier `weights_record`; a file of the same size and time is not read.
+
+    Raises:
+        UserError: naming the files that changed.
+    """
+    if not folder.is_dir():
+        raise UserError(f"{folder}: the reward model was here when the run was made, and is gone. Put it back.")
+    changed = [
+        name
+        for name in sorted({*recorded, *(file.name for file in folder.glob("*.safetensors"))})
+        if name not in recorded or not _is_unchanged(folder / name, recorded[name])
+    ]
+    if changed:
+        raise UserError(
+            f"{folder}: {', '.join(changed)} changed since the run was made. Put the earlier files back, or remove the "
+            "run's folder and run again."
+        )
+
+
+def _is_unchanged(file: Path, recorded: Sequence[Any]) -> bool:
+    size, changed_at, digest = recorded
+    if not file.is_file() or file.stat().st_size != size:
+        return False
+    return file.stat().st_mtime_ns == changed_at or file_hash(file, length=64) == digest
+
+
 def own_length(folder: Path) -> int | None:
-    """Longest sequence in tokens that a model was made for, if its configuration says so; an ensemble has none."""
-    file = folder / "config.json"
+    """Longest sequence in tokens that a model was made for, if its configuration says so; an ensemble has none.
+
+    Adapters have that of their base model.
+    """
+    from rm_methods.scoring.adapters import base_folder, holds_only_adapters
+
+    file = (base_folder(folder) if holds_only_adapters(folder) else folder) / "config.json"
     return read_json(file).get("max_position_embeddings") if file.exists() else None

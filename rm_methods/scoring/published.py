@@ -90,10 +90,12 @@ def _encoder_scorer(classifier, folder: Path, settings: ScoringSettings, options
     if tokenizer.model_max_length < _NO_LIMIT:
         max_length = min(max_length, tokenizer.model_max_length)
     reads_chat = bool(tokenizer.chat_template)
+    types = getattr(classifier.config, "type_vocab_size", 0)
+    has_types = types > 1 and "token_type_ids" in tokenizer.model_input_names
     model = EncoderRewardModel(
         classifier,
         chosen_output(folder, classifier.config, classifier.config.num_labels, options.label),
-        separator=None if reads_chat else tokenizer.sep_token_id,
+        separator=tokenizer.sep_token_id if has_types and not reads_chat else None,
         autocast=torch.bfloat16 if settings.precision == "bf16" else None,
     )
     model = model.to("cuda" if torch.cuda.is_available() else "cpu").eval()

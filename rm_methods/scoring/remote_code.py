@@ -30,7 +30,7 @@ class RemoteCodeScorer(RewardModelScorer):
 
     def __init__(self, model, tokenizer: ChatTokenizer, settings: ScoringSettings, code: dict[str, str]):
         self.model = model
-        self.tokenizer = tokenizer
+        self.tokenizer: ChatTokenizer = tokenizer
         self.settings = settings
         self.code = code
 
@@ -119,11 +119,9 @@ def one_number(output: Any, model_class: str) -> float:
     for value in candidates.values():
         if value.numel() == 1:
             return float(value)
-    shapes = (
-        ", ".join(f"{name} {list(value.shape)}" for name, value in candidates.items()) or "no tensor of these names"
-    )
+    shapes = ", ".join(f"{name} {list(value.shape)}" for name, value in candidates.items())
     raise UserError(
-        f"{model_class}: no output is one number for one text ({shapes}; looked for {', '.join(_OUTPUTS)}). Convert the "
-        "model to a classifier with one output, or score with its own program and grade the table with "
-        "`rm-methods evaluate`."
+        f"{model_class}: no output is one number for one text ({shapes or 'no tensor of these names'}; looked for "
+        f"{', '.join(_OUTPUTS)}). Convert the model to a classifier with one output, or score with its own program and "
+        "grade the table with `rm-methods evaluate`."
     )

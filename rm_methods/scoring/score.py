@@ -12,6 +12,7 @@ from rm_methods.benchmarks.score_table import ScoredResponse, check_table_format
 from rm_methods.errors import DataError
 from rm_methods.files import check_outputs, file_hash, write_json
 from rm_methods.scoring.data import ScoringData, SourceRow, load_data
+from rm_methods.scoring.model_options import ModelOptions
 from rm_methods.scoring.report import describe_model, describe_reading, make_report, report_text
 from rm_methods.scoring.scorer import RefusedItems, Scorer, Scoring, ScoringSettings, load_scorer
 from rm_methods.stored import score_report
@@ -24,6 +25,7 @@ def score_files(
     settings: ScoringSettings,
     strict: bool = False,
     also_read: Sequence[Path] = (),
+    model_options: ModelOptions | None = None,
 ) -> list[str]:
     """Score data sets with one model and write a table and a report (`rm_methods.stored.score_report`) of each.
 
@@ -34,6 +36,7 @@ def score_files(
         settings: settings of the scorer.
         strict: refuse data with a row that cannot be scored, before scoring begins.
         also_read: further files that no output may overwrite, such as those of the configuration.
+        model_options: what the folder of a model from elsewhere does not say.
 
     Returns:
         The reports as texts for a terminal.
@@ -50,7 +53,7 @@ def score_files(
     check_outputs({"--out": outputs, "the report of --out": reports}, {"--data": files, "--config": also_read})
     for entry in data:
         _check_scorable(entry, strict)
-    scorer = load_scorer(model, settings)
+    scorer = load_scorer(model, settings, options=model_options)
     about = describe_model(model, scorer)
     return [_score(scorer, about, entry, out, strict) for entry, out in zip(data, outputs, strict=True)]
 

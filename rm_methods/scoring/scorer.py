@@ -23,6 +23,7 @@ from rm_methods.preferences.pair import Message, PreferencePair
 from rm_methods.reward_models.model_folder import check_checksums
 from rm_methods.reward_models.tokenization import RefusedConversations, TokenizedItem
 from rm_methods.scoring.model_options import ModelOptions
+from rm_methods.scoring.model_source import check_weights
 from rm_methods.stored import read_record
 from rm_methods.system.cpu import prepare_cpu
 from rm_methods.system.progress import Progress
@@ -162,6 +163,7 @@ def load_scorer(
     if (folder / SCORER_FILE).exists():
         description = read_record(folder / SCORER_FILE, "a description of a scorer", "train")
         if "model" in description:
+            check_weights(Path(description["model"]), description["weights"])
             return load_scorer(description["model"], settings, keep_loaded, ModelOptions.of(description))
         if "members" not in description:
             return ContentBlindScorer(description)

@@ -27,13 +27,13 @@ from rm_methods.statistics.moderation import SeedPool, pool_paired, pool_shares,
 
 MIN_SEEDS = 3  # fewer pairs of runs than this are "not enough evidence"
 
-Role = Literal["trained", "content_blind", "computed", "combined"]
-LINES = ("content_blind", "computed")  # roles of rows to read against
+Role = Literal["trained", "content_blind", "computed", "combined", "external"]
+LINES = ("content_blind", "computed", "external")  # roles of rows to read against: fixed scorers
 
 
 def role_of(kind: str | None) -> Role:
     """The role of a method by the kind of its card; other kinds, and none, are trained."""
-    roles: dict[str | None, Role] = {role: role for role in ("content_blind", "computed", "combined")}
+    roles: dict[str | None, Role] = {role: role for role in ("content_blind", "computed", "combined", "external")}
     return roles.get(kind, "trained")
 
 

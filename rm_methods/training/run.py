@@ -409,10 +409,12 @@ def _validation_pairs(run: _Run) -> tuple[list[PreferencePair], int]:
 
 
 def _make_scorer(run: _Run) -> RunSummary:
-    """A run that trains no model: a content-blind scorer, perhaps fitted, or a scorer combined from other runs."""
-    from rm_methods.methods.contract import ContentBlindMethod, Inputs
+    """A run that trains no model: a content-blind scorer, perhaps fitted, a model from elsewhere, or a scorer combined
+    from other runs."""
+    from rm_methods.methods.contract import ContentBlindMethod, ExternalMethod, Inputs
 
     combined = run.card.kind == "combined"
+    external = run.card.kind == "external"
     records: TrainingRecords = {}
     metrics: FinalMetrics = {}
     started = time.monotonic()
@@ -435,6 +437,9 @@ def _make_scorer(run: _Run) -> RunSummary:
         else:
             method = load_method(run.entry["method"], run.entry["settings"])
             description = {"method": run.entry["method"], "settings": run.entry["settings"], "seed": run.seed}
+            if isinstance(method, ExternalMethod):
+                description |= method.describe()
+                records["report"] = {"model": description["model"], "weights": description["weights"]}
             if isinstance(method, ContentBlindMethod):
                 pairs, _ = training_pairs(run.config, run.variant, run.files.pairs)
                 if fitted := method.fit(pairs):
@@ -442,7 +447,7 @@ def _make_scorer(run: _Run) -> RunSummary:
                     records["report"] = fitted
             write_json(folder / SCORER_FILE, description)
         write_checksums(folder)
-    if combined:
+    if combined or external:
         metrics = {**_validation(run)}
     with written_atomically(run.files.metrics) as path:
         path.touch()
