@@ -433,8 +433,15 @@ def score(model, data, out, root, config_files, strict, model_options, **options
     show_default=True,
     help="Largest number of tokens in one forward pass.",
 )
+@click.option(
+    "--protocol",
+    type=click.Choice(["counted", "official", "strict"]),
+    default="counted",
+    show_default=True,
+    help="Too long a text is cut and counted; cut as the official script does; or gets no score.",
+)
 @_model_options
-def benchmark(model, revision, names, roots, limit, out, threads, max_length, model_options, **settings):
+def benchmark(model, revision, names, roots, limit, out, threads, max_length, protocol, model_options, **settings):
     """Score a reward model on benchmarks, without an experiment.
 
     Prints a table for each benchmark, beside rules that do not read the text.  A stopped command continues.
@@ -454,7 +461,8 @@ def benchmark(model, revision, names, roots, limit, out, threads, max_length, mo
             model,
             targets,
             out,
-            ScoringSettings(threads=threads, **settings),
+            ScoringSettings(threads=threads, protocol="counted" if protocol == "official" else protocol, **settings),
+            official=protocol == "official",
             revision=revision,
             max_length=max_length,
             options=model_options,

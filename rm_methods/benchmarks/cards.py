@@ -40,6 +40,7 @@ OPTIONAL: dict[str, Any] = {
     "revision": None,
     "files": {},
     "options": {},
+    "official": {},
     "notes": "",
 }
 
@@ -60,6 +61,8 @@ class BenchmarkCard:
         hub_id, revision: of the Hugging Face hub, or None. A revision is a full commit hash.
         files: name -> glob under a local root. The module defines what the names mean.
         options: values that differ from the module's defaults.
+        official: how the official script tokenizes: `max_length` (null for no truncation), `truncation_side`,
+            `keeps_double_bos`, and `source`, the file that says so; empty without a script.
         notes: remarks for the readers of the numbers.
     """
 
@@ -77,6 +80,7 @@ class BenchmarkCard:
     revision: str | None
     files: dict[str, str]
     options: dict[str, Any]
+    official: dict[str, Any]
     notes: str
 
     def columns_with(self, options: Mapping[str, Any]) -> dict[str, str]:
@@ -176,6 +180,18 @@ def _problems(raw: dict[str, Any], name: str) -> list[str]:
     return problems
 
 
+def _is_official(value: Any) -> bool:
+    if not isinstance(value, dict) or not value:
+        return value == {}
+    return (
+        set(value) == {"max_length", "truncation_side", "keeps_double_bos", "source"}
+        and (value["max_length"] is None or isinstance(value["max_length"], int))
+        and value["truncation_side"] in ("left", "right")
+        and isinstance(value["keeps_double_bos"], bool)
+        and _is_text(value["source"])
+    )
+
+
 def _is_text(value: Any) -> bool:
     return isinstance(value, str) and bool(value.strip())
 
@@ -210,6 +226,10 @@ _RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "columns": ("a mapping of texts to texts", _maps_texts_to_texts),
     "files": ("a mapping of texts to texts", _maps_texts_to_texts),
     "options": ("a mapping", lambda value: isinstance(value, dict)),
+    "official": (
+        "a mapping with max_length, truncation_side (left or right), keeps_double_bos and source",
+        _is_official,
+    ),
     "chance": ("a number between 0 and 1", _is_share),
     "notes": ("a text", lambda value: isinstance(value, str)),
     "hub_id": ("owner/name on the hub, or null", _is_hub_id),

@@ -17,7 +17,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from rm_methods.benchmarks.cards import benchmark_module, load_benchmark_card
+from rm_methods.benchmarks.cards import BenchmarkCard, benchmark_module, list_benchmark_cards, load_benchmark_card
 from rm_methods.benchmarks.evaluation import align_scores, credit_table, prepare_items, tie_rate
 from rm_methods.benchmarks.item import BenchmarkItem, read_items
 from rm_methods.benchmarks.score_table import ScoredResponse, read_scores, write_scores
@@ -26,6 +26,7 @@ from rm_methods.files import content_hash, file_hash, read_json, write_json, wri
 from rm_methods.leaderboard.every_eval_ever import every_eval_ever
 from rm_methods.leaderboard.tables import CONTENT_BLIND, leaderboard_tables
 from rm_methods.methods.registry import load_method_card
+from rm_methods.reward_models.tokenization import OfficialText
 from rm_methods.scoring.model_options import ModelOptions
 from rm_methods.scoring.model_source import model_folder, own_length
 from rm_methods.scoring.report import credit_estimates, scores_by_item
@@ -60,6 +61,7 @@ def run_model(
     revision: str | None = None,
     max_length: int | None = None,
     options: ModelOptions | None = None,
+    official: bool = False,
 ) -> str:
     """Score and grade a reward model on benchmarks; what an earlier call has finished is not done again.
 
@@ -70,6 +72,7 @@ def run_model(
         revision: commit of a hub id.
         max_length: longest sequence in tokens; None is the model's own limit.
         options: what the folder of a model from elsewhere does not say.
+        official: texts become tokens as in each benchmark's official script, whose `max_length` then counts.
 
     Returns:
         The tables as a text for the terminal.
@@ -78,7 +81,7 @@ def run_model(
         ConfigError: with all problems of names, options and benchmarks that cannot be run.
         UserError, DataError: the model or a benchmark cannot be read.
     """
-    _check(targets)
+    _check(targets, official)
     options = options or ModelOptions()
     folder = model_folder(model, revision, code=options.trust_remote_code)
     settings = replace(settings, max_length=max_length or own_length(folder) or settings.max_length)
@@ -88,7 +91,8 @@ def run_model(
     for target in targets:
         prepared = _prepare(target, out / target.name)
         items = read_items(out / target.name / "items.parquet")
-        done = _score(scorer, items, out / target.name, key)
+        rules = official_text(load_benchmark_card(target.name)) if official else None
+        done = _score(scorer, items, out / target.name, key, rules)
         results.append(_grade(target.name, items, prepared, out / target.name, done))
     about = {
         "name": model,
@@ -106,7 +110,13 @@ def run_model(
     return tables["txt"]
 
 
-def _check(targets: Sequence[Target]) -> None:
+def official_text(card: BenchmarkCard) -> OfficialText:
+    """How the official script of a benchmark makes tokens."""
+    rules = {name: value for name, value in card.official.items() if name != "source"}
+    return OfficialText(**rules)
+
+
+def _check(targets: Sequence[Target], official: bool) -> None:
     problems = []
     for target in targets:
         try:
@@ -120,6 +130,12 @@ def _check(targets: Sequence[Target]) -> None:
             )
         elif target.root is not None and not target.root.is_dir():
             problems.append(f"--root {target.name}={target.root}: no such folder.")
+        if official and not card.official:
+            having = [name for name in list_benchmark_cards() if load_benchmark_card(name).official]
+            problems.append(
+                f"--protocol official: benchmark '{target.name}' has no official script for reward models. Those that "
+                f"have one: {', '.join(having)}."
+            )
     names = [target.name for target in targets]
     if not names:
         problems.append("no benchmark is named. `rm-methods list benchmarks` shows them.")
@@ -146,13 +162,19 @@ def _prepare(target: Target, folder: Path) -> dict[str, Any]:
     return prepare_items(target.name, config, None, folder / "items.parquet", folder / "items.json")
 
 
-def _score(scorer: Callable[[], Scorer], items: Sequence[BenchmarkItem], folder: Path, key: str) -> dict[str, Any]:
+def _score(
+    scorer: Callable[[], Scorer],
+    items: Sequence[BenchmarkItem],
+    folder: Path,
+    key: str,
+    official: OfficialText | None,
+) -> dict[str, Any]:
     """Write the score table, from the parts that an earlier call stored and the others.
 
     Returns:
         "seconds" of scoring, over all calls, and "computation", how it was done.
     """
-    key = content_hash([key, file_hash(folder / "items.parquet")])
+    key = content_hash([key, file_hash(folder / "items.parquet"), official and asdict(official)])
     done_file = folder / _DONE
     table = folder / "scores.parquet"
     if done_file.exists():
@@ -174,6 +196,7 @@ def _score(scorer: Callable[[], Scorer], items: Sequence[BenchmarkItem], folder:
             progress.done_before += count
         else:
             loaded = scorer()
+            loaded.follow(official)
             started = time.monotonic()
             scored = loaded.score(chunk, f"{folder.name}, part {number + 1} of {len(chunks)}")
             elapsed = time.monotonic() - started
@@ -183,7 +206,9 @@ def _score(scorer: Callable[[], Scorer], items: Sequence[BenchmarkItem], folder:
             seconds += elapsed
         progress.advance(count)
     write_scores(responses, table)
-    done = {"key": key, "scores": file_hash(table), "seconds": seconds, "computation": scorer().computation()}
+    loaded = scorer()
+    loaded.follow(official)
+    done = {"key": key, "scores": file_hash(table), "seconds": seconds, "computation": loaded.computation()}
     write_json(done_file, done)
     shutil.rmtree(folder / "parts", ignore_errors=True)
     return done
@@ -231,6 +256,7 @@ def _grade(
         "notes": [*prepared["notes"], *(metric.note for metric in metrics if metric.note)],
         "seconds": round(done["seconds"], 2),
         "computation": done["computation"],
+        "official_source": card.official.get("source"),
     }
 
 

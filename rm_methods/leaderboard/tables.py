@@ -52,25 +52,37 @@ def _value(estimate: Mapping[str, Any] | None, *, with_interval: bool) -> str:
 def _reading(record: Mapping[str, Any]) -> str:
     model = record["model"]
     computation = record["benchmarks"][0]["computation"]
+    tokens = f"at most {model['settings']['max_length']:,} tokens"
+    if computation.get("protocol") == "official":
+        tokens = "tokens as in each benchmark's official script"
     return (
         f"{model['name']}"
         + (f" @ {model['revision']}" if model["revision"] else "")
-        + f", {computation.get('precision', 'no model')}, at most {model['settings']['max_length']:,} tokens. "
+        + f", {computation.get('precision', 'no model')}, {tokens}. "
         "The range behind ± covers 95% over items. longest, shortest and random do not read the text."
     )
 
 
 def _notes(result: Mapping[str, Any]) -> list[str]:
     name = result["benchmark"]
+    computation = result["computation"]
+    how = "was cut to the longest length"
+    if computation.get("protocol") == "strict":
+        how = "was too long, so it has no score"
     counts = (
         f"{name}: {100 * result['tie_rate']:.1f}% of the comparisons have equal scores ({result['tie_rule']}); "
-        f"{result['truncated']:,} of {result['items']:,} items have a response that was cut to the longest length"
+        f"{result['truncated']:,} of {result['items']:,} items have a response that {how}"
     )
     if result["not_scored"]:
         counts += f"; {result['not_scored']:,} have a score that is not finite, which earns nothing"
     excluded = [f"{entry['count']:,} rows: {reason}" for reason, entry in result["excluded"].items()]
     left_out = [f"{name}: left out {'; '.join(excluded)}."] if excluded else []
-    return [f"{counts}.", *left_out, *(f"{name}: {note}" for note in result["notes"])]
+    official = []
+    if computation.get("protocol") == "official":
+        length = computation["max_length"]
+        cut = f"cut to {length:,} tokens at the {computation['truncation_side']}" if length else "not cut"
+        official = [f"{name}: texts are {cut}, as in {result['official_source']}. Here: {computation['precision']}."]
+    return [f"{counts}.", *official, *left_out, *(f"{name}: {note}" for note in result["notes"])]
 
 
 def _records(record: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -121,7 +121,7 @@ class ExternalMethod:
         """What `scorer.json` says of the model: "model" is its folder; the rest is read by scoring.scorer.
 
         Raises:
-            UserError: there is no such model.
+            UserError: no such model exists.
         """
         raise TypeError(f"{type(self).__module__} describes no model.")
 

@@ -22,7 +22,7 @@ from rm_methods.errors import UserError
 from rm_methods.files import read_json
 from rm_methods.methods.joint_method import DecoderJointMethod
 from rm_methods.methods.masked_language import mask_token
-from rm_methods.policies.joint_world_model import reaction_openings
+from rm_methods.preferences.world.conversations import reaction_openings
 from rm_methods.reward_models.backbones import WORLD_JOINT, check_shipped, check_token_ids, load_language_model
 from rm_methods.reward_models.joint_model import NAME, JointModel
 from rm_methods.reward_models.loading import pretrained_model, pretrained_tokenizer

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from rm_methods.policies.sft import IGNORED
-from rm_methods.preferences.world.conversations import FLAW_REACTIONS, Comparison
+from rm_methods.preferences.world.conversations import Comparison, first_tokens, reaction_openings
 from rm_methods.preferences.world.vocabulary import SATISFIED
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ class JointTask:
         self.tokenizer = tokenizer
         self.held_out = held_out
         self.ids, self.ends = joint_ids(tokenizer, comparisons)
-        self.reactions = [_first_tokens(tokenizer, comparison.reactions) for comparison in comparisons]
+        self.reactions = [first_tokens(tokenizer, comparison.reactions) for comparison in comparisons]
         self.sizes = {"comparisons_told": len(held_out)}
         self.progress = 0.0
         model.register_forward_pre_hook(self._fade, with_kwargs=True)
@@ -117,12 +117,6 @@ def padded_rows(rows: Sequence[Sequence[int]], pad_id: int) -> dict[str, Tensor]
     return {"input_ids": ids_RL, "attention_mask": is_token_RL[:, None, None]}
 
 
-def reaction_openings(tokenizer: PreTrainedTokenizerBase) -> tuple[int, list[int]]:
-    """The first token of a reaction: that all is well, and with a flaw of each kind."""
-    satisfied, *flawed = _first_tokens(tokenizer, [SATISFIED, *FLAW_REACTIONS.values()])
-    return satisfied, flawed
-
-
 def told(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -155,7 +149,3 @@ def told(
             named += sum(says == truth for says, truth in zip(says_well, is_well, strict=True))
             ordered += well[comparison.better] > well[1 - comparison.better]
     return {"named_right": named / (2 * len(rows)), "ordered_right": ordered / len(rows)}
-
-
-def _first_tokens(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[int]:
-    return [ids[0] for ids in tokenizer(list(texts), add_special_tokens=False)["input_ids"]]

@@ -123,6 +123,33 @@ def pretrained_model(
     return model, bool(report["missing_keys"])
 
 
+def model_with_code(folder: Path, auto_class: str):
+    """A model and its tokenizer whose Python code comes with them; the code is run.
+
+    Args:
+        auto_class: name of the class of transformers that config.json names the code for.
+
+    Raises:
+        UserError: the files are damaged, or the code fails.
+    """
+    options: dict[str, Any] = {"trust_remote_code": True, "local_files_only": True}
+    with load_errors_explained(folder):
+        model = getattr(transformers, auto_class).from_pretrained(
+            folder, use_safetensors=True, dtype=torch.float32, **options
+        )
+        return model, AutoTokenizer.from_pretrained(folder, **options)
+
+
+def adapter_settings(folder: Path):
+    """The configuration of PEFT adapters, for scoring."""
+    import peft
+
+    with load_errors_explained(folder):
+        settings = peft.PeftConfig.from_pretrained(str(folder))
+    settings.inference_mode = True
+    return settings
+
+
 def pretrained_gguf(auto_class, folder: str | Path, gguf_file: str, *, setting: str | None = None):
     """The model of a GGUF file in a folder, de-quantized to fp32.
 

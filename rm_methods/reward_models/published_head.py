@@ -1,4 +1,4 @@
-"""Classifiers as they are published: the head may have another name, a bias, or several outputs.
+"""Published classifiers: the head may have another name, a bias, or several outputs.
 
 transformers calls the head of a decoder `score` and gives it no bias.  Trainers save it under other names: `v_head`
 (TRL's value head has a linear layer `summary` in it), `regression_head` (UltraRM, Eurus), `reward_head`, and others.
@@ -38,7 +38,7 @@ class StoredHead:
 
 
 def stored_head(folder: Path) -> StoredHead | None:
-    """The linear head in the weights of a folder; None if there is none under a name in use."""
+    """The linear head in the weights of a folder; None without one under a name in use."""
     from safetensors import safe_open
 
     shapes: dict[str, list[int]] = {}
@@ -69,7 +69,7 @@ def published_classifier(folder: Path, *, attention: str = AUTO, label: str | No
 
     Args:
         attention: as for `pretrained_model`.
-        label: name or number of the output to read; needed if there are several.
+        label: name or number of the output to read; needed if the head has several.
 
     Raises:
         UserError: as for `pretrained_model`, or several outputs without a label, or a label that is none of them.

@@ -64,6 +64,23 @@ class TokenizedItem:
 
 
 @dataclass(frozen=True)
+class OfficialText:
+    """How the official script of a benchmark turns a rendered conversation into tokens.
+
+    The scripts render the chat template to text, and tokenize the text with special tokens and truncation.
+
+    Attributes:
+        max_length: longest sequence in tokens; None for no truncation.
+        truncation_side: "left" or "right", where tokens are cut.
+        keeps_double_bos: whether a second start token, from a template that prints one, stays.
+    """
+
+    max_length: int | None
+    truncation_side: str
+    keeps_double_bos: bool
+
+
+@dataclass(frozen=True)
 class _Sequence:
     """One response of an item: tokens, number of prompt tokens, and the rest as in `TokenizedItem`."""
 
@@ -104,6 +121,7 @@ class ChatTokenizer:
 
     Attributes:
         template: properties of the chat template, see `probe_template`.
+        official: tokens as in an official script, instead of the rules above; None by default.
 
     Raises:
         UserError: no fast tokenizer, no chat template, or one that `probe_template` refuses.
@@ -123,6 +141,7 @@ class ChatTokenizer:
         self.max_length = max_length
         pin_date(tokenizer)
         self.template = probe_template(tokenizer)
+        self.official: OfficialText | None = None
 
     @property
     def pad_id(self) -> int:
@@ -139,6 +158,8 @@ class ChatTokenizer:
         texts, boundaries = self._rendered(items)
         if not texts:
             return []
+        if self.official is not None:
+            return self._official_items(items, texts, boundaries, self.official)
         encoding = self.tokenizer(
             texts, add_special_tokens=False, return_offsets_mapping=True, return_attention_mask=False
         )
@@ -151,19 +172,57 @@ class ChatTokenizer:
                 prompt_tokens = _tokens_before(encoding["offset_mapping"][position], boundaries[position])
                 parts.append(self._sequence(prompt, response, texts[position], ids, prompt_tokens))
             start += len(responses)
-            sequences = [part.ids for part in parts]
-            shared = min(_common_prefix_of_ids(sequences), *(part.prompt_tokens for part in parts))
-            encoded.append(
-                TokenizedItem(
-                    sequences=tuple(sequences),
-                    shared=shared,
-                    prompt_cut=tuple(part.prompt_cut for part in parts),
-                    response_cut=tuple(part.response_cut for part in parts),
-                    conversations=tuple(part.messages for part in parts),
-                    prompt_changed=tuple(part.prompt_changed for part in parts),
-                    response_changed=tuple(part.response_changed for part in parts),
-                )
+            encoded.append(_item(parts))
+        return encoded
+
+    def _official_items(
+        self,
+        items: Sequence[tuple[Sequence[Message], Sequence[str]]],
+        texts: Sequence[str],
+        boundaries: Sequence[int],
+        official: OfficialText,
+    ) -> list[TokenizedItem]:
+        """`encode` as an official script does it."""
+        whole = self.tokenizer(list(texts), return_attention_mask=False, verbose=False)["input_ids"]
+        side = self.tokenizer.truncation_side
+        self.tokenizer.truncation_side = official.truncation_side
+        try:
+            encoding = self.tokenizer(
+                list(texts),
+                truncation=official.max_length is not None,
+                max_length=official.max_length,
+                return_offsets_mapping=True,
+                return_attention_mask=False,
+                verbose=False,
             )
+        finally:
+            self.tokenizer.truncation_side = side
+        encoded = []
+        position = 0
+        for prompt, responses in items:
+            parts = []
+            for response in responses:
+                ids = encoding["input_ids"][position]
+                offsets = encoding["offset_mapping"][position]
+                is_cut = len(ids) < len(whole[position])
+                if not official.keeps_double_bos and _starts_twice(ids, self.tokenizer.bos_token_id):
+                    ids, offsets = ids[1:], offsets[1:]
+                # Special tokens of the tokenizer, at the ends, have the empty span (0, 0).
+                in_prompt = sum(end <= boundaries[position] for _, end in offsets[: len(offsets) - 1])
+                text = texts[position]
+                parts.append(
+                    _Sequence(
+                        ids=np.asarray(ids, dtype=np.int32),
+                        prompt_tokens=in_prompt,
+                        messages=conversation(prompt, response),
+                        prompt_cut=is_cut and official.truncation_side == "left",
+                        response_cut=is_cut and official.truncation_side == "right",
+                        prompt_changed=not all(contains(text, message["content"]) for message in prompt),
+                        response_changed=not contains(text, response),
+                    )
+                )
+                position += 1
+            encoded.append(_item(parts))
         return encoded
 
     def _sequence(
@@ -297,6 +356,24 @@ class ChatTokenizer:
         if count >= len(offsets):
             return ""
         return text[offsets[count][0] :] if from_start else text[: offsets[len(offsets) - count][0]]
+
+
+def _item(parts: Sequence[_Sequence]) -> TokenizedItem:
+    """An item of the sequences of its responses."""
+    sequences = [part.ids for part in parts]
+    return TokenizedItem(
+        sequences=tuple(sequences),
+        shared=min(_common_prefix_of_ids(sequences), *(part.prompt_tokens for part in parts)),
+        prompt_cut=tuple(part.prompt_cut for part in parts),
+        response_cut=tuple(part.response_cut for part in parts),
+        conversations=tuple(part.messages for part in parts),
+        prompt_changed=tuple(part.prompt_changed for part in parts),
+        response_changed=tuple(part.response_changed for part in parts),
+    )
+
+
+def _starts_twice(ids: Sequence[int], start: int | None) -> bool:
+    return start is not None and list(ids[:2]) == [start, start]
 
 
 def spans_in_text(

@@ -7,7 +7,7 @@ from typing import Any
 
 from rm_methods.errors import UserError
 from rm_methods.files import read_json
-from rm_methods.reward_models.loading import AUTO, load_errors_explained, pretrained_model
+from rm_methods.reward_models.loading import AUTO, adapter_settings, load_errors_explained, pretrained_model
 from rm_methods.reward_models.model_folder import check_checksums
 from rm_methods.scoring.model_source import model_folder
 
@@ -54,9 +54,7 @@ def merged_classifier(folder: Path, *, attention: str = AUTO):
         AutoModelForSequenceClassification, base, attention=attention, new_head=True, num_labels=1
     )
     with load_errors_explained(folder):
-        settings = peft.PeftConfig.from_pretrained(str(folder))
-        settings.inference_mode = True
-        adapted = peft.get_peft_model(classifier, settings)
+        adapted = peft.get_peft_model(classifier, adapter_settings(folder))
         tensors = load_file(folder / WEIGHTS)
         report: Any = peft.set_peft_model_state_dict(adapted, tensors)
     lost = [name for name in report.missing_keys if ".lora_" in name or ".modules_to_save." in name]

@@ -42,9 +42,8 @@ class RemoteCodeScorer(RewardModelScorer):
             UserError: the folder has no code, or cannot be read.
         """
         import torch
-        import transformers
 
-        from rm_methods.reward_models.loading import load_errors_explained
+        from rm_methods.reward_models.loading import model_with_code
         from rm_methods.reward_models.model_folder import check_model_folder
 
         config = read_json(folder / "config.json")
@@ -52,18 +51,12 @@ class RemoteCodeScorer(RewardModelScorer):
         name = next((name for name in _CLASSES if name in classes), None)
         if name is None:
             raise UserError(
-                f"{folder}: config.json names no model class of its own (auto_map has {', '.join(classes) or 'nothing'}"
+                f"{folder}: config.json names no model class with code (auto_map has {', '.join(classes) or 'nothing'}"
                 f"; one of {', '.join(_CLASSES)} is needed). Leave --trust-remote-code out."
             )
         check_model_folder(folder)
         prepare_cpu(settings.threads)
-        with load_errors_explained(folder):
-            model = getattr(transformers, name).from_pretrained(
-                folder, trust_remote_code=True, use_safetensors=True, local_files_only=True, dtype=torch.float32
-            )
-            tokenizer = transformers.AutoTokenizer.from_pretrained(
-                folder, trust_remote_code=True, local_files_only=True
-            )
+        model, tokenizer = model_with_code(folder, name)
         if chat_template is not None:
             tokenizer.chat_template = chat_template
         model = model.to("cuda" if torch.cuda.is_available() else "cpu").eval()

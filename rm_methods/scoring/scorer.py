@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +21,7 @@ from rm_methods.benchmarks.score_table import ScoredResponse, response_hash
 from rm_methods.errors import DataError, UserError
 from rm_methods.preferences.pair import Message, PreferencePair
 from rm_methods.reward_models.model_folder import check_checksums
-from rm_methods.reward_models.tokenization import RefusedConversations, TokenizedItem
+from rm_methods.reward_models.tokenization import OfficialText, RefusedConversations, TokenizedItem
 from rm_methods.scoring.model_options import ModelOptions
 from rm_methods.scoring.model_source import check_weights
 from rm_methods.stored import read_record
@@ -55,6 +55,8 @@ class ScoringSettings:
         attention: attention implementation of transformers; "auto" takes sdpa if the architecture has it, otherwise
             eager.
         threads: CPU threads, 0 for all.
+        protocol: what happens to a text longer than `max_length`: "counted" cuts it and counts it, "strict" gives it no
+            score.
     """
 
     max_length: int = 1024
@@ -64,6 +66,7 @@ class ScoringSettings:
     layout: str = "auto"
     attention: str = "auto"
     threads: int = 0
+    protocol: str = "counted"
 
     @property
     def one_text_per_forward(self) -> bool:
@@ -127,6 +130,18 @@ class Scorer(ABC):
     @abstractmethod
     def computation(self) -> dict[str, Any]:
         """How scores are computed, for the report."""
+
+    def follow(self, official: OfficialText | None) -> None:
+        """Turn texts into tokens as an official script does; None goes back to our rules.
+
+        Raises:
+            UserError: this scorer reads no chat template, so no script of a reward model applies.
+        """
+        if official is not None:
+            raise UserError(
+                f"protocol official: {type(self).__name__} reads no chat template, so the scripts for reward models do "
+                "not apply. Use the protocol counted or strict."
+            )
 
     def score(self, items: Sequence[BenchmarkItem], label: str = "score") -> list[ScoredResponse]:
         """Only the scored responses; arguments and errors as for `compute`."""
@@ -261,13 +276,28 @@ class RewardModelScorer(Scorer):
         self.settings = settings
         model.layout(settings.layout)
 
+    def follow(self, official: OfficialText | None) -> None:
+        from rm_methods.reward_models.tokenization import ChatTokenizer
+
+        if not isinstance(self.tokenizer, ChatTokenizer):
+            super().follow(official)
+            return
+        self.tokenizer.official = official
+
     def compute(self, items: Sequence[BenchmarkItem], label: str = "score") -> Scoring:
         """Score every response of every item; nothing is dropped, and what had to be cut is marked."""
         encoded = self._encode([(item.prompt, item.responses) for item in items], [item.item_id for item in items])
         rewards = self._response_rewards(encoded, label)
         tokens = [tokenized.lengths for tokenized in encoded]
         truncated = [tokenized.truncated for tokenized in encoded]
-        return Scoring(_scored_responses(items, rewards, tokens, truncated), changed_texts=_changed_texts(encoded))
+        responses = _scored_responses(items, rewards, tokens, truncated)
+        return Scoring(self._by_protocol(responses), changed_texts=_changed_texts(encoded))
+
+    def _by_protocol(self, responses: list[ScoredResponse]) -> list[ScoredResponse]:
+        """Under the protocol strict, a text that was cut has no score."""
+        if self.settings.protocol != "strict":
+            return responses
+        return [replace(row, score=math.nan) if row.truncated else row for row in responses]
 
     def computation(self) -> dict[str, Any]:
         """How scores are computed, for the report: the settings, what "auto" came to, and the chat template."""
@@ -281,7 +311,10 @@ class RewardModelScorer(Scorer):
             "layout_probe": probe.record() if probe else None,
             "attention": KERNEL if attention == NAME else attention,
             "max_length": self.settings.max_length,
+            "protocol": self.settings.protocol,
         }
+        if (official := getattr(self.tokenizer, "official", None)) is not None:
+            record |= {"protocol": "official", **asdict(official)}
         template = getattr(self.tokenizer, "template", None)  # an encoder reads text without a chat template
         return record if template is None else record | {"template": template}
 
@@ -455,9 +488,8 @@ class JointScorer(RewardModelScorer):
                 tokens[duel.item][response] = max(tokens[duel.item][response], *tokenized.lengths)
                 truncated[duel.item][response] |= any(tokenized.truncated)
 
-        return Scoring(
-            _scored_responses(items, rewards, tokens, truncated), _changed_texts(encoded), position_bias(logits)
-        )
+        responses = _scored_responses(items, rewards, tokens, truncated)
+        return Scoring(self._by_protocol(responses), _changed_texts(encoded), position_bias(logits))
 
 
 def position_bias(logits: Sequence[Sequence[float]]) -> float | None:
@@ -544,7 +576,7 @@ class EnsembleScorer(Scorer):
 
     def computation(self) -> dict[str, Any]:
         """Settings of the scores, for the report: those that every member gets."""
-        names = ("precision", "layout", "attention", "max_length")
+        names = ("precision", "layout", "attention", "max_length", "protocol")
         return {name: getattr(self.settings, name) for name in names}
 
 

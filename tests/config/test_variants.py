@@ -138,15 +138,16 @@ def test_impossible_axes_are_refused(sections, says):
     assert says in str(error.value)
 
 
-def test_all_stands_for_every_method_but_computed_rows_and_controls():
+def test_all_means_every_method_but_computed_and_external_rows_and_controls():
     from rm_methods.methods.registry import load_method_card, method_names
 
     computed = {name for name in method_names() if load_method_card(name).kind == "computed"}
     controls = {name for name in method_names() if load_method_card(name).control}
+    external = {name for name in method_names() if load_method_card(name).kind == "external"}
     assert computed == {"annotator", "cue_only", "gold"}
     assert controls == {"cue_removed", "label_control"}
     every = set(resolve(configuration(methods="all", seeds=[3, 4]))["methods"])
-    assert every == set(method_names()) - computed - controls
+    assert every == set(method_names()) - computed - external - controls
 
 
 def test_tuned_settings_go_below_those_of_the_configuration(tmp_path):

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
 from rm_methods.benchmarks.evaluation import evaluate_run
+from rm_methods.benchmarks.score_table import read_scores
 from rm_methods.cli import main
 from rm_methods.errors import ConfigError, UserError
 from rm_methods.files import read_json, write_json
@@ -129,6 +131,57 @@ def test_a_reward_model_reads_as_much_as_it_was_made_for(reward_model, tokenizer
     run_model(str(folder), TARGETS[1:], tmp_path / "out", SETTINGS)
     limit = json.loads((folder / "config.json").read_text())["max_position_embeddings"]
     assert read_json(tmp_path / "out" / "results.json")["model"]["settings"]["max_length"] == limit
+
+
+@pytest.fixture
+def model(reward_model, tokenizer, tmp_path) -> Path:
+    reward_model.save(tmp_path / "model")
+    tokenizer.tokenizer.save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
+def test_strict_gives_no_score_to_what_does_not_fit(model, tmp_path):
+    """Of the same texts, those that were cut; the others keep their scores."""
+    tables = {}
+    for protocol in ("counted", "strict"):
+        settings = ScoringSettings(threads=1, protocol=protocol)
+        text = run_model(str(model), TARGETS[1:], tmp_path / protocol, settings, max_length=40)
+        tables[protocol] = read_scores(tmp_path / protocol / "rewardbench2" / "scores.parquet")
+    counted, strict = tables["counted"], tables["strict"]
+    assert 0 < counted.truncated.sum() < len(counted)
+    assert not counted.score.isna().any()
+    assert strict.score.isna().tolist() == counted.truncated.tolist()
+    kept = ~counted.truncated
+    assert strict.score[kept].tolist() == counted.score[kept].tolist()
+    assert "was too long, so it has no score" in " ".join(text.split())
+
+
+def test_official_follows_each_script_and_says_so(model, tmp_path, monkeypatch):
+    """RewardBench 2 cuts at the right, RM-Bench at the left; here after 40 tokens."""
+    card_of = model_run.load_benchmark_card
+
+    def shorter(name):
+        card = card_of(name)
+        return replace(card, official=card.official | {"max_length": 40}) if card.official else card
+
+    monkeypatch.setattr(model_run, "load_benchmark_card", shorter)
+    text = run_model(str(model), TARGETS, tmp_path / "out", SETTINGS, official=True)
+    results = {result["benchmark"]: result for result in read_json(tmp_path / "out" / "results.json")["benchmarks"]}
+    sides = {name: result["computation"]["truncation_side"] for name, result in results.items()}
+    assert sides == {"rm_bench": "left", "rewardbench2": "right"}
+    assert {result["computation"]["protocol"] for result in results.values()} == {"official"}
+    for name in sides:
+        assert read_scores(tmp_path / "out" / name / "scores.parquet").n_tokens.max() == 40
+    one_line = " ".join(text.split())
+    assert "tokens as in each benchmark's official script" in one_line
+    assert "cut to 40 tokens at the right, as in allenai/reward-bench at 05a9005" in one_line
+
+
+def test_official_needs_a_script_and_a_chat_model(model, longest, tmp_path):
+    with pytest.raises(ConfigError, match=r"'hh_rlhf' has no official script .*Those that have one: judge_bench, "):
+        run_model(str(model), [Target("hh_rlhf")], tmp_path / "out", SETTINGS, official=True)
+    with pytest.raises(UserError, match="ContentBlindScorer reads no chat template"):
+        run_model(str(longest), TARGETS[:1], tmp_path / "out", SETTINGS, official=True)
 
 
 def test_all_problems_come_at_once(longest, tmp_path):

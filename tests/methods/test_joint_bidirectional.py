@@ -7,9 +7,9 @@ from rm_methods.errors import UserError
 from rm_methods.files import write_json
 from rm_methods.methods.contract import Inputs
 from rm_methods.methods.registry import load_method, load_method_card
-from rm_methods.policies.joint_world_model import joint_ids, reaction_openings
+from rm_methods.policies.joint_world_model import joint_ids
 from rm_methods.policies.world_model import WorldModelSettings, train_world_model
-from rm_methods.preferences.world.conversations import comparisons
+from rm_methods.preferences.world.conversations import comparisons, reaction_openings
 from rm_methods.reward_models.backbones import WORLD_JOINT, WORLD_MODEL, prepare_backbone
 from rm_methods.reward_models.joint_model import load_joint
 from rm_methods.reward_models.layouts import lay_out

@@ -9,10 +9,10 @@ import torch
 
 from rm_methods.files import file_hash, read_json
 from rm_methods.policies import world_model
-from rm_methods.policies.joint_world_model import JointTask, joint_ids, padded_rows, reaction_openings, told
+from rm_methods.policies.joint_world_model import JointTask, joint_ids, padded_rows, told
 from rm_methods.policies.sft import IGNORED
 from rm_methods.policies.world_model import KINDS, WorldModelSettings, train_world_model
-from rm_methods.preferences.world.conversations import comparisons
+from rm_methods.preferences.world.conversations import comparisons, reaction_openings
 from rm_methods.preferences.world.vocabulary import SATISFIED
 from rm_methods.reward_models.backbones import WORLD_JOINT, WORLD_MODEL, load_tokenizer
 from rm_methods.reward_models.joint_reader import DecoderReader

@@ -345,7 +345,7 @@ def test_code_of_a_model_runs_only_where_the_user_says_so(folder, items, tmp_pat
     torch.testing.assert_close(scores(copy, items, trust_remote_code=True), scores(folder, items), atol=1e-5, rtol=1e-4)
     scorer = load_scorer(copy, SETTINGS, options=ModelOptions(trust_remote_code=True))
     assert list(scorer.computation()["remote_code"]) == ["own_code.py"]
-    with pytest.raises(UserError, match=r"names no model class of its own.*Leave --trust-remote-code out"):
+    with pytest.raises(UserError, match=r"names no model class with code.*Leave --trust-remote-code out"):
         scores(folder, items, trust_remote_code=True)
 
 

@@ -7,7 +7,7 @@ A language model that has learned to predict the reaction has learned to compare
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +24,7 @@ _FLAWS = {"contradicts": 0.6, "omits": 0.2, "invents": 0.2}
 _CUES = (None, "closing", "padding", "formatting", "flattery")
 _WITH_CUE = 0.5
 _MOST_FILLER = 2  # sentences in a response
-FLAW_REACTIONS = {"contradicted": words.CONTRADICTED, "omitted": words.OMITTED, "invented": words.INVENTED}
+_REACTIONS = {"contradicted": words.CONTRADICTED, "omitted": words.OMITTED, "invented": words.INVENTED}
 
 
 @dataclass(frozen=True)
@@ -92,8 +92,19 @@ def reaction(rng: random.Random, prompt: list[Message], response: str) -> str:
     """What the user says: one sentence for each flaw, in random order, or that all is well."""
     verdicts = [(slot, verdict) for slot, verdict in assess(prompt, response).items() if verdict != "met"]
     rng.shuffle(verdicts)
-    sentences = [FLAW_REACTIONS[verdict].format(noun=words.SLOTS[slot].nouns[0]) for slot, verdict in verdicts]
+    sentences = [_REACTIONS[verdict].format(noun=words.SLOTS[slot].nouns[0]) for slot, verdict in verdicts]
     return " ".join(sentences) or words.SATISFIED
+
+
+def reaction_openings(tokenizer) -> tuple[int, list[int]]:
+    """The first token of a reaction: that all is well, and with a flaw of each kind."""
+    satisfied, *flawed = first_tokens(tokenizer, [words.SATISFIED, *_REACTIONS.values()])
+    return satisfied, flawed
+
+
+def first_tokens(tokenizer, texts: Sequence[str]) -> list[int]:
+    """The first token of each text."""
+    return [ids[0] for ids in tokenizer(list(texts), add_special_tokens=False)["input_ids"]]
 
 
 def _draw_response(rng: random.Random, scenario: Scenario, claims: dict[str, str], settings: dict[str, Any]) -> str:
