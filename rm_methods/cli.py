@@ -332,7 +332,7 @@ def _model_options(command):
             help="Reference of a policy trained by DPO, whose implicit reward is scored: folder, hub id, or none.",
         ),
         click.option(
-            "--label", default=None, help="Output that is the reward, by name or number, if there are several."
+            "--label", default=None, help="Name or number of the output that is the reward, if the head has several."
         ),
         click.option(
             "--chat-template", type=_FILE, default=None, help="Jinja file, in place of the tokenizer's chat template."
