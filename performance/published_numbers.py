@@ -55,7 +55,7 @@ class Reference:
         source: of the value.
         ties: what equal lengths earn in the value: "wrong", "left out" (the items are), or a rule in words.
         subsets: of the mean; empty for a metric of the benchmark.
-        credit: that is averaged over the subsets; `TOP` is the share of right answers among those with the highest score.
+        credit: that is averaged over the subsets; `TOP` is the share of right answers among the highest scores.
     """
 
     benchmark: str
@@ -204,9 +204,9 @@ def items_of(benchmark: str, root: Path, options: Mapping[str, Any]) -> list[Ben
 def raw_lines(root: Path, pattern: str) -> Iterator[dict[str, Any]]:
     """The rows of the files below `root` that fit the pattern, in the order of their names."""
     for file in sorted(root.glob(pattern)):
-        opened = gzip.open(file, "rt", encoding="utf-8") if file.suffix == ".gz" else file.open(encoding="utf-8")
-        with opened as lines:
-            for line in lines:
+        content = gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()
+        for line in content.decode("utf-8").split("\n"):
+            if line.strip():
                 yield json.loads(line)
 
 
