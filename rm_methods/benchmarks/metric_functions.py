@@ -9,8 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from rm_methods.benchmarks.cards import BenchmarkCard, benchmark_module, load_benchmark_card
 from rm_methods.benchmarks.evaluation import credit_table, metric_values, usable_scores
 from rm_methods.benchmarks.item import BenchmarkItem
@@ -78,11 +76,17 @@ def benchmark_metrics(
         counts = ", ".join(f"{size} {name}" for name, size in sizes.items())
         raise DataError(f"{benchmark}: {counts}. Give one of each per item.")
     allowed = detail_keys(card)
+    keys_of_subset: dict[str, tuple[str, ...]] = {}
     items = []
     usable = []
     for row, (values, label, subset) in enumerate(zip(scores, labels, subsets, strict=True), start=1):
-        item_scores = _scores_of(values, f"{benchmark}: item {row}")
-        known = _details_of(details[row - 1] if details is not None else {}, allowed, f"{benchmark}: item {row}")
+        where = f"{benchmark}: item {row}"
+        try:
+            item_scores = usable_scores(values)
+        except (DataError, TypeError) as error:
+            raise DataError(f"{where}: {error}") from None
+        known = _details_of(details[row - 1] if details is not None else {}, allowed, where)
+        _check_like_others(known, subset, keys_of_subset, where)
         responses = known.pop("responses", None)
         if responses is None:
             responses = [""] * len(item_scores)
@@ -93,16 +97,21 @@ def benchmark_metrics(
     return metric_values(credit_table(card, items, usable))
 
 
-def _scores_of(values: Any, where: str) -> np.ndarray:
-    """The usable scores of an item, float32 [responses].
+def _check_like_others(
+    details: Mapping[str, Any], subset: str, keys_of_subset: dict[str, tuple[str, ...]], where: str
+) -> None:
+    """Refuse details that other items of the subset do not have: the metric would be over some of the items.
 
-    Raises:
-        DataError: they are not a list of numbers.
+    Args:
+        keys_of_subset: of the items so far, updated.
     """
-    try:
-        return usable_scores(values)
-    except (TypeError, ValueError):
-        raise DataError(f"{where}: scores {values!r:.80} are not one number a response.") from None
+    keys = tuple(sorted(details))
+    others = keys_of_subset.setdefault(subset, keys)
+    if keys != others:
+        raise DataError(
+            f"{where} has the details {', '.join(keys) or 'none'}, other items of {subset} have "
+            f"{', '.join(others) or 'none'}. Give all of them the same."
+        )
 
 
 def _details_of(details: Any, allowed: Mapping[str, str], where: str) -> dict[str, Any]:

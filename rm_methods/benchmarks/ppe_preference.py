@@ -52,6 +52,8 @@ DOMAINS = (*FLAGS, "english", "non_english", "chinese", "russian")
 
 OPTIONS = {**SAMPLING_OPTIONS}
 
+METRIC_DETAILS = {"domains": f"list of the domains of the row, of {', '.join(DOMAINS)}"}
+
 comparisons = best_against_others
 
 
@@ -145,4 +147,4 @@ def metrics(items: Sequence[BenchmarkItem]) -> list[Metric]:
 
 def _part_of(item: BenchmarkItem, domain: str) -> str:
     """The domain for an item in it, "" for any other item: domains overlap, so they cannot be subsets."""
-    return domain if domain in item.meta["domains"] else ""
+    return domain if domain in item.meta.get("domains", ()) else ""

@@ -110,6 +110,8 @@ OPTIONS = {
     **SAMPLING_OPTIONS,
 }
 
+METRIC_DETAILS = {"scenario": "for the macro averages: name of the scenario, such as Chat/Discussion or S1"}
+
 comparisons = best_against_others
 
 
