@@ -89,6 +89,7 @@ def read(
         rows = local_rows(local_files(card, root), report)
     seen: Counter[str] = Counter()
     items = [_item(row, where, seen, report) for _, where, row in rows]
+    sizes = Counter(item.subset for item in items)
     items = list(_with_partner(items, report))
     present = {item.subset for item in items}
     missing = [subset for subset in SUBSETS.values() if subset not in present]
@@ -96,7 +97,7 @@ def read(
         report.notes.append(
             f"Subsets missing: {', '.join(missing)}. `overall` is the mean over the others, not the official figure."
         )
-    report.notes += size_notes(items, _SIZES)
+    report.notes += size_notes(sizes, _SIZES)
     # A draw takes both rows of a Ties prompt: it sees only the first, and the second follows.
     tied = {item.meta["ties"]: item for item in items if item.meta.get("kind") == _TIED}
     for item in sample_items([item for item in items if item.meta.get("kind") != _TIED], options, report):

@@ -254,10 +254,10 @@ def hub_rows(card: BenchmarkCard, report: ItemReport, name: str, /, **load_argum
             f"Benchmark {card.name!r}: {card.hub_id} ({load_arguments}, revision {card.revision or 'not pinned'}) "
             f"{reason}.\n{advice}"
         ) from error
-    if unreachable:
-        report.notes.append(f"From the local cache: {unreachable}.")
     if card.revision is None:
         report.notes.append(f"Not pinned: the card names no revision of {card.hub_id}, so the data may change.")
+    if unreachable:
+        report.notes.append(f"From the local cache: {unreachable}.")
     report.sources.append({"hub": card.hub_id, "revision": card.revision} | load_arguments)
     source = f"{card.hub_id} {load_arguments}"
     for number, row in enumerate(rows, start=1):

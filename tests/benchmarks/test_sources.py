@@ -292,7 +292,8 @@ class TestHub:
             ("09be8c5bbc57cb3887f3a9732ad6aa7ec602a1fa", "test")
         }
         assert len(items) == 4
-        assert report["notes"] == []
+        size = "Expected 2,312 rows, got 1: harmless-base 1 of 2,312."
+        assert report["notes"] == [f"{size} Figures are not the official ones."]
 
     def test_helpsteer3_is_the_preference_configuration_at_a_pinned_revision(self, hub, tmp_path):
         turn = {"role": "user", "content": "?"}
