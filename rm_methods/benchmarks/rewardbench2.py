@@ -268,8 +268,8 @@ def _check_ties(items: Sequence[BenchmarkItem]) -> None:
     for number, of_prompt in kinds.items():
         if sorted(of_prompt) != [_REF, _TIED]:
             raise DataError(
-                f"rewardbench2: prompt {number!r} of Ties has the rows {', '.join(of_prompt)}; expected one ref and one "
-                "tied."
+                f"rewardbench2: prompt {number!r} of Ties has the rows {', '.join(of_prompt)}; expected one ref and "
+                "one tied."
             )
 
 

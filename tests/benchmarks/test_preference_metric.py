@@ -148,7 +148,8 @@ def answers(tmp_path_factory):
         ),
         "rmb": case("rmb", right_and_wrong("helpfulness_pairwise", 675, 849, tied=12)),
         "lists": case(
-            "rmb", [("harmlessness_bon", 0, [2, 1, 0]), ("harmlessness_bon", 0, [2, 2, 0]), ("helpfulness_bon", 0, [2, 1])]
+            "rmb",
+            [("harmlessness_bon", 0, [2, 1, 0]), ("harmlessness_bon", 0, [2, 2, 0]), ("helpfulness_bon", 0, [2, 1])],
         ),
         "not JSON": case("judge_bench", [("mmlu-pro", "A>B", [2, 1])]) | {"references": ["A>B"]},
         "subset": case("judge_bench", [("mmlu", "A>B", [2, 1])]),
@@ -305,7 +306,9 @@ class TestPlainFunction:
 
     def test_details_of_some_items_only_are_refused(self):
         details = [{"domains": ["math"]}, {}]
-        with pytest.raises(DataError, match="item 2 has the details none, other items of human_preference have domains"):
+        with pytest.raises(
+            DataError, match="item 2 has the details none, other items of human_preference have domains"
+        ):
             benchmark_metrics("ppe_preference", [[1, 0]] * 2, [0, 0], ["human_preference"] * 2, details=details)
 
     def test_texts_that_do_not_fit_the_scores_are_refused(self):

@@ -37,7 +37,14 @@ OPTIONAL = {
     "ppe_correctness": {"mean_score"},
     "ppe_preference": {"hard_prompt", "easy_prompt", "if_prompt", "math_prompt", "is_code", "model_a", "model_b"},
     "rewardbench": {"chosen_model", "rejected_model"},
-    "rewardbench2": {"num_correct", "num_incorrect", "num_rejected", "total_completions", "models", "additional_metadata"},
+    "rewardbench2": {
+        "num_correct",
+        "num_incorrect",
+        "num_rejected",
+        "total_completions",
+        "models",
+        "additional_metadata",
+    },
     "rm_bench": {"subset", "error", "error_key", "language", "task_id"},
     "rmb": {"category_path"},
     "tldr": {"worker", "batch", "extra"},
@@ -50,7 +57,9 @@ def rows_of(file: Path) -> Rows:
     if file.suffix == ".parquet":
         return pq.read_table(file).to_pylist()
     text = file.read_text(encoding="utf-8")
-    return json.loads(text) if text.lstrip().startswith("[") else [json.loads(line) for line in text.split("\n") if line]
+    return (
+        json.loads(text) if text.lstrip().startswith("[") else [json.loads(line) for line in text.split("\n") if line]
+    )
 
 
 def write_rows(rows: Rows, file: Path) -> None:
@@ -80,6 +89,7 @@ class Answer:
         self.report: dict[str, Any] = {}
         config = {"root": root, "options": example_options(load_benchmark_card(name))}
         items = folder / "items.parquet"
+        items.unlink(missing_ok=True)
         try:
             self.report = prepare_items(name, config, None, items, folder / "report.json")
         except UserError as error:  # anything else is a traceback, and fails the test
