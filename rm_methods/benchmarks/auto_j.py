@@ -13,6 +13,7 @@ threshold 0: only equal scores mean "tie". A search that includes 0 can only giv
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -29,6 +30,7 @@ from rm_methods.benchmarks.grading import (
     pooled,
     present_subsets,
     sample_items,
+    size_notes,
 )
 from rm_methods.benchmarks.item import BenchmarkItem
 from rm_methods.benchmarks.pair_items import STRICT, PairItems, required_root, whole_number
@@ -111,6 +113,8 @@ SCENARIOS = {
     ),
 }
 SUBSETS = tuple(SCENARIOS)
+ROWS_PER_SCENARIO = 24
+SIZES = {group: ROWS_PER_SCENARIO * len(scenarios) for group, scenarios in SCENARIOS.items()}
 GROUP_OF_SCENARIO = {scenario: group for group, scenarios in SCENARIOS.items() for scenario in scenarios}
 
 OPTIONS = {
@@ -141,12 +145,14 @@ def read(
 
 def _items(rows: Iterator[SourceRow], exclude_ties: bool, report: ItemReport) -> Iterator[BenchmarkItem]:
     make = PairItems(report)
+    sizes: Counter[str] = Counter()
     for _, where, row in rows:
         scenario = text_of(row, "scenario", where)
         if scenario not in GROUP_OF_SCENARIO:
             raise DataError(
                 f"{where}: scenario {scenario!r} is not one of Auto-J. {nearest(scenario, GROUP_OF_SCENARIO)}"
             )
+        sizes[GROUP_OF_SCENARIO[scenario]] += 1
         prompt = [{"role": "user", "content": text_of(row, "prompt", where)}]
         responses = [text_of(row, key, where, may_be_empty=True) for key in ("response 1", "response 2")]
         label = whole_number(row, "label", (0, 1, TIE), where)
@@ -155,6 +161,9 @@ def _items(rows: Iterator[SourceRow], exclude_ties: bool, report: ItemReport) ->
             continue
         meta = {"scenario": scenario}
         yield make.item(prompt, responses, label, subset=GROUP_OF_SCENARIO[scenario], where=where, meta=meta)
+    if missing := [group for group in SUBSETS if not sizes[group]]:
+        report.notes.append(f"Groups missing: {', '.join(missing)}. Figures over all rows are not the official ones.")
+    report.notes += size_notes(sizes, SIZES)
 
 
 def _is_tie(label: Any) -> bool:

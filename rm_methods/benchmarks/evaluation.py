@@ -111,9 +111,19 @@ def _comparisons(module: ModuleType, card: BenchmarkCard, item: BenchmarkItem) -
 
 
 def usable_scores(values: Iterable[float]) -> np.ndarray:
-    """Scores in float32, which decides ties. A score that is not finite becomes NaN: it earns nothing."""
-    with np.errstate(over="ignore"):
-        scores = np.asarray(list(values), dtype=np.float32)
+    """Scores in float32, which decides ties. A score that is not finite becomes NaN: it earns nothing.
+
+    Raises:
+        DataError: the values are not one number a response, for example lists of one number.
+    """
+    values = list(values)
+    try:
+        with np.errstate(over="ignore"):
+            scores = np.asarray(values, dtype=np.float32)
+    except (TypeError, ValueError):
+        raise DataError(f"scores {values!r:.80} are not numbers.") from None
+    if scores.ndim != 1:
+        raise DataError(f"scores of the shape {scores.shape} are not one number a response: flatten them first.")
     return np.where(np.isfinite(scores), scores, np.float32("nan"))
 
 

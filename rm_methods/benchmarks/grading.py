@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
@@ -108,19 +108,29 @@ def present_subsets(items: Sequence[BenchmarkItem], subsets: Iterable[str], benc
     return present
 
 
-def size_notes(items: Iterable[BenchmarkItem], official: Mapping[str, int]) -> list[str]:
-    """A note for the readers if present subsets have other numbers of items than the official data; else none.
+def size_notes(sizes: Mapping[str, int], official: Mapping[str, int]) -> list[str]:
+    """A note for the readers if present parts have other numbers of rows than the official data; else none.
+
+    Parts without a row are not counted: another note says that they are missing.
 
     Args:
-        official: subset -> number of items.
+        sizes: part of the benchmark -> number of its rows that were read.
+        official: part -> number of rows.
+
+    >>> size_notes({"code": 227, "math": 529}, {"chat": 129, "code": 228, "math": 529})
+    ['Expected 757 rows, got 756: code 227 of 228. Figures are not the official ones.']
     """
-    sizes = Counter(item.subset for item in items)
     differing = [
-        f"{subset} {sizes[subset]:,} (official {count:,})"
-        for subset, count in official.items()
-        if sizes[subset] and sizes[subset] != count
+        f"{part} {sizes[part]:,} of {count:,}"
+        for part, count in official.items()
+        if sizes.get(part) and sizes[part] != count
     ]
-    return [f"Other numbers of items than in the official data: {', '.join(differing)}."] if differing else []
+    if not differing:
+        return []
+    present = [part for part in official if sizes.get(part)]
+    expected = sum(official[part] for part in present)
+    found = sum(sizes[part] for part in present)
+    return [f"Expected {expected:,} rows, got {found:,}: {', '.join(differing)}. Figures are not the official ones."]
 
 
 def sample_items(

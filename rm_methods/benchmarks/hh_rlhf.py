@@ -25,6 +25,7 @@ from rm_methods.benchmarks.grading import (
     pooled,
     present_subsets,
     sample_items,
+    size_notes,
 )
 from rm_methods.benchmarks.item import BenchmarkItem
 from rm_methods.benchmarks.length_control import length_controlled
@@ -34,6 +35,8 @@ from rm_methods.preferences.pair import Message, make_pair
 TIE_RULE = "equal scores are wrong (strict)"
 
 SUBSETS = ("harmless-base", "helpful-base", "helpful-online", "helpful-rejection-sampled")
+
+SIZES = {"harmless-base": 2312}  # rows; the other tranches were not counted
 
 OPTIONS = {
     "subsets": {
@@ -67,7 +70,9 @@ def _read_subsets(
     card: BenchmarkCard, root: Path | None, options: dict[str, Any], report: ItemReport
 ) -> Iterator[BenchmarkItem]:
     seen: Counter[str] = Counter()
+    sizes: Counter[str] = Counter()
     for subset, where, row in _rows(card, root, options["subsets"], report):
+        sizes[subset] += 1
         item = _item(row, subset, where, exclude_differing=options["differing_prompts"] == "exclude", report=report)
         if item is None:
             continue
@@ -76,6 +81,7 @@ def _read_subsets(
             report.count("row occurs more than once, kept", where)
             item = replace(item, item_id=f"{item.item_id}#{seen[item.item_id]}")
         yield item
+    report.notes += size_notes(sizes, SIZES)
 
 
 def _rows(card: BenchmarkCard, root: Path | None, subsets: list[str] | None, report: ItemReport) -> Iterator[SourceRow]:

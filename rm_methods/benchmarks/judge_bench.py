@@ -13,6 +13,7 @@ rule is different here: a score of NaN gives no credit. The official single game
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from rm_methods.benchmarks.cards import BenchmarkCard
-from rm_methods.benchmarks.grading import SAMPLING_OPTIONS, Metric, pooled, present_subsets, sample_items
+from rm_methods.benchmarks.grading import SAMPLING_OPTIONS, Metric, pooled, present_subsets, sample_items, size_notes
 from rm_methods.benchmarks.item import BenchmarkItem
 from rm_methods.benchmarks.sources import ItemReport, check_new, hub_rows, local_files, local_rows, text_of
 from rm_methods.errors import DataError, nearest
@@ -36,6 +37,10 @@ CATEGORIES = {
     "reasoning": "livebench-reasoning",
     "math": "livebench-math",
     "coding": "livecodebench",
+}
+SIZES = {
+    "gpt": {"mmlu-pro": 154, "livebench-reasoning": 98, "livebench-math": 56, "livecodebench": 42},
+    "claude": {"mmlu-pro": 154, "livebench-reasoning": 51, "livebench-math": 34, "livecodebench": 31},
 }
 LABELS = {"A>B": (0, 1), "B>A": (1, 0)}
 
@@ -65,14 +70,22 @@ def _read_pairs(
     else:
         rows = local_rows(local_files(card, root, names=[response_model]), report)
     first_use: dict[str, str] = {}
+    sizes: Counter[str] = Counter()
     for _, where, row in rows:
         item = _item(row, where)
+        sizes[item.subset] += 1
         check_new(item.item_id, where, first_use)
         if item.responses[0] == item.responses[1]:
             report.count("both answers are the same text: always a tie, kept", item.item_id)
         if not all(response.strip() for response in item.responses):
             report.count("empty answer, kept", item.item_id)
         yield item
+    missing = [category for category, subset in CATEGORIES.items() if not sizes[subset]]
+    if missing:
+        report.notes.append(
+            f"Categories missing: {', '.join(missing)}. `overall` is over the others and not the official figure."
+        )
+    report.notes += size_notes(sizes, SIZES[response_model])
 
 
 def _item(row: dict[str, Any], where: str) -> BenchmarkItem:

@@ -12,6 +12,7 @@ it picks the second output in one order and the first in the other, so its accur
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -28,6 +29,7 @@ from rm_methods.benchmarks.grading import (
     mean_of,
     present_subsets,
     sample_items,
+    size_notes,
 )
 from rm_methods.benchmarks.item import BenchmarkItem
 from rm_methods.benchmarks.pair_items import STRICT, PairItems, required_root, whole_number
@@ -37,6 +39,8 @@ TIE_RULE = f"{STRICT}; `..._ties_half`: half (official rule for ratings of singl
 
 ADVERSARIAL = ("neighbor", "gptinst", "gptout", "manual")
 SUBSETS = ("natural", *ADVERSARIAL)
+
+SIZES = {"natural": 100, "neighbor": 134, "gptinst": 92, "gptout": 47, "manual": 46}
 
 OPTIONS = {**SAMPLING_OPTIONS}
 
@@ -55,7 +59,8 @@ def read(
             f"Sets missing: {', '.join(missing)}. Averages are means over the others, not the paper's averages."
         )
     make = PairItems(report)
-    items = (_item(row, subset, where, make) for subset, where, row in local_rows(files, report))
+    items = [_item(row, subset, where, make) for subset, where, row in local_rows(files, report)]
+    report.notes += size_notes(Counter(item.subset for item in items), SIZES)
     yield from sample_items(items, options, report)
 
 

@@ -22,7 +22,15 @@ from typing import Any
 import numpy as np
 
 from rm_methods.benchmarks.cards import BenchmarkCard
-from rm_methods.benchmarks.grading import SAMPLING_OPTIONS, Metric, mean_of, pooled, present_subsets, sample_items
+from rm_methods.benchmarks.grading import (
+    SAMPLING_OPTIONS,
+    Metric,
+    mean_of,
+    pooled,
+    present_subsets,
+    sample_items,
+    size_notes,
+)
 from rm_methods.benchmarks.item import BenchmarkItem
 from rm_methods.benchmarks.pool_grading import GOLD_RULE, agreement, candidate_gold, gold_comparisons, gold_of_top
 from rm_methods.benchmarks.sources import (
@@ -48,6 +56,7 @@ HUB_IDS = {
     "mbpp_plus": "lmarena-ai/PPE-MBPP-Plus-Best-of-K",
 }
 SUBSETS = tuple(HUB_IDS)
+_ROWS = 2555  # of all five together; the sizes of the single ones are not published
 
 OPTIONS = {
     "benchmarks": {
@@ -90,7 +99,9 @@ def _rows_of_hub(card: BenchmarkCard, names: Sequence[str], report: ItemReport) 
 
 def _items(rows: Iterator[SourceRow], report: ItemReport) -> Iterator[BenchmarkItem]:
     seen: Counter[str] = Counter()
+    sizes: Counter[str] = Counter()
     for subset, where, row in rows:
+        sizes[subset] += 1
         item = _item(row, subset, where, report)
         if item is None:
             continue
@@ -99,6 +110,8 @@ def _items(rows: Iterator[SourceRow], report: ItemReport) -> Iterator[BenchmarkI
             report.count("question of one model occurs more than once, kept", where)
             item = replace(item, item_id=f"{item.item_id}#{seen[item.item_id]}")
         yield item
+    if set(sizes) == set(SUBSETS):
+        report.notes += size_notes({"all five benchmarks": sizes.total()}, {"all five benchmarks": _ROWS})
 
 
 def _item(row: dict[str, Any], subset: str, where: str, report: ItemReport) -> BenchmarkItem | None:

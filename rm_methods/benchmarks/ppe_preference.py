@@ -27,6 +27,7 @@ from rm_methods.benchmarks.grading import (
     pooled,
     present_subsets,
     sample_items,
+    size_notes,
 )
 from rm_methods.benchmarks.item import BenchmarkItem
 from rm_methods.benchmarks.sources import ItemReport, check_new, hub_rows, id_of, local_files, local_rows, text_of
@@ -36,6 +37,7 @@ from rm_methods.preferences.pair import prompt_group
 TIE_RULE = "equal scores are wrong (strict); rows whose human vote is a tie are excluded"
 
 SUBSET = "human_preference"
+SIZES = {SUBSET: 16_038}  # rows of the official split, tie votes included
 WINNERS = {"model_a": 0, "model_b": 1}  # value of `winner` -> index of the better response
 TIES = ("tie", "tie (bothbad)", "both_bad")  # as the releases of Chatbot Arena spell them
 
@@ -51,6 +53,8 @@ LANGUAGES = {"English": "english", "Chinese": "chinese", "Russian": "russian"}
 DOMAINS = (*FLAGS, "english", "non_english", "chinese", "russian")
 
 OPTIONS = {**SAMPLING_OPTIONS}
+
+METRIC_DETAILS = {"domains": f"list of the domains of the row, of {', '.join(DOMAINS)}"}
 
 comparisons = best_against_others
 
@@ -72,7 +76,9 @@ def _read_votes(card: BenchmarkCard, root: Path | None, report: ItemReport) -> I
     else:
         rows = local_rows(local_files(card, root), report)
     first_use: dict[str, str] = {}
+    sizes = {SUBSET: 0}
     for _, where, row in rows:
+        sizes[SUBSET] += 1
         winner = row.get("winner")
         if winner in TIES:
             report.exclude(f"the human vote is {winner!r}", where)
@@ -86,6 +92,7 @@ def _read_votes(card: BenchmarkCard, root: Path | None, report: ItemReport) -> I
         if not all(response.strip() for response in item.responses):
             report.count("empty response, kept", where)
         yield item
+    report.notes += size_notes(sizes, SIZES)
 
 
 def _item(row: dict[str, Any], where: str, report: ItemReport) -> BenchmarkItem:
@@ -145,4 +152,4 @@ def metrics(items: Sequence[BenchmarkItem]) -> list[Metric]:
 
 def _part_of(item: BenchmarkItem, domain: str) -> str:
     """The domain for an item in it, "" for any other item: domains overlap, so they cannot be subsets."""
-    return domain if domain in item.meta["domains"] else ""
+    return domain if domain in item.meta.get("domains", ()) else ""

@@ -11,6 +11,7 @@ get_benchmark_results.py there); `prior_sets: true` adds them and `overall_with_
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -113,7 +114,8 @@ def read(
             f"Subsets missing: {', '.join(missing)}. Sections and `overall` are means over the others, not the "
             "official figures."
         )
-    report.notes += size_notes(items, WEIGHTS | {"math-prm": _MATH_PAIRS})
+    sizes = Counter(item.subset for item in items)
+    report.notes += size_notes(sizes, WEIGHTS | {"math-prm": _MATH_PAIRS})
     yield from sample_items(items, options, report)
 
 
@@ -133,18 +135,18 @@ def _items(rows: Iterator[SourceRow], report: ItemReport) -> Iterator[BenchmarkI
                     f"{where}: subset {subset!r} is not one of RewardBench. {nearest(str(subset), WEIGHTS)}"
                 )
             messages = [{"role": "user", "content": text_of(row, "prompt", where)}]
-            number = id_of(row, "id", where)
+            source_id = id_of(row, "id", where)
         else:
             subset = name
             messages = _conversation(row.get("prompt"), where)
-            number = where.rpartition(" ")[2]  # the prior sets have no ids
+            source_id = None  # the prior sets have no ids: the content is the id, so repeated rows are counted
         yield make.item(
             messages,
             [text_of(row, key, where, may_be_empty=True) for key in ("chosen", "rejected")],
             0,
             subset=subset,
             where=where,
-            source_id=number,
+            source_id=source_id,
             meta={key: row[key] for key in ("chosen_model", "rejected_model") if row.get(key) is not None},
         )
 

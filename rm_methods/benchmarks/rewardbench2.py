@@ -73,6 +73,11 @@ _TIED_SHARE = 1 - _ACCURACY  # of the weight of Ties; the rest is on the ref row
 
 OPTIONS = dict(SAMPLING_OPTIONS)
 
+METRIC_DETAILS = {
+    "kind": "of a row of Ties: ref (one right answer) or tied (several)",
+    "ties": "of a row of Ties: number of its prompt, the same for the rows ref and tied",
+}
+
 
 def read(
     card: BenchmarkCard, root: Path | None, options: dict[str, Any], report: ItemReport, pairs: Path | None = None
@@ -84,6 +89,7 @@ def read(
         rows = local_rows(local_files(card, root), report)
     seen: Counter[str] = Counter()
     items = [_item(row, where, seen, report) for _, where, row in rows]
+    sizes = Counter(item.subset for item in items)
     items = list(_with_partner(items, report))
     present = {item.subset for item in items}
     missing = [subset for subset in SUBSETS.values() if subset not in present]
@@ -91,7 +97,7 @@ def read(
         report.notes.append(
             f"Subsets missing: {', '.join(missing)}. `overall` is the mean over the others, not the official figure."
         )
-    report.notes += size_notes(items, _SIZES)
+    report.notes += size_notes(sizes, _SIZES)
     # A draw takes both rows of a Ties prompt: it sees only the first, and the second follows.
     tied = {item.meta["ties"]: item for item in items if item.meta.get("kind") == _TIED}
     for item in sample_items([item for item in items if item.meta.get("kind") != _TIED], options, report):
@@ -216,7 +222,11 @@ def grade_all(items: Sequence[BenchmarkItem], scores: Sequence[np.ndarray]) -> l
     Returns:
         as `grade`.  A row of Ties has "official" (its part of the Ties score), "accuracy", and in row tied:k
         "preferred", "preferred_hard" and "margin".
+
+    Raises:
+        DataError: as `_check_ties`.
     """
+    _check_ties(items)
     graded = [grade(item.label, item_scores) for item, item_scores in zip(items, scores, strict=True)]
     reference_gap = {
         item.meta["ties"]: _gap(item, item_scores)
@@ -232,6 +242,35 @@ def grade_all(items: Sequence[BenchmarkItem], scores: Sequence[np.ndarray]) -> l
         else:
             graded[number] = _tied_credits(item, item_scores, reference_gap[item.meta["ties"]])
     return graded
+
+
+def _check_ties(items: Sequence[BenchmarkItem]) -> None:
+    """Refuse rows of Ties that cannot be graded together.
+
+    Raises:
+        DataError: a row does not say its kind and prompt, has one right answer in tied or several in ref, or a prompt
+            does not have exactly one row of each kind.
+    """
+    kinds: dict[str, list[str]] = defaultdict(list)
+    for item in items:
+        if item.subset != TIES:
+            continue
+        kind = item.meta.get("kind")
+        number = item.meta.get("ties")
+        if kind not in (_REF, _TIED) or number is None:
+            raise DataError(
+                f"rewardbench2: item {item.item_id!r} of Ties needs `kind` (ref or tied) and `ties`, the number of its "
+                f"prompt, found {kind!r} and {number!r}."
+            )
+        if (_correct(item.label, len(item.responses)) == 1) != (kind == _REF):
+            raise DataError(f"rewardbench2: item {item.item_id!r}: ref has one right answer, tied several.")
+        kinds[number].append(kind)
+    for number, of_prompt in kinds.items():
+        if sorted(of_prompt) != [_REF, _TIED]:
+            raise DataError(
+                f"rewardbench2: prompt {number!r} of Ties has the rows {', '.join(of_prompt)}; expected one ref and "
+                "one tied."
+            )
 
 
 def _gap(item: BenchmarkItem, scores: np.ndarray) -> float:

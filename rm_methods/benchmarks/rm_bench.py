@@ -9,6 +9,7 @@ safety pools its two files by rows.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -16,7 +17,14 @@ from typing import Any, TypeGuard
 import numpy as np
 
 from rm_methods.benchmarks.cards import BenchmarkCard
-from rm_methods.benchmarks.grading import SAMPLING_OPTIONS, Metric, mean_of, present_subsets, sample_items
+from rm_methods.benchmarks.grading import (
+    SAMPLING_OPTIONS,
+    Metric,
+    mean_of,
+    present_subsets,
+    sample_items,
+    size_notes,
+)
 from rm_methods.benchmarks.item import BenchmarkItem
 from rm_methods.benchmarks.sources import (
     ItemReport,
@@ -35,6 +43,7 @@ TIE_RULE = "equal scores are wrong, in each of the nine comparisons of an item (
 
 DOMAINS = {"chat": ("chat",), "code": ("code",), "math": ("math",), "safety": ("safety-refuse", "safety-response")}
 SUBSETS = tuple(subset for subsets in DOMAINS.values() for subset in subsets)
+SIZES = {"chat": 129, "code": 228, "math": 529, "safety-refuse": 284, "safety-response": 157}
 LEVELS = ("easy", "normal", "hard")
 
 OPTIONS = {
@@ -70,6 +79,7 @@ def read(
         report.notes.append(
             "Only one of the two safety files exists: `safety` is not the official figure, which pools both by rows."
         )
+    report.notes += size_notes(Counter(item.subset for item in items), SIZES)
     yield from sample_items(items, options, report)
 
 

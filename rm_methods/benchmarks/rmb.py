@@ -12,6 +12,7 @@ unweighted means over scenarios.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from rm_methods.benchmarks.grading import (
     pooled,
     present_subsets,
     sample_items,
+    size_notes,
 )
 from rm_methods.benchmarks.item import BenchmarkItem
 from rm_methods.benchmarks.sources import ItemReport, check_new, id_of, local_rows, text_of
@@ -88,6 +90,8 @@ COLUMNS = {
     "harmlessness_pairwise": "Pairwise_set/Harmlessness",
 }
 
+SIZES = {"helpfulness_bon": 2109, "harmlessness_bon": 1677}  # lists; the number of pairs is not settled
+
 OPTIONS = {
     "sets": {
         "type": ["array", "null"],
@@ -109,6 +113,8 @@ OPTIONS = {
     },
     **SAMPLING_OPTIONS,
 }
+
+METRIC_DETAILS = {"scenario": "for the macro averages: name of the scenario, such as Chat/Discussion or S1"}
 
 comparisons = best_against_others
 
@@ -191,8 +197,10 @@ def _note_missing(card: BenchmarkCard, files: Iterable[str], options: dict[str, 
 
 def _items(files: dict[str, list[Path]], report: ItemReport) -> Iterator[BenchmarkItem]:
     first_use: dict[str, str] = {}
+    sizes: Counter[str] = Counter()
     for name, where, row in local_rows(files, report):
         column, _, scenario = name.partition("/")
+        sizes[column] += 1
         item = _item(row, column, scenario, where)
         check_new(item.item_id, where, first_use)
         if item.responses[0] in item.responses[1:]:
@@ -202,6 +210,7 @@ def _items(files: dict[str, list[Path]], report: ItemReport) -> Iterator[Benchma
         if not all(message["content"].strip() for message in item.prompt):
             report.count("some turns of the prompt are empty, kept", where)
         yield item
+    report.notes += size_notes(sizes, SIZES)
 
 
 def _item(row: dict[str, Any], column: str, scenario: str, where: str) -> BenchmarkItem:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from rm_methods.preferences.read_report import Columns
 SourceRow = tuple[str, str, dict[str, Any]]
 
 EXAMPLES_KEPT = 5
+HUB_PATIENCE = 10  # seconds that one request to the hub may take
 _PART = re.compile(r"-(?P<number>\d{5})-of-(?P<total>\d{5})")  # as the hub names the parts of a split
 
 
@@ -230,26 +232,66 @@ def hub_rows(card: BenchmarkCard, report: ItemReport, name: str, /, **load_argum
         DataError: the card has no hub repository, or the hub cannot be reached or read.
     """
     advice = (
-        f"Without the network, put the public files of {card.title} ({card.url}) into a folder and name it in the "
-        f"configuration:\n    benchmarks:\n      {card.name}:\n        root: /folder/with/the/files"
+        f"Without the network, put the public files of {card.title} ({card.url}) into a folder and name it. For "
+        f"`rm-methods benchmark`: --root {card.name}=/folder/with/the/files. In a configuration:\n    benchmarks:\n"
+        f"      {card.name}:\n        root: /folder/with/the/files"
     )
     if card.hub_id is None:
         raise DataError(f"Benchmark {card.name!r} is not on a hub. {advice}")
     import datasets
 
     arguments = {"revision": card.revision} | load_arguments
+    unreachable = hub_problem()
     try:
-        rows = datasets.load_dataset(card.hub_id, **arguments)
+        with _offline() if unreachable else nullcontext():
+            rows = datasets.load_dataset(card.hub_id, **arguments)
     except Exception as error:  # network, cache and parsers raise errors of many kinds; the user reads their text
+        if unreachable:
+            reason = f"could not be loaded: {unreachable}, and its local cache does not hold this data"
+        else:
+            reason = f"could not be loaded from the hub ({type(error).__name__}: {error})"
         raise DataError(
             f"Benchmark {card.name!r}: {card.hub_id} ({load_arguments}, revision {card.revision or 'not pinned'}) "
-            f"could not be loaded from the hub ({type(error).__name__}: {error}).\n{advice}"
+            f"{reason}.\n{advice}"
         ) from error
     if card.revision is None:
         report.notes.append(f"Not pinned: the card names no revision of {card.hub_id}, so the data may change.")
+    if unreachable:
+        report.notes.append(f"From the local cache: {unreachable}.")
     report.sources.append({"hub": card.hub_id, "revision": card.revision} | load_arguments)
     source = f"{card.hub_id} {load_arguments}"
     for number, row in enumerate(rows, start=1):
         where = f"{source}, row {number}"
         report.row()
         yield name, where, _checked_row(row, source, where, report)
+
+
+def hub_problem() -> str | None:
+    """Why the hub is not asked or does not answer, in words; None if it answers.
+
+    One request, which takes at most `HUB_PATIENCE` seconds. `datasets` itself asks six times and waits in between.
+    """
+    from huggingface_hub import constants, get_session, is_offline_mode
+
+    if is_offline_mode():
+        return "offline mode is on (HF_HUB_OFFLINE)"
+    try:
+        get_session().head(constants.ENDPOINT, timeout=HUB_PATIENCE)
+    except Exception as error:  # its class depends on the HTTP library of the version of huggingface_hub
+        return f"{constants.ENDPOINT} cannot be reached ({str(error) or type(error).__name__})"
+    return None
+
+
+@contextmanager
+def _offline() -> Iterator[None]:
+    """The hub's libraries use their cache only, as with HF_HUB_OFFLINE=1, which they read when they are imported."""
+    import datasets
+    from huggingface_hub import constants
+
+    before = (constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE)
+    constants.HF_HUB_OFFLINE = True
+    datasets.config.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE = before

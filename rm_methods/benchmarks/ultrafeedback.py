@@ -20,6 +20,7 @@ from rm_methods.benchmarks.grading import (
     pooled,
     present_subsets,
     sample_items,
+    size_notes,
 )
 from rm_methods.benchmarks.item import BenchmarkItem
 from rm_methods.benchmarks.length_control import length_controlled
@@ -30,6 +31,7 @@ from rm_methods.errors import DataError
 TIE_RULE = STRICT
 
 SPLIT = "test_prefs"
+SIZES = {SPLIT: 2000}  # rows
 
 OPTIONS = {
     "equal_scores": {
@@ -59,10 +61,13 @@ def _items(card: BenchmarkCard, root: Path | None, exclude_equal: bool, report: 
     else:
         rows = local_rows(local_files(card, root), report)
     make = PairItems(report)
+    sizes = {SPLIT: 0}
     for _, where, row in rows:
+        sizes[SPLIT] += 1
         item = _item(row, where, exclude_equal, make)
         if item is not None:
             yield item
+    report.notes += size_notes(sizes, SIZES)
 
 
 def _item(row: dict[str, Any], where: str, exclude_equal: bool, make: PairItems) -> BenchmarkItem | None:

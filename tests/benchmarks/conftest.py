@@ -42,25 +42,26 @@ def example_options(card: BenchmarkCard) -> dict[str, Any]:
     return options
 
 
+def prepare_example(card: BenchmarkCard, folder: Path) -> list[BenchmarkItem]:
+    """Items of a benchmark from its example files, or from pairs made up here for benchmarks of prepared pairs."""
+    if card.module == "prepared_splits":
+        root, pairs = None, example_pairs(card.subsets, folder / "pairs.parquet")
+    else:
+        root, pairs = EXAMPLES / card.name, None
+        assert root.is_dir(), (
+            f"add a few made-up rows in the public format of {card.name} to {root}: the contract is tested on them"
+        )
+    prepare_items(
+        card.name,
+        {"root": root, "options": example_options(card)},
+        pairs,
+        folder / f"{card.name}.parquet",
+        folder / f"{card.name}.json",
+    )
+    return read_items(folder / f"{card.name}.parquet")
+
+
 @pytest.fixture
 def example_items(tmp_path: Path) -> Callable[[BenchmarkCard], list[BenchmarkItem]]:
-    """Items of a benchmark from its example files, or from pairs made up here for benchmarks of prepared pairs."""
-
-    def prepare(card: BenchmarkCard) -> list[BenchmarkItem]:
-        if card.module == "prepared_splits":
-            root, pairs = None, example_pairs(card.subsets, tmp_path / "pairs.parquet")
-        else:
-            root, pairs = EXAMPLES / card.name, None
-            assert root.is_dir(), (
-                f"add a few made-up rows in the public format of {card.name} to {root}: the contract is tested on them"
-            )
-        prepare_items(
-            card.name,
-            {"root": root, "options": example_options(card)},
-            pairs,
-            tmp_path / f"{card.name}.parquet",
-            tmp_path / f"{card.name}.json",
-        )
-        return read_items(tmp_path / f"{card.name}.parquet")
-
-    return prepare
+    """`prepare_example` in a temporary folder."""
+    return lambda card: prepare_example(card, tmp_path)

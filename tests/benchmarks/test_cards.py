@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import yaml
 from rm_methods import benchmarks
 from rm_methods.benchmarks.cards import MODULES, list_benchmark_cards, load_benchmark_card, resolve_benchmark_options
 from rm_methods.errors import ConfigError, UserError
+from tests.conftest import REPOSITORY
 
 GOOD = {
     "name": "mine",
@@ -157,3 +159,26 @@ def test_the_columns_of_a_benchmark_of_splits_are_those_of_its_splits():
     assert list(card.columns_with(resolve_benchmark_options(card, {}))) == default
     assert list(card.columns_with({"splits": ["iid", "cue_on_better"]})) == ["iid", "cue_on_better"]
     assert load_benchmark_card("rm_bench").columns_with({}) == load_benchmark_card("rm_bench").columns
+
+
+POINTS = ["Source", "Size", "Fields read", "Metrics", "Ties", "Edge cases", "Reference numbers", "Checked by"]
+
+
+def sections_of(page: str) -> dict[str, list[str]]:
+    """Benchmark -> the points of its section in docs/benchmarks.md."""
+    sections = {}
+    for section in page.split("\n## ")[1:]:
+        heading, _, text = section.partition("\n")
+        for name in re.findall(r"`(\w+)`", heading):
+            sections[name] = re.findall(r"^\* \*\*([\w ]+):\*\*", text, re.MULTILINE)
+    return sections
+
+
+@pytest.mark.parametrize("name", list_benchmark_cards())
+def test_every_benchmark_has_a_section_with_the_same_points(name):
+    page = (REPOSITORY / "docs" / "benchmarks.md").read_text()
+    assert sections_of(page)[name] == POINTS
+
+
+def test_a_section_that_lacks_a_point_is_noticed():
+    assert sections_of("# B\n\n## `a` and `b`\n\n* **Size:** 3\n") == {"a": ["Size"], "b": ["Size"]}

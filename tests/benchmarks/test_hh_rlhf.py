@@ -103,7 +103,10 @@ class TestSubsets:
     def test_missing_tranches_are_noted_and_accuracy_pools_rows(self, tmp_path):
         report, items = prepare(two_tranches(tmp_path), tmp_path)
         assert report["subsets"] == {"harmless-base": 4, "helpful-base": 1}
-        assert report["notes"] == ["Not below the root, so not evaluated: helpful-online, helpful-rejection-sampled."]
+        assert report["notes"] == [
+            "Not below the root, so not evaluated: helpful-online, helpful-rejection-sampled.",
+            "Expected 2,312 rows, got 4: harmless-base 4 of 2,312. Figures are not the official ones.",
+        ]
         scores = scores_by(lambda text: float(text == "A plum."), items)
         values = metric_values(credit_table(CARD, items, scores))
         # "A plum." is one of the three chosen responses that are shorter than their rival.

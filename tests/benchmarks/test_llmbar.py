@@ -81,7 +81,8 @@ class TestReading:
         assert len(items) == 1
         assert report["notes"] == [
             "Sets missing: neighbor, gptinst, gptout, manual. Averages are means over the others, not the paper's "
-            "averages."
+            "averages.",
+            "Expected 100 rows, got 1: natural 1 of 100. Figures are not the official ones.",
         ]
 
     @pytest.mark.parametrize(

@@ -118,7 +118,8 @@ class TestReading:
         assert item.responses == ["3", "2"]
         assert item.meta == {"domains": ["easy", "math", "english"], "models": ["one", "two"]}
         assert report["notes"] == [
-            "Domains missing: hard, if, code, non_english, chinese, russian. They have no figures."
+            "Expected 16,038 rows, got 1: human_preference 1 of 16,038. Figures are not the official ones.",
+            "Domains missing: hard, if, code, non_english, chinese, russian. They have no figures.",
         ]
 
     def test_tie_votes_are_excluded_and_counted(self, prepare):
@@ -129,7 +130,8 @@ class TestReading:
             "the human vote is 'tie'": 1,
             "the human vote is 'tie (bothbad)'": 1,
         }
-        assert report["notes"] == []
+        size = "Expected 16,038 rows, got 8: human_preference 8 of 16,038."
+        assert report["notes"] == [f"{size} Figures are not the official ones."]
 
     @pytest.mark.parametrize("winner", ["tie", "tie (bothbad)", "both_bad"])
     def test_every_spelling_of_a_tie_is_excluded(self, prepare, winner):

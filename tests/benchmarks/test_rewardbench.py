@@ -85,12 +85,17 @@ def test_missing_subsets_and_repeated_ids_are_reported(tmp_path):
     assert [item.item_id for item in items] == ["hep-go/7", "hep-go/7#2"]
     assert report["counted"]["id occurs more than once, kept under another"]["count"] == 1
     assert "Subsets missing: alpacaeval-easy" in report["notes"][0]
-    assert report["notes"][1] == "Other numbers of items than in the official data: hep-go 2 (official 164)."
+    assert report["notes"][1] == "Expected 164 rows, got 2: hep-go 2 of 164. Figures are not the official ones."
 
 
 def test_official_sizes_need_no_note():
-    items = [BenchmarkItem(f"{s}/{n}", s, (), ["", ""], 0) for s, count in ROWS.items() for n in range(count)]
-    assert size_notes(items, ROWS) == []
+    assert size_notes(ROWS, ROWS) == []
+
+
+def test_other_sizes_name_the_total_and_the_subsets():
+    sizes = ROWS | {"hep-go": 149}
+    expected = "Expected 2,985 rows, got 2,970: hep-go 149 of 164. Figures are not the official ones."
+    assert size_notes(sizes, ROWS) == [expected]
 
 
 def test_roles_of_the_prior_sets_follow_from_the_position(tmp_path):
@@ -103,7 +108,16 @@ def test_roles_of_the_prior_sets_follow_from_the_position(tmp_path):
         ("assistant", "b"),
         ("user", "c"),
     ]
-    assert prior.item_id == "shp/1"
+    assert len(prior.item_id) > len("shp/1")  # a hash of the content
+
+
+def test_a_repeated_row_of_a_prior_set_is_counted(tmp_path):
+    prior = {"prompt": [{"role": "user", "content": "a"}], "chosen": "d", "rejected": "e"}
+    _, once = prepared(tmp_path, [ROW], prior, prior_sets=True)
+    assert once["counted"] == {}
+    (tmp_path / "shp.jsonl").write_text(2 * (json.dumps(prior) + "\n"))
+    _, twice = prepared(tmp_path, [ROW], None, prior_sets=True)
+    assert twice["counted"]["id occurs more than once, kept under another"]["count"] == 1
 
 
 @pytest.mark.parametrize(

@@ -112,7 +112,7 @@ def test_ids_that_repeat_across_subsets_and_both_rows_of_a_prompt(tmp_path):
     assert [item.item_id for item in items] == ["math/1", "focus/1", "ties/ref:3", "ties/tied:3"]
     assert {item.group for item in items[2:]} == {"ties/3"}
     assert "Subsets missing: factuality, precise_if, safety." in report["notes"][0]
-    assert "math 1 (official 183), focus 1 (official 495), ties 2 (official 102)" in report["notes"][1]
+    assert "Expected 780 rows, got 4: math 1 of 183, focus 1 of 495, ties 2 of 102." in report["notes"][1]
 
 
 def test_a_ties_row_without_partner_is_excluded_and_counted(tmp_path):

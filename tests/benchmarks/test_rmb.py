@@ -199,12 +199,12 @@ class TestReading:
         assert report["notes"][0] == (
             "Columns missing: harmlessness_bon. `overall` is the mean over the others and is not the official Overall."
         )
-        assert report["notes"][-1] == (
+        assert report["notes"][-2] == (
             "Scenarios missing in harmlessness_pairwise: S2, S3, S4, S5, S6, S7, S8, S9, S10, S11. Its figures and "
             "`overall` are not official."
         )
 
-    def test_all_files_together_need_no_note(self, prepare, tmp_path):
+    def test_all_files_together_need_no_note_but_that_of_their_size(self, prepare, tmp_path):
         row = {"conversation_input": [{"role": "user", "content": "?"}]}
         answers = {"llm_name": "m", "answer": "a"}
         rows = {
@@ -220,7 +220,8 @@ class TestReading:
                 file.parent.mkdir(parents=True, exist_ok=True)
                 file.write_text(json.dumps([rows[name] | {"pair_uid": number, "bon_uid": number}]))
         items, report = prepare(tmp_path / "all")
-        assert (len(items), report["notes"]) == (98, [])
+        size = "Expected 3,786 rows, got 49: helpfulness_bon 37 of 2,109, harmlessness_bon 12 of 1,677."
+        assert (len(items), report["notes"]) == (98, [f"{size} Figures are not the official ones."])
 
     @pytest.mark.parametrize(
         ("options", "columns"),

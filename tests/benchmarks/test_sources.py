@@ -4,17 +4,23 @@ import gzip
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
+import time
+from types import SimpleNamespace
 
 import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from click.testing import CliRunner
+from huggingface_hub import close_session
 
-from rm_methods.benchmarks import rm_bench
+from rm_methods.benchmarks import rm_bench, sources
 from rm_methods.benchmarks.evaluation import prepare_items
 from rm_methods.benchmarks.item import read_items
+from rm_methods.cli import main
 from rm_methods.errors import DataError
 from rm_methods.listing import preparation_text
 from rm_methods.preferences.file_formats import file_rows
@@ -248,6 +254,7 @@ class TestHub:
             return self.answer
 
         monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+        monkeypatch.setattr(sources, "hub_problem", lambda: None)
         return asked
 
     def test_rm_bench_is_one_split_with_domains(self, hub, tmp_path):
@@ -285,7 +292,8 @@ class TestHub:
             ("09be8c5bbc57cb3887f3a9732ad6aa7ec602a1fa", "test")
         }
         assert len(items) == 4
-        assert report["notes"] == []
+        size = "Expected 2,312 rows, got 1: harmless-base 1 of 2,312."
+        assert report["notes"] == [f"{size} Figures are not the official ones."]
 
     def test_helpsteer3_is_the_preference_configuration_at_a_pinned_revision(self, hub, tmp_path):
         turn = {"role": "user", "content": "?"}
@@ -332,6 +340,76 @@ class TestHub:
         run = subprocess.run(
             [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, env=environment, check=True
         )
-        assert "could not be loaded from the hub" in run.stdout
+        assert "could not be loaded: offline mode is on (HF_HUB_OFFLINE)" in run.stdout
         assert "benchmarks:\n      judge_bench:\n        root: /folder/with/the/files" in run.stdout
         assert not (tmp_path / "i.parquet").exists()
+
+    @pytest.fixture
+    def no_network(self, monkeypatch, tmp_path):
+        """Names of hosts that were looked up, in vain. Nothing is in the cache, and waiting is an error."""
+        from huggingface_hub import constants
+
+        asked = []
+
+        def getaddrinfo(host, *arguments, **more):
+            asked.append(host)
+            raise socket.gaierror(-2, "Name or service not known")
+
+        def sleep(seconds):
+            raise AssertionError(f"waits {seconds} s for another try")
+
+        monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+        monkeypatch.setattr(time, "sleep", sleep)
+        for settings in (constants, datasets.config):
+            monkeypatch.setattr(settings, "HF_HUB_OFFLINE", False)
+        for name in ("http_proxy", "https_proxy", "all_proxy"):
+            monkeypatch.delenv(name, raising=False)
+            monkeypatch.delenv(name.upper(), raising=False)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+        monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets")
+        close_session()  # an earlier test may have left a connection open
+        return asked
+
+    @pytest.mark.parametrize("benchmark", ["rewardbench", "hh_rlhf", "tldr", "ppe_correctness"])
+    def test_without_a_network_one_request_is_made_and_one_message_is_given(self, no_network, benchmark, tmp_path):
+        from huggingface_hub import constants
+
+        with pytest.raises(DataError) as error:
+            prepare(benchmark, {}, tmp_path)
+        assert len(no_network) == 1
+        text = str(error.value)
+        assert "cannot be reached ([Errno -2] Name or service not known), and its local cache does not hold" in text
+        assert f"--root {benchmark}=/folder/with/the/files" in text
+        assert text.count("cannot be reached") == 1
+        assert not constants.HF_HUB_OFFLINE
+        assert not datasets.config.HF_HUB_OFFLINE
+
+    def test_without_a_network_the_verb_ends_with_the_message_alone(self, no_network, tmp_path):
+        config = "experiment: x\ndata: {dataset: world}\nmethods: {longest: {}}\nbenchmarks: {rewardbench2: {}}\n"
+        (tmp_path / "c.yaml").write_text(config)
+        files = ["--items", str(tmp_path / "i.parquet"), "--report", str(tmp_path / "r.json")]
+        command = ["prepare-benchmark", "--config", str(tmp_path / "c.yaml"), "--benchmark", "rewardbench2", *files]
+        result = CliRunner().invoke(main, command)
+        assert result.exit_code == 2
+        assert result.output.count("\n") == 5, result.output
+        assert result.output.startswith("rm-methods: Benchmark 'rewardbench2': allenai/reward-bench-2")
+
+    def test_without_a_network_the_cache_is_used_and_the_report_says_so(self, no_network, hub, monkeypatch, tmp_path):
+        monkeypatch.setattr(sources, "hub_problem", lambda: "the hub cannot be reached")
+        self.answer = [
+            {"id": 1, "domain": "math", "prompt": "?", "chosen": list("abc"), "rejected": list("def"), "subset": None}
+        ]
+        report, items = prepare("rm_bench", {}, tmp_path)
+        assert len(items) == 1
+        assert "From the local cache: the hub cannot be reached." in report["notes"]
+
+    @pytest.mark.parametrize("status", [200, 404, 503])
+    def test_a_hub_that_answers_at_all_is_reachable(self, monkeypatch, status):
+        import huggingface_hub
+
+        asked = []
+        session = SimpleNamespace(head=lambda url, timeout: asked.append((url, timeout)) or status)
+        monkeypatch.setattr(huggingface_hub, "get_session", lambda: session)
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+        assert sources.hub_problem() is None
+        assert asked == [(huggingface_hub.constants.ENDPOINT, sources.HUB_PATIENCE)]

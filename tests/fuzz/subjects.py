@@ -595,6 +595,10 @@ BENCHMARKS = (
     "tldr",
     "helpsteer3",
     "ultrafeedback",
+    "rewardbench",
+    "rewardbench2",
+    "rmb",
+    "ppe_preference",
 )
 SUBJECTS: dict[str, type[Subject]] = {
     **{f"check/{name}": Check for name in CONFIGURATIONS},

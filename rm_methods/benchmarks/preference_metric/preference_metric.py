@@ -1,8 +1,10 @@
-"""The benchmarks' metrics as a module of the `evaluate` library; it runs the same code as `rm-methods evaluate`.
+"""The benchmarks' metrics as a module of the `evaluate` library, one configuration for each card; nothing is fetched.
 
     metric = evaluate.load("rm_methods/benchmarks/preference_metric", "rm_bench")
     label = '{"chosen": [0, 1, 2], "rejected": [3, 4, 5]}'
     metric.compute(predictions=[[...], ...], references=[label, ...], subsets=["chat", ...])
+
+The figures are those of `rm_methods.benchmarks.metric_functions.benchmark_metrics`.
 
 The loader of `evaluate` looks for imports line by line, so each import must be on one line.
 """
@@ -12,25 +14,20 @@ import json
 import datasets
 import evaluate
 
-from rm_methods.benchmarks.cards import load_benchmark_card
-from rm_methods.benchmarks.evaluation import credit_table, metric_values, usable_scores
-from rm_methods.benchmarks.item import BenchmarkItem
+from rm_methods.benchmarks.cards import benchmark_module, load_benchmark_card
+from rm_methods.benchmarks.metric_functions import benchmark_metrics, detail_keys
 from rm_methods.errors import DataError
 
-_DESCRIPTION = (
-    "Accuracy of a reward model on a preference benchmark, with the averages and the tie rule of the benchmark's "
-    "official code."
-)
+_DESCRIPTION = "The metrics of a reward model on this benchmark as published: its averages and its rule for ties."
 
 _INPUTS = """
 Args:
     predictions: for each item the scores of its responses, in the order of the item (float32; NaN: not scored, earns
         nothing).
     references: for each item its label as JSON text, as in the items file ('0', '"A>B"', '{"chosen": [0, 1, 2], ...}').
-    subsets: for each item its subset.
-Returns:
-    the metrics of the benchmark by name, in [0, 1]; not the length-controlled ones, which need the texts of the
-    responses.
+    subsets: for each item its subset, of: {subsets}.
+{details}Returns:
+    the metrics of the benchmark by name, most in [0, 1]. Equal scores: {ties}.
 """
 
 
@@ -46,24 +43,39 @@ class PreferenceMetric(evaluate.Metric):
                 "subsets": datasets.Value("string"),
             }
         )
+        inputs = _INPUTS.replace("{subsets}", ", ".join(card.subsets))
+        inputs = inputs.replace("{ties}", benchmark_module(card).TIE_RULE)
         return evaluate.MetricInfo(
             description=f"{card.title}. {_DESCRIPTION}",
             citation=card.citation,
-            inputs_description=_INPUTS,
+            inputs_description=inputs.replace("{details}", _details_text(detail_keys(card))),
             features=features,
             reference_urls=[card.url],
         )
 
-    def _compute(self, predictions, references, subsets) -> dict[str, float]:
-        items = []
-        rows = zip(predictions, references, subsets, strict=True)
-        for row, (scores, reference, subset) in enumerate(rows, start=1):
-            try:
-                label = json.loads(reference)
-            except ValueError:
-                raise DataError(
-                    f"references, row {row}: {reference!r} is not JSON; text labels need their quotation marks."
-                ) from None
-            items.append(BenchmarkItem(f"row {row}", subset, (), [""] * len(scores), label))
-        usable = [usable_scores(scores) for scores in predictions]
-        return metric_values(credit_table(load_benchmark_card(self.config_name), items, usable))
+    def _compute(self, predictions, references, subsets, details=None) -> dict[str, float]:
+        labels = [_label(reference, row) for row, reference in enumerate(references, start=1)]
+        return benchmark_metrics(self.config_name, predictions, labels, subsets, details=details)
+
+
+def _details_text(keys: dict[str, str]) -> str:
+    """The lines of the description for the argument `details`; none if the benchmark has none."""
+    if not keys:
+        return ""
+    lines = ["    details: optional, given to `compute`: for each item a dictionary with"]
+    lines += [f"        {key}: {meaning}" for key, meaning in keys.items()]
+    return "".join(f"{line}\n" for line in lines)
+
+
+def _label(reference: str, row: int):
+    """The label of an item from its JSON text.
+
+    Raises:
+        DataError: it is not JSON.
+    """
+    try:
+        return json.loads(reference)
+    except ValueError:
+        raise DataError(
+            f"references, row {row}: {reference!r} is not JSON; text labels need their quotation marks."
+        ) from None
