@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from rm_methods.benchmarks.contamination import contamination_note
 from rm_methods.reporting.tables import MISSING, Section, csv_text, latex_text, markdown_text, terminal_text
 
 CONTENT_BLIND = ("longest", "shortest", "random")  # rules that every table shows beside the model
@@ -18,7 +19,8 @@ def leaderboard_tables(record: Mapping[str, Any]) -> dict[str, str]:
         record: the content of results.json.
     """
     sections = [_section(result) for result in record["benchmarks"]]
-    notes = [_reading(record)] + [note for result in record["benchmarks"] for note in _notes(result)]
+    notes = [_reading(record), *_training_data(record)]
+    notes += [note for result in record["benchmarks"] for note in _notes(result)]
     return {
         "txt": terminal_text(sections, notes),
         "md": markdown_text(sections, notes),
@@ -60,6 +62,16 @@ def _reading(record: Mapping[str, Any]) -> str:
     )
 
 
+def _training_data(record: Mapping[str, Any]) -> list[str]:
+    """One note for each file of training pairs, so that rows that were not compared are seen."""
+    notes = []
+    for data in record.get("training_data", ()):
+        refused = f", {data['refused']:,} rows are not pairs and were not compared" if data["refused"] else ""
+        other = f", {data['other_splits']:,} pairs of other splits left out" if data["other_splits"] else ""
+        notes.append(f"Training data {data['file']}: {data['pairs']:,} pairs{refused}{other}.")
+    return notes
+
+
 def _notes(result: Mapping[str, Any]) -> list[str]:
     name = result["benchmark"]
     counts = (
@@ -70,7 +82,8 @@ def _notes(result: Mapping[str, Any]) -> list[str]:
         counts += f"; {result['not_scored']:,} have a score that is not finite, which earns nothing"
     excluded = [f"{entry['count']:,} rows: {reason}" for reason, entry in result["excluded"].items()]
     left_out = [f"{name}: left out {'; '.join(excluded)}."] if excluded else []
-    return [f"{counts}.", *left_out, *(f"{name}: {note}" for note in result["notes"])]
+    overlap = [contamination_note(result["contamination"])] if "contamination" in result else []
+    return [f"{counts}.", *left_out, *overlap, *(f"{name}: {note}" for note in result["notes"])]
 
 
 def _records(record: Mapping[str, Any]) -> list[dict[str, Any]]:
