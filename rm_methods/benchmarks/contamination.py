@@ -44,7 +44,7 @@ class Overlap(TypedDict):
     prompt: int  # the prompt is a training prompt
     prompt_and_response: int  # and under it, training has one of the item's responses, as chosen or rejected
     prompt_words: int  # the prompt is a training prompt, or shares an n-gram with a training text
-    response_words: int  # one of the responses shares an n-gram with a training text
+    response_words: int  # one of the responses shares an n-gram with a training text, prompts included
 
 
 COUNTS = ("prompt", "prompt_and_response", "prompt_words", "response_words")
@@ -164,7 +164,7 @@ def read_contamination(source: str | os.PathLike) -> ContaminationReport:
 def contamination_note(report: ContaminationReport) -> str:
     """The counts as a sentence for the notes below a table."""
     counts = report["counts"]
-    size = f"{report['ngram_words']} words"
+    size = f"{report['ngram_words']} words (or all of {report['least_words']} to {report['ngram_words'] - 1})"
     start = f"{report['benchmark']}, overlap with {report['training_pairs']:,} training pairs:"
     if not any(counts[count] for count in COUNTS):
         return f"{start} none. No prompt of {report['items']:,} items occurs in them, and no text shares {size}."
