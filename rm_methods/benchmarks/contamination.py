@@ -184,7 +184,7 @@ def _first_examples(examples: dict[int, Example]) -> list[Example]:
 
 
 def _text_key(text: str) -> str:
-    """A text as it is compared with others; one without words keeps its symbols, so that "?" and "!" differ."""
+    """The words of a text, joined; a text without words keeps its symbols, so that "?" and "!" differ."""
     return " ".join(words(text)) or " ".join(text.split())
 
 

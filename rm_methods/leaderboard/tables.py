@@ -69,6 +69,7 @@ def _training_data(record: Mapping[str, Any]) -> list[str]:
         refused = f", {data['refused']:,} rows are not pairs and were not compared" if data["refused"] else ""
         other = f", {data['other_splits']:,} pairs of other splits left out" if data["other_splits"] else ""
         notes.append(f"Training data {data['file']}: {data['pairs']:,} pairs{refused}{other}.")
+        notes += [f"Training data {data['file']}: {note}" for note in data["notes"]]
     return notes
 
 

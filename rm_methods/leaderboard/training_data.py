@@ -23,7 +23,7 @@ def read_training_data(files: Sequence[str]) -> tuple[list[PreferencePair], list
 
     Returns:
         The pairs of the split "train", and an account of each file: "file", "pairs" of that split, "other_splits"
-        (pairs that are left out), "refused" (rows that are not pairs).
+        (pairs that are left out), "refused" (rows that are not pairs), "notes" (the reader's remarks).
 
     Raises:
         UserError, DataError: a file is missing or unreadable, or has no pairs of the split "train".
@@ -33,7 +33,7 @@ def read_training_data(files: Sequence[str]) -> tuple[list[PreferencePair], list
     for file in files:
         if not Path(file).exists():
             raise UserError(f"--training-data {file}: no such file. Name a file of preference pairs.")
-        pairs, n_refused = _read(file)
+        pairs, n_refused, notes = _read(file)
         splits = Counter(pair.split for pair in pairs)
         if not splits[TRAINING_SPLIT]:
             listed = ", ".join(f"{split} ({count})" for split, count in sorted(splits.items())) or "none"
@@ -48,17 +48,18 @@ def read_training_data(files: Sequence[str]) -> tuple[list[PreferencePair], list
                 "pairs": splits[TRAINING_SPLIT],
                 "other_splits": len(pairs) - splits[TRAINING_SPLIT],
                 "refused": n_refused,
+                "notes": notes,
             }
         )
     return training, accounts
 
 
-def _read(file: str) -> tuple[list[PreferencePair], int]:
-    """All pairs of a file, and the number of rows that are not pairs."""
+def _read(file: str) -> tuple[list[PreferencePair], int, list[str]]:
+    """All pairs of a file, the number of rows that are not pairs, and the reader's remarks."""
     path = Path(file)
     columns = parquet_columns(path) if path.suffix == ".parquet" and path.is_file() else []
     if set(PAIR_COLUMNS) <= set(columns):
-        return read_pairs(path), 0
+        return read_pairs(path), 0, []
     card, root = card_for(file)
     pairs, _, report = read_dataset(card, root, {})
-    return pairs, sum(entry["count"] for entry in report.dropped.values())
+    return pairs, sum(entry["count"] for entry in report.dropped.values()), report.notes

@@ -201,8 +201,8 @@ def test_items_that_are_in_the_training_data_are_counted(longest, tmp_path):
     assert record["benchmarks"][1]["contamination"]["counts"]["prompt"] == 0
     n_rows = len(rows)
     assert record["training_data"] == [
-        {"file": files[0], "pairs": n_rows, "other_splits": 0, "refused": 0},
-        {"file": files[1], "pairs": 1, "other_splits": 1, "refused": 0},
+        {"file": files[0], "pairs": n_rows, "other_splits": 0, "refused": 0, "notes": []},
+        {"file": files[1], "pairs": 1, "other_splits": 1, "refused": 0, "notes": []},
     ]
     expected = f"rm_bench, overlap with {n_rows + 1} training pairs: {n_items} of {n_items} prompts occur in them"
     for text in (done.output, *((tmp_path / "out" / f"table.{suffix}").read_text() for suffix in ("txt", "md", "tex"))):
@@ -223,6 +223,14 @@ def test_rows_that_are_no_pairs_are_said(longest, tmp_path):
     file = write_json_lines(tmp_path / "pairs.jsonl", rows)
     text = run_model(str(longest), TARGETS[:1], tmp_path / "out", SETTINGS, training_data=[str(file)])
     assert "1 pairs, 1 rows are not pairs and were not compared" in " ".join(text.split())
+
+
+def test_the_readers_remarks_are_said(longest, tmp_path):
+    """Transcripts in one text are not split into turns, so they equal no prompt; their words are found."""
+    texts = {"chosen": "\n\nHuman: Hi\n\nAssistant: Yes", "rejected": "\n\nHuman: Hi\n\nAssistant: No"}
+    file = write_json_lines(tmp_path / "pairs.jsonl", [texts])
+    text = run_model(str(longest), TARGETS[:1], tmp_path / "out", SETTINGS, training_data=[str(file)])
+    assert "Texts begin with 'Human:', like the transcripts of HH-RLHF" in " ".join(text.split())
 
 
 def test_training_data_that_cannot_be_used_are_refused_before_scoring(longest, tmp_path):
