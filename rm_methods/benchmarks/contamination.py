@@ -166,7 +166,7 @@ def contamination_note(report: ContaminationReport) -> str:
     counts = report["counts"]
     size = f"{report['ngram_words']} words (or all of {report['least_words']} to {report['ngram_words'] - 1})"
     start = f"{report['benchmark']}, overlap with {report['training_pairs']:,} training pairs:"
-    if not any(counts[count] for count in COUNTS):
+    if not any(counts.values()):
         return f"{start} none. No prompt of {report['items']:,} items occurs in them, and no text shares {size}."
     more = counts["prompt_words"] - counts["prompt"]
     return (

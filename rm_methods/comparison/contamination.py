@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 from rm_methods.benchmarks.contamination import (
     COUNTS,
@@ -125,7 +126,8 @@ def contamination_csv(entries: Sequence[BenchmarkContamination]) -> str:
     for entry in entries:
         if entry.report is None:
             continue
-        whole = {"items": entry.report["items"], **{count: entry.report["counts"][count] for count in COUNTS}}
+        counts = cast(dict[str, int], entry.report["counts"])
+        whole = {"items": entry.report["items"], **counts}
         for subset, sizes in {"": whole, **entry.report["subsets"]}.items():
             record: dict[str, object] = {"experiment": entry.experiment, "benchmark": entry.benchmark, "subset": subset}
             record |= {"training_pairs": entry.report["training_pairs"], **sizes}

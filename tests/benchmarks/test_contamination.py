@@ -139,6 +139,7 @@ def test_ngrams_cross_turns_but_not_texts():
     for response in ("chosen", "rejected"):
         assert counts(whole, [pair(first, **{response: second})]) == none_but(prompt_words=1)
     assert counts(whole, [pair("Unlike", chosen=first, rejected=second)]) == none_but()
+    assert counts(whole, [pair(second, chosen=first)]) == none_but()
     assert counts([item("Unlike", [first, second])], [pair(SENTENCE)]) == none_but()
 
 
