@@ -230,6 +230,25 @@ def prepare_benchmark(config_files, benchmark, pairs, items, report):
     click.echo(preparation_text(prepare_items(benchmark, entries[benchmark], pairs, items, report)))
 
 
+@main.command()
+@click.option("--benchmark", required=True, help="Name of the benchmark.")
+@click.option("--pairs", required=True, type=_FILE, help="Prepared pairs; those of the split train count.")
+@click.option("--items", required=True, type=_FILE, help="Benchmark items.")
+@click.option("--report", required=True, type=_FILE, help="JSON report to write.")
+def contamination(benchmark, pairs, items, report):
+    """Count the benchmark items whose texts occur in the training pairs.
+
+    Equal prompts, equal prompts with an equal response, and shared n-grams of 13 words.
+    """
+    from rm_methods.benchmarks.cards import load_benchmark_card
+    from rm_methods.benchmarks.contamination import contamination_note, write_contamination
+    from rm_methods.files import check_outputs
+
+    check_outputs({"--report": [report]}, {"--pairs": [pairs], "--items": [items]})
+    card = load_benchmark_card(benchmark)  # refuses a name that is misspelled
+    click.echo(contamination_note(write_contamination(card.name, items, pairs, report)))
+
+
 @main.command("train-world-model")
 @_seed
 @click.option("--out", required=True, type=_FOLDER, help="Folder to write: a language model, and training.json.")
@@ -420,6 +439,11 @@ def score(model, data, out, root, config_files, strict, model_options, **options
     "--root", "roots", multiple=True, help="NAME=FOLDER with the public files; without it, from the hub; repeatable."
 )
 @click.option("--limit", type=click.IntRange(min=1), default=None, help="At most this many items of each subset.")
+@click.option(
+    "--training-data",
+    multiple=True,
+    help="File of preference pairs that the model was trained on, to count the items that occur in it; repeatable.",
+)
 @click.option("--out", type=_FOLDER, default=None, help="Folder to write; default results/benchmark/<model>.")
 @_threads
 @click.option(
@@ -441,7 +465,9 @@ def score(model, data, out, root, config_files, strict, model_options, **options
     help="Too long a text is cut and counted; cut as the official script does; or gets no score.",
 )
 @_model_options
-def benchmark(model, revision, names, roots, limit, out, threads, max_length, protocol, model_options, **settings):
+def benchmark(
+    model, revision, names, roots, limit, training_data, out, threads, max_length, protocol, model_options, **settings
+):
     """Score a reward model on benchmarks, without an experiment.
 
     Prints a table for each benchmark, beside rules that do not read the text.  A stopped command continues.
@@ -466,6 +492,7 @@ def benchmark(model, revision, names, roots, limit, out, threads, max_length, pr
             revision=revision,
             max_length=max_length,
             options=model_options,
+            training_data=training_data,
         ),
         nl=False,
     )
@@ -626,6 +653,7 @@ def compare(folders, config_files, folder, out, reference, benchmark, same_data)
     need no configuration; they are refused if they were not measured alike.
     """
     from rm_methods.comparison.compare import compare as run
+    from rm_methods.comparison.contamination import contamination_of
     from rm_methods.comparison.folders import compare_folders
     from rm_methods.comparison.noise import compare_across_noise
     from rm_methods.comparison.runs import compared_columns
@@ -647,14 +675,16 @@ def compare(folders, config_files, folder, out, reference, benchmark, same_data)
     if reference or benchmark or same_data:
         raise UserError("--reference, --benchmark and --same-data are for several FOLDERS; the configuration has them.")
     config = load_config(config_files)
-    runs = evaluated_runs(Experiment(config), folder)
+    experiment = Experiment(config)
+    runs = evaluated_runs(experiment, folder)
     columns = compared_columns(config)
     reference = reference_variant(config)
     correction = config["comparison"]["correction"]
+    overlaps = contamination_of(experiment, folder)
     if levels := noise_levels(config):
-        result = compare_across_noise(runs, columns, reference, levels, out, correction)
+        result = compare_across_noise(runs, columns, reference, levels, out, correction, contamination=overlaps)
     else:
-        result = run(runs, columns, reference, out, correction)
+        result = run(runs, columns, reference, out, correction, contamination=overlaps)
     click.echo(result.text)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from rm_methods.comparison.contamination import BenchmarkContamination, contamination_csv
 from rm_methods.comparison.figures import write_figures
 from rm_methods.comparison.notes import footnotes
 from rm_methods.comparison.rank_figure import NO_RANKS, write_rank_figure
@@ -32,9 +33,11 @@ def compare(
     reference: str | None,
     out_folder: Path,
     correction: str = "column",
+    *,
+    contamination: Sequence[BenchmarkContamination] = (),
 ) -> ComparisonResult:
-    """Compare runs and write their table (.txt, .md, .csv, .tex) and three figures (.png, .svg): comparison, ranks,
-    reliability.
+    """Compare runs and write their table (.txt, .md, .csv, .tex), contamination.csv, and three figures (.png, .svg):
+    comparison, ranks, reliability.
 
     Args:
         runs: the files of every (variant, seed); variants appear in the order of their first run.
@@ -42,6 +45,7 @@ def compare(
         reference: the variant that the others are tested against; None for no tests.
         out_folder: where the files go; made if missing.
         correction: the family of Holm's correction, "column" or "table".
+        contamination: overlap of the benchmarks with the training pairs, for the notes.
 
     Returns:
         The comparison, its files by name, and the terminal table as text.
@@ -51,7 +55,8 @@ def compare(
             `read_runs` and `common_design`).
     """
     all_runs = read_runs(runs, columns)
-    return write_comparison(build_comparison(all_runs, columns, reference, correction), all_runs, Path(out_folder))
+    comparison = build_comparison(all_runs, columns, reference, correction, contamination=contamination)
+    return write_comparison(comparison, all_runs, Path(out_folder))
 
 
 def write_comparison(
@@ -69,6 +74,7 @@ def write_comparison(
         "table.md": markdown_table(comparison),
         "table.csv": csv_table(comparison),
         "table.tex": latex_table(comparison),
+        "contamination.csv": contamination_csv(comparison.contamination),
     }
     for name, content in texts.items():
         write_text(out_folder / name, content)
@@ -83,12 +89,18 @@ def _figure_files(folder: Path, stem: str) -> list[Path]:
 
 
 def build_comparison(
-    runs: Sequence[Run], columns: Sequence[Column], reference: str | None, correction: str = "column"
+    runs: Sequence[Run],
+    columns: Sequence[Column],
+    reference: str | None,
+    correction: str = "column",
+    *,
+    contamination: Sequence[BenchmarkContamination] = (),
 ) -> Comparison:
     """Intervals, differences, ranks, verdict and footnotes of runs that were read and checked.
 
     Args:
         correction: the family of Holm's correction, "column" or "table".
+        contamination: overlap of the benchmarks with the training pairs, for the notes.
     """
     by_variant: dict[str, list[Run]] = {}
     for run in runs:
@@ -119,6 +131,7 @@ def build_comparison(
             [row.variant for row in rows if row.role == "trained" and row.n_models > 1 and None not in row.cells],
             metrics,
         ),
+        contamination=tuple(contamination),
     )
     return replace(comparison, verdict=verdict(comparison), notes=footnotes(runs, comparison))
 

@@ -14,10 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from rm_methods.comparison.compare import build_comparison, write_comparison
+from rm_methods.comparison.contamination import contamination_of, merged_contamination
 from rm_methods.comparison.result import Column, ComparisonResult
 from rm_methods.comparison.runs import Run, read_runs, recorded_columns
 from rm_methods.config.resolve import reference_variant
 from rm_methods.errors import DataError, UserError, nearest
+from rm_methods.experiment.experiment import Experiment
 from rm_methods.experiment.layout import Layout
 from rm_methods.experiment.stored_experiment import StoredExperiment, stored_experiment
 
@@ -61,7 +63,12 @@ def compare_folders(
         first_reference = reference_variant(stored[0].config)
         reference = names[0].get(first_reference, first_reference)
     correction = stored[0].config["comparison"]["correction"]
-    comparison = build_comparison(runs, columns, reference, correction)
+    contamination = merged_contamination(
+        labels,
+        [contamination_of(Experiment(experiment.config), experiment.folder) for experiment in stored],
+        list(dict.fromkeys(column.benchmark for column in columns)),
+    )
+    comparison = build_comparison(runs, columns, reference, correction, contamination=contamination)
     if left_out:
         notes.append(f"Left out, because not every folder has them: {'; '.join(left_out)}.")
     notes += _code_notes(stored, labels)

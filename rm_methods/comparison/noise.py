@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from rm_methods.comparison.compare import build_comparison, write_comparison
+from rm_methods.comparison.contamination import BenchmarkContamination
 from rm_methods.comparison.noise_figure import write_noise_figure
 from rm_methods.comparison.result import Column, Comparison, ComparisonResult, Cost, VariantRow
 from rm_methods.comparison.runs import Run, read_runs
@@ -28,6 +29,8 @@ def compare_across_noise(
     levels: Sequence[NoiseLevel],
     out_folder: Path,
     correction: str = "column",
+    *,
+    contamination: Sequence[BenchmarkContamination] = (),
 ) -> ComparisonResult:
     """Compare the runs of every level (`<level>/table.*`, `<level>/comparison.*`), then write one table of all levels
     and the figures.
@@ -37,6 +40,7 @@ def compare_across_noise(
     Args:
         reference: name without noise.
         correction: the family of Holm's correction, the "column" of a level or the "table" of a level.
+        contamination: overlap of the benchmarks with the training pairs, for the notes.
 
     Returns:
         The comparison of all levels: one row a variant, columns level by level.
@@ -50,7 +54,7 @@ def compare_across_noise(
         level_runs = [_without_level(run, level) for run in all_runs if run.variant in level.variants]
         if not level_runs:
             raise UserError(f"No run has {level.heading}; run snakemake for this configuration first.")
-        comparisons.append(build_comparison(level_runs, columns, reference, correction))
+        comparisons.append(build_comparison(level_runs, columns, reference, correction, contamination=contamination))
         write_comparison(comparisons[-1], level_runs, Path(out_folder) / level.folder)
     merged = merge_levels(levels, comparisons)
     for number, column in enumerate(columns):
@@ -94,6 +98,7 @@ def merge_levels(levels: Sequence[NoiseLevel], comparisons: Sequence[Comparison]
         correction=comparisons[0].correction,
         detectable=tuple(value for comparison in comparisons for value in comparison.detectable),
         notes=_merged_notes(levels, comparisons),
+        contamination=comparisons[0].contamination,
     )
     return replace(whole, verdict=verdict(whole))
 

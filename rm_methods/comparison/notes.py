@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from rm_methods.comparison.contamination import contamination_notes
 from rm_methods.comparison.result import Column, Comparison, Cost, VariantRow
 from rm_methods.comparison.runs import Run
 from rm_methods.reporting.footnotes import NotedRow, TableWords, difference_notes, interval_notes
@@ -28,6 +29,7 @@ def footnotes(runs: Sequence[Run], comparison: Comparison) -> tuple[str, ...]:
         )
     notes += _shared_model_notes(runs, rows)
     notes += _scoring_notes(runs, rows, comparison.columns)
+    notes += contamination_notes(comparison.contamination)
     if any(not row.scalar_reward for row in rows):
         notes.append(
             "†: no scalar reward. It reads both responses together, so it cannot rank a response alone."

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
+from rm_methods.comparison.contamination import BenchmarkContamination
 from rm_methods.comparison.ranks import RankTable
 from rm_methods.reporting.footnotes import counts_items_only
 from rm_methods.reporting.sentences import method_label
@@ -101,6 +102,7 @@ class Comparison:
         ranks: mean ranks over the columns; None with fewer than four columns or without paired seeds.
         verdict: sentences that say what was found.
         notes: footnotes.
+        contamination: overlap of each benchmark with the training pairs; empty if it is not asked for.
     """
 
     columns: tuple[Column, ...]
@@ -111,6 +113,7 @@ class Comparison:
     ranks: RankTable | None = None
     verdict: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    contamination: tuple[BenchmarkContamination, ...] = ()
 
     @property
     def reference_row(self) -> VariantRow | None:

@@ -220,6 +220,21 @@ class Experiment:
 
         return load_benchmark_card(benchmark).module == "prepared_splits"
 
+    def overlaps_by_design(self, benchmark: str) -> bool:
+        """Whether one generator makes both the training pairs and the items, so that they repeat its phrases.
+
+        A data set is generated if its card names no source of a split.
+        """
+        from rm_methods.preferences.cards import list_dataset_cards, load_dataset_card
+
+        dataset = self.config["data"]["dataset"]
+        is_generated = dataset in list_dataset_cards() and not load_dataset_card(dataset).splits
+        return is_generated and self.made_of_pairs(benchmark)
+
+    def compared_with_training(self) -> list[str]:
+        """Names of the benchmarks whose overlap with the training pairs is counted."""
+        return [name for name in self.config["benchmarks"] if not self.overlaps_by_design(name)]
+
     def metrics(self) -> list[tuple[str, str]]:
         """(benchmark, metric) of every column of the comparison table."""
         from rm_methods.benchmarks.cards import load_benchmark_card
@@ -259,6 +274,8 @@ class Experiment:
             return self.backbone_settings()
         if stage == "prepare_benchmark":
             return self.benchmark_settings(benchmark)
+        if stage == "contamination":
+            return {"benchmark": benchmark}
         if stage == "train":
             return training_settings(self.config, variant)
         if stage == "score":
@@ -429,6 +446,7 @@ class Experiment:
         jobs: list[Job] = [("prepare", {})]
         jobs += _run_jobs("train", self.runs())
         jobs += _item_jobs("prepare_benchmark", self.config["benchmarks"])
+        jobs += _item_jobs("contamination", self.compared_with_training())
         jobs += _score_jobs(self.runs(), self.config["benchmarks"])
         jobs += _run_jobs("evaluate", self.runs())
         self.check_results(folder, jobs)

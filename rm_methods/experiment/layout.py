@@ -15,6 +15,7 @@ TABLE_SUFFIXES = ("txt", "md", "tex", "csv")
 FIGURE_SUFFIXES = ("png", "svg")
 COMPARISON_FILES = (
     *(f"table.{suffix}" for suffix in TABLE_SUFFIXES),
+    "contamination.csv",
     *(f"{stem}.{suffix}" for stem in ("comparison", "ranks", "reliability") for suffix in FIGURE_SUFFIXES),
 )
 TUNING_FILES = ("tuned.yaml", "table.txt", "table.md", "table.csv")
@@ -28,6 +29,7 @@ RECORDS = {
     "prepare": "data/made_with.json",
     "prepare_backbone": "data/backbone.made_with.json",
     "prepare_benchmark": "benchmarks/{benchmark}.made_with.json",
+    "contamination": "benchmarks/{benchmark}.contamination.made_with.json",
     "train": "runs/{variant}/seed{seed}/made_with.json",
     "score": "scores/{variant}/seed{seed}/{benchmark}.made_with.json",
     "evaluate": "evaluation/{variant}/seed{seed}/made_with.json",
@@ -84,6 +86,10 @@ class Layout:
     def items_report(self, benchmark: str) -> Path:
         """Report on the rows of a benchmark."""
         return self.folder / "benchmarks" / f"{benchmark}.json"
+
+    def contamination(self, benchmark: str) -> Path:
+        """Overlap of a benchmark with the training pairs."""
+        return self.folder / "benchmarks" / f"{benchmark}.contamination.json"
 
     def run(self, variant: str, seed: int | str) -> Path:
         """Folder of a training run."""

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from rm_methods.benchmarks.cards import BenchmarkCard, benchmark_module, list_benchmark_cards, load_benchmark_card
+from rm_methods.benchmarks.contamination import count_contamination
 from rm_methods.benchmarks.evaluation import align_scores, credit_table, prepare_items, tie_rate
 from rm_methods.benchmarks.item import BenchmarkItem, read_items
 from rm_methods.benchmarks.score_table import ScoredResponse, read_scores, write_scores
@@ -25,6 +26,7 @@ from rm_methods.errors import ConfigError, UserError
 from rm_methods.files import content_hash, file_hash, read_json, write_json, write_text
 from rm_methods.leaderboard.every_eval_ever import every_eval_ever
 from rm_methods.leaderboard.tables import CONTENT_BLIND, leaderboard_tables
+from rm_methods.leaderboard.training_data import read_training_data
 from rm_methods.methods.registry import load_method_card
 from rm_methods.reward_models.tokenization import OfficialText
 from rm_methods.scoring.model_options import ModelOptions
@@ -62,6 +64,7 @@ def run_model(
     max_length: int | None = None,
     options: ModelOptions | None = None,
     official: bool = False,
+    training_data: Sequence[str] = (),
 ) -> str:
     """Score and grade a reward model on benchmarks; what an earlier call has finished is not done again.
 
@@ -73,15 +76,17 @@ def run_model(
         max_length: longest sequence in tokens; None is the model's own limit.
         options: what the folder of a model from elsewhere does not say.
         official: texts become tokens as in each benchmark's official script, whose `max_length` then counts.
+        training_data: files of the pairs that the model was trained on; items that occur in them are counted.
 
     Returns:
         The tables as a text for the terminal.
 
     Raises:
         ConfigError: with all problems of names, options and benchmarks that cannot be run.
-        UserError, DataError: the model or a benchmark cannot be read.
+        UserError, DataError: the model, a benchmark or the training data cannot be read.
     """
     _check(targets, official)
+    pairs, sources = read_training_data(training_data)
     options = options or ModelOptions()
     folder = model_folder(model, revision, code=options.trust_remote_code)
     settings = replace(settings, max_length=max_length or own_length(folder) or settings.max_length)
@@ -93,14 +98,17 @@ def run_model(
         items = read_items(out / target.name / "items.parquet")
         rules = official_text(load_benchmark_card(target.name)) if official else None
         done = _score(scorer, items, out / target.name, key, rules)
-        results.append(_grade(target.name, items, prepared, out / target.name, done))
+        result = _grade(target.name, items, prepared, out / target.name, done)
+        if training_data:
+            result["contamination"] = count_contamination(target.name, items, pairs)
+        results.append(result)
     about = {
         "name": model,
         "revision": revision,
         "folder": str(folder.resolve()),
         "settings": asdict(settings) | options.record(),
     }
-    record = {"model": about, "benchmarks": results}
+    record = {"model": about, "training_data": sources, "benchmarks": results}
     write_json(out / "results.json", record)
     for result in results:
         write_json(out / result["benchmark"] / "every_eval_ever.json", every_eval_ever(about, result))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from rm_methods.benchmarks.contamination import contamination_note
 from rm_methods.reporting.tables import MISSING, Section, csv_text, latex_text, markdown_text, terminal_text
 
 CONTENT_BLIND = ("longest", "shortest", "random")  # rules that every table shows beside the model
@@ -18,7 +19,8 @@ def leaderboard_tables(record: Mapping[str, Any]) -> dict[str, str]:
         record: the content of results.json.
     """
     sections = [_section(result) for result in record["benchmarks"]]
-    notes = [_reading(record)] + [note for result in record["benchmarks"] for note in _notes(result)]
+    notes = [_reading(record), *_training_data(record)]
+    notes += [note for result in record["benchmarks"] for note in _notes(result)]
     return {
         "txt": terminal_text(sections, notes),
         "md": markdown_text(sections, notes),
@@ -63,6 +65,17 @@ def _reading(record: Mapping[str, Any]) -> str:
     )
 
 
+def _training_data(record: Mapping[str, Any]) -> list[str]:
+    """One note for each file of training pairs, so that rows that were not compared are seen."""
+    notes = []
+    for data in record.get("training_data", ()):
+        refused = f", {data['refused']:,} rows are not pairs and were not compared" if data["refused"] else ""
+        other = f", {data['other_splits']:,} pairs of other splits left out" if data["other_splits"] else ""
+        notes.append(f"Training data {data['file']}: {data['pairs']:,} pairs{refused}{other}.")
+        notes += [f"Training data {data['file']}: {note}" for note in data["notes"]]
+    return notes
+
+
 def _notes(result: Mapping[str, Any]) -> list[str]:
     name = result["benchmark"]
     computation = result["computation"]
@@ -82,7 +95,9 @@ def _notes(result: Mapping[str, Any]) -> list[str]:
         length = computation["max_length"]
         cut = f"cut to {length:,} tokens at the {computation['truncation_side']}" if length else "not cut"
         official = [f"{name}: texts are {cut}, as in {result['official_source']}. Here: {computation['precision']}."]
-    return [f"{counts}.", *official, *left_out, *(f"{name}: {note}" for note in result["notes"])]
+    overlap = [contamination_note(result["contamination"])] if "contamination" in result else []
+    notes = [f"{name}: {note}" for note in result["notes"]]
+    return [f"{counts}.", *official, *left_out, *overlap, *notes]
 
 
 def _records(record: Mapping[str, Any]) -> list[dict[str, Any]]:

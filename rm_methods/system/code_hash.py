@@ -25,6 +25,7 @@ STAGES: dict[str, tuple[str, ...]] = {
     "prepare": ("preferences.prepare",),
     "backbone": ("reward_models.backbones",),
     "items": ("benchmarks.evaluation",),
+    "contamination": ("benchmarks.contamination",),
     "train": ("training.run",),
     "score": ("scoring.scorer",),
     "evaluate": ("benchmarks.evaluation",),

@@ -17,9 +17,11 @@ from rm_methods.benchmarks.cards import (
     load_benchmark_card,
     resolve_benchmark_options,
 )
+from rm_methods.benchmarks.contamination import count_contamination
 from rm_methods.benchmarks.evaluation import credit_table, evaluate_run, metric_values, tie_rate
 from rm_methods.benchmarks.item import write_items
 from rm_methods.errors import ConfigError, DataError
+from rm_methods.preferences.pair import make_pair
 
 from .made_up import perfect_scores, scores_by, write_score_table
 
@@ -200,3 +202,15 @@ def test_a_label_the_benchmark_does_not_have_is_an_error(card, example_items, la
     items[0] = replace(items[0], label=label)
     with pytest.raises(DataError, match=r"item .*: label .* is not allowed"):
         metrics_of(card, items, scores)
+
+
+def test_items_that_were_trained_on_are_counted_and_others_are_not(card, example_items):
+    items = example_items(card)
+    trained_on = [make_pair(item.prompt, *item.responses[:2], split="train", source="leak") for item in items]
+    report = count_contamination(card.name, items, trained_on)
+    assert report["items"] == len(items)
+    assert report["counts"]["prompt"] == report["counts"]["prompt_and_response"] == len(items)
+    assert sum(entry["prompt"] for entry in report["subsets"].values()) == len(items)
+    prompt = [{"role": "user", "content": "An utterly unrelated question about nothing that any benchmark asks?"}]
+    unrelated = [make_pair(prompt, "Neither here.", "Nor there.", split="train", source="clean")]
+    assert set(count_contamination(card.name, items, unrelated)["counts"].values()) == {0}

@@ -32,7 +32,8 @@ def test_writes_every_file_and_returns_the_terminal_table(experiment, tmp_path):
     )
     result = compare(runs, [OVERALL], "bradley_terry", tmp_path / "out")
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == sorted(
-        [f"table.{suffix}" for suffix in ("txt", "md", "csv", "tex")]
+        ["contamination.csv"]
+        + [f"table.{suffix}" for suffix in ("txt", "md", "csv", "tex")]
         + [f"{stem}.{suffix}" for stem in ("comparison", "ranks", "reliability") for suffix in ("png", "svg")]
     )
     assert result.text == (tmp_path / "out" / "table.txt").read_text()

@@ -11,12 +11,14 @@ import pytest
 from click.testing import CliRunner
 
 from rm_methods.benchmarks.evaluation import evaluate_run
+from rm_methods.benchmarks.item import BenchmarkItem, write_items
 from rm_methods.benchmarks.score_table import read_scores
 from rm_methods.cli import main
 from rm_methods.errors import ConfigError, UserError
 from rm_methods.files import read_json, write_json
 from rm_methods.leaderboard import model_run
 from rm_methods.leaderboard.model_run import Target, run_model
+from rm_methods.preferences.pair import make_pair, write_pairs
 from rm_methods.scoring.scorer import SCORER_FILE, ScoringSettings
 
 EXAMPLES = Path(__file__).parents[1] / "benchmarks" / "examples"
@@ -212,3 +214,88 @@ def test_the_command(longest, tmp_path):
     done = CliRunner().invoke(main, [*arguments, "--root", "hh_rlhf=x"])
     assert done.exit_code == 2
     assert "not among --benchmarks rm_bench,rewardbench2" in done.output
+
+
+def rm_bench_rows() -> list[dict]:
+    """Rows of a preference file that hold the prompts and the first two responses of the example items."""
+    rows = []
+    for file in sorted((EXAMPLES / "rm_bench").glob("*.json*")):
+        if file.suffix == ".jsonl":
+            content = [json.loads(line) for line in file.read_text().splitlines()]
+        else:
+            content = json.loads(file.read_text())
+        rows += [
+            {"prompt": row["prompt"], "chosen": row["chosen"][0], "rejected": row["rejected"][0]} for row in content
+        ]
+    return rows
+
+
+def write_json_lines(path: Path, rows) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_items_that_are_in_the_training_data_are_counted(longest, tmp_path):
+    rows = rm_bench_rows()
+    leaked = write_json_lines(tmp_path / "leaked.jsonl", rows)
+    prompt = [{"role": "user", "content": "An unrelated question?"}]
+    pairs = [make_pair(prompt, "Yes.", "No.", split=split, source="made up") for split in ("test", "train")]
+    write_pairs(pairs, tmp_path / "pairs.parquet")
+    files = [str(leaked), str(tmp_path / "pairs.parquet")]
+    arguments = ["benchmark", "--model", str(longest), "--benchmarks", "rm_bench,rewardbench2", "--threads", "1"]
+    arguments += [f"--root={target.name}={target.root}" for target in TARGETS]
+    arguments += [f"--training-data={file}" for file in files]
+    done = CliRunner().invoke(main, [*arguments, "--out", str(tmp_path / "out")])
+    assert done.exit_code == 0, done.output
+    record = read_json(tmp_path / "out" / "results.json")
+    n_items = record["benchmarks"][0]["items"]
+    counts = record["benchmarks"][0]["contamination"]["counts"]
+    assert counts["prompt"] == counts["prompt_and_response"] == n_items
+    assert record["benchmarks"][1]["contamination"]["counts"]["prompt"] == 0
+    n_rows = len(rows)
+    assert record["training_data"] == [
+        {"file": files[0], "pairs": n_rows, "other_splits": 0, "refused": 0, "notes": []},
+        {"file": files[1], "pairs": 1, "other_splits": 1, "refused": 0, "notes": []},
+    ]
+    expected = f"rm_bench, overlap with {n_rows + 1} training pairs: {n_items} of {n_items} prompts occur in them"
+    for text in (done.output, *((tmp_path / "out" / f"table.{suffix}").read_text() for suffix in ("txt", "md", "tex"))):
+        assert expected in " ".join(text.replace("\\_", "_").split())
+    assert "1 pairs of other splits left out" in " ".join(done.output.split())
+
+
+def test_without_training_data_nothing_is_said_of_it(longest, tmp_path):
+    text = run_model(str(longest), TARGETS[:1], tmp_path / "out", SETTINGS)
+    assert "overlap" not in text
+    record = read_json(tmp_path / "out" / "results.json")
+    assert record["training_data"] == []
+    assert "contamination" not in record["benchmarks"][0]
+
+
+def test_rows_that_are_no_pairs_are_said(longest, tmp_path):
+    rows = [{"prompt": "a", "chosen": "b", "rejected": "c"}, {"prompt": "a", "chosen": "b", "rejected": None}]
+    file = write_json_lines(tmp_path / "pairs.jsonl", rows)
+    text = run_model(str(longest), TARGETS[:1], tmp_path / "out", SETTINGS, training_data=[str(file)])
+    assert "1 pairs, 1 rows are not pairs and were not compared" in " ".join(text.split())
+
+
+def test_the_readers_remarks_are_said(longest, tmp_path):
+    """Transcripts in one text are not split into turns, so they equal no prompt; their words are found."""
+    texts = {"chosen": "\n\nHuman: Hi\n\nAssistant: Yes", "rejected": "\n\nHuman: Hi\n\nAssistant: No"}
+    file = write_json_lines(tmp_path / "pairs.jsonl", [texts])
+    text = run_model(str(longest), TARGETS[:1], tmp_path / "out", SETTINGS, training_data=[str(file)])
+    assert "Texts begin with 'Human:', like the transcripts of HH-RLHF" in " ".join(text.split())
+
+
+def test_training_data_that_cannot_be_used_are_refused_before_scoring(longest, tmp_path):
+    pair = make_pair([{"role": "user", "content": "a"}], "b", "c", split="test", source="made up")
+    write_pairs([pair], tmp_path / "pairs.parquet")
+    write_items([BenchmarkItem("i", "s", pair.prompt, ["b", "c"], 0)], tmp_path / "items.parquet")
+    refused = {
+        "none.jsonl": "no such file",
+        "pairs.parquet": r"no pairs of the split 'train'. Its splits are: test \(1\)",
+        "items.parquet": "field 'chosen' is missing",
+    }
+    for name, message in refused.items():
+        with pytest.raises(UserError, match=message):
+            run_model(str(longest), TARGETS[:1], tmp_path / "out", SETTINGS, training_data=[str(tmp_path / name)])
+    assert not (tmp_path / "out").exists()

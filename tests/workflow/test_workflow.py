@@ -64,6 +64,7 @@ def test_the_workflow_runs_to_the_end(finished):
         "reliability.svg",
     }
     table = (comparison / "table.txt").read_text()
+    assert "world: overlap with the training pairs is not counted" in table
     for method in SMOKE["methods"]:
         assert load_method_card(method).title.partition(" (")[0] in table
     metrics = json.loads((results(finished) / "evaluation" / "bradley_terry" / "seed0" / "metrics.json").read_text())
@@ -205,10 +206,16 @@ def test_editing_the_data_and_its_card_makes_them_again(tmp_path):
     }
     (folder / "config" / "smoke.yaml").write_text(yaml.safe_dump(SMOKE | own))
     snakemake(folder, "results/smoke/comparison/table.txt")
+    contamination = json.loads((results(folder) / "benchmarks" / "heldout.contamination.json").read_text())
+    assert 0 < contamination["items"] < 20
+    assert contamination["items"] + contamination["training_pairs"] <= 20
+    assert "heldout, overlap with" in (results(folder) / "comparison" / "table.txt").read_text()
     assert "Nothing to be done" in snakemake(folder, "-n", "results/smoke/comparison/table.txt")
     with pairs.open("a") as stream:
         stream.write(json.dumps({"prompt": "new", "chosen": "good", "rejected": "bad"}) + "\n")
-    assert {"prepare", "train"} <= set(planned(snakemake(folder, "-n", "results/smoke/comparison/table.txt")))
+    assert {"prepare", "train", "contamination"} <= set(
+        planned(snakemake(folder, "-n", "results/smoke/comparison/table.txt"))
+    )
     snakemake(folder, "results/smoke/comparison/table.txt")
     card = folder / "rm_methods" / "data" / "benchmarks" / "heldout.yaml"
     card.write_text(card.read_text() + "# changed\n")

@@ -5,6 +5,9 @@ rule compare:
     input:
         summaries=[LAYOUT.summary(variant, seed) for variant, seed in RUNS],
         metrics=[LAYOUT.metrics(variant, seed) for variant, seed in RUNS],
+        contamination=[
+            LAYOUT.contamination(name) for name in EXPERIMENT.compared_with_training()
+        ],
         asked=asked("compare"),
     output:
         made_with=made_with("compare"),

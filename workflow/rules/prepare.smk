@@ -66,3 +66,22 @@ rule prepare_benchmark:
         "rm-methods prepare-benchmark --config {params.config_file:q} --benchmark {wildcards.benchmark:q}"
         " --pairs {params.pairs:q} --items {output.item_table:q} --report {output.report:q} > {log:q} 2>&1"
         " && cp {input.asked:q} {output.made_with:q}"
+
+
+rule contamination:
+    # Beside the items instead of in their job: other training pairs leave the items and their scores valid.
+    input:
+        pairs=LAYOUT.pairs,
+        item_table=LAYOUT.items(BENCHMARK),
+        asked=asked("contamination"),
+    output:
+        made_with=made_with("contamination"),
+        report=LAYOUT.contamination(BENCHMARK),
+    log:
+        f"{FOLDER}/logs/contamination/{{benchmark}}.log",
+    message:
+        "Count the items of {wildcards.benchmark} that occur in the training pairs"
+    shell:
+        "rm-methods contamination --benchmark {wildcards.benchmark:q} --pairs {input.pairs:q}"
+        " --items {input.item_table:q} --report {output.report:q} > {log:q} 2>&1"
+        " && cp {input.asked:q} {output.made_with:q}"
