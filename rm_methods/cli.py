@@ -241,7 +241,8 @@ def contamination(benchmark, pairs, items, report):
     Equal prompts, equal prompts with an equal response, and shared n-grams of 13 words.
     """
     from rm_methods.benchmarks.cards import load_benchmark_card
-    from rm_methods.benchmarks.contamination import contamination_note, write_contamination
+    from rm_methods.benchmarks.contamination import write_contamination
+    from rm_methods.benchmarks.contamination_report import contamination_note
     from rm_methods.files import check_outputs
 
     check_outputs({"--report": [report]}, {"--pairs": [pairs], "--items": [items]})

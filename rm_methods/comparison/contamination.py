@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
-from rm_methods.benchmarks.contamination import (
+from rm_methods.benchmarks.contamination_report import (
     COUNTS,
     ContaminationReport,
     contamination_note,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from rm_methods.benchmarks.contamination import contamination_note
+from rm_methods.benchmarks.contamination_report import contamination_note
 from rm_methods.reporting.tables import MISSING, Section, csv_text, latex_text, markdown_text, terminal_text
 
 CONTENT_BLIND = ("longest", "shortest", "random")  # rules that every table shows beside the model

@@ -10,13 +10,8 @@ import pytest
 from click.testing import CliRunner
 
 from rm_methods.benchmarks import contamination
-from rm_methods.benchmarks.contamination import (
-    contamination_note,
-    count_contamination,
-    read_contamination,
-    words,
-    write_contamination,
-)
+from rm_methods.benchmarks.contamination import count_contamination, words, write_contamination
+from rm_methods.benchmarks.contamination_report import contamination_note, read_contamination
 from rm_methods.benchmarks.item import BenchmarkItem, write_items
 from rm_methods.cli import main
 from rm_methods.errors import DataError

@@ -67,7 +67,8 @@ READ_A_MODEL = {"train", "score", "diagnose", "diagnose_teacher", "sample", "ppo
         ("scoring/scorer.py", READ_A_MODEL),
         (
             "methods/registry.py",
-            set(STAGES) - {"prepare", "backbone", "items", "evaluate", "diagnose_summary", "sft", "track"},
+            set(STAGES)
+            - {"prepare", "backbone", "items", "contamination", "evaluate", "diagnose_summary", "sft", "track"},
         ),
         ("methods/hinge.py", set()),
         ("methods/hinge.yaml", set()),
