@@ -21,7 +21,7 @@ from rm_methods.benchmarks.credits import CREDIT_COLUMNS, write_credits
 from rm_methods.benchmarks.grading import present_subsets
 from rm_methods.benchmarks.item import BenchmarkItem, read_items, read_notes, write_items
 from rm_methods.benchmarks.members import Members, member_table
-from rm_methods.benchmarks.score_table import read_scores, response_hash
+from rm_methods.benchmarks.score_table import preference_arrays, read_preferences, read_scores, response_hash
 from rm_methods.benchmarks.sources import ItemReport
 from rm_methods.errors import DataError
 from rm_methods.files import file_hash, write_json
@@ -127,7 +127,12 @@ def usable_scores(values: Iterable[float]) -> np.ndarray:
     return np.where(np.isfinite(scores), scores, np.float32("nan"))
 
 
-def credit_table(card: BenchmarkCard, items: Sequence[BenchmarkItem], scores: Sequence[np.ndarray]) -> dict[str, list]:
+def credit_table(
+    card: BenchmarkCard,
+    items: Sequence[BenchmarkItem],
+    scores: Sequence[np.ndarray],
+    preferences: Mapping[str, np.ndarray] | None = None,
+) -> dict[str, list]:
     """The credits of every metric and item, as columns (`CREDIT_COLUMNS`).
 
     A metric is the sum over its strata of weight x mean credit. If one of its strata has no items, or if it has no
@@ -135,6 +140,8 @@ def credit_table(card: BenchmarkCard, items: Sequence[BenchmarkItem], scores: Se
 
     Args:
         scores: for each item the float32 scores of its responses, NaN for a missing one.
+        preferences: of a joint model (`align_preferences`).  A module with `grade_wins` compares pair by pair; for the
+            other benchmarks the scores count.
 
     Raises:
         DataError: no items, an unknown subset, a label that the benchmark does not have, or too many or few scores.
@@ -150,7 +157,12 @@ def credit_table(card: BenchmarkCard, items: Sequence[BenchmarkItem], scores: Se
     if hasattr(module, "grade_all"):
         graded = module.grade_all(items, scores)
     else:
-        graded = [module.grade(item.label, item_scores) for item, item_scores in zip(items, scores, strict=True)]
+        graded = [
+            module.grade_wins(item.label, preferences[item.item_id] > 0)
+            if preferences and item.item_id in preferences and hasattr(module, "grade_wins")
+            else module.grade(item.label, item_scores)
+            for item, item_scores in zip(items, scores, strict=True)
+        ]
     table: dict[str, list] = {column: [] for column in CREDIT_COLUMNS}
     for metric in module.metrics(items):
         stratum_of_part = {part: stratum for stratum, (_, parts) in metric.strata.items() for part in parts}
@@ -184,14 +196,27 @@ def metric_values(table: dict[str, list]) -> dict[str, float]:
     return metrics
 
 
-def tie_rate(card: BenchmarkCard, items: Sequence[BenchmarkItem], scores: Sequence[np.ndarray]) -> float:
-    """Share of the comparisons (better, worse response) whose two float32 scores are equal; NaN equals nothing."""
+def tie_rate(
+    card: BenchmarkCard,
+    items: Sequence[BenchmarkItem],
+    scores: Sequence[np.ndarray],
+    preferences: Mapping[str, np.ndarray] | None = None,
+) -> float:
+    """Share of the comparisons (better, worse response) whose two float32 scores are equal; NaN equals nothing.
+
+    Args:
+        preferences: as for `credit_table`; where they count, a preference of 0 is a tie.
+    """
     module = benchmark_module(card)
     equal = 0
     total = 0
     for item, item_scores in zip(items, scores, strict=True):
+        by_pairs = preferences and item.item_id in preferences and hasattr(module, "grade_wins")
         for better, worse in _comparisons(module, card, item):
-            equal += bool(item_scores[better] == item_scores[worse])
+            if preferences and by_pairs:
+                equal += bool(preferences[item.item_id][better, worse] == 0)
+            else:
+                equal += bool(item_scores[better] == item_scores[worse])
             total += 1
     return equal / total
 
@@ -224,6 +249,26 @@ def align_scores(items: Sequence[BenchmarkItem], scores_path: str | os.PathLike)
     """
     scores, n_truncated = _aligned(items, scores_path)
     return [usable_scores(item_scores) for item_scores in scores], n_truncated
+
+
+def align_preferences(items: Sequence[BenchmarkItem], scores_path: str | os.PathLike) -> dict[str, np.ndarray] | None:
+    """What a joint model preferred in each item with more than two responses, float32 [n, n] by item; NaN for unknown.
+
+    None for other models.
+
+    Raises:
+        DataError: the preferences are not those of the items.
+    """
+    stored = read_preferences(scores_path)
+    if stored is None:
+        return None
+    expected = {item.item_id: len(item.responses) for item in items if len(item.responses) > 2}
+    if {item_id: len(matrix) for item_id, matrix in stored.items()} != expected:
+        raise DataError(
+            f"{scores_path}: the preferences of the joint model do not fit the {len(items)} items. Run the score stage "
+            "again."
+        )
+    return preference_arrays(stored)
 
 
 def _aligned(items: Sequence[BenchmarkItem], scores_path: str | os.PathLike) -> tuple[list[list[float]], int]:
@@ -337,13 +382,14 @@ def evaluate_run(
         card = load_benchmark_card(name)
         items = read_items(items_path)
         scores, n_truncated = align_scores(items, scores_path)
-        table = credit_table(card, items, scores)
+        preferences = align_preferences(items, scores_path)
+        table = credit_table(card, items, scores, preferences)
         for column in CREDIT_COLUMNS:
             all_credits[column] += table[column]
         metrics_of_card = benchmark_module(card).metrics(items)
         results[name] = {
             "metrics": {**dict.fromkeys(metric.name for metric in metrics_of_card), **metric_values(table)},
-            "tie_rate": tie_rate(card, items, scores),
+            "tie_rate": tie_rate(card, items, scores, preferences),
             "tie_rule": benchmark_module(card).TIE_RULE,
             "n_scored": sum(bool(np.isfinite(item_scores).all()) for item_scores in scores),
             "n_total": len(items),

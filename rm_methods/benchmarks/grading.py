@@ -64,6 +64,11 @@ def mean_of(name: str, credit: str, strata: Mapping[str, Sequence[str]]) -> Metr
     return Metric(name, credit, {stratum: (1 / len(strata), tuple(subsets)) for stratum, subsets in strata.items()})
 
 
+def wins_of_scores(scores: np.ndarray) -> np.ndarray:
+    """Which response scores strictly above which, bool [n, n]; NaN is above nothing, and nothing above NaN."""
+    return scores[:, None] > scores[None, :]
+
+
 def best_is_strictly_above(label: Any, scores: np.ndarray) -> float:
     """Credit of an item whose label is the index of the best response: 1 if that scores strictly above all others.
 

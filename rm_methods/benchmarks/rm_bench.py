@@ -24,6 +24,7 @@ from rm_methods.benchmarks.grading import (
     present_subsets,
     sample_items,
     size_notes,
+    wins_of_scores,
 )
 from rm_methods.benchmarks.item import BenchmarkItem
 from rm_methods.benchmarks.sources import (
@@ -170,8 +171,13 @@ def levels(matrix: np.ndarray) -> dict[str, float]:
 
 def grade(label: Any, scores: np.ndarray) -> dict[str, float]:
     """Credits of one item: easy, normal, hard, average.  A tie or NaN makes that one comparison wrong."""
-    wins = [float(scores[better] > scores[worse]) for better, worse in comparisons(label, len(scores))]
-    return levels(np.array(wins).reshape(3, 3))
+    return grade_wins(label, wins_of_scores(scores))
+
+
+def grade_wins(label: Any, wins: np.ndarray) -> dict[str, float]:
+    """`grade` from which response is preferred to which, bool [6, 6]."""
+    won = [float(wins[better, worse]) for better, worse in comparisons(label, len(wins))]
+    return levels(np.array(won).reshape(3, 3))
 
 
 def metrics(items: Sequence[BenchmarkItem]) -> list[Metric]:

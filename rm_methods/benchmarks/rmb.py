@@ -274,6 +274,11 @@ def grade(label: Any, scores: np.ndarray) -> dict[str, float]:
     return {"accuracy": best_is_strictly_above(label, scores)}
 
 
+def grade_wins(label: Any, wins: np.ndarray) -> dict[str, float]:
+    """`grade` from which answer is preferred to which, bool [n, n]."""
+    return {"accuracy": float(all(wins[better, worse] for better, worse in comparisons(label, len(wins))))}
+
+
 def metrics(items: Sequence[BenchmarkItem]) -> list[Metric]:
     """The columns that are present and `overall`, their unweighted mean; the same as macro averages over scenarios.
 

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 from rm_methods.errors import DataError, UserError
 from rm_methods.files import write_text, written_atomically
-from rm_methods.parquet import read_parquet, table_of_rows, write_parquet
+from rm_methods.parquet import read_metadata, read_parquet, table_of_rows, write_parquet
 
 if TYPE_CHECKING:
+    import numpy as np
     import pandas
 
 # The columns of a score table, with their kinds as in `rm_methods.parquet`.
@@ -28,6 +29,10 @@ SCORE_COLUMNS = {
     "truncated": "boolean",
 }
 _ROW_COLUMNS = {"file": "text", "row": "integer?"}  # before them, in the table of a user's file
+_PREFERENCES = "preferences"  # key in the metadata of the file
+# Of an item's n responses: n lists of n logits that the first response is better than the second, averaged over both
+# orders; None where the model could not tell, and 0 on the diagonal.
+Preferences = list[list[float | None]]
 TABLE_FORMATS = (".parquet", ".csv", ".jsonl")
 
 
@@ -68,9 +73,16 @@ def check_table_format(target: str | os.PathLike) -> None:
         raise UserError(f"--out {target}: the suffix names no format of a score table. Allowed: {allowed}.")
 
 
-def write_scores(rows: Sequence[ScoredResponse], target: str | os.PathLike) -> None:
-    """Write a score table, atomically, in the format of its suffix; any suffix but .csv and .jsonl is Parquet."""
-    _write([asdict(row) for row in rows], SCORE_COLUMNS, target)
+def write_scores(
+    rows: Sequence[ScoredResponse], target: str | os.PathLike, preferences: Mapping[str, Preferences] | None = None
+) -> None:
+    """Write a score table, atomically, in the format of its suffix; any suffix but .csv and .jsonl is Parquet.
+
+    Args:
+        preferences: of a joint model, by item, kept in the metadata of a Parquet file.
+    """
+    metadata = {_PREFERENCES: json.dumps(preferences)} if preferences else None
+    _write([asdict(row) for row in rows], SCORE_COLUMNS, target, metadata)
 
 
 def write_row_scores(rows: Sequence[tuple[str, int | None, ScoredResponse]], target: str | os.PathLike) -> None:
@@ -83,7 +95,12 @@ def write_row_scores(rows: Sequence[tuple[str, int | None, ScoredResponse]], tar
     _write(named, _ROW_COLUMNS | SCORE_COLUMNS, target)
 
 
-def _write(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str], target: str | os.PathLike) -> None:
+def _write(
+    rows: Sequence[Mapping[str, Any]],
+    columns: Mapping[str, str],
+    target: str | os.PathLike,
+    metadata: Mapping[str, str] | None = None,
+) -> None:
     import pyarrow.csv
 
     table = table_of_rows(rows, columns)
@@ -94,7 +111,7 @@ def _write(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str], target
     elif suffix == ".jsonl":
         write_text(target, "".join(json.dumps(_without_nan(row)) + "\n" for row in table.to_pylist()))
     else:
-        write_parquet(table, target)
+        write_parquet(table.replace_schema_metadata(metadata), target)
 
 
 def _without_nan(row: dict[str, Any]) -> dict[str, Any]:
@@ -114,3 +131,34 @@ def read_scores(source: str | os.PathLike) -> pandas.DataFrame:
             f"Score again with --out {Path(source).with_suffix('.parquet')}."
         )
     return read_parquet(source, SCORE_COLUMNS, "a score table", "score").to_pandas()
+
+
+def read_preferences(source: str | os.PathLike) -> dict[str, Preferences] | None:
+    """What a joint model preferred in each item, from the metadata of a score table; None for other models.
+
+    Raises:
+        DataError: the file is missing or damaged, or the metadata is something else.
+    """
+    stored = read_metadata(source, _PREFERENCES, "score")
+    if stored is None:
+        return None
+    is_right = isinstance(stored, dict) and all(_is_square(matrix) for matrix in stored.values())
+    if not is_right:
+        raise DataError(f"{source}: `{_PREFERENCES}` in its metadata is damaged. Run the score stage again.")
+    return stored
+
+
+def preference_arrays(preferences: Mapping[str, Preferences]) -> dict[str, np.ndarray]:
+    """Preferences as arrays, float32 [n, n] by item; NaN where the model could not tell."""
+    import numpy as np
+
+    return {item_id: np.array(matrix, dtype=np.float32) for item_id, matrix in preferences.items()}
+
+
+def _is_square(matrix: Any) -> bool:
+    if not isinstance(matrix, list):
+        return False
+    return all(
+        isinstance(row, list) and len(row) == len(matrix) and all(x is None or isinstance(x, int | float) for x in row)
+        for row in matrix
+    )

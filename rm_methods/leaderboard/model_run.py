@@ -19,9 +19,9 @@ from typing import Any
 
 from rm_methods.benchmarks.cards import BenchmarkCard, benchmark_module, list_benchmark_cards, load_benchmark_card
 from rm_methods.benchmarks.contamination import count_contamination
-from rm_methods.benchmarks.evaluation import align_scores, credit_table, prepare_items, tie_rate
+from rm_methods.benchmarks.evaluation import align_preferences, align_scores, credit_table, prepare_items, tie_rate
 from rm_methods.benchmarks.item import BenchmarkItem, read_items
-from rm_methods.benchmarks.score_table import ScoredResponse, read_scores, write_scores
+from rm_methods.benchmarks.score_table import Preferences, ScoredResponse, read_preferences, read_scores, write_scores
 from rm_methods.errors import ConfigError, UserError
 from rm_methods.files import content_hash, file_hash, read_json, write_json, write_text
 from rm_methods.leaderboard.every_eval_ever import every_eval_ever
@@ -192,12 +192,14 @@ def _score(
     parts = folder / "parts" / key
     progress = Progress(folder.name, sum(len(item.responses) for item in items), unit="responses")
     responses: list[ScoredResponse] = []
+    preferences: dict[str, Preferences] = {}
     seconds = 0.0
     chunks = _chunks(items)
     for number, chunk in enumerate(chunks):
         part = parts / f"{number:05}.parquet"
         count = sum(len(item.responses) for item in chunk)
         if part.exists():
+            preferences |= read_preferences(part) or {}
             rows = read_scores(part).to_dict("records")
             responses += [ScoredResponse(**{str(column): value for column, value in row.items()}) for row in rows]
             seconds += read_json(part.with_suffix(".json"))["seconds"]
@@ -206,14 +208,15 @@ def _score(
             loaded = scorer()
             loaded.follow(official)
             started = time.monotonic()
-            scored = loaded.score(chunk, f"{folder.name}, part {number + 1} of {len(chunks)}")
+            scored = loaded.compute(chunk, f"{folder.name}, part {number + 1} of {len(chunks)}")
             elapsed = time.monotonic() - started
             write_json(part.with_suffix(".json"), {"seconds": elapsed})
-            write_scores(scored, part)
-            responses += scored
+            write_scores(scored.responses, part, scored.preferences)
+            preferences |= scored.preferences
+            responses += scored.responses
             seconds += elapsed
         progress.advance(count)
-    write_scores(responses, table)
+    write_scores(responses, table, preferences)
     loaded = scorer()
     loaded.follow(official)
     done = {"key": key, "scores": file_hash(table), "seconds": seconds, "computation": loaded.computation()}
@@ -241,7 +244,8 @@ def _grade(
     card = load_benchmark_card(name)
     scores, n_truncated = align_scores(items, folder / "scores.parquet")
     metrics = benchmark_module(card).metrics(items)
-    rows = {"model": credit_estimates(credit_table(card, items, scores))}
+    preferences = align_preferences(items, folder / "scores.parquet")
+    rows = {"model": credit_estimates(credit_table(card, items, scores, preferences))}
     for rule in CONTENT_BLIND:
         rows[rule] = credit_estimates(credit_table(card, items, _blind_scores(rule, items)))
     return {
@@ -253,7 +257,7 @@ def _grade(
         "metrics": {metric.name: {rule: row.get(metric.name) for rule, row in rows.items()} for metric in metrics},
         "items": len(items),
         "responses": sum(len(item.responses) for item in items),
-        "tie_rate": tie_rate(card, items, scores),
+        "tie_rate": tie_rate(card, items, scores, preferences),
         "tie_rule": prepared["tie_rule"],
         "truncated": n_truncated,
         "not_scored": sum(bool((item_scores != item_scores).any()) for item_scores in scores),

@@ -6,7 +6,7 @@ import math
 import os
 import textwrap
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from rm_methods.benchmarks.item import BenchmarkItem
+from rm_methods.benchmarks.score_table import Preferences
 from rm_methods.files import read_json
 from rm_methods.preferences.read_report import unread_columns
 from rm_methods.scoring.data import Reading, ScoringData
@@ -41,7 +42,7 @@ def make_report(data: ScoringData, scoring: Scoring, model: dict[str, Any], seco
     return {
         "data": data.name,
         "unit": data.unit,
-        "metrics": _metrics(data, scores),
+        "metrics": _metrics(data, scores, scoring.preferences),
         "read": asdict(data.reading),
         "repetitions": 0 if data.rows is None else len(data.rows) - len(data.items),
         "items": len(data.items),
@@ -114,15 +115,19 @@ def _has_tie(item: BenchmarkItem, scores: np.ndarray) -> bool:
 # Metrics with their intervals
 
 
-def _metrics(data: ScoringData, scores: Sequence[np.ndarray]) -> dict[str, dict[str, Any]]:
+def _metrics(
+    data: ScoringData, scores: Sequence[np.ndarray], preferences: Mapping[str, Preferences]
+) -> dict[str, dict[str, Any]]:
     """Metrics by name with a 95% interval that counts items, clustered by group; none for an unknown benchmark."""
     from rm_methods.benchmarks.cards import load_benchmark_card
     from rm_methods.benchmarks.evaluation import credit_table
+    from rm_methods.benchmarks.score_table import preference_arrays
 
     if data.unit == "pairs":
         return credit_estimates(_accuracy_credits(data.items, scores))
     if data.benchmark is not None:
-        return credit_estimates(credit_table(load_benchmark_card(data.benchmark), data.items, scores))
+        card = load_benchmark_card(data.benchmark)
+        return credit_estimates(credit_table(card, data.items, scores, preference_arrays(preferences)))
     return {}
 
 

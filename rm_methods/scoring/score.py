@@ -84,7 +84,7 @@ def _score(scorer: Scorer, about: dict[str, Any], data: ScoringData, out: Path, 
     seconds = time.monotonic() - started
     report = make_report(data, scoring, about, seconds)
     if data.rows is None:
-        write_scores(scoring.responses, out)
+        write_scores(scoring.responses, out, scoring.preferences)
     else:
         write_row_scores(_by_row(data.items, data.rows, scoring.responses), out)
     # The stages that read the table refuse one that was changed since.

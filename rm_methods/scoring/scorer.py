@@ -10,14 +10,14 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from rm_methods.benchmarks.item import BenchmarkItem
-from rm_methods.benchmarks.score_table import ScoredResponse, response_hash
+from rm_methods.benchmarks.score_table import Preferences, ScoredResponse, response_hash
 from rm_methods.errors import DataError, UserError
 from rm_methods.preferences.pair import Message, PreferencePair
 from rm_methods.reward_models.model_folder import check_checksums
@@ -106,11 +106,13 @@ class Scoring:
         responses: the scored responses, in the order of the items and their responses.
         changed_texts: number of texts that the chat template changes.
         position_bias: of a joint model: mean probability given to the first response, over both orders, less one half.
+        preferences: of a joint model, by item with more than two responses.
     """
 
     responses: list[ScoredResponse]
     changed_texts: int = 0
     position_bias: float | None = None
+    preferences: dict[str, Preferences] = field(default_factory=dict)
 
 
 class Scorer(ABC):
@@ -450,6 +452,7 @@ class JointScorer(RewardModelScorer):
     A response's score is the mean, over all responses of its item, of the logit that it is better.  For two responses
     the difference of the scores is the logit of the preference, averaged over both orders.  For more it is the
     response's standing among the others (a Borda count of logits), so scores of different items do not compare.
+    Benchmarks that compare pair by pair read the preferences instead (`Scoring.preferences`).
     """
 
     @classmethod
@@ -480,8 +483,20 @@ class JointScorer(RewardModelScorer):
         rewards = [[0.0] * len(item.responses) for item in items]
         tokens = [[0] * len(item.responses) for item in items]
         truncated = [[False] * len(item.responses) for item in items]
+        preferences: dict[str, Preferences] = {
+            item.item_id: [[0.0] * len(item.responses) for _ in item.responses]
+            for item in items
+            if len(item.responses) > 2
+        }
         for duel, (first_in_front, second_in_front), tokenized in zip(duels, logits, encoded, strict=True):
-            share = (first_in_front - second_in_front) / 2 / len(items[duel.item].responses)
+            item = items[duel.item]
+            logit = (first_in_front - second_in_front) / 2
+            if item.item_id in preferences:
+                is_refused = self.settings.protocol == "strict" and any(tokenized.truncated)
+                known = math.isfinite(logit) and not is_refused
+                preferences[item.item_id][duel.first][duel.second] = logit if known else None
+                preferences[item.item_id][duel.second][duel.first] = -logit if known else None
+            share = logit / len(item.responses)
             rewards[duel.item][duel.first] += share
             rewards[duel.item][duel.second] -= share
             for response in (duel.first, duel.second):
@@ -489,7 +504,7 @@ class JointScorer(RewardModelScorer):
                 truncated[duel.item][response] |= any(tokenized.truncated)
 
         responses = _scored_responses(items, rewards, tokens, truncated)
-        return Scoring(self._by_protocol(responses), _changed_texts(encoded), position_bias(logits))
+        return Scoring(self._by_protocol(responses), _changed_texts(encoded), position_bias(logits), preferences)
 
 
 def position_bias(logits: Sequence[Sequence[float]]) -> float | None:
