@@ -4,7 +4,7 @@
 
 It predicts the user's reaction at the end of each response.  It starts from a causal model that has learned to compare.
 Its causal mask fades: the attention score of a later token is lowered by a number that falls to 0 over the first half
-of the training.  Without this, the model loses what the causal one has learned, and takes long to learn it again.
+of the training.  So what the causal model has learned is less disturbed (docs/world.md has figures).
 """
 
 from __future__ import annotations
