@@ -382,7 +382,18 @@ def _model_options(command):
     "--config", "config_files", multiple=True, type=_FILE, help="Configuration with the scoring settings; repeatable."
 )
 @_threads
-@click.option("--max-length", type=click.IntRange(min=32), default=None, help="Longest sequence in tokens.")
+@click.option(
+    "--max-length",
+    type=click.IntRange(min=32),
+    default=None,
+    help="Longest sequence in tokens; default that of --config, or the model's.",
+)
+@click.option(
+    "--protocol",
+    type=click.Choice(["counted", "strict"]),
+    default=None,
+    help="Too long a text is cut and counted (default), or gets no score.",
+)
 @click.option(
     "--precision",
     type=click.Choice(["fp32", "bf16"]),
@@ -418,12 +429,16 @@ def score(model, data, out, root, config_files, strict, model_options, **options
     from dataclasses import replace
 
     from rm_methods.config.resolve import load_config
+    from rm_methods.scoring.model_source import own_length
     from rm_methods.scoring.score import score_files
     from rm_methods.scoring.scorer import ScoringSettings, scoring_settings
 
     if len(data) != len(out):
         raise UserError(f"{len(data)} --data but {len(out)} --out were given; give one --out for each --data.")
-    configured = scoring_settings(load_config(config_files)) if config_files else ScoringSettings()
+    if config_files:
+        configured = scoring_settings(load_config(config_files))
+    else:
+        configured = ScoringSettings(max_length=own_length(model) or ScoringSettings.max_length)
     settings = replace(configured, **{name: value for name, value in options.items() if value is not None})
     jobs = list(zip(data, out, strict=True))
     reports = score_files(model, jobs, root, settings, strict, also_read=config_files, model_options=model_options)

@@ -166,6 +166,23 @@ def test_scoring_strictly_fails_on_a_refused_row(pairs_and_model, tmp_path):
     assert "1 of 4 rows are refused" in result.output
 
 
+def test_scoring_reads_as_much_as_the_model_was_made_for(reward_model, tokenizer, pairs_and_model, tmp_path):
+    """Without a configuration; a given length and protocol override."""
+    folder = tmp_path / "reward_model"
+    reward_model.save(folder)
+    tokenizer.tokenizer.save_pretrained(folder)
+    limit = json.loads((folder / "config.json").read_text())["max_position_embeddings"]
+    assert limit != 1024
+    data = ("--model", folder, *pairs_and_model[2:], "--threads", "1")
+    reads = []
+    for given in ((), ("--max-length", "40", "--protocol", "strict")):
+        result = invoke("score", *data, "--out", tmp_path / "s.csv", *given)
+        assert result.exit_code == 0, result.output
+        model = json.loads((tmp_path / "s.csv.report.json").read_text())["model"]
+        reads.append((model["max_length"], model["protocol"]))
+    assert reads == [(limit, "counted"), (40, "strict")]
+
+
 def test_scoring_settings_can_be_given(pairs_and_model, tmp_path, monkeypatch):
     import rm_methods.scoring.score as stage
 
