@@ -26,7 +26,8 @@ from typing import Any
 from rm_methods.errors import DataError, UserError
 from rm_methods.files import written_atomically
 from rm_methods.preferences.pair import Message, read_pairs
-from rm_methods.scoring.scorer import JOINT_RECORD, SCORER_FILE, ScoringSettings, load_scorer
+from rm_methods.reward_models.model_folder import JOINT_RECORD
+from rm_methods.scoring.scorer import SCORER_FILE, ScoringSettings, load_scorer
 
 CLOSING_TOKENS = 16  # room for what the reward model's chat template prints behind a completion
 

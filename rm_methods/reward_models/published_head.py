@@ -15,7 +15,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from rm_methods.errors import UserError, nearest
-from rm_methods.reward_models.loading import AUTO, pretrained_config, pretrained_model
+from rm_methods.reward_models.loading import AUTO, load_errors_explained, pretrained_config, pretrained_model
 from rm_methods.reward_models.model_folder import check_model_folder, weight_files
 
 # One linear layer each, in the order in which they are looked for.
@@ -78,11 +78,12 @@ def published_classifier(folder: Path, *, attention: str = AUTO, label: str | No
 
     config = pretrained_config(folder)
     check_model_folder(folder)
+    with load_errors_explained(folder):  # a damaged configuration may break the model
+        has_score = _has_score(config)
     head = stored_head(folder)
-    if not _has_score(config) or head is None:
-        outputs = config.num_labels if head is None else head.outputs
-        if head is None:
-            outputs = 1 if _has_score(config) else outputs
+    if not has_score or head is None:
+        # Without a head in the files, the load says that it is missing.
+        outputs = head.outputs if head is not None else 1 if has_score else config.num_labels
         classifier, _ = pretrained_model(
             AutoModelForSequenceClassification, folder, attention=attention, num_labels=outputs
         )

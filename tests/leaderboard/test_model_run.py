@@ -88,15 +88,15 @@ def test_a_stopped_run_continues_with_the_parts_it_has(longest, tmp_path, monkey
     def stopping(stop_after):
         def load_counted(*arguments, **options):
             scorer = load(*arguments, **options)
-            score = scorer.score
+            compute = scorer.compute
 
             def counted(items, label):
                 if len(scored) == stop_after:
                     raise KeyboardInterrupt
                 scored.append(len(items))
-                return score(items, label)
+                return compute(items, label)
 
-            scorer.score = counted
+            scorer.compute = counted
             return scorer
 
         return load_counted

@@ -17,8 +17,9 @@ from rm_methods.methods.ensemble import Method, aggregate_rewards
 from rm_methods.preferences.pair import write_pairs
 from rm_methods.reward_models.backbones import load_classifier, prepare_backbone
 from rm_methods.reward_models.model import RewardModel
+from rm_methods.scoring import published
 from rm_methods.scoring import scorer as scoring
-from rm_methods.scoring.scorer import RewardModelScorer, ScoringSettings, load_scorer
+from rm_methods.scoring.scorer import ScoringSettings, load_scorer
 from rm_methods.training.run import RunFiles, train
 from tests.conftest import experiment_config, made_up_pairs
 
@@ -186,16 +187,16 @@ def run_files(prepared, folder, required):
 def alive(monkeypatch):
     """For each model that is loaded, how many of those loaded before are still in memory."""
     loaded, alive = [], []
-    original = RewardModelScorer.from_folder.__func__
+    original = published.published_scorer
 
-    def counted(cls, folder, settings):
+    def counted(*arguments):
         gc.collect()
         alive.append(sum(reference() is not None for reference in loaded))
-        made = original(cls, folder, settings)
+        made = original(*arguments)
         loaded.append(weakref.ref(made.model))
         return made
 
-    monkeypatch.setattr(RewardModelScorer, "from_folder", classmethod(counted))
+    monkeypatch.setattr(published, "published_scorer", counted)
     return alive
 
 

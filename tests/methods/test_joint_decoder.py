@@ -105,7 +105,7 @@ def test_the_saved_folder_says_that_it_is_causal(joint, pairs, tmp_path):
     assert json.loads((tmp_path / "joint" / "joint.json").read_text()) == {
         "decoder": True,
         "causal": True,
-        "answer": None,
+        "reads_responses": False,
     }
     again, reader_again = load_joint(tmp_path / "joint", 256)
     unmasked = JointModel(model.classifier, decoder=True)

@@ -90,7 +90,7 @@ DAMAGES = {
     "other name": (replaced("other.safetensors", b"x"), r"only other\.safetensors"),
     "weights are a folder": (folder_for_weights, r"model\.safetensors is a folder"),
     "weights are a broken link": (broken_link, r"model\.safetensors is a broken link"),
-    "adapters": (adapters_only, "adapters .* base model 'owner/base'.*merge_and_unload"),
+    "adapters": (adapters_only, r"adapter_model\.safetensors is missing\. Pickled adapters"),
     "quantized": (
         setting(quantization_config={"quant_method": "bitsandbytes", "load_in_4bit": True}),
         r"quantized \(bitsandbytes\).*Use the unquantized model",
