@@ -396,8 +396,9 @@ def _advice(wrong: dict[str, list[str]]) -> str:
         )
     if missing == ["score.weight"]:
         return (
-            "Its reward head is missing. If the head has another name but is one linear layer without bias, rename "
-            "its tensor to score.weight; otherwise use a model whose head transformers knows."
+            "Its reward head is missing, as in a language model: train a reward model from it (backbone.source), or "
+            "name the reference of a policy trained by DPO (--reference). If the head is one linear layer under a name "
+            "that is not in use elsewhere, rename its tensor to score.weight."
         )
     if missing == ["lm_head.weight"] or (not missing and "score.weight" in unexpected):
         return "Is this a reward model? A language model needs its language-model head."
