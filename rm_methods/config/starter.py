@@ -1,7 +1,7 @@
 """A first configuration for a user's own pairs: read the file, measure it, and write settings that run.
 
-Every number is chosen from the pairs or from what a CPU can do in minutes.  The pairs are split and the configuration is
-resolved before it is written, so that `rm-methods check` and `rm-methods prepare` do not refuse it.
+Every number is chosen from the pairs or from what a CPU can do in a short time.  The pairs are split and the
+configuration is resolved before it is written, so that `rm-methods check` and `rm-methods prepare` do not refuse it.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ _MOST_VALIDATION_PROMPTS = 500
 _MEASURED_PAIRS = 2000  # tokenized to measure lengths: others would take minutes and change nothing
 _LONGEST_PAIRS = 100  # of all pairs, by characters: the longest text in tokens is among them
 _BYTES_PER_TOKEN = 3  # if the tokenizer cannot be read; in English text, most have more
+_LEAST_PAIRS = 100  # of a training, however long their texts are
 _STEPS = 30  # of one epoch at least: with fewer, the warm-up and the schedule have nothing to shape
 _SPLIT_SEED = 0  # the default of data.seed
 _SKEWED = 0.1  # a share of longer chosen responses this far from one half is worth a method against length
@@ -116,7 +117,7 @@ def write_starter(
 
     Args:
         data, test: files of pairs in a preference format; `data` may be a folder.
-        out: file to write; None: <experiment>.yaml in the working directory.
+        out: file to write, which also names the experiment; None: the name of `data`, in the working directory.
         backbone: `tiny`, `package:<name>`, a folder or a hub id; None: the best that needs no network.
         options: of the reader (`data.options`).
         force: overwrite `out`.
@@ -128,7 +129,8 @@ def write_starter(
         ConfigError, DataError: the pairs cannot be read, or an option is wrong.
         UserError: `out` exists, the backbone cannot be used, or the pairs are too few.
     """
-    name = _experiment_name(data)
+    # From the file that is written: two configurations with one name would overwrite each other's results.
+    name = _experiment_name(data if out is None else out)
     out = Path(f"{name}.yaml") if out is None else out
     inputs = {"--data": [data]} | ({} if test is None else {"--test": [test]})
     check_outputs({"--out": [out]}, inputs)
@@ -150,10 +152,10 @@ def write_starter(
     return _summary(report, config, model, lengths, out)
 
 
-def _experiment_name(data: Path) -> str:
-    """A name that `experiment` allows, from the file's."""
-    name = data.resolve().name
-    stem = re.sub(r"(\.(jsonl|json|csv|parquet))?(\.gz)?\Z", "", name, flags=re.IGNORECASE)
+def _experiment_name(file: Path) -> str:
+    """A name that `experiment` allows, from a file's."""
+    name = file.resolve().name
+    stem = re.sub(r"(\.(jsonl|json|csv|parquet|yaml|yml))?(\.gz)?\Z", "", name, flags=re.IGNORECASE)
     allowed = re.sub(r"[^A-Za-z0-9._-]+", "_", stem).strip("._-")
     return allowed[:60] or "own_data"
 
@@ -345,8 +347,8 @@ def _text(name: str, section: Mapping[str, Any], report: Mapping[str, Any], mode
     # A tenth more, because a tokenizer trained on other splits cuts the same text into more tokens.
     max_length = min(limit, 64 * math.ceil(1.1 * lengths.longest / 64))
     pair_tokens = min(lengths.pair, 2 * max_length)
-    affordable = train * budget.epochs if budget.tokens is None else max(64, int(budget.tokens / pair_tokens))
-    trained = min(train, affordable)
+    affordable = train * budget.epochs if budget.tokens is None else max(_LEAST_PAIRS, int(budget.tokens / pair_tokens))
+    trained = train if train <= affordable else affordable // 10 * 10
     epochs = max(1, min(budget.epochs, affordable // trained))
     pairs_per_step = next((size for size in (64, 32, 16, 8, 4, 2) if trained * epochs >= _STEPS * size), 1)
     longer_share = splits["train"]["share_chosen_longer"]
@@ -393,7 +395,7 @@ def _text(name: str, section: Mapping[str, Any], report: Mapping[str, Any], mode
         "benchmarks:",
         "  heldout: {}  # the test pairs; `rm-methods list benchmarks` shows public benchmarks to add",
         "resources:",
-        "  threads: 1  # each; snakemake --cores 2 runs two trainings side by side",
+        "  threads: 1  # of one job, so that `snakemake --cores 2` runs two at once",
         f"  memory_mb: {budget.memory_mb}",
     ]
     return "\n".join(lines) + "\n"
@@ -467,8 +469,12 @@ def _summary(report: Mapping[str, Any], config: Mapping[str, Any], model: Backbo
         "(95%, without the variance between seeds)."
     )
     trainings = sum(load_method_card(config["methods"][name]["method"]).has_weights for name, _ in runs(config))
+    train = report["splits"]["train"]["pairs"]
+    read = min(train, config["data"]["max_pairs"].get("train") or train)
+    epochs = config["training"]["epochs"]
     lines += [
-        f"Backbone {model.source}: {trainings} trainings, {len(config['seeds'])} seeds each.",
+        f"Backbone {model.source}: {trainings} trainings ({len(config['seeds'])} seeds of each method) on {read:,} of "
+        f"{train:,} training pairs, {epochs} {'epoch' if epochs == 1 else 'epochs'}.",
         "",
         f"Written to {out}. Next:",
         f"  rm-methods check --config {out}",
