@@ -108,7 +108,7 @@ def read_pairs_of(data: dict[str, Any]) -> tuple[list[PreferencePair], dict[str,
 
     Raises:
         ConfigError: with every problem of the reader's options.
-        DataError: the data cannot be read, or there are two test splits.
+        DataError: the data cannot be read, or has two test splits.
     """
     card, root = card_for(data["dataset"], data["root"])
     pairs, options, report = read_dataset(card, root, data["options"])

@@ -132,6 +132,9 @@ def test_options_of_the_reader_are_written(init):
     renamed = [{"question": row["prompt"], "better": row["chosen"], "worse": row["rejected"]} for row in rows()]
     names = {"prompt_field": "question", "chosen_field": "better", "rejected_field": "worse"}
     options = [word for key, value in names.items() for word in ("--option", f"{key}={value}")]
+    result, _ = init(renamed)
+    assert "row 1: field 'chosen' is missing. Found: better, question, worse." in result.output
+    assert "name that column by data.options.chosen_field" in result.output
     _, config = init(renamed, *options)
     assert config["data"]["options"].items() >= names.items()
     result, _ = init(None, "--option", "chosen_field", "--force")
