@@ -133,7 +133,8 @@ def test_options_of_the_reader_are_written(init):
     names = {"prompt_field": "question", "chosen_field": "better", "rejected_field": "worse"}
     options = [word for key, value in names.items() for word in ("--option", f"{key}={value}")]
     result, _ = init(renamed)
-    assert "row 1: field 'chosen' is missing. Found: better, question, worse." in result.output
+    assert "row 1: field 'chosen' is missing." in result.output
+    assert "Found: better, question, worse." in result.output
     assert "name that column by data.options.chosen_field" in result.output
     _, config = init(renamed, *options)
     assert config["data"]["options"].items() >= names.items()
@@ -151,7 +152,8 @@ def test_too_few_prompts_are_refused_with_their_number(init):
     assert "0 training pairs" in result.output
 
 
-@pytest.mark.parametrize("seed", range(8))
+# In all but the first, the first fractions leave the validation or the test split empty.
+@pytest.mark.parametrize("seed", [0, 20, 21, 30, 34, 36])
 def test_the_least_number_of_prompts_gives_every_split(init, seed):
     """A hash draws the splits: a fraction that leaves one empty is raised."""
     pairs = [
@@ -175,7 +177,9 @@ def test_many_pairs_are_limited_to_what_a_cpu_trains(init, monkeypatch):
     assert f"on {limit} of" in result.output
 
 
-@pytest.mark.parametrize("name", ["odd name.jsonl", "№1.jsonl", "...jsonl", "010.jsonl", "a'b\".jsonl", "yes.jsonl"])
+@pytest.mark.parametrize(
+    "name", ["odd name.jsonl", "№1.jsonl", "...jsonl", "010.jsonl", "a'b\".jsonl", "a: b #c.jsonl"]
+)
 def test_any_file_name_gives_a_configuration(init, name, tmp_path):
     result, _ = init(rows(), "--out", "c.yaml", data=name, out="c.yaml")
     assert result.exit_code == 0, result.output
