@@ -147,6 +147,8 @@ def init(data, test, backbone, out, options, force):
 
     Prints what was read.  The configuration compares methods on held-out pairs, and runs without a change.
     """
+    from yaml import YAMLError
+
     from rm_methods.config.starter import write_starter
     from rm_methods.yaml_files import parse_yaml
 
@@ -155,7 +157,10 @@ def init(data, test, backbone, out, options, force):
         name, separator, text = option.partition("=")
         if not separator:
             raise UserError(f"--option {option}: write NAME=VALUE, for instance chosen_field=better.")
-        values[name] = parse_yaml(text)[0]
+        try:
+            values[name] = parse_yaml(text)[0]
+        except YAMLError:
+            values[name] = text
     click.echo(write_starter(data, out, test=test, backbone=backbone, options=values, force=force))
 
 

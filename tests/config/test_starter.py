@@ -140,6 +140,8 @@ def test_options_of_the_reader_are_written(init):
     assert config["data"]["options"].items() >= names.items()
     result, _ = init(None, "--option", "chosen_field", "--force")
     assert "--option chosen_field: write NAME=VALUE" in result.output
+    result, _ = init(None, "--option", "chosen_field=[", "--force")
+    assert "field '[' is missing" in result.output
     result, _ = init(None, "--option", "chosen_feld=better", "--force")
     assert "Did you mean 'chosen_field'?" in result.output
 
