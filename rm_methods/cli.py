@@ -125,6 +125,46 @@ def check(config_files):
 
 
 @main.command()
+@click.option(
+    "--data",
+    required=True,
+    type=click.Path(exists=True, path_type=Path),
+    help="File of preference pairs, or folder with train.*, validation.* and test.*.",
+)
+@click.option("--test", type=_FILE, default=None, help="File of test pairs; default: a share of the prompts of --data.")
+@click.option(
+    "--backbone",
+    default=None,
+    help="Folder or hub id of the model to train, or tiny; default: the best that needs no network.",
+)
+@click.option("--out", type=_FILE, default=None, help="File to write; default: the name of --data with .yaml.")
+@click.option(
+    "--option", "options", multiple=True, help="NAME=VALUE of the reader, such as chosen_field=better; repeatable."
+)
+@click.option("--force", is_flag=True, help="Overwrite the file.")
+def init(data, test, backbone, out, options, force):
+    """Write a configuration for your own pairs.
+
+    Prints what was read.  The configuration compares methods on held-out pairs, and runs without a change.
+    """
+    from yaml import YAMLError
+
+    from rm_methods.config.starter import write_starter
+    from rm_methods.yaml_files import parse_yaml
+
+    values = {}
+    for option in options:
+        name, separator, text = option.partition("=")
+        if not separator:
+            raise UserError(f"--option {option}: write NAME=VALUE, for instance chosen_field=better.")
+        try:
+            values[name] = parse_yaml(text)[0]
+        except YAMLError:
+            values[name] = text
+    click.echo(write_starter(data, out, test=test, backbone=backbone, options=values, force=force))
+
+
+@main.command()
 @_config
 @click.option(
     "--gpu",
@@ -176,6 +216,7 @@ def prepare(config_files, pairs, report):
 
     Also balances lengths and flips labels, if the configuration asks for it.
     """
+    from rm_methods.config.conflicts import needed_splits
     from rm_methods.config.resolve import load_config
     from rm_methods.files import check_outputs
     from rm_methods.preferences.prepare import describe
@@ -183,7 +224,8 @@ def prepare(config_files, pairs, report):
 
     check_outputs({"--pairs": [pairs], "--report": [report]}, {"--config": config_files})
 
-    click.echo(describe(run(load_config(config_files)["data"], pairs, report)))
+    config = load_config(config_files)
+    click.echo(describe(run(config["data"], pairs, report, needed_splits(config))))
 
 
 @main.command("prepare-backbone")

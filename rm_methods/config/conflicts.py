@@ -68,11 +68,49 @@ def workflow_problems(config: Mapping[str, Any]) -> list[str]:
     from rm_methods.system.tracking_address import resolve_uri
 
     problems = _results_problems(config["results"], config["experiment"])
+    problems += _missing_splits(config)
     if config["tracking"]["enabled"]:
         try:
             resolve_uri(config["tracking"]["uri"])
         except UserError as error:
             problems.append(f"tracking.uri: {error}")
+    return problems
+
+
+def needed_splits(config: Mapping[str, Any]) -> dict[str, str]:
+    """The splits of the prepared pairs that benchmarks are made of, each with the benchmark."""
+    from rm_methods.benchmarks.cards import load_benchmark_card
+
+    return {
+        split: name
+        for name, entry in config["benchmarks"].items()
+        if load_benchmark_card(name).module == "prepared_splits"
+        for split in entry["options"]["splits"]
+    }
+
+
+def _missing_splits(config: Mapping[str, Any]) -> list[str]:
+    """Benchmarks that are made of a split of the pairs, where the data set surely has no such split.
+
+    A single file is read, because a column may name splits. That is quick for a file with the split, and only a file
+    without it is read to its end.
+    """
+    from rm_methods.preferences.cards import card_for
+    from rm_methods.preferences.prepare import missing_split_remedy
+    from rm_methods.preferences.split_search import has_split
+
+    data = config["data"]
+    problems = []
+    for split, benchmark in needed_splits(config).items():
+        is_taken_from_train = data.get(f"{split}_fraction", 0) > 0
+        if is_taken_from_train or (split == "test" and data["test"]):
+            continue
+        card, root = card_for(data["dataset"], data["root"])
+        if has_split(card, root, data["options"], split) is False:
+            problems.append(
+                f"benchmarks.{benchmark}: is made of the split {split}, but data.dataset '{data['dataset']}' has none. "
+                f"{missing_split_remedy(split)}"
+            )
     return problems
 
 
@@ -294,6 +332,8 @@ def _data_conflicts(config: dict[str, Any]) -> list[str]:
         problems.append(
             "data.test_fraction: with validation_fraction it takes everything; together they must be less than 1"
         )
+    if data["test"] is not None:
+        problems += _test_file_conflicts(data, card.splits)
     if config["tuning"]["enabled"] and not has_validation and not data["validation_fraction"]:
         problems.append(
             "tuning.enabled: chooses on a validation split, but the data set has none; set data.validation_fraction "
@@ -310,6 +350,30 @@ def _data_conflicts(config: dict[str, Any]) -> list[str]:
         problems.append(
             f"overoptimization.prompts: the controlled world has no split '{optimization['prompts']}'; use one of "
             f"{', '.join(splits)}"
+        )
+    return problems
+
+
+def _test_file_conflicts(data: Mapping[str, Any], splits: Mapping[str, Any]) -> list[str]:
+    """A second source of the test split beside `data.test`."""
+    problems = []
+    test = data["test"]
+    if data["test_fraction"] > 0:
+        problems.append(
+            f"data.test_fraction: is {data['test_fraction']}, but data.test names '{test}', which is the test split; "
+            "set test_fraction to 0, or remove data.test"
+        )
+    dataset = os.path.join(data["root"] or "", data["dataset"])
+    if os.path.exists(dataset) and os.path.samefile(dataset, test):
+        problems.append(
+            f"data.test: '{test}' is the file of data.dataset, so nothing would be left to train on; name another "
+            "file, or set data.test_fraction"
+        )
+    # In a folder, each split is optional, so only prepare can tell.
+    if "test" in splits and not splits["test"].optional:
+        problems.append(
+            f"data.test: the data set '{data['dataset']}' has a test split, and '{test}' would be a second one; remove "
+            "data.test"
         )
     return problems
 

@@ -353,7 +353,7 @@ def _tuned_settings(config: dict[str, Any], problems: list[str]) -> dict[str, An
 
 
 def _resolve_data(config: dict[str, Any], problems: list[str]) -> None:
-    from rm_methods.preferences.cards import card_for
+    from rm_methods.preferences.cards import card_for, card_for_test
     from rm_methods.preferences.readers import resolve_reader_options
 
     data = config["data"]
@@ -373,6 +373,14 @@ def _resolve_data(config: dict[str, Any], problems: list[str]) -> None:
         problems += error.problems
     except UserError as error:
         problems.append(f"data.dataset: {error}")
+    if not isinstance(data["test"], str):
+        return
+    try:
+        card_for_test(data["test"])
+    except ConfigError as error:
+        problems += error.problems
+    except UserError as error:
+        problems.append(f"data.test: {error}")
 
 
 def _resolve_benchmark(name: str, entry: dict[str, Any], problems: list[str]) -> dict[str, Any]:

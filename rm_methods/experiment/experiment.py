@@ -95,9 +95,10 @@ class Experiment:
 
         data = self.config["data"]
         card, root = card_for(data["dataset"], data["root"])
-        if root is None:
-            return []
-        return sorted({str(path) for source in card.splits.values() for path in find_files(root, source)})
+        files = {data["test"]} if data["test"] else set()
+        if root is not None:
+            files |= {str(path) for source in card.splits.values() for path in find_files(root, source)}
+        return sorted(files)
 
     def data_settings(self) -> dict[str, Any]:
         """The settings that the pairs depend on: the section `data` and the data set's card."""
@@ -416,7 +417,8 @@ class Experiment:
 
         if stage == "prepare":
             card, _ = card_for(self.config["data"]["dataset"], self.config["data"]["root"])
-            return [reader_module(card.reader)]
+            readers = {card.reader, "pairs"} if self.config["data"]["test"] else {card.reader}
+            return [reader_module(reader) for reader in sorted(readers)]
         if stage in ("prepare_benchmark", "evaluate"):
             names = [benchmark] if benchmark else self.config["benchmarks"]
             modules = [f"benchmarks.{load_benchmark_card(name).module}" for name in names]

@@ -152,6 +152,29 @@ def card_for(dataset: str, root: str | Path | None = None) -> tuple[DatasetCard,
     raise ConfigError([problem])
 
 
+def card_for_test(test: str) -> tuple[DatasetCard, Path]:
+    """The card of `data.test`, whose rows are all in the split test, and the folder to read from.
+
+    Args:
+        test: the path of a file of TRL-style pairs; a relative path starts in the working directory.
+
+    Raises:
+        ConfigError: no such file.
+        DataError: the file has an unknown format.
+    """
+    path = Path(test)
+    if not path.is_file():
+        kind = "is a folder" if path.is_dir() else "no such file"
+        raise ConfigError(
+            [
+                f"data.test: {kind}: '{test}' (looked in {Path.cwd()}). Give one file of test pairs; a folder with "
+                "train.* and test.* belongs in data.dataset"
+            ]
+        )
+    check_data_format(path)
+    return _card_of_path(path, {"test": SplitSource(files=(_escape_glob(path.name),))}), path.parent
+
+
 def _card_of_path(path: Path, splits: dict[str, SplitSource]) -> DatasetCard:
     return DatasetCard(
         name=path.name.split(".")[0] or path.name,

@@ -6,16 +6,17 @@ read -> duplicates -> splits -> leaks -> shuffle -> length limit (train) -> leng
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from rm_methods.errors import DataError
 from rm_methods.files import write_json
 from rm_methods.preferences.balance import balance_length
-from rm_methods.preferences.cards import card_for
+from rm_methods.preferences.cards import card_for, card_for_test
 from rm_methods.preferences.noise import flip_labels
 from rm_methods.preferences.pair import PreferencePair, write_pairs
-from rm_methods.preferences.read_report import tally_lines, unread_notes
+from rm_methods.preferences.read_report import ReadReport, tally_lines, unread_notes
 from rm_methods.preferences.readers import read_dataset
 from rm_methods.preferences.splits import (
     cap_pairs,
@@ -30,13 +31,16 @@ from rm_methods.preferences.splits import (
 )
 
 
-def prepare(data: dict[str, Any], out_pairs: str | Path, out_report: str | Path) -> dict[str, Any]:
+def prepare(
+    data: dict[str, Any], out_pairs: str | Path, out_report: str | Path, needed_splits: Iterable[str] = ()
+) -> dict[str, Any]:
     """Prepare the preference data of an experiment.
 
     Args:
         data: the resolved section `data` of the configuration (rm_methods/config/config.schema.yaml).
         out_pairs: Parquet file of the pairs (`pair.write_pairs`), in training order.
         out_report: JSON file of the report.
+        needed_splits: splits that a benchmark is made of, so that they must not be empty.
 
     Returns:
         the report: "dataset", "seed", "read" (`ReadReport.to_json`), "steps" (pairs before and after each, with
@@ -46,8 +50,25 @@ def prepare(data: dict[str, Any], out_pairs: str | Path, out_report: str | Path)
         ConfigError: with every problem of the reader's options.
         DataError: the data cannot be read, nothing is left to train on, or a requested split is empty.
     """
+    pairs, report = prepared_pairs(data, needed_splits)
+    write_pairs(pairs, out_pairs)
+    write_json(out_report, report)
+    return report
+
+
+def prepared_pairs(
+    data: dict[str, Any], needed_splits: Iterable[str] = ()
+) -> tuple[list[PreferencePair], dict[str, Any]]:
+    """What `prepare` writes: the pairs in training order, and the report.
+
+    Args:
+        data, needed_splits: as in `prepare`.
+
+    Raises:
+        ConfigError, DataError: as `prepare`.
+    """
     card, root = card_for(data["dataset"], data["root"])
-    pairs, options, read_report = read_dataset(card, root, data["options"])
+    pairs, options, read_report = read_pairs_of(data)
     pairs, steps, notes = _clean_and_split(pairs, data)
     check_groups(pairs)
     read = read_report.to_json()
@@ -62,6 +83,7 @@ def prepare(data: dict[str, Any], out_pairs: str | Path, out_report: str | Path)
             "reader": card.reader,
             "options": options,
             "local": root is not None,
+            "test_file": data["test"],
         },
         "seed": data["seed"],
         "read": read,
@@ -69,10 +91,38 @@ def prepare(data: dict[str, Any], out_pairs: str | Path, out_report: str | Path)
         "splits": summarize_splits(pairs),
         "notes": read.pop("notes") + notes,
     }
-    _check_not_empty(data, report)
-    write_pairs(pairs, out_pairs)
-    write_json(out_report, report)
-    return report
+    _check_not_empty(data, report, needed_splits)
+    return pairs, report
+
+
+def read_pairs_of(data: dict[str, Any]) -> tuple[list[PreferencePair], dict[str, Any], ReadReport]:
+    """Read the data set and the file of test pairs, if one is named.
+
+    `data.options` also hold for the file of test pairs if the data set is a file of pairs, too.
+
+    Args:
+        data: the resolved section `data` of the configuration.
+
+    Returns:
+        the pairs in reading order, those of the test file last; the resolved options; the report of all files.
+
+    Raises:
+        ConfigError: with every problem of the reader's options.
+        DataError: the data cannot be read, or has two test splits.
+    """
+    card, root = card_for(data["dataset"], data["root"])
+    pairs, options, report = read_dataset(card, root, data["options"])
+    if data["test"] is None:
+        return pairs, options, report
+    if in_test := sum(pair.split == "test" for pair in pairs):
+        raise DataError(
+            f"data.test: names '{data['test']}', but the data set '{data['dataset']}' has a split test of {in_test} "
+            "pairs. Only one can be the test split: remove data.test, or the split from the data set."
+        )
+    test_card, folder = card_for_test(data["test"])
+    test_options = options if card.reader == test_card.reader else {}
+    test_pairs, _, _ = read_dataset(test_card, folder, test_options, report)
+    return pairs + test_pairs, options, report
 
 
 def _clean_and_split(
@@ -140,19 +190,37 @@ def _by_split(pairs: list[PreferencePair]) -> dict[str, list[PreferencePair]]:
     return {split: [pair for pair in pairs if pair.split == split] for split in order}
 
 
-def _check_not_empty(data: dict[str, Any], report: dict[str, Any]) -> None:
+def _check_not_empty(data: dict[str, Any], report: dict[str, Any], needed_splits: Iterable[str]) -> None:
     requested = ["train"] + [split for split in ("validation", "test") if data[f"{split}_fraction"] > 0]
+    if data["test"] is not None:
+        requested.append("test")
     empty = [split for split in requested if split not in report["splits"]]
-    if not empty:
+    missing = [split for split in needed_splits if split not in {*report["splits"], *empty}]
+    if not empty and not missing:
         return
     if "train" in empty:
         problem = "nothing is left to train on."
+    elif "test" in empty and data["test"] is not None:
+        problem = f"no pair of data.test ('{data['test']}') is left, so the split test is empty. Name another file."
+    elif not empty:
+        split = missing[0]
+        problem = f"a benchmark is made of the split {split}, but the data has none. {missing_split_remedy(split)}."
     else:
         problem = (
             f"the split {' and the split '.join(empty)} is empty. "
             "Raise data.<split>_fraction, or set it to 0 to do without the split."
         )
     raise DataError(f"Data set '{report['dataset']['name']}': {problem} The report of the rows:\n{describe(report)}")
+
+
+def missing_split_remedy(split: str) -> str:
+    """What to set so that prepared pairs have a split; for a split without a setting, what to leave out."""
+    fraction = f"set data.{split}_fraction above 0, such as {split}_fraction: 0.1"
+    if split == "test":
+        return f"{fraction[0].upper()}{fraction[1:]}, or name a file of test pairs: data.test"
+    if split == "validation":
+        return f"{fraction[0].upper()}{fraction[1:]}"
+    return f"Leave the split {split} out of the benchmark's options"
 
 
 def describe(report: dict[str, Any]) -> str:

@@ -1,3 +1,4 @@
+import json
 import re
 from pathlib import Path
 
@@ -481,12 +482,12 @@ def test_duplicate_keys_of_tuned_settings_are_refused(tmp_path):
 def test_every_key_that_is_a_path_is_expanded(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("FILES", str(tmp_path))
-    for name in ("pairs.jsonl", "chat.jinja", "zero.json"):
+    for name in ("pairs.jsonl", "test.jsonl", "chat.jinja", "zero.json"):
         (tmp_path / name).write_text("{}")
     config = resolve(
         minimal(
             results="~/results",
-            data={"dataset": "pairs.jsonl", "root": "$FILES"},
+            data={"dataset": "pairs.jsonl", "root": "$FILES", "test": "$FILES/test.jsonl"},
             backbone={"source": "${FILES}/model", "chat_template": "~/chat.jinja"},
             methods={"joint_encoder": {"source": "~/encoder"}, "bradley_terry": {}},
             training={"deepspeed": "~/zero.json"},
@@ -499,6 +500,7 @@ def test_every_key_that_is_a_path_is_expanded(tmp_path, monkeypatch):
     here = str(tmp_path)
     assert config["results"] == f"{here}/results"
     assert config["data"]["root"] == here
+    assert config["data"]["test"] == f"{here}/test.jsonl"
     assert (config["backbone"]["source"], config["backbone"]["chat_template"]) == (
         f"{here}/model",
         f"{here}/chat.jinja",
@@ -599,6 +601,7 @@ def test_defaults_are_filled_in():
     assert data_section({"dataset": "hh_rlhf", "label_noise": {"rate": 0.1}}) == {
         "dataset": "hh_rlhf",
         "root": None,
+        "test": None,
         "options": {"subsets": None},
         "seed": 0,
         "validation_fraction": 0.1,
@@ -661,3 +664,55 @@ def test_splits_that_the_user_names_stay():
     resolved = resolve(minimal(data=data, benchmarks=benchmarks))
     assert resolved["benchmarks"]["world"]["options"]["splits"] == ["cue_neutral"]
     assert resolve(resolved) == resolved
+
+
+def one_file(tmp_path, *rows):
+    """A file of pairs and a configuration with the benchmark heldout on it."""
+    file = tmp_path / "pairs.jsonl"
+    pair = {"prompt": "a", "chosen": "b", "rejected": "c"}
+    file.write_text("".join(json.dumps(pair | row) + "\n" for row in rows))
+    return file, minimal(data={"dataset": str(file)}, benchmarks={"heldout": {}})
+
+
+def test_heldout_without_a_test_split_is_refused_with_the_sentence_that_mends_it(tmp_path):
+    _, config = one_file(tmp_path, {}, {"split": "train"})
+    (problem,) = problems(config)
+    assert problem.startswith("benchmarks.heldout: is made of the split test, but data.dataset")
+    assert "Set data.test_fraction above 0, such as test_fraction: 0.1" in problem
+    assert "data.test" in problem
+    resolve(config)  # a single verb may do without
+    for mended in ({"test_fraction": 0.5}, {"test": str(tmp_path / "test.jsonl")}):
+        (tmp_path / "test.jsonl").write_text("{}")
+        resolve(config | {"data": config["data"] | mended}, before_workflow=True)
+    _, with_column = one_file(tmp_path, {}, {"split": "test"})
+    resolve(with_column, before_workflow=True)
+
+
+def test_heldout_validation_without_such_a_split_is_refused(tmp_path):
+    _, config = one_file(tmp_path, {}, {"split": "test"})
+    config["data"]["validation_fraction"] = 0.0
+    config["benchmarks"]["heldout"] = {"options": {"splits": ["test", "validation"]}}
+    (problem,) = problems(config)
+    assert "the split validation" in problem
+    assert "Set data.validation_fraction above 0" in problem
+
+
+def test_the_file_of_test_pairs_is_checked(tmp_path):
+    file, config = one_file(tmp_path, {})
+    (tmp_path / "test.txt").write_text("")
+    (tmp_path / "test.jsonl").write_text("{}")
+
+    def problem_with(**data):
+        (problem,) = problems(config | {"data": config["data"] | data})
+        return problem
+
+    assert "data.test: no such file: 'nowhere.jsonl' (looked in" in problem_with(test="nowhere.jsonl")
+    assert "data.test: is a folder" in problem_with(test=str(tmp_path))
+    assert "data.test: " in problem_with(test=str(tmp_path / "test.txt"))
+    assert "unknown format" in problem_with(test=str(tmp_path / "test.txt"))
+    assert "is the file of data.dataset" in problem_with(test=str(file))
+    assert "data.test_fraction: is 0.2, but data.test names" in problem_with(
+        test=str(tmp_path / "test.jsonl"), test_fraction=0.2
+    )
+    assert "has a test split" in problem_with(dataset="hh_rlhf", test=str(tmp_path / "test.jsonl"))
+    assert "data.test" in problem_with(test=5)

@@ -186,3 +186,20 @@ def test_ppo_against_another_run_of_the_reward_model_is_refused(tmp_path):
     for check in (experiment.check_optimized, experiment.check_ppo):
         with pytest.raises(DataError, match=f"ppo/bradley_terry/seed0: .*run key earlier, .* has {run_key}"):
             check(tmp_path)
+
+
+def test_the_file_of_test_pairs_is_a_source_of_the_pairs(tmp_path):
+    """Snakemake prepares again if the file changes; another name or reader is another setting or code."""
+    for name in ("pairs.jsonl", "test.jsonl"):
+        (tmp_path / name).write_text("{}")
+    data = {"dataset": str(tmp_path / "pairs.jsonl")}
+    test = str(tmp_path / "test.jsonl")
+    alone = Experiment(resolve(CONFIG | {"data": data, "benchmarks": {}}))
+    both = Experiment(resolve(CONFIG | {"data": data | {"test": test}, "benchmarks": {}}))
+    assert alone.data_sources() == [data["dataset"]]
+    assert both.data_sources() == [data["dataset"], test]
+    assert alone.asked("prepare")["settings"] != both.asked("prepare")["settings"]
+    assert alone.code("prepare") == both.code("prepare")
+    from_hub = Experiment(resolve(CONFIG | {"data": {"dataset": "world", "test": test}, "benchmarks": {}}))
+    assert from_hub.data_sources() == [test]
+    assert from_hub.code("prepare") != Experiment(resolve(CONFIG)).code("prepare")

@@ -234,3 +234,60 @@ def test_columns_that_were_not_read_are_in_the_report_and_its_description(write_
     _, report = run(path)
     assert report["read"]["unread"] == {str(path): {"tools": 2, "level": 1}}
     assert f"Not read from {path}: tools (2 rows), level (1 rows)." in describe(report)
+
+
+def test_a_file_of_test_pairs_becomes_the_split_test(run, write_lines):
+    """Its split column does not count, leaks leave train, and a pair in both files stays in the test split."""
+    data = write_lines("x.jsonl", [row(n) for n in range(6)] + [row(1, "another answer", "worse")])
+    test = write_lines("t.jsonl", [row(1, "good", "bad"), row(2), row(7, split="train"), row(8, "same", "same")])
+    pairs, report = run(data, test=str(test))
+    prompts = {split: {p.prompt[0]["content"] for p in members} for split, members in by_split(pairs).items()}
+    assert prompts == {
+        "train": {f"Question {n}?" for n in (0, 3, 4, 5)},
+        "test": {f"Question {n}?" for n in (1, 2, 7)},
+    }
+    assert report["read"]["rows"] == 11
+    assert report["read"]["pairs"] == 10
+    assert report["read"]["files"] == {str(data): 7, str(test): 4}
+    assert report["read"]["dropped"]["chosen equals rejected"]["examples"] == [f"{test}, row 4"]
+    assert report["read"]["unread"] == {str(test): {"split": 1}}
+    steps = {step["step"]: step for step in report["steps"]}
+    assert steps["duplicates"]["counts"] == {"exact": 1, "contradictory": 0}
+    assert steps["leaks"]["counts"] == {"groups": 1, "train_pairs": 2}
+    assert report["dataset"]["test_file"] == str(test)
+
+
+def test_options_hold_for_the_file_of_test_pairs(run, write_lines):
+    def renamed(number):
+        return {"prompt": f"Question {number}?", "better": "a good long answer", "worse": "bad"}
+
+    options = {"chosen_field": "better", "rejected_field": "worse"}
+    data = write_lines("x.jsonl", [renamed(n) for n in range(3)])
+    test = write_lines("t.jsonl", [renamed(n) for n in range(3, 5)])
+    pairs, _ = run(data, test=str(test), options=options)
+    assert {split: len(members) for split, members in by_split(pairs).items()} == {"train": 3, "test": 2}
+
+
+def test_a_second_test_split_and_an_empty_one_are_refused(run, write_lines):
+    data = write_lines("x.jsonl", [row(1), row(2, split="test")])
+    test = write_lines("t.jsonl", [row(3)])
+    with pytest.raises(DataError, match=r"data\.test: names .*t\.jsonl.* has a split test of 1 pairs"):
+        run(data, test=str(test))
+    with pytest.raises(DataError, match=r"no pair of data\.test \('.*e\.jsonl'\) is left"):
+        run(write_lines("y.jsonl", [row(1)]), test=str(write_lines("e.jsonl", [row(3, "same", "same")])))
+
+
+@pytest.mark.parametrize(
+    ("split", "remedy"),
+    [
+        ("test", r"Set data\.test_fraction above 0, .* or name a file of test pairs: data\.test"),
+        ("validation", r"Set data\.validation_fraction above 0"),
+        ("iid", "Leave the split iid out"),
+    ],
+)
+def test_a_split_that_a_benchmark_needs_and_the_data_lack_is_refused(write_lines, tmp_path, split, remedy):
+    section = {"dataset": str(write_lines("x.jsonl", [row(1)])), "validation_fraction": 0.0}
+    data = resolve({"experiment": "x", "data": section, "methods": {"longest": {}}})["data"]
+    with pytest.raises(DataError, match=f"made of the split {split}, but the data has none. {remedy}"):
+        prepare(data, tmp_path / "p.parquet", tmp_path / "r.json", [split])
+    assert not (tmp_path / "p.parquet").exists()

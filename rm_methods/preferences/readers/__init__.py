@@ -68,20 +68,21 @@ def resolve_reader_options(card: DatasetCard, user_options: dict[str, Any]) -> d
 
 
 def read_dataset(
-    card: DatasetCard, root: Path | None, options: dict[str, Any]
+    card: DatasetCard, root: Path | None, options: dict[str, Any], report: ReadReport | None = None
 ) -> tuple[list[PreferencePair], dict[str, Any], ReadReport]:
     """Read a whole data set.
 
     Args:
         root: local folder, or None for the hub.
         options: what the user sets; the rest comes from the card and the reader.
+        report: counts of data read before, which are added to; None: a new report.
 
     Returns:
         the pairs in reading order, the resolved options, and the report.
     """
     resolved = resolve_reader_options(card, options)
-    report = ReadReport()
+    report = ReadReport() if report is None else report
     read, _ = load_reader(card.reader)
     pairs = list(read(card, root, resolved, report))
-    report.pairs = len(pairs)
+    report.pairs += len(pairs)
     return pairs, resolved, report

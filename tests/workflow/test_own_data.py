@@ -1,0 +1,122 @@
+"""Every command of docs/own-data.md, literally and in its order, from a file of pairs to the verdict."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.conftest import REPOSITORY, made_up_pairs
+from tests.workflow.checkouts import checkout, environment, planned
+
+# The trainings of a whole comparison: minutes on a busy machine.
+pytestmark = [pytest.mark.process, pytest.mark.slow]
+COMMANDS = re.findall(
+    r"^    ((?:rm-methods|snakemake|cat) .*)$", (REPOSITORY / "docs/own-data.md").read_text(), re.MULTILINE
+)
+
+
+def rows(count: int, seed: int, names=("prompt", "chosen", "rejected")) -> list[dict[str, str]]:
+    return [
+        dict(zip(names, (pair.prompt[0]["content"], pair.chosen, pair.rejected), strict=True))
+        for pair in made_up_pairs(count, seed)
+    ]
+
+
+def write(path: Path, lines: list[dict[str, str]]) -> None:
+    path.write_text("".join(json.dumps(row) + "\n" for row in lines))
+
+
+def run(folder: Path, command: str) -> str:
+    done = subprocess.run(
+        command,
+        shell=True,
+        cwd=folder,
+        env=environment(folder, HF_HUB_OFFLINE="1"),
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    logs = "\n".join(f"== {path}\n{path.read_text()[-2000:]}" for path in (folder / "results").rglob("*.log"))
+    assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"[-3000:] + logs
+    return done.stdout + done.stderr
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> tuple[Path, dict[str, str]]:
+    """A checkout in which all commands of the page have run, and what each printed."""
+    folder = checkout(tmp_path_factory.mktemp("own"))
+    write(folder / "my_pairs.jsonl", rows(80, seed=0))
+    write(folder / "my_test.jsonl", rows(20, seed=1))
+    with (folder / "my_votes.csv").open("w", newline="") as stream:
+        table = csv.DictWriter(stream, ("question", "better", "worse"))
+        table.writeheader()
+        table.writerows(rows(80, 2, ("question", "better", "worse")))
+    return folder, {command: run(folder, command) for command in COMMANDS}
+
+
+def test_the_page_has_the_commands_of_the_whole_way():
+    assert [command.split()[:2] for command in COMMANDS] == [
+        ["rm-methods", "init"],
+        ["rm-methods", "init"],
+        ["rm-methods", "init"],
+        ["rm-methods", "init"],
+        ["rm-methods", "check"],
+        ["snakemake", "--cores"],
+        ["cat", "results/my_pairs/comparison/table.txt"],
+        ["rm-methods", "power"],
+        ["rm-methods", "score"],
+    ]
+
+
+def test_the_way_ends_at_a_verdict(finished):
+    folder, printed = finished
+    table = printed["cat results/my_pairs/comparison/table.txt"]
+    for title in ("Bradley-Terry", "RRM", "Longest response", "Fitted length", "Random score"):
+        assert title in table
+    assert "Verdict" in table
+    assert "The best content-blind row is" in table
+    assert (folder / "scores.csv").exists()
+    for name in ("my_pairs", "large", "with_test", "my_votes"):
+        assert yaml.safe_load((folder / f"{name}.yaml").read_text())["experiment"] == name
+
+
+def test_the_training_pairs_and_nothing_else_run_again_when_the_test_file_changes(finished):
+    """The pairs are prepared again; the commands of the page leave nothing else to do."""
+    folder, _ = finished
+    target = "results/with_test/data/pairs.parquet"
+    command = f"snakemake --cores 2 --configfile with_test.yaml -- {target}"
+    run(folder, command)
+    dry = command.replace("snakemake", "snakemake -n")
+    assert "Nothing to be done" in run(folder, dry)
+    report = json.loads((folder / "results/with_test/data/report.json").read_text())
+    assert report["splits"]["test"]["pairs"] == 20
+    write(folder / "my_test.jsonl", rows(21, seed=1))
+    assert planned(run(folder, dry)) == {"prepare": 1}
+    run(folder, command)
+    report = json.loads((folder / "results/with_test/data/report.json").read_text())
+    assert report["splits"]["test"]["pairs"] == 21
+
+
+def test_without_a_test_split_nothing_starts(finished):
+    folder, _ = finished
+    config = yaml.safe_load((folder / "my_pairs.yaml").read_text())
+    del config["data"]["test_fraction"]
+    config["experiment"] = "without"
+    (folder / "without.yaml").write_text(yaml.safe_dump(config))
+    done = subprocess.run(
+        ["snakemake", "--cores", "2", "--configfile", "without.yaml"],
+        cwd=folder,
+        env=environment(folder),
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode != 0
+    assert "Set data.test_fraction above 0" in done.stdout + done.stderr
+    assert not (folder / "results" / "without" / "data").exists()
