@@ -20,12 +20,17 @@ from rm_methods.config.variants import across_noise, names_without_noise, tuning
 from rm_methods.errors import ConfigError, UserError, nearest
 from rm_methods.files import content_hash, write_text
 from rm_methods.methods import registry
-from rm_methods.validation import schema_problems, unusable_values
+from rm_methods.validation import kind_of, schema_problems, unusable_values
 from rm_methods.yaml_files import load_yaml, parse_yaml, read_yaml, yaml_text
 
 SCHEMA_FILE = Path(__file__).with_name("config.schema.yaml")
 # Keys of a resolved entry of `methods`.
 _RESOLVED = ("method", "settings", "learning_rate", "lora", "label_noise", "tuned_from")
+
+_EMPTY = (
+    "the file has no keys; a configuration needs at least `experiment`, `data` and `methods` "
+    "(config/quickstart.yaml is an example)"
+)
 
 
 @cache
@@ -63,10 +68,11 @@ def load_config(
         content, written_wrong = read_yaml(path)
         problems += written_wrong
         if content is None:
-            raise ConfigError(["is empty; a configuration needs experiment, data and methods"], source=str(path))
+            raise ConfigError([_EMPTY], source=str(path))
         if not isinstance(content, dict):
             raise ConfigError(
-                [f"must be a mapping of keys to values, found {type(content).__name__}"], source=str(path)
+                [f"the file must have keys with values, such as `experiment: my_name`; it is {kind_of(content)}"],
+                source=str(path),
             )
         merged = merge(merged, content)
     source = ", ".join(map(str, paths)) or "the configuration"

@@ -248,6 +248,12 @@ def _answers(
     row: Row, options: dict[str, Any], report: ReadReport
 ) -> tuple[str, str] | tuple[list[Message], list[Message]]:
     """The columns of chosen and rejected, in one form."""
+    for option in ("chosen_field", "rejected_field"):
+        if options[option] not in row.fields:
+            raise DataError(
+                f"{row.file}, row {row.number}: field '{options[option]}' is missing. If another column has this "
+                f"answer, name it with data.options.{option}. {nearest(options[option], row.fields, 'Found')}"
+            )
     chosen = _text_or_messages(row, options["chosen_field"], report)
     rejected = _text_or_messages(row, options["rejected_field"], report)
     if isinstance(chosen, str) and isinstance(rejected, str):
