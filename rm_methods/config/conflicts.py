@@ -50,6 +50,8 @@ def conflicts(config: dict[str, Any]) -> list[str]:
                 )
     except UserError as error:
         problems.append(f"training.deepspeed: {error}")
+    for name in sorted({entry["method"] for entry in config["methods"].values()}):
+        problems += registry.user_code_problems(name)
     problems += _length_conflicts(config)
     problems += _missing_requirements(config)
     problems += _missing_data(config)
