@@ -578,7 +578,7 @@ def test_a_workflow_reads_the_files_itself_and_keeps_what_the_command_line_gives
         workflow_config([tmp_path / "a.yaml"], given, default="absent.yaml")
     config = workflow_config([tmp_path / "a.yaml"], given[:2], default="absent.yaml")
     expected = {"seeds": [3, 4], "training": {"epochs": 5}}
-    assert config == load_config([tmp_path / "a.yaml"], expected)
+    assert config == load_config([tmp_path / "a.yaml"], [expected])
     assert (config["training"]["epochs"], config["training"]["learning_rate"]) == (5, 1e-4)
     with pytest.raises(ConfigError, match="written twice"):
         workflow_config([tmp_path / "a.yaml"], ["training={epochs: 5, epochs: 6}"], default="absent.yaml")
@@ -748,3 +748,67 @@ def test_every_pattern_of_the_schema_is_explained_in_words():
 
 def test_training_may_read_as_much_as_scoring():
     assert resolve(minimal(backbone={"max_length": 256}, training={"max_length": 256}))
+
+
+def written(folder, *texts):
+    """Files with these texts, in order."""
+    files = [folder / f"{number}.yaml" for number in range(len(texts))]
+    for file, text in zip(files, texts, strict=True):
+        file.write_text(text)
+    return files
+
+
+BASE = """
+experiment: x
+data: {dataset: world}
+methods: {bradley_terry: {centering: 0.01}, longest: {}, label_smoothing: {}}
+benchmarks: {world: {}, heldout: {}}
+training: {lora: {rank: 4}}
+"""
+
+
+@pytest.mark.parametrize(
+    ("over", "methods"),
+    [
+        ("methods: {hinge: {}}", ["bradley_terry", "longest", "label_smoothing", "hinge"]),
+        ("methods!: {hinge: {}}", ["hinge"]),
+        ("methods: {longest!: null, hinge: {}}", ["bradley_terry", "label_smoothing", "hinge"]),
+        ("methods: {longest!: }", ["bradley_terry", "label_smoothing"]),
+        # Without the mark, nothing means the defaults.
+        ("methods: {longest: }", ["bradley_terry", "longest", "label_smoothing"]),
+    ],
+)
+def test_a_later_file_replaces_and_removes_with_a_mark(tmp_path, over, methods):
+    assert list(load_config(written(tmp_path, BASE, over))["methods"]) == methods
+
+
+def test_the_mark_works_for_every_key(tmp_path):
+    over = "methods: {bradley_terry!: {margin_scale: 0.5}}\nbenchmarks!: {world: {}}\ntraining: {lora!: {alpha: 8}}\n"
+    config = load_config(written(tmp_path, BASE, over))
+    assert config["methods"]["bradley_terry"]["settings"] == {"margin_scale": 0.5, "centering": 0.0}
+    assert list(config["benchmarks"]) == ["world"]
+    assert (config["training"]["lora"]["rank"], config["training"]["lora"]["alpha"]) == (16, 8)
+    assert load_config(written(tmp_path, BASE, "training: {lora!: null}"))["training"]["lora"] is None
+    marked = load_config(written(tmp_path, BASE.replace("methods:", "methods!:")))
+    assert list(marked["methods"]) == ["bradley_terry", "longest", "label_smoothing"]
+    assigned = workflow_config(written(tmp_path, BASE), ["methods={longest!: null}", "methods={hinge: {}}"], "none")
+    assert list(assigned["methods"]) == ["bradley_terry", "label_smoothing", "hinge"]
+
+
+@pytest.mark.parametrize(
+    ("over", "problem"),
+    [
+        (
+            "methods: {longst!: null}",
+            "methods.longst!: null removes nothing, because no earlier file has it. Did you mean 'longest'?",
+        ),
+        ("methods: {longest!: {}, longest: {}}", "methods.longest: written with and without `!`; keep one"),
+        ("methods!: {longest!: null}", "methods.longest!: null removes nothing"),
+        ("training: {epoch!: 3}", "training.epoch: unknown key. Did you mean 'epochs'?"),
+        ("data!: null", "top level: missing data."),
+    ],
+)
+def test_a_mark_without_effect_is_a_problem(tmp_path, over, problem):
+    with pytest.raises(ConfigError) as error:
+        load_config(written(tmp_path, BASE, over))
+    assert problem in str(error.value)
