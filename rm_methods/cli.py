@@ -2,6 +2,7 @@
 
 Usage:
     rm-methods list methods
+    rm-methods check --config my.yaml
     rm-methods score --model results/quickstart/runs/bradley_terry/seed0/model --data pairs.jsonl --out scores.parquet
     rm-methods evaluate --benchmark rm_bench --items items.parquet --scores scores.parquet
 
@@ -11,6 +12,7 @@ Heavy packages are imported inside the verbs, so that `rm-methods --help` answer
 from __future__ import annotations
 
 import atexit
+import errno
 import functools
 import gc
 import os
@@ -50,6 +52,13 @@ _checkpoints = click.option("--work", required=True, type=_FOLDER, help="Folder 
 _samples = click.option("--work", required=True, type=_FOLDER, help="Folder for unfinished samples.")
 
 _OBJECTS_BEFORE_COLLECTION = 10_000  # Python's default is 700
+# Errors of the file system that reading a wrong path causes, too.
+_ADVICE = {
+    errno.ENOENT: "Check the path.",
+    errno.ENOTDIR: "Check the path: a part of it is a file.",
+    errno.EISDIR: "Name a file in that folder.",
+    errno.ENAMETOOLONG: "Check the path.",
+}
 _WRITTEN = ("work", "out", "report", "metrics", "credits")  # options that name files or folders to write
 
 
@@ -71,10 +80,58 @@ class _Verb(click.Command):
             raise
 
 
+# Heading of `rm-methods --help` -> its verbs, in the order of their use.
+_GROUPS = {
+    "Use": ("list", "show", "check", "plan", "score", "benchmark", "compare", "power", "cancel"),
+    "Stages of the workflow, by hand": (
+        "prepare",
+        "prepare-backbone",
+        "prepare-benchmark",
+        "contamination",
+        "train",
+        "evaluate",
+        "tune",
+        "diagnose",
+        "diagnose-teacher",
+        "diagnose-summary",
+        "overoptimization",
+        "track",
+    ),
+    "Plumbing (policies, and language models of the controlled world)": (
+        "sft",
+        "sample-pool",
+        "sample-references",
+        "ppo",
+        "train-world-model",
+    ),
+}
+_EXAMPLES = """\b
+Examples:
+  snakemake --cores 2                           run config/quickstart.yaml
+  snakemake --cores 2 --configfile my.yaml      run another experiment
+  rm-methods check --config my.yaml             is this configuration right?
+  rm-methods show bradley_terry                 a method and its settings
+  rm-methods benchmark --model MODEL --benchmarks rm_bench,rewardbench2
+  rm-methods score --model FOLDER --data pairs.jsonl --out scores.csv
+
+\b
+`rm-methods VERB --help` describes a verb."""
+
+
 class _Cli(click.Group):
     """Prints a `UserError` as text and exits with status 2.  Other errors are bugs and keep their traceback."""
 
     command_class = _Verb
+
+    def format_commands(self, context, formatter):
+        """The verbs in groups, each with the whole first sentence of its description."""
+        ungrouped = [name for name in self.commands if all(name not in names for names in _GROUPS.values())]
+        width = max(map(len, self.commands))
+        for heading, names in (*_GROUPS.items(), ("Other", ungrouped)):
+            rows = [(name.ljust(width), self.commands[name].get_short_help_str(limit=10_000)) for name in names]
+            if rows:
+                with formatter.section(heading):
+                    formatter.write_dl(rows)
 
     def invoke(self, context):
         try:
@@ -85,12 +142,12 @@ class _Cli(click.Group):
         except OSError as error:
             if error.errno is None:
                 raise
-            advice = "Check the path." if isinstance(error, FileNotFoundError) else "Nothing half-written was kept."
+            advice = _ADVICE.get(error.errno, "Check the path, and whether the disk works.")
             click.echo(f"rm-methods: {error.filename or 'file system'}: {error.strerror}. {advice}", err=True)
             sys.exit(2)
 
 
-@click.group(cls=_Cli, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=_Cli, context_settings={"help_option_names": ["-h", "--help"]}, epilog=_EXAMPLES)
 @click.version_option(__version__)
 def main():
     """Train, score, evaluate and compare reward models.  The workflow (`snakemake --cores N`) calls these verbs."""
@@ -112,16 +169,41 @@ def list_cards(what):
     from rm_methods.listing import listing
 
     click.echo(listing(what))
+    if what == "methods":
+        # Not on stdout, so that a pipe gets one line a method.
+        click.echo("`rm-methods show METHOD` describes one of them, with its settings.", err=True)
+
+
+@main.command()
+@click.argument("method")
+def show(method):
+    """Describe a method: source, cost, and every setting.
+
+    Also prints lines of YAML to copy into a configuration.
+    """
+    from rm_methods.listing import method_page
+
+    click.echo(method_page(method))
 
 
 @main.command()
 @_config
-def check(config_files):
-    """Check a configuration and print it with all defaults."""
+@click.option("--full", is_flag=True, help="Print the configuration with all defaults instead, as YAML.")
+def check(config_files, full):
+    """Check a configuration: say OK and what would run, or list all its mistakes.
+
+    With --full, prints the configuration with all defaults.
+    """
     from rm_methods.config.resolve import load_config
+    from rm_methods.listing import configuration_text
     from rm_methods.yaml_files import yaml_text
 
-    click.echo(yaml_text(load_config(config_files, before_workflow=True)), nl=False)
+    config = load_config(config_files, before_workflow=True)
+    source = ", ".join(map(str, config_files))
+    if full:
+        click.echo(yaml_text(config), nl=False)
+    else:
+        click.echo(f"OK: {source}: {configuration_text(config)}")
 
 
 @main.command()
@@ -507,7 +589,13 @@ def score(model, data, out, root, config_files, strict, model_options, **options
 @click.option(
     "--max-length", type=click.IntRange(min=32), default=None, help="Longest sequence in tokens; default the model's."
 )
-@click.option("--precision", type=click.Choice(["fp32", "bf16"]), default="fp32", show_default=True)
+@click.option(
+    "--precision",
+    type=click.Choice(["fp32", "bf16"]),
+    default="fp32",
+    show_default=True,
+    help="Precision of the backbone; the head is always fp32.",
+)
 @click.option(
     "--tokens-per-batch",
     type=click.IntRange(min=32),

@@ -67,4 +67,6 @@ def nearest(name: str, allowed: Iterable[str], heading: str = "Allowed") -> str:
     allowed = sorted(allowed)
     close = difflib.get_close_matches(str(name), allowed, n=1, cutoff=0.5)
     hint = f"Did you mean '{close[0]}'? " if close else ""
+    if not allowed and heading == "Allowed":
+        return "No name can be given here; leave it out."
     return f"{hint}{heading}: {', '.join(allowed) or 'nothing'}."

@@ -3,10 +3,22 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from rm_methods.preferences.read_report import tally_lines, unread_notes
+from rm_methods.validation import BOUNDS, KINDS
+
+# Kind of a method's card -> what it means.
+_KINDS = {
+    "trained": "trained: a reward model that scores each response alone",
+    "joint": "joint: a model that reads two responses together and prefers one",
+    "combined": "combined: made of trained runs, without training",
+    "external": "external: a model from elsewhere, which is only scored",
+    "content_blind": "content-blind: scores without a model",
+    "computed": "computed: scores without a model, and knows what only the maker of the data knows",
+}
 
 
 def listing(what: str) -> str:
@@ -46,6 +58,118 @@ def metrics_text(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def configuration_text(config: Mapping[str, Any]) -> str:
+    """What a resolved configuration would run, on one line.
+
+    >>> config = {"experiment": "x", "seeds": [0, 1], "benchmarks": {"world": {}}}
+    >>> configuration_text(config | {"methods": {"longest": {"method": "longest"}}})
+    'experiment x: 1 run; 1 variant: longest; 2 seeds: 0, 1; 1 benchmark: world'
+    """
+    from rm_methods.config.resolve import runs
+
+    counts = [
+        _counted("run", runs(config), most=0),
+        _counted("variant", config["methods"]),
+        _counted("seed", config["seeds"]),
+        _counted("benchmark", config["benchmarks"]),
+    ]
+    return f"experiment {config['experiment']}: {'; '.join(counts)}"
+
+
+def _counted(noun: str, values: Iterable[Any], most: int = 12) -> str:
+    """The number of values, and their names as far as they fit on a line."""
+    names = list(map(str, values))
+    if not names:
+        return f"no {noun}s"
+    count = f"{len(names)} {noun}{'s' if len(names) != 1 else ''}"
+    if not most:
+        return count
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return f"{count}: {', '.join(names[:most])}{more}"
+
+
+def method_page(name: str) -> str:
+    """A method's card for readers: facts, every setting with type, default and description, and YAML to copy.
+
+    Raises:
+        UserError: unknown method, with the nearest name.
+    """
+    from rm_methods.methods.registry import load_method_card
+
+    card = load_method_card(name)
+    width = min(max(shutil.get_terminal_size().columns, 60), 100)
+    facts = {
+        "source": card.citation,
+        "kind": _KINDS[card.kind],
+        "targets": ", ".join(card.targets),
+        "cost": card.cost,
+        "data": card.data or "",
+        "needs": "; ".join(f"{key}: {_need_text(need)}" for key, need in card.requires.items()),
+        "seeds": "only the first seed runs" if card.seed_free else "",
+        "tuned": f"{card.knob['setting']} in {', '.join(map(_yaml_value, card.knob['values']))}" if card.knob else "",
+        "code": str(card.file.with_suffix(".py")),
+    }
+    lines = [f"{card.name}: {card.title}", ""]
+    for heading, text in facts.items():
+        if text:
+            lines += _indented(text, width, first=f"{heading:<8} ", rest=" " * 9)
+    lines += ["", "Settings" if card.settings else "No settings."]
+    for setting, fragment in card.settings.items():
+        lines += ["", f"  {setting}: {_type_text(fragment)}; default {_yaml_value(fragment['default'])}"]
+        lines += _indented(fragment["description"], width, first="      ", rest="      ")
+    if card.has_weights:
+        shared = ["lora"] if card.kind == "joint" or "learning_rate" in card.settings else ["learning_rate", "lora"]
+        lines += ["", f"Also {' and '.join(shared)}, as under `training`."]
+    settings = ", ".join(f"{key}: {_yaml_value(value)}" for key, value in card.defaults().items())
+    lines += ["", "In a configuration (settings that you leave out have their defaults):", "", "methods:"]
+    return "\n".join([*lines, f"  {card.name}: {{{settings}}}"])
+
+
+def _indented(text: str, width: int, *, first: str, rest: str) -> list[str]:
+    return textwrap.wrap(
+        " ".join(text.split()),
+        width,
+        initial_indent=first,
+        subsequent_indent=rest,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+
+
+def _need_text(need: Mapping[str, Any]) -> str:
+    """What a setting that names a variant may name."""
+    text = f"a variant of method {need['method']}" if "method" in need else f"a {need['kind']} variant"
+    if builtin := need.get("builtin"):
+        text += f", or {' or '.join(builtin)}"
+    if need.get("seeds") == "all":
+        text += f" (all seeds, at least {need.get('at_least', 1)})"
+    return text
+
+
+def _type_text(fragment: Mapping[str, Any]) -> str:
+    """The values that a fragment of JSON schema allows, in words."""
+    choices = [_type_text(choice) for choice in fragment.get("anyOf", ())]
+    if choices:
+        return " or ".join(choices)
+    if "enum" in fragment:
+        return " or ".join(map(_yaml_value, fragment["enum"]))
+    kinds = fragment.get("type", [])
+    words = [KINDS[kind] for kind in ([kinds] if isinstance(kinds, str) else kinds)]
+    text = " or ".join(words) or "any value"
+    if "items" in fragment:
+        text += f" (each {_type_text(fragment['items'])})"
+    bounds = [f"{BOUNDS[rule]} {fragment[rule]}" for rule in BOUNDS if rule in fragment]
+    return text + (f", {' and '.join(bounds)}" if bounds else "")
+
+
+def _yaml_value(value: Any) -> str:
+    """A value on one line of YAML."""
+    import yaml
+
+    text = yaml.safe_dump(value, default_flow_style=True, width=10**6, allow_unicode=True)
+    return text.removesuffix("...\n").strip()
+
+
 def _percent(value: float | None) -> str:
     return "undefined: no items in one of its parts" if value is None else f"{100 * value:6.2f}%"
 
@@ -53,12 +177,9 @@ def _percent(value: float | None) -> str:
 def _methods() -> str:
     from rm_methods.methods.registry import load_method_card, method_names
 
-    rows: list[tuple[str, ...]] = []
-    for name in method_names():
-        card = load_method_card(name)
-        settings = "\n".join(f"{key}={value}" for key, value in card.defaults().items())
-        rows.append((name, card.title, card.kind.replace("_", "-"), ", ".join(card.targets) or "-", settings or "-"))
-    return _table(("name", "title", "kind", "targets", "settings and defaults"), rows)
+    titles = {name: " ".join(load_method_card(name).title.split()) for name in method_names()}
+    width = max(map(len, titles))
+    return "\n".join(f"{name:<{width}}  {title}" for name, title in titles.items())
 
 
 def _benchmarks() -> str:

@@ -1,6 +1,9 @@
 """JSON-schema checks whose messages name the key path, the value seen, what is allowed, and the nearest name for an
 unknown key.
 
+Two keywords beside those of JSON schema are words for messages: `patternWords` says what a pattern demands, and
+`typeWords` what a value of the wrong type should be.
+
 Values that no setting may have (NaN, infinity, keys that are not text, ...) are refused whatever the schema says.
 """
 
@@ -19,13 +22,13 @@ if TYPE_CHECKING:
     from jsonschema import ValidationError
     from jsonschema.protocols import Validator
 
-_BOUNDS = {
+BOUNDS = {
     "minimum": "at least",
     "maximum": "at most",
     "exclusiveMinimum": "more than",
     "exclusiveMaximum": "less than",
 }
-_KINDS = {
+KINDS = {
     "object": "a mapping",
     "array": "a list",
     "string": "text",
@@ -34,6 +37,18 @@ _KINDS = {
     "boolean": "true or false",
     "null": "null",
 }
+# Python type of a value from YAML, JSON or Parquet -> its name in messages.
+_KINDS_OF_VALUES = {
+    type(None): "null",
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "text",
+    list: "a list",
+    tuple: "a list",
+    dict: "a mapping",
+}
+_NOUNS = {"Items": "entry", "Properties": "entry", "Length": "character"}
 _LARGEST_INTEGER = 2**63 - 1
 
 
@@ -54,6 +69,15 @@ def _validator() -> type[Validator]:
             yield ValidationError(f"{instance!r} does not match {expression}")
 
     return extend(Draft202012Validator, validators={"pattern": pattern}, type_checker=whole)
+
+
+def kind_of(value: Any) -> str:
+    """What a value is, in the words of messages.
+
+    >>> kind_of(None), kind_of([1]), kind_of("a")
+    ('null', 'a list', 'text')
+    """
+    return _KINDS_OF_VALUES.get(type(value), type(value).__name__)
 
 
 def unusable_values(value: Any, where: str = "") -> Iterator[str]:
@@ -108,6 +132,9 @@ def schema_problems(value: Any, schema: Mapping[str, Any], where: str = "") -> l
             prefix = f"{path}." if path else ""
             instance: Any = error.instance
             unknown = [key for key in instance if key not in allowed]
+            if not allowed:
+                problems += [f"{prefix}{key}: unknown key. {path or 'The top level'} takes no keys." for key in unknown]
+                continue
             problems += [f"{prefix}{key}: unknown key. {nearest(str(key), allowed)}" for key in unknown]
         elif error.validator == "required":
             required: Any = error.validator_value
@@ -127,16 +154,65 @@ def _expectation(error: ValidationError) -> str:
     limit: Any = error.validator_value
     if rule == "type":
         kinds = limit if isinstance(limit, list) else [limit]
-        return f"expected {' or '.join(_KINDS[kind] for kind in kinds)}"
+        schema: Any = error.schema
+        if "typeWords" in schema:
+            return f"expected {schema['typeWords']}"
+        return f"expected {' or '.join(KINDS[kind] for kind in kinds)}{_type_advice(error.instance, kinds)}"
     if rule == "enum":
         values = [value if isinstance(value, str) else json.dumps(value) for value in limit]
         return f"allowed: {', '.join(values)}"
-    if rule in _BOUNDS:
-        return f"must be {_BOUNDS[rule]} {limit}"
+    if rule in BOUNDS:
+        return f"must be {BOUNDS[rule]} {limit}"
     if rule == "pattern":
-        return f"must match {limit}"
-    if rule == "maxLength":
-        return f"must have at most {limit} characters"
+        return _pattern_words(error)
+    if rule in ("minItems", "minProperties", "minLength", "maxItems", "maxProperties", "maxLength"):
+        return _size_words(rule, limit)
     if rule == "uniqueItems":
         return "nothing may be listed twice"
+    if rule in ("anyOf", "oneOf"):
+        choices = [inside for inside in error.context or () if inside.parent is error]
+        return " or ".join(dict.fromkeys(_expectation(inside) for inside in choices)) or error.message
     return error.message
+
+
+def _type_advice(value: Any, kinds: list[str]) -> str:
+    """What to write instead of a value of a wrong type, where a common slip explains it."""
+    if isinstance(value, str) and {"number", "integer"} & set(kinds) and _reads_as_number(value):
+        return ", without quotation marks"
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and "array" in kinds:
+        return f", such as [{value}]"
+    if isinstance(value, float) and value.is_integer() and "integer" in kinds:
+        return f", such as {int(value)}"
+    return ""
+
+
+def _reads_as_number(text: str) -> bool:
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return False
+
+
+def _pattern_words(error: ValidationError) -> str:
+    """The demand of a pattern: the only text that fits, or the words that the schema has beside it."""
+    expression: Any = error.validator_value
+    if literal := re.fullmatch(r"\^([\w-]+)\$", expression):
+        return f"the only text allowed is {literal[1]}"
+    schema: Any = error.schema
+    words = schema.get("patternWords")
+    if words is None:
+        return f"must match the regular expression {expression}"
+    value: Any = error.instance
+    advice = re.sub(r"\A[^A-Za-z0-9]+|[^A-Za-z0-9]+\Z", "", re.sub(r"[^A-Za-z0-9._-]+", "_", value))
+    fits = advice and re.search(re.sub(r"\$\Z", r"\\Z", expression), advice)
+    return f"expected {words}" + (f", such as {advice}" if fits else "")
+
+
+def _size_words(rule: str, limit: int) -> str:
+    """The demand of a smallest or largest size."""
+    if rule.startswith("min") and limit == 1:
+        return "must not be empty"
+    bound = "at least" if rule.startswith("min") else "at most"
+    noun = _NOUNS[rule[3:]]
+    plural = noun if limit == 1 else {"entry": "entries", "character": "characters"}[noun]
+    return f"must have {bound} {limit} {plural}"

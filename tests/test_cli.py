@@ -1,10 +1,13 @@
 import ast
+import errno
 import json
 import subprocess
 import sys
 from dataclasses import asdict
 
+import click
 import pytest
+import yaml
 from click.testing import CliRunner
 
 from rm_methods.cli import main
@@ -43,19 +46,68 @@ def test_lists_name_what_a_configuration_can_name(what, expected):
     assert expected in result.output
 
 
-def test_nothing_in_a_list_is_cut():
+def test_methods_are_listed_one_a_line():
     from rm_methods.methods.registry import load_method_card, method_names
 
-    output = invoke("list", "methods").output
-    assert [name for name in method_names() if f" {name} " not in output] == []
-    assert "…" not in output
-    together = "".join(output.split())
+    lines = invoke("list", "methods").stdout.splitlines()
+    assert [line.split()[0] for line in lines] == list(method_names())
+    for line in lines:
+        name, title = line.split(maxsplit=1)
+        assert title == load_method_card(name).title
+    assert max(map(len, lines)) <= 100
+
+
+def test_every_verb_is_in_one_group_of_the_help_with_its_whole_summary():
+    lines = CliRunner().invoke(main, ["--help"], terminal_width=200).stdout.splitlines()
+    for name, command in main.commands.items():
+        (line,) = [line for line in lines if line.split()[:1] == [name] and line.startswith("  " + name)]
+        assert line.split(maxsplit=1)[1] == command.help.split("\n\n")[0].replace("\n", " ")
+        assert not line.endswith("...")
+    headings = [line.rstrip(":").split(" (")[0] for line in lines if line and not line.startswith(" ")]
+    assert headings[1:] == ["Options", "Use", "Stages of the workflow, by hand", "Plumbing"]
+    assert any("rm-methods check --config my.yaml" in line for line in lines)
+
+
+def test_every_option_has_help():
     assert [
-        key
-        for name in method_names()
-        for key in load_method_card(name).settings
-        if key not in together and len(key) < 12
+        f"{name} {option.opts[0]}"
+        for name, command in main.commands.items()
+        for option in command.params
+        if isinstance(option, click.Option) and not option.help
     ] == []
+
+
+def test_a_method_is_shown_with_everything_of_its_card():
+    from rm_methods.methods.registry import load_method_card, method_names
+
+    for name in method_names():
+        result = invoke("show", name)
+        assert result.exit_code == 0, result.output
+        words = " ".join(result.stdout.split())
+        card = load_method_card(name)
+        for text in (card.title, card.citation, card.cost, *(s["description"] for s in card.settings.values())):
+            assert " ".join(text.split()) in words
+        copied = yaml.safe_load("methods:" + result.stdout.split("\nmethods:")[1])
+        assert copied == {"methods": {name: card.defaults()}}
+
+
+def test_settings_are_shown_with_type_default_and_bounds():
+    words = invoke("show", "interaction_distillation").stdout
+    for line in (
+        "kind     trained: a reward model that scores each response alone",
+        "needs    teacher: a joint variant, or uniform",
+        "warmup_fraction: a number, at least 0 and at most 1; default 0.1",
+        "heads: each or averaged; default each",
+        "teacher_heads: all or a list (each a whole number, at least 1); default all",
+    ):
+        assert line in words
+    assert "No settings." in invoke("show", "random").stdout
+
+
+def test_an_unknown_method_is_not_shown():
+    result = invoke("show", "bradly_terry")
+    assert result.exit_code == 2
+    assert "Did you mean 'bradley_terry'?" in result.output
 
 
 def test_an_unknown_list_is_refused():
@@ -82,10 +134,52 @@ def test_a_message_does_not_repeat_a_long_value(tmp_path):
     assert len(result.output) < 4000
 
 
-def test_check_prints_the_configuration_with_all_defaults(tmp_path):
-    (tmp_path / "c.yaml").write_text("experiment: x\ndata: {dataset: world}\nmethods: {bradley_terry: {}}\n")
+def test_check_says_ok_and_what_would_run(tmp_path):
+    (tmp_path / "c.yaml").write_text(
+        "experiment: x\ndata: {dataset: world}\nseeds: [0, 4]\nmethods: {bradley_terry: {}, longest: {}}\n"
+        "benchmarks: {world: {}}\n"
+    )
     result = invoke("check", "--config", tmp_path / "c.yaml")
-    assert "pairs_per_step: 64" in result.output
+    assert result.exit_code == 0
+    # The longest response is the same for every seed.
+    assert result.output == (
+        f"OK: {tmp_path}/c.yaml: experiment x: 3 runs; 2 variants: bradley_terry, longest; 2 seeds: 0, 4; "
+        "1 benchmark: world\n"
+    )
+
+
+def test_check_in_full_prints_the_configuration_with_all_defaults(tmp_path):
+    (tmp_path / "c.yaml").write_text("experiment: x\ndata: {dataset: world}\nmethods: {bradley_terry: {}}\n")
+    result = invoke("check", "--full", "--config", tmp_path / "c.yaml")
+    assert yaml.safe_load(result.output)["training"]["pairs_per_step"] == 64
+
+
+@pytest.mark.parametrize(
+    ("rows", "extra", "passes"),
+    [
+        ([{}, {}], "", False),
+        ([{}, {}], ", test_fraction: 0.5", True),
+        ([{}, {"split": "Test "}], "", True),
+        ([{}, {"split": "dev"}], "", False),
+        ([{}, {"part": "test"}], ", options: {split_field: part}", True),
+        (None, "", True),
+    ],
+)
+def test_held_out_pairs_must_come_from_somewhere(tmp_path, rows, extra, passes):
+    """From a fraction, a column of splits, or the names of files."""
+    pair = {"prompt": "a", "chosen": "b", "rejected": "c"}
+    data = tmp_path / "data"
+    data.mkdir()
+    for name in ["pairs"] if rows else ["train", "test"]:
+        (data / f"{name}.jsonl").write_text("".join(json.dumps(pair | row) + "\n" for row in rows or [{}]))
+    dataset = data / "pairs.jsonl" if rows else data
+    (tmp_path / "c.yaml").write_text(
+        f"experiment: x\ndata: {{dataset: {dataset}{extra}}}\n"
+        "methods: {longest: {}}\nbenchmarks: {heldout: {}}\n"
+    )
+    result = invoke("check", "--config", tmp_path / "c.yaml")
+    assert result.exit_code == (0 if passes else 2), result.output
+    assert ("benchmarks.heldout: is made of the split test" in result.output) != passes
 
 
 def test_scoring_and_evaluating_by_hand(tmp_path):
@@ -255,8 +349,6 @@ def test_a_summary_that_is_not_a_runs_is_refused(tmp_path):
 
 
 def test_a_full_disk_is_reported_in_words(tmp_path, monkeypatch):
-    import errno
-
     import rm_methods.listing
 
     def full(*_):
@@ -275,6 +367,20 @@ def test_a_missing_file_is_named_with_what_to_do(tmp_path, monkeypatch):
     result = invoke("list", "methods")
     assert result.exit_code == 2
     assert result.output == f"rm-methods: {tmp_path}/p.parquet: No such file or directory. Check the path.\n"
+
+
+def test_a_read_error_does_not_speak_of_writing(tmp_path, monkeypatch):
+    import rm_methods.listing
+
+    def broken(*_):
+        raise OSError(errno.EIO, "Input/output error", "x.parquet")
+
+    for fail in (lambda _: tmp_path.open(), broken):
+        monkeypatch.setattr(rm_methods.listing, "listing", fail)
+        result = invoke("list", "methods")
+        assert result.exit_code == 2
+        assert "half-written" not in result.output
+        assert "Name a file in that folder." in result.output or "Check the path" in result.output
 
 
 def test_missing_items_and_pairs_name_the_verb_that_makes_them(tmp_path):

@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from rm_methods.validation import schema_problems
+from rm_methods.validation import kind_of, schema_problems
 
 ANYTHING = {}
 
@@ -47,3 +47,34 @@ def test_lists_without_repetition_and_long_texts_are_refused_in_words():
     assert schema_problems("abc", {"maxLength": 2}, "experiment") == [
         'experiment: is "abc"; must have at most 2 characters.'
     ]
+
+
+@pytest.mark.parametrize(
+    ("value", "schema", "says"),
+    [
+        ("", {"minLength": 1}, "must not be empty"),
+        ([], {"minItems": 2}, "must have at least 2 entries"),
+        ([1, 2], {"maxItems": 1}, "must have at most 1 entry"),
+        ({}, {"minProperties": 1}, "must not be empty"),
+        ("x y", {"pattern": "^[a-z_]+$", "patternWords": "small letters"}, "expected small letters, such as x_y"),
+        ("X", {"pattern": "^[a-z]+$", "patternWords": "small letters"}, "expected small letters."),
+        ("x", {"pattern": "^[0-9]$"}, "must match the regular expression ^[0-9]$"),
+        ("x", {"anyOf": [{"enum": ["all"]}, {"type": "array"}]}, "allowed: all or expected a list"),
+        ("3", {"type": "integer"}, "expected a whole number, without quotation marks"),
+        ("three", {"type": "integer"}, "expected a whole number."),
+        (4, {"type": "array"}, "expected a list, such as [4]"),
+        (True, {"type": "array"}, "expected a list."),
+        (3, {"type": "array", "typeWords": "a list of seeds"}, "expected a list of seeds."),
+        ({"a": 1}, {"additionalProperties": False}, "a: unknown key. The top level takes no keys."),
+    ],
+)
+def test_broken_rules_are_told_in_plain_words(value, schema, says):
+    (problem,) = schema_problems(value, schema)
+    assert says in problem
+
+
+def test_kinds_of_values_have_plain_names():
+    values = (None, True, 1, 1.5, "a", [1], (1,), {})
+    assert [kind_of(value) for value in values] == [
+        "null", "true or false", "a whole number", "a number", "text", "a list", "a list", "a mapping",
+    ]  # fmt: skip

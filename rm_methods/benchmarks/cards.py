@@ -12,7 +12,7 @@ from typing import Any
 
 from rm_methods.card_files import card_files
 from rm_methods.errors import ConfigError, UserError, nearest
-from rm_methods.validation import schema_problems, unusable_values
+from rm_methods.validation import kind_of, schema_problems, unusable_values
 from rm_methods.yaml_files import read_yaml
 
 # The modules of `rm_methods.benchmarks` that read, grade and average a benchmark (data/benchmarks/README.md).
@@ -120,7 +120,7 @@ def load_benchmark_card(name: str) -> BenchmarkCard:
     source = benchmark_card_file(name)
     raw, problems = read_yaml(source)
     if not isinstance(raw, dict):
-        raise ConfigError([f"the card must be a mapping of keys to values, found {type(raw).__name__}"], str(source))
+        raise ConfigError([f"the card must be a mapping of keys to values, found {kind_of(raw)}"], str(source))
     problems += list(unusable_values(raw)) or _problems(raw, name)
     if problems:
         raise ConfigError(problems, str(source))

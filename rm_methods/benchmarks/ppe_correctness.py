@@ -45,6 +45,7 @@ from rm_methods.benchmarks.sources import (
 )
 from rm_methods.errors import DataError
 from rm_methods.preferences.pair import prompt_group
+from rm_methods.validation import kind_of
 
 TIE_RULE = f"{GOLD_RULE}; `auc`: half; `best_of_all_expected`: mean of those at the top"
 
@@ -129,8 +130,7 @@ def _item(row: dict[str, Any], subset: str, where: str, report: ItemReport) -> B
         response = row.get(f"response_{k}")
         if not isinstance(response, str):
             raise DataError(
-                f"{where}: `scores` has {len(correct)} values, but `response_{k}` is {type(response).__name__}, not a "
-                "text."
+                f"{where}: `scores` has {len(correct)} values, but `response_{k}` is {kind_of(response)}, not a text."
             )
         check_plain(response, f"{where}: `response_{k}`")
         responses.append(response)

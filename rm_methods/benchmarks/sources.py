@@ -14,6 +14,7 @@ from rm_methods.benchmarks.cards import BenchmarkCard
 from rm_methods.errors import DataError
 from rm_methods.files import file_hash
 from rm_methods.preferences.read_report import Columns
+from rm_methods.validation import kind_of
 
 # Name of the file, "file, row N" for messages, and the row.
 SourceRow = tuple[str, str, dict[str, Any]]
@@ -156,7 +157,7 @@ def text_of(row: dict[str, Any], key: str, where: str, may_be_empty: bool = Fals
     """
     value = row.get(key)
     if not isinstance(value, str):
-        raise DataError(f"{where}: `{key}` must be a text, found {type(value).__name__}.")
+        raise DataError(f"{where}: `{key}` must be a text, found {kind_of(value)}.")
     if not value.strip() and not may_be_empty:
         raise DataError(f"{where}: `{key}` must be a text that is not empty, found {value[:20]!r}.")
     check_plain(value, f"{where}: `{key}`")

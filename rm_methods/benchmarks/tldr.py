@@ -31,6 +31,7 @@ from rm_methods.benchmarks.length_control import length_controlled
 from rm_methods.benchmarks.pair_items import STRICT, PairItems, grade_pair, whole_number
 from rm_methods.benchmarks.sources import ItemReport, SourceRow, hub_rows, local_files, local_rows, text_of
 from rm_methods.errors import DataError, nearest
+from rm_methods.validation import kind_of
 
 TIE_RULE = STRICT
 
@@ -76,7 +77,7 @@ def _read_splits(
             continue
         info = row.get("info")
         if not isinstance(info, dict):
-            raise DataError(f"{where}: `info` must be an object, found {type(info).__name__}.")
+            raise DataError(f"{where}: `info` must be an object, found {kind_of(info)}.")
         if info.get("article") is not None:
             report.exclude("news article (CNN/DM), not a Reddit post", where)
             continue

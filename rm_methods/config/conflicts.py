@@ -5,8 +5,10 @@ Imports nothing heavy: the Snakefile resolves the configuration in every job.
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
+import sys
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -48,6 +50,9 @@ def conflicts(config: dict[str, Any]) -> list[str]:
                 )
     except UserError as error:
         problems.append(f"training.deepspeed: {error}")
+    for name in sorted({entry["method"] for entry in config["methods"].values()}):
+        problems += registry.user_code_problems(name)
+    problems += _length_conflicts(config)
     problems += _missing_requirements(config)
     problems += _missing_data(config)
     problems += _unnamed_models(config)
@@ -156,7 +161,7 @@ def _name_conflicts(config: Mapping[str, Any]) -> list[str]:
 
 def _backbone_conflicts(backbone: Mapping[str, Any], where: str) -> list[str]:
     """Missing files, and sizes of a tiny backbone that no model can have."""
-    problems: list[str] = []
+    problems = _package_problem(backbone["source"], f"{where}.source")
     tiny = backbone["tiny"]
     if backbone["chat_template"] and not os.path.isfile(backbone["chat_template"]):
         problems.append(f"{where}.chat_template: no such file: '{backbone['chat_template']}' (looked in {Path.cwd()})")
@@ -176,6 +181,34 @@ def _backbone_conflicts(backbone: Mapping[str, Any], where: str) -> list[str]:
                 f"{where}.gguf_file: set, but {where}.source is 'tiny'; name the folder or package that holds the file"
             )
     return problems
+
+
+def _length_conflicts(config: Mapping[str, Any]) -> list[str]:
+    """Training on longer texts than scoring reads."""
+    trained, scored = config["training"]["max_length"], config["backbone"]["max_length"]
+    if trained is None or trained <= scored:
+        return []
+    return [
+        f"training.max_length: {trained} is more than backbone.max_length = {scored}, to which texts are cut when they "
+        f"are scored; set training.max_length to at most {scored}, or raise backbone.max_length"
+    ]
+
+
+def _package_problem(source: str, where: str) -> list[str]:
+    """Whether `package:<name>` names a package that is not installed.
+
+    The weights themselves are looked for when the backbone is prepared.
+    """
+    if not source.startswith("package:"):
+        return []
+    package = source.removeprefix("package:").partition("/")[0]
+    # A dotted name would import its parents.
+    if package.isidentifier() and importlib.util.find_spec(package) is not None:
+        return []
+    return [
+        f"{where}: the package '{package}' is not installed in {sys.prefix}; install it (`make setup` installs those "
+        "of config/smol.yaml), or name a hub id or a local folder"
+    ]
 
 
 def _rank_conflicts(config: dict[str, Any]) -> list[str]:
@@ -208,6 +241,9 @@ def _missing_requirements(config: dict[str, Any]) -> list[str]:
         for name in card.files_named(entry["settings"]):
             if not os.path.isfile(name):
                 problems.append(f"methods.{variant}: no such file: '{name}' (looked in {Path.cwd()})")
+        for key, value in entry["settings"].items():
+            if card.settings[key].get("format") == "path" and isinstance(value, str):
+                problems += _package_problem(value, f"methods.{variant}.{key}")
         for key, named in card.required_variants(entry["settings"]).items():
             need = card.requires[key]
             fits = [name for name, other in methods.items() if _fulfils(other, need) and name != variant]
@@ -381,7 +417,7 @@ def _test_file_conflicts(data: Mapping[str, Any], splits: Mapping[str, Any]) -> 
 def _diagnostics_conflicts(config: dict[str, Any]) -> list[str]:
     diagnosed = config["diagnostics"]["benchmarks"]
     problems = [
-        f"diagnostics.benchmarks: '{name}' is not among the benchmarks. {nearest(name, config['benchmarks'])}"
+        f"diagnostics.benchmarks: '{name}' is not among the benchmarks. {_nearest_benchmark(name, config)}"
         for name in diagnosed
         if name not in config["benchmarks"]
     ]
@@ -407,6 +443,12 @@ def _diagnostics_conflicts(config: dict[str, Any]) -> list[str]:
             "diagnostics.benchmarks: no method is a trained one with a scalar reward; add one, or leave it empty"
         )
     return problems
+
+
+def _nearest_benchmark(name: str, config: Mapping[str, Any]) -> str:
+    if not config["benchmarks"]:
+        return f"None is configured; add `{name}: {{}}` under `benchmarks:`."
+    return nearest(name, config["benchmarks"])
 
 
 def _unknown_seeds(config: dict[str, Any], some: list[int] | None, where: str) -> list[str]:

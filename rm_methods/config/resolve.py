@@ -20,12 +20,17 @@ from rm_methods.config.variants import across_noise, names_without_noise, tuning
 from rm_methods.errors import ConfigError, UserError, nearest
 from rm_methods.files import content_hash, write_text
 from rm_methods.methods import registry
-from rm_methods.validation import schema_problems, unusable_values
+from rm_methods.validation import kind_of, schema_problems, unusable_values
 from rm_methods.yaml_files import load_yaml, parse_yaml, read_yaml, yaml_text
 
 SCHEMA_FILE = Path(__file__).with_name("config.schema.yaml")
 # Keys of a resolved entry of `methods`.
 _RESOLVED = ("method", "settings", "learning_rate", "lora", "label_noise", "tuned_from")
+
+_EMPTY = (
+    "the file has no keys; a configuration needs at least `experiment`, `data` and `methods` "
+    "(config/quickstart.yaml is an example)"
+)
 
 
 @cache
@@ -45,12 +50,12 @@ def section_defaults(*keys: str) -> dict[str, Any]:
 
 
 def load_config(
-    paths: Iterable[str | Path], overrides: Mapping[str, Any] | None = None, *, before_workflow: bool = False
+    paths: Iterable[str | Path], overrides: Iterable[Mapping[str, Any]] = (), *, before_workflow: bool = False
 ) -> dict[str, Any]:
     """Read YAML files and resolve the result; later files override earlier ones.
 
     Args:
-        overrides: values that override the files.
+        overrides: values that override the files, in order; merged like files.
         before_workflow: see `resolve`.
 
     Raises:
@@ -63,15 +68,20 @@ def load_config(
         content, written_wrong = read_yaml(path)
         problems += written_wrong
         if content is None:
-            raise ConfigError(["is empty; a configuration needs experiment, data and methods"], source=str(path))
+            raise ConfigError([_EMPTY], source=str(path))
         if not isinstance(content, dict):
             raise ConfigError(
-                [f"must be a mapping of keys to values, found {type(content).__name__}"], source=str(path)
+                [f"the file must have keys with values, such as `experiment: my_name`; it is {kind_of(content)}"],
+                source=str(path),
             )
+        problems += replacement_problems(merged, content)
         merged = merge(merged, content)
+    for override in overrides:
+        problems += replacement_problems(merged, override)
+        merged = merge(merged, override)
     source = ", ".join(map(str, paths)) or "the configuration"
     try:
-        config = resolve(merge(merged, overrides or {}), source, before_workflow=before_workflow)
+        config = resolve(merged, source, before_workflow=before_workflow)
     except ConfigError as error:
         raise ConfigError(dict.fromkeys([*problems, *error.problems]), source) from None
     if problems:
@@ -92,7 +102,7 @@ def workflow_config(files: Iterable[str | Path], assignments: Iterable[str], def
     Raises:
         ConfigError: as `load_config`.
     """
-    overrides: dict[str, Any] = {}
+    overrides: list[dict[str, Any]] = []
     problems = []
     for assignment in assignments:
         key, _, text = assignment.partition("=")
@@ -100,7 +110,7 @@ def workflow_config(files: Iterable[str | Path], assignments: Iterable[str], def
             value, written_wrong = parse_yaml(text, f" of --config {key}")
         except YAMLError:
             value, written_wrong = text, []
-        overrides = merge(overrides, {key: value})
+        overrides.append({key: value})
         problems += written_wrong
     if problems:
         raise ConfigError(problems, "--config")
@@ -108,14 +118,52 @@ def workflow_config(files: Iterable[str | Path], assignments: Iterable[str], def
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """`base` with the values of `over`; mappings are merged, anything else is replaced."""
+    """`base` with the values of `over`; mappings are merged, anything else is replaced.
+
+    A key of `over` that ends with `!` replaces a mapping, too; with the value null it removes the key of `base`.
+
+    >>> merge({"methods": {"a": {}, "b": {"x": 1}}}, {"methods": {"a!": None, "b!": {}, "c": {}}})
+    {'methods': {'b': {}, 'c': {}}}
+    """
     merged = dict(base)
     for key, value in over.items():
-        if isinstance(value, Mapping) and isinstance(merged.get(key), Mapping):
-            merged[key] = merge(merged[key], value)
+        name, is_replaced = _without_mark(key)
+        before = None if is_replaced else merged.get(name)
+        if is_replaced and value is None:
+            merged.pop(name, None)
+        elif isinstance(value, Mapping):
+            merged[name] = merge(before if isinstance(before, Mapping) else {}, value)
         else:
-            merged[key] = copy.deepcopy(value)
+            merged[name] = copy.deepcopy(value)
     return merged
+
+
+def replacement_problems(base: Mapping[str, Any], over: Mapping[str, Any], where: str = "") -> list[str]:
+    """Keys that end with `!` and that `merge` would not do justice to, one sentence each.
+
+    Args:
+        base, over: as for `merge`.
+        where: key path of both.
+    """
+    problems = []
+    for key, value in over.items():
+        name, is_replaced = _without_mark(key)
+        path = f"{where}.{name}" if where else str(name)
+        if is_replaced and name in over:
+            problems.append(f"{path}: written with and without `!`; keep one")
+        if is_replaced and value is None and name not in base:
+            problems.append(f"{path}!: null removes nothing, because no earlier file has it. {nearest(name, base)}")
+        if isinstance(value, Mapping):
+            before = {} if is_replaced else base.get(name)
+            problems += replacement_problems(before if isinstance(before, Mapping) else {}, value, path)
+    return problems
+
+
+def _without_mark(key: Any) -> tuple[Any, bool]:
+    """A key without a final `!`, and whether it had one."""
+    if isinstance(key, str) and len(key) > 1 and key.endswith("!"):
+        return key[:-1], True
+    return key, False
 
 
 def resolve(

@@ -20,6 +20,7 @@ from typing import Any
 
 from rm_methods.card_files import cards_in
 from rm_methods.errors import ConfigError, UserError, nearest
+from rm_methods.methods.user_code import Settings, class_problem, code_problems, no_class
 from rm_methods.validation import schema_problems
 from rm_methods.yaml_files import read_yaml
 
@@ -213,17 +214,31 @@ def load_method(name: str, settings: dict[str, Any]):
     """Import a method's class and make it with its resolved settings (all keys of the card).
 
     Raises:
-        UserError: the user's file cannot be imported, or has no class `Method`.
+        UserError: the user's file cannot be imported, or its class `Method` is missing or not what the card's kind asks
+            for.
     """
     card = load_method_card(name)
     if card.file.parent == FOLDER:
         return importlib.import_module(f"rm_methods.methods.{name}").Method(settings)
     module = _import_file(card.file.with_suffix(".py"))
     if not hasattr(module, "Method"):
-        raise UserError(
-            f"{module.__file__}: defines no class Method. Derive one from TrainedMethod, see docs/adding-a-method.md."
-        )
-    return module.Method(settings)
+        classes = [
+            key
+            for key, value in vars(module).items()
+            if isinstance(value, type) and value.__module__ == module.__name__
+        ]
+        raise UserError(f"{module.__file__}: {no_class(card.kind, classes)}")
+    if problem := class_problem(module.Method, card.kind):
+        raise UserError(f"{module.__file__}: {problem}")
+    return module.Method(Settings(settings, card.file.with_suffix(".py")))
+
+
+def user_code_problems(name: str) -> list[str]:
+    """Mistakes in the code of a user's method that show without running it, one sentence each; none for ours."""
+    card = load_method_card(name)
+    if card.file.parent == FOLDER:
+        return []
+    return code_problems(card.file.with_suffix(".py"), card.kind, card.settings)
 
 
 @cache

@@ -18,6 +18,7 @@ from rm_methods.preferences.readers import READERS, option_problems
 from rm_methods.validation import schema_problems
 from rm_methods.yaml_files import read_yaml
 
+_COMMIT = "a commit of the hub repository: 40 hexadecimal digits"
 _TEXT = {"type": "string", "minLength": 1}
 _OPTIONAL_TEXT = {"type": ["string", "null"], "minLength": 1}
 CARD_SCHEMA: dict[str, Any] = {
@@ -29,7 +30,7 @@ CARD_SCHEMA: dict[str, Any] = {
         "title": _TEXT,
         "hub_id": _OPTIONAL_TEXT,
         "hub_config": _OPTIONAL_TEXT,
-        "revision": {"type": ["string", "null"], "pattern": "^[0-9a-f]{40}$"},
+        "revision": {"type": ["string", "null"], "pattern": "^[0-9a-f]{40}$", "patternWords": _COMMIT},
         "license": _TEXT,
         "citation": _TEXT,
         "url": _TEXT,

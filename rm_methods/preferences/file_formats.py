@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from rm_methods.errors import DataError
+from rm_methods.validation import kind_of
 
 FORMATS = (".jsonl", ".json", ".csv", ".parquet")  # each but Parquet also with .gz
 
@@ -53,7 +54,7 @@ def readable(path: Path) -> str:
 def shown(value: Any) -> str:
     """A value and its type for a message, cut short."""
     text = repr(value)
-    return f"{text if len(text) <= 60 else text[:57] + '...'} ({type(value).__name__})"
+    return f"{text if len(text) <= 60 else text[:57] + '...'} ({kind_of(value)})"
 
 
 def file_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:

@@ -13,6 +13,7 @@ from typing import Any
 
 from rm_methods.errors import UserError, nearest
 from rm_methods.files import content_hash, read_json, write_text
+from rm_methods.validation import kind_of
 
 CHECKSUMS = "SHA256SUMS"
 JOINT_RECORD = "joint.json"  # marks a model folder as that of a joint model
@@ -127,7 +128,7 @@ def check_config(folder: str | Path, setting: str | None = None) -> None:
     config = read_json(folder / "config.json")
     if not isinstance(config, dict):
         raise UserError(
-            f"{folder / 'config.json'}: a JSON object is needed, found {type(config).__name__}. Fetch or save the "
+            f"{folder / 'config.json'}: a JSON object is needed, found {kind_of(config)}. Fetch or save the "
             "model again."
         )
     _check_model_type(config, folder / "config.json")

@@ -51,6 +51,7 @@ PLUMBING = (
     "experiment",
     "files",
     "listing",
+    "methods.user_code",
     "planning",
     "run_card",
     "system.cluster",

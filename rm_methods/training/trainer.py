@@ -31,6 +31,7 @@ from rm_methods.reward_models.layouts import PairBatch, lay_out
 from rm_methods.reward_models.tokenization import TokenizedItem
 from rm_methods.system.progress import Progress
 from rm_methods.system.ranks import wait_for_ranks
+from rm_methods.training.loss_check import check_loss, code_of
 from rm_methods.training.resume import restore_settings
 
 if TYPE_CHECKING:
@@ -104,7 +105,8 @@ class RewardTrainer(Trainer):
         options: of the transformers `Trainer`.
 
     Raises:
-        UserError: from `train`, if a loss or reward is not finite; names the pairs.
+        UserError: from `train`, if a loss is not what the contract says, or a loss or reward is not finite; names the
+            method's file or the pairs.
     """
 
     def __init__(self, *, method: TrainedMethod, steps: PlannedSteps, **options: Any):
@@ -153,6 +155,7 @@ class RewardTrainer(Trainer):
         if is_ddp:
             model.require_backward_grad_sync = last
         loss = self.method.loss(model, batch)
+        check_loss(loss, len(batch.weight), self.method)
         share = batch.weight / step["total_weight"]
         objective = (share * loss.per_pair).sum()
         if loss.micro_batch is not None and batch.weight.any():
@@ -175,6 +178,11 @@ class RewardTrainer(Trainer):
             steps = self.state.global_step - self.sums_from
             for name in sorted(self.sums):
                 logs[name] = float(self.accelerator.reduce(self.sums[name], "sum")) / max(steps, 1)
+                if not math.isfinite(logs[name]):
+                    raise UserError(
+                        f"{code_of(self.method)}: `Loss.terms[{name!r}]` is {logs[name]} at step "
+                        f"{self.state.global_step}; expected finite numbers."
+                    )
             self.sums = {}
         super().log(logs, *args, **kwargs)
 
@@ -202,7 +210,8 @@ class RewardTrainer(Trainer):
         bad = bad or [pair_id for batch in batches for pair_id in batch.pair_ids]
         return (
             f"Training stopped at step {self.state.global_step + 1}: the loss is not finite. Pairs: {_some(bad)}. "
-            "Lower training.learning_rate, use training.precision: fp32, or look at these pairs."
+            f"The loss comes from {code_of(self.method)}. Lower training.learning_rate, use training.precision: fp32, "
+            "or look at these pairs."
         )
 
 

@@ -120,7 +120,7 @@ class TestReading:
             ({"label": 3}, r"pairwise\.jsonl, row 2: `label` is 3; expected one of 0, 1, 2\."),
             ({"label": None}, r"row 2: `label` is None; expected one of 0, 1, 2\."),
             ({"scenario": "chit chat"}, "row 2: scenario 'chit chat' is not one of Auto-J. Did you mean 'chitchat'"),
-            ({"response 1": ["a"]}, "row 2: `response 1` must be a text, found list"),
+            ({"response 1": ["a"]}, "row 2: `response 1` must be a text, found a list"),
         ],
     )
     def test_a_bad_row_is_named(self, tmp_path, change, message):

@@ -79,7 +79,7 @@ def test_accuracy_pools_rows_and_each_domain_has_its_own():
         ({"context": []}, r"row 2: `context` must be a list of messages, found '\[\]'"),
         ({"context": [USER, {"role": "bot", "content": "x"}]}, "row 2: `context`, message 2 has the role 'bot'"),
         ({"context": [{"role": "user"}]}, "row 2: `context`, message 1 has no text `content`"),
-        ({"response2": None}, "row 2: `response2` must be a text, found NoneType"),
+        ({"response2": None}, "row 2: `response2` must be a text, found null"),
     ],
 )
 def test_a_bad_row_is_named(tmp_path, change, message):

@@ -89,7 +89,7 @@ class TestRows:
 
     def test_a_row_without_a_transcript_names_file_and_row(self, tmp_path):
         root = write_rows(tmp_path, (HUMAN + "Hi" + ASSISTANT + "Hello", None))
-        with pytest.raises(DataError, match=r"test\.jsonl\.gz, row 1: `rejected` must be a text, found NoneType"):
+        with pytest.raises(DataError, match=r"test\.jsonl\.gz, row 1: `rejected` must be a text, found null"):
             prepare(root, tmp_path)
 
 

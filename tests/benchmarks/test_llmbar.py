@@ -92,7 +92,7 @@ class TestReading:
             ({"label": True}, r"row 2: `label` is True; expected one of 1, 2\."),
             ({"label": "1"}, r"row 2: `label` is '1'; expected one of 1, 2\."),
             ({"input": ""}, "row 2: `input` must be a text that is not empty"),
-            ({"output_2": None}, "row 2: `output_2` must be a text, found NoneType"),
+            ({"output_2": None}, "row 2: `output_2` must be a text, found null"),
         ],
     )
     def test_a_bad_row_is_named(self, tmp_path, change, message):

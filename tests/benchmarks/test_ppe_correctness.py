@@ -97,7 +97,7 @@ class TestReading:
         ("changes", "message"),
         [
             ({"scores": [False, True]}, "more responses than the 2 values"),
-            ({"scores": [False, True, True, False]}, "`response_4` is NoneType"),
+            ({"scores": [False, True, True, False]}, "`response_4` is null"),
             ({"sampled_conflict_pairs": [[0, 3]]}, r"conflict pair \[0, 3\] is not two indices from 0 to 2"),
             ({"prompt": None}, "`prompt` must be a text"),
         ],

@@ -187,9 +187,9 @@ class TestReading:
             ),
             ({"winner": None}, "winner None is not allowed"),
             ({"prompt": " "}, "`prompt` must be a text that is not empty"),
-            ({"response_2": None}, "`response_2` must be a text, found NoneType"),
+            ({"response_2": None}, "`response_2` must be a text, found null"),
             ({"is_code": "no"}, "`is_code` must be true or false, found 'no'"),
-            ({"language": None}, "`language` must be a text, found NoneType"),
+            ({"language": None}, "`language` must be a text, found null"),
             ({"question_id": ""}, "`question_id` must be a text or a whole number, found ''"),
         ],
     )

@@ -295,7 +295,7 @@ class TestPlainFunction:
             ({"scores": [[1]]}, "an item of JudgeBench has 2 responses, found 1"),
             ({"labels": []}, "1 scores, 0 labels, 1 subsets"),
             ({"details": []}, "1 scores, 1 labels, 1 subsets, 0 details"),
-            ({"details": [{"scenario": "S1"}]}, "item 1: unknown detail 'scenario'. Allowed: nothing"),
+            ({"details": [{"scenario": "S1"}]}, "item 1: unknown detail 'scenario'. No name can be given here"),
             ({"details": ["S1"]}, "item 1: details 'S1' are not a mapping"),
         ],
     )

@@ -124,7 +124,7 @@ def test_a_repeated_row_of_a_prior_set_is_counted(tmp_path):
     ("change", "message"),
     [
         ({"subset": "hep-goo"}, r"row 1: subset 'hep-goo' is not one of RewardBench\. Did you mean 'hep-go'"),
-        ({"chosen": None}, r"row 1: `chosen` must be a text, found NoneType"),
+        ({"chosen": None}, r"row 1: `chosen` must be a text, found null"),
         ({"id": None}, r"row 1: `id` must be a text or a whole number"),
     ],
 )

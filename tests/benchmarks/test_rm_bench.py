@@ -122,7 +122,7 @@ class TestReading:
         [
             ({"chosen": ["a", "b"]}, "row 2: `chosen` must be a list of three texts"),
             ({"rejected": "abc"}, "row 2: `rejected` must be a list of three texts"),
-            ({"prompt": None}, "row 2: `prompt` must be a text, found NoneType"),
+            ({"prompt": None}, "row 2: `prompt` must be a text, found null"),
         ],
     )
     def test_a_bad_row_is_named(self, tmp_path, change, message):

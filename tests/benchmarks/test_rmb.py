@@ -281,7 +281,7 @@ class TestRefused:
                 put("reject", "Take a brick."),
                 "`reject` must be an object with `llm_name` and `answer`, found 'Take",
             ),
-            (S1, put("chosen", {"llm_name": "m"}), "`chosen`: `answer` must be a text, found NoneType"),
+            (S1, put("chosen", {"llm_name": "m"}), "`chosen`: `answer` must be a text, found null"),
             (S1, put("conversation_input", "Hi"), "`conversation_input` must be a list of turns, found 'Hi'"),
             (S1, put("conversation_input", []), r"the roles of `conversation_input` are \[\]"),
             (
@@ -292,7 +292,7 @@ class TestRefused:
             (
                 S1,
                 put("conversation_input", [{"role": "user", "content": 3}]),
-                "turn 1 of `conversation_input`: `content` must be a text, found int",
+                "turn 1 of `conversation_input`: `content` must be a text, found a whole number",
             ),
             (
                 S1,
@@ -307,7 +307,7 @@ class TestRefused:
             (
                 "BoN_set/Harmlessness/S1",
                 put("loser_list", [{"llm_name": "m", "answer": None}]),
-                r"`loser_list\[0\]`: `answer` must be a text, found NoneType",
+                r"`loser_list\[0\]`: `answer` must be a text, found null",
             ),
         ],
     )

@@ -178,7 +178,7 @@ REFUSED = [
     ("alpaca_eval_pool", put("instruction", ""), "row 2: `instruction` must be a text that is not empty"),
     ("ppe_correctness", without("question_id"), "row 1: `question_id` must be a text or a whole number, found None"),
     ("ppe_correctness", without("model_name"), "row 1: `model_name` must be a text or a whole number, found None"),
-    ("hh_rlhf", put("chosen", None), "row 2: `chosen` must be a text, found NoneType"),
+    ("hh_rlhf", put("chosen", None), "row 2: `chosen` must be a text, found null"),
     ("hh_rlhf", put("chosen", CONVERSATION), "row 2: `chosen` is a conversation stored as text"),
 ]
 

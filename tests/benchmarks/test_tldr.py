@@ -104,10 +104,10 @@ class TestSplits:
     [
         ({"choice": 2}, r"batch11\.json, row 2: `choice` is 2; expected one of 0, 1\."),
         ({"split": "valid3"}, "row 2: split 'valid3' is not one of TL;DR. Did you mean 'valid2'"),
-        ({"info": None}, "row 2: `info` must be an object, found NoneType"),
-        ({"info": INFO | {"post": None}}, "row 2, info: `post` must be a text, found NoneType"),
+        ({"info": None}, "row 2: `info` must be an object, found null"),
+        ({"info": INFO | {"post": None}}, "row 2, info: `post` must be a text, found null"),
         ({"summaries": ROW["summaries"][:1]}, "row 2: `summaries` must be a list of two objects"),
-        ({"summaries": [{"text": "a"}, {"text": None}]}, "row 2, summaries: `text` must be a text, found NoneType"),
+        ({"summaries": [{"text": "a"}, {"text": None}]}, "row 2, summaries: `text` must be a text, found null"),
     ],
 )
 def test_a_bad_row_is_named(tmp_path, change, message):

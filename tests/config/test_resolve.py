@@ -157,7 +157,29 @@ def test_missing_sections_are_named():
             {"training": {"deepspeed": "zero3"}, "methods": {"meta_rm": {}}},
             "methods.meta_rm: 'meta_rm' trains with ZeRO stages 0, 1, 2 only",
         ),
-        ({"seeds": []}, "seeds"),
+        ({"seeds": []}, "seeds: is []; must not be empty"),
+        ({"seeds": 3}, "seeds: is 3; expected a list of seeds, such as [0, 1, 2] for three runs of each method"),
+        ({"methods": {}}, "methods: is {}; must not be empty"),
+        ({"methods": ["bradley_terry"]}, "expected a mapping of variants to settings, such as `bradley_terry: {}`"),
+        ({"methods": "every"}, 'methods: is "every"; the only text allowed is all'),
+        ({"methods": {"random": {"a": 1}}}, "methods.random.a: unknown key. methods.random takes no keys."),
+        ({"experiment": "my experiment"}, "that begins with a letter or digit, such as my_experiment."),
+        ({"training": {"learning_rate": "1e-5"}}, 'is "1e-5"; expected a number, without quotation marks'),
+        ({"training": {"epochs": 2.0}}, "training.epochs: is 2.0; expected a whole number, such as 2."),
+        ({"training": {"adam_betas": [0.9]}}, "training.adam_betas: is [0.9]; must have at least 2 entries"),
+        (
+            {"diagnostics": {"benchmarks": ["world"]}},
+            "'world' is not among the benchmarks. None is configured; add `world: {}` under `benchmarks:`.",
+        ),
+        (
+            {"backbone": {"max_length": 256}, "training": {"max_length": 512}},
+            "training.max_length: 512 is more than backbone.max_length = 256",
+        ),
+        ({"backbone": {"source": "package:not_here/x"}}, "backbone.source: the package 'not_here' is not installed in"),
+        (
+            {"methods": {"joint_encoder": {"source": "package:not.here"}}},
+            "methods.joint_encoder.source: the package 'not.here' is not installed",
+        ),
         ({"seeds": [2**32]}, "seeds.0: is 4294967296; must be at most 4294967295"),
         ({"seeds": [1, 1]}, "seeds: is [1, 1]; nothing may be listed twice"),
         ({"data": {"dataset": "world", "seed": 2**32}}, "data.seed: is 4294967296; must be at most"),
@@ -165,9 +187,13 @@ def test_missing_sections_are_named():
         ({"methods": {"label_smoothing": {"smoothing": float("nan")}}}, "methods.label_smoothing.smoothing: is NaN"),
         ({"methods": {5: {"method": "bradley_terry"}}}, "methods.5: the name must be text, not a number"),
         ({"methods": {None: {}}}, "methods.None: the name must be text, not null"),
-        ({"methods": {"bradley_terry\n": {}}}, 'methods: is "bradley_terry\\n"; must match'),
-        ({"methods": {"a/b": {"method": "bradley_terry"}}}, 'methods: is "a/b"; must match'),
-        ({"methods": {"{a}": {"method": "bradley_terry"}}}, 'methods: is "{a}"; must match'),
+        ({"methods": {"bradley_terry\n": {}}}, 'methods: is "bradley_terry\\n"; expected a name of ASCII letters'),
+        (
+            {"methods": {"a/b": {"method": "bradley_terry"}}},
+            'methods: is "a/b"; expected a name of ASCII letters, digits, `_` and `-` that begins with a letter or '
+            "digit, such as a_b.",
+        ),
+        ({"methods": {"{a}": {"method": "bradley_terry"}}}, 'methods: is "{a}"; expected a name'),
         ({"methods": {"a" * 300: {"method": "bradley_terry"}}}, "must have at most 100 characters"),
         ({"experiment": "x" * 300}, "must have at most 100 characters"),
         ({"experiment": "x\n"}, "experiment: is "),
@@ -210,8 +236,8 @@ def test_later_files_go_over_earlier_ones(tmp_path):
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        *((None, "cannot be read"), ("a: [", "not valid YAML"), ("- 1", "must be a mapping")),
-        *(("", "is empty"), ("# nothing", "is empty"), ("text", "must be a mapping")),
+        *((None, "cannot be read"), ("a: [", "not valid YAML"), ("- 1", "must have keys")),
+        *(("", "has no keys"), ("# nothing", "has no keys"), ("text", "must have keys")),
     ],
 )
 def test_unreadable_files_are_named(tmp_path, text, expected):
@@ -554,7 +580,7 @@ def test_a_workflow_reads_the_files_itself_and_keeps_what_the_command_line_gives
         workflow_config([tmp_path / "a.yaml"], given, default="absent.yaml")
     config = workflow_config([tmp_path / "a.yaml"], given[:2], default="absent.yaml")
     expected = {"seeds": [3, 4], "training": {"epochs": 5}}
-    assert config == load_config([tmp_path / "a.yaml"], expected)
+    assert config == load_config([tmp_path / "a.yaml"], [expected])
     assert (config["training"]["epochs"], config["training"]["learning_rate"]) == (5, 1e-4)
     with pytest.raises(ConfigError, match="written twice"):
         workflow_config([tmp_path / "a.yaml"], ["training={epochs: 5, epochs: 6}"], default="absent.yaml")
@@ -716,3 +742,128 @@ def test_the_file_of_test_pairs_is_checked(tmp_path):
     )
     assert "has a test split" in problem_with(dataset="hh_rlhf", test=str(tmp_path / "test.jsonl"))
     assert "data.test" in problem_with(test=5)
+
+
+@pytest.mark.parametrize(
+    ("section", "text"),
+    [
+        (("training", "learning_rate"), "training: {learning_rate: 1e-5}"),
+        (("tuning", "learning_rates"), "tuning: {learning_rates: [1e-5]}"),
+        (("methods", "bradley_terry", "learning_rate"), "methods: {bradley_terry: {learning_rate: 1e-5}}"),
+        (("methods", "bradley_terry", "settings", "centering"), "methods: {bradley_terry: {centering: 1e-5}}"),
+        (("overoptimization", "sft", "learning_rate"), "overoptimization: {sft: {learning_rate: 1e-5}}"),
+        (("data", "options", "cue_agreement"), "data: {dataset: world, options: {cue_agreement: 1e-5}}"),
+    ],
+)
+def test_a_number_may_have_an_exponent_without_a_point(tmp_path, section, text):
+    """YAML 1.1 reads it as text."""
+    base = "experiment: x\ndata: {dataset: world}\nmethods: {bradley_terry: {}}\n"
+    (tmp_path / "base.yaml").write_text(base)
+    (tmp_path / "c.yaml").write_text(text)
+    value = load_config([tmp_path / "base.yaml", tmp_path / "c.yaml"])
+    for key in section:
+        value = value[key]
+    assert value in (1e-5, [1e-5])
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("", "the file has no keys; a configuration needs at least `experiment`, `data` and `methods`"),
+        ("# nothing\n", "the file has no keys"),
+        ("- a\n", "such as `experiment: my_name`; it is a list"),
+        ("hello\n", "such as `experiment: my_name`; it is text"),
+        ("3\n", "such as `experiment: my_name`; it is a whole number"),
+        ("a: 1\na: 2\n", "a: written twice, on lines 1 and 2 of"),
+    ],
+)
+def test_a_file_that_is_no_configuration_is_described_in_plain_words(tmp_path, text, problem):
+    (tmp_path / "c.yaml").write_text(text)
+    with pytest.raises(ConfigError) as error:
+        load_config([tmp_path / "c.yaml"])
+    assert problem in str(error.value)
+
+
+def test_every_pattern_of_the_schema_is_explained_in_words():
+    """A regular expression tells users nothing; one that allows a single text is quoted as that text."""
+
+    def unexplained(part, path=""):
+        if isinstance(part, list):
+            return [hit for inside in part for hit in unexplained(inside, path)]
+        if not isinstance(part, dict):
+            return []
+        pattern = part.get("pattern")
+        bare = isinstance(pattern, str) and "patternWords" not in part and not re.fullmatch(r"\^[\w-]+\$", pattern)
+        inner = [hit for key, inside in part.items() for hit in unexplained(inside, f"{path}.{key}")]
+        return [path, *inner] if bare else inner
+
+    assert unexplained(schema()) == []
+    assert unexplained({"items": {"pattern": "^[a-z]+$"}}) == [".items"]
+
+
+def test_training_may_read_as_much_as_scoring():
+    assert resolve(minimal(backbone={"max_length": 256}, training={"max_length": 256}))
+
+
+def written(folder, *texts):
+    """Files with these texts, in order."""
+    files = [folder / f"{number}.yaml" for number in range(len(texts))]
+    for file, text in zip(files, texts, strict=True):
+        file.write_text(text)
+    return files
+
+
+BASE = """
+experiment: x
+data: {dataset: world}
+methods: {bradley_terry: {centering: 0.01}, longest: {}, label_smoothing: {}}
+benchmarks: {world: {}, heldout: {}}
+training: {lora: {rank: 4}}
+"""
+
+
+@pytest.mark.parametrize(
+    ("over", "methods"),
+    [
+        ("methods: {hinge: {}}", ["bradley_terry", "longest", "label_smoothing", "hinge"]),
+        ("methods!: {hinge: {}}", ["hinge"]),
+        ("methods: {longest!: null, hinge: {}}", ["bradley_terry", "label_smoothing", "hinge"]),
+        ("methods: {longest!: }", ["bradley_terry", "label_smoothing"]),
+        # Without the mark, nothing means the defaults.
+        ("methods: {longest: }", ["bradley_terry", "longest", "label_smoothing"]),
+    ],
+)
+def test_a_later_file_replaces_and_removes_with_a_mark(tmp_path, over, methods):
+    assert list(load_config(written(tmp_path, BASE, over))["methods"]) == methods
+
+
+def test_the_mark_works_for_every_key(tmp_path):
+    over = "methods: {bradley_terry!: {margin_scale: 0.5}}\nbenchmarks!: {world: {}}\ntraining: {lora!: {alpha: 8}}\n"
+    config = load_config(written(tmp_path, BASE, over))
+    assert config["methods"]["bradley_terry"]["settings"] == {"margin_scale": 0.5, "centering": 0.0}
+    assert list(config["benchmarks"]) == ["world"]
+    assert (config["training"]["lora"]["rank"], config["training"]["lora"]["alpha"]) == (16, 8)
+    assert load_config(written(tmp_path, BASE, "training: {lora!: null}"))["training"]["lora"] is None
+    marked = load_config(written(tmp_path, BASE.replace("methods:", "methods!:")))
+    assert list(marked["methods"]) == ["bradley_terry", "longest", "label_smoothing"]
+    assigned = workflow_config(written(tmp_path, BASE), ["methods={longest!: null}", "methods={hinge: {}}"], "none")
+    assert list(assigned["methods"]) == ["bradley_terry", "label_smoothing", "hinge"]
+
+
+@pytest.mark.parametrize(
+    ("over", "problem"),
+    [
+        (
+            "methods: {longst!: null}",
+            "methods.longst!: null removes nothing, because no earlier file has it. Did you mean 'longest'?",
+        ),
+        ("methods: {longest!: {}, longest: {}}", "methods.longest: written with and without `!`; keep one"),
+        ("methods!: {longest!: null}", "methods.longest!: null removes nothing"),
+        ("training: {epoch!: 3}", "training.epoch: unknown key. Did you mean 'epochs'?"),
+        ("data!: null", "top level: missing data."),
+    ],
+)
+def test_a_mark_without_effect_is_a_problem(tmp_path, over, problem):
+    with pytest.raises(ConfigError) as error:
+        load_config(written(tmp_path, BASE, over))
+    assert problem in str(error.value)

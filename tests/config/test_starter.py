@@ -135,7 +135,7 @@ def test_options_of_the_reader_are_written(init):
     result, _ = init(renamed)
     assert "row 1: field 'chosen' is missing." in result.output
     assert "Found: better, question, worse." in result.output
-    assert "name that column by data.options.chosen_field" in result.output
+    assert "name it with data.options.chosen_field" in result.output
     _, config = init(renamed, *options)
     assert config["data"]["options"].items() >= names.items()
     result, _ = init(None, "--option", "chosen_field", "--force")

@@ -153,7 +153,7 @@ class Check(Subject):
         return [folder / "config.yaml"]
 
     def arguments(self, folder):
-        return ["check", "--config", folder / "config.yaml"]
+        return ["check", "--full", "--config", folder / "config.yaml"]
 
     def result(self, folder, outcome):
         return yaml.safe_load(outcome.output)
@@ -162,7 +162,7 @@ class Check(Subject):
         if [x for x in texts_of(outcome.output.split()) if x in (".nan", ".inf", "-.inf")]:
             return "a number that is not finite passes"
         (folder / "again.yaml").write_text(outcome.output)
-        again = run(["check", "--config", folder / "again.yaml"])
+        again = run(["check", "--full", "--config", folder / "again.yaml"])
         if again.code != 0 or not same(yaml.safe_load(again.output), result):
             return f"what is printed is not what it says: {again.text[-300:]}"
         return self._lost(yaml.safe_load((folder / "config.yaml").read_text()), result)

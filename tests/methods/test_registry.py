@@ -160,7 +160,14 @@ def test_a_card_without_code_is_refused(own_folder):
 @pytest.mark.parametrize(
     ("code", "message"),
     [
-        ("x = 1\n", "defines no class Method"),
+        ("x = 1\n", r"defines no class Method\. Write one: `class Method\(TrainedMethod\):`"),
+        ("class Metod:\n    pass\n", r"defines no class Method\. It defines Metod; rename the one"),
+        ("class Method:\n    pass\n", r"Method is no subclass of TrainedMethod, which a card with `kind: trained`"),
+        ("def Method(settings):\n    pass\n", "Method is no subclass of TrainedMethod"),
+        (
+            "from rm_methods.methods.contract import TrainedMethod\n\n\nclass Method(TrainedMethod):\n    pass\n",
+            "Method defines no `loss`",
+        ),
         ("import torch\n\nraise RuntimeError('no')\n", r"tempered\.py, line 3: .*RuntimeError: no"),
         ("def f(:\n", r"tempered\.py: the method cannot be imported\. SyntaxError"),
     ],
@@ -170,6 +177,56 @@ def test_code_that_cannot_be_used_is_refused(code, message, own_folder):
     (own_folder / "tempered.py").write_text(code)
     with pytest.raises(UserError, match=message):
         load_method("tempered", {"temperature": 1.0})
+
+
+HEAD = "from rm_methods.methods.contract import Loss, TrainedMethod\n\n\nclass Method(TrainedMethod):\n"
+
+
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        ("def f(:\n", r"tempered\.py, line 1: not valid Python"),
+        ("class Metod:\n    pass\n", r"tempered\.py: defines no class Method\. It defines Metod"),
+        (
+            HEAD + "    def loss(self, model, batch):\n        return self.settings['temprature']\n",
+            r"tempered\.py, line 6: reads the setting 'temprature', which tempered\.yaml does not have; add it under "
+            r"`settings:` there\. Did you mean 'temperature'\?",
+        ),
+    ],
+)
+def test_code_mistakes_of_a_users_method_are_found_by_check(code, message, own_folder):
+    copy_template(own_folder, "tempered")
+    (own_folder / "tempered.py").write_text(code)
+    with pytest.raises(ConfigError, match=message):
+        resolve({"experiment": "e", "data": {"dataset": "world"}, "methods": {"tempered": {}}})
+    # A broken method that the configuration does not name stops nobody.
+    resolve({"experiment": "e", "data": {"dataset": "world"}, "methods": {"bradley_terry": {}}})
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "try:\n    from elsewhere import Method\nexcept ImportError:\n    Method = None\n",
+        "from rm_methods.methods.hinge import Method as Hinge\nMethod = Hinge\n",
+        "from rm_methods.methods.hinge import *\n",
+        "if True:\n    class Method:\n        pass\n",
+    ],
+)
+def test_a_class_may_come_from_anywhere(code, own_folder):
+    copy_template(own_folder, "tempered")
+    (own_folder / "tempered.py").write_text(code)
+    assert registry.user_code_problems("tempered") == []
+
+
+def test_a_setting_that_the_card_does_not_have_is_explained_when_it_is_read(own_folder):
+    """Also where the name is known only at run time."""
+    copy_template(own_folder, "tempered")
+    code = HEAD + "    def loss(self, model, batch):\n        name = 'temp'\n        return self.settings[name]\n"
+    (own_folder / "tempered.py").write_text(code)
+    method = load_method("tempered", {"temperature": 1.0})
+    assert dict(method.settings) == {"temperature": 1.0}
+    with pytest.raises(UserError, match=r"tempered\.py: reads the setting 'temp', which tempered\.yaml does not have"):
+        method.loss(None, None)
 
 
 def test_the_methods_folder_of_the_package_is_not_read_twice(monkeypatch):

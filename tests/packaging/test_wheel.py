@@ -74,7 +74,7 @@ def test_methods_benchmarks_and_datasets_are_listed(rm_methods):
 def test_a_configuration_is_checked(rm_methods, tmp_path):
     config = {"experiment": "mine", "data": {"dataset": "world"}, "methods": {"bradley_terry": {}}}
     (tmp_path / "mine.yaml").write_text(json.dumps(config))
-    assert "learning_rate" in rm_methods("check", "--config", "mine.yaml")
+    assert "learning_rate" in rm_methods("check", "--full", "--config", "mine.yaml")
 
 
 def test_cards_of_the_working_directory_are_read(rm_methods, tmp_path):

@@ -51,7 +51,7 @@ def test_lines_end_at_newline_only(tmp_path):
         (b'{"a": 1}\n{"a": \n', "row 2: not valid JSON"),
         (b'{"a": 1}\n{"a": NaN}\n', "row 2: not valid JSON.*NaN"),
         (b'{"a": "\xff"}\n', "row 1: not valid JSON in UTF-8"),
-        (b'{"a": 1}\n[1, 2]\n', r"row 2: \[1, 2\] \(list\) is not a row"),
+        (b'{"a": 1}\n[1, 2]\n', r"row 2: \[1, 2\] \(a list\) is not a row"),
         (b"[" * 100_000, "row 1: not valid JSON"),
         (b'{"a": 1}\n{"a": 1, "b": 2, "a": 3}\n', "row 2: the key 'a' occurs 2 times in one object"),
         (b'{"a": [{"b": {"c": 1, "c": 1}}]}\n', "row 1: the key 'c' occurs 2 times"),
@@ -131,7 +131,7 @@ def test_the_largest_numbers_are_read(tmp_path):
         ('[{"a": 1} {"a": 2}]', "after row 1: not valid JSON"),
         ('[{"a": 1}', "after row 1: not valid JSON"),
         ('[{"a": 1}] [', "after row 1: not valid JSON"),
-        ("[1]", r"row 1: 1 \(int\) is not a row"),
+        ("[1]", r"row 1: 1 \(a whole number\) is not a row"),
         ("[" * 100_000, "row 1: not valid JSON"),
     ],
 )

@@ -99,7 +99,7 @@ DAMAGES = {
     "empty config": (content(CONFIG, b""), "not valid JSON"),
     "binary config": (content(CONFIG, b"\xff\xfe\x00"), "not valid JSON"),
     "deep config": (content(CONFIG, b"[" * 100_000), "config.json: not valid JSON"),
-    "list as config": (content(CONFIG, b"[]"), "a JSON object is needed, found list"),
+    "list as config": (content(CONFIG, b"[]"), "a JSON object is needed, found a list"),
     "no type": (content(CONFIG, b"{}"), "model_type is missing"),
     "unknown type": (setting(model_type="lama"), r"model_type 'lama' is not known.*Did you mean 'llama'\?"),
     "type is a list": (setting(model_type=["llama"]), r"model_type .* is not known"),

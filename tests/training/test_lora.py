@@ -202,7 +202,10 @@ def minimal(lora, methods=None):
         ({"rank": 2.5}, "training.lora.rank: is 2.5; expected a whole number"),
         ({"alpha": 0}, "training.lora.alpha: is 0; must be more than 0"),
         ({"dropout": 1.0}, "training.lora.dropout: is 1.0; must be less than 1"),
-        ({"target_modules": "q_proj"}, 'training.lora.target_modules: is "q_proj"; must match ^all-linear$'),
+        (
+            {"target_modules": "q_proj"},
+            'training.lora.target_modules: is "q_proj"; the only text allowed is all-linear',
+        ),
         ({"target_modules": []}, "training.lora.target_modules: is []"),
         ({"ranks": 4}, "training.lora.ranks: unknown key. Did you mean 'rank'?"),
         (True, "training.lora: is true; expected a mapping or null"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from transformers import TrainerState, TrainingArguments
 
 from rm_methods.errors import UserError
 from rm_methods.files import seal
-from rm_methods.methods.contract import Inputs
+from rm_methods.methods.contract import Inputs, Loss
 from rm_methods.methods.contrastive import add_dropout
 from rm_methods.methods.registry import load_method
 from rm_methods.reward_models.backbones import load_classifier
@@ -210,6 +211,40 @@ def test_nan_stops_the_run_and_names_the_pairs(prepared, tmp_path, tokenizer, pa
     assert pairs[2].pair_id in str(failure.value)
     assert not any(pairs[k].pair_id in str(failure.value) for k in (0, 1, 3))
     assert "learning_rate" in str(failure.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda loss: Loss(loss.per_pair.mean()), "is a tensor of shape []"),
+        (lambda loss: loss.per_pair, "`loss` returned a tensor"),
+        (lambda loss: Loss(loss.per_pair.detach()), "has no gradient"),
+    ],
+)
+def test_a_loss_that_is_no_loss_stops_the_run_at_its_first_step(
+    prepared, tmp_path, tokenizer, pairs, monkeypatch, change, says
+):
+    """A scalar would be broadcast over the pairs, and train silently."""
+    trainer, _, _ = make_trainer(prepared, tmp_path, pairs[:4], tokenizer, 5000)
+    right = trainer.method.loss
+    monkeypatch.setattr(trainer.method, "loss", lambda model, batch: change(right(model, batch)))
+    with pytest.raises(UserError, match=re.escape(says)) as failure:
+        trainer.train()
+    assert "methods/bradley_terry.py" in str(failure.value)
+    assert trainer.state.global_step == 0
+
+
+def test_a_logged_term_that_is_not_finite_stops_the_run(prepared, tmp_path, tokenizer, pairs, monkeypatch):
+    trainer, _, _ = make_trainer(prepared, tmp_path, pairs[:4], tokenizer, 5000)
+    right = trainer.method.loss
+
+    def with_term(model, batch):
+        loss = right(model, batch)
+        return Loss(loss.per_pair, {"ratio": loss.per_pair.detach() * float("nan")})
+
+    monkeypatch.setattr(trainer.method, "loss", with_term)
+    with pytest.raises(UserError, match=r"bradley_terry\.py: `Loss\.terms\['ratio'\]` is nan at step 1"):
+        trainer.train()
 
 
 def test_a_gradient_that_is_not_finite_stops_the_run(prepared, tmp_path, tokenizer, pairs, monkeypatch):

@@ -251,9 +251,8 @@ def _answers(
     for option in ("chosen_field", "rejected_field"):
         if options[option] not in row.fields:
             raise DataError(
-                f"{row.file}, row {row.number}: field '{options[option]}' is missing. "
-                f"{nearest(options[option], row.fields, 'Found')} If another column holds it, name that column by "
-                f"data.options.{option}."
+                f"{row.file}, row {row.number}: field '{options[option]}' is missing. If another column has this "
+                f"answer, name it with data.options.{option}. {nearest(options[option], row.fields, 'Found')}"
             )
     chosen = _text_or_messages(row, options["chosen_field"], report)
     rejected = _text_or_messages(row, options["rejected_field"], report)

@@ -119,7 +119,9 @@ def test_a_clone_of_the_repository_is_split_by_instruction(read, tmp_path):
 
 def test_a_wrong_field_is_named(read, write_lines, tmp_path):
     write_lines("pairs_train.jsonl", [annotation(1.9), annotation(1.9, output_2=4)])
-    with pytest.raises(DataError, match=r"pairs_train\.jsonl, row 2: field 'output_2' is 4 \(int\); expected text"):
+    with pytest.raises(
+        DataError, match=r"pairs_train\.jsonl, row 2: field 'output_2' is 4 \(a whole number\); expected text"
+    ):
         read("alpaca_eval", tmp_path)
 
 

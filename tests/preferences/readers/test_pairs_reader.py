@@ -165,8 +165,16 @@ def test_a_system_prompt_and_earlier_turns_are_kept(read, write_lines):
 @pytest.mark.parametrize(
     ("row", "expected"),
     [
-        ({"prompt": "Q?", "chosen": "a"}, "field 'rejected' is missing. Found: chosen, prompt"),
-        ({"prompt": "Q?", "chosen": 3.5, "rejected": "b"}, r"field 'chosen' is 3.5 \(float\)"),
+        (
+            {"prompt": "Q?", "chosen": "a"},
+            r"field 'rejected' is missing\. If another column has this answer, name it with "
+            r"data\.options\.rejected_field\. Found: chosen, prompt",
+        ),
+        (
+            {"prompt": "Q?", "preferred": "a", "rejected": "b"},
+            r"field 'chosen' is missing\. .* data\.options\.chosen_field\. Found: preferred, prompt, rejected",
+        ),
+        ({"prompt": "Q?", "chosen": 3.5, "rejected": "b"}, r"field 'chosen' is 3.5 \(a number\)"),
         ({"prompt": 7, "chosen": "a", "rejected": "b"}, "field 'prompt' is 7"),
         ({"prompt": "Q?", "chosen": [BLUE], "rejected": "b"}, "both must have one form"),
         (
@@ -212,7 +220,7 @@ def test_strength_must_be_a_finite_number(read, tmp_path, write_lines):
         pa.Table.from_pylist([{**FORMS["explicit text"], "sure": 1.0}, {**FORMS["explicit text"], "sure": math.nan}]),
         path,
     )
-    with pytest.raises(DataError, match=r"row 2: field 'sure' is nan \(float\); expected a finite number"):
+    with pytest.raises(DataError, match=r"row 2: field 'sure' is nan \(a number\); expected a finite number"):
         read(path, strength_field="sure")
     for value in ('"high"', "true", "[1]"):
         line = f'{{"prompt": "Q?", "chosen": "a", "rejected": "b", "sure": {value}}}'
@@ -414,7 +422,9 @@ def test_a_system_column_is_the_system_turn(read, write_lines):
     assert [pair.prompt for pair in pairs] == [[SYSTEM, USER], [USER], [SYSTEM, USER], [USER]]
     assert report["changed"]["the column 'system' became the system turn"]["count"] == 1
     assert [pair.prompt for pair in read(path, system_field=None)[0]] == [[USER], [USER], [SYSTEM, USER], [USER]]
-    with pytest.raises(DataError, match=r"row 1: field 'system' is 7 \(int\).*data\.options\.system_field: null"):
+    with pytest.raises(
+        DataError, match=r"row 1: field 'system' is 7 \(a whole number\).*data\.options\.system_field: null"
+    ):
         read(write_lines("y.jsonl", [{**FORMS["explicit text"], "system": 7}]))
 
 
