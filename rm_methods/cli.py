@@ -82,7 +82,7 @@ class _Verb(click.Command):
 
 # Heading of `rm-methods --help` -> its verbs, in the order of their use.
 _GROUPS = {
-    "Use": ("list", "show", "check", "plan", "score", "benchmark", "compare", "power", "cancel"),
+    "Use": ("list", "show", "init", "check", "plan", "score", "benchmark", "compare", "power", "cancel"),
     "Stages of the workflow, by hand": (
         "prepare",
         "prepare-backbone",
@@ -109,6 +109,7 @@ _EXAMPLES = """\b
 Examples:
   snakemake --cores 2                           run config/quickstart.yaml
   snakemake --cores 2 --configfile my.yaml      run another experiment
+  rm-methods init --data my_pairs.jsonl         a configuration for your own pairs
   rm-methods check --config my.yaml             is this configuration right?
   rm-methods show bradley_terry                 a method and its settings
   rm-methods benchmark --model MODEL --benchmarks rm_bench,rewardbench2

@@ -817,7 +817,7 @@ BASE = """
 experiment: x
 data: {dataset: world}
 methods: {bradley_terry: {centering: 0.01}, longest: {}, label_smoothing: {}}
-benchmarks: {world: {}, heldout: {}}
+benchmarks: {world: {}, rm_bench: {}}
 training: {lora: {rank: 4}}
 """
 
