@@ -29,6 +29,7 @@ from rm_methods.leaderboard.tables import CONTENT_BLIND, leaderboard_tables
 from rm_methods.leaderboard.training_data import read_training_data
 from rm_methods.methods.registry import load_method_card
 from rm_methods.reward_models.tokenization import OfficialText
+from rm_methods.scoring.adapters import base_folder, holds_only_adapters
 from rm_methods.scoring.model_options import ModelOptions
 from rm_methods.scoring.model_source import model_folder, own_length
 from rm_methods.scoring.report import credit_estimates, scores_by_item
@@ -153,14 +154,23 @@ def _check(targets: Sequence[Target], official: bool) -> None:
 
 
 def _model_key(folder: Path, settings: ScoringSettings, options: ModelOptions) -> str:
-    """Hash of what the scores depend on: the model's files by name, size and time of change, and the settings."""
+    """Hash of what the scores depend on: files by name, size and time of change, and the settings.
+
+    The files are the model's, those of the base of adapters, and those of the reference of a policy.
+    """
     if not folder.is_dir():
         raise UserError(f"{folder}: no such model folder.")
+    folders = [folder]
+    if holds_only_adapters(folder):
+        folders.append(base_folder(folder))
+    if options.reference not in (None, "none"):
+        folders.append(model_folder(str(options.reference), what="--reference"))
     files = []
-    for file in sorted(folder.rglob("*")):
-        if file.is_file():
-            state = file.stat()
-            files.append([str(file.relative_to(folder)), state.st_size, state.st_mtime_ns])
+    for part in folders:
+        for file in sorted(part.rglob("*")):
+            if file.is_file():
+                state = file.stat()
+                files.append([str(file.relative_to(part)), state.st_size, state.st_mtime_ns])
     return content_hash([files, asdict(settings), options.record(), options.template()])
 
 

@@ -7,7 +7,6 @@ from typing import Any
 
 from rm_methods.errors import UserError
 from rm_methods.files import read_json
-from rm_methods.reward_models.loading import AUTO, adapter_settings, load_errors_explained, pretrained_model
 from rm_methods.reward_models.model_folder import check_checksums
 from rm_methods.scoring.model_source import model_folder
 
@@ -33,7 +32,7 @@ def base_folder(folder: Path) -> Path:
     return beside if beside.is_dir() else model_folder(base, what=f"{folder}: base model")
 
 
-def merged_classifier(folder: Path, *, attention: str = AUTO):
+def merged_classifier(folder: Path, *, attention: str = "auto"):
     """A sequence-classification model with one output: the base model with the adapters merged into it.
 
     Raises:
@@ -42,6 +41,8 @@ def merged_classifier(folder: Path, *, attention: str = AUTO):
     import peft
     from safetensors.torch import load_file
     from transformers import AutoModelForSequenceClassification
+
+    from rm_methods.reward_models.loading import adapter_settings, load_errors_explained, pretrained_model
 
     if not (folder / WEIGHTS).is_file():
         raise UserError(

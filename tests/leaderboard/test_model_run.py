@@ -19,6 +19,7 @@ from rm_methods.files import read_json, write_json
 from rm_methods.leaderboard import model_run
 from rm_methods.leaderboard.model_run import Target, run_model
 from rm_methods.preferences.pair import make_pair, write_pairs
+from rm_methods.scoring.model_options import ModelOptions
 from rm_methods.scoring.scorer import SCORER_FILE, ScoringSettings
 
 EXAMPLES = Path(__file__).parents[1] / "benchmarks" / "examples"
@@ -133,6 +134,21 @@ def test_a_reward_model_reads_as_much_as_it_was_made_for(reward_model, tokenizer
     run_model(str(folder), TARGETS[1:], tmp_path / "out", SETTINGS)
     limit = json.loads((folder / "config.json").read_text())["max_position_embeddings"]
     assert read_json(tmp_path / "out" / "results.json")["model"]["settings"]["max_length"] == limit
+
+
+def test_another_reference_or_base_in_its_place_is_another_model(tmp_path):
+    """Scores of the one before are not used."""
+    folders = [tmp_path / name for name in ("adapters", "base", "reference")]
+    for folder in folders:
+        folder.mkdir()
+        (folder / "model_part.txt").write_text("one")
+    write_json(folders[0] / "adapter_config.json", {"base_model_name_or_path": str(folders[1])})
+    options = ModelOptions(reference=str(folders[2]))
+    keys = [model_run._model_key(folders[0], SETTINGS, options)]
+    for folder in folders[1:]:
+        (folder / "model_part.txt").write_text("another")
+        keys.append(model_run._model_key(folders[0], SETTINGS, options))
+    assert len(set(keys)) == 3
 
 
 @pytest.fixture
