@@ -29,7 +29,7 @@ from rm_methods.leaderboard.tables import CONTENT_BLIND, leaderboard_tables
 from rm_methods.leaderboard.training_data import read_training_data
 from rm_methods.methods.registry import load_method_card
 from rm_methods.reward_models.tokenization import OfficialText
-from rm_methods.scoring.adapters import base_folder, holds_only_adapters
+from rm_methods.scoring.adapters import folders_of_weights
 from rm_methods.scoring.model_options import ModelOptions
 from rm_methods.scoring.model_source import model_folder, own_length
 from rm_methods.scoring.report import credit_estimates, scores_by_item
@@ -160,13 +160,8 @@ def _model_key(folder: Path, settings: ScoringSettings, options: ModelOptions) -
     """
     if not folder.is_dir():
         raise UserError(f"{folder}: no such model folder.")
-    folders = [folder]
-    if holds_only_adapters(folder):
-        folders.append(base_folder(folder))
-    if options.reference not in (None, "none"):
-        folders.append(model_folder(str(options.reference), what="--reference"))
     files = []
-    for part in folders:
+    for part in folders_of_weights(folder, options):
         for file in sorted(part.rglob("*")):
             if file.is_file():
                 state = file.stat()

@@ -10,6 +10,7 @@ from typing import Any
 
 from rm_methods.errors import UserError
 from rm_methods.methods.contract import ExternalMethod
+from rm_methods.scoring.adapters import folders_of_weights
 from rm_methods.scoring.model_options import ModelOptions
 from rm_methods.scoring.model_source import model_folder, weights_record
 
@@ -27,7 +28,8 @@ class Method(ExternalMethod):
         folder = folder.resolve()
         if not folder.is_dir():
             raise UserError(f"external: model = '{settings['model']}': no such folder.")
-        record: dict[str, Any] = {"model": str(folder), "weights": weights_record(folder), **options.record()}
+        weights = {str(part.resolve()): weights_record(part) for part in folders_of_weights(folder, options)}
+        record: dict[str, Any] = {"model": str(folder), "weights": weights, **options.record()}
         if options.chat_template is not None:
             record["chat_template"] = str(Path(options.chat_template).resolve())
         return record

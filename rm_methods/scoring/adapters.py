@@ -8,6 +8,7 @@ from typing import Any
 from rm_methods.errors import UserError
 from rm_methods.files import read_json
 from rm_methods.reward_models.model_folder import check_checksums
+from rm_methods.scoring.model_options import ModelOptions
 from rm_methods.scoring.model_source import model_folder
 
 CONFIG = "adapter_config.json"
@@ -30,6 +31,20 @@ def base_folder(folder: Path) -> Path:
         raise UserError(f"{folder / CONFIG}: base_model_name_or_path is missing. Write the base model's folder there.")
     beside = folder / base
     return beside if beside.is_dir() else model_folder(base, what=f"{folder}: base model")
+
+
+def folders_of_weights(folder: Path, options: ModelOptions) -> list[Path]:
+    """The folders that a model's scores depend on: its own, that of the base of adapters, and that of the reference.
+
+    Raises:
+        UserError: the base or the reference cannot be fetched.
+    """
+    folders = [folder]
+    if holds_only_adapters(folder):
+        folders.append(base_folder(folder))
+    if options.reference not in (None, "none"):
+        folders.append(model_folder(str(options.reference), what="--reference"))
+    return folders
 
 
 def merged_classifier(folder: Path, *, attention: str = "auto"):

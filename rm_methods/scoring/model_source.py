@@ -46,9 +46,9 @@ def model_folder(source: str, revision: str | None = None, what: str = "Reward m
 
 
 def weights_record(folder: Path) -> dict[str, list[Any]]:
-    """What identifies the weights of a folder: for each file its size, time of change, and SHA-256."""
+    """What identifies the weights and the code of a folder: for each file its size, time of change, and SHA-256."""
     record = {}
-    for file in sorted(folder.glob("*.safetensors")):
+    for file in _weights_and_code(folder):
         state = file.stat()
         record[file.name] = [state.st_size, state.st_mtime_ns, file_hash(file, length=64)]
     return record
@@ -64,7 +64,7 @@ def check_weights(folder: Path, recorded: Mapping[str, Sequence[Any]]) -> None:
         raise UserError(f"{folder}: the reward model was here when the run was made, and is gone. Put it back.")
     changed = [
         name
-        for name in sorted({*recorded, *(file.name for file in folder.glob("*.safetensors"))})
+        for name in sorted({*recorded, *(file.name for file in _weights_and_code(folder))})
         if name not in recorded or not _is_unchanged(folder / name, recorded[name])
     ]
     if changed:
@@ -72,6 +72,10 @@ def check_weights(folder: Path, recorded: Mapping[str, Sequence[Any]]) -> None:
             f"{folder}: {', '.join(changed)} changed since the run was made. Put the earlier files back, or remove the "
             "run's folder and run again."
         )
+
+
+def _weights_and_code(folder: Path) -> list[Path]:
+    return sorted([*folder.glob("*.safetensors"), *folder.glob("*.py")])
 
 
 def _is_unchanged(file: Path, recorded: Sequence[Any]) -> bool:

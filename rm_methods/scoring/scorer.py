@@ -180,7 +180,8 @@ def load_scorer(
     if (folder / SCORER_FILE).exists():
         description = read_record(folder / SCORER_FILE, "a description of a scorer", "train")
         if "model" in description:
-            check_weights(Path(description["model"]), description["weights"])
+            for part, recorded in description["weights"].items():
+                check_weights(Path(part), recorded)
             return load_scorer(description["model"], settings, keep_loaded, ModelOptions.of(description))
         if "members" not in description:
             return ContentBlindScorer(description)

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from rm_methods.benchmarks.item import BenchmarkItem
 from rm_methods.config.resolve import load_config
 from rm_methods.errors import ConfigError, UserError
-from rm_methods.files import read_json
+from rm_methods.files import read_json, write_json
 from rm_methods.methods.registry import load_method, load_method_card
 from rm_methods.scoring.scorer import ScoringSettings, load_scorer
 from rm_methods.training.run import RunFiles, train
@@ -72,6 +72,23 @@ def test_another_model_in_its_place_is_refused(run, elsewhere):
     shutil.rmtree(elsewhere)
     with pytest.raises(UserError, match="is gone"):
         load_scorer(folder, SETTINGS)
+
+
+def test_another_reference_or_code_in_its_place_is_refused(elsewhere, tmp_path):
+    """As other weights are."""
+    reference = tmp_path / "reference"
+    shutil.copytree(elsewhere, reference)
+    (elsewhere / "code.py").write_text("a = 1\n")
+    record = described(model=str(elsewhere), reference=str(reference))
+    description = {"method": "external", "settings": {}, "seed": 0}
+    write_json(tmp_path / "run" / "scorer.json", description | record)
+    (elsewhere / "code.py").write_text("a = 2222\n")
+    with pytest.raises(UserError, match=r"code\.py changed since the run was made"):
+        load_scorer(tmp_path / "run", SETTINGS)
+    (elsewhere / "code.py").write_text("a = 1\n")
+    shutil.rmtree(reference)
+    with pytest.raises(UserError, match=r"reference: .* is gone"):
+        load_scorer(tmp_path / "run", SETTINGS)
 
 
 def test_the_options_of_a_model_are_kept(elsewhere, tmp_path):
