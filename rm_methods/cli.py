@@ -410,8 +410,8 @@ def train_world_model(seed, out, work, changes, start, kind, threads):
     else:
         last = record["reactions"][-1]
         click.echo(
-            f"{record['parameters']} parameters. It tells of {100 * last['named_right']:.1f}% of the responses whether "
-            f"they are right, and of {100 * last['ordered_right']:.1f}% of the pairs which response is better."
+            f"{record['parameters']} parameters. It is right about {100 * last['named_right']:.1f}% of the responses "
+            f"(flawed or not), and ranks {100 * last['ordered_right']:.1f}% of the pairs right."
         )
 
 
