@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -366,3 +368,14 @@ def test_the_record_has_what_is_not_the_default(tmp_path):
     assert json.loads(json.dumps(options.record())) == {"label": "a", "trust_remote_code": True}
     assert ModelOptions.of(options.record() | {"model": "x"}) == options
     assert ModelOptions().record() == {}
+
+
+def test_the_length_of_a_model_is_found_without_torch(tmp_path):
+    """Content-blind scoring asks for it, too, and starts in a fraction of the time."""
+    (tmp_path / "config.json").write_text('{"max_position_embeddings": 77}')
+    code = (
+        "import sys; from pathlib import Path; from rm_methods.scoring.model_source import own_length; "
+        "print(own_length(Path(sys.argv[1])), 'torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["77", "False"]
