@@ -39,6 +39,7 @@ ORDER = (
     "leaderboard",
     "tracking",
     "listing",
+    "commands",
     "cli",
 )
 # The scorer looks up the method that a model folder names.

@@ -45,6 +45,7 @@ STAGES: dict[str, tuple[str, ...]] = {
 # that `config` fills in and `experiment` lists are part of the parameters of every job.
 PLUMBING = (
     "cli",
+    "commands",
     "config.conflicts",
     "config.resolve",
     "errors",
