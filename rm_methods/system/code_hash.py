@@ -53,6 +53,7 @@ PLUMBING = (
     "files",
     "listing",
     "methods.user_code",
+    "model_card",
     "planning",
     "run_card",
     "system.cluster",
