@@ -18,8 +18,8 @@ from rm_methods.reward_models.model_folder import MODEL_CARD
 from rm_methods.run_card import RunSummary
 from rm_methods.stored import read_summary
 
-# A path of this machine: absolute, of the home folder, relative, or with a drive.
-_PATH = re.compile(r"(?:/|~|\.{1,2}/|[A-Za-z]:\\)\S.*")
+# A path of this machine: absolute with a folder, of the home folder, relative, or with a drive.
+_PATH = re.compile(r"(?:/[^/\s]+/|~/|\.{1,2}/|[A-Za-z]:\\)\S.*")
 _NON_COMMERCIAL = re.compile(r"\bNC\b|non-?commercial", re.IGNORECASE)
 _RUN = "runs/<variant>/seed<k>/model"
 _LICENSE_KEYS = ("license", "license_name", "license_link")
@@ -145,7 +145,7 @@ def gather_facts(folder: Path, summary: RunSummary) -> CardFacts:
         method=method,
         formula=_formula(method) if method else "",
         base=_base_model(backbone) if backbone else None,
-        data=_training_pairs(folder, summary),
+        data=_training_pairs(folder, summary, next((run["noise"] for run in trained if run.get("noise")), {})),
         required=required,
         has_plain_weights=(folder / "config.json").is_file() and summary.get("scalar_reward", True),
     )
@@ -245,7 +245,7 @@ def _license_in(card: Path) -> dict[str, str]:
     return {key: entries[key] for key in _LICENSE_KEYS if isinstance(entries.get(key), str)}
 
 
-def _training_pairs(folder: Path, summary: RunSummary) -> TrainingPairs:
+def _training_pairs(folder: Path, summary: RunSummary, noise: Mapping[str, int]) -> TrainingPairs:
     data = summary.get("data", {})
     name = str(data.get("dataset", "not recorded"))
     card = load_dataset_card(name) if name in list_dataset_cards() else None
@@ -260,7 +260,7 @@ def _training_pairs(folder: Path, summary: RunSummary) -> TrainingPairs:
         pairs=data.get("pairs"),
         hash=data.get("hash"),
         splits=_splits(root / "data" / "report.json") if root else {},
-        noise=summary.get("noise", {}),
+        noise=noise,
     )
 
 

@@ -24,7 +24,9 @@ if TYPE_CHECKING:
 PROJECT = "rm-methods"
 PLACE = "FOLDER"  # what a card calls the folder that a reader downloads it to
 _MARK = "<!-- written by rm-methods, hash "
-_NOT_MEASURED = f"Not measured yet. `{PROJECT} evaluate` measures the run, and `{PROJECT} model-card` then adds metrics with intervals."
+_NOT_MEASURED = (
+    f"Not measured yet. The workflow measures the run; `{PROJECT} model-card` then adds the metrics with intervals."
+)
 _UNKNOWN_LICENSE = "unknown: look at the base model's page"
 _TRANSFORMERS = """\
 import torch
@@ -287,8 +289,8 @@ def _results(facts: CardFacts, measured: Measured | None) -> str:
         ]
     rows = [_metric_row(metric, compared) for metric in measured.metrics]
     lines += [
-        "Percent, with 95% intervals. The interval of one run counts items only: another seed would change the value by "
-        "more." + (" That of the method counts seeds, too." if compared else ""),
+        "Percent, with 95% intervals. The interval of one run counts items only: another seed would change the value "
+        "by more." + (" That of the method counts seeds, too." if compared else ""),
         "",
         _table(headings, rows, words=2),
     ]
@@ -324,7 +326,7 @@ def _loading(facts: CardFacts, repository: str | None) -> str:
             "",
             f"```python\n{_TRANSFORMERS.format(place=place)}\n```",
             "",
-            f"With [{PROJECT}]: batches, long texts, accuracy on your pairs:".replace(f"[{PROJECT}]", PROJECT),
+            f"With {PROJECT}, which also shortens long texts and reports the accuracy on your pairs:",
         ]
     else:
         lines.append(f"transformers cannot load this folder as one model. With {PROJECT}:")
@@ -339,14 +341,15 @@ def _limits(facts: CardFacts, measured: Measured | None) -> str:
         limits += [
             "The reward has no zero point and no unit. Compare only responses to the same prompt, and only rewards of "
             "this model.",
-            "A policy that is optimized against the reward finds its mistakes: the reward rises further than the quality.",
+            "A policy that is optimized against the reward exploits its mistakes: the reward can rise while the "
+            "quality falls.",
         ]
     if kind == "joint":
         limits.append("The model compares two responses; it cannot rank a single one, and the order may matter.")
     if kind in ("trained", "joint", "combined"):
         limits += [
-            "It was trained to compare methods with equal budgets, not to be the best model for any use. It repeats the "
-            "preferences and the biases of its training labels.",
+            "It was trained to compare methods with equal budgets, not to be the best model for any use. It repeats "
+            "the preferences and the biases of its training labels.",
             "Part of an accuracy may come from length or style alone. Read it beside a content-blind baseline: "
             + _content_blind(measured),
         ]
@@ -374,8 +377,8 @@ def _license(facts: CardFacts, stated: str | None) -> str:
         lines.append(f"License of the base model: {_UNKNOWN_LICENSE}.")
     if facts.data.is_non_commercial:
         lines.append(
-            f"**The training data does not allow commercial use** ({facts.data.license}). This folder holds none of its "
-            "texts. Whether its terms extend to a model trained on it is not settled: do not use the model "
+            f"**The training data does not allow commercial use** ({facts.data.license}). This folder holds none of "
+            "its texts. Whether its terms extend to a model trained on it is not settled: do not use the model "
             "commercially unless you have cleared that."
         )
     elif facts.data.license:
@@ -391,7 +394,7 @@ def _origin(facts: CardFacts) -> str:
         "Run key": summary["run_key"],
         "Hash of the weights": summary.get("weights_hash"),
         "Commit": provenance.get("git_commit"),
-        "Uncommitted changes": {True: "yes", False: "no"}.get(provenance.get("git_dirty")),
+        "Uncommitted changes": _yes_or_no(provenance.get("git_dirty")),
         "Hash of the code": provenance.get("code_hash"),
         "Python": provenance.get("python"),
     }
@@ -409,6 +412,12 @@ def _value_text(value: Any) -> str:
 
 def _cost_text(value: Any) -> str:
     return f"{value:,}" if isinstance(value, (int, float)) else str(value)
+
+
+def _yes_or_no(value: bool | None) -> str | None:
+    if value is None:
+        return None
+    return "yes" if value else "no"
 
 
 def _hub_link(hub_id: str) -> str:

@@ -212,7 +212,9 @@ def _replaced(files: list[SharedFile], changed: dict[str, Any]) -> list[SharedFi
     """The files with other JSON contents, and the checksums that fit them."""
     if not changed:
         return files
-    contents = {name: (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode() for name, value in changed.items()}
+    contents = {
+        name: (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode() for name, value in changed.items()
+    }
     for checksums in [file for file in files if Path(file.name).name == CHECKSUMS]:
         text = _text(checksums)
         parent = checksums.name.removesuffix(CHECKSUMS)
@@ -245,12 +247,16 @@ def _check_private(folder: Path, files: list[SharedFile]) -> None:
     home = str(Path.home())
     private = {str(folder.absolute().parent), *([home] if len(home) > len("/root") else [])}
     problems += [
-        f"{file.name} names {text!r}" for file in files if file.name == MODEL_CARD for text in private if text in _text(file)
+        f"{file.name} names {text!r}"
+        for file in files
+        if file.name == MODEL_CARD
+        for text in private
+        if text in _text(file)
     ]
     if problems:
         raise UserError(
-            f"{folder}: {'; '.join(problems[:3])}: paths of this machine, which work nowhere else. Remove them, and for "
-            "a file of the model its line in the checksums."
+            f"{folder}: {'; '.join(problems[:3])}: paths of this machine, which work nowhere else. Train with "
+            "settings that name no such path, or write the card again."
         )
 
 
@@ -268,8 +274,8 @@ def _check_no_pairs(folder: Path, files: list[SharedFile]) -> None:
             name = next((name for name, long in long_texts if len(text) >= _SHORTEST_TEXT and text in long), None)
             if name is not None:
                 raise UserError(
-                    f"{folder}: {name} holds a text of pair {pair.pair_id} of the training data ({text[:30]!r}...). Its "
-                    "license may not allow that; remove the text."
+                    f"{folder}: {name} holds a text of pair {pair.pair_id} of the training data "
+                    f"({text[:30]!r}...). Its license may not allow that; remove the text."
                 )
 
 

@@ -87,12 +87,11 @@ def _card(benchmark: str) -> BenchmarkCard | None:
 def _comparison(stored: StoredExperiment, columns: list[Column], variant: str) -> Comparison:
     """The comparison of the experiment; with levels of label noise, that of the variant's first level."""
     runs = read_runs(stored.runs, columns)
-    reference = reference_variant(dict(stored.config))
+    reference: str | None = reference_variant(dict(stored.config))
     if levels := noise_levels(stored.config):
         names = next(level.variants for level in levels if variant in level.variants)
         runs = [run for run in runs if run.variant in names]
-        base = next((name for level in levels for name in level.variants if name == reference), reference)
-        reference = next((name for name, plain in names.items() if plain == base), None)
+        reference = next((name for name, plain in names.items() if plain == reference), None)
     return build_comparison(runs, columns, reference, stored.config["comparison"]["correction"])
 
 
