@@ -103,6 +103,8 @@ def card_text(
     """
     from huggingface_hub import ModelCard
 
+    if facts.base and license == facts.base.license.get("license"):
+        license = None
     front = _front_matter(facts, measured, license, repository)
     parts = [
         f"# {facts.title}" + (f" on {facts.base.hub_id}" if facts.base and facts.base.hub_id else ""),
@@ -289,12 +291,25 @@ def _results(facts: CardFacts, measured: Measured | None) -> str:
         ]
     rows = [_metric_row(metric, compared) for metric in measured.metrics]
     lines += [
-        "Percent, with 95% intervals. The interval of one run counts items only: another seed would change the value "
-        "by more." + (" That of the method counts seeds, too." if compared else ""),
+        _reading(facts, compared),
         "",
         _table(headings, rows, words=2),
     ]
     return "\n".join(lines)
+
+
+def _reading(facts: CardFacts, compared: bool) -> str:
+    """How to read the table of results."""
+    sentences = ["Percent, with 95% intervals."]
+    if facts.summary.get("kind") == "combined":
+        sentences.append("The intervals count members and items.")
+    else:
+        sentences.append("The interval of one run counts items only: another seed would change the value by more.")
+        if compared:
+            sentences.append("That of the method counts seeds, too.")
+    if compared:
+        sentences.append("`*` marks a difference that is significant after correction.")
+    return " ".join(sentences)
 
 
 def _metric_row(metric: MeasuredMetric, compared: bool) -> list[str]:

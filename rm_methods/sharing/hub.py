@@ -72,9 +72,14 @@ def write_run_card(folder: Path, out: Path | None, *, license: str | None = None
 
     summary = summary_of(folder)
     target = out or folder / MODEL_CARD
-    if target.exists() and not force and is_edited(target.read_text(encoding="utf-8")):
-        raise UserError(f"{target}: was edited by hand, or is another file. Give --force to replace it, or --out FILE.")
-    text, _ = run_card_text(folder, summary, license=license)
+    existing = target.read_text(encoding="utf-8") if target.is_file() else ""
+    if existing and is_edited(existing):
+        if not force:
+            raise UserError(
+                f"{target}: was edited by hand, or is another file. Give --force to replace it, or --out FILE."
+            )
+        existing = ""
+    text, _ = run_card_text(folder, summary, license=license or _stated(existing))
     write_text(target, text)
     return target
 
