@@ -65,7 +65,7 @@ def push(model, repository, private, revision, license, dry_run, yes):
     """Send a run's model folder with its card to the Hugging Face hub.
 
     Checks first that the folder is whole and holds nothing private.  An ensemble is sent with its members.  No other
-    verb sends anything.
+    verb writes to the hub.
     """
     from rm_methods.sharing.hub import prepare_push, push_text, send
 

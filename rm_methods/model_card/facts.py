@@ -13,6 +13,7 @@ from rm_methods.errors import UserError
 from rm_methods.files import read_json
 from rm_methods.methods.registry import MethodCard, load_method_card
 from rm_methods.preferences.cards import list_dataset_cards, load_dataset_card
+from rm_methods.preferences.dataset_card import DatasetCard
 from rm_methods.reward_models.backbones import WORLD_MODELS, WORLD_SCRATCH, source_folder
 from rm_methods.reward_models.model_folder import MODEL_CARD
 from rm_methods.run_card import RunSummary
@@ -33,7 +34,7 @@ class BaseModel:
         name: for readers, without a folder of this machine.
         hub_id: its name on the hub, if it was read from there.
         revision: of the hub; None where none was asked for.
-        license: front matter of the model's README, as far as it is at hand: `license`, and for "other" also
+        license: front matter of the model's README, if it is at hand: `license`, and for "other" also
             `license_name` and `license_link`.  Empty if unknown.
         has_weights: False for weights that were drawn at random.
     """
@@ -84,7 +85,7 @@ class CardFacts:
         method: card of its method; None if this installation does not have it.
         formula: what the file of the method says of it, with its equations; empty without the method.
         base: None for a scorer without weights.
-        required: summaries of the runs that were needed first (teachers, members), as far as they are at hand.
+        required: summaries of the runs that were needed first (teachers, members), those that are at hand.
         has_plain_weights: whether transformers loads the folder as a sequence classifier.
     """
 
@@ -248,7 +249,7 @@ def _license_in(card: Path) -> dict[str, str]:
 def _training_pairs(folder: Path, summary: RunSummary, noise: Mapping[str, int]) -> TrainingPairs:
     data = summary.get("data", {})
     name = str(data.get("dataset", "not recorded"))
-    card = load_dataset_card(name) if name in list_dataset_cards() else None
+    card = _dataset_card(name)
     root = experiment_folder(folder)
     return TrainingPairs(
         name=f"{card.title} (`{card.name}`)" if card else f"`{without_folders(str(Path(name).absolute()))}`",
@@ -264,9 +265,18 @@ def _training_pairs(folder: Path, summary: RunSummary, noise: Mapping[str, int])
     )
 
 
+def _dataset_card(name: str) -> DatasetCard | None:
+    """The card of a data set; None for a file, and for a card that is damaged: a long training must not fail here."""
+    try:
+        return load_dataset_card(name) if name in list_dataset_cards() else None
+    except UserError:
+        return None
+
+
 def _splits(report: Path) -> dict[str, int]:
-    """Pairs by split, from the report of the preparation; empty without it."""
-    if not report.is_file():
+    """Pairs by split, from the report of the preparation; empty without a whole one."""
+    try:
+        splits = read_json(report)["splits"]
+        return {name: int(entry["pairs"]) for name, entry in splits.items()}
+    except (UserError, OSError, KeyError, TypeError, AttributeError):
         return {}
-    splits = read_json(report).get("splits", {})
-    return {name: int(entry["pairs"]) for name, entry in splits.items()}

@@ -1,4 +1,4 @@
-"""Sends a model folder to the Hugging Face hub: the only code of this project that sends anything."""
+"""Sends a model folder to the Hugging Face hub: the only code of this project that writes there."""
 
 from __future__ import annotations
 

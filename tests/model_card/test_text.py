@@ -219,3 +219,24 @@ def test_paths_are_reduced_to_their_last_part():
     value = {"a": "/home/me/teacher/", "b": ["~/x/y", "../z", "C:\\models\\w"], "c": "org/name", "d": "/", "e": 3}
     expected = {"a": "teacher", "b": ["y", "z", "w"], "c": "org/name", "d": "/", "e": 3}
     assert without_folders(value) == expected
+
+
+@pytest.mark.parametrize("content", [None, "{", "[]", '{"splits": 3}', '{"splits": {"train": {}}}'])
+def test_a_missing_or_damaged_report_on_the_pairs_only_leaves_out_the_splits(experiment, content):
+    folder = experiment.model("bradley_terry", 0)
+    if content is not None:
+        experiment.pairs_report.write_text(content)
+    assert "* Splits" not in card_text(gather_facts(folder, summary_of(folder)))
+    experiment.pairs_report.write_text(json.dumps({"splits": {"train": {"pairs": 48}, "test": {"pairs": 1200}}}))
+    assert "* Splits: train 48, test 1,200" in card_text(gather_facts(folder, summary_of(folder)))
+
+
+def test_a_damaged_card_of_the_data_set_does_not_fail_a_training(experiment, tmp_path, monkeypatch):
+    (tmp_path / "data" / "datasets").mkdir(parents=True)
+    (tmp_path / "data" / "datasets" / "mine.yaml").write_text("title: [")
+    monkeypatch.chdir(tmp_path)
+    folder = experiment.model("bradley_terry", 0)
+    summary = summary_of(folder)
+    facts = gather_facts(folder, summary | {"data": summary["data"] | {"dataset": "mine"}})
+    assert facts.data.name == "`mine`"
+    assert facts.data.license is None
