@@ -129,7 +129,8 @@ def _check_whole(folder: Path, summary: RunSummary) -> None:
         check_checksums(folder)
     else:
         check_model_folder(folder)
-    if weights_hash(folder) != summary.get("weights_hash"):
+    recorded = summary.get("weights_hash")  # results of earlier releases lack it
+    if recorded is not None and weights_hash(folder) != recorded:
         raise UserError(
             f"{folder}: its weights are not those of {folder.parent / 'summary.json'} (weights_hash). Put the folder "
             "and the summary of one run together."
@@ -244,8 +245,8 @@ def _check_private(folder: Path, files: list[SharedFile]) -> None:
     for file in files:
         if file.name.endswith(".json") and Path(file.name).name not in _VOCABULARIES:
             problems += [f"{file.name} names {text!r}" for text in _strings(json.loads(_text(file))) if is_path(text)]
-    home = str(Path.home())
-    private = {str(folder.absolute().parent), *([home] if len(home) > len("/root") else [])}
+    home = Path.home()
+    private = {str(folder.absolute().parent), *([str(home)] if len(home.parts) > 2 else [])}
     problems += [
         f"{file.name} names {text!r}"
         for file in files

@@ -169,8 +169,11 @@ def test_other_paths_of_this_machine_are_refused(experiment, path):
         contents_of(folder)
 
 
-def test_a_card_that_names_the_experiments_folder_is_refused(experiment):
+def test_a_card_that_names_the_experiments_folder_or_the_home_folder_is_refused(experiment, monkeypatch):
     folder = experiment.model("longest", 0)
+    monkeypatch.setenv("HOME", "/home/me")
+    with pytest.raises(UserError, match=r"README.md names '/home/me': paths of this machine"):
+        contents_of(folder, f"{CARD}See /home/me/notes.")
     with pytest.raises(UserError, match=r"README.md names .*paths of this machine"):
         contents_of(folder, f"{CARD}See {folder.parent}.")
 
