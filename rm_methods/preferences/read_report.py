@@ -97,6 +97,11 @@ class ReadReport:
         return sum(self.files.values())
 
     @property
+    def refused(self) -> int:
+        """Rows that gave no pair."""
+        return sum(entry["count"] for entry in self.dropped.values())
+
+    @property
     def unread(self) -> dict[str, dict[str, int]]:
         """By file, the columns that hold something and were not read, with the number of their rows."""
         return {file: columns.unread for file, columns in self.columns.items() if columns.unread}
