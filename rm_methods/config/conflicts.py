@@ -415,20 +415,17 @@ def _test_file_conflicts(data: Mapping[str, Any], sources: Sequence[DataSource])
         )
     for source in sources:
         card, root = card_of(source)
-        if (
-            root is not None
-            and "" in card.splits
-            and Path(test).resolve() in map(Path.resolve, files_of_card(card, root))
-        ):
+        files = files_of_card(card, root) if root is not None and "" in card.splits else []
+        if Path(test).resolve() in map(Path.resolve, files):
             problems.append(
-                f"data.test: '{test}' is the file of {source.where}.dataset, so its pairs would not be left to train on; "
-                "name another file, or set data.test_fraction"
+                f"data.test: '{test}' is the file of {source.where}.dataset, so its pairs would not be trained on; name "
+                "another file, or set data.test_fraction"
             )
         # In a folder, each split is optional, so only prepare can tell.
         if "test" in card.splits and not card.splits["test"].optional:
             problems.append(
-                f"data.test: the data set '{source.dataset}' has a test split, and '{test}' would be a second one; remove "
-                "data.test"
+                f"data.test: the data set '{source.dataset}' has a test split, and '{test}' would be a second one; "
+                "remove data.test"
             )
     return problems
 

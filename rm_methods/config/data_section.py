@@ -46,8 +46,8 @@ def _misplaced(data: Mapping[str, Any]) -> list[str]:
     problems = []
     if "dataset" in data:
         problems.append(
-            f"data.dataset: is {data['dataset']!r}, but data.sources names the data, too; keep one of them (a later file "
-            "removes the other by `dataset!: null` or `sources!: null`)"
+            f"data.dataset: is {data['dataset']!r}, but data.sources names the data, too; keep one of them (a later "
+            "file removes the other by `dataset!: null` or `sources!: null`)"
         )
     for key, unset in (("root", None), ("options", {})):
         if data[key] != unset:

@@ -133,8 +133,8 @@ def card_for(dataset: str, root: str | Path | None = None) -> tuple[DatasetCard,
     their names, as on the hub.
 
     Args:
-        dataset: a card's name, the path of a file or folder of TRL-style pairs, or a pattern of paths (`shards/*.jsonl`),
-            whose files are read like one.
+        dataset: a card's name, the path of a file or folder of TRL-style pairs, or a pattern of paths
+            (`shards/*.jsonl`), whose files are read like one.
         root: folder with the files of a card; a relative path starts there. None: the hub, or the working directory.
 
     Raises:
@@ -193,7 +193,7 @@ def card_of(source: DataSource) -> tuple[DatasetCard, Path | None]:
 
 @contextmanager
 def located(source: DataSource) -> Iterator[None]:
-    """Errors inside name the settings of a source in a mixture: readers say `data.options` for `data.sources.1.options`.
+    """Errors inside name the settings of a source in a mixture: `data.sources.1.options` instead of `data.options`.
 
     Raises:
         ConfigError, DataError: those raised inside, with the key path of the source.
@@ -223,8 +223,8 @@ def _card_of_pattern(dataset: str, root: str | Path | None) -> tuple[DatasetCard
     if not files:
         raise ConfigError(
             [
-                f"data.dataset: no file matches '{dataset}' (looked in {folder.absolute()}). Give the path or a pattern "
-                "of files of pairs, such as shards/*.jsonl"
+                f"data.dataset: no file matches '{dataset}' (looked in {folder.absolute()}). Give the path or a "
+                "pattern of files of pairs, such as shards/*.jsonl"
             ]
         )
     for path in files:

@@ -31,9 +31,9 @@ def quotas(sizes: Sequence[int], weights: Sequence[float], limit: int | None = N
     """
     # Fractions of the written decimals: 0.3 / 0.1 is 3, and not a little less.
     parts = [Fraction(str(weight)) for weight in weights]
-    pairs_per_weight = min(size / part for size, part in zip(sizes, parts, strict=True))
+    pairs_per_weight = min(Fraction(size) / part for size, part in zip(sizes, parts, strict=True))
     if limit is not None:
-        pairs_per_weight = min(pairs_per_weight, limit / sum(parts))
+        pairs_per_weight = min(pairs_per_weight, Fraction(limit) / sum(parts))
     return [int(part * pairs_per_weight) for part in parts]
 
 

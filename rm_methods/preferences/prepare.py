@@ -57,8 +57,8 @@ def prepare(
 
     Returns:
         the report: "dataset", "seed", "read" (`ReadReport.to_json`), "steps" (pairs before and after each, with
-        counts), "splits" (`splits.summarize_splits`), "notes". Of a mixture also "sources": each with its origin, "rows",
-        "refused" and "pairs" read, and what became of the pairs (`mixture.accounts_of`).
+        counts), "splits" (`splits.summarize_splits`), "notes". Of a mixture also "sources": each with its origin,
+        "rows", "refused" and "pairs" read, and what became of the pairs (`mixture.accounts_of`).
 
     Raises:
         ConfigError: with every problem of the reader's options.
