@@ -50,8 +50,9 @@ def show(method):
 @click.option(
     "--data",
     required=True,
+    multiple=True,
     type=click.Path(exists=True, path_type=Path),
-    help="File of preference pairs, or folder with train.*, validation.* and test.*.",
+    help="File of preference pairs, or folder with train.*, validation.* and test.*; repeatable: a mixture.",
 )
 @click.option("--test", type=FILE, default=None, help="File of test pairs; default: a share of the prompts of --data.")
 @click.option(
@@ -61,7 +62,7 @@ def show(method):
 )
 @click.option("--out", type=FILE, default=None, help="File to write; default: the name of --data with .yaml.")
 @click.option(
-    "--option", "options", multiple=True, help="NAME=VALUE of the reader, such as chosen_field=better; repeatable."
+    "--option", "options", multiple=True, help="NAME=VALUE of the readers, such as chosen_field=better; repeatable."
 )
 @click.option("--force", is_flag=True, help="Overwrite the file.")
 def init(data, test, backbone, out, options, force):
@@ -355,7 +356,7 @@ def compare(folders, config_files, folder, out, reference, benchmark, same_data)
     config = load_config(config_files)
     experiment = Experiment(config)
     runs = evaluated_runs(experiment, folder)
-    columns = compared_columns(config)
+    columns = compared_columns(config, runs)
     reference = reference_variant(config)
     correction = config["comparison"]["correction"]
     overlaps = contamination_of(experiment, folder)
@@ -401,7 +402,7 @@ def power(folder, config_files, difference, rivals, reference, out):
     if config_files:
         config = load_config(config_files)
         files = evaluated_runs(Experiment(config), folder)
-        columns = compared_columns(config)
+        columns = compared_columns(config, files)
     else:
         stored = stored_experiment(folder)
         config = stored.config

@@ -418,8 +418,8 @@ def _test_file_conflicts(data: Mapping[str, Any], sources: Sequence[DataSource])
         files = files_of_card(card, root) if root is not None and "" in card.splits else []
         if Path(test).resolve() in map(Path.resolve, files):
             problems.append(
-                f"data.test: '{test}' is the file of {source.where}.dataset, so its pairs would not be trained on; name "
-                "another file, or set data.test_fraction"
+                f"data.test: '{test}' is the file of {source.where}.dataset, so its pairs would not be trained on; "
+                "name another file, or set data.test_fraction"
             )
         # In a folder, each split is optional, so only prepare can tell.
         if "test" in card.splits and not card.splits["test"].optional:

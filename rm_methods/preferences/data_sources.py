@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -57,7 +57,7 @@ def source_name(pair_source: str) -> str:
     return pair_source.partition("/")[0]
 
 
-def by_source(pairs: list[PreferencePair]) -> dict[str, list[PreferencePair]]:
+def by_source(pairs: Iterable[PreferencePair]) -> dict[str, list[PreferencePair]]:
     """Pairs by the name of their source, in the order in which the sources occur."""
     members: dict[str, list[PreferencePair]] = {}
     for pair in pairs:
