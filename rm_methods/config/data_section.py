@@ -96,10 +96,10 @@ def _read_source(source: DataSource, problems: list[str]) -> tuple[DatasetCard, 
 
 def _resolve_sources(data: dict[str, Any], source_schema: Mapping[str, Any], problems: list[str]) -> None:
     """Complete every source, and check them against each other."""
-    if not isinstance(data["sources"], list) or not all(isinstance(entry, dict) for entry in data["sources"]):
-        return  # the schema reports it
+    if not isinstance(data["sources"], list):
+        return  # the schema reports it, and entries that are no mappings
     defaults = {key: part["default"] for key, part in source_schema["properties"].items() if "default" in part}
-    entries = [defaults | entry for entry in data["sources"]]
+    entries = [defaults | (entry if isinstance(entry, dict) else {}) for entry in data["sources"]]
     if any(entry["weight"] is not None for entry in entries):
         for entry in entries:
             entry["weight"] = 1 if entry["weight"] is None else entry["weight"]
@@ -140,10 +140,9 @@ def _repeated(number: int, entries: list[dict[str, Any]], files: list[set[str]])
     entry = entries[number]
     for other in range(number):
         where = f"data.sources.{number}.dataset: '{entry['dataset']}'"
-        data = ("dataset", "root", "options")
         if shared := sorted(files[number] & files[other]):
             return [f"{where} reads {shared[0]}, which data.sources.{other} reads, too; a file belongs to one source"]
-        if all(entry[key] == entries[other][key] for key in data):
+        if all(entry[key] == entries[other].get(key) for key in ("dataset", "root", "options")):
             return [f"{where} with these options is data.sources.{other}, too; keep one of them"]
         if entry["name"] == entries[other]["name"]:
             return [
