@@ -195,6 +195,42 @@ def test_a_name_of_a_card_is_read_as_the_folder(init, tmp_path):
     assert config["data"]["dataset"] == "./world"
 
 
+def test_several_files_become_a_mixture(init, tmp_path):
+    """A source with a test split keeps it, and the other gives a share of its prompts."""
+    split = [*rows(30), *({**row, "split": "test"} for row in rows(40)[30:])]
+    (tmp_path / "votes.jsonl").write_text("".join(json.dumps(row) + "\n" for row in split))
+    others = [row | {"prompt": f"Again: {row['prompt']}"} for row in rows(50)]
+    result, config = init([*others, rows(1)[0]], "--data", "votes.jsonl", out="pairs_and_votes.yaml")
+    assert config["experiment"] == "pairs_and_votes"
+    assert [source["dataset"] for source in config["data"]["sources"]] == ["pairs.jsonl", "votes.jsonl"]
+    assert [source["weight"] for source in config["data"]["sources"]] == [None, None]
+    assert 10 < splits(config)["test"] < 30
+    assert sum(splits(config).values()) == 90
+    assert "votes: 1 pairs are also in another source" in result.output
+    assert "51 rows   pairs.jsonl" in result.output
+    assert "With `weight: 2` in one source" in (tmp_path / "pairs_and_votes.yaml").read_text()
+
+
+def test_files_of_one_name_are_told_apart_by_their_folders(init, tmp_path):
+    for number, folder in enumerate(("helpful", "harmless")):
+        (tmp_path / folder).mkdir()
+        pairs = [row | {"prompt": f"{number} {row['prompt']}"} for row in rows(30)]
+        for name in ("train.jsonl", "train.more.jsonl") if number else ("train.jsonl",):
+            lines = [row | {"prompt": f"{name} {row['prompt']}"} for row in pairs]
+            (tmp_path / folder / name).write_text("".join(json.dumps(row) + "\n" for row in lines))
+    given = ("--data", "harmless/train.jsonl", "--data", "harmless/train.more.jsonl", "--option", "id_field=null")
+    _, config = init(None, *given, "--out", "c.yaml", data="helpful/train.jsonl", out="c.yaml")
+    names = [source["name"] for source in config["data"]["sources"]]
+    assert names == ["helpful_train", "harmless_train", "train.more"]
+    assert all(source["options"]["id_field"] is None for source in config["data"]["sources"])
+
+
+def test_a_file_given_twice_is_refused(init, tmp_path):
+    result, _ = init(rows(), "--data", "./pairs.jsonl")
+    assert result.exit_code == 2
+    assert "which data.sources.0 reads, too; a file belongs to one source" in result.output
+
+
 @pytest.mark.parametrize(
     ("backbone", "says"),
     [
