@@ -223,8 +223,7 @@ def _clean_and_split(
             splits[split] = [pair for pair in members if longest_text(pair) <= limit]
             steps.append(_step(f"max_characters of {split} ({limit})", members, splits[split], {}))
     snapshots = Snapshots(read=pairs, unique=unique, left=without_leaks, available=splits.get("train", []))
-    is_weighted = any(source.weight is not None for source in sources)
-    if is_weighted:
+    if any(source.weight is not None for source in sources):
         steps.append(_draw_train(splits, sources, data))
     elif data["length_balance"]:
         train = splits.get("train", [])
@@ -232,8 +231,6 @@ def _clean_and_split(
         steps.append(_step("length balance of train", train, balanced, _shares_of_longer(train, balanced)))
         splits["train"] = balanced
     for split, members in splits.items():
-        if is_weighted and split == "train":
-            continue
         keep_balance = data["length_balance"] and split == "train"
         splits[split] = cap_pairs(members, data["max_pairs"].get(split), keep_balance=keep_balance)
         if len(splits[split]) < len(members):

@@ -269,11 +269,12 @@ def test_a_source_without_training_pairs_may_be_for_evaluation_only(mix, write_l
 def test_files_of_a_pattern_are_read_like_one(mix, write_lines, tmp_path):
     for number in range(3):
         write_lines(f"shards/part-{number}.jsonl", [row(10 * number + n, id=f"{number}{n}") for n in range(10)])
+    (tmp_path / "shards/part-of-another").mkdir()
     other = write_lines("other.jsonl", [row(n) for n in range(100, 110)])
-    pairs, report = mix(tmp_path / "shards/part-*.jsonl", other)
+    pairs, report = mix(tmp_path / "shards/part-*", other)
     assert sizes(pairs) == {"part": 30, "other": 10}
     assert report["sources"][0]["rows"] == 30
     assert {pair.source for pair in pairs} == {*(f"part/part-{k}.jsonl" for k in range(3)), "other/other.jsonl"}
     write_lines("shards/part-3.jsonl", [row(50, id="00")])
     with pytest.raises(DataError, match=r"part-3\.jsonl, row 1: id '00' occurs twice"):
-        mix(tmp_path / "shards/part-*.jsonl", other)
+        mix(tmp_path / "shards/part-*", other)
