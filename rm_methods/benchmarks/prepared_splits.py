@@ -29,7 +29,7 @@ from rm_methods.benchmarks.length_control import length_controlled
 from rm_methods.benchmarks.sources import ItemReport
 from rm_methods.errors import DataError, UserError
 from rm_methods.files import file_hash
-from rm_methods.preferences.data_sources import source_name
+from rm_methods.preferences.data_sources import source_metric, source_name
 from rm_methods.preferences.pair import read_pairs
 
 TIE_RULE = "equal scores are wrong (strict)"
@@ -119,11 +119,6 @@ def metrics(items: Sequence[BenchmarkItem]) -> list[Metric]:
     each = [pooled(split, "accuracy", [split]) for split in splits]
     by_source = [metric for split in splits for metric in _by_source(split, items)]
     return [*each, *controlled, *by_source, mean_of("mean", "accuracy", {split: (split,) for split in splits})]
-
-
-def source_metric(split: str, source: str) -> str:
-    """Name of the accuracy on the pairs of a split that come from one source of a mixture."""
-    return f"{split}_from_{source}"
 
 
 def _by_source(split: str, items: Sequence[BenchmarkItem]) -> list[Metric]:

@@ -12,12 +12,11 @@ import numpy as np
 
 from rm_methods.benchmarks.cards import load_benchmark_card
 from rm_methods.benchmarks.credits import CREDIT_COLUMNS
-from rm_methods.benchmarks.prepared_splits import source_metric
 from rm_methods.comparison.result import Column
 from rm_methods.errors import DataError, UserError, nearest
 from rm_methods.experiment.evaluated_runs import EvaluatedFiles
 from rm_methods.parquet import read_parquet
-from rm_methods.preferences.data_sources import data_sources
+from rm_methods.preferences.data_sources import data_sources, source_metric
 from rm_methods.run_card import BenchmarkResult, RunCost, RunMetrics, RunSummary
 from rm_methods.statistics.column import LINES, Role, role_of
 from rm_methods.statistics.designs import ItemDesign, item_coefficients, item_design

@@ -23,8 +23,7 @@ from rm_methods.errors import ConfigError, DataError, UserError
 from rm_methods.files import check_outputs, write_text
 from rm_methods.methods.registry import load_method_card
 from rm_methods.preferences.cards import list_dataset_cards
-from rm_methods.preferences.data_sources import by_source
-from rm_methods.preferences.mixture import split_sources
+from rm_methods.preferences.mixture import by_source, split_sources
 from rm_methods.preferences.pair import PreferencePair
 from rm_methods.preferences.prepare import describe, prepared_pairs, read_pairs_of
 from rm_methods.preferences.splits import drop_duplicates, drop_leaks

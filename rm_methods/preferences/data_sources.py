@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
-
-from rm_methods.preferences.pair import PreferencePair
 
 
 @dataclass(frozen=True)
@@ -57,9 +55,6 @@ def source_name(pair_source: str) -> str:
     return pair_source.partition("/")[0]
 
 
-def by_source(pairs: Iterable[PreferencePair]) -> dict[str, list[PreferencePair]]:
-    """Pairs by the name of their source, in the order in which the sources occur."""
-    members: dict[str, list[PreferencePair]] = {}
-    for pair in pairs:
-        members.setdefault(source_name(pair.source), []).append(pair)
-    return members
+def source_metric(split: str, source: str) -> str:
+    """Name of the metric over the pairs of a split that come from one source of a mixture."""
+    return f"{split}_from_{source}"

@@ -7,13 +7,13 @@ out first allows. docs/architecture.md has the reasons.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
 from rm_methods.preferences.balance import balance_length
-from rm_methods.preferences.data_sources import DataSource, by_source, source_name
+from rm_methods.preferences.data_sources import DataSource, source_name
 from rm_methods.preferences.pair import PreferencePair
 from rm_methods.preferences.splits import cap_pairs, split_train
 
@@ -35,6 +35,14 @@ def quotas(sizes: Sequence[int], weights: Sequence[float], limit: int | None = N
     if limit is not None:
         pairs_per_weight = min(pairs_per_weight, Fraction(limit) / sum(parts))
     return [int(part * pairs_per_weight) for part in parts]
+
+
+def by_source(pairs: Iterable[PreferencePair]) -> dict[str, list[PreferencePair]]:
+    """Pairs by the name of their source, in the order in which the sources occur."""
+    members: dict[str, list[PreferencePair]] = {}
+    for pair in pairs:
+        members.setdefault(source_name(pair.source), []).append(pair)
+    return members
 
 
 def draw(
