@@ -417,7 +417,7 @@ class Experiment:
 
         if stage == "prepare":
             card, _ = card_for(self.config["data"]["dataset"], self.config["data"]["root"])
-            readers = {card.reader, "pairs"} if self.config["data"]["test"] else {card.reader}
+            readers = {card.reader, "preference_rows"} if self.config["data"]["test"] else {card.reader}
             return [reader_module(reader) for reader in sorted(readers)]
         if stage in ("prepare_benchmark", "evaluate"):
             names = [benchmark] if benchmark else self.config["benchmarks"]

@@ -16,6 +16,7 @@ from rm_methods.preferences.balance import balance_length
 from rm_methods.preferences.cards import card_for, card_for_test
 from rm_methods.preferences.noise import flip_labels
 from rm_methods.preferences.pair import PreferencePair, write_pairs
+from rm_methods.preferences.pairing import pairing_lines
 from rm_methods.preferences.read_report import ReadReport, tally_lines, unread_notes
 from rm_methods.preferences.readers import read_dataset
 from rm_methods.preferences.splits import (
@@ -233,6 +234,8 @@ def describe(report: dict[str, Any]) -> str:
     lines = [f"{dataset['title']} ({source}; license: {dataset['license']})", "", "Read"]
     lines += [f"  {count:>9,} rows   {file}" for file, count in read["files"].items()]
     lines += [f"  {read['pairs']:>9,} pairs made"]
+    if read["pairing"]:
+        lines += pairing_lines(read["pairing"])
     lines += tally_lines("dropped", read["dropped"])
     lines += tally_lines("put right", read["changed"])
     lines += [f"  {note}" for note in unread_notes(read["unread"])]
