@@ -24,7 +24,9 @@ from rm_methods.files import check_outputs, write_text
 from rm_methods.methods.registry import load_method_card
 from rm_methods.preferences.cards import list_dataset_cards
 from rm_methods.preferences.pair import PreferencePair
+from rm_methods.preferences.pairing import ALL
 from rm_methods.preferences.prepare import describe, prepared_pairs, read_pairs_of
+from rm_methods.preferences.readers.judged_rows import RATINGS
 from rm_methods.preferences.splits import drop_duplicates, drop_leaks, split_train
 from rm_methods.yaml_files import parse_yaml
 
@@ -362,9 +364,7 @@ def _text(name: str, section: Mapping[str, Any], report: Mapping[str, Any], mode
     ]
     if "test" in section:
         lines.append(f"  test: {_scalar(section['test'])}  # its prompts are removed from the training pairs")
-    if section.get("options"):
-        lines.append("  options:")
-        lines += [f"    {key}: {_scalar(value)}" for key, value in section["options"].items()]
+    lines += _option_lines(section.get("options", {}), report["read"])
     lines.append(f"  validation_fraction: {section['validation_fraction']}")
     if "test_fraction" in section:
         lines.append(f"  test_fraction: {section['test_fraction']}  # of the prompts; no prompt is in two splits")
@@ -399,6 +399,26 @@ def _text(name: str, section: Mapping[str, Any], report: Mapping[str, Any], mode
         f"  memory_mb: {budget.memory_mb}",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _option_lines(given: Mapping[str, Any], read: Mapping[str, Any]) -> list[str]:
+    """The reader's options: those given, and for rows that are not pairs how they become pairs."""
+    values = dict(given)
+    remarks: dict[str, str] = {}
+    counts = read["pairing"]
+    if counts is not None:
+        forms = set(read["forms"].values())
+        if len(forms) == 1:
+            values.setdefault("form", forms.pop())
+            remarks["form"] = "the columns tell; docs/datasets.md has the other forms"
+        if forms != {RATINGS} and values.get("form") != RATINGS:
+            values.setdefault("pairing", ALL)
+            remarks["pairing"] = f"makes {counts['made']:,} of {counts['possible']:,} possible pairs; docs/datasets.md"
+        values.setdefault("ties", "drop")
+        remarks["ties"] = f"{counts['ties']:,} ties; error refuses a file with ties"
+    lines = [f"    {key}: {_scalar(value)}" for key, value in values.items()]
+    lines = [f"{line}  # {remarks[key]}" if key in remarks else line for key, line in zip(values, lines, strict=True)]
+    return ["  options:", *lines] if lines else []
 
 
 def _limit_lines(splits: Mapping[str, Mapping[str, Any]], trained: int, affordable: int, budget: Budget) -> list[str]:

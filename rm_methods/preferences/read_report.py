@@ -113,6 +113,7 @@ class ReadReport:
             "files": self.files,
             "rows": self.rows,
             "pairs": self.pairs,
+            "forms": self.forms,
             "pairing": None if self.pairing is None else self.pairing.to_json(),
             "dropped": self.dropped,
             "changed": self.changed,

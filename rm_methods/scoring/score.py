@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ def score_files(
     strict: bool = False,
     also_read: Sequence[Path] = (),
     model_options: ModelOptions | None = None,
+    reader_options: Mapping[str, Any] | None = None,
 ) -> list[str]:
     """Score data sets with one model and write a table and a report (`rm_methods.stored.score_report`) of each.
 
@@ -37,6 +38,7 @@ def score_files(
         strict: refuse data with a row that cannot be scored, before scoring begins.
         also_read: further files that no output may overwrite, such as those of the configuration.
         model_options: what the folder of a model from elsewhere does not say.
+        reader_options: of the reader of preference data, such as names of columns.
 
     Returns:
         The reports as texts for a terminal.
@@ -47,7 +49,7 @@ def score_files(
     outputs = [out for _, out in jobs]
     for out in outputs:
         check_table_format(out)
-    data = [load_data(name, root) for name, _ in jobs]
+    data = [load_data(name, root, reader_options) for name, _ in jobs]
     files = [file for entry in data for file in entry.reading.files]
     reports = [score_report(out) for out in outputs]
     check_outputs({"--out": outputs, "the report of --out": reports}, {"--data": files, "--config": also_read})

@@ -319,8 +319,8 @@ def _scores_of_order(row: Row, name: str, size: int) -> list[float | None]:
             return [float(-order.index(position)) for position in range(first, first + size)]
     raise DataError(
         f"{row.file}, row {row.number}: field '{name}' is {shown(order)}; expected the positions of its {size} "
-        f"responses, best first, each once, from 0 to {size - 1} or from 1 to {size}. If it holds the rank of each response, set "
-        f"data.options.rank_field: {name} instead of order_field."
+        f"responses, best first, each once, from 0 to {size - 1} or from 1 to {size}. If it holds the rank of "
+        f"each response, set data.options.rank_field: {name} instead of order_field."
     )
 
 
