@@ -484,9 +484,10 @@ def _summary(report: Mapping[str, Any], config: Mapping[str, Any], model: Backbo
     share = report["splits"]["train"]["share_chosen_longer"]
     lines += ["", f"The longer response is chosen in {share:.1%} of the training pairs."]
     test = min(report["splits"]["test"]["pairs"], config["data"]["max_pairs"].get("test") or 10**12)
+    shared = test > report["splits"]["test"]["groups"]
     lines.append(
         f"With {test:,} test pairs, an accuracy is known to about ±{98 / test**0.5:.1f} points "
-        "(95%, without the variance between seeds)."
+        f"(95%, without the variance between seeds{', and less well because pairs share prompts' if shared else ''})."
     )
     trainings = sum(load_method_card(config["methods"][name]["method"]).has_weights for name, _ in runs(config))
     train = report["splits"]["train"]["pairs"]

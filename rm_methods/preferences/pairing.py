@@ -210,9 +210,8 @@ def _count_ties(responses: list[JudgedResponse]) -> int:
 
 
 def _tie_error(by_score: list[JudgedResponse]) -> DataError:
-    first, second = next(
-        (first, second) for first, second in itertools.pairwise(by_score) if first.score == second.score
-    )
+    tied = next(pair for pair in itertools.pairwise(by_score) if pair[0].score == pair[1].score)
+    first, second = sorted(tied, key=lambda response: (response.file, response.row))
     where = f"{first.file}, row {first.row}"
     other = "" if second.row == first.row else f" and row {second.row}"
     return DataError(

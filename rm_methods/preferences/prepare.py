@@ -17,7 +17,7 @@ from rm_methods.preferences.cards import card_for, card_for_test
 from rm_methods.preferences.noise import flip_labels
 from rm_methods.preferences.pair import PreferencePair, write_pairs
 from rm_methods.preferences.pairing import pairing_lines
-from rm_methods.preferences.read_report import ReadReport, tally_lines, unread_notes
+from rm_methods.preferences.read_report import ReadReport, form_text, tally_lines, unread_notes
 from rm_methods.preferences.readers import read_dataset
 from rm_methods.preferences.splits import (
     cap_pairs,
@@ -231,7 +231,7 @@ def describe(report: dict[str, Any]) -> str:
     source = dataset["name"]
     if dataset["hub_id"] is not None and not dataset["local"]:
         source += f", {dataset['hub_id']} at {dataset['revision'] or 'no fixed revision'}"
-    lines = [f"{dataset['title']} ({source}; license: {dataset['license']})", "", "Read"]
+    lines = [f"{dataset['title']} ({source}; license: {dataset['license']})", "", f"Read{form_text(read['forms'])}"]
     lines += [f"  {count:>9,} rows   {file}" for file, count in read["files"].items()]
     lines += [f"  {read['pairs']:>9,} pairs made"]
     if read["pairing"]:

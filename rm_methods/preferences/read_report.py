@@ -144,6 +144,16 @@ def tally_lines(heading: str, table: dict[str, dict[str, Any]]) -> list[str]:
     return lines
 
 
+def form_text(forms: dict[str, str]) -> str:
+    """The forms of the rows as words for a heading; nothing where all are pairs.
+
+    >>> form_text({"a.jsonl": "ranked", "b.jsonl": "pairs"})
+    ' (rows: pairs, ranked)'
+    """
+    names = sorted(set(forms.values()))
+    return "" if names in ([], ["pairs"]) else f" (rows: {', '.join(names)})"
+
+
 def unread_columns(columns: dict[str, int], most: int = 12) -> str:
     """The columns of a file that were not read, for a terminal: the most frequent first, each with its rows."""
     names = [f"{name} ({count:,} rows)" for name, count in sorted(columns.items(), key=lambda item: -item[1])]

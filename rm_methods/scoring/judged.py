@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -65,18 +66,23 @@ def _comparisons(
     card: DatasetCard, root: Path | None, options: dict[str, Any], items: Sequence[BenchmarkItem], report: ReadReport
 ) -> list[Comparison]:
     """The pairs that the judgments make, as places in the items; how many is noted in the report."""
-    places: dict[tuple[str, str], tuple[str, int]] = {}
+    places: dict[tuple[str, str], dict[str, int]] = defaultdict(dict)  # position of a text in each item that has it
     for item in items:
         prompt = content_hash(item.prompt)
         for index, text in enumerate(item.responses):
-            places.setdefault((prompt, text), (item.item_id, index))
+            places[prompt, text].setdefault(item.item_id, index)
     judged = ReadReport()
     comparisons = {}
     for pair in preference_rows.read(card, root, options, judged):
         prompt = content_hash(pair.prompt)
-        better, worse = places.get((prompt, pair.chosen)), places.get((prompt, pair.rejected))
-        if better is not None and worse is not None:
-            comparisons[better, worse] = Comparison(better, worse, pair.group, pair.split)
+        better, worse = places[prompt, pair.chosen], places[prompt, pair.rejected]
+        if not better or not worse:
+            continue  # of a row that is refused
+        # One item with both, if possible: a joint model compares the responses of an item.
+        both = [item_id for item_id in better if item_id in worse]
+        first, second = (both[0], both[0]) if both else (next(iter(better)), next(iter(worse)))
+        entry = Comparison((first, better[first]), (second, worse[second]), pair.group, pair.split)
+        comparisons[entry.better, entry.worse] = entry
     counts = judged.pairing
     assert counts is not None
     left_out = sum(counts.left_out.values())

@@ -14,7 +14,7 @@ from rm_methods.files import check_outputs, file_hash, write_json
 from rm_methods.scoring.data import ScoringData, SourceRow, load_data
 from rm_methods.scoring.model_options import ModelOptions
 from rm_methods.scoring.report import describe_model, describe_reading, make_report, report_text
-from rm_methods.scoring.scorer import RefusedItems, Scorer, Scoring, ScoringSettings, load_scorer
+from rm_methods.scoring.scorer import JointScorer, RefusedItems, Scorer, Scoring, ScoringSettings, load_scorer
 from rm_methods.stored import score_report
 
 
@@ -56,6 +56,8 @@ def score_files(
     for entry in data:
         _check_scorable(entry, strict)
     scorer = load_scorer(model, settings, options=model_options)
+    for entry in data:
+        _check_comparable(entry, scorer)
     about = describe_model(model, scorer)
     return [_score(scorer, about, entry, out, strict) for entry, out in zip(data, outputs, strict=True)]
 
@@ -76,6 +78,15 @@ def _check_scorable(data: ScoringData, strict: bool) -> None:
         raise DataError(
             f"--data {data.name}: {data.reading.n_refused} of {data.reading.rows} rows are refused. Correct them, or "
             f"leave out --strict to score the others.\n{describe_reading(data)}"
+        )
+
+
+def _check_comparable(data: ScoringData, scorer: Scorer) -> None:
+    """Refuse rows of one response for a model that compares responses: all would get the score 0."""
+    if isinstance(scorer, JointScorer) and any(len(item.responses) == 1 for item in data.items):
+        raise DataError(
+            f"--data {data.name}: some rows have one response, but the model compares the responses of a row, so it "
+            "cannot score one alone. Put all responses to a prompt into one row (docs/datasets.md, scored rows)."
         )
 
 

@@ -155,6 +155,8 @@ class _Content:
         texts = [self._text_column(self.options[option], option) for option in ("response_a_field", "response_b_field")]
         if not judged:
             return texts, [None, None], None
+        if texts[0] == texts[1]:
+            raise Unusable("responses A and B are equal")
         name = column_of(self.row, "preference_field", PREFERENCE_COLUMNS, self.options)
         preferred, strength = rating_of(self.row, name, self.options)
         return texts, [float(preferred == side) for side in ("a", "b")], strength

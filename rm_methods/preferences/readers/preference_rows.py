@@ -411,8 +411,8 @@ def _note_similar_prompts(by_prompt: dict[tuple[str, str], list[JudgedRow]], rep
     if similar:
         later, earlier = similar[0]
         report.note(
-            f"{len(similar):,} prompts differ from another one only in white space, case or Unicode form. Responses to "
-            f"different prompts are not paired. E.g. {later.row.file}, row {later.row.number}, and row "
+            f"Prompts that differ from another one only in white space, case or Unicode form: {len(similar):,}. Their "
+            f"responses are not paired with the other prompt's. E.g. {later.row.file}, row {later.row.number}, and row "
             f"{earlier.row.number}."
         )
 
