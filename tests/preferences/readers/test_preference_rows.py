@@ -3,13 +3,17 @@
 import csv
 import json
 import random
+import re
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from rm_methods.errors import ConfigError, DataError
 from rm_methods.preferences.cards import card_for
+from rm_methods.preferences.read_report import ReadReport
 from rm_methods.preferences.readers import preference_rows, read_dataset
 
 USER = {"role": "user", "content": "Q?"}
@@ -432,3 +436,64 @@ def test_every_option_has_a_default_and_a_description_and_belongs_to_a_form():
     assert set(preference_rows.OPTIONS) == {"form", *of_forms}
     for fragment in preference_rows.OPTIONS.values():
         assert {"default", "description"} <= fragment.keys()
+
+
+VALUES = st.recursive(
+    st.one_of(
+        st.none(),
+        st.booleans(),
+        st.integers(-3, 5),
+        st.floats(allow_nan=False, allow_infinity=False),
+        st.sampled_from(["", " ", "a", "b", "A", "B", "tie", "1", "train", "user", "Q?"]),
+    ),
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=4),
+        st.dictionaries(st.sampled_from(["response", "score", "rank", "role", "content"]), inner, max_size=3),
+    ),
+    max_leaves=6,
+)
+COLUMNS = {
+    "ranked": ["prompt", "responses", "ranks"],
+    "scored": ["prompt", "responses", "scores"],
+    "ratings": ["prompt", "response_a", "response_b", "preference"],
+    "pointwise": ["prompt", "response", "score"],
+}
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(form=st.sampled_from(sorted(COLUMNS)), data=st.data())
+def test_any_values_are_refused_with_file_and_row_or_accounted_for(tmp_path, form, data):
+    good = {
+        "prompt": "Q?", "responses": ["a", "b"], "ranks": [1, 2], "scores": [1, 2], "response_a": "a",
+        "response_b": "b", "preference": "A", "response": "a", "score": 1,
+    }  # fmt: skip
+    rows = [{name: good[name] for name in COLUMNS[form]} for _ in range(data.draw(st.integers(1, 4)))]
+    for row in rows:
+        for name in data.draw(st.sets(st.sampled_from([*COLUMNS[form], "id", "split", "system"]), max_size=2)):
+            row[name] = data.draw(VALUES)
+    path = tmp_path / "x.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    report = ReadReport()
+    refusal = ""
+    try:
+        pairs, _, _ = read_dataset(*card_for(str(path)), {}, report)
+    except DataError as error:
+        refusal = str(error)
+    if refusal:
+        form_is_unclear = refusal.startswith(f"{path}: its columns fit the forms ranked and scored")
+        assert form_is_unclear or re.match(rf"{re.escape(str(path))}, row \d+: ", refusal)
+        return
+    counts = report.pairing
+    assert report.forms == {str(tmp_path / "x"): form}
+    assert counts.made == len(pairs)
+    assert counts.possible == counts.made + counts.ties + sum(counts.left_out.values())
+    dropped = sum(entry["count"] for entry in report.dropped.values())
+    if form == "pointwise":
+        texts = {(pair.split, str(pair.prompt), text) for pair in pairs for text in (pair.chosen, pair.rejected)}
+        assert len(texts) == len(rows) - dropped
+    else:
+        assert len({pair.row for pair in pairs}) == len(rows) - dropped
+    for pair in pairs:
+        assert pair.chosen.strip()
+        assert pair.rejected.strip()
+        assert pair.chosen != pair.rejected
