@@ -47,6 +47,12 @@ def test_at_most_so_many_pairs_a_prompt():
     assert dict(counts.left_out) == {pairing.LIMIT: 7}
     fewer, _, _ = paired(judged, most=2)
     assert fewer < some
+    # A sample, not the best responses first: over prompts with other texts, the pairs are not of one response.
+    chosen = set()
+    for number in range(10):
+        ((better, _),), _, _ = paired([(f"{letter}{number}", score) for letter, score in judged], most=1)
+        chosen.add(better[0])
+    assert len(chosen) >= 3
 
 
 def test_a_response_that_occurs_twice():

@@ -357,6 +357,13 @@ def test_the_pairing_options_reach_the_rule(read, write_lines):
     assert report["pairing"]["left_out"] == {"left out by pairs_per_prompt": 2}
 
 
+@pytest.mark.parametrize("option", ["system_field", "split_field"])
+def test_a_named_column_that_no_row_has_is_refused(read, write_lines, option):
+    path = write_lines("x.jsonl", [ABC | {"scores": [1, 2, 3]}])
+    with pytest.raises(DataError, match=rf"x.jsonl: data.options.{option} is 'scored', .*Did you mean 'scores'"):
+        read(path, **{option: "scored"})
+
+
 def test_options_that_exclude_each_other_are_refused(read, write_lines):
     path = write_lines("x.jsonl", [ABC | {"ranks": [1, 2, 3]}])
     with pytest.raises(ConfigError, match="rank_field or order_field, not both"):
