@@ -103,9 +103,10 @@ def judged_row(
     """
     # One prompt has several pointwise rows, which may all have the id of the prompt.
     row_id = "" if form == POINTWISE else row_id_of(row, options["id_field"], first_use)
-    prompt = with_system_turn(_prompt(row, options["prompt_field"], report), row, options["system_field"], report)
+    turns = _prompt(row, options["prompt_field"], report)
+    prompt = with_system_turn(turns, row, options["system_field"], report)
     check_prompt(prompt)
-    content = _Content(row, prompt, options, report)
+    content = _Content(row, turns, options, report)
     strength = None
     if form in (RANKED, SCORED):
         texts, scores = content.of_list(form, judged)
@@ -132,7 +133,7 @@ class _Content:
 
     Attributes:
         row, options, report: as for `judged_row`.
-        prompt: of the row.
+        prompt: in the column of the prompt.
     """
 
     row: Row
@@ -193,6 +194,8 @@ class _Content:
             return value
         size = len(self.prompt)
         repeats_prompt = len(value) > size and value[:size] == self.prompt
+        if len(value) > 1 and not repeats_prompt:
+            raise Unusable("a response of several turns does not begin with the prompt", f"field '{name}'")
         return only_answer(value[size:] if repeats_prompt else value)
 
 

@@ -143,6 +143,19 @@ def test_public_formats_are_read_by_naming_their_columns(read, write_lines):
     assert made(read(write_lines("words.jsonl", words), **options)[0]) == {("a", "b", None)}
 
 
+def test_a_system_column_does_not_hide_the_prompt_in_a_conversation(read, write_lines):
+    row = {
+        "prompt": [USER],
+        "responses": [[USER, *said("a")], [USER, *said("b")]],
+        "scores": [2, 1],
+        "system": "Be kind.",
+    }
+    (pair,), report = read(write_lines("x.jsonl", [row]))
+    assert (pair.chosen, pair.rejected) == ("a", "b")
+    assert pair.prompt == [{"role": "system", "content": "Be kind."}, USER]
+    assert report["changed"]["the column 'system' became the system turn"]["count"] == 1
+
+
 def test_a_list_in_order_is_read_best_first_only_if_the_form_is_said(read, write_lines):
     path = write_lines("x.jsonl", [ABC])
     with pytest.raises(DataError, match=r"row 1: no column says which of the responses .*data.options.form: ranked"):
@@ -295,6 +308,16 @@ DROPPED = [
         1,
     ),
     ([AB | {"preference": None}], "no preference", 1),
+    (
+        [{"prompt": [USER], "responses": [[*said("x"), USER, *said("a")], said("b")], "scores": [1, 2]}],
+        "a response of several turns does not begin with the prompt",
+        1,
+    ),
+    (
+        [{"prompt": [USER], "responses": [[USER], said("b")], "scores": [1, 2]}],
+        "the answer is not an assistant turn",
+        1,
+    ),
     ([AB | {"preference": "tie"}], "ties with every other response to its prompt", 1),
     ([AB | {"response_b": "a", "preference": "A"}], "responses A and B are equal", 1),
     ([AB | {"response_a": " ", "preference": "A"}], "no two different responses with different scores", 1),
