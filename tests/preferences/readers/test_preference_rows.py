@@ -4,6 +4,7 @@ import csv
 import json
 import random
 import re
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -527,3 +528,16 @@ def test_any_values_are_refused_with_file_and_row_or_accounted_for(tmp_path, for
         assert pair.chosen.strip()
         assert pair.rejected.strip()
         assert pair.chosen != pair.rejected
+
+
+def test_the_example_rows_of_the_page_have_the_form_that_it_says(read, write_lines):
+    page = (Path(__file__).resolve().parents[3] / "docs" / "datasets.md").read_text(encoding="utf-8")
+    examples = re.findall(
+        r"^\| (\w+)[^|]* \| `(\{.*?\})` \|", page.partition("## Rows that are not pairs")[2], re.MULTILINE
+    )
+    assert {form for form, _ in examples} == set(preference_rows.FORMS)
+    for form, row in examples:
+        path = write_lines("x.jsonl", [row])
+        _, report = read(path)
+        assert list(report["forms"].values()) == [form]
+        assert set(report["dropped"]) <= {"no other response to its prompt"}
