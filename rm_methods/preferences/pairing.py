@@ -66,8 +66,9 @@ class PairingCounts:
     """Pairs of responses over all prompts.
 
     Attributes:
-        prompts, responses: with at least one response that was read; responses in the source.
-        possible: K (K - 1) / 2 summed over the prompts, K their number of responses.
+        prompts: different prompts; the caller counts them.
+        responses: to these prompts.
+        possible: K (K - 1) / 2 for every K responses that are compared.
         made: pairs made.
         ties: two different responses with one score.
         left_out: pairs not made for other reasons, by reason.
@@ -111,7 +112,6 @@ def pair_responses(responses: Sequence[JudgedResponse], rule: PairingRule, count
     Raises:
         DataError: a tie, if the rule refuses ties; or more than `MOST_RESPONSES` responses to pair.
     """
-    counts.prompts += 1
     counts.responses += len(responses)
     counts.possible += _pairs_among(len(responses))
     unpaired: list[tuple[JudgedResponse, str]] = []

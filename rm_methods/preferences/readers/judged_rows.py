@@ -229,7 +229,12 @@ def _prompt(row: Row, name: str | None, report: ReadReport) -> list[Message]:
         usual = sorted(PROMPT_COLUMNS & set(row.fields))
         hint = f" The column '{usual[0]}' may be it." if usual else ""
         raise DataError(f"{_missing(row, name or 'prompt', 'prompt_field')}{hint}")
-    return as_messages(text_or_messages(row, name, report))
+    prompt = text_or_messages(row, name, report)
+    if isinstance(prompt, str) and prompt.lstrip().startswith("Human:"):
+        report.note(
+            "Prompts begin with 'Human:', like transcripts. They are read as one user turn, not split into turns."
+        )
+    return as_messages(prompt)
 
 
 def is_object(element: Any) -> bool:

@@ -186,6 +186,7 @@ def read(card: DatasetCard, root: Path | None, options: dict[str, Any], report: 
     rule = PairingRule(options["pairing"], options["pairs_per_prompt"], refuse_ties=options["ties"] == "error")
     report.pairing = report.pairing or PairingCounts()
     rows = judged_rows(card, root, form, options, report)
+    report.pairing.prompts += len({content_hash(row.prompt) for row in rows})
     made = _pairs_of_prompts(rows, rule, report) if form == POINTWISE else _pairs_of_rows(rows, form, rule, report)
     splits = set()
     for pair in made:

@@ -131,6 +131,20 @@ def test_public_formats_are_read_by_naming_their_columns(read, write_lines):
     }
     options = {"prompt_field": "instruction", "responses_field": "completions", "score_key": "overall_score"}
     assert made(read(write_lines("ultra.jsonl", [ultrafeedback]), **options)[0]) == {("b", "a", 0.5)}
+    nectar = {
+        "prompt": "\n\nHuman: Why?\n\nAssistant: ",
+        "answers": [{"answer": "a", "model": "x", "rank": 2.0}, {"answer": "b", "model": "y", "rank": 1.0}],
+    }
+    pairs, report = read(write_lines("nectar.jsonl", [nectar]), responses_field="answers", response_key="answer")
+    assert made(pairs) == {("b", "a", 1)}
+    assert "Prompts begin with 'Human:', like transcripts" in report["notes"][0]
+    helpsteer2 = [
+        {"prompt": "c#", "response": text, "helpfulness": score, "correctness": 4}
+        for text, score in (("a", 3), ("b", 1))
+    ]
+    pairs, report = read(write_lines("help2.jsonl", helpsteer2), score_field="helpfulness")
+    assert made(pairs) == {("a", "b", 2)}
+    assert list(report["unread"].values()) == [{"correctness": 2}]
     helpsteer = {"context": [USER], "response1": "a", "response2": "b"}
     options = {
         "prompt_field": "context",
@@ -367,6 +381,7 @@ def test_ties_by_policy(read, write_lines):
     path = write_lines("x.jsonl", [ABC | {"scores": [1, 2, 3]}, ABC | {"prompt": "P?", "scores": [1, 2, 2]}])
     pairs, report = read(path)
     assert (len(pairs), report["pairing"]["ties"]) == (5, 1)
+    assert (report["pairing"]["prompts"], report["pairing"]["responses"]) == (2, 6)
     with pytest.raises(DataError, match=r"x.jsonl, row 2: two responses to one prompt tie"):
         read(path, ties="error")
     with pytest.raises(ConfigError, match=r'data.options.ties: is "half"; allowed: drop, error'):
@@ -386,6 +401,15 @@ def test_a_named_column_that_no_row_has_is_refused(read, write_lines, option):
     path = write_lines("x.jsonl", [ABC | {"scores": [1, 2, 3]}])
     with pytest.raises(DataError, match=rf"x.jsonl: data.options.{option} is 'scored', .*Did you mean 'scores'"):
         read(path, **{option: "scored"})
+
+
+def test_rows_of_one_prompt_are_compared_row_by_row_and_count_as_one_prompt(read, write_lines):
+    rows = [ABC | {"scores": [1, 2, 3]}, {"prompt": "Q?", "responses": ["d", "e"], "scores": [10, 20]}]
+    pairs, report = read(write_lines("x.jsonl", rows))
+    assert made(pairs) == {("c", "b", 1), ("c", "a", 2), ("b", "a", 1), ("e", "d", 10)}
+    assert report["pairing"] == {
+        "prompts": 1, "responses": 5, "possible": 4, "made": 4, "ties": 0, "left_out": {},
+    }  # fmt: skip
 
 
 def test_options_that_exclude_each_other_are_refused(read, write_lines):
