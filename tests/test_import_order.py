@@ -38,6 +38,7 @@ ORDER = (
     "comparison",
     "leaderboard",
     "tracking",
+    "html_report",
     "listing",
     "commands",
     "cli",

@@ -375,6 +375,30 @@ def compare(folders, config_files, folder, out, reference, benchmark, same_data)
     type=FILE,
     help="Configuration file; repeatable; default: the one stored in the folder.",
 )
+@click.option("--out", type=FILE, default=None, help="HTML file to write; default: report.html in the folder.")
+def report(folder, config_files, out):
+    """Write the report of an experiment: one HTML page, which needs no network.
+
+    Verdict, table, figures, protocol, and how to run it again.  Of an unfinished experiment, it shows what is there.
+    """
+    from rm_methods.config.resolve import load_config
+    from rm_methods.experiment.layout import Layout
+    from rm_methods.html_report.page import write_report
+    from rm_methods.html_report.stored_results import newest_config
+
+    config = load_config(config_files) if config_files else newest_config(folder)
+    click.echo(write_report(config, folder, out or Layout(folder).report))
+
+
+@verb()
+@experiment_option
+@click.option(
+    "--config",
+    "config_files",
+    multiple=True,
+    type=FILE,
+    help="Configuration file; repeatable; default: the one stored in the folder.",
+)
 @click.option(
     "--difference",
     type=click.FloatRange(min=0, max=100, min_open=True),
@@ -471,6 +495,7 @@ VERBS = (
     score,
     benchmark,
     compare,
+    report,
     power,
     cancel,
 )

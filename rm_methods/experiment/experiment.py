@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from rm_methods.errors import DataError
 from rm_methods.experiment.diagnosed_runs import diagnosed_runs, teachers
 from rm_methods.experiment.layout import RECORDS, Layout, best_of_n_files, ppo_files, run_metrics
 from rm_methods.experiment.made_with import differences, read_made, refuse_outdated
-from rm_methods.files import file_hash, named_file_hash
+from rm_methods.files import content_hash, file_hash, named_file_hash
 from rm_methods.methods.registry import MethodCard, load_method_card
 from rm_methods.stored import read_metrics, read_record, read_summary
 from rm_methods.system.code_hash import code_hash
@@ -307,6 +307,8 @@ class Experiment:
                 "runs": runs,
                 "noise_levels": self.config["noise_levels"],
             }
+        if stage == "html_report":
+            return {"configuration": content_hash(self.config)}
         if stage == "tune":
             return {"tuning": self.config["tuning"], "runs": runs}
         if stage == "export":
@@ -458,14 +460,17 @@ class Experiment:
         """Refuse PPO runs below `folder` that the configuration does not ask for; raises as `check_results`."""
         self.check_results(folder, _run_jobs("ppo", self.ppo_runs()))
 
-    def check_sources(self, folder: Path) -> None:
+    def check_sources(self, folder: Path, finished: Sequence[tuple[str, int]] | None = None) -> None:
         """Refuse metrics whose items or score tables were changed since (edited by hand, or made again).
+
+        Args:
+            finished: (variant, seed) of the runs to check; None for all.
 
         Raises:
             DataError: names the metrics and the table.
         """
         layout = Layout(folder)
-        for variant, seed in self.runs():
+        for variant, seed in self.runs() if finished is None else finished:
             metrics = layout.metrics(variant, seed)
             evaluated = read_metrics(metrics)["benchmarks"]
             for benchmark, report in evaluated.items():
