@@ -1,5 +1,6 @@
 """What the first table of the report says, from differences that are chosen."""
 
+import itertools
 import math
 from dataclasses import replace
 
@@ -68,7 +69,7 @@ def test_the_axis_has_zero_in_the_middle_and_equal_steps():
     # The interval of ±2 points is a fifth of the difference of 10 points.
     assert bars["UP"].high - bars["UP"].dot == pytest.approx((bars["UP"].dot - glance.zero) / 5)
     assert 0 < bars["DOWN"].low < bars["UP"].high < WIDTH
-    positions = dict((text, position) for position, text in glance.ticks)
+    positions = {text: position for position, text in glance.ticks}
     assert positions["+10"] == pytest.approx(bars["UP"].dot)
 
 
@@ -111,4 +112,4 @@ def test_labels_move_apart_as_little_as_possible():
     # Three equal heights: the middle one stays.
     assert spread([2.0, 2.0, 2.0], 1.0) == [1.0, 2.0, 3.0]
     moved = spread([0.0, 0.1, 0.2, 5.0], 1.0)
-    assert all(b - a >= 1 - 1e-9 for a, b in zip(moved, moved[1:], strict=False))
+    assert all(b - a >= 1 - 1e-9 for a, b in itertools.pairwise(moved))
