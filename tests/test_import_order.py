@@ -39,6 +39,7 @@ ORDER = (
     "leaderboard",
     "tracking",
     "html_report",
+    "bundle",
     "listing",
     "commands",
     "cli",

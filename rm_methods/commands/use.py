@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import click
@@ -368,6 +369,38 @@ def compare(folders, config_files, folder, out, reference, benchmark, same_data)
 
 @verb()
 @experiment_option
+@click.option("--out", type=FILE, default=None, help="Archive to write; default: <experiment>.zip beside the folder.")
+def bundle(folder, out):
+    """Pack the results of a finished experiment into one archive.
+
+    Configuration, run cards, score tables, tables, figures and checksums; no weights.  `rm-methods verify` checks it.
+    """
+    from rm_methods.bundle.archive import write_bundle
+
+    out = out or folder.resolve().parent / f"{folder.resolve().name}.zip"
+    manifest = write_bundle(folder, out)
+    click.echo(f"{out}: {len(manifest.files)} files, {out.stat().st_size / 1e6:.1f} MB.")
+    for name, license_text in manifest.masked.items():
+        click.echo(f"Without the texts of {name}: license {license_text}")
+
+
+@verb()
+@click.argument("bundle_file", metavar="BUNDLE", type=FILE)
+def verify(bundle_file):
+    """Compute the tables and figures of a bundle again.
+
+    Needs no GPU and no network.  Names each number that differs, and exits with status 1 if one does.
+    """
+    from rm_methods.bundle.verify import verify as run
+
+    result = run(bundle_file)
+    click.echo(result.text)
+    if result.differences:
+        sys.exit(1)
+
+
+@verb()
+@experiment_option
 @click.option(
     "--config",
     "config_files",
@@ -496,6 +529,8 @@ VERBS = (
     benchmark,
     compare,
     report,
+    bundle,
+    verify,
     power,
     cancel,
 )

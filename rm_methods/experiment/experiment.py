@@ -376,7 +376,7 @@ class Experiment:
         items = layout.items(benchmark)
         scores = layout.scores(variant, seed, benchmark)
         changed = []
-        if "items" in recorded and items.exists() and self._hash(items) != recorded["items"]:
+        if "items" in recorded and items.exists() and self._items_hash(items) != recorded["items"]:
             changed.append(f"{items} was changed since it was scored")
         if "scores" in recorded and scores.exists() and self._hash(scores) != recorded["scores"]:
             changed.append(f"{scores} was changed since it was written")
@@ -399,6 +399,14 @@ class Experiment:
         """Hash of a file's content, computed once."""
         if file not in self._hashes:
             self._hashes[file] = file_hash(file)
+        return self._hashes[file]
+
+    def _items_hash(self, file: Path) -> str:
+        """Hash of a file of items, computed once; of masked items, that of the original."""
+        from rm_methods.benchmarks.item import items_hash
+
+        if file not in self._hashes:
+            self._hashes[file] = items_hash(file)
         return self._hashes[file]
 
     def code(self, stage: str, variant: str | None = None, benchmark: str | None = None) -> str:
@@ -484,7 +492,7 @@ class Experiment:
                     table = tables.get(name)
                     if table is None or not table.exists():
                         continue
-                    if self._hash(table) != recorded:
+                    if (self._items_hash(table) if name == "items" else self._hash(table)) != recorded:
                         raise DataError(
                             f"{table}: is not the table that {metrics} was computed from; it was changed since. "
                             "Run the evaluate stage again, or score again if you do not know what changed."
