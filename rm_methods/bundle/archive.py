@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import re
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
@@ -213,6 +213,25 @@ def read_bundle(path: Path, target: Path) -> Manifest:
             f"{_some(damaged)}. Fetch the bundle again, or ask who made it."
         )
     return manifest
+
+
+def unpacked_folders(paths: Sequence[Path], scratch: Path) -> list[Path]:
+    """Folders of results: those named, and unpacked ones for the bundles among the paths.
+
+    Args:
+        scratch: an empty folder, where bundles are unpacked.
+
+    Raises:
+        UserError, DataError: as `read_bundle`.
+    """
+    folders = []
+    for number, path in enumerate(paths):
+        if path.is_file():
+            read_bundle(path, scratch / str(number))
+            folders.append(scratch / str(number))
+        else:
+            folders.append(path)
+    return folders
 
 
 def _manifest(path: Path, content: bytes) -> Manifest:

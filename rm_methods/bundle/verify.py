@@ -17,7 +17,6 @@ from rm_methods.comparison.noise import compare_across_noise
 from rm_methods.comparison.runs import recorded_columns
 from rm_methods.config.resolve import read_resolved, reference_variant
 from rm_methods.config.variants import noise_levels
-from rm_methods.errors import UserError
 from rm_methods.experiment.evaluated_runs import files_of_runs
 from rm_methods.experiment.experiment import Experiment
 from rm_methods.experiment.layout import Layout
@@ -200,15 +199,3 @@ def _same_cell(first: str | None, second: str | None) -> bool:
         return abs(float(first or "") - float(second or "")) <= CLOSE * max(1.0, abs(float(second or "")))
     except ValueError:
         return False
-
-
-def unpacked_experiment(path: Path, target: Path) -> Path:
-    """Unpack a bundle for `compare`: the folder of its results.
-
-    Raises:
-        UserError, DataError: as `read_bundle`.
-    """
-    manifest = read_bundle(path, target)
-    if not manifest.configuration.startswith("config/"):
-        raise UserError(f"{path}: names no configuration.")
-    return target

@@ -310,7 +310,7 @@ def benchmark(
 
 
 @verb()
-@click.argument("folders", nargs=-1, type=FOLDER)
+@click.argument("folders", nargs=-1, type=click.Path(path_type=Path))
 @click.option(
     "--config",
     "config_files",
@@ -329,8 +329,11 @@ def compare(folders, config_files, folder, out, reference, benchmark, same_data)
     """Compare all runs of an experiment, or of several FOLDERS.
 
     Writes tables and figures.  One experiment needs --config, --experiment and --out.  Two or more FOLDERS of results
-    need no configuration; they are refused if they were not measured alike.
+    need no configuration; they are refused if they were not measured alike.  A folder may be a bundle, too.
     """
+    from tempfile import TemporaryDirectory
+
+    from rm_methods.bundle.archive import unpacked_folders
     from rm_methods.comparison.compare import compare as run
     from rm_methods.comparison.contamination import contamination_of
     from rm_methods.comparison.folders import compare_folders
@@ -344,7 +347,10 @@ def compare(folders, config_files, folder, out, reference, benchmark, same_data)
     if folders:
         if config_files or folder:
             raise UserError("Name FOLDERS, or --config and --experiment, but not both.")
-        result = compare_folders(folders, out, reference=reference, benchmarks=benchmark, same_data=same_data)
+        out = out or folders[0].resolve().parent / "_".join(["comparison", *map(_stem, folders)])
+        with TemporaryDirectory() as scratch:
+            unpacked = unpacked_folders(folders, Path(scratch))
+            result = compare_folders(unpacked, out, reference=reference, benchmarks=benchmark, same_data=same_data)
         click.echo(result.text)
         click.echo(f"Written to {result.files['table.txt'].parent}.", err=True)
         return
@@ -516,6 +522,11 @@ def cancel(folder, everywhere, prefix, only_list):
             "Next: snakemake --unlock, then start the workflow again with --rerun-incomplete. Runs continue from their "
             "checkpoints."
         )
+
+
+def _stem(results: Path) -> str:
+    """The name of a folder of results, or of a bundle without its suffix."""
+    return results.stem if results.suffix == ".zip" else results.resolve().name
 
 
 # In the order of their use, as `rm-methods --help` lists them.

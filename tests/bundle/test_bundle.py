@@ -245,3 +245,15 @@ def test_the_verbs(finished, packed, tmp_path):
 )
 def test_which_licenses_let_texts_pass(license_text, allowed):
     assert may_be_passed_on(license_text) is allowed
+
+
+def test_compare_takes_bundles_like_folders(finished, packed, tmp_path):
+    copied = tmp_path / "results" / "other"
+    shutil.copytree(finished, copied)
+    for path in (copied / "config").glob("*.yaml"):
+        path.write_text(path.read_text().replace("experiment: study", "experiment: other"))
+    output = run_verb("compare", packed[0], copied, "--out", tmp_path / "out", "--reference", "random")
+    assert "Equal runs" in output
+    assert (tmp_path / "out" / "table.csv").exists()
+    done = CliRunner().invoke(main, ["compare", str(tmp_path / "no.zip"), str(copied)])
+    assert (done.exit_code, "holds no finished experiment" in done.output) == (2, True)
