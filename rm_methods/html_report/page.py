@@ -17,7 +17,7 @@ from rm_methods.comparison.cost_figure import write_cost_figure
 from rm_methods.comparison.figures import write_figures
 from rm_methods.comparison.result import Comparison, VariantRow
 from rm_methods.comparison.tables import cell_text, csv_table, difference_cell_text, latex_table, method_text
-from rm_methods.experiment.diagnosed_runs import figure_names
+from rm_methods.experiment.diagnosed_runs import MEASURES, figure_names
 from rm_methods.experiment.layout import Layout, pool_stem
 from rm_methods.files import write_text
 from rm_methods.html_report.glance import glances, relative_cost, verdict_word
@@ -260,7 +260,7 @@ def _attention(results: StoredResults) -> dict[str, Any]:
     for name in figure_names(results.config) if results.config["diagnostics"]["benchmarks"] else ():
         path = folder / f"{name}.svg"
         if path.exists():
-            figures.append(Figure(name.replace("_", " ").capitalize(), _attention_caption(name), _image(path)))
+            figures.append(Figure(_attention_title(name), _attention_caption(name), _image(path)))
     tables = [
         (title, _markdown(path))
         for title, path in (
@@ -272,10 +272,23 @@ def _attention(results: StoredResults) -> dict[str, Any]:
     return {"wanted": bool(results.config["diagnostics"]["benchmarks"]), "figures": figures, "tables": tables}
 
 
+def _attention_title(name: str) -> str:
+    """The title of a figure of the diagnostics, from the name of its file."""
+    for measure, words in MEASURES.items():
+        for version, meaning in (("raw", ""), ("controlled", ", controlled for length and pair")):
+            benchmark, found, _ = name.partition(f"_attention_{measure}_{version}")
+            if found:
+                return f"{words[0].upper()}{words[1:]}{meaning} ({benchmark})"
+    benchmark, _, subsets = name.partition("_masking")
+    return f"Accuracy with the start of the text hidden{', by subset' if subsets else ''} ({benchmark})"
+
+
 def _attention_caption(name: str) -> str:
-    if name.startswith("masking") or name.endswith("masking"):
+    if "_masking" in name:
         return "Accuracy when the start of the text is hidden. A model that reads the text loses accuracy."
-    return "Where the reward's position looks, by position in the text, averaged over layers and heads."
+    if "_attention_received_" in name:
+        return "How much attention each part of the text gets from all later positions."
+    return "Where the position of the reward looks, by part of the text. A flat line means that all parts count alike."
 
 
 def _markdown(path: Path) -> str:
