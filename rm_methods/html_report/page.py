@@ -275,7 +275,7 @@ def _attention(results: StoredResults) -> dict[str, Any]:
 def _attention_title(name: str) -> str:
     """The title of a figure of the diagnostics, from the name of its file."""
     for measure, words in MEASURES.items():
-        for version, meaning in (("raw", ""), ("controlled", ", controlled for length and pair")):
+        for version, meaning in (("raw", ""), ("controlled", ", at equal lengths, without tokens of the template")):
             benchmark, found, _ = name.partition(f"_attention_{measure}_{version}")
             if found:
                 return f"{words[0].upper()}{words[1:]}{meaning} ({benchmark})"
