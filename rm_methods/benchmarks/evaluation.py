@@ -21,12 +21,12 @@ from rm_methods.benchmarks.credits import CREDIT_COLUMNS, write_credits
 from rm_methods.benchmarks.grading import present_subsets
 from rm_methods.benchmarks.item import (
     BenchmarkItem,
-    items_hash,
     read_items,
     read_notes,
     response_hashes,
     write_items,
 )
+from rm_methods.benchmarks.items_hash import items_hash
 from rm_methods.benchmarks.members import Members, member_table
 from rm_methods.benchmarks.score_table import preference_arrays, read_preferences, read_scores
 from rm_methods.benchmarks.sources import ItemReport

@@ -8,9 +8,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from rm_methods.benchmarks.items_hash import ORIGINAL, items_hash
 from rm_methods.benchmarks.score_table import response_hash
 from rm_methods.errors import DataError, nearest
-from rm_methods.files import file_hash
 from rm_methods.parquet import read_metadata, read_parquet, write_rows
 from rm_methods.preferences.file_rows import ROLES
 from rm_methods.preferences.pair import Message
@@ -27,7 +27,6 @@ ITEM_COLUMNS = {
 }
 # Keys in the metadata of the file.
 _NOTES = "notes"
-_ORIGINAL = "original_hash"
 HASHES = "response_hashes"  # key in the `meta` of an item whose texts are masked
 _LONGEST_META = 40  # characters of a value in `meta` that names something, instead of being a text of the source
 
@@ -92,7 +91,7 @@ def write_items(
         )
     metadata = {_NOTES: json.dumps(list(notes))}
     if original_hash is not None:
-        metadata[_ORIGINAL] = json.dumps(original_hash)
+        metadata[ORIGINAL] = json.dumps(original_hash)
     write_rows(rows, ITEM_COLUMNS, target, metadata=metadata)
 
 
@@ -108,11 +107,6 @@ def mask_items(source: str | os.PathLike, target: str | os.PathLike) -> None:
     items = [_masked(item) for item in read_items(source)]
     notes = read_notes(source)
     write_items(items, target, notes, original_hash=items_hash(source))
-
-
-def items_hash(source: str | os.PathLike) -> str:
-    """The hash of a file of items; of a masked file, that of the original."""
-    return read_metadata(source, _ORIGINAL, "prepare-benchmark") or file_hash(source)
 
 
 def response_hashes(item: BenchmarkItem) -> list[str]:

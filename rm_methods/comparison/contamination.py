@@ -13,7 +13,7 @@ from rm_methods.benchmarks.contamination_report import (
     contamination_note,
     read_contamination,
 )
-from rm_methods.benchmarks.item import items_hash
+from rm_methods.benchmarks.items_hash import items_hash
 from rm_methods.errors import DataError
 from rm_methods.experiment.experiment import Experiment
 from rm_methods.experiment.layout import Layout

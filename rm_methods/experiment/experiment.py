@@ -403,7 +403,7 @@ class Experiment:
 
     def _items_hash(self, file: Path) -> str:
         """Hash of a file of items, computed once; of masked items, that of the original."""
-        from rm_methods.benchmarks.item import items_hash
+        from rm_methods.benchmarks.items_hash import items_hash
 
         if file not in self._hashes:
             self._hashes[file] = items_hash(file)

@@ -10,7 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 
-from rm_methods.benchmarks.item import items_hash, mask_items, read_items
+from rm_methods.benchmarks.item import mask_items, read_items
+from rm_methods.benchmarks.items_hash import items_hash
 from rm_methods.bundle.archive import MANIFEST, may_be_passed_on, read_bundle, write_bundle
 from rm_methods.bundle.verify import verify
 from rm_methods.cli import main
