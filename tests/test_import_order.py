@@ -40,6 +40,8 @@ ORDER = (
     "leaderboard",
     "sharing",
     "tracking",
+    "html_report",
+    "bundle",
     "listing",
     "commands",
     "cli",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import click
@@ -13,6 +14,8 @@ from rm_methods.commands.options import (
     experiment_option,
     external_model_options,
     named_paths,
+    reader_option,
+    reader_options,
     threads_option,
 )
 from rm_methods.commands.verb import verb
@@ -61,29 +64,16 @@ def show(method):
     help="Folder or hub id of the model to train, or tiny; default: the best that needs no network.",
 )
 @click.option("--out", type=FILE, default=None, help="File to write; default: the name of --data with .yaml.")
-@click.option(
-    "--option", "options", multiple=True, help="NAME=VALUE of the readers, such as chosen_field=better; repeatable."
-)
+@reader_option
 @click.option("--force", is_flag=True, help="Overwrite the file.")
-def init(data, test, backbone, out, options, force):
+def init(data, test, backbone, out, reader, force):
     """Write a configuration for your own pairs.
 
     Prints what was read.  The configuration compares methods on held-out pairs, and runs without a change.
     """
-    from yaml import YAMLError
-
     from rm_methods.config.starter import write_starter
-    from rm_methods.yaml_files import parse_yaml
 
-    values = {}
-    for option in options:
-        name, separator, text = option.partition("=")
-        if not separator:
-            raise UserError(f"--option {option}: write NAME=VALUE, for instance chosen_field=better.")
-        try:
-            values[name] = parse_yaml(text)[0]
-        except YAMLError:
-            values[name] = text
+    values = reader_options(reader)
     click.echo(write_starter(data, out, test=test, backbone=backbone, options=values, force=force))
 
 
@@ -169,6 +159,7 @@ def plan(config_files, **options):
 @click.option(
     "--config", "config_files", multiple=True, type=FILE, help="Configuration with the scoring settings; repeatable."
 )
+@reader_option
 @threads_option
 @click.option(
     "--max-length",
@@ -209,7 +200,7 @@ def plan(config_files, **options):
 )
 @click.option("--strict", is_flag=True, help="Fail if any row cannot be scored.")
 @external_model_options
-def score(model, data, out, root, config_files, strict, model_options, **options):
+def score(model, data, out, root, config_files, reader, strict, model_options, **options):
     """Score responses with a reward model.
 
     Writes a score table for each --data.  Prints a report on the rows and the accuracy, and stores it beside the table.
@@ -229,7 +220,16 @@ def score(model, data, out, root, config_files, strict, model_options, **options
         configured = ScoringSettings(max_length=own_length(model) or ScoringSettings.max_length)
     settings = replace(configured, **{name: value for name, value in options.items() if value is not None})
     jobs = list(zip(data, out, strict=True))
-    reports = score_files(model, jobs, root, settings, strict, also_read=config_files, model_options=model_options)
+    reports = score_files(
+        model,
+        jobs,
+        root,
+        settings,
+        strict,
+        also_read=config_files,
+        model_options=model_options,
+        reader_options=reader_options(reader),
+    )
     click.echo("\n\n".join(reports))
 
 
@@ -310,7 +310,7 @@ def benchmark(
 
 
 @verb()
-@click.argument("folders", nargs=-1, type=FOLDER)
+@click.argument("folders", nargs=-1, type=click.Path(path_type=Path))
 @click.option(
     "--config",
     "config_files",
@@ -329,8 +329,11 @@ def compare(folders, config_files, folder, out, reference, benchmark, same_data)
     """Compare all runs of an experiment, or of several FOLDERS.
 
     Writes tables and figures.  One experiment needs --config, --experiment and --out.  Two or more FOLDERS of results
-    need no configuration; they are refused if they were not measured alike.
+    need no configuration; they are refused if they were not measured alike.  A folder may be a bundle, too.
     """
+    from tempfile import TemporaryDirectory
+
+    from rm_methods.bundle.archive import unpacked_folders
     from rm_methods.comparison.compare import compare as run
     from rm_methods.comparison.contamination import contamination_of
     from rm_methods.comparison.folders import compare_folders
@@ -344,7 +347,10 @@ def compare(folders, config_files, folder, out, reference, benchmark, same_data)
     if folders:
         if config_files or folder:
             raise UserError("Name FOLDERS, or --config and --experiment, but not both.")
-        result = compare_folders(folders, out, reference=reference, benchmarks=benchmark, same_data=same_data)
+        out = out or folders[0].resolve().parent / "_".join(["comparison", *map(_stem, folders)])
+        with TemporaryDirectory() as scratch:
+            unpacked = unpacked_folders(folders, Path(scratch))
+            result = compare_folders(unpacked, out, reference=reference, benchmarks=benchmark, same_data=same_data)
         click.echo(result.text)
         click.echo(f"Written to {result.files['table.txt'].parent}.", err=True)
         return
@@ -365,6 +371,62 @@ def compare(folders, config_files, folder, out, reference, benchmark, same_data)
     else:
         result = run(runs, columns, reference, out, correction, contamination=overlaps)
     click.echo(result.text)
+
+
+@verb()
+@experiment_option
+@click.option("--out", type=FILE, default=None, help="Archive to write; default: <experiment>.zip beside the folder.")
+def bundle(folder, out):
+    """Pack the results of a finished experiment into one archive.
+
+    Configuration, run cards, score tables, tables, figures and checksums; no weights.  `rm-methods verify` checks it.
+    """
+    from rm_methods.bundle.archive import write_bundle
+
+    out = out or folder.resolve().parent / f"{folder.resolve().name}.zip"
+    manifest = write_bundle(folder, out)
+    click.echo(f"{out}: {len(manifest.files)} files, {out.stat().st_size / 1e6:.1f} MB.")
+    for name, license_text in manifest.masked.items():
+        click.echo(f"Without the texts of {name}: license {license_text}")
+
+
+@verb()
+@click.argument("bundle_file", metavar="BUNDLE", type=FILE)
+def verify(bundle_file):
+    """Compute the tables and figures of a bundle again.
+
+    Needs no GPU and no network.  Names each number that differs, and exits with status 1 if one does.
+    """
+    from rm_methods.bundle.verify import verify as run
+
+    result = run(bundle_file)
+    click.echo(result.text)
+    if result.differences:
+        sys.exit(1)
+
+
+@verb()
+@experiment_option
+@click.option(
+    "--config",
+    "config_files",
+    multiple=True,
+    type=FILE,
+    help="Configuration file; repeatable; default: the one stored in the folder.",
+)
+@click.option("--out", type=FILE, default=None, help="HTML file to write; default: report.html in the folder.")
+def report(folder, config_files, out):
+    """Write the report of an experiment: one HTML page, which needs no network.
+
+    Verdict, table, figures, protocol, and how to run it again.  Of an unfinished experiment, it shows what is there.
+    """
+    from rm_methods.config.resolve import load_config
+    from rm_methods.experiment.layout import Layout
+    from rm_methods.html_report.page import write_report
+    from rm_methods.html_report.stored_results import newest_config
+
+    config = load_config(config_files) if config_files else newest_config(folder)
+    click.echo(write_report(config, folder, out or Layout(folder).report))
 
 
 @verb()
@@ -462,6 +524,11 @@ def cancel(folder, everywhere, prefix, only_list):
         )
 
 
+def _stem(results: Path) -> str:
+    """The name of a folder of results, or of a bundle without its suffix."""
+    return results.stem if results.suffix == ".zip" else results.resolve().name
+
+
 # In the order of their use, as `rm-methods --help` lists them.
 VERBS = (
     list_cards,
@@ -472,6 +539,9 @@ VERBS = (
     score,
     benchmark,
     compare,
+    report,
+    bundle,
+    verify,
     power,
     cancel,
 )

@@ -25,7 +25,9 @@ from rm_methods.methods.registry import load_method_card
 from rm_methods.preferences.cards import list_dataset_cards
 from rm_methods.preferences.mixture import by_source, split_sources
 from rm_methods.preferences.pair import PreferencePair
+from rm_methods.preferences.pairing import ALL
 from rm_methods.preferences.prepare import describe, prepared_pairs, read_pairs_of
+from rm_methods.preferences.readers.judged_rows import RATINGS
 from rm_methods.preferences.splits import drop_duplicates, drop_leaks
 from rm_methods.yaml_files import parse_yaml
 
@@ -391,6 +393,8 @@ def _text(name: str, section: Mapping[str, Any], report: Mapping[str, Any], mode
     ]
     if "test" in section:
         lines.append(f"  test: {_scalar(section['test'])}  # its prompts are removed from the training pairs")
+    if "sources" not in section:
+        lines += _option_lines(section.get("options", {}), report["read"])
     lines.append(f"  validation_fraction: {section['validation_fraction']}")
     if "test_fraction" in section:
         lines.append(f"  test_fraction: {section['test_fraction']}  # of the prompts; no prompt is in two splits")
@@ -428,9 +432,9 @@ def _text(name: str, section: Mapping[str, Any], report: Mapping[str, Any], mode
 
 
 def _source_lines(section: Mapping[str, Any]) -> list[str]:
-    """The settings of a single data set, or the sources of a mixture."""
+    """The name of a single data set, or the sources of a mixture."""
     if "sources" not in section:
-        return [f"  {line}" for line in _settings_of_source(section)]
+        return [f"  dataset: {_scalar(section['dataset'])}"]
     lines = [
         "  # All pairs are used. With `weight: 2` in one source and `weight: 1` in the other, twice as many training",
         "  # pairs are drawn from the first; no pair is drawn twice, so the source that runs out first sets the total.",
@@ -450,6 +454,26 @@ def _settings_of_source(source: Mapping[str, Any]) -> list[str]:
         lines.append("options:")
         lines += [f"  {key}: {_scalar(value)}" for key, value in source["options"].items()]
     return lines
+
+
+def _option_lines(given: Mapping[str, Any], read: Mapping[str, Any]) -> list[str]:
+    """The reader's options: those given, and for rows that are not pairs how they become pairs."""
+    values = dict(given)
+    remarks: dict[str, str] = {}
+    counts = read["pairing"]
+    if counts is not None:
+        forms = set(read["forms"].values())
+        if len(forms) == 1:
+            values.setdefault("form", forms.pop())
+            remarks["form"] = "the columns tell; docs/datasets.md has the other forms"
+        if forms != {RATINGS} and values.get("form") != RATINGS:
+            values.setdefault("pairing", ALL)
+            remarks["pairing"] = f"makes {counts['made']:,} of {counts['possible']:,} possible pairs; docs/datasets.md"
+        values.setdefault("ties", "drop")
+        remarks["ties"] = f"{counts['ties']:,} ties; error refuses a file with ties"
+    lines = [f"    {key}: {_scalar(value)}" for key, value in values.items()]
+    lines = [f"{line}  # {remarks[key]}" if key in remarks else line for key, line in zip(values, lines, strict=True)]
+    return ["  options:", *lines] if lines else []
 
 
 def _limit_lines(splits: Mapping[str, Mapping[str, Any]], trained: int, affordable: int, budget: Budget) -> list[str]:
@@ -515,9 +539,10 @@ def _summary(report: Mapping[str, Any], config: Mapping[str, Any], model: Backbo
     share = report["splits"]["train"]["share_chosen_longer"]
     lines += ["", f"The longer response is chosen in {share:.1%} of the training pairs."]
     test = min(report["splits"]["test"]["pairs"], config["data"]["max_pairs"].get("test") or 10**12)
+    shared = test > report["splits"]["test"]["groups"]
     lines.append(
         f"With {test:,} test pairs, an accuracy is known to about ±{98 / test**0.5:.1f} points "
-        "(95%, without the variance between seeds)."
+        f"(95%, without the variance between seeds{', and less well because pairs share prompts' if shared else ''})."
     )
     trainings = sum(load_method_card(config["methods"][name]["method"]).has_weights for name, _ in runs(config))
     train = report["splits"]["train"]["pairs"]

@@ -243,7 +243,7 @@ def _card_of_path(path: Path, splits: dict[str, SplitSource]) -> DatasetCard:
         license="unknown",
         citation="none",
         url="",
-        reader="pairs",
+        reader="preference_rows",
         splits=splits,
     )
 

@@ -30,7 +30,8 @@ from rm_methods.preferences.mixture import (
 )
 from rm_methods.preferences.noise import flip_labels
 from rm_methods.preferences.pair import PreferencePair, write_pairs
-from rm_methods.preferences.read_report import ReadReport, tally_lines, unread_notes
+from rm_methods.preferences.pairing import pairing_lines
+from rm_methods.preferences.read_report import ReadReport, form_text, tally_lines, unread_notes
 from rm_methods.preferences.readers import read_dataset
 from rm_methods.preferences.splits import (
     cap_pairs,
@@ -120,7 +121,6 @@ def read_pairs_of(data: dict[str, Any]) -> tuple[list[PreferencePair], list[dict
     report = ReadReport()
     pairs: list[PreferencePair] = []
     origins = []
-    test_options: dict[str, Any] = {}
     for source in sources:
         card, root = card_of(source)
         rows, refused = report.rows, report.refused
@@ -129,8 +129,6 @@ def read_pairs_of(data: dict[str, Any]) -> tuple[list[PreferencePair], list[dict
         counts = {"rows": report.rows - rows, "refused": report.refused - refused, "pairs": len(members)}
         origins.append(_origin(card, root, options) | counts)
         pairs += _named(members, card, source)
-        if card.reader == "pairs" and not test_options:
-            test_options = options
     if data["test"] is None:
         return pairs, origins, report
     for source in sources:
@@ -141,6 +139,7 @@ def read_pairs_of(data: dict[str, Any]) -> tuple[list[PreferencePair], list[dict
                 "pairs. Only one can be the test split: remove data.test, or the split from the data set."
             )
     test_card, folder = card_for_test(data["test"])
+    test_options = next((origin["options"] for origin in origins if origin["reader"] == test_card.reader), {})
     test_pairs, _, _ = read_dataset(test_card, folder, test_options, report)
     return pairs + test_pairs, origins, report
 
@@ -319,9 +318,11 @@ def describe(report: dict[str, Any]) -> str:
     source = dataset["name"]
     if dataset["hub_id"] is not None and not dataset["local"]:
         source += f", {dataset['hub_id']} at {dataset['revision'] or 'no fixed revision'}"
-    lines = [f"{dataset['title']} ({source}; license: {dataset['license']})", "", "Read"]
+    lines = [f"{dataset['title']} ({source}; license: {dataset['license']})", "", f"Read{form_text(read['forms'])}"]
     lines += [f"  {count:>9,} rows   {file}" for file, count in read["files"].items()]
     lines += [f"  {read['pairs']:>9,} pairs made"]
+    if read["pairing"]:
+        lines += pairing_lines(read["pairing"])
     lines += tally_lines("dropped", read["dropped"])
     lines += tally_lines("put right", read["changed"])
     lines += [f"  {note}" for note in unread_notes(read["unread"])]

@@ -37,6 +37,7 @@ STAGES: dict[str, tuple[str, ...]] = {
     "ppo": ("ppo.run",),
     "overoptimization": ("overoptimization.summarize",),
     "compare": ("comparison.compare", "comparison.noise"),
+    "html_report": ("html_report.page",),
     "tune": ("comparison.tuning",),
     "track": ("tracking.export",),
 }

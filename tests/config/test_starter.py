@@ -271,3 +271,43 @@ def test_the_estimate_without_a_tokenizer_is_longer_than_english_text():
     assert estimated.longest > 0.5 * counted.longest
     assert (estimated.limit, counted.limit) == (None, None)
     assert counted.median <= counted.common <= counted.longest
+
+
+def judged_rows(count=60):
+    return [
+        {"prompt": row["prompt"], "responses": [row["chosen"], row["rejected"], f"Hm {number}."], "scores": [3, 1, 1]}
+        for number, row in enumerate(rows(count))
+    ]
+
+
+def test_rows_that_are_not_pairs_are_recognized_and_their_options_are_written(init, tmp_path):
+    result, config = init(judged_rows())
+    assert {name: config["data"]["options"][name] for name in ("form", "pairing", "ties")} == {
+        "form": "scored",
+        "pairing": "all",
+        "ties": "drop",
+    }
+    text = (tmp_path / "pairs.yaml").read_text()
+    assert "    pairing: all  # makes 120 of 180 possible pairs; docs/datasets.md\n" in text
+    assert "    ties: drop  # 60 ties; error refuses a file with ties\n" in text
+    assert sum(splits(config).values()) == 120
+    assert "Read (rows: scored)" in result.output
+    assert "180 pairs possible among 180 responses to 60 prompts" in result.output
+    assert "60 of them are ties: they make no pair" in result.output
+    assert "and less well because pairs share prompts" in result.output
+
+
+def test_options_given_for_rows_that_are_not_pairs_are_kept(init, tmp_path):
+    result, config = init(judged_rows(), "--option", "pairing=best_and_worst")
+    assert result.exit_code == 0, result.output
+    assert config["data"]["options"]["pairing"] == "best_and_worst"
+    assert "pairing: best_and_worst  # makes 60 of 180" in (tmp_path / "pairs.yaml").read_text()
+    assert sum(splits(config).values()) == 60
+
+
+def test_a_test_file_may_have_another_form(init, tmp_path):
+    (tmp_path / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows(8, split="test")))
+    _, config = init(judged_rows()[20:], "--test", "test.jsonl")
+    assert config["data"]["options"]["form"] is None
+    assert "form:" not in (tmp_path / "pairs.yaml").read_text()
+    assert splits(config)["test"] == 8
