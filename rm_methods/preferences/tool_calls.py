@@ -91,6 +91,11 @@ def readable(content: str) -> str:
     return content.replace(MARK, "\n")
 
 
+def prompt_text(prompt: Sequence[Message]) -> str:
+    """A prompt for readers of plain text: its messages, one below the other."""
+    return "\n".join(readable(message["content"]) for message in prompt)
+
+
 def _is_call(record: Any) -> bool:
     return (
         isinstance(record, dict)
