@@ -270,8 +270,8 @@ class ChatTokenizer:
         reasons = {}
         for position, (prompt, responses) in enumerate(items):
             try:
-                head = self._render(prompt, add_generation_prompt=True)
-                whole = [self._render(conversation(prompt, response)) for response in responses]
+                head = self.rendered(prompt, add_generation_prompt=True)
+                whole = [self.rendered(conversation(prompt, response)) for response in responses]
                 self._check_tools(prompt, responses)
             except RefusedConversation as error:
                 reasons[position] = error.reason
@@ -281,7 +281,8 @@ class ChatTokenizer:
         self._check_refused(reasons, len(items))
         return texts, boundaries
 
-    def _render(self, messages: Sequence[Message], add_generation_prompt: bool = False) -> str:
+    def rendered(self, messages: Sequence[Message], add_generation_prompt: bool = False) -> str:
+        """The text of a conversation, with tool calls in the form that the template prints."""
         return render(self.tokenizer, messages, add_generation_prompt, self._form)
 
     def _check_tools(self, prompt: Sequence[Message], responses: Sequence[str]) -> None:
@@ -290,7 +291,7 @@ class ChatTokenizer:
             return
         for response in responses:
             messages = conversation(prompt, response)
-            if part := left_out(self.template, self._render, messages):
+            if part := left_out(self.template, self.rendered, messages):
                 problem = UserError(f"the template does not print {part}")
                 raise RefusedConversation(self.tokenizer.name_or_path, messages, problem)
 
@@ -309,9 +310,9 @@ class ChatTokenizer:
         Raises:
             UserError: the chat template changes a message's characters.
         """
-        text = self._render(messages)
+        text = self.rendered(messages)
         offsets = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
-        response_start = _common_prefix(self._render(messages[:-1], add_generation_prompt=True), text)
+        response_start = _common_prefix(self.rendered(messages[:-1], add_generation_prompt=True), text)
         return spans_in_text(text, offsets, messages, response_start)
 
     def hash(self) -> str:
@@ -324,9 +325,9 @@ class ChatTokenizer:
 
     def _ids(self, messages: Sequence[Message]) -> tuple[list[int], int]:
         """Token ids of a conversation, and the number of those within its prompt."""
-        text = self._render(messages)
+        text = self.rendered(messages)
         encoding = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-        boundary = _common_prefix(self._render(messages[:-1], add_generation_prompt=True), text)
+        boundary = _common_prefix(self.rendered(messages[:-1], add_generation_prompt=True), text)
         return encoding["input_ids"], _tokens_before(encoding["offset_mapping"], boundary)
 
     def _truncate(self, prompt: Sequence[Message], response: str) -> tuple[tuple[Message, ...], tuple[bool, bool]]:
