@@ -15,6 +15,7 @@ import json
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from rm_methods.errors import DataError
 from rm_methods.preferences.pair import Message
 
 TOOLS = "tools"
@@ -48,10 +49,30 @@ def stored_tools(tools: Sequence[dict[str, Any]]) -> Message:
 
 
 def split_tools(messages: Sequence[Message]) -> tuple[list[dict[str, Any]] | None, list[Message]]:
-    """The tools of a conversation (None for none), and its other messages."""
+    """The tools of a conversation (None for none), and its other messages.
+
+    Raises:
+        DataError: the message of the tools is not a JSON list of functions with names.
+    """
     if not messages or messages[0]["role"] != TOOLS:
         return None, list(messages)
-    return json.loads(messages[0]["content"]), list(messages[1:])
+    content = messages[0]["content"]
+    try:
+        tools = json.loads(content)
+    except (ValueError, RecursionError):
+        tools = None
+    if not isinstance(tools, list) or not all(map(function_name, tools)):
+        raise DataError(
+            f"A message of the role '{TOOLS}' is {content!r:.60}; expected a JSON list of functions with names."
+        )
+    return tools, list(messages[1:])
+
+
+def function_name(tool: Any) -> str | None:
+    """The name in a schema, None for a value that is no schema of a function."""
+    function = tool.get("function", tool) if isinstance(tool, dict) else None
+    name = function.get("name") if isinstance(function, dict) else None
+    return name if isinstance(name, str) and name.strip() else None
 
 
 def text_and_records(message: Message) -> tuple[str, list[dict[str, Any]]]:

@@ -17,7 +17,15 @@ from rm_methods.preferences.file_formats import strict_json
 from rm_methods.preferences.file_rows import Row, Unusable, check_unicode
 from rm_methods.preferences.pair import Message
 from rm_methods.preferences.read_report import NOTHING, ReadReport
-from rm_methods.preferences.tool_calls import MARK, TOOLS, compact_json, split_tools, stored_tools, with_records
+from rm_methods.preferences.tool_calls import (
+    MARK,
+    TOOLS,
+    compact_json,
+    function_name,
+    split_tools,
+    stored_tools,
+    with_records,
+)
 
 BAD_CALLS = "tool calls that cannot be read"
 BAD_TOOLS = "tools are not JSON schemas of functions"
@@ -83,8 +91,7 @@ class RowMessages:
         read = []
         for number, member in enumerate(tools, start=1):
             tool = _parsed(member)
-            function = tool.get("function", tool) if isinstance(tool, dict) else None
-            if not isinstance(function, dict) or not _is_name(function.get("name")):
+            if function_name(tool) is None:
                 raise Unusable(BAD_TOOLS, f"{where}, tool {number} is {member!r:.60}; expected a function with a name")
             read.append(tool)
         _check_json(read, BAD_TOOLS, where)

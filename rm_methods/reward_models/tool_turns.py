@@ -6,7 +6,14 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from rm_methods.preferences.pair import Message
-from rm_methods.preferences.tool_calls import calls_of, split_tools, stored_tools, text_and_records, with_records
+from rm_methods.preferences.tool_calls import (
+    calls_of,
+    function_name,
+    split_tools,
+    stored_tools,
+    text_and_records,
+    with_records,
+)
 from rm_methods.reward_models.template_probe import RefusedConversation, contains
 
 Render = Callable[[Sequence[Message]], str]
@@ -59,7 +66,7 @@ def _with_renamed_calls(turns: Sequence[Message]) -> list[Message]:
 def prints(rendered: str, message: Message) -> bool:
     """Whether a rendered conversation has all of a message's text, and the names of its tools or calls."""
     tools, turns = split_tools([message])
-    names = [tool.get("function", tool)["name"] for tool in tools or ()]
+    names = [str(function_name(tool)) for tool in tools or ()]
     texts = []
     for turn in turns:
         texts.append(text_and_records(turn)[0])
