@@ -41,7 +41,7 @@ _TINY_TEMPLATE = (
     "{{ bos_token }}"
     "{% if tools %}{{ '<tools>' + tools | tojson + eos_token }}{% endif %}"
     "{% for message in messages %}"
-    "{{ '<' + message['role'] + '>' + message['content'] }}"
+    "{{ '<' + message['role'] + '>' + (message['content'] or '') }}"
     "{% for call in message['tool_calls'] or [] %}{{ '\\n' + call['function'] | tojson }}{% endfor %}"
     "{{ eos_token }}"
     "{% endfor %}"
