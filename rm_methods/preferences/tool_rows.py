@@ -48,7 +48,7 @@ class RowMessages:
         self._changes: set[str] = set()
 
     def message(self, role: str, message: Mapping[str, Any], where: str) -> Message | None:
-        """A message as it is stored; None if its content is neither text, parts nor missing.
+        """A message in the stored form; None if its content is neither text, parts nor missing.
 
         Args:
             role: of `STORED_ROLES`, or "function".

@@ -89,7 +89,7 @@ def render(
     """The text of a conversation.
 
     Args:
-        messages: as they are stored (`rm_methods.preferences.tool_calls`).
+        messages: in the stored form (`rm_methods.preferences.tool_calls`).
         form: of tool calls.
 
     Raises:

@@ -433,7 +433,7 @@ def spans_in_text(
     Args:
         rendered: the conversation as the chat template prints it.
         offsets: character spans [start, end) of the tokens in `rendered`.
-        messages: as they are stored; the template must print their texts (blanks at the ends may be cut).
+        messages: in the stored form; the template must print their texts (blanks at the ends may be cut).
         response_start: end of the template's text before the last message.
 
     Returns:

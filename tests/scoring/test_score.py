@@ -242,7 +242,7 @@ def test_calls_are_scored_and_rows_that_the_template_does_not_print_are_refused(
     (tmp_path / "model" / "chat_template.jinja").write_text(text_only)
     score_files(tmp_path / "model", [(str(path), tmp_path / "text.parquet")], None, settings)
     assert set(pd.read_parquet(tmp_path / "text.parquet").row) == {1}
-    refused = report_of(tmp_path / "text.parquet")["rows"]["refused"]
+    refused = report_of(tmp_path / "text.parquet")["read"]["refused"]
     reason = "the model's chat template refuses the conversation"
     assert refused[reason]["count"] == 2
     assert refused[reason]["examples"][0].endswith(
