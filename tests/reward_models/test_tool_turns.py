@@ -243,6 +243,15 @@ def test_a_conversation_that_the_template_does_not_print_is_refused_and_no_other
     assert reason in caught.value.reasons[1]
 
 
+def test_calls_that_a_template_prints_only_beside_tools_are_refused_without_tools(chat):
+    reader = chat(QWEN.replace("message.tool_calls %}{%- for", "tools and message.tool_calls %}{%- for"))
+    assert reader.template["tools"]["calls"] == "kept"
+    response = call()[1]["content"]
+    assert len(reader.encode([([stored_tools([SCHEMA]), USER], [response])])) == 1
+    with pytest.raises(RefusedConversations, match="does not print tool calls"):
+        reader.encode([([USER], [response])])
+
+
 def test_plain_text_that_looks_like_a_call_stays_text(chat):
     reader = chat(QWEN)
     for text in ('<tool_call>\n{"name": "weather"}\n</tool_call>', 'a\x1e{"name": "weather"}\n', "a\x1eb"):
