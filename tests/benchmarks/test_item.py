@@ -49,7 +49,7 @@ def test_an_item_id_that_occurs_twice_is_refused(edited):
         ("prompt", [[], PROMPT], "'prompt' is \\[\\]; expected a list of messages"),
         ("prompt", [None, PROMPT], "'prompt' is None"),
         ("prompt", ["?", "?"], "'prompt' is '\\?'"),
-        ("prompt", [[{"role": "tool", "content": "?"}], PROMPT], "'prompt' has the role 'tool'"),
+        ("prompt", [[{"role": "judge", "content": "?"}], PROMPT], "'prompt' has the role 'judge'"),
         ("prompt", [[{"role": "user", "content": None}], PROMPT], "expected a list of messages"),
         ("prompt", [[{"role": "user"}], [{"role": "user"}]], "expected a list of messages"),
         ("responses", [[], ["a"]], "'responses' is \\[\\]; expected one that is not empty"),
