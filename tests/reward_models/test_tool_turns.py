@@ -266,9 +266,9 @@ def test_whole_exchanges_go_first_and_then_the_oldest_calls_with_their_results()
     user, (_, first), (_, second) = USER, call("Graz"), call("Wien")
     tool = result()[1]
     answer = {"role": "assistant", "content": ANSWER}
-    turns = [user, first, tool, tool, second, tool, answer, user, first, tool, second, tool]
+    turns = [user, first, tool, tool, second, tool, answer, user, first, tool, tool, second, tool]
     turns = without_oldest(turns)
-    assert turns == [user, first, tool, second, tool]
+    assert turns == [user, first, tool, tool, second, tool]
     turns = without_oldest(turns)
     assert turns == [user, second, tool]
     assert without_oldest(turns) is None
