@@ -80,11 +80,6 @@ class PairAlignments:
         # In chunks, because texts and spans take many times as much memory as the alignments that are kept.
         for start in range(0, len(items), _PAIRS_AT_ONCE):
             self._align(items[start : start + _PAIRS_AT_ONCE], tokenizer, teacher_reader)
-        if items and not any(self.pairs):
-            raise UserError(
-                "No pair can be aligned with the teacher: in each, truncation left the responses with different "
-                "prompts, or the conversation has tools or tool calls. Use a method that needs no alignment."
-            )
         self.counts = {
             "pairs_without_alignment": sum(pair is None for pair in self.pairs),
             "pairs_cut_for_the_teacher": self._cut,
