@@ -27,15 +27,18 @@ from rm_methods.errors import UserError
 from rm_methods.files import damage, read_json_lines, seal, write_text
 from rm_methods.preferences.pair import PreferencePair
 from rm_methods.reward_models.batching import MicroBatch, StepPlan
+from rm_methods.reward_models.joint_model import JointOutput
 from rm_methods.reward_models.layouts import PairBatch, lay_out
+from rm_methods.reward_models.model import RewardOutput
 from rm_methods.reward_models.tokenization import TokenizedItem
 from rm_methods.system.progress import Progress
 from rm_methods.system.ranks import wait_for_ranks
 from rm_methods.training.loss_check import check_loss, code_of
+from rm_methods.training.pair_statistics import PAIR_METRICS, PairStatistics
 from rm_methods.training.resume import restore_settings
 
 if TYPE_CHECKING:
-    from rm_methods.methods.contract import TrainedMethod
+    from rm_methods.methods.contract import Loss, TrainedMethod
 
 
 class StepBatches(TypedDict):
@@ -113,6 +116,10 @@ class RewardTrainer(Trainer):
         super().__init__(train_dataset=steps, **options)
         self.method = method
         self.steps = steps
+        self.pair_statistics = PairStatistics()
+        self._first_output: RewardOutput | JointOutput | None = None
+        self._batch_ids: tuple[str, ...] = ()
+        options["model"].register_forward_hook(self._keep_first_output)
         self.sums: dict[str, torch.Tensor] = {}
         # The step that `sums` begins with; not 0 in a run that is resumed.
         self.sums_from = 0
@@ -154,8 +161,11 @@ class RewardTrainer(Trainer):
         is_ddp = isinstance(model, torch.nn.parallel.DistributedDataParallel)
         if is_ddp:
             model.require_backward_grad_sync = last
+        self._batch_ids = batch.pair_ids
+        self._first_output = None
         loss = self.method.loss(model, batch)
         check_loss(loss, len(batch.weight), self.method)
+        self._count_pairs(loss, batch)
         share = batch.weight / step["total_weight"]
         objective = (share * loss.per_pair).sum()
         if loss.micro_batch is not None and batch.weight.any():
@@ -167,13 +177,39 @@ class RewardTrainer(Trainer):
             self._add(name, (share * values.detach()).sum())
         return objective.detach()
 
+    def _keep_first_output(self, module, arguments, output) -> None:
+        """Remember the first output of the model for the pairs of the micro-batch.
+
+        So their rewards cost no further forward.  A method may call the model on other texts, too, or several times.
+        """
+        is_of_batch = bool(arguments) and getattr(arguments[0], "pair_ids", None) == self._batch_ids
+        if is_of_batch and self._first_output is None and isinstance(output, RewardOutput | JointOutput):
+            self._first_output = output
+
+    def _count_pairs(self, loss: Loss, batch: PairBatch) -> None:
+        """Count the rewards of a micro-batch, if the method has any."""
+        output = self._first_output
+        self._first_output = None  # its graph must not outlive the backward pass
+        if loss.rewards is not None:
+            rewards = loss.rewards
+            self.pair_statistics.add(rewards[:, 0] - rewards[:, 1], rewards, batch.weight)
+        elif output is not None:
+            self.pair_statistics.add(output.margins, scalar_rewards(output), batch.weight)
+
     def _add(self, name: str, value: torch.Tensor) -> None:
         if not self.sums:
             self.sums_from = self.state.global_step
         self.sums[name] = self.sums.get(name, torch.zeros((), device=value.device)) + value
 
     def log(self, logs: dict[str, float], *args, **kwargs) -> None:
-        """Adds the method's own terms, averaged over the steps since the last log and summed over the ranks' shares."""
+        """Adds accuracy, margin and rewards of the pairs since the last log, and the method's own terms.
+
+        The terms are averaged over the steps and summed over the ranks' shares, like the loss.
+        """
+        if "loss" in logs:
+            metrics = self.pair_statistics.reduced()
+            logs |= {name: metrics[name] for name in PAIR_METRICS if name in metrics}
+            self.pair_statistics = PairStatistics()
         if "loss" in logs and self.sums:
             steps = self.state.global_step - self.sums_from
             for name in sorted(self.sums):
@@ -213,6 +249,11 @@ class RewardTrainer(Trainer):
             f"The loss comes from {code_of(self.method)}. Lower training.learning_rate, use training.precision: fp32, "
             "or look at these pairs."
         )
+
+
+def scalar_rewards(output: RewardOutput | JointOutput) -> torch.Tensor | None:
+    """The rewards of responses alone, fp32 [pairs, 2]; None for a joint model, which only compares them."""
+    return output.rewards if isinstance(output, RewardOutput) else None
 
 
 class RestoredSettings(TrainerCallback):
