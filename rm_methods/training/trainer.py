@@ -13,7 +13,7 @@ import math
 import shutil
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
@@ -39,6 +39,7 @@ from rm_methods.training.resume import restore_settings
 
 if TYPE_CHECKING:
     from rm_methods.methods.contract import Loss, TrainedMethod
+    from rm_methods.training.observer import Observer
 
 
 class StepBatches(TypedDict):
@@ -81,10 +82,15 @@ class PlannedSteps(Dataset):
         plan = self.plan[step]
         progress = step / len(self.plan)
         return {
-            "micro_batches": [self._micro_batch(batch, progress) for batch in plan.ranks[self.rank]],
+            "micro_batches": list(self.micro_batches(step, progress)),
             "total_weight": sum(self.pairs[i].weight for i in plan.indices),
             "total_micro_batches": plan.micro_batches,
         }
+
+    def micro_batches(self, step: int, progress: float = 0.0) -> Iterator[PairBatch]:
+        """The micro-batches of this rank in a step, one at a time."""
+        for batch in self.plan[step].ranks[self.rank]:
+            yield self._micro_batch(batch, progress)
 
     def _micro_batch(self, batch: MicroBatch, progress: float) -> PairBatch:
         pairs = [self.pairs[i] for i in batch.indices]
@@ -272,16 +278,22 @@ class TrainingLog(TrainerCallback):
     Args:
         path: of `metrics.jsonl`.
         label: starts the lines on stderr.
+        observer: is told every line, on rank 0.
 
     Attributes:
         last_loss: the last logged loss.
+        last_row: the last line with a loss.
+        rows_before: lines that an earlier part of a resumed run wrote up to its checkpoint.
         seconds_before: wall time of earlier parts of a resumed run.
     """
 
-    def __init__(self, path: Path, label: str):
+    def __init__(self, path: Path, label: str, observer: Observer | None = None):
         self.path = path
         self.label = label
+        self.observer = observer
         self.last_loss: float | None = None
+        self.last_row: dict[str, Any] = {}
+        self.rows_before: list[dict[str, Any]] = []
         self.seconds_before = 0.0
         self.first_step = 0
         self.started = time.monotonic()
@@ -297,10 +309,13 @@ class TrainingLog(TrainerCallback):
         if state.global_step:
             # A resumed run writes the steps after its checkpoint again; the lines of earlier ones stay.
             rows = [row for row in read_json_lines(self.path) if row["step"] <= state.global_step]
+        self.rows_before = rows
         self.seconds_before = max((row["time"] for row in rows), default=0.0)
         # A run that was stopped after its last step logs nothing more.
-        self.last_loss = rows[-1]["loss"] if rows else None
+        self.last_loss = next((row["loss"] for row in reversed(rows) if "loss" in row), None)
         write_text(self.path, "".join(json.dumps(row) + "\n" for row in rows))
+        if self.observer is not None:
+            self.observer.begin(rows)
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         if not state.is_world_process_zero or "loss" not in (logs or {}):
@@ -311,13 +326,21 @@ class TrainingLog(TrainerCallback):
                 "use precision: fp32."
             )
         self.last_loss = float(logs["loss"])
+        self.last_row = self.write(state.global_step, {name: v for name, v in logs.items() if name != "epoch"})
         elapsed = time.monotonic() - self.started
-        row = {"step": state.global_step, "time": round(self.seconds_before + elapsed, 3)}
-        row |= {name: float(value) for name, value in logs.items() if name != "epoch"}
+        self.progress.advance(state.global_step - self.progress.done, self.progress_text(state.global_step, elapsed))
+
+    def write(self, step: int, metrics: Mapping[str, float]) -> dict[str, Any]:
+        """Append a line to `metrics.jsonl` and return it; on rank 0 alone."""
+        elapsed = time.monotonic() - self.started
+        row = {"step": step, "time": round(self.seconds_before + elapsed, 3)}
+        row |= {name: float(value) for name, value in metrics.items()}
         with self.path.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(row) + "\n")
             stream.flush()
-        self.progress.advance(state.global_step - self.progress.done, self.progress_text(state.global_step, elapsed))
+        if self.observer is not None:
+            self.observer.row(row)
+        return row
 
     def progress_text(self, step: int, elapsed: float) -> str:
         """The text on a step in a line on stderr; `elapsed` is in seconds."""
@@ -330,8 +353,8 @@ class TrainingLog(TrainerCallback):
 class RunLog(TrainingLog):
     """The log of a training on planned steps, which also shows its pace."""
 
-    def __init__(self, plan: Sequence[StepPlan], path: Path, label: str):
-        super().__init__(path, label)
+    def __init__(self, plan: Sequence[StepPlan], path: Path, label: str, observer: Observer | None = None):
+        super().__init__(path, label, observer)
         self.pairs_until = np.cumsum([0] + [len(step.indices) for step in plan])
 
     def on_step_end(self, args, state, control, **kwargs):
@@ -341,7 +364,13 @@ class RunLog(TrainingLog):
 
     def progress_text(self, step: int, elapsed: float) -> str:
         pairs = self.pairs_until[step] - self.pairs_until[self.first_step]
-        return f"{super().progress_text(step, elapsed)}  {pairs / elapsed:.1f} pairs/s"
+        parts = [super().progress_text(step, elapsed)]
+        row = self.last_row
+        if "accuracy" in row:
+            parts.append(f"accuracy {row['accuracy']:.1%}  margin {row['margin']:+.3f}")
+        if "reward_mean" in row:
+            parts.append(f"reward {row['reward_mean']:+.2f} ({row['reward_min']:+.2f} to {row['reward_max']:+.2f})")
+        return "  ".join([*parts, f"{pairs / elapsed:.1f} pairs/s"])
 
 
 def mark_complete(args, state) -> None:
