@@ -6,8 +6,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
-
 from rm_methods.errors import DataError, UserError, nearest
 
 if TYPE_CHECKING:
@@ -63,6 +61,8 @@ def pairs_of_set(
         pairs = _pairs_of_items(load_data(name, Path(root) if root else None).items, where)
     if max_pairs is None or len(pairs) <= max_pairs:
         return pairs
+    import numpy as np
+
     sample = np.random.default_rng(0).permutation(len(pairs))[:max_pairs]
     return [pairs[position] for position in sorted(sample)]
 

@@ -61,8 +61,8 @@ def _problem(loss: Any, n_pairs: int) -> str | None:
     rewards = loss.rewards
     if rewards is not None and not (isinstance(rewards, torch.Tensor) and rewards.shape == (n_pairs, 2)):
         return (
-            f"`Loss.rewards` is {_described(rewards)}; expected a tensor of shape [{n_pairs}, 2], the rewards of chosen "
-            "and rejected of each pair of the micro-batch."
+            f"`Loss.rewards` is {_described(rewards)}; expected a tensor of shape [{n_pairs}, 2]: for each pair "
+            "of the micro-batch, the rewards of chosen and rejected."
         )
     for name, values in loss.terms.items():
         if not isinstance(name, str):

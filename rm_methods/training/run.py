@@ -246,9 +246,7 @@ def _fit_and_export(run: _Run) -> _Fitted:
     steps = PlannedSteps(
         plan, data.pairs, data.items, layout=layout, rank=arguments.process_index, pad_id=data.reader.pad_id
     )
-    trainer = fit(
-        method, model, steps, arguments=arguments, log=log, work=inputs.work_folder, validation=validation
-    )
+    trainer = fit(method, model, steps, arguments=arguments, log=log, work=inputs.work_folder, validation=validation)
     state_dict = gathered_weights(trainer) if arguments.deepspeed and plan else None
     report = {}
     if arguments.process_index == 0:

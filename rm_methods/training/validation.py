@@ -26,7 +26,7 @@ from rm_methods.training.pair_statistics import PairStatistics
 from rm_methods.training.trainer import PlannedSteps, RewardTrainer, TrainingLog, scalar_rewards
 
 if TYPE_CHECKING:
-    from rm_methods.methods.contract import Inputs, TrainedMethod
+    from rm_methods.methods.contract import Inputs
     from rm_methods.reward_models.pair_encoding import PairReader
 
 
