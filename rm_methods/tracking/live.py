@@ -10,6 +10,7 @@ row once.  A live run of an earlier attempt that no export has completed is dele
 
 from __future__ import annotations
 
+import contextlib
 import math
 import queue
 import sys
@@ -20,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rm_methods.system.tracking_address import redacted, resolve_uri
+from rm_methods.system.tracking_address import resolve_uri
 from rm_methods.tracking.export import ROWS_PER_CALL, experiment_id_of, runs_of
 from rm_methods.tracking.records import CONFIGURED, StepMetric, step_metrics
 from rm_methods.tracking.store import ensure_store, import_mlflow, one_line, unreachable_reason
@@ -78,10 +79,8 @@ class LiveMetrics:
 
     def row(self, row: Mapping[str, Any]) -> None:
         """Queue a line; without room for it, it is left to the export."""
-        try:
+        with contextlib.suppress(queue.Full):
             self._queue.put_nowait(row)
-        except queue.Full:
-            pass
 
     def end(self, *, is_finished: bool) -> str | None:
         """Wait a few seconds for the lines that are queued.
@@ -95,7 +94,7 @@ class LiveMetrics:
         self._ending.set()
         self._thread.join(SECONDS_TO_END)
         if self._thread.is_alive():
-            self._report(f"the server did not answer within {SECONDS_TO_END} s at the end")
+            self._report(f"not all lines were sent {SECONDS_TO_END} s after the end")
         return self.run_id
 
     def _work(self) -> None:
@@ -172,10 +171,9 @@ class LiveMetrics:
         if self._is_reported:
             return
         self._is_reported = True
-        address = redacted(self.tracking_uri) if self.tracking_uri else "MLflow"
         print(
-            f"{self.run.variant} seed {self.run.seed}: no live metrics in {address}: {reason.rstrip('.')}. The training "
-            "goes on; `rm-methods track` exports the run afterward.",
+            f"{self.run.variant} seed {self.run.seed}: no live metrics in MLflow from now on: {reason.rstrip('.')}. "
+            "The training goes on, and `rm-methods track` exports the run afterward.",
             file=sys.stderr,
             flush=True,
         )
