@@ -240,7 +240,7 @@ class Validation(TrainerCallback):
         """The metrics of a set, over all ranks."""
         trainer = self.trainer
         # Under ZeRO-3 only the engine gathers the shards. DDP would exchange buffers for nothing.
-        model = trainer.model_wrapped if trainer.is_deepspeed_enabled else trainer.model
+        model: Any = trainer.model_wrapped if trainer.is_deepspeed_enabled else trainer.model
         device = trainer.args.device
         statistics = PairStatistics()
         model.eval()
