@@ -60,6 +60,11 @@ def conflicts(config: dict[str, Any]) -> list[str]:
     problems += _axis_conflicts(config)
     problems += _data_conflicts(config)
     problems += validation_conflicts(config)
+    if config["tracking"]["live"] and not config["tracking"]["enabled"]:
+        problems.append(
+            "tracking.live: true, but tracking.enabled is false, so no export would complete the live runs; set "
+            "enabled to true, or live to false"
+        )
     problems += _diagnostics_conflicts(config)
     problems += _overoptimization_conflicts(config)
     reference = config["comparison"]["reference"]

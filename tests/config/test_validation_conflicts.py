@@ -102,5 +102,11 @@ def test_the_file_of_test_pairs_may_not_choose(tmp_path):
     assert "is the file of data.test, which must not choose the model" in message
 
 
+def test_live_metrics_need_the_export(tmp_path):
+    message = refused(tmp_path, tracking={"live": True, "enabled": False})
+    assert message.startswith("tracking.live: true, but tracking.enabled is false")
+    experiment_config(tmp_path, tracking={"live": True})
+
+
 def test_nothing_is_checked_while_validation_is_off(tmp_path):
     experiment_config(tmp_path, training={"validation": {"sets": ["absent.jsonl"]}, "best": {"set": "other"}})
