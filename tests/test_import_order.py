@@ -27,6 +27,7 @@ ORDER = (
     "interaction",
     "scoring",
     "methods",
+    "model_card",
     "config",
     "training",
     "policies",
@@ -37,8 +38,12 @@ ORDER = (
     "diagnostics",
     "comparison",
     "leaderboard",
+    "sharing",
     "tracking",
+    "html_report",
+    "bundle",
     "listing",
+    "commands",
     "cli",
 )
 # The scorer looks up the method that a model folder names.

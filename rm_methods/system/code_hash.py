@@ -37,6 +37,7 @@ STAGES: dict[str, tuple[str, ...]] = {
     "ppo": ("ppo.run",),
     "overoptimization": ("overoptimization.summarize",),
     "compare": ("comparison.compare", "comparison.noise"),
+    "html_report": ("html_report.page",),
     "tune": ("comparison.tuning",),
     "track": ("tracking.export",),
 }
@@ -45,6 +46,7 @@ STAGES: dict[str, tuple[str, ...]] = {
 # that `config` fills in and `experiment` lists are part of the parameters of every job.
 PLUMBING = (
     "cli",
+    "commands",
     "config.conflicts",
     "config.resolve",
     "errors",
@@ -52,6 +54,7 @@ PLUMBING = (
     "files",
     "listing",
     "methods.user_code",
+    "model_card",
     "planning",
     "run_card",
     "system.cluster",

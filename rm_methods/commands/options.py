@@ -1,0 +1,107 @@
+"""Options that several verbs share, and checks of their values."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from rm_methods.errors import UserError
+
+FILE = click.Path(dir_okay=False, path_type=Path)
+FOLDER = click.Path(file_okay=False, path_type=Path)
+SEED = click.IntRange(min=0, max=2**32 - 1)
+config_option = click.option(
+    "--config",
+    "config_files",
+    multiple=True,
+    required=True,
+    type=FILE,
+    help="Configuration file; repeatable, later files override earlier ones.",
+)
+variant_option = click.option("--variant", required=True, help="Name of a variant: a key of `methods:`.")
+seed_option = click.option("--seed", required=True, type=SEED, help="Seed of the run.")
+experiment_option = click.option(
+    "--experiment", "folder", required=True, type=FOLDER, help="Folder of the experiment's results."
+)
+threads_option = click.option(
+    "--threads", type=click.IntRange(min=0), default=0, help="CPU threads; 0 lets torch decide."
+)
+benchmarks_option = click.option("--benchmark", multiple=True, required=True, help="Name of a benchmark; repeatable.")
+items_option = click.option(
+    "--items", multiple=True, required=True, type=FILE, help="Benchmark items, one file per --benchmark."
+)
+policy_option = click.option("--policy", required=True, type=FOLDER, help="Policy folder.")
+checkpoints_option = click.option(
+    "--work", required=True, type=FOLDER, help="Folder for checkpoints of unfinished runs."
+)
+samples_option = click.option("--work", required=True, type=FOLDER, help="Folder for unfinished samples.")
+
+
+def external_model_options(command):
+    """Options for reward models from elsewhere, collected in `model_options`."""
+
+    @functools.wraps(command)
+    def with_options(chat_template, label, reference, trust_remote_code, **arguments):
+        from rm_methods.scoring.model_options import ModelOptions
+
+        options = ModelOptions(chat_template, label, reference, trust_remote_code)
+        return command(model_options=options, **arguments)
+
+    for option in (
+        click.option(
+            "--trust-remote-code", is_flag=True, help="Run the Python code that comes with the model; read it before."
+        ),
+        click.option(
+            "--reference",
+            default=None,
+            help="Reference of a policy trained by DPO, whose implicit reward is scored: folder, hub id, or none.",
+        ),
+        click.option(
+            "--label", default=None, help="Name or number of the output that is the reward, if the head has several."
+        ),
+        click.option(
+            "--chat-template", type=FILE, default=None, help="Jinja file, in place of the tokenizer's chat template."
+        ),
+    ):
+        with_options = option(with_options)
+    return with_options
+
+
+def check_variant(config: Mapping[str, Any], variant: str) -> None:
+    """Refuse a variant that the configuration does not have."""
+    from rm_methods.errors import nearest
+
+    if variant not in config["methods"]:
+        raise UserError(f"Unknown variant '{variant}'. {nearest(variant, config['methods'])}")
+
+
+def benchmark_items(benchmarks: Sequence[str], items: Sequence[Path]) -> list[tuple[str, Path]]:
+    """The benchmarks, each with its file of items."""
+    if len(benchmarks) != len(items):
+        raise UserError(
+            f"{len(benchmarks)} --benchmark but {len(items)} --items were given; give one --items for each --benchmark."
+        )
+    return list(zip(benchmarks, items, strict=True))
+
+
+def counts_text(counts: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name}: {value}" for name, value in counts.items())
+
+
+def named_folders(option: str, texts: tuple[str, ...]) -> dict[str, list[Path]]:
+    """NAME=FOLDER options as a mapping; a name may have several folders."""
+    return named_paths(option, texts, "teacher=results/x/runs/joint_encoder/seed0/model")
+
+
+def named_paths(option: str, texts: tuple[str, ...], example: str) -> dict[str, list[Path]]:
+    """NAME=PATH options as a mapping; a name may have several paths."""
+    if wrong := [text for text in texts if "=" not in text]:
+        raise UserError(f"{option} {wrong[0]}: write NAME=PATH, for instance {example}.")
+    paths: dict[str, list[Path]] = {}
+    for name, path in (text.split("=", 1) for text in texts):
+        paths.setdefault(name, []).append(Path(path))
+    return paths

@@ -1,0 +1,547 @@
+"""Verbs that people use: cards, configurations, scoring, benchmarks, comparisons."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+from rm_methods.commands.options import (
+    FILE,
+    FOLDER,
+    config_option,
+    experiment_option,
+    external_model_options,
+    named_paths,
+    threads_option,
+)
+from rm_methods.commands.verb import verb
+from rm_methods.errors import UserError
+
+
+@verb("list")
+@click.argument("what", type=click.Choice(["methods", "benchmarks", "datasets"]))
+def list_cards(what):
+    """List methods, benchmarks or datasets.
+
+    A configuration names them.
+    """
+    from rm_methods.listing import listing
+
+    click.echo(listing(what))
+    if what == "methods":
+        # Not on stdout, so that a pipe gets one line a method.
+        click.echo("`rm-methods show METHOD` describes one of them, with its settings.", err=True)
+
+
+@verb()
+@click.argument("method")
+def show(method):
+    """Describe a method: source, cost, and every setting.
+
+    Also prints lines of YAML to copy into a configuration.
+    """
+    from rm_methods.listing import method_page
+
+    click.echo(method_page(method))
+
+
+@verb()
+@click.option(
+    "--data",
+    required=True,
+    type=click.Path(exists=True, path_type=Path),
+    help="File of preference pairs, or folder with train.*, validation.* and test.*.",
+)
+@click.option("--test", type=FILE, default=None, help="File of test pairs; default: a share of the prompts of --data.")
+@click.option(
+    "--backbone",
+    default=None,
+    help="Folder or hub id of the model to train, or tiny; default: the best that needs no network.",
+)
+@click.option("--out", type=FILE, default=None, help="File to write; default: the name of --data with .yaml.")
+@click.option(
+    "--option", "options", multiple=True, help="NAME=VALUE of the reader, such as chosen_field=better; repeatable."
+)
+@click.option("--force", is_flag=True, help="Overwrite the file.")
+def init(data, test, backbone, out, options, force):
+    """Write a configuration for your own pairs.
+
+    Prints what was read.  The configuration compares methods on held-out pairs, and runs without a change.
+    """
+    from yaml import YAMLError
+
+    from rm_methods.config.starter import write_starter
+    from rm_methods.yaml_files import parse_yaml
+
+    values = {}
+    for option in options:
+        name, separator, text = option.partition("=")
+        if not separator:
+            raise UserError(f"--option {option}: write NAME=VALUE, for instance chosen_field=better.")
+        try:
+            values[name] = parse_yaml(text)[0]
+        except YAMLError:
+            values[name] = text
+    click.echo(write_starter(data, out, test=test, backbone=backbone, options=values, force=force))
+
+
+@verb()
+@config_option
+@click.option("--full", is_flag=True, help="Print the configuration with all defaults instead, as YAML.")
+def check(config_files, full):
+    """Check a configuration: say OK and what would run, or list all its mistakes.
+
+    With --full, prints the configuration with all defaults.
+    """
+    from rm_methods.config.resolve import load_config
+    from rm_methods.listing import configuration_text
+    from rm_methods.yaml_files import yaml_text
+
+    config = load_config(config_files, before_workflow=True)
+    source = ", ".join(map(str, config_files))
+    if full:
+        click.echo(yaml_text(config), nl=False)
+    else:
+        click.echo(f"OK: {source}: {configuration_text(config)}")
+
+
+@verb()
+@config_option
+@click.option(
+    "--gpu",
+    default="h100",
+    show_default=True,
+    help="GPU type to assume: a100, h100, h200 or b200.",
+)
+@click.option(
+    "--utilization",
+    type=float,
+    default=0.4,
+    show_default=True,
+    help="Share of the GPU's peak speed that training reaches.",
+)
+@click.option(
+    "--pairs", type=click.IntRange(min=1), default=None, help="Number of training pairs, if none are prepared."
+)
+@click.option("--prompt-tokens", type=float, default=None, help="Mean tokens of a prompt, if no pairs are prepared.")
+@click.option(
+    "--response-tokens", type=float, default=None, help="Mean tokens of a response, if no pairs are prepared."
+)
+@click.option(
+    "--responses", type=click.IntRange(min=1), default=None, help="Number of responses scored per benchmark and run."
+)
+@click.option("--shape", default=None, help="Size of the backbone to assume: 135M, 1B, 8B or 70B.")
+def plan(config_files, **options):
+    """Estimate the cost of an experiment before it runs.
+
+    Prints jobs, GPU-hours, memory and disk.
+    """
+    from rm_methods.config.resolve import load_config
+    from rm_methods.planning import plan as planning
+    from rm_methods.planning.plan_text import plan_text
+
+    config = load_config(config_files)
+    assumptions = planning.make_assumptions(
+        config, {name: value for name, value in options.items() if value is not None}
+    )
+    plans = planning.plan(config, assumptions)
+    click.echo(plan_text(config, plans, assumptions, planning.job_counts(config_files)))
+
+
+@verb()
+@click.option("--model", required=True, type=FOLDER, help="Reward-model folder, or folder with a scorer.json.")
+@click.option(
+    "--data",
+    multiple=True,
+    required=True,
+    help="File of benchmark items or preference pairs, or name of a benchmark or dataset; repeatable.",
+)
+@click.option(
+    "--out",
+    multiple=True,
+    required=True,
+    type=FILE,
+    help="Score table to write, one per --data; .parquet, .csv or .jsonl.",
+)
+@click.option("--root", type=FOLDER, default=None, help="Folder with the files of a benchmark or dataset.")
+@click.option(
+    "--config", "config_files", multiple=True, type=FILE, help="Configuration with the scoring settings; repeatable."
+)
+@threads_option
+@click.option(
+    "--max-length",
+    type=click.IntRange(min=32),
+    default=None,
+    help="Longest sequence in tokens; default that of --config, or the model's.",
+)
+@click.option(
+    "--protocol",
+    type=click.Choice(["counted", "strict"]),
+    default=None,
+    help="Too long a text is cut and counted (default), or gets no score.",
+)
+@click.option(
+    "--precision",
+    type=click.Choice(["fp32", "bf16"]),
+    default=None,
+    help="Precision of the backbone; the head is always fp32.",
+)
+@click.option(
+    "--layout",
+    type=click.Choice(["auto", "packed", "plain"]),
+    default=None,
+    help="Batch layout: packed has each prompt once, plain pads.",
+)
+@click.option("--attention", default=None, help="Attention of transformers: auto, sdpa, eager, flash_attention_2.")
+@click.option(
+    "--tokens-per-batch",
+    type=click.IntRange(min=32),
+    default=None,
+    help="Largest number of tokens in one forward pass.",
+)
+@click.option(
+    "--bf16-in-batches",
+    is_flag=True,
+    default=None,
+    help="Use batches in bf16, too: faster, but scores depend on the batch.",
+)
+@click.option("--strict", is_flag=True, help="Fail if any row cannot be scored.")
+@external_model_options
+def score(model, data, out, root, config_files, strict, model_options, **options):
+    """Score responses with a reward model.
+
+    Writes a score table for each --data.  Prints a report on the rows and the accuracy, and stores it beside the table.
+    """
+    from dataclasses import replace
+
+    from rm_methods.config.resolve import load_config
+    from rm_methods.scoring.model_source import own_length
+    from rm_methods.scoring.score import score_files
+    from rm_methods.scoring.scorer import ScoringSettings, scoring_settings
+
+    if len(data) != len(out):
+        raise UserError(f"{len(data)} --data but {len(out)} --out were given; give one --out for each --data.")
+    if config_files:
+        configured = scoring_settings(load_config(config_files))
+    else:
+        configured = ScoringSettings(max_length=own_length(model) or ScoringSettings.max_length)
+    settings = replace(configured, **{name: value for name, value in options.items() if value is not None})
+    jobs = list(zip(data, out, strict=True))
+    reports = score_files(model, jobs, root, settings, strict, also_read=config_files, model_options=model_options)
+    click.echo("\n\n".join(reports))
+
+
+@verb()
+@click.option("--model", required=True, help="Reward-model folder, or id of the Hugging Face hub.")
+@click.option("--revision", default=None, help="Commit of a hub id.")
+@click.option(
+    "--benchmarks", "names", required=True, help="Names of benchmarks, separated by commas: rewardbench2,rm_bench."
+)
+@click.option(
+    "--root", "roots", multiple=True, help="NAME=FOLDER with the public files; without it, from the hub; repeatable."
+)
+@click.option("--limit", type=click.IntRange(min=1), default=None, help="At most this many items of each subset.")
+@click.option(
+    "--training-data",
+    multiple=True,
+    help="File of preference pairs that the model was trained on, to count the items that occur in it; repeatable.",
+)
+@click.option("--out", type=FOLDER, default=None, help="Folder to write; default results/benchmark/<model>.")
+@threads_option
+@click.option(
+    "--max-length", type=click.IntRange(min=32), default=None, help="Longest sequence in tokens; default the model's."
+)
+@click.option(
+    "--precision",
+    type=click.Choice(["fp32", "bf16"]),
+    default="fp32",
+    show_default=True,
+    help="Precision of the backbone; the head is always fp32.",
+)
+@click.option(
+    "--tokens-per-batch",
+    type=click.IntRange(min=32),
+    default=4096,
+    show_default=True,
+    help="Largest number of tokens in one forward pass.",
+)
+@click.option(
+    "--protocol",
+    type=click.Choice(["counted", "official", "strict"]),
+    default="counted",
+    show_default=True,
+    help="Too long a text is cut and counted; cut as the official script does; or gets no score.",
+)
+@external_model_options
+def benchmark(
+    model, revision, names, roots, limit, training_data, out, threads, max_length, protocol, model_options, **settings
+):
+    """Score a reward model on benchmarks, without an experiment.
+
+    Prints a table for each benchmark, beside rules that do not read the text.  A stopped command continues.
+    """
+    from rm_methods.leaderboard.model_run import Target, run_model
+    from rm_methods.scoring.scorer import ScoringSettings
+
+    folders = named_paths("--root", roots, "rm_bench=data/rm_bench")
+    wanted = [name.strip() for name in names.split(",") if name.strip()]
+    if unused := [name for name in folders if name not in wanted]:
+        raise UserError(f"--root {unused[0]}=...: this benchmark is not among --benchmarks {','.join(wanted)}.")
+    options = {} if limit is None else {"limit": limit}
+    targets = [Target(name, folders[name][-1] if name in folders else None, options) for name in wanted]
+    out = out or Path("results/benchmark") / model.rstrip("/").replace("/", "--").lstrip(".-")
+    click.echo(
+        run_model(
+            model,
+            targets,
+            out,
+            ScoringSettings(threads=threads, protocol="counted" if protocol == "official" else protocol, **settings),
+            official=protocol == "official",
+            revision=revision,
+            max_length=max_length,
+            options=model_options,
+            training_data=training_data,
+        ),
+        nl=False,
+    )
+    click.echo(f"\nTables and scores: {out}")
+
+
+@verb()
+@click.argument("folders", nargs=-1, type=click.Path(path_type=Path))
+@click.option(
+    "--config",
+    "config_files",
+    multiple=True,
+    type=FILE,
+    help="Configuration file; repeatable, later files override earlier ones.",
+)
+@click.option("--experiment", "folder", type=FOLDER, help="Folder of the experiment's results.")
+@click.option(
+    "--out", type=FOLDER, help="Folder to write tables and figures to; of several FOLDERS: default beside the first."
+)
+@click.option("--reference", help="Of several FOLDERS: variant that the others are compared with.")
+@click.option("--benchmark", multiple=True, help="Of several FOLDERS: benchmark to compare on; repeatable.")
+@click.option("--same-data", is_flag=True, help="Of several FOLDERS: fail if the training data differ.")
+def compare(folders, config_files, folder, out, reference, benchmark, same_data):
+    """Compare all runs of an experiment, or of several FOLDERS.
+
+    Writes tables and figures.  One experiment needs --config, --experiment and --out.  Two or more FOLDERS of results
+    need no configuration; they are refused if they were not measured alike.  A folder may be a bundle, too.
+    """
+    from tempfile import TemporaryDirectory
+
+    from rm_methods.bundle.archive import unpacked_folders
+    from rm_methods.comparison.compare import compare as run
+    from rm_methods.comparison.contamination import contamination_of
+    from rm_methods.comparison.folders import compare_folders
+    from rm_methods.comparison.noise import compare_across_noise
+    from rm_methods.comparison.runs import compared_columns
+    from rm_methods.config.resolve import load_config, reference_variant
+    from rm_methods.config.variants import noise_levels
+    from rm_methods.experiment.evaluated_runs import evaluated_runs
+    from rm_methods.experiment.experiment import Experiment
+
+    if folders:
+        if config_files or folder:
+            raise UserError("Name FOLDERS, or --config and --experiment, but not both.")
+        out = out or folders[0].resolve().parent / "_".join(["comparison", *map(_stem, folders)])
+        with TemporaryDirectory() as scratch:
+            unpacked = unpacked_folders(folders, Path(scratch))
+            result = compare_folders(unpacked, out, reference=reference, benchmarks=benchmark, same_data=same_data)
+        click.echo(result.text)
+        click.echo(f"Written to {result.files['table.txt'].parent}.", err=True)
+        return
+    given = {"--config": config_files, "--experiment": folder, "--out": out}
+    if missing := [name for name, value in given.items() if not value]:
+        raise UserError(f"{', '.join(missing)} missing. Give --config, --experiment and --out, or two or more FOLDERS.")
+    if reference or benchmark or same_data:
+        raise UserError("--reference, --benchmark and --same-data are for several FOLDERS; the configuration has them.")
+    config = load_config(config_files)
+    experiment = Experiment(config)
+    runs = evaluated_runs(experiment, folder)
+    columns = compared_columns(config)
+    reference = reference_variant(config)
+    correction = config["comparison"]["correction"]
+    overlaps = contamination_of(experiment, folder)
+    if levels := noise_levels(config):
+        result = compare_across_noise(runs, columns, reference, levels, out, correction, contamination=overlaps)
+    else:
+        result = run(runs, columns, reference, out, correction, contamination=overlaps)
+    click.echo(result.text)
+
+
+@verb()
+@experiment_option
+@click.option("--out", type=FILE, default=None, help="Archive to write; default: <experiment>.zip beside the folder.")
+def bundle(folder, out):
+    """Pack the results of a finished experiment into one archive.
+
+    Configuration, run cards, score tables, tables, figures and checksums; no weights.  `rm-methods verify` checks it.
+    """
+    from rm_methods.bundle.archive import write_bundle
+
+    out = out or folder.resolve().parent / f"{folder.resolve().name}.zip"
+    manifest = write_bundle(folder, out)
+    click.echo(f"{out}: {len(manifest.files)} files, {out.stat().st_size / 1e6:.1f} MB.")
+    for name, license_text in manifest.masked.items():
+        click.echo(f"Without the texts of {name}: license {license_text}")
+
+
+@verb()
+@click.argument("bundle_file", metavar="BUNDLE", type=FILE)
+def verify(bundle_file):
+    """Compute the tables and figures of a bundle again.
+
+    Needs no GPU and no network.  Names each number that differs, and exits with status 1 if one does.
+    """
+    from rm_methods.bundle.verify import verify as run
+
+    result = run(bundle_file)
+    click.echo(result.text)
+    if result.differences:
+        sys.exit(1)
+
+
+@verb()
+@experiment_option
+@click.option(
+    "--config",
+    "config_files",
+    multiple=True,
+    type=FILE,
+    help="Configuration file; repeatable; default: the one stored in the folder.",
+)
+@click.option("--out", type=FILE, default=None, help="HTML file to write; default: report.html in the folder.")
+def report(folder, config_files, out):
+    """Write the report of an experiment: one HTML page, which needs no network.
+
+    Verdict, table, figures, protocol, and how to run it again.  Of an unfinished experiment, it shows what is there.
+    """
+    from rm_methods.config.resolve import load_config
+    from rm_methods.experiment.layout import Layout
+    from rm_methods.html_report.page import write_report
+    from rm_methods.html_report.stored_results import newest_config
+
+    config = load_config(config_files) if config_files else newest_config(folder)
+    click.echo(write_report(config, folder, out or Layout(folder).report))
+
+
+@verb()
+@experiment_option
+@click.option(
+    "--config",
+    "config_files",
+    multiple=True,
+    type=FILE,
+    help="Configuration file; repeatable; default: the one stored in the folder.",
+)
+@click.option(
+    "--difference",
+    type=click.FloatRange(min=0, max=100, min_open=True),
+    default=5,
+    show_default=True,
+    help="Difference to see, in points.",
+)
+@click.option("--rivals", type=click.IntRange(min=1), help="Number of methods to test; default: as in the pilot.")
+@click.option("--reference", help="Variant to compare with; default: that of the configuration.")
+@click.option("--out", type=FOLDER, help="Folder to write to; default: power/ of the experiment's folder.")
+def power(folder, config_files, difference, rivals, reference, out):
+    """Plan seeds and items from a finished pilot.
+
+    Prints the differences that other numbers of seeds and items could show.  Writes tables and a figure.
+    """
+    from rm_methods.comparison.power import power as plan_study
+    from rm_methods.comparison.runs import compared_columns, read_runs, recorded_columns
+    from rm_methods.config.resolve import load_config, reference_variant
+    from rm_methods.config.variants import noise_levels
+    from rm_methods.experiment.evaluated_runs import evaluated_runs
+    from rm_methods.experiment.experiment import Experiment
+    from rm_methods.experiment.stored_experiment import stored_experiment
+
+    if config_files:
+        config = load_config(config_files)
+        files = evaluated_runs(Experiment(config), folder)
+        columns = compared_columns(config)
+    else:
+        stored = stored_experiment(folder)
+        config = stored.config
+        files = list(stored.runs)
+        columns = recorded_columns(config, files)
+    runs = read_runs(files, columns)
+    if levels := noise_levels(config):
+        names = [name for level in levels if reference in level.variants for name in level.variants]
+        if not names:
+            raise UserError(
+                "The experiment has several levels of label noise. Name the variant to compare with, whose level then "
+                f"counts: --reference, one of {', '.join(config['methods'])}."
+            )
+        runs = [run for run in runs if run.variant in names]
+    result = plan_study(
+        runs,
+        columns,
+        reference or reference_variant(config),
+        out or folder / "power",
+        difference=difference / 100,
+        rivals=rivals,
+        correction=config["comparison"]["correction"],
+    )
+    click.echo(result.text)
+
+
+@verb()
+@click.option(
+    "--folder",
+    type=FOLDER,
+    default=Path("."),
+    help="Only jobs that were submitted from this folder; default: the current folder.",
+)
+@click.option("--everywhere", is_flag=True, help="All your jobs with the prefix, from any folder.")
+@click.option(
+    "--prefix", default="rm-methods", show_default=True, help="Job-name prefix of the profile (slurm-jobname-prefix)."
+)
+@click.option("--list", "only_list", is_flag=True, help="Only list the jobs.")
+def cancel(folder, everywhere, prefix, only_list):
+    """Cancel the Slurm jobs of a killed workflow.
+
+    Waits until they are gone.
+    """
+    from rm_methods.system import cluster
+
+    folder = None if everywhere else folder
+    jobs = cluster.queued_jobs(prefix, folder) if only_list else cluster.cancel(folder, prefix)
+    where = "anywhere" if folder is None else f"submitted from {folder.resolve()}"
+    if not jobs:
+        click.echo(f"No {prefix} jobs {where} in Slurm's queue.")
+        return
+    click.echo(f"{len(jobs)} {prefix} jobs {where}{'' if only_list else ', canceled'}:\n{cluster.describe(jobs)}")
+    if not only_list:
+        click.echo(
+            "Next: snakemake --unlock, then start the workflow again with --rerun-incomplete. Runs continue from their "
+            "checkpoints."
+        )
+
+
+def _stem(results: Path) -> str:
+    """The name of a folder of results, or of a bundle without its suffix."""
+    return results.stem if results.suffix == ".zip" else results.resolve().name
+
+
+# In the order of their use, as `rm-methods --help` lists them.
+VERBS = (
+    list_cards,
+    show,
+    init,
+    check,
+    plan,
+    score,
+    benchmark,
+    compare,
+    report,
+    bundle,
+    verify,
+    power,
+    cancel,
+)
