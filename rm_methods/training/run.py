@@ -17,6 +17,7 @@ from rm_methods.errors import UserError
 from rm_methods.files import file_hash, read_json, write_json, written_atomically
 from rm_methods.methods.registry import MethodCard, load_method, load_method_card
 from rm_methods.model_card.text import write_card
+from rm_methods.preferences.data_sources import dataset_name
 from rm_methods.preferences.pair import PreferencePair, read_pairs
 from rm_methods.reward_models.backbones import RECORD, WORLD_SCRATCH
 from rm_methods.reward_models.model_folder import weights_hash, write_checksums
@@ -522,7 +523,7 @@ def _write_summary(run: _Run, cost: RunCost, metrics: FinalMetrics, records: Tra
         "training": config["training"] if trained else {},
         "backbone": backbone,
         "data": {
-            "dataset": config["data"]["dataset"],
+            "dataset": dataset_name(config["data"]),
             "hash": run.pairs_hash,
             "pairs": len(read_pairs(run.files.pairs, splits=["train"])),
         },
