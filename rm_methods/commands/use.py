@@ -9,6 +9,9 @@ import click
 from rm_methods.commands.options import (
     FILE,
     FOLDER,
+    complete_benchmarks,
+    complete_data,
+    complete_methods,
     config_option,
     experiment_option,
     external_model_options,
@@ -35,7 +38,7 @@ def list_cards(what):
 
 
 @verb()
-@click.argument("method")
+@click.argument("method", shell_complete=complete_methods)
 def show(method):
     """Describe a method: source, cost, and every setting.
 
@@ -155,6 +158,7 @@ def plan(config_files, **options):
     "--data",
     multiple=True,
     required=True,
+    shell_complete=complete_data,
     help="File of benchmark items or preference pairs, or name of a benchmark or dataset; repeatable.",
 )
 @click.option(
@@ -236,7 +240,12 @@ def score(model, data, out, root, config_files, strict, model_options, **options
 @click.option("--model", required=True, help="Reward-model folder, or id of the Hugging Face hub.")
 @click.option("--revision", default=None, help="Commit of a hub id.")
 @click.option(
-    "--benchmarks", "names", required=True, help="Names of benchmarks, separated by commas: rewardbench2,rm_bench."
+    "--benchmarks",
+    "names",
+    multiple=True,
+    required=True,
+    shell_complete=complete_benchmarks,
+    help="Names of benchmarks, separated by commas or blanks: rewardbench2,rm_bench.",
 )
 @click.option(
     "--root", "roots", multiple=True, help="NAME=FOLDER with the public files; without it, from the hub; repeatable."
@@ -285,7 +294,7 @@ def benchmark(
     from rm_methods.scoring.scorer import ScoringSettings
 
     folders = named_paths("--root", roots, "rm_bench=data/rm_bench")
-    wanted = [name.strip() for name in names.split(",") if name.strip()]
+    wanted = [name.strip() for text in names for name in text.split(",") if name.strip()]
     if unused := [name for name in folders if name not in wanted]:
         raise UserError(f"--root {unused[0]}=...: this benchmark is not among --benchmarks {','.join(wanted)}.")
     options = {} if limit is None else {"limit": limit}

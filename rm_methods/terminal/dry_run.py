@@ -18,7 +18,10 @@ _REASONS = (
     (re.compile(r"Updated input files: (.*)"), "input changed"),
     (re.compile(r"Input files updated by another job: (.*)"), _FOLLOWS),
     (re.compile(r"Forced execution"), "forced"),
-    (re.compile(r"(?:Set of input files has changed|Params have changed|Code has changed|Software env).*"), "rule changed"),
+    (
+        re.compile(r"(?:Set of input files has changed|Params have changed|Code has changed|Software env).*"),
+        "rule changed",
+    ),
 )
 
 

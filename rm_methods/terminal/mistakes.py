@@ -49,9 +49,7 @@ def explained(exception: str, text: str, folder: Path = Path(".")) -> str | None
         if match := _NO_FILE_TO_READ.search(text):
             return f"--configfile {match[3]}: {match[2]}. Name a YAML file that can be read."
     if "Config file is not valid JSON or YAML" in text:
-        return (
-            "A file of --configfile is not valid YAML (or JSON). `rm-methods check --config FILE` names the line."
-        )
+        return "A file of --configfile is not valid YAML (or JSON). `rm-methods check --config FILE` names the line."
     if "Target rules may not contain wildcards" in text:
         return (
             "This rule is a job for each run, so Snakemake cannot know which one you mean. Name a file that it makes, "

@@ -118,7 +118,9 @@ class Terminal:
 
     def _end(self) -> str:
         if self.settings.dryrun:
-            return dry_run_text(self.table, self.planned) if self.table and not self.is_raw and not self.is_silent else ""
+            return (
+                dry_run_text(self.table, self.planned) if self.table and not self.is_raw and not self.is_silent else ""
+            )
         if self.failures:
             log = f"\nSnakemake's log: {self.log_file}" if self.log_file else ""
             return "\n" + failure_text(list(self.failures.values()), self.jobs.done, self.jobs.total) + log
@@ -176,6 +178,10 @@ class Terminal:
 
     def _finished(self, record: Any, _formatted: Any) -> None:
         self.jobs.finish(record.job_id)
+        if self.jobs.done >= self.jobs.total:
+            # The tables of the workflow follow.
+            self.ended.set()
+            self.screen.close()
 
     def _failed(self, record: Any, _formatted: Any) -> None:
         job = self.jobs.drop(record.jobid)
@@ -236,6 +242,4 @@ def _paths(files: Any) -> list[Path]:
 def _snakemakes_filter(settings: Any) -> logging.Filter:
     from snakemake.logging import DefaultFilter
 
-    return DefaultFilter(
-        settings.quiet, settings.debug_dag, settings.verbose, settings.dryrun, settings.printshellcmds
-    )
+    return DefaultFilter(settings.quiet, settings.debug_dag, settings.verbose, settings.dryrun, settings.printshellcmds)
