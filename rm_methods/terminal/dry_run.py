@@ -14,7 +14,7 @@ _FOLLOWS = "its input is made first"
 _REASONS = (
     (re.compile(r"Missing output files: (.*)"), "no result yet"),
     (re.compile(r"Incomplete output files: (.*)"), "stopped before its end"),
-    (re.compile(r"Updated input files: (?:.*/config/asked/[^/,]*\.json,? ?)+$"), "settings or code changed"),
+    (re.compile(r"Updated input files: (?:[^,]*/config/asked/[^,]*\.json(?:, )?)+$"), "settings or code changed"),
     (re.compile(r"Updated input files: (.*)"), "input changed"),
     (re.compile(r"Input files updated by another job: (.*)"), _FOLLOWS),
     (re.compile(r"Forced execution"), "forced"),
