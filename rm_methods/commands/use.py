@@ -113,10 +113,10 @@ def check(config_files, full):
 @config_option
 @click.option(
     "--gpu",
-    default="h100",
-    show_default=True,
-    help="GPU type to assume: a100, h100, h200 or b200.",
+    default=None,
+    help="GPU type to assume: a100, h100, h200 or b200; default: CPUs if resources.gpus is 0, else h100.",
 )
+@click.option("--cores", type=click.IntRange(min=1), default=None, help="CPU cores to assume; default: all of them.")
 @click.option(
     "--utilization",
     type=float,
@@ -135,19 +135,24 @@ def check(config_files, full):
     "--responses", type=click.IntRange(min=1), default=None, help="Number of responses scored per benchmark and run."
 )
 @click.option("--shape", default=None, help="Size of the backbone to assume: 135M, 1B, 8B or 70B.")
-def plan(config_files, **options):
+def plan(config_files, cores, **options):
     """Estimate the cost of an experiment before it runs.
 
-    Prints jobs, GPU-hours, memory and disk.
+    Prints jobs, wall time on CPUs or GPU-hours, memory and disk.
     """
     from rm_methods.config.resolve import load_config
     from rm_methods.planning import plan as planning
+    from rm_methods.planning.cpu_text import cores_of_this_machine, cpu_plan_text
     from rm_methods.planning.plan_text import plan_text
 
     config = load_config(config_files)
-    assumptions = planning.make_assumptions(
-        config, {name: value for name, value in options.items() if value is not None}
-    )
+    given = {name: value for name, value in options.items() if value is not None}
+    if cores and "gpu" in given:
+        raise UserError("--cores plans for CPUs and --gpu for GPUs; give one of them.")
+    assumptions = planning.make_assumptions(config, given)
+    if cores or ("gpu" not in given and config["resources"]["gpus"] == 0):
+        click.echo(cpu_plan_text(config, config_files, assumptions, given, cores or cores_of_this_machine()))
+        return
     plans = planning.plan(config, assumptions)
     click.echo(plan_text(config, plans, assumptions, planning.job_counts(config_files)))
 

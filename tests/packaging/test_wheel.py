@@ -32,7 +32,10 @@ def wheel(tmp_path_factory) -> Path:
         text=True,
     )
     for name in listed.stdout.splitlines():
-        if name.startswith(("rm_methods/", "pyproject.toml", "README.md", "LICENSE")) and (REPOSITORY / name).is_file():
+        if (
+            name.startswith(("rm_methods/", "snakemake_logger_plugin", "pyproject.toml", "README.md", "LICENSE"))
+            and (REPOSITORY / name).is_file()
+        ):
             (source / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(REPOSITORY / name, source / name)
     wheels = tmp_path_factory.mktemp("wheels")

@@ -18,7 +18,10 @@ MISSING = "Missing output files: results/x/a, results/x/b; Input files updated b
             "Input files updated by another job: c; Updated input files: results/x/config/asked/a_made_with.12.json",
             ("settings or code changed", ""),
         ),
-        ("Updated input files: data/train.jsonl, results/x/config/asked/a.1.json", ("input changed", "data/train.jsonl")),
+        (
+            "Updated input files: data/train.jsonl, results/x/config/asked/a.1.json",
+            ("input changed", "data/train.jsonl"),
+        ),
         ("Forced execution", ("forced", "")),
         ("Code has changed since last execution", ("rule changed", "")),
         ("A reason of a later Snakemake", ("A reason of a later Snakemake", "")),

@@ -11,9 +11,7 @@ NO_RULE = (
     "MissingRuleException:\nNo rule to produce {} (if you use input functions make sure that they don't raise unexpected "
     "exceptions)."
 )
-LOADING = (
-    'Traceback (most recent call last):\n\n  File "configfile.py", line 12, in _load_configfile\n    obj = open(...)\n\n{}\n'
-)
+LOADING = 'Traceback (most recent call last):\n\n  File "configfile.py", line 12, in _load_configfile\n    obj = open(...)\n\n{}\n'
 
 
 def said(exception, text):
@@ -95,7 +93,11 @@ def test_what_the_message_of_a_failed_job_says_better_is_left_out(exception, tex
             "IncompleteFilesException:\nThe files below ...\nIncomplete files:\nresults/a\nresults/b",
             "2 results are incomplete, because an earlier run was stopped (such as results/a). Add --rerun-incomplete",
         ),
-        ("WorkflowError", "WorkflowError:\nConfig file is not valid JSON or YAML. In case", "`rm-methods check --config"),
+        (
+            "WorkflowError",
+            "WorkflowError:\nConfig file is not valid JSON or YAML. In case",
+            "`rm-methods check --config",
+        ),
         ("WorkflowError", "WorkflowError:\nTarget rules may not contain wildcards. Please", "a job for each run"),
     ],
 )
