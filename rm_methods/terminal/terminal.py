@@ -12,7 +12,7 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, ClassVar, TextIO
 
 from snakemake_interface_logger_plugins.common import LogEvent
 
@@ -27,7 +27,7 @@ _SECONDS_BETWEEN_UPDATES = 1.0
 _KEPT_COMMANDS = 20
 # Snakemake's messages that the display says better, or that nobody needs.  Its log file keeps them.
 _NOISE = (
-    "Assuming unrestricted shared filesystem usage",
+    "Assuming unrestricted shared filesystem",
     "Building DAG of jobs",
     "Using shell:",
     "Select jobs to execute",
@@ -70,6 +70,7 @@ class Terminal:
         self.log_file = ""
         self.on_cluster = False
         self.was_stopped = False
+        self.ended_text_was_written = False
         self.filter = _snakemakes_filter(settings) if self.is_raw else None
         self.lock = threading.RLock()
         self.ended = threading.Event()
@@ -82,8 +83,8 @@ class Terminal:
             formatted: gives Snakemake's own text of a record.
         """
         with self.lock:
-            handler = self._HANDLERS.get(getattr(record, "event", None), Terminal._message)
-            handler(self, record, formatted)
+            take = self._HANDLERS.get(getattr(record, "event", None), Terminal._message)
+            take(self, record, formatted)
             if self.filter is not None and self.filter.filter(record):
                 self._write(formatted(record))
 
@@ -99,8 +100,6 @@ class Terminal:
             self.screen.close()
             if text := self._end():
                 self._write(text)
-
-    ended_text_was_written = False
 
     def release(self) -> None:
         """Leave the terminal as it was, because the display failed."""
@@ -131,7 +130,8 @@ class Terminal:
                 f"Stopped after {self.jobs.done} of {self.jobs.total} jobs, {clock(self.jobs.elapsed)}. To continue: "
                 "the same command with --rerun-incomplete."
             )
-        return f"{self.jobs.done} jobs done in {clock(self.jobs.elapsed)}."
+        plural = "" if self.jobs.done == 1 else "s"
+        return f"{self.jobs.done} job{plural} done in {clock(self.jobs.elapsed)}."
 
     def _workflow(self, record: Any, _formatted: Any) -> None:
         snakefile = getattr(record, "snakefile_main", None) or getattr(record, "snakefile", None)
@@ -218,7 +218,7 @@ class Terminal:
     def _ignore(self, record: Any, formatted: Any) -> None:
         """The display says it otherwise."""
 
-    _HANDLERS = {
+    _HANDLERS: ClassVar[dict[Any, Callable[..., None]]] = {
         LogEvent.WORKFLOW_STARTED: _workflow,
         LogEvent.RESOURCES_INFO: _resources,
         LogEvent.RUN_INFO: _plan,

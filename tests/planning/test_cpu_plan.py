@@ -95,6 +95,7 @@ def test_pairs_on_the_hub_are_not_read(tmp_path):
 def test_policies_are_counted_with_their_sampling(tmp_path):
     """Twice the candidates take twice the time; PPO scales with its updates."""
     optimization = {
+        "prompts": "iid",
         "variants": ["bradley_terry"],
         "best_of_n": {"pools": ["samples"], "limit": 10, "samples": 8},
         "ppo": {"enabled": True, "updates": 4, "batch_size": 8, "train_prompts": 10, "evaluation_prompts": 5},

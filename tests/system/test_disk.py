@@ -82,8 +82,8 @@ def test_a_read_only_disk_is_a_matter_of_writing_whatever_the_path(tmp_path):
 def test_without_a_path_both_reading_and_writing_are_named():
     problem = disk_problem(RuntimeError("I/O error (os error 13)"), ["out"])
     assert problem == (
-        "out: Permission denied. Check the rights of the files to read and of the folder to write. Nothing half-written "
-        "was kept."
+        "out: Permission denied. Check the rights of the files to read and of the folder to write. Nothing "
+        "half-written was kept."
     )
 
 

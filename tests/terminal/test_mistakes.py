@@ -8,10 +8,10 @@ from rm_methods.terminal.mistakes import explained, target_rules
 from tests.conftest import REPOSITORY
 
 NO_RULE = (
-    "MissingRuleException:\nNo rule to produce {} (if you use input functions make sure that they don't raise unexpected "
-    "exceptions)."
+    "MissingRuleException:\nNo rule to produce {} (if you use input functions make sure that they don't raise "
+    "unexpected exceptions)."
 )
-LOADING = 'Traceback (most recent call last):\n\n  File "configfile.py", line 12, in _load_configfile\n    obj = open(...)\n\n{}\n'
+LOADING = 'Traceback (most recent call last):\n\n  File "configfile.py", line 12, in _load_configfile\n    ...\n{}\n'
 
 
 def said(exception, text):
@@ -50,7 +50,8 @@ def test_a_configuration_that_does_not_exist_suggests_the_nearest(tmp_path, monk
     )
     assert "Did you mean" not in said("FileNotFoundError", LOADING.format(error.format("zzz")))
     assert said("FileNotFoundError", LOADING.format(error.format("track"))) == (
-        "--configfile track: no such file. --configfile takes all words that follow it; write the target 'track' before it."
+        "--configfile track: no such file. --configfile takes all words that follow it; write the target 'track' "
+        "before it."
     )
 
 
