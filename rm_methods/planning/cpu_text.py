@@ -62,7 +62,7 @@ def _with_texts(assumptions: Assumptions, texts: Texts | None, given: Mapping[st
     """The assumptions with the number and lengths of the experiment's own pairs."""
     if texts is None:
         return assumptions
-    known = {
+    known: dict[str, Any] = {
         "pairs": texts.pairs.get("train", 0),
         "prompt_tokens": texts.prompt_tokens,
         "response_tokens": texts.response_tokens,

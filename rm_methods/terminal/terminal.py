@@ -120,16 +120,18 @@ class Terminal:
             return (
                 dry_run_text(self.table, self.planned) if self.table and not self.is_raw and not self.is_silent else ""
             )
+        if self.was_stopped and not self.failures:
+            return (
+                f"Stopped after {self.jobs.done} of {self.jobs.total} jobs, {clock(self.jobs.elapsed)}. Run the same "
+                "command to continue."
+            )
         if self.failures:
             log = f"\nSnakemake's log: {self.log_file}" if self.log_file else ""
             return "\n" + failure_text(list(self.failures.values()), self.jobs.done, self.jobs.total) + log
         if self.is_silent or not self.jobs.total:
             return ""
-        if self.jobs.done < self.jobs.total and (self.was_stopped or self.jobs.begun is not None):
-            return (
-                f"Stopped after {self.jobs.done} of {self.jobs.total} jobs, {clock(self.jobs.elapsed)}. To continue: "
-                "the same command with --rerun-incomplete."
-            )
+        if self.jobs.done < self.jobs.total:
+            return f"Ended after {self.jobs.done} of {self.jobs.total} jobs, {clock(self.jobs.elapsed)}."
         plural = "" if self.jobs.done == 1 else "s"
         return f"{self.jobs.done} job{plural} done in {clock(self.jobs.elapsed)}."
 
@@ -185,6 +187,8 @@ class Terminal:
 
     def _failed(self, record: Any, _formatted: Any) -> None:
         job = self.jobs.drop(record.jobid)
+        if self.was_stopped:
+            return  # the user ended it
         title = job.title if job is not None else f"{record.rule_name} (job {record.jobid})"
         failure = failure_of(title, _paths(record.log), record.rule_msg, self.commands)
         self.failures[record.jobid] = failure

@@ -171,13 +171,25 @@ def test_a_job_that_is_tried_again_counts_as_failed_only_if_it_fails_again(ends_
     assert ("1 job failed" in text) != ends_well
 
 
-def test_a_workflow_that_was_stopped_says_how_to_continue():
+def test_a_workflow_that_the_user_stopped_says_how_to_continue_and_has_no_failures():
     workflow = Snakemake()
     workflow.plan(train=2)
     workflow.start(1)
     workflow.finish(1)
     workflow.start(2)
-    assert workflow.end().splitlines()[-1].startswith("Stopped after 1 of 2 jobs, 0:00. To continue: the same command")
+    workflow.send(msg="Terminating processes on user request, this might take some time.")
+    workflow.fail(2)
+    text = workflow.end()
+    assert text.splitlines()[-1] == "Stopped after 1 of 2 jobs, 0:00. Run the same command to continue."
+    assert "FAILED" not in text
+
+
+def test_a_workflow_that_ends_early_does_not_claim_success():
+    workflow = Snakemake()
+    workflow.plan(train=2)
+    workflow.start(1)
+    workflow.finish(1)
+    assert workflow.end().splitlines()[-1] == "Ended after 1 of 2 jobs, 0:00."
 
 
 def test_mistakes_and_warnings_are_printed_and_details_are_not():

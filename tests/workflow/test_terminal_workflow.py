@@ -62,7 +62,9 @@ def test_the_problems_of_a_configuration_are_all_that_is_printed(folder):
 def test_a_failing_job_ends_with_its_reason_and_the_next_run_with_the_table(folder):
     file = folder / "rm_methods" / "methods" / "shortest.py"
     before = file.read_text()
-    file.write_text(before + '\nfrom rm_methods.errors import UserError\nraise UserError("the reason that is tested")\n')
+    file.write_text(
+        before + '\nfrom rm_methods.errors import UserError\nraise UserError("the reason that is tested")\n'
+    )
     status, lines = run(folder, "--keep-going", "--configfile", "config/smoke.yaml")
     file.write_text(before)
     text = "\n".join(lines)
