@@ -61,14 +61,12 @@ class LiveScreen:
         lines = [Text(f"{_bar(jobs)}  {count_text(jobs)}  {left_text(jobs)}".rstrip(), style="bold")]
         lines.append(Text("  " + stages_text(jobs)))
         lines += [Text(f"  > {text}", style="dim") for text in running_texts(jobs, _SHOWN_JOBS)]
-        for line in lines:
-            line.no_wrap = True
-            line.overflow = "ellipsis"
         if not self.live.is_started:
             self.live.start()
             # A terminal whose Snakemake was killed keeps its cursor.
             self.console.show_cursor(True)
-        self.live.update(Text("\n").join(lines), refresh=True)
+        # A line that is too long is cut: a wrapped one would leave traces when it is redrawn.
+        self.live.update(Text("\n", no_wrap=True, overflow="ellipsis").join(lines), refresh=True)
 
     def write(self, text: str) -> None:
         from rich.text import Text

@@ -281,6 +281,20 @@ def test_on_a_terminal_the_progress_is_redrawn_and_the_end_stays(monkeypatch):
     assert text.rindex("\x1b[?25h") > text.rindex("\x1b[?25l")
 
 
+def test_lines_that_are_longer_than_the_terminal_are_cut(monkeypatch):
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "40")
+    workflow = Snakemake(FakeTerminal())
+    workflow.plan(train=2)
+    workflow.start(1, title="Train " + "x" * 100)
+    with workflow.terminal.lock:
+        workflow.terminal.screen.update(workflow.terminal.jobs)
+    text = workflow.end()
+    assert "x" * 20 in text
+    assert "x" * 50 not in text
+    assert "…" in text
+
+
 def test_a_dumb_terminal_gets_plain_lines(monkeypatch):
     monkeypatch.setenv("TERM", "dumb")
     workflow = Snakemake(FakeTerminal())
