@@ -174,7 +174,7 @@ class Terminal:
         if self.settings.dryrun:
             self.planned.append(PlannedJob(record.rule_name, title, record.reason))
             return
-        self.failures.pop(record.jobid, None)
+        self.failures.pop(record.jobid, None)  # of an earlier attempt
         may_wait = self.on_cluster and not record.local
         self.jobs.start(record.jobid, record.rule_name, title, _paths(record.log), may_wait=may_wait)
 
@@ -211,7 +211,6 @@ class Terminal:
         if text.startswith(_LOG_FILE):
             self.log_file = text.removeprefix(_LOG_FILE).strip()
         if text.startswith(_RESTARTED):
-            self.failures.pop(int(text.removeprefix(_RESTARTED).rstrip(".")), None)
             self._say("It is tried again.")
         if "user request" in text:
             self.was_stopped = True
