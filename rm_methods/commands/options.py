@@ -3,13 +3,43 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import click
+from click.shell_completion import CompletionItem
 
 from rm_methods.errors import UserError
+
+
+def complete_methods(_context: click.Context, _parameter: click.Parameter, begun: str) -> list[CompletionItem]:
+    """Names of methods for the shell's completion."""
+    from rm_methods.methods.registry import method_names
+
+    return _beginning_with(begun, method_names())
+
+
+def complete_benchmarks(_context: click.Context, _parameter: click.Parameter, begun: str) -> list[CompletionItem]:
+    """Names of benchmarks for the shell's completion, also after a comma."""
+    from rm_methods.benchmarks.cards import list_benchmark_cards
+
+    before, comma, last = begun.rpartition(",")
+    return _beginning_with(last, list_benchmark_cards(), before + comma)
+
+
+def complete_data(_context: click.Context, _parameter: click.Parameter, begun: str) -> list[CompletionItem]:
+    """Names of benchmarks and datasets for the shell's completion, and its own completion of files."""
+    from rm_methods.benchmarks.cards import list_benchmark_cards
+    from rm_methods.preferences.cards import list_dataset_cards
+
+    names = _beginning_with(begun, [*list_benchmark_cards(), *list_dataset_cards()])
+    return names or [CompletionItem(begun, type="file")]
+
+
+def _beginning_with(begun: str, names: Iterable[str], before: str = "") -> list[CompletionItem]:
+    return [CompletionItem(before + name) for name in sorted(set(names)) if name.startswith(begun)]
+
 
 FILE = click.Path(dir_okay=False, path_type=Path)
 FOLDER = click.Path(file_okay=False, path_type=Path)
@@ -33,7 +63,13 @@ threads_option = click.option(
 reader_option = click.option(
     "--option", "reader", multiple=True, help="NAME=VALUE of the reader, such as chosen_field=better; repeatable."
 )
-benchmarks_option = click.option("--benchmark", multiple=True, required=True, help="Name of a benchmark; repeatable.")
+benchmarks_option = click.option(
+    "--benchmark",
+    multiple=True,
+    required=True,
+    shell_complete=complete_benchmarks,
+    help="Name of a benchmark; repeatable.",
+)
 items_option = click.option(
     "--items", multiple=True, required=True, type=FILE, help="Benchmark items, one file per --benchmark."
 )

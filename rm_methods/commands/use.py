@@ -10,6 +10,9 @@ import click
 from rm_methods.commands.options import (
     FILE,
     FOLDER,
+    complete_benchmarks,
+    complete_data,
+    complete_methods,
     config_option,
     experiment_option,
     external_model_options,
@@ -38,7 +41,7 @@ def list_cards(what):
 
 
 @verb()
-@click.argument("method")
+@click.argument("method", shell_complete=complete_methods)
 def show(method):
     """Describe a method: source, cost, and every setting.
 
@@ -101,10 +104,10 @@ def check(config_files, full):
 @config_option
 @click.option(
     "--gpu",
-    default="h100",
-    show_default=True,
-    help="GPU type to assume: a100, h100, h200 or b200.",
+    default=None,
+    help="GPU type to assume: a100, h100, h200 or b200; default: CPUs if resources.gpus is 0, else h100.",
 )
+@click.option("--cores", type=click.IntRange(min=1), default=None, help="CPU cores to assume; default: all of them.")
 @click.option(
     "--utilization",
     type=float,
@@ -123,19 +126,24 @@ def check(config_files, full):
     "--responses", type=click.IntRange(min=1), default=None, help="Number of responses scored per benchmark and run."
 )
 @click.option("--shape", default=None, help="Size of the backbone to assume: 135M, 1B, 8B or 70B.")
-def plan(config_files, **options):
+def plan(config_files, cores, **options):
     """Estimate the cost of an experiment before it runs.
 
-    Prints jobs, GPU-hours, memory and disk.
+    Prints jobs, wall time on CPUs or GPU-hours, memory and disk.
     """
     from rm_methods.config.resolve import load_config
     from rm_methods.planning import plan as planning
+    from rm_methods.planning.cpu_text import cores_of_this_machine, cpu_plan_text
     from rm_methods.planning.plan_text import plan_text
 
     config = load_config(config_files)
-    assumptions = planning.make_assumptions(
-        config, {name: value for name, value in options.items() if value is not None}
-    )
+    given = {name: value for name, value in options.items() if value is not None}
+    if cores and "gpu" in given:
+        raise UserError("--cores plans for CPUs and --gpu for GPUs; give one of them.")
+    assumptions = planning.make_assumptions(config, given)
+    if cores or ("gpu" not in given and config["resources"]["gpus"] == 0):
+        click.echo(cpu_plan_text(config, config_files, assumptions, given, cores or cores_of_this_machine()))
+        return
     plans = planning.plan(config, assumptions)
     click.echo(plan_text(config, plans, assumptions, planning.job_counts(config_files)))
 
@@ -146,6 +154,7 @@ def plan(config_files, **options):
     "--data",
     multiple=True,
     required=True,
+    shell_complete=complete_data,
     help="File of benchmark items or preference pairs, or name of a benchmark or dataset; repeatable.",
 )
 @click.option(
@@ -237,7 +246,12 @@ def score(model, data, out, root, config_files, reader, strict, model_options, *
 @click.option("--model", required=True, help="Reward-model folder, or id of the Hugging Face hub.")
 @click.option("--revision", default=None, help="Commit of a hub id.")
 @click.option(
-    "--benchmarks", "names", required=True, help="Names of benchmarks, separated by commas: rewardbench2,rm_bench."
+    "--benchmarks",
+    "names",
+    multiple=True,
+    required=True,
+    shell_complete=complete_benchmarks,
+    help="Names of benchmarks, separated by commas or blanks: rewardbench2,rm_bench.",
 )
 @click.option(
     "--root", "roots", multiple=True, help="NAME=FOLDER with the public files; without it, from the hub; repeatable."
@@ -286,7 +300,7 @@ def benchmark(
     from rm_methods.scoring.scorer import ScoringSettings
 
     folders = named_paths("--root", roots, "rm_bench=data/rm_bench")
-    wanted = [name.strip() for name in names.split(",") if name.strip()]
+    wanted = [name.strip() for text in names for name in text.split(",") if name.strip()]
     if unused := [name for name in folders if name not in wanted]:
         raise UserError(f"--root {unused[0]}=...: this benchmark is not among --benchmarks {','.join(wanted)}.")
     options = {} if limit is None else {"limit": limit}

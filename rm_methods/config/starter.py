@@ -564,6 +564,7 @@ def _summary(report: Mapping[str, Any], config: Mapping[str, Any], model: Backbo
         "",
         f"Written to {out}. Next:",
         f"  rm-methods check --config {out}",
+        f"  rm-methods plan --config {out}        how long it takes on this machine",
         f"  snakemake --cores 2 --configfile {out}",
         f"The table and the verdict: {config['results']}/{config['experiment']}/comparison/table.txt",
     ]
