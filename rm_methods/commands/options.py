@@ -11,8 +11,18 @@ import click
 
 from rm_methods.errors import UserError
 
-FILE = click.Path(dir_okay=False, path_type=Path)
-FOLDER = click.Path(file_okay=False, path_type=Path)
+
+class _NamedPath(click.Path):
+    """A path that is not empty: an unset variable of a shell would otherwise name the current folder."""
+
+    def convert(self, value, param, ctx):
+        if not str(value).strip():
+            self.fail("the path is empty. Name a file or folder.", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+FILE = _NamedPath(dir_okay=False, path_type=Path)
+FOLDER = _NamedPath(file_okay=False, path_type=Path)
 SEED = click.IntRange(min=0, max=2**32 - 1)
 config_option = click.option(
     "--config",

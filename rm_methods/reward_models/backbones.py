@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rm_methods.errors import UserError
-from rm_methods.files import file_hash, read_json, write_json, written_atomically
+from rm_methods.files import check_regular, check_replaceable, file_hash, read_json, write_json, written_atomically
 from rm_methods.preferences.pair import PreferencePair
 from rm_methods.reward_models.template_probe import conversation, fold_system, pin_date, render
 
@@ -59,6 +59,7 @@ def prepare_backbone(backbone: dict[str, Any], pairs: Iterable[PreferencePair], 
     """
     from rm_methods.reward_models.tokenization import ChatTokenizer
 
+    check_replaceable(folder, "backbone.json")
     with written_atomically(folder) as path:
         path.mkdir()
         if backbone["source"] == "tiny":
@@ -416,11 +417,12 @@ def _tokenizer(path: Path, backbone: dict[str, Any]):
     tokenizer = pretrained_tokenizer(path)
     tokenizer.name_or_path = backbone["source"]  # for messages
     if backbone["chat_template"]:
+        check_regular(backbone["chat_template"])
         try:
             tokenizer.chat_template = Path(backbone["chat_template"]).read_text(encoding="utf-8")
-        except OSError as error:
+        except (OSError, UnicodeDecodeError) as error:
             raise UserError(
-                f"backbone.chat_template = '{backbone['chat_template']}' cannot be read: {error.strerror}."
+                f"backbone.chat_template = '{backbone['chat_template']}' cannot be read ({error})."
             ) from None
     if not tokenizer.chat_template:
         raise UserError(
