@@ -392,6 +392,15 @@ def test_missing_items_and_pairs_name_the_verb_that_makes_them(tmp_path):
     assert "`rm-methods prepare-benchmark --pairs`" in made.output
 
 
+@pytest.mark.parametrize("option", ["--config", "--pairs", "--out", "--work"])
+@pytest.mark.parametrize("value", ["", " "])
+def test_an_empty_path_is_refused_by_its_option(option, value):
+    arguments = {"--config": "c.yaml", "--pairs": "p.parquet", "--out": "out", "--work": "work"} | {option: value}
+    result = CliRunner().invoke(main, ["sft", *(word for entry in arguments.items() for word in entry)])
+    assert result.exit_code == 2
+    assert f"Invalid value for '{option}': the path is empty." in result.output
+
+
 def test_a_seed_that_numpy_cannot_take_is_refused_before_anything_is_read(tmp_path):
     files = ("--pairs", "p", "--backbone", "b", "--out", "o", "--work", "w")
     result = invoke("train", "--config", tmp_path / "absent.yaml", "--variant", "v", "--seed", 2**32, *files)

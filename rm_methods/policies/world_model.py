@@ -141,12 +141,14 @@ def train_world_model(
 
     from rm_methods.policies.joint_world_model import JointTask
     from rm_methods.preferences.world.conversations import comparisons, conversations
-    from rm_methods.reward_models.backbones import WORLD_MODEL
+    from rm_methods.reward_models.backbones import WORLD_MODEL, check_shipped
     from rm_methods.reward_models.loading import pretrained_model, pretrained_tokenizer
     from rm_methods.system.cpu import prepare_cpu
 
     check_replaceable(out, RECORD)
     prepare_cpu(threads)
+    if start is not None:
+        check_shipped(start, "Copy the folder again, or train it again.")
     if kind == "joint" and start is None:
         start = WORLD_MODEL
     if start is not None:

@@ -233,24 +233,31 @@ def source_folder(source: str) -> str:
     return str(Path(spec.origin).parent / inside)
 
 
-def check_shipped(folder: Path) -> None:
-    """Compare the files of a model in this package with the hashes in its record.
+def check_shipped(folder: Path, advice: str = _INSTALL_AGAIN) -> None:
+    """Compare the files of a model in this package, or of another one of `train-world-model`, with its record.
+
+    Args:
+        advice: what to do if they differ, for the message.
 
     Raises:
         UserError: naming every file that is missing or differs.
     """
     record = folder / "training.json"
     if not record.is_file():
-        raise UserError(f"{folder}: {record.name} is missing, so the model cannot be checked. {_INSTALL_AGAIN}")
+        raise UserError(f"{folder}: {record.name} is missing, so the model cannot be checked. {advice}")
     problems = []
-    for name, expected in read_json(record)["sha256"].items():
+    content = read_json(record)
+    hashes = content.get("sha256") if isinstance(content, dict) else None
+    if not isinstance(hashes, dict) or not all(isinstance(expected, str) for expected in hashes.values()):
+        raise UserError(f"{record}: `sha256` must be the hash of each file; the record is damaged. {advice}")
+    for name, expected in hashes.items():
         if not (folder / name).is_file():
             problems.append(f"{name} is missing")
         elif (actual := file_hash(folder / name, length=len(expected))) != expected:
             problems.append(f"{name} has the SHA-256 {actual[:12]}..., not {expected[:12]}...")
     if problems:
         raise UserError(
-            f"{folder}: the model is not the one of its record {record.name}. {'; '.join(problems)}. {_INSTALL_AGAIN}"
+            f"{folder}: the model is not the one of its record {record.name}. {'; '.join(problems)}. {advice}"
         )
 
 

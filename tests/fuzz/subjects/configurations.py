@@ -14,6 +14,7 @@ import yaml
 from rm_methods.config.resolve import load_config
 from rm_methods.errors import UserError
 from rm_methods.experiment.experiment import Experiment
+from rm_methods.files import special_kind
 from tests.conftest import REPOSITORY
 from tests.fuzz.changes import ODD_WORDS, Change, copy_tree
 from tests.fuzz.study import configuration
@@ -24,6 +25,7 @@ from tests.workflow.checkouts import planned
 class Words(Subject):
     """`list` and `show`, which read no file of the user: their argument is changed."""
 
+    odd_folders = 0.0
     VALID: ClassVar[dict[str, str]] = {"list": "methods", "show": "bradley_terry"}
 
     @property
@@ -44,7 +46,7 @@ class Words(Subject):
         words = [*ODD_WORDS, valid[:-1], f"{valid} ", valid.upper(), f"{valid}/../{valid}", f"{valid}\n"]
         word = rng.choice(words)
         (folder / "word.txt").write_text(word, errors="surrogateescape", newline="")
-        return Change(f"the argument {word!r}", tuple(written(word)))
+        return Change(f"the argument {word!r}", tuple(written(word) or ["''"]))
 
     def result(self, folder, outcome):
         return outcome.output
@@ -139,9 +141,27 @@ class Plan(Subject):
 
 
 class DryRun(Plan):
-    """`snakemake -n` on the same configuration, in a process."""
+    """`snakemake -n` on the same configuration, in a process.
+
+    Snakemake reads the file itself before our code starts. If that fails, its message is not ours; then `check` must
+    refuse the file. It waits for a pipe and reads a device for ever, so the file is neither.
+    """
 
     weight = 3.0
+
+    def change(self, rng: Random, folder: Path) -> Change:
+        change = super().change(rng, folder)
+        while special_kind(folder / "config.yaml"):
+            (folder / "config.yaml").unlink()
+            self.build(folder)
+            change = super().change(rng, folder)
+        return change
+
+    def judge(self, folder, change, outcome):
+        text = outcome.text
+        if outcome.code != 0 and any(place in text for place in ("configfile.py", "Config file is not valid JSON")):
+            return super().judge(folder, change, run(["check", "--config", folder / "config.yaml"]))
+        return super().judge(folder, change, outcome)
 
     def run(self, folder):
         command = [sys.executable, "-m", "snakemake", "--snakefile", REPOSITORY / "Snakefile", "-n", "--cores", "1"]
