@@ -393,12 +393,19 @@ def test_missing_items_and_pairs_name_the_verb_that_makes_them(tmp_path):
 
 
 @pytest.mark.parametrize("option", ["--config", "--pairs", "--out", "--work"])
-@pytest.mark.parametrize("value", ["", " "])
-def test_an_empty_path_is_refused_by_its_option(option, value):
+@pytest.mark.parametrize(
+    ("value", "problem"),
+    [
+        ("", "the path is empty."),
+        (" ", "the path is empty."),
+        ("a\udcff", r"'a\udcff' has bytes that are not UTF-8"),
+    ],
+)
+def test_a_path_that_is_empty_or_not_text_is_refused_by_its_option(option, value, problem):
     arguments = {"--config": "c.yaml", "--pairs": "p.parquet", "--out": "out", "--work": "work"} | {option: value}
     result = CliRunner().invoke(main, ["sft", *(word for entry in arguments.items() for word in entry)])
     assert result.exit_code == 2
-    assert f"Invalid value for '{option}': the path is empty." in result.output
+    assert f"Invalid value for '{option}': {problem}" in " ".join(result.output.split())
 
 
 def test_a_seed_that_numpy_cannot_take_is_refused_before_anything_is_read(tmp_path):

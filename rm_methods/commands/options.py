@@ -13,11 +13,18 @@ from rm_methods.errors import UserError
 
 
 class _NamedPath(click.Path):
-    """A path that is not empty: an unset variable of a shell would otherwise name the current folder."""
+    """A path that is not empty, because an unset variable of a shell would name the current folder; and that is UTF-8,
+    because records of runs hold it.
+    """
 
     def convert(self, value, param, ctx):
         if not str(value).strip():
             self.fail("the path is empty. Name a file or folder.", param, ctx)
+        try:
+            str(value).encode("utf-8")
+        except UnicodeEncodeError:
+            shown = ascii(str(value))
+            self.fail(f"{shown} has bytes that are not UTF-8, so no record could name it. Rename it.", param, ctx)
         return super().convert(value, param, ctx)
 
 
