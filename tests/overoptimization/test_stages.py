@@ -13,6 +13,7 @@ import rm_methods.policies.sampling as sampling
 import rm_methods.ppo.ranks as ppo_ranks
 import rm_methods.ppo.trainer as ppo
 import rm_methods.scoring.scorer as scorer
+from rm_methods.errors import UserError
 from rm_methods.overoptimization.draw import draw_pool, draw_references
 from rm_methods.ppo.run import PpoJob, optimize
 from rm_methods.preferences.pair import write_pairs
@@ -97,6 +98,15 @@ def test_each_rank_takes_its_gpu_before_any_model_is_loaded(optimized):
 def test_ppo_scores_every_update_so_ensembles_stay_loaded(optimized):
     assert named(optimized, "load_scorer")[2]["keep_loaded"] is True
     assert named(optimized, "load_gold")[2]["keep_loaded"] is True
+
+
+def test_references_of_other_pairs_are_named(config, pairs_file, calls, tmp_path, monkeypatch):
+    monkeypatch.setattr(sampling, "read_references", lambda *_: {"another prompt": ["a response"]})
+    with pytest.raises(
+        UserError, match=r"references\.parquet: 4 of the 4 training prompts of .*pairs\.parquet have no"
+    ):
+        optimize_against("key", config, pairs_file, tmp_path)
+    assert "train_ppo" not in [name for name, *_ in calls]
 
 
 def test_checkpoints_against_another_training_of_the_reward_model_are_not_resumed(config, pairs_file, calls, tmp_path):
