@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import math
 import os
-import shlex
 import shutil
 from collections import Counter
 from pathlib import Path
@@ -60,7 +59,7 @@ def answer(subject: Subject, number: int, folder: Path) -> tuple[str | None, str
     else:
         subject.build(folder)
         change = subject.change(rng, folder)
-    command = "rm-methods " + " ".join(shlex.quote(str(argument)) for argument in subject.arguments(folder))
+    command = subject.command(folder)
     record = folder / "command.txt"  # written before the run: a hang that ends the process leaves it
     record.write_text(f"{command}\n{change.what}\n", errors="backslashreplace")
     outcome = subject.run(folder)

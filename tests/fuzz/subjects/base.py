@@ -7,6 +7,7 @@ import faulthandler
 import json
 import os
 import resource
+import shlex
 import signal
 import sys
 from abc import ABC, abstractmethod
@@ -130,6 +131,10 @@ class Subject(ABC):
         files = self.targets(folder)
         file = rng.choice(files)
         return change_file(rng, file, [other for other in files if other != file])
+
+    def command(self, folder: Path) -> str:
+        """The command line for a shell."""
+        return f"rm-methods {shlex.join(map(str, self.arguments(folder)))}"
 
     def run(self, folder: Path) -> Outcome:
         """Run the verb on the input in `folder`."""

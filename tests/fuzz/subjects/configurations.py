@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -128,7 +129,8 @@ class Plan(Subject):
         return run(self.arguments(folder), folder)  # the dry run makes .snakemake/ where it starts
 
     def result(self, folder, outcome):
-        return outcome.text.replace(str(folder), "")
+        # Words in any order: methods are listed in the order of their keys.
+        return sorted(outcome.text.replace(str(folder), "").split())
 
     def wrong(self, folder, change, outcome, result):
         experiment = Experiment(load_config([folder / "config.yaml"]))
@@ -162,6 +164,9 @@ class DryRun(Plan):
         if outcome.code != 0 and any(place in text for place in ("configfile.py", "Config file is not valid JSON")):
             return super().judge(folder, change, run(["check", "--config", folder / "config.yaml"]))
         return super().judge(folder, change, outcome)
+
+    def command(self, folder):
+        return f"snakemake -n --configfile {shlex.quote(str(folder / 'config.yaml'))}"
 
     def run(self, folder):
         command = [sys.executable, "-m", "snakemake", "--snakefile", REPOSITORY / "Snakefile", "-n", "--cores", "1"]
