@@ -285,10 +285,17 @@ def parse_json(text: str) -> Any:
     """The value of a JSON text.
 
     Raises:
-        ValueError: it is not JSON, or holds NaN, infinity or a number beyond float.
+        ValueError: it is not JSON, or holds NaN, infinity, a number beyond float, or half of a surrogate pair, which no
+            file can hold.
         RecursionError: it is nested too deeply.
     """
-    return json.loads(text, parse_constant=_finite, parse_float=_finite)
+    value = json.loads(text, parse_constant=_finite, parse_float=_finite)
+    if "\\ud" in text.lower():
+        try:
+            json.dumps(value, ensure_ascii=False).encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise ValueError(f"text is not Unicode: {error.object[error.start]!a}") from None
+    return value
 
 
 def _finite(text: str) -> float:

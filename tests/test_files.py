@@ -176,6 +176,15 @@ def test_unreadable_json_is_named(tmp_path, content):
             read_json(tmp_path / name)
 
 
+@pytest.mark.parametrize("text", ['"\\ud800"', '{"\\uDBFF": 1}', '["a", "\\udc00\\ud800"]'])
+def test_half_of_a_surrogate_pair_is_not_json(tmp_path, text):
+    (tmp_path / "a.json").write_text(text)
+    with pytest.raises(UserError, match=r"a\.json: not valid JSON \(text is not Unicode"):
+        read_json(tmp_path / "a.json")
+    (tmp_path / "a.json").write_text('"\\ud83d\\ude00"')
+    assert read_json(tmp_path / "a.json") == "\U0001f600"
+
+
 def test_hashes_depend_on_content_only(tmp_path):
     assert canonical_json({"b": 1, "a": [2.5, None]}) == '{"a":[2.5,null],"b":1}'
     assert content_hash({"a": 1, "b": 2}) == content_hash({"b": 2, "a": 1}) != content_hash({"a": 1, "b": 3})
