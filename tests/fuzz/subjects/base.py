@@ -172,7 +172,7 @@ class Subject(ABC):
 
     def _wrong_refusal(self, folder: Path, change: Change, outcome: Outcome) -> str | None:
         message = outcome.text.replace(str(folder), "")
-        if change.harmless and not (self.has_checksums and "SHA256SUMS" in message):
+        if change.harmless and not (self.has_checksums and ("SHA256SUMS" in message or "SHA-256" in message)):
             return f"a harmless change is refused: {message[-300:]}"
         if len(message) > LONGEST_MESSAGE:
             return f"a message of {len(message)} characters: {message[:300]}"
