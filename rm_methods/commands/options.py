@@ -41,8 +41,25 @@ def _beginning_with(begun: str, names: Iterable[str], before: str = "") -> list[
     return [CompletionItem(before + name) for name in sorted(set(names)) if name.startswith(begun)]
 
 
-FILE = click.Path(dir_okay=False, path_type=Path)
-FOLDER = click.Path(file_okay=False, path_type=Path)
+class _NamedPath(click.Path):
+    """A path that is not empty, because an unset variable of a shell would name the current folder; and that is UTF-8,
+    because records of runs hold it.
+    """
+
+    def convert(self, value, param, ctx):
+        if not str(value).strip():
+            self.fail("the path is empty. Name a file or folder.", param, ctx)
+        try:
+            str(value).encode("utf-8")
+        except UnicodeEncodeError:
+            shown = ascii(str(value))
+            self.fail(f"{shown} has bytes that are not UTF-8, so no record could name it. Rename it.", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+PATH = _NamedPath(path_type=Path)
+FILE = _NamedPath(dir_okay=False, path_type=Path)
+FOLDER = _NamedPath(file_okay=False, path_type=Path)
 SEED = click.IntRange(min=0, max=2**32 - 1)
 config_option = click.option(
     "--config",

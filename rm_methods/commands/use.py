@@ -10,6 +10,7 @@ import click
 from rm_methods.commands.options import (
     FILE,
     FOLDER,
+    PATH,
     complete_benchmarks,
     complete_data,
     complete_methods,
@@ -324,7 +325,7 @@ def benchmark(
 
 
 @verb()
-@click.argument("folders", nargs=-1, type=click.Path(path_type=Path))
+@click.argument("folders", nargs=-1, type=PATH)
 @click.option(
     "--config",
     "config_files",
