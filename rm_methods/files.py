@@ -95,7 +95,7 @@ def check_regular(*paths: str | os.PathLike) -> None:
             raise UserError(f"{path}: is a {kind}, not a file. Write its content to a file, and name that one.")
 
 
-def check_replaceable(folder: Path, own_file: str) -> None:
+def check_replaceable(folder: str | os.PathLike, own_file: str) -> None:
     """Refuse to replace a folder that this stage did not write: everything in it would be removed.
 
     Args:
@@ -104,7 +104,8 @@ def check_replaceable(folder: Path, own_file: str) -> None:
     Raises:
         UserError: the folder holds files, but not this one.
     """
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / own_file).exists():
+    path = Path(folder)
+    if path.is_dir() and any(path.iterdir()) and not (path / own_file).exists():
         raise UserError(
             f"{folder}: is a folder with other files (it has no {own_file}), which would be removed. Name a new folder."
         )
