@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from rm_methods.config.variants import across_noise, names_without_noise, tuning
 from rm_methods.errors import ConfigError, UserError, nearest
 from rm_methods.files import content_hash, write_text
 from rm_methods.methods import registry
+from rm_methods.methods.sources import named_folder_problems, use_folders, use_folders_of_stored
 from rm_methods.validation import kind_of, schema_problems, unusable_values
 from rm_methods.yaml_files import load_yaml, parse_yaml, read_yaml, yaml_text
 
@@ -50,12 +51,17 @@ def section_defaults(*keys: str) -> dict[str, Any]:
 
 
 def load_config(
-    paths: Iterable[str | Path], overrides: Iterable[Mapping[str, Any]] = (), *, before_workflow: bool = False
+    paths: Iterable[str | Path],
+    overrides: Iterable[Mapping[str, Any]] = (),
+    *,
+    methods: Sequence[str | Path] = (),
+    before_workflow: bool = False,
 ) -> dict[str, Any]:
     """Read YAML files and resolve the result; later files override earlier ones.
 
     Args:
         overrides: values that override the files, in order; merged like files.
+        methods: folders of methods besides those that `methods_path` names.
         before_workflow: see `resolve`.
 
     Raises:
@@ -79,6 +85,8 @@ def load_config(
     for override in overrides:
         problems += replacement_problems(merged, override)
         merged = merge(merged, override)
+    if methods:
+        merged["methods_path"] = [*_listed(merged.get("methods_path", [])), *map(str, methods)]
     source = ", ".join(map(str, paths)) or "the configuration"
     try:
         config = resolve(merged, source, before_workflow=before_workflow)
@@ -187,6 +195,7 @@ def resolve(
     """
     problems = schema_problems(config, schema())
     resolved: dict[str, Any] = _with_text_keys(config)
+    _use_method_folders(resolved, problems, source)
     if resolved.get("methods") == "all":
         # Computed rows and controls know what real data does not tell, or compare a method with itself; external rows
         # need a name of a model.
@@ -261,12 +270,38 @@ def read_resolved(path: str | Path) -> dict[str, Any]:
     if not isinstance(config, dict) or any(key not in config for key in needed):
         raise ConfigError([f"is not a resolved configuration, which has the keys {', '.join(needed)}"], str(path))
     _fill(config, schema())
+    folders = [folder for folder in _listed(config["methods_path"]) if isinstance(folder, str)]
+    use_folders_of_stored(folders)
     problems: list[str] = []
     for name, entry in config["methods"].items():
         problems += _resolved_problems(entry, f"methods.{name}")
     if problems:
+        problems += named_folder_problems(folders, "methods_path")
         raise ConfigError(problems, str(path))
     return config
+
+
+def _use_method_folders(config: dict[str, Any], problems: list[str], source: str) -> None:
+    """Let methods be found in the folders that `methods_path` names, and in no others; it becomes a list.
+
+    Raises:
+        ConfigError: a folder cannot be used, so nothing else can be said about the methods.
+    """
+    written = _listed(config.get("methods_path", []))
+    if not isinstance(written, list) or not all(isinstance(folder, str) and folder for folder in written):
+        raise ConfigError(problems, source)
+    wrong: list[str] = []
+    folders = expand_paths(written, schema()["properties"]["methods_path"], "methods_path", wrong)
+    wrong += named_folder_problems([folder for folder in folders if folder is not None], "methods_path")
+    if wrong:
+        raise ConfigError([*problems, *wrong], source)
+    config["methods_path"] = folders
+    use_folders(folders)
+
+
+def _listed(value: Any) -> Any:
+    """A value that may be written as one text or a list, as a list."""
+    return [value] if isinstance(value, str) else value
 
 
 def _resolve_methods(config: dict[str, Any], problems: list[str]) -> dict[str, Any]:
@@ -327,7 +362,8 @@ def _resolve_method(
     if name not in registry.method_names():
         hint = nearest(str(name), registry.method_names())
         problems.append(
-            f"{where}: unknown method '{name}'. {hint} A variant whose name is not a method's needs `method: <name>`."
+            f"{where}: unknown method '{name}'. {hint} A variant whose name is not a method's needs `method: <name>`; a "
+            "method of yours needs its folder in `methods_path`."
         )
         return dict.fromkeys(_RESOLVED) | {"method": name, "settings": {}}
     card = registry.load_method_card(name)
