@@ -362,8 +362,8 @@ def _resolve_method(
     if name not in registry.method_names():
         hint = nearest(str(name), registry.method_names())
         problems.append(
-            f"{where}: unknown method '{name}'. {hint} A variant whose name is not a method's needs `method: <name>`; a "
-            "method of yours needs its folder in `methods_path`."
+            f"{where}: unknown method '{name}'. {hint} A variant whose name is not a method's needs `method: <name>`; "
+            "a method of yours needs its folder in `methods_path`."
         )
         return dict.fromkeys(_RESOLVED) | {"method": name, "settings": {}}
     card = registry.load_method_card(name)

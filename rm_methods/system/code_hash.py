@@ -126,7 +126,7 @@ def closure(*entries: str) -> set[str]:
 def imported_modules(name: str) -> tuple[str, ...]:
     """The modules that a module's import statements name: names below `rm_methods`, and for a file outside the package
     also the files beside it or in its package."""
-    modules = [str(file) for file in local_modules(Path(name))] if _is_path(name) else []
+    modules = [str(file) for file in local_modules(_source(name))] if _is_path(name) else []
     for package, names, module in _IMPORT.findall(_source(name).read_text(encoding="utf-8")):
         if module:
             modules.append(module)

@@ -146,7 +146,7 @@ def test_a_method_with_the_name_of_one_of_ours_is_refused(own_folder):
     copy_template(own_folder, "hinge")
     with pytest.raises(
         ConfigError,
-        match=r"methods/hinge\.yaml: a method of this name comes with the package \(.*/rm_methods/methods/hinge\.yaml\);",
+        match=r"methods/hinge\.yaml: a method of this name comes with the package \(.*/methods/hinge\.yaml\);",
     ):
         method_names()
 
