@@ -38,6 +38,7 @@ ORDER = (
     "comparison",
     "leaderboard",
     "tracking",
+    "contract_test",
     "listing",
     "commands",
     "cli",

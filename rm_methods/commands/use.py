@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from rm_methods.commands.contract import test_method
 from rm_methods.commands.options import (
     FILE,
     FOLDER,
@@ -492,6 +493,7 @@ def cancel(folder, everywhere, prefix, only_list):
 VERBS = (
     list_cards,
     show,
+    test_method,
     init,
     check,
     plan,
