@@ -189,7 +189,7 @@ def saved_equals_loaded(bench: Workbench, name: str) -> None:
     data = bench.data(name)
     pairs = data.train[:5]
     items = _items(pairs)
-    scorer = load_scorer(run.folder / "model", _SETTINGS)
+    scorer: Any = load_scorer(run.folder / "model", _SETTINGS)
     loaded = _scores(scorer, items)
     again = bench.new_folder(name)
     bench.method(name).export(scorer.model, again)

@@ -87,7 +87,7 @@ class Workbench:
 
     def method_settings(self, name: str) -> dict[str, Any]:
         """All settings of a method."""
-        return load_method_card(name).defaults() | self.settings.get(name, {})
+        return load_method_card(name).defaults() | dict(self.settings.get(name, {}))
 
     def method(self, name: str) -> Any:
         """A new object of the method's class."""
