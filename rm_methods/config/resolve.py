@@ -270,15 +270,21 @@ def read_resolved(path: str | Path) -> dict[str, Any]:
     if not isinstance(config, dict) or any(key not in config for key in needed):
         raise ConfigError([f"is not a resolved configuration, which has the keys {', '.join(needed)}"], str(path))
     _fill(config, schema())
-    folders = [folder for folder in _listed(config["methods_path"]) if isinstance(folder, str)]
+    folders = stored_method_folders(config)
     use_folders_of_stored(folders)
     problems: list[str] = []
     for name, entry in config["methods"].items():
         problems += _resolved_problems(entry, f"methods.{name}")
     if problems:
-        problems += named_folder_problems(folders, "methods_path")
+        problems = [*named_folder_problems(folders, "methods_path"), *problems]
         raise ConfigError(problems, str(path))
     return config
+
+
+def stored_method_folders(config: Any) -> list[str]:
+    """The folders of `methods_path` in a stored configuration, which an older release did not have."""
+    written = _listed(config.get("methods_path", [])) if isinstance(config, dict) else []
+    return [folder for folder in written if isinstance(folder, str)] if isinstance(written, list) else []
 
 
 def _use_method_folders(config: dict[str, Any], problems: list[str], source: str) -> None:

@@ -13,6 +13,7 @@ from rm_methods.contract_test.small_experiment import made_up_pairs, small_confi
 from rm_methods.errors import UserError
 from rm_methods.methods.contract import Inputs
 from rm_methods.methods.registry import MethodCard, load_method, load_method_card
+from rm_methods.methods.sources import use_folders
 from rm_methods.preferences.pair import PreferencePair, write_pairs
 
 TRAIN_PAIRS = 48
@@ -67,6 +68,7 @@ class Workbench:
     ):
         self.folder = folder
         self.method_folders = [str(path) for path in method_folders]
+        use_folders(method_folders)
         self.settings = settings or {}
         self._data: dict[str | None, SmallData] = {}
         self._required: dict[tuple[str, int], Path] = {}

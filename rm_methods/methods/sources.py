@@ -68,7 +68,7 @@ def folder_problem(folder: str | Path) -> str | None:
     if path.is_file():
         return f"'{folder}' is a file; name the folder that holds it"
     if not path.is_dir():
-        return f"no such folder: '{folder}' (looked in {Path.cwd()}). Name the folder that holds your methods"
+        return f"no such folder: '{folder}' (looked in {Path.cwd()}). Name the folder that holds the methods"
     if any(path.glob("*.yaml")):
         return None
     code = sorted(file.name for file in path.glob("*.py") if file.name != "__init__.py")
