@@ -28,7 +28,7 @@ def check_method(
     """Check all properties of a method.
 
     Args:
-        say: is given each line, as soon as it is known.
+        say: is given each line as soon as the line is known.
         method_folders: folders of methods outside the package.
         settings: that differ from the card's defaults.
         two_ranks: also check the slow property, with two processes.
