@@ -15,12 +15,13 @@ from typing import Any
 from yaml import YAMLError
 
 from rm_methods.config.conflicts import conflicts, workflow_problems
+from rm_methods.config.method_folders import stored_method_folders, use_method_folders, with_more_folders
 from rm_methods.config.path_settings import expand_paths
 from rm_methods.config.variants import across_noise, names_without_noise, tuning_grid
 from rm_methods.errors import ConfigError, UserError, nearest
 from rm_methods.files import content_hash, write_text
 from rm_methods.methods import registry
-from rm_methods.methods.sources import named_folder_problems, use_folders, use_folders_of_stored
+from rm_methods.methods.sources import named_folder_problems, use_folders_of_stored
 from rm_methods.validation import kind_of, schema_problems, unusable_values
 from rm_methods.yaml_files import load_yaml, parse_yaml, read_yaml, yaml_text
 
@@ -86,7 +87,7 @@ def load_config(
         problems += replacement_problems(merged, override)
         merged = merge(merged, override)
     if methods:
-        merged["methods_path"] = [*_listed(merged.get("methods_path", [])), *map(str, methods)]
+        merged["methods_path"] = with_more_folders(merged.get("methods_path", []), methods)
     source = ", ".join(map(str, paths)) or "the configuration"
     try:
         config = resolve(merged, source, before_workflow=before_workflow)
@@ -195,7 +196,8 @@ def resolve(
     """
     problems = schema_problems(config, schema())
     resolved: dict[str, Any] = _with_text_keys(config)
-    _use_method_folders(resolved, problems, source)
+    if wrong := use_method_folders(resolved, schema()["properties"]["methods_path"]):
+        raise ConfigError(dict.fromkeys([*problems, *wrong]), source)  # nothing else can be said about the methods
     if resolved.get("methods") == "all":
         # Computed rows and controls know what real data does not tell, or compare a method with itself; external rows
         # need a name of a model.
@@ -279,35 +281,6 @@ def read_resolved(path: str | Path) -> dict[str, Any]:
         problems = [*named_folder_problems(folders, "methods_path"), *problems]
         raise ConfigError(problems, str(path))
     return config
-
-
-def stored_method_folders(config: Any) -> list[str]:
-    """The folders of `methods_path` in a stored configuration, which an older release did not have."""
-    written = _listed(config.get("methods_path", [])) if isinstance(config, dict) else []
-    return [folder for folder in written if isinstance(folder, str)] if isinstance(written, list) else []
-
-
-def _use_method_folders(config: dict[str, Any], problems: list[str], source: str) -> None:
-    """Let methods be found in the folders that `methods_path` names, and in no others; it becomes a list.
-
-    Raises:
-        ConfigError: a folder cannot be used, so nothing else can be said about the methods.
-    """
-    written = _listed(config.get("methods_path", []))
-    if not isinstance(written, list) or not all(isinstance(folder, str) and folder for folder in written):
-        raise ConfigError(problems, source)
-    wrong: list[str] = []
-    folders = expand_paths(written, schema()["properties"]["methods_path"], "methods_path", wrong)
-    wrong += named_folder_problems([folder for folder in folders if folder is not None], "methods_path")
-    if wrong:
-        raise ConfigError([*problems, *wrong], source)
-    config["methods_path"] = folders
-    use_folders(folders)
-
-
-def _listed(value: Any) -> Any:
-    """A value that may be written as one text or a list, as a list."""
-    return [value] if isinstance(value, str) else value
 
 
 def _resolve_methods(config: dict[str, Any], problems: list[str]) -> dict[str, Any]:

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rm_methods.config.resolve import read_resolved, reference_variant, runs, stored_method_folders
+from rm_methods.config.method_folders import stored_method_folders
+from rm_methods.config.resolve import read_resolved, reference_variant, runs
 from rm_methods.errors import DataError, UserError
 from rm_methods.experiment.evaluated_runs import EvaluatedFiles, files_of_runs
 from rm_methods.experiment.experiment import Experiment

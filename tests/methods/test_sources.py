@@ -146,6 +146,31 @@ def test_a_card_without_code_is_a_sentence(tmp_path):
         resolve(config("mine"))
 
 
+@pytest.mark.parametrize(
+    ("card", "message"),
+    [
+        ("", r"tempered\.yaml"),
+        ("title: T\ncitation: c\nkind: magic\ntargets: []\ncost: c\nsettings: {}\n", 'kind: is "magic"; allowed: '),
+        ("title: T\nkind: trained\ntargets: []\ncost: c\nsettings: {}\n", "citation"),
+        (
+            "title: T\ncitation: c\nkind: trained\ntargets: []\ncost: c\nsettings: {a: {default: 1}}\n",
+            "description missing",
+        ),
+        ("title: [\n", r"tempered\.yaml"),
+    ],
+)
+def test_a_wrong_card_is_a_sentence(card, message, tmp_path):
+    write_method(tmp_path / "mine", "tempered")
+    (tmp_path / "mine" / "tempered.yaml").write_text(card)
+    with pytest.raises(ConfigError, match=message):
+        resolve(config("mine"))
+
+
+def test_all_methods_include_those_of_a_folder(tmp_path):
+    write_method(tmp_path / "mine", "tempered")
+    assert "tempered" in resolve(config("mine") | {"methods": "all"})["methods"]
+
+
 def test_a_name_that_cannot_be_a_method_is_a_sentence(tmp_path):
     write_method(tmp_path / "mine", "my.method")
     sources.use_folders(["mine"])
