@@ -48,9 +48,12 @@ def check_method(
         code = load_method_card(name).file.with_suffix(".py")
         say(f"Contract test of {name} ({code})")
 
+        from transformers.utils.logging import set_verbosity_error
+
         from rm_methods.contract_test.properties import properties_of
         from rm_methods.system.cpu import prepare_cpu
 
+        set_verbosity_error()
         prepare_cpu(1)
         bench.method(name)
         properties = properties_of(name)
