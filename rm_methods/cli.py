@@ -20,7 +20,7 @@ import sys
 import click
 
 from rm_methods import __version__
-from rm_methods.commands import plumbing, stages, use
+from rm_methods.commands import plumbing, share, stages, use
 from rm_methods.errors import UserError, shortened
 
 _OBJECTS_BEFORE_COLLECTION = 10_000  # Python's default is 700
@@ -35,6 +35,7 @@ _ADVICE = {
 # Heading of `rm-methods --help` -> its verbs, in the order of their use.
 _GROUPS = {
     "Use": use.VERBS,
+    "Share a model": share.VERBS,
     "Stages of the workflow, by hand": stages.VERBS,
     "Plumbing (policies, and language models of the controlled world)": plumbing.VERBS,
 }

@@ -64,7 +64,7 @@ def test_every_verb_is_in_one_group_of_the_help_with_its_whole_summary():
         assert line.split(maxsplit=1)[1] == command.help.split("\n\n")[0].replace("\n", " ")
         assert not line.endswith("...")
     headings = [line.rstrip(":").split(" (")[0] for line in lines if line and not line.startswith(" ")]
-    assert headings[1:] == ["Options", "Use", "Stages of the workflow, by hand", "Plumbing"]
+    assert headings[1:] == ["Options", "Use", "Share a model", "Stages of the workflow, by hand", "Plumbing"]
     assert any("rm-methods check --config my.yaml" in line for line in lines)
 
 

@@ -19,9 +19,16 @@ from rm_methods.benchmarks.calibration import calibration
 from rm_methods.benchmarks.cards import BenchmarkCard, benchmark_module, load_benchmark_card, resolve_benchmark_options
 from rm_methods.benchmarks.credits import CREDIT_COLUMNS, write_credits
 from rm_methods.benchmarks.grading import present_subsets
-from rm_methods.benchmarks.item import BenchmarkItem, read_items, read_notes, write_items
+from rm_methods.benchmarks.item import (
+    BenchmarkItem,
+    read_items,
+    read_notes,
+    response_hashes,
+    write_items,
+)
+from rm_methods.benchmarks.items_hash import items_hash
 from rm_methods.benchmarks.members import Members, member_table
-from rm_methods.benchmarks.score_table import preference_arrays, read_preferences, read_scores, response_hash
+from rm_methods.benchmarks.score_table import preference_arrays, read_preferences, read_scores
 from rm_methods.benchmarks.sources import ItemReport
 from rm_methods.errors import DataError
 from rm_methods.files import file_hash, write_json
@@ -284,15 +291,13 @@ def _aligned(items: Sequence[BenchmarkItem], scores_path: str | os.PathLike) -> 
         if key in rows:
             doubles.append(key)
         rows[key] = row
-    expected = {(item.item_id, index): text for item in items for index, text in enumerate(item.responses)}
-    scored = {key: text for key, text in expected.items() if key in rows}
+    expected = {(item.item_id, index): digest for item in items for index, digest in enumerate(response_hashes(item))}
+    scored = {key: digest for key, digest in expected.items() if key in rows}
     faults = {
         "missing": [key for key in expected if key not in rows],
         "not in the benchmark": [key for key in rows if key not in expected],
         "double": doubles,
-        "scored with another text": [
-            key for key, text in scored.items() if rows[key]["response_hash"] != response_hash(text)
-        ],
+        "scored with another text": [key for key, digest in scored.items() if rows[key]["response_hash"] != digest],
     }
     problems = []
     for fault, keys in faults.items():
@@ -397,7 +402,7 @@ def evaluate_run(
             "most_responses": max(len(item.responses) for item in items),
             "notes": [*read_notes(items_path), *(metric.note for metric in metrics_of_card if metric.note)],
             # Readers of the metrics notice by these hashes that a table was changed later.
-            "made_from": {"items": file_hash(items_path), "scores": file_hash(scores_path)},
+            "made_from": {"items": items_hash(items_path), "scores": file_hash(scores_path)},
         }
         if (measured := _calibration(card, items, scores)) is not None:
             results[name]["calibration"] = measured

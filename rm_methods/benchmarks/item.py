@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+from rm_methods.benchmarks.items_hash import ORIGINAL, items_hash
+from rm_methods.benchmarks.score_table import response_hash
 from rm_methods.errors import DataError, nearest
 from rm_methods.parquet import read_metadata, read_parquet, write_rows
 from rm_methods.preferences.file_rows import ROLES
@@ -23,7 +25,10 @@ ITEM_COLUMNS = {
     "group": "text",
     "meta": "json object",
 }
-_NOTES = "notes"  # key in the metadata of the file
+# Keys in the metadata of the file.
+_NOTES = "notes"
+HASHES = "response_hashes"  # key in the `meta` of an item whose texts are masked
+_LONGEST_META = 40  # characters of a value in `meta` that names something, instead of being a text of the source
 
 
 @dataclass(frozen=True)
@@ -49,11 +54,18 @@ class BenchmarkItem:
     meta: dict[str, Any] = field(default_factory=dict)
 
 
-def write_items(items: Iterable[BenchmarkItem], target: str | os.PathLike, notes: Sequence[str] = ()) -> None:
+def write_items(
+    items: Iterable[BenchmarkItem],
+    target: str | os.PathLike,
+    notes: Sequence[str] = (),
+    *,
+    original_hash: str | None = None,
+) -> None:
     """Write items to Parquet, atomically; `label` and `meta` are stored as JSON text.
 
     Args:
         notes: remarks for the readers of the figures; kept in the file's metadata.
+        original_hash: of the file whose items these are, if their texts are masked (`mask_items`).
 
     Raises:
         DataError: if two items have the same `item_id` or an item has no response.
@@ -77,7 +89,49 @@ def write_items(items: Iterable[BenchmarkItem], target: str | os.PathLike, notes
                 "meta": json.dumps(item.meta, sort_keys=True),
             }
         )
-    write_rows(rows, ITEM_COLUMNS, target, metadata={_NOTES: json.dumps(list(notes))})
+    metadata = {_NOTES: json.dumps(list(notes))}
+    if original_hash is not None:
+        metadata[ORIGINAL] = json.dumps(original_hash)
+    write_rows(rows, ITEM_COLUMNS, target, metadata=metadata)
+
+
+def mask_items(source: str | os.PathLike, target: str | os.PathLike) -> None:
+    """Write a file of items without its texts: each letter is an x, so that lengths stay.
+
+    Metrics of the masked file are those of the original: labels, groups and short values of `meta` are kept, the hash
+    of each response is in its `meta`, and `items_hash` gives the hash of the original.
+
+    Raises:
+        DataError: as `read_items`.
+    """
+    items = [_masked(item) for item in read_items(source)]
+    notes = read_notes(source)
+    write_items(items, target, notes, original_hash=items_hash(source))
+
+
+def response_hashes(item: BenchmarkItem) -> list[str]:
+    """The hashes of an item's responses; of masked ones, those of the original texts."""
+    return item.meta.get(HASHES) or [response_hash(text) for text in item.responses]
+
+
+def _masked(item: BenchmarkItem) -> BenchmarkItem:
+    return replace(
+        item,
+        prompt=[{"role": message["role"], "content": "x" * len(message["content"])} for message in item.prompt],
+        responses=["x" * len(response) for response in item.responses],
+        meta={name: _short(value) for name, value in item.meta.items()} | {HASHES: response_hashes(item)},
+    )
+
+
+def _short(value: Any) -> Any:
+    """A value of `meta` without long texts."""
+    if isinstance(value, str):
+        return value if len(value) <= _LONGEST_META else ""
+    if isinstance(value, list):
+        return [_short(entry) for entry in value]
+    if isinstance(value, dict):
+        return {key: _short(entry) for key, entry in value.items()}
+    return value
 
 
 def read_notes(source: str | os.PathLike) -> list[str]:

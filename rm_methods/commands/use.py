@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import click
@@ -333,7 +334,7 @@ def benchmark(
 
 
 @verb()
-@click.argument("folders", nargs=-1, type=FOLDER)
+@click.argument("folders", nargs=-1, type=click.Path(path_type=Path))
 @click.option(
     "--config",
     "config_files",
@@ -353,8 +354,11 @@ def compare(folders, config_files, folder, out, reference, benchmark, same_data,
     """Compare all runs of an experiment, or of several FOLDERS.
 
     Writes tables and figures.  One experiment needs --config, --experiment and --out.  Two or more FOLDERS of results
-    need no configuration; they are refused if they were not measured alike.
+    need no configuration; they are refused if they were not measured alike.  A folder may be a bundle, too.
     """
+    from tempfile import TemporaryDirectory
+
+    from rm_methods.bundle.archive import unpacked_folders
     from rm_methods.comparison.compare import compare as run
     from rm_methods.comparison.contamination import contamination_of
     from rm_methods.comparison.folders import compare_folders
@@ -369,7 +373,10 @@ def compare(folders, config_files, folder, out, reference, benchmark, same_data,
         if config_files or folder:
             raise UserError("Name FOLDERS, or --config and --experiment, but not both.")
         find_methods(method_folders)
-        result = compare_folders(folders, out, reference=reference, benchmarks=benchmark, same_data=same_data)
+        out = out or folders[0].resolve().parent / "_".join(["comparison", *map(_stem, folders)])
+        with TemporaryDirectory() as scratch:
+            unpacked = unpacked_folders(folders, Path(scratch))
+            result = compare_folders(unpacked, out, reference=reference, benchmarks=benchmark, same_data=same_data)
         click.echo(result.text)
         click.echo(f"Written to {result.files['table.txt'].parent}.", err=True)
         return
@@ -390,6 +397,62 @@ def compare(folders, config_files, folder, out, reference, benchmark, same_data,
     else:
         result = run(runs, columns, reference, out, correction, contamination=overlaps)
     click.echo(result.text)
+
+
+@verb()
+@experiment_option
+@click.option("--out", type=FILE, default=None, help="Archive to write; default: <experiment>.zip beside the folder.")
+def bundle(folder, out):
+    """Pack the results of a finished experiment into one archive.
+
+    Configuration, run cards, score tables, tables, figures and checksums; no weights.  `rm-methods verify` checks it.
+    """
+    from rm_methods.bundle.archive import write_bundle
+
+    out = out or folder.resolve().parent / f"{folder.resolve().name}.zip"
+    manifest = write_bundle(folder, out)
+    click.echo(f"{out}: {len(manifest.files)} files, {out.stat().st_size / 1e6:.1f} MB.")
+    for name, license_text in manifest.masked.items():
+        click.echo(f"Without the texts of {name}: license {license_text}")
+
+
+@verb()
+@click.argument("bundle_file", metavar="BUNDLE", type=FILE)
+def verify(bundle_file):
+    """Compute the tables and figures of a bundle again.
+
+    Needs no GPU and no network.  Names each number that differs, and exits with status 1 if one does.
+    """
+    from rm_methods.bundle.verify import verify as run
+
+    result = run(bundle_file)
+    click.echo(result.text)
+    if result.differences:
+        sys.exit(1)
+
+
+@verb()
+@experiment_option
+@click.option(
+    "--config",
+    "config_files",
+    multiple=True,
+    type=FILE,
+    help="Configuration file; repeatable; default: the one stored in the folder.",
+)
+@click.option("--out", type=FILE, default=None, help="HTML file to write; default: report.html in the folder.")
+def report(folder, config_files, out):
+    """Write the report of an experiment: one HTML page, which needs no network.
+
+    Verdict, table, figures, protocol, and how to run it again.  Of an unfinished experiment, it shows what is there.
+    """
+    from rm_methods.config.resolve import load_config
+    from rm_methods.experiment.layout import Layout
+    from rm_methods.html_report.page import write_report
+    from rm_methods.html_report.stored_results import newest_config
+
+    config = load_config(config_files) if config_files else newest_config(folder)
+    click.echo(write_report(config, folder, out or Layout(folder).report))
 
 
 @verb()
@@ -489,6 +552,11 @@ def cancel(folder, everywhere, prefix, only_list):
         )
 
 
+def _stem(results: Path) -> str:
+    """The name of a folder of results, or of a bundle without its suffix."""
+    return results.stem if results.suffix == ".zip" else results.resolve().name
+
+
 # In the order of their use, as `rm-methods --help` lists them.
 VERBS = (
     list_cards,
@@ -500,6 +568,9 @@ VERBS = (
     score,
     benchmark,
     compare,
+    report,
+    bundle,
+    verify,
     power,
     cancel,
 )

@@ -13,6 +13,7 @@ from rm_methods.benchmarks.contamination_report import (
     contamination_note,
     read_contamination,
 )
+from rm_methods.benchmarks.items_hash import items_hash
 from rm_methods.errors import DataError
 from rm_methods.experiment.experiment import Experiment
 from rm_methods.experiment.layout import Layout
@@ -69,9 +70,12 @@ def contamination_of(experiment: Experiment, folder: Path) -> list[BenchmarkCont
             entries.append(BenchmarkContamination(benchmark, None, by_design=True))
         elif file.exists():
             report = read_contamination(file)
-            for name, source in (("items", layout.items(benchmark)), ("pairs", layout.pairs)):
+            for name, source, digest in (
+                ("items", layout.items(benchmark), items_hash),
+                ("pairs", layout.pairs, file_hash),
+            ):
                 # The results may have been copied without them.
-                if source.exists() and file_hash(source) != report["hashes"][name]:
+                if source.exists() and digest(source) != report["hashes"][name]:
                     raise DataError(f"{file}: {source} was changed since. Run the contamination stage again.")
             entries.append(BenchmarkContamination(benchmark, report))
         else:

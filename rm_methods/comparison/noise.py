@@ -49,19 +49,43 @@ def compare_across_noise(
         UserError, DataError: as `rm_methods.comparison.compare.compare`; a variant that is on no level.
     """
     all_runs = read_runs(runs, columns)
-    comparisons = []
-    for level in levels:
-        level_runs = [_without_level(run, level) for run in all_runs if run.variant in level.variants]
-        if not level_runs:
-            raise UserError(f"No run has {level.heading}; run snakemake for this configuration first.")
-        comparisons.append(build_comparison(level_runs, columns, reference, correction, contamination=contamination))
-        write_comparison(comparisons[-1], level_runs, Path(out_folder) / level.folder)
+    comparisons = build_levels(all_runs, columns, reference, levels, correction, contamination=contamination)
+    for level, comparison in zip(levels, comparisons, strict=True):
+        write_comparison(comparison, runs_of_level(all_runs, level), Path(out_folder) / level.folder)
     merged = merge_levels(levels, comparisons)
     for number, column in enumerate(columns):
         stem = noise_figure_stem(column.benchmark, column.metric)
         targets = [Path(out_folder) / f"{stem}.{suffix}" for suffix in FIGURE_SUFFIXES]
         write_noise_figure(levels, comparisons, number, targets)
     return write_comparison(merged, all_runs, Path(out_folder), no_ranks=NO_RANKS)
+
+
+def build_levels(
+    runs: Sequence[Run],
+    columns: Sequence[Column],
+    reference: str | None,
+    levels: Sequence[NoiseLevel],
+    correction: str = "column",
+    *,
+    contamination: Sequence[BenchmarkContamination] = (),
+) -> list[Comparison]:
+    """The comparison of each level, for `merge_levels`.
+
+    Raises:
+        UserError: a level without runs, or without one of the reference.
+    """
+    comparisons = []
+    for level in levels:
+        level_runs = runs_of_level(runs, level)
+        if not level_runs:
+            raise UserError(f"No run has {level.heading}; run snakemake for this configuration first.")
+        comparisons.append(build_comparison(level_runs, columns, reference, correction, contamination=contamination))
+    return comparisons
+
+
+def runs_of_level(runs: Sequence[Run], level: NoiseLevel) -> list[Run]:
+    """The runs of a level, under the names that their variants have without noise."""
+    return [_without_level(run, level) for run in runs if run.variant in level.variants]
 
 
 def _without_level(run: Run, level: NoiseLevel) -> Run:

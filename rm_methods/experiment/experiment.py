@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from rm_methods.errors import DataError
 from rm_methods.experiment.diagnosed_runs import diagnosed_runs, teachers
 from rm_methods.experiment.layout import RECORDS, Layout, best_of_n_files, ppo_files, run_metrics
 from rm_methods.experiment.made_with import differences, read_made, refuse_outdated
-from rm_methods.files import file_hash, named_file_hash
+from rm_methods.files import content_hash, file_hash, named_file_hash
 from rm_methods.methods.registry import MethodCard, load_method_card
 from rm_methods.stored import read_metrics, read_record, read_summary
 from rm_methods.system.code_hash import code_hash
@@ -307,6 +307,8 @@ class Experiment:
                 "runs": runs,
                 "noise_levels": self.config["noise_levels"],
             }
+        if stage == "html_report":
+            return {"configuration": content_hash(self.config)}
         if stage == "tune":
             return {"tuning": self.config["tuning"], "runs": runs}
         if stage == "export":
@@ -374,7 +376,7 @@ class Experiment:
         items = layout.items(benchmark)
         scores = layout.scores(variant, seed, benchmark)
         changed = []
-        if "items" in recorded and items.exists() and self._hash(items) != recorded["items"]:
+        if "items" in recorded and items.exists() and self._items_hash(items) != recorded["items"]:
             changed.append(f"{items} was changed since it was scored")
         if "scores" in recorded and scores.exists() and self._hash(scores) != recorded["scores"]:
             changed.append(f"{scores} was changed since it was written")
@@ -397,6 +399,14 @@ class Experiment:
         """Hash of a file's content, computed once."""
         if file not in self._hashes:
             self._hashes[file] = file_hash(file)
+        return self._hashes[file]
+
+    def _items_hash(self, file: Path) -> str:
+        """Hash of a file of items, computed once; of masked items, that of the original."""
+        from rm_methods.benchmarks.items_hash import items_hash
+
+        if file not in self._hashes:
+            self._hashes[file] = items_hash(file)
         return self._hashes[file]
 
     def code(self, stage: str, variant: str | None = None, benchmark: str | None = None) -> str:
@@ -458,14 +468,17 @@ class Experiment:
         """Refuse PPO runs below `folder` that the configuration does not ask for; raises as `check_results`."""
         self.check_results(folder, _run_jobs("ppo", self.ppo_runs()))
 
-    def check_sources(self, folder: Path) -> None:
+    def check_sources(self, folder: Path, finished: Sequence[tuple[str, int]] | None = None) -> None:
         """Refuse metrics whose items or score tables were changed since (edited by hand, or made again).
+
+        Args:
+            finished: (variant, seed) of the runs to check; None for all.
 
         Raises:
             DataError: names the metrics and the table.
         """
         layout = Layout(folder)
-        for variant, seed in self.runs():
+        for variant, seed in self.runs() if finished is None else finished:
             metrics = layout.metrics(variant, seed)
             evaluated = read_metrics(metrics)["benchmarks"]
             for benchmark, report in evaluated.items():
@@ -479,7 +492,7 @@ class Experiment:
                     table = tables.get(name)
                     if table is None or not table.exists():
                         continue
-                    if self._hash(table) != recorded:
+                    if (self._items_hash(table) if name == "items" else self._hash(table)) != recorded:
                         raise DataError(
                             f"{table}: is not the table that {metrics} was computed from; it was changed since. "
                             "Run the evaluate stage again, or score again if you do not know what changed."

@@ -42,6 +42,7 @@ RECORDS = {
     "ppo": "ppo/{variant}/seed{seed}/made_with.json",
     "overoptimization": "overoptimization/made_with.json",
     "compare": "comparison/made_with.json",
+    "html_report": "report.made_with.json",
     "tune": "tuning/made_with.json",
     "export": "tracking/made_with.json",
 }
@@ -155,6 +156,11 @@ class Layout:
     def comparison(self) -> Path:
         """Folder of the comparison's tables and figures."""
         return self.folder / "comparison"
+
+    @property
+    def report(self) -> Path:
+        """The report: one HTML page."""
+        return self.folder / "report.html"
 
     @property
     def tuning(self) -> Path:

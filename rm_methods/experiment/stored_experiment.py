@@ -120,19 +120,31 @@ def _problems(config: Mapping[str, Any], folder: Path) -> list[str]:
         missing = [path for path in paths if not path.exists()]
         if missing:
             problems.append(f"{missing[0]}: is missing")
-            continue
-        summary = read_summary(paths[0])
-        made = summary.get("depends_on", {})
-        if made and key_of(made) != summary["run_key"]:
-            problems.append(f"{paths[0]}: was edited: run_key is not that of depends_on")
-        wanted = {"method": config["methods"][variant], "backbone": config["backbone"], "training": config["training"]}
-        for section in _SECTIONS:
-            if section in made:
-                problems += [f"{paths[0]}: {text}" for text in differences(made[section], wanted[section], section)]
-        for benchmark in config["benchmarks"]:
-            record = folder / RECORDS["score"].format(variant=variant, seed=seed, benchmark=benchmark)
-            scored = read_made(record)
-            if scored is not None:
-                stored = scored["settings"].get("scoring")
-                problems += [f"{record}: {text}" for text in differences(stored, config["scoring"], "scoring")]
+        else:
+            problems += run_problems(config, folder, variant, seed)
+    return problems
+
+
+def run_problems(config: Mapping[str, Any], folder: Path, variant: str, seed: int) -> list[str]:
+    """How a finished run below `folder` differs from a configuration; one text each.
+
+    Raises:
+        DataError: a file of the run is damaged.
+    """
+    problems = []
+    path = Layout(folder).summary(variant, seed)
+    summary = read_summary(path)
+    made = summary.get("depends_on", {})
+    if made and key_of(made) != summary["run_key"]:
+        problems.append(f"{path}: was edited: run_key is not that of depends_on")
+    wanted = {"method": config["methods"][variant], "backbone": config["backbone"], "training": config["training"]}
+    for section in _SECTIONS:
+        if section in made:
+            problems += [f"{path}: {text}" for text in differences(made[section], wanted[section], section)]
+    for benchmark in config["benchmarks"]:
+        record = folder / RECORDS["score"].format(variant=variant, seed=seed, benchmark=benchmark)
+        scored = read_made(record)
+        if scored is not None:
+            stored = scored["settings"].get("scoring")
+            problems += [f"{record}: {text}" for text in differences(stored, config["scoring"], "scoring")]
     return problems

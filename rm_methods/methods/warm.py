@@ -23,7 +23,7 @@ from rm_methods.errors import UserError
 from rm_methods.files import read_json, write_json
 from rm_methods.methods.contract import CombinedMethod
 from rm_methods.reward_models.backbones import load_tokenizer
-from rm_methods.reward_models.model_folder import CHECKSUMS, check_model_folder
+from rm_methods.reward_models.model_folder import CHECKSUMS, MODEL_CARD, check_model_folder
 from rm_methods.scoring.scorer import load_scorer, pair_rewards, scoring_settings
 
 _WEIGHTS = "model.safetensors"
@@ -109,7 +109,7 @@ def average_folders(members: Sequence[Path], folder: Path) -> tuple[dict[tuple[i
         Squared distance of every two members' weights, by their positions, and the squared norm of the average.
     """
     for file in sorted(members[0].iterdir()):
-        if file.is_file() and file.suffix != ".safetensors" and file.name != CHECKSUMS:
+        if file.is_file() and file.suffix != ".safetensors" and file.name not in (CHECKSUMS, MODEL_CARD):
             shutil.copyfile(file, folder / file.name)
     write_json(folder / "config.json", read_json(folder / "config.json") | {"dtype": "float32"})
     files = [_weight_files(member) for member in members]

@@ -18,8 +18,11 @@ from rm_methods.stored import read_summary
 _RUN_METRICS = ("gold_start", "gold_end", "gold_peak", "n_peak", "gap")
 
 
-def summarize(config: Mapping[str, Any], folder: Path, out: Path) -> str:
+def summarize(config: Mapping[str, Any], folder: Path, out: Path, *, check: bool = True) -> str:
     """Write everything below `out`, from the runs below the experiment's folder.
+
+    Args:
+        check: refuse results that the configuration and the present code do not ask for.
 
     Returns:
         The tables as text.
@@ -32,7 +35,8 @@ def summarize(config: Mapping[str, Any], folder: Path, out: Path) -> str:
     from rm_methods.experiment.experiment import Experiment
 
     experiment = Experiment(config)
-    experiment.check_optimized(folder)
+    if check:
+        experiment.check_optimized(folder)
     reference = reference_variant(config)
     texts = []
     if experiment.pools():

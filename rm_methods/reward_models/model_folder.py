@@ -16,6 +16,7 @@ from rm_methods.files import content_hash, read_json, write_text
 from rm_methods.validation import kind_of
 
 CHECKSUMS = "SHA256SUMS"
+MODEL_CARD = "README.md"
 JOINT_RECORD = "joint.json"  # marks a model folder as that of a joint model
 _LFS_POINTER = b"version https://git-lfs"
 _WEIGHTS = "model.safetensors"
@@ -24,9 +25,14 @@ _SHA256_DIGITS = 64
 
 
 def write_checksums(folder: str | Path) -> None:
-    """Write `SHA256SUMS`, one line for each other file of the folder, as the last step of an export."""
+    """Write `SHA256SUMS`, one line for each other file of the folder, as the last step of an export.
+
+    The model card is left out: it gets its metrics after the evaluation, and no score depends on it.
+    """
     folder = Path(folder)
-    files = sorted(file.name for file in folder.iterdir() if file.is_file() and file.name != CHECKSUMS)
+    files = sorted(
+        file.name for file in folder.iterdir() if file.is_file() and file.name not in (CHECKSUMS, MODEL_CARD)
+    )
     write_text(folder / CHECKSUMS, "".join(f"{_sha256(folder / name)}  {name}\n" for name in files))
 
 

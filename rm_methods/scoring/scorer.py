@@ -554,7 +554,7 @@ class EnsembleScorer(Scorer):
             raise UserError(
                 f"{folder / SCORER_FILE}: {len(missing)} of {len(self.members)} members are missing, the first is "
                 f"{missing[0].resolve()}. An ensemble holds no weights, so its members must stay in their folders. "
-                "Move the experiment's folder only as a whole."
+                "Move the experiment's folder only as a whole, or copy the ensemble with `rm-methods copy-model`."
             )
 
     def compute(self, items: Sequence[BenchmarkItem], label: str = "score") -> Scoring:

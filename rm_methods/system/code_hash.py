@@ -39,6 +39,7 @@ STAGES: dict[str, tuple[str, ...]] = {
     "ppo": ("ppo.run",),
     "overoptimization": ("overoptimization.summarize",),
     "compare": ("comparison.compare", "comparison.noise"),
+    "html_report": ("html_report.page",),
     "tune": ("comparison.tuning",),
     "track": ("tracking.export",),
 }
@@ -56,6 +57,7 @@ PLUMBING = (
     "listing",
     "methods.sources",
     "methods.user_code",
+    "model_card",
     "planning",
     "run_card",
     "system.cluster",

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, cast
 from rm_methods.errors import UserError
 from rm_methods.files import file_hash, read_json, write_json, written_atomically
 from rm_methods.methods.registry import MethodCard, load_method, load_method_card
+from rm_methods.model_card.text import write_card
 from rm_methods.preferences.pair import PreferencePair, read_pairs
 from rm_methods.reward_models.backbones import RECORD, WORLD_SCRATCH
 from rm_methods.reward_models.model_folder import weights_hash, write_checksums
@@ -502,4 +503,5 @@ def _write_summary(run: _Run, cost: RunCost, metrics: FinalMetrics, records: Tra
         summary["weights_hash"] = weights
     summary = cast(RunSummary, with_checksum(summary))
     write_json(run.files.summary, summary)
+    write_card(run.files.model, summary)
     return summary

@@ -174,3 +174,10 @@ def test_every_file_but_the_checksums_has_one(folder):
 def test_the_checksums_are_those_of_sha256sum(folder):
     write_checksums(folder)
     subprocess.run(["sha256sum", "--check", "--strict", CHECKSUMS], cwd=folder, check=True, capture_output=True)
+
+
+def test_checksums_leave_the_model_card_out(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "README.md").write_text("# Card")
+    write_checksums(tmp_path)
+    assert [line.split()[1] for line in (tmp_path / "SHA256SUMS").read_text().splitlines()] == ["config.json"]

@@ -118,7 +118,7 @@ def test_the_stored_experiment_is_read_from_its_folder(finished):
     try:
         missing = rm_methods(finished, "power", "--experiment", results(finished))
         assert missing.returncode == 2
-        assert "methods_path: no such folder: '../mine'" in missing.stderr
+        assert "methods_path: no such folder: " in missing.stderr
         named = rm_methods(finished, "power", "--experiment", results(finished), "--methods", "../gone")
         assert named.returncode == 0, named.stderr
     finally:

@@ -153,6 +153,7 @@ def final_files():
     files = []
     if config["benchmarks"]:
         files.append(LAYOUT.comparison / "table.txt")
+        files.append(LAYOUT.report)
         if config["tracking"]["enabled"]:
             files.append(LAYOUT.export)
     else:
@@ -208,3 +209,5 @@ def print_tables():
         if tables:
             texts = [table.read_text() for table in tables]
             print("\n" + "\n".join(texts) + f"\nTables and figures: {folder}/")
+    if LAYOUT.report.exists():
+        print(f"All on one page: {LAYOUT.report}")

@@ -1,0 +1,19 @@
+"""The hash of a file of benchmark items, which its masked copy keeps (`rm_methods.benchmarks.item.mask_items`)."""
+
+from __future__ import annotations
+
+import os
+
+from rm_methods.files import file_hash
+from rm_methods.parquet import read_metadata
+
+ORIGINAL = "original_hash"  # key in the metadata of a masked file
+
+
+def items_hash(source: str | os.PathLike) -> str:
+    """The hash of a file of items; of a masked file, that of the original.
+
+    Raises:
+        DataError: the file is missing or damaged.
+    """
+    return read_metadata(source, ORIGINAL, "prepare-benchmark") or file_hash(source)

@@ -1,0 +1,146 @@
+"""Cost against quality: how much training each method needs, and what it gains over the reference."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+from rm_methods.comparison import marks
+from rm_methods.comparison.figures import text_width
+from rm_methods.comparison.result import Comparison, VariantRow
+from rm_methods.reporting.figures import BLUE, GRAY, ORANGE, save_figure
+
+MAX_PANELS = 4  # columns of the table that are drawn, the first ones
+# Inches.
+_PANEL_WIDTH = 2.3
+_PANEL_HEIGHT = 2.4
+_LEFT = 0.5  # numbers of the vertical axis, and its name
+_GAP = 0.25  # between a panel and its labels, and behind the labels
+_TOP = 0.3
+_BOTTOM = 0.5
+_LINE_HEIGHT = 0.125  # of a label
+_LABEL_SIZE = 7.5  # points
+
+
+def write_cost_figure(comparison: Comparison, targets: Sequence[Path]) -> bool:
+    """Draw the figure once and save it to every target.
+
+    Returns:
+        Whether it was drawn: it needs a reference and two trained rows with a recorded cost.
+    """
+    rows = costed_rows(comparison)
+    if comparison.reference_row is None or len(rows) < 2:
+        return False
+    save_figure(lambda: draw(comparison, rows), targets)
+    return True
+
+
+def costed_rows(comparison: Comparison) -> list[VariantRow]:
+    """Rows whose training cost is recorded."""
+    return [row for row in comparison.rows if not row.is_line and row.cost.tokens]
+
+
+def draw(comparison: Comparison, rows: Sequence[VariantRow]):
+    """The figure (matplotlib, without pyplot: no window, no global state).
+
+    Horizontal: training tokens of one run, relative to the reference, on a logarithmic axis.  Vertical: difference
+    from the reference in points, with its 95% interval.  Filled: significant after Holm's correction.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    numbers = range(min(len(comparison.columns), MAX_PANELS))
+    across = min(len(numbers), 2)
+    down = math.ceil(len(numbers) / across)
+    cell_width = _LEFT + _PANEL_WIDTH + _GAP + text_width([row.label for row in rows], _LABEL_SIZE)
+    cell_height = _TOP + _PANEL_HEIGHT + _BOTTOM
+    width = across * cell_width
+    height = down * cell_height
+    figure = Figure(figsize=(width, height))
+    FigureCanvasAgg(figure)
+    for number in numbers:
+        left = (number % across) * cell_width + _LEFT
+        bottom = height - (number // across) * cell_height - _TOP - _PANEL_HEIGHT
+        axis = figure.add_axes((left / width, bottom / height, _PANEL_WIDTH / width, _PANEL_HEIGHT / height))
+        _draw_panel(axis, comparison, rows, number)
+        axis.set_title(comparison.columns[number].heading, fontsize=9, fontweight="bold", loc="left")
+        axis.set_ylabel("difference, points", fontsize=_LABEL_SIZE, labelpad=2)
+        axis.set_xlabel("training tokens, relative to the reference", fontsize=_LABEL_SIZE, labelpad=2)
+    return figure
+
+
+def _draw_panel(axis, comparison: Comparison, rows: Sequence[VariantRow], number: int) -> None:
+    reference = comparison.reference_row
+    assert reference is not None
+    assert reference.cost.tokens
+    places = []  # of the dots: x, y, label
+    for row in rows:
+        assert row.cost.tokens
+        x = row.cost.tokens / reference.cost.tokens
+        cell = row.cells[number]
+        if row is reference:
+            axis.plot([x], [0], marker="D", markersize=4.5, color=ORANGE, linestyle="none", zorder=3)
+            places.append((x, 0.0, row.label))
+            continue
+        if cell is None or cell.difference is None or math.isnan(cell.difference.estimate.mean):
+            continue
+        estimate = cell.difference.estimate
+        y = 100 * estimate.mean
+        if not math.isnan(estimate.low):
+            axis.plot([x, x], [100 * estimate.low, 100 * estimate.high], color=BLUE, linewidth=1.1, zorder=2)
+        fill = BLUE if cell.verdict == "significant" else "white"
+        marker = "o" if cell.tested else "s"
+        style = {"markerfacecolor": fill, "markeredgecolor": BLUE, "markersize": 5, "linestyle": "none", "zorder": 3}
+        axis.plot([x], [y], marker=marker, **style)
+        places.append((x, y, row.label))
+    axis.axhline(0, color=GRAY, linewidth=0.8, zorder=1)
+    ratios = [x for x, _, _ in places]
+    axis.set_xscale("log")
+    axis.set_xlim(min(*ratios, 0.8) / 1.15, max(*ratios, 1.25) * 1.15)
+    _name_ticks(axis, ratios)
+    marks.bare(axis, grid="y", spines=("bottom", "left"))
+    _label(axis, places)
+
+
+def _name_ticks(axis, ratios: Sequence[float]) -> None:
+    """Ticks at round ratios, written out: powers of ten would be the only labels otherwise."""
+    from matplotlib.ticker import FixedLocator, NullFormatter, NullLocator
+
+    round_ratios = [value for value in (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100) if value <= max(ratios) * 1.3]
+    shown = [value for value in round_ratios if value >= min(ratios) / 1.3] or [1]
+    axis.xaxis.set_major_locator(FixedLocator(shown))
+    axis.xaxis.set_minor_locator(NullLocator())
+    axis.xaxis.set_minor_formatter(NullFormatter())
+    axis.set_xticklabels([f"{value:g}×" for value in shown], fontsize=_LABEL_SIZE)
+
+
+def _label(axis, places: Sequence[tuple[float, float, str]]) -> None:
+    """Write the names beside the panel, in the order of their dots, moved apart where they would overlap."""
+    low, high = axis.get_ylim()
+    step = (high - low) * _LINE_HEIGHT / _PANEL_HEIGHT
+    in_order = sorted(places, key=lambda place: place[1])
+    heights = spread([y for _, y, _ in in_order], step)
+    line = {"arrowstyle": "-", "color": GRAY, "linewidth": 0.5, "shrinkA": 1, "shrinkB": 4}
+    style = {"fontsize": _LABEL_SIZE, "va": "center", "annotation_clip": False, "arrowprops": line}
+    for (x, y, label), label_height in zip(in_order, heights, strict=True):
+        position = (1.04, (label_height - low) / (high - low))
+        axis.annotate(label, (x, y), xytext=position, textcoords="axes fraction", **style)
+    axis.set_ylim(low, high)
+
+
+def spread(heights: Sequence[float], step: float) -> list[float]:
+    """Heights in rising order, moved apart to at least `step`, with the smallest sum of squared moves.
+
+    >>> spread([0.0, 0.1, 5.0], 1.0)
+    [-0.45, 0.55, 5.0]
+    """
+    # Pool adjacent violators on the heights less their steps: blocks of touching labels share one offset.
+    blocks: list[tuple[float, int]] = []  # mean offset, number of labels
+    for index, height in enumerate(heights):
+        blocks.append((height - index * step, 1))
+        while len(blocks) > 1 and blocks[-2][0] > blocks[-1][0]:
+            (first, n_first), (second, n_second) = blocks[-2], blocks[-1]
+            blocks[-2:] = [((first * n_first + second * n_second) / (n_first + n_second), n_first + n_second)]
+    offsets = [offset for offset, count in blocks for _ in range(count)]
+    return [offset + index * step for index, offset in enumerate(offsets)]
