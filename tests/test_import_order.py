@@ -19,6 +19,7 @@ ORDER = (
     "yaml_files",
     "card_files",
     "system",
+    "terminal",
     "preferences",
     "benchmarks",
     "statistics",

@@ -3,16 +3,63 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import click
+from click.shell_completion import CompletionItem
 
 from rm_methods.errors import UserError
 
-FILE = click.Path(dir_okay=False, path_type=Path)
-FOLDER = click.Path(file_okay=False, path_type=Path)
+
+def complete_methods(_context: click.Context, _parameter: click.Parameter, begun: str) -> list[CompletionItem]:
+    """Names of methods for the shell's completion."""
+    from rm_methods.methods.registry import method_names
+
+    return _beginning_with(begun, method_names())
+
+
+def complete_benchmarks(_context: click.Context, _parameter: click.Parameter, begun: str) -> list[CompletionItem]:
+    """Names of benchmarks for the shell's completion, also after a comma."""
+    from rm_methods.benchmarks.cards import list_benchmark_cards
+
+    before, comma, last = begun.rpartition(",")
+    return _beginning_with(last, list_benchmark_cards(), before + comma)
+
+
+def complete_data(_context: click.Context, _parameter: click.Parameter, begun: str) -> list[CompletionItem]:
+    """Names of benchmarks and datasets for the shell's completion, and its own completion of files."""
+    from rm_methods.benchmarks.cards import list_benchmark_cards
+    from rm_methods.preferences.cards import list_dataset_cards
+
+    names = _beginning_with(begun, [*list_benchmark_cards(), *list_dataset_cards()])
+    return names or [CompletionItem(begun, type="file")]
+
+
+def _beginning_with(begun: str, names: Iterable[str], before: str = "") -> list[CompletionItem]:
+    return [CompletionItem(before + name) for name in sorted(set(names)) if name.startswith(begun)]
+
+
+class _NamedPath(click.Path):
+    """A path that is not empty, because an unset variable of a shell would name the current folder; and that is UTF-8,
+    because records of runs hold it.
+    """
+
+    def convert(self, value, param, ctx):
+        if not str(value).strip():
+            self.fail("the path is empty. Name a file or folder.", param, ctx)
+        try:
+            str(value).encode("utf-8")
+        except UnicodeEncodeError:
+            shown = ascii(str(value))
+            self.fail(f"{shown} has bytes that are not UTF-8, so no record could name it. Rename it.", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+PATH = _NamedPath(path_type=Path)
+FILE = _NamedPath(dir_okay=False, path_type=Path)
+FOLDER = _NamedPath(file_okay=False, path_type=Path)
 SEED = click.IntRange(min=0, max=2**32 - 1)
 config_option = click.option(
     "--config",
@@ -37,7 +84,16 @@ experiment_option = click.option(
 threads_option = click.option(
     "--threads", type=click.IntRange(min=0), default=0, help="CPU threads; 0 lets torch decide."
 )
-benchmarks_option = click.option("--benchmark", multiple=True, required=True, help="Name of a benchmark; repeatable.")
+reader_option = click.option(
+    "--option", "reader", multiple=True, help="NAME=VALUE of the reader, such as chosen_field=better; repeatable."
+)
+benchmarks_option = click.option(
+    "--benchmark",
+    multiple=True,
+    required=True,
+    shell_complete=complete_benchmarks,
+    help="Name of a benchmark; repeatable.",
+)
 items_option = click.option(
     "--items", multiple=True, required=True, type=FILE, help="Benchmark items, one file per --benchmark."
 )
@@ -106,6 +162,24 @@ def benchmark_items(benchmarks: Sequence[str], items: Sequence[Path]) -> list[tu
             f"{len(benchmarks)} --benchmark but {len(items)} --items were given; give one --items for each --benchmark."
         )
     return list(zip(benchmarks, items, strict=True))
+
+
+def reader_options(texts: tuple[str, ...]) -> dict[str, Any]:
+    """NAME=VALUE options of a reader as a mapping; values are read as YAML, or else as text."""
+    from yaml import YAMLError
+
+    from rm_methods.yaml_files import parse_yaml
+
+    values = {}
+    for option in texts:
+        name, separator, text = option.partition("=")
+        if not separator:
+            raise UserError(f"--option {option}: write NAME=VALUE, for instance chosen_field=better.")
+        try:
+            values[name] = parse_yaml(text)[0]
+        except YAMLError:
+            values[name] = text
+    return values
 
 
 def counts_text(counts: Mapping[str, Any]) -> str:

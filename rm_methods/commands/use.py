@@ -11,12 +11,18 @@ from rm_methods.commands.contract import test_method
 from rm_methods.commands.options import (
     FILE,
     FOLDER,
+    PATH,
+    complete_benchmarks,
+    complete_data,
+    complete_methods,
     config_option,
     experiment_option,
     external_model_options,
     find_methods,
     methods_option,
     named_paths,
+    reader_option,
+    reader_options,
     threads_option,
 )
 from rm_methods.commands.verb import verb
@@ -41,7 +47,7 @@ def list_cards(what, method_folders):
 
 
 @verb()
-@click.argument("method")
+@click.argument("method", shell_complete=complete_methods)
 @methods_option
 def show(method, method_folders):
     """Describe a method: source, cost, and every setting.
@@ -58,8 +64,9 @@ def show(method, method_folders):
 @click.option(
     "--data",
     required=True,
+    multiple=True,
     type=click.Path(exists=True, path_type=Path),
-    help="File of preference pairs, or folder with train.*, validation.* and test.*.",
+    help="File of preference pairs, or folder with train.*, validation.* and test.*; repeatable: a mixture.",
 )
 @click.option("--test", type=FILE, default=None, help="File of test pairs; default: a share of the prompts of --data.")
 @click.option(
@@ -68,29 +75,16 @@ def show(method, method_folders):
     help="Folder or hub id of the model to train, or tiny; default: the best that needs no network.",
 )
 @click.option("--out", type=FILE, default=None, help="File to write; default: the name of --data with .yaml.")
-@click.option(
-    "--option", "options", multiple=True, help="NAME=VALUE of the reader, such as chosen_field=better; repeatable."
-)
+@reader_option
 @click.option("--force", is_flag=True, help="Overwrite the file.")
-def init(data, test, backbone, out, options, force):
+def init(data, test, backbone, out, reader, force):
     """Write a configuration for your own pairs.
 
     Prints what was read.  The configuration compares methods on held-out pairs, and runs without a change.
     """
-    from yaml import YAMLError
-
     from rm_methods.config.starter import write_starter
-    from rm_methods.yaml_files import parse_yaml
 
-    values = {}
-    for option in options:
-        name, separator, text = option.partition("=")
-        if not separator:
-            raise UserError(f"--option {option}: write NAME=VALUE, for instance chosen_field=better.")
-        try:
-            values[name] = parse_yaml(text)[0]
-        except YAMLError:
-            values[name] = text
+    values = reader_options(reader)
     click.echo(write_starter(data, out, test=test, backbone=backbone, options=values, force=force))
 
 
@@ -119,10 +113,10 @@ def check(config_files, method_folders, full):
 @config_option
 @click.option(
     "--gpu",
-    default="h100",
-    show_default=True,
-    help="GPU type to assume: a100, h100, h200 or b200.",
+    default=None,
+    help="GPU type to assume: a100, h100, h200 or b200; default: CPUs if resources.gpus is 0, else h100.",
 )
+@click.option("--cores", type=click.IntRange(min=1), default=None, help="CPU cores to assume; default: all of them.")
 @click.option(
     "--utilization",
     type=float,
@@ -141,19 +135,24 @@ def check(config_files, method_folders, full):
     "--responses", type=click.IntRange(min=1), default=None, help="Number of responses scored per benchmark and run."
 )
 @click.option("--shape", default=None, help="Size of the backbone to assume: 135M, 1B, 8B or 70B.")
-def plan(config_files, **options):
+def plan(config_files, cores, **options):
     """Estimate the cost of an experiment before it runs.
 
-    Prints jobs, GPU-hours, memory and disk.
+    Prints jobs, wall time on CPUs or GPU-hours, memory and disk.
     """
     from rm_methods.config.resolve import load_config
     from rm_methods.planning import plan as planning
+    from rm_methods.planning.cpu_text import cores_of_this_machine, cpu_plan_text
     from rm_methods.planning.plan_text import plan_text
 
     config = load_config(config_files)
-    assumptions = planning.make_assumptions(
-        config, {name: value for name, value in options.items() if value is not None}
-    )
+    given = {name: value for name, value in options.items() if value is not None}
+    if cores and "gpu" in given:
+        raise UserError("--cores plans for CPUs and --gpu for GPUs; give one of them.")
+    assumptions = planning.make_assumptions(config, given)
+    if cores or ("gpu" not in given and config["resources"]["gpus"] == 0):
+        click.echo(cpu_plan_text(config, config_files, assumptions, given, cores or cores_of_this_machine()))
+        return
     plans = planning.plan(config, assumptions)
     click.echo(plan_text(config, plans, assumptions, planning.job_counts(config_files)))
 
@@ -164,6 +163,7 @@ def plan(config_files, **options):
     "--data",
     multiple=True,
     required=True,
+    shell_complete=complete_data,
     help="File of benchmark items or preference pairs, or name of a benchmark or dataset; repeatable.",
 )
 @click.option(
@@ -177,6 +177,7 @@ def plan(config_files, **options):
 @click.option(
     "--config", "config_files", multiple=True, type=FILE, help="Configuration with the scoring settings; repeatable."
 )
+@reader_option
 @threads_option
 @click.option(
     "--max-length",
@@ -218,7 +219,7 @@ def plan(config_files, **options):
 @click.option("--strict", is_flag=True, help="Fail if any row cannot be scored.")
 @methods_option
 @external_model_options
-def score(model, data, out, root, config_files, strict, method_folders, model_options, **options):
+def score(model, data, out, root, config_files, reader, strict, method_folders, model_options, **options):
     """Score responses with a reward model.
 
     Writes a score table for each --data.  Prints a report on the rows and the accuracy, and stores it beside the table.
@@ -239,7 +240,16 @@ def score(model, data, out, root, config_files, strict, method_folders, model_op
         configured = ScoringSettings(max_length=own_length(model) or ScoringSettings.max_length)
     settings = replace(configured, **{name: value for name, value in options.items() if value is not None})
     jobs = list(zip(data, out, strict=True))
-    reports = score_files(model, jobs, root, settings, strict, also_read=config_files, model_options=model_options)
+    reports = score_files(
+        model,
+        jobs,
+        root,
+        settings,
+        strict,
+        also_read=config_files,
+        model_options=model_options,
+        reader_options=reader_options(reader),
+    )
     click.echo("\n\n".join(reports))
 
 
@@ -247,7 +257,12 @@ def score(model, data, out, root, config_files, strict, method_folders, model_op
 @click.option("--model", required=True, help="Reward-model folder, or id of the Hugging Face hub.")
 @click.option("--revision", default=None, help="Commit of a hub id.")
 @click.option(
-    "--benchmarks", "names", required=True, help="Names of benchmarks, separated by commas: rewardbench2,rm_bench."
+    "--benchmarks",
+    "names",
+    multiple=True,
+    required=True,
+    shell_complete=complete_benchmarks,
+    help="Names of benchmarks, separated by commas or blanks: rewardbench2,rm_bench.",
 )
 @click.option(
     "--root", "roots", multiple=True, help="NAME=FOLDER with the public files; without it, from the hub; repeatable."
@@ -310,7 +325,7 @@ def benchmark(
 
     find_methods(method_folders)
     folders = named_paths("--root", roots, "rm_bench=data/rm_bench")
-    wanted = [name.strip() for name in names.split(",") if name.strip()]
+    wanted = [name.strip() for text in names for name in text.split(",") if name.strip()]
     if unused := [name for name in folders if name not in wanted]:
         raise UserError(f"--root {unused[0]}=...: this benchmark is not among --benchmarks {','.join(wanted)}.")
     options = {} if limit is None else {"limit": limit}
@@ -334,7 +349,7 @@ def benchmark(
 
 
 @verb()
-@click.argument("folders", nargs=-1, type=click.Path(path_type=Path))
+@click.argument("folders", nargs=-1, type=PATH)
 @click.option(
     "--config",
     "config_files",
@@ -388,7 +403,7 @@ def compare(folders, config_files, folder, out, reference, benchmark, same_data,
     config = load_config(config_files, methods=method_folders)
     experiment = Experiment(config)
     runs = evaluated_runs(experiment, folder)
-    columns = compared_columns(config)
+    columns = compared_columns(config, runs)
     reference = reference_variant(config)
     correction = config["comparison"]["correction"]
     overlaps = contamination_of(experiment, folder)
@@ -491,7 +506,7 @@ def power(folder, config_files, difference, rivals, reference, out, method_folde
     if config_files:
         config = load_config(config_files, methods=method_folders)
         files = evaluated_runs(Experiment(config), folder)
-        columns = compared_columns(config)
+        columns = compared_columns(config, files)
     else:
         find_methods(method_folders)
         stored = stored_experiment(folder)

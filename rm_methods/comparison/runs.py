@@ -16,7 +16,8 @@ from rm_methods.comparison.result import Column
 from rm_methods.errors import DataError, UserError, nearest
 from rm_methods.experiment.evaluated_runs import EvaluatedFiles
 from rm_methods.parquet import read_parquet
-from rm_methods.run_card import BenchmarkResult, RunCost, RunMetrics, RunSummary
+from rm_methods.preferences.data_sources import data_sources, source_metric
+from rm_methods.run_card import BenchmarkResult, RunCost, RunMetrics, RunSummary, StepsRecord
 from rm_methods.statistics.column import LINES, Role, role_of
 from rm_methods.statistics.designs import ItemDesign, item_coefficients, item_design
 from rm_methods.stored import read_metrics, read_summary
@@ -47,6 +48,7 @@ class Run:
         shared_with_all_seeds: variants of which every seed of this run's variant uses the same model or models (a
             teacher, cross-fitted judges).  Empty for a variant of one run.
         merged_seeds: seeds of the same variant whose weights are those of this run (`distinct_runs`).
+        steps: the optimizer steps of its training; None without one, and for results of older releases.
     """
 
     files: EvaluatedFiles
@@ -67,6 +69,7 @@ class Run:
     left_out: Mapping[tuple[str, str], Mapping[int, float]] = field(default_factory=dict)
     shared_with_all_seeds: tuple[str, ...] = ()
     merged_seeds: tuple[int, ...] = ()
+    steps: StepsRecord | None = None
 
     @property
     def is_line(self) -> bool:
@@ -83,23 +86,42 @@ class Run:
         return math.nan if value is None else float(value)
 
 
-def compared_columns(config: Mapping[str, Any]) -> list[Column]:
-    """The columns of the comparison table: for each benchmark of the configuration, those that its card names."""
+def compared_columns(config: Mapping[str, Any], files: Sequence[EvaluatedFiles]) -> list[Column]:
+    """The columns of the comparison table.
+
+    For each benchmark of the configuration, those that its card names; on held-out pairs of a mixture also one for each
+    source that a run has.
+    """
+    recorded = _recorded(files) if len(data_sources(config["data"])) > 1 else set()
     columns = []
     for name, entry in config["benchmarks"].items():
         card = load_benchmark_card(name)
-        for metric, heading in card.columns_with(entry["options"]).items():
+        headings = card.columns_with(entry["options"])
+        for metric, heading in headings.items():
             columns.append(Column(benchmark=name, metric=metric, heading=heading, chance=card.chance))
+        if card.module != "prepared_splits":
+            continue
+        for source in data_sources(config["data"]):
+            for split in entry["options"]["splits"]:
+                metric = source_metric(split, source.name)
+                if split in headings and (name, metric) in recorded:
+                    columns.append(Column(name, metric, f"{headings[split]}, {source.name}", card.chance))
     return columns
 
 
 def recorded_columns(config: Mapping[str, Any], files: Sequence[EvaluatedFiles]) -> list[Column]:
     """Those of `compared_columns` that a run has: results of another release may lack a column of today's cards."""
+    recorded = _recorded(files)
+    return [column for column in compared_columns(config, files) if (column.benchmark, column.metric) in recorded]
+
+
+def _recorded(files: Sequence[EvaluatedFiles]) -> set[tuple[str, str]]:
+    """(benchmark, metric) of every value that a run has."""
     recorded = set()
     for run in files:
         for benchmark, result in read_metrics(run.metrics)["benchmarks"].items():
             recorded |= {(benchmark, metric) for metric in result.get("metrics", {})}
-    return [column for column in compared_columns(config) if (column.benchmark, column.metric) in recorded]
+    return recorded
 
 
 def read_runs(files: Sequence[EvaluatedFiles], columns: Sequence[Column]) -> list[Run]:
@@ -189,6 +211,7 @@ def _read_run(
         run_key=summary["run_key"],
         left_out=_read_left_out(files.metrics, metrics),
         shared_with_all_seeds=tuple(variant for variant, seeds in required.items() if seeds != "same"),
+        steps=summary.get("steps"),
     )
     for column in columns:
         _check_adds_up(run, column)

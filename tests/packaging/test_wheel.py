@@ -32,7 +32,10 @@ def wheel(tmp_path_factory) -> Path:
         text=True,
     )
     for name in listed.stdout.splitlines():
-        if name.startswith(("rm_methods/", "pyproject.toml", "README.md", "LICENSE")) and (REPOSITORY / name).is_file():
+        if (
+            name.startswith(("rm_methods/", "snakemake_logger_plugin", "pyproject.toml", "README.md", "LICENSE"))
+            and (REPOSITORY / name).is_file()
+        ):
             (source / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(REPOSITORY / name, source / name)
     wheels = tmp_path_factory.mktemp("wheels")
@@ -110,3 +113,15 @@ def test_pairs_are_scored(rm_methods, reward_model, tokenizer, tmp_path):
     (tmp_path / "pairs.jsonl").write_text(json.dumps(pair) + "\n")
     rm_methods("score", "--model", "model", "--data", "pairs.jsonl", "--out", "scores.parquet")
     assert len(pd.read_parquet(tmp_path / "scores.parquet")) == 2
+
+
+def test_snakemake_finds_the_plugin_of_the_terminal(installed, tmp_path):
+    code = (
+        "from snakemake_interface_logger_plugins.registry import LoggerPluginRegistry;"
+        "print(LoggerPluginRegistry().is_installed('rm-methods'))"
+    )
+    environment = os.environ | {"PYTHONPATH": str(installed)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120
+    )
+    assert done.stdout == "True\n", done.stderr

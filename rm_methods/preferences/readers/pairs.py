@@ -11,7 +11,8 @@ Conversations with an explicit and with an implicit prompt:
     {"chosen": [{"role": "user", ...}, {"role": "assistant", ...}], "rejected": [...]}
 
 With an explicit prompt, a conversational answer is one assistant message, or the whole conversation with the prompt. A
-column may hold a conversation as text (JSON or Python's repr), which is parsed. A column `system` is the system turn.
+column may hold a conversation as text (JSON or Python's repr), which is parsed. A column `system` is the system turn,
+a column `tools` the functions that an assistant may call (`rm_methods.preferences.tool_rows`).
 """
 
 from __future__ import annotations
@@ -29,7 +30,6 @@ from rm_methods.preferences.conversation_text import unwrapped
 from rm_methods.preferences.dataset_card import DatasetCard
 from rm_methods.preferences.file_formats import shown
 from rm_methods.preferences.file_rows import (
-    ROLES,
     SPLITS,
     Row,
     Unusable,
@@ -44,6 +44,8 @@ from rm_methods.preferences.file_rows import (
 )
 from rm_methods.preferences.pair import Message, PreferencePair
 from rm_methods.preferences.read_report import NOTHING, ReadReport
+from rm_methods.preferences.tool_calls import STORED_ROLES
+from rm_methods.preferences.tool_rows import CALL_KEYS, RESULT_KEYS, RowMessages, with_tools
 
 _NAME = {"type": "string", "minLength": 1}
 _OPTIONAL_NAME = {"type": ["string", "null"], "minLength": 1}
@@ -57,6 +59,11 @@ OPTIONS: dict[str, dict[str, Any]] = {
         **_OPTIONAL_NAME,
         "default": "system",
         "description": "Column of the system prompt, if any: it becomes the system turn. null: none.",
+    },
+    "tools_field": {
+        **_OPTIONAL_NAME,
+        "default": "tools",
+        "description": "Column of the tools, if any: JSON schemas of functions, a list or its JSON text. null: none.",
     },
     "chosen_field": {**_NAME, "default": "chosen", "description": "Column of the preferred answer."},
     "rejected_field": {**_NAME, "default": "rejected", "description": "Column of the other answer."},
@@ -111,8 +118,8 @@ PROMPT_COLUMNS = {
     "dialog",
     "history",
 }
-# Keys of a message that its text does not repeat: without them the message would have another meaning.
-CALLS = ("tool_calls", "function_call")
+# Keys of a message that are read beside role and content, by role.
+READ_KEYS = {"assistant": CALL_KEYS, "tool": RESULT_KEYS, "function": RESULT_KEYS}
 
 
 def read(card: DatasetCard, root: Path | None, options: dict[str, Any], report: ReadReport) -> Iterator[PreferencePair]:
@@ -144,19 +151,20 @@ def _pairs_of_file(
     implicit_rows = 0
     implicit_pairs = []
     for row in rows:
-        row_id = _row_id(row, options["id_field"], first_use)
+        row_id = row_id_of(row, options["id_field"], first_use)
         try:
             answers = _answers(row, options, report)
             explicit_prompt = _prompt(row, options["prompt_field"], report)
             is_implicit = explicit_prompt is None and isinstance(answers[0], str)
             implicit_rows += is_implicit
             prompt, chosen, rejected = _parts(explicit_prompt, answers, report)
+            prompt = with_system_turn(prompt, row, options["system_field"], report)
             pair = checked_pair(
                 row,
-                _with_system_turn(prompt, row, options["system_field"], report),
+                with_tools(prompt, row, options["tools_field"], report),
                 chosen,
                 rejected,
-                split=row.split or _split(row, options["split_field"], report),
+                split=row.split or row_split(row, options["split_field"], report),
                 source=source,
                 strength=_strength(row, options),
                 meta={"id": row_id} if row_id else {},
@@ -168,18 +176,18 @@ def _pairs_of_file(
             implicit_pairs.append(pair)
         else:
             yield pair
-    _check_named_columns(row, options, report)
+    check_named_columns(row, options, report)
     if implicit_rows:
         yield from _implicit_pairs(row.file, implicit_pairs, options["prompt_field"], report)
 
 
-def _check_named_columns(last_row: Row, options: dict[str, Any], report: ReadReport) -> None:
+def check_named_columns(last_row: Row, options: dict[str, Any], report: ReadReport) -> None:
     """Refuse a file if none of its rows has a column that the options name.
 
     The columns of the default options are optional.
     """
     columns = report.columns[last_row.file].values
-    used = ["prompt_field", "system_field", "id_field"]
+    used = ["prompt_field", "system_field", "tools_field", "id_field"]
     if not last_row.split:
         used.append("split_field")
     problems = []
@@ -254,8 +262,8 @@ def _answers(
                 f"{row.file}, row {row.number}: field '{options[option]}' is missing. If another column has this "
                 f"answer, name it with data.options.{option}. {nearest(options[option], row.fields, 'Found')}"
             )
-    chosen = _text_or_messages(row, options["chosen_field"], report)
-    rejected = _text_or_messages(row, options["rejected_field"], report)
+    chosen = text_or_messages(row, options["chosen_field"], report)
+    rejected = text_or_messages(row, options["rejected_field"], report)
     if isinstance(chosen, str) and isinstance(rejected, str):
         return chosen, rejected
     if isinstance(chosen, list) and isinstance(rejected, list):
@@ -267,7 +275,7 @@ def _answers(
 
 
 def _prompt(row: Row, name: str | None, report: ReadReport) -> str | list[Message] | None:
-    return None if name is None or row.fields.get(name) is None else _text_or_messages(row, name, report)
+    return None if name is None or row.fields.get(name) is None else text_or_messages(row, name, report)
 
 
 def _parts(
@@ -291,10 +299,10 @@ def _parts(
                 "this one does not."
             )
         prompt, chosen, rejected = split_implicit_prompt(chosen, rejected)
-    return _as_messages(prompt), chosen, rejected
+    return as_messages(prompt), chosen, rejected
 
 
-def _as_messages(prompt: str | list[Message]) -> list[Message]:
+def as_messages(prompt: str | list[Message]) -> list[Message]:
     return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
 
 
@@ -307,19 +315,19 @@ def _conversation_parts(
         answers_repeat_it = chosen[: len(prompt)] == prompt == rejected[: len(prompt)]
         prompt_turns = len(prompt) if answers_repeat_it else 0
     elif text is not None and len(chosen) <= 1:
-        prompt = _as_messages(text)
+        prompt = as_messages(text)
         prompt_turns = 0
     else:
         prompt_turns = _common_length(chosen, rejected)
         prompt = chosen[:prompt_turns]
-    chosen_text = _only_answer(chosen[prompt_turns:])
-    rejected_text = _only_answer(rejected[prompt_turns:])
+    chosen_text = only_answer(chosen[prompt_turns:])
+    rejected_text = only_answer(rejected[prompt_turns:])
     if text is not None and not _says(prompt, text):
         raise Unusable("prompts differ: the conversation does not begin with the column", f"the column: {text[:60]!r}")
     return prompt, chosen_text, rejected_text
 
 
-def _only_answer(turns: Sequence[Message]) -> str:
+def only_answer(turns: Sequence[Message]) -> str:
     """The text of the turns after the prompt, which must be one assistant turn."""
     roles = [message["role"] for message in turns]
     if not roles:
@@ -339,7 +347,7 @@ def _says(prompt: Sequence[Message], text: str) -> bool:
     return any(candidate.split() == text.split() for candidate in candidates)
 
 
-def _with_system_turn(prompt: list[Message], row: Row, name: str | None, report: ReadReport) -> list[Message]:
+def with_system_turn(prompt: list[Message], row: Row, name: str | None, report: ReadReport) -> list[Message]:
     """The prompt, with the system turn that a column of the row holds."""
     value = row.fields.get(name) if name else None
     if value is None or value == "":
@@ -359,7 +367,7 @@ def _with_system_turn(prompt: list[Message], row: Row, name: str | None, report:
     return [{"role": "system", "content": value}, *prompt]
 
 
-def _text_or_messages(row: Row, name: str, report: ReadReport) -> str | list[Message]:
+def text_or_messages(row: Row, name: str, report: ReadReport) -> str | list[Message]:
     value = column(row, name)
     if value is None:
         raise Unusable(f"field '{name}' is null")
@@ -377,16 +385,17 @@ def _text_or_messages(row: Row, name: str, report: ReadReport) -> str | list[Mes
             "expected text or a list of {role, content} messages."
         )
     read = []
-    unread: set[str] = set()
+    reader = RowMessages(row, report)
     for position, message in enumerate(messages, start=1):
         if _is_plain(message):
             read.append(message)
             continue
         if isinstance(message, dict):
-            unread.update(key for key, value in message.items() if value not in NOTHING)
-        read.append(_message(message, f"field '{name}', message {position}", row))
-    if unread:
-        report.columns[row.file].message_keys.update(f"{name}[].{key}" for key in unread - {"role", "content"})
+            keys = {"role", "content", *READ_KEYS.get(str(message.get("role")), ())}
+            reader.unread.update(key for key, value in message.items() if value not in NOTHING and key not in keys)
+        read.append(_message(message, f"field '{name}', message {position}", row, reader))
+    if reader.unread:
+        report.columns[row.file].message_keys.update(f"{name}[].{key}" for key in reader.unread)
     return read
 
 
@@ -395,41 +404,27 @@ def _is_plain(message: Any) -> bool:
     return (
         isinstance(message, dict)
         and len(message) == 2
-        and message.get("role") in ROLES
+        and message.get("role") in ("user", "assistant", "system", "tool")
         and isinstance(message.get("content"), str)
     )
 
 
-def _message(message: Any, where: str, row: Row) -> Message:
-    """One message, if it says no more than its text."""
+def _message(message: Any, where: str, row: Row, reader: RowMessages) -> Message:
+    """One message that is more than a role and a text."""
     if not isinstance(message, dict) or "role" not in message:
         raise DataError(
             f"{row.file}, row {row.number}: {where} is {message!r:.60}; expected an object with role and content."
         )
     role = message["role"]
-    content = message.get("content")
-    if isinstance(role, str) and role not in ROLES:
-        raise Unusable("unsupported role", f"{role!r:.40}; allowed are {', '.join(ROLES)}")
-    if calls := [key for key in CALLS if message.get(key)]:
-        raise Unusable("content beside role and content", f"{where}: {calls[0]}")
-    if isinstance(content, list):
-        content = _text_of_parts(content, where)
-    if content is None:
-        raise Unusable("message without text", where)
-    if not isinstance(content, str) or not isinstance(role, str):
+    if isinstance(role, str) and role not in (*STORED_ROLES, "function"):
+        raise Unusable("unsupported role", f"{role!r:.40}; allowed are {', '.join(STORED_ROLES)}")
+    read = reader.message(role, message, where) if isinstance(role, str) else None
+    if read is None:
         raise DataError(f"{row.file}, row {row.number}: {where}: role and content must be text, found {message!r:.60}.")
-    return {"role": role, "content": content}
+    return read
 
 
-def _text_of_parts(parts: list[Any], where: str) -> str:
-    """The text of a content in parts, as in multimodal data; there must be exactly one part, a text."""
-    part = parts[0] if len(parts) == 1 else None
-    if isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str):
-        return part["text"]
-    raise Unusable("content is not one text", f"{where}: {parts!r:.60}")
-
-
-def _row_id(row: Row, name: str | None, first_use: dict[str, str]) -> str:
+def row_id_of(row: Row, name: str | None, first_use: dict[str, str]) -> str:
     """The row's id as text, "" if it has none."""
     value = row.fields.get(name) if name else None
     if value is None or value == "":
@@ -449,7 +444,7 @@ def _row_id(row: Row, name: str | None, first_use: dict[str, str]) -> str:
     return row_id
 
 
-def _split(row: Row, name: str | None, report: ReadReport) -> str:
+def row_split(row: Row, name: str | None, report: ReadReport) -> str:
     if name is None or name not in row.fields:
         return "train"
     value = row.fields.get(name)
