@@ -43,6 +43,7 @@ ORDER = (
     "tracking",
     "html_report",
     "bundle",
+    "contract_test",
     "listing",
     "commands",
     "cli",

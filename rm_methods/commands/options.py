@@ -69,6 +69,13 @@ config_option = click.option(
     type=FILE,
     help="Configuration file; repeatable, later files override earlier ones.",
 )
+methods_option = click.option(
+    "--methods",
+    "method_folders",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="Folder with methods of yours, as in `methods_path` of a configuration; repeatable.",
+)
 variant_option = click.option("--variant", required=True, help="Name of a variant: a key of `methods:`.")
 seed_option = click.option("--seed", required=True, type=SEED, help="Seed of the run.")
 experiment_option = click.option(
@@ -125,6 +132,19 @@ def external_model_options(command):
     ):
         with_options = option(with_options)
     return with_options
+
+
+def find_methods(folders: Sequence[Path]) -> None:
+    """Find methods in the folders of --methods, for a verb without a configuration.
+
+    Raises:
+        UserError: a folder cannot be used.
+    """
+    from rm_methods.methods.sources import named_folder_problems, use_folders
+
+    if problem := next(named_folder_problems(folders, "--methods"), None):
+        raise UserError(f"{problem}.")
+    use_folders(folders)
 
 
 def check_variant(config: Mapping[str, Any], variant: str) -> None:

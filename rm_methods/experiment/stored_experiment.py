@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rm_methods.config.method_folders import stored_method_folders
 from rm_methods.config.resolve import read_resolved, reference_variant, runs
 from rm_methods.errors import DataError, UserError
 from rm_methods.experiment.evaluated_runs import EvaluatedFiles, files_of_runs
@@ -18,8 +19,10 @@ from rm_methods.experiment.experiment import Experiment
 from rm_methods.experiment.layout import RECORDS, Layout
 from rm_methods.experiment.made_with import differences, read_made
 from rm_methods.methods.registry import load_method_card
+from rm_methods.methods.sources import use_folders_of_stored
 from rm_methods.stored import read_summary
 from rm_methods.system.provenance import key_of
+from rm_methods.yaml_files import load_yaml
 
 _SHOWN = 6  # differences that a message names
 _SECTIONS = ("method", "backbone", "training")  # of a run's dependencies: those that a configuration holds
@@ -77,6 +80,9 @@ def stored_experiment(folder: Path) -> StoredExperiment:
             f"{folder}: holds no finished experiment ({folder}/config/*.yaml is missing). Name the folder of an "
             "experiment's results, results/<experiment>."
         )
+    # A folder of methods may have been moved since one of the configurations was used.
+    for path in reversed(files):
+        use_folders_of_stored(stored_method_folders(load_yaml(path)))
     configs = {path: read_resolved(path) for path in files}
     made = read_made(folder / RECORDS["compare"])
     if made is not None:

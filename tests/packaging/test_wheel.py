@@ -80,6 +80,11 @@ def test_a_configuration_is_checked(rm_methods, tmp_path):
     assert "learning_rate" in rm_methods("check", "--full", "--config", "mine.yaml")
 
 
+def test_a_method_outside_the_package_is_tested(rm_methods, installed, tmp_path):
+    shutil.copytree(installed / "rm_methods" / "methods" / "template", tmp_path / "mine")
+    assert "my_method fulfills the contract." in rm_methods("test-method", "my_method", "--methods", "mine")
+
+
 def test_cards_of_the_working_directory_are_read(rm_methods, tmp_path):
     (tmp_path / "data" / "datasets").mkdir(parents=True)
     card = REPOSITORY / "rm_methods" / "data" / "datasets" / "ultrafeedback_binarized.yaml"
