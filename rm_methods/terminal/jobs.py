@@ -20,6 +20,7 @@ STAGES: dict[str, tuple[str, ...]] = {
     "optimize": ("sft", "sample_pool", "sample_references", "ppo", "overoptimization"),
     "diagnose": ("diagnose", "diagnose_teacher", "diagnose_summary"),
     "compare": ("compare",),
+    "report": ("html_report",),
     "track": ("export", "track"),
 }
 _STAGE_OF = {rule: stage for stage, rules in STAGES.items() for rule in rules}

@@ -20,8 +20,8 @@ def said(exception, text):
 
 def test_rules_that_are_one_job_are_targets():
     assert set(target_rules(REPOSITORY)) == {
-        "all", "compare", "diagnose_summary", "export", "overoptimization", "prepare", "prepare_backbone",
-        "sample_pool", "sample_references", "sft", "track", "tune",
+        "all", "compare", "diagnose_summary", "export", "html_report", "overoptimization", "prepare",
+        "prepare_backbone", "sample_pool", "sample_references", "sft", "track", "tune",
     }  # fmt: skip
 
 
