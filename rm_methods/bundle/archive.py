@@ -92,11 +92,16 @@ def write_bundle(folder: Path, out: Path) -> Manifest:
         folder: of the experiment's results; out: the archive to write, .zip.
 
     Raises:
-        UserError, DataError: the experiment is not finished, or its results were changed.
+        UserError, DataError: the experiment is not finished, its comparison is missing, or results were changed.
     """
     if out.suffix != ".zip":
         raise UserError(f"--out {out}: a bundle is a zip file; name it something.zip.")
     stored = stored_experiment(folder)
+    if not (Layout(folder).comparison / "table.csv").exists():
+        raise UserError(
+            f"{folder}: the comparison is missing (comparison/table.csv). Run snakemake --configfile "
+            f"{stored.config_file} to finish the experiment."
+        )
     masked: dict[str, str] = {}
     digests: dict[str, str] = {}
     with (

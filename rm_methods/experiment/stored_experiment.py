@@ -22,6 +22,7 @@ from rm_methods.methods.registry import load_method_card
 from rm_methods.methods.sources import use_folders_of_stored
 from rm_methods.stored import read_summary
 from rm_methods.system.provenance import key_of
+from rm_methods.training.run_key import CHOICE
 from rm_methods.yaml_files import load_yaml
 
 _SHOWN = 6  # differences that a message names
@@ -137,14 +138,17 @@ def run_problems(config: Mapping[str, Any], folder: Path, variant: str, seed: in
     made = summary.get("depends_on", {})
     if made and key_of(made) != summary["run_key"]:
         problems.append(f"{path}: was edited: run_key is not that of depends_on")
-    wanted = {"method": config["methods"][variant], "backbone": config["backbone"], "training": config["training"]}
+    training = {key: value for key, value in config["training"].items() if key not in CHOICE}
+    wanted = {"method": config["methods"][variant], "backbone": config["backbone"], "training": training}
     for section in _SECTIONS:
         if section in made:
-            problems += [f"{path}: {text}" for text in differences(made[section], wanted[section], section)]
+            # How a checkpoint was chosen is recorded in another form.
+            stored = {key: value for key, value in made[section].items() if key != "choice"}
+            problems += [f"{path}: {text}" for text in differences(stored, wanted[section], section)]
     for benchmark in config["benchmarks"]:
         record = folder / RECORDS["score"].format(variant=variant, seed=seed, benchmark=benchmark)
         scored = read_made(record)
         if scored is not None:
-            stored = scored["settings"].get("scoring")
-            problems += [f"{record}: {text}" for text in differences(stored, config["scoring"], "scoring")]
+            scoring = scored["settings"].get("scoring")
+            problems += [f"{record}: {text}" for text in differences(scoring, config["scoring"], "scoring")]
     return problems

@@ -19,6 +19,7 @@ from tests.fuzz.subjects.results import (
     Tune,
 )
 from tests.fuzz.subjects.scoring import Benchmark, Evaluate, Score
+from tests.fuzz.subjects.sharing import Bundle, ModelFolder, Report, Verify
 from tests.fuzz.subjects.training import (
     Ppo,
     PrepareBackbone,
@@ -76,6 +77,10 @@ _FILES: dict[str, type[Subject]] = {
     "compare/experiment": Compare,
     "compare/folders": CompareFolders,
     "power/experiment": Power,
+    "report/experiment": Report,
+    "bundle/experiment": Bundle,
+    "verify/bundle": Verify,
+    **{f"{verb}/model": ModelFolder for verb in ("model-card", "copy-model", "push")},
     "tune/experiment": Tune,
     **{f"diagnose/{name}": Diagnose for name in ("items", "model")},
     **{f"diagnose-teacher/{name}": Diagnose for name in ("items", "teacher")},
@@ -90,11 +95,14 @@ _FILES: dict[str, type[Subject]] = {
 }
 # Verbs without a subject, and why.
 LEFT_OUT = {
-    "cancel": "it reads no file, and acts on the queue of Slurm: tests/system/test_cluster.py has made-up queues"
+    "test-method": "it reads code of its user: tests/methods/test_contract_failures.py has wrong methods",
+    "cancel": "it reads no file, and acts on the queue of Slurm: tests/system/test_cluster.py has made-up queues",
 }
-# A subject of each verb whose options get odd words, too; Snakemake's options are not ours.
+# A subject of each verb whose options get odd words, too; Snakemake's options are not ours, and `verify` has none.
 _WITH_OPTIONS = {
-    name.split("/")[0]: name for name in reversed(_FILES) if not name.startswith(("list/", "show/", "snakemake/"))
+    name.split("/")[0]: name
+    for name in reversed(_FILES)
+    if not name.startswith(("list/", "show/", "snakemake/", "verify/"))
 }
 SUBJECTS: tuple[str, ...] = (*_FILES, *(f"{verb}/options" for verb in _WITH_OPTIONS))
 
