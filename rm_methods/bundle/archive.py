@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import re
 import zipfile
+import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -210,7 +211,7 @@ def read_bundle(path: Path, target: Path) -> Manifest:
             manifest = _manifest(path, archive.read(MANIFEST))
             _check_names(path, names, manifest)
             damaged = [name for name in manifest.files if not _unpacked(archive, name, target, manifest.files[name])]
-    except (zipfile.BadZipFile, EOFError, OSError, NotImplementedError) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError) as error:
         raise DataError(f"{path}: is damaged or no zip file ({error}). Fetch it again.") from error
     if damaged:
         raise DataError(
@@ -277,7 +278,7 @@ def _unpacked(archive: zipfile.ZipFile, name: str, target: Path, digest: str) ->
         raise DataError(f"{archive.filename}: {name} would take more than {_LARGEST_FILE} bytes.")
     try:
         content = archive.read(name)
-    except zipfile.BadZipFile:
+    except (zipfile.BadZipFile, zlib.error, EOFError):
         return False
     if hashlib.sha256(content).hexdigest() != digest:
         return False

@@ -258,3 +258,12 @@ def test_compare_takes_bundles_like_folders(finished, packed, tmp_path):
     assert (tmp_path / "out" / "table.csv").exists()
     done = CliRunner().invoke(main, ["compare", str(tmp_path / "no.zip"), str(copied)])
     assert (done.exit_code, "holds no finished experiment" in done.output) == (2, True)
+
+
+def test_bytes_that_do_not_unpack_name_their_file(packed, tmp_path):
+    content = bytearray(packed[0].read_bytes())
+    start = content.index(b"comparison/table.csv") + len("comparison/table.csv")
+    content[start : start + 40] = bytes(40)
+    (tmp_path / "bad.zip").write_bytes(bytes(content))
+    with pytest.raises(DataError, match=r"were changed .*: comparison/table\.csv"):
+        verify(tmp_path / "bad.zip")
