@@ -19,7 +19,7 @@ from rm_methods.config.resolve import load_config, write_resolved
 from rm_methods.errors import DataError, UserError
 from rm_methods.files import file_hash
 from rm_methods.yaml_files import yaml_text
-from tests.fuzz.conftest import text_rows, write_rows
+from tests.fuzz.study import text_rows, write_rows
 
 pytestmark = pytest.mark.process
 
