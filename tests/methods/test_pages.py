@@ -12,6 +12,7 @@ import yaml
 
 from rm_methods.config.resolve import load_config
 from rm_methods.methods.registry import MethodCard, load_method_card, method_names
+from rm_methods.methods.sources import use_folders
 from tests.conftest import REPOSITORY
 
 PAGES = REPOSITORY / "docs" / "methods"
@@ -147,11 +148,18 @@ def test_the_index_names_the_headings():
     assert [heading for heading in headings if f"**{heading}**" not in index] == []
 
 
-def test_the_template_has_a_page_with_the_skeleton(tmp_path, monkeypatch):
+@pytest.fixture
+def users_methods(tmp_path, monkeypatch):
+    """A working directory with the template in the folder `my_methods`; afterward, only our methods are known."""
     shutil.copytree(TEMPLATE, tmp_path / "my_methods")
     monkeypatch.chdir(tmp_path)
+    yield tmp_path
+    use_folders(())
+
+
+def test_the_template_has_a_page_with_the_skeleton(users_methods):
     text = (TEMPLATE / "page.md").read_text(encoding="utf-8")
-    (configuration,) = experiments(text, tmp_path)
+    (configuration,) = experiments(text, users_methods)
     card = load_method_card("my_method")
     assert "my_method" in configuration["methods"]
     assert heading_problems(card, text) == []
