@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from rm_methods.config.resolve import load_config
+from rm_methods.errors import ConfigError
 from rm_methods.methods.registry import MethodCard, load_method_card, method_names
 from rm_methods.methods.sources import use_folders
 from tests.conftest import REPOSITORY
@@ -178,6 +179,8 @@ def test_mistakes_are_noticed(tmp_path):
     assert setting_problems(card, text.replace("| `margin` |", "| `margins` |"))
     assert setting_problems(load_method_card("symmetric"), page_of("symmetric").replace("None.", ""))
     assert experiments(text.replace("--configfile", "--config"), tmp_path) == []
+    with pytest.raises(ConfigError, match="margins"):
+        experiments(text.replace("hinge: {}", "hinge: {margins: 1.0}"), tmp_path)
     assert result_problems(text.replace(NOT_MEASURED, "It is better."), page)
     noise = "[noise](../results/noise.md)"
     measured = f"RRM has +13.2 ±6.1 points ({noise})."
