@@ -183,15 +183,17 @@ def _withheld(stored: StoredExperiment, name: str) -> str:
 
 def _pairs_license(stored: StoredExperiment) -> str:
     """The license that keeps the texts of the pairs out of the bundle; "" for none."""
-    license_text = _license(Layout(stored.folder).pairs_report, "dataset")
-    return "" if may_be_passed_on(license_text) else license_text
-
-
-def _license(report: Path, section: str | None = None) -> str:
-    if not report.exists():
+    path = Layout(stored.folder).pairs_report
+    if not path.exists():
         return "not recorded"
-    content = read_json(report)
-    return str((content.get(section, {}) if section else content).get("license") or "not stated")
+    report = read_json(path)
+    sources = report.get("sources") or [report.get("dataset", {})]
+    licenses = [str(source.get("license") or "not stated") for source in sources]
+    return next((text for text in licenses if not may_be_passed_on(text)), "")
+
+
+def _license(report: Path) -> str:
+    return str(read_json(report).get("license") or "not stated") if report.exists() else "not recorded"
 
 
 def read_bundle(path: Path, target: Path) -> Manifest:

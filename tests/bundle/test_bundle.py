@@ -267,3 +267,19 @@ def test_bytes_that_do_not_unpack_name_their_file(packed, tmp_path):
     (tmp_path / "bad.zip").write_bytes(bytes(content))
     with pytest.raises(DataError, match=r"were changed .*: comparison/table\.csv"):
         verify(tmp_path / "bad.zip")
+
+
+@pytest.mark.parametrize(
+    ("licenses", "withheld"),
+    [(["MIT", "Apache-2.0"], False), (["Apache-2.0", "not stated"], True), (["MIT", "CC BY-NC 4.0"], True)],
+)
+def test_texts_of_a_mixture_pass_only_if_every_source_allows_it(finished, tmp_path, licenses, withheld):
+    copied = tmp_path / "results" / "study"
+    shutil.copytree(finished, copied)
+    path = copied / "data" / "report.json"
+    report = json.loads(path.read_text())
+    report["dataset"]["license"] = "; ".join(licenses)
+    report["sources"] = [{"name": str(number), "license": text} for number, text in enumerate(licenses)]
+    path.write_text(json.dumps(report))
+    manifest = write_bundle(copied, tmp_path / "x.zip")
+    assert ("benchmarks/heldout.parquet" in manifest.masked) is withheld
