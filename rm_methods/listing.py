@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from rm_methods.preferences.read_report import tally_lines, unread_notes
+from rm_methods.run_card import MANY_LEFT_OUT, trained_pairs
 from rm_methods.validation import BOUNDS, KINDS
 
 # Kind of a method's card -> what it means.
@@ -38,9 +39,12 @@ def preparation_text(report: dict[str, Any]) -> str:
 
 def training_text(summary: dict[str, Any]) -> str:
     """The number of training pairs of a run, and how many of them were cut or dropped."""
-    counts = [f"{name} {count:,}" for name, count in summary.get("truncation", {}).items() if count]
-    about = f"{summary['variant']} seed {summary['seed']}: {summary['data']['pairs']:,} training pairs"
-    return f"{about}, {', '.join(counts) or 'none cut or dropped'}"
+    pairs = trained_pairs(summary)
+    about = f"{summary['variant']} seed {summary['seed']}"
+    if pairs is None:
+        return f"{about}: {summary['data']['pairs']:,} training pairs"
+    loud = "WARNING: " if pairs.share_left_out > MANY_LEFT_OUT else ""
+    return f"{loud}{about}: training pairs used: {pairs}"
 
 
 def metrics_text(result: dict[str, Any]) -> str:

@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, TypedDict
 
 
@@ -23,6 +25,8 @@ class RunData(TypedDict, total=False):
     dataset: str  # `data.dataset`: a card's name or a path; or the sources of a mixture
     hash: str  # of the file of prepared pairs
     pairs: int | None  # training pairs in that file
+    pairs_offered: int  # of them, after the method added pairs or left some out; absent without a training
+    pairs_used: int  # of those offered, the pairs that it was trained on; the others are counted in `truncation`
 
 
 class RunCost(TypedDict, total=False):
@@ -143,3 +147,63 @@ class RunMetrics(RunIdentity, total=False):
 
     benchmarks: dict[str, BenchmarkResult]  # by the benchmark's name
     checksum: str  # hash of all other entries, which shows edits
+
+
+MANY_LEFT_OUT = 0.1  # of the training pairs; more is worth a warning
+
+
+@dataclass(frozen=True)
+class TrainedPairs:
+    """The pairs that a run was trained on.
+
+    Attributes:
+        offered: pairs of the method: the training pairs, and those that it adds.
+        used: pairs it was trained on.
+        too_long: pairs left out because a response does not fit into `max_length`.
+        refused: pairs left out because of the chat template: refused, or both responses with the same tokens.
+        cut: pairs it was trained on with a response cut at its end.
+        prompts_cut: pairs whose prompt was cut at its start.
+        max_length: longest sequence in tokens; None if not recorded.
+    """
+
+    offered: int
+    used: int
+    too_long: int
+    refused: int
+    cut: int
+    prompts_cut: int
+    max_length: int | None
+
+    @property
+    def share_left_out(self) -> float:
+        """Share of the pairs that it was not trained on."""
+        return 1 - self.used / self.offered
+
+    def __str__(self) -> str:
+        limit = "max_length" if self.max_length is None else f"{self.max_length:,} tokens"
+        remarks = {
+            f"left out because a response does not fit into {limit}": self.too_long,
+            "left out because of the chat template": self.refused,
+            "with a response cut at its end": self.cut,
+            "with a prompt cut at its start": self.prompts_cut,
+        }
+        counts = [f"{count:,} {remark}" for remark, count in remarks.items() if count]
+        return "; ".join([f"{self.used:,} of {self.offered:,}", *counts])
+
+
+def trained_pairs(summary: Mapping[str, Any]) -> TrainedPairs | None:
+    """The pairs that a run was trained on; None without a training, and for results of older releases."""
+    data = summary.get("data") or {}
+    if not data.get("pairs_offered"):
+        return None
+    counts = summary.get("truncation", {})
+    section = summary.get("training") or {}
+    return TrainedPairs(
+        offered=data["pairs_offered"],
+        used=data["pairs_used"],
+        too_long=counts.get("dropped_response_cut", 0) + counts.get("dropped_equal", 0),
+        refused=counts.get("dropped_same_tokens", 0) + counts.get("dropped_refused", 0),
+        cut=counts.get("responses_cut", 0) - counts.get("dropped_response_cut", 0),
+        prompts_cut=counts.get("prompts_cut", 0),
+        max_length=section.get("max_length") or (summary.get("backbone") or {}).get("max_length"),
+    )

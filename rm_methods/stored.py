@@ -76,7 +76,16 @@ SCHEMAS = {
             "settings": _ANY_OBJECT,
             "training": _ANY_OBJECT,
             "backbone": _ANY_OBJECT,
-            "data": _object({}, {"dataset": _TEXT, "hash": _TEXT, "pairs": _COUNT_OR_NULL}),
+            "data": _object(
+                {},
+                {
+                    "dataset": _TEXT,
+                    "hash": _TEXT,
+                    "pairs": _COUNT_OR_NULL,
+                    "pairs_offered": _COUNT,
+                    "pairs_used": _COUNT,
+                },
+            ),
             "cost": _object(
                 {}, {"wall_seconds": _AMOUNT_OR_NULL, "tokens": _AMOUNT_OR_NULL, "peak_memory_bytes": _AMOUNT_OR_NULL}
             ),

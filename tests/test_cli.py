@@ -419,6 +419,18 @@ def test_a_training_says_what_was_cut_and_dropped():
     from rm_methods.listing import training_text
 
     summary = {"variant": "bt", "seed": 3, "data": {"pairs": 1200}}
-    assert training_text(summary) == "bt seed 3: 1,200 training pairs, none cut or dropped"
-    cut = {"truncation": {"prompts_cut": 12, "responses_cut": 0, "dropped_equal": 1}}
-    assert training_text(summary | cut) == "bt seed 3: 1,200 training pairs, prompts_cut 12, dropped_equal 1"
+    assert training_text(summary) == "bt seed 3: 1,200 training pairs"
+    summary["data"] |= {"pairs_offered": 1200, "pairs_used": 1200}
+    assert training_text(summary) == "bt seed 3: training pairs used: 1,200 of 1,200"
+    summary["data"]["pairs_used"] = 1196
+    summary["truncation"] = {
+        "prompts_cut": 12, "responses_cut": 7, "dropped_response_cut": 2, "dropped_equal": 1, "dropped_refused": 1,
+    }  # fmt: skip
+    summary["training"] = {"max_length": None}
+    summary["backbone"] = {"max_length": 128}
+    assert training_text(summary) == (
+        "bt seed 3: training pairs used: 1,196 of 1,200; 3 left out because a response does not fit into 128 tokens; "
+        "1 left out because of the chat template; 5 with a response cut at its end; 12 with a prompt cut at its start"
+    )
+    summary["data"]["pairs_used"] = 1000
+    assert training_text(summary).startswith("WARNING: bt seed 3")

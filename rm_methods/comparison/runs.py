@@ -17,7 +17,15 @@ from rm_methods.errors import DataError, UserError, nearest
 from rm_methods.experiment.evaluated_runs import EvaluatedFiles
 from rm_methods.parquet import read_parquet
 from rm_methods.preferences.data_sources import data_sources, source_metric
-from rm_methods.run_card import BenchmarkResult, RunCost, RunMetrics, RunSummary, StepsRecord
+from rm_methods.run_card import (
+    BenchmarkResult,
+    RunCost,
+    RunMetrics,
+    RunSummary,
+    StepsRecord,
+    TrainedPairs,
+    trained_pairs,
+)
 from rm_methods.statistics.column import LINES, Role, role_of
 from rm_methods.statistics.designs import ItemDesign, item_coefficients, item_design
 from rm_methods.stored import read_metrics, read_summary
@@ -49,6 +57,7 @@ class Run:
             teacher, cross-fitted judges).  Empty for a variant of one run.
         merged_seeds: seeds of the same variant whose weights are those of this run (`distinct_runs`).
         steps: the optimizer steps of its training; None without one, and for results of older releases.
+        trained_pairs: what was cut and left out of its pairs; None as `steps`.
     """
 
     files: EvaluatedFiles
@@ -70,6 +79,7 @@ class Run:
     shared_with_all_seeds: tuple[str, ...] = ()
     merged_seeds: tuple[int, ...] = ()
     steps: StepsRecord | None = None
+    trained_pairs: TrainedPairs | None = None
 
     @property
     def is_line(self) -> bool:
@@ -212,6 +222,7 @@ def _read_run(
         left_out=_read_left_out(files.metrics, metrics),
         shared_with_all_seeds=tuple(variant for variant, seeds in required.items() if seeds != "same"),
         steps=summary.get("steps"),
+        trained_pairs=trained_pairs(summary),
     )
     for column in columns:
         _check_adds_up(run, column)

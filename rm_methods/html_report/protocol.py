@@ -12,7 +12,7 @@ from rm_methods.experiment.layout import Layout
 from rm_methods.files import read_json
 from rm_methods.html_report.stored_results import StoredResults
 from rm_methods.methods.registry import load_method_card
-from rm_methods.run_card import RunSummary
+from rm_methods.run_card import RunSummary, trained_pairs
 from rm_methods.stored import read_summary
 
 
@@ -48,7 +48,7 @@ def protocol(results: StoredResults) -> Protocol:
     """The protocol of an experiment, as far as its results record it."""
     summaries = _summaries(results)
     return Protocol(
-        data=tuple(_data_facts(results.folder)),
+        data=(*_data_facts(results.folder), *_trained_on_facts(summaries)),
         benchmarks=tuple(_benchmark_facts(results)),
         budget=tuple(_budget_facts(results.config)),
         machine=tuple(_machine_facts(summaries)),
@@ -87,6 +87,21 @@ def _data_facts(folder: Path) -> Iterable[tuple[str, str]]:
         yield f"Pairs in {split}", f"{summary['pairs']:,} of {summary['groups']:,} prompts{share}{flipped}"
     for note in report.get("notes", []):
         yield "Note", str(note)
+
+
+def _trained_on_facts(summaries: Iterable[RunSummary]) -> Iterable[tuple[str, str]]:
+    """The pairs that the variants were trained on, of those that each was offered: one line for all, if they agree."""
+    texts: dict[str, dict[str, None]] = {}
+    for summary in summaries:
+        if pairs := trained_pairs(summary):
+            texts.setdefault(summary["variant"], {})[str(pairs)] = None
+    if not texts:
+        return
+    by_text: dict[str, list[str]] = {}
+    for variant, seeds in texts.items():
+        by_text.setdefault(" / ".join(seeds), []).append(variant)
+    for text, variants in by_text.items():
+        yield "Pairs trained on", text if len(by_text) == 1 else f"{', '.join(variants)}: {text}"
 
 
 def _benchmark_facts(results: StoredResults) -> Iterable[tuple[str, str]]:

@@ -16,7 +16,7 @@ from rm_methods.model_card.measured import Measured, MeasuredMetric
 from rm_methods.reporting.sentences import interval_text, points
 from rm_methods.reporting.tables import Section, markdown_text
 from rm_methods.reward_models.model_folder import MODEL_CARD
-from rm_methods.run_card import RunSummary
+from rm_methods.run_card import RunSummary, TrainedPairs, trained_pairs
 
 if TYPE_CHECKING:
     from huggingface_hub import ModelCardData
@@ -111,7 +111,7 @@ def card_text(
         _intention(facts),
         _method(facts),
         _base(facts),
-        _data(facts.data),
+        _data(facts.data, trained_pairs(facts.summary)),
         _training(facts),
         _results(facts, measured),
         _loading(facts, repository),
@@ -205,7 +205,7 @@ def _base_license(base: BaseModel) -> str:
     return f"{name}{f' ({link})' if link else ''}" if name else _UNKNOWN_LICENSE
 
 
-def _data(data: TrainingPairs) -> str:
+def _data(data: TrainingPairs, used: TrainedPairs | None) -> str:
     lines = ["## Training data", "", f"* Data set: {data.name}{f', {_hub_link(data.hub_id)}' if data.hub_id else ''}"]
     if data.hub_id:
         lines.append(f"* Revision: {f'`{data.revision}`' if data.revision else 'not pinned'}")
@@ -213,6 +213,8 @@ def _data(data: TrainingPairs) -> str:
         lines.append(f"* Page: {data.url}")
     lines.append(f"* License: {data.license or 'not recorded'}")
     lines.append(f"* Training pairs: {'not recorded' if data.pairs is None else f'{data.pairs:,}'}")
+    if used is not None:
+        lines.append(f"* Pairs trained on: {used}")
     if data.splits:
         lines.append("* Splits: " + ", ".join(f"{name} {count:,}" for name, count in data.splits.items()))
     lines.append(f"* Hash of the prepared pairs: `{data.hash}`")

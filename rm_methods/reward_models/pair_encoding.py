@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
+import numpy as np
+
 from rm_methods.errors import DataError
 from rm_methods.preferences.pair import Message, PreferencePair
 from rm_methods.reward_models.tokenization import RefusedConversations, TokenizedItem
@@ -60,3 +62,22 @@ def encode_pairs(
             )
             raise DataError(error.naming(names, remedy)) from None
     return readable, encoded(readable)
+
+
+def reason_to_drop(item: TokenizedItem, policy: str) -> str | None:
+    """Why a training pair is left out; None if it stays.
+
+    A cut prompt stays (the oldest turns went first).  A pair whose two sequences are equal could only teach log 2.
+
+    Args:
+        policy: `training.overlong_pairs`; "drop" leaves out pairs with a cut response.
+
+    Returns:
+        A key of the summary's `truncation`: dropped_response_cut, dropped_equal (by truncation), dropped_same_tokens
+        (chat template or tokenizer give both responses the same tokens).
+    """
+    if policy == "drop" and any(item.response_cut):
+        return "dropped_response_cut"
+    if np.array_equal(item.sequences[0], item.sequences[1]):
+        return "dropped_equal" if any(item.truncated) else "dropped_same_tokens"
+    return None

@@ -23,7 +23,15 @@ from rm_methods.reward_models.backbones import RECORD, WORLD_SCRATCH
 from rm_methods.reward_models.model_folder import weights_hash, write_checksums
 from rm_methods.reward_models.older_releases import add_older_names
 from rm_methods.reward_models.pair_encoding import PairReader, encode_pairs
-from rm_methods.run_card import FinalMetrics, LayoutRecord, RunCost, RunSummary, TrainingRecords, ValidationMetrics
+from rm_methods.run_card import (
+    FinalMetrics,
+    LayoutRecord,
+    RunCost,
+    RunData,
+    RunSummary,
+    TrainingRecords,
+    ValidationMetrics,
+)
 from rm_methods.scoring.scorer import SCORER_FILE
 from rm_methods.stored import read_summary, with_checksum
 from rm_methods.system.cpu import prepare_cpu
@@ -182,6 +190,7 @@ class _Fitted:
         cost: the computation, as `plan_cost` counts it.
         seconds_before: wall time of earlier parts of a resumed run.
         train_loss: the last logged one.
+        pairs_offered, pairs_used: of the summary's `data`.
         records: entries of the summary: truncation, training, noise, report, layout.
     """
 
@@ -189,6 +198,8 @@ class _Fitted:
     cost: dict[str, int]
     seconds_before: float
     train_loss: float | None
+    pairs_offered: int
+    pairs_used: int
     records: TrainingRecords
 
 
@@ -215,7 +226,8 @@ def _train_this_rank(run: _Run) -> RunSummary | None:
         _free_memory()  # of the trained model: the saved one is loaded whole and in fp32
         metrics: FinalMetrics = {"train_loss": fitted.train_loss, **_validation(run)}
         records = fitted.records | ({"live_run": live_run} if live_run else {})
-        summary = _write_summary(run, cost, metrics, cast(TrainingRecords, records))
+        counts: RunData = {"pairs_offered": fitted.pairs_offered, "pairs_used": fitted.pairs_used}
+        summary = _write_summary(run, cost, metrics, cast(TrainingRecords, records), counts)
         shutil.rmtree(run.work_folder, ignore_errors=True)
     end_of_rank(fitted.arguments.world_size)
     return summary
@@ -272,7 +284,15 @@ def _fit_and_export(run: _Run) -> _Fitted:
         "layout": layout_record,
         "steps": validation.record(len(plan)) if validation else last_step_kept(len(plan), made),
     }
-    return _Fitted(arguments, cost, log.seconds_before, log.last_loss, records)
+    return _Fitted(
+        arguments,
+        cost,
+        log.seconds_before,
+        log.last_loss,
+        pairs_offered=data.offered,
+        pairs_used=len(data.pairs),
+        records=records,
+    )
 
 
 def _method_and_inputs(run: _Run) -> tuple[TrainedMethod, Inputs]:
@@ -500,11 +520,14 @@ def _make_scorer(run: _Run) -> RunSummary:
     return _write_summary(run, cost, metrics, records)
 
 
-def _write_summary(run: _Run, cost: RunCost, metrics: FinalMetrics, records: TrainingRecords) -> RunSummary:
+def _write_summary(
+    run: _Run, cost: RunCost, metrics: FinalMetrics, records: TrainingRecords, pair_counts: RunData | None = None
+) -> RunSummary:
     """Write summary.json.
 
     Args:
         records: further entries, which override those of the configuration.
+        pair_counts: further entries of `data`.
     """
     config = run.config
     trained = run.card.has_weights
@@ -526,6 +549,7 @@ def _write_summary(run: _Run, cost: RunCost, metrics: FinalMetrics, records: Tra
             "dataset": dataset_name(config["data"]),
             "hash": run.pairs_hash,
             "pairs": len(read_pairs(run.files.pairs, splits=["train"])),
+            **(pair_counts or {}),
         },
         "cost": cost,
         "metrics": metrics,

@@ -9,16 +9,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from rm_methods.errors import DataError
 from rm_methods.preferences.noise import flip_labels
 from rm_methods.preferences.pair import PreferencePair, read_pairs
-from rm_methods.reward_models.pair_encoding import PairReader, encode_pairs
+from rm_methods.reward_models.pair_encoding import PairReader, encode_pairs, reason_to_drop
 from rm_methods.reward_models.tokenization import TokenizedItem
+from rm_methods.run_card import MANY_LEFT_OUT
 
 if TYPE_CHECKING:
     from rm_methods.methods.contract import Inputs, TrainedMethod
+
+_MOST_LEFT_OUT = 0.5
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,7 @@ class TrainingData:
     Attributes:
         pairs, items: the pairs after truncation, and their tokens.
         reader: the tokenizer that made the tokens.
+        offered: number of pairs of the method before any was left out.
         budget: number of pairs that sets the number of optimizer steps.
         truncation, noise: counts for the summary: pairs cut, dropped, changed by the chat template, and flipped.
     """
@@ -35,6 +37,7 @@ class TrainingData:
     pairs: list[PreferencePair]
     items: list[TokenizedItem]
     reader: PairReader
+    offered: int
     budget: int
     truncation: dict[str, int]
     noise: dict[str, int]
@@ -52,7 +55,8 @@ def training_data(
         inputs: of the method, with the run's `training` section.
 
     Raises:
-        DataError: no pair is left, or one is too long or refused by the chat template and that is not allowed.
+        DataError: fewer than half of the pairs fit, none is left, or one is too long or refused by the chat template
+            and that is not allowed.
     """
     prepared, noise = training_pairs(config, variant, file)
     pairs = list(method.transform_pairs(prepared, inputs))
@@ -60,11 +64,41 @@ def training_data(
     readable, items = encode_pairs(pairs, reader, inputs.config["backbone"]["refused_conversations"])
     template = {"dropped_refused": len(pairs) - len(readable), **template_changes(items)}
     kept, kept_items, truncation = apply_truncation_policy(readable, items, inputs.config["training"]["overlong_pairs"])
+    _check_length_losses(inputs, truncation, len(pairs))
     if any(template.values()) and os.environ.get("RANK", "0") == "0":
         print(f"{inputs.label}: {_template_note(template, len(pairs))}", file=sys.stderr, flush=True)
     # Steps are counted before the method changes the number of pairs.
     budget = round(len(kept) * len(prepared) / len(pairs))
-    return TrainingData(kept, kept_items, reader, budget, truncation=truncation | template, noise=noise)
+    return TrainingData(
+        kept, kept_items, reader, offered=len(pairs), budget=budget, truncation=truncation | template, noise=noise
+    )
+
+
+def _check_length_losses(inputs: Inputs, counts: dict[str, int], pairs: int) -> None:
+    """Warn if many pairs were left out because of their length.
+
+    Raises:
+        DataError: most were: the result would be called that of all pairs, and be that of the short ones.
+    """
+    left_out = counts["dropped_response_cut"] + counts["dropped_equal"]
+    if left_out <= MANY_LEFT_OUT * pairs:
+        return
+    training = inputs.config["training"]
+    setting = "training.max_length" if training["max_length"] else "backbone.max_length"
+    limit = training["max_length"] or inputs.config["backbone"]["max_length"]
+    problem = (
+        f"{inputs.label}: {left_out:,} of {pairs:,} training pairs are left out, because a response does not fit into "
+        f"{setting}: {limit} (training.overlong_pairs: {training['overlong_pairs']})."
+    )
+    cut = "cut such responses at their end (training.overlong_pairs: truncate), "
+    remedy = (
+        f"Raise {setting}, {cut if training['overlong_pairs'] == 'drop' else ''}or leave out long texts when the data "
+        "are prepared (data.max_characters: {train: N})."
+    )
+    if left_out > _MOST_LEFT_OUT * pairs:
+        raise DataError(f"{problem} Fewer than half would be trained on, so the training does not start. {remedy}")
+    if os.environ.get("RANK", "0") == "0":
+        print(f"WARNING: {problem} {remedy}", file=sys.stderr, flush=True)
 
 
 def template_changes(items: Sequence[TokenizedItem]) -> dict[str, int]:
@@ -104,10 +138,7 @@ def training_pairs(config: dict[str, Any], variant: str, file: Path) -> tuple[li
 def apply_truncation_policy(
     pairs: Sequence[PreferencePair], items: Sequence[TokenizedItem], policy: str
 ) -> tuple[list[PreferencePair], list[TokenizedItem], dict[str, int]]:
-    """Keep or drop pairs that did not fit, and count them.
-
-    A cut prompt stays (the oldest turns went first).  A pair with a cut response is dropped or kept by `policy`; a pair
-    whose two sequences are equal is always dropped, because it could only teach log 2.
+    """Keep or drop pairs that did not fit (`reason_to_drop`), and count them.
 
     Args:
         policy: `training.overlong_pairs`: "drop", "truncate" or "error".
@@ -137,12 +168,8 @@ def apply_truncation_policy(
                     "or set training.overlong_pairs to 'drop' or 'truncate'."
                 )
             counts["responses_cut"] += 1
-            if policy == "drop":
-                counts["dropped_response_cut"] += 1
-                continue
-        if _equal(item):
-            was_cut = any(item.prompt_cut + item.response_cut)
-            counts["dropped_equal" if was_cut else "dropped_same_tokens"] += 1
+        if reason := reason_to_drop(item, policy):
+            counts[reason] += 1
             continue
         kept_pairs.append(pair)
         kept_items.append(item)
@@ -168,7 +195,3 @@ def _nothing_left(counts: dict[str, int], pairs: int) -> str:
             "Raise it.",
         ]
     return " ".join(sentences)
-
-
-def _equal(item: TokenizedItem) -> bool:
-    return np.array_equal(item.sequences[0], item.sequences[1])

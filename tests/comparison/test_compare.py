@@ -218,6 +218,42 @@ def test_notes_name_what_makes_numbers_less_than_they_seem(experiment, edit_json
     assert "2 different prepared data sets" in notes
 
 
+def with_pairs(run, edit_json, used, offered=240, **counts):
+    def edit(summary):
+        summary["data"] |= {"pairs_offered": offered, "pairs_used": used}
+        summary["truncation"] = counts
+
+    edit_json(run.summary, edit)
+
+
+def test_training_pairs_that_were_left_out_are_noted_first_if_they_are_many(experiment, edit_json):
+    world = experiment()
+    runs = world.add("a", 0.5) + world.add("b", 0.5)
+    assert "left out because" not in "".join(built(runs, reference="a").notes)
+    for run in runs:
+        with_pairs(run, edit_json, 240)
+    assert not any("240" in note for note in built(runs, reference="a").notes)
+    with_pairs(runs[0], edit_json, 230, responses_cut=10, dropped_response_cut=10)
+    (note,) = (note for note in built(runs, reference="a").notes if "240" in note)
+    assert note.startswith("Not trained on all pairs: a 230 to 240 of 240 pairs. Pairs are left out because")
+    for run in runs:
+        with_pairs(run, edit_json, 15, responses_cut=225, dropped_response_cut=225)
+    first = built(runs, reference="a").notes[0]
+    assert first.startswith("WARNING: up to 94% of the training pairs were left out.")
+    assert "Trained on: each variant 15 of 240 pairs." in first
+    with_pairs(runs[-1], edit_json, 480, offered=480, responses_cut=3)
+    first = built(runs, reference="a").notes[0]
+    assert "b 15 to 480 of 240 to 480 pairs (0 to 3 with a cut response)" in first
+
+
+def test_cut_responses_of_training_pairs_are_noted(experiment, edit_json):
+    runs = experiment().add("a", 0.5)
+    for run in runs:
+        with_pairs(run, edit_json, 240, responses_cut=30)
+    notes = built(runs, reference="a").notes
+    assert "Trained on pairs with a response cut at its end: a 240 of 240 pairs (30 with a cut response)." in notes
+
+
 # --- refused
 # ----------------------------------------------------------------------------------------------------------------------
 

@@ -136,3 +136,15 @@ def test_the_verb_writes_the_page_into_the_folder(finished):
 def test_a_folder_without_an_experiment_is_refused(tmp_path):
     with pytest.raises(UserError, match="holds no finished experiment"):
         newest_config(tmp_path)
+
+
+def test_the_protocol_says_how_many_pairs_were_trained_on(finished):
+    _, page = page_of(finished)
+    assert "Pairs trained on" not in page.text
+    for summary in finished.glob("runs/*/seed*/summary.json"):
+        content = {key: value for key, value in json.loads(summary.read_text()).items() if key != "checksum"}
+        content["data"] = content.get("data", {}) | {"pairs_offered": 240, "pairs_used": 15}
+        content["truncation"] = {"responses_cut": 225, "dropped_response_cut": 225}
+        summary.write_text(json.dumps(content))
+    _, page = page_of(finished)
+    assert "Pairs trained on 15 of 240; 225 left out because a response does not fit into max_length" in page.text

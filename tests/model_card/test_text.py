@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -49,6 +50,15 @@ def test_every_kind_of_model_folder_has_a_card_with_front_matter(trained_experim
     assert data.eval_results is None
     assert "No license is stated" in text
     assert "Not measured yet" in text
+
+
+def test_the_card_says_how_many_pairs_were_trained_on(trained_experiment):
+    assert "\n* Pairs trained on: " in card_of(trained_experiment, "bradley_terry")
+    facts = facts_with(trained_experiment)
+    data = facts.summary["data"] | {"pairs_offered": 240, "pairs_used": 15}
+    cut = {"responses_cut": 225, "dropped_response_cut": 225}
+    text = card_text(replace(facts, summary=facts.summary | {"data": data, "truncation": cut}))
+    assert "* Pairs trained on: 15 of 240; 225 left out because a response does not fit into " in text
 
 
 @pytest.mark.parametrize(("variant", "seed"), RUNS)

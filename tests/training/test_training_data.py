@@ -58,6 +58,36 @@ def test_truncation_policy_counts_what_it_drops(tokenizer):
         apply_truncation_policy(pairs[1:], items[1:], "drop")
 
 
+def test_a_training_that_would_lose_most_pairs_does_not_start(tmp_path, capsys):
+    pairs = made_up_pairs(12)
+    for k in range(6):
+        pairs[k] = replace(pairs[k], rejected="blue " * 300)
+    config, file, backbone = plain_files(tmp_path, pairs)
+    data = data_of(config, file, backbone)
+    assert (data.offered, len(data.pairs), data.truncation["dropped_response_cut"]) == (12, 6, 6)
+    warning = capsys.readouterr().err
+    assert "WARNING: bradley_terry seed 0: 6 of 12 training pairs are left out" in warning
+    assert "does not fit into backbone.max_length: 64 (training.overlong_pairs: drop)" in warning
+    assert "training.overlong_pairs: truncate" in warning
+    pairs[6] = replace(pairs[6], rejected="blue " * 300)
+    write_pairs(pairs, file)
+    with pytest.raises(DataError, match=r"7 of 12 .* backbone\.max_length: 64 .* Fewer than half .* does not start"):
+        data_of(config, file, backbone)
+    config["training"]["overlong_pairs"] = "truncate"
+    assert len(data_of(config, file, backbone).pairs) == 12
+    write_pairs(pairs[7:], file)
+    assert len(data_of(config, file, backbone).pairs) == 5
+    assert "WARNING" not in capsys.readouterr().err
+
+
+def plain_files(folder, pairs):
+    """A configuration, the prepared pairs' file, and a prepared backbone of 64 tokens."""
+    config = experiment_config(folder, backbone={"max_length": 64})
+    write_pairs(pairs, folder / "pairs.parquet")
+    prepare_backbone(config["backbone"], pairs, folder / "backbone")
+    return config, folder / "pairs.parquet", folder / "backbone"
+
+
 def with_system(pair):
     return make_pair([SYSTEM, *pair.prompt], pair.chosen, pair.rejected, split=pair.split, source=pair.source)
 
