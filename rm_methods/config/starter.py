@@ -19,6 +19,7 @@ from typing import Any
 from yaml import YAMLError
 
 from rm_methods.config.resolve import resolve, runs
+from rm_methods.config.starter_fit import BYTES_PER_TOKEN, Fit, fit_of
 from rm_methods.errors import ConfigError, DataError, UserError
 from rm_methods.files import check_outputs, write_text
 from rm_methods.methods.registry import load_method_card
@@ -37,7 +38,6 @@ _MOST_TEST_PROMPTS = 1000
 _MOST_VALIDATION_PROMPTS = 500
 _MEASURED_PAIRS = 2000  # tokenized to measure lengths: others would take minutes and change nothing
 _LONGEST_PAIRS = 100  # of all pairs, by characters: the longest text in tokens is among them
-_BYTES_PER_TOKEN = 3  # if the tokenizer cannot be read; in English text, most have more
 _LEAST_PAIRS = 100  # of a training, however long their texts are
 _STEPS = 30  # of one epoch at least: with fewer, the warm-up and the schedule have nothing to shape
 _SPLIT_SEED = 0  # the default of data.seed
@@ -97,6 +97,7 @@ class Lengths:
         pair: mean of a pair: its prompt twice, and both responses.
         limit: positions that the model has; None: any number.
         basis: what the tokens were counted with.
+        tokenizer: of the backbone; None if the tokens are estimated.
     """
 
     median: int
@@ -105,6 +106,25 @@ class Lengths:
     pair: float
     limit: int | None
     basis: str
+    tokenizer: Any
+
+
+@dataclass(frozen=True)
+class Size:
+    """The training that the configuration describes.
+
+    Attributes:
+        max_length, epochs: settings of that name.
+        affordable: pairs of all epochs that the budget allows.
+        pairs: training pairs that are read: all, or `max_pairs`.
+        fit: of these pairs.
+    """
+
+    max_length: int
+    epochs: int
+    affordable: int
+    pairs: int
+    fit: Fit
 
 
 def write_starter(
@@ -146,10 +166,11 @@ def write_starter(
     pairs, report = prepared_pairs(_resolved_data(section), ["test"])
     model = _backbone(backbone)
     lengths = measured_lengths(pairs, model)
-    text = _text(name, section, report, model, lengths)
+    size = _size([pair for pair in pairs if pair.split == "train"], model, lengths)
+    text = _text(name, section, report, model, lengths, size)
     config = _checked(text, out)
     write_text(out, text)
-    return _summary(report, config, model, lengths, out)
+    return _summary(report, config, model, lengths, size, out)
 
 
 def _experiment_name(file: Path) -> str:
@@ -308,10 +329,10 @@ def measured_lengths(pairs: Sequence[PreferencePair], model: Backbone) -> Length
         if model.budget != "given" or Path(model.source).is_dir():
             raise
         sizes = [
-            [_bytes_of(pair, text) // _BYTES_PER_TOKEN + 1 for text in (pair.chosen, pair.rejected)] for pair in sample
+            [_bytes_of(pair, text) // BYTES_PER_TOKEN + 1 for text in (pair.chosen, pair.rejected)] for pair in sample
         ]
-        top = max(_bytes(pair) for pair in longest) // _BYTES_PER_TOKEN + 1
-        return _lengths(sizes, top, None, "estimated from bytes, because the hub cannot be reached")
+        top = max(_bytes(pair) for pair in longest) // BYTES_PER_TOKEN + 1
+        return _lengths(sizes, top, None, "estimated from bytes, because the hub cannot be reached", None)
 
     reader = ChatTokenizer(tokenizer, 10**9)
 
@@ -331,10 +352,10 @@ def measured_lengths(pairs: Sequence[PreferencePair], model: Backbone) -> Length
     basis = f"with the tokenizer of {model.source}"
     if model.budget == "tiny":
         basis = "with a tokenizer trained on these pairs"
-    return _lengths(count(sample), top, limit, basis)
+    return _lengths(count(sample), top, limit, basis, tokenizer)
 
 
-def _lengths(sizes: list[list[int]], longest: int, limit: int | None, basis: str) -> Lengths:
+def _lengths(sizes: list[list[int]], longest: int, limit: int | None, basis: str, tokenizer: Any) -> Lengths:
     lengths = sorted(length for pair in sizes for length in pair)
     return Lengths(
         median=lengths[len(lengths) // 2],
@@ -343,6 +364,7 @@ def _lengths(sizes: list[list[int]], longest: int, limit: int | None, basis: str
         pair=sum(lengths) / len(sizes),
         limit=limit,
         basis=basis,
+        tokenizer=tokenizer,
     )
 
 
@@ -379,19 +401,41 @@ def _tokenizer(pairs: Sequence[PreferencePair], model: Backbone) -> tuple[Any, i
         return pretrained_tokenizer(folder), limit
 
 
-def _text(name: str, section: Mapping[str, Any], report: Mapping[str, Any], model: Backbone, lengths: Lengths) -> str:
-    """The configuration, with the reasons as comments."""
+def _size(train: Sequence[PreferencePair], model: Backbone, lengths: Lengths) -> Size:
+    """The training that the budget of the backbone allows.
+
+    Args:
+        train: training pairs in their order.
+    """
     budget = BUDGETS[model.budget]
-    splits = report["splits"]
-    train = splits["train"]["pairs"]
     limit = min(budget.longest, lengths.limit or budget.longest)
     # A tenth more, because a tokenizer trained on other splits cuts the same text into more tokens.
     max_length = min(limit, 64 * math.ceil(1.1 * lengths.longest / 64))
     pair_tokens = min(lengths.pair, 2 * max_length)
-    affordable = train * budget.epochs if budget.tokens is None else max(_LEAST_PAIRS, int(budget.tokens / pair_tokens))
-    trained = train if train <= affordable else affordable // 10 * 10
-    epochs = max(1, min(budget.epochs, affordable // trained))
-    pairs_per_step = next((size for size in (64, 32, 16, 8, 4, 2) if trained * epochs >= _STEPS * size), 1)
+    affordable = len(train) * budget.epochs
+    if budget.tokens is not None:
+        affordable = max(_LEAST_PAIRS, int(budget.tokens / pair_tokens))
+    pairs = len(train) if len(train) <= affordable else affordable // 10 * 10
+    epochs = max(1, min(budget.epochs, affordable // pairs))
+    # `max_pairs` takes the first ones. A tokenizer of `tiny` is trained on the training pairs that are left.
+    fit = fit_of(train[:pairs], lengths.tokenizer, max_length, is_estimate=model.budget == "tiny")
+    return Size(max_length, epochs, affordable, pairs, fit)
+
+
+def _text(
+    name: str,
+    section: Mapping[str, Any],
+    report: Mapping[str, Any],
+    model: Backbone,
+    lengths: Lengths,
+    size: Size,
+) -> str:
+    """The configuration, with the reasons as comments."""
+    budget = BUDGETS[model.budget]
+    splits = report["splits"]
+    used = size.fit.used
+    pairs_per_step = next((count for count in (64, 32, 16, 8, 4, 2) if used * size.epochs >= _STEPS * count), 1)
+    steps = -(-used // pairs_per_step) * size.epochs
     longer_share = splits["train"]["share_chosen_longer"]
     lines = [
         f"# Written by `rm-methods init`: {report['read']['pairs']:,} pairs were read. Change what you like;",
@@ -408,7 +452,7 @@ def _text(name: str, section: Mapping[str, Any], report: Mapping[str, Any], mode
     lines.append(f"  validation_fraction: {section['validation_fraction']}")
     if "test_fraction" in section:
         lines.append(f"  test_fraction: {section['test_fraction']}  # of the prompts; no prompt is in two splits")
-    lines += _limit_lines(splits, trained, affordable, budget)
+    lines += _limit_lines(splits, size.pairs, size.affordable, budget)
     lines += ["backbone:"]
     lines += [f"  # {remark}" for remark in model.remarks]
     lines.append(f"  source: {_scalar(model.source)}")
@@ -418,10 +462,12 @@ def _text(name: str, section: Mapping[str, Any], report: Mapping[str, Any], mode
         f"  # Tokens of a prompt with a response: median {lengths.median:,}, 95% up to {lengths.common:,}, longest "
         f"{lengths.longest:,}",
         f"  # ({lengths.basis}). Prompts that do not fit are cut at their start, and counted.",
-        f"  max_length: {max_length}",
+        *(f"  # {remark}" for remark in size.fit.remarks(size.max_length)),
+        f"  max_length: {size.max_length}",
         "training:",
-        f"  epochs: {epochs}",
-        f"  pairs_per_step: {pairs_per_step}  # {-(-trained // pairs_per_step) * epochs:,} optimizer steps",
+        *_overlong_lines(size),
+        f"  epochs: {size.epochs}",
+        f"  pairs_per_step: {pairs_per_step}  # {'about ' if size.fit.is_estimate else ''}{steps:,} optimizer steps",
         f"  learning_rate: {budget.learning_rate}  # {budget.why}",
         f"  precision: {budget.precision}",
         "methods:",
@@ -439,6 +485,17 @@ def _text(name: str, section: Mapping[str, Any], report: Mapping[str, Any], mode
         f"  memory_mb: {budget.memory_mb}",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _overlong_lines(size: Size) -> list[str]:
+    """`overlong_pairs` where it is not the default."""
+    if size.fit.policy == "drop":
+        return []
+    return [
+        "  # The default, drop, would leave out the pairs whose response does not fit. A larger max_length keeps more",
+        "  # of the responses, and takes more time.",
+        f"  overlong_pairs: {size.fit.policy}",
+    ]
 
 
 def _source_lines(section: Mapping[str, Any]) -> list[str]:
@@ -480,7 +537,8 @@ def _option_lines(given: Mapping[str, Any], read: Mapping[str, Any]) -> list[str
             values.setdefault("pairing", ALL)
             remarks["pairing"] = f"makes {counts['made']:,} of {counts['possible']:,} possible pairs; docs/datasets.md"
         values.setdefault("ties", "drop")
-        remarks["ties"] = f"{counts['ties']:,} ties; error refuses a file with ties"
+        plural = "pair was a tie" if counts["ties"] == 1 else "pairs were ties"
+        remarks["ties"] = f"leaves out ties ({counts['ties']:,} {plural}); with error, a tie stops the reading"
     lines = [f"    {key}: {_scalar(value)}" for key, value in values.items()]
     lines = [f"{line}  # {remarks[key]}" if key in remarks else line for key, line in zip(values, lines, strict=True)]
     return ["  options:", *lines] if lines else []
@@ -528,7 +586,14 @@ def _checked(text: str, out: Path) -> dict[str, Any]:
     return resolve(content, str(out), before_workflow=True)
 
 
-def _summary(report: Mapping[str, Any], config: Mapping[str, Any], model: Backbone, lengths: Lengths, out: Path) -> str:
+def _summary(
+    report: Mapping[str, Any],
+    config: Mapping[str, Any],
+    model: Backbone,
+    lengths: Lengths,
+    size: Size,
+    out: Path,
+) -> str:
     """What was read and written, for a terminal."""
     lines = [describe(dict(report))]
     repeated = {reason: entry for reason, entry in report["read"]["dropped"].items() if entry["count"] > 1}
@@ -545,6 +610,7 @@ def _summary(report: Mapping[str, Any], config: Mapping[str, Any], model: Backbo
         f"Tokens of a prompt with a response ({lengths.basis})",
         f"  median {lengths.median:,}, 95% up to {lengths.common:,}, longest {lengths.longest:,}; "
         f"backbone.max_length: {max_length:,}",
+        *(f"  {remark}" for remark in size.fit.remarks(max_length)),
     ]
     share = report["splits"]["train"]["share_chosen_longer"]
     lines += ["", f"The longer response is chosen in {share:.1%} of the training pairs."]
@@ -556,11 +622,11 @@ def _summary(report: Mapping[str, Any], config: Mapping[str, Any], model: Backbo
     )
     trainings = sum(load_method_card(config["methods"][name]["method"]).has_weights for name, _ in runs(config))
     train = report["splits"]["train"]["pairs"]
-    read = min(train, config["data"]["max_pairs"].get("train") or train)
     epochs = config["training"]["epochs"]
+    about = "about " if size.fit.is_estimate and size.fit.used < size.pairs else ""
     lines += [
-        f"Backbone {model.source}: {trainings} trainings ({len(config['seeds'])} seeds of each method) on {read:,} of "
-        f"{train:,} training pairs, {epochs} {'epoch' if epochs == 1 else 'epochs'}.",
+        f"Backbone {model.source}: {trainings} trainings ({len(config['seeds'])} seeds of each method) on "
+        f"{about}{size.fit.used:,} of {train:,} training pairs, {epochs} {'epoch' if epochs == 1 else 'epochs'}.",
         "",
         f"Written to {out}. Next:",
         f"  rm-methods check --config {out}",

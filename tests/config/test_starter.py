@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 
 import pytest
 import yaml
@@ -167,8 +168,6 @@ def test_the_least_number_of_prompts_gives_every_split(init, seed):
 
 
 def test_many_pairs_are_limited_to_what_a_cpu_trains(init, monkeypatch):
-    from dataclasses import replace
-
     import rm_methods.config.starter as starter
 
     monkeypatch.setitem(starter.BUDGETS, "tiny", replace(BUDGETS["tiny"], tokens=8_000))
@@ -289,7 +288,7 @@ def test_rows_that_are_not_pairs_are_recognized_and_their_options_are_written(in
     }
     text = (tmp_path / "pairs.yaml").read_text()
     assert "    pairing: all  # makes 120 of 180 possible pairs; docs/datasets.md\n" in text
-    assert "    ties: drop  # 60 ties; error refuses a file with ties\n" in text
+    assert "    ties: drop  # leaves out ties (60 pairs were ties); with error, a tie stops the reading\n" in text
     assert sum(splits(config).values()) == 120
     assert "Read (rows: scored)" in result.output
     assert "180 pairs possible among 180 responses to 60 prompts" in result.output
@@ -311,3 +310,60 @@ def test_a_test_file_may_have_another_form(init, tmp_path):
     assert config["data"]["options"]["form"] is None
     assert "form:" not in (tmp_path / "pairs.yaml").read_text()
     assert splits(config)["test"] == 8
+
+
+def model_of(length, reward_model, tokenizer, folder):
+    """A folder of a model with a limit of tokens."""
+    reward_model.classifier.save_pretrained(folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"max_position_embeddings": length}))
+    tokenizer.tokenizer.save_pretrained(folder)
+
+
+def test_numbers_are_those_after_long_responses_are_left_out(init, reward_model, tokenizer, tmp_path):
+    """Counted as the training counts them: of the same pairs, with the same tokenizer."""
+    from rm_methods.training.training_data import apply_truncation_policy
+
+    model_of(64, reward_model, tokenizer, tmp_path / "model")
+    pairs = rows(200)
+    for row in pairs[::50]:
+        row["rejected"] = "blue " * 100
+    result, config = init(pairs, backbone="model")
+    train = [pair for pair in prepared_pairs(config["data"])[0] if pair.split == "train"]
+    reader = type(tokenizer)(tokenizer.tokenizer, config["backbone"]["max_length"])
+    items = reader.encode((pair.prompt, (pair.chosen, pair.rejected)) for pair in train)
+    kept, _, _ = apply_truncation_policy(train, items, config["training"]["overlong_pairs"])
+    lost = len(train) - len(kept)
+    assert 1 <= lost <= 4
+    assert f"  {lost} of {len(train)} training pairs are left out: a response does not fit into max_length 64." in (
+        result.output
+    )
+    assert f"on {len(kept)} of {len(train)} training pairs" in result.output
+    size = config["training"]["pairs_per_step"]
+    steps = -(-len(kept) // size) * config["training"]["epochs"]
+    assert f"pairs_per_step: {size}  # {steps} optimizer steps\n" in (tmp_path / "pairs.yaml").read_text()
+
+
+def test_many_long_responses_are_cut_and_not_dropped(init, reward_model, tokenizer, tmp_path):
+    model_of(64, reward_model, tokenizer, tmp_path / "model")
+    pairs = rows(60)
+    for row in pairs[::2]:
+        row["chosen"] = "blue " * 100
+    result, config = init(pairs, backbone="model")
+    assert config["training"]["overlong_pairs"] == "truncate"
+    train = splits(config)["train"]
+    assert re.search(
+        rf"\d+ of {train} training pairs have a response longer than max_length 64. Its end is cut.", (result.output)
+    )
+    assert f"on {train} of {train} training pairs" in result.output
+    assert "overlong_pairs: truncate" in (tmp_path / "pairs.yaml").read_text()
+
+
+def test_the_estimate_without_a_tokenizer_counts_bytes():
+    from rm_methods.config.starter_fit import fit_of
+
+    pairs = made_up_pairs(10)
+    long = [replace(pair, chosen="x" * 301) for pair in pairs[:3]] + pairs[3:]
+    fit = fit_of(long, None, 100, is_estimate=False)
+    assert (fit.pairs, fit.overlong, fit.is_estimate) == (10, 3, True)
+    assert fit_of(long, None, 101, is_estimate=False).overlong == 0
