@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Iterable
+from pathlib import Path
 
 
 class UserError(Exception):
@@ -70,3 +72,20 @@ def nearest(name: str, allowed: Iterable[str], heading: str = "Allowed") -> str:
     if not allowed and heading == "Allowed":
         return "No name can be given here; leave it out."
     return f"{hint}{heading}: {', '.join(allowed) or 'nothing'}."
+
+
+def nearest_path(path: str | os.PathLike) -> str:
+    """A sentence that names the file or folder with the nearest name beside a missing one, after a blank; "" if none is
+    near.
+
+    If a folder of the path is missing, the nearest name of that folder is given.
+    """
+    missing = Path(path)
+    while not missing.parent.is_dir() and missing.parent != missing:
+        missing = missing.parent
+    try:
+        names = os.listdir(missing.parent)
+    except OSError:
+        return ""
+    close = difflib.get_close_matches(missing.name, sorted(names), n=1, cutoff=0.6)
+    return f" Did you mean '{missing.parent / close[0]}'?" if close else ""

@@ -21,7 +21,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from rm_methods.errors import UserError
+from rm_methods.errors import UserError, nearest_path
 from rm_methods.processes import machine, started
 
 PARTIAL = ".partial"
@@ -284,7 +284,7 @@ def read_json(source: str | os.PathLike) -> Any:
     try:
         return parse_json(Path(source).read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UserError(f"{source}: no such file.") from None
+        raise UserError(f"{source}: no such file.{nearest_path(source)}") from None
     except (ValueError, RecursionError, IsADirectoryError) as error:
         raise UserError(f"{source}: not valid JSON ({error}).") from None
 

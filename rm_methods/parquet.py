@@ -23,7 +23,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rm_methods.errors import DataError
+from rm_methods.errors import DataError, nearest_path
 from rm_methods.files import check_regular, parse_json, written_atomically
 
 if TYPE_CHECKING:
@@ -195,7 +195,7 @@ def _file(source: str | os.PathLike, stage: str) -> Path:
     if path.is_dir():
         raise DataError(f"{source}: is a folder, not a Parquet file.")
     if not path.exists():
-        raise DataError(f"{source}: no such file. Run the {stage} stage first.")
+        raise DataError(f"{source}: no such file. Run the {stage} stage first.{nearest_path(source)}")
     check_regular(path)
     return path
 

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 import yaml
 
-from rm_methods.errors import ConfigError
+from rm_methods.errors import ConfigError, nearest_path
 from rm_methods.files import special_kind
 
 MAX_DEPTH = 40
@@ -82,7 +82,10 @@ def read_yaml(source: str | Path) -> tuple[Any, list[str]]:
         text = source.read_text(encoding="utf-8-sig")
         return parse_yaml(text, f" of {source}")
     except OSError as error:
-        raise ConfigError([f"cannot be read: {error.strerror}"], source=str(source)) from None
+        problem = f"cannot be read: {error.strerror}"
+        if hint := "" if source.exists() else nearest_path(source):
+            problem += f".{hint}"
+        raise ConfigError([problem], source=str(source)) from None
     except UnicodeDecodeError as error:
         problem = f"not UTF-8 text: byte {error.start + 1} is 0x{error.object[error.start]:02x}; save the file as UTF-8"
         raise ConfigError([problem], source=str(source)) from None

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import click
 from click.shell_completion import CompletionItem
 
-from rm_methods.errors import UserError
+from rm_methods.errors import ConfigError, DataError, UserError, nearest_path
+
+_OPTION_KEY = r"(?P<key>\bdata(?:\.sources\.\d+)?\.options\.(?P<name>\w+))"
 
 
 def complete_methods(_context: click.Context, _parameter: click.Parameter, begun: str) -> list[CompletionItem]:
@@ -57,7 +61,19 @@ class _NamedPath(click.Path):
         return super().convert(value, param, ctx)
 
 
+class _InputPath(_NamedPath):
+    """A file or folder that must exist."""
+
+    def convert(self, value, param, ctx):
+        path = super().convert(value, param, ctx)
+        if not path.exists():
+            raise UserError(f"{param.opts[0]} {path}: no such file or folder.{nearest_path(path)}")
+        return path
+
+
 PATH = _NamedPath(path_type=Path)
+INPUT = _InputPath(path_type=Path)
+INPUT_FILE = _InputPath(dir_okay=False, path_type=Path)
 FILE = _NamedPath(dir_okay=False, path_type=Path)
 FOLDER = _NamedPath(file_okay=False, path_type=Path)
 SEED = click.IntRange(min=0, max=2**32 - 1)
@@ -180,6 +196,31 @@ def reader_options(texts: tuple[str, ...]) -> dict[str, Any]:
         except YAMLError:
             values[name] = text
     return values
+
+
+@contextmanager
+def reader_options_in_errors(config_files: Sequence[Path] = ()) -> Iterator[None]:
+    """Errors inside name options of a reader as the command line gives them: `--option ties=drop`, not
+    `data.options.ties: drop`.  With a configuration, they name both.
+
+    Raises:
+        ConfigError, DataError: those raised inside, with the names changed.
+    """
+
+    def named(text: str) -> str:
+        also = r" (\g<key> of a configuration)" if config_files else ""
+        text = re.sub(rf"\A{_OPTION_KEY}(?=: |\.\d+: )", r"--option \g<name>", text)
+        text = re.sub(rf"{_OPTION_KEY}(?= is ')", r"--option \g<name>", text)
+        text = re.sub(rf"{_OPTION_KEY}: (?P<value>[\w-]+|\[[^]]*\])", rf"--option \g<name>=\g<value>{also}", text)
+        text = re.sub(_OPTION_KEY, rf"--option \g<name>=...{also}", text)
+        return re.sub(r"\bdata(\.sources\.\d+)?\.options\b(?!\.)", "--option", text) if not config_files else text
+
+    try:
+        yield
+    except ConfigError as error:
+        raise ConfigError(map(named, error.problems), "the options") from None
+    except DataError as error:
+        raise DataError(named(str(error))) from None
 
 
 def counts_text(counts: Mapping[str, Any]) -> str:

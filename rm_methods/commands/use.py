@@ -11,6 +11,8 @@ from rm_methods.commands.contract import test_method
 from rm_methods.commands.options import (
     FILE,
     FOLDER,
+    INPUT,
+    INPUT_FILE,
     PATH,
     complete_benchmarks,
     complete_data,
@@ -23,6 +25,7 @@ from rm_methods.commands.options import (
     named_paths,
     reader_option,
     reader_options,
+    reader_options_in_errors,
     threads_option,
 )
 from rm_methods.commands.verb import verb
@@ -65,10 +68,12 @@ def show(method, method_folders):
     "--data",
     required=True,
     multiple=True,
-    type=click.Path(exists=True, path_type=Path),
+    type=INPUT,
     help="File of preference pairs, or folder with train.*, validation.* and test.*; repeatable: a mixture.",
 )
-@click.option("--test", type=FILE, default=None, help="File of test pairs; default: a share of the prompts of --data.")
+@click.option(
+    "--test", type=INPUT_FILE, default=None, help="File of test pairs; default: a share of the prompts of --data."
+)
 @click.option(
     "--backbone",
     default=None,
@@ -85,7 +90,9 @@ def init(data, test, backbone, out, reader, force):
     from rm_methods.config.starter import write_starter
 
     values = reader_options(reader)
-    click.echo(write_starter(data, out, test=test, backbone=backbone, options=values, force=force))
+    with reader_options_in_errors():
+        text = write_starter(data, out, test=test, backbone=backbone, options=values, force=force)
+    click.echo(text)
 
 
 @verb()
@@ -175,7 +182,11 @@ def plan(config_files, cores, **options):
 )
 @click.option("--root", type=FOLDER, default=None, help="Folder with the files of a benchmark or dataset.")
 @click.option(
-    "--config", "config_files", multiple=True, type=FILE, help="Configuration with the scoring settings; repeatable."
+    "--config",
+    "config_files",
+    multiple=True,
+    type=FILE,
+    help="Configuration with the scoring settings and the reader's options; repeatable.",
 )
 @reader_option
 @threads_option
@@ -183,7 +194,7 @@ def plan(config_files, cores, **options):
     "--max-length",
     type=click.IntRange(min=32),
     default=None,
-    help="Longest sequence in tokens; default that of --config, or the model's.",
+    help="Longest sequence in tokens; default that of --config, of the model's experiment, or the model's limit.",
 )
 @click.option(
     "--protocol",
@@ -227,29 +238,40 @@ def score(model, data, out, root, config_files, reader, strict, method_folders, 
     from dataclasses import replace
 
     from rm_methods.config.resolve import load_config
-    from rm_methods.scoring.model_source import own_length
+    from rm_methods.preferences.cards import configured_reader_options
+    from rm_methods.scoring.model_source import default_length
     from rm_methods.scoring.score import score_files
     from rm_methods.scoring.scorer import ScoringSettings, scoring_settings
 
     if len(data) != len(out):
         raise UserError(f"{len(data)} --data but {len(out)} --out were given; give one --out for each --data.")
+    configured_options = {}
     if config_files:
-        configured = scoring_settings(load_config(config_files, methods=method_folders))
+        config = load_config(config_files, methods=method_folders)
+        configured = scoring_settings(config)
+        length_reason = "backbone.max_length of --config"
+        configured_options = configured_reader_options(config["data"])
     else:
         find_methods(method_folders)
-        configured = ScoringSettings(max_length=own_length(model) or ScoringSettings.max_length)
+        max_length, length_reason = default_length(model, ScoringSettings.max_length)
+        configured = ScoringSettings(max_length=max_length)
+    if options["max_length"] is not None:
+        length_reason = "--max-length"
     settings = replace(configured, **{name: value for name, value in options.items() if value is not None})
     jobs = list(zip(data, out, strict=True))
-    reports = score_files(
-        model,
-        jobs,
-        root,
-        settings,
-        strict,
-        also_read=config_files,
-        model_options=model_options,
-        reader_options=reader_options(reader),
-    )
+    with reader_options_in_errors(config_files):
+        reports = score_files(
+            model,
+            jobs,
+            root,
+            settings,
+            strict,
+            also_read=config_files,
+            model_options=model_options,
+            reader_options=reader_options(reader),
+            configured_options=configured_options,
+            length_reason=length_reason,
+        )
     click.echo("\n\n".join(reports))
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from rm_methods.config.method_folders import stored_method_folders
 from rm_methods.config.resolve import read_resolved, reference_variant, runs
-from rm_methods.errors import DataError, UserError
+from rm_methods.errors import DataError, UserError, nearest_path
 from rm_methods.experiment.evaluated_runs import EvaluatedFiles, files_of_runs
 from rm_methods.experiment.experiment import Experiment
 from rm_methods.experiment.layout import RECORDS, Layout
@@ -79,7 +79,7 @@ def stored_experiment(folder: Path) -> StoredExperiment:
     if not files:
         raise UserError(
             f"{folder}: holds no finished experiment ({folder}/config/*.yaml is missing). Name the folder of an "
-            "experiment's results, results/<experiment>."
+            f"experiment's results, results/<experiment>.{'' if folder.exists() else nearest_path(folder)}"
         )
     # A folder of methods may have been moved since one of the configurations was used.
     for path in reversed(files):

@@ -22,7 +22,7 @@ from rm_methods.benchmarks.contamination import count_contamination
 from rm_methods.benchmarks.evaluation import align_preferences, align_scores, credit_table, prepare_items, tie_rate
 from rm_methods.benchmarks.item import BenchmarkItem, read_items
 from rm_methods.benchmarks.score_table import Preferences, ScoredResponse, read_preferences, read_scores, write_scores
-from rm_methods.errors import ConfigError, UserError
+from rm_methods.errors import ConfigError, UserError, nearest_path
 from rm_methods.files import content_hash, file_hash, read_json, write_json, write_text
 from rm_methods.leaderboard.every_eval_ever import every_eval_ever
 from rm_methods.leaderboard.tables import CONTENT_BLIND, leaderboard_tables
@@ -31,7 +31,7 @@ from rm_methods.methods.registry import load_method_card
 from rm_methods.reward_models.tokenization import OfficialText
 from rm_methods.scoring.adapters import folders_of_weights
 from rm_methods.scoring.model_options import ModelOptions
-from rm_methods.scoring.model_source import model_folder, own_length
+from rm_methods.scoring.model_source import default_length, model_folder
 from rm_methods.scoring.report import credit_estimates, scores_by_item
 from rm_methods.scoring.scorer import ContentBlindScorer, Scorer, ScoringSettings, load_scorer
 from rm_methods.system.progress import Progress
@@ -74,7 +74,7 @@ def run_model(
         out: folder for all files.
         settings: of the scorer; its `max_length` counts only where the model does not say how long it can read.
         revision: commit of a hub id.
-        max_length: longest sequence in tokens; None is the model's own limit.
+        max_length: longest sequence in tokens; None is that of the model's experiment, or the model's own limit.
         options: what the folder of a model from elsewhere does not say.
         official: texts become tokens as in each benchmark's official script, whose `max_length` then counts.
         training_data: files of the pairs that the model was trained on; items that occur in them are counted.
@@ -90,7 +90,7 @@ def run_model(
     pairs, sources = read_training_data(training_data)
     options = options or ModelOptions()
     folder = model_folder(model, revision, code=options.trust_remote_code)
-    settings = replace(settings, max_length=max_length or own_length(folder) or settings.max_length)
+    settings = replace(settings, max_length=max_length or default_length(folder, settings.max_length)[0])
     scorer = cache(lambda: load_scorer(folder, settings, keep_loaded=True, options=options))
     key = _model_key(folder, settings, options)
     results = []
@@ -159,7 +159,7 @@ def _model_key(folder: Path, settings: ScoringSettings, options: ModelOptions) -
     The files are the model's, those of the base of adapters, and those of the reference of a policy.
     """
     if not folder.is_dir():
-        raise UserError(f"{folder}: no such model folder.")
+        raise UserError(f"{folder}: no such model folder.{nearest_path(folder)}")
     files = []
     for part in folders_of_weights(folder, options):
         for file in sorted(part.rglob("*")):

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rm_methods.benchmarks.contamination import TRAINING_SPLIT
-from rm_methods.errors import UserError
+from rm_methods.errors import UserError, nearest_path
 from rm_methods.parquet import parquet_columns
 from rm_methods.preferences.cards import card_for
 from rm_methods.preferences.pair import PAIR_COLUMNS, PreferencePair, read_pairs
@@ -32,7 +32,9 @@ def read_training_data(files: Sequence[str]) -> tuple[list[PreferencePair], list
     accounts: list[dict[str, Any]] = []
     for file in files:
         if not Path(file).exists():
-            raise UserError(f"--training-data {file}: no such file. Name a file of preference pairs.")
+            raise UserError(
+                f"--training-data {file}: no such file. Name a file of preference pairs.{nearest_path(file)}"
+            )
         pairs, n_refused, notes = _read(file)
         splits = Counter(pair.split for pair in pairs)
         if not splits[TRAINING_SPLIT]:

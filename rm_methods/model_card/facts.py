@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rm_methods.errors import UserError
+from rm_methods.errors import UserError, nearest_path
 from rm_methods.files import read_json
 from rm_methods.methods.registry import MethodCard, load_method_card
 from rm_methods.preferences.cards import list_dataset_cards, load_dataset_card
@@ -111,7 +111,9 @@ def summary_of(folder: Path) -> RunSummary:
         DataError: the summary is damaged.
     """
     if not folder.is_dir():
-        raise UserError(f"{folder}: no such model folder. Name a folder {_RUN} of an experiment's results.")
+        raise UserError(
+            f"{folder}: no such model folder. Name a folder {_RUN} of an experiment's results.{nearest_path(folder)}"
+        )
     file = folder.parent / "summary.json"
     if not file.is_file():
         raise UserError(

@@ -7,19 +7,19 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from rm_methods.card_files import card_files
-from rm_methods.errors import ConfigError, DataError, nearest
-from rm_methods.preferences.data_sources import DataSource
+from rm_methods.errors import ConfigError, DataError, nearest, nearest_path
+from rm_methods.preferences.data_sources import DataSource, data_sources
 from rm_methods.preferences.dataset_card import DatasetCard, SplitSource
 from rm_methods.preferences.file_formats import check_data_format, data_format
 from rm_methods.preferences.file_rows import SPLITS
-from rm_methods.preferences.readers import READERS, option_problems
+from rm_methods.preferences.readers import READERS, load_reader, option_problems
 from rm_methods.validation import schema_problems
 from rm_methods.yaml_files import read_yaml
 
@@ -156,7 +156,7 @@ def card_for(dataset: str, root: str | Path | None = None) -> tuple[DatasetCard,
     where = f"no file or folder {path} exists" if looks_like_path else f"no card is called '{dataset}'"
     problem = (
         f"data.dataset: {where}. Give the path of a file or folder of pairs, or the name of a card. "
-        f"{nearest(dataset, list_dataset_cards())} "
+        f"{nearest_path(path).lstrip() or nearest(dataset, list_dataset_cards())} "
         "For another data set of the hub write a card (data/datasets/README.md)."
     )
     raise ConfigError([problem])
@@ -178,7 +178,7 @@ def card_for_test(test: str) -> tuple[DatasetCard, Path]:
         raise ConfigError(
             [
                 f"data.test: {kind}: '{test}' (looked in {Path.cwd()}). Give one file of test pairs; a folder with "
-                "train.* and test.* belongs in data.dataset"
+                f"train.* and test.* belongs in data.dataset.{nearest_path(path)}"
             ]
         )
     check_data_format(path)
@@ -208,6 +208,21 @@ def located(source: DataSource) -> Iterator[None]:
         raise ConfigError(map(named, error.problems)) from None
     except DataError as error:
         raise DataError(named(str(error))) from None
+
+
+def configured_reader_options(data: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of the first source that is a file of pairs, without those that have their default.
+
+    They also hold for `data.test`, and for a file that is scored with the configuration.
+
+    Args:
+        data: the resolved section `data`.
+    """
+    _, fragments = load_reader("preference_rows")
+    for source in data_sources(data):
+        if source.dataset not in list_dataset_cards():
+            return {name: value for name, value in source.options.items() if value != fragments[name]["default"]}
+    return {}
 
 
 def _card_of_pattern(dataset: str, root: str | Path | None) -> tuple[DatasetCard, Path]:

@@ -11,7 +11,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from rm_methods.errors import UserError, nearest
+from rm_methods.errors import UserError, nearest, nearest_path
 from rm_methods.files import content_hash, read_json, write_text
 from rm_methods.validation import kind_of
 
@@ -112,7 +112,7 @@ def check_config(folder: str | Path, setting: str | None = None) -> None:
     folder = Path(folder)
     name = named(folder, setting)
     if not folder.is_dir():
-        raise UserError(f"{name}: no such model folder.")
+        raise UserError(f"{name}: no such model folder.{nearest_path(folder)}")
     try:
         pointers = [
             file.name for file in sorted(folder.iterdir()) if file.is_file() and _starts_with(file, _LFS_POINTER)

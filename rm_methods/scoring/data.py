@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rm_methods.benchmarks.item import BenchmarkItem, read_items
-from rm_methods.errors import DataError, UserError, nearest
+from rm_methods.errors import DataError, UserError, nearest, nearest_path
 from rm_methods.parquet import parquet_columns
 from rm_methods.preferences.pair import PAIR_COLUMNS, PreferencePair, read_pairs
 from rm_methods.preferences.read_report import ReadReport
@@ -118,7 +118,12 @@ class ScoringData:
         )
 
 
-def load_data(data: str, root: Path | None = None, options: Mapping[str, Any] | None = None) -> ScoringData:
+def load_data(
+    data: str,
+    root: Path | None = None,
+    options: Mapping[str, Any] | None = None,
+    configured_options: Mapping[str, Any] | None = None,
+) -> ScoringData:
     """Items to score from a file of benchmark items, a file of preference data, or a card.
 
     Args:
@@ -126,6 +131,8 @@ def load_data(data: str, root: Path | None = None, options: Mapping[str, Any] | 
             card of a benchmark or a data set.
         root: local folder with the files of a card.
         options: of the reader of preference data.
+        configured_options: those of a configuration, for a file of preference data without `options`; the notes of the
+            reading name them.
 
     Raises:
         UserError: nothing has that name, it cannot be read, or it has no reader with options.
@@ -164,6 +171,11 @@ def load_data(data: str, root: Path | None = None, options: Mapping[str, Any] | 
         from rm_methods.preferences.readers import read_dataset, resolve_reader_options
 
         card, source_root = dataset_cards.card_for(data, root)
+        if configured_options and not options and card.reader == "preference_rows":
+            scored = load_data(data, root, configured_options)
+            named = ", ".join(f"{name}={value}" for name, value in configured_options.items())
+            note = f"The options of the reader are those of --config: {named}."
+            return replace(scored, reading=replace(scored.reading, notes=[note, *scored.reading.notes]))
         if card.reader == "preference_rows":
             from rm_methods.scoring.judged import judged_data
 
@@ -180,7 +192,8 @@ def load_data(data: str, root: Path | None = None, options: Mapping[str, Any] | 
         }
         return _pairs(data, pairs, Reading(read["files"], read["rows"], **counted))
     card_names = {*benchmark_cards.list_benchmark_cards(), *dataset_cards.list_dataset_cards()}
-    raise UserError(f"--data {data}: no such file, benchmark or data set. {nearest(data, card_names)}")
+    hint = nearest_path(path).lstrip() or nearest(data, card_names)
+    raise UserError(f"--data {data}: no such file, benchmark or data set. {hint}")
 
 
 def _refuse_options(data: str, options: Mapping[str, Any] | None) -> None:

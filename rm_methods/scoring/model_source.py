@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from rm_methods.errors import UserError
-from rm_methods.files import file_hash, read_json
+from rm_methods.files import file_hash, read_json, write_json
 
 _HUB_CODE = "*.py"
+LENGTH_KEY = "rm_methods_max_length"  # in config.json of the models that we train
 HUB_FILES = ("*.json", "*.safetensors", "*.jinja", "*.model", "*.txt")
 
 
@@ -94,3 +95,39 @@ def own_length(folder: Path) -> int | None:
 
     file = (base_folder(folder) if holds_only_adapters(folder) else folder) / "config.json"
     return read_json(file).get("max_position_embeddings") if file.exists() else None
+
+
+def record_length(folder: Path, max_length: int) -> None:
+    """Write the length that a model is evaluated with into its config.json, if it has one."""
+    file = folder / "config.json"
+    if file.exists():
+        write_json(file, read_json(file) | {LENGTH_KEY: max_length})
+
+
+def evaluated_length(folder: Path) -> int | None:
+    """Longest sequence in tokens that the experiment of a model scores with; None for models from elsewhere.
+
+    It is recorded in config.json, or in the summary.json of the run beside the folder.  An ensemble has that of its
+    members.
+    """
+    folder = Path(folder)
+    if (folder / "scorer.json").exists():
+        members = read_json(folder / "scorer.json").get("members") or []
+        return evaluated_length(folder / members[0]) if members else None
+    config = folder / "config.json"
+    if config.exists() and (recorded := read_json(config).get(LENGTH_KEY)):
+        return int(recorded)
+    summary = folder.resolve().parent / "summary.json"
+    run = read_json(summary) if config.exists() and summary.exists() else None
+    if not isinstance(run, dict) or "run_key" not in run:
+        return None
+    return (run.get("backbone") or {}).get("max_length")
+
+
+def default_length(folder: Path, default: int) -> tuple[int, str]:
+    """The longest sequence in tokens that a model is scored with if nobody names one, and the reason for a report."""
+    if length := evaluated_length(folder):
+        return length, "the length of its experiment"
+    if length := own_length(folder):
+        return length, "the model's limit"
+    return default, "the default"

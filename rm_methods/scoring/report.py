@@ -286,11 +286,24 @@ def _model_text(model: dict[str, Any]) -> str:
         parts.append(f"{model['members']} members")
     if model.get("template") and model["template"]["date"]:
         parts.append(f"conversations dated {model['template']['date']}")
-    parts += [f"{name} {value}" for name, value in model.items() if name not in _NAMED_ABOVE]
+    reason = f" ({model['max_length_reason']})" if model.get("max_length_reason") else ""
+    for name, value in model.items():
+        if name not in _NAMED_ABOVE:
+            parts.append(f"{name} {value}{reason if name == 'max_length' else ''}")
     return ", ".join(parts)
 
 
-_NAMED_ABOVE = ("folder", "kind", "variant", "seed", "run_key", "members", "template", "layout_probe")
+_NAMED_ABOVE = (
+    "folder",
+    "kind",
+    "variant",
+    "seed",
+    "run_key",
+    "members",
+    "template",
+    "layout_probe",
+    "max_length_reason",
+)
 
 
 def _count(name: str, count: int, remark: str = "") -> str:

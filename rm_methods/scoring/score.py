@@ -27,6 +27,8 @@ def score_files(
     also_read: Sequence[Path] = (),
     model_options: ModelOptions | None = None,
     reader_options: Mapping[str, Any] | None = None,
+    configured_options: Mapping[str, Any] | None = None,
+    length_reason: str | None = None,
 ) -> list[str]:
     """Score data sets with one model and write a table and a report (`rm_methods.stored.score_report`) of each.
 
@@ -39,6 +41,8 @@ def score_files(
         also_read: further files that no output may overwrite, such as those of the configuration.
         model_options: what the folder of a model from elsewhere does not say.
         reader_options: of the reader of preference data, such as names of columns.
+        configured_options: those of a configuration, for files of preference data without `reader_options`.
+        length_reason: why `settings.max_length` is what it is, for the report.
 
     Returns:
         The reports as texts for a terminal.
@@ -49,7 +53,7 @@ def score_files(
     outputs = [out for _, out in jobs]
     for out in outputs:
         check_table_format(out)
-    data = [load_data(name, root, reader_options) for name, _ in jobs]
+    data = [load_data(name, root, reader_options, configured_options) for name, _ in jobs]
     files = [file for entry in data for file in entry.reading.files]
     reports = [score_report(out) for out in outputs]
     check_outputs({"--out": outputs, "the report of --out": reports}, {"--data": files, "--config": also_read})
@@ -59,6 +63,8 @@ def score_files(
     for entry in data:
         _check_comparable(entry, scorer)
     about = describe_model(model, scorer)
+    if length_reason and "max_length" in about:
+        about["max_length_reason"] = length_reason
     return [_score(scorer, about, entry, out, strict) for entry, out in zip(data, outputs, strict=True)]
 
 

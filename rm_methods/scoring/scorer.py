@@ -18,7 +18,7 @@ import numpy as np
 
 from rm_methods.benchmarks.item import BenchmarkItem
 from rm_methods.benchmarks.score_table import Preferences, ScoredResponse, response_hash
-from rm_methods.errors import DataError, UserError
+from rm_methods.errors import DataError, UserError, nearest_path
 from rm_methods.preferences.pair import Message, PreferencePair
 from rm_methods.reward_models.model_folder import check_checksums
 from rm_methods.reward_models.tokenization import OfficialText, RefusedConversations, TokenizedItem
@@ -190,6 +190,7 @@ def load_scorer(
     if not folder.is_dir():
         raise UserError(
             f"{folder}: no such model folder. Train it first, or give a folder with config.json or {SCORER_FILE}."
+            f"{nearest_path(folder)}"
         )
     from rm_methods.scoring.published import published_scorer
 

@@ -32,6 +32,7 @@ from rm_methods.run_card import (
     TrainingRecords,
     ValidationMetrics,
 )
+from rm_methods.scoring.model_source import record_length
 from rm_methods.scoring.scorer import SCORER_FILE
 from rm_methods.stored import read_summary, with_checksum
 from rm_methods.system.cpu import prepare_cpu
@@ -265,7 +266,15 @@ def _fit_and_export(run: _Run) -> _Fitted:
     if arguments.process_index == 0:
         if validation is not None and (kept := validation.best_weights()) is not None:
             state_dict = load_kept_weights(trainer, kept, state_dict)
-        _export(trainer, method, data.reader, training=training, state_dict=state_dict, target=run.files.model)
+        _export(
+            trainer,
+            method,
+            data.reader,
+            training=training,
+            max_length=run.config["backbone"]["max_length"],
+            state_dict=state_dict,
+            target=run.files.model,
+        )
         report = method.report()
     # The garbage collector does not see that DeepSpeed's hooks hold the model and its optimizer.
     trainer.accelerator.free_memory()
@@ -357,12 +366,14 @@ def _export(
     reader: PairReader,
     *,
     training: Mapping[str, Any],
+    max_length: int,
     state_dict: dict[str, torch.Tensor] | None,
     target: Path,
 ) -> None:
     """Write the model folder.
 
     Args:
+        max_length: that scores of the model are computed with, in tokens.
         state_dict: gathered weights, where the model's tensors are only shards.
     """
     from rm_methods.reward_models.lora import merge_adapters
@@ -373,6 +384,7 @@ def _export(
         method.export(trained, folder, weights)
         reader.tokenizer.save_pretrained(folder)
         add_older_names(folder)
+        record_length(folder, max_length)
         write_checksums(folder)
 
 

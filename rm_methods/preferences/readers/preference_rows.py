@@ -50,7 +50,8 @@ _PEEKED_ROWS = 100  # whose columns tell the form: a row of JSON lines may lack 
 _NAME = {"type": "string", "minLength": 1}
 _OPTIONAL_NAME = {"type": ["string", "null"], "minLength": 1}
 _VALUES = {
-    "type": ["array", "null"],
+    "type": ["array", "string", "number", "boolean", "null"],
+    "typeWords": "a list of values, or one value",
     "items": {"type": ["string", "number", "boolean"]},
     "minItems": 1,
     "default": None,
@@ -329,6 +330,10 @@ def _ranking_sentence() -> str:
 def _no_form(columns: set[str], options: dict[str, Any]) -> str:
     """What is missing, for columns that fit no form."""
     shown = f"Found: {', '.join(sorted(columns)) or 'nothing'}."
+    misnamed = [name for name in OPTIONS if _names_a_missing_column(name, columns, options)]
+    if misnamed:
+        problems = [f"data.options.{name} is '{options[name]}', but no row has that column." for name in misnamed]
+        return f"{' '.join(problems)} {nearest(options[misnamed[0]], columns, 'Found')}"
     if options["responses_field"] in columns:
         if "ranking" in columns:
             return _ranking_sentence()
@@ -351,6 +356,11 @@ def _no_form(columns: set[str], options: dict[str, Any]) -> str:
         f"'{options['response_a_field']}' and '{options['response_b_field']}' with a preference, or 'response' with a "
         f"score. {nearest(chosen, columns, 'Found')}"
     )
+
+
+def _names_a_missing_column(name: str, columns: set[str], options: dict[str, Any]) -> bool:
+    is_changed = options[name] not in (None, OPTIONS[name]["default"])
+    return name.endswith("_field") and is_changed and options[name] not in columns
 
 
 def _note_unused(name: str, form: str, options: dict[str, Any], report: ReadReport) -> None:

@@ -31,7 +31,7 @@ def rating_of(row: Row, name: str, options: dict[str, Any]) -> tuple[str, float 
     if value is None or value == "":
         raise Unusable("no preference")
     spelled = _spelled(value)
-    lists = {side: options[option] for side, option in _LISTS.items()}
+    lists = {side: _listed(options[option]) for side, option in _LISTS.items()}
     if any(values is not None for values in lists.values()):
         for side, values in lists.items():
             if spelled in map(_spelled, values or ()):
@@ -60,6 +60,11 @@ def rating_of(row: Row, name: str, options: dict[str, Any]) -> tuple[str, float 
         return "tie", None
     prefers_a = (number < 0) == (options["positive_prefers"] != "a")
     return ("a" if prefers_a else "b"), abs(number)
+
+
+def _listed(values: Any) -> list[Any] | None:
+    """A list of values; one value is a list of one."""
+    return values if values is None or isinstance(values, list) else [values]
 
 
 def signed_number(row: Row, name: str, options: dict[str, Any]) -> float | None:
