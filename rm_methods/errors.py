@@ -74,7 +74,7 @@ def nearest(name: str, allowed: Iterable[str], heading: str = "Allowed") -> str:
     return f"{hint}{heading}: {', '.join(allowed) or 'nothing'}."
 
 
-def nearest_path(path: str | os.PathLike) -> str:
+def nearest_path(path: str | os.PathLike, *, folders_only: bool = False) -> str:
     """A sentence that names the file or folder with the nearest name beside a missing one, after a blank; "" if none is
     near.
 
@@ -84,7 +84,7 @@ def nearest_path(path: str | os.PathLike) -> str:
     while not missing.parent.is_dir() and missing.parent != missing:
         missing = missing.parent
     try:
-        names = os.listdir(missing.parent)
+        names = [entry.name for entry in os.scandir(missing.parent) if entry.is_dir() or not folders_only]
     except OSError:
         return ""
     close = difflib.get_close_matches(missing.name, sorted(names), n=1, cutoff=0.6)

@@ -212,7 +212,8 @@ def reader_options_in_errors(config_files: Sequence[Path] = ()) -> Iterator[None
         text = re.sub(rf"\A{_OPTION_KEY}(?=: |\.\d+: )", r"--option \g<name>", text)
         text = re.sub(rf"{_OPTION_KEY}(?= is ')", r"--option \g<name>", text)
         text = re.sub(rf"{_OPTION_KEY}: (?P<value>[\w-]+|\[[^]]*\])", rf"--option \g<name>=\g<value>{also}", text)
-        text = re.sub(_OPTION_KEY, rf"--option \g<name>=...{also}", text)
+        text = re.sub(rf"{_OPTION_KEY}(?<=_field)", rf"--option \g<name>=COLUMN{also}", text)
+        text = re.sub(_OPTION_KEY, rf"--option \g<name>=VALUE{also}", text)
         return re.sub(r"\bdata(\.sources\.\d+)?\.options\b(?!\.)", "--option", text) if not config_files else text
 
     try:

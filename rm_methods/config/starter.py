@@ -537,8 +537,8 @@ def _option_lines(given: Mapping[str, Any], read: Mapping[str, Any]) -> list[str
             values.setdefault("pairing", ALL)
             remarks["pairing"] = f"makes {counts['made']:,} of {counts['possible']:,} possible pairs; docs/datasets.md"
         values.setdefault("ties", "drop")
-        plural = "pair was a tie" if counts["ties"] == 1 else "pairs were ties"
-        remarks["ties"] = f"leaves out ties ({counts['ties']:,} {plural}); with error, a tie stops the reading"
+        ties = f"{counts['ties']:,} left out" if counts["ties"] else "none in this file"
+        remarks["ties"] = f"two responses judged equal ({ties}); error: refuse the file instead"
     lines = [f"    {key}: {_scalar(value)}" for key, value in values.items()]
     lines = [f"{line}  # {remarks[key]}" if key in remarks else line for key, line in zip(values, lines, strict=True)]
     return ["  options:", *lines] if lines else []

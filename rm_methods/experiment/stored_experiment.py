@@ -77,9 +77,10 @@ def stored_experiment(folder: Path) -> StoredExperiment:
     """
     files = sorted((folder / "config").glob("*.yaml"), key=lambda path: path.stat().st_mtime, reverse=True)
     if not files:
+        hint = "" if folder.exists() else nearest_path(folder, folders_only=True)
         raise UserError(
             f"{folder}: holds no finished experiment ({folder}/config/*.yaml is missing). Name the folder of an "
-            f"experiment's results, results/<experiment>.{'' if folder.exists() else nearest_path(folder)}"
+            f"experiment's results, results/<experiment>.{hint}"
         )
     # A folder of methods may have been moved since one of the configurations was used.
     for path in reversed(files):

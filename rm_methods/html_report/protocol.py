@@ -12,6 +12,7 @@ from rm_methods.experiment.layout import Layout
 from rm_methods.files import read_json
 from rm_methods.html_report.stored_results import StoredResults
 from rm_methods.methods.registry import load_method_card
+from rm_methods.preferences.prepare import removal_sentences
 from rm_methods.run_card import RunSummary, trained_pairs
 from rm_methods.stored import read_summary
 
@@ -85,6 +86,9 @@ def _data_facts(folder: Path) -> Iterable[tuple[str, str]]:
         longer = summary.get("share_chosen_longer")
         share = "" if longer is None else f", chosen is longer in {longer:.0%}"
         yield f"Pairs in {split}", f"{summary['pairs']:,} of {summary['groups']:,} prompts{share}{flipped}"
+    if "steps" in report:
+        for sentence in removal_sentences(report):
+            yield "Removed", sentence
     for note in report.get("notes", []):
         yield "Note", str(note)
 

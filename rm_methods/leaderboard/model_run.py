@@ -159,7 +159,7 @@ def _model_key(folder: Path, settings: ScoringSettings, options: ModelOptions) -
     The files are the model's, those of the base of adapters, and those of the reference of a policy.
     """
     if not folder.is_dir():
-        raise UserError(f"{folder}: no such model folder.{nearest_path(folder)}")
+        raise UserError(f"{folder}: no such model folder.{nearest_path(folder, folders_only=True)}")
     files = []
     for part in folders_of_weights(folder, options):
         for file in sorted(part.rglob("*")):

@@ -111,9 +111,8 @@ def summary_of(folder: Path) -> RunSummary:
         DataError: the summary is damaged.
     """
     if not folder.is_dir():
-        raise UserError(
-            f"{folder}: no such model folder. Name a folder {_RUN} of an experiment's results.{nearest_path(folder)}"
-        )
+        hint = nearest_path(folder, folders_only=True)
+        raise UserError(f"{folder}: no such model folder. Name a folder {_RUN} of an experiment's results.{hint}")
     file = folder.parent / "summary.json"
     if not file.is_file():
         raise UserError(

@@ -11,6 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rm_methods.errors import DataError, UserError
@@ -39,6 +40,7 @@ _MEASURED_TOKENS = 2048
 _MEASURED_SECONDS = 0.5
 _SAMPLED_ROWS, _SAMPLED_TOKENS = 64, 32
 _TOKENIZED_PAIRS = 200
+_COUNTED_PAIRS = 2000
 _CHARACTERS_PER_TOKEN = 4
 
 
@@ -59,11 +61,13 @@ class Texts:
     Attributes:
         pairs: by split.
         prompt_tokens, response_tokens: mean lengths.
+        left_out: training pairs that `training.overlong_pairs` leaves out; None if no tokenizer is on this machine.
     """
 
     pairs: Mapping[str, int]
     prompt_tokens: float
     response_tokens: float
+    left_out: int | None = None
 
 
 @dataclass(frozen=True)
@@ -95,26 +99,51 @@ def texts_of(config: Mapping[str, Any]) -> Texts | None:
         return None
     train = [pair for pair in pairs if pair.split == "train"] or pairs
     prompt_tokens, response_tokens = _mean_tokens(config, train[:: max(1, len(train) // _TOKENIZED_PAIRS)])
-    return Texts(Counter(pair.split for pair in pairs), prompt_tokens, response_tokens)
+    left_out = _left_out(config, [pair for pair in train if pair.split == "train"])
+    return Texts(Counter(pair.split for pair in pairs), prompt_tokens, response_tokens, left_out)
+
+
+def _left_out(config: Mapping[str, Any], train: Sequence[PreferencePair]) -> int | None:
+    """Training pairs that are left out because a response does not fit; of many pairs, a part is counted."""
+    from rm_methods.reward_models.backbones import load_tokenizer
+    from rm_methods.reward_models.pair_encoding import encode_pairs, reason_to_drop
+
+    folder = _tokenizer_folder(config)
+    if folder is None or not train:
+        return None
+    max_length = config["training"]["max_length"] or config["backbone"]["max_length"]
+    sample = train[:: max(1, len(train) // _COUNTED_PAIRS)]
+    try:
+        _, items = encode_pairs(sample, load_tokenizer(folder, max_length), "drop")
+    except (UserError, DataError):
+        return None
+    policy = config["training"]["overlong_pairs"]
+    count = sum(reason_to_drop(item, policy) in ("dropped_response_cut", "dropped_equal") for item in items)
+    return round(count * len(train) / len(sample))
+
+
+def _tokenizer_folder(config: Mapping[str, Any]) -> Path | None:
+    """The folder of the backbone's tokenizer; None if it is not on this machine."""
+    from rm_methods.reward_models.backbones import source_folder
+
+    folders = [Experiment(config).layout.backbone]
+    if config["backbone"]["source"] != "tiny":
+        folders.append(Path(source_folder(config["backbone"]["source"])))
+    return next((folder for folder in folders if (folder / "tokenizer_config.json").is_file()), None)
 
 
 def _mean_tokens(config: Mapping[str, Any], pairs: Sequence[PreferencePair]) -> tuple[float, float]:
     """Mean tokens of a prompt and of a response: of the tokenizer if it is on this machine, else from characters."""
-    from pathlib import Path
-
-    from rm_methods.reward_models.backbones import load_tokenizer, source_folder
+    from rm_methods.reward_models.backbones import load_tokenizer
     from rm_methods.reward_models.pair_encoding import encode_pairs
 
     backbone = config["backbone"]
-    folders = [Experiment(config).layout.backbone]
-    if backbone["source"] != "tiny":
-        folders.append(Path(source_folder(backbone["source"])))
-    for folder in folders:
-        if (folder / "tokenizer_config.json").is_file():
-            _, items = encode_pairs(pairs, load_tokenizer(folder, backbone["max_length"]), "drop")
-            prompts = sum(item.shared for item in items) / len(items)
-            both = sum(sum(item.lengths) - 2 * item.shared for item in items) / len(items)
-            return prompts, both / 2
+    folder = _tokenizer_folder(config)
+    if folder is not None:
+        _, items = encode_pairs(pairs, load_tokenizer(folder, backbone["max_length"]), "drop")
+        prompts = sum(item.shared for item in items) / len(items)
+        both = sum(sum(item.lengths) - 2 * item.shared for item in items) / len(items)
+        return prompts, both / 2
     characters = [
         (sum(len(message["content"]) for message in pair.prompt), (len(pair.chosen) + len(pair.rejected)) / 2)
         for pair in pairs

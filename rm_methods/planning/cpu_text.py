@@ -19,7 +19,7 @@ from rm_methods.planning.cpu_plan import (
     wall_seconds,
 )
 from rm_methods.planning.plan import Assumptions, backbone_configuration, job_counts, plan
-from rm_methods.planning.plan_text import aligned, disk_lines
+from rm_methods.planning.plan_text import aligned, disk_lines, left_out_text
 
 
 def cores_of_this_machine() -> int:
@@ -99,6 +99,7 @@ def _assumption_lines(
         f"in training, {speed.scoring / 1e9:.3g} in scoring, {speed.sampling / 1e9:.3g} while sampling",
         f"  {assumptions.pairs:,} training pairs; a prompt has {assumptions.prompt_tokens:.0f} tokens, a response "
         f"{assumptions.response_tokens:.0f} ({source})",
+        f"  {left_out_text(config, assumptions.pairs, texts.left_out if texts else None)}",
         "  methods cost what their texts cost; what a loss adds is not counted",
     ]
     if unknown:

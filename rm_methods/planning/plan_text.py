@@ -37,6 +37,7 @@ def plan_text(
     lines = [f"Plan of experiment {config['experiment']}: {counts}", ""]
     lines.append("Assumptions (options change them; * measured on prepared files):")
     lines += _assumption_lines(config, assumptions)
+    lines.append(f"  {left_out_text(config, assumptions.pairs, None)}")
     lines += ["", f"Jobs still to run: {remaining}"]
     lines += ["", "Of one run of each variant:", *aligned([_HEADINGS, *map(_row, plans)])]
     lines += ["", *_totals(config, plans, assumptions)]
@@ -74,6 +75,26 @@ def _assumption_lines(config: Mapping[str, Any], assumptions: Assumptions) -> li
         star = "*" if name in assumptions.measured else ""
         lines.append(f"  {name}{star}: {value if name == 'shape' else format(value, ',.6g')}")
     return lines
+
+
+def left_out_text(config: Mapping[str, Any], pairs: int, left_out: int | None) -> str:
+    """What becomes of training pairs whose response does not fit.
+
+    Args:
+        left_out: number of training pairs; None if it is not known.
+    """
+    training = config["training"]
+    name = "training.max_length" if training["max_length"] else "backbone.max_length"
+    limit = f"{name} {training['max_length'] or config['backbone']['max_length']:,}"
+    policy = f"training.overlong_pairs: {training['overlong_pairs']}"
+    if left_out:
+        many = " WARNING: that is most of them, so the training will refuse to start." if 2 * left_out > pairs else ""
+        return f"{left_out:,} of them are left out: a response does not fit into {limit} ({policy}).{many}"
+    if left_out == 0:
+        return f"none of them is left out because of {limit} ({policy})"
+    if training["overlong_pairs"] != "drop":
+        return f"responses that do not fit into {limit}: {policy}"
+    return f"pairs with a response that does not fit into {limit} will be left out of these ({policy}); not counted yet"
 
 
 def _totals(config: Mapping[str, Any], plans: Sequence[VariantPlan], assumptions: Assumptions) -> list[str]:

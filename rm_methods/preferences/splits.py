@@ -36,7 +36,8 @@ def drop_duplicates(pairs: Sequence[PreferencePair]) -> tuple[list[PreferencePai
     Of equal pairs in several splits, the copy in an evaluation split is kept.
 
     Returns:
-        the remaining pairs in their order; counts of dropped "exact" and "contradictory" pairs.
+        the remaining pairs in their order; counts of dropped "exact" and "contradictory" pairs. The exact ones whose
+        copy stays in another split are also counted apart: "train_pairs_in_test".
     """
     labels: dict[tuple, set[tuple[str, str]]] = defaultdict(set)
     for pair in pairs:
@@ -46,8 +47,12 @@ def drop_duplicates(pairs: Sequence[PreferencePair]) -> tuple[list[PreferencePai
     for position, pair in enumerate(agreed):
         if pair.pair_id not in kept or _claim(pair.split) > _claim(agreed[kept[pair.pair_id]].split):
             kept[pair.pair_id] = position
-    counts = {"exact": len(agreed) - len(kept), "contradictory": len(pairs) - len(agreed)}
-    return [agreed[position] for position in sorted(kept.values())], counts
+    counts = Counter({"exact": len(agreed) - len(kept), "contradictory": len(pairs) - len(agreed)})
+    for pair in agreed:
+        kept_split = agreed[kept[pair.pair_id]].split
+        if pair.split != kept_split:
+            counts[f"{pair.split}_pairs_in_{kept_split}"] += 1
+    return [agreed[position] for position in sorted(kept.values())], dict(counts)
 
 
 def _compared(pair: PreferencePair) -> tuple:

@@ -112,7 +112,7 @@ def check_config(folder: str | Path, setting: str | None = None) -> None:
     folder = Path(folder)
     name = named(folder, setting)
     if not folder.is_dir():
-        raise UserError(f"{name}: no such model folder.{nearest_path(folder)}")
+        raise UserError(f"{name}: no such model folder.{nearest_path(folder, folders_only=True)}")
     try:
         pointers = [
             file.name for file in sorted(folder.iterdir()) if file.is_file() and _starts_with(file, _LFS_POINTER)

@@ -190,7 +190,7 @@ def load_scorer(
     if not folder.is_dir():
         raise UserError(
             f"{folder}: no such model folder. Train it first, or give a folder with config.json or {SCORER_FILE}."
-            f"{nearest_path(folder)}"
+            f"{nearest_path(folder, folders_only=True)}"
         )
     from rm_methods.scoring.published import published_scorer
 

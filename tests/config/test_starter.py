@@ -114,7 +114,7 @@ def test_a_test_file_is_the_test_split(init, tmp_path):
     assert (config["data"]["test"], config["data"]["test_fraction"]) == ("test.jsonl", 0.0)
     assert splits(config)["test"] == 10
     assert "10 rows   test.jsonl" in result.output
-    assert "duplicates: exact 10" in result.output
+    assert "10 training pairs are also in the test file and were removed from train." in result.output
 
 
 def test_splits_of_the_data_stay(init, tmp_path):
@@ -136,13 +136,15 @@ def test_options_of_the_reader_are_written(init):
     result, _ = init(renamed)
     assert "row 1: field 'chosen' is missing." in result.output
     assert "Found: better, question, worse." in result.output
-    assert "name it with data.options.chosen_field" in result.output
+    assert "name it with --option chosen_field=COLUMN." in result.output
     _, config = init(renamed, *options)
     assert config["data"]["options"].items() >= names.items()
     result, _ = init(None, "--option", "chosen_field", "--force")
     assert "--option chosen_field: write NAME=VALUE" in result.output
     result, _ = init(None, "--option", "chosen_field=[", "--force")
-    assert "field '[' is missing" in result.output
+    assert "--option chosen_field is '[', but no row has that column" in result.output
+    result, _ = init(None, *options[:-1], "rejected_field=wors", "--force")
+    assert "Did you mean 'worse'?" in result.output
     result, _ = init(None, "--option", "chosen_feld=better", "--force")
     assert "Did you mean 'chosen_field'?" in result.output
 
@@ -288,7 +290,7 @@ def test_rows_that_are_not_pairs_are_recognized_and_their_options_are_written(in
     }
     text = (tmp_path / "pairs.yaml").read_text()
     assert "    pairing: all  # makes 120 of 180 possible pairs; docs/datasets.md\n" in text
-    assert "    ties: drop  # leaves out ties (60 pairs were ties); with error, a tie stops the reading\n" in text
+    assert "    ties: drop  # two responses judged equal (60 left out); error: refuse the file instead\n" in text
     assert sum(splits(config).values()) == 120
     assert "Read (rows: scored)" in result.output
     assert "180 pairs possible among 180 responses to 60 prompts" in result.output

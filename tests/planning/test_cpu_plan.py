@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import pytest
 from click.testing import CliRunner
 
 from rm_methods.cli import main
+from rm_methods.experiment.experiment import Experiment
 from rm_methods.planning import cpu_text
 from rm_methods.planning.cpu_plan import (
     OTHER_FIXED_SECONDS,
@@ -31,8 +33,9 @@ from rm_methods.planning.plan import (
 )
 from rm_methods.planning.shapes import published_configuration
 from rm_methods.planning.sizes import shape_of
+from rm_methods.preferences.pair import write_pairs
 from rm_methods.yaml_files import yaml_text
-from tests.conftest import experiment_config
+from tests.conftest import experiment_config, made_up_pairs
 
 SPEED = CpuSpeed(training=1e9, scoring=2e9, sampling=0.5e9)
 ASSUMED = Assumptions(prompt_tokens=10, response_tokens=5, pairs=1000)
@@ -218,3 +221,27 @@ def test_a_gpu_that_is_named_is_planned_for(planned, monkeypatch):
     done = planned("--gpu", "a100", "--pairs", "60")
     assert done.exit_code == 0, done.output
     assert "GPU-hours" in done.output
+
+
+def test_pairs_that_a_training_leaves_out_are_counted_with_the_tokenizer_of_the_backbone(tmp_path):
+    from rm_methods.planning.plan_text import left_out_text
+    from rm_methods.reward_models.backbones import prepare_backbone
+
+    pairs = made_up_pairs(20)
+    pairs[:12] = [replace(pair, rejected="blue " * 300) for pair in pairs[:12]]
+    config = small(tmp_path, backbone={"max_length": 64}, results=str(tmp_path))
+    layout = Experiment(config).layout
+    layout.pairs.parent.mkdir(parents=True)
+    write_pairs(pairs, layout.pairs)
+    assert texts_of(config).left_out is None
+    assert "will be left out of these (training.overlong_pairs: drop); not counted yet" in left_out_text(
+        config, 20, None
+    )
+    prepare_backbone(config["backbone"], pairs, layout.backbone)
+    assert texts_of(config).left_out == 12
+    text = left_out_text(config, 20, 12)
+    assert text.startswith("12 of them are left out: a response does not fit into backbone.max_length 64")
+    assert "WARNING: that is most of them" in text
+    assert "WARNING" not in left_out_text(config, 24, 12)
+    config["training"]["overlong_pairs"] = "truncate"
+    assert texts_of(config).left_out == 0

@@ -7,7 +7,7 @@ import pytest
 from rm_methods.config.resolve import resolve
 from rm_methods.errors import DataError
 from rm_methods.preferences.pair import read_pairs
-from rm_methods.preferences.prepare import describe, prepare
+from rm_methods.preferences.prepare import describe, prepare, removal_sentences
 
 
 def row(number, chosen="a good long answer", rejected="bad", **other):
@@ -252,8 +252,14 @@ def test_a_file_of_test_pairs_becomes_the_split_test(run, write_lines):
     assert report["read"]["dropped"]["chosen equals rejected"]["examples"] == [f"{test}, row 4"]
     assert report["read"]["unread"] == {str(test): {"split": 1}}
     steps = {step["step"]: step for step in report["steps"]}
-    assert steps["duplicates"]["counts"] == {"exact": 1, "contradictory": 0}
+    assert steps["duplicates"]["counts"] == {"exact": 1, "contradictory": 0, "train_pairs_in_test": 1}
     assert steps["leaks"]["counts"] == {"groups": 1, "train_pairs": 2}
+    assert removal_sentences(report) == [
+        "1 training pair is also in the test file and was removed from train.",
+        "2 pairs (2 of train) share a prompt with a test or validation pair and were removed.",
+    ]
+    text = describe(report)
+    assert all(f"            {sentence}\n" in text for sentence in removal_sentences(report))
     assert report["dataset"]["test_file"] == str(test)
 
 

@@ -86,11 +86,13 @@ def check_signs(numbers: dict[float, str]) -> None:
     if not numbers or min(numbers) < 0:
         return
     first = next(iter(numbers.values()))
+    low, *others = [f"{number:g}" for number in sorted(numbers)]
+    high = others[0] if others else "2"
     seen = ", ".join(f"{number:g}" for number in sorted(numbers)[:8])
     raise DataError(
         f"{first}: the numbers of the column are {seen}. Without a number below 0 it is unclear which response they "
-        "prefer. If they name the preferred response, set data.options.prefers_a and prefers_b to lists of them, such "
-        "as prefers_a: [0] and prefers_b: [1]. If they are signed, set data.options.positive_prefers: b."
+        f"prefer. If they name the preferred response, set data.options.prefers_a: {low} and data.options.prefers_b: "
+        f"{high}, or the other way around. If they are signed, set data.options.positive_prefers: b."
     )
 
 
