@@ -277,6 +277,77 @@ def test_scoring_reads_as_much_as_the_model_was_made_for(reward_model, tokenizer
     assert reads == [(limit, "counted"), (40, "strict")]
 
 
+def test_scoring_reads_as_much_as_the_experiment_of_the_model_did(reward_model, tokenizer, pairs_and_model, tmp_path):
+    """Recorded in the folder, or in the summary beside it; an ensemble has the length of its members."""
+    from rm_methods.scoring.model_source import default_length, record_length
+
+    folder = tmp_path / "seed0" / "model"
+    reward_model.save(folder)
+    tokenizer.tokenizer.save_pretrained(folder)
+    limit = json.loads((folder / "config.json").read_text())["max_position_embeddings"]
+    assert default_length(folder, 1024) == (limit, "the model's limit")
+    (folder.parent / "summary.json").write_text(json.dumps({"run_key": "k", "backbone": {"max_length": 48}}))
+    assert default_length(folder, 1024) == (48, "the length of its experiment")
+    record_length(folder, 40)
+    assert default_length(folder, 1024) == (40, "the length of its experiment")
+    ensemble = tmp_path / "ensemble"
+    ensemble.mkdir()
+    (ensemble / "scorer.json").write_text(json.dumps({"method": "ensemble", "members": ["../seed0/model"]}))
+    assert default_length(ensemble, 1024)[0] == 40
+    assert default_length(tmp_path / "absent", 1024) == (1024, "the default")
+    data = ("--model", folder, *pairs_and_model[2:], "--threads", "1", "--out", tmp_path / "s.csv")
+    said = " ".join(invoke("score", *data).output.split())
+    assert "max_length 40 (the length of its experiment)" in said
+    said = " ".join(invoke("score", *data, "--max-length", "64").output.split())
+    assert "max_length 64 (--max-length)" in said
+
+
+def test_scoring_takes_the_readers_options_of_a_configuration(pairs_and_model, tmp_path):
+    model = pairs_and_model[:2]
+    row = {"question": "Name a tree.", "better": "An oak.", "worse": "Rock."}
+    for name in ("mine.jsonl", "more.jsonl"):
+        (tmp_path / name).write_text(json.dumps(row) + "\n")
+    columns = {"prompt_field": "question", "chosen_field": "better", "rejected_field": "worse"}
+    config = {"experiment": "x", "methods": {"bradley_terry": {}}, "backbone": {"source": "tiny"}}
+    config["data"] = {"dataset": str(tmp_path / "mine.jsonl"), "options": columns, "validation_fraction": 0.0}
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(config))
+    given = ("score", *model, "--data", tmp_path / "more.jsonl", "--out", tmp_path / "s.csv")
+    result = invoke(*given)
+    assert result.exit_code == 2
+    assert "name it with --option chosen_field=COLUMN." in result.output
+    result = invoke(*given, "--config", tmp_path / "c.yaml")
+    assert result.exit_code == 0, result.output
+    said = " ".join(result.output.split())
+    assert "1 pair scored" in said
+    assert (
+        "The options of the reader are those of --config: prompt_field=question, chosen_field=better, "
+        "rejected_field=worse." in said
+    )
+    result = invoke(*given, "--config", tmp_path / "c.yaml", "--option", "chosen_field=beter")
+    assert result.exit_code == 2
+    assert "--option chosen_field is 'beter', but no row has that column. Did you mean 'better'?" in result.output
+
+
+def test_a_missing_file_is_one_line_with_the_nearest_name(pairs_and_model, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my_pairs.jsonl").write_text("{}\n")
+    (tmp_path / "my_pairs.yaml").write_text("experiment: x\n")
+    for given, says in (
+        (("init", "--data", "my_pair.jsonl"), "--data my_pair.jsonl: no such file or folder."),
+        (("init", "--data", "my_pairs.jsonl", "--test", "mypairs.jsonl"), "--test mypairs.jsonl: no such file"),
+        (("score", *pairs_and_model[:2], "--data", "my_pair.jsonl", "--out", "s.csv"), "--data my_pair.jsonl: no such"),
+    ):
+        result = invoke(*given)
+        assert result.exit_code == 2
+        assert result.output.startswith(f"rm-methods: {says}")
+        assert result.output.endswith("Did you mean 'my_pairs.jsonl'?\n")
+        assert result.output.count("\n") == 1
+    result = invoke("check", "--config", "mypairs.yaml")
+    assert "cannot be read: No such file or directory. Did you mean 'my_pairs.yaml'?" in result.output
+    (tmp_path / "results").mkdir()
+    assert "Did you mean 'results'?" in invoke("bundle", "--experiment", "reslts").output
+
+
 def test_scoring_settings_can_be_given(pairs_and_model, tmp_path, monkeypatch):
     import rm_methods.scoring.score as stage
 

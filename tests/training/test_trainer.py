@@ -45,6 +45,9 @@ def log(path: Path) -> list[dict]:
 def test_a_run_learns_and_writes_its_artifacts(prepared, tmp_path):
     config = configuration(tmp_path, epochs=12)
     summary = train(config, "bradley_terry", 0, run_files(prepared, tmp_path))
+    assert (summary["data"]["pairs_offered"], summary["data"]["pairs_used"]) == (48, 48)
+    exported = json.loads((tmp_path / "model" / "config.json").read_text())
+    assert exported["rm_methods_max_length"] == config["backbone"]["max_length"]
     rows = log(tmp_path / "metrics.jsonl")
     assert [row["step"] for row in rows] == list(range(1, 12 * 6 + 1))
     assert rows[-1]["loss"] < 0.3 < rows[0]["loss"]

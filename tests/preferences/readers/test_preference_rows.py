@@ -572,3 +572,16 @@ def test_a_judged_row_with_tools_makes_pairs_with_tools(read, write_lines):
     row = {"prompt": "Name a tree.", "responses": ["Oak.", "Rock."], "scores": [2, 1], "tools": tools}
     pairs, _ = read(write_lines("x.jsonl", [row]))
     assert [message["role"] for message in pairs[0].prompt] == ["tools", "user"]
+
+
+def test_one_value_is_a_list_of_one(read, write_lines):
+    """As `--option prefers_a=1` gives it."""
+    rows = [{"prompt": f"Q{k}?", "response_a": "yes", "response_b": "no", "preference": k % 2 + 1} for k in range(4)]
+    path = write_lines("x.jsonl", rows)
+    single, listed = (read(path, prefers_a=a, prefers_b=b) for a, b in ((1, 2), ([1], [2])))
+    assert single[0] == listed[0]
+    assert [pair.chosen for pair in single[0]] == ["yes", "no", "yes", "no"]
+    with pytest.raises(DataError, match=r"set data\.options\.prefers_a: 1 and data\.options\.prefers_b: 2, or the"):
+        read(path)
+    with pytest.raises(ConfigError, match=r"prefers_a: is \{\}; expected a list of values, or one value"):
+        read(path, prefers_a={})
