@@ -87,5 +87,5 @@ def nearest_path(path: str | os.PathLike, *, folders_only: bool = False) -> str:
         names = [entry.name for entry in os.scandir(missing.parent) if entry.is_dir() or not folders_only]
     except OSError:
         return ""
-    close = difflib.get_close_matches(missing.name, sorted(names), n=1, cutoff=0.6)
+    close = difflib.get_close_matches(missing.name, sorted(names), n=1, cutoff=0.75)
     return f" Did you mean '{missing.parent / close[0]}'?" if close else ""
