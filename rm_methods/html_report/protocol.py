@@ -12,7 +12,7 @@ from rm_methods.experiment.layout import Layout
 from rm_methods.files import read_json
 from rm_methods.html_report.stored_results import StoredResults
 from rm_methods.methods.registry import load_method_card
-from rm_methods.preferences.prepare import removal_sentences
+from rm_methods.preferences.removals import removal_sentences
 from rm_methods.run_card import RunSummary, trained_pairs
 from rm_methods.stored import read_summary
 

@@ -33,6 +33,7 @@ from rm_methods.preferences.pair import PreferencePair, write_pairs
 from rm_methods.preferences.pairing import pairing_lines
 from rm_methods.preferences.read_report import ReadReport, form_text, tally_lines, unread_notes
 from rm_methods.preferences.readers import read_dataset
+from rm_methods.preferences.removals import REMOVALS, removals
 from rm_methods.preferences.splits import (
     cap_pairs,
     check_groups,
@@ -313,54 +314,6 @@ def missing_split_remedy(split: str) -> str:
     return f"Leave the split {split} out of the benchmark's options"
 
 
-_REMOVALS = ("duplicates", "leaks")
-
-
-def removal_sentences(report: dict[str, Any]) -> list[str]:
-    """The pairs that were removed because they are repeated, contradict others, or share a prompt with a test pair."""
-    steps = [step for step in report["steps"] if step["step"] in _REMOVALS]
-    return [sentence for step in steps for sentence in _removals(step, report["dataset"])]
-
-
-def _removals(step: dict[str, Any], dataset: dict[str, Any]) -> list[str]:
-    """The removals of a step, a sentence each."""
-    counts = step["counts"]
-    if step["step"] == "leaks":
-        by_split = {name.removesuffix("_pairs"): n for name, n in counts.items() if name.endswith("_pairs")}
-        count = sum(by_split.values())
-        where = "a test pair" if set(by_split) == {"validation"} else "a test or validation pair"
-        parts = ", ".join(f"{n:,} of {split}" for split, n in by_split.items())
-        shares = "shares" if count == 1 else "share"
-        return [f"{_pairs(count)} ({parts}) {shares} a prompt with {where} and {_was(count)} removed."] if count else []
-    sentences = []
-    copies = counts["exact"]
-    for name, count in counts.items():
-        split, is_copy, kept_split = name.partition("_pairs_in_")
-        if is_copy:
-            copies -= count
-            in_file = kept_split == "test" and dataset.get("test_file")
-            where = "the test file" if in_file else f"the split {kept_split}"
-            verb = "is" if count == 1 else "are"
-            sentences.append(f"{_pairs(count, split)} {verb} also in {where} and {_was(count)} removed from {split}.")
-    if copies:
-        repeat = "repeats" if copies == 1 else "repeat"
-        sentences.append(f"{_pairs(copies)} {repeat} another one exactly and {_was(copies)} removed.")
-    if opposite := counts["contradictory"]:
-        say = "contradicts" if opposite == 1 else "contradict"
-        remark = "the data also has it with chosen and rejected exchanged"
-        sentences.append(f"{_pairs(opposite)} {say} another one and {_was(opposite)} removed: {remark}.")
-    return sentences
-
-
-def _pairs(count: int, split: str = "") -> str:
-    kind = {"train": "training "}.get(split, f"{split} " if split else "")
-    return f"{count:,} {kind}pair{'' if count == 1 else 's'}"
-
-
-def _was(count: int) -> str:
-    return "was" if count == 1 else "were"
-
-
 def describe(report: dict[str, Any]) -> str:
     """The report of `prepare` as text for a terminal."""
     dataset = report["dataset"]
@@ -379,9 +332,9 @@ def describe(report: dict[str, Any]) -> str:
     lines += describe_sources(report["sources"]) if "sources" in report else []
     lines += ["", "Steps"]
     for step in report["steps"]:
-        if step["step"] in _REMOVALS:
+        if step["step"] in REMOVALS:
             lines.append(f"  {step['before']:>9,} -> {step['after']:,}   {step['step']}")
-            lines += [f"            {sentence}" for sentence in _removals(step, dataset)]
+            lines += [f"            {sentence}" for sentence in removals(step, dataset)]
             continue
         counts = [
             f"{name} {value:.3f}" if isinstance(value, float) else f"{name} {value}"

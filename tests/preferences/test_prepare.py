@@ -7,7 +7,8 @@ import pytest
 from rm_methods.config.resolve import resolve
 from rm_methods.errors import DataError
 from rm_methods.preferences.pair import read_pairs
-from rm_methods.preferences.prepare import describe, prepare, removal_sentences
+from rm_methods.preferences.prepare import describe, prepare
+from rm_methods.preferences.removals import removal_sentences
 
 
 def row(number, chosen="a good long answer", rejected="bad", **other):
