@@ -25,7 +25,8 @@ STAGES: dict[str, tuple[str, ...]] = {
 }
 _STAGE_OF = {rule: stage for stage, rules in STAGES.items() for rule in rules}
 _WITHOUT_WORK = ("all", "total")
-# An estimate needs this many finished jobs, and rules with a known duration for this share of the jobs left.
+# An estimate needs this many finished jobs, or a job that counts steps; and an upper limit needs rules with a known
+# duration for this share of the jobs left.
 _JOBS_FOR_ESTIMATE = 3
 _KNOWN_SHARE = 0.5
 
@@ -50,10 +51,13 @@ class Job:
 
 @dataclass(frozen=True)
 class Estimate:
-    """Seconds left, at least and at most, and rules without a finished job, which the figures only guess."""
+    """Seconds left, at least and at most, and rules without a finished job, which the figures only guess.
+
+    `most` is None while too many jobs left are of such rules.
+    """
 
     least: float
-    most: float
+    most: float | None
     not_timed: tuple[str, ...]
 
 
@@ -146,23 +150,28 @@ class Jobs:
 
         A running job that counts steps tells its own duration in advance, which also counts in the mean.  At most, all
         jobs left of a rule are as long as those that count steps.  A rule without any such job is guessed to be as
-        short as the shortest rule, or as long as the longest one.  None until a few jobs are done and most jobs left
-        are of timed rules.
+        short as the shortest rule, or as long as the longest one.  While most jobs left are of such rules, they count
+        nothing, and only the lower limit is given: once a job counts steps, because the long jobs do.
+
+        Returns:
+            None until a few jobs are done or one counts steps, and while no job counts steps and most jobs left are of
+            rules without a finished one.
         """
-        if self.done < _JOBS_FOR_ESTIMATE:
-            return None
         now = self.clock()
         active = [job for job in self.running.values() if not job.queued]
         progress = {id(job): self.progress(job) for job in active}
-        usual, long = self._mean_durations(now, active, progress)
+        usual, long, counts_steps = self._mean_durations(now, active, progress)
+        if self.done < _JOBS_FOR_ESTIMATE and not counts_steps:
+            return None
         shortest, longest = min(usual.values()), max(long.values())
-        least = most = 0.0
+        least = most = guessed = 0.0
         known = unknown = 0
         running = Counter(job.rule for job in active)
         not_timed = []
         for rule, total in self.planned.items():
             left = total - len(self.seconds.get(rule, ())) - running[rule]
-            least += left * usual.get(rule, shortest)
+            least += left * usual.get(rule, 0.0)
+            guessed += 0.0 if rule in usual else left * shortest
             most += left * long.get(rule, longest)
             if rule in usual:
                 known += left + running[rule]
@@ -178,15 +187,16 @@ class Jobs:
             else:
                 least += max(0.0, usual.get(job.rule, 0.0) - (now - job.started))
                 most += max(0.0, long.get(job.rule, longest) - (now - job.started))
-        if known < _KNOWN_SHARE * (known + unknown):
-            return None
         at_once = self._jobs_at_once(now)
-        return Estimate(least / at_once, most / at_once, tuple(not_timed))
+        if known < _KNOWN_SHARE * (known + unknown):
+            return Estimate(least / at_once, None, tuple(not_timed)) if counts_steps else None
+        return Estimate((least + guessed) / at_once, most / at_once, tuple(not_timed))
 
     def _mean_durations(
         self, now: float, active: Sequence[Job], progress: Mapping[int, LogProgress | None]
-    ) -> tuple[dict[str, float], dict[str, float]]:
-        """Mean seconds of a job by rule: of all jobs, and of those that count steps, where a rule has such jobs.
+    ) -> tuple[dict[str, float], dict[str, float], bool]:
+        """Mean seconds of a job by rule: of all jobs, and of those that count steps, where a rule has such jobs; and
+        whether any job counts steps.
 
         Args:
             active: jobs that run; progress: by their id.
@@ -200,7 +210,8 @@ class Jobs:
                 all_times.setdefault(job.rule, []).append(whole)
                 stepped.setdefault(job.rule, []).append(whole)
         usual = {rule: sum(times) / len(times) for rule, times in all_times.items()}
-        return usual, usual | {rule: sum(times) / len(times) for rule, times in stepped.items()}
+        long = usual | {rule: sum(times) / len(times) for rule, times in stepped.items()}
+        return usual, long, bool(stepped)
 
     def _jobs_at_once(self, now: float) -> float:
         """Mean number of jobs that ran at the same time."""

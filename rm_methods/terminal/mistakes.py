@@ -14,6 +14,12 @@ _HEADING = re.compile(r'^\w+(?: in (?:rule \w+(?: in )?)?(?:file "[^"]*", line \
 _LOCATION = re.compile(r'^ *File "[^"]*", line \d+, in .*\n?', re.MULTILINE)
 _NO_FILE = re.compile(r"FileNotFoundError: \[Errno 2\] .*?: '(.*)'\s*$")
 _NO_FILE_TO_READ = re.compile(r"(IsADirectoryError|PermissionError): \[Errno \d+\] (.*): '(.*)'\s*$")
+# An exception in a function of our rules: Snakemake's InputFunctionException.
+_OF_FUNCTION = re.compile(r"\s*^Error:\n\s*(.*?)^Wildcards:\n", re.MULTILINE | re.DOTALL)
+_OF_FILES = re.compile(r"(?:\w+Error): \[Errno \d+\] ([^:]*): '(.*?)'(?: -> '.*')?\s*$")
+# Snakemake's marks of results whose job has not ended, below the folder that it was started in.
+_INCOMPLETE = Path(".snakemake", "incomplete")
+_MARK_OF_SNAKEMAKE = "migration_underway"
 # Snakemake's text where a failed job's message says more.
 _OF_FAILED_JOBS = ("At least one job did not complete successfully.",)
 
@@ -55,9 +61,36 @@ def explained(exception: str, text: str, folder: Path = Path(".")) -> str | None
             "This rule is a job for each run, so Snakemake cannot know which one you mean. Name a file that it makes, "
             f"or a rule that is one job: {', '.join(target_rules(folder))}."
         )
+    if match := _OF_FUNCTION.search(text):
+        return _of_code(match[1])
     if text.startswith("Traceback"):
-        return f"{text.strip().splitlines()[-1]}\nSnakemake stopped. Add --verbose for where it happened."
+        return _of_code(text)
     return _LOCATION.sub("", _HEADING.sub("", text)).rstrip()
+
+
+def how_to_continue() -> str:
+    """What to do after a stop.  Snakemake refuses results that a job left incomplete, unless it is told to make them
+    again; after Ctrl-C, which also ends the jobs, it has removed them."""
+    marks = (path for path in _INCOMPLETE.rglob("*") if path.is_file() and path.name != _MARK_OF_SNAKEMAKE)
+    if any(marks):
+        return "To continue, run the same command with --rerun-incomplete: jobs that ran left incomplete results."
+    return "Run the same command to continue."
+
+
+def _of_code(text: str) -> str:
+    """The last line of an error of our code or Snakemake's; one on a file begins with the file."""
+    last = (text.strip().splitlines() or ["An error without a message."])[-1].strip()
+    if match := _OF_FILES.search(last):
+        problem, name = match.groups()
+        if problem == "Not a directory" and (file := _file_in_path(Path(name))):
+            return f"{file}: a file, but a folder is needed in its place. Move it away, and run the same command again."
+        return f"{name}: {problem}."
+    return f"{last}\nSnakemake stopped. Add --verbose for where it happened."
+
+
+def _file_in_path(path: Path) -> Path | None:
+    """The part of a path that should be a folder, and is a file."""
+    return next((part for part in path.parents if part.is_file()), None)
 
 
 def unknown_target(target: str, folder: Path) -> str:

@@ -108,6 +108,32 @@ def test_other_mistakes_say_what_to_do_in_one_line(exception, text, answer):
     assert "\n" not in explanation
 
 
+FUNCTION = (
+    'InputFunctionException in rule train in file "/x/workflow/rules/train.smk", line 5:\nError:\n  {}\n'
+    "Wildcards:\n  variant=a\n  seed=0\nTraceback:\n"
+)
+
+
+def test_an_error_of_a_function_of_our_rules_is_its_last_line():
+    text = FUNCTION.format("KeyError: 'x'")
+    assert said("InputFunctionException", text) == (
+        "KeyError: 'x'\nSnakemake stopped. Add --verbose for where it happened."
+    )
+
+
+def test_a_file_where_a_folder_belongs_is_named(tmp_path):
+    (tmp_path / "runs").touch()
+    record = tmp_path / "runs" / "a" / "seed0" / "made_with.json"
+    error = f"NotADirectoryError: [Errno 20] Not a directory: '{record}'"
+    answer = (
+        f"{tmp_path}/runs: a file, but a folder is needed in its place. Move it away, and run the same command again."
+    )
+    assert said("InputFunctionException", FUNCTION.format(error)) == answer
+    assert said("NotADirectoryError", f'Traceback (most recent call last):\n\n  File "x.py"\n\n{error}\n') == answer
+    full = "OSError: [Errno 28] No space left on device: '/x'"
+    assert said("InputFunctionException", FUNCTION.format(full)) == "/x: No space left on device."
+
+
 def test_an_unknown_error_keeps_its_last_line_and_no_traceback():
     text = 'Traceback (most recent call last):\n\n  File "x.py", line 1, in f\n\nKeyError: 5\n'
     assert said("KeyError", text) == "KeyError: 5\nSnakemake stopped. Add --verbose for where it happened."

@@ -184,6 +184,26 @@ def test_a_workflow_that_the_user_stopped_says_how_to_continue_and_has_no_failur
     assert "FAILED" not in text
 
 
+@pytest.mark.parametrize(
+    ("mark", "advice"),
+    [
+        (None, "Run the same command to continue."),
+        ("migration_underway", "Run the same command to continue."),
+        ("YWJj", "To continue, run the same command with --rerun-incomplete: jobs that ran left incomplete results."),
+    ],
+)
+def test_after_a_stop_incomplete_results_change_the_advice(mark, advice, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / ".snakemake" / "incomplete"
+    folder.mkdir(parents=True)
+    if mark:
+        (folder / mark).touch()
+    workflow = Snakemake()
+    workflow.plan(train=2)
+    workflow.send(msg="Terminating processes on user request, this might take some time.")
+    assert workflow.end().splitlines()[-1] == f"Stopped after 0 of 2 jobs, 0:00. {advice}"
+
+
 def test_a_workflow_that_ends_early_does_not_claim_success():
     workflow = Snakemake()
     workflow.plan(train=2)
@@ -279,6 +299,22 @@ def test_on_a_terminal_the_progress_is_redrawn_and_the_end_stays(monkeypatch):
     assert "> Train x, seed 0 (0:00)" in text
     assert text.rstrip().endswith("2 jobs done in 0:00.")
     assert text.rindex("\x1b[?25h") > text.rindex("\x1b[?25l")
+
+
+@pytest.mark.parametrize(("columns", "bar"), [(150, 30), (100, 21), (80, 0)])
+def test_the_bar_takes_what_the_numbers_leave(monkeypatch, columns, bar):
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", str(columns))
+    workflow = Snakemake(FakeTerminal())
+    numbers = "x" * 75
+    monkeypatch.setattr("rm_methods.terminal.screen.count_text", lambda _: numbers)
+    workflow.plan(train=1)
+    with workflow.terminal.lock:
+        workflow.terminal.screen.update(workflow.terminal.jobs)
+    text = workflow.end()
+    assert (f"[{'.' * bar}]  {numbers}" if bar else numbers) in text
+    assert ("[." in text) == bool(bar)
+    assert "…" not in text
 
 
 def test_lines_that_are_longer_than_the_terminal_are_cut(monkeypatch):

@@ -2,6 +2,7 @@
 from functools import cache
 
 from snakemake.exceptions import WorkflowError
+from snakemake.logging import logger
 
 from rm_methods.config.resolve import workflow_config, write_resolved
 from rm_methods.config.variants import noise_levels
@@ -92,6 +93,11 @@ def config_file(wildcards, input):
 def experiment_folder(wildcards, input):
     """The folder of the experiment's results."""
     return FOLDER
+
+
+def train_or_set_up(wildcards, input):
+    """What the train stage does with a variant; `input` makes it a derived parameter, see `config_file`."""
+    return "Train" if EXPERIMENT.is_trained(wildcards.variant) else "Set up"
 
 
 def required_models(wildcards):
@@ -197,6 +203,15 @@ def schedule_without_polling():
     """
     if workflow.local_exec:
         workflow.scheduler.job_rate_limiter = None
+
+
+def say_what_is_done():
+    """Count the results of earlier runs, because the progress counts only the jobs that are left."""
+    count = sum(1 for _ in LAYOUT.folder.rglob("*made_with.json"))
+    if count:
+        logger.info(
+            f"{FOLDER} has the results of {count} finished jobs; those that are up to date stay."
+        )
 
 
 def print_tables():
