@@ -11,6 +11,10 @@ from rm_methods.comparison.runs import Run
 from rm_methods.reporting.footnotes import NotedRow, TableWords, difference_notes, interval_notes
 
 
+# Budgets that differ by less are equal: methods drop different pairs that do not fit, and the last step may be smaller.
+_SAME_BUDGET = 0.02
+
+
 def footnotes(runs: Sequence[Run], comparison: Comparison) -> tuple[str, ...]:
     """The footnotes, in the order in which a reader needs them."""
     rows = comparison.rows
@@ -48,6 +52,7 @@ def footnotes(runs: Sequence[Run], comparison: Comparison) -> tuple[str, ...]:
         if len(values) > 1:
             notes.append(f"Wall time and memory were measured on different {noun}: {', '.join(values)}.")
     notes += _step_notes(runs, rows)
+    notes += _budget_notes(runs, rows, comparison.reference_row)
     hashes = {run.data_hash for run in runs if run.data_hash and not run.is_line}
     if len(hashes) > 1:
         notes.append(
@@ -78,6 +83,44 @@ def _step_notes(runs: Sequence[Run], rows: Sequence[VariantRow]) -> list[str]:
             "The model of the best validation was kept, not the one of the last step: " + ", ".join(earlier) + "."
         )
     return notes
+
+
+def _budget_notes(runs: Sequence[Run], rows: Sequence[VariantRow], reference: VariantRow | None) -> list[str]:
+    """Trainings whose budget is not that of the reference.  A training that stopped early counts with its whole budget,
+    because another note names it."""
+    budgets = [(row, budget) for row in rows if row.role == "trained" and (budget := _budget(runs, row))]
+    if not budgets:
+        return []
+    first, usual = next((entry for entry in budgets if entry[0] is reference), budgets[0])
+    others = [
+        f"{row.label} {_budget_text(budget)}"
+        for row, budget in budgets
+        if any(abs(value - other) > _SAME_BUDGET * other for value, other in zip(budget, usual, strict=True))
+    ]
+    if not others:
+        return []
+    return [f"Not the training budget of {first.label} {_budget_text(usual)}: {', '.join(others)}."]
+
+
+def _budget_text(budget: tuple[float, float]) -> str:
+    pairs, steps = budget
+    return f"({pairs:,.0f} pairs, {steps:,.0f} steps)"
+
+
+def _budget(runs: Sequence[Run], row: VariantRow) -> tuple[float, float] | None:
+    """Pairs seen (each once an epoch) and optimizer steps of a run's whole budget, mean over seeds; None if no run
+    recorded them."""
+    recorded = []
+    for run in runs:
+        pairs = run.cost.get("pairs_seen")
+        made = run.cost.get("optimizer_steps")
+        if run.variant == row.variant and pairs and made:
+            planned = run.steps["planned"] if run.steps else made
+            recorded.append((pairs * planned / made, float(planned)))
+    if not recorded:
+        return None
+    pairs_seen, steps = (sum(values) / len(recorded) for values in zip(*recorded, strict=True))
+    return pairs_seen, steps
 
 
 def _many_responses(runs: Sequence[Run]) -> str:

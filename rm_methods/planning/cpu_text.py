@@ -93,8 +93,8 @@ def _load_lines() -> list[str]:
     if load < _BUSY_SHARE * cores_of_this_machine():
         return []
     return [
-        f"Other programs compute on this machine now (load {load:.1f}, {cores_of_this_machine()} cores). The plan does "
-        "not count them: while they run, the experiment takes longer, easily several times as long."
+        f"Other programs compute on this machine now (load {load:.1f}, {cores_of_this_machine()} cores).",
+        "The plan does not count them: while they run, the experiment takes longer, easily several times as long.",
     ]
 
 

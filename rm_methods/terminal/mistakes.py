@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import difflib
 import re
 from collections.abc import Sequence
@@ -17,9 +18,9 @@ _NO_FILE_TO_READ = re.compile(r"(IsADirectoryError|PermissionError): \[Errno \d+
 # An exception in a function of our rules: Snakemake's InputFunctionException.
 _OF_FUNCTION = re.compile(r"\s*^Error:\n\s*(.*?)^Wildcards:\n", re.MULTILINE | re.DOTALL)
 _OF_FILES = re.compile(r"(?:\w+Error): \[Errno \d+\] ([^:]*): '(.*?)'(?: -> '.*')?\s*$")
-# Snakemake's marks of results whose job has not ended, below the folder that it was started in.
+# Snakemake's marks of results whose job has not ended, below the folder that it was started in: the result's path in
+# base64, long ones in several parts (`FilePersistence._record_path`, Snakemake 9.27).
 _INCOMPLETE = Path(".snakemake", "incomplete")
-_MARK_OF_SNAKEMAKE = "migration_underway"
 # Snakemake's text where a failed job's message says more.
 _OF_FAILED_JOBS = ("At least one job did not complete successfully.",)
 
@@ -69,12 +70,20 @@ def explained(exception: str, text: str, folder: Path = Path(".")) -> str | None
 
 
 def how_to_continue() -> str:
-    """What to do after a stop.  Snakemake refuses results that a job left incomplete, unless it is told to make them
-    again; after Ctrl-C, which also ends the jobs, it has removed them."""
-    marks = (path for path in _INCOMPLETE.rglob("*") if path.is_file() and path.name != _MARK_OF_SNAKEMAKE)
-    if any(marks):
-        return "To continue, run the same command with --rerun-incomplete: jobs that ran left incomplete results."
+    """What to do after a stop.  Snakemake refuses results of a job whose end it did not see, unless it is told to make
+    them again.  After Ctrl-C, which also ends the jobs, none is left."""
+    if any(_is_mark_of_a_result(path) for path in _INCOMPLETE.rglob("*") if path.is_file()):
+        return "To continue, run the same command with --rerun-incomplete: jobs that ran left results."
     return "Run the same command to continue."
+
+
+def _is_mark_of_a_result(mark: Path) -> bool:
+    """Whether the result of a mark exists."""
+    encoded = "".join(part.removeprefix("@") for part in mark.relative_to(_INCOMPLETE).parts)
+    try:
+        return Path(base64.urlsafe_b64decode(encoded).decode()).exists()
+    except (ValueError, OSError):
+        return False  # no mark
 
 
 def _of_code(text: str) -> str:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 import logging
+from pathlib import Path
 
 import pytest
+from snakemake.persistence.file import FilePersistence
 from snakemake.settings.enums import Quietness
 from snakemake_interface_logger_plugins.common import LogEvent
 from snakemake_interface_logger_plugins.tests import MockOutputSettings, TestLogHandlerBase
@@ -185,22 +187,23 @@ def test_a_workflow_that_the_user_stopped_says_how_to_continue_and_has_no_failur
 
 
 @pytest.mark.parametrize(
-    ("mark", "advice"),
-    [
-        (None, "Run the same command to continue."),
-        ("migration_underway", "Run the same command to continue."),
-        ("YWJj", "To continue, run the same command with --rerun-incomplete: jobs that ran left incomplete results."),
-    ],
+    ("marked", "is_left"),
+    [("results/a/model", True), ("results/" + "long/" * 40 + "model", True), ("results/b", False), (None, False)],
 )
-def test_after_a_stop_incomplete_results_change_the_advice(mark, advice, tmp_path, monkeypatch):
+def test_after_a_stop_results_of_jobs_that_ran_change_the_advice(marked, is_left, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    folder = tmp_path / ".snakemake" / "incomplete"
-    folder.mkdir(parents=True)
-    if mark:
-        (folder / mark).touch()
+    persistence = FilePersistence(dag=None)
+    if marked:
+        persistence._mark_incomplete(marked, None)
+    (tmp_path / ".snakemake" / "incomplete" / "migration_underway").touch()
+    if is_left:
+        Path(marked).mkdir(parents=True)
     workflow = Snakemake()
     workflow.plan(train=2)
     workflow.send(msg="Terminating processes on user request, this might take some time.")
+    advice = "Run the same command to continue."
+    if is_left:
+        advice = "To continue, run the same command with --rerun-incomplete: jobs that ran left results."
     assert workflow.end().splitlines()[-1] == f"Stopped after 0 of 2 jobs, 0:00. {advice}"
 
 
