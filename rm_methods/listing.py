@@ -90,8 +90,8 @@ def remarks(config: Mapping[str, Any]) -> list[str]:
     training = config["training"]
     if training["early_stopping"]["patience"] and training["keep"] == "last":
         texts.append(
-            "training.early_stopping is on, and training.keep is last: the weights of the last step are kept, which "
-            "are worse than the best ones. `keep: best` keeps those."
+            "training.early_stopping is on, and training.keep is last: the weights of the last step are kept, not "
+            "those of the best validation. `keep: best` keeps the best."
         )
     return texts
 

@@ -10,7 +10,6 @@ from rm_methods.comparison.result import Column, Comparison, Cost, VariantRow
 from rm_methods.comparison.runs import Run
 from rm_methods.reporting.footnotes import NotedRow, TableWords, difference_notes, interval_notes
 
-
 # Budgets that differ by less are equal: methods drop different pairs that do not fit, and the last step may be smaller.
 _SAME_BUDGET = 0.02
 
@@ -115,8 +114,8 @@ def _budget(runs: Sequence[Run], row: VariantRow) -> tuple[float, float] | None:
         pairs = run.cost.get("pairs_seen")
         made = run.cost.get("optimizer_steps")
         if run.variant == row.variant and pairs and made:
-            planned = run.steps["planned"] if run.steps else made
-            recorded.append((pairs * planned / made, float(planned)))
+            left_out = run.steps["planned"] - run.steps["made"] if run.steps else 0
+            recorded.append((pairs * (made + left_out) / made, float(made + left_out)))
     if not recorded:
         return None
     pairs_seen, steps = (sum(values) / len(recorded) for values in zip(*recorded, strict=True))

@@ -22,7 +22,6 @@ from rm_methods.planning.cpu_plan import (
 from rm_methods.planning.plan import Assumptions, backbone_configuration, job_counts, plan
 from rm_methods.planning.plan_text import aligned, disk_lines
 
-
 # Other programs count from this load on, in parts of the cores.
 _BUSY_SHARE = 0.5
 
