@@ -142,6 +142,13 @@ def is_intact(target: str | os.PathLike) -> bool:
     return False
 
 
+def remove_with_checksum(target: str | os.PathLike) -> None:
+    """Remove a file of `written_with_checksum`; a missing one is no error."""
+    target = Path(target)
+    target.unlink(missing_ok=True)
+    _checksum_file(target).unlink(missing_ok=True)
+
+
 def _checksum_file(target: Path) -> Path:
     return target.with_name(f"{target.name}.sha256")
 

@@ -62,6 +62,16 @@ class LayoutRecord(TypedDict):
     probe: dict[str, float | str | None] | str  # what `LayoutProbe` measured, or why it did not
 
 
+class StepsRecord(TypedDict):
+    """The optimizer steps of a training."""
+
+    planned: int  # by the budget
+    made: int  # fewer after early stopping
+    kept: int  # the step whose weights were exported
+    kept_because: str  # why that one
+    stopped_because: str | None  # why the training stopped early; None if it made all planned steps
+
+
 class TrainingRecords(TypedDict, total=False):
     """The report of a training, or of a method that combines runs."""
 
@@ -70,6 +80,8 @@ class TrainingRecords(TypedDict, total=False):
     noise: dict[str, int]  # counts of labels that were flipped; empty without label noise
     report: dict[str, Any]  # whatever the method reports
     layout: LayoutRecord
+    steps: StepsRecord
+    live_run: str | None  # id of the MLflow run that was written during training, which the export completes
 
 
 class RunSummary(RunIdentity, TrainingRecords, total=False):

@@ -83,6 +83,11 @@ SCHEMAS = {
             "metrics": _ANY_OBJECT,
             "report": _ANY_OBJECT,
             "weights_hash": _TEXT,
+            "steps": _object(
+                dict.fromkeys(("planned", "made", "kept"), _COUNT) | {"kept_because": _TEXT},
+                {"stopped_because": _TEXT_OR_NULL},
+            ),
+            "live_run": _TEXT,
             "depends_on": _ANY_OBJECT,
             "provenance": _ANY_OBJECT,
         },

@@ -149,7 +149,20 @@ def train(config_files, variant, seed, pairs, backbone, out, work, required, thr
         work=work,
         required=named_folders("--required", required),
     )
-    summary = run(config, variant, seed, files, threads=threads)
+    observer = None
+    if config["tracking"]["live"]:
+        from rm_methods.files import file_hash
+        from rm_methods.tracking.live import live_metrics
+        from rm_methods.training.run_key import run_key
+
+        observer = live_metrics(
+            config,
+            variant,
+            seed,
+            files.model,
+            run_key=lambda: run_key(config, variant, seed, file_hash(pairs), files.required),
+        )
+    summary = run(config, variant, seed, files, threads=threads, observer=observer)
     if "RANK" not in os.environ:  # in a launched run, the launcher prints this
         click.echo(training_text(summary))
 

@@ -47,12 +47,37 @@ def footnotes(runs: Sequence[Run], comparison: Comparison) -> tuple[str, ...]:
         values = sorted(names)
         if len(values) > 1:
             notes.append(f"Wall time and memory were measured on different {noun}: {', '.join(values)}.")
+    notes += _step_notes(runs, rows)
     hashes = {run.data_hash for run in runs if run.data_hash and not run.is_line}
     if len(hashes) > 1:
         notes.append(
             f"Not an equal comparison: the variants were trained on {len(hashes)} different prepared data sets."
         )
     return tuple(notes)
+
+
+def _step_notes(runs: Sequence[Run], rows: Sequence[VariantRow]) -> list[str]:
+    """Trainings that made fewer steps than the budget, and models that are not from the last step."""
+    stopped = []
+    earlier = []
+    for row in rows:
+        steps = [run.steps for run in runs if run.variant == row.variant and run.steps is not None]
+        early = [record for record in steps if record["made"] < record["planned"]]
+        if early:
+            made = _span({record["made"] for record in early})
+            stopped.append(f"{row.label} ({made} of {early[0]['planned']} steps, {len(early)} of {len(steps)} runs)")
+        best = [record for record in steps if record["kept"] < record["made"]]
+        if best:
+            kept = _span({record["kept"] for record in best})
+            earlier.append(f"{row.label} (step {kept} of {best[0]['planned']}, {len(best)} of {len(steps)} runs)")
+    notes = []
+    if stopped:
+        notes.append(f"Not the same budget: these trainings stopped early: {', '.join(stopped)}.")
+    if earlier:
+        notes.append(
+            "The model of the best validation was kept, not the one of the last step: " + ", ".join(earlier) + "."
+        )
+    return notes
 
 
 def _many_responses(runs: Sequence[Run]) -> str:

@@ -16,7 +16,7 @@ from rm_methods.comparison.result import Column
 from rm_methods.errors import DataError, UserError, nearest
 from rm_methods.experiment.evaluated_runs import EvaluatedFiles
 from rm_methods.parquet import read_parquet
-from rm_methods.run_card import BenchmarkResult, RunCost, RunMetrics, RunSummary
+from rm_methods.run_card import BenchmarkResult, RunCost, RunMetrics, RunSummary, StepsRecord
 from rm_methods.statistics.column import LINES, Role, role_of
 from rm_methods.statistics.designs import ItemDesign, item_coefficients, item_design
 from rm_methods.stored import read_metrics, read_summary
@@ -47,6 +47,7 @@ class Run:
         shared_with_all_seeds: variants of which every seed of this run's variant uses the same model or models (a
             teacher, cross-fitted judges).  Empty for a variant of one run.
         merged_seeds: seeds of the same variant whose weights are those of this run (`distinct_runs`).
+        steps: the optimizer steps of its training; None without one, and for results of older releases.
     """
 
     files: EvaluatedFiles
@@ -67,6 +68,7 @@ class Run:
     left_out: Mapping[tuple[str, str], Mapping[int, float]] = field(default_factory=dict)
     shared_with_all_seeds: tuple[str, ...] = ()
     merged_seeds: tuple[int, ...] = ()
+    steps: StepsRecord | None = None
 
     @property
     def is_line(self) -> bool:
@@ -189,6 +191,7 @@ def _read_run(
         run_key=summary["run_key"],
         left_out=_read_left_out(files.metrics, metrics),
         shared_with_all_seeds=tuple(variant for variant, seeds in required.items() if seeds != "same"),
+        steps=summary.get("steps"),
     )
     for column in columns:
         _check_adds_up(run, column)

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from rm_methods.config.validation_conflicts import validation_conflicts
 from rm_methods.config.variants import SAMPLES, names_without_noise, noise_suffix, optimized_variants
 from rm_methods.errors import UserError, nearest
 from rm_methods.methods import registry
@@ -58,6 +59,12 @@ def conflicts(config: dict[str, Any]) -> list[str]:
     problems += _unnamed_models(config)
     problems += _axis_conflicts(config)
     problems += _data_conflicts(config)
+    problems += validation_conflicts(config)
+    if config["tracking"]["live"] and not config["tracking"]["enabled"]:
+        problems.append(
+            "tracking.live: true, but tracking.enabled is false, so no export would complete the live runs; set "
+            "enabled to true, or live to false"
+        )
     problems += _diagnostics_conflicts(config)
     problems += _overoptimization_conflicts(config)
     reference = config["comparison"]["reference"]

@@ -312,7 +312,8 @@ class Experiment:
         if stage == "tune":
             return {"tuning": self.config["tuning"], "runs": runs}
         if stage == "export":
-            return {"tracking": self.config["tracking"], "runs": runs, "optimized": optimized}
+            tracking = {key: value for key, value in self.config["tracking"].items() if key != "live"}
+            return {"tracking": tracking, "runs": runs, "optimized": optimized}
         raise ValueError(f"unknown stage {stage!r}")
 
     def check_results(self, folder: Path, jobs: Iterable[Job]) -> None:

@@ -17,8 +17,9 @@ if TYPE_CHECKING:
 
     from rm_methods.methods.masked_language import MaskedLanguageModel
     from rm_methods.preferences.pair import Message, PreferencePair
+    from rm_methods.reward_models.joint_model import JointOutput
     from rm_methods.reward_models.layouts import PairBatch
-    from rm_methods.reward_models.model import RewardModel
+    from rm_methods.reward_models.model import RewardModel, RewardOutput
     from rm_methods.reward_models.tokenization import TokenizedItem
 
 
@@ -33,11 +34,14 @@ class Loss:
         terms: named fp32 [pairs] tensors to log; averaged like the loss.
         micro_batch: optional fp32 scalar for terms without a per-pair form (a correlation over the micro-batch, a
             penalty on weights); averaged over the micro-batches of the step.
+        rewards: fp32 [pairs, 2] (chosen, rejected), from which the trainer logs accuracy, margin and rewards.  Only for
+            a method whose rewards are not those of `model(batch)`; None takes these.
     """
 
     per_pair: torch.Tensor
     terms: dict[str, torch.Tensor] = field(default_factory=dict)
     micro_batch: torch.Tensor | None = None
+    rewards: torch.Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -243,6 +247,13 @@ class TrainedMethod:
     def loss(self, model: RewardModel, batch: PairBatch) -> Loss:
         """The loss of one micro-batch; `model(batch).rewards` is fp32 [pairs, 2] (chosen, rejected)."""
         raise TypeError(f"{type(self).__module__} defines no loss.")
+
+    def evaluate(self, model: RewardModel, batch: PairBatch) -> RewardOutput | JointOutput:
+        """The output that the exported model would have for these pairs, for the validation during training.
+
+        `model` is in evaluation mode.  A method that exports other rewards than those of `model(batch)` overrides this.
+        """
+        return model(batch)
 
     def report(self) -> dict[str, Any]:
         """Counts and measurements of the method, for the run's summary."""

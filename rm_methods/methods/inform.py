@@ -12,6 +12,7 @@ that is exported.
 from __future__ import annotations
 
 import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -89,7 +90,11 @@ class Method(TrainedMethod):
         preference = bradley_terry_loss(rewards)
         kl = kl_to_standard_normal(mean, log_variance).sum(1)
         loss = preference + self.settings["weight"] * kl if self.settings["weight"] else preference
-        return Loss(loss, {"preference_loss": preference, "kl": kl})
+        return Loss(loss, {"preference_loss": preference, "kl": kl}, rewards=rewards)
+
+    def evaluate(self, model, batch):
+        output = model(batch)
+        return replace(output, rewards=self.bottleneck(output.last_hidden.float())[0])
 
     def _noise(self, batch: PairBatch) -> torch.Tensor:
         """Standard normal, fp32 [pairs, 2, d], decided by seed, progress and pair alone."""

@@ -66,6 +66,11 @@ class JointOutput:
     attention: dict[int, LayerAttention] = field(default_factory=dict)
     maps: dict[int, torch.Tensor] = field(default_factory=dict)
 
+    @property
+    def margins(self) -> torch.Tensor:
+        """Logit that the chosen response is the better one, averaged over both orders, fp32 [pairs]."""
+        return (self.rewards[:, 0] - self.rewards[:, 1]) / 2
+
 
 class JointModel(nn.Module):
     """Encoder or decoder with one output.

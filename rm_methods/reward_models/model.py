@@ -37,6 +37,11 @@ class RewardOutput:
     hidden_states: torch.Tensor
     attention: dict[int, LayerAttention] = field(default_factory=dict)
 
+    @property
+    def margins(self) -> torch.Tensor:
+        """Reward of the chosen response minus that of the rejected one, fp32 [pairs], of a batch of pairs."""
+        return self.rewards[:, 0] - self.rewards[:, 1]
+
 
 class RewardModel(nn.Module):
     """Backbone + linear scalar head.

@@ -253,9 +253,9 @@ def _warn_if_pending(results: Sequence[dict[str, Any]]) -> None:
 
 def _export(client, record: RunRecord, experiment: str) -> dict[str, Any]:
     """Create, complete, update or leave alone the MLflow run of `record`."""
-    experiment_id = _experiment_id(client, experiment)
-    runs = _runs_of(client, experiment_id, record)
-    run = next((r for r in runs if _is_same(r, record)), None)
+    experiment_id = experiment_id_of(client, experiment)
+    runs = runs_of(client, experiment_id, variant=record.variant, seed=record.seed, configured=record.tags[CONFIGURED])
+    run = next((r for r in runs if _is_same(r, record)), None) or _live_run(client, runs, record)
     action = "created"
     if run is not None:
         exported = run.data.tags.get("export_digest")
@@ -273,7 +273,8 @@ def _export(client, record: RunRecord, experiment: str) -> dict[str, Any]:
     return {"action": action, "experiment_id": experiment_id, "run_id": run.info.run_id, "rows_logged": rows}
 
 
-def _experiment_id(client, name: str) -> str:
+def experiment_id_of(client, name: str) -> str:
+    """The id of an MLflow experiment, which is made if it is missing."""
     from mlflow.exceptions import MlflowException
 
     experiment = client.get_experiment_by_name(name)
@@ -292,11 +293,11 @@ def _experiment_id(client, name: str) -> str:
     return experiment.experiment_id
 
 
-def _runs_of(client, experiment_id: str, record: RunRecord) -> list:
+def runs_of(client, experiment_id: str, *, variant: str, seed: int, configured: str) -> list:
     """All runs of the variant and seed of one configured experiment, whatever their run key; several may share an
     MLflow one."""
-    quote = '"' if "'" in record.variant else "'"
-    condition = f"tags.variant = {quote}{record.variant}{quote} and tags.seed = '{record.seed}'"
+    quote = '"' if "'" in variant else "'"
+    condition = f"tags.variant = {quote}{variant}{quote} and tags.seed = '{seed}'"
     runs: list[Any] = []
     token = None
     while True:
@@ -306,13 +307,24 @@ def _runs_of(client, experiment_id: str, record: RunRecord) -> list:
         runs += page
         token = page.token
         if not token:
-            configured = record.tags[CONFIGURED]
             return [run for run in runs if run.data.tags.get(CONFIGURED, configured) == configured]
 
 
 def _is_same(run, record: RunRecord) -> bool:
     tags = run.data.tags
     return tags.get("run_key") == record.run_key and tags.get("training_digest") == record.training_digest
+
+
+def _live_run(client, runs: Sequence, record: RunRecord):
+    """The run that was written during this training (`rm_methods.tracking.live`), as a run of an unfinished export.
+
+    It has the same rows as the log, so nothing is doubled.  None if it is gone, or if it was exported before.
+    """
+    run = next((r for r in runs if r.info.run_id == record.live_run), None)
+    if run is None or "training_digest" in run.data.tags or run.data.tags.get("run_key") != record.run_key:
+        return None
+    client.set_tag(run.info.run_id, "training_digest", record.training_digest)
+    return run
 
 
 def _log_everything(client, run, record: RunRecord) -> int:

@@ -66,6 +66,7 @@ class RunRecord:
         export_digest: of all files: it changes when an export is due.
         dataset: name, digest and number of pairs, None if not recorded.
         start_ms, end_ms: Unix time; the end is when summary.json was written.
+        live_run: id of the run in MLflow that was written during training, None without.
         skipped_not_finite: values left out because they are NaN or infinite.
         skipped_cut_line: whether the last line of the log was cut off and left out.
     """
@@ -82,6 +83,7 @@ class RunRecord:
     dataset: tuple[str, str, int | None] | None
     start_ms: int
     end_ms: int
+    live_run: str | None = None
     skipped_not_finite: int = 0
     skipped_cut_line: bool = False
 
@@ -135,6 +137,7 @@ def read_run(files: ExportedFiles, experiment: str) -> RunRecord:
         else None,
         start_ms=end_ms - int(1000 * float(cost.get("wall_seconds") or 0)),
         end_ms=end_ms,
+        live_run=summary.get("live_run"),
         skipped_not_finite=bad_steps + bad_finals,
         skipped_cut_line=cut_line,
     )
@@ -149,7 +152,7 @@ def _check(files: ExportedFiles, summary: Mapping[str, Any], metrics: Mapping[st
 
 
 def read_training_log(source: Path | None) -> tuple[list[StepMetric], bool, int]:
-    """Read metrics.jsonl: metrics named ``train/<name>``, whether the last line was cut off, and how many values were
+    """Read metrics.jsonl: metrics by `step_metric_name`, whether the last line was cut off, and how many values were
     not finite.
 
     Raises:
@@ -177,14 +180,29 @@ def read_training_log(source: Path | None) -> tuple[list[StepMetric], bool, int]
             raise DataError(
                 f'{source}, row {number}: expected an object such as {{"step": 10, "loss": 0.6}}, found {line[:80]!r}.'
             ) from None
-        for name, value in row.items():
-            if name not in ("step", "time") and _is_number(value):
-                last[legal_name(f"train/{name}"), step] = StepMetric(
-                    legal_name(f"train/{name}"), _as_float(value), step, seconds
-                )
+        for metric in step_metrics(row, step, seconds):
+            last[metric.name, step] = metric
     steps = [metric for metric in last.values() if math.isfinite(metric.value)]
     not_finite = len(last) - len(steps)
     return steps, cut_line, not_finite
+
+
+def step_metrics(row: Mapping[str, Any], step: int, seconds: float) -> list[StepMetric]:
+    """The metrics of a line of metrics.jsonl; values that are no numbers are left out."""
+    return [
+        StepMetric(step_metric_name(name), _as_float(value), step, seconds)
+        for name, value in row.items()
+        if name not in ("step", "time") and _is_number(value)
+    ]
+
+
+def step_metric_name(name: str) -> str:
+    """The name in MLflow of a key of metrics.jsonl: `train/<key>`, but `validation/<set>/<metric>` stays.
+
+    >>> step_metric_name("accuracy"), step_metric_name("validation/test/accuracy")
+    ('train/accuracy', 'validation/test/accuracy')
+    """
+    return legal_name(name if name.startswith("validation/") else f"train/{name}")
 
 
 def _finals(

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from rm_methods.reward_models.tokenization import TokenizedItem
     from rm_methods.training.trainer import PlannedSteps, RewardTrainer, RunLog
     from rm_methods.training.training_data import TrainingData
+    from rm_methods.training.validation import Validation
 
 # Ranks may wait hours for one of them (a teacher's maps, validation); the default is 10 or 30 minutes.
 _PATIENCE = timedelta(days=7)
@@ -153,6 +154,7 @@ def fit(
     arguments: TrainingArguments,
     log: RunLog,
     work: Path,
+    validation: Validation | None = None,
 ) -> RewardTrainer:
     """Train `model` with the loss of `method` on planned steps; continues from the last complete checkpoint in `work`.
 
@@ -170,6 +172,9 @@ def fit(
         check_offload(parameters, arguments.hf_deepspeed_config.config.get("zero_optimization", {}), nodes)
     trainer = RewardTrainer(method=method, steps=steps, model=model, args=arguments, callbacks=[log])
     trainer.remove_callback(PrinterCallback)
+    if validation is not None:
+        validation.trainer = trainer
+        trainer.add_callback(validation)
     if not len(steps):
         log.on_train_begin(arguments, trainer.state, trainer.control)
         return trainer
@@ -185,6 +190,24 @@ def fit(
         print(f"{log.label}: resumes from {checkpoint}", file=sys.stderr, flush=True)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     return trainer
+
+
+def load_kept_weights(
+    trainer: RewardTrainer, kept: Mapping[str, torch.Tensor], state_dict: dict[str, torch.Tensor] | None
+) -> dict[str, torch.Tensor] | None:
+    """Replace the trained weights by those that are kept; called on rank 0.
+
+    Args:
+        kept: `Validation.best_weights`.
+        state_dict: gathered weights, where the model's tensors are only shards.
+
+    Returns:
+        `state_dict` with the kept weights; None where the model itself has got them.
+    """
+    if state_dict is not None:
+        return state_dict | dict(kept)
+    trainer.accelerator.unwrap_model(trainer.model_wrapped).load_state_dict(kept, strict=False)
+    return None
 
 
 def gathered_weights(trainer: RewardTrainer) -> dict[str, torch.Tensor]:

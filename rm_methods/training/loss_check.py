@@ -12,7 +12,10 @@ import torch
 
 from rm_methods.errors import UserError
 from rm_methods.methods.contract import Loss
+from rm_methods.training.pair_statistics import PAIR_METRICS
 from rm_methods.validation import kind_of
+
+LOGGED_BY_TRAINER = frozenset({"step", "time", "epoch", "loss", "grad_norm", "learning_rate", *PAIR_METRICS})
 
 
 def check_loss(loss: Any, n_pairs: int, method: Any) -> None:
@@ -55,9 +58,17 @@ def _problem(loss: Any, n_pairs: int) -> str | None:
         )
     if not isinstance(loss.terms, dict):
         return f"`Loss.terms` is {_described(loss.terms)}; expected a dictionary of names to tensors."
+    rewards = loss.rewards
+    if rewards is not None and not (isinstance(rewards, torch.Tensor) and rewards.shape == (n_pairs, 2)):
+        return (
+            f"`Loss.rewards` is {_described(rewards)}; expected a tensor of shape [{n_pairs}, 2]: for each pair "
+            "of the micro-batch, the rewards of chosen and rejected."
+        )
     for name, values in loss.terms.items():
         if not isinstance(name, str):
             return f"`Loss.terms` has the name {name!r}; expected text."
+        if name in LOGGED_BY_TRAINER:
+            return f"`Loss.terms` has the name {name!r}, which the trainer logs itself; choose another name."
         if problem := _tensor_problem(f"terms[{name!r}]", values, n_pairs):
             return problem
     return None

@@ -29,7 +29,15 @@ from rm_methods.system.cpu import prepare_cpu
 from rm_methods.system.deepspeed import check_installed
 from rm_methods.system.provenance import key_of, peak_memory_bytes, provenance
 from rm_methods.system.run_lock import run_lock
-from rm_methods.training.fitting import adapt, fit, gathered_weights, plan_training, planned_steps, training_arguments
+from rm_methods.training.fitting import (
+    adapt,
+    fit,
+    gathered_weights,
+    load_kept_weights,
+    plan_training,
+    planned_steps,
+    training_arguments,
+)
 from rm_methods.training.launch import (
     check_gpus,
     dies_with_its_launcher,
@@ -48,7 +56,9 @@ if TYPE_CHECKING:
 
     from rm_methods.methods.contract import Inputs, TrainedMethod
     from rm_methods.reward_models.model import RewardModel
-    from rm_methods.training.trainer import RewardTrainer
+    from rm_methods.training.observer import Observer
+    from rm_methods.training.trainer import RewardTrainer, RunLog
+    from rm_methods.training.validation import Validation
 
 
 @dataclass(frozen=True)
@@ -81,6 +91,7 @@ class _Run:
     Attributes:
         config: resolved configuration.
         threads: CPU threads, shared by the ranks of a node; 0 leaves it to torch.
+        observer: is told the lines of the log.
     """
 
     config: dict[str, Any]
@@ -88,6 +99,7 @@ class _Run:
     seed: int
     files: RunFiles
     threads: int
+    observer: Observer | None = None
 
     @property
     def entry(self) -> dict[str, Any]:
@@ -120,7 +132,14 @@ class _Run:
         return self.files.work / f"{self.variant}_seed{self.seed}_{key}"
 
 
-def train(config: dict[str, Any], variant: str, seed: int, files: RunFiles, threads: int = 0) -> RunSummary | None:
+def train(
+    config: dict[str, Any],
+    variant: str,
+    seed: int,
+    files: RunFiles,
+    threads: int = 0,
+    observer: Observer | None = None,
+) -> RunSummary | None:
     """Train one variant with one seed, or describe a scorer that has no weights.
 
     With `training.processes` > 1 this starts that many ranks of the running command through torchrun and waits for
@@ -129,6 +148,7 @@ def train(config: dict[str, Any], variant: str, seed: int, files: RunFiles, thre
     Args:
         config: resolved configuration.
         threads: CPU threads, shared by the ranks of a node; 0 leaves it to torch.  Not part of the run key.
+        observer: is told the lines of the log, on rank 0.
 
     Returns:
         The summary that was written; None on ranks other than the first.
@@ -137,7 +157,7 @@ def train(config: dict[str, Any], variant: str, seed: int, files: RunFiles, thre
         UserError: nothing to train on, a loss that is not finite, a rank that failed, an impossible setting, another
             process that writes this run, other GPUs than asked for.
     """
-    run = _Run(config, variant, seed, files, threads)
+    run = _Run(config, variant, seed, files, threads, observer)
     with stops_on_signals():
         if "RANK" in os.environ:
             return _train_this_rank(run)
@@ -179,7 +199,14 @@ def _train_this_rank(run: _Run) -> RunSummary | None:
     prepare_cpu(threads_of_rank(run.threads))
     if os.environ.get("LOCAL_RANK", "0") == "0":
         check_gpus(run.config["resources"]["gpus"], run.config["training"]["processes"], "training.processes")
-    fitted = _fit_and_export(run)
+    live_run = None
+    is_finished = False
+    try:
+        fitted = _fit_and_export(run)
+        is_finished = True
+    finally:
+        if run.observer is not None:
+            live_run = run.observer.end(is_finished=is_finished)
     summary = None
     if fitted.arguments.process_index == 0:
         with written_atomically(run.files.metrics) as path:
@@ -187,7 +214,8 @@ def _train_this_rank(run: _Run) -> RunSummary | None:
         cost = _training_cost(fitted, fitted.seconds_before + time.monotonic() - started)
         _free_memory()  # of the trained model: the saved one is loaded whole and in fp32
         metrics: FinalMetrics = {"train_loss": fitted.train_loss, **_validation(run)}
-        summary = _write_summary(run, cost, metrics, fitted.records)
+        records = fitted.records | ({"live_run": live_run} if live_run else {})
+        summary = _write_summary(run, cost, metrics, cast(TrainingRecords, records))
         shutil.rmtree(run.work_folder, ignore_errors=True)
     end_of_rank(fitted.arguments.world_size)
     return summary
@@ -197,6 +225,7 @@ def _fit_and_export(run: _Run) -> _Fitted:
     """Train and save the model; only rank 0 writes.  Afterward only reference cycles hold the trained model."""
     from rm_methods.reward_models.batching import plan_cost
     from rm_methods.training.trainer import PlannedSteps, RunLog
+    from rm_methods.training.validation import last_step_kept
 
     method, inputs = _method_and_inputs(run)
     training = inputs.config["training"]
@@ -213,20 +242,24 @@ def _fit_and_export(run: _Run) -> _Fitted:
     )
     method.build(model, replace(inputs, pairs=data.pairs, items=data.items, reader=data.reader))
 
-    log = RunLog(plan, inputs.work_folder / "metrics.jsonl", inputs.label)
+    log = RunLog(plan, inputs.work_folder / "metrics.jsonl", inputs.label, run.observer)
+    validation = _validation_of(run, inputs, data, arguments=arguments, layout=layout, log=log)
     steps = PlannedSteps(
         plan, data.pairs, data.items, layout=layout, rank=arguments.process_index, pad_id=data.reader.pad_id
     )
-    trainer = fit(method, model, steps, arguments=arguments, log=log, work=inputs.work_folder)
+    trainer = fit(method, model, steps, arguments=arguments, log=log, work=inputs.work_folder, validation=validation)
     state_dict = gathered_weights(trainer) if arguments.deepspeed and plan else None
     report = {}
     if arguments.process_index == 0:
+        if validation is not None and (kept := validation.best_weights()) is not None:
+            state_dict = load_kept_weights(trainer, kept, state_dict)
         _export(trainer, method, data.reader, training=training, state_dict=state_dict, target=run.files.model)
         report = method.report()
     # The garbage collector does not see that DeepSpeed's hooks hold the model and its optimizer.
     trainer.accelerator.free_memory()
 
-    cost = plan_cost(plan, data.items, layout)
+    made = trainer.state.global_step
+    cost = plan_cost(plan[:made], data.items, layout)
     for key in ("tokens", "launched_tokens", "forwards"):
         cost[key] *= method.passes
     for key, count in adaptation_cost.items():
@@ -237,8 +270,32 @@ def _fit_and_export(run: _Run) -> _Fitted:
         "noise": data.noise,
         "report": report,
         "layout": layout_record,
+        "steps": validation.record(len(plan)) if validation else last_step_kept(len(plan), made),
     }
     return _Fitted(arguments, cost, log.seconds_before, log.last_loss, records)
+
+
+def _validation_of(
+    run: _Run, inputs: Inputs, data: TrainingData, *, arguments: TrainingArguments, layout: str, log: RunLog
+) -> Validation | None:
+    """The validation during training, None if the configuration asks for none."""
+    from rm_methods.training.validation import Validation, steps_to_validate, validation_sets
+
+    training = inputs.config["training"]
+    steps = steps_to_validate(training["validation"], planned_steps(training, data.budget))
+    if not steps:
+        return None
+    sets = validation_sets(
+        training["validation"]["sets"],
+        inputs,
+        data.reader,
+        prepared=run.files.pairs,
+        benchmarks=run.config["benchmarks"],
+        layout=layout,
+        rank=arguments.process_index,
+        ranks=arguments.world_size,
+    )
+    return Validation(training, sets, steps, log=log, work=inputs.work_folder)
 
 
 def _method_and_inputs(run: _Run) -> tuple[TrainedMethod, Inputs]:

@@ -8,10 +8,13 @@ from typing import Any
 
 from rm_methods.files import named_file_hash
 from rm_methods.methods.registry import load_method_card
+from rm_methods.scoring.pair_sets import kind_of_set
 from rm_methods.stored import read_run_key
 from rm_methods.system.code_hash import code_hash
 from rm_methods.system.deepspeed import custom_file_hash
 from rm_methods.system.provenance import key_of
+
+_CHOICE = ("validation", "keep", "best", "early_stopping")
 
 
 def training_settings(config: Mapping[str, Any], variant: str) -> dict[str, Any]:
@@ -21,10 +24,29 @@ def training_settings(config: Mapping[str, Any], variant: str) -> dict[str, Any]
     settings = {"method": method, "files": [named_file_hash(name) for name in card.files_named(method["settings"])]}
     if card.has_weights:
         backbone = config["backbone"]
-        training = config["training"]
+        training = keyed_training(config["training"])
         settings |= {"backbone": backbone, "chat_template": named_file_hash(backbone["chat_template"])}
         settings |= {"training": training, "deepspeed": custom_file_hash(training["deepspeed"])}
     return settings
+
+
+def keyed_training(training: Mapping[str, Any]) -> dict[str, Any]:
+    """The `training` section without the settings that do not change the model.
+
+    Validation changes nothing unless it chooses the checkpoint or stops the training; then only the set that decides
+    counts, with the content of its file.
+    """
+    kept = {key: value for key, value in training.items() if key not in _CHOICE}
+    patience = training["early_stopping"]["patience"]
+    if training["keep"] == "last" and patience is None:
+        return kept
+    validation = training["validation"]
+    name = training["best"]["set"] or validation["sets"][0]
+    choice = {key: validation[key] for key in ("every_steps", "times", "max_pairs")}
+    choice |= {"keep": training["keep"], "patience": patience, "metric": training["best"]["metric"], "set": name}
+    if kind_of_set(name) == "file":
+        choice["set_file"] = named_file_hash(name)
+    return kept | {"choice": choice}
 
 
 def training_code(config: Mapping[str, Any], variant: str) -> str:

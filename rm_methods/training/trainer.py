@@ -13,7 +13,7 @@ import math
 import shutil
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
@@ -27,15 +27,19 @@ from rm_methods.errors import UserError
 from rm_methods.files import damage, read_json_lines, seal, write_text
 from rm_methods.preferences.pair import PreferencePair
 from rm_methods.reward_models.batching import MicroBatch, StepPlan
+from rm_methods.reward_models.joint_model import JointOutput
 from rm_methods.reward_models.layouts import PairBatch, lay_out
+from rm_methods.reward_models.model import RewardOutput
 from rm_methods.reward_models.tokenization import TokenizedItem
 from rm_methods.system.progress import Progress
 from rm_methods.system.ranks import wait_for_ranks
 from rm_methods.training.loss_check import check_loss, code_of
+from rm_methods.training.pair_statistics import PAIR_METRICS, PairStatistics
 from rm_methods.training.resume import restore_settings
 
 if TYPE_CHECKING:
-    from rm_methods.methods.contract import TrainedMethod
+    from rm_methods.methods.contract import Loss, TrainedMethod
+    from rm_methods.training.observer import Observer
 
 
 class StepBatches(TypedDict):
@@ -78,10 +82,15 @@ class PlannedSteps(Dataset):
         plan = self.plan[step]
         progress = step / len(self.plan)
         return {
-            "micro_batches": [self._micro_batch(batch, progress) for batch in plan.ranks[self.rank]],
+            "micro_batches": list(self.micro_batches(step, progress)),
             "total_weight": sum(self.pairs[i].weight for i in plan.indices),
             "total_micro_batches": plan.micro_batches,
         }
+
+    def micro_batches(self, step: int, progress: float = 0.0) -> Iterator[PairBatch]:
+        """The micro-batches of this rank in a step, one at a time."""
+        for batch in self.plan[step].ranks[self.rank]:
+            yield self._micro_batch(batch, progress)
 
     def _micro_batch(self, batch: MicroBatch, progress: float) -> PairBatch:
         pairs = [self.pairs[i] for i in batch.indices]
@@ -113,6 +122,10 @@ class RewardTrainer(Trainer):
         super().__init__(train_dataset=steps, **options)
         self.method = method
         self.steps = steps
+        self.pair_statistics = PairStatistics()
+        self._first_output: RewardOutput | JointOutput | None = None
+        self._batch_ids: tuple[str, ...] = ()
+        options["model"].register_forward_hook(self._keep_first_output)
         self.sums: dict[str, torch.Tensor] = {}
         # The step that `sums` begins with; not 0 in a run that is resumed.
         self.sums_from = 0
@@ -154,8 +167,11 @@ class RewardTrainer(Trainer):
         is_ddp = isinstance(model, torch.nn.parallel.DistributedDataParallel)
         if is_ddp:
             model.require_backward_grad_sync = last
+        self._batch_ids = batch.pair_ids
+        self._first_output = None
         loss = self.method.loss(model, batch)
         check_loss(loss, len(batch.weight), self.method)
+        self._count_pairs(loss, batch)
         share = batch.weight / step["total_weight"]
         objective = (share * loss.per_pair).sum()
         if loss.micro_batch is not None and batch.weight.any():
@@ -167,13 +183,39 @@ class RewardTrainer(Trainer):
             self._add(name, (share * values.detach()).sum())
         return objective.detach()
 
+    def _keep_first_output(self, module, arguments, output) -> None:
+        """Remember the first output of the model for the pairs of the micro-batch.
+
+        So their rewards cost no further forward.  A method may call the model on other texts, too, or several times.
+        """
+        is_of_batch = bool(arguments) and getattr(arguments[0], "pair_ids", None) == self._batch_ids
+        if is_of_batch and self._first_output is None and isinstance(output, RewardOutput | JointOutput):
+            self._first_output = output
+
+    def _count_pairs(self, loss: Loss, batch: PairBatch) -> None:
+        """Count the rewards of a micro-batch, if the method has any."""
+        output = self._first_output
+        self._first_output = None  # its graph must not outlive the backward pass
+        if loss.rewards is not None:
+            rewards = loss.rewards
+            self.pair_statistics.add(rewards[:, 0] - rewards[:, 1], rewards, batch.weight)
+        elif output is not None:
+            self.pair_statistics.add(output.margins, scalar_rewards(output), batch.weight)
+
     def _add(self, name: str, value: torch.Tensor) -> None:
         if not self.sums:
             self.sums_from = self.state.global_step
         self.sums[name] = self.sums.get(name, torch.zeros((), device=value.device)) + value
 
     def log(self, logs: dict[str, float], *args, **kwargs) -> None:
-        """Adds the method's own terms, averaged over the steps since the last log and summed over the ranks' shares."""
+        """Adds accuracy, margin and rewards of the pairs since the last log, and the method's own terms.
+
+        The terms are averaged over the steps and summed over the ranks' shares, like the loss.
+        """
+        if "loss" in logs:
+            metrics = self.pair_statistics.reduced()
+            logs |= {name: metrics[name] for name in PAIR_METRICS if name in metrics}
+            self.pair_statistics = PairStatistics()
         if "loss" in logs and self.sums:
             steps = self.state.global_step - self.sums_from
             for name in sorted(self.sums):
@@ -215,6 +257,11 @@ class RewardTrainer(Trainer):
         )
 
 
+def scalar_rewards(output: RewardOutput | JointOutput) -> torch.Tensor | None:
+    """The rewards of responses alone, fp32 [pairs, 2]; None for a joint model, which only compares them."""
+    return output.rewards if isinstance(output, RewardOutput) else None
+
+
 class RestoredSettings(TrainerCallback):
     """After a universal checkpoint was loaded (`resume.restore_settings`)."""
 
@@ -231,16 +278,22 @@ class TrainingLog(TrainerCallback):
     Args:
         path: of `metrics.jsonl`.
         label: starts the lines on stderr.
+        observer: is told every line, on rank 0.
 
     Attributes:
         last_loss: the last logged loss.
+        last_row: the last line with a loss.
+        rows_before: lines that an earlier part of a resumed run wrote up to its checkpoint.
         seconds_before: wall time of earlier parts of a resumed run.
     """
 
-    def __init__(self, path: Path, label: str):
+    def __init__(self, path: Path, label: str, observer: Observer | None = None):
         self.path = path
         self.label = label
+        self.observer = observer
         self.last_loss: float | None = None
+        self.last_row: dict[str, Any] = {}
+        self.rows_before: list[dict[str, Any]] = []
         self.seconds_before = 0.0
         self.first_step = 0
         self.started = time.monotonic()
@@ -256,10 +309,13 @@ class TrainingLog(TrainerCallback):
         if state.global_step:
             # A resumed run writes the steps after its checkpoint again; the lines of earlier ones stay.
             rows = [row for row in read_json_lines(self.path) if row["step"] <= state.global_step]
+        self.rows_before = rows
         self.seconds_before = max((row["time"] for row in rows), default=0.0)
         # A run that was stopped after its last step logs nothing more.
-        self.last_loss = rows[-1]["loss"] if rows else None
+        self.last_loss = next((row["loss"] for row in reversed(rows) if "loss" in row), None)
         write_text(self.path, "".join(json.dumps(row) + "\n" for row in rows))
+        if self.observer is not None:
+            self.observer.begin(rows)
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         if not state.is_world_process_zero or "loss" not in (logs or {}):
@@ -270,13 +326,21 @@ class TrainingLog(TrainerCallback):
                 "use precision: fp32."
             )
         self.last_loss = float(logs["loss"])
+        self.last_row = self.write(state.global_step, {name: v for name, v in logs.items() if name != "epoch"})
         elapsed = time.monotonic() - self.started
-        row = {"step": state.global_step, "time": round(self.seconds_before + elapsed, 3)}
-        row |= {name: float(value) for name, value in logs.items() if name != "epoch"}
+        self.progress.advance(state.global_step - self.progress.done, self.progress_text(state.global_step, elapsed))
+
+    def write(self, step: int, metrics: Mapping[str, float]) -> dict[str, Any]:
+        """Append a line to `metrics.jsonl` and return it; on rank 0 alone."""
+        elapsed = time.monotonic() - self.started
+        row = {"step": step, "time": round(self.seconds_before + elapsed, 3)}
+        row |= {name: float(value) for name, value in metrics.items()}
         with self.path.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(row) + "\n")
             stream.flush()
-        self.progress.advance(state.global_step - self.progress.done, self.progress_text(state.global_step, elapsed))
+        if self.observer is not None:
+            self.observer.row(row)
+        return row
 
     def progress_text(self, step: int, elapsed: float) -> str:
         """The text on a step in a line on stderr; `elapsed` is in seconds."""
@@ -289,8 +353,8 @@ class TrainingLog(TrainerCallback):
 class RunLog(TrainingLog):
     """The log of a training on planned steps, which also shows its pace."""
 
-    def __init__(self, plan: Sequence[StepPlan], path: Path, label: str):
-        super().__init__(path, label)
+    def __init__(self, plan: Sequence[StepPlan], path: Path, label: str, observer: Observer | None = None):
+        super().__init__(path, label, observer)
         self.pairs_until = np.cumsum([0] + [len(step.indices) for step in plan])
 
     def on_step_end(self, args, state, control, **kwargs):
@@ -300,7 +364,13 @@ class RunLog(TrainingLog):
 
     def progress_text(self, step: int, elapsed: float) -> str:
         pairs = self.pairs_until[step] - self.pairs_until[self.first_step]
-        return f"{super().progress_text(step, elapsed)}  {pairs / elapsed:.1f} pairs/s"
+        parts = [super().progress_text(step, elapsed)]
+        row = self.last_row
+        if "accuracy" in row:
+            parts.append(f"accuracy {row['accuracy']:.1%}  margin {row['margin']:+.3f}")
+        if "reward_mean" in row:
+            parts.append(f"reward {row['reward_mean']:+.2f} ({row['reward_min']:+.2f} to {row['reward_max']:+.2f})")
+        return "  ".join([*parts, f"{pairs / elapsed:.1f} pairs/s"])
 
 
 def mark_complete(args, state) -> None:

@@ -10,6 +10,7 @@ from rm_methods.comparison.compare import build_comparison, compare
 from rm_methods.comparison.result import Column
 from rm_methods.comparison.runs import read_runs
 from rm_methods.errors import DataError, UserError
+from rm_methods.methods.registry import load_method_card
 
 OVERALL = Column("rm_bench", "overall", "RM-Bench", 0.5)
 FREE = {"seed_free": True, "cost": {"tokens": 0, "wall_seconds": 0.0, "peak_memory_bytes": 0}}
@@ -318,3 +319,28 @@ def test_missing_and_broken_files_are_named(experiment, which):
     path.unlink()
     with pytest.raises(UserError, match=f"{path.name}: no such file"):
         built(runs)
+
+
+def test_trainings_that_stopped_early_and_earlier_checkpoints_are_noted(experiment):
+    def steps(made, kept):
+        return {"planned": 300, "made": made, "kept": kept, "kept_because": "the last step", "stopped_because": None}
+
+    world = experiment()
+    runs = world.add("bradley_terry", 0.0, steps=steps(300, 300))
+    runs += world.add("hinge", 0.0, (0, 1), steps=steps(200, 50)) + world.add("hinge", 0.0, (2,), steps=steps(250, 250))
+    runs += world.add("ropo", 0.0, steps=steps(300, 100))
+    notes = built(runs).notes
+    hinge = load_method_card("hinge").title
+    ropo = load_method_card("ropo").title
+    assert (
+        f"Not the same budget: these trainings stopped early: {hinge} (200 to 250 of 300 steps, 3 of 3 runs)." in notes
+    )
+    assert (
+        "The model of the best validation was kept, not the one of the last step: "
+        f"{hinge} (step 50 of 300, 2 of 3 runs), {ropo} (step 100 of 300, 3 of 3 runs)."
+    ) in notes
+
+
+def test_trainings_of_the_whole_budget_are_not_noted(experiment):
+    runs = experiment().add("bradley_terry", 0.0)
+    assert not any("stopped early" in note or "best validation" in note for note in built(runs).notes)

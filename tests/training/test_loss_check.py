@@ -27,6 +27,7 @@ def attached(*shape, dtype=torch.float32):
         Loss(attached(PAIRS, dtype=torch.float64), {"penalty": torch.zeros(PAIRS)}),
         Loss(attached(PAIRS), micro_batch=attached()),
         Loss(torch.zeros(PAIRS), micro_batch=attached(1)),
+        Loss(attached(PAIRS), rewards=torch.zeros(PAIRS, 2)),
     ],
 )
 def test_what_the_contract_allows_passes(loss):
@@ -56,6 +57,15 @@ def test_what_the_contract_allows_passes(loss):
         (Loss(attached(PAIRS), {"a": 0.1}), "`Loss.terms['a']` is a number"),
         (Loss(attached(PAIRS), {"a": torch.ones(PAIRS) > 0}), "and dtype bool; expected a floating-point tensor"),
         (Loss(attached(PAIRS), {1: attached(PAIRS)}), "`Loss.terms` has the name 1; expected text"),
+        (
+            Loss(attached(PAIRS), {"margin": attached(PAIRS)}),
+            "`Loss.terms` has the name 'margin', which the trainer logs",
+        ),
+        (Loss(attached(PAIRS), {"loss": attached(PAIRS)}), "`Loss.terms` has the name 'loss', which the trainer logs"),
+        (
+            Loss(attached(PAIRS), rewards=torch.zeros(PAIRS)),
+            "`Loss.rewards` is a tensor of shape [3] and dtype float32",
+        ),
         (Loss(attached(PAIRS), micro_batch=attached(PAIRS)), "`Loss.micro_batch` is a tensor of shape [3]"),
         (Loss(attached(PAIRS), micro_batch=0.1), "`Loss.micro_batch` is a number; expected one number, a floating"),
     ],
