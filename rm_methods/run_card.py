@@ -20,7 +20,7 @@ class RunIdentity(TypedDict):
 class RunData(TypedDict, total=False):
     """The training data of a run."""
 
-    dataset: str  # `data.dataset`: a card's name or a path
+    dataset: str  # `data.dataset`: a card's name or a path; or the sources of a mixture
     hash: str  # of the file of prepared pairs
     pairs: int | None  # training pairs in that file
 

@@ -1,8 +1,8 @@
 """Benchmarks made of prepared pairs: held-out splits of the training data, or the splits of the controlled world.
 
 Metrics: one per split, and `mean`, the unweighted mean over the splits. Held-out splits also have a length-controlled
-one. By convention the chosen response has index 0, and the label is 0. Scoring reads each response alone and grading is
-strict, so the position reveals nothing.
+one, and a split of a mixture one per source. By convention the chosen response has index 0, and the label is 0. Scoring
+reads each response alone and grading is strict, so the position reveals nothing.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from rm_methods.benchmarks.length_control import length_controlled
 from rm_methods.benchmarks.sources import ItemReport
 from rm_methods.errors import DataError, UserError
 from rm_methods.files import file_hash
+from rm_methods.preferences.data_sources import source_metric, source_name
 from rm_methods.preferences.pair import read_pairs
 
 TIE_RULE = "equal scores are wrong (strict)"
@@ -105,7 +106,7 @@ def grade(label: Any, scores: np.ndarray) -> dict[str, float]:
 
 
 def metrics(items: Sequence[BenchmarkItem]) -> list[Metric]:
-    """One metric per split, and their mean; held-out splits also with length controlled.
+    """One metric per split, and their mean; held-out splits also with length controlled, and by source in a mixture.
 
     The splits of the controlled world control length by their cue.
     """
@@ -116,4 +117,28 @@ def metrics(items: Sequence[BenchmarkItem]) -> list[Metric]:
         if split in ("test", "validation")
     ]
     each = [pooled(split, "accuracy", [split]) for split in splits]
-    return [*each, *controlled, mean_of("mean", "accuracy", {split: (split,) for split in splits})]
+    by_source = [metric for split in splits for metric in _by_source(split, items)]
+    return [*each, *controlled, *by_source, mean_of("mean", "accuracy", {split: (split,) for split in splits})]
+
+
+def _by_source(split: str, items: Sequence[BenchmarkItem]) -> list[Metric]:
+    """The accuracy on each source of a split; none if all its pairs have one source."""
+    sources = sorted({_source_of(item) for item in items if item.subset == split})
+    if len(sources) < 2:
+        return []
+    return [
+        Metric(source_metric(split, source), "accuracy", {source: (1.0, (_part(split, source),))}, part_of=_part_of)
+        for source in sources
+    ]
+
+
+def _source_of(item: BenchmarkItem) -> str:
+    return source_name(item.meta.get("source", ""))
+
+
+def _part_of(item: BenchmarkItem) -> str:
+    return _part(item.subset, _source_of(item))
+
+
+def _part(split: str, source: str) -> str:
+    return f"{split} of {source}"

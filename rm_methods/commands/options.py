@@ -30,6 +30,9 @@ experiment_option = click.option(
 threads_option = click.option(
     "--threads", type=click.IntRange(min=0), default=0, help="CPU threads; 0 lets torch decide."
 )
+reader_option = click.option(
+    "--option", "reader", multiple=True, help="NAME=VALUE of the reader, such as chosen_field=better; repeatable."
+)
 benchmarks_option = click.option("--benchmark", multiple=True, required=True, help="Name of a benchmark; repeatable.")
 items_option = click.option(
     "--items", multiple=True, required=True, type=FILE, help="Benchmark items, one file per --benchmark."
@@ -86,6 +89,24 @@ def benchmark_items(benchmarks: Sequence[str], items: Sequence[Path]) -> list[tu
             f"{len(benchmarks)} --benchmark but {len(items)} --items were given; give one --items for each --benchmark."
         )
     return list(zip(benchmarks, items, strict=True))
+
+
+def reader_options(texts: tuple[str, ...]) -> dict[str, Any]:
+    """NAME=VALUE options of a reader as a mapping; values are read as YAML, or else as text."""
+    from yaml import YAMLError
+
+    from rm_methods.yaml_files import parse_yaml
+
+    values = {}
+    for option in texts:
+        name, separator, text = option.partition("=")
+        if not separator:
+            raise UserError(f"--option {option}: write NAME=VALUE, for instance chosen_field=better.")
+        try:
+            values[name] = parse_yaml(text)[0]
+        except YAMLError:
+            values[name] = text
+    return values
 
 
 def counts_text(counts: Mapping[str, Any]) -> str:

@@ -14,6 +14,8 @@ from rm_methods.commands.options import (
     experiment_option,
     external_model_options,
     named_paths,
+    reader_option,
+    reader_options,
     threads_option,
 )
 from rm_methods.commands.verb import verb
@@ -51,8 +53,9 @@ def show(method):
 @click.option(
     "--data",
     required=True,
+    multiple=True,
     type=click.Path(exists=True, path_type=Path),
-    help="File of preference pairs, or folder with train.*, validation.* and test.*.",
+    help="File of preference pairs, or folder with train.*, validation.* and test.*; repeatable: a mixture.",
 )
 @click.option("--test", type=FILE, default=None, help="File of test pairs; default: a share of the prompts of --data.")
 @click.option(
@@ -61,29 +64,16 @@ def show(method):
     help="Folder or hub id of the model to train, or tiny; default: the best that needs no network.",
 )
 @click.option("--out", type=FILE, default=None, help="File to write; default: the name of --data with .yaml.")
-@click.option(
-    "--option", "options", multiple=True, help="NAME=VALUE of the reader, such as chosen_field=better; repeatable."
-)
+@reader_option
 @click.option("--force", is_flag=True, help="Overwrite the file.")
-def init(data, test, backbone, out, options, force):
+def init(data, test, backbone, out, reader, force):
     """Write a configuration for your own pairs.
 
     Prints what was read.  The configuration compares methods on held-out pairs, and runs without a change.
     """
-    from yaml import YAMLError
-
     from rm_methods.config.starter import write_starter
-    from rm_methods.yaml_files import parse_yaml
 
-    values = {}
-    for option in options:
-        name, separator, text = option.partition("=")
-        if not separator:
-            raise UserError(f"--option {option}: write NAME=VALUE, for instance chosen_field=better.")
-        try:
-            values[name] = parse_yaml(text)[0]
-        except YAMLError:
-            values[name] = text
+    values = reader_options(reader)
     click.echo(write_starter(data, out, test=test, backbone=backbone, options=values, force=force))
 
 
@@ -169,6 +159,7 @@ def plan(config_files, **options):
 @click.option(
     "--config", "config_files", multiple=True, type=FILE, help="Configuration with the scoring settings; repeatable."
 )
+@reader_option
 @threads_option
 @click.option(
     "--max-length",
@@ -209,7 +200,7 @@ def plan(config_files, **options):
 )
 @click.option("--strict", is_flag=True, help="Fail if any row cannot be scored.")
 @external_model_options
-def score(model, data, out, root, config_files, strict, model_options, **options):
+def score(model, data, out, root, config_files, reader, strict, model_options, **options):
     """Score responses with a reward model.
 
     Writes a score table for each --data.  Prints a report on the rows and the accuracy, and stores it beside the table.
@@ -229,7 +220,16 @@ def score(model, data, out, root, config_files, strict, model_options, **options
         configured = ScoringSettings(max_length=own_length(model) or ScoringSettings.max_length)
     settings = replace(configured, **{name: value for name, value in options.items() if value is not None})
     jobs = list(zip(data, out, strict=True))
-    reports = score_files(model, jobs, root, settings, strict, also_read=config_files, model_options=model_options)
+    reports = score_files(
+        model,
+        jobs,
+        root,
+        settings,
+        strict,
+        also_read=config_files,
+        model_options=model_options,
+        reader_options=reader_options(reader),
+    )
     click.echo("\n\n".join(reports))
 
 
@@ -362,7 +362,7 @@ def compare(folders, config_files, folder, out, reference, benchmark, same_data)
     config = load_config(config_files)
     experiment = Experiment(config)
     runs = evaluated_runs(experiment, folder)
-    columns = compared_columns(config)
+    columns = compared_columns(config, runs)
     reference = reference_variant(config)
     correction = config["comparison"]["correction"]
     overlaps = contamination_of(experiment, folder)
@@ -464,7 +464,7 @@ def power(folder, config_files, difference, rivals, reference, out):
     if config_files:
         config = load_config(config_files)
         files = evaluated_runs(Experiment(config), folder)
-        columns = compared_columns(config)
+        columns = compared_columns(config, files)
     else:
         stored = stored_experiment(folder)
         config = stored.config

@@ -16,6 +16,7 @@ from rm_methods.comparison.result import Column
 from rm_methods.errors import DataError, UserError, nearest
 from rm_methods.experiment.evaluated_runs import EvaluatedFiles
 from rm_methods.parquet import read_parquet
+from rm_methods.preferences.data_sources import data_sources, source_metric
 from rm_methods.run_card import BenchmarkResult, RunCost, RunMetrics, RunSummary, StepsRecord
 from rm_methods.statistics.column import LINES, Role, role_of
 from rm_methods.statistics.designs import ItemDesign, item_coefficients, item_design
@@ -85,23 +86,42 @@ class Run:
         return math.nan if value is None else float(value)
 
 
-def compared_columns(config: Mapping[str, Any]) -> list[Column]:
-    """The columns of the comparison table: for each benchmark of the configuration, those that its card names."""
+def compared_columns(config: Mapping[str, Any], files: Sequence[EvaluatedFiles]) -> list[Column]:
+    """The columns of the comparison table.
+
+    For each benchmark of the configuration, those that its card names; on held-out pairs of a mixture also one for each
+    source that a run has.
+    """
+    recorded = _recorded(files) if len(data_sources(config["data"])) > 1 else set()
     columns = []
     for name, entry in config["benchmarks"].items():
         card = load_benchmark_card(name)
-        for metric, heading in card.columns_with(entry["options"]).items():
+        headings = card.columns_with(entry["options"])
+        for metric, heading in headings.items():
             columns.append(Column(benchmark=name, metric=metric, heading=heading, chance=card.chance))
+        if card.module != "prepared_splits":
+            continue
+        for source in data_sources(config["data"]):
+            for split in entry["options"]["splits"]:
+                metric = source_metric(split, source.name)
+                if split in headings and (name, metric) in recorded:
+                    columns.append(Column(name, metric, f"{headings[split]}, {source.name}", card.chance))
     return columns
 
 
 def recorded_columns(config: Mapping[str, Any], files: Sequence[EvaluatedFiles]) -> list[Column]:
     """Those of `compared_columns` that a run has: results of another release may lack a column of today's cards."""
+    recorded = _recorded(files)
+    return [column for column in compared_columns(config, files) if (column.benchmark, column.metric) in recorded]
+
+
+def _recorded(files: Sequence[EvaluatedFiles]) -> set[tuple[str, str]]:
+    """(benchmark, metric) of every value that a run has."""
     recorded = set()
     for run in files:
         for benchmark, result in read_metrics(run.metrics)["benchmarks"].items():
             recorded |= {(benchmark, metric) for metric in result.get("metrics", {})}
-    return [column for column in compared_columns(config) if (column.benchmark, column.metric) in recorded]
+    return recorded
 
 
 def read_runs(files: Sequence[EvaluatedFiles], columns: Sequence[Column]) -> list[Run]:

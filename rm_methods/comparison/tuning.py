@@ -20,6 +20,7 @@ from rm_methods.errors import UserError
 from rm_methods.experiment.layout import TUNING_FILES, Layout
 from rm_methods.files import write_text
 from rm_methods.methods.registry import load_method_card
+from rm_methods.preferences.data_sources import dataset_name
 from rm_methods.reporting.tables import Section, csv_text, markdown_text, terminal_text
 from rm_methods.stored import read_record
 from rm_methods.yaml_files import yaml_text
@@ -73,7 +74,7 @@ def tune(config: Mapping[str, Any], folder: Path, out_folder: Path) -> str:
         settings.setdefault(candidate.method, {})[candidate.setting] = candidate.value
     evidence = {
         "experiment": config["experiment"],
-        "dataset": config["data"]["dataset"],
+        "dataset": dataset_name(config["data"]),
         "label_noise": dict(config["data"]["label_noise"]),
         "seeds": list(config["seeds"]),
         "selected_by": "mean validation accuracy over seeds, then validation loss",

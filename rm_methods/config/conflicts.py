@@ -10,7 +10,7 @@ import os
 import re
 import sys
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from rm_methods.config.validation_conflicts import validation_conflicts
 from rm_methods.config.variants import SAMPLES, names_without_noise, noise_suffix, optimized_variants
 from rm_methods.errors import UserError, nearest
 from rm_methods.methods import registry
+from rm_methods.preferences.data_sources import DataSource, data_sources, dataset_name
 from rm_methods.system.deepspeed import zero_settings
 
 _LONGEST_VARIANT = 150  # of 255 bytes of a file name; seed and benchmark join it
@@ -107,7 +108,7 @@ def _missing_splits(config: Mapping[str, Any]) -> list[str]:
     A single file is read, because a column may name splits. That is quick for a file with the split, and only a file
     without it is read to its end.
     """
-    from rm_methods.preferences.cards import card_for
+    from rm_methods.preferences.cards import card_of
     from rm_methods.preferences.prepare import missing_split_remedy
     from rm_methods.preferences.split_search import has_split
 
@@ -117,10 +118,12 @@ def _missing_splits(config: Mapping[str, Any]) -> list[str]:
         is_taken_from_train = data.get(f"{split}_fraction", 0) > 0
         if is_taken_from_train or (split == "test" and data["test"]):
             continue
-        card, root = card_for(data["dataset"], data["root"])
-        if has_split(card, root, data["options"], split) is False:
+        sources = data_sources(data)
+        if all(has_split(*card_of(source), source.options, split) is False for source in sources):
+            named = "no source of data.sources" if "sources" in data else f"data.dataset '{data['dataset']}'"
+            lack = "has it" if "sources" in data else "has none"
             problems.append(
-                f"benchmarks.{benchmark}: is made of the split {split}, but data.dataset '{data['dataset']}' has none. "
+                f"benchmarks.{benchmark}: is made of the split {split}, but {named} {lack}. "
                 f"{missing_split_remedy(split)}"
             )
     return problems
@@ -276,11 +279,9 @@ def _missing_requirements(config: dict[str, Any]) -> list[str]:
 
 def _missing_data(config: Mapping[str, Any]) -> list[str]:
     """Methods that know something about one data set, on another one."""
-    from rm_methods.preferences.cards import card_for
-
-    data = config["data"]
-    is_world = card_for(data["dataset"], data["root"])[0].reader == "world"
-    has_annotators = is_world and data["options"]["annotator"] is not None
+    sources = data_sources(config["data"])
+    is_world = len(sources) == 1 and _is_world(sources[0])
+    has_annotators = is_world and sources[0].options["annotator"] is not None
     problems = []
     for variant, entry in config["methods"].items():
         card = registry.load_method_card(entry["method"])
@@ -289,7 +290,7 @@ def _missing_data(config: Mapping[str, Any]) -> list[str]:
         if needed is not None and not is_world:
             problems.append(
                 f"methods.{variant}: '{entry['method']}'{settings} needs the controlled world, but data.dataset is "
-                f"'{data['dataset']}'; leave the method out"
+                f"'{dataset_name(config['data'])}'; leave the method out"
             )
         elif needed == "world with annotators" and not has_annotators:
             problems.append(
@@ -350,17 +351,24 @@ def _axis_conflicts(config: dict[str, Any]) -> list[str]:
 def _data_conflicts(config: dict[str, Any]) -> list[str]:
     """Splits that a stage needs and that the data set cannot have."""
     from rm_methods.preferences import world
-    from rm_methods.preferences.cards import card_for
+    from rm_methods.preferences.cards import card_of
 
     problems: list[str] = []
     splits: tuple[str, ...] = ()
     data = config["data"]
     optimization = config["overoptimization"]
-    card = card_for(data["dataset"], data["root"])[0]
-    if card.reader == "world":
-        has_validation = data["options"]["validation_pairs"] > 0
-        problems += [f"data.options.{problem}" for problem in world.conflicts(data["options"])]
-        splits = world.splits_of(data["options"])
+    sources = data_sources(data)
+    is_world = len(sources) == 1 and _is_world(sources[0])
+    has_validation = False
+    for source in sources:
+        if not _is_world(source):
+            # A file of pairs may have a column of splits, and a reader may define splits, so only prepare can tell.
+            card, _ = card_of(source)
+            has_validation |= not card.splits or bool(card.splits.keys() & {"validation", "by_instruction", ""})
+            continue
+        has_validation |= source.options["validation_pairs"] > 0
+        problems += [f"{source.where}.options.{problem}" for problem in world.conflicts(source.options)]
+        splits = world.splits_of(source.options)
         if "world" in config["benchmarks"]:
             problems += [
                 f"benchmarks.world.options.splits: with these data.options the world has no split '{split}'; use some "
@@ -368,28 +376,25 @@ def _data_conflicts(config: dict[str, Any]) -> list[str]:
                 for split in config["benchmarks"]["world"]["options"]["splits"]
                 if split not in splits
             ]
-    else:
-        # A file of pairs may have a column of splits, and a reader may define splits, so only prepare can tell.
-        has_validation = not card.splits or bool(card.splits.keys() & {"validation", "by_instruction", ""})
     if data["validation_fraction"] + data["test_fraction"] >= 1:
         problems.append(
             "data.test_fraction: with validation_fraction it takes everything; together they must be less than 1"
         )
     if data["test"] is not None:
-        problems += _test_file_conflicts(data, card.splits)
+        problems += _test_file_conflicts(data, sources)
     if config["tuning"]["enabled"] and not has_validation and not data["validation_fraction"]:
         problems.append(
             "tuning.enabled: chooses on a validation split, but the data set has none; set data.validation_fraction "
             "above 0"
         )
-    has_limit = card.reader == "world" and optimization["sampling"]["max_sentences"] is not None
+    has_limit = is_world and optimization["sampling"]["max_sentences"] is not None
     if optimization["sft"]["responses"] == "mixed" and not has_limit:
         problems.append(
             "overoptimization.sft.responses: 'mixed' writes responses of the controlled world within a limit of "
             "sentences; set overoptimization.sampling.max_sentences, or use both or chosen"
         )
     samples = SAMPLES in optimization["best_of_n"]["pools"] or optimization["ppo"]["enabled"]
-    if samples and card.reader == "world" and optimization["prompts"] not in splits:
+    if samples and is_world and optimization["prompts"] not in splits:
         problems.append(
             f"overoptimization.prompts: the controlled world has no split '{optimization['prompts']}'; use one of "
             f"{', '.join(splits)}"
@@ -397,8 +402,17 @@ def _data_conflicts(config: dict[str, Any]) -> list[str]:
     return problems
 
 
-def _test_file_conflicts(data: Mapping[str, Any], splits: Mapping[str, Any]) -> list[str]:
+def _is_world(source: DataSource) -> bool:
+    from rm_methods.preferences.cards import card_of
+
+    return card_of(source)[0].reader == "world"
+
+
+def _test_file_conflicts(data: Mapping[str, Any], sources: Sequence[DataSource]) -> list[str]:
     """A second source of the test split beside `data.test`."""
+    from rm_methods.preferences.cards import card_of
+    from rm_methods.preferences.file_rows import files_of_card
+
     problems = []
     test = data["test"]
     if data["test_fraction"] > 0:
@@ -406,18 +420,20 @@ def _test_file_conflicts(data: Mapping[str, Any], splits: Mapping[str, Any]) -> 
             f"data.test_fraction: is {data['test_fraction']}, but data.test names '{test}', which is the test split; "
             "set test_fraction to 0, or remove data.test"
         )
-    dataset = os.path.join(data["root"] or "", data["dataset"])
-    if os.path.exists(dataset) and os.path.samefile(dataset, test):
-        problems.append(
-            f"data.test: '{test}' is the file of data.dataset, so nothing would be left to train on; name another "
-            "file, or set data.test_fraction"
-        )
-    # In a folder, each split is optional, so only prepare can tell.
-    if "test" in splits and not splits["test"].optional:
-        problems.append(
-            f"data.test: the data set '{data['dataset']}' has a test split, and '{test}' would be a second one; remove "
-            "data.test"
-        )
+    for source in sources:
+        card, root = card_of(source)
+        files = files_of_card(card, root) if root is not None and "" in card.splits else []
+        if Path(test).resolve() in map(Path.resolve, files):
+            problems.append(
+                f"data.test: '{test}' is the file of {source.where}.dataset, so its pairs would not be trained on; "
+                "name another file, or set data.test_fraction"
+            )
+        # In a folder, each split is optional, so only prepare can tell.
+        if "test" in card.splits and not card.splits["test"].optional:
+            problems.append(
+                f"data.test: the data set '{source.dataset}' has a test split, and '{test}' would be a second one; "
+                "remove data.test"
+            )
     return problems
 
 
@@ -530,8 +546,8 @@ def _policy_conflicts(config: Mapping[str, Any]) -> list[str]:
     where = "overoptimization"
     gold = config["overoptimization"]["gold"]
     if gold["source"] == "world":
-        if config["data"]["dataset"] != "world":
-            dataset = config["data"]["dataset"]
+        dataset = dataset_name(config["data"])
+        if dataset != "world":
             problems.append(
                 f"{where}.gold: 'world' knows the controlled world only, but data.dataset is '{dataset}'; name a "
                 "reward model"

@@ -15,11 +15,13 @@ from typing import Any
 from yaml import YAMLError
 
 from rm_methods.config.conflicts import conflicts, workflow_problems
+from rm_methods.config.data_section import no_folder, resolve_data, with_sources
 from rm_methods.config.path_settings import expand_paths
 from rm_methods.config.variants import across_noise, names_without_noise, tuning_grid
-from rm_methods.errors import ConfigError, UserError, nearest
+from rm_methods.errors import ConfigError, nearest
 from rm_methods.files import content_hash, write_text
 from rm_methods.methods import registry
+from rm_methods.preferences.data_sources import data_sources
 from rm_methods.validation import kind_of, schema_problems, unusable_values
 from rm_methods.yaml_files import load_yaml, parse_yaml, read_yaml, yaml_text
 
@@ -74,9 +76,11 @@ def load_config(
                 [f"the file must have keys with values, such as `experiment: my_name`; it is {kind_of(content)}"],
                 source=str(path),
             )
+        content = with_sources(content)
         problems += replacement_problems(merged, content)
         merged = merge(merged, content)
     for override in overrides:
+        override = with_sources(override)
         problems += replacement_problems(merged, override)
         merged = merge(merged, override)
     source = ", ".join(map(str, paths)) or "the configuration"
@@ -185,6 +189,7 @@ def resolve(
     Raises:
         ConfigError: with every problem found, each with its key path, the value seen, and what is allowed.
     """
+    config = with_sources(config)
     problems = schema_problems(config, schema())
     resolved: dict[str, Any] = _with_text_keys(config)
     if resolved.get("methods") == "all":
@@ -201,7 +206,7 @@ def resolve(
     resolved = expand_paths(resolved, schema(), "", problems)
     resolved["methods"] = _resolve_methods(resolved, problems)
     if isinstance(resolved.get("data"), dict):
-        _resolve_data(resolved, problems)
+        resolve_data(resolved["data"], schema()["properties"]["data"]["items"], problems)
     if isinstance(resolved.get("benchmarks"), dict):
         for name, entry in resolved["benchmarks"].items():
             if entry is None or (isinstance(entry, dict) and isinstance(entry.get("options", {}), dict)):
@@ -400,37 +405,6 @@ def _tuned_settings(config: dict[str, Any], problems: list[str]) -> dict[str, An
     return settings
 
 
-def _resolve_data(config: dict[str, Any], problems: list[str]) -> None:
-    from rm_methods.preferences.cards import card_for, card_for_test
-    from rm_methods.preferences.readers import resolve_reader_options
-
-    data = config["data"]
-    typed = (
-        isinstance(data.get("dataset"), str)
-        and isinstance(data.get("options"), dict)
-        and isinstance(data["root"], str | None)
-    )
-    if not typed:
-        return
-    if isinstance(data["root"], str) and not os.path.isdir(data["root"]):
-        problems.append(_no_folder("data.root", data["root"]))
-        return
-    try:
-        data["options"] = resolve_reader_options(card_for(data["dataset"], data["root"])[0], data["options"])
-    except ConfigError as error:
-        problems += error.problems
-    except UserError as error:
-        problems.append(f"data.dataset: {error}")
-    if not isinstance(data["test"], str):
-        return
-    try:
-        card_for_test(data["test"])
-    except ConfigError as error:
-        problems += error.problems
-    except UserError as error:
-        problems.append(f"data.test: {error}")
-
-
 def _resolve_benchmark(name: str, entry: dict[str, Any], problems: list[str]) -> dict[str, Any]:
     from rm_methods.benchmarks.cards import list_benchmark_cards, load_benchmark_card, resolve_benchmark_options
 
@@ -445,7 +419,7 @@ def _resolve_benchmark(name: str, entry: dict[str, Any], problems: list[str]) ->
             f"{where}.root: is not used, because this benchmark is made of the experiment's pairs; remove it"
         )
     elif isinstance(entry["root"], str) and not os.path.isdir(entry["root"]):
-        problems.append(_no_folder(f"{where}.root", entry["root"]))
+        problems.append(no_folder(f"{where}.root", entry["root"]))
     try:
         entry["options"] = resolve_benchmark_options(card, entry["options"])
     except ConfigError as error:
@@ -457,19 +431,12 @@ def _fill_in_world_splits(config: Mapping[str, Any], resolved: dict[str, Any], p
     """Let the benchmark `world` have all test splits of the experiment's world, unless the user names some."""
     from rm_methods.preferences.world.generator import test_splits_of
 
-    if problems or "world" not in resolved["benchmarks"] or resolved["data"]["dataset"] != "world":
+    if problems or "world" not in resolved["benchmarks"]:
         return
     written = config["benchmarks"]["world"] or {}
-    if "splits" not in written.get("options", {}):
-        splits = list(test_splits_of(resolved["data"]["options"]))
-        resolved["benchmarks"]["world"]["options"]["splits"] = splits
-
-
-def _no_folder(where: str, path: str) -> str:
-    return (
-        f"{where}: no such folder: '{path}' (looked in {Path.cwd()}). Name the folder that holds the files, or null "
-        "for the hub"
-    )
+    worlds = [source for source in data_sources(resolved["data"]) if source.dataset == "world"]
+    if worlds and "splits" not in written.get("options", {}):
+        resolved["benchmarks"]["world"]["options"]["splits"] = list(test_splits_of(worlds[0].options))
 
 
 def _with_text_keys(value: Any) -> Any:

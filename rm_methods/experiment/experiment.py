@@ -15,6 +15,7 @@ from rm_methods.experiment.layout import RECORDS, Layout, best_of_n_files, ppo_f
 from rm_methods.experiment.made_with import differences, read_made, refuse_outdated
 from rm_methods.files import content_hash, file_hash, named_file_hash
 from rm_methods.methods.registry import MethodCard, load_method_card
+from rm_methods.preferences.data_sources import data_sources
 from rm_methods.stored import read_metrics, read_record, read_summary
 from rm_methods.system.code_hash import code_hash
 from rm_methods.system.deepspeed import custom_file_hash
@@ -90,25 +91,25 @@ class Experiment:
 
     def data_sources(self) -> list[str]:
         """Local files that the pairs are made of; none for data of the hub or of a generator."""
-        from rm_methods.preferences.cards import card_for
-        from rm_methods.preferences.file_rows import find_files
+        from rm_methods.preferences.cards import card_of
+        from rm_methods.preferences.file_rows import files_of_card
 
         data = self.config["data"]
-        card, root = card_for(data["dataset"], data["root"])
         files = {data["test"]} if data["test"] else set()
-        if root is not None:
-            files |= {str(path) for source in card.splits.values() for path in find_files(root, source)}
+        for source in data_sources(data):
+            card, root = card_of(source)
+            if root is not None:
+                files |= set(map(str, files_of_card(card, root)))
         return sorted(files)
 
     def data_settings(self) -> dict[str, Any]:
-        """The settings that the pairs depend on: the section `data` and the data set's card."""
+        """The settings that the pairs depend on: the section `data` and the cards of its data sets."""
         from rm_methods.preferences.cards import dataset_card_file, list_dataset_cards
 
-        name = self.config["data"]["dataset"]
-        return {
-            "data": self.config["data"],
-            "card": file_hash(dataset_card_file(name)) if name in list_dataset_cards() else None,
-        }
+        data = self.config["data"]
+        names = [source.dataset for source in data_sources(data)]
+        hashes = [file_hash(dataset_card_file(name)) if name in list_dataset_cards() else None for name in names]
+        return {"data": data} | ({"cards": hashes} if "sources" in data else {"card": hashes[0]})
 
     def benchmark_sources(self, benchmark: str) -> list[str]:
         """Local files that a benchmark is made of."""
@@ -224,12 +225,14 @@ class Experiment:
     def overlaps_by_design(self, benchmark: str) -> bool:
         """Whether one generator makes both the training pairs and the items, so that they repeat its phrases.
 
-        A data set is generated if its card names no source of a split.
+        A data set is generated if its card names no source of a split; so is a mixture with such a source.
         """
         from rm_methods.preferences.cards import list_dataset_cards, load_dataset_card
 
-        dataset = self.config["data"]["dataset"]
-        is_generated = dataset in list_dataset_cards() and not load_dataset_card(dataset).splits
+        is_generated = any(
+            source.dataset in list_dataset_cards() and not load_dataset_card(source.dataset).splits
+            for source in data_sources(self.config["data"])
+        )
         return is_generated and self.made_of_pairs(benchmark)
 
     def compared_with_training(self) -> list[str]:
@@ -423,12 +426,12 @@ class Experiment:
     def _modules_by_name(self, stage: str, variant: str | None, benchmark: str | None) -> list[str]:
         """The modules that a stage loads by their name, because the configuration or a card names them."""
         from rm_methods.benchmarks.cards import load_benchmark_card
-        from rm_methods.preferences.cards import card_for
+        from rm_methods.preferences.cards import card_of
         from rm_methods.preferences.readers import reader_module
 
         if stage == "prepare":
-            card, _ = card_for(self.config["data"]["dataset"], self.config["data"]["root"])
-            readers = {card.reader, "pairs"} if self.config["data"]["test"] else {card.reader}
+            readers = {card_of(source)[0].reader for source in data_sources(self.config["data"])}
+            readers |= {"preference_rows"} if self.config["data"]["test"] else set()
             return [reader_module(reader) for reader in sorted(readers)]
         if stage in ("prepare_benchmark", "evaluate"):
             names = [benchmark] if benchmark else self.config["benchmarks"]

@@ -251,12 +251,13 @@ def _training_pairs(folder: Path, summary: RunSummary, noise: Mapping[str, int])
     name = str(data.get("dataset", "not recorded"))
     card = _dataset_card(name)
     root = experiment_folder(folder)
+    mixture = _mixture(root / "data" / "report.json") if root and not card else {}
     return TrainingPairs(
         name=f"{card.title} (`{card.name}`)" if card else f"`{without_folders(str(Path(name).absolute()))}`",
         hub_id=card.hub_id if card else None,
         revision=card.revision if card else None,
-        license=card.license if card else None,
-        citation=card.citation if card else None,
+        license=card.license if card else mixture.get("license"),
+        citation=card.citation if card else mixture.get("citation"),
         url=card.url if card else None,
         pairs=data.get("pairs"),
         hash=data.get("hash"),
@@ -271,6 +272,15 @@ def _dataset_card(name: str) -> DatasetCard | None:
         return load_dataset_card(name) if name in list_dataset_cards() else None
     except UserError:
         return None
+
+
+def _mixture(report: Path) -> dict[str, str]:
+    """Licenses and citations of a mixture's sources, from the report of the preparation; empty for other data."""
+    try:
+        content = read_json(report)
+        return {key: content["dataset"][key] for key in ("license", "citation")} if "sources" in content else {}
+    except (UserError, OSError, KeyError, TypeError, AttributeError):
+        return {}
 
 
 def _splits(report: Path) -> dict[str, int]:

@@ -6,11 +6,16 @@ How to add one: data/datasets/README.md.
 from __future__ import annotations
 
 import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from rm_methods.card_files import card_files
-from rm_methods.errors import ConfigError, nearest
+from rm_methods.errors import ConfigError, DataError, nearest
+from rm_methods.preferences.data_sources import DataSource
 from rm_methods.preferences.dataset_card import DatasetCard, SplitSource
 from rm_methods.preferences.file_formats import check_data_format, data_format
 from rm_methods.preferences.file_rows import SPLITS
@@ -21,6 +26,7 @@ from rm_methods.yaml_files import read_yaml
 _COMMIT = "a commit of the hub repository: 40 hexadecimal digits"
 _TEXT = {"type": "string", "minLength": 1}
 _OPTIONAL_TEXT = {"type": ["string", "null"], "minLength": 1}
+_WILDCARD = re.compile(r"\[[^]]*\]|[*?]+")
 CARD_SCHEMA: dict[str, Any] = {
     "type": "object",
     "required": ["name", "title", "hub_id", "revision", "license", "citation", "url", "reader", "splits"],
@@ -127,7 +133,8 @@ def card_for(dataset: str, root: str | Path | None = None) -> tuple[DatasetCard,
     their names, as on the hub.
 
     Args:
-        dataset: a card's name, or the path of a file or folder of TRL-style pairs.
+        dataset: a card's name, the path of a file or folder of TRL-style pairs, or a pattern of paths
+            (`shards/*.jsonl`), whose files are read like one.
         root: folder with the files of a card; a relative path starts there. None: the hub, or the working directory.
 
     Raises:
@@ -143,6 +150,8 @@ def card_for(dataset: str, root: str | Path | None = None) -> tuple[DatasetCard,
     if os.path.isfile(path):
         check_data_format(path)
         return _card_of_path(path, {"": SplitSource(files=(_escape_glob(path.name),))}), path.parent
+    if _WILDCARD.search(dataset):
+        return _card_of_pattern(dataset, root)
     looks_like_path = "/" in dataset or data_format(path) is not None
     where = f"no file or folder {path} exists" if looks_like_path else f"no card is called '{dataset}'"
     problem = (
@@ -176,6 +185,55 @@ def card_for_test(test: str) -> tuple[DatasetCard, Path]:
     return _card_of_path(path, {"test": SplitSource(files=(_escape_glob(path.name),))}), path.parent
 
 
+def card_of(source: DataSource) -> tuple[DatasetCard, Path | None]:
+    """The card of a source and the folder to read from; raises as `card_for`, with the key path of the source."""
+    with located(source):
+        return card_for(source.dataset, source.root)
+
+
+@contextmanager
+def located(source: DataSource) -> Iterator[None]:
+    """Errors inside name the settings of a source in a mixture: `data.sources.1.options` instead of `data.options`.
+
+    Raises:
+        ConfigError, DataError: those raised inside, with the key path of the source.
+    """
+
+    def named(text: str) -> str:
+        return re.sub(r"\bdata\.(dataset|root|options)\b", rf"{source.where}.\1", text)
+
+    try:
+        yield
+    except ConfigError as error:
+        raise ConfigError(map(named, error.problems)) from None
+    except DataError as error:
+        raise DataError(named(str(error))) from None
+
+
+def _card_of_pattern(dataset: str, root: str | Path | None) -> tuple[DatasetCard, Path]:
+    """The card of the files that match a pattern, and the folder where the pattern begins."""
+    parts = Path(dataset).parts
+    first = next(k for k, part in enumerate(parts) if _WILDCARD.search(part))
+    folder = Path(root or "", *parts[:first])
+    pattern = "/".join(parts[first:])
+    try:
+        files = sorted(path for path in folder.glob(pattern) if path.is_file())
+    except ValueError as error:
+        raise ConfigError([f"data.dataset: '{dataset}' is no pattern of files ({error})"]) from None
+    if not files:
+        raise ConfigError(
+            [
+                f"data.dataset: no file matches '{dataset}' (looked in {folder.absolute()}). Give the path or a "
+                "pattern of files of pairs, such as shards/*.jsonl"
+            ]
+        )
+    for path in files:
+        check_data_format(path)
+    name = _WILDCARD.sub("", parts[-1].split(".")[0]).strip("-_ ") or folder.absolute().name or "pairs"
+    card = _card_of_path(Path(parts[-1]), {"": SplitSource(files=(pattern,))})
+    return replace(card, name=name), folder
+
+
 def _card_of_path(path: Path, splits: dict[str, SplitSource]) -> DatasetCard:
     return DatasetCard(
         name=path.name.split(".")[0] or path.name,
@@ -185,7 +243,7 @@ def _card_of_path(path: Path, splits: dict[str, SplitSource]) -> DatasetCard:
         license="unknown",
         citation="none",
         url="",
-        reader="pairs",
+        reader="preference_rows",
         splits=splits,
     )
 

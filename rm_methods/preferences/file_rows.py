@@ -121,6 +121,11 @@ def find_files(root: Path, source: SplitSource) -> list[Path]:
     return sorted(path for path in _data_files(root) if _split_in_name(path) == source.hub)
 
 
+def files_of_card(card: DatasetCard, root: Path) -> list[Path]:
+    """The local files of all splits of a card, sorted."""
+    return sorted({path for source in card.splits.values() for path in find_files(root, source)})
+
+
 def _data_files(root: Path) -> list[Path]:
     return [path for path in root.rglob("*") if path.is_file() and data_format(path)]
 

@@ -2,21 +2,36 @@
 
 read -> duplicates -> splits -> leaks -> shuffle -> length limit (train) -> length balance (train) -> cap
 -> label noise (train) -> write
+
+In a mixture with weights, one draw from each source is the length balance and the cap of train (`mixture.draw`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from rm_methods.errors import DataError
 from rm_methods.files import write_json
 from rm_methods.preferences.balance import balance_length
-from rm_methods.preferences.cards import card_for, card_for_test
+from rm_methods.preferences.cards import card_for_test, card_of, located
+from rm_methods.preferences.data_sources import DataSource, data_sources, dataset_name, source_name
+from rm_methods.preferences.dataset_card import DatasetCard
+from rm_methods.preferences.mixture import (
+    Snapshots,
+    accounts_of,
+    describe_sources,
+    draw,
+    fraction_notes,
+    problems_of,
+    split_sources,
+)
 from rm_methods.preferences.noise import flip_labels
 from rm_methods.preferences.pair import PreferencePair, write_pairs
-from rm_methods.preferences.read_report import ReadReport, tally_lines, unread_notes
+from rm_methods.preferences.pairing import pairing_lines
+from rm_methods.preferences.read_report import ReadReport, form_text, tally_lines, unread_notes
 from rm_methods.preferences.readers import read_dataset
 from rm_methods.preferences.splits import (
     cap_pairs,
@@ -26,7 +41,6 @@ from rm_methods.preferences.splits import (
     longest_text,
     seeded_order,
     share_chosen_longer,
-    split_train,
     summarize_splits,
 )
 
@@ -44,7 +58,8 @@ def prepare(
 
     Returns:
         the report: "dataset", "seed", "read" (`ReadReport.to_json`), "steps" (pairs before and after each, with
-        counts), "splits" (`splits.summarize_splits`), "notes".
+        counts), "splits" (`splits.summarize_splits`), "notes". Of a mixture also "sources": each with its origin,
+        "rows", "refused" and "pairs" read, and what became of the pairs (`mixture.accounts_of`).
 
     Raises:
         ConfigError: with every problem of the reader's options.
@@ -67,83 +82,134 @@ def prepared_pairs(
     Raises:
         ConfigError, DataError: as `prepare`.
     """
-    card, root = card_for(data["dataset"], data["root"])
-    pairs, options, read_report = read_pairs_of(data)
-    pairs, steps, notes = _clean_and_split(pairs, data)
+    pairs, origins, read_report = read_pairs_of(data)
+    pairs, steps, notes, snapshots = _clean_and_split(pairs, data)
     check_groups(pairs)
     read = read_report.to_json()
     report = {
-        "dataset": {
-            "name": card.name,
-            "title": card.title,
-            "hub_id": card.hub_id,
-            "revision": card.revision,
-            "license": card.license,
-            "citation": card.citation,
-            "reader": card.reader,
-            "options": options,
-            "local": root is not None,
-            "test_file": data["test"],
-        },
+        "dataset": _described(data, origins) | {"test_file": data["test"]},
         "seed": data["seed"],
         "read": read,
         "steps": steps,
         "splits": summarize_splits(pairs),
         "notes": read.pop("notes") + notes,
     }
+    if "sources" in data:
+        accounts = accounts_of(data_sources(data), snapshots, pairs)
+        report["sources"] = [origin | account for origin, account in zip(origins, accounts, strict=True)]
     _check_not_empty(data, report, needed_splits)
     return pairs, report
 
 
-def read_pairs_of(data: dict[str, Any]) -> tuple[list[PreferencePair], dict[str, Any], ReadReport]:
-    """Read the data set and the file of test pairs, if one is named.
+def read_pairs_of(data: dict[str, Any]) -> tuple[list[PreferencePair], list[dict[str, Any]], ReadReport]:
+    """Read all sources, and the file of test pairs, if one is named.
 
-    `data.options` also hold for the file of test pairs if the data set is a file of pairs, too.
+    The options of the first source that is a file of pairs also hold for the file of test pairs.
 
     Args:
         data: the resolved section `data` of the configuration.
 
     Returns:
-        the pairs in reading order, those of the test file last; the resolved options; the report of all files.
+        the pairs in reading order, those of the test file last; the origin of each source (its card, options, and
+        the rows and pairs read); the report of all files.
 
     Raises:
-        ConfigError: with every problem of the reader's options.
+        ConfigError: with every problem of the readers' options.
         DataError: the data cannot be read, or has two test splits.
     """
-    card, root = card_for(data["dataset"], data["root"])
-    pairs, options, report = read_dataset(card, root, data["options"])
+    sources = data_sources(data)
+    report = ReadReport()
+    pairs: list[PreferencePair] = []
+    origins = []
+    for source in sources:
+        card, root = card_of(source)
+        rows, refused = report.rows, report.refused
+        with located(source):
+            members, options, _ = read_dataset(card, root, source.options, report)
+        counts = {"rows": report.rows - rows, "refused": report.refused - refused, "pairs": len(members)}
+        origins.append(_origin(card, root, options) | counts)
+        pairs += _named(members, card, source)
     if data["test"] is None:
-        return pairs, options, report
-    if in_test := sum(pair.split == "test" for pair in pairs):
-        raise DataError(
-            f"data.test: names '{data['test']}', but the data set '{data['dataset']}' has a split test of {in_test} "
-            "pairs. Only one can be the test split: remove data.test, or the split from the data set."
-        )
+        return pairs, origins, report
+    for source in sources:
+        in_test = sum(pair.split == "test" and source.name in ("", source_name(pair.source)) for pair in pairs)
+        if in_test:
+            raise DataError(
+                f"data.test: names '{data['test']}', but the data set '{source.dataset}' has a split test of {in_test} "
+                "pairs. Only one can be the test split: remove data.test, or the split from the data set."
+            )
     test_card, folder = card_for_test(data["test"])
-    test_options = options if card.reader == test_card.reader else {}
+    test_options = next((origin["options"] for origin in origins if origin["reader"] == test_card.reader), {})
     test_pairs, _, _ = read_dataset(test_card, folder, test_options, report)
-    return pairs + test_pairs, options, report
+    return pairs + test_pairs, origins, report
+
+
+def _origin(card: DatasetCard, root: Path | None, options: dict[str, Any]) -> dict[str, Any]:
+    """The source of a data set, for the report."""
+    return {
+        "name": card.name,
+        "title": card.title,
+        "hub_id": card.hub_id,
+        "revision": card.revision,
+        "license": card.license,
+        "citation": card.citation,
+        "reader": card.reader,
+        "options": options,
+        "local": root is not None,
+    }
+
+
+def _described(data: dict[str, Any], origins: list[dict[str, Any]]) -> dict[str, Any]:
+    """The origin of the whole data: that of a single data set, or what the sources of a mixture have in common."""
+    if "sources" not in data:
+        return {key: value for key, value in origins[0].items() if key not in ("rows", "refused", "pairs")}
+
+    def all_of(key: str) -> str:
+        return "; ".join(dict.fromkeys(origin[key] for origin in origins))
+
+    count = len(origins)
+    return {
+        "name": dataset_name(data),
+        "title": f"a mixture of {count} source{'s' if count != 1 else ''}",
+        "hub_id": None,
+        "revision": None,
+        "license": all_of("license"),
+        "citation": all_of("citation"),
+        "reader": all_of("reader"),
+        "local": all(origin["local"] for origin in origins),
+    }
+
+
+def _named(pairs: list[PreferencePair], card: DatasetCard, source: DataSource) -> list[PreferencePair]:
+    """The pairs of a source, whose `PreferencePair.source` begins with the name that the source has in the mixture."""
+    if not source.name:
+        return pairs
+    named = []
+    for pair in pairs:
+        first, slash, rest = pair.source.partition("/")
+        if first != source.name:
+            # The controlled world's pairs have its name, whatever the name of the card.
+            below = f"{slash}{rest}" if first == card.name else f"/{pair.source}"
+            pair = replace(pair, source=f"{source.name}{below}")
+        named.append(pair)
+    return named
 
 
 def _clean_and_split(
     pairs: list[PreferencePair], data: dict[str, Any]
-) -> tuple[list[PreferencePair], list[dict[str, Any]], list[str]]:
+) -> tuple[list[PreferencePair], list[dict[str, Any]], list[str], Snapshots]:
     """All steps after reading.
 
     Returns:
-        the pairs, split by split (train first); the counts of each step; notes.
+        the pairs, split by split (train first); the counts of each step; notes; the pairs between steps.
     """
     seed = data["seed"]
+    sources = data_sources(data)
     steps = []
     unique, counts = drop_duplicates(pairs)
     steps.append(_step("duplicates", pairs, unique, counts))
-    present = {pair.split for pair in unique}
-    notes = [
-        f"data.{split}_fraction is not used: the source has a {split} split."
-        for split in ("validation", "test")
-        if split in present and data[f"{split}_fraction"] > 0
-    ]
-    without_leaks, counts = drop_leaks(split_train(unique, data["validation_fraction"], data["test_fraction"], seed))
+    notes = fraction_notes(unique, sources, data)
+    without_leaks, counts = drop_leaks(split_sources(unique, data["validation_fraction"], data["test_fraction"], seed))
     steps.append(_step("leaks", unique, without_leaks, counts))
 
     splits = _by_split(seeded_order(without_leaks, seed, "order"))
@@ -155,14 +221,13 @@ def _clean_and_split(
         if limit := data["max_characters"].get(split):
             splits[split] = [pair for pair in members if longest_text(pair) <= limit]
             steps.append(_step(f"max_characters of {split} ({limit})", members, splits[split], {}))
-    if data["length_balance"]:
+    snapshots = Snapshots(read=pairs, unique=unique, left=without_leaks, available=splits.get("train", []))
+    if any(source.weight is not None for source in sources):
+        steps.append(_draw_train(splits, sources, data))
+    elif data["length_balance"]:
         train = splits.get("train", [])
         balanced = balance_length(train, seed)
-        shares = {
-            "share_chosen_longer_before": share_chosen_longer(train),
-            "share_chosen_longer_after": share_chosen_longer(balanced),
-        }
-        steps.append(_step("length balance of train", train, balanced, shares))
+        steps.append(_step("length balance of train", train, balanced, _shares_of_longer(train, balanced)))
         splits["train"] = balanced
     for split, members in splits.items():
         keep_balance = data["length_balance"] and split == "train"
@@ -175,7 +240,27 @@ def _clean_and_split(
         splits["train"], counts = flip_labels(capped, noise["rate"], noise["kind"], seed)
         name = f"label noise in train ({noise['kind']}, rate {noise['rate']})"
         steps.append(_step(name, capped, splits["train"], counts))
-    return [pair for members in splits.values() for pair in members], steps, notes
+    return [pair for members in splits.values() for pair in members], steps, notes, snapshots
+
+
+def _draw_train(
+    splits: dict[str, list[PreferencePair]], sources: list[DataSource], data: dict[str, Any]
+) -> dict[str, Any]:
+    """Draw the training pairs of a mixture by the weights of its sources; returns the step."""
+    train = splits.get("train", [])
+    is_balanced = data["length_balance"]
+    limit = data["max_pairs"].get("train")
+    drawn = draw(train, sources, data["seed"], limit=limit, length_balance=is_balanced)
+    splits["train"] = drawn
+    name = "mixture of train" + (", balanced by length" if is_balanced else "")
+    return _step(name, train, drawn, _shares_of_longer(train, drawn) if is_balanced else {})
+
+
+def _shares_of_longer(before: list[PreferencePair], after: list[PreferencePair]) -> dict[str, float | None]:
+    return {
+        "share_chosen_longer_before": share_chosen_longer(before),
+        "share_chosen_longer_after": share_chosen_longer(after),
+    }
 
 
 def _step(
@@ -194,6 +279,9 @@ def _check_not_empty(data: dict[str, Any], report: dict[str, Any], needed_splits
     requested = ["train"] + [split for split in ("validation", "test") if data[f"{split}_fraction"] > 0]
     if data["test"] is not None:
         requested.append("test")
+    name = report["dataset"]["name"]
+    if "sources" in report and (problems := problems_of(report["sources"], data_sources(data))):
+        raise DataError(f"Mixture '{name}': {' '.join(problems)} The report of the rows:\n{describe(report)}")
     empty = [split for split in requested if split not in report["splits"]]
     missing = [split for split in needed_splits if split not in {*report["splits"], *empty}]
     if not empty and not missing:
@@ -210,7 +298,7 @@ def _check_not_empty(data: dict[str, Any], report: dict[str, Any], needed_splits
             f"the split {' and the split '.join(empty)} is empty. "
             "Raise data.<split>_fraction, or set it to 0 to do without the split."
         )
-    raise DataError(f"Data set '{report['dataset']['name']}': {problem} The report of the rows:\n{describe(report)}")
+    raise DataError(f"Data set '{name}': {problem} The report of the rows:\n{describe(report)}")
 
 
 def missing_split_remedy(split: str) -> str:
@@ -230,12 +318,15 @@ def describe(report: dict[str, Any]) -> str:
     source = dataset["name"]
     if dataset["hub_id"] is not None and not dataset["local"]:
         source += f", {dataset['hub_id']} at {dataset['revision'] or 'no fixed revision'}"
-    lines = [f"{dataset['title']} ({source}; license: {dataset['license']})", "", "Read"]
+    lines = [f"{dataset['title']} ({source}; license: {dataset['license']})", "", f"Read{form_text(read['forms'])}"]
     lines += [f"  {count:>9,} rows   {file}" for file, count in read["files"].items()]
     lines += [f"  {read['pairs']:>9,} pairs made"]
+    if read["pairing"]:
+        lines += pairing_lines(read["pairing"])
     lines += tally_lines("dropped", read["dropped"])
     lines += tally_lines("put right", read["changed"])
     lines += [f"  {note}" for note in unread_notes(read["unread"])]
+    lines += describe_sources(report["sources"]) if "sources" in report else []
     lines += ["", "Steps"]
     for step in report["steps"]:
         counts = [

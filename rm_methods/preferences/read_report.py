@@ -6,6 +6,8 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from typing import Any
 
+from rm_methods.preferences.pairing import PairingCounts
+
 EXAMPLES_KEPT = 3
 NOTHING: tuple[Any, ...] = (None, "", [], {})  # values that a column without a value may have, by format
 
@@ -64,6 +66,8 @@ class ReadReport:
         dropped: rows that gave no pair, by reason: {"count": int, "examples": ["file, row N: why", ...]}.
         changed: repairs in rows that were kept (merged turns, ...), in the same form.
         notes: other remarks for the readers of the report.
+        forms: the form of the rows (`readers.preference_rows`), by data set.
+        pairing: counts of the pairs made of judged responses; None where the rows are pairs.
         columns: the columns of each file, and which of them were read.
     """
 
@@ -72,6 +76,8 @@ class ReadReport:
     dropped: dict[str, dict[str, Any]] = field(default_factory=dict)
     changed: dict[str, dict[str, Any]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    forms: dict[str, str] = field(default_factory=dict)
+    pairing: PairingCounts | None = None
     columns: dict[str, Columns] = field(default_factory=lambda: defaultdict(Columns))
 
     def count_row(self, file: str) -> None:
@@ -97,6 +103,11 @@ class ReadReport:
         return sum(self.files.values())
 
     @property
+    def refused(self) -> int:
+        """Rows that gave no pair."""
+        return sum(entry["count"] for entry in self.dropped.values())
+
+    @property
     def unread(self) -> dict[str, dict[str, int]]:
         """By file, the columns that hold something and were not read, with the number of their rows."""
         return {file: columns.unread for file, columns in self.columns.items() if columns.unread}
@@ -107,6 +118,8 @@ class ReadReport:
             "files": self.files,
             "rows": self.rows,
             "pairs": self.pairs,
+            "forms": self.forms,
+            "pairing": None if self.pairing is None else self.pairing.to_json(),
             "dropped": self.dropped,
             "changed": self.changed,
             "unread": self.unread,
@@ -134,6 +147,16 @@ def tally_lines(heading: str, table: dict[str, dict[str, Any]]) -> list[str]:
         lines.append(f"  {entry['count']:>9,} {heading}: {reason}")
         lines.append(f"            e.g. {entry['examples'][0]}")
     return lines
+
+
+def form_text(forms: dict[str, str]) -> str:
+    """The forms of the rows as words for a heading; nothing where all are pairs.
+
+    >>> form_text({"a.jsonl": "ranked", "b.jsonl": "pairs"})
+    ' (rows: pairs, ranked)'
+    """
+    names = sorted(set(forms.values()))
+    return "" if names in ([], ["pairs"]) else f" (rows: {', '.join(names)})"
 
 
 def unread_columns(columns: dict[str, int], most: int = 12) -> str:

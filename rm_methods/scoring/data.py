@@ -30,6 +30,22 @@ class SourceRow:
 
 
 @dataclass(frozen=True)
+class Comparison:
+    """Two responses to one prompt of which the data says which is better.
+
+    Attributes:
+        better, worse: id of an item, and position of the response in it.
+        group: of the prompt.
+        split: of the row.
+    """
+
+    better: tuple[str, int]
+    worse: tuple[str, int]
+    group: str
+    split: str
+
+
+@dataclass(frozen=True)
 class Reading:
     """Counts of the rows that were read, scored and refused.
 
@@ -61,12 +77,13 @@ class ScoringData:
 
     Attributes:
         name: as the user gave it: a path or the name of a card.
-        unit: "pairs" (the first response is the chosen one) or "items".
+        unit: "pairs" (the first response is the chosen one), "rows" (of judged responses) or "items".
         items: each different item once.
-        rows: for pairs, the rows they come from, repetitions included, in the order of the file; None for benchmark
-            items.
+        rows: for pairs and rows, the rows of the file they come from, repetitions included, in the order of the file;
+            None for benchmark items.
         reading: counts of the rows that were read.
         benchmark: name of the benchmark's card, so that its metrics can be computed; None for other data.
+        comparisons: for rows, the pairs of responses that their judgments tell apart.
     """
 
     name: str
@@ -75,12 +92,13 @@ class ScoringData:
     rows: Sequence[SourceRow] | None
     reading: Reading
     benchmark: str | None = None
+    comparisons: Sequence[Comparison] = ()
 
     def without(self, reasons: Mapping[str, str], reason: str) -> ScoringData:
-        """The data without some pairs, whose rows are refused.
+        """The data without some items, whose rows are refused.
 
         Args:
-            reasons: by item id, the reason for refusing the pair.
+            reasons: by item id, the reason for refusing it.
             reason: the reason that all have in common; the report counts the rows under it.
         """
         kept = [position for position, item in enumerate(self.items) if item.item_id not in reasons]
@@ -100,29 +118,33 @@ class ScoringData:
         )
 
 
-def load_data(data: str, root: Path | None = None) -> ScoringData:
-    """Items to score from a file of benchmark items, a file of preference pairs, or a card.
+def load_data(data: str, root: Path | None = None, options: Mapping[str, Any] | None = None) -> ScoringData:
+    """Items to score from a file of benchmark items, a file of preference data, or a card.
 
     Args:
         data: `.parquet` with benchmark items or prepared pairs; any file in a preference format; or the name of the
             card of a benchmark or a data set.
         root: local folder with the files of a card.
+        options: of the reader of preference data.
 
     Raises:
-        UserError: nothing has that name, or it cannot be read.
+        UserError: nothing has that name, it cannot be read, or it has no reader with options.
     """
     from rm_methods.benchmarks import cards as benchmark_cards
     from rm_methods.preferences import cards as dataset_cards
 
     path = Path(data)
     columns = set(parquet_columns(path)) if path.suffix == ".parquet" and path.is_file() else set()
-    if "responses" in columns and not {"chosen", "rejected"} <= columns:
+    if {"item_id", "responses", "meta"} <= columns and not {"chosen", "rejected"} <= columns:
+        _refuse_options(data, options)
         items = read_items(path)
         return ScoringData(data, "items", items, None, Reading({data: len(items)}, len(items)))
     if set(PAIR_COLUMNS) <= columns:
+        _refuse_options(data, options)
         prepared = [replace(pair, file=data, row=row) for row, pair in enumerate(read_pairs(path), start=1)]
         return _pairs(data, prepared, Reading({data: len(prepared)}, len(prepared)))
     if data in benchmark_cards.list_benchmark_cards():
+        _refuse_options(data, options)
         if benchmark_cards.load_benchmark_card(data).module == "prepared_splits":
             raise UserError(
                 f"--data {data}: this benchmark is made of the prepared pairs of an experiment. Give its file, "
@@ -139,10 +161,16 @@ def load_data(data: str, root: Path | None = None) -> ScoringData:
             return replace(scored, reading=reading)
         return scored
     if data in dataset_cards.list_dataset_cards() or path.exists():
-        from rm_methods.preferences.readers import read_dataset
+        from rm_methods.preferences.readers import read_dataset, resolve_reader_options
 
         card, source_root = dataset_cards.card_for(data, root)
-        pairs, _, report = read_dataset(card, source_root, {})
+        if card.reader == "preference_rows":
+            from rm_methods.scoring.judged import judged_data
+
+            judged = judged_data(data, card, source_root, resolve_reader_options(card, dict(options or {})))
+            if judged is not None:
+                return judged
+        pairs, _, report = read_dataset(card, source_root, dict(options or {}))
         read = report.to_json()
         counted = {
             "refused": read["dropped"],
@@ -153,6 +181,14 @@ def load_data(data: str, root: Path | None = None) -> ScoringData:
         return _pairs(data, pairs, Reading(read["files"], read["rows"], **counted))
     card_names = {*benchmark_cards.list_benchmark_cards(), *dataset_cards.list_dataset_cards()}
     raise UserError(f"--data {data}: no such file, benchmark or data set. {nearest(data, card_names)}")
+
+
+def _refuse_options(data: str, options: Mapping[str, Any] | None) -> None:
+    if options:
+        raise UserError(
+            f"--option {next(iter(options))}: --data {data} holds benchmark items or prepared pairs, which no option "
+            "changes. Leave --option out; it is for files of preference data."
+        )
 
 
 def _pairs(name: str, pairs: Sequence[PreferencePair], reading: Reading) -> ScoringData:

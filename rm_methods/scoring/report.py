@@ -125,6 +125,8 @@ def _metrics(
 
     if data.unit == "pairs":
         return credit_estimates(_accuracy_credits(data.items, scores))
+    if data.comparisons:
+        return credit_estimates(_comparison_credits(data, scores))
     if data.benchmark is not None:
         card = load_benchmark_card(data.benchmark)
         return credit_estimates(credit_table(card, data.items, scores, preference_arrays(preferences)))
@@ -136,13 +138,31 @@ def _accuracy_credits(items: Sequence[BenchmarkItem], scores: Sequence[np.ndarra
 
     Data with several splits get one accuracy for each split: a mean over training and test pairs would say little.
     """
-    splits = [item.subset for item in items]
+    return _accuracy_table(
+        [item.subset for item in items],
+        [item.group or item.item_id for item in items],
+        [float(chosen > rejected) for chosen, rejected in scores],
+    )
+
+
+def _comparison_credits(data: ScoringData, scores: Sequence[np.ndarray]) -> dict[str, list]:
+    """Credits of the comparisons of judged responses, as of pairs."""
+    by_item = {item.item_id: item_scores for item, item_scores in zip(data.items, scores, strict=True)}
+    scored = [entry for entry in data.comparisons if entry.better[0] in by_item and entry.worse[0] in by_item]
+    credits = []
+    for entry in scored:
+        better, worse = (by_item[item_id][index] for item_id, index in (entry.better, entry.worse))
+        credits.append(float(better > worse))
+    return _accuracy_table([entry.split for entry in scored], [entry.group for entry in scored], credits)
+
+
+def _accuracy_table(splits: list[str], groups: list[str], credits: list[float]) -> dict[str, list]:
     return {
-        "metric": [f"accuracy, {split}" for split in splits] if len(set(splits)) > 1 else ["accuracy"] * len(items),
-        "group": [item.group or item.item_id for item in items],
+        "metric": [f"accuracy, {split}" for split in splits] if len(set(splits)) > 1 else ["accuracy"] * len(splits),
+        "group": groups,
         "stratum": splits,
-        "weight": [1.0] * len(items),
-        "credit": [float(chosen > rejected) for chosen, rejected in scores],
+        "weight": [1.0] * len(splits),
+        "credit": credits,
     }
 
 
@@ -193,7 +213,7 @@ def report_text(report: dict[str, Any], written: Sequence[Path]) -> str:
     changed = report["changed_by_template"]
     lines = [f"{report['data']}: {_counted(report['items'], unit)} scored{left_out}"]
     lines += [_metric_line(name, metric) for name, metric in report["metrics"].items()]
-    if not report["metrics"]:
+    if not report["metrics"] and unit == "items":
         lines.append("  for metrics: rm-methods evaluate --benchmark NAME --items ... --scores ...")
     lines += [line for warning in _warnings(report) for line in _wrapped(f"  WARNING: {warning}", "  ")]
     lines += ["", *_reading_lines(reading)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from rm_methods.files import check_outputs, file_hash, write_json
 from rm_methods.scoring.data import ScoringData, SourceRow, load_data
 from rm_methods.scoring.model_options import ModelOptions
 from rm_methods.scoring.report import describe_model, describe_reading, make_report, report_text
-from rm_methods.scoring.scorer import RefusedItems, Scorer, Scoring, ScoringSettings, load_scorer
+from rm_methods.scoring.scorer import JointScorer, RefusedItems, Scorer, Scoring, ScoringSettings, load_scorer
 from rm_methods.stored import score_report
 
 
@@ -26,6 +26,7 @@ def score_files(
     strict: bool = False,
     also_read: Sequence[Path] = (),
     model_options: ModelOptions | None = None,
+    reader_options: Mapping[str, Any] | None = None,
 ) -> list[str]:
     """Score data sets with one model and write a table and a report (`rm_methods.stored.score_report`) of each.
 
@@ -37,6 +38,7 @@ def score_files(
         strict: refuse data with a row that cannot be scored, before scoring begins.
         also_read: further files that no output may overwrite, such as those of the configuration.
         model_options: what the folder of a model from elsewhere does not say.
+        reader_options: of the reader of preference data, such as names of columns.
 
     Returns:
         The reports as texts for a terminal.
@@ -47,13 +49,15 @@ def score_files(
     outputs = [out for _, out in jobs]
     for out in outputs:
         check_table_format(out)
-    data = [load_data(name, root) for name, _ in jobs]
+    data = [load_data(name, root, reader_options) for name, _ in jobs]
     files = [file for entry in data for file in entry.reading.files]
     reports = [score_report(out) for out in outputs]
     check_outputs({"--out": outputs, "the report of --out": reports}, {"--data": files, "--config": also_read})
     for entry in data:
         _check_scorable(entry, strict)
     scorer = load_scorer(model, settings, options=model_options)
+    for entry in data:
+        _check_comparable(entry, scorer)
     about = describe_model(model, scorer)
     return [_score(scorer, about, entry, out, strict) for entry, out in zip(data, outputs, strict=True)]
 
@@ -74,6 +78,15 @@ def _check_scorable(data: ScoringData, strict: bool) -> None:
         raise DataError(
             f"--data {data.name}: {data.reading.n_refused} of {data.reading.rows} rows are refused. Correct them, or "
             f"leave out --strict to score the others.\n{describe_reading(data)}"
+        )
+
+
+def _check_comparable(data: ScoringData, scorer: Scorer) -> None:
+    """Refuse rows of one response for a model that compares responses: all would get the score 0."""
+    if isinstance(scorer, JointScorer) and any(len(item.responses) == 1 for item in data.items):
+        raise DataError(
+            f"--data {data.name}: some rows have one response, but the model compares the responses of a row, so it "
+            "cannot score one alone. Put all responses to a prompt into one row (docs/datasets.md, scored rows)."
         )
 
 

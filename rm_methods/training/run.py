@@ -17,6 +17,7 @@ from rm_methods.errors import UserError
 from rm_methods.files import file_hash, read_json, write_json, written_atomically
 from rm_methods.methods.registry import MethodCard, load_method, load_method_card
 from rm_methods.model_card.text import write_card
+from rm_methods.preferences.data_sources import dataset_name
 from rm_methods.preferences.pair import PreferencePair, read_pairs
 from rm_methods.reward_models.backbones import RECORD, WORLD_SCRATCH
 from rm_methods.reward_models.model_folder import weights_hash, write_checksums
@@ -57,8 +58,7 @@ if TYPE_CHECKING:
     from rm_methods.methods.contract import Inputs, TrainedMethod
     from rm_methods.reward_models.model import RewardModel
     from rm_methods.training.observer import Observer
-    from rm_methods.training.trainer import RewardTrainer, RunLog
-    from rm_methods.training.validation import Validation
+    from rm_methods.training.trainer import RewardTrainer
 
 
 @dataclass(frozen=True)
@@ -225,7 +225,7 @@ def _fit_and_export(run: _Run) -> _Fitted:
     """Train and save the model; only rank 0 writes.  Afterward only reference cycles hold the trained model."""
     from rm_methods.reward_models.batching import plan_cost
     from rm_methods.training.trainer import PlannedSteps, RunLog
-    from rm_methods.training.validation import last_step_kept
+    from rm_methods.training.validation import last_step_kept, validation_of
 
     method, inputs = _method_and_inputs(run)
     training = inputs.config["training"]
@@ -243,7 +243,7 @@ def _fit_and_export(run: _Run) -> _Fitted:
     method.build(model, replace(inputs, pairs=data.pairs, items=data.items, reader=data.reader))
 
     log = RunLog(plan, inputs.work_folder / "metrics.jsonl", inputs.label, run.observer)
-    validation = _validation_of(run, inputs, data, arguments=arguments, layout=layout, log=log)
+    validation = validation_of(run.config, run.files.pairs, inputs, data, arguments=arguments, layout=layout, log=log)
     steps = PlannedSteps(
         plan, data.pairs, data.items, layout=layout, rank=arguments.process_index, pad_id=data.reader.pad_id
     )
@@ -273,29 +273,6 @@ def _fit_and_export(run: _Run) -> _Fitted:
         "steps": validation.record(len(plan)) if validation else last_step_kept(len(plan), made),
     }
     return _Fitted(arguments, cost, log.seconds_before, log.last_loss, records)
-
-
-def _validation_of(
-    run: _Run, inputs: Inputs, data: TrainingData, *, arguments: TrainingArguments, layout: str, log: RunLog
-) -> Validation | None:
-    """The validation during training, None if the configuration asks for none."""
-    from rm_methods.training.validation import Validation, steps_to_validate, validation_sets
-
-    training = inputs.config["training"]
-    steps = steps_to_validate(training["validation"], planned_steps(training, data.budget))
-    if not steps:
-        return None
-    sets = validation_sets(
-        training["validation"]["sets"],
-        inputs,
-        data.reader,
-        prepared=run.files.pairs,
-        benchmarks=run.config["benchmarks"],
-        layout=layout,
-        rank=arguments.process_index,
-        ranks=arguments.world_size,
-    )
-    return Validation(training, sets, steps, log=log, work=inputs.work_folder)
 
 
 def _method_and_inputs(run: _Run) -> tuple[TrainedMethod, Inputs]:
@@ -546,7 +523,7 @@ def _write_summary(run: _Run, cost: RunCost, metrics: FinalMetrics, records: Tra
         "training": config["training"] if trained else {},
         "backbone": backbone,
         "data": {
-            "dataset": config["data"]["dataset"],
+            "dataset": dataset_name(config["data"]),
             "hash": run.pairs_hash,
             "pairs": len(read_pairs(run.files.pairs, splits=["train"])),
         },

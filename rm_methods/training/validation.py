@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainingArguments
 
 from rm_methods.errors import UserError
 from rm_methods.files import is_intact, remove_with_checksum, written_with_checksum
@@ -22,12 +22,14 @@ from rm_methods.reward_models.pair_encoding import encode_pairs
 from rm_methods.run_card import StepsRecord
 from rm_methods.scoring.pair_sets import pairs_of_set, title_of_set
 from rm_methods.system.ranks import from_rank_zero
+from rm_methods.training.fitting import planned_steps
 from rm_methods.training.pair_statistics import PairStatistics
 from rm_methods.training.trainer import PlannedSteps, RewardTrainer, TrainingLog, scalar_rewards
 
 if TYPE_CHECKING:
     from rm_methods.methods.contract import Inputs
     from rm_methods.reward_models.pair_encoding import PairReader
+    from rm_methods.training.training_data import TrainingData
 
 
 @dataclass(frozen=True)
@@ -278,6 +280,40 @@ class Validation(TrainerCallback):
     @staticmethod
     def _name(title: str, metric: str) -> str:
         return f"validation/{title}/{metric}"
+
+
+def validation_of(
+    config: Mapping[str, Any],
+    prepared: Path,
+    inputs: Inputs,
+    data: TrainingData,
+    *,
+    arguments: TrainingArguments,
+    layout: str,
+    log: TrainingLog,
+) -> Validation | None:
+    """The validation during a training, None if the configuration asks for none.
+
+    Args:
+        config: resolved configuration.
+        prepared: file of the prepared pairs.
+        inputs: of the method; its `training` section counts.
+    """
+    training = inputs.config["training"]
+    steps = steps_to_validate(training["validation"], planned_steps(training, data.budget))
+    if not steps:
+        return None
+    sets = validation_sets(
+        training["validation"]["sets"],
+        inputs,
+        data.reader,
+        prepared=prepared,
+        benchmarks=config["benchmarks"],
+        layout=layout,
+        rank=arguments.process_index,
+        ranks=arguments.world_size,
+    )
+    return Validation(training, sets, steps, log=log, work=inputs.work_folder)
 
 
 def last_step_kept(planned: int, made: int) -> StepsRecord:

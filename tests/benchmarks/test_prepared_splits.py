@@ -116,3 +116,22 @@ def test_pairs_are_needed_and_a_root_is_refused(tmp_path):
         prepare("heldout", None, tmp_path)
     with pytest.raises(UserError, match=r"benchmarks.heldout.root: .* is not used"):
         prepare("heldout", example_pairs(("test",), tmp_path / "pairs.parquet"), tmp_path, root=str(tmp_path))
+
+
+def test_a_split_of_a_mixture_has_an_accuracy_for_each_source(tmp_path):
+    """Two of three pairs of the first source are right, and none of the second."""
+    sources = {"first/a.jsonl": ["good", "good", "worse"], "second": ["worse", "worse"]}
+    pairs = [
+        make_pair([{"role": "user", "content": f"{source} {k}?"}], chosen, "bad", split="test", source=source)
+        for source, answers in sources.items()
+        for k, chosen in enumerate(answers)
+    ]
+    pairs.append(make_pair([{"role": "user", "content": "?"}], "good", "bad", split="validation", source="first"))
+    write_pairs(pairs, tmp_path / "pairs.parquet")
+    _, items = prepare("heldout", tmp_path / "pairs.parquet", tmp_path, options={"splits": ["test", "validation"]})
+    card = load_benchmark_card("heldout")
+    values = metric_values(credit_table(card, items, scores_by(lambda text: float(text == "good"), items)))
+    assert values["test"] == pytest.approx(2 / 5)
+    assert values["test_from_first"] == pytest.approx(2 / 3)
+    assert values["test_from_second"] == 0.0
+    assert not [name for name in values if name.startswith("validation_from")]  # its pairs have one source

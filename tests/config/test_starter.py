@@ -195,6 +195,42 @@ def test_a_name_of_a_card_is_read_as_the_folder(init, tmp_path):
     assert config["data"]["dataset"] == "./world"
 
 
+def test_several_files_become_a_mixture(init, tmp_path):
+    """A source with a test split keeps it, and the other gives a share of its prompts."""
+    split = [*rows(30), *({**row, "split": "test"} for row in rows(40)[30:])]
+    (tmp_path / "votes.jsonl").write_text("".join(json.dumps(row) + "\n" for row in split))
+    others = [row | {"prompt": f"Again: {row['prompt']}"} for row in rows(50)]
+    result, config = init([*others, rows(1)[0]], "--data", "votes.jsonl", out="pairs_and_votes.yaml")
+    assert config["experiment"] == "pairs_and_votes"
+    assert [source["dataset"] for source in config["data"]["sources"]] == ["pairs.jsonl", "votes.jsonl"]
+    assert [source["weight"] for source in config["data"]["sources"]] == [None, None]
+    assert 10 < splits(config)["test"] < 30
+    assert sum(splits(config).values()) == 90
+    assert "votes: 1 pairs are also in another source" in result.output
+    assert "51 rows   pairs.jsonl" in result.output
+    assert "With `weight: 2` in one source" in (tmp_path / "pairs_and_votes.yaml").read_text()
+
+
+def test_files_of_one_name_are_told_apart_by_their_folders(init, tmp_path):
+    for number, folder in enumerate(("helpful", "harmless")):
+        (tmp_path / folder).mkdir()
+        pairs = [row | {"prompt": f"{number} {row['prompt']}"} for row in rows(30)]
+        for name in ("train.jsonl", "train.more.jsonl") if number else ("train.jsonl",):
+            lines = [row | {"prompt": f"{name} {row['prompt']}"} for row in pairs]
+            (tmp_path / folder / name).write_text("".join(json.dumps(row) + "\n" for row in lines))
+    given = ("--data", "harmless/train.jsonl", "--data", "harmless/train.more.jsonl", "--option", "id_field=null")
+    _, config = init(None, *given, "--out", "c.yaml", data="helpful/train.jsonl", out="c.yaml")
+    names = [source["name"] for source in config["data"]["sources"]]
+    assert names == ["helpful_train", "harmless_train", "train.more"]
+    assert all(source["options"]["id_field"] is None for source in config["data"]["sources"])
+
+
+def test_a_file_given_twice_is_refused(init, tmp_path):
+    result, _ = init(rows(), "--data", "./pairs.jsonl")
+    assert result.exit_code == 2
+    assert "which data.sources.0 reads, too; a file belongs to one source" in result.output
+
+
 @pytest.mark.parametrize(
     ("backbone", "says"),
     [
@@ -235,3 +271,43 @@ def test_the_estimate_without_a_tokenizer_is_longer_than_english_text():
     assert estimated.longest > 0.5 * counted.longest
     assert (estimated.limit, counted.limit) == (None, None)
     assert counted.median <= counted.common <= counted.longest
+
+
+def judged_rows(count=60):
+    return [
+        {"prompt": row["prompt"], "responses": [row["chosen"], row["rejected"], f"Hm {number}."], "scores": [3, 1, 1]}
+        for number, row in enumerate(rows(count))
+    ]
+
+
+def test_rows_that_are_not_pairs_are_recognized_and_their_options_are_written(init, tmp_path):
+    result, config = init(judged_rows())
+    assert {name: config["data"]["options"][name] for name in ("form", "pairing", "ties")} == {
+        "form": "scored",
+        "pairing": "all",
+        "ties": "drop",
+    }
+    text = (tmp_path / "pairs.yaml").read_text()
+    assert "    pairing: all  # makes 120 of 180 possible pairs; docs/datasets.md\n" in text
+    assert "    ties: drop  # 60 ties; error refuses a file with ties\n" in text
+    assert sum(splits(config).values()) == 120
+    assert "Read (rows: scored)" in result.output
+    assert "180 pairs possible among 180 responses to 60 prompts" in result.output
+    assert "60 of them are ties: they make no pair" in result.output
+    assert "and less well because pairs share prompts" in result.output
+
+
+def test_options_given_for_rows_that_are_not_pairs_are_kept(init, tmp_path):
+    result, config = init(judged_rows(), "--option", "pairing=best_and_worst")
+    assert result.exit_code == 0, result.output
+    assert config["data"]["options"]["pairing"] == "best_and_worst"
+    assert "pairing: best_and_worst  # makes 60 of 180" in (tmp_path / "pairs.yaml").read_text()
+    assert sum(splits(config).values()) == 60
+
+
+def test_a_test_file_may_have_another_form(init, tmp_path):
+    (tmp_path / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows(8, split="test")))
+    _, config = init(judged_rows()[20:], "--test", "test.jsonl")
+    assert config["data"]["options"]["form"] is None
+    assert "form:" not in (tmp_path / "pairs.yaml").read_text()
+    assert splits(config)["test"] == 8

@@ -32,9 +32,9 @@ def refused(folder, **sections) -> str:
         ),
         (
             {"validation": EVERY | {"sets": ["test"]}},
-            "'test': data.dataset '.*' has no such split; set data.test_fraction",
+            "'test': the data \\(.*\\) has no such split; set data.test_fraction",
         ),
-        ({"validation": EVERY | {"sets": ["tset"]}}, "'tset': data.dataset '.*' has no such split; name another set"),
+        ({"validation": EVERY | {"sets": ["tset"]}}, "'tset': the data \\(.*\\) has no such split; name another set"),
         (
             {"validation": EVERY, "keep": "best", "best": {"set": "validatoin"}},
             "training.best.set: 'validatoin' is not among training.validation.sets. Did you mean 'validation'",
@@ -88,7 +88,7 @@ def test_the_split_of_a_benchmark_may_be_watched_but_not_choose(tmp_path):
     assert "iid" in resolved["benchmarks"]["world"]["options"]["splits"]
     with pytest.raises(ConfigError, match=r"benchmarks\.world tests on the split 'iid', which must not choose"):
         resolve(world | {"training": watched | {"keep": "best", "best": {"set": "iid"}}})
-    with pytest.raises(ConfigError, match=r"'absent': data\.dataset 'world' has no such split"):
+    with pytest.raises(ConfigError, match=r"'absent': the data \(world\) has no such split"):
         resolve(world | {"training": {"validation": EVERY | {"sets": ["absent"]}}})
 
 

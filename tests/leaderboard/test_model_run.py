@@ -309,7 +309,7 @@ def test_training_data_that_cannot_be_used_are_refused_before_scoring(longest, t
     refused = {
         "none.jsonl": "no such file",
         "pairs.parquet": r"no pairs of the split 'train'. Its splits are: test \(1\)",
-        "items.parquet": "field 'chosen' is missing",
+        "items.parquet": "no column says which of the responses in 'responses' is better",
     }
     for name, message in refused.items():
         with pytest.raises(UserError, match=message):

@@ -240,3 +240,19 @@ def test_a_damaged_card_of_the_data_set_does_not_fail_a_training(experiment, tmp
     facts = gather_facts(folder, summary | {"data": summary["data"] | {"dataset": "mine"}})
     assert facts.data.name == "`mine`"
     assert facts.data.license is None
+
+
+def test_the_card_of_a_mixture_has_the_licenses_of_all_sources(experiment):
+    """One source without commercial use binds the whole mixture."""
+    described = {"name": "2 a + 1 b", "license": "MIT; CC BY-NC 4.0 (non-commercial)", "citation": "first; second"}
+    experiment.pairs_report.write_text(json.dumps({"dataset": described, "sources": [], "splits": {}}))
+    folder = experiment.model("bradley_terry", 0)
+    summary = summary_of(folder)
+    mixed = summary | {"data": summary["data"] | {"dataset": "2 a + 1 b"}}
+    data = gather_facts(folder, mixed).data
+    assert data.license == described["license"]
+    assert data.citation == "first; second"
+    assert data.name == "`2 a + 1 b`"
+    assert data.is_non_commercial
+    experiment.pairs_report.write_text(json.dumps({"dataset": described, "splits": {}}))
+    assert gather_facts(folder, summary).data.license is None

@@ -106,7 +106,7 @@ def test_an_unknown_name_gets_the_nearest():
 def test_a_path_gives_a_card_of_its_own(write_lines, tmp_path):
     path = write_lines("my[1].pairs.jsonl", [{"prompt": "Q?", "chosen": "a", "rejected": "b"}])
     card, root = card_for(str(path))
-    assert (card.name, card.reader, root) == ("my[1]", "pairs", tmp_path)
+    assert (card.name, card.reader, root) == ("my[1]", "preference_rows", tmp_path)
     assert card_for("my[1].pairs.jsonl", tmp_path)[1] == tmp_path
 
 

@@ -89,3 +89,59 @@ def test_an_unknown_name_lists_each_benchmark_and_data_set_once():
     with pytest.raises(UserError, match=r"no such file, benchmark or data set\. Did you mean 'hh_rlhf'\?") as caught:
         load_data("hh_rlfh")
     assert str(caught.value).count("hh_rlhf") == 2  # the hint and the list
+
+
+SCORED = {"prompt": "Name a tree.", "responses": ["Oak.", "Rock.", "Elm."], "scores": [3, 1, 3]}
+
+
+def test_every_response_of_judged_rows_is_an_item_with_its_row(write_rows):
+    path = write_rows(
+        "x.jsonl", SCORED, SCORED | {"responses": ["Oak.", "", "Elm."]}, SCORED | {"scores": [1, None, 2]}
+    )
+    data = load_data(str(path))
+    assert data.unit == "rows"
+    assert [item.responses for item in data.items] == [["Oak.", "Rock.", "Elm."]]
+    assert [(row.row, row.item) for row in data.rows] == [(1, 0), (3, 0)]
+    assert data.reading.refused == {"empty response": {"count": 1, "examples": [f"{path}, row 2"]}}
+    assert not data.reading.unread
+    item = data.items[0].item_id
+    # Row 1 prefers Oak and Elm to Rock, row 3 Elm to Oak; the pair of row 2 is the same as that of row 3 or a tie.
+    assert {(entry.better, entry.worse) for entry in data.comparisons} == {
+        ((item, 0), (item, 1)),
+        ((item, 2), (item, 1)),
+        ((item, 2), (item, 0)),
+    }
+
+
+def test_pointwise_rows_are_compared_across_rows(write_rows):
+    rows = [{"prompt": "Name a tree.", "completion": text, "label": text == "Oak."} for text in ("Rock.", "Oak.")]
+    data = load_data(str(write_rows("x.jsonl", *rows, {"prompt": "Alone?", "completion": "Yes.", "label": True})))
+    assert [item.responses for item in data.items] == [["Rock."], ["Oak."], ["Yes."]]
+    assert [row.row for row in data.rows] == [1, 2, 3]
+    (entry,) = data.comparisons
+    assert (entry.better[0], entry.worse[0]) == (data.items[1].item_id, data.items[0].item_id)
+
+
+def test_rows_without_judgments_are_scored_without_accuracy(write_rows):
+    data = load_data(str(write_rows("x.jsonl", {"prompt": "Name a tree.", "response": "Oak."})))
+    assert (len(data.items), list(data.comparisons)) == (1, [])
+    assert "No accuracy, because no judgment was read" in data.reading.notes[0]
+    assert "score_field" in data.reading.notes[0]
+
+
+def test_options_name_the_columns_and_are_refused_where_they_mean_nothing(write_rows, tmp_path, pairs):
+    path = write_rows("x.jsonl", {"question": "Name a tree.", "responses": ["Oak.", "Rock."], "scores": [2, 1]})
+    with pytest.raises(DataError, match=r"row 1: field 'prompt' is missing.*'question' may be it"):
+        load_data(str(path))
+    assert len(load_data(str(path), options={"prompt_field": "question"}).comparisons) == 1
+    write_pairs(pairs[:4], tmp_path / "pairs.parquet")
+    with pytest.raises(UserError, match=r"--option ties: .* prepared pairs, which no option changes"):
+        load_data(str(tmp_path / "pairs.parquet"), options={"ties": "drop"})
+
+
+def test_a_parquet_file_of_scored_rows_is_not_taken_for_benchmark_items(tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    pq.write_table(pa.Table.from_pylist([SCORED]), tmp_path / "x.parquet")
+    assert load_data(str(tmp_path / "x.parquet")).unit == "rows"

@@ -210,6 +210,10 @@ def test_pairs_are_scored_with_joint_models(prepared, pairs, tmp_path, name):
     assert len(read_scores(out)) == 6
     has_template = "template" in report_of(out)["model"]
     assert has_template == (name == "joint_decoder")  # the encoder reads text without one
+    row = {"prompt": "Name a tree.", "completion": "Oak.", "label": True}
+    (tmp_path / "single.jsonl").write_text(json.dumps(row) + "\n")
+    with pytest.raises(DataError, match=r"some rows have one response, but the model compares the responses of a row"):
+        score_files(tmp_path / "model", [(str(tmp_path / "single.jsonl"), out)], None, ScoringSettings(max_length=256))
 
 
 def test_the_items_of_a_file_are_those_of_its_score_table(longest, write_rows, tmp_path):
@@ -218,3 +222,41 @@ def test_the_items_of_a_file_are_those_of_its_score_table(longest, write_rows, t
     named = {(item.item_id, k) for item in load_items(path) for k in range(len(item.responses))}
     table = pd.read_parquet(tmp_path / "s.parquet")
     assert named == set(zip(table["item_id"], table["response_index"], strict=True))
+
+
+def test_judged_rows_get_one_score_a_response_in_the_order_of_the_file(
+    reward_model, tokenizer, pairs, write_rows, tmp_path
+):
+    reward_model.save(tmp_path / "model")
+    tokenizer.tokenizer.save_pretrained(tmp_path / "model")
+    prompts = [pair.prompt[0]["content"] for pair in pairs[:3]]
+    texts = [[pair.chosen, pair.rejected] for pair in pairs[:3]]
+    write_rows(
+        "pairs.jsonl", *({"prompt": p, "chosen": a, "rejected": b} for p, (a, b) in zip(prompts, texts, strict=True))
+    )
+    write_rows(
+        "scored.jsonl", *({"prompt": p, "responses": t, "scores": [2, 1]} for p, t in zip(prompts, texts, strict=True))
+    )
+    ratings = [
+        {"prompt": p, "response_a": b, "response_b": a, "preference": "B"}
+        for p, (a, b) in zip(prompts, texts, strict=True)
+    ]
+    write_rows("ratings.jsonl", *ratings)
+    pointwise = [
+        {"prompt": p, "completion": text, "label": text == t[0]}
+        for p, t in zip(prompts, texts, strict=True)
+        for text in t
+    ]
+    write_rows("pointwise.jsonl", *pointwise)
+    names = ("pairs", "scored", "ratings", "pointwise")
+    jobs = [(str(tmp_path / f"{name}.jsonl"), tmp_path / f"{name}.parquet") for name in names]
+    score_files(tmp_path / "model", jobs, None, ScoringSettings(max_length=256, threads=1))
+    table, scored, rated, single = (pd.read_parquet(out) for _, out in jobs)
+    assert list(scored.row) == [1, 1, 2, 2, 3, 3]
+    assert list(single.row) == [1, 2, 3, 4, 5, 6]
+    swapped = [table.score[position] for position in (1, 0, 3, 2, 5, 4)]
+    for other, expected in ((scored, table.score), (single, table.score), (rated, swapped)):
+        np.testing.assert_allclose(other.score, expected, atol=1e-6)
+    accuracies = [report_of(out)["metrics"]["accuracy"] for _, out in jobs]
+    assert accuracies == [accuracies[0]] * 4
+    assert accuracies[0]["items"] == 3

@@ -53,6 +53,7 @@ def finished(tmp_path_factory) -> tuple[Path, dict[str, str]]:
     folder = checkout(tmp_path_factory.mktemp("own"))
     write(folder / "my_pairs.jsonl", rows(80, seed=0))
     write(folder / "my_test.jsonl", rows(20, seed=1))
+    write(folder / "my_more.jsonl", rows(40, seed=3))
     with (folder / "my_votes.csv").open("w", newline="") as stream:
         table = csv.DictWriter(stream, ("question", "better", "worse"))
         table.writeheader()
@@ -62,6 +63,7 @@ def finished(tmp_path_factory) -> tuple[Path, dict[str, str]]:
 
 def test_the_page_has_the_commands_of_the_whole_way():
     assert [command.split()[:2] for command in COMMANDS] == [
+        ["rm-methods", "init"],
         ["rm-methods", "init"],
         ["rm-methods", "init"],
         ["rm-methods", "init"],
@@ -82,7 +84,7 @@ def test_the_way_ends_at_a_verdict(finished):
     assert "Verdict" in table
     assert "The best content-blind row is" in table
     assert (folder / "scores.csv").exists()
-    for name in ("my_pairs", "large", "with_test", "my_votes"):
+    for name in ("my_pairs", "large", "with_test", "my_votes", "mixed"):
         assert yaml.safe_load((folder / f"{name}.yaml").read_text())["experiment"] == name
 
 
@@ -101,6 +103,29 @@ def test_the_training_pairs_and_nothing_else_run_again_when_the_test_file_change
     run(folder, command)
     report = json.loads((folder / "results/with_test/data/report.json").read_text())
     assert report["splits"]["test"]["pairs"] == 21
+
+
+def test_an_edited_file_or_weight_of_a_mixture_prepares_the_pairs_again(finished):
+    """The weights are those of the page: 2 for the first source, 1 for the second."""
+    folder, _ = finished
+    page = (REPOSITORY / "docs/own-data.md").read_text()
+    (block,) = re.findall(r"```yaml\n(data:\n  sources:.*?)```", page, re.DOTALL)
+    (folder / "weights.yaml").write_text(block)
+    command = "snakemake --cores 2 --configfile mixed.yaml {} -- results/mixed/data/pairs.parquet"
+    plain, weighted = command.format(""), command.format("weights.yaml")
+    used = {}
+    for name, line in (("plain", plain), ("weighted", weighted)):
+        assert planned(run(folder, line.replace("snakemake", "snakemake -n"))) == {"prepare": 1}
+        run(folder, line)
+        sources = json.loads((folder / "results/mixed/data/report.json").read_text())["sources"]
+        used[name] = [(source["name"], source["available"], source["used"]) for source in sources]
+    (first, available, all_used), (second, others, all_others) = used["plain"]
+    assert (first, second, all_used, all_others) == ("my_pairs", "my_more", available, others)
+    draws = min(available // 2, others)
+    assert [count for _, _, count in used["weighted"]] == [2 * draws, draws]
+    assert "Nothing to be done" in run(folder, weighted.replace("snakemake", "snakemake -n"))
+    write(folder / "my_more.jsonl", rows(41, seed=3))
+    assert planned(run(folder, weighted.replace("snakemake", "snakemake -n"))) == {"prepare": 1}
 
 
 def test_without_a_test_split_nothing_starts(finished):

@@ -23,6 +23,7 @@ from rm_methods.validation import schema_problems
 READERS = {
     "alpaca_eval": "rm_methods.preferences.readers.alpaca_eval:read",
     "hh_rlhf": "rm_methods.preferences.readers.hh_rlhf:read",
+    "preference_rows": "rm_methods.preferences.readers.preference_rows:read",
     "pairs": "rm_methods.preferences.readers.pairs:read",
     "world": "rm_methods.preferences.world:read",
 }

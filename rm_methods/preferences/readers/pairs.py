@@ -144,7 +144,7 @@ def _pairs_of_file(
     implicit_rows = 0
     implicit_pairs = []
     for row in rows:
-        row_id = _row_id(row, options["id_field"], first_use)
+        row_id = row_id_of(row, options["id_field"], first_use)
         try:
             answers = _answers(row, options, report)
             explicit_prompt = _prompt(row, options["prompt_field"], report)
@@ -153,10 +153,10 @@ def _pairs_of_file(
             prompt, chosen, rejected = _parts(explicit_prompt, answers, report)
             pair = checked_pair(
                 row,
-                _with_system_turn(prompt, row, options["system_field"], report),
+                with_system_turn(prompt, row, options["system_field"], report),
                 chosen,
                 rejected,
-                split=row.split or _split(row, options["split_field"], report),
+                split=row.split or row_split(row, options["split_field"], report),
                 source=source,
                 strength=_strength(row, options),
                 meta={"id": row_id} if row_id else {},
@@ -168,12 +168,12 @@ def _pairs_of_file(
             implicit_pairs.append(pair)
         else:
             yield pair
-    _check_named_columns(row, options, report)
+    check_named_columns(row, options, report)
     if implicit_rows:
         yield from _implicit_pairs(row.file, implicit_pairs, options["prompt_field"], report)
 
 
-def _check_named_columns(last_row: Row, options: dict[str, Any], report: ReadReport) -> None:
+def check_named_columns(last_row: Row, options: dict[str, Any], report: ReadReport) -> None:
     """Refuse a file if none of its rows has a column that the options name.
 
     The columns of the default options are optional.
@@ -254,8 +254,8 @@ def _answers(
                 f"{row.file}, row {row.number}: field '{options[option]}' is missing. If another column has this "
                 f"answer, name it with data.options.{option}. {nearest(options[option], row.fields, 'Found')}"
             )
-    chosen = _text_or_messages(row, options["chosen_field"], report)
-    rejected = _text_or_messages(row, options["rejected_field"], report)
+    chosen = text_or_messages(row, options["chosen_field"], report)
+    rejected = text_or_messages(row, options["rejected_field"], report)
     if isinstance(chosen, str) and isinstance(rejected, str):
         return chosen, rejected
     if isinstance(chosen, list) and isinstance(rejected, list):
@@ -267,7 +267,7 @@ def _answers(
 
 
 def _prompt(row: Row, name: str | None, report: ReadReport) -> str | list[Message] | None:
-    return None if name is None or row.fields.get(name) is None else _text_or_messages(row, name, report)
+    return None if name is None or row.fields.get(name) is None else text_or_messages(row, name, report)
 
 
 def _parts(
@@ -291,10 +291,10 @@ def _parts(
                 "this one does not."
             )
         prompt, chosen, rejected = split_implicit_prompt(chosen, rejected)
-    return _as_messages(prompt), chosen, rejected
+    return as_messages(prompt), chosen, rejected
 
 
-def _as_messages(prompt: str | list[Message]) -> list[Message]:
+def as_messages(prompt: str | list[Message]) -> list[Message]:
     return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
 
 
@@ -307,19 +307,19 @@ def _conversation_parts(
         answers_repeat_it = chosen[: len(prompt)] == prompt == rejected[: len(prompt)]
         prompt_turns = len(prompt) if answers_repeat_it else 0
     elif text is not None and len(chosen) <= 1:
-        prompt = _as_messages(text)
+        prompt = as_messages(text)
         prompt_turns = 0
     else:
         prompt_turns = _common_length(chosen, rejected)
         prompt = chosen[:prompt_turns]
-    chosen_text = _only_answer(chosen[prompt_turns:])
-    rejected_text = _only_answer(rejected[prompt_turns:])
+    chosen_text = only_answer(chosen[prompt_turns:])
+    rejected_text = only_answer(rejected[prompt_turns:])
     if text is not None and not _says(prompt, text):
         raise Unusable("prompts differ: the conversation does not begin with the column", f"the column: {text[:60]!r}")
     return prompt, chosen_text, rejected_text
 
 
-def _only_answer(turns: Sequence[Message]) -> str:
+def only_answer(turns: Sequence[Message]) -> str:
     """The text of the turns after the prompt, which must be one assistant turn."""
     roles = [message["role"] for message in turns]
     if not roles:
@@ -339,7 +339,7 @@ def _says(prompt: Sequence[Message], text: str) -> bool:
     return any(candidate.split() == text.split() for candidate in candidates)
 
 
-def _with_system_turn(prompt: list[Message], row: Row, name: str | None, report: ReadReport) -> list[Message]:
+def with_system_turn(prompt: list[Message], row: Row, name: str | None, report: ReadReport) -> list[Message]:
     """The prompt, with the system turn that a column of the row holds."""
     value = row.fields.get(name) if name else None
     if value is None or value == "":
@@ -359,7 +359,7 @@ def _with_system_turn(prompt: list[Message], row: Row, name: str | None, report:
     return [{"role": "system", "content": value}, *prompt]
 
 
-def _text_or_messages(row: Row, name: str, report: ReadReport) -> str | list[Message]:
+def text_or_messages(row: Row, name: str, report: ReadReport) -> str | list[Message]:
     value = column(row, name)
     if value is None:
         raise Unusable(f"field '{name}' is null")
@@ -429,7 +429,7 @@ def _text_of_parts(parts: list[Any], where: str) -> str:
     raise Unusable("content is not one text", f"{where}: {parts!r:.60}")
 
 
-def _row_id(row: Row, name: str | None, first_use: dict[str, str]) -> str:
+def row_id_of(row: Row, name: str | None, first_use: dict[str, str]) -> str:
     """The row's id as text, "" if it has none."""
     value = row.fields.get(name) if name else None
     if value is None or value == "":
@@ -449,7 +449,7 @@ def _row_id(row: Row, name: str | None, first_use: dict[str, str]) -> str:
     return row_id
 
 
-def _split(row: Row, name: str | None, report: ReadReport) -> str:
+def row_split(row: Row, name: str | None, report: ReadReport) -> str:
     if name is None or name not in row.fields:
         return "train"
     value = row.fields.get(name)
