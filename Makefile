@@ -71,6 +71,7 @@ environment: setup
 	python .ci/environment.py
 
 ui: $(RUNNABLE)
+	python -m rm_methods.tracking.list_pages "$(TRACKING)"
 	mlflow ui --backend-store-uri "$(TRACKING)" --port 5000
 
 clean:

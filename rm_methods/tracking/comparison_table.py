@@ -12,6 +12,7 @@ from rm_methods.reporting.sentences import method_label, verdict_word
 from rm_methods.reporting.tables import VERDICT_MARK
 from rm_methods.tracking.records import legal_name
 
+_DIGITS = 4  # MLflow shows all digits that it has; table.csv among the artifacts has them
 _TOLERANCE = 1e-6  # between a mean in the table and the mean of the runs
 
 
@@ -38,17 +39,20 @@ class ColumnResult:
     verdict: str
 
     def values(self) -> dict[str, float]:
-        """Metrics of a variant's run in MLflow: the mean has the name that it has in the runs of the seeds."""
+        """Metrics of a variant's run in MLflow: the mean has the name that it has in the runs of the seeds.
+
+        MLflow sorts names, and these sort behind nearly all benchmarks, so the means come first.
+        """
         values = {
-            "": self.mean,
-            ".low": self.low,
-            ".high": self.high,
-            ".difference": self.difference,
-            ".difference_low": self.difference_low,
-            ".difference_high": self.difference_high,
-            ".seeds": float(self.n_seeds),
+            self.metric: self.mean,
+            f"value_interval/{self.metric}/low": self.low,
+            f"value_interval/{self.metric}/high": self.high,
+            f"value_interval/{self.metric}/seeds": float(self.n_seeds),
+            f"vs_reference/{self.metric}": self.difference,
+            f"vs_reference/{self.metric}/low": self.difference_low,
+            f"vs_reference/{self.metric}/high": self.difference_high,
         }
-        return {f"{self.metric}{name}": value for name, value in values.items() if not math.isnan(value)}
+        return {name: round(value, _DIGITS) for name, value in values.items() if not math.isnan(value)}
 
 
 @dataclass(frozen=True)

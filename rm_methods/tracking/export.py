@@ -23,7 +23,7 @@ from rm_methods.files import write_json
 from rm_methods.system.tracking_address import redacted, resolve_uri
 from rm_methods.tracking.artifacts import comparison_artifacts, configuration_text, ppo_artifacts, run_artifacts
 from rm_methods.tracking.comparison_table import ComparisonTable, read_comparison
-from rm_methods.tracking.pages import compare_page, how_to_open, runs_page
+from rm_methods.tracking.pages import compare_page, how_to_open, runs_page, view_key, view_state
 from rm_methods.tracking.records import ExportedFiles, RunRecord, read_run
 from rm_methods.tracking.store import (
     PROBE_SECONDS,
@@ -182,6 +182,7 @@ class _Batch:
     Attributes:
         runs, variants, comparison: records to upload.
         problem: why no comparison is shown, None if it is.
+        metrics: names of the columns of the comparison; view: key of the view of the runs.
         outcomes: by identity of the record.
     """
 
@@ -207,6 +208,8 @@ class _Batch:
             record = comparison_record(config, runs, common_params, table, problem=self.problem)
             files_to_upload = {name: path for name, path in export.artifacts.items() if path.is_file()}
             self.comparison = replace(record, artifacts={**files_to_upload, **record.artifacts})
+        self.metrics = [column.metric for column in next(iter(table.rows.values()))] if table and table.rows else []
+        self.view = view_key(config["experiment"])
         self.outcomes: dict[tuple, dict[str, Any]] = {}
 
     def result(self, uri: str, reason: str | None) -> ExportResult:
@@ -225,10 +228,11 @@ class _Batch:
         if stored:
             experiment_id = stored[0]["experiment_id"]
             ids = [record["run_id"] for record in variants if "run_id" in record][:_COMPARED_AT_ONCE]
+            page = runs_page(uri, experiment_id, self.view)
             summary["pages"] = {
-                "runs": runs_page(uri, experiment_id),
+                "runs": page,
                 "variants": compare_page(uri, experiment_id, ids),
-                "how_to_open": how_to_open(uri, experiment_id),
+                "how_to_open": how_to_open(uri, page),
             }
         return ExportResult(runs, summary)
 
@@ -283,7 +287,7 @@ def _export_reachable(uri: str, batch: _Batch) -> str | None:
             client = MlflowClient(tracking_uri=uri)
             config = batch.export.config
             uploader = Uploader(client, batch.export.name, config["experiment"], uri)
-            uploader.describe(experiment_text(config))
+            uploader.describe(experiment_text(config), (batch.view, view_state(config["experiment"], batch.metrics)))
             for record in _in_order(batch):
                 # Without a parent that could be stored, a run is stored alone; the next export moves it below one.
                 parent = batch.outcomes.get(("variant", record.variant, None), {}).get("run_id")

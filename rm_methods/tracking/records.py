@@ -146,7 +146,8 @@ def read_run(files: ExportedFiles, configured: str) -> RunRecord:
     bad_values = bad_steps + bad_finals
     tags = {
         KIND: files.kind,
-        CONFIGURED: str(summary.get("experiment", configured)),
+        NOTE: _note(files, variant, seed),
+        CONFIGURED: configured,
         "variant": variant,
         "method": summary["method"],
         "seed": str(seed),
@@ -178,6 +179,16 @@ def read_run(files: ExportedFiles, configured: str) -> RunRecord:
         live_run=summary.get("live_run"),
         skipped_not_finite=bad_values,
         skipped_cut_line=cut_line,
+    )
+
+
+def _note(files: ExportedFiles, variant: str, seed: int) -> str:
+    """The description of a run."""
+    what = "A policy that PPO trained against" if files.kind == "ppo" else "One training of"
+    checkpoint = "the policy" if files.kind == "ppo" else "the model"
+    return (
+        f"{what} `{variant}`, seed {seed}. The parent run has mean, interval and verdict over all seeds. "
+        f"Not uploaded: {checkpoint}, `{files.model.resolve()}`."
     )
 
 
@@ -249,16 +260,18 @@ def _finals(
     summary: Mapping[str, Any], metrics: Mapping[str, Any], further: Mapping[str, Any], prefix: str
 ) -> tuple[dict[str, float], int]:
     """Final metrics by legal name, and how many were not finite (or null, which is how JSON holds them)."""
+    benchmarks = metrics.get("benchmarks") or {}
     values: dict[str, Any] = {}
+    for benchmark, report in benchmarks.items():
+        values |= {f"{benchmark}/{name}": value for name, value in (report.get("metrics") or {}).items()}
+    values |= dict(further.get("metrics") or {})
     for name, value in (summary.get("metrics") or {}).items():
         if name != "train_loss":  # the last value of train/loss
             values[f"validation/{name.removeprefix('validation_')}"] = value
-    values |= {f"{prefix}_cost/{name}": value for name, value in (summary.get("cost") or {}).items()}
-    values |= dict(further.get("metrics") or {})
-    for benchmark, report in (metrics.get("benchmarks") or {}).items():
-        values |= {f"{benchmark}/{name}": value for name, value in (report.get("metrics") or {}).items()}
+    for benchmark, report in benchmarks.items():
         counts = {name: report.get(name) for name in ("tie_rate", "n_scored", "n_total", "n_truncated")}
         values |= {f"scoring/{benchmark}/{name}": value for name, value in counts.items() if value is not None}
+    values |= {f"{prefix}_cost/{name}": value for name, value in (summary.get("cost") or {}).items()}
     numbers = {
         legal_name(name): math.nan if value is None else _as_float(value)
         for name, value in values.items()

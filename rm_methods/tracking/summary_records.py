@@ -93,11 +93,15 @@ def variant_records(
         if columns:
             tags["verdict"] = _verdict_tag(columns)
         finals: dict[str, float] = {}
-        for column in columns:
-            finals |= column.values()
+        for values in (column.values() for column in columns):
+            finals |= values
         # MLflow lists the latest start first, and so the rows in the order of the table.
-        time_ms = last_ms + 1000 * (len(names) - number)
-        variants.append(_summary_record("variant", name, name, dict(params.get(name, {})), tags, finals, time_ms))
+        start_ms = last_ms + 1000 * (len(names) - number)
+        record = _summary_record("variant", name, name, dict(params.get(name, {})), tags, start_ms)
+        duration_ms = sum(run.end_ms - run.start_ms for run in runs)
+        # The mean of each column first: in the order of the table, MLflow's page of a run shows them so.
+        finals = dict(sorted(finals.items(), key=lambda item: item[0] not in {column.metric for column in columns}))
+        variants.append(replace(record, finals=finals, end_ms=start_ms + duration_ms))
     return variants
 
 
@@ -126,7 +130,7 @@ def comparison_record(
     is_shared = config["tracking"]["experiment"] not in (None, configured)
     name = f"comparison {configured}" if is_shared else "comparison"
     params = dict(common_params) | {"seeds": ", ".join(map(str, config["seeds"]))}
-    record = _summary_record("comparison", None, name, params, tags, {}, time_ms)
+    record = _summary_record("comparison", None, name, params, tags, time_ms)
     return replace(record, artifacts={"configuration.yaml": configuration_text(config)})
 
 
@@ -136,7 +140,6 @@ def _summary_record(
     name: str,
     params: dict[str, str],
     tags: dict[str, str],
-    finals: dict[str, float],
     time_ms: int,
 ) -> RunRecord:
     return RunRecord(
@@ -148,7 +151,7 @@ def _summary_record(
         params=params,
         tags=tags,
         steps=[],
-        finals=finals,
+        finals={},
         training_digest=content_hash([FORMAT, params]),
         start_ms=time_ms,
         end_ms=time_ms,

@@ -18,6 +18,7 @@ from typing import Any
 
 from rm_methods.files import content_hash
 from rm_methods.tracking.artifacts import within_limit
+from rm_methods.tracking.pages import VIEW_TAG
 from rm_methods.tracking.records import CONFIGURED, KIND, NOTE, RunRecord, legal_name
 from rm_methods.tracking.store import database_file
 
@@ -26,7 +27,6 @@ ITEMS_PER_CALL = 100  # MLflow's limit for parameters in one call
 RUNS_PER_PAGE = 1000
 HASHES = "hashes"  # tag: JSON object with "run_key", "training", and "exported" once the run is complete
 PARENT = "mlflow.parentRunId"
-_EXPERIMENT_KIND = "mlflow.experimentKind"  # decides which page MLflow opens
 _WRITTEN_NOTE = "rm_methods.description"  # tag of an experiment: hash of the description that an export wrote
 
 
@@ -41,7 +41,7 @@ def hashes_of(run) -> dict[str, str]:
 
 def hashes_text(**hashes: str) -> str:
     """The text of the tag `hashes`."""
-    return json.dumps(hashes)
+    return json.dumps({name: value for name, value in hashes.items() if value})
 
 
 def experiment_id_of(client, name: str, uri: str) -> str:
@@ -52,7 +52,7 @@ def experiment_id_of(client, name: str, uri: str) -> str:
     if experiment is None:
         try:
             location = _artifact_folder(name, uri)
-            return client.create_experiment(name, location, {_EXPERIMENT_KIND: "custom_model_development"})
+            return client.create_experiment(name, location)
         except MlflowException:
             experiment = client.get_experiment_by_name(name)  # another process was faster
             if experiment is None:
@@ -118,9 +118,15 @@ class Uploader:
         for run in runs_of_experiment(client, self.experiment_id, configured):
             self.runs.setdefault(identity_of(run), []).append(run)
 
-    def describe(self, text: str) -> None:
-        """Set the experiment's description, unless a person has written another one."""
+    def describe(self, text: str, view: tuple[str, str]) -> None:
+        """Set the experiment's description, unless a person has written another one, and the view of its runs.
+
+        Args:
+            view: key and state (`rm_methods.tracking.pages`).
+        """
         tags = self.client.get_experiment(self.experiment_id).tags
+        if tags.get(VIEW_TAG + view[0]) != view[1]:
+            self.client.set_experiment_tag(self.experiment_id, VIEW_TAG + view[0], view[1])
         present, written = tags.get(NOTE), tags.get(_WRITTEN_NOTE)
         if present == text or (present and content_hash(present) != written):
             return
@@ -187,10 +193,7 @@ class Uploader:
         for first in range(0, len(params), ITEMS_PER_CALL):
             client.log_batch(run_id, params=params[first : first + ITEMS_PER_CALL])
         model_id = self._link_model(run, record, is_new=is_new) if record.checkpoint is not None else None
-        rows = []
-        # A complete run has all steps: a run that was trained again is another run.
-        if "exported" not in hashes_of(run):
-            rows = [Metric(m.name, m.value, start_ms + round(1000 * m.seconds), m.step) for m in record.steps]
+        rows = []  # the final metrics first: MLflow's page of a run lists them in this order
         now_ms = int(time.time() * 1000)
         for name, value in record.finals.items():
             stored = run.data.metrics.get(name)
@@ -198,6 +201,9 @@ class Uploader:
                 # A later time makes a corrected value the one that is shown; the first has a time that a repetition
                 # gives again.
                 rows.append(Metric(name, value, end_ms if stored is None else now_ms, 0, model_id=model_id))
+        # A complete run has all steps: a run that was trained again is another run.
+        if "exported" not in hashes_of(run):
+            rows += [Metric(m.name, m.value, start_ms + round(1000 * m.seconds), m.step) for m in record.steps]
         for first in range(0, len(rows), ROWS_PER_CALL):
             client.log_batch(run_id, metrics=rows[first : first + ROWS_PER_CALL])
         self._link_dataset(run, record)
@@ -295,4 +301,4 @@ def _checkpoint(record: RunRecord) -> dict[str, str]:
 
 def _is_same(run, record: RunRecord) -> bool:
     hashes = hashes_of(run)
-    return hashes.get("run_key") == record.run_key and hashes.get("training") == record.training_digest
+    return hashes.get("run_key", "") == record.run_key and hashes.get("training") == record.training_digest
