@@ -102,12 +102,14 @@ def read_comparison(folder: Path) -> ComparisonTable | str:
         markdown = (folder / "table.md").read_text(encoding="utf-8")
         with (folder / "table.csv").open(encoding="utf-8", newline="") as stream:
             records = list(csv.DictReader(stream))
+        if not records:
+            return f"{folder / 'table.csv'} has no rows"
         rows: dict[str, list[ColumnResult]] = {}
         labels = {}
         for record in records:
             rows.setdefault(record["variant"], []).append(_column(record))
             labels[record["variant"]] = method_label(record["variant"], record["method"], record["title"])
-        reference = records[0]["reference"] if records else ""
+        reference = records[0]["reference"]
     except FileNotFoundError as error:
         return f"{error.filename} is missing"
     except (OSError, ValueError, KeyError, TypeError, AttributeError, csv.Error) as error:

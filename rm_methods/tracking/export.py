@@ -18,7 +18,7 @@ from typing import Any
 from rm_methods.errors import UserError
 from rm_methods.experiment.evaluated_runs import files_of_runs
 from rm_methods.experiment.experiment import Experiment
-from rm_methods.experiment.layout import Layout, run_metrics
+from rm_methods.experiment.layout import SUMMARY_RECORD, Layout, run_metrics
 from rm_methods.files import write_json
 from rm_methods.system.tracking_address import redacted, resolve_uri
 from rm_methods.tracking.artifacts import comparison_artifacts, configuration_text, ppo_artifacts, run_artifacts
@@ -168,7 +168,7 @@ def export_experiment(export: ExperimentExport, out_folder: Path, tracking_uri: 
     for record, run in zip(result.runs, batch.runs, strict=True):
         suffix = "" if run.kind == "seed" else f"_{run.kind}"
         write_json(Path(out_folder) / str(run.variant) / f"seed{run.seed}{suffix}.json", record)
-    write_json(Path(out_folder) / "comparison.json", result.summary)
+    write_json(Path(out_folder) / SUMMARY_RECORD, result.summary)
     _warn_if_pending(result, uri)
     return result
 

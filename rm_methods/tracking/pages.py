@@ -10,8 +10,11 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from urllib.parse import quote
 
+from rm_methods.errors import UserError
+from rm_methods.files import read_json
 from rm_methods.system.tracking_address import SERVERS, redacted, uri_scheme
 
 LOCAL = "http://127.0.0.1:5000"  # of `make ui`
@@ -70,6 +73,20 @@ def how_to_open(uri: str, page: str) -> str:
     if uri_scheme(uri) in SERVERS:
         return page
     return f"{page} (start the page with `make ui` or `mlflow ui --backend-store-uri {redacted(uri)}`)"
+
+
+def tracked_page(record: Path) -> str | None:
+    """What a person does to see the runs of an export; None if nothing was exported.
+
+    Args:
+        record: comparison.json of the export.
+    """
+    try:
+        content = read_json(record)
+    except UserError:
+        return None
+    pages = content.get("pages") if isinstance(content, dict) else None
+    return str(pages["how_to_open"]) if isinstance(pages, dict) and "how_to_open" in pages else None
 
 
 def _server(uri: str) -> str:
