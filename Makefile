@@ -32,10 +32,10 @@ test-slow: setup
 test-slurm: setup
 	RM_METHODS_TEST_SLURM=1 OMP_NUM_THREADS=1 pytest -rs tests/slurm
 
-# The report in a real browser; apt-get installs Chromium where it can, otherwise the tests are skipped with the reason.
+# The report and MLflow's pages in a real browser; apt-get installs Chromium where it can, otherwise the tests are skipped with the reason.
 test-browser: setup
 	command -v chromium > /dev/null || apt-get install --yes --no-install-recommends chromium || true
-	pytest -rs tests/html_report/test_browser.py
+	pytest -rs tests/html_report/test_browser.py tests/tracking/test_browser.py
 
 # The documents as a site in build/site, without network; a broken link fails.
 site: setup

@@ -21,7 +21,8 @@ LOCAL = "http://127.0.0.1:5000"  # of `make ui`
 VIEW_TAG = "mlflow.sharedViewState."  # of an experiment; followed by the key of the view
 _WORKFLOW = "workflowType=machine_learning"
 _METRICS_SHOWN = 6
-_WIDTH = 140  # pixels of a column
+_VERDICT_WIDTH = 190  # pixels
+_METRIC_WIDTH = 130
 
 
 def view_key(configured: str) -> str:
@@ -43,7 +44,7 @@ def view_state(configured: str, metrics: Sequence[str]) -> str:
         {
             "selectedColumns": columns,
             "columnOrder": columns,
-            "columnWidths": dict.fromkeys(columns, _WIDTH),
+            "columnWidths": dict.fromkeys(columns, _METRIC_WIDTH) | {columns[0]: _VERDICT_WIDTH},
             "searchFilter": f"tags.superseded = 'false' and tags.configured_experiment = '{configured}'",
             "orderByKey": "attributes.start_time",
             "orderByAsc": False,

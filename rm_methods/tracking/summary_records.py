@@ -270,7 +270,9 @@ def _verdict_tag(columns: Sequence[ColumnResult]) -> str:
     words = Counter(column.verdict for column in columns)
     if len(words) == 1:
         return columns[0].verdict
-    return ", ".join(f"{word} {count}" for word, count in words.most_common())
+    order = ("better", "worse", "not told apart", "too few runs")
+    ordered = sorted(words, key=lambda word: order.index(word) if word in order else len(order))
+    return ", ".join(f"{word} {words[word]}" for word in ordered)
 
 
 def _shortened(text: str) -> str:
