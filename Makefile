@@ -1,6 +1,7 @@
 # make demo   set up .venv and run the embedded experiment to the end (tables, figures, MLflow runs)
 # make test   set up .venv and run the tests (make test-unit: the quick ones)
 CORES ?= 2
+SEED ?= 0
 PYTHON ?= python3.11
 VENV := .venv
 READY := $(VENV)/.ready
@@ -12,7 +13,7 @@ TRACKING ?= $(or $(MLFLOW_TRACKING_URI),sqlite:///mlflow.db)
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export MLFLOW_DISABLE_TELEMETRY := true
 
-.PHONY: demo test test-unit test-slow test-slurm test-browser site lint format setup environment ui clean
+.PHONY: demo test test-unit fuzz test-slow test-slurm test-browser site lint format setup environment ui clean
 
 demo: $(RUNNABLE)
 	snakemake --cores $(CORES)
@@ -23,6 +24,10 @@ test: setup
 # The inner loop: no trainings and no processes.
 test-unit: setup
 	OMP_NUM_THREADS=1 pytest -m "not slow and not process" $(PARALLEL) --durations=10
+
+# 300 malformed files, configurations and options, over all verbs; another SEED gives others.
+fuzz: setup
+	OMP_NUM_THREADS=1 RM_METHODS_FUZZ=4 RM_METHODS_FUZZ_SEED=$(SEED) pytest tests/fuzz/test_fuzz.py
 
 # Real backbone, real data, the trained world: minutes.
 test-slow: setup

@@ -19,27 +19,15 @@ def card_files(kind: str) -> dict[str, Path]:
     Raises:
         ConfigError: a card of the user has the name of one that comes with the package.
     """
-    return cards_in(PACKAGED / kind, OF_THE_USER / kind, "card")
-
-
-def cards_in(packaged: Path, added: Path, name_of_kind: str) -> dict[str, Path]:
-    """The file of every card of two folders, by the card's name.
-
-    Args:
-        packaged: folder of the package.
-        added: folder of the user; it need not exist.
-        name_of_kind: "card" or "method", for the message.
-
-    Raises:
-        ConfigError: a file of the user has the name of one that comes with the package.
-    """
+    packaged = PACKAGED / kind
+    added = OF_THE_USER / kind
     shipped = {path.stem: path for path in sorted(packaged.glob("*.yaml"))}
     if added.resolve() == packaged.resolve():
         return shipped
     users = {path.stem: path for path in sorted(added.glob("*.yaml"))}
     # Otherwise one of them would win silently, and results of two different things would have one name.
     problems = [
-        f"{users[name]}: a {name_of_kind} of this name comes with the package; rename yours"
+        f"{users[name]}: a card of this name comes with the package; rename yours"
         for name in sorted(shipped.keys() & users.keys())
     ]
     if problems:

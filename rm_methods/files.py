@@ -27,6 +27,12 @@ from rm_methods.processes import machine, started
 PARTIAL = ".partial"
 SEAL = "complete"  # in folders that are written file by file, such as checkpoints
 _STALE_AFTER_SECONDS = 24 * 3600.0  # for temporary files of other machines, whose processes this one cannot see
+_SPECIAL_FILES = (
+    (stat.S_ISFIFO, "pipe"),
+    (stat.S_ISCHR, "device"),
+    (stat.S_ISBLK, "device"),
+    (stat.S_ISSOCK, "socket"),
+)
 # Read once, before other threads start: the umask can only be read by setting it.
 _UMASK = os.umask(0o077)
 os.umask(_UMASK)
@@ -38,8 +44,12 @@ def written_atomically(target: str | os.PathLike) -> Iterator[Path]:
 
     The caller may create a file or a folder at the temporary path. An existing target is replaced. Files get the
     permissions that the umask allows, whatever library wrote them.
+
+    Raises:
+        UserError: the target is a pipe, device or socket, or has no name, as "." and "..".
     """
     target = Path(target)
+    _check_target(target)
     target.parent.mkdir(parents=True, exist_ok=True)
     _remove_leftovers(target)
     temporary = target.with_name(f".{target.name}.{_writer()}.{uuid.uuid4().hex[:8]}{PARTIAL}")
@@ -53,6 +63,52 @@ def written_atomically(target: str | os.PathLike) -> Iterator[Path]:
     except BaseException:
         _remove(temporary)
         raise
+
+
+def _check_target(target: Path) -> None:
+    """Refuse to replace a device such as /dev/null by a file, or the folder that holds the target."""
+    if target.name in ("", ".."):
+        raise UserError(f"{target}: an output needs a name. Write a folder's name, not '.' or '..'.")
+    if kind := special_kind(target):
+        raise UserError(f"{target}: is a {kind}, which the output would replace. Name a file.")
+
+
+def special_kind(path: str | os.PathLike) -> str | None:
+    """ "pipe", "device" or "socket"; None for files, folders, and what does not exist."""
+    try:
+        mode = os.stat(path).st_mode
+    except (OSError, ValueError):  # whoever opens it says what is wrong
+        return None
+    return next((kind for is_kind, kind in _SPECIAL_FILES if is_kind(mode)), None)
+
+
+def check_regular(*paths: str | os.PathLike) -> None:
+    """Refuse to read what is no file: a pipe without a writer waits for ever, and a device may have no end.
+
+    A pipe with a writer can be read once only, but files are read several times, such as for their hash.
+
+    Raises:
+        UserError: naming the path.
+    """
+    for path in paths:
+        if kind := special_kind(path):
+            raise UserError(f"{path}: is a {kind}, not a file. Write its content to a file, and name that one.")
+
+
+def check_replaceable(folder: str | os.PathLike, own_file: str) -> None:
+    """Refuse to replace a folder that this stage did not write: everything in it would be removed.
+
+    Args:
+        own_file: name of a file that the stage writes into its folder.
+
+    Raises:
+        UserError: the folder holds files, but not this one.
+    """
+    path = Path(folder)
+    if path.is_dir() and any(path.iterdir()) and not (path / own_file).exists():
+        raise UserError(
+            f"{folder}: is a folder with other files (it has no {own_file}), which would be removed. Name a new folder."
+        )
 
 
 def check_outputs(
@@ -224,6 +280,7 @@ def read_json(source: str | os.PathLike) -> Any:
     Raises:
         UserError: the file is missing or is not JSON; NaN, infinity and numbers beyond float are not JSON.
     """
+    check_regular(source)
     try:
         return parse_json(Path(source).read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -236,10 +293,17 @@ def parse_json(text: str) -> Any:
     """The value of a JSON text.
 
     Raises:
-        ValueError: it is not JSON, or holds NaN, infinity or a number beyond float.
+        ValueError: it is not JSON, or holds NaN, infinity, a number beyond float, or half of a surrogate pair, which no
+            file can hold.
         RecursionError: it is nested too deeply.
     """
-    return json.loads(text, parse_constant=_finite, parse_float=_finite)
+    value = json.loads(text, parse_constant=_finite, parse_float=_finite)
+    if "\\ud" in text.lower():
+        try:
+            json.dumps(value, ensure_ascii=False).encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise ValueError(f"text is not Unicode: {error.object[error.start]!a}") from None
+    return value
 
 
 def _finite(text: str) -> float:
@@ -260,6 +324,7 @@ def read_json_lines(source: str | os.PathLike) -> list[dict[str, Any]]:
     source = Path(source)
     if not source.exists():
         return []
+    check_regular(source)
     rows = []
     try:
         # Text after the last line break was not written completely, even if it happens to be JSON.
@@ -284,6 +349,7 @@ def content_hash(value: Any, length: int = 16) -> str:
 
 def file_hash(*sources: str | os.PathLike, length: int = 16) -> str:
     """Hexadecimal SHA-256 (first `length` digits) of the bytes of one or more files, in the order given."""
+    check_regular(*sources)
     digest = hashlib.sha256()
     for source in sources:
         with open(source, "rb") as stream:

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rm_methods.errors import DataError
-from rm_methods.files import parse_json, written_atomically
+from rm_methods.files import check_regular, parse_json, written_atomically
 
 if TYPE_CHECKING:
     import pyarrow
@@ -183,6 +183,7 @@ def parquet_columns(source: str | os.PathLike) -> list[str]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    check_regular(source)
     try:
         return pq.read_schema(source).names
     except (pa.ArrowException, OSError, ValueError) as error:
@@ -195,6 +196,7 @@ def _file(source: str | os.PathLike, stage: str) -> Path:
         raise DataError(f"{source}: is a folder, not a Parquet file.")
     if not path.exists():
         raise DataError(f"{source}: no such file. Run the {stage} stage first.")
+    check_regular(path)
     return path
 
 

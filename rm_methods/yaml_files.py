@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 import yaml
 
 from rm_methods.errors import ConfigError
+from rm_methods.files import special_kind
 
 MAX_DEPTH = 40
 MAX_VALUES = 100_000  # with every alias written out
@@ -75,6 +76,8 @@ def read_yaml(source: str | Path) -> tuple[Any, list[str]]:
         ConfigError: the file cannot be read, or is not YAML.
     """
     source = Path(source)
+    if kind := special_kind(source):
+        raise ConfigError([f"is a {kind}, not a file; write its content to a file"], source=str(source))
     try:
         text = source.read_text(encoding="utf-8-sig")
         return parse_yaml(text, f" of {source}")

@@ -9,17 +9,18 @@ from dataclasses import replace
 from pathlib import Path
 
 import hypothesis
-import numpy as np
 import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-from rm_methods.config.resolve import resolve, section_defaults
+from rm_methods.config.resolve import section_defaults
+from rm_methods.contract_test.small_experiment import made_up_pairs
+from rm_methods.contract_test.small_experiment import small_config as experiment_config
 from rm_methods.policies.sft import SFTSettings
 from rm_methods.ppo.settings import PPOSettings
-from rm_methods.preferences.pair import PreferencePair, make_pair, write_pairs
+from rm_methods.preferences.pair import PreferencePair, write_pairs
 
 # How long an example takes says more about what else the machine does than about the code.
 hypothesis.settings.register_profile("untimed", deadline=None)
@@ -44,23 +45,6 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
-def made_up_pairs(count: int, seed: int = 0, split: str = "train") -> list[PreferencePair]:
-    """Pairs in which the chosen response names the color that the prompt asks for; the rejected one, another."""
-    generator = np.random.default_rng(seed)
-    colors = ["red", "green", "blue", "black", "white"]
-    pairs = []
-    for k in range(count):
-        right, wrong = generator.choice(colors, size=2, replace=False)
-        filler = " and so on" * int(generator.integers(0, 6))
-        prompt = [{"role": "user", "content": f"Request {seed}-{k}: paint it {right}, please{filler}."}]
-        extra = " I hope that this is fine." * int(generator.integers(0, 3))
-        chosen, rejected = f"It is now {right}.{extra}", f"It is now {wrong}."
-        pairs.append(
-            make_pair(prompt, chosen, rejected, split=split, source="made up", strength=float(generator.integers(1, 4)))
-        )
-    return pairs
-
-
 def ppo_settings(**changes) -> PPOSettings:
     """The schema's defaults with changes."""
     sections = {name: section_defaults("overoptimization", name) for name in ("ppo", "sampling")}
@@ -71,35 +55,6 @@ def sft_settings(**changes) -> SFTSettings:
     """The schema's defaults with changes."""
     sections = {name: section_defaults("overoptimization", name) for name in ("sft", "sampling")}
     return replace(SFTSettings.of_experiment({"overoptimization": sections}), **changes)
-
-
-def experiment_config(folder: Path, **sections) -> dict:
-    """A small resolved configuration whose data set is a file in `folder`."""
-    folder.mkdir(parents=True, exist_ok=True)
-    file = folder / "pairs.jsonl"
-    if not file.exists():
-        file.write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}\n')
-    config = {
-        "experiment": "test",
-        "results": str(folder / "results"),
-        "seeds": [0],
-        "data": {"dataset": str(file)},
-        "backbone": {
-            "max_length": 256,
-            "tiny": {
-                "hidden_size": 32, "intermediate_size": 64, "layers": 2, "heads": 4, "key_value_heads": 2,
-                "vocabulary_size": 400,
-            },
-        },
-        "training": {
-            "epochs": 1, "pairs_per_step": 8, "learning_rate": 3e-3, "tokens_per_microbatch": 400, "precision": "fp32",
-            "log_every_steps": 1, "checkpoint_every_steps": None,
-        },
-        "methods": {"bradley_terry": {}},
-    }  # fmt: skip
-    for name, section in sections.items():
-        config[name] = config[name] | section if isinstance(config.get(name), dict) and name != "methods" else section
-    return resolve(config)
 
 
 @pytest.fixture(scope="session")

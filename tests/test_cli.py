@@ -392,6 +392,22 @@ def test_missing_items_and_pairs_name_the_verb_that_makes_them(tmp_path):
     assert "`rm-methods prepare-benchmark --pairs`" in made.output
 
 
+@pytest.mark.parametrize("option", ["--config", "--pairs", "--out", "--work"])
+@pytest.mark.parametrize(
+    ("value", "problem"),
+    [
+        ("", "the path is empty."),
+        (" ", "the path is empty."),
+        ("a\udcff", r"'a\udcff' has bytes that are not UTF-8"),
+    ],
+)
+def test_a_path_that_is_empty_or_not_text_is_refused_by_its_option(option, value, problem):
+    arguments = {"--config": "c.yaml", "--pairs": "p.parquet", "--out": "out", "--work": "work"} | {option: value}
+    result = CliRunner().invoke(main, ["sft", *(word for entry in arguments.items() for word in entry)])
+    assert result.exit_code == 2
+    assert f"Invalid value for '{option}': {problem}" in " ".join(result.output.split())
+
+
 def test_a_seed_that_numpy_cannot_take_is_refused_before_anything_is_read(tmp_path):
     files = ("--pairs", "p", "--backbone", "b", "--out", "o", "--work", "w")
     result = invoke("train", "--config", tmp_path / "absent.yaml", "--variant", "v", "--seed", 2**32, *files)

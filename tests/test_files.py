@@ -1,5 +1,7 @@
+import contextlib
 import errno
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -12,6 +14,7 @@ from rm_methods.errors import UserError
 from rm_methods.files import (
     canonical_json,
     check_outputs,
+    check_replaceable,
     content_hash,
     damage,
     file_hash,
@@ -19,10 +22,16 @@ from rm_methods.files import (
     read_json,
     read_json_lines,
     seal,
+    special_kind,
     write_json,
     written_atomically,
     written_with_checksum,
 )
+from rm_methods.parquet import parquet_columns, read_parquet
+from rm_methods.preferences.file_formats import file_rows
+from rm_methods.scoring.model_options import ModelOptions
+from rm_methods.tracking.records import read_training_log
+from rm_methods.yaml_files import read_yaml
 from tests.conftest import REPOSITORY
 
 
@@ -167,6 +176,15 @@ def test_unreadable_json_is_named(tmp_path, content):
             read_json(tmp_path / name)
 
 
+@pytest.mark.parametrize("text", ['"\\ud800"', '{"\\uDBFF": 1}', '["a", "\\udc00\\ud800"]'])
+def test_half_of_a_surrogate_pair_is_not_json(tmp_path, text):
+    (tmp_path / "a.json").write_text(text)
+    with pytest.raises(UserError, match=r"a\.json: not valid JSON \(text is not Unicode"):
+        read_json(tmp_path / "a.json")
+    (tmp_path / "a.json").write_text('"\\ud83d\\ude00"')
+    assert read_json(tmp_path / "a.json") == "\U0001f600"
+
+
 def test_hashes_depend_on_content_only(tmp_path):
     assert canonical_json({"b": 1, "a": [2.5, None]}) == '{"a":[2.5,null],"b":1}'
     assert content_hash({"a": 1, "b": 2}) == content_hash({"b": 2, "a": 1}) != content_hash({"a": 1, "b": 3})
@@ -184,3 +202,64 @@ def test_outputs_are_told_apart_by_the_file_that_they_lead_to(tmp_path, monkeypa
         check_outputs({"--a": ["x"], "--b": ["y", "link/x"]}, {})
     with pytest.raises(UserError, match=r"--b ./w: this is the file of --in"):
         check_outputs({"--b": ["./w"]}, {"--in": [tmp_path / "w"]})
+
+
+def special_file(folder: Path, kind: str) -> Path:
+    path = folder / kind
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "device":
+        path.symlink_to("/dev/zero")
+    else:
+        with contextlib.chdir(folder), socket.socket(socket.AF_UNIX) as stream:  # its path may have 107 bytes
+            stream.bind(kind)
+    return path
+
+
+READERS = {
+    "JSON": read_json,
+    "JSON lines": read_json_lines,
+    "hash": file_hash,
+    "YAML": read_yaml,
+    "Parquet": lambda path: read_parquet(path, {"a": "text"}, "a table", "prepare"),
+    "columns": parquet_columns,
+    "rows": lambda path: list(file_rows(path.rename(path.with_suffix(".jsonl")))),
+    "training log": read_training_log,
+    "template": lambda path: ModelOptions(chat_template=path).template(),
+}
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device", "socket"])
+@pytest.mark.parametrize("reader", READERS)
+def test_what_is_no_file_is_not_read(tmp_path, reader, kind):
+    path = special_file(tmp_path, kind)
+    with pytest.raises(UserError, match=rf"{kind}.*is a {kind}, not a file|is a {kind}, not a file"):
+        READERS[reader](path)
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device", "socket"])
+def test_no_output_takes_the_place_of_a_device(tmp_path, kind):
+    path = special_file(tmp_path, kind)
+    with pytest.raises(UserError, match=f"is a {kind}, which the output would replace"):
+        write_json(path, {})
+    assert special_kind(path) == kind
+
+
+@pytest.mark.parametrize("name", [".", "..", ""])
+def test_an_output_needs_a_name(tmp_path, monkeypatch, name):
+    (tmp_path / "inner").mkdir()
+    (tmp_path / "precious.txt").touch()
+    monkeypatch.chdir(tmp_path / "inner")
+    with pytest.raises(UserError, match="an output needs a name"), written_atomically(name) as path:
+        path.mkdir()
+    assert (tmp_path / "precious.txt").exists()
+
+
+def test_a_folder_with_other_files_is_not_replaced(tmp_path):
+    check_replaceable(tmp_path / "absent", "own.json")
+    check_replaceable(tmp_path, "own.json")
+    (tmp_path / "precious.txt").touch()
+    with pytest.raises(UserError, match=r"has no own\.json\), which would be removed"):
+        check_replaceable(tmp_path, "own.json")
+    (tmp_path / "own.json").touch()
+    check_replaceable(tmp_path, "own.json")

@@ -23,6 +23,7 @@ from rm_methods.benchmarks.contamination_report import COUNTS, ContaminationRepo
 from rm_methods.benchmarks.item import BenchmarkItem, read_items
 from rm_methods.files import file_hash, write_json
 from rm_methods.preferences.pair import Message, PreferencePair, read_pairs
+from rm_methods.preferences.tool_calls import TOOLS
 from rm_methods.stored import with_checksum
 
 NGRAM_WORDS = 13
@@ -155,6 +156,11 @@ def _equal_texts(
 # N-grams
 
 
+def _prompt_words(prompt: Sequence[Message]) -> list[str]:
+    """The words of a prompt but for its tools: conversations about other things have the same tools."""
+    return [word for message in prompt if message["role"] != TOOLS for word in words(message["content"])]
+
+
 @dataclass
 class _Ngrams:
     """The n-grams of one length.
@@ -186,7 +192,7 @@ class _NgramIndex:
         self._item_of_text: list[int] = []
         self._is_prompt: list[bool] = []
         for number, item in enumerate(items):
-            prompt = [word for message in item.prompt for word in words(message["content"])]
+            prompt = _prompt_words(item.prompt)
             for position, text in enumerate((prompt, *map(words, item.responses))):
                 ids.append(np.array([self._new_id(word) for word in text], dtype=np.int32))
                 self._item_of_text.append(number)
@@ -229,7 +235,7 @@ class _NgramIndex:
         ids: list[int] = []
         pair_of_word: list[int] = []
         for number, pair in enumerate(training):
-            prompt = [self._id(word) for message in pair.prompt for word in words(message["content"])]
+            prompt = [self._id(word) for word in _prompt_words(pair.prompt)]
             chosen = [self._id(word) for word in words(pair.chosen)]
             rejected = [self._id(word) for word in words(pair.rejected)]
             # The second text repeats the end of the prompt only, which n-grams across its end need.

@@ -12,8 +12,8 @@ from rm_methods.benchmarks.items_hash import ORIGINAL, items_hash
 from rm_methods.benchmarks.score_table import response_hash
 from rm_methods.errors import DataError, nearest
 from rm_methods.parquet import read_metadata, read_parquet, write_rows
-from rm_methods.preferences.file_rows import ROLES
 from rm_methods.preferences.pair import Message
+from rm_methods.preferences.tool_calls import STORED_ROLES
 
 # The columns of an items file, with their kinds as in `rm_methods.parquet`.
 ITEM_COLUMNS = {
@@ -164,9 +164,9 @@ def read_items(source: str | os.PathLike) -> list[BenchmarkItem]:
                 f"{source}, row {number}: '{empty[0]}' is {row[empty[0]]!r}; expected one that is not empty. "
                 "Run the prepare-benchmark stage again."
             )
-        if unknown := [message["role"] for message in row["prompt"] if message["role"] not in ROLES]:
+        if unknown := [message["role"] for message in row["prompt"] if message["role"] not in STORED_ROLES]:
             raise DataError(
-                f"{source}, row {number}: 'prompt' has the role {unknown[0]!r}. {nearest(unknown[0], ROLES)} "
+                f"{source}, row {number}: 'prompt' has the role {unknown[0]!r}. {nearest(unknown[0], STORED_ROLES)} "
                 "Run the prepare-benchmark stage again."
             )
         items.append(BenchmarkItem(**(row | {"label": json.loads(row["label"]), "meta": json.loads(row["meta"])})))

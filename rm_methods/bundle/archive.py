@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import re
 import zipfile
+import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -92,11 +93,16 @@ def write_bundle(folder: Path, out: Path) -> Manifest:
         folder: of the experiment's results; out: the archive to write, .zip.
 
     Raises:
-        UserError, DataError: the experiment is not finished, or its results were changed.
+        UserError, DataError: the experiment is not finished, its comparison is missing, or results were changed.
     """
     if out.suffix != ".zip":
         raise UserError(f"--out {out}: a bundle is a zip file; name it something.zip.")
     stored = stored_experiment(folder)
+    if not (Layout(folder).comparison / "table.csv").exists():
+        raise UserError(
+            f"{folder}: the comparison is missing (comparison/table.csv). Run snakemake --configfile "
+            f"{stored.config_file} to finish the experiment."
+        )
     masked: dict[str, str] = {}
     digests: dict[str, str] = {}
     with (
@@ -177,15 +183,17 @@ def _withheld(stored: StoredExperiment, name: str) -> str:
 
 def _pairs_license(stored: StoredExperiment) -> str:
     """The license that keeps the texts of the pairs out of the bundle; "" for none."""
-    license_text = _license(Layout(stored.folder).pairs_report, "dataset")
-    return "" if may_be_passed_on(license_text) else license_text
-
-
-def _license(report: Path, section: str | None = None) -> str:
-    if not report.exists():
+    path = Layout(stored.folder).pairs_report
+    if not path.exists():
         return "not recorded"
-    content = read_json(report)
-    return str((content.get(section, {}) if section else content).get("license") or "not stated")
+    report = read_json(path)
+    sources = report.get("sources") or [report.get("dataset", {})]
+    licenses = [str(source.get("license") or "not stated") for source in sources]
+    return next((text for text in licenses if not may_be_passed_on(text)), "")
+
+
+def _license(report: Path) -> str:
+    return str(read_json(report).get("license") or "not stated") if report.exists() else "not recorded"
 
 
 def read_bundle(path: Path, target: Path) -> Manifest:
@@ -205,7 +213,7 @@ def read_bundle(path: Path, target: Path) -> Manifest:
             manifest = _manifest(path, archive.read(MANIFEST))
             _check_names(path, names, manifest)
             damaged = [name for name in manifest.files if not _unpacked(archive, name, target, manifest.files[name])]
-    except (zipfile.BadZipFile, EOFError, OSError, NotImplementedError) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError) as error:
         raise DataError(f"{path}: is damaged or no zip file ({error}). Fetch it again.") from error
     if damaged:
         raise DataError(
@@ -272,7 +280,7 @@ def _unpacked(archive: zipfile.ZipFile, name: str, target: Path, digest: str) ->
         raise DataError(f"{archive.filename}: {name} would take more than {_LARGEST_FILE} bytes.")
     try:
         content = archive.read(name)
-    except zipfile.BadZipFile:
+    except (zipfile.BadZipFile, zlib.error, EOFError):
         return False
     if hashlib.sha256(content).hexdigest() != digest:
         return False

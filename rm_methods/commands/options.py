@@ -3,16 +3,63 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import click
+from click.shell_completion import CompletionItem
 
 from rm_methods.errors import UserError
 
-FILE = click.Path(dir_okay=False, path_type=Path)
-FOLDER = click.Path(file_okay=False, path_type=Path)
+
+def complete_methods(_context: click.Context, _parameter: click.Parameter, begun: str) -> list[CompletionItem]:
+    """Names of methods for the shell's completion."""
+    from rm_methods.methods.registry import method_names
+
+    return _beginning_with(begun, method_names())
+
+
+def complete_benchmarks(_context: click.Context, _parameter: click.Parameter, begun: str) -> list[CompletionItem]:
+    """Names of benchmarks for the shell's completion, also after a comma."""
+    from rm_methods.benchmarks.cards import list_benchmark_cards
+
+    before, comma, last = begun.rpartition(",")
+    return _beginning_with(last, list_benchmark_cards(), before + comma)
+
+
+def complete_data(_context: click.Context, _parameter: click.Parameter, begun: str) -> list[CompletionItem]:
+    """Names of benchmarks and datasets for the shell's completion, and its own completion of files."""
+    from rm_methods.benchmarks.cards import list_benchmark_cards
+    from rm_methods.preferences.cards import list_dataset_cards
+
+    names = _beginning_with(begun, [*list_benchmark_cards(), *list_dataset_cards()])
+    return names or [CompletionItem(begun, type="file")]
+
+
+def _beginning_with(begun: str, names: Iterable[str], before: str = "") -> list[CompletionItem]:
+    return [CompletionItem(before + name) for name in sorted(set(names)) if name.startswith(begun)]
+
+
+class _NamedPath(click.Path):
+    """A path that is not empty, because an unset variable of a shell would name the current folder; and that is UTF-8,
+    because records of runs hold it.
+    """
+
+    def convert(self, value, param, ctx):
+        if not str(value).strip():
+            self.fail("the path is empty. Name a file or folder.", param, ctx)
+        try:
+            str(value).encode("utf-8")
+        except UnicodeEncodeError:
+            shown = ascii(str(value))
+            self.fail(f"{shown} has bytes that are not UTF-8, so no record could name it. Rename it.", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+PATH = _NamedPath(path_type=Path)
+FILE = _NamedPath(dir_okay=False, path_type=Path)
+FOLDER = _NamedPath(file_okay=False, path_type=Path)
 SEED = click.IntRange(min=0, max=2**32 - 1)
 config_option = click.option(
     "--config",
@@ -21,6 +68,13 @@ config_option = click.option(
     required=True,
     type=FILE,
     help="Configuration file; repeatable, later files override earlier ones.",
+)
+methods_option = click.option(
+    "--methods",
+    "method_folders",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="Folder with methods of yours, as in `methods_path` of a configuration; repeatable.",
 )
 variant_option = click.option("--variant", required=True, help="Name of a variant: a key of `methods:`.")
 seed_option = click.option("--seed", required=True, type=SEED, help="Seed of the run.")
@@ -33,7 +87,13 @@ threads_option = click.option(
 reader_option = click.option(
     "--option", "reader", multiple=True, help="NAME=VALUE of the reader, such as chosen_field=better; repeatable."
 )
-benchmarks_option = click.option("--benchmark", multiple=True, required=True, help="Name of a benchmark; repeatable.")
+benchmarks_option = click.option(
+    "--benchmark",
+    multiple=True,
+    required=True,
+    shell_complete=complete_benchmarks,
+    help="Name of a benchmark; repeatable.",
+)
 items_option = click.option(
     "--items", multiple=True, required=True, type=FILE, help="Benchmark items, one file per --benchmark."
 )
@@ -72,6 +132,19 @@ def external_model_options(command):
     ):
         with_options = option(with_options)
     return with_options
+
+
+def find_methods(folders: Sequence[Path]) -> None:
+    """Find methods in the folders of --methods, for a verb without a configuration.
+
+    Raises:
+        UserError: a folder cannot be used.
+    """
+    from rm_methods.methods.sources import named_folder_problems, use_folders
+
+    if problem := next(named_folder_problems(folders, "--methods"), None):
+        raise UserError(f"{problem}.")
+    use_folders(folders)
 
 
 def check_variant(config: Mapping[str, Any], variant: str) -> None:

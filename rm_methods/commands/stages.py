@@ -16,7 +16,9 @@ from rm_methods.commands.options import (
     checkpoints_option,
     config_option,
     experiment_option,
+    find_methods,
     items_option,
+    methods_option,
     named_folders,
     named_paths,
     seed_option,
@@ -181,7 +183,8 @@ def train(config_files, variant, seed, pairs, backbone, out, work, required, thr
 @click.option(
     "--credits", type=FILE, default=None, help="Parquet file to write: the credit of each item in each metric."
 )
-def evaluate(benchmark, items, scores, member_scores, summary, metrics, credits):
+@methods_option
+def evaluate(benchmark, items, scores, member_scores, summary, metrics, credits, method_folders):
     """Compute the metrics of score tables.
 
     With the score tables of its members, a combined run (an ensemble, WARM) also gets its metrics without each of them.
@@ -195,6 +198,7 @@ def evaluate(benchmark, items, scores, member_scores, summary, metrics, credits)
     from rm_methods.methods.members import members_of
     from rm_methods.stored import read_summary
 
+    find_methods(method_folders)
     if not len(benchmark) == len(items) == len(scores):
         raise UserError("Give as many --items and --scores as --benchmark.")
     outputs = {option: [path] for option, path in (("--metrics", metrics), ("--credits", credits)) if path}

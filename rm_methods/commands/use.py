@@ -7,12 +7,19 @@ from pathlib import Path
 
 import click
 
+from rm_methods.commands.contract import test_method
 from rm_methods.commands.options import (
     FILE,
     FOLDER,
+    PATH,
+    complete_benchmarks,
+    complete_data,
+    complete_methods,
     config_option,
     experiment_option,
     external_model_options,
+    find_methods,
+    methods_option,
     named_paths,
     reader_option,
     reader_options,
@@ -24,13 +31,15 @@ from rm_methods.errors import UserError
 
 @verb("list")
 @click.argument("what", type=click.Choice(["methods", "benchmarks", "datasets"]))
-def list_cards(what):
+@methods_option
+def list_cards(what, method_folders):
     """List methods, benchmarks or datasets.
 
     A configuration names them.
     """
     from rm_methods.listing import listing
 
+    find_methods(method_folders)
     click.echo(listing(what))
     if what == "methods":
         # Not on stdout, so that a pipe gets one line a method.
@@ -38,14 +47,16 @@ def list_cards(what):
 
 
 @verb()
-@click.argument("method")
-def show(method):
+@click.argument("method", shell_complete=complete_methods)
+@methods_option
+def show(method, method_folders):
     """Describe a method: source, cost, and every setting.
 
     Also prints lines of YAML to copy into a configuration.
     """
     from rm_methods.listing import method_page
 
+    find_methods(method_folders)
     click.echo(method_page(method))
 
 
@@ -79,8 +90,9 @@ def init(data, test, backbone, out, reader, force):
 
 @verb()
 @config_option
+@methods_option
 @click.option("--full", is_flag=True, help="Print the configuration with all defaults instead, as YAML.")
-def check(config_files, full):
+def check(config_files, method_folders, full):
     """Check a configuration: say OK and what would run, or list all its mistakes.
 
     With --full, prints the configuration with all defaults.
@@ -89,7 +101,7 @@ def check(config_files, full):
     from rm_methods.listing import configuration_text
     from rm_methods.yaml_files import yaml_text
 
-    config = load_config(config_files, before_workflow=True)
+    config = load_config(config_files, methods=method_folders, before_workflow=True)
     source = ", ".join(map(str, config_files))
     if full:
         click.echo(yaml_text(config), nl=False)
@@ -101,10 +113,10 @@ def check(config_files, full):
 @config_option
 @click.option(
     "--gpu",
-    default="h100",
-    show_default=True,
-    help="GPU type to assume: a100, h100, h200 or b200.",
+    default=None,
+    help="GPU type to assume: a100, h100, h200 or b200; default: CPUs if resources.gpus is 0, else h100.",
 )
+@click.option("--cores", type=click.IntRange(min=1), default=None, help="CPU cores to assume; default: all of them.")
 @click.option(
     "--utilization",
     type=float,
@@ -123,19 +135,24 @@ def check(config_files, full):
     "--responses", type=click.IntRange(min=1), default=None, help="Number of responses scored per benchmark and run."
 )
 @click.option("--shape", default=None, help="Size of the backbone to assume: 135M, 1B, 8B or 70B.")
-def plan(config_files, **options):
+def plan(config_files, cores, **options):
     """Estimate the cost of an experiment before it runs.
 
-    Prints jobs, GPU-hours, memory and disk.
+    Prints jobs, wall time on CPUs or GPU-hours, memory and disk.
     """
     from rm_methods.config.resolve import load_config
     from rm_methods.planning import plan as planning
+    from rm_methods.planning.cpu_text import cores_of_this_machine, cpu_plan_text
     from rm_methods.planning.plan_text import plan_text
 
     config = load_config(config_files)
-    assumptions = planning.make_assumptions(
-        config, {name: value for name, value in options.items() if value is not None}
-    )
+    given = {name: value for name, value in options.items() if value is not None}
+    if cores and "gpu" in given:
+        raise UserError("--cores plans for CPUs and --gpu for GPUs; give one of them.")
+    assumptions = planning.make_assumptions(config, given)
+    if cores or ("gpu" not in given and config["resources"]["gpus"] == 0):
+        click.echo(cpu_plan_text(config, config_files, assumptions, given, cores or cores_of_this_machine()))
+        return
     plans = planning.plan(config, assumptions)
     click.echo(plan_text(config, plans, assumptions, planning.job_counts(config_files)))
 
@@ -146,6 +163,7 @@ def plan(config_files, **options):
     "--data",
     multiple=True,
     required=True,
+    shell_complete=complete_data,
     help="File of benchmark items or preference pairs, or name of a benchmark or dataset; repeatable.",
 )
 @click.option(
@@ -199,8 +217,9 @@ def plan(config_files, **options):
     help="Use batches in bf16, too: faster, but scores depend on the batch.",
 )
 @click.option("--strict", is_flag=True, help="Fail if any row cannot be scored.")
+@methods_option
 @external_model_options
-def score(model, data, out, root, config_files, reader, strict, model_options, **options):
+def score(model, data, out, root, config_files, reader, strict, method_folders, model_options, **options):
     """Score responses with a reward model.
 
     Writes a score table for each --data.  Prints a report on the rows and the accuracy, and stores it beside the table.
@@ -215,8 +234,9 @@ def score(model, data, out, root, config_files, reader, strict, model_options, *
     if len(data) != len(out):
         raise UserError(f"{len(data)} --data but {len(out)} --out were given; give one --out for each --data.")
     if config_files:
-        configured = scoring_settings(load_config(config_files))
+        configured = scoring_settings(load_config(config_files, methods=method_folders))
     else:
+        find_methods(method_folders)
         configured = ScoringSettings(max_length=own_length(model) or ScoringSettings.max_length)
     settings = replace(configured, **{name: value for name, value in options.items() if value is not None})
     jobs = list(zip(data, out, strict=True))
@@ -237,7 +257,12 @@ def score(model, data, out, root, config_files, reader, strict, model_options, *
 @click.option("--model", required=True, help="Reward-model folder, or id of the Hugging Face hub.")
 @click.option("--revision", default=None, help="Commit of a hub id.")
 @click.option(
-    "--benchmarks", "names", required=True, help="Names of benchmarks, separated by commas: rewardbench2,rm_bench."
+    "--benchmarks",
+    "names",
+    multiple=True,
+    required=True,
+    shell_complete=complete_benchmarks,
+    help="Names of benchmarks, separated by commas or blanks: rewardbench2,rm_bench.",
 )
 @click.option(
     "--root", "roots", multiple=True, help="NAME=FOLDER with the public files; without it, from the hub; repeatable."
@@ -274,9 +299,22 @@ def score(model, data, out, root, config_files, reader, strict, model_options, *
     show_default=True,
     help="Too long a text is cut and counted; cut as the official script does; or gets no score.",
 )
+@methods_option
 @external_model_options
 def benchmark(
-    model, revision, names, roots, limit, training_data, out, threads, max_length, protocol, model_options, **settings
+    model,
+    revision,
+    names,
+    roots,
+    limit,
+    training_data,
+    out,
+    threads,
+    max_length,
+    protocol,
+    method_folders,
+    model_options,
+    **settings,
 ):
     """Score a reward model on benchmarks, without an experiment.
 
@@ -285,8 +323,9 @@ def benchmark(
     from rm_methods.leaderboard.model_run import Target, run_model
     from rm_methods.scoring.scorer import ScoringSettings
 
+    find_methods(method_folders)
     folders = named_paths("--root", roots, "rm_bench=data/rm_bench")
-    wanted = [name.strip() for name in names.split(",") if name.strip()]
+    wanted = [name.strip() for text in names for name in text.split(",") if name.strip()]
     if unused := [name for name in folders if name not in wanted]:
         raise UserError(f"--root {unused[0]}=...: this benchmark is not among --benchmarks {','.join(wanted)}.")
     options = {} if limit is None else {"limit": limit}
@@ -310,7 +349,7 @@ def benchmark(
 
 
 @verb()
-@click.argument("folders", nargs=-1, type=click.Path(path_type=Path))
+@click.argument("folders", nargs=-1, type=PATH)
 @click.option(
     "--config",
     "config_files",
@@ -325,7 +364,8 @@ def benchmark(
 @click.option("--reference", help="Of several FOLDERS: variant that the others are compared with.")
 @click.option("--benchmark", multiple=True, help="Of several FOLDERS: benchmark to compare on; repeatable.")
 @click.option("--same-data", is_flag=True, help="Of several FOLDERS: fail if the training data differ.")
-def compare(folders, config_files, folder, out, reference, benchmark, same_data):
+@methods_option
+def compare(folders, config_files, folder, out, reference, benchmark, same_data, method_folders):
     """Compare all runs of an experiment, or of several FOLDERS.
 
     Writes tables and figures.  One experiment needs --config, --experiment and --out.  Two or more FOLDERS of results
@@ -347,6 +387,7 @@ def compare(folders, config_files, folder, out, reference, benchmark, same_data)
     if folders:
         if config_files or folder:
             raise UserError("Name FOLDERS, or --config and --experiment, but not both.")
+        find_methods(method_folders)
         out = out or folders[0].resolve().parent / "_".join(["comparison", *map(_stem, folders)])
         with TemporaryDirectory() as scratch:
             unpacked = unpacked_folders(folders, Path(scratch))
@@ -359,7 +400,7 @@ def compare(folders, config_files, folder, out, reference, benchmark, same_data)
         raise UserError(f"{', '.join(missing)} missing. Give --config, --experiment and --out, or two or more FOLDERS.")
     if reference or benchmark or same_data:
         raise UserError("--reference, --benchmark and --same-data are for several FOLDERS; the configuration has them.")
-    config = load_config(config_files)
+    config = load_config(config_files, methods=method_folders)
     experiment = Experiment(config)
     runs = evaluated_runs(experiment, folder)
     columns = compared_columns(config, runs)
@@ -448,7 +489,8 @@ def report(folder, config_files, out):
 @click.option("--rivals", type=click.IntRange(min=1), help="Number of methods to test; default: as in the pilot.")
 @click.option("--reference", help="Variant to compare with; default: that of the configuration.")
 @click.option("--out", type=FOLDER, help="Folder to write to; default: power/ of the experiment's folder.")
-def power(folder, config_files, difference, rivals, reference, out):
+@methods_option
+def power(folder, config_files, difference, rivals, reference, out, method_folders):
     """Plan seeds and items from a finished pilot.
 
     Prints the differences that other numbers of seeds and items could show.  Writes tables and a figure.
@@ -462,10 +504,11 @@ def power(folder, config_files, difference, rivals, reference, out):
     from rm_methods.experiment.stored_experiment import stored_experiment
 
     if config_files:
-        config = load_config(config_files)
+        config = load_config(config_files, methods=method_folders)
         files = evaluated_runs(Experiment(config), folder)
         columns = compared_columns(config, files)
     else:
+        find_methods(method_folders)
         stored = stored_experiment(folder)
         config = stored.config
         files = list(stored.runs)
@@ -533,6 +576,7 @@ def _stem(results: Path) -> str:
 VERBS = (
     list_cards,
     show,
+    test_method,
     init,
     check,
     plan,

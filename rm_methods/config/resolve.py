@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -16,11 +16,13 @@ from yaml import YAMLError
 
 from rm_methods.config.conflicts import conflicts, workflow_problems
 from rm_methods.config.data_section import no_folder, resolve_data, with_sources
+from rm_methods.config.method_folders import stored_method_folders, use_method_folders, with_more_folders
 from rm_methods.config.path_settings import expand_paths
 from rm_methods.config.variants import across_noise, names_without_noise, tuning_grid
 from rm_methods.errors import ConfigError, nearest
 from rm_methods.files import content_hash, write_text
 from rm_methods.methods import registry
+from rm_methods.methods.sources import named_folder_problems, use_folders_of_stored
 from rm_methods.preferences.data_sources import data_sources
 from rm_methods.validation import kind_of, schema_problems, unusable_values
 from rm_methods.yaml_files import load_yaml, parse_yaml, read_yaml, yaml_text
@@ -52,12 +54,17 @@ def section_defaults(*keys: str) -> dict[str, Any]:
 
 
 def load_config(
-    paths: Iterable[str | Path], overrides: Iterable[Mapping[str, Any]] = (), *, before_workflow: bool = False
+    paths: Iterable[str | Path],
+    overrides: Iterable[Mapping[str, Any]] = (),
+    *,
+    methods: Sequence[str | Path] = (),
+    before_workflow: bool = False,
 ) -> dict[str, Any]:
     """Read YAML files and resolve the result; later files override earlier ones.
 
     Args:
         overrides: values that override the files, in order; merged like files.
+        methods: folders of methods besides those that `methods_path` names.
         before_workflow: see `resolve`.
 
     Raises:
@@ -83,6 +90,8 @@ def load_config(
         override = with_sources(override)
         problems += replacement_problems(merged, override)
         merged = merge(merged, override)
+    if methods:
+        merged["methods_path"] = with_more_folders(merged.get("methods_path", []), methods)
     source = ", ".join(map(str, paths)) or "the configuration"
     try:
         config = resolve(merged, source, before_workflow=before_workflow)
@@ -192,6 +201,8 @@ def resolve(
     config = with_sources(config)
     problems = schema_problems(config, schema())
     resolved: dict[str, Any] = _with_text_keys(config)
+    if wrong := use_method_folders(resolved, schema()["properties"]["methods_path"]):
+        raise ConfigError(dict.fromkeys([*problems, *wrong]), source)  # nothing else can be said about the methods
     if resolved.get("methods") == "all":
         # Computed rows and controls know what real data does not tell, or compare a method with itself; external rows
         # need a name of a model.
@@ -266,10 +277,13 @@ def read_resolved(path: str | Path) -> dict[str, Any]:
     if not isinstance(config, dict) or any(key not in config for key in needed):
         raise ConfigError([f"is not a resolved configuration, which has the keys {', '.join(needed)}"], str(path))
     _fill(config, schema())
+    folders = stored_method_folders(config)
+    use_folders_of_stored(folders)
     problems: list[str] = []
     for name, entry in config["methods"].items():
         problems += _resolved_problems(entry, f"methods.{name}")
     if problems:
+        problems = [*named_folder_problems(folders, "methods_path"), *problems]
         raise ConfigError(problems, str(path))
     return config
 
@@ -332,7 +346,8 @@ def _resolve_method(
     if name not in registry.method_names():
         hint = nearest(str(name), registry.method_names())
         problems.append(
-            f"{where}: unknown method '{name}'. {hint} A variant whose name is not a method's needs `method: <name>`."
+            f"{where}: unknown method '{name}'. {hint} A variant whose name is not a method's needs `method: <name>`; "
+            "a method of yours needs its folder in `methods_path`."
         )
         return dict.fromkeys(_RESOLVED) | {"method": name, "settings": {}}
     card = registry.load_method_card(name)

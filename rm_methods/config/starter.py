@@ -296,7 +296,7 @@ def measured_lengths(pairs: Sequence[PreferencePair], model: Backbone) -> Length
     Raises:
         UserError: a local backbone cannot be used.
     """
-    from rm_methods.reward_models.tokenization import ChatTokenizer
+    from rm_methods.reward_models.tokenization import ChatTokenizer, RefusedConversations
 
     by_length = sorted(pairs, key=_bytes, reverse=True)
     stride = -(-len(by_length) // _MEASURED_PAIRS)
@@ -313,8 +313,18 @@ def measured_lengths(pairs: Sequence[PreferencePair], model: Backbone) -> Length
         top = max(_bytes(pair) for pair in longest) // _BYTES_PER_TOKEN + 1
         return _lengths(sizes, top, None, "estimated from bytes, because the hub cannot be reached")
 
+    reader = ChatTokenizer(tokenizer, 10**9)
+
     def count(members: Sequence[PreferencePair]) -> list[list[int]]:
-        items = ChatTokenizer(tokenizer, 10**9).encode((pair.prompt, [pair.chosen, pair.rejected]) for pair in members)
+        try:
+            items = reader.encode((pair.prompt, [pair.chosen, pair.rejected]) for pair in members)
+        except RefusedConversations as error:
+            names = [f"{pair.file}, row {pair.row}" for pair in members]
+            remedy = (
+                "Name a --backbone whose chat template takes such conversations (tiny does), or leave them out of "
+                "--data."
+            )
+            raise UserError(error.naming(names, remedy)) from None
         return [list(item.lengths) for item in items]
 
     top = max(max(lengths) for lengths in count(longest))
@@ -554,6 +564,7 @@ def _summary(report: Mapping[str, Any], config: Mapping[str, Any], model: Backbo
         "",
         f"Written to {out}. Next:",
         f"  rm-methods check --config {out}",
+        f"  rm-methods plan --config {out}        how long it takes on this machine",
         f"  snakemake --cores 2 --configfile {out}",
         f"The table and the verdict: {config['results']}/{config['experiment']}/comparison/table.txt",
     ]

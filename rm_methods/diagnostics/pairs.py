@@ -18,6 +18,7 @@ from rm_methods.benchmarks.grading import sample_items
 from rm_methods.benchmarks.item import BenchmarkItem
 from rm_methods.benchmarks.sources import ItemReport
 from rm_methods.errors import UserError
+from rm_methods.preferences.tool_calls import uses_tools
 from rm_methods.reward_models.tokenization import ChatTokenizer, TokenizedItem
 
 
@@ -48,8 +49,10 @@ def select_pairs(
 ) -> tuple[list[DiagnosedPair], dict[str, int]]:
     """The pairs of a benchmark: at most `limit` of each subset, drawn at random but always the same ones.
 
+    Conversations with tools are left out: which tokens of a call are text depends on the chat template.
+
     Returns:
-        The pairs, and counts: n_items, not_a_pair, not_drawn, n_pairs.
+        The pairs, and counts: n_items, not_a_pair (or with tools), not_drawn, n_pairs.
 
     Raises:
         UserError: the benchmark has no such item.
@@ -58,12 +61,12 @@ def select_pairs(
     better = {}
     for item in items:
         compared = comparisons(item.label, len(item.responses))
-        if len(item.responses) == 2 and len(compared) == 1:
+        if len(item.responses) == 2 and len(compared) == 1 and not uses_tools(item.prompt, item.responses):
             better[item.item_id] = compared[0][0]
     if not better:
         raise UserError(
-            f"diagnostics.benchmarks: no item of '{benchmark}' has two responses of which one is the best; all "
-            f"{len(items)} are of another kind. Name another benchmark."
+            f"diagnostics.benchmarks: no item of '{benchmark}' has two responses of which one is the best, and no "
+            f"tools; all {len(items)} are of another kind. Name another benchmark."
         )
     pairs = [item for item in items if item.item_id in better]
     drawn = sample_items(pairs, {"limit": limit, "sample_seed": 0}, ItemReport())

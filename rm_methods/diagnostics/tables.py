@@ -130,7 +130,7 @@ def _counts_of_benchmark(name: str, counts: Mapping[str, int]) -> str:
     if counts["not_drawn"]:
         parts.append(f"{counts['not_drawn']} left out by diagnostics.limit")
     if counts["not_a_pair"]:
-        parts.append(f"{counts['not_a_pair']} without one best of two responses")
+        parts.append(f"{counts['not_a_pair']} without one best of two responses, or with tools")
     if counts["n_truncated"]:
         parts.append(f"{counts['n_truncated']} with a text cut to fit the model")
     return f"{name}: {', '.join(parts)}."

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rm_methods.config.method_folders import stored_method_folders
 from rm_methods.config.resolve import read_resolved, reference_variant, runs
 from rm_methods.errors import DataError, UserError
 from rm_methods.experiment.evaluated_runs import EvaluatedFiles, files_of_runs
@@ -18,8 +19,11 @@ from rm_methods.experiment.experiment import Experiment
 from rm_methods.experiment.layout import RECORDS, Layout
 from rm_methods.experiment.made_with import differences, read_made
 from rm_methods.methods.registry import load_method_card
+from rm_methods.methods.sources import use_folders_of_stored
 from rm_methods.stored import read_summary
 from rm_methods.system.provenance import key_of
+from rm_methods.training.run_key import CHOICE
+from rm_methods.yaml_files import load_yaml
 
 _SHOWN = 6  # differences that a message names
 _SECTIONS = ("method", "backbone", "training")  # of a run's dependencies: those that a configuration holds
@@ -77,6 +81,9 @@ def stored_experiment(folder: Path) -> StoredExperiment:
             f"{folder}: holds no finished experiment ({folder}/config/*.yaml is missing). Name the folder of an "
             "experiment's results, results/<experiment>."
         )
+    # A folder of methods may have been moved since one of the configurations was used.
+    for path in reversed(files):
+        use_folders_of_stored(stored_method_folders(load_yaml(path)))
     configs = {path: read_resolved(path) for path in files}
     made = read_made(folder / RECORDS["compare"])
     if made is not None:
@@ -131,14 +138,17 @@ def run_problems(config: Mapping[str, Any], folder: Path, variant: str, seed: in
     made = summary.get("depends_on", {})
     if made and key_of(made) != summary["run_key"]:
         problems.append(f"{path}: was edited: run_key is not that of depends_on")
-    wanted = {"method": config["methods"][variant], "backbone": config["backbone"], "training": config["training"]}
+    training = {key: value for key, value in config["training"].items() if key not in CHOICE}
+    wanted = {"method": config["methods"][variant], "backbone": config["backbone"], "training": training}
     for section in _SECTIONS:
         if section in made:
-            problems += [f"{path}: {text}" for text in differences(made[section], wanted[section], section)]
+            # How a checkpoint was chosen is recorded in another form.
+            stored = {key: value for key, value in made[section].items() if key != "choice"}
+            problems += [f"{path}: {text}" for text in differences(stored, wanted[section], section)]
     for benchmark in config["benchmarks"]:
         record = folder / RECORDS["score"].format(variant=variant, seed=seed, benchmark=benchmark)
         scored = read_made(record)
         if scored is not None:
-            stored = scored["settings"].get("scoring")
-            problems += [f"{record}: {text}" for text in differences(stored, config["scoring"], "scoring")]
+            scoring = scored["settings"].get("scoring")
+            problems += [f"{record}: {text}" for text in differences(scoring, config["scoring"], "scoring")]
     return problems

@@ -13,7 +13,9 @@ from rm_methods.statistics.cell import Cell
 
 SHARE_MARGIN = 0.08  # of the axis, left and right of the widest interval
 SMALLEST_REACH = 0.02  # of the axis: two points, so that a table of equal rows is not magnified
-WIDTH = 320  # of the drawing, in units of its coordinates
+# Of the drawing, in units of its coordinates.
+WIDTH = 320
+HALF_DOT = 3.0
 
 
 @dataclass(frozen=True)
@@ -125,7 +127,7 @@ def _bar(cell: Cell | None, zero: float, unit: float) -> Bar | None:
     if cell is None or cell.difference is None or math.isnan(cell.difference.estimate.mean):
         return None
     estimate = cell.difference.estimate
-    dot = min(max(zero + estimate.mean * unit, 0.0), WIDTH)
+    dot = min(max(zero + estimate.mean * unit, HALF_DOT), WIDTH - HALF_DOT)
     if math.isnan(estimate.low):
         return Bar(dot)
     low = zero + estimate.low * unit

@@ -42,3 +42,7 @@ document.querySelectorAll("table.sortable").forEach((table) => {
     });
   });
 });
+// Paper has no clicks: the notes of the table are printed.
+window.addEventListener("beforeprint", () => {
+  document.querySelectorAll("details.notes").forEach((details) => { details.open = true; });
+});

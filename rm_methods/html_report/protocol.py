@@ -77,6 +77,9 @@ def _data_facts(folder: Path) -> Iterable[tuple[str, str]]:
     read = report.get("read", {})
     refused = sum(entry["count"] for entry in read.get("dropped", {}).values())
     yield "Rows read", f"{read.get('rows', 0):,}; refused {refused:,}"
+    for source in report.get("sources", []):
+        share = f", {source['share_reached']:.0%} of the training pairs" if "share_reached" in source else ""
+        yield f"Source {source['name']}", f"{source['rows']:,} rows, {source.get('used', 0):,} pairs used{share}"
     for split, summary in report.get("splits", {}).items():
         flipped = f", {summary['flipped']:,} labels flipped" if summary.get("flipped") else ""
         longer = summary.get("share_chosen_longer")

@@ -68,6 +68,11 @@ class Method(TrainedMethod):
             shuffle=settings["shuffle"],
             cache=self._cache(inputs.work_folder),
         )
+        if not any(self.student_teacher.pairs):
+            raise UserError(
+                "interaction_distillation: no training pair can be aligned with the teacher. In each, truncation left "
+                "the responses with different prompts, or the conversation has tools or tool calls. Use another method."
+            )
         self.positions = {pair.pair_id: position for position, pair in enumerate(inputs.pairs)}
         model.capture_attention(layers)
 

@@ -17,6 +17,7 @@ import torch
 
 from rm_methods.errors import UserError
 from rm_methods.methods.joint_method import JointMethod
+from rm_methods.preferences.tool_calls import prompt_text, readable
 from rm_methods.reward_models.backbones import source_folder
 from rm_methods.reward_models.joint_model import JointModel, encoder_reader, load_encoder
 from rm_methods.reward_models.joint_reader import EncoderReader
@@ -123,7 +124,7 @@ def _words(pairs, size: int):
     splitter = pre_tokenizers.BertPreTokenizer()
     counts: Counter[str] = Counter()
     for pair in pairs:
-        for text in (*(m["content"] for m in pair.prompt), pair.chosen, pair.rejected):
+        for text in (prompt_text(pair.prompt), readable(pair.chosen), readable(pair.rejected)):
             counts.update(word for word, _ in splitter.pre_tokenize_str(normalizer.normalize_str(text)))
     frequent = sorted(counts, key=lambda word: (-counts[word], word))[: size - len(_SPECIAL)]
     vocabulary = {word: k for k, word in enumerate([*_SPECIAL.values(), *frequent])}

@@ -1,4 +1,4 @@
-"""Finds methods by scanning folders for cards: this one, and `methods` in the working directory for the user's methods.
+"""Finds methods by scanning folders for cards: this one, and those of the user and of installed packages (sources.py).
 
 A card (`<name>.yaml`) says what a method is, what it needs and which settings it takes.  The Snakefile builds its
 graph from cards, the CLI lists them, and the configuration schema is generated from them.  The class (`<name>.py`,
@@ -9,23 +9,19 @@ milliseconds and never imports torch.
 from __future__ import annotations
 
 import importlib
-import importlib.util
-import sys
-import traceback
+import re
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
-from rm_methods.card_files import cards_in
 from rm_methods.errors import ConfigError, UserError, nearest
-from rm_methods.methods.user_code import Settings, class_problem, code_problems, no_class
+from rm_methods.methods.sources import card_files, method_sources
+from rm_methods.methods.user_code import Settings, class_problem, code_problems, import_code, no_class
 from rm_methods.validation import schema_problems
 from rm_methods.yaml_files import read_yaml
 
 FOLDER = Path(__file__).parent
-OF_THE_USER = Path("methods")  # below the working directory
 
 CARD_SCHEMA = {
     "type": "object",
@@ -81,6 +77,7 @@ class MethodCard:
             scored), "content_blind" (scores without a model), or "computed" (scores without a model, and knows what
             only the maker of the data knows).
         file: the card, absolute; the code is beside it.
+        package: the package that its code is imported from; None for a method in a folder of the user.
         seed_free: only the first seed is run, because all give the same scores, or (combined methods) because the runs
             of all seeds are combined into one.
         scalar_reward: the method scores a response alone.
@@ -105,6 +102,7 @@ class MethodCard:
     cost: str
     settings: dict[str, dict[str, Any]]
     file: Path
+    package: str | None = None
     seed_free: bool = False
     scalar_reward: bool = True
     control: bool = False
@@ -192,9 +190,9 @@ def method_names() -> tuple[str, ...]:
     """Names of all methods, sorted.
 
     Raises:
-        ConfigError: a method of the user has the name of one that comes with the package.
+        ConfigError: two methods have one name.
     """
-    return tuple(_card_files(FOLDER, OF_THE_USER.absolute()))
+    return tuple(_card_files())
 
 
 def load_method_card(name: str) -> MethodCard:
@@ -204,10 +202,13 @@ def load_method_card(name: str) -> MethodCard:
         UserError: unknown method (with the nearest match).
         ConfigError: the card is incomplete or wrong, or its code is missing.
     """
-    files = _card_files(FOLDER, OF_THE_USER.absolute())
+    files = _card_files()
     if name not in files:
-        raise UserError(f"Unknown method '{name}'. {nearest(name, tuple(files))}")
-    return _read_card(files[name])
+        raise UserError(
+            f"Unknown method '{name}'. {nearest(name, tuple(files))} For a method outside the package, name its folder "
+            "with --methods (in a configuration: methods_path)."
+        )
+    return _read_card(*files[name])
 
 
 def load_method(name: str, settings: dict[str, Any]):
@@ -220,7 +221,7 @@ def load_method(name: str, settings: dict[str, Any]):
     card = load_method_card(name)
     if card.file.parent == FOLDER:
         return importlib.import_module(f"rm_methods.methods.{name}").Method(settings)
-    module = _import_file(card.file.with_suffix(".py"))
+    module = import_code(card.file.with_suffix(".py"), card.package)
     if not hasattr(module, "Method"):
         classes = [
             key
@@ -241,39 +242,21 @@ def user_code_problems(name: str) -> list[str]:
     return code_problems(card.file.with_suffix(".py"), card.kind, card.settings)
 
 
-@cache
-def _card_files(packaged: Path, added: Path) -> dict[str, Path]:
-    return cards_in(packaged, added, "method")
+def _card_files() -> dict[str, tuple[Path, str | None]]:
+    return card_files(method_sources(FOLDER))
 
 
 @cache
-def _read_card(path: Path) -> MethodCard:
+def _read_card(path: Path, package: str | None) -> MethodCard:
     content, written_wrong = read_yaml(path)
     problems = written_wrong + card_problems(content)
+    if not re.fullmatch("[A-Za-z0-9_-]+", path.stem):
+        problems.append("the name of a method has letters, digits, `_` and `-` only; rename card and code")
     if not path.with_suffix(".py").is_file():
-        problems.append(f"{path.with_suffix('.py').name} is missing; the code of a method is beside its card")
+        problems.append(
+            f"{path.with_suffix('.py').name} is missing; the code of a method is beside its card. If this file is no "
+            "card, move it to another folder"
+        )
     if problems:
         raise ConfigError(problems, source=str(path))
-    return MethodCard(name=path.stem, file=path, **(content | {"targets": tuple(content["targets"])}))
-
-
-def _import_file(path: Path) -> ModuleType:
-    """The module of a user's method; it is imported once."""
-    name = f"methods_of_the_user.{path.stem}"
-    module = sys.modules.get(name)
-    if module is not None and module.__file__ == str(path):
-        return module
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    # Dataclasses look their module up while they are made.
-    sys.modules[name] = module
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:
-        del sys.modules[name]
-        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
-        line = f", line {lines[-1]}" if lines else ""
-        raise UserError(f"{path}{line}: the method cannot be imported. {type(error).__name__}: {error}") from error
-    return module
+    return MethodCard(name=path.stem, file=path, package=package, **(content | {"targets": tuple(content["targets"])}))

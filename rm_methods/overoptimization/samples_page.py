@@ -10,6 +10,7 @@ import numpy as np
 
 from rm_methods.benchmarks.item import BenchmarkItem
 from rm_methods.benchmarks.pool_grading import candidate_gold
+from rm_methods.preferences.tool_calls import readable
 from rm_methods.reporting.tables import markdown_escape
 
 RANDOM_PROMPTS = 3
@@ -53,7 +54,7 @@ def _prompt_part(item: BenchmarkItem, scores: np.ndarray, title: str) -> str:
     gold = candidate_gold(item.label, len(item.responses))
     by_proxy = int(np.argmax(scores))
     by_gold = int(np.argmax(gold))
-    conversation = "\n\n".join(f"[{message['role']}] {message['content']}" for message in item.prompt)
+    conversation = "\n\n".join(f"[{message['role']}] {readable(message['content'])}" for message in item.prompt)
     parts = [
         f"### {markdown_escape(item.item_id)} ({title})",
         f"Prompt, {len(item.responses)} responses:",

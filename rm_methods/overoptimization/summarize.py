@@ -11,6 +11,7 @@ from rm_methods.benchmarks.members import Members
 from rm_methods.experiment.layout import Layout, run_metrics
 from rm_methods.files import write_json
 from rm_methods.methods.members import members_of
+from rm_methods.overoptimization.ppo_evaluations import read_ppo_run
 from rm_methods.overoptimization.summary import PoolRun, PpoRun, summarize_best_of_n, summarize_ppo
 from rm_methods.statistics.column import role_of
 from rm_methods.stored import read_summary
@@ -39,12 +40,15 @@ def summarize(config: Mapping[str, Any], folder: Path, out: Path, *, check: bool
         experiment.check_optimized(folder)
     reference = reference_variant(config)
     texts = []
+    ppo = _ppo_runs(experiment, folder)
+    for ppo_run in ppo:
+        read_ppo_run(ppo_run.folder)  # refuses a damaged run before the first table is written
     if experiment.pools():
         runs = _pool_runs(experiment, folder)
         variants = {run.variant for run in runs}
         texts.append(summarize_best_of_n(runs, reference if reference in variants else None, out).text)
         _write_run_metrics(out)
-    if ppo := _ppo_runs(experiment, folder):
+    if ppo:
         variants = {run.variant for run in ppo}
         texts.append(summarize_ppo(ppo, reference if reference in variants else None, out).text)
     return "\n".join(texts)

@@ -122,11 +122,11 @@ def plan(config: Mapping[str, Any], assumptions: Assumptions) -> list[VariantPla
             "The number of training pairs is not known before they are prepared. Give --pairs, or set "
             "data.max_pairs.train."
         )
-    shapes = _shapes(config, assumptions.shape)
+    shapes = model_shapes(config, assumptions.shape)
     return [_plan_variant(config, variant, shapes, assumptions) for variant in config["methods"]]
 
 
-def _shapes(config: Mapping[str, Any], shape_name: str | None) -> dict[str, Shape]:
+def model_shapes(config: Mapping[str, Any], shape_name: str | None) -> dict[str, Shape]:
     """The shape of every variant's model.  Variants with the same source and LoRA share one, because making one takes
     time."""
     by_source: dict[str, Shape] = {}
@@ -256,12 +256,7 @@ def _plan_variant(
         )
     training = _training(config, entry)
     maps_bytes = _maps_bytes(card, entry["settings"], assumptions)
-    operations = _training_operations(config, variant, shape, assumptions)
-    if teacher := card.required_variants(entry["settings"]).get("teacher"):
-        # The teacher reads all pairs in both orders: once for the stored maps of a seed, or in every epoch (online).
-        length = _pair_tokens(assumptions)
-        readings = 1 if maps_bytes else training["epochs"]
-        operations += readings * assumptions.pairs * 2 * length * _operations(shapes[teacher], length, 2)
+    operations = training_operations(config, variant, shapes, assumptions)
     parts, host_bytes = _training_memory(config, variant, shape)
     zero = zero_settings(training["deepspeed"]) if training["deepspeed"] else None
     checkpoint = checkpoint_bytes(shape.parameters, zero, shape.trainable)
@@ -282,14 +277,34 @@ def _plan_variant(
     )
 
 
-def _training_operations(config: Mapping[str, Any], variant: str, shape: Shape, assumptions: Assumptions) -> float:
+def training_operations(
+    config: Mapping[str, Any], variant: str, shapes: Mapping[str, Shape], assumptions: Assumptions
+) -> float:
+    """Operations of training one run, with those of its teacher; 0 if nothing is trained."""
+    entry = config["methods"][variant]
+    card = load_method_card(entry["method"])
+    if not card.has_weights:
+        return 0.0
+    operations = _own_training_operations(config, variant, shapes[variant], assumptions)
+    if teacher := card.required_variants(entry["settings"]).get("teacher"):
+        # The teacher reads all pairs in both orders: once for the stored maps of a seed, or in every epoch (online).
+        length = _pair_tokens(assumptions)
+        stores_maps = _maps_bytes(card, entry["settings"], assumptions) > 0
+        readings = 1 if stores_maps else _training(config, entry)["epochs"]
+        operations += readings * assumptions.pairs * 2 * length * operations_per_token(shapes[teacher], length, 2)
+    return operations
+
+
+def _own_training_operations(config: Mapping[str, Any], variant: str, shape: Shape, assumptions: Assumptions) -> float:
     """Operations of training one run, without those of a teacher."""
     entry = config["methods"][variant]
     training = _training(config, entry)
     passes = training["epochs"] * load_method(entry["method"], entry["settings"]).passes
     if load_method_card(entry["method"]).kind == "joint":
         # A joint model reads the whole pair in both orders, and may first train on text.
-        passes += entry["settings"].get("masked_language_epochs", 0)
+        # A model that starts from a joint language model does not train on text again.
+        starts_from_backbone = entry["settings"].get("start", "backbone") == "backbone"
+        passes += entry["settings"].get("masked_language_epochs", 0) if starts_from_backbone else 0
         context = _pair_tokens(assumptions)
         tokens = 2 * context
     else:
@@ -298,7 +313,7 @@ def _training_operations(config: Mapping[str, Any], variant: str, shape: Shape, 
         context = assumptions.prompt_tokens + assumptions.response_tokens
         tokens = _pair_tokens(assumptions) if packed else 2 * context
     factor = 8 if training["gradient_checkpointing"] else 6
-    per_token = _operations(shape, context, factor, frozen=bool(training["lora"]))
+    per_token = operations_per_token(shape, context, factor, frozen=bool(training["lora"]))
     return passes * assumptions.pairs * tokens * per_token
 
 
@@ -340,7 +355,7 @@ def _gpu_hours(operations: float, assumptions: Assumptions) -> float:
     return operations / (GPUS[assumptions.gpu][0] * assumptions.utilization) / 3600
 
 
-def _operations(shape: Shape, context: float, factor: int, frozen: bool = False) -> float:
+def operations_per_token(shape: Shape, context: float, factor: int, frozen: bool = False) -> float:
     """Operations for one token.
 
     Args:
@@ -353,7 +368,12 @@ def _operations(shape: Shape, context: float, factor: int, frozen: bool = False)
 
 
 def _scoring_operations(config: Mapping[str, Any], variant: str, shape: Shape, assumptions: Assumptions) -> float:
-    """Operations of scoring all benchmarks with one run.
+    """Operations of scoring all benchmarks with one run."""
+    return len(config["benchmarks"]) * assumptions.responses * response_operations(config, variant, shape, assumptions)
+
+
+def response_operations(config: Mapping[str, Any], variant: str, shape: Shape, assumptions: Assumptions) -> float:
+    """Operations of scoring one response with one run.
 
     An ensemble computes all its members, a joint model every pair in both orders.
     """
@@ -363,8 +383,7 @@ def _scoring_operations(config: Mapping[str, Any], variant: str, shape: Shape, a
         return 0.0
     length = assumptions.prompt_tokens + (2 if card.kind == "joint" else 1) * assumptions.response_tokens
     forwards = len(config["seeds"]) if entry["method"] == "ensemble" else 1
-    responses = len(config["benchmarks"]) * assumptions.responses
-    return forwards * responses * length * _operations(shape, length, 2)
+    return forwards * length * operations_per_token(shape, length, 2)
 
 
 def _maps_bytes(card: MethodCard, settings: Mapping[str, Any], assumptions: Assumptions) -> int:
@@ -390,20 +409,38 @@ def ranks_of_run(config: Mapping[str, Any]) -> int:
 
 def _source(config: Mapping[str, Any], variant: str) -> str:
     """The source of a variant's first weights: an encoder's source, or the backbone."""
-    source = (config["methods"][variant]["settings"] or {}).get("source")
+    settings = config["methods"][variant]["settings"] or {}
+    source = settings.get("source") or _external_model(config, variant)
     return f"tiny encoder {variant}" if source == "tiny" else source or "backbone"
+
+
+def _external_model(config: Mapping[str, Any], variant: str) -> str | None:
+    """The model of an external row; None for other methods, and if none is named."""
+    entry = config["methods"][variant]
+    if load_method_card(entry["method"]).kind != "external":
+        return None
+    return (entry["settings"] or {}).get("model") or None
 
 
 def _configuration(config: Mapping[str, Any], variant: str, shape_name: str | None) -> PretrainedConfig:
     """The transformers configuration of the model that a variant trains or combines."""
-    from transformers import LlamaConfig, ModernBertConfig
+    from transformers import ModernBertConfig
 
     settings = config["methods"][variant]["settings"] or {}
-    backbone = config["backbone"]
     if settings.get("source") == "tiny":
         return ModernBertConfig(pad_token_id=0, **_tiny_sizes(settings["tiny"]))
     if settings.get("source"):
         return configuration_of(settings["source"])
+    if model := _external_model(config, variant):
+        return configuration_of(model)
+    return backbone_configuration(config, shape_name)
+
+
+def backbone_configuration(config: Mapping[str, Any], shape_name: str | None) -> PretrainedConfig:
+    """The transformers configuration of the backbone."""
+    from transformers import LlamaConfig
+
+    backbone = config["backbone"]
     if shape_name:
         return published_configuration(shape_name)
     if backbone["source"] == "tiny":

@@ -38,7 +38,7 @@ def plan_text(
     lines.append("Assumptions (options change them; * measured on prepared files):")
     lines += _assumption_lines(config, assumptions)
     lines += ["", f"Jobs still to run: {remaining}"]
-    lines += ["", "Of one run of each variant:", *_aligned([_HEADINGS, *map(_row, plans)])]
+    lines += ["", "Of one run of each variant:", *aligned([_HEADINGS, *map(_row, plans)])]
     lines += ["", *_totals(config, plans, assumptions)]
     if _OPTIMIZATION_STAGES & jobs.keys():
         lines.append("Not in these numbers: sampling, Best-of-N and PPO.")
@@ -79,13 +79,6 @@ def _assumption_lines(config: Mapping[str, Any], assumptions: Assumptions) -> li
 def _totals(config: Mapping[str, Any], plans: Sequence[VariantPlan], assumptions: Assumptions) -> list[str]:
     train_hours = sum(entry.runs * entry.train_hours for entry in plans)
     score_hours = sum(entry.runs * entry.score_hours for entry in plans)
-    # Students of one teacher share its maps.
-    maps_of_teacher = {
-        config["methods"][entry.variant]["settings"]["teacher"]: entry.maps_bytes for entry in plans if entry.maps_bytes
-    }
-    maps_bytes = len(config["seeds"]) * sum(maps_of_teacher.values())
-    model_bytes = sum(entry.runs * entry.disk_bytes for entry in plans)
-    work_bytes = max(entry.work_bytes for entry in plans)
     tokens = assumptions.pairs * (assumptions.prompt_tokens + 2 * assumptions.response_tokens)
     lines = [f"One epoch: {assumptions.pairs:,} pairs, {tokens:,.0f} tokens (each prompt once)"]
     for entry in plans:
@@ -95,17 +88,26 @@ def _totals(config: Mapping[str, Any], plans: Sequence[VariantPlan], assumptions
     lines.append(
         f"GPU-hours: {train_hours + score_hours:,.3g} = {train_hours:,.3g} training + {score_hours:,.3g} scoring"
     )
-    lines.append(
-        f"Disk that stays: {_gigabytes(model_bytes)} GB of models, {_gigabytes(maps_bytes)} GB of teachers' maps"
-    )
-    lines.append(
+    return lines + disk_lines(config, plans)
+
+
+def disk_lines(config: Mapping[str, Any], plans: Sequence[VariantPlan]) -> list[str]:
+    """Disk that the results and the running trainings take."""
+    # Students of one teacher share its maps.
+    maps_of_teacher = {
+        config["methods"][entry.variant]["settings"]["teacher"]: entry.maps_bytes for entry in plans if entry.maps_bytes
+    }
+    maps_bytes = len(config["seeds"]) * sum(maps_of_teacher.values())
+    model_bytes = sum(entry.runs * entry.disk_bytes for entry in plans)
+    work_bytes = max(entry.work_bytes for entry in plans)
+    return [
+        f"Disk that stays: {_gigabytes(model_bytes)} GB of models, {_gigabytes(maps_bytes)} GB of teachers' maps",
         f"Scratch of a training job while it runs: up to {_gigabytes(work_bytes)} GB ({CHECKPOINTS_ON_DISK} "
-        "checkpoints)"
-    )
-    return lines
+        "checkpoints)",
+    ]
 
 
-def _aligned(rows: Sequence[tuple[str, ...]]) -> list[str]:
+def aligned(rows: Sequence[tuple[str, ...]]) -> list[str]:
     """Rows of cells as lines: names on the left, numbers aligned on the right; nothing is cut."""
     widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
     lines = []

@@ -17,6 +17,7 @@ from typing import Any
 from rm_methods.errors import UserError
 from rm_methods.files import written_atomically
 from rm_methods.preferences.pair import Message, PreferencePair
+from rm_methods.preferences.tool_calls import uses_tools
 from rm_methods.reward_models.model_folder import write_checksums
 from rm_methods.reward_models.template_probe import conversation, pin_date, render
 
@@ -61,7 +62,8 @@ class Policy:
             ids of each prompt, and for each whether it was cut.
 
         Raises:
-            UserError: the chat template refuses a conversation, or not even its last turn can be made to fit.
+            UserError: the chat template refuses a conversation, not even its last turn can be made to fit, or a prompt
+                has tools.
         """
         from rm_methods.reward_models.tokenization import ChatTokenizer
 
@@ -69,6 +71,7 @@ class Policy:
         cutter = ChatTokenizer(self.tokenizer, max_prompt_tokens)
         encoded, cut = [], []
         for messages in prompts:
+            refuse_tools(messages)
             ids = _prompt_ids(self.tokenizer, messages)
             too_long = len(ids) > max_prompt_tokens
             if too_long:
@@ -104,6 +107,16 @@ class Policy:
         return self.tokenizer.decode(ids[:end], skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
 
+def refuse_tools(prompt: Sequence[Message], responses: Sequence[str] = ()) -> None:
+    """Raises UserError for a conversation with tools or calls: policies write text, and cannot call."""
+    if uses_tools(prompt, responses):
+        raise UserError(
+            "Policies write text, but a prompt or a response to learn from has tools or tool calls. Reward models "
+            "can be trained and evaluated on such pairs; for over-optimization (Best-of-N, PPO), use data without "
+            "them. data.options.tools_field: null leaves out tools that no turn calls."
+        )
+
+
 def prompts_of(pairs: Iterable[PreferencePair]) -> list[Prompt]:
     """The different prompts of preference pairs in their order; the prompt id is the pair's group."""
     by_group: dict[str, Prompt] = {}
@@ -119,13 +132,15 @@ def prompts_of_split(pairs: Iterable[PreferencePair], split: str, limit: int | N
         limit: largest number of prompts; None takes all.
 
     Raises:
-        UserError: the split has no pairs.
+        UserError: the split has no pairs, or prompts with tools.
     """
     pairs = list(pairs)
     prompts = prompts_of([pair for pair in pairs if pair.split == split])
     if not prompts:
         splits = ", ".join(sorted({pair.split for pair in pairs}))
         raise UserError(f"overoptimization.prompts: the split '{split}' has no pairs. Splits of the data: {splits}.")
+    for prompt in prompts:
+        refuse_tools(prompt.messages)
     random.Random(f"prompts of {split}").shuffle(prompts)
     return prompts[:limit]
 

@@ -19,7 +19,7 @@ from typing import Any
 
 from rm_methods.errors import ConfigError, DataError
 from rm_methods.files import write_json, written_atomically
-from rm_methods.policies.policy import Policy, policy_from_backbone, save_policy
+from rm_methods.policies.policy import Policy, policy_from_backbone, refuse_tools, save_policy
 from rm_methods.preferences.pair import Message, PreferencePair
 from rm_methods.reward_models.template_probe import contains, conversation, render
 
@@ -164,7 +164,9 @@ def sft_examples(
     counts = {"prompts_cut": 0, "responses_cut": 0, "boundary_merges": 0}
     examples = []
     for pair, prompt, was_cut in zip(pairs, prompt_ids, cut, strict=True):
-        for response in _responses(pair, settings):
+        responses = _responses(pair, settings)
+        refuse_tools((), responses)
+        for response in responses:
             ids, merged = response_token_ids(policy, None if was_cut else pair.prompt, prompt, response)
             counts["prompts_cut"] += was_cut
             counts["boundary_merges"] += merged

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rm_methods.errors import UserError, nearest
-from rm_methods.files import content_hash, file_hash, read_json, write_json, written_atomically
+from rm_methods.files import check_replaceable, content_hash, file_hash, read_json, write_json, written_atomically
 from rm_methods.policies.sft import IGNORED
 from rm_methods.preferences.pair import Message, PreferencePair
 from rm_methods.reward_models.template_probe import conversation, render
@@ -141,11 +141,14 @@ def train_world_model(
 
     from rm_methods.policies.joint_world_model import JointTask
     from rm_methods.preferences.world.conversations import comparisons, conversations
-    from rm_methods.reward_models.backbones import WORLD_MODEL
+    from rm_methods.reward_models.backbones import WORLD_MODEL, check_shipped
     from rm_methods.reward_models.loading import pretrained_model, pretrained_tokenizer
     from rm_methods.system.cpu import prepare_cpu
 
+    check_replaceable(out, RECORD)
     prepare_cpu(threads)
+    if start is not None:
+        check_shipped(start, "Copy the folder again, or train it again.")
     if kind == "joint" and start is None:
         start = WORLD_MODEL
     if start is not None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from rm_methods.errors import UserError
 from rm_methods.files import content_hash, file_hash, read_json, write_json
 from rm_methods.policies.policy import prompts_of_split
 from rm_methods.policies.settings import policy_backbone
@@ -118,6 +119,16 @@ def optimize(job: PpoJob) -> dict[str, Any]:
             return read_json(job.out / "summary.json")
 
 
+def _check_references(job: PpoJob, references: Mapping[str, Any], prompt_ids: Sequence[str]) -> None:
+    """Refuse references that were sampled for other pairs."""
+    missing = [prompt_id for prompt_id in prompt_ids if prompt_id not in references]
+    if references and missing:
+        raise UserError(
+            f"{job.references}: {len(missing)} of the {len(prompt_ids)} training prompts of {job.pairs} have no "
+            f"response, such as {missing[0]}. It was made of other pairs; run the sample-references stage again."
+        )
+
+
 def _optimize_this_rank(job: PpoJob) -> dict[str, Any]:
     from rm_methods.overoptimization.gold import gold_of_experiment
     from rm_methods.policies.sampling import read_references
@@ -134,6 +145,9 @@ def _optimize_this_rank(job: PpoJob) -> dict[str, Any]:
     threads = threads_of_rank(job.threads)
     use_own_gpu()  # before the reward models are loaded; otherwise all ranks would load theirs on the first GPU
     pairs = read_pairs(job.pairs)
+    prompts = prompts_of_split(pairs, "train", ppo["train_prompts"])
+    references = read_references(job.references, ppo["references_per_prompt"])
+    _check_references(job, references, [prompt.prompt_id for prompt in prompts])
     trained = read_record(job.model.parent / "summary.json", "a file with a run key and a method", "train")
     depends_on = job.depends_on(trained["run_key"])
     scoring = replace(scoring_settings(dict(job.config)), threads=threads)
@@ -142,13 +156,13 @@ def _optimize_this_rank(job: PpoJob) -> dict[str, Any]:
         policy_folder=job.policy,
         reward=scorer_reward(load_scorer(job.model, scoring, keep_loaded=True), f"{job.variant} seed {job.seed}"),
         gold=gold_of_experiment(job.config, threads, keep_loaded=True),
-        prompts=prompts_of_split(pairs, "train", ppo["train_prompts"]),
+        prompts=prompts,
         evaluation_prompts=prompts_of_split(pairs, job.section["prompts"], ppo["evaluation_prompts"]),
         seed=job.seed,
         out_folder=job.out,
         # Another number of ranks resumes from the same checkpoints.
         work_folder=job.work / f"ppo_{job.variant}_seed{job.seed}_{content_hash(depends_on)}",
-        references=read_references(job.references, ppo["references_per_prompt"]),
+        references=references,
         threads=threads,
         attention=job.attention,
         deepspeed=ppo["deepspeed"],

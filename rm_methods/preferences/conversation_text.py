@@ -12,7 +12,10 @@ from rm_methods.preferences.file_formats import strict_json
 
 # The beginning of a list of objects, or of one object, with a key in quotation marks.
 _BEGINNING = re.compile(r"""\s*(\[\s*)?\{\s*(['"])[\w ]+\2\s*:""")
-_KEYS = (re.compile(r"""(['"])(role|from)\1\s*:"""), re.compile(r"""(['"])(content|value)\1\s*:"""))
+_KEYS = (
+    re.compile(r"""(['"])(role|from)\1\s*:"""),
+    re.compile(r"""(['"])(content|value|tool_calls|function_call)\1\s*:"""),
+)
 WRAPPERS = ("messages", "conversation", "conversations")
 
 
@@ -54,7 +57,7 @@ def unwrapped(value: Any) -> list[Any] | None:
 def _is_message(value: Any) -> bool:
     if not isinstance(value, dict):
         return False
-    return bool(value.keys() & {"role", "from"} and value.keys() & {"content", "value", "tool_calls"})
+    return bool(value.keys() & {"role", "from"} and value.keys() & {"content", "value", "tool_calls", "function_call"})
 
 
 def _parsed(text: str) -> Any:

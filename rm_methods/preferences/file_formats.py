@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from rm_methods.errors import DataError
+from rm_methods.files import check_regular
 from rm_methods.validation import kind_of
 
 FORMATS = (".jsonl", ".json", ".csv", ".parquet")  # each but Parquet also with .gz
@@ -66,6 +67,7 @@ def file_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """
     read_rows = _READERS[_known_format(path)]
     name = readable(path)
+    check_regular(path)
     number = 0
     try:
         for number, fields in read_rows(path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from rm_methods.preferences.dataset_card import DatasetCard, SplitSource
 from rm_methods.preferences.file_formats import data_format, file_rows, readable, shown
 from rm_methods.preferences.pair import Message, PreferencePair, make_pair
 from rm_methods.preferences.read_report import ReadReport
+from rm_methods.preferences.tool_calls import calls_of, split_tools, text_and_records
 
 ROLES = ("system", "user", "assistant")
 SPLITS = ("train", "validation", "test")
@@ -312,16 +314,50 @@ def checked_pair(
 def check_prompt(prompt: Sequence[Message]) -> None:
     """Refuse a prompt that a strict chat template refuses.
 
-    The turns must be [system,] user, assistant, user, ..., and the last one a user turn.
+    The turns must be [tools, system,] user, assistant, user, ..., and the last one a user turn, or the result of a
+    tool. Before the answer to a user turn, an assistant turn with calls and their results may come any number of times.
 
     Raises:
         Unusable: with the reason.
     """
     roles = [message["role"] for message in prompt]
-    if not roles or not prompt[-1]["content"].strip():
+    if not roles or (roles[-1] != "tool" and not prompt[-1]["content"].strip()):
         raise Unusable("empty prompt")
-    turns = roles[1:] if roles[0] == "system" else roles
-    if turns[-1:] != ["user"]:
+    _, turns = split_tools(prompt)
+    if turns and turns[0]["role"] == "system":
+        turns = turns[1:]
+    kinds = "".join(_kind(message) for message in turns)
+    if re.search(r"(^|[^ct])t", kinds):
+        raise Unusable("tool turn without a call", f"roles {', '.join(roles)}")
+    if kinds[-1:] not in ("u", "t"):
         raise Unusable("prompt does not end with a user turn", f"roles {', '.join(roles)}")
-    if turns != ["user", "assistant"] * (len(turns) // 2) + ["user"]:
+    if not re.fullmatch(r"(u(ct+)*a)*u(ct+)*", kinds):
         raise Unusable("turns do not alternate", f"roles {', '.join(roles)}")
+    if "t" in kinds:
+        _check_results(turns)
+
+
+def _kind(message: Message) -> str:
+    """A letter for a kind of turn: c for an assistant turn with calls, else the first of the role."""
+    if message["role"] not in ("user", "assistant", "tool"):
+        return "-"
+    return "c" if calls_of(message) else message["role"][0]
+
+
+def _check_results(turns: Sequence[Message]) -> None:
+    """Refuse more results than calls, and a result with the id of another call."""
+    ids: list[str | None] = []
+    for message in turns:
+        if message["role"] == "assistant":
+            ids = [call.get("id") for call in calls_of(message)]
+        elif message["role"] == "tool":
+            _, records = text_and_records(message)
+            call_id = records[0].get("tool_call_id") if records else None
+            if not ids:
+                raise Unusable("tool turn without a call", "more results than calls")
+            if call_id is None or None in ids:
+                ids.pop(0)
+            elif call_id in ids:
+                ids.remove(call_id)
+            else:
+                raise Unusable("tool turn without a call", f"no call before it has the id {call_id!r:.40}")

@@ -139,7 +139,9 @@ def read_pairs_of(data: dict[str, Any]) -> tuple[list[PreferencePair], list[dict
                 "pairs. Only one can be the test split: remove data.test, or the split from the data set."
             )
     test_card, folder = card_for_test(data["test"])
-    test_options = next((origin["options"] for origin in origins if origin["reader"] == test_card.reader), {})
+    test_options: dict[str, Any] = next(
+        (origin["options"] for origin in origins if origin["reader"] == test_card.reader), {}
+    )
     test_pairs, _, _ = read_dataset(test_card, folder, test_options, report)
     return pairs + test_pairs, origins, report
 

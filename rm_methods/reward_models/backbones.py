@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rm_methods.errors import UserError
-from rm_methods.files import file_hash, read_json, write_json, written_atomically
+from rm_methods.files import check_regular, check_replaceable, file_hash, read_json, write_json, written_atomically
 from rm_methods.preferences.pair import PreferencePair
+from rm_methods.preferences.tool_calls import TOOLS, readable, uses_tools
 from rm_methods.reward_models.template_probe import conversation, fold_system, pin_date, render
 
 if TYPE_CHECKING:
@@ -35,9 +36,15 @@ _INSTALL_AGAIN = (
     "Install the package again. To use a model that you trained or changed, name its folder in backbone.source."
 )
 _ROLES = ("system", "user", "assistant")
+_TOOL_ROLES = (TOOLS, "tool")
 _TINY_TEMPLATE = (
     "{{ bos_token }}"
-    "{% for message in messages %}{{ '<' + message['role'] + '>' + message['content'] + eos_token }}{% endfor %}"
+    "{% if tools %}{{ '<tools>' + tools | tojson + eos_token }}{% endif %}"
+    "{% for message in messages %}"
+    "{{ '<' + message['role'] + '>' + (message['content'] or '') }}"
+    "{% for call in message['tool_calls'] or [] %}{{ '\\n' + call['function'] | tojson }}{% endfor %}"
+    "{{ eos_token }}"
+    "{% endfor %}"
     "{% if add_generation_prompt %}{{ '<assistant>' }}{% endif %}"
 )
 
@@ -59,6 +66,7 @@ def prepare_backbone(backbone: dict[str, Any], pairs: Iterable[PreferencePair], 
     """
     from rm_methods.reward_models.tokenization import ChatTokenizer
 
+    check_replaceable(folder, "backbone.json")
     with written_atomically(folder) as path:
         path.mkdir()
         if backbone["source"] == "tiny":
@@ -232,24 +240,31 @@ def source_folder(source: str) -> str:
     return str(Path(spec.origin).parent / inside)
 
 
-def check_shipped(folder: Path) -> None:
-    """Compare the files of a model in this package with the hashes in its record.
+def check_shipped(folder: Path, advice: str = _INSTALL_AGAIN) -> None:
+    """Compare the files of a model in this package, or of another one of `train-world-model`, with its record.
+
+    Args:
+        advice: what to do if they differ, for the message.
 
     Raises:
         UserError: naming every file that is missing or differs.
     """
     record = folder / "training.json"
     if not record.is_file():
-        raise UserError(f"{folder}: {record.name} is missing, so the model cannot be checked. {_INSTALL_AGAIN}")
+        raise UserError(f"{folder}: {record.name} is missing, so the model cannot be checked. {advice}")
     problems = []
-    for name, expected in read_json(record)["sha256"].items():
+    content = read_json(record)
+    hashes = content.get("sha256") if isinstance(content, dict) else None
+    if not isinstance(hashes, dict) or not all(isinstance(expected, str) for expected in hashes.values()):
+        raise UserError(f"{record}: `sha256` must be the hash of each file; the record is damaged. {advice}")
+    for name, expected in hashes.items():
         if not (folder / name).is_file():
             problems.append(f"{name} is missing")
         elif (actual := file_hash(folder / name, length=len(expected))) != expected:
             problems.append(f"{name} has the SHA-256 {actual[:12]}..., not {expected[:12]}...")
     if problems:
         raise UserError(
-            f"{folder}: the model is not the one of its record {record.name}. {'; '.join(problems)}. {_INSTALL_AGAIN}"
+            f"{folder}: the model is not the one of its record {record.name}. {'; '.join(problems)}. {advice}"
         )
 
 
@@ -284,13 +299,16 @@ def _prepare_tiny(backbone: dict[str, Any], pairs: Iterable[PreferencePair], pat
 
     tiny = backbone["tiny"]
     texts = []
+    has_tools = False
     for pair in pairs:
-        texts += [message["content"] for message in pair.prompt]
-        texts += [pair.chosen, pair.rejected]
+        texts += [readable(message["content"]) for message in pair.prompt]
+        texts += [readable(pair.chosen), readable(pair.rejected)]
+        has_tools = has_tools or uses_tools(pair.prompt, (pair.chosen, pair.rejected))
     if not texts:
         raise UserError("backbone.source = 'tiny' trains its tokenizer on the training pairs, but none were given.")
+    roles = (*_ROLES, *_TOOL_ROLES) if has_tools else _ROLES
     tokenizer = trained_tokenizer(
-        texts, tiny["vocabulary_size"], [f"<{role}>" for role in _ROLES], template=_TINY_TEMPLATE, end="<eos>"
+        texts, tiny["vocabulary_size"], [f"<{role}>" for role in roles], template=_TINY_TEMPLATE, end="<eos>"
     )
     tokenizer.save_pretrained(path)
     LlamaConfig(
@@ -416,11 +434,12 @@ def _tokenizer(path: Path, backbone: dict[str, Any]):
     tokenizer = pretrained_tokenizer(path)
     tokenizer.name_or_path = backbone["source"]  # for messages
     if backbone["chat_template"]:
+        check_regular(backbone["chat_template"])
         try:
             tokenizer.chat_template = Path(backbone["chat_template"]).read_text(encoding="utf-8")
-        except OSError as error:
+        except (OSError, UnicodeDecodeError) as error:
             raise UserError(
-                f"backbone.chat_template = '{backbone['chat_template']}' cannot be read: {error.strerror}."
+                f"backbone.chat_template = '{backbone['chat_template']}' cannot be read ({error})."
             ) from None
     if not tokenizer.chat_template:
         raise UserError(

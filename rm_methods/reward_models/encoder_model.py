@@ -2,7 +2,8 @@
 
 Without a chat template, a row is the pair of texts (prompt, response) as the tokenizer joins them, such as
 `[CLS] prompt [SEP] response [SEP]`.  So the model cards of OpenAssistant's DeBERTa reward models read it
-(`OpenAssistant/reward-model-deberta-v3-large-v2`).  The messages of a prompt are joined by newlines.
+(`OpenAssistant/reward-model-deberta-v3-large-v2`).  The messages of a prompt are joined by newlines, tools and
+calls among them as JSON.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from transformers import PreTrainedModel
 
 from rm_methods.errors import UserError
 from rm_methods.preferences.pair import Message
+from rm_methods.preferences.tool_calls import prompt_text, readable
 from rm_methods.reward_models.joint_model import JointOutput, check_positions
 from rm_methods.reward_models.layout_probe import LayoutProbe, probe_joint_model
 from rm_methods.reward_models.layouts import SequenceBatch
@@ -46,7 +48,7 @@ class TextPairReader:
 
     def encode(self, items: Iterable[tuple[Sequence[Message], Sequence[str]]]) -> list[TokenizedItem]:
         """Tokenize (prompt, responses) items.  Every response is kept; what was cut is marked."""
-        return [self._item("\n".join(message["content"] for message in prompt), texts) for prompt, texts in items]
+        return [self._item(prompt_text(prompt), [readable(text) for text in texts]) for prompt, texts in items]
 
     def _item(self, prompt: str, responses: Sequence[str]) -> TokenizedItem:
         rows = []

@@ -15,6 +15,7 @@ import numpy as np
 
 from rm_methods.errors import UserError
 from rm_methods.preferences.pair import Message
+from rm_methods.preferences.tool_calls import prompt_text, readable, uses_tools
 from rm_methods.reward_models.tokenization import ChatTokenizer, TokenizedItem
 
 OUTSIDE = -1
@@ -57,13 +58,14 @@ def pair_text(tokenizer: ChatTokenizer, item: TokenizedItem) -> PairText | None:
     """The positions of the student's tokens of a pair in its text.
 
     Returns:
-        None if truncation left the two sequences with different prompts, so that no joint text exists.
+        None if no joint text exists: truncation left the two sequences with different prompts, or the pair has tools,
+        whose JSON a template prints in a form of its choice.
 
     Raises:
         UserError: the chat template changes the characters of a message.
     """
     prompts = ["\n".join(m["content"] for m in conversation[:-1]) for conversation in item.conversations]
-    if prompts[0] != prompts[1]:
+    if prompts[0] != prompts[1] or any(uses_tools(conversation) for conversation in item.conversations):
         return None
     chosen, rejected = (conversation[-1]["content"] for conversation in item.conversations)
     ids = []
@@ -119,7 +121,7 @@ class EncoderReader:
         """Pairs (prompt, (first, second)) as items of two sequences: in this order, and in the other."""
         texts = []
         for prompt, (first, second) in items:
-            texts.append(("\n".join(message["content"] for message in prompt), first, second))
+            texts.append((prompt_text(prompt), readable(first), readable(second)))
         return [_both_orders(rows) for rows in self.rows(texts)]
 
     def read(self, texts: Sequence[PairText], items: Sequence[TokenizedItem]) -> list[tuple[JointRow, JointRow]]:

@@ -22,6 +22,7 @@ from transformers.core_model_loading import revert_weight_conversion
 from transformers.integrations import deepspeed
 
 from rm_methods.errors import UserError
+from rm_methods.files import check_regular
 from rm_methods.reward_models.model_folder import check_config, check_model_folder, named
 from rm_methods.system.ranks import print_once
 
@@ -252,6 +253,8 @@ def load_errors_explained(source: str | Path, setting: str | None = None) -> Ite
         source: folder or hub id.
         setting: key path of the setting that names it.
     """
+    if Path(source).is_dir():
+        check_regular(*Path(source).iterdir())
     try:
         yield
     except (UserError, MemoryError, torch.OutOfMemoryError, KeyboardInterrupt, SystemExit):

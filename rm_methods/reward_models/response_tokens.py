@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from rm_methods.preferences.tool_calls import readable
 from rm_methods.reward_models.tokenization import ChatTokenizer, TokenizedItem
 
 _AT_ONCE = 2000  # items tokenized in one call: bounds the memory that lists of Python integers take
@@ -14,13 +15,13 @@ _AT_ONCE = 2000  # items tokenized in one call: bounds the memory that lists of 
 def response_tokens(items: Sequence[TokenizedItem], reader: ChatTokenizer) -> list[tuple[np.ndarray, ...]]:
     """Token ids (int32) of the text that truncation left of each response, without prompt and chat template.
 
-    The texts are tokenized alone.  Cutting the items' sequences behind the shared prompt would count prompt tokens into
-    the response wherever the prompt was cut differently for the two responses.
+    The texts are tokenized alone, calls as JSON.  Cutting the items' sequences behind the shared prompt would count
+    prompt tokens into the response wherever the prompt was cut differently for the two responses.
     """
     tokens: list[tuple[np.ndarray, ...]] = []
     for start in range(0, len(items), _AT_ONCE):
         part = items[start : start + _AT_ONCE]
-        texts = [conversation[-1]["content"] for item in part for conversation in item.conversations]
+        texts = [readable(conversation[-1]["content"]) for item in part for conversation in item.conversations]
         if not texts:
             tokens += [()] * len(part)
             continue

@@ -9,12 +9,22 @@ the same tokens.
 from __future__ import annotations
 
 import datetime
+import json
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from rm_methods.errors import UserError
 from rm_methods.preferences.pair import Message
+from rm_methods.preferences.tool_calls import (
+    MARK,
+    compact_json,
+    split_tools,
+    stored_tools,
+    text_and_records,
+    with_records,
+)
 
 TEMPLATE_DATE = datetime.date(2024, 7, 26)  # the date that Llama 3's templates print if they know none
 _DATE_NOTE = "Conversations are rendered with the date {date}."
@@ -36,6 +46,11 @@ _LAST = "And which one is short?"
 _RESPONSE = "Perhaps the Reprua."
 _OTHER_RESPONSE = "It may be the Roe."
 _THOUGHT = "I remember a short one."
+_CALLED = "river_length"
+_NOT_CALLED = "lake_depth"
+_ARGUMENTS = {"basin": "Drava"}
+_RESULT = "It measures 710 km."
+_CALL_ID = "a1b2c3d4e"  # Mistral's templates take nothing but nine letters and digits
 _CHARACTERS = 'A Ä é Ω 河 🙂 "it\'s" a_b\t{1: [2]} 3.5 % !'
 
 
@@ -51,18 +66,57 @@ class RefusedConversation(UserError):
         super().__init__(f"The chat template of {tokenizer_name} refuses a conversation ({self.reason}).")
 
 
-def render(tokenizer, messages: Sequence[Message], add_generation_prompt: bool = False) -> str:
+@dataclass(frozen=True)
+class CallForm:
+    """The form in which a template prints tool calls; templates differ in it.
+
+    Attributes:
+        arguments_as_text: whether arguments are handed over as JSON text, not as an object.
+        empty_content: whether a turn with calls and without text has the content "", not none. transformers removes a
+            content that is null.
+    """
+
+    arguments_as_text: bool = False
+    empty_content: bool = False
+
+
+FORMS = (CallForm(), CallForm(False, True), CallForm(True, False), CallForm(True, True))
+
+
+def render(
+    tokenizer, messages: Sequence[Message], add_generation_prompt: bool = False, form: CallForm = FORMS[0]
+) -> str:
     """The text of a conversation.
+
+    Args:
+        messages: in the stored form (`rm_methods.preferences.tool_calls`).
+        form: of tool calls.
 
     Raises:
         RefusedConversation: the template raises an error for it.
     """
+    tools, turns = split_tools(messages)
+    given = [_template_message(message, form) if MARK in message["content"] else message for message in turns]
     try:
         return tokenizer.apply_chat_template(
-            list(messages), tokenize=False, add_generation_prompt=add_generation_prompt
+            given, tools=tools, tokenize=False, add_generation_prompt=add_generation_prompt
         )
     except Exception as error:  # whatever a template calls or raises
         raise RefusedConversation(tokenizer.name_or_path, messages, error) from None
+
+
+def _template_message(message: Message, form: CallForm) -> dict[str, Any]:
+    """A message with its calls, or with what a tool turn says of its call, as chat templates take it."""
+    text, records = text_and_records(message)
+    if not records or message["role"] == "tool":
+        return {"role": message["role"], "content": text} | (records[0] if records else {})
+    calls = []
+    for record in records:
+        arguments = compact_json(record["arguments"]) if form.arguments_as_text else record["arguments"]
+        call = {"type": "function", "function": {"name": record["name"], "arguments": arguments}}
+        calls.append({"id": record["id"], **call} if "id" in record else call)
+    content = {"content": text} if text or form.empty_content else {}
+    return {"role": "assistant", **content, "tool_calls": calls}
 
 
 def conversation(prompt: Sequence[Message], response: str) -> tuple[Message, ...]:
@@ -116,6 +170,7 @@ def probe_template(tokenizer) -> dict[str, Any]:
         keeps_characters: tokens decode to the text, also letters with accents, other scripts and signs; else some are
             unknown or folded.
         date: see `pinned_date`.
+        tools: what becomes of tools and their calls, see `_tools`.
 
     Raises:
         UserError: the template refuses one user turn and its response, is not a function of the conversation, prints
@@ -156,6 +211,7 @@ def probe_template(tokenizer) -> dict[str, Any]:
         "trims_response": f"  {_RESPONSE} \n " not in render(tokenizer, conversation([first], f"  {_RESPONSE} \n ")),
         "keeps_characters": _keeps_characters(tokenizer, [first]),
         "date": pinned_date(tokenizer),
+        "tools": _tools(tokenizer),
     }
 
 
@@ -187,6 +243,69 @@ def _turns(tokenizer, prompt: Sequence[Message]) -> str:
         if not printed:
             return "changed"
     return "kept"
+
+
+def _tools(tokenizer) -> dict[str, Any]:
+    """Whether tools, calls and results of tools are printed.
+
+    Returns:
+        schemas, calls, results: "kept", "left out" or "refused"; calls are left out if their names or arguments are.
+        arguments_as_text, empty_content: the first of `FORMS` in which calls are printed, best with their arguments
+            as JSON.
+    """
+    levels = [_calls_printed(tokenizer, form) for form in FORMS]
+    form = FORMS[levels.index(max(levels))]
+    calls = {-1: "refused", 0: "left out"}.get(max(levels), "kept")
+    schemas = results = "refused"
+    if (text := _rendered_or_none(tokenizer, _tool_conversation(), form)) is not None:
+        results = "kept" if contains(text, _RESULT) else "left out"
+    with_schemas = _rendered_or_none(tokenizer, _tool_conversation()[:2], form)
+    if with_schemas is not None:
+        schemas = "kept" if _NOT_CALLED in with_schemas else "left out"
+    return {
+        "schemas": schemas,
+        "calls": calls,
+        "results": results,
+        "arguments_as_text": form.arguments_as_text,
+        "empty_content": form.empty_content,
+    }
+
+
+def _calls_printed(tokenizer, form: CallForm) -> int:
+    """How a template prints a call in the prompt and one in the response: -1 for not at all, because it refuses one of
+    them; 0 for incompletely; 1 for name and arguments; 2 for arguments as JSON."""
+    history = _tool_conversation()
+    texts = [_rendered_or_none(tokenizer, turns, form) for turns in (history, history[:3])]
+    level = 2
+    for text in texts:
+        if text is None:
+            return -1
+        words = (_CALLED, *_ARGUMENTS, *_ARGUMENTS.values())
+        if not all(word in text for word in words) or "None" in text:
+            return 0
+        if _without_space(json.dumps(_ARGUMENTS)) not in _without_space(text):
+            level = 1
+    return level
+
+
+def _tool_conversation() -> list[Message]:
+    """Tools, a user turn, a call, its result, and an answer."""
+    call = {"name": _CALLED, "arguments": _ARGUMENTS, "id": _CALL_ID}
+    schema = {"name": _NOT_CALLED, "description": "Deep.", "parameters": {"type": "object", "properties": {}}}
+    return [
+        stored_tools([{"type": "function", "function": schema}]),
+        _user(_FIRST),
+        _assistant(with_records("", [call])),
+        {"role": "tool", "content": with_records(_RESULT, [{"name": _CALLED, "tool_call_id": _CALL_ID}])},
+        _assistant(_RESPONSE),
+    ]
+
+
+def _rendered_or_none(tokenizer, messages: Sequence[Message], form: CallForm) -> str | None:
+    try:
+        return render(tokenizer, messages, form=form)
+    except RefusedConversation:
+        return None
 
 
 def _keeps_characters(tokenizer, prompt: Sequence[Message]) -> bool:

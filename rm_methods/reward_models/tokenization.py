@@ -4,6 +4,9 @@ Each (prompt, response) is rendered and tokenized as a whole, exactly as `tokeni
 tokenize=True)` does, so the ids are those that any other server of the saved model will use.  The shared prompt of
 several responses is their longest common prefix of tokens within the prompt.  This is exact for every tokenizer, even
 if a merge straddles the boundary.
+
+Tools, calls and results of tools (`rm_methods.preferences.tool_calls`) are rendered by the template too.  A
+conversation of which the template prints no tools, no calls or no results is refused.
 """
 
 from __future__ import annotations
@@ -16,14 +19,16 @@ import numpy as np
 
 from rm_methods.errors import UserError
 from rm_methods.preferences.pair import Message
+from rm_methods.preferences.tool_calls import TOOLS, text_and_records, uses_tools
 from rm_methods.reward_models.template_probe import (
+    CallForm,
     RefusedConversation,
-    contains,
     conversation,
     pin_date,
     probe_template,
     render,
 )
+from rm_methods.reward_models.tool_turns import left_out, prints, with_text, without_last_arguments, without_oldest
 
 
 @dataclass(frozen=True)
@@ -141,6 +146,8 @@ class ChatTokenizer:
         self.max_length = max_length
         pin_date(tokenizer)
         self.template = probe_template(tokenizer)
+        tools = self.template["tools"]
+        self._form = CallForm(tools["arguments_as_text"], tools["empty_content"])
         self.official: OfficialText | None = None
 
     @property
@@ -164,15 +171,20 @@ class ChatTokenizer:
             texts, add_special_tokens=False, return_offsets_mapping=True, return_attention_mask=False
         )
         encoded = []
+        reasons = {}
         start = 0
-        for prompt, responses in items:
+        for number, (prompt, responses) in enumerate(items):
             parts = []
-            for position, response in enumerate(responses, start=start):
-                ids = encoding["input_ids"][position]
-                prompt_tokens = _tokens_before(encoding["offset_mapping"][position], boundaries[position])
-                parts.append(self._sequence(prompt, response, texts[position], ids, prompt_tokens))
+            try:
+                for position, response in enumerate(responses, start=start):
+                    ids = encoding["input_ids"][position]
+                    prompt_tokens = _tokens_before(encoding["offset_mapping"][position], boundaries[position])
+                    parts.append(self._sequence(prompt, response, texts[position], ids, prompt_tokens))
+                encoded.append(_item(parts))
+            except RefusedConversation as error:  # of what truncation leaves
+                reasons[number] = error.reason
             start += len(responses)
-            encoded.append(_item(parts))
+        self._check_refused(reasons, len(items))
         return encoded
 
     def _official_items(
@@ -217,8 +229,8 @@ class ChatTokenizer:
                         messages=conversation(prompt, response),
                         prompt_cut=is_cut and official.truncation_side == "left",
                         response_cut=is_cut and official.truncation_side == "right",
-                        prompt_changed=not all(contains(text, message["content"]) for message in prompt),
-                        response_changed=not contains(text, response),
+                        prompt_changed=not all(prints(text, message) for message in prompt),
+                        response_changed=not prints(text, conversation((), response)[0]),
                     )
                 )
                 position += 1
@@ -235,20 +247,20 @@ class ChatTokenizer:
             ids: its tokens.
             prompt_tokens: number of tokens within the prompt.
         """
-        messages = conversation(prompt, response)
+        messages = fitting = conversation(prompt, response)
         prompt_cut = False
         response_cut = False
         if len(ids) > self.max_length:
-            messages, (prompt_cut, response_cut) = self._truncate(prompt, response)
-            ids, prompt_tokens = self._ids(messages)
+            fitting, (prompt_cut, response_cut) = self._truncate(prompt, response)
+            ids, prompt_tokens = self._ids(fitting)
         return _Sequence(
             ids=np.asarray(ids, dtype=np.int32),
             prompt_tokens=min(prompt_tokens, len(ids) - 1),
-            messages=messages,
+            messages=fitting,
             prompt_cut=prompt_cut,
             response_cut=response_cut,
-            prompt_changed=not all(contains(text, message["content"]) for message in prompt),
-            response_changed=not contains(text, response),
+            prompt_changed=not all(prints(text, message) for message in prompt),
+            response_changed=not prints(text, messages[-1]),
         )
 
     def _rendered(self, items: Sequence[tuple[Sequence[Message], Sequence[str]]]) -> tuple[list[str], list[int]]:
@@ -258,21 +270,39 @@ class ChatTokenizer:
         reasons = {}
         for position, (prompt, responses) in enumerate(items):
             try:
-                head = render(self.tokenizer, prompt, add_generation_prompt=True)
-                whole = [render(self.tokenizer, conversation(prompt, response)) for response in responses]
+                head = self.rendered(prompt, add_generation_prompt=True)
+                whole = [self.rendered(conversation(prompt, response)) for response in responses]
+                self._check_tools(prompt, responses)
             except RefusedConversation as error:
                 reasons[position] = error.reason
                 continue
             texts += whole
             boundaries += [_common_prefix(head, text) for text in whole]
+        self._check_refused(reasons, len(items))
+        return texts, boundaries
+
+    def rendered(self, messages: Sequence[Message], add_generation_prompt: bool = False) -> str:
+        """The text of a conversation, with tool calls in the form that the template prints."""
+        return render(self.tokenizer, messages, add_generation_prompt, self._form)
+
+    def _check_tools(self, prompt: Sequence[Message], responses: Sequence[str]) -> None:
+        """Raises RefusedConversation if the template leaves out tools, calls or results."""
+        if not uses_tools(prompt, responses):
+            return
+        for response in responses:
+            messages = conversation(prompt, response)
+            if part := left_out(self.template, self.rendered, messages):
+                problem = UserError(f"the template does not print {part}")
+                raise RefusedConversation(self.tokenizer.name_or_path, messages, problem)
+
+    def _check_refused(self, reasons: dict[int, str], count: int) -> None:
         if reasons:
             first = next(iter(reasons.values()))
             raise RefusedConversations(
-                f"The chat template of {self.tokenizer.name_or_path} refuses {len(reasons)} of {len(items)} "
+                f"The chat template of {self.tokenizer.name_or_path} refuses {len(reasons)} of {count} "
                 f"conversations. The first: {first}.",
                 reasons,
             )
-        return texts, boundaries
 
     def text_spans(self, messages: Sequence[Message]) -> np.ndarray:
         """The positions of the tokens of a conversation (of `TokenizedItem.conversations`) in its text.
@@ -280,10 +310,10 @@ class ChatTokenizer:
         Raises:
             UserError: the chat template changes a message's characters.
         """
-        text = render(self.tokenizer, messages)
+        text = self.rendered(messages)
         offsets = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
-        response_start = _common_prefix(render(self.tokenizer, messages[:-1], add_generation_prompt=True), text)
-        return spans_in_text(text, offsets, [message["content"] for message in messages], response_start)
+        response_start = _common_prefix(self.rendered(messages[:-1], add_generation_prompt=True), text)
+        return spans_in_text(text, offsets, messages, response_start)
 
     def hash(self) -> str:
         """Hash of everything that token ids depend on: vocabulary, special tokens, chat template with its date."""
@@ -295,53 +325,72 @@ class ChatTokenizer:
 
     def _ids(self, messages: Sequence[Message]) -> tuple[list[int], int]:
         """Token ids of a conversation, and the number of those within its prompt."""
-        text = render(self.tokenizer, messages)
+        text = self.rendered(messages)
         encoding = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-        boundary = _common_prefix(render(self.tokenizer, messages[:-1], add_generation_prompt=True), text)
+        boundary = _common_prefix(self.rendered(messages[:-1], add_generation_prompt=True), text)
         return encoding["input_ids"], _tokens_before(encoding["offset_mapping"], boundary)
 
     def _truncate(self, prompt: Sequence[Message], response: str) -> tuple[tuple[Message, ...], tuple[bool, bool]]:
         """Make one sequence fit: cut the oldest turns, the start of the last user turn, and the end of the response.
 
         The last user turn keeps at least a quarter of `max_length` (or all of itself) before the response is touched.
-        The template's closing tokens always stay, because the reward is read there.
+        The template's closing tokens always stay, because the reward is read there. Tools stay, and no result loses its
+        call (`tool_turns.without_oldest`). Texts of the last results are cut after the last user turn. Arguments of
+        calls are emptied last, the response's first.
 
         Returns:
             The shortened sequence, and whether prompt and response were cut.
+
+        Raises:
+            RefusedConversation: the tools and the template alone are too long.
         """
-        system = [m for m in prompt[:1] if m["role"] == "system"]
-        turns = list(prompt[len(system) :])
-        while len(turns) > 1:
-            turns = turns[2:] if len(turns) > 2 and turns[1]["role"] == "assistant" else turns[1:]
-            left = conversation(system + turns, response)
-            if self._excess(left) <= 0:
-                return left, (True, False)
+        answer = whole_answer = conversation((), response)[0]
+        roles = [message["role"] for message in prompt[:2]]
+        kept = (roles[:1] == [TOOLS]) + (roles in ([TOOLS, "system"], ["system"]) or roles[0] == "system")
+        fixed, turns = prompt[:kept], list(prompt[kept:])
+        count = len(turns)
+        while (left := without_oldest(turns)) is not None:
+            turns = left
+            if self._excess([*fixed, *turns, answer]) <= 0:
+                return (*fixed, *turns, answer), (True, False)
 
-        last = turns[-1]
-        keep = self.max_length // 4
-        left = conversation(system + turns, response)
-        content = last["content"]
-        while (excess := self._excess(left)) > 0:
-            shorter = self._drop_tokens(content, excess, keep, from_start=True)
-            if shorter == content:
-                break
-            content = shorter
-            left = conversation([*system, {**last, "content": content}], response)
-        prompt_cut = content != last["content"] or len(turns) != len(prompt) - len(system)
+        prompt_cut = len(turns) != count
+        for position, turn in enumerate(turns):
+            if turn["role"] == "assistant" and len(turns) > 1:
+                continue
+            keep = 0 if turn["role"] == "tool" else self.max_length // 4
+            content, _ = text_and_records(turn)
+            while (excess := self._excess([*fixed, *turns, answer])) > 0:
+                shorter = self._drop_tokens(content, excess, keep, from_start=True)
+                if shorter == content:
+                    break
+                content = shorter
+                turns[position] = with_text(turn, content)
+                prompt_cut = True
+        excess = self._excess([*fixed, *turns, answer])
         if excess <= 0:
-            return left, (prompt_cut, False)
+            return (*fixed, *turns, answer), (prompt_cut, False)
 
-        shortened = response
+        shortened, _ = text_and_records(answer)
         while excess > 0 and shortened:
             shortened = self._drop_tokens(shortened, excess, 0, from_start=False)
-            left = conversation([*system, {**last, "content": content}], shortened)
-            excess = self._excess(left)
+            answer = with_text(answer, shortened)
+            excess = self._excess([*fixed, *turns, answer])
+        messages = [*fixed, *turns, answer]
+        for position in reversed(range(len(messages))):
+            while excess > 0 and (emptied := without_last_arguments(messages[position])) is not None:
+                messages[position] = emptied
+                prompt_cut |= position < len(messages) - 1
+                excess = self._excess(messages)
         if excess > 0:
             needed = excess + self.max_length
+            if uses_tools(prompt, [response]):
+                problem = UserError(f"tools and template alone take {needed} tokens, more than {self.max_length}")
+                raise RefusedConversation(self.tokenizer.name_or_path, messages, problem)
             raise UserError(
                 f"backbone.max_length = {self.max_length} is too small: the chat template alone takes {needed} tokens."
             )
-        return left, (prompt_cut, True)
+        return tuple(messages), (prompt_cut, messages[-1] != whole_answer)
 
     def _excess(self, messages: Sequence[Message]) -> int:
         """Tokens beyond `max_length`."""
@@ -377,15 +426,14 @@ def _starts_twice(ids: Sequence[int], start: int | None) -> bool:
 
 
 def spans_in_text(
-    rendered: str, offsets: Sequence[tuple[int, int]], contents: Sequence[str], response_start: int
+    rendered: str, offsets: Sequence[tuple[int, int]], messages: Sequence[Message], response_start: int
 ) -> np.ndarray:
-    """The positions of tokens of a rendered conversation in the text of its messages.
+    """The positions of tokens of a rendered conversation in the text of its messages.  Tools and calls are no text.
 
     Args:
         rendered: the conversation as the chat template prints it.
         offsets: character spans [start, end) of the tokens in `rendered`.
-        contents: the messages' contents in their order, as the template must print them (blanks at the ends may be
-            cut).
+        messages: in the stored form; the template must print their texts (blanks at the ends may be cut).
         response_start: end of the template's text before the last message.
 
     Returns:
@@ -396,13 +444,14 @@ def spans_in_text(
     """
     offsets_T2 = np.asarray(offsets, dtype=np.int64).reshape(-1, 2)
     spans = np.zeros_like(offsets_T2)
+    contents = [message["content"] for message in messages]
     # The last message is the first match after its start, because the template's closing text may repeat its words. The
     # others are searched from the back, because the role markers before them may contain their words.
     end = len(rendered)
     content_start = sum(len(content) + 1 for content in contents)  # where the message starts in the joined contents
     for number, content in reversed(list(enumerate(contents))):
         content_start -= len(content) + 1
-        words = content.strip()
+        words = "" if messages[number]["role"] == TOOLS else text_and_records(messages[number])[0].strip()
         last_message = number == len(contents) - 1
         if last_message:
             end = response_start

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rm_methods.errors import UserError
+from rm_methods.files import check_regular
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ class ModelOptions:
         """
         if self.chat_template is None:
             return None
+        check_regular(self.chat_template)
         try:
             return self.chat_template.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:

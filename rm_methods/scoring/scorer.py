@@ -337,8 +337,9 @@ class RewardModelScorer(Scorer):
         except RefusedConversations as error:
             names = [f"item {item_id}" for item_id in item_ids]
             remedy = (
-                "Leave such items out, or put the text of a system turn into the first user turn (a model trained with "
-                "backbone.refused_conversations: fold_system does that itself)."
+                "Leave such items out, name a template that prints them (--chat-template), or put the text of a system "
+                "turn into the first user turn (a model trained with backbone.refused_conversations: fold_system does "
+                "that itself)."
             )
             reasons = {item_ids[position]: reason for position, reason in error.reasons.items()}
             raise RefusedItems(error.naming(names, remedy), reasons) from None

@@ -3,13 +3,15 @@
 `code_hash(stage)` follows the import statements from the entry module of the stage, those inside functions included,
 and hashes every file that it reaches.  So an edit reruns the stages that can run the edited code, and no others.
 Modules that are loaded by name (methods, readers, benchmarks) are given by the caller, who knows the configuration.
-A module outside the package (a user's method) is given as the absolute path of its file.
+A module outside the package (a user's method) is given as the absolute path of its file; the modules beside it, or in
+its package, that it imports belong to it.
 
 Imports nothing heavy and runs no code of the package: the Snakefile asks for these hashes in every job.
 """
 
 from __future__ import annotations
 
+import ast
 import re
 from collections.abc import Iterable
 from functools import cache
@@ -53,6 +55,7 @@ PLUMBING = (
     "experiment",
     "files",
     "listing",
+    "methods.sources",
     "methods.user_code",
     "model_card",
     "planning",
@@ -123,8 +126,9 @@ def closure(*entries: str) -> set[str]:
 
 @cache
 def imported_modules(name: str) -> tuple[str, ...]:
-    """Names below `rm_methods` of the modules that a module's import statements name."""
-    modules = []
+    """The modules that a module's import statements name: names below `rm_methods`, and for a file outside the package
+    also the files beside it or in its package."""
+    modules = [str(file) for file in local_modules(_source(name))] if _is_path(name) else []
     for package, names, module in _IMPORT.findall(_source(name).read_text(encoding="utf-8")):
         if module:
             modules.append(module)
@@ -135,6 +139,45 @@ def imported_modules(name: str) -> tuple[str, ...]:
             full = f"{package}.{imported}".removeprefix(".")
             modules.append(full if _exists(full) else package)
     return tuple(dict.fromkeys(module for module in modules if module))
+
+
+def local_modules(file: Path) -> list[Path]:
+    """The files of a user that a file outside `rm_methods` imports: relatively, or by the name of their package.
+
+    A file that is not valid Python imports none; whoever runs it reports that.
+    """
+    try:
+        tree = ast.parse(file.read_bytes(), filename=str(file))
+    except (SyntaxError, ValueError):
+        return []
+    packages = _packages_above(file)  # importing a module runs them
+    top = packages[-1] if packages else None
+    candidates = list(packages)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.level <= len(file.parents):
+            if node.level:
+                start = file.parents[node.level - 1]
+            elif top is not None and str(node.module).partition(".")[0] == top.name:
+                start = top.parent
+            else:
+                continue
+            module = start.joinpath(*node.module.split(".")) if node.module else start
+            candidates += [module, *(module / alias.name for alias in node.names)]
+        elif isinstance(node, ast.Import) and top is not None:
+            names = [alias.name.split(".") for alias in node.names]
+            candidates += [top.parent.joinpath(*parts) for parts in names if parts[0] == top.name]
+    sources = [Path(f"{path}.py") if Path(f"{path}.py").is_file() else path / "__init__.py" for path in candidates]
+    return [source for source in dict.fromkeys(sources) if source.is_file() and PACKAGE not in source.parents]
+
+
+def _packages_above(file: Path) -> list[Path]:
+    """The folders above a file that are packages, the innermost first."""
+    packages = []
+    for folder in file.parents:
+        if not (folder / "__init__.py").is_file():
+            break
+        packages.append(folder)
+    return packages
 
 
 def _is_path(name: str) -> bool:
@@ -166,7 +209,9 @@ def _source(name: str) -> Path:
 def _files(name: str) -> list[Path]:
     """A module's source and data files: those with its name (a method's card); for a package, those of no module."""
     source = _source(name)
-    if source.name == "__init__.py":
+    if source.name == "__init__.py" and _is_path(name):
+        data = []
+    elif source.name == "__init__.py":
         modules = {file.stem for file in source.parent.glob("*.py")}
         data = [file for file in source.parent.iterdir() if _is_data(file) and file.stem not in modules]
     else:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import shlex
 import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -36,8 +37,28 @@ def disk_problem(error: BaseException, folders: Iterable[Path]) -> str | None:
     number = _number(error)
     if number in _READ_ONLY:
         name = getattr(error, "filename", None) or ", ".join(map(str, folders)) or _named(chain)
-        return f"{name}: {os.strerror(number)}. Nothing half-written was kept; choose a folder that can be written."
+        return f"{name}: {os.strerror(number)}. {_advice(number, getattr(error, 'filename', None), folders)}"
     return None
+
+
+def _advice(number: int, path: str | None, folders: list[Path]) -> str:
+    """What to do about a file or folder that cannot be read or written."""
+    written = "Nothing half-written was kept; choose a folder that can be written."
+    if number == errno.EROFS:
+        return written
+    if path is None:
+        return "Check the rights of the files to read and of the folder to write. Nothing half-written was kept."
+    if not os.path.exists(path) or any(_belong_together(Path(path), folder) for folder in folders):
+        return written
+    if not os.access(path, os.R_OK):
+        return f"You may not read it. `ls -ld {shlex.quote(str(path))}` shows who may."
+    return f"You may read it, but not change it. `ls -ld {shlex.quote(str(path))}` shows who may."
+
+
+def _belong_together(path: Path, output: Path) -> bool:
+    """Whether a path is an output, inside of it, around it, or a temporary file beside it."""
+    path, output = path.absolute(), output.absolute()
+    return path in (output, *output.parents) or output in path.parents or path.name.startswith(f".{output.name}")
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:

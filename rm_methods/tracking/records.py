@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from rm_methods.errors import DataError
-from rm_methods.files import content_hash, file_hash
+from rm_methods.files import check_regular, content_hash, file_hash
 from rm_methods.stored import read_metrics, read_record, read_summary
 
 PARAM_LENGTH = 500  # MLflow takes 6,000, but shows such values badly; the full value is in summary.json
@@ -209,6 +209,7 @@ def read_training_log(source: Path | None, prefix: str = "train") -> tuple[list[
     """
     if source is None or not source.exists():
         return [], False, 0
+    check_regular(source)
     try:
         lines = source.read_text(encoding="utf-8").splitlines()
     except UnicodeDecodeError as error:

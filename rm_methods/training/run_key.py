@@ -14,7 +14,8 @@ from rm_methods.system.code_hash import code_hash
 from rm_methods.system.deepspeed import custom_file_hash
 from rm_methods.system.provenance import key_of
 
-_CHOICE = ("validation", "keep", "best", "early_stopping")
+# Settings of `training` that choose a checkpoint or measure; they count in another form (`keyed_training`).
+CHOICE = ("validation", "keep", "best", "early_stopping")
 
 
 def training_settings(config: Mapping[str, Any], variant: str) -> dict[str, Any]:
@@ -36,7 +37,7 @@ def keyed_training(training: Mapping[str, Any]) -> dict[str, Any]:
     Validation changes nothing unless it chooses the checkpoint or stops the training; then only the set that decides
     counts, with the content of its file.
     """
-    kept = {key: value for key, value in training.items() if key not in _CHOICE}
+    kept = {key: value for key, value in training.items() if key not in CHOICE}
     patience = training["early_stopping"]["patience"]
     if training["keep"] == "last" and patience is None:
         return kept

@@ -16,6 +16,7 @@ from rm_methods.benchmarks.item import BenchmarkItem, write_items
 from rm_methods.cli import main
 from rm_methods.errors import DataError
 from rm_methods.preferences.pair import make_pair, write_pairs
+from rm_methods.preferences.tool_calls import stored_tools, with_records
 
 SENTENCE = "the quick brown fox jumps over the lazy dog near a quiet river"  # 13 words
 TWELVE = "the quick brown fox jumps over the lazy dog near a quiet"
@@ -144,6 +145,16 @@ def test_only_the_training_split_counts():
     assert report["counts"] == none_but()
     assert report["training_pairs"] == 0
     assert "overlap with 0 training pairs: none" in contamination_note(report)
+
+
+def test_calls_count_as_words_and_tools_do_not():
+    tools = stored_tools([{"name": "search", "description": SENTENCE}])
+    ask = {"role": "user", "content": "Search for it."}
+    call = with_records("", [{"name": "search", "arguments": {"query": SENTENCE}}])
+    other = {"role": "user", "content": "What is the time?"}
+    assert counts([item([tools, other])], [pair([tools, ask], call)]) == none_but()
+    assert counts([item([tools, ask])], [pair([tools, ask])]) == none_but(prompt=1, prompt_words=1)
+    assert counts([item([ask], ["No.", call])], [pair([other], call)]) == none_but(response_words=1)
 
 
 def test_nothing_to_count():

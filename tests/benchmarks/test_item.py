@@ -4,6 +4,7 @@ import pytest
 
 from rm_methods.benchmarks.item import BenchmarkItem, read_items, write_items
 from rm_methods.errors import DataError
+from rm_methods.preferences.tool_calls import split_tools, stored_tools
 
 PROMPT = [{"role": "user", "content": "?"}]
 
@@ -48,7 +49,7 @@ def test_an_item_id_that_occurs_twice_is_refused(edited):
         ("prompt", [[], PROMPT], "'prompt' is \\[\\]; expected a list of messages"),
         ("prompt", [None, PROMPT], "'prompt' is None"),
         ("prompt", ["?", "?"], "'prompt' is '\\?'"),
-        ("prompt", [[{"role": "tool", "content": "?"}], PROMPT], "'prompt' has the role 'tool'"),
+        ("prompt", [[{"role": "judge", "content": "?"}], PROMPT], "'prompt' has the role 'judge'"),
         ("prompt", [[{"role": "user", "content": None}], PROMPT], "expected a list of messages"),
         ("prompt", [[{"role": "user"}], [{"role": "user"}]], "expected a list of messages"),
         ("responses", [[], ["a"]], "'responses' is \\[\\]; expected one that is not empty"),
@@ -67,3 +68,16 @@ def test_a_field_of_another_kind_is_named_with_its_row(edited, name, values, exp
 
     with pytest.raises(DataError, match=f"items.parquet, row 1: .*{expected}"):
         read_items(edited(change))
+
+
+def test_prompts_with_tools_are_read_as_written_and_damaged_ones_are_an_error(tmp_path):
+    tools = stored_tools([{"name": "weather"}])
+    prompt = [tools, {"role": "user", "content": "?"}, {"role": "tool", "content": "12 C"}]
+    path = tmp_path / "items.parquet"
+    write_items([BenchmarkItem("a", "s", prompt, ["x"], 0)], path)
+    (item,) = read_items(path)
+    assert item.prompt == prompt
+    assert split_tools(item.prompt) == ([{"name": "weather"}], prompt[1:])
+    for content in ("[", "{}", '["weather"]', '[{"name": ""}]', "5"):
+        with pytest.raises(DataError, match="expected a JSON list of functions with names"):
+            split_tools([{"role": "tools", "content": content}, *prompt[1:]])

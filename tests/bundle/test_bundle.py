@@ -19,7 +19,7 @@ from rm_methods.config.resolve import load_config, write_resolved
 from rm_methods.errors import DataError, UserError
 from rm_methods.files import file_hash
 from rm_methods.yaml_files import yaml_text
-from tests.fuzz.conftest import text_rows, write_rows
+from tests.fuzz.study import text_rows, write_rows
 
 pytestmark = pytest.mark.process
 
@@ -258,3 +258,28 @@ def test_compare_takes_bundles_like_folders(finished, packed, tmp_path):
     assert (tmp_path / "out" / "table.csv").exists()
     done = CliRunner().invoke(main, ["compare", str(tmp_path / "no.zip"), str(copied)])
     assert (done.exit_code, "holds no finished experiment" in done.output) == (2, True)
+
+
+def test_bytes_that_do_not_unpack_name_their_file(packed, tmp_path):
+    content = bytearray(packed[0].read_bytes())
+    start = content.index(b"comparison/table.csv") + len("comparison/table.csv")
+    content[start : start + 40] = bytes(40)
+    (tmp_path / "bad.zip").write_bytes(bytes(content))
+    with pytest.raises(DataError, match=r"were changed .*: comparison/table\.csv"):
+        verify(tmp_path / "bad.zip")
+
+
+@pytest.mark.parametrize(
+    ("licenses", "withheld"),
+    [(["MIT", "Apache-2.0"], False), (["Apache-2.0", "not stated"], True), (["MIT", "CC BY-NC 4.0"], True)],
+)
+def test_texts_of_a_mixture_pass_only_if_every_source_allows_it(finished, tmp_path, licenses, withheld):
+    copied = tmp_path / "results" / "study"
+    shutil.copytree(finished, copied)
+    path = copied / "data" / "report.json"
+    report = json.loads(path.read_text())
+    report["dataset"]["license"] = "; ".join(licenses)
+    report["sources"] = [{"name": str(number), "license": text} for number, text in enumerate(licenses)]
+    path.write_text(json.dumps(report))
+    manifest = write_bundle(copied, tmp_path / "x.zip")
+    assert ("benchmarks/heldout.parquet" in manifest.masked) is withheld

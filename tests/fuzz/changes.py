@@ -5,10 +5,14 @@ Every function takes a `random.Random`, so that one number gives the same change
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import gzip
 import json
+import os
 import re
 import shutil
+import socket
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,6 +31,11 @@ _RAW = {
     "@nan": {".yaml": ".nan", ".json": "NaN", ".jsonl": "NaN"},
     "@cycle": {".yaml": "&a [*a]", ".json": "-Infinity", ".jsonl": "-Infinity"},
 }
+# Words for the value of an option, or for a name.
+ODD_WORDS = [
+    "", " ", "-1", "0", "1e999", "9" * 400, "nan", "null", "x", "x" * 300, "a\nb", "it's \"quoted\"", "e\u0301\u200b",
+    "{}", "{variant}", "%s", "$(echo x)", "../x", ".", "..", "a=b", "=", ",", "\udcff", "no/such/folder",
+]  # fmt: skip
 _AGAIN = "@again:"  # before a key that is there already
 ODD_VALUES = [
     *_RAW, None, True, False, 0, -1, 3, 1.5, 1e-300, 2**40, "", " ", "x", "null", "NaN", "7", "\ud800", "a\x00b",
@@ -66,6 +75,7 @@ def change_file(rng: Random, file: Path, others: list[Path]) -> Change:
         ways += [(6, lambda: _change_table(rng, file)), (1, lambda: _rewrite_table(rng, file))]
     elif file.suffix in (".json", ".jsonl", ".yaml"):
         ways += [(6, lambda: _change_values(rng, file)), (1, lambda: _rewrite_text(rng, file))]
+        ways += [(2, lambda: _change_syntax(rng, file))] if file.suffix == ".yaml" else []
     elif file.suffix == ".csv":
         ways += [(6, lambda: _change_cells(rng, file))]
     (way,) = rng.choices([way for _, way in ways], [weight for weight, _ in ways])
@@ -298,6 +308,36 @@ def _rewrite_text(rng: Random, file: Path) -> Change:
     return Change(f"other {way} in {file.name}", (file.name,), harmless=True)
 
 
+def _change_syntax(rng: Random, file: Path) -> Change:
+    """Syntax of YAML that other tools write, or that no configuration needs."""
+    text = file.read_text()
+    lines = text.split("\n")
+    tops = [k for k, line in enumerate(lines) if re.match(r"[a-z_]+:", line)]
+    number = rng.choice(tops)
+    key = lines[number].split(":")[0]
+    made: dict[str, Callable[[], str]] = {
+        "anchor": lambda: text.replace(f"{key}:", f"{key}: &anchor", 1),
+        "merge key": lambda: text + "\nbase: &base {epochs: 2}\ntraining_2:\n  <<: *base\n",
+        "merge of nothing": lambda: text + "\n<<: *nothing\n",
+        "tag": lambda: text.replace(f"{key}:", f"{key}: !!python/object/apply:os.system", 1),
+        "two documents": lambda: text + "\n---\n" + text,
+        "document end": lambda: text + "\n...\nmore: 1\n",
+        "tab": lambda: "\n".join([*lines[:number], f"\t{lines[number]}", *lines[number + 1 :]]),
+        "key twice": lambda: text + f"\n{key}: 1\n",
+        "directive": lambda: "%YAML 9.9\n---\n" + text,
+        "list at the top": lambda: f"- {text}",
+        "long line": lambda: text + "\n#" + "x" * 200_000,
+        "aliases of aliases": lambda: (
+            text
+            + "\na: &a [x]\n"
+            + "".join(f"{chr(98 + k)}: &{chr(98 + k)} [{', '.join([f'*{chr(97 + k)}'] * 9)}]\n" for k in range(9))
+        ),
+    }
+    way = rng.choice(sorted(made))
+    file.write_text(made[way]())
+    return Change(f"{way} at {key!r} in {file.name}", (file.name, key))
+
+
 def _keys_reversed(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _keys_reversed(value[key]) for key in reversed(value)}
@@ -321,6 +361,11 @@ def _change_bytes(rng: Random, file: Path) -> Change:
         "utf-16": lambda: data.decode("latin-1").encode("utf-16"),
         "twice": lambda: data + data,
         "pointer": lambda: b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 12345\n",
+        "gzip": lambda: gzip.compress(data),
+        "latin-1": lambda: data[:start] + "é".encode("latin-1") + data[start:],
+        "utf-32": lambda: data.decode("latin-1").encode("utf-32"),
+        "nul at the end": lambda: data + bytes(4096),
+        "old line ends": lambda: data.replace(b"\n", b"\r"),
         "html": lambda: b"<!DOCTYPE html><html><body>404: Not Found</body></html>",
     }
     way = rng.choice(sorted(made))
@@ -329,7 +374,10 @@ def _change_bytes(rng: Random, file: Path) -> Change:
 
 
 def _change_place(rng: Random, file: Path, others: list[Path]) -> Change:
-    way = rng.choice(["missing", "folder", "dangling link", "link to itself", *(["mixed up"] * 2 if others else [])])
+    ways = ["missing", "folder", "dangling link", "link to itself", "pipe", "device", "socket"]
+    # The administrator reads every file.
+    ways += ["not readable"] if os.geteuid() else []
+    way = rng.choice(ways + ["mixed up"] * 2 * bool(others))
     other = rng.choice(others) if others else file
     content = other.read_bytes()
     file.unlink()
@@ -339,9 +387,23 @@ def _change_place(rng: Random, file: Path, others: list[Path]) -> Change:
         file.symlink_to(file.parent / "nowhere")
     elif way == "link to itself":
         file.symlink_to(file)
+    elif way == "pipe":
+        os.mkfifo(file)
+    elif way == "device":
+        file.symlink_to("/dev/zero")
+    elif way == "socket":
+        _make_socket(file)
+    elif way == "not readable":
+        file.touch(mode=0)
     elif way == "mixed up":
         file.write_bytes(content)
     return Change(f"{way}: {file.name}{f' is {other.name}' if way == 'mixed up' else ''}", (file.name,))
+
+
+def _make_socket(file: Path) -> None:
+    # From its folder: the path of a socket is at most 107 bytes long.
+    with contextlib.chdir(file.parent), socket.socket(socket.AF_UNIX) as stream:
+        stream.bind(file.name)
 
 
 def copy_tree(source: Path, target: Path) -> None:

@@ -83,14 +83,15 @@ def test_segments_are_never_mixed():
 def test_spans_of_a_rendered_conversation():
     rendered = "<u>user says hi</u><a>hi</a>"
     offsets = [(0, 3), (3, 7), (7, 12), (12, 15), (15, 19), (19, 22), (22, 24), (24, 28)]
-    spans = spans_in_text(rendered, offsets, ["user says hi", " hi"], response_start=22)
+    messages = [{"role": "user", "content": "user says hi"}, {"role": "assistant", "content": " hi"}]
+    spans = spans_in_text(rendered, offsets, messages, response_start=22)
     # Contents joined by a newline: "user says hi" is 0 to 12, " hi" starts at 13, its word at 14.
     assert spans.tolist() == [[0, 0], [0, 4], [4, 9], [9, 12], [0, 0], [0, 0], [14, 16], [0, 0]]
 
 
 def test_a_template_that_changes_characters_is_refused():
     with pytest.raises(UserError, match="changes the characters"):
-        spans_in_text("<u>HELLO</u>", [(0, 3), (3, 8)], ["hello"], response_start=3)
+        spans_in_text("<u>HELLO</u>", [(0, 3), (3, 8)], [{"role": "assistant", "content": "hello"}], response_start=3)
 
 
 def test_words_that_also_stand_in_the_template_are_found_in_the_message(tokenizer):

@@ -10,6 +10,8 @@ from rm_methods.interaction import objectives
 from rm_methods.methods.contract import Inputs
 from rm_methods.methods.interaction_distillation import attention_width
 from rm_methods.methods.registry import load_method, load_method_card
+from rm_methods.preferences.pair import make_pair
+from rm_methods.preferences.tool_calls import with_records
 from rm_methods.reward_models.joint_model import JointModel
 from rm_methods.reward_models.layouts import PairBatch, lay_out
 from rm_methods.training.run import RunFiles, train
@@ -328,3 +330,14 @@ def test_an_encoder_that_is_not_there_is_named_with_its_own_key(prepared, tmp_pa
     methods = {"joint_encoder": {"source": "results/absent/runs/joint_encoder/seed0/model"}}
     with pytest.raises(UserError, match=r"joint_encoder\.source = 'results/absent.*No such folder exists here"):
         train_variant(prepared, tmp_path, "joint_encoder", methods)
+
+
+def test_training_pairs_of_which_none_can_be_aligned_are_refused(prepared, tokenizer, pairs, tmp_path):
+    call = with_records("", [{"name": "paint", "arguments": {}}])
+    with_tools = [make_pair(pair.prompt, call, pair.rejected, split="train", source="x") for pair in pairs[:3]]
+    with pytest.raises(UserError, match="no training pair can be aligned with the teacher"):
+        made(prepared, tokenizer, with_tools, tmp_path, teacher="uniform")
+    method, model, batch = made(prepared, tokenizer, [*with_tools, pairs[4]], tmp_path, teacher="uniform")
+    alignment = method.loss(model, batch).terms["alignment_loss"]
+    assert (alignment[:3] == 0).all()
+    assert alignment[3] > 0

@@ -9,10 +9,13 @@ import pytest
 
 import rm_methods.overoptimization.gold as gold
 import rm_methods.overoptimization.pools as pools
+import rm_methods.overoptimization.summarize as summarize
 import rm_methods.policies.sampling as sampling
 import rm_methods.ppo.ranks as ppo_ranks
 import rm_methods.ppo.trainer as ppo
 import rm_methods.scoring.scorer as scorer
+from rm_methods.errors import UserError
+from rm_methods.experiment.experiment import Experiment
 from rm_methods.overoptimization.draw import draw_pool, draw_references
 from rm_methods.ppo.run import PpoJob, optimize
 from rm_methods.preferences.pair import write_pairs
@@ -97,6 +100,23 @@ def test_each_rank_takes_its_gpu_before_any_model_is_loaded(optimized):
 def test_ppo_scores_every_update_so_ensembles_stay_loaded(optimized):
     assert named(optimized, "load_scorer")[2]["keep_loaded"] is True
     assert named(optimized, "load_gold")[2]["keep_loaded"] is True
+
+
+def test_a_damaged_ppo_run_is_refused_before_the_first_table_is_written(config, tmp_path, monkeypatch):
+    monkeypatch.setattr(Experiment, "check_optimized", lambda *_: None)
+    pools_read = []
+    monkeypatch.setattr(summarize, "_pool_runs", lambda *given: pools_read.append(given))
+    with pytest.raises(UserError, match="ppo/bradley_terry/seed0"):
+        summarize.summarize(config, tmp_path / "results", tmp_path / "out")
+    assert not pools_read
+    assert not (tmp_path / "out").exists()
+
+
+def test_references_of_other_pairs_are_named(config, pairs_file, calls, tmp_path, monkeypatch):
+    monkeypatch.setattr(sampling, "read_references", lambda *_: {"another prompt": ["a response"]})
+    with pytest.raises(UserError, match=r"references\.parquet: 4 of the 4 training prompts of .*pairs\.parquet"):
+        optimize_against("key", config, pairs_file, tmp_path)
+    assert "train_ppo" not in [name for name, *_ in calls]
 
 
 def test_checkpoints_against_another_training_of_the_reward_model_are_not_resumed(config, pairs_file, calls, tmp_path):

@@ -32,7 +32,10 @@ def wheel(tmp_path_factory) -> Path:
         text=True,
     )
     for name in listed.stdout.splitlines():
-        if name.startswith(("rm_methods/", "pyproject.toml", "README.md", "LICENSE")) and (REPOSITORY / name).is_file():
+        if (
+            name.startswith(("rm_methods/", "snakemake_logger_plugin", "pyproject.toml", "README.md", "LICENSE"))
+            and (REPOSITORY / name).is_file()
+        ):
             (source / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(REPOSITORY / name, source / name)
     wheels = tmp_path_factory.mktemp("wheels")
@@ -77,6 +80,11 @@ def test_a_configuration_is_checked(rm_methods, tmp_path):
     assert "learning_rate" in rm_methods("check", "--full", "--config", "mine.yaml")
 
 
+def test_a_method_outside_the_package_is_tested(rm_methods, installed, tmp_path):
+    shutil.copytree(installed / "rm_methods" / "methods" / "template", tmp_path / "mine")
+    assert "my_method fulfills the contract." in rm_methods("test-method", "my_method", "--methods", "mine")
+
+
 def test_cards_of_the_working_directory_are_read(rm_methods, tmp_path):
     (tmp_path / "data" / "datasets").mkdir(parents=True)
     card = REPOSITORY / "rm_methods" / "data" / "datasets" / "ultrafeedback_binarized.yaml"
@@ -105,3 +113,15 @@ def test_pairs_are_scored(rm_methods, reward_model, tokenizer, tmp_path):
     (tmp_path / "pairs.jsonl").write_text(json.dumps(pair) + "\n")
     rm_methods("score", "--model", "model", "--data", "pairs.jsonl", "--out", "scores.parquet")
     assert len(pd.read_parquet(tmp_path / "scores.parquet")) == 2
+
+
+def test_snakemake_finds_the_plugin_of_the_terminal(installed, tmp_path):
+    code = (
+        "from snakemake_interface_logger_plugins.registry import LoggerPluginRegistry;"
+        "print(LoggerPluginRegistry().is_installed('rm-methods'))"
+    )
+    environment = os.environ | {"PYTHONPATH": str(installed)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120
+    )
+    assert done.stdout == "True\n", done.stderr

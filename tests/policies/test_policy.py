@@ -110,7 +110,7 @@ def test_the_end_token_is_what_the_template_closes_a_response_with(prepared):
 
     tokenizer = AutoTokenizer.from_pretrained(prepared[1])
     tokenizer.add_special_tokens({"additional_special_tokens": ["<turn>"]})
-    tokenizer.chat_template = tokenizer.chat_template.replace("+ eos_token", "+ '<turn>\\n'")
+    tokenizer.chat_template = tokenizer.chat_template.replace("{{ eos_token }}", "{{ '<turn>\\n' }}")
     model = policy_from_backbone(prepared[1], prepared[2]["backbone"], 0).model
     model.resize_token_embeddings(len(tokenizer))
     policy = make_policy(model, tokenizer)

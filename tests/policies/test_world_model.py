@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -134,6 +135,31 @@ def test_the_shape_of_the_start_cannot_be_changed(trained, tmp_path):
     wider = replace(TOY, hidden_size=32, layers=3)
     with pytest.raises(UserError, match=r"hidden_size \(32, not 16\), layers \(3, not 2\)"):
         train_world_model(wider, 4, tmp_path / "model", tmp_path / "work", start=trained[0])
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "named"),
+    [
+        ("config.json", None, r"config\.json has the SHA-256"),
+        ("tokenizer.json", None, r"tokenizer\.json has the SHA-256"),
+        ("training.json", '{"sha256": [1]}', r"training\.json: `sha256` must be the hash of each file"),
+        ("training.json", "[]", r"training\.json: `sha256` must be the hash of each file"),
+    ],
+)
+def test_a_damaged_start_is_refused(trained, tmp_path, file, content, named):
+    start = tmp_path / "start"
+    shutil.copytree(trained[0], start)
+    changed = start / file
+    changed.write_text(changed.read_text() + " " if content is None else content)
+    with pytest.raises(UserError, match=named):
+        train_world_model(TOY, 4, tmp_path / "model", tmp_path / "work", start=start)
+
+
+def test_a_folder_with_other_files_is_not_replaced_by_a_model(tmp_path):
+    (tmp_path / "precious.txt").touch()
+    with pytest.raises(UserError, match="would be removed"):
+        train_world_model(TOY, 4, tmp_path, tmp_path / "work")
+    assert (tmp_path / "precious.txt").exists()
 
 
 def test_settings_may_be_changed_by_name():

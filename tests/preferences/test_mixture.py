@@ -218,6 +218,13 @@ def test_texts_and_conversations_are_mixed(mix, write_lines):
     assert len({pair.group for pair in pairs}) == 2  # the same question is the same prompt in both forms
 
 
+def test_pairs_and_ranked_responses_are_mixed(mix, write_lines):
+    ranked = [{"prompt": f"Ranked {n}?", "responses": ["good", "fair", "bad"], "ranks": [1, 2, 3]} for n in range(4)]
+    pairs, report = mix(write_lines("pairs.jsonl", [row(1)]), write_lines("ranked.jsonl", ranked))
+    assert sizes(pairs) == {"pairs": 1, "ranked": 12}
+    assert [(account["rows"], account["pairs"]) for account in report["sources"]] == [(1, 1), (4, 12)]
+
+
 def test_each_source_has_its_options_and_its_name(mix, write_lines):
     first = write_lines("pairs.jsonl", [row(1)])
     second = write_lines("other/pairs.jsonl", [{"q": "Question 2?", "better": "fine", "worse": "bad"}])

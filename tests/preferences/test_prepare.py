@@ -230,10 +230,10 @@ def test_near_identical_prompts_are_never_in_two_splits(write_lines, run):
 
 
 def test_columns_that_were_not_read_are_in_the_report_and_its_description(write_lines, run):
-    path = write_lines("x.jsonl", [row(1, tools=["f"]), row(2, tools=["f"], level="hard"), row(3, tools=None)])
+    path = write_lines("x.jsonl", [row(1, shade=["f"]), row(2, shade=["f"], level="hard"), row(3, shade=None)])
     _, report = run(path)
-    assert report["read"]["unread"] == {str(path): {"tools": 2, "level": 1}}
-    assert f"Not read from {path}: tools (2 rows), level (1 rows)." in describe(report)
+    assert report["read"]["unread"] == {str(path): {"shade": 2, "level": 1}}
+    assert f"Not read from {path}: shade (2 rows), level (1 rows)." in describe(report)
 
 
 def test_a_file_of_test_pairs_becomes_the_split_test(run, write_lines):

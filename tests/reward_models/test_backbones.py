@@ -110,6 +110,9 @@ def test_a_tokenizer_without_a_template_needs_one_named(prepared, tokenizer, rew
     (tmp_path / "t.jinja").write_text("{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}")
     prepare_backbone(backbone | {"chat_template": str(tmp_path / "t.jinja")}, [], tmp_path / "out")
     assert "m.role" in AutoTokenizer.from_pretrained(tmp_path / "out").chat_template
+    (tmp_path / "t.jinja").write_bytes("{{ é }}".encode("latin-1"))
+    with pytest.raises(UserError, match=r"backbone\.chat_template = .*t\.jinja' cannot be read .*utf-8"):
+        prepare_backbone(backbone | {"chat_template": str(tmp_path / "t.jinja")}, [], tmp_path / "out")
 
 
 @pytest.mark.parametrize("load", [load_classifier, load_language_model])

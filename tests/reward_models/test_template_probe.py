@@ -106,6 +106,11 @@ DEFAULTS = {
 DATE = "2024-07-26"
 
 
+def of_text(properties):
+    """The properties of a template without those of tools (test_tool_turns.py)."""
+    return {name: value for name, value in properties.items() if name != "tools"}
+
+
 @pytest.fixture
 def with_template(tokenizer):
     def make(template):
@@ -147,11 +152,11 @@ def with_template(tokenizer):
     ],
 )  # fmt: skip
 def test_what_templates_do(with_template, template, facts):
-    assert ChatTokenizer(with_template(template), 256).template == DEFAULTS | facts
+    assert of_text(ChatTokenizer(with_template(template), 256).template) == DEFAULTS | facts
 
 
 def test_the_tiny_backbones_own_template(tokenizer):
-    assert tokenizer.template == DEFAULTS | {"adds_bos": True}
+    assert of_text(tokenizer.template) == DEFAULTS | {"adds_bos": True}
     prompt = [SYSTEM, USER, {"role": "assistant", "content": "Baltic."}, {"role": "user", "content": " Another \n"}]
     assert render(tokenizer.tokenizer, conversation(prompt, "<think>Red?</think> Red.")) == (
         "<bos><system>Be brief.<eos><user>Name a sea.<eos><assistant>Baltic.<eos><user> Another \n<eos>"
@@ -164,7 +169,8 @@ def test_characters_that_the_tokenizer_folds_are_noticed(with_template):
 
     folding = with_template(FOLDS)
     folding.backend_tokenizer.normalizer = normalizers.Lowercase()
-    assert probe_template(folding) == DEFAULTS | {"adds_bos": True, "system_turn": "merged", "keeps_characters": False}
+    facts = {"adds_bos": True, "system_turn": "merged", "keeps_characters": False}
+    assert of_text(probe_template(folding)) == DEFAULTS | facts
 
 
 @pytest.mark.parametrize(

@@ -260,3 +260,33 @@ def test_judged_rows_get_one_score_a_response_in_the_order_of_the_file(
     accuracies = [report_of(out)["metrics"]["accuracy"] for _, out in jobs]
     assert accuracies == [accuracies[0]] * 4
     assert accuracies[0]["items"] == 3
+
+
+def test_calls_are_scored_and_rows_that_the_template_does_not_print_are_refused(
+    reward_model, tokenizer, write_rows, tmp_path
+):
+    call = {"role": "assistant", "tool_calls": [{"type": "function", "function": {"name": "tree", "arguments": {}}}]}
+    answer = {"role": "assistant", "content": "Oak."}
+    prompt = [{"role": "user", "content": "Name a tree."}]
+    with_call = {"prompt": prompt, "chosen": [call], "rejected": [answer]}
+    path = write_rows("x.jsonl", GOOD, with_call, with_call | {"tools": [{"name": "tree"}]})
+    reward_model.save(tmp_path / "model")
+    tokenizer.tokenizer.save_pretrained(tmp_path / "model")
+    settings = ScoringSettings(max_length=256, threads=1)
+    score_files(tmp_path / "model", [(str(path), tmp_path / "all.parquet")], None, settings)
+    table = pd.read_parquet(tmp_path / "all.parquet")
+    assert list(table.row) == [1, 1, 2, 2, 3, 3]
+    given = [*prompt, call]
+    ids = tokenizer.tokenizer.apply_chat_template(given, tokenize=True, return_dict=True)["input_ids"]
+    assert table.n_tokens[2] == len(ids)
+
+    text_only = "{{ bos_token }}{% for m in messages %}{{ m.role + ':' + m.content + eos_token }}{% endfor %}"
+    (tmp_path / "model" / "chat_template.jinja").write_text(text_only)
+    score_files(tmp_path / "model", [(str(path), tmp_path / "text.parquet")], None, settings)
+    assert set(pd.read_parquet(tmp_path / "text.parquet").row) == {1}
+    refused = report_of(tmp_path / "text.parquet")["read"]["refused"]
+    reason = "the model's chat template refuses the conversation"
+    assert refused[reason]["count"] == 2
+    assert refused[reason]["examples"][0].endswith(
+        "row 2: turns user assistant: the template does not print tool calls"
+    )

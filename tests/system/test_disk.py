@@ -47,6 +47,63 @@ def test_a_folder_that_cannot_be_written_is_named(number):
     )
 
 
+def denied(path, number=errno.EACCES):
+    return OSError(number, os.strerror(number), str(path))
+
+
+def test_an_unreadable_input_is_not_called_half_written(tmp_path, monkeypatch):
+    """Root may read everything, so the system's answer is simulated."""
+    pairs = tmp_path / "my pairs.jsonl"
+    pairs.write_text("{}")
+    monkeypatch.setattr(os, "access", lambda path, mode: mode != os.R_OK)
+    problem = disk_problem(denied(pairs), [tmp_path / "results"])
+    assert problem == f"{pairs}: Permission denied. You may not read it. `ls -ld '{pairs}'` shows who may."
+
+
+def test_a_file_that_may_be_read_but_not_changed_is_told_apart(tmp_path):
+    settings = tmp_path / "settings.json"
+    settings.write_text("{}")
+    assert "You may read it, but not change it." in disk_problem(denied(settings), [tmp_path / "results"])
+
+
+@pytest.mark.parametrize("path", ["out", "out/a/b.parquet", ".", ".out.host.1.abc.partial", "elsewhere/new"])
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EPERM, errno.EROFS])
+def test_an_output_that_cannot_be_written_asks_for_another_folder(tmp_path, path, number):
+    """The output itself, below it, the folder that holds it, its temporary file, or anything that does not exist."""
+    problem = disk_problem(denied(tmp_path / path, number), [tmp_path / "out"])
+    assert problem.endswith("Nothing half-written was kept; choose a folder that can be written.")
+
+
+def test_a_read_only_disk_is_a_matter_of_writing_whatever_the_path(tmp_path):
+    (tmp_path / "input").write_text("x")
+    assert "choose a folder that can be written" in disk_problem(denied(tmp_path / "input", errno.EROFS), [])
+
+
+def test_without_a_path_both_reading_and_writing_are_named():
+    problem = disk_problem(RuntimeError("I/O error (os error 13)"), ["out"])
+    assert problem == (
+        "out: Permission denied. Check the rights of the files to read and of the folder to write. Nothing "
+        "half-written was kept."
+    )
+
+
+def test_a_verb_that_may_not_read_its_input_says_so(tmp_path, monkeypatch):
+    config = tmp_path / "x.yaml"
+    config.write_text("experiment: x\n")
+
+    def refuse(*_, **_options):
+        monkeypatch.setattr(os, "access", lambda path, mode: mode != os.R_OK)
+        raise denied(config)
+
+    monkeypatch.setattr("rm_methods.config.resolve.load_config", refuse)
+    done = invoke("check", "--config", config)
+    assert done.exit_code == 2
+    assert (
+        done.output
+        == f"rm-methods: {config}: Permission denied. You may not read it. `ls -ld {config}` shows who may.\n"
+    )
+
+
 @pytest.mark.parametrize(
     "error", [RuntimeError("something else"), FileNotFoundError(2, "No such file", "x"), KeyError()]
 )

@@ -37,7 +37,7 @@ SMOKE = {
 
 def checkout(folder: Path, study: Mapping[str, Any] = SMOKE) -> Path:
     """A copy of what the workflow needs, so that tests may edit it, with the configuration of a study."""
-    for name in ("rm_methods", "workflow"):
+    for name in ("rm_methods", "workflow", "snakemake_logger_plugin_rm_methods"):
         shutil.copytree(REPOSITORY / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     (folder / "config").mkdir()
     shutil.copy(REPOSITORY / "Snakefile", folder)

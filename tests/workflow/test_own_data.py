@@ -40,7 +40,7 @@ def run(folder: Path, command: str) -> str:
         env=environment(folder, HF_HUB_OFFLINE="1"),
         capture_output=True,
         text=True,
-        timeout=600,
+        timeout=1800,
     )
     logs = "\n".join(f"== {path}\n{path.read_text()[-2000:]}" for path in (folder / "results").rglob("*.log"))
     assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"[-3000:] + logs

@@ -19,10 +19,11 @@ rule evaluate:
         item_tables=lambda wc, input: options("--items", input.item_tables),
         scores=lambda wc, input: options("--scores", input.scores),
         member_scores=member_options,
+        methods=lambda wc, input: options("--methods", config["methods_path"]),
     message:
         "Evaluate {wildcards.variant}, seed {wildcards.seed}"
     shell:
         "rm-methods evaluate {params.benchmarks:q} {params.item_tables:q} {params.scores:q} {params.member_scores:q}"
-        " --summary {input.summary:q}"
+        " --summary {input.summary:q} {params.methods:q}"
         " --metrics {output.metrics:q} --credits {output.credits:q} > {log:q} 2>&1"
         " && cp {input.asked:q} {output.made_with:q}"

@@ -46,6 +46,7 @@ from rm_methods.preferences.readers.pairs import (
     with_system_turn,
 )
 from rm_methods.preferences.readers.ratings import rating_of
+from rm_methods.preferences.tool_rows import with_tools
 
 RANKED = "ranked"
 SCORED = "scored"
@@ -105,6 +106,7 @@ def judged_row(
     row_id = "" if form == POINTWISE else row_id_of(row, options["id_field"], first_use)
     turns = _prompt(row, options["prompt_field"], report)
     prompt = with_system_turn(turns, row, options["system_field"], report)
+    prompt = with_tools(prompt, row, options["tools_field"], report)
     check_prompt(prompt)
     content = _Content(row, turns, options, report)
     strength = None

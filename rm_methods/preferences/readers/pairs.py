@@ -11,7 +11,8 @@ Conversations with an explicit and with an implicit prompt:
     {"chosen": [{"role": "user", ...}, {"role": "assistant", ...}], "rejected": [...]}
 
 With an explicit prompt, a conversational answer is one assistant message, or the whole conversation with the prompt. A
-column may hold a conversation as text (JSON or Python's repr), which is parsed. A column `system` is the system turn.
+column may hold a conversation as text (JSON or Python's repr), which is parsed. A column `system` is the system turn,
+a column `tools` the functions that an assistant may call (`rm_methods.preferences.tool_rows`).
 """
 
 from __future__ import annotations
@@ -29,7 +30,6 @@ from rm_methods.preferences.conversation_text import unwrapped
 from rm_methods.preferences.dataset_card import DatasetCard
 from rm_methods.preferences.file_formats import shown
 from rm_methods.preferences.file_rows import (
-    ROLES,
     SPLITS,
     Row,
     Unusable,
@@ -44,6 +44,8 @@ from rm_methods.preferences.file_rows import (
 )
 from rm_methods.preferences.pair import Message, PreferencePair
 from rm_methods.preferences.read_report import NOTHING, ReadReport
+from rm_methods.preferences.tool_calls import STORED_ROLES
+from rm_methods.preferences.tool_rows import CALL_KEYS, RESULT_KEYS, RowMessages, with_tools
 
 _NAME = {"type": "string", "minLength": 1}
 _OPTIONAL_NAME = {"type": ["string", "null"], "minLength": 1}
@@ -57,6 +59,11 @@ OPTIONS: dict[str, dict[str, Any]] = {
         **_OPTIONAL_NAME,
         "default": "system",
         "description": "Column of the system prompt, if any: it becomes the system turn. null: none.",
+    },
+    "tools_field": {
+        **_OPTIONAL_NAME,
+        "default": "tools",
+        "description": "Column of the tools, if any: JSON schemas of functions, a list or its JSON text. null: none.",
     },
     "chosen_field": {**_NAME, "default": "chosen", "description": "Column of the preferred answer."},
     "rejected_field": {**_NAME, "default": "rejected", "description": "Column of the other answer."},
@@ -111,8 +118,8 @@ PROMPT_COLUMNS = {
     "dialog",
     "history",
 }
-# Keys of a message that its text does not repeat: without them the message would have another meaning.
-CALLS = ("tool_calls", "function_call")
+# Keys of a message that are read beside role and content, by role.
+READ_KEYS = {"assistant": CALL_KEYS, "tool": RESULT_KEYS, "function": RESULT_KEYS}
 
 
 def read(card: DatasetCard, root: Path | None, options: dict[str, Any], report: ReadReport) -> Iterator[PreferencePair]:
@@ -151,9 +158,10 @@ def _pairs_of_file(
             is_implicit = explicit_prompt is None and isinstance(answers[0], str)
             implicit_rows += is_implicit
             prompt, chosen, rejected = _parts(explicit_prompt, answers, report)
+            prompt = with_system_turn(prompt, row, options["system_field"], report)
             pair = checked_pair(
                 row,
-                with_system_turn(prompt, row, options["system_field"], report),
+                with_tools(prompt, row, options["tools_field"], report),
                 chosen,
                 rejected,
                 split=row.split or row_split(row, options["split_field"], report),
@@ -179,7 +187,7 @@ def check_named_columns(last_row: Row, options: dict[str, Any], report: ReadRepo
     The columns of the default options are optional.
     """
     columns = report.columns[last_row.file].values
-    used = ["prompt_field", "system_field", "id_field"]
+    used = ["prompt_field", "system_field", "tools_field", "id_field"]
     if not last_row.split:
         used.append("split_field")
     problems = []
@@ -377,16 +385,17 @@ def text_or_messages(row: Row, name: str, report: ReadReport) -> str | list[Mess
             "expected text or a list of {role, content} messages."
         )
     read = []
-    unread: set[str] = set()
+    reader = RowMessages(row, report)
     for position, message in enumerate(messages, start=1):
         if _is_plain(message):
             read.append(message)
             continue
         if isinstance(message, dict):
-            unread.update(key for key, value in message.items() if value not in NOTHING)
-        read.append(_message(message, f"field '{name}', message {position}", row))
-    if unread:
-        report.columns[row.file].message_keys.update(f"{name}[].{key}" for key in unread - {"role", "content"})
+            keys = {"role", "content", *READ_KEYS.get(str(message.get("role")), ())}
+            reader.unread.update(key for key, value in message.items() if value not in NOTHING and key not in keys)
+        read.append(_message(message, f"field '{name}', message {position}", row, reader))
+    if reader.unread:
+        report.columns[row.file].message_keys.update(f"{name}[].{key}" for key in reader.unread)
     return read
 
 
@@ -395,38 +404,24 @@ def _is_plain(message: Any) -> bool:
     return (
         isinstance(message, dict)
         and len(message) == 2
-        and message.get("role") in ROLES
+        and message.get("role") in ("user", "assistant", "system", "tool")
         and isinstance(message.get("content"), str)
     )
 
 
-def _message(message: Any, where: str, row: Row) -> Message:
-    """One message, if it says no more than its text."""
+def _message(message: Any, where: str, row: Row, reader: RowMessages) -> Message:
+    """One message that is more than a role and a text."""
     if not isinstance(message, dict) or "role" not in message:
         raise DataError(
             f"{row.file}, row {row.number}: {where} is {message!r:.60}; expected an object with role and content."
         )
     role = message["role"]
-    content = message.get("content")
-    if isinstance(role, str) and role not in ROLES:
-        raise Unusable("unsupported role", f"{role!r:.40}; allowed are {', '.join(ROLES)}")
-    if calls := [key for key in CALLS if message.get(key)]:
-        raise Unusable("content beside role and content", f"{where}: {calls[0]}")
-    if isinstance(content, list):
-        content = _text_of_parts(content, where)
-    if content is None:
-        raise Unusable("message without text", where)
-    if not isinstance(content, str) or not isinstance(role, str):
+    if isinstance(role, str) and role not in (*STORED_ROLES, "function"):
+        raise Unusable("unsupported role", f"{role!r:.40}; allowed are {', '.join(STORED_ROLES)}")
+    read = reader.message(role, message, where) if isinstance(role, str) else None
+    if read is None:
         raise DataError(f"{row.file}, row {row.number}: {where}: role and content must be text, found {message!r:.60}.")
-    return {"role": role, "content": content}
-
-
-def _text_of_parts(parts: list[Any], where: str) -> str:
-    """The text of a content in parts, as in multimodal data; there must be exactly one part, a text."""
-    part = parts[0] if len(parts) == 1 else None
-    if isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str):
-        return part["text"]
-    raise Unusable("content is not one text", f"{where}: {parts!r:.60}")
+    return read
 
 
 def row_id_of(row: Row, name: str | None, first_use: dict[str, str]) -> str:

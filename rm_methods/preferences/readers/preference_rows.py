@@ -156,7 +156,7 @@ _PAIRING: dict[str, dict[str, Any]] = {
         "description": "At most this many pairs a prompt, a sample fixed by the texts. null: no limit.",
     },
 }
-_SHARED = ("prompt_field", "system_field", "id_field", "split_field")
+_SHARED = ("prompt_field", "system_field", "tools_field", "id_field", "split_field")
 _SHARED_OPTIONS = {name: pair_rows.OPTIONS[name] for name in _SHARED}
 OPTIONS_OF_FORM: dict[str, dict[str, dict[str, Any]]] = {
     PAIRS: pair_rows.OPTIONS,

@@ -72,7 +72,6 @@ def test_an_implicit_prompt_and_its_answers_are_the_texts_again(prompt, first, s
     assert not found or not found[-1].isspace()
 
 
-CALL = {"tool_calls": [{"type": "function", "function": {"name": "color", "arguments": {}}}]}
 IMAGE = {"type": "image", "url": "sky.png"}
 SYSTEM = {"role": "system", "content": "Be kind."}
 PROMPTS_DIFFER = "prompts differ: the conversation does not begin with the column"
@@ -113,7 +112,7 @@ def conversation(*roles):
         ),
         ({"prompt": conversation("system"), "chosen": "a", "rejected": "b"}, "prompt does not end with a user turn"),
         ({"prompt": [USER], "chosen": [USER], "rejected": [GREEN]}, "the answer is not an assistant turn"),
-        ({"prompt": conversation("tool", "user"), "chosen": "a", "rejected": "b"}, "unsupported role"),
+        ({"prompt": conversation("judge", "user"), "chosen": "a", "rejected": "b"}, "unsupported role"),
         ({"prompt": "Q?", "chosen": None, "rejected": "b"}, "field 'chosen' is null"),
         (
             {"prompt": None, "chosen": "The sky is blue.", "rejected": "The sky is red."},
@@ -122,12 +121,7 @@ def conversation(*roles):
         ({"chosen": "The sky is blue.", "rejected": "The sky is red."}, "no prompt, in a file with prompts"),
         ({"prompt": [USER], "chosen": [{**BLUE, "content": None}], "rejected": [GREEN]}, "message without text"),
         ({"prompt": [USER], "chosen": [{"role": "assistant"}], "rejected": [GREEN]}, "message without text"),
-        (
-            {"prompt": [USER], "chosen": [{**BLUE, "content": None, **CALL}], "rejected": [GREEN]},
-            "content beside role and content",
-        ),
-        ({"prompt": [USER], "chosen": [{**BLUE, **CALL}], "rejected": [GREEN]}, "content beside role and content"),
-        ({"prompt": [USER], "chosen": [{**BLUE, "content": [IMAGE]}], "rejected": [GREEN]}, "content is not one text"),
+        ({"prompt": [USER], "chosen": [{**BLUE, "content": [IMAGE]}], "rejected": [GREEN]}, "content that is not text"),
         ({"prompt": "Be kind. " + USER["content"], "chosen": [USER, BLUE], "rejected": [USER, GREEN]}, PROMPTS_DIFFER),
         ({"prompt": "?", "chosen": [USER, GREEN, USER, BLUE], "rejected": [USER, GREEN, USER, GREEN]}, PROMPTS_DIFFER),
         ({"prompt": "Q?", "chosen": "[{'role': 'assistant', 'content': 'cut", "rejected": "b"}, UNPARSED),
@@ -390,22 +384,22 @@ def test_columns_and_keys_of_messages_that_are_not_read_are_counted(read, write_
             "prompt": [USER],
             "chosen": [{**BLUE, **thought}],
             "rejected": [{**GREEN, **thought}],
-            "tools": ["f"],
+            "shade": ["f"],
             "note": "",
         },
         {
             "prompt": [USER],
             "chosen": [BLUE],
             "rejected": [{**GREEN, "content": "Red.", **thought}],
-            "tools": None,
+            "shade": None,
             "id": 3,
         },
-        {"prompt": "Q?", "chosen": "", "rejected": "b", "tools": ["f"]},
+        {"prompt": "Q?", "chosen": "", "rejected": "b", "shade": ["f"]},
     ]
     path = write_lines("x.jsonl", rows)
     _, report = read(path)
     assert report["unread"] == {
-        str(path): {"tools": 2, "chosen[].reasoning_content": 1, "rejected[].reasoning_content": 2}
+        str(path): {"shade": 2, "chosen[].reasoning_content": 1, "rejected[].reasoning_content": 2}
     }
     assert read(write_lines("y.jsonl", [FORMS["explicit text"]]))[1]["unread"] == {}
 

@@ -565,3 +565,10 @@ def test_the_example_rows_of_the_page_have_the_form_that_it_says(read, write_lin
         _, report = read(path)
         assert list(report["forms"].values()) == [form]
         assert set(report["dropped"]) <= {"no other response to its prompt"}
+
+
+def test_a_judged_row_with_tools_makes_pairs_with_tools(read, write_lines):
+    tools = [{"type": "function", "function": {"name": "tree", "parameters": {}}}]
+    row = {"prompt": "Name a tree.", "responses": ["Oak.", "Rock."], "scores": [2, 1], "tools": tools}
+    pairs, _ = read(write_lines("x.jsonl", [row]))
+    assert [message["role"] for message in pairs[0].prompt] == ["tools", "user"]

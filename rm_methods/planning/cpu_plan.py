@@ -1,0 +1,323 @@
+"""Wall time of an experiment on CPUs.
+
+Every stage is counted in operations (`rm_methods.planning.plan`) and divided by the speed of one core of this machine,
+which a few passes of the backbone's own layers measure.  Jobs that do no model's work take a fixed time.  The wall time
+is that of all cores, always busy.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from rm_methods.errors import DataError, UserError
+from rm_methods.experiment.experiment import Experiment
+from rm_methods.planning.plan import (
+    Assumptions,
+    model_shapes,
+    operations_per_token,
+    response_operations,
+    training_operations,
+)
+from rm_methods.planning.sizes import Shape, shape_of
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+    from rm_methods.preferences.pair import PreferencePair
+
+# CPU seconds of a job without its model's work: start, reading, writing, statistics (docs/speed.md).
+FIXED_SECONDS = {"diagnose": 3.0, "diagnose_teacher": 4.0, "compare": 6.0, "overoptimization": 6.0, "export": 6.0}
+OTHER_FIXED_SECONDS = 0.5
+# A training takes this many times the passes through its model: optimizer, clipping, loss, validation (docs/speed.md).
+TRAINING_OVERHEAD = 1.4
+_MEASURED_LAYERS = 2
+_MEASURED_TOKENS = 2048
+_MEASURED_SECONDS = 0.5
+_SAMPLED_ROWS, _SAMPLED_TOKENS = 64, 32
+_TOKENIZED_PAIRS = 200
+_CHARACTERS_PER_TOKEN = 4
+
+
+@dataclass(frozen=True)
+class CpuSpeed:
+    """Operations a second of one core: in training (forward and backward), in scoring (forward), and while text is
+    sampled token by token."""
+
+    training: float
+    scoring: float
+    sampling: float
+
+
+@dataclass(frozen=True)
+class Texts:
+    """The experiment's own pairs.
+
+    Attributes:
+        pairs: by split.
+        prompt_tokens, response_tokens: mean lengths.
+    """
+
+    pairs: Mapping[str, int]
+    prompt_tokens: float
+    response_tokens: float
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Jobs of one rule: their number, and CPU seconds of all."""
+
+    rule: str
+    jobs: int
+    seconds: float
+
+
+def texts_of(config: Mapping[str, Any]) -> Texts | None:
+    """The pairs, prepared or read from their source; None if the source is not on this machine."""
+    layout = Experiment(config).layout
+    try:
+        if layout.pairs.exists():
+            from rm_methods.preferences.pair import read_pairs
+
+            pairs = read_pairs(layout.pairs)
+        else:
+            from rm_methods.preferences.cards import card_for
+            from rm_methods.preferences.prepare import prepared_pairs
+
+            card, root = card_for(config["data"]["dataset"], config["data"]["root"])
+            if card.hub_id is not None and root is None:
+                return None
+            pairs, _ = prepared_pairs(config["data"])
+    except (UserError, DataError):
+        return None
+    train = [pair for pair in pairs if pair.split == "train"] or pairs
+    prompt_tokens, response_tokens = _mean_tokens(config, train[:: max(1, len(train) // _TOKENIZED_PAIRS)])
+    return Texts(Counter(pair.split for pair in pairs), prompt_tokens, response_tokens)
+
+
+def _mean_tokens(config: Mapping[str, Any], pairs: Sequence[PreferencePair]) -> tuple[float, float]:
+    """Mean tokens of a prompt and of a response: of the tokenizer if it is on this machine, else from characters."""
+    from pathlib import Path
+
+    from rm_methods.reward_models.backbones import load_tokenizer, source_folder
+    from rm_methods.reward_models.pair_encoding import encode_pairs
+
+    backbone = config["backbone"]
+    folders = [Experiment(config).layout.backbone]
+    if backbone["source"] != "tiny":
+        folders.append(Path(source_folder(backbone["source"])))
+    for folder in folders:
+        if (folder / "tokenizer_config.json").is_file():
+            _, items = encode_pairs(pairs, load_tokenizer(folder, backbone["max_length"]), "drop")
+            prompts = sum(item.shared for item in items) / len(items)
+            both = sum(sum(item.lengths) - 2 * item.shared for item in items) / len(items)
+            return prompts, both / 2
+    characters = [
+        (sum(len(message["content"]) for message in pair.prompt), (len(pair.chosen) + len(pair.rejected)) / 2)
+        for pair in pairs
+    ]
+    prompt, response = (sum(column) / len(pairs) / _CHARACTERS_PER_TOKEN for column in zip(*characters, strict=True))
+    limit = backbone["max_length"]
+    return min(prompt, limit), min(response, limit)
+
+
+def measured_speed(configuration: PretrainedConfig, prompt: int, response: int, precision: str) -> CpuSpeed:
+    """The speed of one core of this machine with the first layers of a model of this configuration, random weights.
+
+    The time is that of the processor, so that other programs change it little.
+
+    Args:
+        prompt, response: their mean tokens.
+        precision: `training.precision`.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+    configuration = type(configuration)(**{**configuration.to_dict(), "num_hidden_layers": _layers(configuration)})
+    configuration.num_labels = 1
+    configuration.pad_token_id = 0
+    configuration.use_cache = True
+    shape = shape_of(configuration)
+    context = max(1, prompt) + max(1, response)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        scorer = AutoModelForSequenceClassification.from_config(configuration)
+        rows = max(1, _MEASURED_TOKENS // context)
+        ids = torch.randint(1, configuration.vocab_size, (rows, context))
+        autocast = torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16")
+
+        def train() -> None:
+            with autocast:
+                loss = scorer(input_ids=ids).logits.float().mean()
+            loss.backward()
+
+        def score() -> None:
+            with torch.inference_mode(), autocast:
+                scorer(input_ids=ids)
+
+        tokens = ids.numel()
+        training = tokens * operations_per_token(shape, context, 6) / _seconds_of(train)
+        scoring = tokens * operations_per_token(shape, context, 2) / _seconds_of(score)
+        sampling = scoring
+        if configuration.model_type == "llama":
+            policy = AutoModelForCausalLM.from_config(configuration)
+            prompts = torch.randint(1, configuration.vocab_size, (_SAMPLED_ROWS, max(1, prompt)))
+            settings = {"max_new_tokens": _SAMPLED_TOKENS, "min_new_tokens": _SAMPLED_TOKENS, "do_sample": True}
+
+            def sample() -> None:
+                with torch.inference_mode():
+                    policy.generate(prompts, attention_mask=torch.ones_like(prompts), pad_token_id=0, **settings)
+
+            sampling = _SAMPLED_ROWS * _SAMPLED_TOKENS * _with_head(shape, context) / _seconds_of(sample)
+    finally:
+        torch.set_num_threads(threads)
+    return CpuSpeed(training, scoring, sampling)
+
+
+def _layers(configuration: PretrainedConfig) -> int:
+    return min(_MEASURED_LAYERS, configuration.num_hidden_layers)
+
+
+def _seconds_of(work: Callable[[], None]) -> float:
+    """Mean CPU seconds of a piece of work, after a first one that warms up."""
+    work()
+    begun = time.process_time()
+    count = 0
+    while count == 0 or time.process_time() - begun < _MEASURED_SECONDS:
+        work()
+        count += 1
+    return (time.process_time() - begun) / count
+
+
+def _with_head(shape: Shape, context: float) -> float:
+    """Operations of a policy for one token: those of the layers, and the product with the vocabulary."""
+    return operations_per_token(shape, context, 2) + 2 * shape.embedding
+
+
+def cpu_stages(
+    config: Mapping[str, Any],
+    assumptions: Assumptions,
+    pairs: Mapping[str, int],
+    speed: CpuSpeed,
+    jobs: Mapping[str, int],
+) -> list[Stage]:
+    """CPU seconds of the jobs that are still to run, by rule.
+
+    A rule with fewer jobs left than it has in all counts in proportion.
+
+    Args:
+        pairs: number by split.
+        jobs: number of jobs left, by rule.
+    """
+    experiment = Experiment(config)
+    runs = Counter(variant for variant, _ in experiment.runs())
+    shapes = model_shapes(config, assumptions.shape)
+    training = sum(runs[name] * training_operations(config, name, shapes, assumptions) for name in runs)
+    work = {
+        "train": TRAINING_OVERHEAD * training / speed.training,
+        "score": _scoring_operations(config, assumptions, shapes, pairs) / speed.scoring,
+        **_optimization_seconds(config, assumptions, shapes, pairs, speed),
+    }
+    in_all = {
+        "train": runs.total(),
+        "score": runs.total() * len(config["benchmarks"]) + len(experiment.optimized_runs()) * len(experiment.pools()),
+        "ppo": len(experiment.ppo_runs()),
+    }
+    stages = []
+    for rule, count in jobs.items():
+        if rule != "all":
+            share = min(1.0, count / max(1, in_all.get(rule, count)))
+            fixed = count * FIXED_SECONDS.get(rule, OTHER_FIXED_SECONDS)
+            stages.append(Stage(rule, count, share * work.get(rule, 0.0) + fixed))
+    return stages
+
+
+def wall_seconds(stages: Sequence[Stage], cores: int, threads: int) -> float:
+    """Wall time on some cores: all work divided by the cores, but at least one job of each rule after the other.
+
+    Args:
+        threads: of a job.
+    """
+    chain = sum(stage.seconds / stage.jobs for stage in stages) / min(threads, cores)
+    return max(sum(stage.seconds for stage in stages) / cores, chain)
+
+
+def responses_of(config: Mapping[str, Any], benchmark: str, pairs: Mapping[str, int]) -> int | None:
+    """Responses that a run scores on a benchmark: of its prepared items, or of the pairs it is made of; None if they
+    are not known.
+
+    Args:
+        pairs: number by split; empty if not known.
+    """
+    experiment = Experiment(config)
+    items = experiment.layout.items(benchmark)
+    if items.exists():
+        from rm_methods.benchmarks.item import read_items
+
+        return sum(len(item.responses) for item in read_items(items))
+    if pairs and experiment.made_of_pairs(benchmark):
+        return 2 * sum(pairs.get(split, 0) for split in config["benchmarks"][benchmark]["options"]["splits"])
+    return None
+
+
+def _scoring_operations(
+    config: Mapping[str, Any], assumptions: Assumptions, shapes: Mapping[str, Shape], pairs: Mapping[str, int]
+) -> float:
+    """Operations of scoring all benchmarks, and the candidates of Best-of-N, with all runs."""
+    experiment = Experiment(config)
+    best_of_n = config["overoptimization"]["best_of_n"]
+    candidates = (best_of_n["limit"] or 0) * best_of_n["samples"] if "samples" in best_of_n["pools"] else 0
+    known = [responses_of(config, name, pairs) for name in config["benchmarks"]]
+    responses = sum(assumptions.responses if count is None else count for count in known)
+    optimized = set(experiment.optimized_runs())
+    operations = 0.0
+    for variant, seed in experiment.runs():
+        count = responses + (candidates if (variant, seed) in optimized else 0)
+        operations += count * response_operations(config, variant, shapes[variant], assumptions)
+    return operations
+
+
+def _is_on_backbone(entry: Mapping[str, Any]) -> bool:
+    settings = entry["settings"] or {}
+    return not settings.get("source") and not settings.get("model")
+
+
+def _optimization_seconds(
+    config: Mapping[str, Any],
+    assumptions: Assumptions,
+    shapes: Mapping[str, Shape],
+    pairs: Mapping[str, int],
+    speed: CpuSpeed,
+) -> dict[str, float]:
+    """CPU seconds of fine-tuning, sampling, and PPO (all runs), by rule."""
+    experiment = Experiment(config)
+    if not experiment.is_optimized():
+        return {}
+    settings = config["overoptimization"]
+    # The policy has the backbone's size, as the first method on the backbone has.
+    shape = next(shapes[name] for name, entry in config["methods"].items() if _is_on_backbone(entry))
+    length = assumptions.prompt_tokens + assumptions.response_tokens
+    forward = _with_head(shape, length)
+    new_tokens = min(settings["sampling"]["max_new_tokens"], assumptions.response_tokens)
+    sampled = new_tokens * forward / speed.sampling  # of one response
+    read = length * forward / speed.scoring
+    learned = TRAINING_OVERHEAD * 3 * length * forward / speed.training
+    sft, ppo, best_of_n = settings["sft"], settings["ppo"], settings["best_of_n"]
+    examples = pairs.get("train", assumptions.pairs) * (2 if sft["responses"] == "both" else 1)
+    seconds = {
+        "sft": sft["epochs"] * examples * learned,
+        "sample_pool": (best_of_n["limit"] or 0) * best_of_n["samples"] * sampled if best_of_n["pools"] else 0.0,
+    }
+    if ppo["enabled"]:
+        evaluations = (1 + ppo["updates"] // ppo["evaluate_every"]) * ppo["evaluation_prompts"]
+        rollouts = ppo["updates"] * ppo["batch_size"]
+        # A rollout is sampled, then read by the policy, its reference, the values and the reward model.
+        one_run = (rollouts + evaluations) * (sampled + 4 * read) + rollouts * ppo["ppo_epochs"] * learned
+        seconds["ppo"] = len(experiment.ppo_runs()) * one_run
+        prompts = ppo["train_prompts"] + ppo["evaluation_prompts"]
+        seconds["sample_references"] = prompts * ppo["references_per_prompt"] * sampled
+    return seconds

@@ -1,0 +1,1 @@
+"""What `snakemake` prints: progress, the reasons of failures, and mistakes in one line."""
