@@ -170,7 +170,7 @@ def healthy_but_hanging_server():
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self):
-            if self.path != "/health":
+            if self.path not in ("/health", "/version"):
                 released.wait(60)
             self.send_response(200)
             self.end_headers()
