@@ -23,15 +23,15 @@ class Bar:
     """A difference and its interval on the axis of a column, in units of the drawing.
 
     Attributes:
-        dot, low, high: positions; low and high are None without an interval.
-        beyond_low, beyond_high: the interval goes on beyond the axis.
+        dot: its position; at the end of the axis if the difference is beyond it.
+        beyond: the difference is "left" or "right" of the axis; "" if it is on it.
+        low, high: the part of the interval that is on the axis; None without one.
     """
 
     dot: float
+    beyond: str = ""
     low: float | None = None
     high: float | None = None
-    beyond_low: bool = False
-    beyond_high: bool = False
 
 
 @dataclass(frozen=True)
@@ -127,12 +127,14 @@ def _bar(cell: Cell | None, zero: float, unit: float) -> Bar | None:
     if cell is None or cell.difference is None or math.isnan(cell.difference.estimate.mean):
         return None
     estimate = cell.difference.estimate
-    dot = min(max(zero + estimate.mean * unit, HALF_DOT), WIDTH - HALF_DOT)
-    if math.isnan(estimate.low):
-        return Bar(dot)
+    position = zero + estimate.mean * unit
+    beyond = "left" if position < 0 else "right" if position > WIDTH else ""
+    dot = min(max(position, HALF_DOT), WIDTH - HALF_DOT)
     low = zero + estimate.low * unit
     high = zero + estimate.high * unit
-    return Bar(dot, max(low, 0.0), min(high, float(WIDTH)), beyond_low=low < 0, beyond_high=high > WIDTH)
+    if math.isnan(estimate.low) or high <= 0 or low >= WIDTH:
+        return Bar(dot, beyond)
+    return Bar(dot, beyond, max(low, 0.0), min(high, float(WIDTH)))
 
 
 def _mean_difference(cell: Cell | None) -> float:

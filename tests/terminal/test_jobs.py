@@ -101,6 +101,22 @@ def test_nothing_is_estimated_before_three_jobs_or_while_most_jobs_left_are_unkn
     assert jobs.estimate() == Estimate(8.0, 8.0, ())
 
 
+def test_short_jobs_of_a_rule_do_not_hide_how_long_the_others_are(clock, tmp_path):
+    log = tmp_path / "job.log"
+    jobs = jobs_of(clock, train=6)
+    for number in range(3):
+        run(jobs, clock, number, "train", 1)
+    jobs.start(3, "train", "Train x, seed 3", [log], may_wait=False)
+    log.write_text("train: 1/10 steps  elapsed 0:10  ETA 1:30\n")
+    clock.now += 10
+    # It will take 100 s. The two others left: at least the mean of 1, 1, 1 and 100 s, at most 100 s.
+    assert jobs.estimate() == Estimate(90 + 2 * 103 / 4, 90 + 2 * 100.0, ())
+    clock.now += 90
+    log.write_text("train: 10/10 steps  elapsed 1:40  ETA 0:00\n")
+    jobs.finish(3)
+    assert jobs.estimate() == Estimate(2 * 103 / 4, 200.0, ())
+
+
 def test_the_progress_in_a_log_replaces_the_mean(clock, tmp_path):
     log = tmp_path / "job.log"
     jobs = jobs_of(clock, train=4)
