@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from rm_methods.files import content_hash
@@ -163,9 +164,10 @@ def experiment_text(config: Mapping[str, Any]) -> str:
     if config["tracking"]["experiment"] not in (None, config["experiment"]):
         head = "Several experiments of rm-methods. `configured_experiment` says which one a run belongs to."
     else:
+        dataset = Path(config["data"]["dataset"])
         head = (
             f"Experiment **{config['experiment']}** of rm-methods: {len(config['methods'])} variants on "
-            f"{listed(list(config['benchmarks']))}, trained on {config['data']['dataset']}."
+            f"{listed(list(config['benchmarks']))}, trained on {dataset.name if dataset.is_absolute() else dataset}."
         )
     return (
         f"{head}\n\n"
