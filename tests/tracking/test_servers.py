@@ -9,6 +9,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -72,20 +73,15 @@ def server(made_by_four, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def postgresql(tmp_path_factory):
+def postgresql():
     """Address of a fresh database of a PostgreSQL server on the loopback device."""
     binaries = POSTGRESQL[-1].parent
-    folder = tmp_path_factory.mktemp("postgresql")
-    data = folder / "data"
-    data.mkdir()
+    data = Path(tempfile.mkdtemp(prefix="postgresql"))  # pytest closes its own folders to other users
     port = free_port()
     as_user = []
     if os.geteuid() == 0:  # PostgreSQL refuses to run as root
         as_user = ["runuser", "-u", "postgres", "--"]
         shutil.chown(data, "postgres")
-        for parent in (folder, *folder.parents):
-            if parent.stat().st_mode & 0o001 == 0 and parent != Path("/"):
-                parent.chmod(parent.stat().st_mode | 0o011)
 
     def call(name, *arguments):
         subprocess.run(
@@ -99,6 +95,7 @@ def postgresql(tmp_path_factory):
         yield f"postgresql://postgres@127.0.0.1:{port}/postgres"
     finally:
         call("pg_ctl", "-D", str(data), "-m", "immediate", "stop")
+        shutil.rmtree(data)
 
 
 def check_an_export(uri, runs, out, artifacts_begin_with, experiment):
