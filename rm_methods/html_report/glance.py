@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from rm_methods.comparison.result import Comparison, VariantRow
 from rm_methods.comparison.tables import cell_text, difference_cell_text, method_text
+from rm_methods.reporting import sentences
 from rm_methods.statistics.cell import Cell
 
 SHARE_MARGIN = 0.08  # of the axis, left and right of the widest interval
@@ -81,15 +82,10 @@ def glances(comparison: Comparison) -> list[Glance]:
 
 def verdict_word(cell: Cell | None) -> str:
     """What a cell says about its row, in one or two words."""
-    if cell is None or math.isnan(cell.estimate.mean):
+    if cell is None:
         return "no result"
-    if cell.verdict == "significant" and cell.difference is not None:
-        return "better" if cell.difference.estimate.mean > 0 else "worse"
-    return {
-        "reference": "reference",
-        "not significant": "not told apart",
-        "not enough evidence": "too few runs",
-    }.get(cell.verdict, "not tested")
+    difference = cell.difference.estimate.mean if cell.difference is not None else math.nan
+    return sentences.verdict_word(cell.verdict, cell.estimate.mean, difference)
 
 
 def relative_cost(row: VariantRow, reference: VariantRow) -> str:

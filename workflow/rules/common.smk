@@ -27,6 +27,7 @@ from rm_methods.experiment.made_with import asked_file
 from rm_methods.system.cluster import train_resource
 from rm_methods.system.run_lock import held_until_exit
 from rm_methods.system.warm_start import start_servers
+from rm_methods.tracking.pages import tracked_page
 
 try:
     # Not a `configfile:` statement: Snakemake would merge the default into the file that the user names.
@@ -226,3 +227,5 @@ def print_tables():
             print("\n" + "\n".join(texts) + f"\nTables and figures: {folder}/")
     if LAYOUT.report.exists():
         print(f"All on one page: {LAYOUT.report}")
+    if page := tracked_page(LAYOUT.export_summary):
+        print(f"Runs in MLflow: {page}")
