@@ -111,10 +111,11 @@ def _card_problem(path: Path, content: Mapping[str, Any]) -> str | None:
     """
     if "title" not in content or content.keys() & schema()["properties"].keys():
         return None
+    guide = "see config/README.md"
     if "reader" in content:
-        return f"is the card of a data set. Write a configuration with `data: {{dataset: {path.stem}}}` (config/README.md)"
+        return f"is the card of a data set. Write a configuration with `data: {{dataset: {path.stem}}}`, {guide}"
     if "module" in content:
-        return f"is the card of a benchmark. Write a configuration with `benchmarks: {{{path.stem}: }}` (config/README.md)"
+        return f"is the card of a benchmark. Write a configuration with `benchmarks: {{{path.stem}: {{}}}}`, {guide}"
     return (
         f"is the card of a method. Write a configuration with `methods_path: {path.parent}` and "
         f"`methods: {{{path.stem}: {{}}}}` into another file, see docs/adding-a-method.md"

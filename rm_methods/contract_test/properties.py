@@ -113,8 +113,8 @@ def pairs_are_pure(bench: Workbench, name: str) -> None:
         content = (str(pair.prompt), pair.chosen, pair.rejected)
         if texts.setdefault(pair.pair_id, content) != content:
             raise ContractError(
-                f"`transform_pairs` gave two pairs with different texts the pair_id {pair.pair_id}, so nothing could be "
-                "kept for each pair. Make a pair with other texts by `rm_methods.preferences.pair.make_pair`, which "
+                f"`transform_pairs` gave two pairs with different texts the pair_id {pair.pair_id}, so nothing could "
+                "be kept for each pair. Make a pair with other texts by `rm_methods.preferences.pair.make_pair`, which "
                 "computes its id; `dataclasses.replace` keeps the old one."
             )
     if first != list(bench.method(name).transform_pairs(given, inputs)):

@@ -254,8 +254,8 @@ def _read_card(path: Path, package: str | None) -> MethodCard:
         problems.append("the name of a method has letters, digits, `_` and `-` only; rename card and code")
     if not path.with_suffix(".py").is_file():
         problems.append(
-            f"{path.with_suffix('.py')} is missing; the code of a method is beside its card. If {path.name} is no card, "
-            "move it to another folder"
+            f"{path.with_suffix('.py')} is missing; the code of a method is beside its card. If {path.name} is no "
+            "card, move it to another folder"
         )
     if problems:
         raise ConfigError(problems, source=str(path))

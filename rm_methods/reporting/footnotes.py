@@ -133,6 +133,6 @@ def _uncorrected_note(rows: Sequence[NotedRow], headings: Sequence[str], family:
         return []
     texts = "; ".join(f"{heading}: {', '.join(names)}" for heading, names in labels.items())
     return [
-        "The interval leaves out 0, but the difference is not significant: the interval is for one difference alone, and "
-        f"Holm's correction over {family} asks for more. {texts}."
+        "The interval leaves out 0, but the difference is not significant: the interval is for one difference alone, "
+        f"and Holm's correction over {family} asks for more. {texts}."
     ]
