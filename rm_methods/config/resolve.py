@@ -83,7 +83,7 @@ def load_config(
                 [f"the file must have keys with values, such as `experiment: my_name`; it is {kind_of(content)}"],
                 source=str(path),
             )
-        if problem := _card_problem(path, content):
+        if problem := _card_problem(Path(path), content):
             raise ConfigError([problem], source=str(path))
         content = with_sources(content)
         problems += replacement_problems(merged, content)
