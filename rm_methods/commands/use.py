@@ -56,9 +56,12 @@ def show(method, method_folders):
     Also prints lines of YAML to copy into a configuration.
     """
     from rm_methods.listing import method_page
+    from rm_methods.methods.registry import user_code_problems
 
     find_methods(method_folders)
     click.echo(method_page(method))
+    for problem in user_code_problems(method):
+        click.echo(f"WARNING: {problem}", err=True)
 
 
 @verb()

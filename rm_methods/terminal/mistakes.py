@@ -123,10 +123,14 @@ def missing_configuration(name: str, folder: Path) -> str:
             f"'{name}' before it."
         )
     near = [str(path) for pattern in ("*.yaml", "config/*.yaml") for path in sorted(Path(".").glob(pattern))]
-    by_file_name = {Path(path).name: path for path in near}
-    close = difflib.get_close_matches(Path(name).name, by_file_name, n=1, cutoff=0.6)
-    hint = f" Did you mean '{by_file_name[close[0]]}'?" if close else ""
-    return f"--configfile {name}: no such file.{hint} `rm-methods init` writes one for your own pairs."
+    # Names without suffix: otherwise, any two of a few letters are near.
+    by_stem = {Path(path).stem: path for path in near}
+    close = difflib.get_close_matches(Path(name).stem, by_stem, n=1, cutoff=0.6)
+    hint = f" Did you mean '{by_stem[close[0]]}'?" if close else ""
+    return (
+        f"--configfile {name}: no such file.{hint} How to write one: config/README.md; for a method of yours: "
+        "docs/adding-a-method.md; for pairs of yours, `rm-methods init` writes it."
+    )
 
 
 def target_rules(folder: Path) -> Sequence[str]:

@@ -28,7 +28,7 @@ def test_rules_that_are_one_job_are_targets():
 @pytest.mark.parametrize(
     ("target", "answer"),
     [
-        ("compar", "Unknown target 'compar'. Did you mean 'compare'? Allowed: all, "),
+        ("compar", "Unknown target 'compar'. Did you mean 'compare'? Allowed: compare, "),
         ("my.yaml", "Unknown target 'my.yaml'. A configuration needs --configfile before it."),
         ("results/x/y", "No rule makes the file results/x/y with this configuration."),
     ],
@@ -45,10 +45,12 @@ def test_a_configuration_that_does_not_exist_suggests_the_nearest(tmp_path, monk
     monkeypatch.chdir(tmp_path)
     error = "FileNotFoundError: [Errno 2] No such file or directory: '{}'"
     assert said("FileNotFoundError", LOADING.format(error.format("noise.yml"))) == (
-        "--configfile noise.yml: no such file. Did you mean 'config/noise.yaml'? `rm-methods init` writes one for your "
-        "own pairs."
+        "--configfile noise.yml: no such file. Did you mean 'config/noise.yaml'? How to write one: config/README.md; "
+        "for a method of yours: docs/adding-a-method.md; for pairs of yours, `rm-methods init` writes it."
     )
-    assert "Did you mean" not in said("FileNotFoundError", LOADING.format(error.format("zzz")))
+    (tmp_path / "m_nodesc.yaml").touch()
+    for name in ("zzz", "my_method.yaml"):
+        assert "Did you mean" not in said("FileNotFoundError", LOADING.format(error.format(name)))
     assert said("FileNotFoundError", LOADING.format(error.format("track"))) == (
         "--configfile track: no such file. --configfile takes all words that follow it; write the target 'track' "
         "before it."
