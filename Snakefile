@@ -59,6 +59,7 @@ onstart:
     # Dry runs never get here.
     if workflow.is_main_process:
         hold_experiment()
+        say_what_is_done()
         start_warm()
         schedule_without_polling()
 

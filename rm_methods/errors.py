@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import os
 from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+_MANY = 8  # names; more are cut where one of them is very near to the name given
+_SHOWN = 3
+_NEAR = 0.5  # ratio of difflib
+_VERY_NEAR = 0.75
 
 
 class UserError(Exception):
@@ -25,10 +32,21 @@ class ConfigError(UserError):
     """
 
     def __init__(self, problems: Iterable[str], source: str = "the configuration"):
+        self.source = source
         self.problems = [_on_one_line(problem) for problem in problems]
         count = len(self.problems)
         heading = f"{count} problem{'s' if count != 1 else ''} in {source}:"
         super().__init__("\n".join([heading, *(f"  - {problem}" for problem in self.problems)]))
+
+    def problems_with_file(self, reported_for: str = "") -> list[str]:
+        """The problems, to be reported with others for a configuration; those of another file, a card, begin with it.
+
+        Args:
+            reported_for: the source that the new heading names.
+        """
+        if self.source == reported_for or not os.path.isfile(self.source):
+            return self.problems
+        return [f"{self.source}: {problem}" for problem in self.problems]
 
 
 def _on_one_line(text: str) -> str:
@@ -57,20 +75,44 @@ def _shortened_line(line: str, longest: int) -> str:
     return f"{line[:half]} [{len(line) - 2 * half:,} characters left out] {line[-half:]}"
 
 
+class ListsFields:
+    """Base of dataclasses that a user's method receives: the error for an attribute they lack lists their fields."""
+
+    # Hidden from type checkers, which would take it as a sign that every attribute exists.
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            kind = type(self)
+            fields = [entry.name for entry in dataclasses.fields(kind)]
+            properties = [key for key, value in vars(kind).items() if isinstance(value, property)]
+            raise AttributeError(
+                f"{kind.__name__} has no `{name}`. It has {', '.join([*fields, *properties])}; see "
+                "docs/adding-a-method.md (What a loss receives).",
+                name=name,
+            )
+
+
 def nearest(name: str, allowed: Iterable[str], heading: str = "Allowed") -> str:
-    """A sentence for an unknown name: the nearest match, if any, and then all allowed names.
+    """A sentence for an unknown name: the nearest match, if any, and then the allowed names.
+
+    Of many names, only the nearest are listed if one is very near: a long list would hide the answer.
 
     Args:
         heading: introduces the names, such as "Found" for names that a file has.
 
     >>> nearest("bradly_terry", ["bradley_terry", "longest"])
     "Did you mean 'bradley_terry'? Allowed: bradley_terry, longest."
+    >>> nearest("bradly_terry", ["bradley_terry", "longest", *"abcdefgh"])
+    "Did you mean 'bradley_terry'? Allowed: b, bradley_terry, longest and 7 more."
     """
     allowed = sorted(allowed)
-    close = difflib.get_close_matches(str(name), allowed, n=1, cutoff=0.5)
+    close = difflib.get_close_matches(str(name), allowed, n=1, cutoff=_NEAR)
     hint = f"Did you mean '{close[0]}'? " if close else ""
     if not allowed and heading == "Allowed":
         return "No name can be given here; leave it out."
+    if len(allowed) > _MANY and difflib.get_close_matches(str(name), close, cutoff=_VERY_NEAR):
+        shown = sorted(difflib.get_close_matches(str(name), allowed, n=_SHOWN, cutoff=0))
+        return f"{hint}{heading}: {', '.join(shown)} and {len(allowed) - _SHOWN} more."
     return f"{hint}{heading}: {', '.join(allowed) or 'nothing'}."
 
 

@@ -11,6 +11,8 @@ from rm_methods.preferences.read_report import tally_lines, unread_notes
 from rm_methods.run_card import MANY_LEFT_OUT, trained_pairs
 from rm_methods.validation import BOUNDS, KINDS
 
+# With fewer, the comparison tests nothing.
+_LEAST_SEEDS = 3
 # Kind of a method's card -> what it means.
 _KINDS = {
     "trained": "trained: a reward model that scores each response alone",
@@ -78,6 +80,24 @@ def configuration_text(config: Mapping[str, Any]) -> str:
         _counted("benchmark", config["benchmarks"]),
     ]
     return f"experiment {config['experiment']}: {'; '.join(counts)}"
+
+
+def remarks(config: Mapping[str, Any]) -> list[str]:
+    """What a resolved configuration allows, but its author may not want; a sentence each."""
+    texts = []
+    seeds = len(config["seeds"])
+    if seeds < _LEAST_SEEDS and not config["tuning"]["enabled"]:
+        texts.append(
+            f"With {seeds} seed{'s' if seeds > 1 else ''}, no difference between methods can be tested. "
+            f"{_LEAST_SEEDS} or more are needed, for example `seeds: [0, 1, 2]`."
+        )
+    training = config["training"]
+    if training["early_stopping"]["patience"] and training["keep"] == "last":
+        texts.append(
+            "training.early_stopping is on, and training.keep is last: the weights of the last step are kept, not "
+            "those of the best validation. `keep: best` keeps the best."
+        )
+    return texts
 
 
 def _counted(noun: str, values: Iterable[Any], most: int = 12) -> str:

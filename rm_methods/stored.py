@@ -114,21 +114,6 @@ SCHEMAS = {
             "stopped": _or_null(_object({"step": _COUNT, "reason": _TEXT})),
         },
     ),
-    "a pending record of tracking": _object(
-        {
-            "request": _object(
-                {
-                    "summary": _TEXT,
-                    "metrics": _TEXT_OR_NULL,
-                    "training_log": _TEXT_OR_NULL,
-                    "model": _TEXT_OR_NULL,
-                    "further": _TEXT_OR_NULL,
-                    "purpose": _TEXT,
-                    "experiment": _TEXT,
-                }
-            )
-        }
-    ),
     "a file with a run key": _object({"run_key": _TEXT}),
     "a file with a run key and a method": _object({"run_key": _TEXT, "method": _TEXT}),
     "a report of diagnostics": _object(

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -140,12 +140,29 @@ def schema_problems(value: Any, schema: Mapping[str, Any], where: str = "") -> l
             required: Any = error.validator_value
             present: Any = error.instance
             missing = [key for key in required if key not in present]
-            problems.append(f"{path or 'top level'}: missing {', '.join(missing)}.")
+            owner: Any = error.schema
+            problems.append(f"{path or 'top level'}: missing {', '.join(missing)}.{_example(missing, owner)}")
         else:
             seen = json.dumps(error.instance, default=str, skipkeys=True, ensure_ascii=False)
             problems.append(f"{path or 'top level'}: is {seen:.80}; {_expectation(error)}.")
     # jsonschema reports one "required" error per missing key; one sentence names them all.
     return list(dict.fromkeys(problems))
+
+
+def _example(missing: Sequence[str], schema: Mapping[str, Any]) -> str:
+    """What to write for the missing keys, if the schema has an example of each."""
+    fragments = [schema.get("properties", {}).get(key, {}) for key in missing]
+    if not all(fragment.get("examples") for fragment in fragments):
+        return ""
+    lines = [f"`{key}: {_flow(fragment['examples'][0])}`" for key, fragment in zip(missing, fragments, strict=True)]
+    return f" Write, for example, {' and '.join(lines)}."
+
+
+def _flow(value: Any) -> str:
+    """A value of an example as YAML on one line; its texts need no quotation marks."""
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key}: {_flow(inner)}" for key, inner in value.items()) + "}"
+    return str(value)
 
 
 def _expectation(error: ValidationError) -> str:

@@ -142,10 +142,33 @@ def test_check_says_ok_and_what_would_run(tmp_path):
     result = invoke("check", "--config", tmp_path / "c.yaml")
     assert result.exit_code == 0
     # The longest response is the same for every seed.
-    assert result.output == (
+    assert result.stdout == (
         f"OK: {tmp_path}/c.yaml: experiment x: 3 runs; 2 variants: bradley_terry, longest; 2 seeds: 0, 4; "
-        "1 benchmark: world\n"
+        "1 benchmark: world\nNot checked: the contents of the data, which the workflow reads first.\n"
     )
+    assert result.stderr == (
+        "WARNING: With 2 seeds, no difference between methods can be tested. 3 or more are needed, for example "
+        "`seeds: [0, 1, 2]`.\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("over", "warnings"),
+    [
+        ("seeds: [0, 1, 2]", []),
+        ("seeds: [7]", ["With 1 seed, no difference"]),
+        ("seeds: [7]\ntuning: {enabled: true, learning_rates: [1.0e-3, 2.0e-3]}", []),
+        ("training: {validation: {times: 3}, early_stopping: {patience: 2}}", ["training.early_stopping is on, and"]),
+        ("training: {validation: {times: 3}, early_stopping: {patience: 2}, keep: best}", []),
+    ],
+)
+def test_check_warns_of_what_its_author_may_not_want(tmp_path, over, warnings):
+    (tmp_path / "c.yaml").write_text(f"experiment: x\ndata: {{dataset: world}}\nmethods: {{hinge: {{}}}}\n{over}\n")
+    result = invoke("check", "--config", tmp_path / "c.yaml")
+    assert result.exit_code == 0, result.output
+    said = [line.removeprefix("WARNING: ") for line in result.stderr.splitlines()]
+    assert len(said) == len(warnings)
+    assert all(line.startswith(start) for line, start in zip(said, warnings, strict=True))
 
 
 def test_check_in_full_prints_the_configuration_with_all_defaults(tmp_path):

@@ -24,6 +24,7 @@ from rm_methods.experiment.experiment import Experiment
 from rm_methods.experiment.layout import Layout, pool_stem
 from rm_methods.experiment.stored_experiment import StoredExperiment, stored_experiment
 from rm_methods.files import canonical_json, parse_json, read_json, written_atomically
+from rm_methods.stored import with_checksum
 from rm_methods.system.provenance import REPOSITORY, git_state
 
 MANIFEST = "bundle.json"
@@ -146,7 +147,10 @@ def _members(stored: StoredExperiment, scratch: Path, masked: dict[str, str]) ->
             mask_items(file, target)
             yield archived, target
         elif file.suffix == ".json":
-            target.write_text(canonical_json(_without_examples(read_json(file))), encoding="utf-8")
+            report = _without_examples(read_json(file))
+            target.write_text(
+                canonical_json(with_checksum(report) if "checksum" in report else report), encoding="utf-8"
+            )
             yield archived, target
 
 
@@ -262,7 +266,7 @@ def _manifest(path: Path, content: bytes) -> Manifest:
 
 
 def _check_names(path: Path, names: Iterable[str], manifest: Manifest) -> None:
-    present = list(names)
+    present = [name for name in names if not name.endswith("/")]  # some programs also pack folders
     unsafe = [name for name in present if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts]
     if unsafe:
         raise DataError(f"{path}: names files outside its folder: {_some(unsafe)}. Nothing was unpacked.")

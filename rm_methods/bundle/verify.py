@@ -9,6 +9,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from rm_methods.benchmarks.credits import CREDIT_COLUMNS
 from rm_methods.benchmarks.evaluation import evaluate_run
 from rm_methods.bundle.archive import Manifest, matplotlib_version, read_bundle
 from rm_methods.comparison.compare import compare
@@ -17,10 +18,12 @@ from rm_methods.comparison.noise import compare_across_noise
 from rm_methods.comparison.runs import recorded_columns
 from rm_methods.config.resolve import read_resolved, reference_variant
 from rm_methods.config.variants import noise_levels
+from rm_methods.errors import DataError, UserError
 from rm_methods.experiment.evaluated_runs import files_of_runs
 from rm_methods.experiment.experiment import Experiment
 from rm_methods.experiment.layout import Layout
 from rm_methods.methods.members import members_of
+from rm_methods.parquet import read_parquet
 from rm_methods.stored import read_metrics, read_summary
 
 CLOSE = 1e-9  # numbers that differ by less differ by rounding
@@ -72,13 +75,17 @@ def verify(path: Path) -> Verification:
     with TemporaryDirectory() as scratch:
         folder = Path(scratch) / "bundle"
         manifest = read_bundle(path, folder)
-        config = read_resolved(folder / manifest.configuration)
-        experiment = Experiment(config)
         again = Path(scratch) / "again"
-        differences = list(_metric_differences(experiment, folder, again))
+        try:
+            config = read_resolved(folder / manifest.configuration)
+            experiment = Experiment(config)
+            differences = list(_metric_differences(experiment, folder, again))
+            _compare(config, experiment, folder, again / "comparison")
+            _other_tables(config, experiment, folder, again)
+        except UserError as error:
+            # Paths in the message are those in the bundle.
+            raise DataError(f"{path}: {str(error).replace(f'{folder}/', '')}") from error
         notes = []
-        _compare(config, experiment, folder, again / "comparison")
-        _other_tables(config, experiment, folder, again)
         same_figures = manifest.made_with.get("matplotlib") == matplotlib_version()
         if not same_figures:
             notes.append(
@@ -125,17 +132,44 @@ def _metric_differences(experiment: Experiment, folder: Path, again: Path) -> It
             members,
         )
         for name in names:
-            where = f"{variant} seed {seed}, {name}"
-            values: Mapping[str, Any] = stored["benchmarks"].get(name, {}).get("metrics", {})
-            for metric, value in made["benchmarks"][name]["metrics"].items():
-                if not _equal(values.get(metric), value):
-                    yield f"{where}: {metric} is {values.get(metric)}, computed again it is {value}"
+            recorded = stored["benchmarks"].get(name, {})
+            yield from _value_differences(recorded, made["benchmarks"][name], f"{variant} seed {seed}, {name}")
+        yield from _credit_differences(layout.credits(variant, seed), target / "credits.parquet", folder)
+
+
+def _value_differences(stored: Any, made: Any, where: str) -> Iterator[str]:
+    """Values of two JSON-like values that differ by more than rounding."""
+    if isinstance(stored, Mapping) and isinstance(made, Mapping):
+        for key in dict.fromkeys([*stored, *made]):
+            # The metrics of a benchmark are named by themselves.
+            inner = where if key == "metrics" else f"{where}: {key}" if ": " not in where else f"{where}.{key}"
+            yield from _value_differences(stored.get(key), made.get(key), inner)
+    elif isinstance(stored, list) and isinstance(made, list) and len(stored) == len(made):
+        for number, (first, second) in enumerate(zip(stored, made, strict=True)):
+            yield from _value_differences(first, second, f"{where}.{number}")
+    elif not _equal(stored, made):
+        yield f"{where} is {stored}, computed again it is {made}"
 
 
 def _equal(first: Any, second: Any) -> bool:
-    if isinstance(first, (int, float)) and isinstance(second, (int, float)):
+    numbers = isinstance(first, (int, float)) and isinstance(second, (int, float))
+    if numbers and not isinstance(first, bool) and not isinstance(second, bool):
         return first == second or abs(first - second) <= CLOSE
-    return first == second
+    return type(first) is type(second) and first == second
+
+
+def _credit_differences(stored: Path, made: Path, folder: Path) -> Iterator[str]:
+    """Credits of items that differ."""
+    first, second = (read_parquet(path, CREDIT_COLUMNS, "a file of credits", "evaluate") for path in (stored, made))
+    name = stored.relative_to(folder).as_posix()
+    if first.num_rows != second.num_rows:
+        yield f"{name}: has {first.num_rows} rows, computed again {second.num_rows}"
+        return
+    for row, again in zip(first.to_pylist(), second.to_pylist(), strict=True):
+        if not all(_equal(row[key], again[key]) for key in CREDIT_COLUMNS):
+            what = f"{row['metric']} of item {row['item_id']}"
+            yield f"{name}: {what} is {row['credit']}, computed again it is {again['credit']}"
+            return  # one names the table; all of them would be a list of items
 
 
 def _compare(config: Mapping[str, Any], experiment: Experiment, folder: Path, out: Path) -> None:

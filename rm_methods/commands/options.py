@@ -219,7 +219,8 @@ def reader_options_in_errors(config_files: Sequence[Path] = ()) -> Iterator[None
     try:
         yield
     except ConfigError as error:
-        raise ConfigError(map(named, error.problems), "the options") from None
+        source = "the options" if error.source == "the configuration" else error.source
+        raise ConfigError(map(named, error.problems), source) from None
     except DataError as error:
         raise DataError(named(str(error))) from None
 

@@ -351,16 +351,19 @@ def track(config_files, folder, out):
     from rm_methods.config.resolve import load_config
     from rm_methods.experiment.experiment import Experiment
     from rm_methods.files import write_json
-    from rm_methods.tracking.export import export_experiment, run_exports
+    from rm_methods.tracking.export import experiment_export, export_experiment
 
     config = load_config(config_files)
-    records = export_experiment(run_exports(Experiment(config), folder), out.parent, config["tracking"]["uri"])
-    write_json(out, records)
-    pending = [record for record in records if record["status"] == "pending"]
-    click.echo(
-        f"{len(records) - len(pending)} of {len(records)} runs are in MLflow "
-        f"({records[0]['tracking_uri'] if records else '-'})."
-    )
+    export = experiment_export(Experiment(config), folder)
+    result = export_experiment(export, out.parent, config["tracking"]["uri"])
+    write_json(out, result.runs)
+    pending = result.pending
+    n_stored = len(result.runs) - sum(record["status"] == "pending" for record in result.runs)
+    click.echo(f"{n_stored} of {len(result.runs)} runs are in MLflow ({result.summary['comparison']['tracking_uri']}).")
+    if result.summary["not_compared"]:
+        click.echo(f"No comparison is in MLflow: {result.summary['not_compared']}.", err=True)
+    if "pages" in result.summary:
+        click.echo(f"Runs: {result.summary['pages']['how_to_open']}")
     if pending:
         click.echo(
             f"Pending: {len(pending)} ({pending[0]['reason']}). Run `snakemake --cores 1 track` when it is solved.",

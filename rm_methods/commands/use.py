@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
@@ -58,9 +59,12 @@ def show(method, method_folders):
     Also prints lines of YAML to copy into a configuration.
     """
     from rm_methods.listing import method_page
+    from rm_methods.methods.registry import user_code_problems
 
     find_methods(method_folders)
     click.echo(method_page(method))
+    for problem in user_code_problems(method):
+        click.echo(f"WARNING: {problem}", err=True)
 
 
 @verb()
@@ -105,7 +109,7 @@ def check(config_files, method_folders, full):
     With --full, prints the configuration with all defaults.
     """
     from rm_methods.config.resolve import load_config
-    from rm_methods.listing import configuration_text
+    from rm_methods.listing import configuration_text, remarks
     from rm_methods.yaml_files import yaml_text
 
     config = load_config(config_files, methods=method_folders, before_workflow=True)
@@ -114,6 +118,14 @@ def check(config_files, method_folders, full):
         click.echo(yaml_text(config), nl=False)
     else:
         click.echo(f"OK: {source}: {configuration_text(config)}")
+        click.echo("Not checked: the contents of the data, which the workflow reads first.")
+    _warn(remarks(config))
+
+
+def _warn(remarks: Sequence[str]) -> None:
+    """Remarks on a configuration, on stderr."""
+    for remark in remarks:
+        click.echo(f"WARNING: {remark}", err=True)
 
 
 @verb()
@@ -148,12 +160,14 @@ def plan(config_files, cores, **options):
     Prints jobs, wall time on CPUs or GPU-hours, memory and disk.
     """
     from rm_methods.config.resolve import load_config
+    from rm_methods.listing import remarks
     from rm_methods.planning import plan as planning
     from rm_methods.planning.cpu_text import cores_of_this_machine, cpu_plan_text
     from rm_methods.planning.plan_text import plan_text
 
     config = load_config(config_files)
     given = {name: value for name, value in options.items() if value is not None}
+    _warn(remarks(config))
     if cores and "gpu" in given:
         raise UserError("--cores plans for CPUs and --gpu for GPUs; give one of them.")
     assumptions = planning.make_assumptions(config, given)

@@ -8,8 +8,11 @@ from collections.abc import Sequence
 from rm_methods.comparison.contamination import contamination_notes
 from rm_methods.comparison.result import Column, Comparison, Cost, VariantRow
 from rm_methods.comparison.runs import Run
+from rm_methods.comparison.trained_pairs import trained_pairs_note
 from rm_methods.reporting.footnotes import NotedRow, TableWords, difference_notes, interval_notes
-from rm_methods.run_card import MANY_LEFT_OUT, TrainedPairs
+
+# Budgets that differ by less are equal: methods drop different pairs that do not fit, and the last step may be smaller.
+_SAME_BUDGET = 0.02
 
 
 def footnotes(runs: Sequence[Run], comparison: Comparison) -> tuple[str, ...]:
@@ -49,8 +52,9 @@ def footnotes(runs: Sequence[Run], comparison: Comparison) -> tuple[str, ...]:
         if len(values) > 1:
             notes.append(f"Wall time and memory were measured on different {noun}: {', '.join(values)}.")
     notes += _step_notes(runs, rows)
+    notes += _budget_notes(runs, rows, comparison.reference_row)
     # Before everything else if it changes what the table is about.
-    losses, is_strong = _trained_pairs_note(runs, rows)
+    losses, is_strong = trained_pairs_note(runs, rows)
     notes = [*losses, *notes] if is_strong else [*notes, *losses]
     hashes = {run.data_hash for run in runs if run.data_hash and not run.is_line}
     if len(hashes) > 1:
@@ -84,39 +88,42 @@ def _step_notes(runs: Sequence[Run], rows: Sequence[VariantRow]) -> list[str]:
     return notes
 
 
-def _trained_pairs_note(runs: Sequence[Run], rows: Sequence[VariantRow]) -> tuple[list[str], bool]:
-    """Trainings that left out pairs or cut responses, and whether one left out many."""
-    trained = {row.label: [run for run in runs if run.variant == row.variant and run.trained_pairs] for row in rows}
-    counts = {label: [run.trained_pairs for run in members if run.trained_pairs] for label, members in trained.items()}
-    lossy = {label: seeds for label, seeds in counts.items() if any(p.used < p.offered or p.cut for p in seeds)}
-    if not lossy:
-        return [], False
-    texts = {label: _trained_pairs_text(seeds) for label, seeds in lossy.items()}
-    if len(set(texts.values())) == 1 and len(texts) == sum(map(bool, counts.values())) > 1:
-        listed = f"each variant {next(iter(texts.values()))}"
-    else:
-        listed = "; ".join(f"{label} {text}" for label, text in texts.items())
-    worst = max(pairs.share_left_out for seeds in lossy.values() for pairs in seeds)
-    left_out = "Pairs are left out because a response does not fit into max_length, or because of the chat template."
-    if worst > MANY_LEFT_OUT:
-        note = (
-            f"WARNING: up to {worst:.0%} of the training pairs were left out. The table is about what the methods "
-            f"learn from the others. Trained on: {listed}. {left_out} Raise backbone.max_length, or set "
-            "training.overlong_pairs: truncate."
-        )
-    elif worst > 0:
-        note = f"Not trained on all pairs: {listed}. {left_out}"
-    else:
-        note = f"Trained on pairs with a response cut at its end: {listed}."
-    return [note], worst > MANY_LEFT_OUT
+def _budget_notes(runs: Sequence[Run], rows: Sequence[VariantRow], reference: VariantRow | None) -> list[str]:
+    """Trainings whose budget is not that of the reference.  A training that stopped early counts with its whole budget,
+    because another note names it."""
+    budgets = [(row, budget) for row in rows if row.role == "trained" and (budget := _budget(runs, row))]
+    if not budgets:
+        return []
+    first, usual = next((entry for entry in budgets if entry[0] is reference), budgets[0])
+    others = [
+        f"{row.label} {_budget_text(budget)}"
+        for row, budget in budgets
+        if any(abs(value - other) > _SAME_BUDGET * other for value, other in zip(budget, usual, strict=True))
+    ]
+    if not others:
+        return []
+    return [f"Not the training budget of {first.label} {_budget_text(usual)}: {', '.join(others)}."]
 
 
-def _trained_pairs_text(seeds: Sequence[TrainedPairs]) -> str:
-    """Of one variant: pairs used, of those offered; over the seeds."""
-    used = _span({pairs.used for pairs in seeds})
-    cut = {pairs.cut for pairs in seeds}
-    remark = f" ({_span(cut)} with a cut response)" if max(cut) else ""
-    return f"{used} of {_span({pairs.offered for pairs in seeds})} pairs{remark}"
+def _budget_text(budget: tuple[float, float]) -> str:
+    pairs, steps = budget
+    return f"({pairs:,.0f} pairs, {steps:,.0f} steps)"
+
+
+def _budget(runs: Sequence[Run], row: VariantRow) -> tuple[float, float] | None:
+    """Pairs seen (each once an epoch) and optimizer steps of a run's whole budget, mean over seeds; None if no run
+    recorded them."""
+    recorded = []
+    for run in runs:
+        pairs = run.cost.get("pairs_seen")
+        made = run.cost.get("optimizer_steps")
+        if run.variant == row.variant and pairs and made:
+            left_out = run.steps["planned"] - run.steps["made"] if run.steps else 0
+            recorded.append((pairs * (made + left_out) / made, float(made + left_out)))
+    if not recorded:
+        return None
+    pairs_seen, steps = (sum(values) / len(recorded) for values in zip(*recorded, strict=True))
+    return pairs_seen, steps
 
 
 def _many_responses(runs: Sequence[Run]) -> str:

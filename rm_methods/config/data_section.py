@@ -88,7 +88,7 @@ def _read_source(source: DataSource, problems: list[str]) -> tuple[DatasetCard, 
         with located(source):
             return card, root, resolve_reader_options(card, source.options)
     except ConfigError as error:
-        problems += error.problems
+        problems += error.problems_with_file()
     except UserError as error:
         problems.append(f"{source.where}.dataset: {error}")
     return None

@@ -83,6 +83,8 @@ def load_config(
                 [f"the file must have keys with values, such as `experiment: my_name`; it is {kind_of(content)}"],
                 source=str(path),
             )
+        if problem := _card_problem(Path(path), content):
+            raise ConfigError([problem], source=str(path))
         content = with_sources(content)
         problems += replacement_problems(merged, content)
         merged = merge(merged, content)
@@ -96,10 +98,28 @@ def load_config(
     try:
         config = resolve(merged, source, before_workflow=before_workflow)
     except ConfigError as error:
-        raise ConfigError(dict.fromkeys([*problems, *error.problems]), source) from None
+        raise ConfigError(dict.fromkeys([*problems, *error.problems_with_file(source)]), source) from None
     if problems:
         raise ConfigError(problems, source)
     return config
+
+
+def _card_problem(path: Path, content: Mapping[str, Any]) -> str | None:
+    """What to do with a card that is given as a configuration; None for another file.
+
+    Every card has a title, which no configuration has.
+    """
+    if "title" not in content or content.keys() & schema()["properties"].keys():
+        return None
+    guide = "see config/README.md"
+    if "reader" in content:
+        return f"is the card of a data set. Write a configuration with `data: {{dataset: {path.stem}}}`, {guide}"
+    if "module" in content:
+        return f"is the card of a benchmark. Write a configuration with `benchmarks: {{{path.stem}: {{}}}}`, {guide}"
+    return (
+        f"is the card of a method. Write a configuration with `methods_path: {path.parent}` and "
+        f"`methods: {{{path.stem}: {{}}}}` into another file, see docs/adding-a-method.md"
+    )
 
 
 def workflow_config(files: Iterable[str | Path], assignments: Iterable[str], default: str | Path) -> dict[str, Any]:

@@ -108,6 +108,15 @@ def pairs_are_pure(bench: Workbench, name: str) -> None:
     first = list(bench.method(name).transform_pairs(given, inputs))
     if given != before:
         raise ContractError("`transform_pairs` changed the list that it was given. Return a new list instead.")
+    texts: dict[str, tuple[str, str, str]] = {}
+    for pair in first:
+        content = (str(pair.prompt), pair.chosen, pair.rejected)
+        if texts.setdefault(pair.pair_id, content) != content:
+            raise ContractError(
+                f"`transform_pairs` gave two pairs with different texts the pair_id {pair.pair_id}, so nothing could "
+                "be kept for each pair. Make a pair with other texts by `rm_methods.preferences.pair.make_pair`, which "
+                "computes its id; `dataclasses.replace` keeps the old one."
+            )
     if first != list(bench.method(name).transform_pairs(given, inputs)):
         raise ContractError(
             "`transform_pairs` gave other pairs for the same arguments, so ranks and resumed runs would train on "

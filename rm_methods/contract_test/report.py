@@ -9,12 +9,14 @@ import textwrap
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from rm_methods.errors import UserError, shortened
 from rm_methods.methods.registry import load_method_card
 
 _WIDTH = 100
+_INDENT = " " * 10
+_PRINTED = 10  # lines
 
 
 def check_method(
@@ -64,17 +66,21 @@ def check_method(
             if entry.slow and not two_ranks:
                 say(f"  -       {line} (only with --two-ranks)")
                 continue
-            problem, note = _result(entry.check, bench, name, code)
+            printed = io.StringIO()
+            problem, note = _result(entry.check, bench, name, code, printed)
             if problem is None:
                 say(f"  {'ok' if note is None else '-':<7} {line}{'' if note is None else f' (not checked: {note})'}")
+                _say_printed(printed.getvalue(), say)
                 continue
             failed += 1
             say(f"  {'FAILED':<7} {line}")
             for text in problem.splitlines():
-                indent = " " * 10
                 say(
-                    textwrap.fill(text, _WIDTH, initial_indent=indent, subsequent_indent=indent, break_long_words=False)
+                    textwrap.fill(
+                        text, _WIDTH, initial_indent=_INDENT, subsequent_indent=_INDENT, break_long_words=False
+                    )
                 )
+            _say_printed(printed.getvalue(), say)
             if entry.needed and position + 1 < len(properties):
                 say("  The other properties need this one; they were not checked.")
                 break
@@ -82,10 +88,23 @@ def check_method(
         return not failed
 
 
-def _result(check: Callable[..., str | None], bench: Any, name: str, code: Path) -> tuple[str | None, str | None]:
-    """(problem, note) of a check; the progress of its trainings is not printed."""
+def _say_printed(text: str, say: Callable[[str], None]) -> None:
+    """The last lines that the method printed; a loss prints in every micro-batch."""
+    lines = shortened(text, _WIDTH).splitlines()
+    if len(lines) > _PRINTED:
+        say(f"{_INDENT}printed: the last {_PRINTED} of {len(lines):,} lines")
+    elif lines:
+        say(f"{_INDENT}printed:")
+    for line in lines[-_PRINTED:]:
+        say(f"{_INDENT}| {line}")
+
+
+def _result(
+    check: Callable[..., str | None], bench: Any, name: str, code: Path, printed: TextIO
+) -> tuple[str | None, str | None]:
+    """(problem, note) of a check; what goes to stdout is written to `printed`, the progress on stderr is left out."""
     try:
-        with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
+        with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(printed):
             return None, check(bench, name)
     except UserError as error:
         return shortened(str(error)), None

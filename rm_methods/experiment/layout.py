@@ -22,6 +22,7 @@ TUNING_FILES = ("tuned.yaml", "table.txt", "table.md", "table.csv")
 DIAGNOSTICS_TABLES = ("table.txt", "table.md", "table.csv", "table.tex")
 DIAGNOSED_RUN_FILES = ("attention.parquet", "masking.parquet", "report.json")
 DISTANCE_FILES = ("teacher.parquet", "teacher_maps.png")
+SUMMARY_RECORD = "comparison.json"
 DISTANCE_TABLES = ("teacher_distance.txt", "teacher_distance.md", "teacher_distance.csv", "teacher_distance.tex")
 
 # Where each stage records the settings and the code that its results were made with, below the experiment's folder.
@@ -171,6 +172,11 @@ class Layout:
     def export(self) -> Path:
         """Record of the export to MLflow."""
         return self.folder / "tracking" / "export.json"
+
+    @property
+    def export_summary(self) -> Path:
+        """Record of the runs in MLflow that sum up others, with the addresses of their pages."""
+        return self.folder / "tracking" / SUMMARY_RECORD
 
 
 def noise_figure_stem(benchmark: str, metric: str) -> str:

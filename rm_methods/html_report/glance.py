@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from rm_methods.comparison.result import Comparison, VariantRow
 from rm_methods.comparison.tables import cell_text, difference_cell_text, method_text
+from rm_methods.reporting import sentences
 from rm_methods.statistics.cell import Cell
 
 SHARE_MARGIN = 0.08  # of the axis, left and right of the widest interval
@@ -22,15 +23,15 @@ class Bar:
     """A difference and its interval on the axis of a column, in units of the drawing.
 
     Attributes:
-        dot, low, high: positions; low and high are None without an interval.
-        beyond_low, beyond_high: the interval goes on beyond the axis.
+        dot: its position; at the end of the axis if the difference is beyond it.
+        beyond: the difference is "left" or "right" of the axis; "" if it is on it.
+        low, high: the part of the interval that is on the axis; None without one.
     """
 
     dot: float
+    beyond: str = ""
     low: float | None = None
     high: float | None = None
-    beyond_low: bool = False
-    beyond_high: bool = False
 
 
 @dataclass(frozen=True)
@@ -81,15 +82,10 @@ def glances(comparison: Comparison) -> list[Glance]:
 
 def verdict_word(cell: Cell | None) -> str:
     """What a cell says about its row, in one or two words."""
-    if cell is None or math.isnan(cell.estimate.mean):
+    if cell is None:
         return "no result"
-    if cell.verdict == "significant" and cell.difference is not None:
-        return "better" if cell.difference.estimate.mean > 0 else "worse"
-    return {
-        "reference": "reference",
-        "not significant": "not told apart",
-        "not enough evidence": "too few runs",
-    }.get(cell.verdict, "not tested")
+    difference = cell.difference.estimate.mean if cell.difference is not None else math.nan
+    return sentences.verdict_word(cell.verdict, cell.estimate.mean, difference)
 
 
 def relative_cost(row: VariantRow, reference: VariantRow) -> str:
@@ -131,12 +127,14 @@ def _bar(cell: Cell | None, zero: float, unit: float) -> Bar | None:
     if cell is None or cell.difference is None or math.isnan(cell.difference.estimate.mean):
         return None
     estimate = cell.difference.estimate
-    dot = min(max(zero + estimate.mean * unit, HALF_DOT), WIDTH - HALF_DOT)
-    if math.isnan(estimate.low):
-        return Bar(dot)
+    position = zero + estimate.mean * unit
+    beyond = "left" if position < 0 else "right" if position > WIDTH else ""
+    dot = min(max(position, HALF_DOT), WIDTH - HALF_DOT)
     low = zero + estimate.low * unit
     high = zero + estimate.high * unit
-    return Bar(dot, max(low, 0.0), min(high, float(WIDTH)), beyond_low=low < 0, beyond_high=high > WIDTH)
+    if math.isnan(estimate.low) or high <= 0 or low >= WIDTH:
+        return Bar(dot, beyond)
+    return Bar(dot, beyond, max(low, 0.0), min(high, float(WIDTH)))
 
 
 def _mean_difference(cell: Cell | None) -> float:

@@ -133,6 +133,11 @@ def _budget_facts(config: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
     yield "Learning rate", f"{training['learning_rate']:g}, {training['schedule']}"
     yield "Weight decay", f"{training['weight_decay']:g}"
     yield "Precision", str(training["precision"])
+    patience = training.get("early_stopping", {}).get("patience")
+    if patience is not None:
+        yield "Early stopping", f"after {patience} validations without an improvement"
+    if training.get("keep", "last") != "last":
+        yield "Checkpoint kept", str(training["keep"])
     if training["lora"]:
         yield "LoRA", ", ".join(f"{name} {value}" for name, value in training["lora"].items())
 

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rm_methods.errors import ListsFields
+
 if TYPE_CHECKING:
     import numpy as np
     import torch
@@ -45,7 +47,7 @@ class Loss:
 
 
 @dataclass(frozen=True)
-class Inputs:
+class Inputs(ListsFields):
     """Facts about a run, for its method.
 
     Attributes:
@@ -56,6 +58,7 @@ class Inputs:
         backbone: the prepared backbone's folder.
         required: model folders of the runs that the card's `requires` names, by setting, one for each seed.
         pairs, items, reader: training pairs, their tokens, and the reader that tokenized them; known from `build` on.
+            The pairs are those that every `batch` of `loss` is made of: after `transform_pairs`, without dropped ones.
     """
 
     seed: int

@@ -254,7 +254,7 @@ def _read_card(path: Path, package: str | None) -> MethodCard:
         problems.append("the name of a method has letters, digits, `_` and `-` only; rename card and code")
     if not path.with_suffix(".py").is_file():
         problems.append(
-            f"{path.with_suffix('.py').name} is missing; the code of a method is beside its card. If this file is no "
+            f"{path.with_suffix('.py')} is missing; the code of a method is beside its card. If {path.name} is no "
             "card, move it to another folder"
         )
     if problems:

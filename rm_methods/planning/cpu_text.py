@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from rm_methods.experiment.experiment import Experiment
 from rm_methods.planning.cpu_plan import (
     CpuSpeed,
     Stage,
@@ -20,6 +21,9 @@ from rm_methods.planning.cpu_plan import (
 )
 from rm_methods.planning.plan import Assumptions, backbone_configuration, job_counts, plan
 from rm_methods.planning.plan_text import aligned, disk_lines, left_out_text
+
+# Other programs count from this load on, in parts of the cores.
+_BUSY_SHARE = 0.5
 
 
 def cores_of_this_machine() -> int:
@@ -49,8 +53,10 @@ def cpu_plan_text(
         f"Plan of experiment {config['experiment']}: {counts}, on CPUs (--gpu TYPE plans for GPUs)",
         "",
         _time_line(config, stages, cores),
+        *(_load_lines() if stages else []),
         "",
         *aligned([("stage", "jobs", "CPU time"), *((s.rule, str(s.jobs), duration(s.seconds)) for s in stages)]),
+        *_set_up_lines(config, jobs),
         "",
         *_assumption_lines(config, assumptions, texts, speed),
         *disk_lines(config, plans),
@@ -68,6 +74,27 @@ def _with_texts(assumptions: Assumptions, texts: Texts | None, given: Mapping[st
         "response_tokens": texts.response_tokens,
     }
     return replace(assumptions, **{name: value for name, value in known.items() if name not in given})
+
+
+def _set_up_lines(config: Mapping[str, Any], jobs: Mapping[str, int]) -> list[str]:
+    """How many runs are trainings, if the train stage also sets up scorers without weights."""
+    experiment = Experiment(config)
+    runs = experiment.runs()
+    trained = sum(experiment.is_trained(variant) for variant, _ in runs)
+    if "train" not in jobs or trained == len(runs):
+        return []
+    return [f"Of the {len(runs)} runs, {trained} are trainings; the train stage only sets up the others."]
+
+
+def _load_lines() -> list[str]:
+    """A warning if other programs compute now."""
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+    if load < _BUSY_SHARE * cores_of_this_machine():
+        return []
+    return [
+        f"Other programs compute on this machine now (load {load:.1f}, {cores_of_this_machine()} cores).",
+        "The plan does not count them: while they run, the experiment takes longer, easily several times as long.",
+    ]
 
 
 def _speed(config: Mapping[str, Any], assumptions: Assumptions) -> CpuSpeed:
@@ -101,6 +128,7 @@ def _assumption_lines(
         f"{assumptions.response_tokens:.0f} ({source})",
         f"  {left_out_text(config, assumptions.pairs, texts.left_out if texts else None)}",
         "  methods cost what their texts cost; what a loss adds is not counted",
+        "  the machine is idle: the speed is that of a core with nothing else to do",
     ]
     if unknown:
         names = ", ".join(unknown)

@@ -205,7 +205,7 @@ def located(source: DataSource) -> Iterator[None]:
     try:
         yield
     except ConfigError as error:
-        raise ConfigError(map(named, error.problems)) from None
+        raise ConfigError(map(named, error.problems), error.source) from None
     except DataError as error:
         raise DataError(named(str(error))) from None
 

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from rm_methods.errors import ListsFields
 from rm_methods.files import content_hash
 from rm_methods.parquet import read_parquet, write_rows
 
@@ -16,13 +17,14 @@ Message = dict[str, str]  # {"role": "system" | "user" | "assistant", "content":
 
 
 @dataclass(frozen=True)
-class PreferencePair:
+class PreferencePair(ListsFields):
     """One comparison: under `prompt`, `chosen` was preferred to `rejected`.
 
     Attributes:
         pair_id: content hash of prompt, chosen and rejected *before* any label noise, so a flipped pair keeps its id.
         prompt: the conversation up to the answer, ends with a user message.
-        chosen, rejected: the text of the last assistant turn, nothing else.
+        chosen, rejected: the text of the last assistant turn, nothing else.  Tool calls follow the text as records
+            (rm_methods.preferences.tool_calls).
         strength: how sure the label is, in the units of the source (larger is surer), or None.
         group: hash of the prompt.  A split never cuts a group.
         split: "train", "validation", "test", or a name that the reader gives.

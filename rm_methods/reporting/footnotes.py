@@ -85,6 +85,7 @@ def difference_notes(
             f"Detectable difference: a true difference of this size would be significant with {POWER:.0%} probability "
             "(median over the tested methods)."
         )
+    notes += _uncorrected_note(rows, headings, family)
     untested = [row.label for row in rows if row.role == "combined" and row is not reference]
     if untested:
         notes.append(
@@ -116,3 +117,22 @@ def difference_notes(
             f"{', '.join(in_order)}."
         )
     return notes
+
+
+def _uncorrected_note(rows: Sequence[NotedRow], headings: Sequence[str], family: str) -> list[str]:
+    """Differences whose interval leaves out 0 and which are not significant, because only the tests are corrected."""
+    labels: dict[str, list[str]] = {}
+    for row in rows:
+        for heading, cell in zip(headings, row.cells, strict=True):
+            if cell is None or cell.difference is None or cell.verdict != "not significant":
+                continue
+            estimate = cell.difference.estimate
+            if estimate.low > 0 or estimate.high < 0:
+                labels.setdefault(heading, []).append(row.label)
+    if not labels:
+        return []
+    texts = "; ".join(f"{heading}: {', '.join(names)}" for heading, names in labels.items())
+    return [
+        "The interval leaves out 0, but the difference is not significant: the interval is for one difference alone, "
+        f"and Holm's correction over {family} asks for more. {texts}."
+    ]

@@ -34,6 +34,27 @@ def method_label(variant: str, method: str, title: str) -> str:
     return short if variant == method else f"{variant} ({short})"
 
 
+def verdict_word(verdict: str, mean: float, difference: float) -> str:
+    """The verdict of a cell for readers.
+
+    Args:
+        verdict: of the cell (see `Cell`).
+        mean: of the cell; difference: from the reference; NaN where undefined.
+
+    >>> verdict_word("significant", 0.6, -0.1), verdict_word("not significant", 0.6, 0.1)
+    ('worse', 'not told apart')
+    """
+    if math.isnan(mean):
+        return "no result"
+    if verdict == "significant" and not math.isnan(difference):
+        return "better" if difference > 0 else "worse"
+    return {
+        "reference": "reference",
+        "not significant": "not told apart",
+        "not enough evidence": "too few runs",
+    }.get(verdict, "not tested")
+
+
 def points(value: float) -> str:
     """A difference of shares in percentage points, with its sign.
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 MISSING = "—"
+VERDICT_MARK = "**Verdict.** "  # starts the paragraph of the verdict in Markdown
 WIDTH = 80  # of terminal tables and their notes; wider tables are stacked
 _GAP = 2  # blanks between two columns of the terminal
 _MARKS = "*‡§†"  # footnote marks behind a number; numbers line up whatever marks follow them
@@ -161,7 +162,7 @@ def markdown_text(sections: Sequence[Section], notes: Sequence[str], *, verdict:
             lines.append(_markdown_row(cells))
         parts.append("\n".join(lines))
     if verdict:
-        parts.append("**Verdict.** " + markdown_escape(" ".join(verdict)))
+        parts.append(VERDICT_MARK + markdown_escape(" ".join(verdict)))
     return "\n\n".join([*parts, "\n".join(f"- {markdown_escape(note)}" for note in notes)]) + "\n"
 
 

@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from rm_methods.errors import UserError
+from rm_methods.errors import ListsFields, UserError
 from rm_methods.files import read_json, write_json, written_atomically
 from rm_methods.reward_models.attention_capture import AttentionCapture, LayerAttention, capture_obstacle
 from rm_methods.reward_models.joint_reader import DecoderReader, EncoderReader
@@ -52,7 +52,7 @@ ALL_MASK_ATTENTION_FUNCTIONS.register(NAME, ALL_MASK_ATTENTION_FUNCTIONS[KERNEL]
 
 
 @dataclass
-class JointOutput:
+class JointOutput(ListsFields):
     """The result of one forward.
 
     Attributes:

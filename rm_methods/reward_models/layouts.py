@@ -22,6 +22,7 @@ from functools import cached_property
 import numpy as np
 import torch
 
+from rm_methods.errors import ListsFields
 from rm_methods.reward_models.tokenization import TokenizedItem
 
 
@@ -75,7 +76,7 @@ class AttentionMap:
 
 
 @dataclass
-class SequenceBatch:
+class SequenceBatch(ListsFields):
     """Rows of token ids, and where to read the rewards.
 
     Attributes:
@@ -112,7 +113,8 @@ class PairBatch(SequenceBatch):
 
     Attributes:
         margin, target, weight: fp32 [pairs], from the pairs (see PreferencePair).
-        pair_ids: for error messages, per-pair records, and what a method keeps for each pair.
+        pair_ids: for error messages, per-pair records, and what a method keeps for each pair.  The pair itself is not
+            in the batch: a method's `build` sees all pairs.
         progress: share of the optimizer steps done before this one, from 0 to 1.
     """
 

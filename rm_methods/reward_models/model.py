@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from rm_methods.errors import UserError
+from rm_methods.errors import ListsFields, UserError
 from rm_methods.files import written_atomically
 from rm_methods.reward_models import packed_attention
 from rm_methods.reward_models.attention_capture import AttentionCapture, LayerAttention, capture_obstacle
@@ -22,7 +22,7 @@ from rm_methods.system.ranks import print_once
 
 
 @dataclass
-class RewardOutput:
+class RewardOutput(ListsFields):
     """The result of one forward.
 
     Attributes:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -25,7 +25,8 @@ STAGES: dict[str, tuple[str, ...]] = {
 }
 _STAGE_OF = {rule: stage for stage, rules in STAGES.items() for rule in rules}
 _WITHOUT_WORK = ("all", "total")
-# An estimate needs this many finished jobs, and rules with a known duration for this share of the jobs left.
+# An estimate needs this many finished jobs, or a job that counts steps; and an upper limit needs rules with a known
+# duration for this share of the jobs left.
 _JOBS_FOR_ESTIMATE = 3
 _KNOWN_SHARE = 0.5
 
@@ -50,10 +51,13 @@ class Job:
 
 @dataclass(frozen=True)
 class Estimate:
-    """Seconds left, at least and at most, and rules without a finished job, which the figures only guess."""
+    """Seconds left, at least and at most, and rules without a finished job, which the figures only guess.
+
+    `most` is None while too many jobs left are of such rules.
+    """
 
     least: float
-    most: float
+    most: float | None
     not_timed: tuple[str, ...]
 
 
@@ -64,12 +68,15 @@ class Jobs:
     Attributes:
         planned: number of jobs, by rule.
         seconds: durations of the finished jobs, by rule.
+        stepped: durations of those whose log counted steps, by rule.  The others of a rule may be far shorter: a
+            scorer that has no weights is not trained.
         running: number of the job -> the job.
     """
 
     clock: Callable[[], float] = time.monotonic
     planned: Counter[str] = field(default_factory=Counter)
     seconds: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
+    stepped: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
     running: dict[int, Job] = field(default_factory=dict)
     begun: float | None = None
 
@@ -93,7 +100,10 @@ class Jobs:
     def finish(self, number: int) -> None:
         job = self.running.pop(number, None)
         if job is not None:
-            self.seconds[job.rule].append(self.clock() - job.started)
+            seconds = self.clock() - job.started
+            self.seconds[job.rule].append(seconds)
+            if self.progress(job) is not None:
+                self.stepped[job.rule].append(seconds)
 
     def drop(self, number: int) -> Job | None:
         """A job failed."""
@@ -135,50 +145,73 @@ class Jobs:
         return log_progress(job.logs[0])
 
     def estimate(self) -> Estimate | None:
-        """How long the jobs left take: their number times the mean duration of finished jobs of their rule, divided
-        by the number of jobs that ran at the same time so far.
+        """How long the jobs left take: their number times the mean duration of jobs of their rule, divided by the
+        number of jobs that ran at the same time so far.
 
-        A rule without a finished job is guessed to be as short as the shortest rule, or as long as the longest one.
-        None until a few jobs are done and most jobs left are of timed rules.
+        A running job that counts steps tells its own duration in advance, which also counts in the mean.  At most, all
+        jobs left of a rule are as long as those that count steps.  A rule without any such job is guessed to be as
+        short as the shortest rule, or as long as the longest one.  While most jobs left are of such rules, they count
+        nothing, and only the lower limit is given: once a job counts steps, because the long jobs do.
+
+        Returns:
+            None until a few jobs are done or one counts steps, and while no job counts steps and most jobs left are of
+            rules without a finished one.
         """
-        means = {rule: sum(times) / len(times) for rule, times in self.seconds.items() if times}
-        if self.done < _JOBS_FOR_ESTIMATE:
-            return None
-        shortest, longest = min(means.values()), max(means.values())
         now = self.clock()
-        least = most = 0.0
+        active = [job for job in self.running.values() if not job.queued]
+        progress = {id(job): self.progress(job) for job in active}
+        usual, long, counts_steps = self._mean_durations(now, active, progress)
+        if self.done < _JOBS_FOR_ESTIMATE and not counts_steps:
+            return None
+        shortest, longest = min(usual.values()), max(long.values())
+        least = most = guessed = 0.0
         known = unknown = 0
-        running = Counter(job.rule for job in self.running.values() if not job.queued)
+        running = Counter(job.rule for job in active)
         not_timed = []
         for rule, total in self.planned.items():
             left = total - len(self.seconds.get(rule, ())) - running[rule]
-            if rule in means:
-                least += left * means[rule]
-                most += left * means[rule]
+            least += left * usual.get(rule, 0.0)
+            guessed += 0.0 if rule in usual else left * shortest
+            most += left * long.get(rule, longest)
+            if rule in usual:
                 known += left + running[rule]
             else:
-                least += left * shortest
-                most += left * longest
                 unknown += left + running[rule]
                 if left + running[rule] > 0:
                     not_timed.append(rule)
-        for job in self.running.values():
-            if job.queued:
-                continue
-            progress = self.progress(job)
-            if progress is not None:
-                least += progress.seconds_left
-                most += progress.seconds_left
-            elif job.rule in means:
-                left_of_job = max(0.0, means[job.rule] - (now - job.started))
-                least += left_of_job
-                most += left_of_job
+        for job in active:
+            steps = progress[id(job)]
+            if steps is not None:
+                least += steps.seconds_left
+                most += steps.seconds_left
             else:
-                most += max(0.0, longest - (now - job.started))
-        if known < _KNOWN_SHARE * (known + unknown):
-            return None
+                least += max(0.0, usual.get(job.rule, 0.0) - (now - job.started))
+                most += max(0.0, long.get(job.rule, longest) - (now - job.started))
         at_once = self._jobs_at_once(now)
-        return Estimate(least / at_once, most / at_once, tuple(not_timed))
+        if known < _KNOWN_SHARE * (known + unknown):
+            return Estimate(least / at_once, None, tuple(not_timed)) if counts_steps else None
+        return Estimate((least + guessed) / at_once, most / at_once, tuple(not_timed))
+
+    def _mean_durations(
+        self, now: float, active: Sequence[Job], progress: Mapping[int, LogProgress | None]
+    ) -> tuple[dict[str, float], dict[str, float], bool]:
+        """Mean seconds of a job by rule: of all jobs, and of those that count steps, where a rule has such jobs; and
+        whether any job counts steps.
+
+        Args:
+            active: jobs that run; progress: by their id.
+        """
+        all_times = {rule: list(times) for rule, times in self.seconds.items() if times}
+        stepped = {rule: list(times) for rule, times in self.stepped.items() if times}
+        for job in active:
+            steps = progress[id(job)]
+            if steps is not None:
+                whole = now - job.started + steps.seconds_left
+                all_times.setdefault(job.rule, []).append(whole)
+                stepped.setdefault(job.rule, []).append(whole)
+        usual = {rule: sum(times) / len(times) for rule, times in all_times.items()}
+        long = usual | {rule: sum(times) / len(times) for rule, times in stepped.items()}
+        return usual, long, bool(stepped)
 
     def _jobs_at_once(self, now: float) -> float:
         """Mean number of jobs that ran at the same time."""

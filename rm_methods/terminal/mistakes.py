@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import difflib
 import re
 from collections.abc import Sequence
@@ -14,6 +15,12 @@ _HEADING = re.compile(r'^\w+(?: in (?:rule \w+(?: in )?)?(?:file "[^"]*", line \
 _LOCATION = re.compile(r'^ *File "[^"]*", line \d+, in .*\n?', re.MULTILINE)
 _NO_FILE = re.compile(r"FileNotFoundError: \[Errno 2\] .*?: '(.*)'\s*$")
 _NO_FILE_TO_READ = re.compile(r"(IsADirectoryError|PermissionError): \[Errno \d+\] (.*): '(.*)'\s*$")
+# An exception in a function of our rules: Snakemake's InputFunctionException.
+_OF_FUNCTION = re.compile(r"\s*^Error:\n\s*(.*?)^Wildcards:\n", re.MULTILINE | re.DOTALL)
+_OF_FILES = re.compile(r"(?:\w+Error): \[Errno \d+\] ([^:]*): '(.*?)'(?: -> '.*')?\s*$")
+# Snakemake's marks of results whose job has not ended, below the folder that it was started in: the result's path in
+# base64, long ones in several parts (`FilePersistence._record_path`, Snakemake 9.27).
+_INCOMPLETE = Path(".snakemake", "incomplete")
 # Snakemake's text where a failed job's message says more.
 _OF_FAILED_JOBS = ("At least one job did not complete successfully.",)
 
@@ -55,9 +62,44 @@ def explained(exception: str, text: str, folder: Path = Path(".")) -> str | None
             "This rule is a job for each run, so Snakemake cannot know which one you mean. Name a file that it makes, "
             f"or a rule that is one job: {', '.join(target_rules(folder))}."
         )
+    if match := _OF_FUNCTION.search(text):
+        return _of_code(match[1])
     if text.startswith("Traceback"):
-        return f"{text.strip().splitlines()[-1]}\nSnakemake stopped. Add --verbose for where it happened."
+        return _of_code(text)
     return _LOCATION.sub("", _HEADING.sub("", text)).rstrip()
+
+
+def how_to_continue() -> str:
+    """What to do after a stop.  Snakemake refuses results of a job whose end it did not see, unless it is told to make
+    them again.  After Ctrl-C, which also ends the jobs, none is left."""
+    if any(_is_mark_of_a_result(path) for path in _INCOMPLETE.rglob("*") if path.is_file()):
+        return "To continue, run the same command with --rerun-incomplete: jobs that ran left results."
+    return "Run the same command to continue."
+
+
+def _is_mark_of_a_result(mark: Path) -> bool:
+    """Whether the result of a mark exists."""
+    encoded = "".join(part.removeprefix("@") for part in mark.relative_to(_INCOMPLETE).parts)
+    try:
+        return Path(base64.urlsafe_b64decode(encoded).decode()).exists()
+    except (ValueError, OSError):
+        return False  # no mark
+
+
+def _of_code(text: str) -> str:
+    """The last line of an error of our code or Snakemake's; one on a file begins with the file."""
+    last = (text.strip().splitlines() or ["An error without a message."])[-1].strip()
+    if match := _OF_FILES.search(last):
+        problem, name = match.groups()
+        if problem == "Not a directory" and (file := _file_in_path(Path(name))):
+            return f"{file}: a file, but a folder is needed in its place. Move it away, and run the same command again."
+        return f"{name}: {problem}."
+    return f"{last}\nSnakemake stopped. Add --verbose for where it happened."
+
+
+def _file_in_path(path: Path) -> Path | None:
+    """The part of a path that should be a folder, and is a file."""
+    return next((part for part in path.parents if part.is_file()), None)
 
 
 def unknown_target(target: str, folder: Path) -> str:
@@ -81,10 +123,14 @@ def missing_configuration(name: str, folder: Path) -> str:
             f"'{name}' before it."
         )
     near = [str(path) for pattern in ("*.yaml", "config/*.yaml") for path in sorted(Path(".").glob(pattern))]
-    by_file_name = {Path(path).name: path for path in near}
-    close = difflib.get_close_matches(Path(name).name, by_file_name, n=1, cutoff=0.6)
-    hint = f" Did you mean '{by_file_name[close[0]]}'?" if close else ""
-    return f"--configfile {name}: no such file.{hint} `rm-methods init` writes one for your own pairs."
+    # Names without suffix: otherwise, any two of a few letters are near.
+    by_stem = {Path(path).stem: path for path in near}
+    close = difflib.get_close_matches(Path(name).stem, by_stem, n=1, cutoff=0.6)
+    hint = f" Did you mean '{by_stem[close[0]]}'?" if close else ""
+    return (
+        f"--configfile {name}: no such file.{hint} How to write one: config/README.md; for a method of yours: "
+        "docs/adding-a-method.md; for pairs of yours, `rm-methods init` writes it."
+    )
 
 
 def target_rules(folder: Path) -> Sequence[str]:

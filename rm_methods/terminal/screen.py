@@ -13,7 +13,7 @@ from rm_methods.terminal.jobs import Estimate, Job, Jobs
 _SHOWN_JOBS = 6
 _SECONDS_BETWEEN_LINES = 30.0
 _BAR_WIDTH = 30
-_NAMED_RULES = 3
+_SHORTEST_BAR = 5
 
 
 class PlainScreen:
@@ -58,7 +58,11 @@ class LiveScreen:
     def update(self, jobs: Jobs) -> None:
         from rich.text import Text
 
-        lines = [Text(f"{_bar(jobs)}  {count_text(jobs)}  {left_text(jobs)}".rstrip(), style="bold")]
+        numbers = f"{count_text(jobs)}  {left_text(jobs)}".rstrip()
+        # The bar takes what the numbers leave: two brackets and two spaces are around it.
+        width = min(_BAR_WIDTH, self.console.width - len(numbers) - 4)
+        bar = f"{_bar(jobs, width)}  " if width >= _SHORTEST_BAR else ""
+        lines = [Text(bar + numbers, style="bold")]
         lines.append(Text("  " + stages_text(jobs)))
         lines += [Text(f"  > {text}", style="dim") for text in running_texts(jobs, _SHOWN_JOBS)]
         if not self.live.is_started:
@@ -96,13 +100,26 @@ def left_text(jobs: Jobs) -> str:
 
 
 def estimate_text(estimate: Estimate) -> str:
-    """ "about 3 min left", "about 3 to 5 min left", and which rules are only guessed."""
-    text = f"about {_span(estimate.least, estimate.most)} left"
-    if estimate.not_timed:
-        names = ", ".join(estimate.not_timed[:_NAMED_RULES])
-        more = " and more" if len(estimate.not_timed) > _NAMED_RULES else ""
-        text += f" (not timed yet: {names}{more})"
+    """ "about 3 min left", "about 3 to 5 min left", "at least 3 min left", and how many rules are only guessed."""
+    if estimate.most is not None:
+        text = f"about {_span(estimate.least, estimate.most)} left"
+    else:
+        text = f"at least {_at_least(estimate.least)} left"
+    if len(estimate.not_timed) > 1:
+        text += f" ({len(estimate.not_timed)} kinds of jobs not timed yet)"
+    elif estimate.not_timed:
+        text += f" (not timed yet: {estimate.not_timed[0]})"
     return text
+
+
+def _at_least(seconds: float) -> str:
+    """A duration rounded down: to ten seconds, from one minute on to minutes, from one hour on to ten minutes."""
+    if seconds < 10:
+        return "a few seconds"
+    if seconds < 60:
+        return f"{10 * int(seconds // 10)} s"
+    step = 10 if seconds >= 3600 else 1
+    return _minutes(step * int(seconds // 60 // step))
 
 
 def _span(least: float, most: float) -> str:
@@ -143,6 +160,6 @@ def _job_text(jobs: Jobs, job: Job) -> str:
     return f"{job.title} ({', '.join(details)})"
 
 
-def _bar(jobs: Jobs) -> str:
-    filled = _BAR_WIDTH * jobs.done // max(1, jobs.total)
-    return "[" + "#" * filled + "." * (_BAR_WIDTH - filled) + "]"
+def _bar(jobs: Jobs, width: int) -> str:
+    filled = width * jobs.done // max(1, jobs.total)
+    return "[" + "#" * filled + "." * (width - filled) + "]"

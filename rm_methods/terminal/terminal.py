@@ -20,7 +20,7 @@ from rm_methods.system.progress import clock
 from rm_methods.terminal.dry_run import PlannedJob, dry_run_text
 from rm_methods.terminal.failures import Failure, failure_of, failure_text
 from rm_methods.terminal.jobs import Jobs
-from rm_methods.terminal.mistakes import explained
+from rm_methods.terminal.mistakes import explained, how_to_continue
 from rm_methods.terminal.screen import LiveScreen, PlainScreen, stages_text
 
 _SECONDS_BETWEEN_UPDATES = 1.0
@@ -122,8 +122,8 @@ class Terminal:
             )
         if self.was_stopped and not self.failures:
             return (
-                f"Stopped after {self.jobs.done} of {self.jobs.total} jobs, {clock(self.jobs.elapsed)}. Run the same "
-                "command to continue."
+                f"Stopped after {self.jobs.done} of {self.jobs.total} jobs, {clock(self.jobs.elapsed)}. "
+                + how_to_continue()
             )
         if self.failures:
             log = f"\nSnakemake's log: {self.log_file}" if self.log_file else ""

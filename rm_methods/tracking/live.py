@@ -3,9 +3,10 @@
 A thread sends the lines of `metrics.jsonl`; the training only puts them into a queue.  Any failure is reported once,
 and the training goes on without live metrics.
 
-The run in MLflow has the tag `live` and no `training_digest`.  `summary.json` names it, and the export completes it
-instead of making another one: its rows have the times that the export would give them, and MLflow stores an identical
-row once.  A live run of an earlier attempt that no export has completed is deleted when the next attempt begins.
+The run in MLflow has the tag `live`, and no `training` in the tag `hashes`.  `summary.json` names it, and the export
+completes it instead of making another one: its rows have the times that the export would give them, and MLflow stores
+an identical row once.  A live run of an earlier attempt that no export has completed is deleted when the next attempt
+begins.
 """
 
 from __future__ import annotations
@@ -22,9 +23,17 @@ from pathlib import Path
 from typing import Any
 
 from rm_methods.system.tracking_address import resolve_uri
-from rm_methods.tracking.export import ROWS_PER_CALL, experiment_id_of, runs_of
-from rm_methods.tracking.records import CONFIGURED, StepMetric, step_metrics
+from rm_methods.tracking.records import CONFIGURED, KIND, SOURCE, StepMetric, step_metrics
 from rm_methods.tracking.store import ensure_store, import_mlflow, one_line, unreachable_reason
+from rm_methods.tracking.upload import (
+    HASHES,
+    ROWS_PER_CALL,
+    experiment_id_of,
+    hashes_of,
+    hashes_text,
+    identity_of,
+    runs_of_experiment,
+)
 
 WAITING_ROWS = 1000  # lines that wait for a slow server; the export adds those that find no room
 SECONDS_TO_END = 5  # that the end of a training waits for the server
@@ -114,26 +123,25 @@ class LiveMetrics:
         from mlflow import MlflowClient
 
         client = MlflowClient(tracking_uri=uri)
-        run_id = self._make_run(client)
+        run_id = self._make_run(client, uri)
         self._log(client, run_id, self._rows_before)
         while not self._ending.is_set() or not self._queue.empty():
             self._log(client, run_id, self._waiting())
         client.set_terminated(run_id, status="FINISHED" if self._is_finished else "KILLED")
 
-    def _make_run(self, client) -> str:
+    def _make_run(self, client, uri: str) -> str:
         """Make the run, after removing those of earlier attempts of the same training."""
         run = self.run
         run_key = run.run_key()
-        experiment_id = experiment_id_of(client, run.experiment)
-        for other in runs_of(
-            client, experiment_id, variant=run.variant, seed=run.seed, configured=run.tags[CONFIGURED]
-        ):
+        experiment_id = experiment_id_of(client, run.experiment, uri)
+        for other in runs_of_experiment(client, experiment_id, run.tags[CONFIGURED]):
             tags = other.data.tags
-            is_live_only = "live" in tags and "training_digest" not in tags
-            if is_live_only and tags.get("checkpoint") == run.tags["checkpoint"]:
+            is_live_only = "live" in tags and "training" not in hashes_of(other)
+            is_same = identity_of(other) == ("seed", run.variant, run.seed)
+            if is_live_only and is_same and tags.get("checkpoint") == run.tags["checkpoint"]:
                 client.delete_run(other.info.run_id)
         tags = dict(run.tags) | {
-            "run_key": run_key,
+            HASHES: hashes_text(run_key=run_key),
             "variant": run.variant,
             "seed": str(run.seed),
             "live": "true",
@@ -192,11 +200,11 @@ def live_metrics(
     if not tracking["live"]:
         return None
     tags = {
-        "experiment": tracking["experiment"] or config["experiment"],
+        KIND: "seed",
         CONFIGURED: config["experiment"],
         "method": config["methods"][variant]["method"],
-        "purpose": "reward model",
+        SOURCE: "rm-methods",
         "checkpoint": str(model.resolve()),
     }
-    run = LiveRun(tags["experiment"], variant, seed, run_key, tags)
+    run = LiveRun(tracking["experiment"] or config["experiment"], variant, seed, run_key, tags)
     return LiveMetrics(run, tracking["uri"])

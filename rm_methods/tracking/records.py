@@ -7,18 +7,27 @@ import math
 import posixpath
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from rm_methods.errors import DataError
-from rm_methods.files import check_regular, file_hash
+from rm_methods.files import check_regular, content_hash, file_hash
 from rm_methods.stored import read_metrics, read_record, read_summary
 
 PARAM_LENGTH = 500  # MLflow takes 6,000, but shows such values badly; the full value is in summary.json
 NAME_LENGTH = 250
 CONFIGURED = "configured_experiment"  # tag: several configured experiments may share an MLflow experiment
+KIND = "kind"  # tag: "comparison", "variant", "seed" or "ppo"
+SOURCE = "mlflow.source.name"
+COMMIT = "mlflow.source.git.commit"
+NOTE = "mlflow.note.content"  # tag: the description that MLflow shows as Markdown
 TAG_LENGTH = 5000
+FORMAT = 2  # of the export; another one makes new runs, and the older ones are superseded
+PARAM_SECTIONS = ("settings", "training", "backbone", "data")  # of summary.json
+STEP_PREFIX = {"seed": "train", "ppo": "ppo"}  # of the metrics in the log of a kind of run
+_RENAMED = {"grad_norm": "gradient_norm"}  # the trainer of transformers names it so; PPO and the settings do not
 _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 
 
@@ -32,7 +41,8 @@ class ExportedFiles:
         training_log: metrics.jsonl of training, None or empty for a scorer without training.
         model: the folder of the checkpoint; only its path is stored.
         further: JSON file with more final metrics under `metrics`, or None.
-        purpose: "" for the training of a reward model, else a word such as "ppo"; it becomes part of the run's name.
+        kind: "seed" for the training of a reward model, "ppo" for a policy that was trained against one.
+        artifacts: name in MLflow -> file to upload; those that are missing are left out.
     """
 
     summary: Path
@@ -40,7 +50,8 @@ class ExportedFiles:
     training_log: Path | None
     model: Path
     further: Path | None = None
-    purpose: str = ""
+    kind: str = "seed"
+    artifacts: Mapping[str, Path] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -58,38 +69,63 @@ class RunRecord:
     """A run in the form that MLflow stores.
 
     Attributes:
+        kind: "seed", "ppo", "variant" (the parent of the runs of its seeds) or "comparison".
+        variant: None for a comparison; seed: None for "variant" and "comparison".
+        run_key: "" for "variant" and "comparison".
+        name: of the run, for readers.
         params: flattened settings.
         tags: without those that mark the progress of the export.
         steps: metrics by step; the last value if a resumed run logged a step twice.
         finals: final metrics, evaluation and cost.
-        training_digest: of the training log: a run that was trained again with the same run key is another run.
-        export_digest: of all files: it changes when an export is due.
+        training_digest: of the training log: a run that was trained again with the same run key is another run.  Of
+            "variant" and "comparison", of the parameters, which MLflow cannot change.
+        artifacts: name in MLflow -> file to upload, or its text.
         dataset: name, digest and number of pairs, None if not recorded.
+        checkpoint: folder of the model, None without.
         start_ms, end_ms: Unix time; the end is when summary.json was written.
         live_run: id of the run in MLflow that was written during training, None without.
         skipped_not_finite: values left out because they are NaN or infinite.
         skipped_cut_line: whether the last line of the log was cut off and left out.
     """
 
+    kind: str
+    variant: str | None
+    seed: int | None
     run_key: str
-    variant: str
-    seed: int
+    name: str
     params: dict[str, str]
     tags: dict[str, str]
     steps: list[StepMetric]
     finals: dict[str, float]
     training_digest: str
-    export_digest: str
-    dataset: tuple[str, str, int | None] | None
     start_ms: int
     end_ms: int
+    artifacts: Mapping[str, Path | str] = field(default_factory=dict)
+    dataset: tuple[str, str, int | None] | None = None
+    checkpoint: str | None = None
     live_run: str | None = None
     skipped_not_finite: int = 0
     skipped_cut_line: bool = False
 
+    @property
+    def identity(self) -> tuple[str, str | None, int | None]:
+        """Runs of equal identity replace each other."""
+        return self.kind, self.variant, self.seed
 
-def read_run(files: ExportedFiles, experiment: str) -> RunRecord:
+    @cached_property
+    def export_digest(self) -> str:
+        """Of everything that is stored: it changes when an export is due."""
+        files = {
+            name: source if isinstance(source, str) else file_hash(source) for name, source in self.artifacts.items()
+        }
+        return content_hash([self.params, self.tags, self.finals, files, self.dataset, self.training_digest])
+
+
+def read_run(files: ExportedFiles, configured: str) -> RunRecord:
     """Read the files of a run.
+
+    Args:
+        configured: name of the experiment in its configuration.
 
     Raises:
         UserError: a file is missing or not JSON.
@@ -99,47 +135,60 @@ def read_run(files: ExportedFiles, experiment: str) -> RunRecord:
     metrics: Mapping[str, Any] = read_metrics(files.metrics) if files.metrics else {}
     _check(files, summary, metrics)
     further = read_record(files.further, "a file of further metrics", "overoptimization") if files.further else {}
-    steps, cut_line, bad_steps = read_training_log(files.training_log)
-    finals, bad_finals = _finals(summary, metrics, further)
+    steps, cut_line, bad_steps = read_training_log(files.training_log, STEP_PREFIX[files.kind])
+    finals, bad_finals = _finals(summary, metrics, further, STEP_PREFIX[files.kind])
     cost = summary.get("cost") or {}
     data = summary.get("data") or {}
     provenance = summary.get("provenance") or {}
     end_ms = int(files.summary.stat().st_mtime * 1000)
     log = [files.training_log] if files.training_log is not None and files.training_log.exists() else []
+    variant, seed = str(summary["variant"]), int(summary["seed"])
+    bad_values = bad_steps + bad_finals
     tags = {
-        "run_key": summary["run_key"],
-        "experiment": experiment,
-        CONFIGURED: summary.get("experiment", experiment),
-        "variant": f"{summary['variant']} {files.purpose}".strip(),
+        KIND: files.kind,
+        NOTE: _note(files, variant, seed),
+        CONFIGURED: configured,
+        "variant": variant,
         "method": summary["method"],
-        "purpose": files.purpose or "reward model",
-        "seed": summary["seed"],
-        "git_commit": provenance.get("git_commit"),
-        "git_dirty": provenance.get("git_dirty"),
-        "code_hash": provenance.get("code_hash"),
-        "package_lock_hash": provenance.get("package_lock_hash"),
-        "device": cost.get("device"),
-        "scalar_reward": summary.get("scalar_reward"),
-        "checkpoint": str(files.model.resolve()),
+        "seed": str(seed),
+        SOURCE: "rm-methods",
     }
+    if bad_values:
+        tags["skipped_not_finite"] = str(bad_values)
+    if provenance.get("git_commit"):
+        tags[COMMIT] = str(provenance["git_commit"])
+    sections = {"ppo": "settings"} if files.kind == "ppo" else {key: key for key in PARAM_SECTIONS}
     return RunRecord(
+        kind=files.kind,
+        variant=variant,
+        seed=seed,
         run_key=str(summary["run_key"]),
-        variant=str(tags["variant"]),
-        seed=int(summary["seed"]),
-        params=params_of({key: summary.get(key) or {} for key in ("settings", "training", "backbone", "data")}),
-        tags={name: _plain(value)[:TAG_LENGTH] for name, value in tags.items() if value is not None},
+        name=f"{variant} {'PPO ' if files.kind == 'ppo' else ''}seed {seed}",
+        params=params_of({section: summary.get(key) or {} for section, key in sections.items()}),
+        tags={name: value[:TAG_LENGTH] for name, value in tags.items()},
         steps=steps,
         finals=finals,
-        training_digest=file_hash(*log),
-        export_digest=file_hash(*(path for path in (files.summary, files.metrics, files.further) if path), *log),
+        training_digest=content_hash([FORMAT, file_hash(*log)]),
+        start_ms=end_ms - int(1000 * float(cost.get("wall_seconds") or 0)),
+        end_ms=end_ms,
+        artifacts={name: path for name, path in files.artifacts.items() if path.is_file()},
         dataset=(str(data["dataset"]), str(data["hash"])[:36], data.get("pairs"))
         if data.get("dataset") and data.get("hash")
         else None,
-        start_ms=end_ms - int(1000 * float(cost.get("wall_seconds") or 0)),
-        end_ms=end_ms,
+        checkpoint=str(files.model.resolve()),
         live_run=summary.get("live_run"),
-        skipped_not_finite=bad_steps + bad_finals,
+        skipped_not_finite=bad_values,
         skipped_cut_line=cut_line,
+    )
+
+
+def _note(files: ExportedFiles, variant: str, seed: int) -> str:
+    """The description of a run."""
+    what = "A policy that PPO trained against" if files.kind == "ppo" else "One training of"
+    checkpoint = "the policy" if files.kind == "ppo" else "the model"
+    return (
+        f"{what} `{variant}`, seed {seed}. The parent run has mean, interval and verdict over all seeds. "
+        f"Not uploaded: {checkpoint}, `{files.model.resolve()}`."
     )
 
 
@@ -151,9 +200,9 @@ def _check(files: ExportedFiles, summary: Mapping[str, Any], metrics: Mapping[st
         )
 
 
-def read_training_log(source: Path | None) -> tuple[list[StepMetric], bool, int]:
-    """Read metrics.jsonl: metrics by `step_metric_name`, whether the last line was cut off, and how many values were
-    not finite.
+def read_training_log(source: Path | None, prefix: str = "train") -> tuple[list[StepMetric], bool, int]:
+    """Read metrics.jsonl: metrics named by `step_metric_name`, whether the last line was cut off, and how many values
+    were not finite.
 
     Raises:
         DataError: the file is not UTF-8, or a line before the last is not a JSON object with an integer `step`.
@@ -181,42 +230,49 @@ def read_training_log(source: Path | None) -> tuple[list[StepMetric], bool, int]
             raise DataError(
                 f'{source}, row {number}: expected an object such as {{"step": 10, "loss": 0.6}}, found {line[:80]!r}.'
             ) from None
-        for metric in step_metrics(row, step, seconds):
+        for metric in step_metrics(row, step, seconds, prefix):
             last[metric.name, step] = metric
     steps = [metric for metric in last.values() if math.isfinite(metric.value)]
     not_finite = len(last) - len(steps)
     return steps, cut_line, not_finite
 
 
-def step_metrics(row: Mapping[str, Any], step: int, seconds: float) -> list[StepMetric]:
+def step_metrics(row: Mapping[str, Any], step: int, seconds: float, prefix: str = "train") -> list[StepMetric]:
     """The metrics of a line of metrics.jsonl; values that are no numbers are left out."""
     return [
-        StepMetric(step_metric_name(name), _as_float(value), step, seconds)
+        StepMetric(step_metric_name(name, prefix), _as_float(value), step, seconds)
         for name, value in row.items()
         if name not in ("step", "time") and _is_number(value)
     ]
 
 
-def step_metric_name(name: str) -> str:
-    """The name in MLflow of a key of metrics.jsonl: `train/<key>`, but `validation/<set>/<metric>` stays.
+def step_metric_name(name: str, prefix: str = "train") -> str:
+    """The name in MLflow of a key of metrics.jsonl (docs/tracking.md lists them).
 
-    >>> step_metric_name("accuracy"), step_metric_name("validation/test/accuracy")
-    ('train/accuracy', 'validation/test/accuracy')
+    >>> step_metric_name("accuracy"), step_metric_name("grad_norm"), step_metric_name("validation/test/accuracy")
+    ('train/accuracy', 'train/gradient_norm', 'validation/test/accuracy')
+    >>> step_metric_name("kl", "ppo")
+    'ppo/kl'
     """
-    return legal_name(name if name.startswith("validation/") else f"train/{name}")
+    return legal_name(name if name.startswith("validation/") else f"{prefix}/{_RENAMED.get(name, name)}")
 
 
 def _finals(
-    summary: Mapping[str, Any], metrics: Mapping[str, Any], further: Mapping[str, Any]
+    summary: Mapping[str, Any], metrics: Mapping[str, Any], further: Mapping[str, Any], prefix: str
 ) -> tuple[dict[str, float], int]:
     """Final metrics by legal name, and how many were not finite (or null, which is how JSON holds them)."""
-    values: dict[str, Any] = {f"final/{name}": value for name, value in (summary.get("metrics") or {}).items()}
-    values |= {f"cost/{name}": value for name, value in (summary.get("cost") or {}).items()}
-    values |= dict(further.get("metrics") or {})
-    for benchmark, report in (metrics.get("benchmarks") or {}).items():
+    benchmarks = metrics.get("benchmarks") or {}
+    values: dict[str, Any] = {}
+    for benchmark, report in benchmarks.items():
         values |= {f"{benchmark}/{name}": value for name, value in (report.get("metrics") or {}).items()}
+    values |= dict(further.get("metrics") or {})
+    for name, value in (summary.get("metrics") or {}).items():
+        if name != "train_loss":  # the last value of train/loss
+            values[f"validation/{name.removeprefix('validation_')}"] = value
+    for benchmark, report in benchmarks.items():
         counts = {name: report.get(name) for name in ("tie_rate", "n_scored", "n_total", "n_truncated")}
-        values |= {f"{benchmark}/{name}": value for name, value in counts.items() if value is not None}
+        values |= {f"scoring/{benchmark}/{name}": value for name, value in counts.items() if value is not None}
+    values |= {f"{prefix}_cost/{name}": value for name, value in (summary.get("cost") or {}).items()}
     numbers = {
         legal_name(name): math.nan if value is None else _as_float(value)
         for name, value in values.items()

@@ -20,6 +20,8 @@ from rm_methods.system.tracking_address import DEFAULT_DRIVERS, SERVERS, redacte
 
 PROBE_SECONDS = 4
 LOCK_SECONDS = 300
+OLDEST_SERVER = 3  # major version of MLflow: older ones have no external models
+_POSTGRESQL_LOCK = 7226835  # any number that all exports share
 
 
 def import_mlflow():
@@ -65,14 +67,33 @@ def ensure_store(uri: str) -> None:
 
 @contextmanager
 def one_writer(uri: str) -> Iterator[None]:
-    """Hold the SQLite database for one exporting process, so that two of them cannot both find a run missing and add
-    it."""
+    """Hold a SQLite or PostgreSQL database for one exporting process, so that two of them cannot both find a run
+    missing and add it.
+
+    A server offers no such lock.  Two exports that reach it at once may store a run twice; the next one marks the
+    younger as superseded.
+    """
     path = database_file(uri)
-    if path is None:
+    if path is not None:
+        ensure_store(uri)
+        with _lock(path):
+            yield
+    elif uri_scheme(uri).startswith("postgresql"):
+        with _postgresql_lock(uri):
+            yield
+    else:
         yield
-        return
-    ensure_store(uri)
-    with _lock(path):
+
+
+@contextmanager
+def _postgresql_lock(uri: str) -> Iterator[None]:
+    """An advisory lock, which the server releases if this process dies."""
+    import sqlalchemy
+
+    engine = sqlalchemy.create_engine(uri, poolclass=sqlalchemy.NullPool, isolation_level="AUTOCOMMIT")
+    with engine.connect() as connection:
+        connection.execute(sqlalchemy.text(f"SET lock_timeout = '{LOCK_SECONDS}s'"))
+        connection.execute(sqlalchemy.text(f"SELECT pg_advisory_lock({_POSTGRESQL_LOCK})"))
         yield
 
 
@@ -83,8 +104,8 @@ def _lock(database: Path):
 
 
 def unreachable_reason(uri: str) -> str | None:
-    """Why a server or database cannot be used now; None if it gives any answer, or does not exist yet but can be
-    made."""
+    """Why a server or database cannot be used now; None if it gives an answer that is not of an old release, or does
+    not exist yet but can be made."""
     scheme = uri_scheme(uri)
     if scheme in SERVERS:
         return _silent_server(uri)
@@ -96,10 +117,15 @@ def unreachable_reason(uri: str) -> str | None:
 def _silent_server(uri: str) -> str | None:
     import requests
 
+    address = uri.rstrip("/")
     try:
-        requests.get(uri.rstrip("/") + "/health", timeout=PROBE_SECONDS, allow_redirects=False)
+        requests.get(f"{address}/health", timeout=PROBE_SECONDS, allow_redirects=False)
+        version = requests.get(f"{address}/version", timeout=PROBE_SECONDS, allow_redirects=False)
     except requests.RequestException as error:
         return f"no answer from {redacted(uri)} within {PROBE_SECONDS} s ({type(error).__name__})"
+    major = version.text.strip().partition(".")[0]
+    if version.ok and major.isdigit() and int(major) < OLDEST_SERVER:
+        return f"{redacted(uri)} runs MLflow {version.text.strip()[:40]}, and {OLDEST_SERVER}.0 or newer is needed"
     return None
 
 

@@ -188,8 +188,17 @@ def fit(
         trainer.add_callback(RestoredSettings(trainer))
     if checkpoint and is_first_rank:
         print(f"{log.label}: resumes from {checkpoint}", file=sys.stderr, flush=True)
+    elif is_first_rank and log.path.exists():
+        print(f"{log.label}: {_from_the_beginning(arguments)}", file=sys.stderr, flush=True)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     return trainer
+
+
+def _from_the_beginning(arguments: TrainingArguments) -> str:
+    """Why a training that was begun before does not continue."""
+    is_saved = arguments.save_strategy != "no"
+    checkpoints = f"one is made every {arguments.save_steps:g} steps" if is_saved else "none is made"
+    return f"starts from the beginning, because an earlier attempt left no checkpoint ({checkpoints})"
 
 
 def load_kept_weights(

@@ -54,6 +54,8 @@ def finished(tmp_path_factory):
     items_report = results / "benchmarks" / "heldout.json"
     run_verb("prepare-benchmark", *given, "--benchmark", "heldout", "--pairs", pairs, "--items", items,
              "--report", items_report)  # fmt: skip
+    overlap = results / "benchmarks" / "heldout.contamination.json"
+    run_verb("contamination", "--benchmark", "heldout", "--pairs", pairs, "--items", items, "--report", overlap)
     runs = [("longest", 0), ("shortest", 0), ("random", 0), ("random", 1)]
     for variant, seed in runs:
         run = results / "runs" / variant / f"seed{seed}"
@@ -106,7 +108,8 @@ def test_a_bundle_verifies_and_has_no_weights_no_pairs_and_no_texts(packed):
     names = set(manifest.files)
     assert {"report.html", "constraints.txt", "comparison/table.csv", "runs/random/seed1/summary.json"} <= names
     assert not [name for name in names if "pairs.parquet" in name or "model/" in name or "safetensors" in name]
-    assert set(manifest.masked) == {"benchmarks/heldout.parquet", "benchmarks/heldout.json", "data/report.json"}
+    reports = {"benchmarks/heldout.json", "benchmarks/heldout.contamination.json", "data/report.json"}
+    assert set(manifest.masked) == {"benchmarks/heldout.parquet", *reports}
     everything = b"".join(zipfile.ZipFile(path).read(name) for name in names if not name.endswith(".parquet"))
     for row in text_rows():
         assert row["chosen"].encode() not in everything
@@ -283,3 +286,42 @@ def test_texts_of_a_mixture_pass_only_if_every_source_allows_it(finished, tmp_pa
     path.write_text(json.dumps(report))
     manifest = write_bundle(copied, tmp_path / "x.zip")
     assert ("benchmarks/heldout.parquet" in manifest.masked) is withheld
+
+
+def test_a_score_that_changes_no_accuracy_is_noticed_too(packed, tmp_path):
+    name = "scores/random/seed0/heldout.parquet"
+
+    def change(contents):
+        source = tmp_path / "scores.parquet"
+        source.write_bytes(contents[name])
+        table = pq.read_table(source)
+        scores = table["score"].to_pylist()
+        # The better score of the first item grows: its pair is decided as before.
+        scores[int(scores[1] > scores[0])] += 9.0
+        column = table.schema.get_field_index("score")
+        field = table.schema.field("score")
+        pq.write_table(table.set_column(column, field, pa.array(scores, field.type)), source)
+        contents[name] = source.read_bytes()
+        with_new_digests(contents)
+
+    differences = verify(rewritten(packed[0], tmp_path / "changed.zip", change)).differences
+    assert any(text.startswith("random seed 0, heldout: made_from.scores is ") for text in differences)
+    assert any(text.startswith("random seed 0, heldout: calibration") for text in differences)
+    assert not any("heldout: test is" in text for text in differences)
+
+
+def test_a_bundle_that_was_packed_again_with_folders_is_the_same(packed, tmp_path):
+    again = rewritten(packed[0], tmp_path / "again.zip", lambda contents: contents.update({"runs/": b""}))
+    assert verify(again).differences == ()
+
+
+def test_forged_metrics_are_named_by_their_place_in_the_bundle(packed, tmp_path):
+    name = "evaluation/random/seed0/metrics.json"
+
+    def change(contents):
+        contents[name] = contents[name].replace(b'"n_total"', b'"n_totals"')
+        with_new_digests(contents)
+
+    forged = rewritten(packed[0], tmp_path / "forged.zip", change)
+    with pytest.raises(DataError, match=rf"{forged}: {name}: "):
+        verify(forged)

@@ -377,6 +377,26 @@ def test_trainings_that_stopped_early_and_earlier_checkpoints_are_noted(experime
     ) in notes
 
 
+def test_a_training_with_another_budget_than_the_reference_is_noted(experiment):
+    def trained(pairs, made, planned=None):
+        steps = {"planned": planned or made, "made": made, "kept": made, "kept_because": "x", "stopped_because": None}
+        cost = {"pairs_seen": pairs, "optimizer_steps": made, "device": "cpu", "world_size": 1}
+        return {"cost": cost, "steps": steps}
+
+    world = experiment()
+    runs = world.add("hinge", 0.0, **trained(8000, 800))
+    runs += world.add("bradley_terry", 0.0, **trained(5000, 500))
+    runs += world.add("ropo", 0.0, **trained(4950, 500))  # a pair in a hundred did not fit
+    runs += world.add("focal", 0.0, **trained(2500, 250, planned=500))  # stopped early
+    runs += world.add("longest", 0.0, method="longest", kind="content_blind", **trained(0, 0))
+    hinge, reference = load_method_card("hinge").title, load_method_card("bradley_terry").title
+    notes = built(runs, reference="bradley_terry").notes
+    assert [note for note in notes if note.startswith("Not the training budget")] == [
+        f"Not the training budget of {reference} (5,000 pairs, 500 steps): {hinge} (8,000 pairs, 800 steps)."
+    ]
+
+
 def test_trainings_of_the_whole_budget_are_not_noted(experiment):
     runs = experiment().add("bradley_terry", 0.0)
-    assert not any("stopped early" in note or "best validation" in note for note in built(runs).notes)
+    words = ("stopped early", "best validation", "Not the training budget")
+    assert not any(word in note for note in built(runs).notes for word in words)

@@ -860,7 +860,12 @@ def test_the_mark_works_for_every_key(tmp_path):
         ("methods: {longest!: {}, longest: {}}", "methods.longest: written with and without `!`; keep one"),
         ("methods!: {longest!: null}", "methods.longest!: null removes nothing"),
         ("training: {epoch!: 3}", "training.epoch: unknown key. Did you mean 'epochs'?"),
-        ("data!: null", "top level: missing data."),
+        ("data!: null", "top level: missing data. Write, for example, `data: {dataset: world}`."),
+        (
+            "data!: null\nexperiment!: null",
+            "top level: missing experiment, data. Write, for example, `experiment: my_experiment` and "
+            "`data: {dataset: world}`.",
+        ),
     ],
 )
 def test_a_mark_without_effect_is_a_problem(tmp_path, over, problem):

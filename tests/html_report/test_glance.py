@@ -77,7 +77,23 @@ def test_an_interval_beyond_the_axis_is_cut_and_says_so():
     wide = cell(0.8, 0.1, "not significant")
     wide = replace(wide, difference=replace(wide.difference, estimate=estimate(0.1, half=3.0)))
     bar = glances(made_comparison(row("wide", wide)))[0].rows[1].bar
-    assert (bar.low, bar.high, bar.beyond_low, bar.beyond_high) == (0.0, WIDTH, True, True)
+    assert (bar.low, bar.high, bar.beyond) == (0.0, WIDTH, "")
+
+
+def test_a_line_far_from_the_methods_is_an_arrowhead_at_the_end_of_the_axis():
+    comparison = made_comparison(
+        row("near", cell(0.72, 0.02, "not significant")),
+        row("blind", cell(0.98, 0.28, "not tested"), role="content_blind"),
+        row("low", cell(0.1, -0.6, "not tested"), role="content_blind"),
+    )
+    bars = {r.label: r.bar for r in glances(comparison)[0].rows}
+    assert (bars["BLIND"].beyond, bars["BLIND"].low, bars["LOW"].beyond, bars["NEAR"].beyond) == (
+        "right",
+        None,
+        "left",
+        "",
+    )
+    assert bars["BLIND"].dot <= WIDTH
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 from click.testing import CliRunner
 
 from rm_methods.cli import main
@@ -142,7 +143,7 @@ def test_a_folder_of_the_command_line_that_cannot_be_used_is_a_sentence():
 def test_a_card_without_code_is_a_sentence(tmp_path):
     write_method(tmp_path / "mine", "tempered")
     (tmp_path / "mine" / "tempered.py").unlink()
-    with pytest.raises(ConfigError, match=r"tempered\.py is missing.*If this file is no card, move it"):
+    with pytest.raises(ConfigError, match=r"mine/tempered\.py is missing.*If tempered\.yaml is no card"):
         resolve(config("mine"))
 
 
@@ -337,3 +338,73 @@ def test_a_wrong_entry_point_names_its_package(value, message, tmp_path, monkeyp
     assert "package 'my-rm', entry point mine" in str(error.value)
     assert message in str(error.value)
     assert "correct the package, or uninstall it" in str(error.value)
+
+
+def written(folder: Path, **more: object) -> Path:
+    """A file of a configuration with a method of the folder `mine`."""
+    path = folder / "my_experiment.yaml"
+    path.write_text(yaml.safe_dump(config("mine") | more))
+    return path
+
+
+def test_check_names_the_card_with_the_problem(tmp_path):
+    write_method(tmp_path / "mine", "tempered")
+    card = tmp_path / "mine" / "tempered.yaml"
+    card.write_text(card.read_text().partition("    description")[0])
+    done = cli("check", "--config", written(tmp_path))
+    assert done.exit_code == 2
+    assert done.output.splitlines() == [
+        f"rm-methods: 1 problem in {tmp_path / 'my_experiment.yaml'}:",
+        f"  - {card}: settings.temperature: description missing",
+    ]
+
+
+def test_check_names_the_card_of_a_data_set_with_the_problem(tmp_path):
+    (tmp_path / "data" / "datasets").mkdir(parents=True)
+    card = tmp_path / "data" / "datasets" / "mine.yaml"
+    card.write_text("name: mine\n")
+    done = cli("check", "--config", written(tmp_path, data={"dataset": "mine"}, methods={"hinge": {}}, methods_path=[]))
+    assert done.exit_code == 2
+    lines = done.output.splitlines()[1:]
+    assert lines
+    assert all(line.startswith("  - data/datasets/mine.yaml: ") for line in lines), lines
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "sentence"),
+    [
+        ("m", "title: T\ncitation: c\nkind: trained\nsettings: {}\n", "is the card of a method. Write a configuration "
+         "with `methods_path: mine` and `methods: {m: {}}` into another file, see docs/adding-a-method.md"),
+        ("d", "name: d\ntitle: T\nreader: pairs\n", "is the card of a data set. Write a configuration with `data: "
+         "{dataset: d}`, see config/README.md"),
+        ("b", "name: b\ntitle: T\nmodule: rmb\n", "is the card of a benchmark. Write a configuration with `benchmarks: "
+         "{b: {}}`, see config/README.md"),
+    ],
+)  # fmt: skip
+def test_a_card_that_is_given_as_a_configuration_is_named(tmp_path, name, content, sentence):
+    (tmp_path / "mine").mkdir()
+    card = Path("mine") / f"{name}.yaml"
+    card.write_text(content)
+    done = cli("check", "--config", written(tmp_path), "--config", card)
+    assert done.exit_code == 2
+    assert done.output.splitlines() == [f"rm-methods: 1 problem in {card}:", f"  - {sentence}"]
+
+
+def test_a_configuration_with_a_title_is_no_card(tmp_path):
+    done = cli("check", "--config", written(tmp_path, title="x", methods={"hinge": {}}, methods_path=[]))
+    assert "title: unknown key." in done.output
+
+
+def test_show_warns_of_mistakes_in_the_code(tmp_path):
+    code = (FOLDER / "template" / "my_method.py").read_text()
+    write_method(tmp_path / "mine", "tempered", code.replace('"temperature"', '"temprature"'))
+    done = cli("show", "tempered", "--methods", "mine")
+    assert done.exit_code == 0
+    assert "  temperature: a number, more than 0; default 1.0" in done.stdout
+    assert "WARNING" not in done.stdout
+    (warning,) = done.stderr.splitlines()
+    assert warning.startswith("WARNING: ")
+    assert "tempered.py, line " in warning
+    assert "reads the setting 'temprature', which tempered.yaml does not have" in warning
+    write_method(tmp_path / "mine", "tempered", code.replace("class Method", "class Metod"))
+    assert "defines no class Method. It defines Metod" in cli("show", "tempered", "--methods", "mine").stderr

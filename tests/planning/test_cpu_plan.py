@@ -200,6 +200,27 @@ def test_an_experiment_without_gpus_is_planned_in_wall_time(planned):
     assert max(map(len, done.output.splitlines())) <= 150
 
 
+@pytest.mark.parametrize(("load", "warns"), [(0.2, False), (7.5, True)])
+def test_the_plan_says_when_other_programs_compute(planned, monkeypatch, load, warns):
+    monkeypatch.setattr(cpu_text.os, "getloadavg", lambda: (load, 0.0, 0.0))
+    monkeypatch.setattr(cpu_text, "cores_of_this_machine", lambda: 2)
+    done = planned("--cores", "2")
+    assert "the machine is idle" in done.output
+    assert ("Other programs compute on this machine now (load 7.5, 2 cores)" in done.output) == warns
+
+
+def test_trainings_are_told_from_scorers_without_weights(planned):
+    sentence = "Of the 3 runs, 2 are trainings; the train stage only sets up the others."
+    assert sentence in planned("--cores", "2", methods={"bradley_terry": {}, "longest": {}}).output
+    assert "are trainings" not in planned("--cores", "2").output
+
+
+def test_the_plan_warns_of_too_few_seeds(planned):
+    warning = "WARNING: With 2 seeds, no difference between methods can be tested."
+    assert warning in planned("--cores", "2").stderr
+    assert warning not in planned("--cores", "2", seeds=[0, 1, 2]).stderr
+
+
 def test_what_is_not_known_is_said_to_be_assumed(planned):
     done = planned(
         "--pairs", "500", data={"dataset": "hh_rlhf"}, benchmarks={"rm_bench": {}}, backbone={"source": "tiny"}

@@ -90,6 +90,24 @@ def test_a_rule_without_a_finished_job_widens_the_estimate_and_is_named(clock):
     assert jobs.estimate() == Estimate(52.0, 68.0, ("compare",))
 
 
+def test_while_most_jobs_left_are_unknown_a_job_that_counts_steps_gives_a_lower_limit(clock, tmp_path):
+    log = tmp_path / "job.log"
+    jobs = jobs_of(clock, train=4, score=8, evaluate=8)
+    jobs.start(0, "train", "Train x, seed 0", [log], may_wait=False)
+    clock.now += 10
+    assert jobs.estimate() is None
+    log.write_text("train: 1/5 steps  elapsed 0:10  ETA 0:40\n")
+    # 40 s of this one, and three more of 50 s; scorings and evaluations count nothing.
+    assert jobs.estimate() == Estimate(190.0, None, ("score", "evaluate"))
+    log.write_text("train: 5/5 steps  elapsed 0:50  ETA 0:00\n")
+    clock.now += 40
+    jobs.finish(0)
+    assert jobs.estimate() == Estimate(150.0, None, ("score", "evaluate"))
+    run(jobs, clock, 1, "score", 5)
+    # 3 trainings and 7 scorings are timed, 8 evaluations are not: 5 to 50 s each.
+    assert jobs.estimate() == Estimate(185.0 + 8 * 5, 185.0 + 8 * 50, ("evaluate",))
+
+
 def test_nothing_is_estimated_before_three_jobs_or_while_most_jobs_left_are_unknown(clock):
     jobs = jobs_of(clock, train=3, score=9)
     run(jobs, clock, 0, "train", 5)
@@ -99,6 +117,22 @@ def test_nothing_is_estimated_before_three_jobs_or_while_most_jobs_left_are_unkn
     assert jobs.estimate() is None
     run(jobs, clock, 3, "score", 1)
     assert jobs.estimate() == Estimate(8.0, 8.0, ())
+
+
+def test_short_jobs_of_a_rule_do_not_hide_how_long_the_others_are(clock, tmp_path):
+    log = tmp_path / "job.log"
+    jobs = jobs_of(clock, train=6)
+    for number in range(3):
+        run(jobs, clock, number, "train", 1)
+    jobs.start(3, "train", "Train x, seed 3", [log], may_wait=False)
+    log.write_text("train: 1/10 steps  elapsed 0:10  ETA 1:30\n")
+    clock.now += 10
+    # It will take 100 s. The two others left: at least the mean of 1, 1, 1 and 100 s, at most 100 s.
+    assert jobs.estimate() == Estimate(90 + 2 * 103 / 4, 90 + 2 * 100.0, ())
+    clock.now += 90
+    log.write_text("train: 10/10 steps  elapsed 1:40  ETA 0:00\n")
+    jobs.finish(3)
+    assert jobs.estimate() == Estimate(2 * 103 / 4, 200.0, ())
 
 
 def test_the_progress_in_a_log_replaces_the_mean(clock, tmp_path):
@@ -153,7 +187,11 @@ def test_only_the_longest_running_jobs_are_shown(clock):
         (Estimate(20, 100, ("ppo",)), "about 1 to 2 min left (not timed yet: ppo)"),
         (Estimate(3000, 5000, ()), "about 50 min to 1 h 20 min left"),
         (Estimate(7200, 7300, ()), "about 2 h left"),
-        (Estimate(7200, 20000, tuple("abcd")), "about 2 h to 5 h 30 min left (not timed yet: a, b, c and more)"),
+        (Estimate(7200, 20000, tuple("abcd")), "about 2 h to 5 h 30 min left (4 kinds of jobs not timed yet)"),
+        (Estimate(9, None, ("a",)), "at least a few seconds left (not timed yet: a)"),
+        (Estimate(59, None, ("a", "b")), "at least 50 s left (2 kinds of jobs not timed yet)"),
+        (Estimate(239, None, ("a",)), "at least 3 min left (not timed yet: a)"),
+        (Estimate(2 * 3600 + 599, None, ("a",)), "at least 2 h left (not timed yet: a)"),
     ],
 )
 def test_the_time_that_is_left_in_words(estimate, text):

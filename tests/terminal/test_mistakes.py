@@ -28,7 +28,7 @@ def test_rules_that_are_one_job_are_targets():
 @pytest.mark.parametrize(
     ("target", "answer"),
     [
-        ("compar", "Unknown target 'compar'. Did you mean 'compare'? Allowed: all, "),
+        ("compar", "Unknown target 'compar'. Did you mean 'compare'? Allowed: compare, "),
         ("my.yaml", "Unknown target 'my.yaml'. A configuration needs --configfile before it."),
         ("results/x/y", "No rule makes the file results/x/y with this configuration."),
     ],
@@ -45,10 +45,12 @@ def test_a_configuration_that_does_not_exist_suggests_the_nearest(tmp_path, monk
     monkeypatch.chdir(tmp_path)
     error = "FileNotFoundError: [Errno 2] No such file or directory: '{}'"
     assert said("FileNotFoundError", LOADING.format(error.format("noise.yml"))) == (
-        "--configfile noise.yml: no such file. Did you mean 'config/noise.yaml'? `rm-methods init` writes one for your "
-        "own pairs."
+        "--configfile noise.yml: no such file. Did you mean 'config/noise.yaml'? How to write one: config/README.md; "
+        "for a method of yours: docs/adding-a-method.md; for pairs of yours, `rm-methods init` writes it."
     )
-    assert "Did you mean" not in said("FileNotFoundError", LOADING.format(error.format("zzz")))
+    (tmp_path / "m_nodesc.yaml").touch()
+    for name in ("zzz", "my_method.yaml"):
+        assert "Did you mean" not in said("FileNotFoundError", LOADING.format(error.format(name)))
     assert said("FileNotFoundError", LOADING.format(error.format("track"))) == (
         "--configfile track: no such file. --configfile takes all words that follow it; write the target 'track' "
         "before it."
@@ -106,6 +108,32 @@ def test_other_mistakes_say_what_to_do_in_one_line(exception, text, answer):
     explanation = said(exception, text)
     assert answer in explanation
     assert "\n" not in explanation
+
+
+FUNCTION = (
+    'InputFunctionException in rule train in file "/x/workflow/rules/train.smk", line 5:\nError:\n  {}\n'
+    "Wildcards:\n  variant=a\n  seed=0\nTraceback:\n"
+)
+
+
+def test_an_error_of_a_function_of_our_rules_is_its_last_line():
+    text = FUNCTION.format("KeyError: 'x'")
+    assert said("InputFunctionException", text) == (
+        "KeyError: 'x'\nSnakemake stopped. Add --verbose for where it happened."
+    )
+
+
+def test_a_file_where_a_folder_belongs_is_named(tmp_path):
+    (tmp_path / "runs").touch()
+    record = tmp_path / "runs" / "a" / "seed0" / "made_with.json"
+    error = f"NotADirectoryError: [Errno 20] Not a directory: '{record}'"
+    answer = (
+        f"{tmp_path}/runs: a file, but a folder is needed in its place. Move it away, and run the same command again."
+    )
+    assert said("InputFunctionException", FUNCTION.format(error)) == answer
+    assert said("NotADirectoryError", f'Traceback (most recent call last):\n\n  File "x.py"\n\n{error}\n') == answer
+    full = "OSError: [Errno 28] No space left on device: '/x'"
+    assert said("InputFunctionException", FUNCTION.format(full)) == "/x: No space left on device."
 
 
 def test_an_unknown_error_keeps_its_last_line_and_no_traceback():

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 import logging
+from pathlib import Path
 
 import pytest
+from snakemake.persistence.file import FilePersistence
 from snakemake.settings.enums import Quietness
 from snakemake_interface_logger_plugins.common import LogEvent
 from snakemake_interface_logger_plugins.tests import MockOutputSettings, TestLogHandlerBase
@@ -184,6 +186,27 @@ def test_a_workflow_that_the_user_stopped_says_how_to_continue_and_has_no_failur
     assert "FAILED" not in text
 
 
+@pytest.mark.parametrize(
+    ("marked", "is_left"),
+    [("results/a/model", True), ("results/" + "long/" * 40 + "model", True), ("results/b", False), (None, False)],
+)
+def test_after_a_stop_results_of_jobs_that_ran_change_the_advice(marked, is_left, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    persistence = FilePersistence(dag=None)
+    if marked:
+        persistence._mark_incomplete(marked, None)
+    (tmp_path / ".snakemake" / "incomplete" / "migration_underway").touch()
+    if is_left:
+        Path(marked).mkdir(parents=True)
+    workflow = Snakemake()
+    workflow.plan(train=2)
+    workflow.send(msg="Terminating processes on user request, this might take some time.")
+    advice = "Run the same command to continue."
+    if is_left:
+        advice = "To continue, run the same command with --rerun-incomplete: jobs that ran left results."
+    assert workflow.end().splitlines()[-1] == f"Stopped after 0 of 2 jobs, 0:00. {advice}"
+
+
 def test_a_workflow_that_ends_early_does_not_claim_success():
     workflow = Snakemake()
     workflow.plan(train=2)
@@ -279,6 +302,22 @@ def test_on_a_terminal_the_progress_is_redrawn_and_the_end_stays(monkeypatch):
     assert "> Train x, seed 0 (0:00)" in text
     assert text.rstrip().endswith("2 jobs done in 0:00.")
     assert text.rindex("\x1b[?25h") > text.rindex("\x1b[?25l")
+
+
+@pytest.mark.parametrize(("columns", "bar"), [(150, 30), (100, 21), (80, 0)])
+def test_the_bar_takes_what_the_numbers_leave(monkeypatch, columns, bar):
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", str(columns))
+    workflow = Snakemake(FakeTerminal())
+    numbers = "x" * 75
+    monkeypatch.setattr("rm_methods.terminal.screen.count_text", lambda _: numbers)
+    workflow.plan(train=1)
+    with workflow.terminal.lock:
+        workflow.terminal.screen.update(workflow.terminal.jobs)
+    text = workflow.end()
+    assert (f"[{'.' * bar}]  {numbers}" if bar else numbers) in text
+    assert ("[." in text) == bool(bar)
+    assert "…" not in text
 
 
 def test_lines_that_are_longer_than_the_terminal_are_cut(monkeypatch):

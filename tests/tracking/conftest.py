@@ -7,9 +7,28 @@ import sys
 
 import pytest
 
-from rm_methods.tracking.export import RunExport
+from rm_methods.tracking.export import ExperimentExport, export_experiment
 from rm_methods.tracking.records import ExportedFiles
 from rm_methods.tracking.store import import_mlflow
+
+
+def export_of(runs, *, mlflow_experiment=None, configured="paper", **export):
+    """The export of runs that belong to a configured experiment."""
+    config = {
+        "experiment": configured,
+        "seeds": [0],
+        "methods": {},
+        "benchmarks": {"rm_bench": {}},
+        "data": {"dataset": "hh_rlhf"},
+        "tracking": {"experiment": mlflow_experiment, "uri": None},
+    }
+    return ExperimentExport(config, list(runs), **export)
+
+
+def export_runs(runs, out, uri=None, **experiment):
+    """Export runs; returns the records of the runs."""
+    return export_experiment(export_of(runs, **experiment), out, uri).runs
+
 
 # Each process leaves a row as soon as it may use the database; the last one starts while another is half-way through
 # making it.
@@ -55,7 +74,7 @@ def client(store):
 
 @pytest.fixture
 def finished_run(tmp_path):
-    """Function that writes the files of a run and returns its RunExport; `steps` rows in the log, `changes` into
+    """Function that writes the files of a run and returns its ExportedFiles; `steps` rows in the log, `changes` into
     summary.json."""
 
     def write(
@@ -65,14 +84,11 @@ def finished_run(tmp_path):
         run_key="key0",
         steps=3,
         overall=0.61,
-        experiment="paper",
-        configured="paper",
         **changes,
     ):
         folder = tmp_path / "files" / variant / f"seed{seed}"
         folder.mkdir(parents=True, exist_ok=True)
         identity = {
-            "experiment": configured,
             "run_key": run_key,
             "variant": variant,
             "method": "bradley_terry",
@@ -95,7 +111,14 @@ def finished_run(tmp_path):
             "n_truncated": 3,
         }
         files = ExportedFiles(
-            folder / "summary.json", folder / "metrics.json", folder / "metrics.jsonl", folder / "model"
+            summary=folder / "summary.json",
+            metrics=folder / "metrics.json",
+            training_log=folder / "metrics.jsonl",
+            model=folder / "model",
+            artifacts={
+                "training/summary.json": folder / "summary.json",
+                "training/metrics.jsonl": folder / "metrics.jsonl",
+            },
         )
         files.summary.write_text(json.dumps(summary | changes))
         files.metrics.write_text(json.dumps(identity | {"benchmarks": {"rm_bench": report}}))
@@ -103,6 +126,6 @@ def finished_run(tmp_path):
             {"step": step, "time": step * 0.5, "loss": 1 / step, "learning_rate": 1e-5} for step in range(1, steps + 1)
         ]
         files.training_log.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        return RunExport(files, experiment)
+        return files
 
     return write

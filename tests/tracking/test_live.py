@@ -12,8 +12,9 @@ import time
 import pytest
 
 from rm_methods.tracking import live
-from rm_methods.tracking.export import export_experiment
 from rm_methods.tracking.live import LiveMetrics, LiveRun
+from rm_methods.tracking.upload import hashes_of
+from tests.tracking.conftest import export_runs
 from tests.training.commands import run, train_command
 
 
@@ -28,14 +29,21 @@ def metrics_of(tmp_path):
 
     def make(uri, variant="bradley_terry", run_key="key0"):
         checkpoint = tmp_path / "files" / variant / "seed0" / "model"
-        tags = {"configured_experiment": "paper", "checkpoint": str(checkpoint), "method": "bradley_terry"}
+        tags = {
+            "kind": "seed",
+            "configured_experiment": "paper",
+            "checkpoint": str(checkpoint),
+            "method": "bradley_terry",
+        }
         return LiveMetrics(LiveRun("paper", variant, 0, lambda: run_key, tags), uri)
 
     return make
 
 
 def runs(client):
-    return list(client.search_runs([client.get_experiment_by_name("paper").experiment_id]))
+    """All runs of seeds."""
+    runs = client.search_runs([client.get_experiment_by_name("paper").experiment_id])
+    return [run for run in runs if run.data.tags["kind"] == "seed"]
 
 
 def history(client, run_id, name):
@@ -74,7 +82,7 @@ def test_rows_arrive_during_training_and_the_export_completes_the_same_run(
     assert runs(client)[0].info.status == "FINISHED"
 
     finished = finished_run(live_run=run_id)
-    results = [export_experiment([finished], tmp_path / "out", store)[0] for _ in range(2)]
+    results = [export_runs([finished], tmp_path / "out", store)[0] for _ in range(2)]
     assert [result["action"] for result in results] == ["completed", "unchanged"]
     assert [result["run_id"] for result in results] == [run_id, run_id]
     assert len(runs(client)) == 1
@@ -93,7 +101,7 @@ def test_the_export_adds_the_rows_that_found_no_room(store, client, finished_run
     run_id = observer.end(is_finished=True)
     arrived(client, run_id, 2)
     assert history(client, run_id, "train/loss") == losses((1, 2))
-    result = export_experiment([finished_run(steps=5, live_run=run_id)], tmp_path / "out", store)[0]
+    result = export_runs([finished_run(steps=5, live_run=run_id)], tmp_path / "out", store)[0]
     assert (result["action"], result["run_id"]) == ("completed", run_id)
     assert history(client, run_id, "train/loss") == losses(range(1, 6))
 
@@ -127,13 +135,13 @@ def test_a_live_run_of_another_training_is_not_exported_to(store, client, finish
     observer = metrics_of(store, run_key="earlier key")
     observer.begin([])
     live_id = observer.end(is_finished=True)
-    first = export_experiment([finished_run(live_run=live_id)], tmp_path / "out", store)[0]
+    first = export_runs([finished_run(live_run=live_id)], tmp_path / "out", store)[0]
     assert first["action"] == "created"
     assert {run.info.run_id: run.data.tags["superseded"] for run in runs(client)} == {
         live_id: "true",
         first["run_id"]: "false",
     }
-    again = export_experiment([finished_run(live_run=first["run_id"], steps=4)], tmp_path / "out", store)[0]
+    again = export_runs([finished_run(live_run=first["run_id"], steps=4)], tmp_path / "out", store)[0]
     assert again["action"] == "created"
 
 
@@ -162,7 +170,7 @@ def healthy_but_hanging_server():
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self):
-            if self.path != "/health":
+            if self.path not in ("/health", "/version"):
                 released.wait(60)
             self.send_response(200)
             self.end_headers()
@@ -254,7 +262,7 @@ def test_the_command_logs_live_and_names_the_run(store, client, prepared, tmp_pa
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     (stored,) = runs(client)
     assert stored.info.run_id == summary["live_run"]
-    assert stored.data.tags["run_key"] == summary["run_key"]
+    assert hashes_of(stored) == {"run_key": summary["run_key"]}
     assert stored.data.tags["checkpoint"] == str(tmp_path / "run" / "model")
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     for name in ("loss", "accuracy", "reward_max"):

@@ -181,6 +181,21 @@ def test_a_half_written_checkpoint_is_not_resumed_from(tmp_path):
     assert not (tmp_path / "checkpoint-8").exists()
 
 
+@pytest.mark.parametrize(("every", "checkpoints"), [(20, "one is made every 20 steps"), (None, "none is made")])
+def test_a_training_that_was_stopped_before_its_first_checkpoint_says_so(
+    prepared, tmp_path, monkeypatch, capsys, every, checkpoints
+):
+    config = configuration(tmp_path, checkpoint_every_steps=every)
+    sentence = f"starts from the beginning, because an earlier attempt left no checkpoint ({checkpoints})"
+    with monkeypatch.context() as patch:
+        killed_after(patch, 2)
+        with pytest.raises(KeyboardInterrupt):
+            train(config, "bradley_terry", 0, run_files(prepared, tmp_path))
+    assert "starts from the beginning" not in capsys.readouterr().err
+    train(config, "bradley_terry", 0, run_files(prepared, tmp_path))
+    assert sentence in capsys.readouterr().err
+
+
 def test_a_cut_checkpoint_gives_way_to_the_older_whole_one(prepared, tmp_path, monkeypatch, capsys):
     """The rerun says so, and its weights are those of a run that was never interrupted."""
     config = configuration(tmp_path, epochs=2, checkpoint_every_steps=4)

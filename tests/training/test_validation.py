@@ -196,7 +196,9 @@ def test_several_sets_are_validated_and_a_sample_is_always_the_same(prepared, tm
 
 
 def test_a_split_that_the_pairs_lack_is_named_before_training(prepared, tmp_path):
-    config = configuration(tmp_path, validation={"times": 1, "sets": ["validatoin"]})
+    """For data whose splits only the prepared pairs tell; for other data the configuration is refused."""
+    config = configuration(tmp_path, validation={"times": 1})
+    config["training"]["validation"]["sets"] = ["validatoin"]
     with pytest.raises(UserError, match=r"'validatoin' is not a split .* Did you mean 'validation'\?"):
         train(config, "bradley_terry", 0, run_files(prepared, tmp_path))
     assert not (tmp_path / "metrics.jsonl").exists()

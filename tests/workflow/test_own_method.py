@@ -17,8 +17,7 @@ from tests.workflow.test_own_data import rows, run, write
 pytestmark = [pytest.mark.process, pytest.mark.slow]
 PAGE = (REPOSITORY / "docs" / "adding-a-method.md").read_text()
 COMMANDS = re.findall(r"^    ((?:mkdir|cp|rm-methods|snakemake|cat) .*)$", PAGE, re.MULTILINE)
-(MY_METHOD,) = re.findall(r"^```yaml\n(# my_method\.yaml\n.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
-SANDBOX = "snakemake --cores 2 --configfile config/sandbox.yaml my_method.yaml"
+SANDBOX = "snakemake --cores 2 --configfile config/sandbox.yaml my_experiment.yaml"
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +26,6 @@ def finished(tmp_path_factory) -> tuple[Path, dict[str, str]]:
     folder = checkout(tmp_path_factory.mktemp("method"))
     for name in ("sandbox", "quickstart"):
         shutil.copy(REPOSITORY / "config" / f"{name}.yaml", folder / "config")
-    (folder / "my_method.yaml").write_text(MY_METHOD)
     write(folder / "my_pairs.jsonl", rows(80, seed=0))
     return folder, {command: run(folder, command) for command in COMMANDS}
 
@@ -38,6 +36,7 @@ def test_the_page_has_the_commands_of_the_whole_way():
         ["cp", "rm_methods/methods/template/my_method.py"],
         ["rm-methods", "show"],
         ["rm-methods", "test-method"],
+        ["cp", "rm_methods/methods/template/my_experiment.yaml"],
         ["rm-methods", "check"],
         ["snakemake", "--cores"],
         ["cat", "results/sandbox/comparison/table.txt"],
@@ -52,7 +51,8 @@ def test_the_page_has_the_commands_of_the_whole_way():
 def test_the_readme_begins_the_same_way():
     readme = (REPOSITORY / "README.md").read_text()
     section = readme[readme.index("## Your own method") :].partition("\n## ")[0]
-    for command in ("rm-methods test-method my_method --methods my_methods", SANDBOX):
+    copied = "cp rm_methods/methods/template/my_experiment.yaml ."
+    for command in (copied, "rm-methods test-method my_method --methods my_methods", SANDBOX):
         assert command in section
         assert command in COMMANDS
 

@@ -71,7 +71,7 @@ def test_a_failing_job_ends_with_its_reason_and_the_next_run_with_the_table(fold
     assert status == 1
     assert "Traceback" not in text
     assert "CalledProcessError" not in text
-    end = lines[lines.index("Train shortest, seed 0") - 2 :]
+    end = lines[lines.index("Set up shortest, seed 0") - 2 :]
     assert end[0].startswith("1 job failed; ")
     assert end[3:5] == ["    the reason that is tested", "  Log: results/smoke/logs/train/shortest_seed0.log"]
     assert end[6].startswith("When the cause is gone, run the same command again")
@@ -80,13 +80,33 @@ def test_a_failing_job_ends_with_its_reason_and_the_next_run_with_the_table(fold
 
     status, lines = run(folder, "-n", "--configfile", "config/smoke.yaml")
     assert status == 0
-    assert any(line.startswith("  Train shortest, seed 0: no result yet (") for line in lines)
+    assert any(line.startswith("  Set up shortest, seed 0: no result yet (") for line in lines)
 
     status, lines = run(folder, "--configfile", "config/smoke.yaml")
     assert status == 0, "\n".join(lines)
     assert "Tables and figures: results/smoke/comparison/" in lines
     assert " jobs done in " in "\n".join(lines)
     assert not [line for line in lines if line.startswith(("Finished job", "Select jobs", "Reason:", "["))]
+
+
+def test_after_finished_jobs_a_line_counts_them(folder):
+    """Needs the results of the test before."""
+    (folder / "results" / "smoke" / "comparison" / "table.txt").unlink()
+    status, lines = run(folder, "compare", "--configfile", "config/smoke.yaml")
+    assert status == 0
+    jobs = len(list((folder / "results" / "smoke").rglob("*made_with.json")))
+    assert f"results/smoke has the results of {jobs} finished jobs; those that are up to date stay." in lines
+
+
+def test_a_file_in_the_place_of_a_folder_is_named_in_one_line(folder):
+    (folder / "results" / "blocked").mkdir(parents=True)
+    (folder / "results" / "blocked" / "runs").touch()
+    status, lines = run(folder, "-n", "--configfile", "config/smoke.yaml", "--config", "experiment=blocked")
+    assert status == 1
+    assert lines == [
+        "results/blocked/runs: a file, but a folder is needed in its place. Move it away, and run the same command "
+        "again."
+    ]
 
 
 def test_on_request_snakemake_prints_as_usual(folder):

@@ -45,7 +45,7 @@ def test_dry_run_of_the_quickstart_shows_every_job(tmp_path):
     assert set(planned(done.stdout + done.stderr)) == {
         "all", "prepare", "prepare_backbone", "prepare_benchmark", "train", "score", "evaluate", "diagnose",
         "diagnose_teacher", "diagnose_summary", "sft", "sample_pool", "sample_references", "ppo", "overoptimization",
-        "compare", "export",
+        "compare", "html_report", "export",
     }  # fmt: skip
 
 
@@ -80,16 +80,20 @@ def test_nothing_runs_again_when_nothing_changed(finished):
 def test_mlflow_down_leaves_runs_pending_and_track_fills_them_in(finished):
     record = json.loads((results(finished) / "tracking" / "export.json").read_text())
     assert [run["status"] for run in record] == ["pending"] * 3
-    snakemake(finished, "track")
+    output = snakemake(finished, "track")
+    assert "Runs: http://127.0.0.1:5000/#/experiments/1/runs?workflowType=machine_learning" in output
     record = json.loads((results(finished) / "tracking" / "export.json").read_text())
     assert [run["status"] for run in record] == ["exported"] * 3
     import sqlite3
 
+    summary = json.loads((results(finished) / "tracking" / "comparison.json").read_text())
+    assert summary["not_compared"] is None
+    # Runs of seeds, their variants, and the comparison.
     with sqlite3.connect(finished / "mlflow.db") as store:
-        assert store.execute("select count(*) from runs").fetchone() == (3,)
+        assert store.execute("select count(*) from runs").fetchone() == (7,)
     snakemake(finished, "track")
     with sqlite3.connect(finished / "mlflow.db") as store:
-        assert store.execute("select count(*) from runs").fetchone() == (3,)
+        assert store.execute("select count(*) from runs").fetchone() == (7,)
 
 
 def test_editing_a_methods_code_reruns_that_method_only(finished):
@@ -100,7 +104,8 @@ def test_editing_a_methods_code_reruns_that_method_only(finished):
         output = snakemake(finished, "-n")
     finally:
         file.write_text(before)
-    assert planned(output) == {"train": 1, "score": 1, "evaluate": 1, "compare": 1, "export": 1, "all": 1}
+    after = {"compare": 1, "html_report": 1, "export": 1, "all": 1}
+    assert planned(output) == {"train": 1, "score": 1, "evaluate": 1} | after
     assert "runs/label_smoothing/seed0" in output
     assert "output: results/smoke/runs/bradley_terry" not in output
 
@@ -126,7 +131,9 @@ def test_editing_the_configuration_reruns_what_depends_on_it(finished, section, 
         cwd=finished, env=environment(finished), capture_output=True, text=True, timeout=120,
     )  # fmt: skip
     jobs = planned(done.stdout + done.stderr)
-    assert {rule: count for rule, count in jobs.items() if rule not in ("compare", "export", "all")} == expected
+    assert {
+        rule: count for rule, count in jobs.items() if rule not in ("compare", "html_report", "export", "all")
+    } == expected
     assert "export" in jobs
 
 
@@ -136,7 +143,7 @@ def dry_run(folder: Path, **changes) -> dict[str, int]:
     output = snakemake(folder, "-n")
     jobs = planned(output)
     assert jobs or "Nothing to be done" in output
-    return {rule: count for rule, count in jobs.items() if rule not in ("compare", "export", "all")}
+    return {rule: count for rule, count in jobs.items() if rule not in ("compare", "html_report", "export", "all")}
 
 
 def test_results_that_lost_snakemakes_memory_are_judged_by_what_they_were_made_with(finished, tmp_path):

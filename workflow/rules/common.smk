@@ -2,6 +2,7 @@
 from functools import cache
 
 from snakemake.exceptions import WorkflowError
+from snakemake.logging import logger
 
 from rm_methods.config.resolve import workflow_config, write_resolved
 from rm_methods.config.variants import noise_levels
@@ -26,6 +27,7 @@ from rm_methods.experiment.made_with import asked_file
 from rm_methods.system.cluster import train_resource
 from rm_methods.system.run_lock import held_until_exit
 from rm_methods.system.warm_start import start_servers
+from rm_methods.tracking.pages import tracked_page
 
 try:
     # Not a `configfile:` statement: Snakemake would merge the default into the file that the user names.
@@ -92,6 +94,11 @@ def config_file(wildcards, input):
 def experiment_folder(wildcards, input):
     """The folder of the experiment's results."""
     return FOLDER
+
+
+def train_or_set_up(wildcards, input):
+    """What the train stage does with a variant; `input` makes it a derived parameter, see `config_file`."""
+    return "Train" if EXPERIMENT.is_trained(wildcards.variant) else "Set up"
 
 
 def required_models(wildcards):
@@ -199,6 +206,15 @@ def schedule_without_polling():
         workflow.scheduler.job_rate_limiter = None
 
 
+def say_what_is_done():
+    """Count the results of earlier runs, because the progress counts only the jobs that are left."""
+    count = sum(1 for _ in LAYOUT.folder.rglob("*made_with.json"))
+    if count:
+        logger.info(
+            f"{FOLDER} has the results of {count} finished jobs; those that are up to date stay."
+        )
+
+
 def print_tables():
     """Show the tables at the end."""
     for folder, names in (
@@ -211,3 +227,5 @@ def print_tables():
             print("\n" + "\n".join(texts) + f"\nTables and figures: {folder}/")
     if LAYOUT.report.exists():
         print(f"All on one page: {LAYOUT.report}")
+    if page := tracked_page(LAYOUT.export_summary):
+        print(f"Runs in MLflow: {page}")

@@ -6,6 +6,8 @@ rule export:
     input:
         metrics=[LAYOUT.metrics(variant, seed) for variant, seed in RUNS],
         summaries=[LAYOUT.summary(variant, seed) for variant, seed in RUNS],
+        comparison=LAYOUT.comparison / "table.csv",
+        page=LAYOUT.report,
         further=rules.overoptimization.output if EXPERIMENT.is_optimized() else [],
         policies=[
             LAYOUT.ppo_run(variant, seed) / "summary.json"

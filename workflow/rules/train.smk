@@ -34,8 +34,9 @@ rule train:
         out=lambda wc: LAYOUT.run(wc.variant, wc.seed),
         work=LAYOUT.work,
         required=required_options,
+        action=train_or_set_up,
     message:
-        "Train {wildcards.variant}, seed {wildcards.seed}"
+        "{params.action} {wildcards.variant}, seed {wildcards.seed}"
     shell:
         "rm-methods train --config {params.config_file:q} --variant {wildcards.variant:q} --seed {wildcards.seed}"
         " --pairs {input.pairs:q} --backbone {params.backbone:q} --out {params.out:q} --work {params.work:q}"
