@@ -67,14 +67,13 @@ READ_A_MODEL = {"train", "score", "diagnose", "diagnose_teacher", "sample", "ppo
         ("scoring/scorer.py", READ_A_MODEL),
         (
             "methods/registry.py",
-            set(STAGES)
-            - {"prepare", "backbone", "items", "contamination", "evaluate", "diagnose_summary", "sft", "track"},
+            set(STAGES) - {"prepare", "backbone", "items", "contamination", "evaluate", "diagnose_summary", "sft"},
         ),
         ("methods/hinge.py", set()),
         ("methods/hinge.yaml", set()),
         ("comparison/compare.py", {"compare", "html_report"}),
         ("comparison/tuning.py", {"tune"}),
-        ("statistics/intervals.py", {"compare", "html_report", "overoptimization"}),
+        ("statistics/intervals.py", {"compare", "html_report", "overoptimization", "track"}),
         ("ppo/learner.py", {"ppo"}),
         ("cli.py", set()),
         ("system/run_lock.py", set()),
