@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from rm_methods.benchmarks.item import BenchmarkItem
 from rm_methods.config.resolve import resolve
+from rm_methods.contract_test.workbench import Workbench
 from rm_methods.errors import ConfigError, UserError
 from rm_methods.methods.bradley_terry import bradley_terry_loss
 from rm_methods.methods.contract import Inputs
@@ -263,10 +264,8 @@ def test_impossible_settings_are_refused(tmp_path, wrong):
         resolve(experiment_config(tmp_path) | {"methods": {"rrm": wrong}})
 
 
-def test_the_number_of_steps_stays_while_the_pairs_grow(prepared, tmp_path):
-    from tests.methods.test_contract import run
-
-    summary, _ = run(prepared, tmp_path, "rrm", {})
+def test_the_number_of_steps_stays_while_the_pairs_grow(tmp_path):
+    summary = Workbench(tmp_path / "work").run("rrm").summary
     assert summary["cost"]["optimizer_steps"] == 6  # 48 pairs, 8 a step
     assert summary["cost"]["pairs_seen"] == 48
     assert summary["report"]["original_pairs"] == 48
