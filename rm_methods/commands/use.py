@@ -253,7 +253,7 @@ def score(model, data, out, root, config_files, reader, strict, method_folders, 
 
     from rm_methods.config.resolve import load_config
     from rm_methods.preferences.cards import configured_reader_options
-    from rm_methods.scoring.model_source import default_length
+    from rm_methods.scoring.model_source import default_length, evaluated_length
     from rm_methods.scoring.score import score_files
     from rm_methods.scoring.scorer import ScoringSettings, scoring_settings
 
@@ -264,6 +264,9 @@ def score(model, data, out, root, config_files, reader, strict, method_folders, 
         config = load_config(config_files, methods=method_folders)
         configured = scoring_settings(config)
         length_reason = "backbone.max_length of --config"
+        if (recorded := evaluated_length(model)) is not None and recorded != configured.max_length:
+            # The configuration counts, because the workflow scores again after a change of it.
+            length_reason += f"; the model's experiment used {recorded}, so its table may differ"
         configured_options = configured_reader_options(config["data"])
     else:
         find_methods(method_folders)

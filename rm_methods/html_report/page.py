@@ -21,7 +21,7 @@ from rm_methods.experiment.diagnosed_runs import MEASURES, figure_names
 from rm_methods.experiment.layout import Layout, pool_stem
 from rm_methods.files import write_text
 from rm_methods.html_report.glance import glances, relative_cost, verdict_word
-from rm_methods.html_report.protocol import protocol
+from rm_methods.html_report.protocol import protocol, resolved_name
 from rm_methods.html_report.stored_results import StoredResults, stored_results
 from rm_methods.yaml_files import yaml_text
 
@@ -188,7 +188,7 @@ def _row_style(comparison: Comparison, row: VariantRow) -> str:
 
 def _downloads(results: StoredResults) -> list[tuple[str, str]]:
     """(name, data URI) of the table in other forms, and of the configuration."""
-    files = {f"{results.config['experiment']}.yaml": yaml_text(dict(results.config))}
+    files = {resolved_name(results.config): yaml_text(dict(results.config))}
     if results.comparison is not None:
         files |= {"table.csv": csv_table(results.comparison), "table.tex": latex_table(results.comparison)}
     return [(name, _data_uri(text.encode(), "text/plain;charset=utf-8")) for name, text in files.items()]

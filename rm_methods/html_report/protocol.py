@@ -192,8 +192,13 @@ def _method_facts(config: Mapping[str, Any]) -> Iterable[MethodFacts]:
 def _commands(config: Mapping[str, Any], summaries: list[RunSummary]) -> list[str]:
     commits = {summary.get("provenance", {}).get("git_commit") for summary in summaries} - {None}
     checkout = [f"git checkout {commit}" for commit in sorted(map(str, commits))] if len(commits) == 1 else []
-    file = f"{config['experiment']}.yaml"
-    return [*checkout, "make setup && source .venv/bin/activate", f"snakemake --cores 2 --configfile {file}"]
+    run = f"snakemake --cores 2 --configfile {resolved_name(config)}"
+    return [*checkout, "make setup && source .venv/bin/activate", run]
+
+
+def resolved_name(config: Mapping[str, Any]) -> str:
+    """The name of the file that the page offers: not that of the user's file, which may have been laid over others."""
+    return f"{config['experiment']}_resolved.yaml"
 
 
 def _report(path: Path) -> dict[str, Any] | None:

@@ -95,7 +95,7 @@ def load_tokenizer(folder: Path, max_length: int, chat_template: str | None = No
         chat_template: text of a Jinja template, in place of the tokenizer's.
 
     Raises:
-        UserError: the folder does not exist, or its tokenizer cannot be used.
+        UserError: the folder does not exist, or its tokenizer cannot be used, or is not the one that was prepared.
     """
     if not Path(folder).is_dir():
         raise UserError(f"{folder}: no such folder. {_PREPARE_FIRST}")
@@ -105,7 +105,15 @@ def load_tokenizer(folder: Path, max_length: int, chat_template: str | None = No
     tokenizer = pretrained_tokenizer(folder)
     if chat_template is not None:
         tokenizer.chat_template = chat_template
-    return ChatTokenizer(tokenizer, max_length)
+    reader = ChatTokenizer(tokenizer, max_length)
+    record = Path(folder) / RECORD
+    prepared = read_json(record).get("tokenizer_hash") if record.is_file() and chat_template is None else None
+    if prepared is not None and prepared != reader.hash():
+        raise UserError(
+            f"{folder}: the tokenizer is not the one that was prepared ({RECORD} has another hash), so a file of the "
+            f"folder was changed. {_PREPARE_FIRST}"
+        )
+    return reader
 
 
 def _prepared(folder: Path) -> dict[str, Any]:

@@ -50,6 +50,8 @@ def explained(exception: str, text: str, folder: Path = Path(".")) -> str | None
             if files
             else "Results are incomplete, because an earlier run was stopped. Add --rerun-incomplete to your command."
         )
+    if text.lstrip().startswith("UnicodeDecodeError") or ("load_configfile" in text and "UnicodeDecodeError" in text):
+        return "A file of --configfile is not UTF-8. Save it as UTF-8; `rm-methods check --config FILE` names the file."
     if "_load_configfile" in text or "load_configfile(" in text:
         if match := _NO_FILE.search(text):
             return missing_configuration(match[1], folder)

@@ -1,11 +1,12 @@
 import copy
+import shutil
 
 import pytest
 import torch
 from transformers import AutoTokenizer
 
 from rm_methods.errors import UserError
-from rm_methods.files import read_json
+from rm_methods.files import read_json, write_json
 from rm_methods.reward_models.backbones import load_classifier, load_language_model, load_tokenizer, prepare_backbone
 from rm_methods.reward_models.tokenization import ChatTokenizer
 
@@ -123,3 +124,15 @@ def test_a_backbone_that_was_not_prepared_is_named(prepared, tmp_path, load):
         load(tmp_path / "backbone", section(prepared), 0)
     with pytest.raises(UserError, match=r"no such folder\. Prepare the backbone first"):
         load_tokenizer(tmp_path / "backbone", 256)
+
+
+def test_a_tokenizer_that_was_changed_after_the_preparation_is_refused(prepared, tmp_path):
+    folder = tmp_path / "backbone"
+    shutil.copytree(prepared[1], folder)
+    load_tokenizer(folder, 64)
+    settings = read_json(folder / "tokenizer_config.json")
+    settings["chat_template"] = "{% for m in messages %}{{ m.content }}{{ eos_token }}{% endfor %}"
+    write_json(folder / "tokenizer_config.json", settings)
+    (folder / "chat_template.jinja").unlink(missing_ok=True)
+    with pytest.raises(UserError, match="the tokenizer is not the one that was prepared"):
+        load_tokenizer(folder, 64)

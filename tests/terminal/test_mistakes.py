@@ -139,3 +139,8 @@ def test_a_file_where_a_folder_belongs_is_named(tmp_path):
 def test_an_unknown_error_keeps_its_last_line_and_no_traceback():
     text = 'Traceback (most recent call last):\n\n  File "x.py", line 1, in f\n\nKeyError: 5\n'
     assert said("KeyError", text) == "KeyError: 5\nSnakemake stopped. Add --verbose for where it happened."
+
+
+def test_a_configuration_in_another_encoding():
+    text = "UnicodeDecodeError: 'utf-8' codec can't decode byte 0xff in position 0: invalid start byte"
+    assert said("UnicodeDecodeError", text).startswith("A file of --configfile is not UTF-8.")
