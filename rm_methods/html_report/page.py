@@ -7,6 +7,7 @@ files.  So the page says what these files say.  What is missing is named, and th
 from __future__ import annotations
 
 import base64
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,7 @@ from rm_methods.experiment.diagnosed_runs import MEASURES, figure_names
 from rm_methods.experiment.layout import Layout, pool_stem
 from rm_methods.files import write_text
 from rm_methods.html_report.glance import glances, relative_cost, verdict_word
-from rm_methods.html_report.protocol import protocol, resolved_name
+from rm_methods.html_report.protocol import Protocol, protocol, resolved_name
 from rm_methods.html_report.stored_results import StoredResults, stored_results
 from rm_methods.yaml_files import yaml_text
 
@@ -84,12 +85,13 @@ def report_html(results: StoredResults) -> str:
         lstrip_blocks=True,
     )
     comparison = results.comparison
+    facts = protocol(results)
     template = environment.get_template("page.html.jinja")
     return template.render(
         title=results.config["experiment"],
         style=(ASSETS / "page.css").read_text(encoding="utf-8"),
         script=(ASSETS / "page.js").read_text(encoding="utf-8"),
-        lead=_lead(results),
+        lead=_lead(results, facts),
         banners=_banners(results),
         verdict=comparison.verdict if comparison else (),
         glances=glances(comparison) if comparison else [],
@@ -101,7 +103,7 @@ def report_html(results: StoredResults) -> str:
         figures=_figures(results),
         overoptimization=_overoptimization(results),
         attention=_attention(results),
-        protocol=protocol(results),
+        protocol=facts,
         configuration=yaml_text(dict(results.config)),
         license_words=LICENSE_WORDS,
     )
@@ -115,7 +117,8 @@ def _summary(results: StoredResults, out: Path) -> str:
     return text if results.is_complete else f"{text}. The page names the others."
 
 
-def _lead(results: StoredResults) -> str:
+def _lead(results: StoredResults, facts: Protocol) -> str:
+    """The size of the experiment in one or two sentences."""
     comparison = results.comparison
     if comparison is None:
         return "No run is finished yet."
@@ -128,7 +131,14 @@ def _lead(results: StoredResults) -> str:
     parts.append(f"{len(comparison.columns)} column{'s' if len(comparison.columns) != 1 else ''}")
     if items and items[-1]:
         parts.append(f"{_span(items)} items a column")
-    return ", ".join(parts) + "."
+    counts = [
+        int(count.replace(",", ""))
+        for name, value in facts.data
+        if name == "Pairs trained on"
+        for count in re.findall(r"([\d,]+) of", value)
+    ]
+    trained = f" Trained on {_span(sorted(set(counts)))} pairs." if counts else ""
+    return ", ".join(parts) + f".{trained}"
 
 
 def _span(values: Sequence[int]) -> str:

@@ -16,9 +16,12 @@ from tests.workflow.checkouts import checkout, environment, planned
 
 # The trainings of a whole comparison: minutes on a busy machine.
 pytestmark = [pytest.mark.process, pytest.mark.slow]
-COMMANDS = re.findall(
-    r"^    ((?:rm-methods|snakemake|cat) .*)$", (REPOSITORY / "docs/own-data.md").read_text(), re.MULTILINE
-)
+PAGE = (REPOSITORY / "docs/own-data.md").read_text()
+# A command may go on in the next line.
+COMMANDS = [
+    re.sub(r"\s*\\\n\s*", " ", command)
+    for command in re.findall(r"^    ((?:rm-methods|snakemake|cat) (?:.*\\\n)?.*)$", PAGE, re.MULTILINE)
+]
 
 
 def rows(count: int, seed: int, names=("prompt", "chosen", "rejected")) -> list[dict[str, str]]:
@@ -54,25 +57,35 @@ def finished(tmp_path_factory) -> tuple[Path, dict[str, str]]:
     write(folder / "my_pairs.jsonl", rows(80, seed=0))
     write(folder / "my_test.jsonl", rows(20, seed=1))
     write(folder / "my_more.jsonl", rows(40, seed=3))
-    with (folder / "my_votes.csv").open("w", newline="") as stream:
-        table = csv.DictWriter(stream, ("question", "better", "worse"))
+    write_table(folder / "my_table.csv", rows(80, 2, ("question", "better", "worse")))
+    votes = rows(80, 4, ("question", "answer_1", "answer_2"))
+    write_table(folder / "my_votes.csv", [row | {"vote": "1"} for row in votes])
+    (smaller,) = re.findall(r"```yaml\n(# smaller\.yaml\n.*?)```", PAGE, re.DOTALL)
+    (folder / "smaller.yaml").write_text(smaller)
+    return folder, {command: run(folder, as_tested(command)) for command in COMMANDS}
+
+
+def as_tested(command: str) -> str:
+    """The command; only what would run of the smaller experiment, whose results would replace those of the page."""
+    return command.replace("snakemake ", "snakemake -n ") if "smaller.yaml" in command else command
+
+
+def write_table(path: Path, lines: list[dict[str, str]]) -> None:
+    with path.open("w", newline="") as stream:
+        table = csv.DictWriter(stream, lines[0])
         table.writeheader()
-        table.writerows(rows(80, 2, ("question", "better", "worse")))
-    return folder, {command: run(folder, command) for command in COMMANDS}
+        table.writerows(lines)
 
 
 def test_the_page_has_the_commands_of_the_whole_way():
     assert [command.split()[:2] for command in COMMANDS] == [
-        ["rm-methods", "init"],
-        ["rm-methods", "init"],
-        ["rm-methods", "init"],
-        ["rm-methods", "init"],
-        ["rm-methods", "init"],
+        *[["rm-methods", "init"]] * 6,
         ["rm-methods", "check"],
-        ["snakemake", "--cores"],
+        *[["snakemake", "--cores"]] * 2,
+        ["rm-methods", "plan"],
         ["cat", "results/my_pairs/comparison/table.txt"],
         ["rm-methods", "power"],
-        ["rm-methods", "score"],
+        *[["rm-methods", "score"]] * 2,
     ]
 
 
@@ -84,7 +97,7 @@ def test_the_way_ends_at_a_verdict(finished):
     assert "Verdict" in table
     assert "The best content-blind row is" in table
     assert (folder / "scores.csv").exists()
-    for name in ("my_pairs", "large", "with_test", "my_votes", "mixed"):
+    for name in ("my_pairs", "large", "with_test", "my_table", "my_votes", "mixed"):
         assert yaml.safe_load((folder / f"{name}.yaml").read_text())["experiment"] == name
 
 
@@ -108,8 +121,7 @@ def test_the_training_pairs_and_nothing_else_run_again_when_the_test_file_change
 def test_an_edited_file_or_weight_of_a_mixture_prepares_the_pairs_again(finished):
     """The weights are those of the page: 2 for the first source, 1 for the second."""
     folder, _ = finished
-    page = (REPOSITORY / "docs/own-data.md").read_text()
-    (block,) = re.findall(r"```yaml\n(data:\n  sources:.*?)```", page, re.DOTALL)
+    (block,) = re.findall(r"```yaml\n(data:\n  sources:.*?)```", PAGE, re.DOTALL)
     (folder / "weights.yaml").write_text(block)
     command = "snakemake --cores 2 --configfile mixed.yaml {} -- results/mixed/data/pairs.parquet"
     plain, weighted = command.format(""), command.format("weights.yaml")
