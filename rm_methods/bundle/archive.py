@@ -24,6 +24,7 @@ from rm_methods.experiment.experiment import Experiment
 from rm_methods.experiment.layout import Layout, pool_stem
 from rm_methods.experiment.stored_experiment import StoredExperiment, stored_experiment
 from rm_methods.files import canonical_json, parse_json, read_json, written_atomically
+from rm_methods.parquet import write_parquet
 from rm_methods.stored import with_checksum
 from rm_methods.system.provenance import REPOSITORY, git_state
 
@@ -55,6 +56,7 @@ _PARTS = (
     "pools/samples.json",
     "report.html",
 )
+_EVALUATION = "evaluation.parquet"  # of a PPO run
 # A zip file has no dates before 1980; the same results give the same bytes.
 _DATE = (1980, 1, 1, 0, 0, 0)
 _LARGEST_FILE = 2**32  # bytes of one unpacked file
@@ -143,7 +145,10 @@ def _members(stored: StoredExperiment, scratch: Path, masked: dict[str, str]) ->
             continue
         masked[archived] = reason
         target = scratch / f"{len(masked)}{file.suffix}"
-        if file.suffix == ".parquet":
+        if file.name == _EVALUATION:
+            _mask_responses(file, target)
+            yield archived, target
+        elif file.suffix == ".parquet":
             mask_items(file, target)
             yield archived, target
         elif file.suffix == ".json":
@@ -164,7 +169,23 @@ def _files_with_texts(stored: StoredExperiment) -> dict[Path, str]:
     for pool in Experiment(stored.config).pools():
         reason = _withheld(stored, pool)
         files |= {layout.items(pool): reason, layout.overoptimization / f"{pool_stem(pool)}_samples.md": reason}
+    files |= {file: _pairs_license(stored) for file in stored.folder.glob(f"ppo/*/*/{_EVALUATION}")}
+    reasons = [_withheld(stored, name) for name in stored.config["benchmarks"]]
+    # These figures are labeled with the words of items.
+    maps = stored.folder.glob("diagnostics/*/*/teacher_maps.png")
+    files |= dict.fromkeys(maps, next(filter(None, reasons), ""))
     return {file: reason for file, reason in files.items() if file.exists()}
+
+
+def _mask_responses(source: Path, target: Path) -> None:
+    """The evaluation of a PPO run without the texts of its responses, which no table needs."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    table = pq.read_table(source)
+    column = table.schema.get_field_index("response")
+    masked = pa.array(["x" * len(text) for text in table["response"].to_pylist()], table.schema.field(column).type)
+    write_parquet(table.set_column(column, table.schema.field(column), masked), target)
 
 
 def _without_examples(value: Any) -> Any:

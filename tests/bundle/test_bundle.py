@@ -325,3 +325,25 @@ def test_forged_metrics_are_named_by_their_place_in_the_bundle(packed, tmp_path)
     forged = rewritten(packed[0], tmp_path / "forged.zip", change)
     with pytest.raises(DataError, match=rf"{forged}: {name}: "):
         verify(forged)
+
+
+@pytest.mark.parametrize(("license_text", "withheld"), [("CC BY-NC 4.0", True), ("MIT", False)])
+def test_responses_of_policies_and_figures_with_words_follow_the_license(finished, tmp_path, license_text, withheld):
+    copied = tmp_path / "results" / "study"
+    shutil.copytree(finished, copied)
+    report = json.loads((copied / "data" / "report.json").read_text())
+    report["dataset"]["license"] = license_text
+    (copied / "data" / "report.json").write_text(json.dumps(report))
+    evaluation = copied / "ppo" / "random" / "seed0" / "evaluation.parquet"
+    evaluation.parent.mkdir(parents=True)
+    pq.write_table(pa.table({"response": ["A secret answer."], "gold": [0.5]}), evaluation)
+    figure = copied / "diagnostics" / "random" / "seed0" / "teacher_maps.png"
+    figure.parent.mkdir(parents=True)
+    figure.write_bytes(b"a picture of words")
+    manifest = write_bundle(copied, tmp_path / "x.zip")
+    read_bundle(tmp_path / "x.zip", tmp_path / "unpacked")
+    table = pq.read_table(tmp_path / "unpacked" / "ppo" / "random" / "seed0" / "evaluation.parquet")
+    answer = "A secret answer."
+    assert table.to_pylist() == [{"response": "x" * len(answer) if withheld else answer, "gold": 0.5}]
+    figure_name = "diagnostics/random/seed0/teacher_maps.png"
+    assert (figure_name in manifest.masked, figure_name in manifest.files) == (withheld, not withheld)
