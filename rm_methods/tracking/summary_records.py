@@ -45,8 +45,8 @@ def split_params(records: Sequence[RunRecord]) -> tuple[list[RunRecord], dict[st
                 common[name] = values[0]
     split = []
     for record in records:
-        own_params = {name: value for name, value in record.params.items() if name not in common}
-        split.append(replace(record, params=own_params))
+        differing = {name: value for name, value in record.params.items() if name not in common}
+        split.append(replace(record, params=differing))
     by_variant: dict[str, dict[str, str]] = {}
     for record in split:
         if record.kind == "seed":
