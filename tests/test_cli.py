@@ -205,7 +205,7 @@ def test_held_out_pairs_must_come_from_somewhere(tmp_path, rows, extra, passes):
     assert ("benchmarks.heldout: is made of the split test" in result.output) != passes
 
 
-def test_scoring_and_evaluating_by_hand(tmp_path):
+def test_scoring_by_hand(tmp_path):
     """A content-blind scorer on two pairs: the longer answer is chosen in one of them."""
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "scorer.json").write_text(json.dumps({"method": "longest", "settings": {}, "seed": 0}))
@@ -469,12 +469,12 @@ def test_a_read_error_does_not_speak_of_writing(tmp_path, monkeypatch):
     def broken(*_):
         raise OSError(errno.EIO, "Input/output error", "x.parquet")
 
-    for fail in (lambda _: tmp_path.open(), broken):
+    for fail, advice in ((lambda _: tmp_path.open(), "Name a file in that folder."), (broken, "Check the path")):
         monkeypatch.setattr(rm_methods.listing, "listing", fail)
         result = invoke("list", "methods")
         assert result.exit_code == 2
         assert "half-written" not in result.output
-        assert "Name a file in that folder." in result.output or "Check the path" in result.output
+        assert advice in result.output
 
 
 def test_missing_items_and_pairs_name_the_verb_that_makes_them(tmp_path):

@@ -6,9 +6,8 @@ import sys
 
 import click
 
-from rm_methods.commands.options import find_methods, methods_option
+from rm_methods.commands.options import find_methods, methods_option, named_values
 from rm_methods.commands.verb import verb
-from rm_methods.errors import UserError
 
 
 @verb("test-method")
@@ -21,22 +20,11 @@ def test_method(method, method_folders, settings, two_ranks):
 
     Prints one line for each property, and what to do about those that do not hold.
     """
-    from yaml import YAMLError
-
     from rm_methods.contract_test.report import check_method as run
     from rm_methods.methods.registry import load_method_card
-    from rm_methods.yaml_files import parse_yaml
 
     find_methods(method_folders)
     load_method_card(method)  # refuses a name that is misspelled
-    values = {}
-    for setting in settings:
-        name, separator, text = setting.partition("=")
-        if not separator:
-            raise UserError(f"--set {setting}: write NAME=VALUE, for instance temperature=2.")
-        try:
-            values[name] = parse_yaml(text)[0]
-        except YAMLError:
-            values[name] = text
+    values = named_values("--set", settings, "temperature=2")
     if not run(method, click.echo, method_folders=method_folders, settings=values, two_ranks=two_ranks):
         sys.exit(1)

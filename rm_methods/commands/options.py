@@ -12,7 +12,7 @@ from typing import Any
 import click
 from click.shell_completion import CompletionItem
 
-from rm_methods.errors import ConfigError, DataError, UserError, nearest_path
+from rm_methods.errors import ConfigError, DataError, UserError, nearest, nearest_path
 
 _OPTION_KEY = r"(?P<key>\bdata(?:\.sources\.\d+)?\.options\.(?P<name>\w+))"
 
@@ -77,14 +77,15 @@ INPUT_FILE = _InputPath(dir_okay=False, path_type=Path)
 FILE = _NamedPath(dir_okay=False, path_type=Path)
 FOLDER = _NamedPath(file_okay=False, path_type=Path)
 SEED = click.IntRange(min=0, max=2**32 - 1)
-config_option = click.option(
-    "--config",
-    "config_files",
-    multiple=True,
-    required=True,
-    type=FILE,
-    help="Configuration file; repeatable, later files override earlier ones.",
-)
+CONFIG_HELP = "Configuration file; repeatable, later files override earlier ones."
+
+
+def config_files_option(help_text: str, *, required: bool = False):
+    """The option --config, whose files a verb gets as `config_files`."""
+    return click.option("--config", "config_files", multiple=True, required=required, type=FILE, help=help_text)
+
+
+config_option = config_files_option(CONFIG_HELP, required=True)
 methods_option = click.option(
     "--methods",
     "method_folders",
@@ -165,8 +166,6 @@ def find_methods(folders: Sequence[Path]) -> None:
 
 def check_variant(config: Mapping[str, Any], variant: str) -> None:
     """Refuse a variant that the configuration does not have."""
-    from rm_methods.errors import nearest
-
     if variant not in config["methods"]:
         raise UserError(f"Unknown variant '{variant}'. {nearest(variant, config['methods'])}")
 
@@ -180,17 +179,22 @@ def benchmark_items(benchmarks: Sequence[str], items: Sequence[Path]) -> list[tu
     return list(zip(benchmarks, items, strict=True))
 
 
-def reader_options(texts: tuple[str, ...]) -> dict[str, Any]:
-    """NAME=VALUE options of a reader as a mapping; values are read as YAML, or else as text."""
+def reader_options(texts: Sequence[str]) -> dict[str, Any]:
+    """NAME=VALUE options of a reader as a mapping."""
+    return named_values("--option", texts, "chosen_field=better")
+
+
+def named_values(option: str, texts: Sequence[str], example: str) -> dict[str, Any]:
+    """NAME=VALUE options as a mapping; values are read as YAML, or else as text."""
     from yaml import YAMLError
 
     from rm_methods.yaml_files import parse_yaml
 
     values = {}
-    for option in texts:
-        name, separator, text = option.partition("=")
+    for given in texts:
+        name, separator, text = given.partition("=")
         if not separator:
-            raise UserError(f"--option {option}: write NAME=VALUE, for instance chosen_field=better.")
+            raise UserError(f"{option} {given}: write NAME=VALUE, for instance {example}.")
         try:
             values[name] = parse_yaml(text)[0]
         except YAMLError:

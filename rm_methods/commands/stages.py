@@ -26,7 +26,7 @@ from rm_methods.commands.options import (
     variant_option,
 )
 from rm_methods.commands.verb import verb
-from rm_methods.errors import UserError
+from rm_methods.errors import UserError, nearest
 
 
 @verb()
@@ -79,7 +79,6 @@ def prepare_benchmark(config_files, benchmark, pairs, items, report):
     """Convert a benchmark to a file of items to score."""
     from rm_methods.benchmarks.evaluation import prepare_items
     from rm_methods.config.resolve import load_config
-    from rm_methods.errors import nearest
     from rm_methods.files import check_outputs
     from rm_methods.listing import preparation_text
 
@@ -192,7 +191,6 @@ def evaluate(benchmark, items, scores, member_scores, summary, metrics, credits,
     import tempfile
 
     from rm_methods.benchmarks.evaluation import evaluate_run
-    from rm_methods.errors import nearest
     from rm_methods.files import check_outputs
     from rm_methods.listing import metrics_text
     from rm_methods.methods.members import members_of

@@ -10,7 +10,7 @@ from typing import Any
 
 from rm_methods.errors import nearest
 from rm_methods.preferences.data_sources import data_sources, dataset_name
-from rm_methods.scoring.pair_sets import kind_of_set, title_of_set
+from rm_methods.scoring.pair_sets import choosing_set, kind_of_set, title_of_set
 
 
 def validation_conflicts(config: Mapping[str, Any]) -> list[str]:
@@ -82,7 +82,7 @@ def _choosing_set_problems(config: Mapping[str, Any]) -> list[str]:
 
     training = config["training"]
     names = training["validation"]["sets"]
-    name = training["best"]["set"] or names[0]
+    name = choosing_set(training)
     if name not in names:
         return [f"training.best.set: '{name}' is not among training.validation.sets. {nearest(name, names)}"]
     if name == "train":

@@ -22,8 +22,8 @@ TUNING_FILES = ("tuned.yaml", "table.txt", "table.md", "table.csv")
 DIAGNOSTICS_TABLES = ("table.txt", "table.md", "table.csv", "table.tex")
 DIAGNOSED_RUN_FILES = ("attention.parquet", "masking.parquet", "report.json")
 DISTANCE_FILES = ("teacher.parquet", "teacher_maps.png")
-SUMMARY_RECORD = "comparison.json"
 DISTANCE_TABLES = ("teacher_distance.txt", "teacher_distance.md", "teacher_distance.csv", "teacher_distance.tex")
+SUMMARY_RECORD = "comparison.json"
 
 # Where each stage records the settings and the code that its results were made with, below the experiment's folder.
 RECORDS = {

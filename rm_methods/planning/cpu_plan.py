@@ -24,6 +24,7 @@ from rm_methods.planning.plan import (
     training_operations,
 )
 from rm_methods.planning.sizes import Shape, shape_of
+from rm_methods.preferences.data_sources import data_sources
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -80,7 +81,7 @@ class Stage:
 
 
 def texts_of(config: Mapping[str, Any]) -> Texts | None:
-    """The pairs, prepared or read from their source; None if the source is not on this machine."""
+    """The pairs, prepared or read from their sources; None if a source is not on this machine."""
     layout = Experiment(config).layout
     try:
         if layout.pairs.exists():
@@ -88,11 +89,11 @@ def texts_of(config: Mapping[str, Any]) -> Texts | None:
 
             pairs = read_pairs(layout.pairs)
         else:
-            from rm_methods.preferences.cards import card_for
+            from rm_methods.preferences.cards import card_of
             from rm_methods.preferences.prepare import prepared_pairs
 
-            card, root = card_for(config["data"]["dataset"], config["data"]["root"])
-            if card.hub_id is not None and root is None:
+            cards = [card_of(source) for source in data_sources(config["data"])]
+            if any(card.hub_id is not None and root is None for card, root in cards):
                 return None
             pairs, _ = prepared_pairs(config["data"])
     except (UserError, DataError):

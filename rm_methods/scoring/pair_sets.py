@@ -25,6 +25,11 @@ def kind_of_set(name: str) -> Literal["split", "file", "benchmark"]:
     return "split"
 
 
+def choosing_set(training: Mapping[str, Any]) -> str:
+    """The set that chooses the checkpoint: `best.set` of the section `training`, or else the first validation set."""
+    return training["best"]["set"] or training["validation"]["sets"][0]
+
+
 def title_of_set(name: str) -> str:
     """The name of a set in metrics: that of a file without folders and endings."""
     return Path(name).name.split(".")[0] if kind_of_set(name) == "file" else name

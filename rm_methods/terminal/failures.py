@@ -35,7 +35,7 @@ def failure_of(title: str, logs: Sequence[Path], cluster_says: str | None, comma
     Args:
         logs: of the job, then those of the cluster.
         cluster_says: what the cluster's scheduler says about the job.
-        commands: Snakemake's texts on commands that failed; that with the job's log is the job's.
+        commands: Snakemake's texts on commands that failed; the one that names the job's log belongs to the job.
     """
     reason = failure_reason(logs)
     command = next((text for text in commands if logs and str(logs[0]) in text), "")
@@ -53,14 +53,14 @@ def failure_text(failures: Sequence[Failure], done: int, total: int) -> str:
     groups: dict[tuple[str, ...], list[Failure]] = {}
     for failure in failures:
         groups.setdefault(failure.reason, []).append(failure)
-    heading = f"{len(failures)} job{'s' if len(failures) > 1 else ''} failed; {done} of {total} are done."
-    lines = [heading]
+    lines = [f"{len(failures)} job{'s' if len(failures) > 1 else ''} failed; {done} of {total} are done."]
     for reason, group in groups.items():
-        lines += ["", *(f"{failure.title}" for failure in group[:_SHOWN_JOBS])]
+        lines += ["", *(failure.title for failure in group[:_SHOWN_JOBS])]
         if len(group) > _SHOWN_JOBS:
             lines.append(f"and {len(group) - _SHOWN_JOBS} more")
         lines += [f"    {line}" for line in reason]
-        lines += [f"  Log: {failure.log}" for failure in group[:1] if failure.log]
+        if group[0].log:
+            lines.append(f"  Log: {group[0].log}")
     lines += [
         "",
         "When the cause is gone, run the same command again: finished jobs stay, and trainings continue from their "

@@ -13,9 +13,7 @@ _LONGEST_LINES = 12  # of a message, such as a list of problems
 # "bradley_terry seed 0: 12/39 steps  loss 0.61  elapsed 0:04  ETA 0:09": rm_methods/system/progress.py.
 _PROGRESS = re.compile(r"(\d+)/(\d+)\s*(\w*).*?ETA ((?:\d+:)?\d+:\d\d)")
 _OUR_MESSAGE = re.compile(r"^(?:\[rank\d+\]:\s*)?rm-methods: ")
-_EXCEPTION = re.compile(
-    r"^(?:\[rank\d+\]:\s*)?(?:[A-Za-z_][\w.]*\.)?[A-Z]\w*(?:Error|Exception|Interrupt|Exit|Warning)\b"
-)
+_EXCEPTION = re.compile(r"^(?:\[rank\d+\]:\s*)?(?:[A-Za-z_][\w.]*\.)?[A-Z]\w*(?:Error|Exception|Interrupt|Exit)\b")
 # Of the launcher of several processes, which follow the error itself.
 _OF_LAUNCHER = ("ChildFailedError", "SignalException", "torch.distributed.elastic")
 _KILLED = re.compile(r"oom[-_ ]kill|out of memory|CANCELLED|DUE TO TIME LIMIT|Killed", re.IGNORECASE)
@@ -77,7 +75,7 @@ def _our_message(lines: Sequence[str]) -> list[str]:
 
 def _exception(lines: Sequence[str]) -> list[str]:
     for line in reversed(lines):
-        if _EXCEPTION.match(line) and not any(word in line for word in _OF_LAUNCHER) and "Warning" not in line:
+        if _EXCEPTION.match(line) and not any(word in line for word in _OF_LAUNCHER):
             return [line.strip()]
     return []
 

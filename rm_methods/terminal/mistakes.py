@@ -22,7 +22,7 @@ _OF_FILES = re.compile(r"(?:\w+Error): \[Errno \d+\] ([^:]*): '(.*?)'(?: -> '.*'
 # base64, long ones in several parts (`FilePersistence._record_path`, Snakemake 9.27).
 _INCOMPLETE = Path(".snakemake", "incomplete")
 # Snakemake's text where a failed job's message says more.
-_OF_FAILED_JOBS = ("At least one job did not complete successfully.",)
+_OF_FAILED_JOBS = "At least one job did not complete successfully."
 
 
 def explained(exception: str, text: str, folder: Path = Path(".")) -> str | None:
@@ -33,7 +33,7 @@ def explained(exception: str, text: str, folder: Path = Path(".")) -> str | None
         text: as Snakemake would print it.
         folder: of the Snakefile.
     """
-    if exception in ("CalledProcessError", "SpawnedJobError") or any(part in text for part in _OF_FAILED_JOBS):
+    if exception in ("CalledProcessError", "SpawnedJobError") or _OF_FAILED_JOBS in text:
         return None
     if exception == "MissingRuleException" and (match := re.search(r"No rule to produce (.*?) \(if you use", text)):
         return unknown_target(match[1], folder)
@@ -44,11 +44,11 @@ def explained(exception: str, text: str, folder: Path = Path(".")) -> str | None
         )
     if exception == "IncompleteFilesException":
         files = text.partition("Incomplete files:\n")[2].split()
+        if not files:
+            return "Results are incomplete, because an earlier run was stopped. Add --rerun-incomplete to your command."
         return (
             f"{len(files)} results are incomplete, because an earlier run was stopped (such as {files[0]}). Add "
             "--rerun-incomplete to your command: these are made again, and trainings continue from their checkpoints."
-            if files
-            else "Results are incomplete, because an earlier run was stopped. Add --rerun-incomplete to your command."
         )
     if text.lstrip().startswith("UnicodeDecodeError") or ("load_configfile" in text and "UnicodeDecodeError" in text):
         return "A file of --configfile is not UTF-8. Save it as UTF-8; `rm-methods check --config FILE` names the file."
@@ -72,8 +72,11 @@ def explained(exception: str, text: str, folder: Path = Path(".")) -> str | None
 
 
 def how_to_continue() -> str:
-    """What to do after a stop.  Snakemake refuses results of a job whose end it did not see, unless it is told to make
-    them again.  After Ctrl-C, which also ends the jobs, none is left."""
+    """What to do after a stop.
+
+    Snakemake refuses the results of a job whose end it did not see, unless it is told to make them again.  Ctrl-C also
+    ends the jobs, and then no such result is left.
+    """
     if any(_is_mark_of_a_result(path) for path in _INCOMPLETE.rglob("*") if path.is_file()):
         return "To continue, run the same command with --rerun-incomplete: jobs that ran left results."
     return "Run the same command to continue."

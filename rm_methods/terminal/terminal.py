@@ -25,6 +25,8 @@ from rm_methods.terminal.screen import LiveScreen, PlainScreen, stages_text
 
 _SECONDS_BETWEEN_UPDATES = 1.0
 _KEPT_COMMANDS = 20
+_LOG_FILE = "Complete log(s):"
+_RESTARTED = "Trying to restart job "
 # Snakemake's messages that the display says better, or that nobody needs.  Its log file keeps them.
 _NOISE = (
     "Assuming unrestricted shared filesystem",
@@ -33,15 +35,13 @@ _NOISE = (
     "Select jobs to execute",
     "Shutting down, this might take some time",
     "Exiting because a job execution failed",
-    "Complete log(s):",
+    _LOG_FILE,
     "Elapsed time:",
     "Reasons:",
     "This was a dry-run",
-    "Trying to restart job",
+    _RESTARTED,
     "Removing output files of failed job",
 )
-_LOG_FILE = "Complete log(s):"
-_RESTARTED = "Trying to restart job "
 
 
 class Terminal:
@@ -117,9 +117,8 @@ class Terminal:
 
     def _end(self) -> str:
         if self.settings.dryrun:
-            return (
-                dry_run_text(self.table, self.planned) if self.table and not self.is_raw and not self.is_silent else ""
-            )
+            shows_plan = self.table and not self.is_raw and not self.is_silent
+            return dry_run_text(self.table, self.planned) if shows_plan else ""
         if self.was_stopped and not self.failures:
             return (
                 f"Stopped after {self.jobs.done} of {self.jobs.total} jobs, {clock(self.jobs.elapsed)}. "
@@ -192,7 +191,8 @@ class Terminal:
         title = job.title if job is not None else f"{record.rule_name} (job {record.jobid})"
         failure = failure_of(title, _paths(record.log), record.rule_msg, self.commands)
         self.failures[record.jobid] = failure
-        self._say(f"FAILED: {title}: {failure.reason[0]}  Log: {failure.log}")
+        log = f"  Log: {failure.log}" if failure.log else ""
+        self._say(f"FAILED: {title}: {failure.reason[0]}{log}")
 
     def _error(self, record: Any, formatted: Any) -> None:
         text = formatted(record)
@@ -219,7 +219,7 @@ class Terminal:
             self._write(text)
 
     def _ignore(self, record: Any, formatted: Any) -> None:
-        """The display says it otherwise."""
+        """The display tells this in another way."""
 
     _HANDLERS: ClassVar[dict[Any, Callable[..., None]]] = {
         LogEvent.WORKFLOW_STARTED: _workflow,

@@ -189,16 +189,14 @@ class LiveMetrics:
 
 def live_metrics(
     config: Mapping[str, Any], variant: str, seed: int, model: Path, run_key: Callable[[], str]
-) -> LiveMetrics | None:
-    """The live metrics that a configuration asks for, None if it asks for none.
+) -> LiveMetrics:
+    """The live metrics of a run, for a configuration with `tracking.live`.
 
     Args:
         model: the model folder of the run, which the export calls `checkpoint`.
         run_key: makes the run key.
     """
     tracking = config["tracking"]
-    if not tracking["live"]:
-        return None
     tags = {
         KIND: "seed",
         CONFIGURED: config["experiment"],

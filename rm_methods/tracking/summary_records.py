@@ -11,6 +11,7 @@ from typing import Any
 
 from rm_methods.files import content_hash
 from rm_methods.methods.registry import MethodCard, load_method_card
+from rm_methods.preferences.data_sources import dataset_name
 from rm_methods.reporting.sentences import listed, points
 from rm_methods.reporting.tables import markdown_escape
 from rm_methods.tracking.artifacts import LEFT_OUT, MAX_BYTES, configuration_text
@@ -45,8 +46,8 @@ def split_params(records: Sequence[RunRecord]) -> tuple[list[RunRecord], dict[st
                 common[name] = values[0]
     split = []
     for record in records:
-        own_params = {name: value for name, value in record.params.items() if name not in common}
-        split.append(replace(record, params=own_params))
+        differing = {name: value for name, value in record.params.items() if name not in common}
+        split.append(replace(record, params=differing))
     by_variant: dict[str, dict[str, str]] = {}
     for record in split:
         if record.kind == "seed":
@@ -164,10 +165,11 @@ def experiment_text(config: Mapping[str, Any]) -> str:
     if config["tracking"]["experiment"] not in (None, config["experiment"]):
         head = "Several experiments of rm-methods. `configured_experiment` says which one a run belongs to."
     else:
-        dataset = Path(config["data"]["dataset"])
+        dataset = dataset_name(config["data"])
+        shown = Path(dataset).name if Path(dataset).is_absolute() else dataset
         head = (
             f"Experiment **{config['experiment']}** of rm-methods: {len(config['methods'])} variants on "
-            f"{listed(list(config['benchmarks']))}, trained on {dataset.name if dataset.is_absolute() else dataset}."
+            f"{listed(list(config['benchmarks']))}, trained on {shown}."
         )
     return (
         f"{head}\n\n"

@@ -8,7 +8,7 @@ from typing import Any
 
 from rm_methods.files import named_file_hash
 from rm_methods.methods.registry import load_method_card
-from rm_methods.scoring.pair_sets import kind_of_set
+from rm_methods.scoring.pair_sets import choosing_set, kind_of_set
 from rm_methods.stored import read_run_key
 from rm_methods.system.code_hash import code_hash
 from rm_methods.system.deepspeed import custom_file_hash
@@ -42,7 +42,7 @@ def keyed_training(training: Mapping[str, Any]) -> dict[str, Any]:
     if training["keep"] == "last" and patience is None:
         return kept
     validation = training["validation"]
-    name = training["best"]["set"] or validation["sets"][0]
+    name = choosing_set(training)
     choice = {key: validation[key] for key in ("every_steps", "times", "max_pairs")}
     choice |= {"keep": training["keep"], "patience": patience, "metric": training["best"]["metric"], "set": name}
     if kind_of_set(name) == "file":

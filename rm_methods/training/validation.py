@@ -20,7 +20,7 @@ from rm_methods.files import is_intact, remove_with_checksum, written_with_check
 from rm_methods.reward_models.batching import plan_steps
 from rm_methods.reward_models.pair_encoding import encode_pairs
 from rm_methods.run_card import StepsRecord
-from rm_methods.scoring.pair_sets import pairs_of_set, title_of_set
+from rm_methods.scoring.pair_sets import choosing_set, pairs_of_set, title_of_set
 from rm_methods.system.ranks import from_rank_zero
 from rm_methods.training.fitting import planned_steps
 from rm_methods.training.pair_statistics import PairStatistics
@@ -157,15 +157,14 @@ class Validation(TrainerCallback):
         log: TrainingLog,
         work: Path,
     ):
-        best = training["best"]
         self.sets = sets
         self.steps = steps
         self.log = log
         self.work = work
         self.keeps_best = training["keep"] == "best"
         self.patience = training["early_stopping"]["patience"]
-        self.best_set = title_of_set(best["set"] or training["validation"]["sets"][0])
-        self.history = History(best["metric"], {})
+        self.best_set = title_of_set(choosing_set(training))
+        self.history = History(training["best"]["metric"], {})
         self.stopped_at: int | None = None
         self._best_at_save: int | None = None
 

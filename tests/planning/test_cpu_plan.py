@@ -9,6 +9,7 @@ import pytest
 from click.testing import CliRunner
 
 from rm_methods.cli import main
+from rm_methods.config.resolve import load_config
 from rm_methods.experiment.experiment import Experiment
 from rm_methods.planning import cpu_text
 from rm_methods.planning.cpu_plan import (
@@ -93,6 +94,24 @@ def test_the_pairs_of_the_controlled_world_are_counted_before_they_are_prepared(
 def test_pairs_on_the_hub_are_not_read(tmp_path):
     config = experiment_config(tmp_path, data={"dataset": "hh_rlhf"})
     assert texts_of(config) is None
+
+
+def test_the_pairs_of_a_mixture_are_counted_if_every_source_is_on_this_machine(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    def mixture(*sources):
+        sections = {
+            "data": {"sources": list(sources)},
+            "methods": {"bradley_terry": {}},
+            "backbone": {"source": "tiny"},
+        }
+        (tmp_path / "mixture.yaml").write_text(yaml_text({"experiment": "mixture", **sections}))
+        return load_config([tmp_path / "mixture.yaml"])
+
+    one = WORLD | {"name": "one"}
+    other = {"dataset": "world", "name": "other", "options": WORLD["options"] | {"train_pairs": 40, "seed": 1}}
+    assert texts_of(mixture(one, other)).pairs["train"] == 100
+    assert texts_of(mixture(one, {"dataset": "hh_rlhf", "name": "hub"})) is None
 
 
 def test_policies_are_counted_with_their_sampling(tmp_path):

@@ -54,6 +54,7 @@ def test_a_log_that_does_not_exist_has_neither_progress_nor_reason(tmp_path):
             'Traceback (most recent call last):\n  File "a.py", line 1, in f\n    x\nValueError: my fault\n',
             ["ValueError: my fault"],
         ),
+        ("ValueError: a Warning is no number\nlast\n", ["ValueError: a Warning is no number"]),
         ("torch.cuda.OutOfMemoryError: CUDA out of memory.\n", ["torch.cuda.OutOfMemoryError: CUDA out of memory."]),
         (
             "[rank1]: RuntimeError: size mismatch\ntorch.distributed.elastic.multiprocessing.errors.ChildFailedError:\n"

@@ -123,6 +123,16 @@ def test_a_failure_is_told_at_once_and_again_as_the_last_thing(log):
     ]
 
 
+def test_a_failure_without_a_log_names_none():
+    workflow = Snakemake()
+    workflow.plan(train=1)
+    workflow.start(1, title="Train x, seed 1")
+    workflow.fail(1)
+    text = workflow.end()
+    assert "FAILED: Train x, seed 1: The log is empty.\n" in text
+    assert "Log:" not in text
+
+
 def test_failures_with_the_same_reason_are_grouped(log):
     workflow = Snakemake()
     workflow.plan(train=9)
@@ -262,7 +272,7 @@ def test_on_request_snakemakes_own_text_is_printed():
     text = workflow.end()
     assert "Job stats:\nTABLE" in text
     assert "rm-methods train ..." in text
-    assert "1 jobs: " not in text
+    assert "1 job: " not in text
 
 
 def test_progress_is_a_line_now_and_then_without_control_characters():

@@ -24,12 +24,10 @@ from tests.tracking.conftest import export_of, export_runs
 
 pytestmark = pytest.mark.process
 POSTGRESQL = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
-needs_postgresql = [
-    pytest.mark.skipif(not POSTGRESQL, reason="needs PostgreSQL: apt-get install postgresql"),
-    pytest.mark.skipif(
-        importlib.util.find_spec("psycopg2") is None, reason="needs psycopg2: pip install 'rm-methods[postgresql]'"
-    ),
-]
+needs_postgresql = pytest.mark.skipif(
+    not POSTGRESQL or importlib.util.find_spec("psycopg2") is None,
+    reason="needs PostgreSQL and psycopg2: apt-get install postgresql, pip install 'rm-methods[postgresql]'",
+)
 
 
 def free_port():
@@ -128,21 +126,21 @@ def test_a_server_that_stores_artifacts(server, finished_run, tmp_path):
     assert record["pages"]["how_to_open"].startswith(f"{server}/#/experiments/")
 
 
-@pytest.mark.parametrize("mark", [pytest.param(0, marks=needs_postgresql)])
-def test_postgresql(mark, postgresql, finished_run, tmp_path, monkeypatch):
+@needs_postgresql
+def test_postgresql(postgresql, finished_run, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     check_an_export(postgresql, finished_run, tmp_path / "out", str(tmp_path / "mlruns"), "direct")
 
 
-@pytest.mark.parametrize("mark", [pytest.param(0, marks=needs_postgresql)])
-def test_a_server_on_postgresql(mark, postgresql, finished_run, tmp_path):
+@needs_postgresql
+def test_a_server_on_postgresql(postgresql, finished_run, tmp_path):
     options = ("--serve-artifacts", "--artifacts-destination", str(tmp_path / "artifacts"))
     with mlflow_server(tmp_path, postgresql, *options) as address:
         check_an_export(address, finished_run, tmp_path / "out", "mlflow-artifacts:/", "behind_server")
 
 
-@pytest.mark.parametrize("mark", [pytest.param(0, marks=needs_postgresql)])
-def test_two_exports_into_postgresql_at_once_store_each_run_once(mark, postgresql, finished_run, tmp_path, monkeypatch):
+@needs_postgresql
+def test_two_exports_into_postgresql_at_once_store_each_run_once(postgresql, finished_run, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     files = [finished_run(seed=seed, run_key=f"key{seed}") for seed in range(3)]
     export_runs([], tmp_path / "none", postgresql, mlflow_experiment="both")

@@ -236,6 +236,15 @@ def test_the_experiment_is_described_until_a_person_describes_it(study, store, c
     assert client.get_experiment_by_name("study").tags[NOTE] == "Mine."
 
 
+def test_an_experiment_on_a_mixture_is_described_by_the_names_of_its_sources(store, client, finished_run, tmp_path):
+    source = {"dataset": "/data/a.jsonl", "root": None, "options": {}, "name": "mine", "weight": 2.0}
+    export = export_of([finished_run()])
+    mixture = {"sources": [source, source | {"name": "theirs", "weight": 1.0}]}
+    result = export_experiment(replace(export, config={**export.config, "data": mixture}), tmp_path / "out", store)
+    assert result.pending == []
+    assert "trained on 2 mine + 1 theirs." in client.get_experiment_by_name("paper").tags[NOTE]
+
+
 # --- parameters
 
 

@@ -210,8 +210,9 @@ def say_what_is_done():
     """Count the results of earlier runs, because the progress counts only the jobs that are left."""
     count = sum(1 for _ in LAYOUT.folder.rglob("*made_with.json"))
     if count:
+        jobs = "job" if count == 1 else "jobs"
         logger.info(
-            f"{FOLDER} has the results of {count} finished jobs; those that are up to date stay."
+            f"{FOLDER} has the results of {count} finished {jobs}; those that are up to date stay."
         )
 
 
