@@ -88,11 +88,12 @@ def texts_of(config: Mapping[str, Any]) -> Texts | None:
 
             pairs = read_pairs(layout.pairs)
         else:
-            from rm_methods.preferences.cards import card_for
+            from rm_methods.preferences.cards import card_of
+            from rm_methods.preferences.data_sources import data_sources
             from rm_methods.preferences.prepare import prepared_pairs
 
-            card, root = card_for(config["data"]["dataset"], config["data"]["root"])
-            if card.hub_id is not None and root is None:
+            origins = [card_of(source) for source in data_sources(config["data"])]
+            if any(card.hub_id is not None and root is None for card, root in origins):
                 return None
             pairs, _ = prepared_pairs(config["data"])
     except (UserError, DataError):

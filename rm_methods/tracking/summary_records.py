@@ -11,6 +11,7 @@ from typing import Any
 
 from rm_methods.files import content_hash
 from rm_methods.methods.registry import MethodCard, load_method_card
+from rm_methods.preferences.data_sources import dataset_name
 from rm_methods.reporting.sentences import listed, points
 from rm_methods.reporting.tables import markdown_escape
 from rm_methods.tracking.artifacts import LEFT_OUT, MAX_BYTES, configuration_text
@@ -164,7 +165,7 @@ def experiment_text(config: Mapping[str, Any]) -> str:
     if config["tracking"]["experiment"] not in (None, config["experiment"]):
         head = "Several experiments of rm-methods. `configured_experiment` says which one a run belongs to."
     else:
-        dataset = Path(config["data"]["dataset"])
+        dataset = Path(dataset_name(config["data"]))
         head = (
             f"Experiment **{config['experiment']}** of rm-methods: {len(config['methods'])} variants on "
             f"{listed(list(config['benchmarks']))}, trained on {dataset.name if dataset.is_absolute() else dataset}."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import replace
 
@@ -9,6 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 from rm_methods.cli import main
+from rm_methods.config.resolve import resolve
 from rm_methods.experiment.experiment import Experiment
 from rm_methods.planning import cpu_text
 from rm_methods.planning.cpu_plan import (
@@ -93,6 +95,17 @@ def test_the_pairs_of_the_controlled_world_are_counted_before_they_are_prepared(
 def test_pairs_on_the_hub_are_not_read(tmp_path):
     config = experiment_config(tmp_path, data={"dataset": "hh_rlhf"})
     assert texts_of(config) is None
+
+
+def test_the_pairs_of_a_mixture_are_counted(tmp_path):
+    rows = [{"prompt": f"Name tree {k}.", "chosen": "Oak.", "rejected": f"Rock {k}."} for k in range(40)]
+    sources = []
+    for name, part in (("a.jsonl", rows[:30]), ("b.jsonl", rows[30:])):
+        (tmp_path / name).write_text("".join(f"{json.dumps(row)}\n" for row in part))
+        sources.append({"dataset": str(tmp_path / name)})
+    config = {"experiment": "test", "results": str(tmp_path / "results"), "methods": {"bradley_terry": {}}}
+    assert texts_of(resolve(config | {"data": {"sources": sources, "validation_fraction": 0.0}})).pairs == {"train": 40}
+    assert texts_of(resolve(config | {"data": [*sources, {"dataset": "hh_rlhf"}]})) is None
 
 
 def test_policies_are_counted_with_their_sampling(tmp_path):
