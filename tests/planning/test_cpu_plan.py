@@ -11,6 +11,7 @@ from click.testing import CliRunner
 
 from rm_methods.cli import main
 from rm_methods.config.resolve import resolve
+from rm_methods.errors import UserError
 from rm_methods.experiment.experiment import Experiment
 from rm_methods.planning import cpu_text
 from rm_methods.planning.cpu_plan import (
@@ -279,3 +280,22 @@ def test_pairs_that_a_training_leaves_out_are_counted_with_the_tokenizer_of_the_
     assert "WARNING" not in left_out_text(config, 24, 12)
     config["training"]["overlong_pairs"] = "truncate"
     assert texts_of(config).left_out == 0
+
+
+def test_the_template_of_the_configuration_is_used_before_the_backbone_is_prepared(tmp_path):
+    from rm_methods.reward_models.backbones import RECORD, prepare_backbone
+
+    pairs = made_up_pairs(20)
+    folder = tmp_path / "source"
+    prepare_backbone(small(tmp_path)["backbone"], pairs, folder)
+    (folder / RECORD).unlink()
+    template = (folder / "chat_template.jinja").rename(tmp_path / "template.jinja")
+    backbone = {"source": str(folder), "chat_template": str(template), "max_length": 256}
+    config = small(tmp_path, backbone=backbone, results=str(tmp_path))
+    assert texts_of(config).left_out == 0
+    template.write_text("{{ raise_exception('no') if messages | length > 1 or messages[0].content | length > 12 }}x")
+    pairs_file = Experiment(config).layout.pairs
+    pairs_file.parent.mkdir(parents=True)
+    write_pairs(pairs, pairs_file)
+    with pytest.raises(UserError, match="template"):
+        texts_of(config)
