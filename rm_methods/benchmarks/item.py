@@ -96,7 +96,7 @@ def write_items(
 
 
 def mask_items(source: str | os.PathLike, target: str | os.PathLike) -> None:
-    """Write a file of items without its texts: each letter is an x, so that lengths stay.
+    """Write a file of items without its texts: each character is an x, so that lengths stay.
 
     Metrics of the masked file are those of the original: labels, groups and short values of `meta` are kept, the hash
     of each response is in its `meta`, and `items_hash` gives the hash of the original.

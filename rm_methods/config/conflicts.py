@@ -108,18 +108,13 @@ def _missing_splits(config: Mapping[str, Any]) -> list[str]:
     A single file is read, because a column may name splits. That is quick for a file with the split, and only a file
     without it is read to its end.
     """
-    from rm_methods.preferences.cards import card_of
     from rm_methods.preferences.prepare import missing_split_remedy
-    from rm_methods.preferences.split_search import has_split
+    from rm_methods.preferences.split_search import lacks_split
 
     data = config["data"]
     problems = []
     for split, benchmark in needed_splits(config).items():
-        is_taken_from_train = data.get(f"{split}_fraction", 0) > 0
-        if is_taken_from_train or (split == "test" and data["test"]):
-            continue
-        sources = data_sources(data)
-        if all(has_split(*card_of(source), source.options, split) is False for source in sources):
+        if lacks_split(data, split):
             named = "no source of data.sources" if "sources" in data else f"data.dataset '{data['dataset']}'"
             lack = "has it" if "sources" in data else "has none"
             problems.append(

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from rm_methods.config.resolve import resolve
-from rm_methods.config.starter_fit import BYTES_PER_TOKEN
+from rm_methods.config.starter_fit import BYTES_PER_TOKEN, bytes_of_prompt, items_of
 from rm_methods.errors import UserError
 from rm_methods.preferences.pair import PreferencePair
 
@@ -144,7 +144,7 @@ def measured_lengths(pairs: Sequence[PreferencePair], model: Backbone) -> Length
     Raises:
         UserError: a local backbone cannot be used.
     """
-    from rm_methods.reward_models.tokenization import ChatTokenizer, RefusedConversations
+    from rm_methods.reward_models.tokenization import ChatTokenizer
 
     by_length = sorted(pairs, key=_bytes, reverse=True)
     stride = -(-len(by_length) // _MEASURED_PAIRS)
@@ -164,16 +164,7 @@ def measured_lengths(pairs: Sequence[PreferencePair], model: Backbone) -> Length
     reader = ChatTokenizer(tokenizer, 10**9)
 
     def count(members: Sequence[PreferencePair]) -> list[list[int]]:
-        try:
-            items = reader.encode((pair.prompt, [pair.chosen, pair.rejected]) for pair in members)
-        except RefusedConversations as error:
-            names = [f"{pair.file}, row {pair.row}" for pair in members]
-            remedy = (
-                "Name a --backbone whose chat template takes such conversations (tiny does), or leave them out of "
-                "--data."
-            )
-            raise UserError(error.naming(names, remedy)) from None
-        return [list(item.lengths) for item in items]
+        return [list(item.lengths) for item in items_of(members, reader)]
 
     top = max(max(lengths) for lengths in count(longest))
     basis = f"with the tokenizer of {model.source}"
@@ -200,8 +191,7 @@ def _bytes(pair: PreferencePair) -> int:
 
 
 def _bytes_of(pair: PreferencePair, response: str) -> int:
-    texts = [*(message["content"] for message in pair.prompt), response]
-    return sum(len(text.encode("utf-8")) for text in texts)
+    return bytes_of_prompt(pair) + len(response.encode())
 
 
 def _tokenizer(pairs: Sequence[PreferencePair], model: Backbone) -> tuple[Any, int | None]:

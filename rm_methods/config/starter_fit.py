@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from rm_methods.errors import UserError
 from rm_methods.preferences.pair import PreferencePair
+
+if TYPE_CHECKING:
+    from rm_methods.reward_models.tokenization import ChatTokenizer, TokenizedItem
 
 BYTES_PER_TOKEN = 3  # if the tokenizer cannot be read; in English text, most have more
 _COUNTED_PAIRS = 2000  # more would take minutes, and change little
@@ -74,7 +78,7 @@ def fit_of(pairs: Sequence[PreferencePair], tokenizer: Any | None, max_length: i
         limit = max_length * BYTES_PER_TOKEN
         responses = [max(len(pair.chosen.encode()), len(pair.rejected.encode())) for pair in sample]
         overlong = sum(size > limit for size in responses)
-        whole = [_bytes_of_prompt(pair) + size for pair, size in zip(sample, responses, strict=True)]
+        whole = [bytes_of_prompt(pair) + size for pair, size in zip(sample, responses, strict=True)]
         prompts_cut = sum(size > limit for size in whole)
     else:
         overlong, prompts_cut = _counted(sample, tokenizer, max_length)
@@ -91,10 +95,29 @@ def _counted(pairs: Sequence[PreferencePair], tokenizer: Any, max_length: int) -
     from rm_methods.reward_models.pair_encoding import reason_to_drop
     from rm_methods.reward_models.tokenization import ChatTokenizer
 
-    items = ChatTokenizer(tokenizer, max_length).encode((pair.prompt, (pair.chosen, pair.rejected)) for pair in pairs)
+    items = items_of(pairs, ChatTokenizer(tokenizer, max_length))
     overlong = sum(reason_to_drop(item, "drop") == "dropped_response_cut" for item in items)
     return overlong, sum(any(item.prompt_cut) for item in items)
 
 
-def _bytes_of_prompt(pair: PreferencePair) -> int:
+def items_of(pairs: Sequence[PreferencePair], reader: ChatTokenizer) -> list[TokenizedItem]:
+    """The pairs in tokens.
+
+    Raises:
+        UserError: the chat template refuses some; names their rows.
+    """
+    from rm_methods.reward_models.tokenization import RefusedConversations
+
+    try:
+        return reader.encode((pair.prompt, (pair.chosen, pair.rejected)) for pair in pairs)
+    except RefusedConversations as error:
+        names = [f"{pair.file}, row {pair.row}" for pair in pairs]
+        remedy = (
+            "Name a --backbone whose chat template takes such conversations (tiny does), or leave them out of --data."
+        )
+        raise UserError(error.naming(names, remedy)) from None
+
+
+def bytes_of_prompt(pair: PreferencePair) -> int:
+    """Length of a prompt's texts in UTF-8."""
     return sum(len(message["content"].encode()) for message in pair.prompt)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rm_methods.errors import nearest
-from rm_methods.preferences.data_sources import data_sources, dataset_name
+from rm_methods.preferences.data_sources import dataset_name
 from rm_methods.scoring.pair_sets import choosing_set, kind_of_set, title_of_set
 
 
@@ -55,8 +55,7 @@ def validation_conflicts(config: Mapping[str, Any]) -> list[str]:
 
 def _set_problems(config: Mapping[str, Any], name: str) -> list[str]:
     """A file, split or benchmark that does not exist."""
-    from rm_methods.preferences.cards import card_of
-    from rm_methods.preferences.split_search import has_split
+    from rm_methods.preferences.split_search import lacks_split
 
     where = f"training.validation.sets: '{name}'"
     kind = kind_of_set(name)
@@ -67,10 +66,7 @@ def _set_problems(config: Mapping[str, Any], name: str) -> list[str]:
     if kind == "benchmark":
         return []  # its reader says what is missing
     data = config["data"]
-    is_taken_from_train = name == "train" or data.get(f"{name}_fraction", 0) > 0
-    if is_taken_from_train or (name == "test" and data["test"]):
-        return []
-    if all(has_split(*card_of(source), source.options, name) is False for source in data_sources(data)):
+    if name != "train" and lacks_split(data, name):
         remedy = f"set data.{name}_fraction above 0, or " if name in ("validation", "test") else ""
         return [f"{where}: the data ({dataset_name(data)}) has no such split; {remedy}name another set"]
     return []

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
     from rm_methods.preferences.pair import PreferencePair
+    from rm_methods.reward_models.tokenization import ChatTokenizer, TokenizedItem
 
 # CPU seconds of a job without its model's work: start, reading, writing, statistics (docs/speed.md).
 FIXED_SECONDS = {"diagnose": 3.0, "diagnose_teacher": 4.0, "compare": 6.0, "overoptimization": 6.0, "export": 6.0}
@@ -99,49 +100,66 @@ def texts_of(config: Mapping[str, Any]) -> Texts | None:
     except (UserError, DataError):
         return None
     train = [pair for pair in pairs if pair.split == "train"] or pairs
-    prompt_tokens, response_tokens = _mean_tokens(config, train[:: max(1, len(train) // _TOKENIZED_PAIRS)])
-    left_out = _left_out(config, [pair for pair in train if pair.split == "train"])
+    reader = _reader(config)
+    sample = train[:: max(1, len(train) // _TOKENIZED_PAIRS)]
+    prompt_tokens, response_tokens = _mean_tokens(sample, reader, config["backbone"]["max_length"])
+    left_out = _left_out(config, [pair for pair in train if pair.split == "train"], reader)
     return Texts(Counter(pair.split for pair in pairs), prompt_tokens, response_tokens, left_out)
 
 
-def _left_out(config: Mapping[str, Any], train: Sequence[PreferencePair]) -> int | None:
+def _left_out(config: Mapping[str, Any], train: Sequence[PreferencePair], reader: ChatTokenizer | None) -> int | None:
     """Training pairs that are left out because a response does not fit; of many pairs, a part is counted."""
-    from rm_methods.reward_models.backbones import load_tokenizer
-    from rm_methods.reward_models.pair_encoding import encode_pairs, reason_to_drop
+    from rm_methods.reward_models.pair_encoding import reason_to_drop
+    from rm_methods.reward_models.tokenization import ChatTokenizer
 
-    folder = _tokenizer_folder(config)
-    if folder is None or not train:
+    if reader is None or not train:
         return None
-    max_length = config["training"]["max_length"] or config["backbone"]["max_length"]
+    if config["training"]["max_length"]:
+        reader = ChatTokenizer(reader.tokenizer, config["training"]["max_length"])
     sample = train[:: max(1, len(train) // _COUNTED_PAIRS)]
-    try:
-        _, items = encode_pairs(sample, load_tokenizer(folder, max_length), "drop")
-    except (UserError, DataError):
+    items = _readable_items(sample, reader)
+    if not items:
         return None
     policy = config["training"]["overlong_pairs"]
     count = sum(reason_to_drop(item, policy) in ("dropped_response_cut", "dropped_equal") for item in items)
     return round(count * len(train) / len(sample))
 
 
-def _tokenizer_folder(config: Mapping[str, Any]) -> Path | None:
-    """The folder of the backbone's tokenizer; None if it is not on this machine."""
-    from rm_methods.reward_models.backbones import source_folder
-
-    folders = [Experiment(config).layout.backbone]
-    if config["backbone"]["source"] != "tiny":
-        folders.append(Path(source_folder(config["backbone"]["source"])))
-    return next((folder for folder in folders if (folder / "tokenizer_config.json").is_file()), None)
-
-
-def _mean_tokens(config: Mapping[str, Any], pairs: Sequence[PreferencePair]) -> tuple[float, float]:
-    """Mean tokens of a prompt and of a response: of the tokenizer if it is on this machine, else from characters."""
-    from rm_methods.reward_models.backbones import load_tokenizer
+def _readable_items(pairs: Sequence[PreferencePair], reader: ChatTokenizer) -> list[TokenizedItem]:
+    """The pairs in tokens, without those that the chat template refuses."""
     from rm_methods.reward_models.pair_encoding import encode_pairs
 
+    try:
+        return encode_pairs(pairs, reader, "drop")[1]
+    except DataError:  # all are refused
+        return []
+
+
+def _reader(config: Mapping[str, Any]) -> ChatTokenizer | None:
+    """The tokenizer of the backbone; None if it is not on this machine.
+
+    Raises:
+        UserError: it cannot be used.
+    """
+    from rm_methods.reward_models.backbones import load_tokenizer, source_folder
+    from rm_methods.scoring.model_options import ModelOptions
+
     backbone = config["backbone"]
-    folder = _tokenizer_folder(config)
-    if folder is not None:
-        _, items = encode_pairs(pairs, load_tokenizer(folder, backbone["max_length"]), "drop")
+    prepared = Experiment(config).layout.backbone
+    if _has_tokenizer(prepared):
+        return load_tokenizer(prepared, backbone["max_length"])
+    if backbone["source"] == "tiny" or not _has_tokenizer(source := Path(source_folder(backbone["source"]))):
+        return None
+    return load_tokenizer(source, backbone["max_length"], ModelOptions.of(backbone).template())
+
+
+def _has_tokenizer(folder: Path) -> bool:
+    return (folder / "tokenizer_config.json").is_file()
+
+
+def _mean_tokens(pairs: Sequence[PreferencePair], reader: ChatTokenizer | None, max_length: int) -> tuple[float, float]:
+    """Mean tokens of a prompt and of a response, estimated from characters if no pair can be tokenized."""
+    if items := _readable_items(pairs, reader) if reader is not None else []:
         prompts = sum(item.shared for item in items) / len(items)
         both = sum(sum(item.lengths) - 2 * item.shared for item in items) / len(items)
         return prompts, both / 2
@@ -150,8 +168,7 @@ def _mean_tokens(config: Mapping[str, Any], pairs: Sequence[PreferencePair]) -> 
         for pair in pairs
     ]
     prompt, response = (sum(column) / len(pairs) / _CHARACTERS_PER_TOKEN for column in zip(*characters, strict=True))
-    limit = backbone["max_length"]
-    return min(prompt, limit), min(response, limit)
+    return min(prompt, max_length), min(response, max_length)
 
 
 def measured_speed(configuration: PretrainedConfig, prompt: int, response: int, precision: str) -> CpuSpeed:

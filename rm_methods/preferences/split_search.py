@@ -4,16 +4,32 @@ from __future__ import annotations
 
 import gzip
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from rm_methods.errors import DataError
+from rm_methods.preferences.cards import card_of
+from rm_methods.preferences.data_sources import data_sources
 from rm_methods.preferences.dataset_card import DatasetCard
 from rm_methods.preferences.file_formats import data_format, file_rows
 from rm_methods.preferences.file_rows import SPLIT_SYNONYMS, find_files, split_name
 
 _CHUNK = 1 << 22  # bytes
 _OVERLAP = 1 << 10  # bytes; longer than the name of a column and a split
+
+
+def lacks_split(data: Mapping[str, Any], split: str) -> bool:
+    """Whether prepared pairs surely have no such split: no source has it, and no fraction or test file makes it.
+
+    Args:
+        data: the resolved section `data`.
+        split: "test", "validation", or a name that a reader gives.
+    """
+    is_made = data.get(f"{split}_fraction", 0) > 0 or (split == "test" and data["test"])
+    if is_made:
+        return False
+    return all(has_split(*card_of(source), source.options, split) is False for source in data_sources(data))
 
 
 def has_split(card: DatasetCard, root: Path | None, options: dict[str, Any], split: str) -> bool | None:

@@ -47,21 +47,20 @@ def encode_pairs(
         DataError: the template refuses some pairs and they are not to be dropped, or it refuses all.
     """
 
-    def encoded(pairs: Sequence[PreferencePair]) -> list[TokenizedItem]:
-        return reader.encode((pair.prompt, (pair.chosen, pair.rejected)) for pair in pairs)
-
-    try:
-        return list(pairs), encoded(pairs)
-    except RefusedConversations as error:
-        readable = [pair for position, pair in enumerate(pairs) if position not in error.reasons]
-        if refused != "drop" or not readable:
-            names = [f"pair {pair.pair_id} ({pair.source})" for pair in pairs]
-            remedy = (
-                f"backbone.refused_conversations is '{refused}': 'drop' leaves such pairs out, 'fold_system' puts a "
-                "system turn into the first user turn. Or name another template in backbone.chat_template."
-            )
-            raise DataError(error.naming(names, remedy)) from None
-    return readable, encoded(readable)
+    readable = list(pairs)
+    # The next round may refuse more: what truncation leaves of a conversation is rendered only then.
+    while True:
+        try:
+            return readable, reader.encode((pair.prompt, (pair.chosen, pair.rejected)) for pair in readable)
+        except RefusedConversations as error:
+            names = [f"pair {pair.pair_id} ({pair.source})" for pair in readable]
+            readable = [pair for position, pair in enumerate(readable) if position not in error.reasons]
+            if refused != "drop" or not readable:
+                remedy = (
+                    f"backbone.refused_conversations is '{refused}': 'drop' leaves such pairs out, 'fold_system' puts "
+                    "a system turn into the first user turn. Or name another template in backbone.chat_template."
+                )
+                raise DataError(error.naming(names, remedy)) from None
 
 
 def reason_to_drop(item: TokenizedItem, policy: str) -> str | None:

@@ -272,7 +272,7 @@ class ChatTokenizer:
             try:
                 head = self.rendered(prompt, add_generation_prompt=True)
                 whole = [self.rendered(conversation(prompt, response)) for response in responses]
-                self._check_tools(prompt, responses)
+                self._check_tools(prompt, responses, whole)
             except RefusedConversation as error:
                 reasons[position] = error.reason
                 continue
@@ -285,13 +285,17 @@ class ChatTokenizer:
         """The text of a conversation, with tool calls in the form that the template prints."""
         return render(self.tokenizer, messages, add_generation_prompt, self._form)
 
-    def _check_tools(self, prompt: Sequence[Message], responses: Sequence[str]) -> None:
-        """Raises RefusedConversation if the template leaves out tools, calls or results."""
+    def _check_tools(self, prompt: Sequence[Message], responses: Sequence[str], texts: Sequence[str]) -> None:
+        """Raises RefusedConversation if the template leaves out tools, calls or results.
+
+        Args:
+            texts: the rendered conversations, one for each response.
+        """
         if not uses_tools(prompt, responses):
             return
-        for response in responses:
+        for response, text in zip(responses, texts, strict=True):
             messages = conversation(prompt, response)
-            if part := left_out(self.template, self.rendered, messages):
+            if part := left_out(self.template, self.rendered, messages, text):
                 problem = UserError(f"the template does not print {part}")
                 raise RefusedConversation(self.tokenizer.name_or_path, messages, problem)
 
@@ -345,8 +349,9 @@ class ChatTokenizer:
             RefusedConversation: the tools and the template alone are too long.
         """
         answer = whole_answer = conversation((), response)[0]
-        roles = [message["role"] for message in prompt[:2]]
-        kept = (roles[:1] == [TOOLS]) + (roles in ([TOOLS, "system"], ["system"]) or roles[0] == "system")
+        kept = int(prompt[0]["role"] == TOOLS)
+        if len(prompt) > kept and prompt[kept]["role"] == "system":
+            kept += 1
         fixed, turns = prompt[:kept], list(prompt[kept:])
         count = len(turns)
         while (left := without_oldest(turns)) is not None:

@@ -19,17 +19,14 @@ from rm_methods.reward_models.template_probe import RefusedConversation, contain
 Render = Callable[[Sequence[Message]], str]
 
 
-def left_out(template: dict[str, Any], render: Render, messages: Sequence[Message]) -> str | None:
+def left_out(template: dict[str, Any], render: Render, messages: Sequence[Message], text: str) -> str | None:
     """What the chat template leaves out of a conversation with tools, calls or results; None if it prints everything.
 
     Args:
         template: properties of the template, of `template_probe.probe_template`.
         render: renders a conversation.
-
-    Raises:
-        RefusedConversation: the template raises an error for the conversation.
+        text: the rendered conversation.
     """
-    text = render(messages)
     tools, turns = split_tools(messages)
     if tools and _prints_the_same(render, turns, text):
         return "the tools"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -103,7 +104,7 @@ class ScoringData:
         """
         kept = [position for position, item in enumerate(self.items) if item.item_id not in reasons]
         new_position = {position: number for number, position in enumerate(kept)}
-        report = ReadReport()
+        report = ReadReport(dropped=copy.deepcopy(self.reading.refused))
         kept_rows = []
         for row in self.rows or ():
             if row.item in new_position:
@@ -114,7 +115,7 @@ class ScoringData:
             self,
             items=[self.items[position] for position in kept],
             rows=kept_rows,
-            reading=replace(self.reading, refused=self.reading.refused | report.dropped),
+            reading=replace(self.reading, refused=report.dropped),
         )
 
 

@@ -122,14 +122,15 @@ def _scored(scorer: Scorer, data: ScoringData, strict: bool) -> tuple[ScoringDat
         UserError: the template refuses items of a benchmark, whose metrics would change without them.
     """
     label = Path(data.name).stem
-    try:
-        return data, scorer.compute(data.items, label)
-    except RefusedItems as error:
-        if data.rows is None:
-            raise
-        data = data.without(error.reasons, "the model's chat template refuses the conversation")
-    _check_scorable(data, strict)
-    return data, scorer.compute(data.items, label)
+    # The next round may refuse more: what truncation leaves of a conversation is rendered only then.
+    while True:
+        try:
+            return data, scorer.compute(data.items, label)
+        except RefusedItems as error:
+            if data.rows is None:
+                raise
+            data = data.without(error.reasons, "the model's chat template refuses the conversation")
+        _check_scorable(data, strict)
 
 
 def _by_row(

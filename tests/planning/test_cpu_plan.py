@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import replace
 
@@ -9,7 +10,8 @@ import pytest
 from click.testing import CliRunner
 
 from rm_methods.cli import main
-from rm_methods.config.resolve import load_config
+from rm_methods.config.resolve import load_config, resolve
+from rm_methods.errors import UserError
 from rm_methods.experiment.experiment import Experiment
 from rm_methods.planning import cpu_text
 from rm_methods.planning.cpu_plan import (
@@ -112,6 +114,17 @@ def test_the_pairs_of_a_mixture_are_counted_if_every_source_is_on_this_machine(t
     other = {"dataset": "world", "name": "other", "options": WORLD["options"] | {"train_pairs": 40, "seed": 1}}
     assert texts_of(mixture(one, other)).pairs["train"] == 100
     assert texts_of(mixture(one, {"dataset": "hh_rlhf", "name": "hub"})) is None
+
+
+def test_the_pairs_of_a_mixture_are_counted(tmp_path):
+    rows = [{"prompt": f"Name tree {k}.", "chosen": "Oak.", "rejected": f"Rock {k}."} for k in range(40)]
+    sources = []
+    for name, part in (("a.jsonl", rows[:30]), ("b.jsonl", rows[30:])):
+        (tmp_path / name).write_text("".join(f"{json.dumps(row)}\n" for row in part))
+        sources.append({"dataset": str(tmp_path / name)})
+    config = {"experiment": "test", "results": str(tmp_path / "results"), "methods": {"bradley_terry": {}}}
+    assert texts_of(resolve(config | {"data": {"sources": sources, "validation_fraction": 0.0}})).pairs == {"train": 40}
+    assert texts_of(resolve(config | {"data": [*sources, {"dataset": "hh_rlhf"}]})) is None
 
 
 def test_policies_are_counted_with_their_sampling(tmp_path):
@@ -285,3 +298,22 @@ def test_pairs_that_a_training_leaves_out_are_counted_with_the_tokenizer_of_the_
     assert "WARNING" not in left_out_text(config, 24, 12)
     config["training"]["overlong_pairs"] = "truncate"
     assert texts_of(config).left_out == 0
+
+
+def test_the_template_of_the_configuration_is_used_before_the_backbone_is_prepared(tmp_path):
+    from rm_methods.reward_models.backbones import RECORD, prepare_backbone
+
+    pairs = made_up_pairs(20)
+    folder = tmp_path / "source"
+    prepare_backbone(small(tmp_path)["backbone"], pairs, folder)
+    (folder / RECORD).unlink()
+    template = (folder / "chat_template.jinja").rename(tmp_path / "template.jinja")
+    backbone = {"source": str(folder), "chat_template": str(template), "max_length": 256}
+    config = small(tmp_path, backbone=backbone, results=str(tmp_path))
+    assert texts_of(config).left_out == 0
+    template.write_text("{{ raise_exception('no') if messages | length > 1 or messages[0].content | length > 12 }}x")
+    pairs_file = Experiment(config).layout.pairs
+    pairs_file.parent.mkdir(parents=True)
+    write_pairs(pairs, pairs_file)
+    with pytest.raises(UserError, match="template"):
+        texts_of(config)

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import pytest
 
+from rm_methods.errors import DataError
 from rm_methods.preferences.tool_calls import stored_tools, with_records
+from rm_methods.reward_models.pair_encoding import encode_pairs
 from rm_methods.reward_models.template_probe import render
 from rm_methods.reward_models.tokenization import ChatTokenizer, RefusedConversations
 from rm_methods.reward_models.tool_turns import without_last_arguments, without_oldest
+from tests.conftest import made_up_pairs
 
 # In the style of Qwen 2.5 and 3: several calls, results of one step in one user turn.
 QWEN = (
@@ -321,6 +325,21 @@ def test_tools_that_do_not_fit_are_a_refused_conversation(chat):
     ) as caught:
         reader.encode([([USER], ["Yes."]), ([tools, USER], ["Yes."])])
     assert list(caught.value.reasons) == [1]
+
+
+def test_pairs_refused_before_and_after_truncation_are_all_left_out_if_so_asked(chat):
+    reader = chat(LLAMA, 128)
+    tools = stored_tools([{"name": f"tool_{k}", "description": "red"} for k in range(50)])
+    pairs = made_up_pairs(3)
+    two_calls = call()[1]["content"] + call("Wien")[1]["content"]  # which this template refuses
+    pairs[0] = replace(pairs[0], chosen=two_calls)
+    pairs[1] = replace(pairs[1], prompt=[tools, *pairs[1].prompt])
+    kept, items = encode_pairs(pairs, reader, "drop")
+    assert (kept, len(items)) == ([pairs[2]], 1)
+    with pytest.raises(DataError, match=f"refuses 1 of 3 .*Refused: pair {pairs[0].pair_id}"):
+        encode_pairs(pairs, reader, "error")
+    with pytest.raises(DataError, match=f"refuses 1 of 1 .*Refused: pair {pairs[1].pair_id}"):
+        encode_pairs(pairs[:2], reader, "drop")
 
 
 def test_arguments_are_emptied_from_the_last_call_on():

@@ -145,3 +145,13 @@ def test_a_parquet_file_of_scored_rows_is_not_taken_for_benchmark_items(tmp_path
 
     pq.write_table(pa.Table.from_pylist([SCORED]), tmp_path / "x.parquet")
     assert load_data(str(tmp_path / "x.parquet")).unit == "rows"
+
+
+def test_rows_refused_in_two_rounds_are_all_counted(write_rows):
+    rows = [{"prompt": f"Name tree {k}.", "chosen": "Oak.", "rejected": "Rock."} for k in range(3)]
+    data = load_data(str(write_rows("x.jsonl", *rows)))
+    left = data.without({data.items[0].item_id: "a"}, "refused")
+    left = left.without({left.items[0].item_id: "b"}, "refused")
+    assert [(row.row, row.item) for row in left.rows] == [(3, 0)]
+    assert left.reading.refused["refused"]["count"] == 2
+    assert data.reading.n_refused == 0

@@ -171,6 +171,20 @@ def test_rows_that_the_chat_template_refuses_are_refused_rows(strict_template, w
         score_files(strict_template, jobs, None, ScoringSettings(max_length=256))
 
 
+def test_rows_refused_before_and_after_truncation_are_all_refused_rows(strict_template, write_rows, tmp_path):
+    template = strict_template / "chat_template.jinja"
+    template.write_text("{% if tools %}{{ tools | tojson }}{% endif %}" + template.read_text())
+    system = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Name a tree."}]
+    tools = [{"name": f"tool_{k}", "description": "red"} for k in range(50)]
+    path = write_rows("x.jsonl", GOOD, GOOD | {"prompt": system}, GOOD | {"tools": tools})
+    score_files(strict_template, [(str(path), tmp_path / "s.parquet")], None, ScoringSettings(max_length=128))
+    (entry,) = report_of(tmp_path / "s.parquet")["read"]["refused"].values()
+    assert entry["count"] == 2
+    assert "no system turns" in entry["examples"][0]
+    assert "tools and template alone take" in entry["examples"][1]
+    assert list(pd.read_parquet(tmp_path / "s.parquet").row) == [1, 1]
+
+
 def test_items_that_the_chat_template_refuses_stop_a_benchmark(strict_template, tmp_path):
     prompt = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Name a tree."}]
     write_items([BenchmarkItem("a", "s", prompt, ["x", "y"], 0)], tmp_path / "items.parquet")

@@ -6,8 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rm_methods.config.resolve import resolve
 from rm_methods.errors import DataError, UserError
 from rm_methods.tracking.records import PARAM_LENGTH, legal_name, params_of, read_run, read_training_log
+from rm_methods.tracking.summary_records import experiment_text
 
 
 def test_params_are_flattened_and_empty_sections_left_out():
@@ -125,3 +127,11 @@ def test_missing_and_foreign_files_are_named(finished_run):
     run.summary.unlink()
     with pytest.raises(UserError, match=r"summary.json: no such file"):
         read_run(run, "paper")
+
+
+def test_the_description_of_an_experiment_names_the_sources_of_a_mixture(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.jsonl").write_text('{"prompt": "Name a tree.", "chosen": "Oak.", "rejected": "Rock."}\n')
+    sources = [{"dataset": str(tmp_path / f"{name}.jsonl"), "weight": weight} for name, weight in (("a", 2), ("b", 1))]
+    text = experiment_text(resolve({"experiment": "test", "data": sources, "methods": {"bradley_terry": {}}}))
+    assert "trained on 2 a + 1 b." in text
