@@ -65,7 +65,7 @@ def newest_config(folder: Path) -> Mapping[str, Any]:
 def stored_results(config: Mapping[str, Any], folder: Path) -> StoredResults:
     """Compare the runs of an experiment that are finished, and say which are not.
 
-    Results that differ from the configuration are left out and named, like damaged ones.
+    If one result is damaged or differs from the configuration, `problems` names it and nothing is compared.
     """
     experiment = Experiment(config)
     layout = Layout(folder)
@@ -88,7 +88,7 @@ def stored_results(config: Mapping[str, Any], folder: Path) -> StoredResults:
         for variant, seed in finished:
             problems += run_problems(config, folder, variant, seed)
         experiment.check_sources(folder, finished)
-    except (DataError, UserError) as error:
+    except UserError as error:
         problems.append(str(error))
     runs: list[Run] = []
     comparison = None
@@ -98,7 +98,7 @@ def stored_results(config: Mapping[str, Any], folder: Path) -> StoredResults:
             runs = read_runs(files, columns)
             overlaps = contamination_of(experiment, folder) if not missing else []
             comparison = _compared(config, runs, columns, overlaps)
-        except (DataError, UserError) as error:
+        except UserError as error:
             problems.append(str(error))
     return StoredResults(
         config=config,

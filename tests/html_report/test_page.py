@@ -110,6 +110,8 @@ def test_a_run_that_was_edited_is_not_shown_and_the_page_names_it(finished):
     _, page = page_of(finished)
     assert "Results that are not shown:" in page.text
     assert "rrm/seed1" in page.text
+    assert "The finished runs are not shown." in page.text
+    assert "No run is finished" not in page.text
     assert "table" not in page.ids
 
 
@@ -147,4 +149,5 @@ def test_the_protocol_says_how_many_pairs_were_trained_on(finished):
         content["truncation"] = {"responses_cut": 225, "dropped_response_cut": 225}
         summary.write_text(json.dumps(content))
     _, page = page_of(finished)
+    assert "Trained on 15 pairs." in page.text
     assert "Pairs trained on 15 of 240; 225 left out because a response does not fit into max_length" in page.text
