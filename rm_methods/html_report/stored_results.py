@@ -15,7 +15,7 @@ from rm_methods.comparison.runs import Run, read_runs, recorded_columns
 from rm_methods.config.resolve import read_resolved, reference_variant
 from rm_methods.config.variants import noise_levels
 from rm_methods.errors import DataError, UserError
-from rm_methods.experiment.evaluated_runs import EvaluatedFiles
+from rm_methods.experiment.evaluated_runs import evaluated_files
 from rm_methods.experiment.experiment import Experiment
 from rm_methods.experiment.layout import Layout
 from rm_methods.experiment.stored_experiment import run_problems, stored_experiment
@@ -73,16 +73,12 @@ def stored_results(config: Mapping[str, Any], folder: Path) -> StoredResults:
     finished = []
     missing = []
     for variant, seed in experiment.runs():
-        run = EvaluatedFiles(
-            summary=layout.summary(variant, seed),
-            metrics=layout.metrics(variant, seed),
-            credits=layout.credits(variant, seed),
-        )
-        if all(path.exists() for path in (run.summary, run.metrics, run.credits)):
+        run = evaluated_files(layout, variant, seed)
+        if run.missing:
+            missing.append(f"{variant} seed {seed}")
+        else:
             files.append(run)
             finished.append((variant, seed))
-        else:
-            missing.append(f"{variant} seed {seed}")
     problems = []
     try:
         for variant, seed in finished:

@@ -12,7 +12,7 @@ from rm_methods.comparison.runs import read_runs, recorded_columns
 from rm_methods.config.resolve import reference_variant
 from rm_methods.config.variants import noise_levels
 from rm_methods.errors import UserError
-from rm_methods.experiment.evaluated_runs import EvaluatedFiles
+from rm_methods.experiment.evaluated_runs import EvaluatedFiles, evaluated_files
 from rm_methods.experiment.experiment import Experiment
 from rm_methods.experiment.layout import Layout
 from rm_methods.experiment.stored_experiment import StoredExperiment, stored_experiment
@@ -60,8 +60,7 @@ def measured_run(folder: Path, summary: RunSummary) -> Measured:
 
 def _evaluated_files(layout: Layout, summary: RunSummary) -> EvaluatedFiles | None:
     """The files of the run's evaluation; None before it."""
-    variant, seed = summary["variant"], summary["seed"]
-    files = EvaluatedFiles(layout.summary(variant, seed), layout.metrics(variant, seed), layout.credits(variant, seed))
+    files = evaluated_files(layout, summary["variant"], summary["seed"])
     return files if files.metrics.is_file() and files.credits.is_file() else None
 
 
