@@ -93,7 +93,7 @@ def verify(path: Path) -> Verification:
                 f"here is {matplotlib_version()}."
             )
         n_files = 0
-        for made in sorted((again).rglob("*")):
+        for made in sorted(again.rglob("*")):
             name = made.relative_to(again).as_posix()
             if not made.is_file() or name.startswith("evaluation/"):
                 continue

@@ -84,11 +84,14 @@ def _card(benchmark: str) -> BenchmarkCard | None:
 
 
 def _comparison(stored: StoredExperiment, columns: list[Column], variant: str) -> Comparison:
-    """The comparison of the experiment; with levels of label noise, that of the variant's first level."""
+    """The comparison of the experiment; with levels of label noise, that of the variant's first level.
+
+    A variant of an earlier configuration is on no level; the first one then gives the content-blind scorers.
+    """
     runs = read_runs(stored.runs, columns)
     reference: str | None = reference_variant(dict(stored.config))
     if levels := noise_levels(stored.config):
-        names = next(level.variants for level in levels if variant in level.variants)
+        names = next((level.variants for level in levels if variant in level.variants), levels[0].variants)
         runs = [run for run in runs if run.variant in names]
         reference = next((name for name, plain in names.items() if plain == reference), None)
     return build_comparison(runs, columns, reference, stored.config["comparison"]["correction"])
