@@ -255,6 +255,8 @@ def _manifest(path: Path, content: bytes) -> Manifest:
                 f"{path}: has format {values['format']}, and this release reads up to {FORMAT}. Update rm-methods."
             )
         files = {str(name): str(digest) for name, digest in values["files"].items()}
+        if values["configuration"] not in files:
+            raise ValueError(f"the configuration {values['configuration']!r} is not in the list of files")
         return Manifest(
             experiment=str(values["experiment"]),
             configuration=str(values["configuration"]),

@@ -149,6 +149,28 @@ def test_missing_and_added_files_are_named(packed, tmp_path):
         verify(added)
 
 
+def test_a_configuration_outside_the_list_of_files_is_refused(packed, tmp_path):
+    path, _ = packed
+    outside = tmp_path / "outside.yaml"
+    with zipfile.ZipFile(path) as archive:
+        (name,) = [name for name in archive.namelist() if name.startswith("config/")]
+        outside.write_bytes(archive.read(name))
+
+    def change(contents):
+        contents[MANIFEST] = json.dumps(json.loads(contents[MANIFEST]) | {"configuration": str(outside)}).encode()
+
+    with pytest.raises(DataError, match=r"bundle\.json is damaged .*configuration .*outside\.yaml"):
+        read_bundle(rewritten(path, tmp_path / "changed.zip", change), tmp_path / "target")
+
+
+def test_a_file_that_occurs_twice_is_named(packed, tmp_path):
+    doubled = shutil.copy(packed[0], tmp_path / "doubled.zip")
+    with zipfile.ZipFile(doubled, "a") as archive, pytest.warns(UserWarning, match="Duplicate name"):
+        archive.writestr("comparison/table.csv", b"other")
+    with pytest.raises(DataError, match=r"files occur twice: comparison/table\.csv"):
+        verify(doubled)
+
+
 def test_a_number_that_was_changed_with_its_checksum_is_named(packed, tmp_path):
     def change(contents):
         table = contents["comparison/table.csv"].decode().splitlines()
