@@ -9,6 +9,7 @@ import pytest
 from click.testing import CliRunner
 
 from rm_methods.cli import main
+from rm_methods.comparison.tables import method_text
 from rm_methods.errors import UserError
 from rm_methods.html_report.page import report_html
 from rm_methods.html_report.stored_results import newest_config, stored_results
@@ -80,6 +81,23 @@ def test_the_table_says_what_the_comparison_says(finished):
         assert " ".join(sentence.split()) in page.text
     for note in results.comparison.notes:
         assert " ".join(note.split()) in page.text
+
+
+def test_the_table_has_the_rows_and_the_exact_means_of_the_comparison(finished):
+    results = stored_results(newest_config(finished), finished)
+    html, _ = page_of(finished)
+    table = html.partition('<table class="sortable">')[2].partition("</table>")[0]
+    rows = re.findall(r'<th scope="row" data-key="([^"]*)">.*?<td class="number[^"]*" data-key="([^"]*)">', table)
+    expected = [(method_text(row).lower(), row.cells[0].estimate.mean) for row in results.comparison.rows]
+    assert [(name, float(mean)) for name, mean in rows] == expected
+
+
+def test_a_large_figure_is_shown_as_the_png_beside_it(finished, monkeypatch):
+    assert "data:image/png" not in page_of(finished)[0]
+    monkeypatch.setattr("rm_methods.html_report.page.MAX_SVG_BYTES", 1)
+    html, _ = page_of(finished)
+    assert "data:image/png" in html
+    assert "data:image/svg+xml" not in html
 
 
 def test_an_unfinished_experiment_shows_what_is_there_and_names_the_rest(finished):
