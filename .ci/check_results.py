@@ -19,21 +19,21 @@ ROWS = ("budget", "configuration", "hardware", "time", "bundle", "who")
 
 def problems(path: Path) -> list[str]:
     """What is missing of a submission or wrong with it, one sentence each."""
-    found = _name_problems(path.name)
+    listed = _name_problems(path.name)
     text = path.read_text(encoding="utf-8")
     if not re.match(r"# \S.*\n", text):
-        found.append("the first line is not a heading that says what was found")
+        listed.append("the first line is not a heading that says what was found")
     facts = dict(re.findall(r"^\| *([a-z]+) *\| *(.*?) *\|$", text, flags=re.MULTILINE))
-    found += [f"the row `{row}` is missing or empty" for row in ROWS if not facts.get(row)]
+    listed += [f"the row `{row}` is missing or empty" for row in ROWS if not facts.get(row)]
     if facts.get("budget") and facts["budget"] not in BUDGETS:
-        found.append(f"budget is {facts['budget']!r}; allowed are {', '.join(BUDGETS)}")
+        listed.append(f"budget is {facts['budget']!r}; allowed are {', '.join(BUDGETS)}")
     if facts.get("configuration") and not re.search(r"\b[0-9a-f]{7,40}\b", facts["configuration"]):
-        found.append("the row `configuration` names no commit")
+        listed.append("the row `configuration` names no commit")
     if "±" not in text:
-        found.append("no table with intervals (±); copy comparison/table.md")
+        listed.append("no table with intervals (±); copy comparison/table.md")
     if "snakemake" not in text:
-        found.append("no command that runs it again")
-    return found + _bundle_problems(path, facts.get("bundle", ""))
+        listed.append("no command that runs it again")
+    return listed + _bundle_problems(path, facts.get("bundle", ""))
 
 
 def _name_problems(name: str) -> list[str]:

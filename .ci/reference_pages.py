@@ -29,8 +29,7 @@ def configuration_page() -> str:
         if len(rows) > 1:
             lines += ["| setting | values | default | meaning |", "|---|---|---|---|", *rows, ""]
         else:
-            default = f"`{_value(fragment['default'])}`" if "default" in fragment else "required"
-            lines += [f"Values: {_values(fragment)}. Default: {default}.", ""]
+            lines += [f"Values: {_values(fragment)}. Default: {_default(fragment)}.", ""]
     return "\n".join(lines) + "\n"
 
 
@@ -69,8 +68,7 @@ def _settings(path: str, fragment: Mapping[str, Any]) -> Iterator[str]:
     """Table rows of a setting and of all settings below it."""
     below = fragment.get("properties", {})
     if not below:
-        default = f"`{_value(fragment['default'])}`" if "default" in fragment else "required"
-        yield f"| `{path}` | {_values(fragment)} | {default} | {_text(fragment.get('description', ''))} |"
+        yield f"| `{path}` | {_values(fragment)} | {_default(fragment)} | {_text(fragment.get('description', ''))} |"
     for name, inner in below.items():
         yield from _settings(f"{path}.{name}", inner)
     inside = fragment.get("additionalProperties")
@@ -89,6 +87,10 @@ def _values(fragment: Mapping[str, Any]) -> str:
     limits = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
     bounds = [f"{sign} {fragment[key]}" for key, sign in limits.items() if key in fragment]
     return " or ".join(words) + (f", {', '.join(bounds)}" if bounds else "")
+
+
+def _default(fragment: Mapping[str, Any]) -> str:
+    return f"`{_value(fragment['default'])}`" if "default" in fragment else "required"
 
 
 def _value(value: Any) -> str:

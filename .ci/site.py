@@ -50,18 +50,16 @@ def gather(pages: Path = PAGES) -> list[str]:
                 target = pages / linked.relative_to(ROOT)
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy(linked, target)
-        target = pages / site_path(source)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text(with_site_links(source, text), encoding="utf-8")
-    for name, page in (
-        ("configuration", configuration_page()),
-        ("commands", commands_page()),
-        ("cards", cards_page()),
-    ):
-        target = pages / "reference" / f"{name}.md"
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text(page, encoding="utf-8")
+        _write_page(pages / site_path(source), with_site_links(source, text))
+    generated = {"configuration": configuration_page(), "commands": commands_page(), "cards": cards_page()}
+    for name, page in generated.items():
+        _write_page(pages / "reference" / f"{name}.md", page)
     return broken
+
+
+def _write_page(target: Path, text: str) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_text(text, encoding="utf-8")
 
 
 def site_path(source: Path) -> Path:
@@ -85,11 +83,8 @@ def with_site_links(source: Path, text: str) -> str:
         if target == ROOT / START:
             up = "../" * (len(source.relative_to(ROOT).parts) - 1)
             return f"{match.group(1)}{up}index.md{match.group(3)}"
-        if target.is_dir():
-            readme = "README.md" if (target / "README.md").exists() else ""
-            return (
-                f"{match.group(1)}{match.group(2).rstrip('/')}/{readme}{match.group(3)}" if readme else match.group(0)
-            )
+        if (target / "README.md").exists():
+            return f"{match.group(1)}{match.group(2).rstrip('/')}/README.md{match.group(3)}"
         return match.group(0)
 
     parts = re.split(r"(^```.*?^```$)", text, flags=re.DOTALL | re.MULTILINE)

@@ -11,6 +11,7 @@ import hashlib
 import re
 import zipfile
 import zlib
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -275,6 +276,8 @@ def _manifest(path: Path, content: bytes) -> Manifest:
                 f"{path}: has format {values['format']}, and this release reads up to {FORMAT}. Update rm-methods."
             )
         files = {str(name): str(digest) for name, digest in values["files"].items()}
+        if values["configuration"] not in files:
+            raise ValueError(f"the configuration {values['configuration']!r} is not in the list of files")
         return Manifest(
             experiment=str(values["experiment"]),
             configuration=str(values["configuration"]),
@@ -293,7 +296,7 @@ def _check_names(path: Path, names: Iterable[str], manifest: Manifest) -> None:
         raise DataError(f"{path}: names files outside its folder: {_some(unsafe)}. Nothing was unpacked.")
     missing = sorted(set(manifest.files) - set(present))
     added = sorted(set(present) - set(manifest.files) - {MANIFEST})
-    doubled = sorted({name for name in present if present.count(name) > 1})
+    doubled = sorted(name for name, count in Counter(present).items() if count > 1)
     for words, listed in (("are missing", missing), ("are not in its list", added), ("occur twice", doubled)):
         if listed:
             raise DataError(f"{path}: files {words}: {_some(listed)}. Fetch the bundle again, or ask who made it.")

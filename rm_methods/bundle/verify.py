@@ -12,12 +12,10 @@ from typing import Any
 from rm_methods.benchmarks.credits import CREDIT_COLUMNS
 from rm_methods.benchmarks.evaluation import evaluate_run
 from rm_methods.bundle.archive import Manifest, matplotlib_version, read_bundle
-from rm_methods.comparison.compare import compare
 from rm_methods.comparison.contamination import contamination_of
-from rm_methods.comparison.noise import compare_across_noise
+from rm_methods.comparison.noise import compare_configured
 from rm_methods.comparison.runs import recorded_columns
-from rm_methods.config.resolve import read_resolved, reference_variant
-from rm_methods.config.variants import noise_levels
+from rm_methods.config.resolve import read_resolved
 from rm_methods.errors import DataError, UserError
 from rm_methods.experiment.evaluated_runs import files_of_runs
 from rm_methods.experiment.experiment import Experiment
@@ -93,7 +91,7 @@ def verify(path: Path) -> Verification:
                 f"here is {matplotlib_version()}."
             )
         n_files = 0
-        for made in sorted((again).rglob("*")):
+        for made in sorted(again.rglob("*")):
             name = made.relative_to(again).as_posix()
             if not made.is_file() or name.startswith("evaluation/"):
                 continue
@@ -175,14 +173,7 @@ def _credit_differences(stored: Path, made: Path, folder: Path) -> Iterator[str]
 def _compare(config: Mapping[str, Any], experiment: Experiment, folder: Path, out: Path) -> None:
     """Make the comparison again from the stored evaluations, which were checked before."""
     files = files_of_runs(experiment, folder)
-    columns = recorded_columns(config, files)
-    correction = config["comparison"]["correction"]
-    overlaps = contamination_of(experiment, folder)
-    reference = reference_variant(config)
-    if levels := noise_levels(config):
-        compare_across_noise(files, columns, reference, levels, out, correction, contamination=overlaps)
-    else:
-        compare(files, columns, reference, out, correction, contamination=overlaps)
+    compare_configured(config, files, recorded_columns(config, files), out, contamination_of(experiment, folder))
 
 
 def _other_tables(config: Mapping[str, Any], experiment: Experiment, folder: Path, again: Path) -> None:

@@ -198,13 +198,11 @@ def compare(folders, config_files, folder, out, reference, benchmark, same_data,
     from tempfile import TemporaryDirectory
 
     from rm_methods.bundle.archive import unpacked_folders
-    from rm_methods.comparison.compare import compare as run
     from rm_methods.comparison.contamination import contamination_of
     from rm_methods.comparison.folders import compare_folders
-    from rm_methods.comparison.noise import compare_across_noise
+    from rm_methods.comparison.noise import compare_configured
     from rm_methods.comparison.runs import compared_columns
-    from rm_methods.config.resolve import load_config, reference_variant
-    from rm_methods.config.variants import noise_levels
+    from rm_methods.config.resolve import load_config
     from rm_methods.experiment.evaluated_runs import evaluated_runs
     from rm_methods.experiment.experiment import Experiment
 
@@ -228,13 +226,7 @@ def compare(folders, config_files, folder, out, reference, benchmark, same_data,
     experiment = Experiment(config)
     runs = evaluated_runs(experiment, folder)
     columns = compared_columns(config, runs)
-    reference = reference_variant(config)
-    correction = config["comparison"]["correction"]
-    overlaps = contamination_of(experiment, folder)
-    if levels := noise_levels(config):
-        result = compare_across_noise(runs, columns, reference, levels, out, correction, contamination=overlaps)
-    else:
-        result = run(runs, columns, reference, out, correction, contamination=overlaps)
+    result = compare_configured(config, runs, columns, out, contamination_of(experiment, folder))
     click.echo(result.text)
 
 

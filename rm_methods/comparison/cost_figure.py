@@ -27,10 +27,10 @@ def write_cost_figure(comparison: Comparison, targets: Sequence[Path]) -> bool:
     """Draw the figure once and save it to every target.
 
     Returns:
-        Whether it was drawn: it needs a reference and two trained rows with a recorded cost.
+        Whether it was drawn: it needs the recorded cost of the reference and of another row.
     """
     rows = costed_rows(comparison)
-    if comparison.reference_row is None or len(rows) < 2:
+    if not any(row is comparison.reference_row for row in rows) or len(rows) < 2:
         return False
     save_figure(lambda: draw(comparison, rows), targets)
     return True

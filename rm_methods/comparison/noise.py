@@ -3,23 +3,45 @@ against noise."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from rm_methods.comparison.compare import build_comparison, write_comparison
+from rm_methods.comparison.compare import build_comparison, compare, write_comparison
 from rm_methods.comparison.contamination import BenchmarkContamination
 from rm_methods.comparison.noise_figure import write_noise_figure
 from rm_methods.comparison.result import Column, Comparison, ComparisonResult, Cost, VariantRow
 from rm_methods.comparison.runs import Run, read_runs
 from rm_methods.comparison.verdict import verdict
-from rm_methods.config.variants import NoiseLevel
+from rm_methods.config.resolve import reference_variant
+from rm_methods.config.variants import NoiseLevel, noise_levels
 from rm_methods.errors import UserError
 from rm_methods.experiment.evaluated_runs import EvaluatedFiles
 from rm_methods.experiment.layout import FIGURE_SUFFIXES, noise_figure_stem
 from rm_methods.statistics.cell import Cell
 
 NO_RANKS = "No mean ranks across levels: the folder of each level has those of its level."
+
+
+def compare_configured(
+    config: Mapping[str, Any],
+    runs: Sequence[EvaluatedFiles],
+    columns: Sequence[Column],
+    out_folder: Path,
+    contamination: Sequence[BenchmarkContamination],
+) -> ComparisonResult:
+    """Compare the runs of an experiment as its resolved configuration says: on one level of label noise or several.
+
+    Raises:
+        UserError, DataError: as `compare` and `compare_across_noise`.
+    """
+    reference = reference_variant(config)
+    correction = config["comparison"]["correction"]
+    levels = noise_levels(config)
+    if not levels:
+        return compare(runs, columns, reference, out_folder, correction, contamination=contamination)
+    return compare_across_noise(runs, columns, reference, levels, out_folder, correction, contamination=contamination)
 
 
 def compare_across_noise(

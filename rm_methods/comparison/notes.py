@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from rm_methods.comparison.contamination import contamination_notes
 from rm_methods.comparison.result import Column, Comparison, Cost, VariantRow
 from rm_methods.comparison.runs import Run
-from rm_methods.comparison.trained_pairs import trained_pairs_note
+from rm_methods.comparison.trained_pairs import count_range, trained_pairs_note
 from rm_methods.reporting.footnotes import NotedRow, TableWords, difference_notes, interval_notes
 
 # Budgets that differ by less are equal: methods drop different pairs that do not fit, and the last step may be smaller.
@@ -72,11 +72,11 @@ def _step_notes(runs: Sequence[Run], rows: Sequence[VariantRow]) -> list[str]:
         steps = [run.steps for run in runs if run.variant == row.variant and run.steps is not None]
         early = [record for record in steps if record["made"] < record["planned"]]
         if early:
-            made = _span({record["made"] for record in early})
+            made = count_range({record["made"] for record in early})
             stopped.append(f"{row.label} ({made} of {early[0]['planned']} steps, {len(early)} of {len(steps)} runs)")
         best = [record for record in steps if record["kept"] < record["made"]]
         if best:
-            kept = _span({record["kept"] for record in best})
+            kept = count_range({record["kept"] for record in best})
             earlier.append(f"{row.label} (step {kept} of {best[0]['planned']}, {len(best)} of {len(steps)} runs)")
     notes = []
     if stopped:
@@ -213,11 +213,7 @@ def _scoring_notes(runs: Sequence[Run], rows: Sequence[VariantRow], columns: Seq
             f"Not all items could be scored (n_scored/n_total, all seeds): {', '.join(unscored)}; the rest stays in "
             "the metric."
         )
-    cut = [f"{b} {_span(counts)}" for b, counts in truncated.items() if max(counts) > 0]
+    cut = [f"{b} {count_range(counts)}" for b, counts in truncated.items() if max(counts) > 0]
     if cut:
         notes.append(f"Items with a text cut to fit the model, per run: {', '.join(cut)}.")
     return notes
-
-
-def _span(counts: set[int]) -> str:
-    return str(max(counts)) if len(counts) == 1 else f"{min(counts)} to {max(counts)}"

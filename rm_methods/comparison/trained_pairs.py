@@ -11,8 +11,10 @@ from rm_methods.run_card import MANY_LEFT_OUT, TrainedPairs
 
 def trained_pairs_note(runs: Sequence[Run], rows: Sequence[VariantRow]) -> tuple[list[str], bool]:
     """Trainings that left out pairs or cut responses, and whether one left out many."""
-    trained = {row.label: [run for run in runs if run.variant == row.variant and run.trained_pairs] for row in rows}
-    counts = {label: [run.trained_pairs for run in members if run.trained_pairs] for label, members in trained.items()}
+    counts = {
+        row.label: [run.trained_pairs for run in runs if run.variant == row.variant and run.trained_pairs]
+        for row in rows
+    }
     lossy = {label: seeds for label, seeds in counts.items() if any(p.used < p.offered or p.cut for p in seeds)}
     if not lossy:
         return [], False
@@ -38,11 +40,12 @@ def trained_pairs_note(runs: Sequence[Run], rows: Sequence[VariantRow]) -> tuple
 
 def _trained_pairs_text(seeds: Sequence[TrainedPairs]) -> str:
     """Of one variant: pairs used, of those offered; over the seeds."""
-    used = _span({pairs.used for pairs in seeds})
+    used = count_range({pairs.used for pairs in seeds})
     cut = {pairs.cut for pairs in seeds}
-    remark = f" ({_span(cut)} with a cut response)" if max(cut) else ""
-    return f"{used} of {_span({pairs.offered for pairs in seeds})} pairs{remark}"
+    remark = f" ({count_range(cut)} with a cut response)" if max(cut) else ""
+    return f"{used} of {count_range({pairs.offered for pairs in seeds})} pairs{remark}"
 
 
-def _span(counts: set[int]) -> str:
+def count_range(counts: set[int]) -> str:
+    """The range of counts over seeds: ``5``, or ``5 to 8``."""
     return str(max(counts)) if len(counts) == 1 else f"{min(counts)} to {max(counts)}"

@@ -42,10 +42,10 @@ def check_method(
         UserError: the method cannot be run at all.
     """
     with tempfile.TemporaryDirectory(prefix="rm-methods-contract-") as folder:
-        # Before torch is imported, because most mistakes show here.
         from rm_methods.contract_test.workbench import Workbench
 
         bench = Workbench(Path(folder), method_folders, {name: dict(settings or {})})
+        # Before torch is imported, because most mistakes show here.
         bench.check_can_run(name)
         code = load_method_card(name).file.with_suffix(".py")
         say(f"Contract test of {name} ({code})")

@@ -52,7 +52,7 @@ class FinishedRun:
 
 
 class Workbench:
-    """Trains methods with their default settings on 48 pairs, in a folder.
+    """Trains methods on 48 pairs, in a folder.
 
     Args:
         folder: for everything made.

@@ -18,6 +18,16 @@ class EvaluatedFiles:
     metrics: Path
     credits: Path
 
+    @property
+    def missing(self) -> list[Path]:
+        """Those of the files that do not exist."""
+        return [path for path in (self.summary, self.metrics, self.credits) if not path.exists()]
+
+
+def evaluated_files(layout: Layout, variant: str, seed: int) -> EvaluatedFiles:
+    """The files of a run, which need not exist."""
+    return EvaluatedFiles(layout.summary(variant, seed), layout.metrics(variant, seed), layout.credits(variant, seed))
+
 
 def evaluated_runs(experiment: Experiment, folder: Path) -> list[EvaluatedFiles]:
     """The files of every run of an experiment.
@@ -41,16 +51,8 @@ def files_of_runs(experiment: Experiment, folder: Path) -> list[EvaluatedFiles]:
         UserError: a run is not finished.
     """
     layout = Layout(folder)
-    runs = [
-        EvaluatedFiles(
-            summary=layout.summary(variant, seed),
-            metrics=layout.metrics(variant, seed),
-            credits=layout.credits(variant, seed),
-        )
-        for variant, seed in experiment.runs()
-    ]
-    files = [path for run in runs for path in (run.summary, run.metrics, run.credits)]
-    missing = [str(path) for path in files if not path.exists()]
+    runs = [evaluated_files(layout, variant, seed) for variant, seed in experiment.runs()]
+    missing = [path for run in runs for path in run.missing]
     if missing:
         raise UserError(
             f"{len(missing)} files of the experiment are missing, the first is {missing[0]}. Run snakemake first."

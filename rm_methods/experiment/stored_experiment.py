@@ -14,7 +14,7 @@ from typing import Any
 from rm_methods.config.method_folders import stored_method_folders
 from rm_methods.config.resolve import read_resolved, reference_variant, runs
 from rm_methods.errors import DataError, UserError, nearest_path
-from rm_methods.experiment.evaluated_runs import EvaluatedFiles, files_of_runs
+from rm_methods.experiment.evaluated_runs import EvaluatedFiles, evaluated_files, files_of_runs
 from rm_methods.experiment.experiment import Experiment
 from rm_methods.experiment.layout import RECORDS, Layout
 from rm_methods.experiment.made_with import differences, read_made
@@ -118,9 +118,7 @@ def _problems(config: Mapping[str, Any], folder: Path) -> list[str]:
     layout = Layout(folder)
     problems = []
     for variant, seed in runs(config):
-        paths = (layout.summary(variant, seed), layout.metrics(variant, seed), layout.credits(variant, seed))
-        missing = [path for path in paths if not path.exists()]
-        if missing:
+        if missing := evaluated_files(layout, variant, seed).missing:
             problems.append(f"{missing[0]}: is missing")
         else:
             problems += run_problems(config, folder, variant, seed)

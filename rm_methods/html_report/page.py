@@ -7,8 +7,7 @@ files.  So the page says what these files say.  What is missing is named, and th
 from __future__ import annotations
 
 import base64
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -22,8 +21,9 @@ from rm_methods.experiment.diagnosed_runs import MEASURES, figure_names
 from rm_methods.experiment.layout import Layout, pool_stem
 from rm_methods.files import write_text
 from rm_methods.html_report.glance import glances, relative_cost, verdict_word
-from rm_methods.html_report.protocol import Protocol, protocol, resolved_name
+from rm_methods.html_report.protocol import protocol, resolved_name
 from rm_methods.html_report.stored_results import StoredResults, stored_results
+from rm_methods.reporting.sentences import DIFFERENCE, span
 from rm_methods.yaml_files import yaml_text
 
 ASSETS = Path(__file__).parent
@@ -85,13 +85,12 @@ def report_html(results: StoredResults) -> str:
         lstrip_blocks=True,
     )
     comparison = results.comparison
-    facts = protocol(results)
     template = environment.get_template("page.html.jinja")
     return template.render(
         title=results.config["experiment"],
         style=(ASSETS / "page.css").read_text(encoding="utf-8"),
         script=(ASSETS / "page.js").read_text(encoding="utf-8"),
-        lead=_lead(results, facts),
+        lead=_lead(results),
         banners=_banners(results),
         verdict=comparison.verdict if comparison else (),
         glances=glances(comparison) if comparison else [],
@@ -103,7 +102,7 @@ def report_html(results: StoredResults) -> str:
         figures=_figures(results),
         overoptimization=_overoptimization(results),
         attention=_attention(results),
-        protocol=facts,
+        protocol=protocol(results),
         configuration=yaml_text(dict(results.config)),
         license_words=LICENSE_WORDS,
     )
@@ -117,32 +116,23 @@ def _summary(results: StoredResults, out: Path) -> str:
     return text if results.is_complete else f"{text}. The page names the others."
 
 
-def _lead(results: StoredResults, facts: Protocol) -> str:
+def _lead(results: StoredResults) -> str:
     """The size of the experiment in one or two sentences."""
     comparison = results.comparison
     if comparison is None:
-        return "No run is finished yet."
+        return "The finished runs are not shown." if results.problems else "No run is finished yet."
     n_methods = len([row for row in comparison.rows if not row.is_line])
     seeds = sorted({len(row.seeds) for row in comparison.rows if row.role == "trained"})
     items = sorted({cell.estimate.n_items for row in comparison.rows for cell in row.cells if cell is not None})
     parts = [f"{n_methods} method{'s' if n_methods != 1 else ''}"]
     if seeds:
-        parts.append(f"{_span(seeds)} seed{'s' if seeds[-1] != 1 else ''} each")
+        parts.append(f"{span(seeds)} seed{'s' if seeds[-1] != 1 else ''} each")
     parts.append(f"{len(comparison.columns)} column{'s' if len(comparison.columns) != 1 else ''}")
     if items and items[-1]:
-        parts.append(f"{_span(items)} items a column")
-    counts = [
-        int(count.replace(",", ""))
-        for name, value in facts.data
-        if name == "Pairs trained on"
-        for count in re.findall(r"([\d,]+) of", value)
-    ]
-    trained = f" Trained on {_span(sorted(set(counts)))} pairs." if counts else ""
+        parts.append(f"{span(items)} items a column")
+    counts = sorted({run.trained_pairs.used for run in results.runs if run.trained_pairs})
+    trained = f" Trained on {span(counts)} pairs." if counts else ""
     return ", ".join(parts) + f".{trained}"
-
-
-def _span(values: Sequence[int]) -> str:
-    return f"{values[0]:,}" if values[0] == values[-1] else f"{values[0]:,} to {values[-1]:,}"
 
 
 def _banners(results: StoredResults) -> list[str]:
@@ -165,7 +155,7 @@ def _headings(comparison: Comparison) -> list[str]:
     for column in comparison.columns:
         headings.append(column.heading)
         if comparison.reference_row is not None:
-            headings.append("Difference")
+            headings.append(DIFFERENCE)
     return [*headings, "Cost", "Seeds"]
 
 
@@ -286,8 +276,8 @@ def _attention_title(name: str) -> str:
     """The title of a figure of the diagnostics, from the name of its file."""
     for measure, words in MEASURES.items():
         for version, meaning in (("raw", ""), ("controlled", ", at equal lengths, without tokens of the template")):
-            benchmark, found, _ = name.partition(f"_attention_{measure}_{version}")
-            if found:
+            benchmark, separator, _ = name.partition(f"_attention_{measure}_{version}")
+            if separator:
                 return f"{words[0].upper()}{words[1:]}{meaning} ({benchmark})"
     benchmark, _, subsets = name.partition("_masking")
     return f"Accuracy with the start of the text hidden{', by subset' if subsets else ''} ({benchmark})"

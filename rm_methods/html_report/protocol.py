@@ -99,8 +99,6 @@ def _trained_on_facts(summaries: Iterable[RunSummary]) -> Iterable[tuple[str, st
     for summary in summaries:
         if pairs := trained_pairs(summary):
             texts.setdefault(summary["variant"], {})[str(pairs)] = None
-    if not texts:
-        return
     by_text: dict[str, list[str]] = {}
     for variant, seeds in texts.items():
         by_text.setdefault(" / ".join(seeds), []).append(variant)
@@ -164,9 +162,9 @@ def _machine_facts(summaries: list[RunSummary]) -> Iterable[tuple[str, str]]:
     names = dict.fromkeys(name for source in sources for name in source.get("versions", {}))
     versions = []
     for name in names:
-        text = _distinct(str(source.get("versions", {}).get(name)) for source in sources)
-        if text != "None":
-            versions.append(f"{name} {text}")
+        recorded = [source["versions"][name] for source in sources if source.get("versions", {}).get(name)]
+        if recorded:
+            versions.append(f"{name} {_distinct(map(str, recorded))}")
     yield "Packages", ", ".join(versions) or "not recorded"
 
 

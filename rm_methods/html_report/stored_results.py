@@ -15,7 +15,7 @@ from rm_methods.comparison.runs import Run, read_runs, recorded_columns
 from rm_methods.config.resolve import read_resolved, reference_variant
 from rm_methods.config.variants import noise_levels
 from rm_methods.errors import DataError, UserError
-from rm_methods.experiment.evaluated_runs import EvaluatedFiles
+from rm_methods.experiment.evaluated_runs import evaluated_files
 from rm_methods.experiment.experiment import Experiment
 from rm_methods.experiment.layout import Layout
 from rm_methods.experiment.stored_experiment import run_problems, stored_experiment
@@ -65,7 +65,7 @@ def newest_config(folder: Path) -> Mapping[str, Any]:
 def stored_results(config: Mapping[str, Any], folder: Path) -> StoredResults:
     """Compare the runs of an experiment that are finished, and say which are not.
 
-    Results that differ from the configuration are left out and named, like damaged ones.
+    If one result is damaged or differs from the configuration, `problems` names it and nothing is compared.
     """
     experiment = Experiment(config)
     layout = Layout(folder)
@@ -73,22 +73,18 @@ def stored_results(config: Mapping[str, Any], folder: Path) -> StoredResults:
     finished = []
     missing = []
     for variant, seed in experiment.runs():
-        run = EvaluatedFiles(
-            summary=layout.summary(variant, seed),
-            metrics=layout.metrics(variant, seed),
-            credits=layout.credits(variant, seed),
-        )
-        if all(path.exists() for path in (run.summary, run.metrics, run.credits)):
+        run = evaluated_files(layout, variant, seed)
+        if run.missing:
+            missing.append(f"{variant} seed {seed}")
+        else:
             files.append(run)
             finished.append((variant, seed))
-        else:
-            missing.append(f"{variant} seed {seed}")
     problems = []
     try:
         for variant, seed in finished:
             problems += run_problems(config, folder, variant, seed)
         experiment.check_sources(folder, finished)
-    except (DataError, UserError) as error:
+    except UserError as error:
         problems.append(str(error))
     runs: list[Run] = []
     comparison = None
@@ -98,7 +94,7 @@ def stored_results(config: Mapping[str, Any], folder: Path) -> StoredResults:
             runs = read_runs(files, columns)
             overlaps = contamination_of(experiment, folder) if not missing else []
             comparison = _compared(config, runs, columns, overlaps)
-        except (DataError, UserError) as error:
+        except UserError as error:
             problems.append(str(error))
     return StoredResults(
         config=config,

@@ -239,8 +239,8 @@ def _training(facts: CardFacts) -> str:
     if kind == "combined":
         lines += ["This model was not trained: it combines trained runs.", "", _runs_table(facts.required)]
         return "\n".join(lines)
-    cost = summary.get("cost", {})
-    rows = [(heading, _cost_text(cost[key])) for key, heading in _COSTS.items() if key in cost]  # type: ignore[literal-required]
+    cost: Mapping[str, Any] = summary.get("cost", {})
+    rows = [(heading, _cost_text(cost[key])) for key, heading in _COSTS.items() if key in cost]
     lines.append(_table(("Budget", ""), [*rows, ("Seed", str(summary["seed"]))]))
     training = summary.get("training", {})
     max_length = training.get("max_length") or summary.get("backbone", {}).get("max_length")

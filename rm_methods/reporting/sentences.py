@@ -149,12 +149,13 @@ def detectable_sentence(size: str, cells: Sequence[Cell], items: str = "items") 
     estimates = [cell.difference.estimate for cell in cells if cell.difference is not None]
     seeds = sorted({estimate.n_seeds for estimate in estimates})
     n_items = sorted({estimate.n_items for estimate in estimates})
-    with_what = f"{_span(seeds)} seeds" + (f" and {_span(n_items)} {items}" if n_items[-1] else "")
+    with_what = f"{span(seeds)} seeds" + (f" and {span(n_items)} {items}" if n_items[-1] else "")
     return (
         f"With {with_what}, a true difference of {size} would be significant with {POWER:.0%} probability. Smaller "
         "differences would often be missed."
     )
 
 
-def _span(values: Sequence[int]) -> str:
+def span(values: Sequence[int]) -> str:
+    """The range of values in rising order: ``5``, or ``1,200 to 3,000``."""
     return f"{values[0]:,}" if values[0] == values[-1] else f"{values[0]:,} to {values[-1]:,}"

@@ -12,7 +12,7 @@ from rm_methods.comparison.runs import read_runs, recorded_columns
 from rm_methods.config.resolve import reference_variant
 from rm_methods.config.variants import noise_levels
 from rm_methods.errors import UserError
-from rm_methods.experiment.evaluated_runs import EvaluatedFiles
+from rm_methods.experiment.evaluated_runs import EvaluatedFiles, evaluated_files
 from rm_methods.experiment.experiment import Experiment
 from rm_methods.experiment.layout import Layout
 from rm_methods.experiment.stored_experiment import StoredExperiment, stored_experiment
@@ -60,8 +60,7 @@ def measured_run(folder: Path, summary: RunSummary) -> Measured:
 
 def _evaluated_files(layout: Layout, summary: RunSummary) -> EvaluatedFiles | None:
     """The files of the run's evaluation; None before it."""
-    variant, seed = summary["variant"], summary["seed"]
-    files = EvaluatedFiles(layout.summary(variant, seed), layout.metrics(variant, seed), layout.credits(variant, seed))
+    files = evaluated_files(layout, summary["variant"], summary["seed"])
     return files if files.metrics.is_file() and files.credits.is_file() else None
 
 
@@ -85,11 +84,14 @@ def _card(benchmark: str) -> BenchmarkCard | None:
 
 
 def _comparison(stored: StoredExperiment, columns: list[Column], variant: str) -> Comparison:
-    """The comparison of the experiment; with levels of label noise, that of the variant's first level."""
+    """The comparison of the experiment; with levels of label noise, that of the variant's first level.
+
+    A variant of an earlier configuration is on no level; the first one then gives the content-blind scorers.
+    """
     runs = read_runs(stored.runs, columns)
     reference: str | None = reference_variant(dict(stored.config))
     if levels := noise_levels(stored.config):
-        names = next(level.variants for level in levels if variant in level.variants)
+        names = next((level.variants for level in levels if variant in level.variants), levels[0].variants)
         runs = [run for run in runs if run.variant in names]
         reference = next((name for name, plain in names.items() if plain == reference), None)
     return build_comparison(runs, columns, reference, stored.config["comparison"]["correction"])

@@ -98,6 +98,17 @@ def with_new_digests(contents):
     contents[MANIFEST] = json.dumps(manifest).encode()
 
 
+def with_scores(content, scores_of, scratch):
+    """A file of scores, as bytes, whose list of scores `scores_of` was applied to."""
+    scratch.write_bytes(content)
+    table = pq.read_table(scratch)
+    position = table.schema.get_field_index("score")
+    field = table.schema.field("score")
+    scores = scores_of(table["score"].to_pylist())
+    pq.write_table(table.set_column(position, field, pa.array(scores, field.type)), scratch)
+    return scratch.read_bytes()
+
+
 def test_a_bundle_verifies_and_has_no_weights_no_pairs_and_no_texts(packed):
     path, manifest = packed
     result = verify(path)
@@ -149,6 +160,28 @@ def test_missing_and_added_files_are_named(packed, tmp_path):
         verify(added)
 
 
+def test_a_configuration_outside_the_list_of_files_is_refused(packed, tmp_path):
+    path, _ = packed
+    outside = tmp_path / "outside.yaml"
+    with zipfile.ZipFile(path) as archive:
+        (name,) = [name for name in archive.namelist() if name.startswith("config/")]
+        outside.write_bytes(archive.read(name))
+
+    def change(contents):
+        contents[MANIFEST] = json.dumps(json.loads(contents[MANIFEST]) | {"configuration": str(outside)}).encode()
+
+    with pytest.raises(DataError, match=r"bundle\.json is damaged .*configuration .*outside\.yaml"):
+        read_bundle(rewritten(path, tmp_path / "changed.zip", change), tmp_path / "target")
+
+
+def test_a_file_that_occurs_twice_is_named(packed, tmp_path):
+    doubled = shutil.copy(packed[0], tmp_path / "doubled.zip")
+    with zipfile.ZipFile(doubled, "a") as archive, pytest.warns(UserWarning, match="Duplicate name"):
+        archive.writestr("comparison/table.csv", b"other")
+    with pytest.raises(DataError, match=r"files occur twice: comparison/table\.csv"):
+        verify(doubled)
+
+
 def test_a_number_that_was_changed_with_its_checksum_is_named(packed, tmp_path):
     def change(contents):
         table = contents["comparison/table.csv"].decode().splitlines()
@@ -168,14 +201,8 @@ def test_a_score_that_was_changed_changes_a_metric_by_name(packed, tmp_path):
     name = "scores/longest/seed0/heldout.parquet"
 
     def change(contents):
-        source = tmp_path / "scores.parquet"
-        source.write_bytes(contents[name])
-        table = pq.read_table(source)
-        column = table.schema.get_field_index("score")
-        flipped = [-value for value in table["score"].to_pylist()]
-        field = table.schema.field("score")
-        pq.write_table(table.set_column(column, field, pa.array(flipped, field.type)), source)
-        contents[name] = source.read_bytes()
+        negated = with_scores(contents[name], lambda scores: [-value for value in scores], tmp_path / "scores.parquet")
+        contents[name] = negated
         with_new_digests(contents)
 
     result = verify(rewritten(packed[0], tmp_path / "changed.zip", change))
@@ -291,17 +318,13 @@ def test_texts_of_a_mixture_pass_only_if_every_source_allows_it(finished, tmp_pa
 def test_a_score_that_changes_no_accuracy_is_noticed_too(packed, tmp_path):
     name = "scores/random/seed0/heldout.parquet"
 
-    def change(contents):
-        source = tmp_path / "scores.parquet"
-        source.write_bytes(contents[name])
-        table = pq.read_table(source)
-        scores = table["score"].to_pylist()
+    def raised(scores):
         # The better score of the first item grows: its pair is decided as before.
         scores[int(scores[1] > scores[0])] += 9.0
-        column = table.schema.get_field_index("score")
-        field = table.schema.field("score")
-        pq.write_table(table.set_column(column, field, pa.array(scores, field.type)), source)
-        contents[name] = source.read_bytes()
+        return scores
+
+    def change(contents):
+        contents[name] = with_scores(contents[name], raised, tmp_path / "scores.parquet")
         with_new_digests(contents)
 
     differences = verify(rewritten(packed[0], tmp_path / "changed.zip", change)).differences

@@ -41,12 +41,12 @@ def chromium(*arguments):
     return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
 
 
-def after(page, script):
+def after(page, script, *arguments):
     """The text that a script returns in the opened page."""
     probe = page.with_name("probe.html")
     addition = f"<script>document.title = 'answer:' + JSON.stringify((() => {{ {script} }})());</script></body>"
     probe.write_text(page.read_text().replace("</body>", addition))
-    title = re.search(r"<title>answer:(.*?)</title>", chromium("--dump-dom", f"file://{probe}"))
+    title = re.search(r"<title>answer:(.*?)</title>", chromium(*arguments, "--dump-dom", f"file://{probe}"))
     return title.group(1)
 
 
@@ -71,10 +71,7 @@ def test_a_tab_shows_its_column_only(page):
 @pytest.mark.parametrize("width", [1400, 500])
 def test_nothing_reaches_beyond_the_screen(page, width):
     wide = "return document.documentElement.scrollWidth <= window.innerWidth;"
-    probe = page.with_name("probe.html")
-    addition = f"<script>document.title = 'answer:' + (() => {{ {wide} }})();</script></body>"
-    probe.write_text(page.read_text().replace("</body>", addition))
-    assert "<title>answer:true</title>" in chromium(f"--window-size={width},900", "--dump-dom", f"file://{probe}")
+    assert after(page, wide, f"--window-size={width},900") == "true"
 
 
 def test_what_matters_is_on_the_first_screen(page):

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from rm_methods.comparison.cost_figure import spread
+from rm_methods.comparison.cost_figure import spread, write_cost_figure
 from rm_methods.comparison.result import Column, Comparison, Cost, VariantRow
 from rm_methods.html_report.glance import WIDTH, glances, relative_cost, verdict_word
 from rm_methods.statistics.cell import Cell, Difference
@@ -120,6 +120,17 @@ def test_costs_are_relative_to_the_reference_and_unknown_without_tokens():
 def test_without_a_reference_nothing_is_shown():
     comparison = made_comparison()
     assert glances(replace(comparison, reference=None)) == []
+
+
+def test_the_cost_figure_needs_the_cost_of_the_reference_and_of_another_row(tmp_path):
+    rivals = (row("more", cell(0.8, 0.1, "significant")), row("less", cell(0.6, -0.1, "significant")))
+    comparison = made_comparison(*rivals)
+    assert write_cost_figure(comparison, [tmp_path / "cost.svg"])
+    assert (tmp_path / "cost.svg").exists()
+    without_cost = replace(comparison.rows[0], cost=Cost(tokens=None))
+    unknown = replace(comparison, rows=(without_cost, *rivals))
+    assert not write_cost_figure(unknown, [tmp_path / "unknown.svg"])
+    assert not write_cost_figure(made_comparison(), [tmp_path / "alone.svg"])
 
 
 def test_labels_move_apart_as_little_as_possible():

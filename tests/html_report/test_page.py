@@ -9,6 +9,7 @@ import pytest
 from click.testing import CliRunner
 
 from rm_methods.cli import main
+from rm_methods.comparison.tables import method_text
 from rm_methods.errors import UserError
 from rm_methods.html_report.page import report_html
 from rm_methods.html_report.stored_results import newest_config, stored_results
@@ -82,6 +83,23 @@ def test_the_table_says_what_the_comparison_says(finished):
         assert " ".join(note.split()) in page.text
 
 
+def test_the_table_has_the_rows_and_the_exact_means_of_the_comparison(finished):
+    results = stored_results(newest_config(finished), finished)
+    html, _ = page_of(finished)
+    table = html.partition('<table class="sortable">')[2].partition("</table>")[0]
+    rows = re.findall(r'<th scope="row" data-key="([^"]*)">.*?<td class="number[^"]*" data-key="([^"]*)">', table)
+    expected = [(method_text(row).lower(), row.cells[0].estimate.mean) for row in results.comparison.rows]
+    assert [(name, float(mean)) for name, mean in rows] == expected
+
+
+def test_a_large_figure_is_shown_as_the_png_beside_it(finished, monkeypatch):
+    assert "data:image/png" not in page_of(finished)[0]
+    monkeypatch.setattr("rm_methods.html_report.page.MAX_SVG_BYTES", 1)
+    html, _ = page_of(finished)
+    assert "data:image/png" in html
+    assert "data:image/svg+xml" not in html
+
+
 def test_an_unfinished_experiment_shows_what_is_there_and_names_the_rest(finished):
     shutil.rmtree(finished / "evaluation" / "rrm" / "seed2")
     _, page = page_of(finished)
@@ -110,6 +128,8 @@ def test_a_run_that_was_edited_is_not_shown_and_the_page_names_it(finished):
     _, page = page_of(finished)
     assert "Results that are not shown:" in page.text
     assert "rrm/seed1" in page.text
+    assert "The finished runs are not shown." in page.text
+    assert "No run is finished" not in page.text
     assert "table" not in page.ids
 
 
@@ -147,4 +167,5 @@ def test_the_protocol_says_how_many_pairs_were_trained_on(finished):
         content["truncation"] = {"responses_cut": 225, "dropped_response_cut": 225}
         summary.write_text(json.dumps(content))
     _, page = page_of(finished)
+    assert "Trained on 15 pairs." in page.text
     assert "Pairs trained on 15 of 240; 225 left out because a response does not fit into max_length" in page.text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 from click.testing import CliRunner
@@ -110,6 +111,15 @@ def test_with_levels_of_noise_the_comparison_is_that_of_the_level(tmp_path):
             assert metric.method.difference.estimate.mean == pytest.approx(
                 row.cells[number].difference.estimate.mean, abs=1e-12
             )
+    # A run of an earlier configuration keeps its metrics; no level has its variant.
+    for part in ("runs", "evaluation"):
+        shutil.copytree(results / part / "hinge" / "seed0", results / part / "earlier" / "seed0")
+    for file in (layout.summary("earlier", 0), layout.metrics("earlier", 0)):
+        content = {key: value for key, value in json.loads(file.read_text()).items() if key != "checksum"}
+        file.write_text(json.dumps(content | {"variant": "earlier"}))
+    found = measured(results, "earlier")
+    assert len(found.metrics) == 4
+    assert all(metric.method is None for metric in found.metrics)
 
 
 def test_the_verb_adds_the_metrics_to_the_card(results):
