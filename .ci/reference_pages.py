@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from rm_methods.benchmarks.cards import list_benchmark_cards, load_benchmark_card
-from rm_methods.cli import _GROUPS
+from rm_methods.cli import GROUPS
 from rm_methods.config.resolve import schema
 from rm_methods.methods.registry import load_method_card, method_names
 from rm_methods.preferences.cards import list_dataset_cards, load_dataset_card
@@ -36,7 +36,7 @@ def configuration_page() -> str:
 def commands_page() -> str:
     """Every verb with its options."""
     lines = ["# Command line", "", "`rm-methods VERB --help` prints the same text.", ""]
-    for heading, verbs in _GROUPS.items():
+    for heading, verbs in GROUPS.items():
         lines += [f"## {heading}", ""]
         for verb in verbs:
             context = click.Context(verb, info_name=f"rm-methods {verb.name}")

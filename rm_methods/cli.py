@@ -33,7 +33,7 @@ _ADVICE = {
 }
 
 # Heading of `rm-methods --help` -> its verbs, in the order of their use.
-_GROUPS = {
+GROUPS = {
     "Use": use.VERBS,
     "Share a model": share.VERBS,
     "Stages of the workflow, by hand": stages.VERBS,
@@ -59,7 +59,7 @@ class _Cli(click.Group):
     def format_commands(self, context, formatter):
         """The verbs in groups, each with the whole first sentence of its description."""
         width = max(map(len, self.commands))
-        for heading, verbs in _GROUPS.items():
+        for heading, verbs in GROUPS.items():
             rows = [(verb.name.ljust(width), verb.get_short_help_str(limit=10_000)) for verb in verbs]
             with formatter.section(heading):
                 formatter.write_dl(rows)
@@ -90,7 +90,7 @@ def main():
     atexit.register(gc.freeze)
 
 
-for _verbs in _GROUPS.values():
+for _verbs in GROUPS.values():
     for _command in _verbs:
         main.add_command(_command)
 

@@ -102,6 +102,13 @@ class Experiment:
                 files |= set(map(str, files_of_card(card, root)))
         return sorted(files)
 
+    def has_prepared_pairs(self) -> bool:
+        """Whether the pairs that this configuration asks for are prepared; those without a record count as such."""
+        if not self.layout.pairs.exists():
+            return False
+        made = read_made(self.folder / RECORDS["prepare"])
+        return made is None or not any(differences(made["settings"], self.data_settings()))
+
     def data_settings(self) -> dict[str, Any]:
         """The settings that the pairs depend on: the section `data` and the cards of its data sets."""
         from rm_methods.preferences.cards import dataset_card_file, list_dataset_cards

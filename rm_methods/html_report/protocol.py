@@ -85,7 +85,7 @@ def _data_facts(folder: Path) -> Iterable[tuple[str, str]]:
         flipped = f", {summary['flipped']:,} labels flipped" if summary.get("flipped") else ""
         longer = summary.get("share_chosen_longer")
         share = "" if longer is None else f", chosen is longer in {longer:.0%}"
-        yield f"Pairs in {split}", f"{summary['pairs']:,} of {summary['groups']:,} prompts{share}{flipped}"
+        yield f"Pairs in {split}", f"{summary['pairs']:,} from {summary['groups']:,} prompts{share}{flipped}"
     if "steps" in report:
         for sentence in removal_sentences(report):
             yield "Removed", sentence

@@ -83,12 +83,12 @@ class Stage:
 
 def texts_of(config: Mapping[str, Any]) -> Texts | None:
     """The pairs, prepared or read from their sources; None if a source is not on this machine."""
-    layout = Experiment(config).layout
+    experiment = Experiment(config)
     try:
-        if layout.pairs.exists():
+        if experiment.has_prepared_pairs():
             from rm_methods.preferences.pair import read_pairs
 
-            pairs = read_pairs(layout.pairs)
+            pairs = read_pairs(experiment.layout.pairs)
         else:
             from rm_methods.preferences.cards import card_of
             from rm_methods.preferences.prepare import prepared_pairs

@@ -144,8 +144,9 @@ def make_assumptions(config: Mapping[str, Any], options: Mapping[str, Any]) -> A
     """The user's options; for the others, measurements of prepared files, then the configuration and the defaults."""
     values = dict(options)
     measured = []
-    layout = Experiment(config).layout
-    if layout.pairs.exists():
+    experiment = Experiment(config)
+    layout = experiment.layout
+    if experiment.has_prepared_pairs():
         from rm_methods.preferences.pair import read_pairs
 
         pairs = read_pairs(layout.pairs, splits=["train"])

@@ -45,7 +45,7 @@ def test_counts_of_the_data_are_those_of_its_report(results):
         ("License", "MIT"),
         ("Rows read", "1,200; refused 7"),
         ("Source first", "800 rows, 500 pairs used, 25% of the training pairs"),
-        ("Pairs in train", "1,000 of 900 prompts, chosen is longer in 60%, 12 labels flipped"),
+        ("Pairs in train", "1,000 from 900 prompts, chosen is longer in 60%, 12 labels flipped"),
         ("Note", "A note."),
     )
 

@@ -13,6 +13,8 @@ from rm_methods.cli import main
 from rm_methods.config.resolve import load_config, resolve
 from rm_methods.errors import UserError
 from rm_methods.experiment.experiment import Experiment
+from rm_methods.experiment.layout import RECORDS
+from rm_methods.files import write_json
 from rm_methods.planning import cpu_text
 from rm_methods.planning.cpu_plan import (
     OTHER_FIXED_SECONDS,
@@ -37,6 +39,7 @@ from rm_methods.planning.plan import (
 from rm_methods.planning.shapes import published_configuration
 from rm_methods.planning.sizes import shape_of
 from rm_methods.preferences.pair import write_pairs
+from rm_methods.preferences.prepare import prepare
 from rm_methods.yaml_files import yaml_text
 from tests.conftest import experiment_config, made_up_pairs
 
@@ -317,3 +320,19 @@ def test_the_template_of_the_configuration_is_used_before_the_backbone_is_prepar
     write_pairs(pairs, pairs_file)
     with pytest.raises(UserError, match="template"):
         texts_of(config)
+
+
+def test_pairs_that_were_prepared_with_other_settings_are_not_counted(tmp_path, monkeypatch):
+    """As with a second configuration that lowers `max_pairs`, laid over the one that ran."""
+    monkeypatch.chdir(tmp_path)
+    rows = [{"prompt": f"Name tree {k}.", "chosen": "Oak.", "rejected": f"Rock {k}."} for k in range(40)]
+    (tmp_path / "pairs.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    data = {"dataset": "pairs.jsonl", "validation_fraction": 0.0}
+    config = resolve({"experiment": "test", "methods": {"bradley_terry": {}}, "data": data})
+    experiment = Experiment(config)
+    prepare(config["data"], experiment.layout.pairs, experiment.layout.pairs_report)
+    write_json(experiment.folder / RECORDS["prepare"], experiment.asked("prepare"))
+    smaller = config | {"data": config["data"] | {"max_pairs": {"train": 7}}}
+    assert texts_of(config).pairs == {"train": 40}
+    assert texts_of(smaller).pairs == {"train": 7}
+    assert (experiment.has_prepared_pairs(), Experiment(smaller).has_prepared_pairs()) == (True, False)
