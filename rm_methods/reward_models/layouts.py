@@ -10,7 +10,8 @@ the same results.
 Positions count within the sequence, the reward is read at each sequence's last token by explicit length, and ids are
 never compared with the pad token.
 
-Shapes: R rows, L padded length, T packed tokens; I items, N responses of each, S = I x N sequences.
+Shapes: R rows, L padded length, T packed tokens; I items, N responses of each, S = I x N sequences; G groups of a
+bucket with Q queries and K keys.
 """
 
 from __future__ import annotations
@@ -26,53 +27,209 @@ from rm_methods.errors import ListsFields
 from rm_methods.reward_models.tokenization import TokenizedItem
 
 
-@dataclass
-class AttentionMap:
-    """Regroups packed tokens for attention; `token_positions` defines their order.
+@dataclass(frozen=True, eq=False)
+class Bucket:
+    """Groups of packed tokens that attention computes together, right-padded to common lengths with token 0.
 
-    Every token is a query once, in its prompt [I, P] or its response [S, Q].  Keys of a prompt are the prompt, keys of
-    a response are `[prompt | response]` [S, P + Q].  Groups are right-padded with token 0.
+    A group is a prompt, whose keys are the prompt itself, or a response, whose keys are `[prompt | response]`.  The
+    last keys of a group are its queries, so query j sees the first K - Q + j + 1 keys except padding of the prompt.
 
     Attributes:
-        prompts: int64 [I, P], packed tokens of each prompt.
-        responses: int64 [S, Q], packed tokens of each response.
-        keys: int64 [S, P + Q], what each response attends to.
-        allowed: bool [S, 1, Q, P + Q], True if the query may attend to the key.
-        query_places: int64 [T], the place of a token in the flattened, concatenated `prompts` and `responses`.
-        key_places: int64 [T], the first place of a token in the flattened, concatenated `prompts` and `keys`.
+        queries: int64 [G, Q], packed tokens of each group.
+        keys: int64 [G, K], what each group attends to.
+        key_is_padding: bool [G, K], True at padding of a prompt before a response; None where that does not occur.
+    """
+
+    queries: torch.Tensor
+    keys: torch.Tensor
+    key_is_padding: torch.Tensor | None
+
+    @cached_property
+    def _biases(self) -> dict[torch.dtype, torch.Tensor]:
+        return {}
+
+    def bias(self, dtype: torch.dtype) -> torch.Tensor:
+        """Additive mask [G, 1, Q, K], made once for all layers."""
+        if dtype not in self._biases:
+            length = self.queries.shape[1]
+            is_hidden_QK = torch.ones(length, self.keys.shape[1], dtype=torch.bool, device=self.keys.device)
+            is_hidden_GQK = is_hidden_QK.triu(self.keys.shape[1] - length + 1).expand(len(self.keys), -1, -1)
+            if self.key_is_padding is not None:
+                is_hidden_GQK = is_hidden_GQK | self.key_is_padding[:, None]
+            zeros = torch.zeros(is_hidden_GQK.shape, dtype=dtype, device=self.keys.device)
+            self._biases[dtype] = zeros.masked_fill_(is_hidden_GQK, torch.finfo(dtype).min)[:, None]
+        return self._biases[dtype]
+
+
+@dataclass(frozen=True, eq=False)
+class Regrouping:
+    """Packed tokens regrouped in buckets for attention.  Every token is a query once.
+
+    Places count through the flattened, concatenated `queries` or `keys` of all buckets.
+
+    Attributes:
+        buckets: prompts first, then responses.
+        query_tokens: int64 [query places], the token at each place.
+        query_places: int64 [T], the place of a token.
+        query_is_token: bool [query places], False at padding.
+        has_padding: whether any place is padding.
+        key_tokens: int64 [key places], the token at each place.
+        key_places: int64 [T], the first place of a token.
         prompt_key_places: int64 [N, prompt tokens], the other places of the prompt tokens.
-        query_is_token: bool [I * P + S * Q], False at padding.
+    """
+
+    buckets: tuple[Bucket, ...]
+    query_tokens: torch.Tensor
+    query_places: torch.Tensor
+    query_is_token: torch.Tensor
+    has_padding: bool
+    key_tokens: torch.Tensor
+    key_places: torch.Tensor
+    prompt_key_places: torch.Tensor
+
+
+class AttentionMap:
+    """Which packed token attends to which: each prompt to itself, each response to its prompt and itself, causally.
+
+    `token_positions` defines the order of the tokens.
+
+    Args:
+        prompt_lengths: tokens of each of the I prompts.
+        response_lengths: tokens of each of the S = I x N responses, items in order.
+        device: of the tensors of a regrouping.
+
+    Attributes:
         used: set by the attention that used this map, so that a model that does not pass it on is noticed.
     """
 
-    prompts: torch.Tensor
-    responses: torch.Tensor
-    keys: torch.Tensor
-    allowed: torch.Tensor
-    query_places: torch.Tensor
-    key_places: torch.Tensor
-    prompt_key_places: torch.Tensor
-    query_is_token: torch.Tensor
-    used: bool = False
-
-    def __post_init__(self):
-        self._bias: dict[torch.dtype, torch.Tensor] = {}
-
-    @cached_property
-    def queries(self) -> torch.Tensor:
-        """int64 [I * P + S * Q], flattened, concatenated `prompts` and `responses`."""
-        return torch.cat([self.prompts.flatten(), self.responses.flatten()])
-
-    def bias(self, dtype: torch.dtype) -> torch.Tensor:
-        """`allowed` as an additive mask, made once for all layers: a boolean one would be converted again in each."""
-        if dtype not in self._bias:
-            zeros = torch.zeros(self.allowed.shape, dtype=dtype, device=self.allowed.device)
-            self._bias[dtype] = zeros.masked_fill_(~self.allowed, torch.finfo(dtype).min)
-        return self._bias[dtype]
+    def __init__(
+        self, prompt_lengths: Sequence[int], response_lengths: Sequence[int], device: torch.device | str = "cpu"
+    ):
+        self.prompt_lengths = tuple(prompt_lengths)
+        self.response_lengths = tuple(response_lengths)
+        self.device = torch.device(device)
+        self.used = False
+        self._regroupings: dict[int | None, Regrouping] = {}
 
     def to(self, device: torch.device | str) -> AttentionMap:
         """The same map on `device`."""
-        return _moved(self, device)
+        return AttentionMap(self.prompt_lengths, self.response_lengths, device)
+
+    def regrouping(self, overhead: int | None = None) -> Regrouping:
+        """The tokens in buckets; made once for all layers.
+
+        Args:
+            overhead: padded scores (query x key) of a bucket that cost as much as one more bucket.  None makes two
+                buckets, prompts and responses, both in the order of the items.
+        """
+        if overhead not in self._regroupings:
+            self._regroupings[overhead] = self._regrouped(overhead)
+        return self._regroupings[overhead]
+
+    def _regrouped(self, overhead: int | None) -> Regrouping:
+        each = len(self.response_lengths) // len(self.prompt_lengths)
+        prompt_end = np.cumsum([0, *self.prompt_lengths])
+        response_end = np.cumsum([prompt_end[-1], *self.response_lengths])
+        prompt_of = np.repeat(np.arange(len(self.prompt_lengths)), each)
+        prompts = [(0, length) for length in self.prompt_lengths]
+        responses = [(self.prompt_lengths[prompt_of[s]], length) for s, length in enumerate(self.response_lengths)]
+        buckets = []
+        is_token = []
+        places = _KeyPlaces(response_end[-1])
+        for members in _similar_groups(prompts, overhead):
+            queries, is_query = _padded_ranges(prompt_end[members], prompt_end[members + 1])
+            places.add(queries, is_query)
+            is_token.append(is_query.ravel())
+            buckets.append(_bucket(queries, queries, None, self.device))
+        for members in _similar_groups(responses, overhead):
+            before, is_before = _padded_ranges(prompt_end[prompt_of[members]], prompt_end[prompt_of[members] + 1])
+            queries, is_query = _padded_ranges(response_end[members], response_end[members + 1])
+            keys = np.concatenate([before, queries], axis=1)
+            places.add(keys, np.concatenate([is_before, is_query], axis=1))
+            is_token.append(is_query.ravel())
+            is_padding = np.concatenate([~is_before, np.zeros(queries.shape, dtype=bool)], axis=1)
+            buckets.append(_bucket(queries, keys, is_padding if is_padding.any() else None, self.device))
+        query_tokens = torch.cat([bucket.queries.flatten() for bucket in buckets])
+        query_is_token = np.concatenate(is_token)
+        query_places = np.empty(response_end[-1], dtype=np.int64)
+        query_places[query_tokens.cpu().numpy()[query_is_token]] = np.flatnonzero(query_is_token)
+        first, others = places.by_token(prompt_end[-1], each)
+        return Regrouping(
+            buckets=tuple(buckets),
+            query_tokens=query_tokens,
+            query_places=torch.from_numpy(query_places).to(self.device),
+            query_is_token=torch.from_numpy(query_is_token).to(self.device),
+            has_padding=not query_is_token.all(),
+            key_tokens=torch.cat([bucket.keys.flatten() for bucket in buckets]),
+            key_places=torch.from_numpy(first).to(self.device),
+            prompt_key_places=torch.from_numpy(others).to(self.device),
+        )
+
+
+class _KeyPlaces:
+    """Collects where tokens occur among the keys of buckets."""
+
+    def __init__(self, tokens: int):
+        self.tokens = tokens
+        self.count = 0
+        self.token: list[np.ndarray] = []
+        self.place: list[np.ndarray] = []
+
+    def add(self, keys: np.ndarray, is_token: np.ndarray) -> None:
+        """The keys [G, K] of the next bucket."""
+        place = np.flatnonzero(is_token)
+        self.token.append(keys.ravel()[place])
+        self.place.append(self.count + place)
+        self.count += keys.size
+
+    def by_token(self, prompt_tokens: int, responses: int) -> tuple[np.ndarray, np.ndarray]:
+        """The first place of each token, and the other ones [responses, prompt_tokens] of the prompt tokens."""
+        token = np.concatenate(self.token)
+        place = np.concatenate(self.place)[np.argsort(token, kind="stable")]
+        # A prompt token occurs in its prompt and before each response; a response token once.
+        of_prompts = place[: prompt_tokens * (1 + responses)].reshape(prompt_tokens, 1 + responses)
+        first = np.concatenate([of_prompts[:, 0], place[of_prompts.size :]])
+        return first, np.ascontiguousarray(of_prompts[:, 1:].T)
+
+
+def _similar_groups(shapes: Sequence[tuple[int, int]], overhead: int | None) -> list[np.ndarray]:
+    """Positions of the groups of each bucket; groups without queries are left out.
+
+    Args:
+        shapes: (keys before the queries, queries) of each group.
+        overhead: see `AttentionMap.regrouping`.
+    """
+    positions = [g for g, (_, queries) in enumerate(shapes) if queries]
+    if overhead is None:
+        return [np.array(positions)] if positions else []
+    positions.sort(key=lambda g: (-sum(shapes[g]), -shapes[g][1], g))
+    buckets: list[list[int]] = []
+    widest = (0, 0)
+    for g in positions:
+        before, queries = shapes[g]
+        joined = (max(widest[0], before), max(widest[1], queries))
+        if buckets:
+            count = len(buckets[-1])
+            added = (count + 1) * _scores(joined) - count * _scores(widest) - _scores(shapes[g])
+        if not buckets or added > overhead:
+            buckets.append([])
+            joined = shapes[g]
+        buckets[-1].append(g)
+        widest = joined
+    return [np.array(bucket) for bucket in buckets]
+
+
+def _scores(shape: tuple[int, int]) -> int:
+    before, queries = shape
+    return queries * (before + queries)
+
+
+def _bucket(queries: np.ndarray, keys: np.ndarray, key_is_padding: np.ndarray | None, device: torch.device) -> Bucket:
+    return Bucket(
+        queries=torch.from_numpy(queries).to(device),
+        keys=torch.from_numpy(keys).to(device),
+        key_is_padding=None if key_is_padding is None else torch.from_numpy(key_is_padding).to(device),
+    )
 
 
 @dataclass
@@ -188,7 +345,7 @@ def lay_out(items: Sequence[TokenizedItem], layout: str, pad_id: int) -> Sequenc
         return SequenceBatch(
             input_ids=torch.from_numpy(input_ids)[None],
             position_ids=torch.from_numpy(position_ids)[None],
-            attention_map=_attention_map([item.shared for item in items], response_lengths),
+            attention_map=AttentionMap([item.shared for item in items], response_lengths),
             read_row=torch.zeros(len(sequences), dtype=torch.int64),
             read_column=torch.tensor([positions_of_sequence[-1] for positions_of_sequence in positions]),
             responses=responses,
@@ -211,55 +368,11 @@ def lay_out(items: Sequence[TokenizedItem], layout: str, pad_id: int) -> Sequenc
     )
 
 
-def _attention_map(prompt_lengths: list[int], response_lengths: list[int]) -> AttentionMap:
-    """The map of items with these prompts (I) and responses (S = I x N, items in order)."""
-    items = len(prompt_lengths)
-    rows = len(response_lengths)
-    each = rows // items  # responses of an item
-    prompt_end = np.cumsum([0, *prompt_lengths])
-    response_end = np.cumsum([prompt_end[-1], *response_lengths])
-    prompts, is_prompt = _grouped(prompt_end)
-    responses, is_response = _grouped(response_end)
-    width = prompts.shape[1]
-    length = responses.shape[1]
-    item_of = np.repeat(np.arange(items), each)
-    causal = np.tril(np.ones((length, length), dtype=bool))
-    allowed = np.concatenate(
-        [np.repeat(is_prompt[item_of][:, None], length, axis=1), np.broadcast_to(causal, (rows, length, length))],
-        axis=2,
-    )
-    query_is_token = np.concatenate([is_prompt.ravel(), is_response.ravel()])
-    # Places of the prompt tokens in each group of keys: first their own prompt, then before each of their item's
-    # responses.
-    prompt_key = np.flatnonzero(is_prompt)
-    item = prompt_key // max(width, 1)
-    column = prompt_key % max(width, 1)
-    first_row = items * width + (item * each) * (width + length) + column
-    row, response_column = np.nonzero(is_response)
-    response_key = items * width + row * (width + length) + width + response_column
-    prompt_key_places = np.stack([first_row + k * (width + length) for k in range(each)])
-    return AttentionMap(
-        prompts=torch.from_numpy(prompts),
-        responses=torch.from_numpy(responses),
-        keys=torch.from_numpy(np.concatenate([prompts[item_of], responses], axis=1)),
-        allowed=torch.from_numpy(allowed[:, None]),
-        query_places=torch.from_numpy(np.flatnonzero(query_is_token)),
-        key_places=torch.from_numpy(np.concatenate([prompt_key, response_key])),
-        prompt_key_places=torch.from_numpy(prompt_key_places),
-        query_is_token=torch.from_numpy(query_is_token),
-    )
-
-
-def _grouped(ends: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Consecutive tokens as rows, padded with 0, and a mask that is true at tokens.
-
-    Args:
-        ends: int64 [groups + 1]; group g holds the tokens from ends[g] to ends[g + 1].
-    """
-    lengths = np.diff(ends)
-    column = np.arange(lengths.max(initial=0))
-    is_token = column < lengths[:, None]
-    return np.where(is_token, ends[:-1, None] + column, 0), is_token
+def _padded_ranges(starts: np.ndarray, ends: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Ranges of tokens as rows, padded with 0, and a mask that is true at tokens."""
+    column = np.arange((ends - starts).max(initial=0))
+    is_token = column < (ends - starts)[:, None]
+    return np.where(is_token, starts[:, None] + column, 0), is_token
 
 
 def _moved(batch, device):

@@ -46,8 +46,7 @@ def test_packed_tokens_of_a_pair_are_those_of_its_plain_rows(reward_model, items
         packed_batch = lay_out(items, "packed", 0)
         packed, plain = (reward_model(batch).attention[1] for batch in (packed_batch, lay_out(items, "plain", 0)))
     regrouped = tokens_of_pairs(packed.key, packed_batch.attention_map)
-    width = packed_batch.attention_map.prompts.shape[1]
-    length = packed_batch.attention_map.responses.shape[1]
+    width, length = (bucket.queries.shape[1] for bucket in packed_batch.attention_map.regrouping().buckets)
     for b, item in enumerate(items):
         torch.testing.assert_close(
             regrouped[b, :, : item.shared], plain.key[2 * b, :, : item.shared], atol=1e-5, rtol=0

@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+import torch
 
 from rm_methods.reward_models.layouts import launched_tokens, lay_out, packed_length, token_positions
 from rm_methods.reward_models.tokenization import TokenizedItem
@@ -23,22 +24,32 @@ def test_packed_tokens_by_hand():
     assert (batch.real_tokens, batch.launched_tokens) == (10, 10)
 
 
-def test_attention_map_by_hand():
-    attention_map = lay_out(TWO_ITEMS, "packed", pad_id=0).attention_map
-    assert attention_map.prompts.tolist() == [[0, 1], [2, 0]]
-    assert attention_map.responses.tolist() == [[3, 4, 5], [6, 0, 0], [7, 0, 0], [8, 9, 0]]
-    assert attention_map.keys.tolist() == [[0, 1, 3, 4, 5], [0, 1, 6, 0, 0], [2, 0, 7, 0, 0], [2, 0, 8, 9, 0]]
+def test_regrouping_by_hand():
+    regrouping = lay_out(TWO_ITEMS, "packed", pad_id=0).attention_map.regrouping()
+    prompts, responses = regrouping.buckets
+    assert prompts.queries.tolist() == prompts.keys.tolist() == [[0, 1], [2, 0]]
+    assert prompts.key_is_padding is None
+    assert responses.queries.tolist() == [[3, 4, 5], [6, 0, 0], [7, 0, 0], [8, 9, 0]]
+    assert responses.keys.tolist() == [[0, 1, 3, 4, 5], [0, 1, 6, 0, 0], [2, 0, 7, 0, 0], [2, 0, 8, 9, 0]]
     # The second item's prompt is one token long: its padding is never attended to.
-    assert attention_map.allowed[2, 0].int().tolist() == [[1, 0, 1, 0, 0], [1, 0, 1, 1, 0], [1, 0, 1, 1, 1]]
-    queries = np.concatenate([attention_map.prompts.flatten(), attention_map.responses.flatten()])
-    assert queries[attention_map.query_places].tolist() == list(range(10))
-    assert attention_map.query_is_token.sum() == 10
-    keys = np.concatenate([attention_map.prompts.flatten(), attention_map.keys.flatten()])
-    assert keys[attention_map.key_places].tolist() == list(range(10))
-    assert keys[attention_map.prompt_key_places].tolist() == [[0, 1, 2]] * 2
-    # Every place of a token is known: its own prompt or response, and a prompt token once before each response.
-    known = sorted([*attention_map.key_places.tolist(), *attention_map.prompt_key_places.flatten().tolist()])
+    assert responses.key_is_padding.int().tolist() == [[0, 0, 0, 0, 0]] * 2 + [[0, 1, 0, 0, 0]] * 2
+    visible = (responses.bias(torch.float32) == 0)[2, 0].int()
+    assert visible.tolist() == [[1, 0, 1, 0, 0], [1, 0, 1, 1, 0], [1, 0, 1, 1, 1]]
+    assert regrouping.query_tokens.tolist() == [0, 1, 2, 0, 3, 4, 5, 6, 0, 0, 7, 0, 0, 8, 9, 0]
+    assert regrouping.query_tokens[regrouping.query_places].tolist() == list(range(10))
+    assert regrouping.query_is_token.sum() == 10
+
+
+@pytest.mark.parametrize("overhead", [None, 0, 3, 10**6])
+def test_every_place_of_a_token_is_known(overhead):
+    regrouping = lay_out(TWO_ITEMS, "packed", pad_id=0).attention_map.regrouping(overhead)
+    assert regrouping.key_tokens[regrouping.key_places].tolist() == list(range(10))
+    assert regrouping.key_tokens[regrouping.prompt_key_places].tolist() == [[0, 1, 2]] * 2
+    # Its own prompt or response, and for a prompt token once before each response.
+    known = sorted([*regrouping.key_places.tolist(), *regrouping.prompt_key_places.flatten().tolist()])
     assert len(set(known)) == 10 + 2 * 3
+    assert sorted(regrouping.query_tokens[regrouping.query_is_token].tolist()) == list(range(10))
+    assert regrouping.has_padding == (not regrouping.query_is_token.all())
 
 
 def test_plain_rows_by_hand():

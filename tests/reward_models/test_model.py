@@ -74,25 +74,24 @@ def test_plain_rows_equal_eager_attention(reward_model, items, prepared):
 
 
 @pytest.mark.parametrize("key_heads", [4, 2])
-def test_unfused_bf16_attention_equals_the_fused_kernel(prepared, items, monkeypatch, key_heads):
-    """On a CPU short bf16 batches take plain matrix products: same rewards and gradients, also of grouped queries."""
+def test_bf16_attention_by_blocks_equals_the_fused_kernel(prepared, items, key_heads):
+    """Same rewards and gradients, also of grouped queries."""
     from transformers import AutoConfig, AutoModelForSequenceClassification
 
     config = AutoConfig.from_pretrained(prepared[1], num_attention_heads=4, num_key_value_heads=key_heads)
     config.num_labels = 1
     model = RewardModel(AutoModelForSequenceClassification.from_config(config), autocast=torch.bfloat16)
-    found = []
-    for limit in (0, 4096):
-        monkeypatch.setattr(packed_attention, "_CPU_UNFUSED_LENGTH", limit)
-        for layout in ("packed", "plain"):
-            model.zero_grad()
-            out = model(lay_out(items, layout, 0)).rewards
-            out.square().sum().backward()
-            found.append((out.detach(), torch.cat([p.grad.flatten() for p in model.parameters()])))
-    scale = found[0][0].std()
-    for out, gradient in found[1:]:
-        torch.testing.assert_close(out, found[0][0], atol=0.03 * scale.item(), rtol=0)
-        assert torch.nn.functional.cosine_similarity(gradient, found[0][1], dim=0) > 0.995
+    results = []
+    for attention, layout in (("sdpa", "plain"), (packed_attention.NAME, "plain"), (packed_attention.NAME, "packed")):
+        model.classifier.set_attn_implementation(attention)
+        model.zero_grad()
+        rewards_BN = model(lay_out(items, layout, 0)).rewards
+        rewards_BN.square().sum().backward()
+        results.append((rewards_BN.detach(), torch.cat([p.grad.flatten() for p in model.parameters()])))
+    expected, expected_gradient = results[0]
+    for rewards_BN, gradient in results[1:]:
+        torch.testing.assert_close(rewards_BN, expected, atol=0.03 * expected.std().item(), rtol=0)
+        assert torch.nn.functional.cosine_similarity(gradient, expected_gradient, dim=0) > 0.995
 
 
 def test_items_without_a_shared_prompt_are_packed_too(reward_model, items):
