@@ -27,7 +27,7 @@ NAME = "packed_sdpa"
 # On a CPU. Another bucket costs about as much as padded scores of this many multiply-adds (docs/speed.md).
 _BUCKET_COST = 6_000_000
 # Queries of a block. Longer groups skip the keys that none of a block's queries sees.
-_BLOCK = 512
+_BLOCK = 128
 # Attention weights of groups with more keys are computed again in the backward pass: their memory would grow with the
 # square of the length, and up to here keeping them is faster.
 _KEPT_LENGTH = 512
