@@ -305,12 +305,18 @@ def _row_with_null_inside(column: pyarrow.ChunkedArray, kind: str) -> int | None
 
 
 def _row_without_json(column: pyarrow.ChunkedArray, kind: str) -> int | None:
-    for row, text in enumerate(column.to_pylist(), start=1):
-        try:
-            if text is not None and not isinstance(parse_json(text), _JSON[kind]):
-                return row
-        except (ValueError, RecursionError):
-            return row
+    import pyarrow.compute as pc
+
+    before = 0
+    for chunk in column.chunks:
+        for text in pc.unique(chunk).to_pylist():  # in order of their first row; labels repeat
+            try:
+                is_right = text is None or isinstance(parse_json(text), _JSON[kind])
+            except (ValueError, RecursionError):
+                is_right = False
+            if not is_right:
+                return before + pc.index(chunk, text).as_py() + 1
+        before += len(chunk)
     return None
 
 

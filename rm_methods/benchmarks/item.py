@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -35,7 +36,7 @@ _ROWS_AT_ONCE = 1000
 _LONGEST_META = 40  # characters of a value in `meta` that names something, instead of being a text of the source
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class BenchmarkItem:
     """One prompt with its candidate responses.
 
@@ -173,7 +174,15 @@ def read_items(source: str | os.PathLike) -> list[BenchmarkItem]:
                 f"{source}, row {number}: 'prompt' has the role {unknown[0]!r}. {nearest(unknown[0], STORED_ROLES)} "
                 "Run the prepare-benchmark stage again."
             )
-        items.append(BenchmarkItem(**(row | {"label": json.loads(row["label"]), "meta": json.loads(row["meta"])})))
+        # Millions of items repeat few roles and subsets, and most groups are the item's id: one object each.
+        for message in row["prompt"]:
+            message["role"] = sys.intern(message["role"])
+        row["subset"] = sys.intern(row["subset"])
+        if row["group"] == row["item_id"]:
+            row["group"] = row["item_id"]
+        row["label"] = json.loads(row["label"])
+        row["meta"] = json.loads(row["meta"])
+        items.append(BenchmarkItem(**row))
     return items
 
 

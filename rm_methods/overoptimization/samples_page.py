@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -18,7 +18,7 @@ WORST_PROMPTS = 2
 SHOWN_CHARACTERS = 1500
 
 
-def samples_page(pool: str, picks: Iterable[tuple[str, int, Sequence[BenchmarkItem], Sequence[np.ndarray]]]) -> str:
+def samples_page(pool: str, picks: Sequence[tuple[str, int, Sequence[BenchmarkItem], Sequence[np.ndarray]]]) -> str:
     """Markdown text: for each variant a few prompts, drawn by a hash (the same for all), and those where it loses most
     gold.
 

@@ -3,7 +3,7 @@ samples."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from operator import attrgetter
 from pathlib import Path
@@ -109,12 +109,16 @@ def summarize_best_of_n(runs: Sequence[PoolRun], reference: str | None, out_fold
     pools = list(dict.fromkeys(run.pool for run in runs))
     for pool in pools:
         pool_runs = [run for run in runs if run.pool == pool]
-        # Pools and score tables can have millions of rows: each pool is read once, and scores are kept one at a time.
+        # A pool can have millions of responses: it is read once, and only scores for the page of samples are kept.
         items_of = {path: read_items(path) for path in dict.fromkeys(run.items for run in pool_runs)}
-        curves_of_run = {
-            (run.variant, run.seed): pool_curves(items_of[run.items], read_pool_scores(items_of[run.items], run.scores))
-            for run in pool_runs
-        }
+        first_seeds = _first_seeds(pool_runs)
+        scores_of: dict[str, list[np.ndarray]] = {}
+        curves_of_run: dict[tuple[str, int], PoolCurves] = {}
+        for run in pool_runs:
+            scores = read_pool_scores(items_of[run.items], run.scores)
+            curves_of_run[run.variant, run.seed] = pool_curves(items_of[run.items], scores)
+            if first_seeds[run.variant] is run:
+                scores_of[run.variant] = scores
         for run in pool_runs:
             curve_records += _curve_records(run, curves_of_run[run.variant, run.seed])
             run_records.append(_run_record(run, curves_of_run[run.variant, run.seed]))
@@ -133,7 +137,11 @@ def summarize_best_of_n(runs: Sequence[PoolRun], reference: str | None, out_fold
         targets = [out_folder / f"{pool_stem(pool)}.{suffix}" for suffix in ("png", "svg")]
         write_best_of_n_figure(variants, pool_reference, targets)
         page = out_folder / f"{pool_stem(pool)}_samples.md"
-        write_text(page, samples_page(pool, _first_seeds(pool_runs, items_of, variants)))
+        labels = {curves.variant: curves.label for curves in variants}
+        picks = [
+            (labels[variant], run.seed, items_of[run.items], scores_of[variant]) for variant, run in first_seeds.items()
+        ]
+        write_text(page, samples_page(pool, picks))
         files |= {target.name: target for target in [*targets, page]}
     notes = [*footnotes(tables, reference, "n"), *_fit_notes(fits), *notes]
     records = [record for summaries in tables for record in table_records(summaries, reference, fits)]
@@ -296,17 +304,12 @@ def _fit_notes(fits: Mapping[tuple[str, str], CurveFit]) -> list[str]:
     return notes + [f"No fitted optimum for {', '.join(names)}: {reason}." for reason, names in refused.items()]
 
 
-def _first_seeds(
-    runs: Sequence[PoolRun], items_of: Mapping[Path, list[BenchmarkItem]], variants: Sequence[VariantCurves]
-) -> Iterator[tuple[str, int, list[BenchmarkItem], list[np.ndarray]]]:
-    """Label and seed of the first run of each variant, with its pool and scores."""
+def _first_seeds(runs: Sequence[PoolRun]) -> dict[str, PoolRun]:
+    """The run with the lowest seed of each variant."""
     first: dict[str, PoolRun] = {}
     for run in runs:
         first[run.variant] = min(run, first.get(run.variant, run), key=attrgetter("seed"))
-    labels = {curves.variant: curves.label for curves in variants}
-    for variant, run in first.items():
-        items = items_of[run.items]
-        yield labels[variant], run.seed, items, read_pool_scores(items, run.scores)
+    return first
 
 
 def _ppo_extras(by_seed: Mapping[int, PpoEvaluation], end: int) -> dict[str, float]:
