@@ -140,7 +140,9 @@ def best_of_n(folder: Path, size: argparse.Namespace) -> None:
     from rm_methods.overoptimization.summary import PoolRun, summarize_best_of_n
 
     runs = [
-        PoolRun("made_up", "bradley_terry", seed, "pool", folder / "pool.parquet", folder / f"pool_scores_{seed}.parquet")
+        PoolRun(
+            "made_up", "bradley_terry", seed, "pool", folder / "pool.parquet", folder / f"pool_scores_{seed}.parquet"
+        )
         for seed in range(SCORINGS)
     ]
     summarize_best_of_n(runs, None, folder / "best_of_n")

@@ -16,7 +16,14 @@ import numpy as np
 from rm_methods.benchmarks.cards import BenchmarkCard
 from rm_methods.benchmarks.grading import SAMPLING_OPTIONS, Metric, pooled, present_subsets, sample_items
 from rm_methods.benchmarks.item import BenchmarkItem
-from rm_methods.benchmarks.pool_grading import GOLD_RULE, agreement, candidate_gold, gold_comparisons, gold_of_top, gold_ties
+from rm_methods.benchmarks.pool_grading import (
+    GOLD_RULE,
+    agreement,
+    candidate_gold,
+    gold_comparisons,
+    gold_of_top,
+    gold_ties,
+)
 from rm_methods.benchmarks.sources import ItemReport, check_new, check_plain, local_files, local_rows, text_of
 from rm_methods.errors import DataError, UserError, nearest
 from rm_methods.files import content_hash

@@ -415,9 +415,7 @@ def _problems(
         ("double", len(double), tuple(keys.take([min(double)]).to_pylist()[0].values()) if double else None),
         ("scored with another text", len(other_text), of_response(other_text[0]) if len(other_text) else None),
     ]
-    return [
-        f"{count} {fault} (such as item {key[0]!r}, response {key[1]})" for fault, count, key in examples if key
-    ]
+    return [f"{count} {fault} (such as item {key[0]!r}, response {key[1]})" for fault, count, key in examples if key]
 
 
 def left_out_scores(

@@ -32,7 +32,14 @@ from rm_methods.benchmarks.grading import (
     size_notes,
 )
 from rm_methods.benchmarks.item import BenchmarkItem
-from rm_methods.benchmarks.pool_grading import GOLD_RULE, agreement, candidate_gold, gold_comparisons, gold_of_top, gold_ties
+from rm_methods.benchmarks.pool_grading import (
+    GOLD_RULE,
+    agreement,
+    candidate_gold,
+    gold_comparisons,
+    gold_of_top,
+    gold_ties,
+)
 from rm_methods.benchmarks.sources import (
     ItemReport,
     SourceRow,
