@@ -3,8 +3,8 @@
     python performance/scale_comparison.py                             # 100 variants x 10 seeds x 4 benchmarks
     python performance/scale_comparison.py --variants 10 --only dry    # only the dry run, of 100 runs
 
-The results are made up (`report_and_export.py`, which needs the repository). Each stage is a process, so its peak memory is its own. MLflow writes to a new
-SQLite file.
+The results are made up (`report_and_export.py`, which needs the repository). Each stage is a process, so its peak
+memory is its own. MLflow writes to a new SQLite file.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ STAGES: dict[str, Callable[[Path, argparse.Namespace], None]] = {
 
 
 def measure(stage: str, folder: Path, size: argparse.Namespace) -> dict[str, Any]:
-    """Run a stage in this process: seconds, CPU seconds and peak memory, of its children too; imports not in seconds."""
+    """Run a stage in this process: seconds, CPU seconds and peak memory, of its children too."""
     started = time.perf_counter()
     STAGES[stage](folder, size)
     usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]

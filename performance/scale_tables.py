@@ -1,10 +1,10 @@
 """Seconds and memory of every stage that reads or writes score tables, on made-up tables of 10 million rows.
 
-    python performance/scale_tables.py                                 # 10 million rows each; needs 5 GB of disk in /tmp
+    python performance/scale_tables.py                                 # 10 million rows each
     python performance/scale_tables.py --prompts 2000 --pairs 500000   # a tenth
 
-Two tables are made up: a Best-of-N pool (`--prompts` x `--candidates`, with log-probabilities) and pairs (`--pairs`). Responses have about 50 characters.
-Each stage is a process, so its peak memory is its own. No model is run.
+Two tables are made up: a Best-of-N pool (`--prompts` x `--candidates`, with log-probabilities) and pairs (`--pairs`).
+Responses have about 50 characters. Each stage is a process, so its peak memory is its own. No model is run.
 """
 
 from __future__ import annotations

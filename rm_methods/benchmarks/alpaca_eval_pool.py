@@ -104,7 +104,7 @@ def comparisons(label: Any, n_responses: int) -> list[tuple[int, int]]:
 
 
 def check_label(label: Any, n_responses: int) -> None:
-    """Refuse what `comparisons` refuses, without listing the comparisons, whose number is that of the candidates squared."""
+    """Refuse what `comparisons` refuses, without listing them: their number grows with the square of the candidates."""
     _gold(label, n_responses)
 
 

@@ -43,7 +43,7 @@ def gold_comparisons(gold: np.ndarray) -> list[tuple[int, int]]:
 
 
 def gold_ties(gold: np.ndarray, scores: np.ndarray) -> tuple[int, int]:
-    """Number of comparisons of `gold_comparisons` with equal scores, and of all, without listing them; NaN equals nothing.
+    """Number of `gold_comparisons` with equal scores, and of all, without listing them; NaN equals nothing.
 
     >>> gold_ties(np.array([0.2, 1.0, 1.0]), np.array([3.0, 3.0, 3.0]))
     (2, 2)

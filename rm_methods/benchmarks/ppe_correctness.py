@@ -190,7 +190,7 @@ def comparisons(label: Any, n_responses: int) -> list[tuple[int, int]]:
 
 
 def check_label(label: Any, n_responses: int) -> None:
-    """Refuse what `comparisons` refuses, without listing the comparisons, whose number is that of the responses squared."""
+    """Refuse what `comparisons` refuses, without listing them: their number grows with the square of the responses."""
     _parts(label, n_responses)
 
 
