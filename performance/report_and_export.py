@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -31,27 +31,40 @@ BENCHMARKS = {
 }
 
 
-def make_up(folder: Path, variants: int, seeds: int, items: int, steps: int) -> Path:
-    """Write an experiment with its training logs and its comparison; returns the folder of its results."""
-    from rm_methods.comparison.compare import compare
-    from rm_methods.comparison.runs import recorded_columns
-    from rm_methods.experiment.evaluated_runs import files_of_runs
-    from rm_methods.experiment.experiment import Experiment
-    from rm_methods.html_report.stored_results import newest_config
+def make_up(
+    folder: Path, variants: int, seeds: int, items: int, steps: int, columns: Mapping[str, list[str]] = BENCHMARKS
+) -> Path:
+    """Write an experiment with its training logs; returns the folder of its results.
+
+    Args:
+        items: of each benchmark.
+        steps: lines of each training log.
+        columns: metrics by benchmark.
+    """
     from tests.comparison.test_folders import stored
 
     methods = {"bradley_terry": "bradley_terry"} | {f"hinge_{k:02d}": "hinge" for k in range(1, variants)}
-    benchmarks = {name: {"metrics": metrics, "items": items, "strata": 1} for name, metrics in BENCHMARKS.items()}
+    benchmarks = {name: {"metrics": metrics, "items": items, "strata": 1} for name, metrics in columns.items()}
     results = stored(folder, "large", methods, range(seeds), benchmarks=benchmarks)
     names = ("loss", "accuracy", "margin", "reward_mean", "reward_min", "reward_max", "grad_norm", "learning_rate")
     rows = [{"step": step, "time": 0.5 * step} | dict.fromkeys(names, 1 / step) for step in range(1, steps + 1)]
     log = "".join(json.dumps(row) + "\n" for row in rows)
     for run in results.glob("runs/*/*"):
         (run / "metrics.jsonl").write_text(log)
+    return results
+
+
+def compare_runs(results: Path) -> None:
+    """Compare the runs of a made-up experiment."""
+    from rm_methods.comparison.compare import compare
+    from rm_methods.comparison.runs import recorded_columns
+    from rm_methods.experiment.evaluated_runs import files_of_runs
+    from rm_methods.experiment.experiment import Experiment
+    from rm_methods.html_report.stored_results import newest_config
+
     config = newest_config(results)
     files = files_of_runs(Experiment(config), results)
     compare(files, recorded_columns(config, files), "bradley_terry", results / "comparison")
-    return results
 
 
 def timed(what: str, action: Callable[[], object]) -> None:
@@ -78,6 +91,7 @@ def main(variants: int, seeds: int, items: int, steps: int, uri: str | None) -> 
 
     with TemporaryDirectory() as scratch:
         results = make_up(Path(scratch), variants, seeds, items, steps)
+        compare_runs(results)
         config = newest_config(results)
         address = uri or f"sqlite:///{scratch}/mlflow.db"
 

@@ -18,10 +18,11 @@ A reader takes whole numbers and numbers of any width.
 
 from __future__ import annotations
 
+import itertools
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from rm_methods.errors import DataError, nearest_path
 from rm_methods.files import check_regular, parse_json, written_atomically
@@ -29,6 +30,7 @@ from rm_methods.files import check_regular, parse_json, written_atomically
 if TYPE_CHECKING:
     import pyarrow
 
+Row = TypeVar("Row")
 _JSON = {"json": object, "json object": dict}
 _MESSAGE = ("role", "content")
 _WORDS = {
@@ -44,6 +46,8 @@ _WORDS = {
     "numbers": "a list of numbers",
     "messages": "a list of messages",
 }
+_ROWS_PER_GROUP = 2**20  # as pyarrow's `write_table`
+_BYTES_PER_GROUP = 2**30
 _LISTS = {"texts": "text", "integers": "integer", "int32s": "int32", "numbers": "number"}
 _ANY_WIDTH = {"int32": "integer", "int32s": "integers", "float32": "number"}  # kind -> the kind that a reader checks
 _STORED_AS = {
@@ -106,10 +110,38 @@ def _stored_type(kind: str) -> pyarrow.DataType:
 
 def write_parquet(table: pyarrow.Table, target: str | os.PathLike) -> None:
     """Write a table atomically, with a checksum of every page: `read_parquet` notices bytes that change later."""
+    parts = (table.slice(start, _ROWS_PER_GROUP) for start in range(0, max(1, table.num_rows), _ROWS_PER_GROUP))
+    write_tables(parts, table.schema, target)
+
+
+def in_groups(rows: Iterable[Row]) -> Iterator[list[Row]]:
+    """The rows in lists of the size of a row group."""
+    remaining = iter(rows)
+    while group := list(itertools.islice(remaining, _ROWS_PER_GROUP)):
+        yield group
+
+
+def write_tables(tables: Iterable[pyarrow.Table], schema: pyarrow.Schema, target: str | os.PathLike) -> None:
+    """Write tables to one file as `write_parquet` does, one after the other.
+
+    Args:
+        tables: each becomes a row group, or several if it is large; of an iterator, only one is in memory at a time.
+        schema: of the file, with its metadata.
+    """
     import pyarrow.parquet as pq
 
-    with written_atomically(target) as path:
-        pq.write_table(table, path, write_page_checksum=True)
+    with written_atomically(target) as path, pq.ParquetWriter(path, schema, write_page_checksum=True) as writer:
+        for table in tables:
+            for group in _row_groups(table):
+                writer.write_table(group)
+
+
+def _row_groups(table: pyarrow.Table) -> list[pyarrow.Table]:
+    """Parts of a table of at most 1 GiB each: pyarrow cannot read a list of texts with 2 GiB in one row group."""
+    if table.nbytes <= _BYTES_PER_GROUP or table.num_rows < 2:
+        return [table]
+    half = table.num_rows // 2
+    return [*_row_groups(table.slice(0, half)), *_row_groups(table.slice(half))]
 
 
 def read_parquet(
@@ -135,7 +167,8 @@ def read_parquet(
         with pq.ParquetFile(_file(source, stage), page_checksum_verification=True) as file:
             names = file.schema_arrow.names
             _check_names(source, names, columns, what)
-            table = file.read(columns=list(columns)).select(list(columns))
+            parts = [file.read_row_group(number, columns=list(columns)) for number in range(file.num_row_groups)]
+            table = pa.concat_tables(parts or [file.read(columns=list(columns))]).select(list(columns))
         table.validate(full=True)
     except (pa.ArrowException, OSError, ValueError, KeyError, MemoryError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
@@ -257,25 +290,33 @@ def _is_message(stored: pyarrow.DataType) -> bool:
 def _row_with_null_inside(column: pyarrow.ChunkedArray, kind: str) -> int | None:
     import pyarrow.compute as pc
 
-    column = column.combine_chunks()
-    values = pc.list_flatten(column)
-    rows = pc.list_parent_indices(column)
-    parts = [values]
-    if kind == "messages":
-        parts += [pc.struct_field(values, name) for name in _MESSAGE]
-    for part in parts:
-        if part.null_count:
-            return rows[_first(pc.is_null(part)) - 1].as_py() + 1
+    before = 0
+    for chunk in column.chunks:
+        values = pc.list_flatten(chunk)
+        parts = [values]
+        if kind == "messages":
+            parts += [pc.struct_field(values, name) for name in _MESSAGE]
+        for part in parts:
+            if part.null_count:
+                rows = pc.list_parent_indices(chunk)
+                return before + rows[_first(pc.is_null(part)) - 1].as_py() + 1
+        before += len(chunk)
     return None
 
 
 def _row_without_json(column: pyarrow.ChunkedArray, kind: str) -> int | None:
-    for row, text in enumerate(column.to_pylist(), start=1):
-        try:
-            if text is not None and not isinstance(parse_json(text), _JSON[kind]):
-                return row
-        except (ValueError, RecursionError):
-            return row
+    import pyarrow.compute as pc
+
+    before = 0
+    for chunk in column.chunks:
+        for text in pc.unique(chunk).to_pylist():  # in order of their first row; labels repeat
+            try:
+                is_right = text is None or isinstance(parse_json(text), _JSON[kind])
+            except (ValueError, RecursionError):
+                is_right = False
+            if not is_right:
+                return before + pc.index(chunk, text).as_py() + 1
+        before += len(chunk)
     return None
 
 

@@ -160,3 +160,23 @@ def test_a_kind_is_stored_as_its_type_and_read_again(kind, tmp_path):
     assert table_of_columns(values, columns).equals(back)
     with pytest.raises(DataError, match="row 2: 'sometimes' is None; expected"):
         read_parquet(tmp_path / "a.parquet", {"sometimes": kind}, "a table of this test", "make")
+
+
+def test_row_groups_are_limited_in_bytes_and_read_one_by_one(tmp_path, monkeypatch):
+    columns = {"texts": "texts", "label": "json"}
+    rows = [{"texts": ["x" * 100, str(number)], "label": "1"} for number in range(40)]
+    monkeypatch.setattr("rm_methods.parquet._BYTES_PER_GROUP", 1000)
+    write_rows(rows, columns, tmp_path / "a.parquet")
+    assert pq.ParquetFile(tmp_path / "a.parquet").num_row_groups > 4
+    assert read_parquet(tmp_path / "a.parquet", columns, "x", "score").to_pylist() == rows
+    for change, message in (({"texts": ["a", None]}, "row 36: 'texts'"), ({"label": "{"}, "row 36: 'label'")):
+        write_rows([*rows[:35], rows[35] | change, *rows[36:]], columns, tmp_path / "b.parquet")
+        with pytest.raises(DataError, match=message):
+            read_parquet(tmp_path / "b.parquet", columns, "x", "score")
+
+
+def test_a_small_table_is_one_row_group_as_pyarrow_writes_it(tmp_path):
+    table = pa.table({"a": list(range(1000))})
+    write_parquet(table, tmp_path / "a.parquet")
+    pq.write_table(table, tmp_path / "b.parquet", write_page_checksum=True)
+    assert (tmp_path / "a.parquet").read_bytes() == (tmp_path / "b.parquet").read_bytes()

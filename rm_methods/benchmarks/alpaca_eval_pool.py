@@ -16,7 +16,14 @@ import numpy as np
 from rm_methods.benchmarks.cards import BenchmarkCard
 from rm_methods.benchmarks.grading import SAMPLING_OPTIONS, Metric, pooled, present_subsets, sample_items
 from rm_methods.benchmarks.item import BenchmarkItem
-from rm_methods.benchmarks.pool_grading import GOLD_RULE, agreement, candidate_gold, gold_comparisons, gold_of_top
+from rm_methods.benchmarks.pool_grading import (
+    GOLD_RULE,
+    agreement,
+    candidate_gold,
+    gold_comparisons,
+    gold_of_top,
+    gold_ties,
+)
 from rm_methods.benchmarks.sources import ItemReport, check_new, check_plain, local_files, local_rows, text_of
 from rm_methods.errors import DataError, UserError, nearest
 from rm_methods.files import content_hash
@@ -93,9 +100,23 @@ def comparisons(label: Any, n_responses: int) -> list[tuple[int, int]]:
     Raises:
         DataError: the label is not a list of one number a candidate.
     """
+    return gold_comparisons(_gold(label, n_responses))
+
+
+def check_label(label: Any, n_responses: int) -> None:
+    """Refuse what `comparisons` refuses, without listing them: their number grows with the square of the candidates."""
+    _gold(label, n_responses)
+
+
+def tie_counts(label: Any, scores: np.ndarray) -> tuple[int, int]:
+    """Number of comparisons with equal scores, and of all."""
+    return gold_ties(candidate_gold(label, len(scores)), scores)
+
+
+def _gold(label: Any, n_responses: int) -> np.ndarray:
     if isinstance(label, dict):
         raise DataError(f"label {str(label)[:80]!r} is not allowed; expected a list of one gold value a candidate.")
-    return gold_comparisons(candidate_gold(label, n_responses))
+    return candidate_gold(label, n_responses)
 
 
 def grade(label: Any, scores: np.ndarray) -> dict[str, float]:

@@ -5,13 +5,14 @@ Everything here is a pure function of files.
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 from collections import Counter, defaultdict
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -28,13 +29,17 @@ from rm_methods.benchmarks.item import (
 )
 from rm_methods.benchmarks.items_hash import items_hash
 from rm_methods.benchmarks.members import Members, member_table
-from rm_methods.benchmarks.score_table import preference_arrays, read_preferences, read_scores
+from rm_methods.benchmarks.score_table import preference_arrays, read_preferences, read_score_table
 from rm_methods.benchmarks.sources import ItemReport
 from rm_methods.errors import DataError
 from rm_methods.files import file_hash, write_json
 from rm_methods.run_card import BenchmarkResult, Calibration, RunMetrics
 from rm_methods.stored import with_checksum
 
+if TYPE_CHECKING:
+    import pyarrow
+
+_ITEMS_AT_ONCE = 1000  # whose hashes are Python objects at a time
 IDENTITY = ("variant", "method", "seed", "run_key")
 
 
@@ -73,7 +78,7 @@ def prepare_items(
             "rows are not accounted for."
         )
     for item in items:
-        _comparisons(module, card, item)  # refuses a bad label here, where the source is still open
+        _check_label(module, card, item)  # here the source is still open
     write_items(items, out_items, report.notes)
     sizes = Counter(item.subset for item in items)
     summary = {
@@ -117,13 +122,28 @@ def _comparisons(module: ModuleType, card: BenchmarkCard, item: BenchmarkItem) -
         raise DataError(f"{card.name}: item {item.item_id!r}: {error}") from None
 
 
+def _check_label(module: ModuleType, card: BenchmarkCard, item: BenchmarkItem) -> None:
+    """Refuse a bad label.
+
+    Raises:
+        DataError: names the item.
+    """
+    if not hasattr(module, "check_label"):
+        _comparisons(module, card, item)
+        return
+    try:
+        module.check_label(item.label, len(item.responses))
+    except DataError as error:
+        raise DataError(f"{card.name}: item {item.item_id!r}: {error}") from None
+
+
 def usable_scores(values: Iterable[float]) -> np.ndarray:
     """Scores in float32, which decides ties. A score that is not finite becomes NaN: it earns nothing.
 
     Raises:
         DataError: the values are not one number a response, for example lists of one number.
     """
-    values = list(values)
+    values = values if isinstance(values, np.ndarray) else list(values)
     try:
         with np.errstate(over="ignore"):
             scores = np.asarray(values, dtype=np.float32)
@@ -160,7 +180,7 @@ def credit_table(
             raise DataError(
                 f"{card.name}: item {item.item_id!r} has {len(item.responses)} responses but {len(item_scores)} scores."
             )
-        _comparisons(module, card, item)
+        _check_label(module, card, item)
     if hasattr(module, "grade_all"):
         graded = module.grade_all(items, scores)
     else:
@@ -219,6 +239,11 @@ def tie_rate(
     total = 0
     for item, item_scores in zip(items, scores, strict=True):
         by_pairs = preferences and item.item_id in preferences and hasattr(module, "grade_wins")
+        if not by_pairs and hasattr(module, "tie_counts"):
+            equal_of_item, total_of_item = module.tie_counts(item.label, item_scores)
+            equal += equal_of_item
+            total += total_of_item
+            continue
         for better, worse in _comparisons(module, card, item):
             if preferences and by_pairs:
                 equal += bool(preferences[item.item_id][better, worse] == 0)
@@ -254,8 +279,18 @@ def align_scores(items: Sequence[BenchmarkItem], scores_path: str | os.PathLike)
     Raises:
         DataError: as `_aligned`.
     """
-    scores, n_truncated = _aligned(items, scores_path)
-    return [usable_scores(item_scores) for item_scores in scores], n_truncated
+    scores_R, truncated_R = _aligned(items, scores_path)
+    n_truncated = sum(bool(truncated.any()) for truncated in _by_item(items, truncated_R))
+    return _by_item(items, usable_scores(scores_R)), n_truncated
+
+
+def _by_item(items: Sequence[BenchmarkItem], values_R: np.ndarray) -> list[np.ndarray]:
+    """The values of each item's responses, as views.
+
+    Args:
+        values_R: of all responses, in the order of the items.
+    """
+    return [values_R[start:end] for start, end in itertools.pairwise(_starts(items).tolist())]
 
 
 def align_preferences(items: Sequence[BenchmarkItem], scores_path: str | os.PathLike) -> dict[str, np.ndarray] | None:
@@ -278,44 +313,109 @@ def align_preferences(items: Sequence[BenchmarkItem], scores_path: str | os.Path
     return preference_arrays(stored)
 
 
-def _aligned(items: Sequence[BenchmarkItem], scores_path: str | os.PathLike) -> tuple[list[list[float]], int]:
-    """Like `align_scores`, with the stored scores.
+def _aligned(items: Sequence[BenchmarkItem], scores_path: str | os.PathLike) -> tuple[np.ndarray, np.ndarray]:
+    """The stored scores, float64 [responses], and whether each text was cut, bool [responses]; in the order of items.
+
+    Tables have millions of rows, so no row becomes a Python object.
 
     Raises:
         DataError: rows are missing, unknown, double, or of another text; with counts and an example of each.
     """
-    rows: dict[tuple[str, int], Mapping[Hashable, Any]] = {}
-    doubles = []
-    for row in read_scores(scores_path).to_dict("records"):
-        key = (row["item_id"], row["response_index"])
-        if key in rows:
-            doubles.append(key)
-        rows[key] = row
-    expected = {(item.item_id, index): digest for item in items for index, digest in enumerate(response_hashes(item))}
-    scored = {key: digest for key, digest in expected.items() if key in rows}
-    faults = {
-        "missing": [key for key in expected if key not in rows],
-        "not in the benchmark": [key for key in rows if key not in expected],
-        "double": doubles,
-        "scored with another text": [key for key, digest in scored.items() if rows[key]["response_hash"] != digest],
-    }
-    problems = []
-    for fault, keys in faults.items():
-        if keys:
-            item_id, index = keys[0]
-            problems.append(f"{len(keys)} {fault} (such as item {item_id!r}, response {index})")
-    if problems:
+    import pyarrow.compute as pc
+
+    table = read_score_table(scores_path)
+    starts = _starts(items)
+    n_responses = int(starts[-1])
+    place_T = _places(items, starts, table)
+    known = np.flatnonzero(place_T >= 0)
+    row_R = np.full(n_responses, -1, dtype=np.int64)
+    row_R[place_T[known]] = known  # of rows that are double, the last one counts
+    scored = np.flatnonzero(row_R >= 0)
+    hashes = _hashes(items)
+    is_in_order = np.array_equal(row_R, np.arange(len(table)))
+    stored = table["response_hash"] if is_in_order else table["response_hash"].take(row_R[scored])
+    expected = hashes if len(scored) == n_responses else hashes.take(scored)
+    differs = pc.not_equal(stored, expected).to_numpy()
+    other_text = scored[differs]
+    if len(table) != n_responses or len(scored) != n_responses or len(other_text):
+        problems = _problems(items, starts, table, place_T, other_text)
         raise DataError(
-            f"{scores_path}: the score table does not fit the {len(items)} items ({len(expected)} responses): "
+            f"{scores_path}: the score table does not fit the {len(items)} items ({n_responses} responses): "
             f"{'; '.join(problems)}. It was made from other items: run the score stage again."
         )
-    scores = []
-    n_truncated = 0
-    for item in items:
-        rows_of_item = [rows[item.item_id, index] for index in range(len(item.responses))]
-        scores.append([row["score"] for row in rows_of_item])
-        n_truncated += any(row["truncated"] for row in rows_of_item)
-    return scores, n_truncated
+    return table["score"].to_numpy().astype(np.float64)[row_R], table["truncated"].to_numpy()[row_R]
+
+
+def _starts(items: Sequence[BenchmarkItem]) -> np.ndarray:
+    """Number of the first response of each item, and the number of all responses, int64 [items + 1]."""
+    return np.cumsum([0, *(len(item.responses) for item in items)], dtype=np.int64)
+
+
+def _places(items: Sequence[BenchmarkItem], starts: np.ndarray, table: pyarrow.Table) -> np.ndarray:
+    """The response of each row of a score table, as its number among those of all items; -1 for an unknown one.
+
+    Args:
+        starts: `_starts`.
+    """
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    ids = pa.array([item.item_id for item in items], type=table["item_id"].type)
+    item_T = pc.fill_null(pc.index_in(table["item_id"], value_set=ids), -1).to_numpy().astype(np.int64)
+    index_T = table["response_index"].to_numpy().astype(np.int64)
+    is_known = (item_T >= 0) & (index_T >= 0)
+    is_known[is_known] = index_T[is_known] < np.diff(starts)[item_T[is_known]]
+    return np.where(is_known, starts[item_T] + index_T, -1)
+
+
+def _hashes(items: Sequence[BenchmarkItem]) -> pyarrow.ChunkedArray:
+    """The hashes of all responses, in the order of the items."""
+    import pyarrow as pa
+
+    chunks = []
+    for first in range(0, len(items), _ITEMS_AT_ONCE):
+        group = items[first : first + _ITEMS_AT_ONCE]
+        chunks.append(pa.array([digest for item in group for digest in response_hashes(item)], type=pa.string()))
+    return pa.chunked_array(chunks, type=pa.string())
+
+
+def _problems(
+    items: Sequence[BenchmarkItem],
+    starts: np.ndarray,
+    table: pyarrow.Table,
+    place_T: np.ndarray,
+    other_text: np.ndarray,
+) -> list[str]:
+    """Why a score table does not fit the items.
+
+    Args:
+        starts: `_starts`.
+        place_T: `_places`.
+        other_text: responses, by their numbers, whose row has the hash of another text.
+    """
+    keys = table.select(["item_id", "response_index"])
+    unknown = np.flatnonzero(place_T < 0)
+    double = []
+    row_of_unknown: dict[tuple[str, int], int] = {}
+    for row, record in zip(unknown.tolist(), keys.take(unknown).to_pylist(), strict=True):
+        if row_of_unknown.setdefault((record["item_id"], record["response_index"]), row) != row:
+            double.append(row)
+    known = np.flatnonzero(place_T >= 0)
+    order = known[np.argsort(place_T[known], kind="stable")]
+    double += order[1:][np.diff(place_T[order]) == 0].tolist()
+
+    def of_response(number: int) -> tuple[str, int]:
+        position = int(np.searchsorted(starts, number, side="right")) - 1
+        return items[position].item_id, int(number - starts[position])
+
+    missing = np.setdiff1d(np.arange(starts[-1]), place_T)
+    examples: list[tuple[str, int, tuple[str, int] | None]] = [
+        ("missing", len(missing), of_response(missing[0]) if len(missing) else None),
+        ("not in the benchmark", len(row_of_unknown), next(iter(row_of_unknown), None)),
+        ("double", len(double), tuple(keys.take([min(double)]).to_pylist()[0].values()) if double else None),
+        ("scored with another text", len(other_text), of_response(other_text[0]) if len(other_text) else None),
+    ]
+    return [f"{count} {fault} (such as item {key[0]!r}, response {key[1]})" for fault, count, key in examples if key]
 
 
 def left_out_scores(
@@ -334,8 +434,8 @@ def left_out_scores(
     Raises:
         DataError: a score table does not fit the items.
     """
-    combined_R = np.concatenate(_aligned(items, scores_path)[0])
-    members_MR = np.stack([np.concatenate(_aligned(items, table)[0]) for table in members.tables[name]])
+    combined_R, _ = _aligned(items, scores_path)
+    members_MR = np.stack([_aligned(items, table)[0] for table in members.tables[name]])
     with np.errstate(invalid="ignore", over="ignore"):  # scores that are not finite earn nothing, see `usable_scores`
         left_out_MR = members.left_out_scores(members_MR, combined_R)
     if left_out_MR is None:
@@ -344,8 +444,7 @@ def left_out_scores(
         raise TypeError(
             f"left_out_scores gave the shape {left_out_MR.shape}; {members_MR.shape} (members, responses) is needed."
         )
-    ends = np.cumsum([len(item.responses) for item in items])
-    return [np.split(usable_scores(left_out_R), ends[:-1]) for left_out_R in left_out_MR]
+    return [_by_item(items, usable_scores(left_out_R)) for left_out_R in left_out_MR]
 
 
 def _left_out_metrics(

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Sequence
+import sys
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rm_methods.benchmarks.items_hash import ORIGINAL, items_hash
 from rm_methods.benchmarks.score_table import response_hash
@@ -14,6 +15,9 @@ from rm_methods.errors import DataError, nearest
 from rm_methods.parquet import read_metadata, read_parquet, write_rows
 from rm_methods.preferences.pair import Message
 from rm_methods.preferences.tool_calls import STORED_ROLES
+
+if TYPE_CHECKING:
+    import pyarrow
 
 # The columns of an items file, with their kinds as in `rm_methods.parquet`.
 ITEM_COLUMNS = {
@@ -28,10 +32,11 @@ ITEM_COLUMNS = {
 # Keys in the metadata of the file.
 _NOTES = "notes"
 HASHES = "response_hashes"  # key in the `meta` of an item whose texts are masked
+_ROWS_AT_ONCE = 1000
 _LONGEST_META = 40  # characters of a value in `meta` that names something, instead of being a text of the source
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class BenchmarkItem:
     """One prompt with its candidate responses.
 
@@ -158,7 +163,7 @@ def read_items(source: str | os.PathLike) -> list[BenchmarkItem]:
     """
     table = read_parquet(source, ITEM_COLUMNS, "a file of benchmark items", "prepare-benchmark", unique=("item_id",))
     items = []
-    for number, row in enumerate(table.to_pylist(), start=1):
+    for number, row in enumerate(_rows(table), start=1):
         if empty := [name for name in ("item_id", "responses") if not row[name]]:
             raise DataError(
                 f"{source}, row {number}: '{empty[0]}' is {row[empty[0]]!r}; expected one that is not empty. "
@@ -169,5 +174,19 @@ def read_items(source: str | os.PathLike) -> list[BenchmarkItem]:
                 f"{source}, row {number}: 'prompt' has the role {unknown[0]!r}. {nearest(unknown[0], STORED_ROLES)} "
                 "Run the prepare-benchmark stage again."
             )
-        items.append(BenchmarkItem(**(row | {"label": json.loads(row["label"]), "meta": json.loads(row["meta"])})))
+        # Millions of items repeat few roles and subsets, and most groups are the item's id: one object each.
+        for message in row["prompt"]:
+            message["role"] = sys.intern(message["role"])
+        row["subset"] = sys.intern(row["subset"])
+        if row["group"] == row["item_id"]:
+            row["group"] = row["item_id"]
+        row["label"] = json.loads(row["label"])
+        row["meta"] = json.loads(row["meta"])
+        items.append(BenchmarkItem(**row))
     return items
+
+
+def _rows(table: pyarrow.Table) -> Iterator[dict[str, Any]]:
+    """The rows of a table; only those of one batch are in memory twice."""
+    for batch in table.to_batches(max_chunksize=_ROWS_AT_ONCE):
+        yield from batch.to_pylist()

@@ -42,6 +42,27 @@ def gold_comparisons(gold: np.ndarray) -> list[tuple[int, int]]:
     return list(zip(better.tolist(), worse.tolist(), strict=True))
 
 
+def gold_ties(gold: np.ndarray, scores: np.ndarray) -> tuple[int, int]:
+    """Number of `gold_comparisons` with equal scores, and of all, without listing them; NaN equals nothing.
+
+    >>> gold_ties(np.array([0.2, 1.0, 1.0]), np.array([3.0, 3.0, 3.0]))
+    (2, 2)
+    """
+    has_score = ~np.isnan(scores)
+    equal_scores = _equal_pairs(scores[has_score]) - _equal_pairs(scores[has_score], gold[has_score])
+    return equal_scores, len(gold) * (len(gold) - 1) // 2 - _equal_pairs(gold)
+
+
+def _equal_pairs(*columns: np.ndarray) -> int:
+    """Number of pairs of rows that agree in all columns."""
+    order = np.lexsort(columns)
+    differs = np.zeros(max(len(order) - 1, 0), dtype=bool)
+    for column in columns:
+        differs |= column[order][1:] != column[order][:-1]
+    sizes = np.diff(np.concatenate([[0], np.flatnonzero(differs) + 1, [len(order)]]))
+    return int((sizes * (sizes - 1) // 2).sum())
+
+
 def gold_of_top(gold: np.ndarray, scores: np.ndarray) -> tuple[float, float]:
     """Gold of the candidate with the highest score, (strict, expected); 0 if any score is NaN.
 
@@ -63,4 +84,5 @@ def gold_of_top(gold: np.ndarray, scores: np.ndarray) -> tuple[float, float]:
 def agreement(gold: np.ndarray, scores: np.ndarray) -> float:
     """Share of the pairs of candidates with different gold that the scores order alike, strictly. NaN is wrong."""
     better = gold[:, None] > gold[None, :]
-    return float((scores[:, None] > scores[None, :])[better].mean())
+    above = scores[:, None] > scores[None, :]
+    return float(np.divide(np.count_nonzero(better & above), np.count_nonzero(better)))

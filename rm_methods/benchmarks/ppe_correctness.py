@@ -32,7 +32,14 @@ from rm_methods.benchmarks.grading import (
     size_notes,
 )
 from rm_methods.benchmarks.item import BenchmarkItem
-from rm_methods.benchmarks.pool_grading import GOLD_RULE, agreement, candidate_gold, gold_comparisons, gold_of_top
+from rm_methods.benchmarks.pool_grading import (
+    GOLD_RULE,
+    agreement,
+    candidate_gold,
+    gold_comparisons,
+    gold_of_top,
+    gold_ties,
+)
 from rm_methods.benchmarks.sources import (
     ItemReport,
     SourceRow,
@@ -180,6 +187,16 @@ def comparisons(label: Any, n_responses: int) -> list[tuple[int, int]]:
         DataError: the label is not {"gold": [...], "conflict_pairs": [[right, wrong], ...]} of this many responses.
     """
     return gold_comparisons(_parts(label, n_responses)[0])
+
+
+def check_label(label: Any, n_responses: int) -> None:
+    """Refuse what `comparisons` refuses, without listing them: their number grows with the square of the responses."""
+    _parts(label, n_responses)
+
+
+def tie_counts(label: Any, scores: np.ndarray) -> tuple[int, int]:
+    """Number of comparisons with equal scores, and of all."""
+    return gold_ties(candidate_gold(label, len(scores)), scores)
 
 
 def _parts(label: Any, n_responses: int) -> tuple[np.ndarray, np.ndarray]:

@@ -6,18 +6,19 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rm_methods.errors import DataError, UserError
-from rm_methods.files import write_text, written_atomically
-from rm_methods.parquet import read_metadata, read_parquet, table_of_rows, write_parquet
+from rm_methods.files import written_atomically
+from rm_methods.parquet import in_groups, read_metadata, read_parquet, table_of_columns, table_of_rows, write_tables
 
 if TYPE_CHECKING:
     import numpy as np
     import pandas
+    import pyarrow
 
 # The columns of a score table, with their kinds as in `rm_methods.parquet`.
 SCORE_COLUMNS = {
@@ -36,7 +37,7 @@ Preferences = list[list[float | None]]
 TABLE_FORMATS = (".parquet", ".csv", ".jsonl")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class ScoredResponse:
     """One row of a score table.
 
@@ -74,44 +75,63 @@ def check_table_format(target: str | os.PathLike) -> None:
 
 
 def write_scores(
-    rows: Sequence[ScoredResponse], target: str | os.PathLike, preferences: Mapping[str, Preferences] | None = None
+    rows: Iterable[ScoredResponse], target: str | os.PathLike, preferences: Mapping[str, Preferences] | None = None
 ) -> None:
     """Write a score table, atomically, in the format of its suffix; any suffix but .csv and .jsonl is Parquet.
 
     Args:
+        rows: of an iterator, only a part is in memory at a time.
         preferences: of a joint model, by item, kept in the metadata of a Parquet file.
     """
     metadata = {_PREFERENCES: json.dumps(preferences)} if preferences else None
-    _write([asdict(row) for row in rows], SCORE_COLUMNS, target, metadata)
+    tables = (table_of_columns(_columns(part), SCORE_COLUMNS) for part in in_groups(rows))
+    _write(tables, SCORE_COLUMNS, target, metadata)
 
 
-def write_row_scores(rows: Sequence[tuple[str, int | None, ScoredResponse]], target: str | os.PathLike) -> None:
+def write_row_scores(rows: Iterable[tuple[str, int | None, ScoredResponse]], target: str | os.PathLike) -> None:
     """Write the score table of a user's file, atomically: columns `file` and `row`, then those of `ScoredResponse`.
 
     Args:
-        rows: (file, row counted from 1 or None, scored response); a pair that the file repeats is repeated here.
+        rows: (file, row counted from 1 or None, scored response); a pair that the file repeats is repeated here. Of an
+            iterator, only a part is in memory at a time.
     """
-    named = [{"file": file, "row": row, **asdict(response)} for file, row, response in rows]
-    _write(named, _ROW_COLUMNS | SCORE_COLUMNS, target)
+    columns = _ROW_COLUMNS | SCORE_COLUMNS
+    _write(_row_tables(rows, columns), columns, target)
+
+
+def _row_tables(
+    rows: Iterable[tuple[str, int | None, ScoredResponse]], columns: Mapping[str, str]
+) -> Iterator[pyarrow.Table]:
+    for part in in_groups(rows):
+        places = {"file": [file for file, _, _ in part], "row": [row for _, row, _ in part]}
+        yield table_of_columns(places | _columns([response for _, _, response in part]), columns)
+
+
+def _columns(rows: Sequence[ScoredResponse]) -> dict[str, list[Any]]:
+    return {name: [getattr(row, name) for row in rows] for name in SCORE_COLUMNS}
 
 
 def _write(
-    rows: Sequence[Mapping[str, Any]],
+    tables: Iterable[pyarrow.Table],
     columns: Mapping[str, str],
     target: str | os.PathLike,
     metadata: Mapping[str, str] | None = None,
 ) -> None:
     import pyarrow.csv
 
-    table = table_of_rows(rows, columns)
     suffix = Path(target).suffix
     if suffix == ".csv":
-        with written_atomically(target) as path:
-            pyarrow.csv.write_csv(table, path)
+        schema = table_of_rows([], columns).schema
+        with written_atomically(target) as path, pyarrow.csv.CSVWriter(path, schema) as writer:
+            for table in tables:
+                writer.write_table(table)
     elif suffix == ".jsonl":
-        write_text(target, "".join(json.dumps(_without_nan(row)) + "\n" for row in table.to_pylist()))
+        with written_atomically(target) as path, open(path, "w", encoding="utf-8", newline="\n") as file:
+            for table in tables:
+                for row in table.to_pylist():
+                    file.write(json.dumps(_without_nan(row)) + "\n")
     else:
-        write_parquet(table.replace_schema_metadata(metadata), target)
+        write_tables(tables, table_of_rows([], columns).replace_schema_metadata(metadata).schema, target)
 
 
 def _without_nan(row: dict[str, Any]) -> dict[str, Any]:
@@ -120,7 +140,12 @@ def _without_nan(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def read_scores(source: str | os.PathLike) -> pandas.DataFrame:
-    """Read a score table as a pandas DataFrame with the columns of `ScoredResponse`.
+    """`read_score_table` as a pandas DataFrame."""
+    return read_score_table(source).to_pandas()
+
+
+def read_score_table(source: str | os.PathLike) -> pyarrow.Table:
+    """Read a score table, with the columns of `ScoredResponse`.
 
     Raises:
         DataError: the file is missing, unreadable or not a score table, or a column has values of another kind.
@@ -130,7 +155,7 @@ def read_scores(source: str | os.PathLike) -> pandas.DataFrame:
             f"{source}: score tables are read from Parquet only. "
             f"Score again with --out {Path(source).with_suffix('.parquet')}."
         )
-    return read_parquet(source, SCORE_COLUMNS, "a score table", "score").to_pandas()
+    return read_parquet(source, SCORE_COLUMNS, "a score table", "score")
 
 
 def read_preferences(source: str | os.PathLike) -> dict[str, Preferences] | None:

@@ -12,6 +12,7 @@ from rm_methods.comparison.result import Comparison, VariantRow
 from rm_methods.reporting.figures import BLUE, GRAY, ORANGE, save_figure
 
 MAX_PANELS = 4  # columns of the table that are drawn, the first ones
+MAX_NAMES = 16  # beside a panel, as many as fit; more would be drawn over each other
 # Inches.
 _PANEL_WIDTH = 2.3
 _PANEL_HEIGHT = 2.4
@@ -43,6 +44,8 @@ def costed_rows(comparison: Comparison) -> list[VariantRow]:
 
 def draw(comparison: Comparison, rows: Sequence[VariantRow]):
     """The figure (matplotlib, without pyplot: no window, no global state).
+
+    Of more than `MAX_NAMES` rows, only the best and the reference are named.
 
     Horizontal: training tokens of one run, relative to the reference, on a logarithmic axis.  Vertical: difference
     from the reference in points, with its 95% interval.  Filled: significant after Holm's correction.
@@ -100,7 +103,7 @@ def _draw_panel(axis, comparison: Comparison, rows: Sequence[VariantRow], number
     axis.set_xlim(min(*ratios, 0.8) / 1.15, max(*ratios, 1.25) * 1.15)
     _name_ticks(axis, ratios)
     marks.bare(axis, grid="y", spines=("bottom", "left"))
-    _label(axis, places)
+    _label(axis, named(places, reference.label))
 
 
 def _name_ticks(axis, ratios: Sequence[float]) -> None:
@@ -113,6 +116,12 @@ def _name_ticks(axis, ratios: Sequence[float]) -> None:
     axis.xaxis.set_minor_locator(NullLocator())
     axis.xaxis.set_minor_formatter(NullFormatter())
     axis.set_xticklabels([f"{value:g}×" for value in shown], fontsize=_LABEL_SIZE)
+
+
+def named(places: Sequence[tuple[float, float, str]], reference: str) -> list[tuple[float, float, str]]:
+    """The dots (x, y, label) whose names are written: the highest ones, and that of the reference."""
+    best_first = sorted(places, key=lambda place: (place[2] != reference, -place[1]))
+    return best_first[:MAX_NAMES]
 
 
 def _label(axis, places: Sequence[tuple[float, float, str]]) -> None:

@@ -48,6 +48,7 @@ class Experiment:
         self.folder = Path(config["results"]) / config["experiment"]
         self.layout = Layout(self.folder)
         self._hashes: dict[Path, str] = {}
+        self._benchmark_modules: dict[str, str] = {}
 
     def runs(self) -> list[tuple[str, int]]:
         """(variant, seed) of every run."""
@@ -442,7 +443,10 @@ class Experiment:
             return [reader_module(reader) for reader in sorted(readers)]
         if stage in ("prepare_benchmark", "evaluate"):
             names = [benchmark] if benchmark else self.config["benchmarks"]
-            modules = [f"benchmarks.{load_benchmark_card(name).module}" for name in names]
+            for name in names:
+                if name not in self._benchmark_modules:  # asked for every job
+                    self._benchmark_modules[name] = f"benchmarks.{load_benchmark_card(name).module}"
+            modules = [self._benchmark_modules[name] for name in names]
             return [*modules, *self._left_out_modules([str(variant)])] if stage == "evaluate" else modules
         if stage == "overoptimization":
             return self._left_out_modules(dict(self.optimized_runs()))

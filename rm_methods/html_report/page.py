@@ -13,7 +13,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from rm_methods.comparison.cost_figure import write_cost_figure
+from rm_methods.comparison.cost_figure import MAX_NAMES, costed_rows, write_cost_figure
 from rm_methods.comparison.figures import write_figures
 from rm_methods.comparison.result import Comparison, VariantRow
 from rm_methods.comparison.tables import cell_text, csv_table, difference_cell_text, latex_table, method_text
@@ -222,9 +222,10 @@ def _comparison_caption(comparison: Comparison) -> str:
 
 def _cost_caption(comparison: Comparison) -> str:
     assert comparison.reference_row is not None
+    names = f" Only the {MAX_NAMES - 1} highest are named." if len(costed_rows(comparison)) > MAX_NAMES else ""
     return (
         f"Up is better than {comparison.reference_row.label}, right is more training. A method far to the right must "
-        "be clearly above the line to be worth its cost."
+        f"be clearly above the line to be worth its cost.{names}"
     )
 
 

@@ -122,18 +122,27 @@ def read_pool(items: str | Path, scores: str | Path) -> tuple[list[BenchmarkItem
     Raises:
         DataError: a file is wrong, the score table was made from other items, or a score is NaN or infinite.
     """
+    pool = read_items(items)
+    return pool, read_pool_scores(pool, scores)
+
+
+def read_pool_scores(items: Sequence[BenchmarkItem], scores: str | Path) -> list[np.ndarray]:
+    """The float32 scores of the responses of a pool from a score table.
+
+    Raises:
+        DataError: as `read_pool`.
+    """
     from rm_methods.benchmarks.evaluation import align_scores
 
-    pool = read_items(items)
-    aligned, _ = align_scores(pool, scores)
-    for item, item_scores in zip(pool, aligned, strict=True):
+    aligned, _ = align_scores(items, scores)
+    for item, item_scores in zip(items, aligned, strict=True):
         if not np.isfinite(item_scores).all():
             response = int(np.flatnonzero(~np.isfinite(item_scores))[0])
             raise DataError(
                 f"{scores}: the score of item {item.item_id!r}, response {response}, is not finite. Best-of-n cannot "
                 "rank it: correct the reward model (too high a learning rate, overflow in bf16) and score again."
             )
-    return pool, aligned
+    return aligned
 
 
 def pool_curves(

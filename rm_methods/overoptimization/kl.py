@@ -74,9 +74,12 @@ def kl_estimate(
     share = (last - first) / total
     atom = np.where(last - first > 1, share, 0.0)
     if responses is not None and log_probabilities is not None:
-        for k, (start, end) in enumerate(zip(first, last, strict=True)):
-            if len({responses[i] for i in order[start:end]}) == 1:
-                atom[k] = min(share[k], float(np.exp(log_probabilities[order[start]])))
+        of_text = np.minimum(share, np.exp(np.asarray(log_probabilities, dtype=np.float64)[order[first]]))
+        single = last - first == 1
+        atom[single] = of_text[single]
+        for k in np.flatnonzero(~single):
+            if len({responses[i] for i in order[first[k] : last[k]]}) == 1:
+                atom[k] = of_text[k]
     atoms = atom > SMALLEST_ATOM
     upper = last[atoms] / total
     lower = upper - atom[atoms]

@@ -5,17 +5,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from rm_methods.benchmarks.item import BenchmarkItem
+from rm_methods.benchmarks.item import BenchmarkItem, read_items
 from rm_methods.benchmarks.members import Members
 from rm_methods.errors import UserError, nearest
 from rm_methods.experiment.layout import pool_stem
 from rm_methods.files import write_text
-from rm_methods.overoptimization.best_of_n import PoolCurves, left_out_gold, pool_curves, read_pool
+from rm_methods.overoptimization.best_of_n import PoolCurves, left_out_gold, pool_curves, read_pool_scores
 from rm_methods.overoptimization.curve_fits import CurveFit, fit_curve
 from rm_methods.overoptimization.figures import write_best_of_n_figure, write_ppo_figure
 from rm_methods.overoptimization.numbers import number_text
@@ -108,13 +109,21 @@ def summarize_best_of_n(runs: Sequence[PoolRun], reference: str | None, out_fold
     pools = list(dict.fromkeys(run.pool for run in runs))
     for pool in pools:
         pool_runs = [run for run in runs if run.pool == pool]
-        read = {(run.variant, run.seed): read_pool(run.items, run.scores) for run in pool_runs}
-        curves_of_run = {run: pool_curves(items, scores) for run, (items, scores) in read.items()}
+        # A pool can have millions of responses: it is read once, and only scores for the page of samples are kept.
+        items_of = {path: read_items(path) for path in dict.fromkeys(run.items for run in pool_runs)}
+        first_seeds = _first_seeds(pool_runs)
+        scores_of: dict[str, list[np.ndarray]] = {}
+        curves_of_run: dict[tuple[str, int], PoolCurves] = {}
+        for run in pool_runs:
+            scores = read_pool_scores(items_of[run.items], run.scores)
+            curves_of_run[run.variant, run.seed] = pool_curves(items_of[run.items], scores)
+            if first_seeds[run.variant] is run:
+                scores_of[run.variant] = scores
         for run in pool_runs:
             curve_records += _curve_records(run, curves_of_run[run.variant, run.seed])
             run_records.append(_run_record(run, curves_of_run[run.variant, run.seed]))
         names = dict.fromkeys(run.variant for run in pool_runs)
-        variants = [_variant_curves(name, pool_runs, curves_of_run, read) for name in names]
+        variants = [_variant_curves(name, pool_runs, curves_of_run, items_of) for name in names]
         fits |= {(pool, curves.variant): _fit(curves, "best_of_n") for curves in variants}
         pool_reference = reference if reference in names else None
         pool_summaries = summarize_peaks(variants, pool_reference)
@@ -128,7 +137,11 @@ def summarize_best_of_n(runs: Sequence[PoolRun], reference: str | None, out_fold
         targets = [out_folder / f"{pool_stem(pool)}.{suffix}" for suffix in ("png", "svg")]
         write_best_of_n_figure(variants, pool_reference, targets)
         page = out_folder / f"{pool_stem(pool)}_samples.md"
-        write_text(page, samples_page(pool, _first_seeds(pool_runs, read, variants)))
+        labels = {curves.variant: curves.label for curves in variants}
+        picks = [
+            (labels[variant], run.seed, items_of[run.items], scores_of[variant]) for variant, run in first_seeds.items()
+        ]
+        write_text(page, samples_page(pool, picks))
         files |= {target.name: target for target in [*targets, page]}
     notes = [*footnotes(tables, reference, "n"), *_fit_notes(fits), *notes]
     records = [record for summaries in tables for record in table_records(summaries, reference, fits)]
@@ -203,7 +216,7 @@ def _variant_curves(
     variant: str,
     runs: Sequence[PoolRun],
     curves_of_run: Mapping[tuple[str, int], PoolCurves],
-    read: Mapping[tuple[str, int], tuple[list[BenchmarkItem], list[np.ndarray]]],
+    items_of: Mapping[Path, list[BenchmarkItem]],
 ) -> VariantCurves:
     variant_runs = [run for run in runs if run.variant == variant]
     first = variant_runs[0]
@@ -214,8 +227,7 @@ def _variant_curves(
     )
     if first.members is None:
         return curves
-    items, _ = read[variant, first.seed]
-    left_out = left_out_gold(items, first.scores, first.members, first.pool)
+    left_out = left_out_gold(items_of[first.items], first.scores, first.members, first.pool)
     return replace(curves, left_out=left_out, left_out_seeds=first.members.seeds)
 
 
@@ -292,15 +304,12 @@ def _fit_notes(fits: Mapping[tuple[str, str], CurveFit]) -> list[str]:
     return notes + [f"No fitted optimum for {', '.join(names)}: {reason}." for reason, names in refused.items()]
 
 
-def _first_seeds(
-    runs: Sequence[PoolRun], read: Mapping, variants: Sequence[VariantCurves]
-) -> list[tuple[str, int, list[BenchmarkItem], list[np.ndarray]]]:
-    """Label and seed of the first run of each variant, with its pool and scores."""
-    first: dict[str, int] = {}
+def _first_seeds(runs: Sequence[PoolRun]) -> dict[str, PoolRun]:
+    """The run with the lowest seed of each variant."""
+    first: dict[str, PoolRun] = {}
     for run in runs:
-        first[run.variant] = min(run.seed, first.get(run.variant, run.seed))
-    labels = {curves.variant: curves.label for curves in variants}
-    return [(labels[variant], seed, *read[variant, seed]) for variant, seed in first.items()]
+        first[run.variant] = min(run, first.get(run.variant, run), key=attrgetter("seed"))
+    return first
 
 
 def _ppo_extras(by_seed: Mapping[int, PpoEvaluation], end: int) -> dict[str, float]:

@@ -8,10 +8,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from rm_methods.benchmarks.cards import load_benchmark_card
-from rm_methods.benchmarks.evaluation import credit_table, evaluate_run, tie_rate, usable_scores
-from rm_methods.benchmarks.item import BenchmarkItem, write_items
-from rm_methods.benchmarks.score_table import write_scores
+from rm_methods.benchmarks.cards import benchmark_module, load_benchmark_card
+from rm_methods.benchmarks.evaluation import align_scores, credit_table, evaluate_run, tie_rate, usable_scores
+from rm_methods.benchmarks.item import BenchmarkItem, response_hashes, write_items
+from rm_methods.benchmarks.score_table import ScoredResponse, write_scores
 from rm_methods.errors import DataError, UserError
 from rm_methods.files import file_hash
 from rm_methods.stored import read_metrics, with_checksum
@@ -200,3 +200,103 @@ class TestScores:
     def test_no_items_is_an_error(self):
         with pytest.raises(DataError, match="no items to evaluate"):
             credit_table(load_benchmark_card("heldout"), [], [])
+
+
+def plain_alignment(items, rows):
+    """What `align_scores` should say of rows, one Python object a row: problems, or the scores of each item."""
+    by_key = {}
+    doubles = []
+    for row in rows:
+        key = (row.item_id, row.response_index)
+        if key in by_key:
+            doubles.append(key)
+        by_key[key] = row
+    expected = {(item.item_id, k): digest for item in items for k, digest in enumerate(response_hashes(item))}
+    scored = {key: digest for key, digest in expected.items() if key in by_key}
+    faults = {
+        "missing": [key for key in expected if key not in by_key],
+        "not in the benchmark": [key for key in by_key if key not in expected],
+        "double": doubles,
+        "scored with another text": [key for key, digest in scored.items() if by_key[key].response_hash != digest],
+    }
+    problems = [
+        f"{len(keys)} {fault} (such as item {keys[0][0]!r}, response {keys[0][1]})"
+        for fault, keys in faults.items()
+        if keys
+    ]
+    if problems:
+        return "; ".join(problems)
+    scores = [[by_key[item.item_id, k].score for k in range(len(item.responses))] for item in items]
+    return scores, sum(any(by_key[item.item_id, k].truncated for k in range(len(item.responses))) for item in items)
+
+
+def test_columns_agree_with_plain_objects_on_damaged_tables(tmp_path):
+    generator = np.random.default_rng(0)
+    items = [
+        BenchmarkItem(
+            f"i{number}", "test", [{"role": "user", "content": "?"}], [f"{number} {k}" for k in range(size)], 0
+        )
+        for number, size in enumerate([1, 3, 2, 4])
+    ]
+    good = [
+        ScoredResponse(
+            item.item_id, k, digest, float(np.float32(generator.normal())), 5, bool(generator.random() < 0.2)
+        )
+        for item in items
+        for k, digest in enumerate(response_hashes(item))
+    ]
+    fitting = 0
+    for _ in range(150):
+        rows = list(good)
+        for change in generator.choice(5, size=generator.integers(0, 4)):
+            victim = int(generator.integers(len(rows)))
+            if change == 0:
+                del rows[victim]
+            elif change == 1:
+                rows.insert(int(generator.integers(len(rows))), rows[victim])
+            elif change == 2:
+                rows[victim] = replace(rows[victim], response_hash="0" * 16)
+            elif change == 3:
+                rows[victim] = replace(rows[victim], item_id=f"x{generator.integers(2)}")
+            else:
+                rows[victim] = replace(rows[victim], response_index=int(generator.integers(-1, 5)))
+        if generator.random() < 0.5:
+            rows = [rows[position] for position in generator.permutation(len(rows))]
+        write_scores(rows, tmp_path / "scores.parquet")
+        expected = plain_alignment(items, rows)
+        if isinstance(expected, str):
+            with pytest.raises(DataError) as caught:
+                align_scores(items, tmp_path / "scores.parquet")
+            assert f"responses): {expected}. It was made" in str(caught.value)
+        else:
+            scores, n_truncated = align_scores(items, tmp_path / "scores.parquet")
+            assert ([values.tolist() for values in scores], n_truncated) == expected
+            fitting += 1
+    assert 20 < fitting < 130
+
+
+@pytest.mark.parametrize("name", ["alpaca_eval_pool", "ppe_correctness"])
+def test_ties_are_counted_as_if_every_comparison_was_listed(name):
+    module = benchmark_module(load_benchmark_card(name))
+    generator = np.random.default_rng(0)
+    for size in (1, 2, 5, 40):
+        for _ in range(10):
+            gold = generator.integers(0, 2, size).tolist()
+            label = gold if name == "alpaca_eval_pool" else {"gold": gold, "conflict_pairs": [[0, 0]]}
+            scores = generator.integers(0, 4, size).astype(np.float32)
+            scores[generator.random(size) < 0.1] = np.nan
+            listed = module.comparisons(label, size)
+            equal = sum(bool(scores[better] == scores[worse]) for better, worse in listed)
+            assert module.tie_counts(label, scores) == (equal, len(listed))
+
+
+@pytest.mark.parametrize("name", ["alpaca_eval_pool", "ppe_correctness"])
+@pytest.mark.parametrize("label", [None, 0, [], [0.5], ["a", 1.0], {"gold": [0.0, 1.0]}, [float("nan"), 1.0]])
+def test_a_label_is_refused_with_the_message_of_its_comparisons(name, label):
+    module = benchmark_module(load_benchmark_card(name))
+    messages = []
+    for check in (module.comparisons, module.check_label):
+        with pytest.raises(DataError) as caught:
+            check(label, 2)
+        messages.append(str(caught.value))
+    assert messages[0] == messages[1]

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from rm_methods.comparison.cost_figure import spread, write_cost_figure
+from rm_methods.comparison.cost_figure import MAX_NAMES, named, spread, write_cost_figure
 from rm_methods.comparison.result import Column, Comparison, Cost, VariantRow
 from rm_methods.html_report.glance import WIDTH, glances, relative_cost, verdict_word
 from rm_methods.statistics.cell import Cell, Difference
@@ -131,6 +131,12 @@ def test_the_cost_figure_needs_the_cost_of_the_reference_and_of_another_row(tmp_
     unknown = replace(comparison, rows=(without_cost, *rivals))
     assert not write_cost_figure(unknown, [tmp_path / "unknown.svg"])
     assert not write_cost_figure(made_comparison(), [tmp_path / "alone.svg"])
+
+
+def test_the_cost_figure_names_the_reference_and_the_best_of_many():
+    places = [(1.0, float(number), f"m{number}") for number in range(-50, 50)]
+    labels = [label for _, _, label in named(places, "m-7")]
+    assert labels == ["m-7", *(f"m{number}" for number in range(49, 49 - MAX_NAMES + 1, -1))]
 
 
 def test_labels_move_apart_as_little_as_possible():
