@@ -57,10 +57,11 @@ def check_installed(setting: str, name: str | None) -> None:
 
 
 def look_for_engines_only_with_deepspeed() -> None:
-    """Keep accelerate from importing DeepSpeed, and with it MLflow, in trainings that do not use it.
+    """Keep accelerate from importing DeepSpeed, and with it MLflow, where nothing uses it.
 
-    Where DeepSpeed is installed, accelerate imports it to see whether a model is a DeepSpeed engine.  No model is one
-    unless DeepSpeed has been imported before.  Anything else in accelerate that asks for DeepSpeed is as before.
+    Where DeepSpeed is installed, accelerate imports it to see whether a model is a DeepSpeed engine, when a Trainer is
+    made and when a model is saved.  No model is one unless DeepSpeed has been imported before.  Anything else in
+    accelerate that asks for DeepSpeed is as before.
     """
     from accelerate.utils import other
 
