@@ -20,7 +20,7 @@ from rm_methods.preferences.pair import Message, PreferencePair
 from rm_methods.preferences.tool_calls import uses_tools
 from rm_methods.reward_models.model_folder import write_checksums
 from rm_methods.reward_models.template_probe import conversation, pin_date, render
-from rm_methods.system.deepspeed import look_for_engines_only_with_deepspeed
+from rm_methods.system.engines import look_for_engines_only_with_deepspeed
 
 
 @dataclass(frozen=True)

@@ -424,7 +424,7 @@ def _fit(
     from transformers.trainer_callback import PrinterCallback
 
     from rm_methods.files import read_json_lines
-    from rm_methods.system.deepspeed import look_for_engines_only_with_deepspeed
+    from rm_methods.system.engines import look_for_engines_only_with_deepspeed
     from rm_methods.training.fitting import common_arguments, one_device
     from rm_methods.training.trainer import TrainingLog, last_complete_checkpoint
 

@@ -17,7 +17,8 @@ from click.testing import CliRunner
 from rm_methods.cli import main
 from rm_methods.errors import UserError
 from rm_methods.ppo.run import PpoJob, optimize
-from rm_methods.system.deepspeed import check_installed, look_for_engines_only_with_deepspeed
+from rm_methods.system.deepspeed import check_installed
+from rm_methods.system.engines import look_for_engines_only_with_deepspeed
 from tests.conftest import REPOSITORY, experiment_config
 
 INSTALL = r"needs the package deepspeed.*pip install 'rm-methods\[deepspeed\]'"
@@ -99,7 +100,7 @@ def test_accelerate_unwraps_an_engine_as_soon_as_deepspeed_is_imported(monkeypat
 def test_saving_a_model_does_not_import_deepspeed():
     code = (
         "import sys, torch; from accelerate.utils.other import extract_model_from_parallel;"
-        "from rm_methods.system.deepspeed import look_for_engines_only_with_deepspeed;"
+        "from rm_methods.system.engines import look_for_engines_only_with_deepspeed;"
         "look_for_engines_only_with_deepspeed(); model = torch.nn.Linear(1, 1);"
         "assert extract_model_from_parallel(model) is model; assert 'deepspeed' not in sys.modules"
     )

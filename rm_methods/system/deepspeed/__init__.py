@@ -9,7 +9,6 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -54,19 +53,6 @@ def check_installed(setting: str, name: str | None) -> None:
             f"{setting}: '{name}' needs the package deepspeed, which is not installed. Install it with "
             "`pip install 'rm-methods[deepspeed]'` (in a checkout: `make setup`), or set it to null."
         )
-
-
-def look_for_engines_only_with_deepspeed() -> None:
-    """Keep accelerate from importing DeepSpeed, and with it MLflow, where nothing uses it.
-
-    Where DeepSpeed is installed, accelerate imports it to see whether a model is a DeepSpeed engine, when a Trainer is
-    made and when a model is saved.  No model is one unless DeepSpeed has been imported before.  Anything else in
-    accelerate that asks for DeepSpeed is as before.
-    """
-    from accelerate.utils import other
-
-    if hasattr(other, "is_deepspeed_available"):
-        other.is_deepspeed_available = lambda: "deepspeed" in sys.modules
 
 
 def custom_file_hash(name: str | None) -> str | None:
