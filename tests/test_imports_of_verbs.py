@@ -46,7 +46,8 @@ ALLOWED = {
     # The model card is written by huggingface_hub.
     "train longest": TABLES | {"huggingface_hub"},
     "score": MODELS,
-    "score longest": TABLES,
+    # scipy gives the interval of an accuracy on pairs.
+    "score longest": TABLES | {"scipy"},
     "evaluate": TABLES,
     "sft": TRAININGS,
     "sample-pool": MODELS,
