@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,7 @@ class Experiment:
         self.folder = Path(config["results"]) / config["experiment"]
         self.layout = Layout(self.folder)
         self._hashes: dict[Path, str] = {}
-        self._benchmark_modules: dict[str, str] = {}
+        self._cards: dict[str, MethodCard] = {}
 
     def runs(self) -> list[tuple[str, int]]:
         """(variant, seed) of every run."""
@@ -433,7 +434,6 @@ class Experiment:
 
     def _modules_by_name(self, stage: str, variant: str | None, benchmark: str | None) -> list[str]:
         """The modules that a stage loads by their name, because the configuration or a card names them."""
-        from rm_methods.benchmarks.cards import load_benchmark_card
         from rm_methods.preferences.cards import card_of
         from rm_methods.preferences.readers import reader_module
 
@@ -443,9 +443,6 @@ class Experiment:
             return [reader_module(reader) for reader in sorted(readers)]
         if stage in ("prepare_benchmark", "evaluate"):
             names = [benchmark] if benchmark else self.config["benchmarks"]
-            for name in names:
-                if name not in self._benchmark_modules:  # asked for every job
-                    self._benchmark_modules[name] = f"benchmarks.{load_benchmark_card(name).module}"
             modules = [self._benchmark_modules[name] for name in names]
             return [*modules, *self._left_out_modules([str(variant)])] if stage == "evaluate" else modules
         if stage == "overoptimization":
@@ -455,13 +452,23 @@ class Experiment:
             return [self._method(str(variant)).module]
         return []
 
+    @cached_property
+    def _benchmark_modules(self) -> dict[str, str]:
+        """The module of each benchmark; every evaluation of an experiment depends on all of them."""
+        from rm_methods.benchmarks.cards import load_benchmark_card
+
+        return {name: f"benchmarks.{load_benchmark_card(name).module}" for name in self.config["benchmarks"]}
+
     def _left_out_modules(self, variants: Iterable[str]) -> list[str]:
         """The code that says what scores of combined variants would be without a member."""
         combined = [self._method(variant).module for variant in variants if self.member_runs(variant)]
         return ["methods.members", *combined] if combined else []
 
     def _method(self, variant: str) -> MethodCard:
-        return load_method_card(self.config["methods"][variant]["method"])
+        """The card of a variant's method, looked up once: a workflow asks several times for each of its jobs."""
+        if variant not in self._cards:
+            self._cards[variant] = load_method_card(self.config["methods"][variant]["method"])
+        return self._cards[variant]
 
     def check_evaluated(self, folder: Path) -> None:
         """Refuse runs, scores and evaluations below `folder` that the configuration does not ask for, or that were

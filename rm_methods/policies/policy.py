@@ -20,6 +20,7 @@ from rm_methods.preferences.pair import Message, PreferencePair
 from rm_methods.preferences.tool_calls import uses_tools
 from rm_methods.reward_models.model_folder import write_checksums
 from rm_methods.reward_models.template_probe import conversation, pin_date, render
+from rm_methods.system.engines import look_for_engines_only_with_deepspeed
 
 
 @dataclass(frozen=True)
@@ -242,6 +243,7 @@ def save_policy(policy: Policy, folder: str | Path, weights: Mapping[str, Any] |
         top_p=1.0,
         top_k=0,
     )
+    look_for_engines_only_with_deepspeed()
     with written_atomically(folder) as path:
         model.save_pretrained(path, state_dict=weights)
         policy.tokenizer.save_pretrained(path)

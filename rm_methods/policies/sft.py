@@ -254,6 +254,7 @@ def _trainer(policy: Policy, examples: list, settings: SFTSettings, seed: int, w
     from transformers import Trainer, TrainingArguments
     from transformers.trainer_callback import PrinterCallback
 
+    from rm_methods.system.engines import look_for_engines_only_with_deepspeed
     from rm_methods.training.fitting import common_arguments, one_device
 
     ranks = int(os.environ.get("WORLD_SIZE", 1))
@@ -273,6 +274,7 @@ def _trainer(policy: Policy, examples: list, settings: SFTSettings, seed: int, w
         bf16=settings.precision == "bf16",
     )
     one_device(arguments)
+    look_for_engines_only_with_deepspeed()
     trainer = Trainer(
         model=policy.model,
         args=arguments,

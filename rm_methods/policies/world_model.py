@@ -424,6 +424,7 @@ def _fit(
     from transformers.trainer_callback import PrinterCallback
 
     from rm_methods.files import read_json_lines
+    from rm_methods.system.engines import look_for_engines_only_with_deepspeed
     from rm_methods.training.fitting import common_arguments, one_device
     from rm_methods.training.trainer import TrainingLog, last_complete_checkpoint
 
@@ -458,6 +459,7 @@ def _fit(
         train_sampling_strategy="group_by_length",
     )
     one_device(arguments)
+    look_for_engines_only_with_deepspeed()
     log = TrainingLog(work / "metrics.jsonl", "world model")
     trainer = Trainer(
         model=model,

@@ -18,6 +18,7 @@ from rm_methods.files import check_regular, check_replaceable, file_hash, read_j
 from rm_methods.preferences.pair import PreferencePair
 from rm_methods.preferences.tool_calls import TOOLS, readable, uses_tools
 from rm_methods.reward_models.template_probe import conversation, fold_system, pin_date, render
+from rm_methods.system.engines import look_for_engines_only_with_deepspeed
 
 if TYPE_CHECKING:
     from rm_methods.reward_models.tokenization import ChatTokenizer
@@ -389,6 +390,7 @@ def _convert_gguf(backbone: dict[str, Any], path: Path) -> dict[str, Any]:
     del model.config.quantization_config
     model.hf_quantizer = None
     model.config._name_or_path = ""
+    look_for_engines_only_with_deepspeed()
     model.save_pretrained(path)
     pretrained_tokenizer(folder, setting="backbone.source", gguf_file=backbone["gguf_file"]).save_pretrained(path)
     return {

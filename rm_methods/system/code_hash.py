@@ -208,7 +208,17 @@ def _source(name: str) -> Path:
 
 def _files(name: str) -> list[Path]:
     """A module's source and data files: those with its name (a method's card); for a package, those of no module."""
-    source = _source(name)
+    return _beside(_source(name), name) if _is_path(name) else _packaged_files(PACKAGE, name)
+
+
+@cache
+def _packaged_files(package: Path, name: str) -> list[Path]:
+    """`_files` of a module below `package`, listed once: the stages of an experiment share most modules."""
+    return _beside(_source(name), name)
+
+
+def _beside(source: Path, name: str) -> list[Path]:
+    """A module's source, and the data files that belong to it."""
     if source.name == "__init__.py" and _is_path(name):
         data = []
     elif source.name == "__init__.py":
@@ -220,4 +230,4 @@ def _files(name: str) -> list[Path]:
 
 
 def _is_data(file: Path) -> bool:
-    return file.is_file() and file.suffix not in (".py", ".pyc")
+    return file.suffix not in (".py", ".pyc") and file.is_file()

@@ -44,7 +44,6 @@ PACKAGES = (
     "pandas",
     "scipy.stats",
     "jsonschema",
-    "deepspeed",  # where it is installed, accelerate imports it in every training
 )
 # Variables that may differ between the server and a command: no package keeps their values when it is imported.
 FREE_VARIABLES = {"PWD", "OLDPWD", "SHLVL", "_", "TMPDIR", "TMP", "TEMPDIR", "TEMP"}

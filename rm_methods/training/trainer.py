@@ -31,6 +31,7 @@ from rm_methods.reward_models.joint_model import JointOutput
 from rm_methods.reward_models.layouts import PairBatch, lay_out
 from rm_methods.reward_models.model import RewardOutput
 from rm_methods.reward_models.tokenization import TokenizedItem
+from rm_methods.system.engines import look_for_engines_only_with_deepspeed
 from rm_methods.system.progress import Progress
 from rm_methods.system.ranks import wait_for_ranks
 from rm_methods.training.loss_check import check_loss, code_of
@@ -119,6 +120,7 @@ class RewardTrainer(Trainer):
     """
 
     def __init__(self, *, method: TrainedMethod, steps: PlannedSteps, **options: Any):
+        look_for_engines_only_with_deepspeed()
         super().__init__(train_dataset=steps, **options)
         self.method = method
         self.steps = steps

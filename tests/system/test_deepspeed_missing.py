@@ -6,15 +6,19 @@ import ast
 import os
 import subprocess
 import sys
+import types
 
 import pytest
+import torch
 import yaml
+from accelerate.utils.other import extract_model_from_parallel
 from click.testing import CliRunner
 
 from rm_methods.cli import main
 from rm_methods.errors import UserError
 from rm_methods.ppo.run import PpoJob, optimize
 from rm_methods.system.deepspeed import check_installed
+from rm_methods.system.engines import look_for_engines_only_with_deepspeed
 from tests.conftest import REPOSITORY, experiment_config
 
 INSTALL = r"needs the package deepspeed.*pip install 'rm-methods\[deepspeed\]'"
@@ -80,3 +84,24 @@ def test_a_run_trains_without_it(prepared, tmp_path):
     )
     assert done.returncode == 0, done.stderr[-4000:]
     assert (tmp_path / "run" / "model" / "model.safetensors").is_file()
+
+
+def test_accelerate_unwraps_an_engine_as_soon_as_deepspeed_is_imported(monkeypatch):
+    engine = types.ModuleType("deepspeed")
+    engine.DeepSpeedEngine = type("DeepSpeedEngine", (torch.nn.Module,), {})
+    wrapped = engine.DeepSpeedEngine()
+    wrapped.module = torch.nn.Linear(1, 1)
+    monkeypatch.setitem(sys.modules, "deepspeed", engine)
+    look_for_engines_only_with_deepspeed()
+    assert extract_model_from_parallel(wrapped) is wrapped.module
+
+
+@pytest.mark.process
+def test_saving_a_model_does_not_import_deepspeed():
+    code = (
+        "import sys, torch; from accelerate.utils.other import extract_model_from_parallel;"
+        "from rm_methods.system.engines import look_for_engines_only_with_deepspeed;"
+        "look_for_engines_only_with_deepspeed(); model = torch.nn.Linear(1, 1);"
+        "assert extract_model_from_parallel(model) is model; assert 'deepspeed' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=REPOSITORY)
