@@ -78,15 +78,19 @@ def run(
         click.echo("WARNING: the load is high. Other programs disturb wall times; look at CPU seconds.", err=True)
     folder = out or (TRIALS if rounds or options or sides or cases or threads or base else RESULTS)
     benchmarks = [load_benchmark(name) for name in (benchmark_files() if names == ("all",) else names)]
+    given = _assignments("--option", options)
+    for key in given:
+        if not any(key in benchmark.options for benchmark in benchmarks):
+            benchmarks[0].settings(given)  # names the options that it has
     settings = Settings(
-        options=_assignments("--option", options),
+        options=given,
         rounds=rounds,
         sides=sides,
         cases=cases,
         threads=threads,
         base=base,
         checkout=Checkout(data=data, pythons=_assignments("--python", pythons)),
-        command=shlex.join(["python", "-m", "performance", *_public(sys.argv[1:])]),
+        arguments=_arguments(rounds=rounds, option=options, case=cases, side=sides, threads=threads, base=base),
     )
     failures = [benchmark.name for benchmark in benchmarks if not _run_one(benchmark, settings, machine, folder)]
     if failures:
@@ -118,18 +122,14 @@ def _assignments(option: str, words: tuple[str, ...]) -> dict[str, str]:
     return {key: value for key, _, value in pairs}
 
 
-def _public(words: list[str]) -> list[str]:
-    """The command without the folders of this machine."""
-    kept = []
-    hidden = False
-    for word in words:
-        if hidden:
-            hidden = False
-        elif word in ("--data", "--out", "--python"):
-            hidden = True
-        elif not word.startswith(("--data=", "--out=", "--python=")):
-            kept.append(word)
-    return kept
+def _arguments(**given: object) -> str:
+    """Options as text for the record; without folders, which other machines do not have."""
+    words: list[str] = []
+    for name, value in given.items():
+        values = value if isinstance(value, tuple) else (value,)
+        for part in values:
+            words += [f"--{name}", str(part)] if part is not None else []
+    return shlex.join(words)
 
 
 @main.command()

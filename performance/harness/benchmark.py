@@ -125,6 +125,7 @@ class Benchmark:
         packages: modules that all sides import beyond our dependencies.
         missing: why it cannot run here, and what to do; None if it can.
         unit: what `Measurement.amount` counts, in the plural.
+        detail_columns: headings of further columns, by key of `Measurement.details`; the values are numbers.
         compares: "speed" shows baseline / side (3 is three times as fast), "time" shows side / baseline.
         table: Markdown of a record, instead of the usual table.
     """
@@ -144,6 +145,7 @@ class Benchmark:
     missing: Callable[[Mapping[str, Any]], str | None] | None = None
     rounds: int = 3
     unit: str = ""
+    detail_columns: Mapping[str, str] = field(default_factory=dict)
     compares: Literal["speed", "time"] = "speed"
     table: Callable[[Mapping[str, Any]], str] | None = None
 

@@ -52,9 +52,10 @@ def _ratio(ratio: Mapping[str, float]) -> str:
 
 def number(value: float) -> str:
     """Three digits, and no exponent."""
-    if value >= 100:
+    size = abs(value)
+    if size >= 100:
         return f"{value:,.0f}"
-    return f"{value:.1f}" if value >= 10 else f"{value:.2f}"
+    return f"{value:.1f}" if size >= 10 else f"{value:.2f}"
 
 
 def table(benchmark: Benchmark, record: Mapping[str, Any]) -> str:
@@ -67,7 +68,7 @@ def table(benchmark: Benchmark, record: Mapping[str, Any]) -> str:
     has_ratio = any("ratio" in side for side in sides)
     header = [*(["data"] if len(benchmark.cases) > 1 else []), "side", "seconds, median (each round)", "CPU s"]
     header += [f"{benchmark.unit}/s"] if has_rate else []
-    header += ["peak memory"]
+    header += [*benchmark.detail_columns.values(), "peak memory"]
     header += ["times as fast" if benchmark.compares == "speed" else "times the time"] if has_ratio else []
     rows = []
     for case in cases:
@@ -79,6 +80,7 @@ def table(benchmark: Benchmark, record: Mapping[str, Any]) -> str:
             row += [number(statistics.median(side["cpu_seconds"]))]
             if has_rate:
                 row += [number(side["amount"] / seconds) if side["amount"] is not None else ""]
+            row += [_detail(side, key) for key in benchmark.detail_columns]
             row += [f"{statistics.median(side['peak_memory_bytes']) / 2**30:.2f} GiB"]
             if has_ratio:
                 row += [_ratio(side["ratio"]) if "ratio" in side else "1"]
@@ -86,6 +88,11 @@ def table(benchmark: Benchmark, record: Mapping[str, Any]) -> str:
     left = 2 if len(benchmark.cases) > 1 else 1
     rule = ["---"] * left + ["---:"] * (len(header) - left)
     return "\n".join("| " + " | ".join(row) + " |" for row in [header, rule, *rows])
+
+
+def _detail(side: Mapping[str, Any], key: str) -> str:
+    values = [detail[key] for detail in side["details"] if key in detail]
+    return number(statistics.median(values)) if values else ""
 
 
 def block(benchmark: Benchmark, record: Mapping[str, Any] | None) -> str:

@@ -46,10 +46,12 @@ class Settings:
     """What one run of the command asks for.
 
     Args:
+        options: values as text; each benchmark takes those that it has.
         rounds: None takes the benchmark's.
         sides, cases: names; empty takes all.
         base: commit to compare with instead of the benchmark's baseline.
         folder: of the benchmarks' files.
+        arguments: of the command, for the record.
     """
 
     options: Mapping[str, str]
@@ -60,7 +62,7 @@ class Settings:
     base: str | None = None
     checkout: Checkout = field(default_factory=Checkout)
     folder: Path = FOLDER
-    command: str = ""
+    arguments: str = ""
 
 
 def run_benchmark(
@@ -76,7 +78,8 @@ def run_benchmark(
         PartFailed: a process failed.
         UserError: an option, side or case is wrong.
     """
-    options = benchmark.settings(settings.options)
+    given = {key: value for key, value in settings.options.items() if key in benchmark.options}
+    options = benchmark.settings(given)
     rounds = settings.rounds or benchmark.rounds
     cases = _chosen(benchmark.cases, settings.cases, "case")
     sides = _chosen(benchmark.sides, settings.sides, "side")
@@ -102,7 +105,7 @@ def run_benchmark(
     return {
         "version": VERSION,
         "benchmark": benchmark.name,
-        "command": settings.command,
+        "command": f"python -m performance run {benchmark.name} {settings.arguments}".rstrip(),
         "base": settings.base,
         "machine": machine,
         "options": options,
@@ -173,7 +176,7 @@ def other_checkout(
         if name not in benchmark_files(folder / "performance"):
             say(f"{settings.base} lacks the benchmark {name}; its package is measured with this checkout's script")
         shutil.rmtree(folder / "performance", ignore_errors=True)
-        shutil.copytree(settings.folder, folder / "performance", ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(FOLDER, folder / "performance", ignore=shutil.ignore_patterns("__pycache__"))
         yield replace(settings.checkout, root=folder)
     finally:
         git("worktree", "remove", "--force", str(folder))
@@ -277,7 +280,7 @@ class _CaseTiming:
         return Work(case=self.case.name, side=side, options=self.options, folder=folder, shared=shared)
 
     def _file(self, checkout: Checkout) -> Path:
-        folder = self.settings.folder if checkout.root == ROOT else checkout.root / "performance"
+        folder = checkout.root / "performance" if self.settings.folder == FOLDER else self.settings.folder
         return folder / f"{self.benchmark.name}.py"
 
     def _prepare(self, checkout: Checkout, where: str) -> None:
