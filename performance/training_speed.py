@@ -4,7 +4,7 @@
 
 Each side trains `passes` passes over the same pairs in bf16.  The time is that of the training loop: forward, backward
 and optimizer, without tokenization, loading and saving.  The pairs are the first ones whose texts have at most 1,024
-tokens, which is TRL's limit: it drops longer pairs.  TRL has its defaults, once as they are published (gradient
+tokens, which is TRL's limit: it drops longer pairs.  TRL has its defaults, once unchanged (gradient
 checkpointing, 8 pairs per batch) and once without gradient checkpointing.  The details of a record split the time into
 the first pass, in which memory grows and kernels are chosen, and the passes after it.
 """
@@ -12,6 +12,7 @@ the first pass, in which memory grows and kernels are chosen, and the passes aft
 from __future__ import annotations
 
 import gc
+import json
 import os
 import time
 from pathlib import Path
@@ -212,7 +213,8 @@ def prove(work: Work) -> Proof:
     from rm_methods.training.trainer import PlannedSteps
 
     backbone = smol_backbone(work)
-    rows = read_rows(work.folder / "rows.json")[:PROVEN_PAIRS]
+    # The shortest ones: gradients of long texts in fp32 take gigabytes.
+    rows = sorted(read_rows(work.folder / "rows.json"), key=lambda row: len(json.dumps(row)))[:PROVEN_PAIRS]
     with tempfile.TemporaryDirectory() as scratch:
         trainer = trl_trainer(backbone, rows, Path(scratch), bf16=False, gradient_checkpointing=False)
         batch = trainer.data_collator([trainer.train_dataset[k] for k in range(len(rows))])
