@@ -30,7 +30,7 @@ from performance.harness.benchmark import (
 from performance.harness.inputs import missing_data
 from performance.harness.machine import ROOT, cores, git
 from performance.harness.process import Checkout, PartFailed, run_part
-from performance.harness.record import VERSION, case_record
+from performance.harness.record import VERSION, case_record, with_ratios
 from rm_methods.errors import UserError
 
 # Results of two commits that differ by more than this, relative to the largest of them, are not the same.
@@ -222,48 +222,48 @@ class _CaseTiming:
         return self._record(proof, measured, skipped, self.benchmark.baseline)
 
     def against(self, base: Checkout, rounds: int) -> dict[str, Any]:
-        """Measure our sides here and in another checkout, in turn, after both gave the same results once."""
+        """Measure our sides here and in another checkout, in turn; their results must agree in every round."""
         here = self.settings.checkout
-        sides = [side for side in self.declared if not side.external and side.name not in self._skipped(here)]
+        skipped = self._skipped(here)
+        sides = [side for side in self.declared if not side.external and side.name not in skipped]
         if not sides:
             return {"case": self.case.name, "title": self.case.title, "skipped": "no side runs our code"}
         self._prepare(here, "here")
         proof = self._prove(here, "here")
-        revision = self.settings.base
-        try:
-            self._prepare(base, "base")
-            first = {
-                side.name: (self._measure(side, here, "here"), self._measure(side, base, "base")) for side in sides
-            }
-        except PartFailed as error:
-            raise Refused(f"{revision} cannot run this checkout's script:\n{error}") from error
-        for side in sides:
-            difference = result_difference(first[side.name][0].result, first[side.name][1].result)
-            if difference > SAME:
-                raise Refused(
-                    f"{side.title}: {revision} behaves differently (results differ by {difference:.1e} of the largest; "
-                    f"at most {SAME:.0e} is allowed), so times would not compare the same work."
-                )
         measured: dict[str, list[Measurement]] = {}
         for side in sides:
             measured[side.name] = []
             measured[f"{side.name}@base"] = []
         for number in range(1, rounds + 1):
             for side in sides:
-                for checkout, where, name in ((here, "here", side.name), (base, "base", f"{side.name}@base")):
-                    measurement = self._measure(side, checkout, where)
-                    measured[name].append(measurement)
-                    self._say_round(number, f"{side.title}{'' if where == 'here' else f', {revision}'}", measurement)
-        record = self._record(proof, measured, {}, None)
+                ours = self._measure(side, here, "here")
+                theirs = self._measured_at_base(side, base, is_first=number == 1 and side is sides[0])
+                self._check_same(side, ours, theirs)
+                measured[side.name].append(ours)
+                measured[f"{side.name}@base"].append(theirs)
+                self._say_round(number, side.title, ours)
+                self._say_round(number, f"{side.title}, {self.settings.base}", theirs)
+        record = self._record(proof, measured, skipped, None)
         for side in sides:
             pair = {name: record["sides"][name] for name in (side.name, f"{side.name}@base")}
-            record["sides"] |= self._pair_ratios(pair, f"{side.name}@base")
+            record["sides"] |= with_ratios(self.benchmark, pair, f"{side.name}@base")
         return record
 
-    def _pair_ratios(self, pair: dict[str, Any], baseline: str) -> dict[str, Any]:
-        from performance.harness.record import with_ratios
+    def _measured_at_base(self, side: Side, base: Checkout, is_first: bool) -> Measurement:
+        try:
+            if is_first:
+                self._prepare(base, "base")
+            return self._measure(side, base, "base")
+        except PartFailed as error:
+            raise Refused(f"{self.settings.base} cannot run this checkout's script:\n{error}") from error
 
-        return with_ratios(self.benchmark, pair, baseline)
+    def _check_same(self, side: Side, ours: Measurement, theirs: Measurement) -> None:
+        difference = result_difference(ours.result, theirs.result)
+        if not difference <= SAME:  # also if it is not a number
+            raise Refused(
+                f"{side.title}: {self.settings.base} behaves differently (results differ by {difference:.1e} of the "
+                f"largest; at most {SAME:.0e} is allowed), so times would not compare the same work."
+            )
 
     def _skipped(self, checkout: Checkout) -> dict[str, str]:
         reasons = {}
