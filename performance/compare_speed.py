@@ -1,33 +1,29 @@
-"""Time and memory of the compare stage on made-up results: no training, no GPU, no network.
+"""Time and memory of the compare stage on made-up results: no training, no data, no network.
 
-Usage:
-
-    python performance/compare_speed.py                      # 30 methods x 10 seeds x 8 benchmarks: a minute
-    python performance/compare_speed.py --out FOLDER         # keeps the tables and figures
+    python -m performance run compare_speed
 
 Every benchmark has the items, strata and weights of RM-Bench, and a credit for each item.  The methods are those that
-the harness trains, with abilities drawn from a normal law; a content-blind rule and an ensemble are added.  A second
-process compares the files, so its peak memory is that of the stage.
+the harness trains, with abilities drawn from a normal law; a content-blind rule and an ensemble are added.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
-import resource
-import subprocess
-import sys
-import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from performance.harness.benchmark import Benchmark, Measurement, Option, Proof, Side, Work
+from performance.harness.stopwatch import Stopwatch
 from rm_methods.benchmarks.credits import write_credits
 from rm_methods.comparison.compare import build_comparison, write_comparison
 from rm_methods.comparison.result import Column
 from rm_methods.comparison.runs import read_runs
 from rm_methods.experiment.evaluated_runs import EvaluatedFiles
+from rm_methods.files import read_json
 from rm_methods.methods.registry import load_method_card, method_names
 
 # Items and weight of each stratum of RM-Bench.
@@ -119,56 +115,89 @@ def make_results(folder: Path, variants: int, seeds: int, benchmarks: list[str],
     results.write("longest", "longest", 0, -0.8)
 
 
-def compare_results(folder: Path, out: Path, columns: list[Column]) -> None:
-    """Compare the runs of a folder and print what this process took: seconds of each step, CPU time, peak memory."""
-    names = ("summary.json", "metrics.json", "credits.parquet")
+def benchmarks_and_metrics(options: Mapping[str, Any]) -> tuple[list[str], list[str]]:
+    """Names of the made-up benchmarks and of the metrics of each."""
+    benchmarks = [f"benchmark_{number + 1}" for number in range(options["benchmarks"])]
+    return benchmarks, [f"metric_{number + 1}" for number in range(options["metrics"])]
+
+
+def columns_of(options: Mapping[str, Any]) -> list[Column]:
+    """The columns of the table."""
+    benchmarks, metrics = benchmarks_and_metrics(options)
+    return [
+        Column(benchmark, metric, f"{benchmark.capitalize().replace('_', ' ')}, {metric.replace('_', ' ')}", 0.5)
+        for benchmark in benchmarks
+        for metric in metrics
+    ]
+
+
+def evaluated_files(folder: Path) -> list[EvaluatedFiles]:
+    """The files of all runs of a folder."""
     folders = sorted(path.parent for path in folder.glob("*/*/summary.json"))
-    files = [EvaluatedFiles(*(run / name for name in names)) for run in folders]
-    started = time.perf_counter()
-    runs = read_runs(files, columns)
-    read = time.perf_counter()
-    comparison = build_comparison(runs, columns, REFERENCE)
-    built = time.perf_counter()
-    write_comparison(comparison, runs, out)
-    written = time.perf_counter()
-    cpu = time.process_time()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    print(
-        f"{len(files)} runs, {len(columns)} columns: {written - started:.1f} s (reading {read - started:.1f}, "
-        f"statistics {built - read:.1f}, tables and figures {written - built:.1f}), {cpu:.1f} s of CPU, "
-        f"peak memory {peak / 2**30:.2f} GiB"
+    return [EvaluatedFiles(run / "summary.json", run / "metrics.json", run / "credits.parquet") for run in folders]
+
+
+def prepare(work: Work) -> None:
+    """Write the results of all runs."""
+    options = work.options
+    benchmarks, metrics = benchmarks_and_metrics(options)
+    make_results(work.folder / "runs", options["variants"], options["seeds"], benchmarks, metrics)
+
+
+def prove(work: Work) -> Proof:
+    """The means of the table are those of the runs' metrics."""
+    columns = columns_of(work.options)
+    files = evaluated_files(work.folder / "runs")
+    comparison = build_comparison(read_runs(files, columns), columns, REFERENCE)
+    difference = 0.0
+    for row in comparison.rows:
+        runs = [read_json(path) for path in (work.folder / "runs" / row.variant).glob("*/metrics.json")]
+        for column, cell in zip(columns, row.cells, strict=True):
+            values = [run["benchmarks"][column.benchmark]["metrics"][column.metric] for run in runs]
+            assert cell is not None
+            difference = max(difference, abs(cell.estimate.mean - float(np.mean(values))))
+    return Proof(
+        statement=f"all {len(comparison.rows) * len(columns)} means of the table are those of the runs' metrics",
+        difference=difference,
+        tolerance=1e-9,
     )
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--variants", type=int, default=30, help="trained methods (default: 30)")
-    parser.add_argument("--seeds", type=int, default=10, help="of each trained method (default: 10)")
-    parser.add_argument("--benchmarks", type=int, default=8, help="of RM-Bench's size (default: 8)")
-    parser.add_argument("--metrics", type=int, default=1, help="of each benchmark, a column each (default: 1)")
-    parser.add_argument("--out", type=Path, default=None, help="keep the tables and figures in this folder")
-    parser.add_argument("--compare-only", type=Path, default=None, metavar="FOLDER", help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    benchmarks = [f"benchmark_{number + 1}" for number in range(arguments.benchmarks)]
-    metrics = [f"metric_{number + 1}" for number in range(arguments.metrics)]
-    if arguments.compare_only is not None:
-        columns = [
-            Column(benchmark, metric, f"{benchmark.capitalize().replace('_', ' ')}, {metric.replace('_', ' ')}", 0.5)
-            for benchmark in benchmarks
-            for metric in metrics
-        ]
-        compare_results(arguments.compare_only, arguments.out, columns)
-        return
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary) / "runs"
-        make_results(folder, arguments.variants, arguments.seeds, benchmarks, metrics)
-        out = arguments.out or Path(temporary) / "comparison"
-        size = sum(path.stat().st_size for path in folder.rglob("credits.parquet"))
-        print(f"Made the results of all runs: {size / 2**20:.0f} MiB of credits.", flush=True)
-        command = [sys.executable, __file__, "--compare-only", folder, "--out", out]
-        command += ["--benchmarks", arguments.benchmarks, "--metrics", arguments.metrics]
-        subprocess.run([str(word) for word in command], check=True)
+def measure(work: Work) -> Measurement:
+    """Read, compare and write once."""
+    columns = columns_of(work.options)
+    files = evaluated_files(work.folder / "runs")
+    with Stopwatch() as watch:
+        started = time.perf_counter()
+        runs = read_runs(files, columns)
+        read = time.perf_counter()
+        comparison = build_comparison(runs, columns, REFERENCE)
+        built = time.perf_counter()
+        write_comparison(comparison, runs, work.folder / "comparison")
+        written = time.perf_counter()
+    parts = {"reading_seconds": read - started, "statistics_seconds": built - read, "writing_seconds": written - built}
+    means = tuple(cell.estimate.mean for row in comparison.rows for cell in row.cells if cell is not None)
+    return watch.measurement(amount=len(files), result=means, details=parts)
 
 
-if __name__ == "__main__":
-    main()
+BENCHMARK = Benchmark(
+    name="compare_speed",
+    title="Comparing runs",
+    question="How long does the compare stage take, with how much memory, for a large experiment?",
+    sides=(Side("compare", "compare"),),
+    tests=(
+        "tests/comparison/test_compare.py::test_mean_is_the_mean_of_the_metrics_and_difference_is_of_the_means",
+        "tests/comparison/test_compare.py::test_credits_that_do_not_give_the_metric_are_refused",
+        "tests/comparison/test_compare.py::test_writes_every_file_and_returns_the_terminal_table",
+    ),
+    options={
+        "variants": Option(30, "trained methods"),
+        "seeds": Option(10, "of each trained method"),
+        "benchmarks": Option(8, "of RM-Bench's size"),
+        "metrics": Option(1, "of each benchmark, a column each"),
+    },
+    prepare=prepare,
+    prove=prove,
+    measure=measure,
+    unit="runs",
+)

@@ -2,6 +2,7 @@
 
 Usage (one GPU, under 8 minutes; no weights, no data and no network are needed):
     python performance/gpu.py --out gpu.json
+    python -m performance run gpu                            the same, with a record for docs/speed.md
     python performance/gpu.py --tiny --out tiny.json         the same parts end to end on a CPU, in tiny shapes
 
 Training runs `rm-methods train` on pairs of the controlled world with random weights of the published shapes and a
@@ -21,7 +22,12 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
+
+from performance.harness.benchmark import Benchmark, Measurement, Option, Proof, Side, Work
+from performance.harness.stopwatch import Stopwatch
 
 SKIPPED_STEPS = 3
 # name: hidden, intermediate, layers, heads, key-value heads
@@ -358,6 +364,67 @@ def main() -> None:
         write_json(arguments.out, head | {"rows": rows})
     if any("error" in row and not row["error"].startswith("left out") for row in rows):
         sys.exit("Some rows failed; the table gives the reasons.")
+
+
+def missing(options: Mapping[str, Any]) -> str | None:
+    """Whether this machine has no GPU."""
+    import torch
+
+    return None if options["tiny"] or torch.cuda.is_available() else "torch sees no GPU (performance/gpu.sbatch)"
+
+
+def arguments_of(work: Work) -> argparse.Namespace:
+    """The options as those of the command line."""
+    names = ("tiny", "layers", "pairs", "limit")
+    return argparse.Namespace(scratch=work.folder / "models", **{name: work.options[name] for name in names})
+
+
+def prove_attention(work: Work) -> Proof:
+    """Our packed attention and FlexAttention give the same outputs."""
+    shapes = TINY_ATTENTION if work.options["tiny"] else ATTENTION
+    largest = 0.0
+    for heads, key_value_heads, size, pairs, prompt, response in shapes:
+        row = attention_case(heads, key_value_heads, size, pairs=pairs, prompt=prompt, response=response)
+        largest = max(largest, row["largest_difference"])
+    return Proof(f"packed attention and FlexAttention agree in bf16 on {len(shapes)} shapes", largest, 0.05)
+
+
+def measure_rows(work: Work) -> Measurement:
+    """All rows of the table."""
+    import shutil
+
+    arguments = arguments_of(work)
+    shutil.rmtree(arguments.scratch, ignore_errors=True)
+    arguments.scratch.mkdir(parents=True)
+    with Stopwatch() as watch:
+        rows = measure(arguments)
+    return watch.measurement(details={"rows": rows})
+
+
+def table(record: Mapping[str, Any]) -> str:
+    """The rows as the terminal shows them."""
+    rows = record["cases"][0]["sides"]["gpu"]["details"][0]["rows"]
+    return "\n".join(f"    {line(row)}" for row in rows)
+
+
+BENCHMARK = Benchmark(
+    name="gpu",
+    title="On a GPU",
+    question="How fast are training, scoring and packed attention on a GPU, and with how much memory?",
+    sides=(Side("gpu", "all rows"),),
+    tests=("tests/performance/test_gpu_script.py::test_packed_attention_and_flex_attention_agree",),
+    options={
+        "tiny": Option(False, "tiny shapes, to try it on a CPU"),
+        "layers": Option(4, "layers of the 8B shape"),
+        "pairs": Option(1536, "training pairs; 12 steps"),
+        "limit": Option(420.0, "seconds after which no further row begins"),
+    },
+    missing=missing,
+    prove=prove_attention,
+    measure=measure_rows,
+    rounds=1,
+    table=table,
+)
 
 
 if __name__ == "__main__":

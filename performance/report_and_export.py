@@ -1,23 +1,19 @@
-"""How long the report and the export to MLflow take of a large experiment, whose results are made up here.
+"""Time of the report and of the export to MLflow of a large experiment, whose results are made up.
 
-    python performance/report_and_export.py --variants 30 --seeds 10
+    python -m performance run report_and_export
 
-Needs the repository, as the results come from its tests.  The address is a new SQLite file, or that of --uri.  On a
-busy machine, the processor seconds (user and system) mean more than the wall time.
+The results come from the tests of the repository.  The address is a new SQLite file.
 """
 
 from __future__ import annotations
 
 import json
-import sys
-import time
-from collections.abc import Callable, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
-import click
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
+from performance.harness.benchmark import Benchmark, Case, Measurement, Option, Proof, Side, Work
+from performance.harness.stopwatch import Stopwatch
 
 BENCHMARKS = {
     "rm_bench": ["overall", "easy", "normal", "hard"],
@@ -67,44 +63,95 @@ def compare_runs(results: Path) -> None:
     compare(files, recorded_columns(config, files), "bradley_terry", results / "comparison")
 
 
-def timed(what: str, action: Callable[[], object]) -> None:
-    """Print the wall time and the processor seconds of an action."""
-    wall, processor = time.monotonic(), time.process_time()
-    action()
-    print(
-        f"{what:24} {time.monotonic() - wall:7.1f} s wall {time.process_time() - processor:7.1f} s user+sys", flush=True
-    )
+def prepare(work: Work) -> None:
+    """Make up the results, once for all cases."""
+    options = work.options
+    folder = work.shared / "made_up"
+    if not folder.exists():
+        folder.mkdir()
+        results = make_up(folder, options["variants"], options["seeds"], options["items"], options["steps"])
+        compare_runs(results)
+        (work.shared / "results.json").write_text(json.dumps(str(results)))
 
 
-@click.command()
-@click.option("--variants", default=30, show_default=True)
-@click.option("--seeds", default=10, show_default=True)
-@click.option("--items", default=500, show_default=True, help="Of each of the 8 benchmarks.")
-@click.option("--steps", default=100, show_default=True, help="Lines in each training log, with 8 metrics each.")
-@click.option("--uri", default=None, help="Address of MLflow; default: a new SQLite file.")
-def main(variants: int, seeds: int, items: int, steps: int, uri: str | None) -> None:
-    """Make up the results, then time the report and two exports."""
-    from rm_methods.experiment.experiment import Experiment
+def results_of(work: Work) -> Path:
+    """The folder of the made-up results."""
+    return Path(json.loads((work.shared / "results.json").read_text()))
+
+
+def report(results: Path, out: Path) -> Path:
+    """Write the report."""
     from rm_methods.html_report.page import write_report
+    from rm_methods.html_report.stored_results import newest_config
+
+    write_report(newest_config(results), results, out)
+    return out
+
+
+def export(results: Path, scratch: Path) -> Any:
+    """Export all runs to an SQLite file in a folder."""
+    from rm_methods.experiment.experiment import Experiment
     from rm_methods.html_report.stored_results import newest_config
     from rm_methods.tracking.export import export_experiment, unchecked_export
 
+    exported = unchecked_export(Experiment(newest_config(results)), results)
+    return export_experiment(exported, scratch / "tracking", f"sqlite:///{scratch}/mlflow.db")
+
+
+def prove(work: Work) -> Proof:
+    """The page names every variant, and every run is exported."""
+    results = results_of(work)
+    variants = [path.name for path in (results / "runs").iterdir()]
     with TemporaryDirectory() as scratch:
-        results = make_up(Path(scratch), variants, seeds, items, steps)
-        compare_runs(results)
-        config = newest_config(results)
-        address = uri or f"sqlite:///{scratch}/mlflow.db"
-
-        def export() -> None:
-            result = export_experiment(unchecked_export(Experiment(config), results), results / "tracking", address)
-            if result.pending:
-                sys.exit(f"{len(result.pending)} runs are pending: {result.pending[0]['reason']}")
-
-        print(f"{variants} variants x {seeds} seeds x {len(BENCHMARKS)} benchmarks, {items} items each")
-        timed("report", lambda: write_report(config, results, results / "report.html"))
-        timed("export, everything new", export)
-        timed("export, nothing new", export)
+        if work.case == "report":
+            text = report(results, Path(scratch) / "report.html").read_text(encoding="utf-8")
+            absent = [name for name in variants if name not in text]
+            return Proof(f"the page names all {len(variants)} variants", float(len(absent)), 0.0)
+        outcome = export(results, Path(scratch))
+        exported = [run for run in outcome.runs if run["status"] == "exported"]
+        expected = len(list((results / "runs").glob("*/*")))
+        return Proof(f"all {expected} runs are exported", float(expected - len(exported)), 0.0)
 
 
-if __name__ == "__main__":
-    main()
+def measure(work: Work) -> Measurement:
+    """Do it once, in new folders."""
+    results = results_of(work)
+    runs = len(list((results / "runs").glob("*/*")))
+    with TemporaryDirectory() as scratch:
+        if work.case == "export_again":
+            export(results, Path(scratch))
+        with Stopwatch() as watch:
+            if work.case == "report":
+                report(results, Path(scratch) / "report.html")
+            else:
+                export(results, Path(scratch))
+        return watch.measurement(amount=runs)
+
+
+BENCHMARK = Benchmark(
+    name="report_and_export",
+    title="Report and export to MLflow",
+    question="How long do the report and the export of a large experiment take?",
+    sides=(Side("ours", "ours"),),
+    cases=(
+        Case("report", "report"),
+        Case("export", "export, everything new"),
+        Case("export_again", "export, nothing new"),
+    ),
+    tests=(
+        "tests/html_report/test_page.py::test_the_table_has_the_rows_and_the_exact_means_of_the_comparison",
+        "tests/html_report/test_page.py::test_the_page_is_the_same_bytes_for_the_same_results",
+        "tests/tracking/test_export.py::test_a_run_is_stored_with_everything_that_belongs_to_it",
+        "tests/tracking/test_export.py::test_a_second_export_changes_nothing",
+    ),
+    options={
+        "variants": Option(30, "with weights"),
+        "seeds": Option(10, "of each variant"),
+        "items": Option(500, "of each of the 8 benchmarks"),
+        "steps": Option(100, "lines in each training log, with 8 metrics each"),
+    },
+    prepare=prepare,
+    prove=prove,
+    measure=measure,
+    unit="runs",
+)

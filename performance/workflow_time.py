@@ -4,6 +4,7 @@ Reads the records of the experiment itself.  Snakemake notes the start and the e
 samplers note how long they worked.  The rest of such a job is its start: imports, and for trainings the validation.
 
     python performance/workflow_time.py --experiment results/quickstart
+    python -m performance run workflow_time                  # the same, with a record for docs/speed.md
 
 Run it in the folder in which the workflow ran, after a run without interruptions.  Core-seconds are the wall time of a
 job, times `resources.threads` where its rule takes that many threads.  On a busy machine only shares mean something.
@@ -14,14 +15,20 @@ from __future__ import annotations
 import json
 import shlex
 from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import click
 import yaml
 
+from performance.harness.benchmark import Benchmark, Measurement, Option, Proof, Side, Work
+from performance.harness.stopwatch import peak_memory_bytes
 from rm_methods.errors import UserError
 from rm_methods.files import read_json
+
+METADATA = Path(".snakemake/metadata")
 
 GROUPS = {
     "train": "training",
@@ -127,33 +134,122 @@ def stored_threads(experiment: Path) -> int:
     return yaml.safe_load(newest.read_text(encoding="utf-8"))["resources"]["threads"]
 
 
+@dataclass(frozen=True)
+class Shares:
+    """Core-seconds of an experiment.
+
+    Attributes:
+        rules: totals by rule.
+        groups: core-seconds by group, the largest first; the last is "between jobs".
+    """
+
+    rules: dict[str, Total]
+    groups: dict[str, float]
+
+    @property
+    def total(self) -> float:
+        """All core-seconds, also idle ones."""
+        return sum(self.groups.values())
+
+    @property
+    def outside(self) -> float:
+        """Core-seconds outside training, scoring and sampling."""
+        return self.total - sum(self.groups.get(name, 0.0) for name in MAIN_GROUPS)
+
+
+def shares_of(jobs: list[Job], threads: int, cores: int) -> Shares:
+    """Core-seconds by rule and by group.
+
+    Args:
+        threads: `resources.threads` of the configuration.
+        cores: `--cores` of the workflow.
+    """
+    rules = totals_by_rule(jobs, threads)
+    groups: dict[str, float] = defaultdict(float)
+    for rule, rule_total in rules.items():
+        groups[GROUPS.get(rule, OTHERS)] += rule_total.seconds - rule_total.start
+        groups[STARTS] += rule_total.start
+    idle = idle_core_seconds(jobs, sum(groups.values()), cores)
+    ordered = dict(sorted(groups.items(), key=lambda item: -item[1]))
+    return Shares(rules, ordered | {"between jobs": idle})
+
+
 @click.command()
 @click.option("--experiment", type=click.Path(file_okay=False, exists=True, path_type=Path), required=True)
 @click.option("--cores", type=click.IntRange(min=1), default=2, show_default=True, help="--cores of the workflow.")
 def main(experiment: Path, cores: int) -> None:
     """Print core-seconds and shares by rule and by group."""
-    jobs = finished_jobs(Path(".snakemake/metadata"), experiment)
-    rules = totals_by_rule(jobs, stored_threads(experiment))
-    groups: dict[str, float] = defaultdict(float)
-    for rule, rule_total in rules.items():
-        groups[GROUPS.get(rule, OTHERS)] += rule_total.seconds - rule_total.start
-        groups[STARTS] += rule_total.start
-    used = sum(groups.values())
-    idle = idle_core_seconds(jobs, used, cores)
-    total = used + idle
+    shares = shares_of(finished_jobs(METADATA, experiment), stored_threads(experiment), cores)
     click.echo(f"{'rule':<20}{'jobs':>6}{'core-seconds':>14}{'a job':>8}{'start a job':>13}")
-    for rule, rule_total in rules.items():
+    for rule, rule_total in shares.rules.items():
         start = f"{rule_total.start / rule_total.jobs:.1f}" if rule in WORK_RECORDS else "-"
         click.echo(
             f"{rule:<20}{rule_total.jobs:>6}{rule_total.seconds:>14.1f}"
             f"{rule_total.seconds / rule_total.jobs:>8.1f}{start:>13}"
         )
     click.echo("")
-    for name, seconds in sorted(groups.items(), key=lambda item: -item[1]):
-        click.echo(f"{name:<34}{seconds:>14.1f}{seconds / total:>8.1%}")
-    click.echo(f"{'between jobs':<34}{idle:>14.1f}{idle / total:>8.1%}")
-    outside = total - sum(groups[name] for name in MAIN_GROUPS)
-    click.echo(f"Outside {', '.join(MAIN_GROUPS)}: {outside / total:.1%} of {total:.0f} core-seconds.")
+    for name, seconds in shares.groups.items():
+        click.echo(f"{name:<34}{seconds:>14.1f}{seconds / shares.total:>8.1%}")
+    outside = f"{shares.outside / shares.total:.1%} of {shares.total:.0f} core-seconds"
+    click.echo(f"Outside {', '.join(MAIN_GROUPS)}: {outside}.")
+
+
+def missing(options: Mapping[str, Any]) -> str | None:
+    """Why the records cannot be read."""
+    if not Path(options["experiment"]).is_dir() or not METADATA.is_dir():
+        return f"{options['experiment']} is not finished here; run `make demo`, or --option experiment=FOLDER"
+    return None
+
+
+def measured_shares(work: Work) -> Shares:
+    """The shares of the experiment that the options name."""
+    experiment = Path(work.options["experiment"])
+    return shares_of(finished_jobs(METADATA, experiment), stored_threads(experiment), work.options["cores"])
+
+
+def prove(work: Work) -> Proof:
+    """Nothing is counted twice: the groups add up to the wall time of the workflow on its cores."""
+    jobs = finished_jobs(METADATA, Path(work.options["experiment"]))
+    wall = max(job.end for job in jobs) - min(job.start for job in jobs)
+    difference = abs(measured_shares(work).total - work.options["cores"] * wall)
+    return Proof("all groups together are the wall time times the cores, in seconds", difference, 0.01)
+
+
+def measure(work: Work) -> Measurement:
+    """Core-seconds outside training, scoring and sampling."""
+    shares = measured_shares(work)
+    return Measurement(
+        seconds=shares.outside,
+        cpu_seconds=shares.total,
+        peak_memory_bytes=peak_memory_bytes(),
+        details={"core_seconds": shares.groups},
+    )
+
+
+def table(record: Mapping[str, Any]) -> str:
+    """Core-seconds and shares by group."""
+    groups = record["cases"][0]["sides"]["workflow"]["details"][0]["core_seconds"]
+    total = sum(groups.values())
+    rows = [f"| {name} | {seconds:.0f} | {seconds / total:.1%} |" for name, seconds in groups.items()]
+    return "\n".join(["| part | core-seconds | share |", "|---|---:|---:|", *rows])
+
+
+BENCHMARK = Benchmark(
+    name="workflow_time",
+    title="Shares of a workflow",
+    question="How much of a finished experiment's time is no training, scoring or sampling?",
+    sides=(Side("workflow", "outside training, scoring and sampling"),),
+    tests=("tests/performance/test_workflow_time.py",),
+    options={
+        "experiment": Option("results/quickstart", "folder of the results, as the workflow names it"),
+        "cores": Option(2, "--cores of the workflow"),
+    },
+    missing=missing,
+    prove=prove,
+    measure=measure,
+    rounds=1,
+    table=table,
+)
 
 
 if __name__ == "__main__":

@@ -1,17 +1,27 @@
-"""The script that times the report and the export, on a small experiment."""
+"""performance/report_and_export.py: all cases of a small experiment are proved and measured."""
 
-import re
+from __future__ import annotations
 
-from click.testing import CliRunner
+import pytest
 
-from performance.report_and_export import main
+from performance.harness.benchmark import Work
+from performance.report_and_export import BENCHMARK, measure, prepare, prove
 
 
-def test_it_times_the_report_and_two_exports(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    done = CliRunner().invoke(main, ["--variants", "2", "--seeds", "2", "--items", "20", "--steps", "3"])
-    assert done.exit_code == 0, done.output
-    lines = done.output.splitlines()
-    assert lines[0].startswith("2 variants x 2 seeds x 8 benchmarks")
-    timed = [re.match(r"(\D+?)\s+\d+\.\d s wall\s+\d+\.\d s user\+sys$", line) for line in lines[1:]]
-    assert [match and match.group(1) for match in timed] == ["report", "export, everything new", "export, nothing new"]
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("speed")
+
+
+@pytest.mark.parametrize("case", [case.name for case in BENCHMARK.cases])
+def test_report_and_exports_are_complete_and_timed(folder, tmp_path, monkeypatch, case):
+    monkeypatch.chdir(folder)
+    options = BENCHMARK.settings({"variants": "2", "seeds": "2", "items": "20", "steps": "3"})
+    work = Work(case=case, side="ours", options=options, folder=tmp_path, shared=folder)
+    prepare(work)
+    proof = prove(work)
+    assert proof.difference == 0
+    assert proof.statement == ("the page names all 2 variants" if case == "report" else "all 4 runs are exported")
+    measured = measure(work)
+    assert measured.seconds > 0
+    assert measured.amount == 4

@@ -1,0 +1,1 @@
+"""Measured speed and measured statistics; `python -m performance list` names the benchmarks (performance/README.md)."""

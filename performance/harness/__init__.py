@@ -1,0 +1,1 @@
+"""Runs the benchmarks of performance/: tests first, then equal results, then times."""
