@@ -170,7 +170,9 @@ def fit(
         parameters = sum(getattr(p, "ds_numel", p.numel()) for p in model.parameters() if p.requires_grad)
         nodes = arguments.world_size // int(os.environ.get("LOCAL_WORLD_SIZE", arguments.world_size))
         check_offload(parameters, arguments.hf_deepspeed_config.config.get("zero_optimization", {}), nodes)
-    trainer = RewardTrainer(method=method, steps=steps, model=model, args=arguments, callbacks=[log])
+    trainer = RewardTrainer(
+        method=method, steps=steps, label=log.label, model=model, args=arguments, callbacks=[log]
+    )
     trainer.remove_callback(PrinterCallback)
     if validation is not None:
         validation.trainer = trainer
@@ -190,6 +192,8 @@ def fit(
         print(f"{log.label}: resumes from {checkpoint}", file=sys.stderr, flush=True)
     elif is_first_rank and log.path.exists():
         print(f"{log.label}: {_from_the_beginning(arguments)}", file=sys.stderr, flush=True)
+    if checkpoint:
+        trainer.follow_reductions()
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     return trainer
 
@@ -255,7 +259,13 @@ def adapt(model: RewardModel, adaptation: Adaptation, data: TrainingData, inputs
     is_first_rank = arguments.process_index == 0
     if not from_rank_zero(is_first_rank and is_intact(adapted)):
         steps = PlannedSteps(
-            plan, data.pairs, data.items, layout="plain", rank=arguments.process_index, pad_id=data.reader.pad_id
+            plan,
+            data.pairs,
+            data.items,
+            layout="plain",
+            rank=arguments.process_index,
+            pad_id=data.reader.pad_id,
+            limit=training["tokens_per_microbatch"],
         )
         log = RunLog(plan, work / "metrics.jsonl", f"{inputs.label} (masked language modeling)")
         trainer = fit(adaptation.method, adaptation.model, steps, arguments=arguments, log=log, work=work)
