@@ -25,7 +25,9 @@ _EXHAUSTED = (
     "not enough memory",
     "bad_alloc",
     "alloc_failed",
-    "could not create a memory",  # oneDNN
+    "could not create a memory",  # these are of oneDNN
+    "could not create a primitive",
+    "could not execute a primitive",
 )
 
 
@@ -37,7 +39,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     """
     if isinstance(error, MemoryError):
         return True
-    text = str(error).lower()
+    text = str(error).lower().replace("primitive descriptor", "")  # oneDNN on something that it cannot compute at all
     return isinstance(error, RuntimeError) and any(words in text for words in _EXHAUSTED)
 
 
@@ -80,9 +82,8 @@ def main_memory(root: Path = Path("/")) -> tuple[str, int]:
     limits = [limit for file in _limit_files(root) if (limit := _limit(file)) is not None]
     if limits:
         amounts["limit of the control group"] = min(limits)
-    slurm = os.environ.get("SLURM_MEM_PER_NODE", "")
-    if slurm.isdecimal() and int(slurm) > 0:  # --mem=0 asks for all of a node
-        amounts["SLURM_MEM_PER_NODE"] = int(slurm) * 2**20
+    if slurm := _slurm_limit():
+        amounts["SLURM_MEM_PER_NODE"] = slurm
     source = min(amounts, key=amounts.__getitem__)
     return source, amounts[source]
 
@@ -90,8 +91,9 @@ def main_memory(root: Path = Path("/")) -> tuple[str, int]:
 def unused_memory(root: Path = Path("/")) -> tuple[str, int]:
     """The main memory that this process can still get: the source of the number, and bytes.
 
-    As `main_memory`, but limits count without what is used already: by the control group (without files that the kernel
-    would drop), by this process for its limit of address space (`ulimit -v`), and by this process of a Slurm job.
+    The limits of `main_memory` count without what is used already: by the control group (without files that the kernel
+    would drop first), and by this process alone of a Slurm job.  So does the limit of this process's address space
+    (`ulimit -v`).
 
     Args:
         root: folder of /proc and /sys.
@@ -101,22 +103,23 @@ def unused_memory(root: Path = Path("/")) -> tuple[str, int]:
     import psutil
 
     process = psutil.Process().memory_info()
-    source, amount = main_memory(root)
-    amounts = {source: amount}
-    if source == "SLURM_MEM_PER_NODE":
-        amounts[source] = amount - process.rss
-    amounts["free on the machine"] = psutil.virtual_memory().available
-    for file in _limit_files(root):
-        limit = _limit(file)
-        if limit is not None:
-            amounts["limit of the control group"] = min(
-                limit - _used(file), amounts.get("limit of the control group", limit)
-            )
+    amounts = {"free on the machine": psutil.virtual_memory().available}
+    groups = [limit - _used(file) for file in _limit_files(root) if (limit := _limit(file)) is not None]
+    if groups:
+        amounts["left of the control group's limit"] = min(groups)
+    if slurm := _slurm_limit():
+        amounts["left of SLURM_MEM_PER_NODE"] = slurm - process.rss
     address_space = resource.getrlimit(resource.RLIMIT_AS)[0]
     if address_space != resource.RLIM_INFINITY:
-        amounts["limit of the address space (ulimit -v)"] = address_space - process.vms
+        amounts["left of the address space (ulimit -v)"] = address_space - process.vms
     source = min(amounts, key=amounts.__getitem__)
     return source, max(0, amounts[source])
+
+
+def _slurm_limit() -> int:
+    """Memory of the Slurm job on this node, bytes; 0 outside of a job, and for --mem=0, which asks for all of a node."""
+    slurm = os.environ.get("SLURM_MEM_PER_NODE", "")
+    return int(slurm) * 2**20 if slurm.isdecimal() else 0
 
 
 def _used(limit_file: Path) -> int:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from rm_methods.errors import UserError
 from rm_methods.files import is_intact, written_with_checksum
 from rm_methods.system.deepspeed import check_installed, configuration_file
-from rm_methods.system.memory import check_offload
+from rm_methods.system.memory import check_offload, is_out_of_memory
 from rm_methods.training.resume import fitted_to
 
 if TYPE_CHECKING:
@@ -164,6 +164,7 @@ def fit(
     from transformers.trainer_callback import PrinterCallback
 
     from rm_methods.system.ranks import from_rank_zero
+    from rm_methods.training.micro_batches import first_line, forget_reductions
     from rm_methods.training.trainer import RestoredSettings, RewardTrainer, last_complete_checkpoint
 
     if arguments.deepspeed:
@@ -192,9 +193,22 @@ def fit(
         print(f"{log.label}: resumes from {checkpoint}", file=sys.stderr, flush=True)
     elif is_first_rank and log.path.exists():
         print(f"{log.label}: {_from_the_beginning(arguments)}", file=sys.stderr, flush=True)
+    made = int(checkpoint.name.rsplit("-", 1)[1]) if checkpoint else 0
     if checkpoint:
         trainer.follow_reductions()
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    elif is_first_rank:
+        forget_reductions(work)
+    trainer.fit_to_main_memory(made, bf16=getattr(model, "autocast", None) is not None)
+    try:
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    except (RuntimeError, MemoryError) as error:
+        # A step's forward and backward handle this themselves; what remains is the optimizer, or a validation.
+        if not is_out_of_memory(error):
+            raise
+        raise UserError(
+            f"{log.label}: out of memory outside of the forward and backward passes, for instance in the optimizer. "
+            f"Use more memory, training.lora, or a ZeRO stage (training.deepspeed). The cause: {first_line(error)}"
+        ) from error
     return trainer
 
 

@@ -3,6 +3,9 @@
 A step that ran out of memory is thrown away and computed again: its gradients, what it counted, the model's buffers and
 the random states are those before it.  So a run that runs out of memory in its first step gives the same bits as one
 that was asked for the smaller micro-batches; one that does so later differs from both by rounding.
+
+On a CPU no error comes when the machine is full: the kernel kills a process.  So there the need of the first step is
+estimated before it (`needed_bytes`).
 """
 
 from __future__ import annotations
@@ -17,7 +20,9 @@ import torch
 
 from rm_methods.errors import UserError
 from rm_methods.files import read_json, write_json
+from rm_methods.reward_models.activations import kept_bytes_of
 from rm_methods.run_card import Reduction
+from rm_methods.system.memory import GRADIENT, MOMENTS
 from rm_methods.training.loss_check import code_of
 
 if TYPE_CHECKING:
@@ -26,6 +31,8 @@ if TYPE_CHECKING:
 
 # The smallest value that the configuration allows.
 SMALLEST_LIMIT = 32
+# Temporary tensors on top of what is kept: performance/scale_memory.py measures 1.19 MB per token for 0.99 MB kept.
+_WITH_TEMPORARY = 1.2
 _FILE = "micro_batches.json"  # in the work folder
 
 
@@ -68,6 +75,26 @@ def smaller_limit(limit: int, tokens: int) -> int:
     return max(limit, SMALLEST_LIMIT)
 
 
+def needed_bytes(model: torch.nn.Module, tokens: int, *, passes: int, bf16: bool, recomputed: bool) -> int | None:
+    """Main memory that a training takes beyond the model's weights; None for a model whose sizes are not known.
+
+    Gradients, Adam's moments, bf16 copies of the weights, and what a micro-batch of so many tokens keeps.
+
+    Args:
+        passes: forwards of a micro-batch that are kept at the same time.
+        bf16: whether the backbone computes in bf16; in fp32 a token counts twice.
+    """
+    config = getattr(model, "config", None)
+    kept = None if config is None else kept_bytes_of(config, recomputed)
+    if kept is None:
+        return None
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    matrices = sum(parameter.numel() for parameter in model.parameters() if parameter.dim() == 2)
+    copies = 2 * matrices if bf16 and not recomputed else 0
+    activations = passes * tokens * kept * (1 if bf16 else 2)
+    return (GRADIENT + MOMENTS) * trained + copies + round(_WITH_TEMPORARY * activations)
+
+
 def cannot_reduce(method: TrainedMethod, limit: int, ranks: int, deepspeed: bool) -> str | None:
     """Why micro-batches are not made smaller during a training, as the rest of a sentence, and what to do; or None."""
     remedy = (
@@ -103,6 +130,11 @@ def read_reductions(work: Path) -> list[Reduction]:
     """The reductions of the earlier part of a run, from its work folder."""
     file = work / _FILE
     return cast(list[Reduction], read_json(file)) if file.exists() else []
+
+
+def forget_reductions(work: Path) -> None:
+    """Remove them: the run starts from the beginning."""
+    (work / _FILE).unlink(missing_ok=True)
 
 
 def write_reductions(work: Path, reductions: Sequence[Reduction]) -> None:

@@ -15,6 +15,7 @@ import copy
 import gc
 import json
 import math
+import os
 import shutil
 import sys
 import time
@@ -33,19 +34,21 @@ from rm_methods.files import damage, read_json_lines, seal, write_text
 from rm_methods.preferences.pair import PreferencePair
 from rm_methods.reward_models.batching import MicroBatch, StepPlan, divided
 from rm_methods.reward_models.joint_model import JointOutput
-from rm_methods.reward_models.layouts import PairBatch, lay_out
+from rm_methods.reward_models.layouts import PairBatch, launched_tokens, lay_out
 from rm_methods.reward_models.model import RewardOutput
 from rm_methods.reward_models.tokenization import TokenizedItem
 from rm_methods.run_card import Reduction
-from rm_methods.system.memory import is_out_of_memory
+from rm_methods.system.cpu import return_freed_memory
+from rm_methods.system.memory import is_out_of_memory, unused_memory
 from rm_methods.system.progress import Progress
-from rm_methods.system.ranks import print_once, wait_for_ranks
+from rm_methods.system.ranks import gathered, print_once, wait_for_ranks
 from rm_methods.training.loss_check import check_loss, code_of
 from rm_methods.training.micro_batches import (
     StateBefore,
     cannot_reduce,
     does_not_fit,
     first_line,
+    needed_bytes,
     read_reductions,
     smaller_limit,
     write_reductions,
@@ -98,6 +101,20 @@ class PlannedSteps(Dataset):
         """Give the steps from `first` on micro-batches of at most `limit` tokens."""
         self.plan = divided(self.plan, self.items, first=first, tokens_per_microbatch=limit, layout=self.layout)
         self.limit = limit
+
+    def largest_micro_batch(self, first: int) -> tuple[int, int]:
+        """Tokens and pairs of the largest micro-batch of all ranks, from step `first` on; of equal ones the most pairs.
+
+        Returns:
+            (0, 1) without steps.
+        """
+        sizes = [
+            (launched_tokens([self.items[i] for i in batch.indices], self.layout), len(batch.indices))
+            for step in self.plan[first:]
+            for rank in step.ranks
+            for batch in rank
+        ]
+        return max(sizes, default=(0, 1))
 
     def __len__(self) -> int:
         return len(self.plan)
@@ -196,6 +213,7 @@ class RewardTrainer(Trainer):
             del before, inputs
             gc.collect()
             torch.cuda.empty_cache()
+            return_freed_memory()
             self._reduce(model, cause)
             inputs = self.steps[self.state.global_step]
 
@@ -253,6 +271,45 @@ class RewardTrainer(Trainer):
             )
             if self.args.process_index == 0:
                 write_reductions(Path(self.args.output_dir), self.reductions)
+
+    def fit_to_main_memory(self, first: int, bf16: bool) -> None:
+        """On a CPU, reduce micro-batches before the first step until the estimate of their need is free.
+
+        All ranks decide the same; ranks of a node share its memory.
+
+        Args:
+            first: optimizer steps made already.
+            bf16: whether the backbone computes in bf16.
+        """
+        if self.args.device.type != "cpu":
+            return
+        source, free = unused_memory()
+        free = min(gathered(free)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        recomputes = self._recomputes(self.model)
+        while True:
+            tokens, pairs = self.steps.largest_micro_batch(first)
+            passes = self.method.passes
+            needed = needed_bytes(self.model, tokens, passes=passes, bf16=bf16, recomputed=recomputes)
+            if needed is None or needed <= free:
+                return
+            estimate = f"estimated need {needed / 1e9:.1f} GB, {source} {free / 1e9:.1f} GB"
+            can_recompute = not recomputes and hasattr(self.model, "recompute_activations")
+            if self.method.depends_on_cut or (pairs == 1 and not can_recompute):
+                print_once(
+                    f"WARNING: {self.label}: a micro-batch of {tokens:,} tokens may not fit into memory ({estimate}). "
+                    "If the training is killed, lower training.tokens_per_microbatch or training.max_length, set "
+                    "training.gradient_checkpointing: true, or ask for more memory."
+                )
+                return
+            recomputes = pairs == 1
+            limit = self.steps.limit if recomputes else smaller_limit(self.steps.limit, tokens)
+            reduction: Reduction = {
+                "step": first,
+                "tokens_per_microbatch": limit,
+                "gradient_checkpointing": recomputes,
+                "because": estimate,
+            }
+            self.reduce(reduction, f"a micro-batch of {pairs} pairs and {tokens:,} tokens would not fit")
 
     def follow_reductions(self) -> None:
         """Repeat the reductions of the earlier part of a resumed run."""

@@ -11,10 +11,12 @@ from safetensors.torch import load_file
 
 from rm_methods.errors import UserError
 from rm_methods.methods.registry import load_method, load_method_card
-from rm_methods.training.micro_batches import smaller_limit
+from rm_methods.training import trainer as trainer_module
+from rm_methods.training.micro_batches import cannot_reduce, needed_bytes, smaller_limit
 from rm_methods.training.run import train
 from rm_methods.training.trainer import RewardTrainer
 from tests.conftest import experiment_config
+from tests.training.commands import losses, run, train_command
 from tests.training.test_trainer import killed_after, run_files
 
 pytestmark = pytest.mark.process
@@ -158,3 +160,52 @@ def test_the_limit_is_halved_until_the_failed_micro_batch_is_above_it():
     assert smaller_limit(4096, 4096) == 2048
     assert smaller_limit(4096, 700) == 512
     assert smaller_limit(40, 33) == 32
+
+
+def test_on_a_cpu_the_need_is_estimated_before_the_first_step(prepared, tmp_path, monkeypatch, capsys):
+    """A killed process could not react.  The estimate takes what `unused_memory` says."""
+    small = experiment_config(tmp_path, training={"tokens_per_microbatch": 500, "pairs_per_step": 16})
+    large = experiment_config(tmp_path, training={"tokens_per_microbatch": 1000, "pairs_per_step": 16})
+    train(small, "bradley_terry", 0, run_files(prepared, tmp_path / "small"))
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer_module, "unused_memory", lambda: ("free on the machine", 1000))
+        patch.setattr(trainer_module, "needed_bytes", lambda model, tokens, **_: 2 * tokens)
+        summary = train(large, "bradley_terry", 0, run_files(prepared, tmp_path / "large"))
+    assert_equal_runs(tmp_path / "small", tmp_path / "large")
+    (reduction,) = summary["reductions"]
+    assert (reduction["step"], reduction["tokens_per_microbatch"]) == (0, 500)
+    assert "would not fit into memory (estimated need" in capsys.readouterr().err
+
+
+def test_two_ranks_decide_alike_before_the_first_step(prepared, tmp_path):
+    """The job has no memory left by Slurm's account: both ranks take the smallest micro-batches, and warn once."""
+    train(experiment_config(tmp_path), "bradley_terry", 0, run_files(prepared, tmp_path / "one"))
+    folder = tmp_path / "two"
+    folder.mkdir()
+    done = run(train_command(prepared, folder, processes=2), SLURM_MEM_PER_NODE="1")
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert done.stderr.count("activations are recomputed") == 1
+    assert done.stderr.count("WARNING: bradley_terry seed 0: a micro-batch of") == 1
+    assert losses(folder) == pytest.approx(losses(tmp_path / "one"), abs=1e-3)
+    reductions = json.loads((folder / "summary.json").read_text())["reductions"]
+    assert reductions[-1]["gradient_checkpointing"]
+    assert json.loads((folder / "summary.json").read_text())["cost"]["forwards"] == 48
+
+
+@pytest.mark.parametrize(("ranks", "deepspeed"), [(2, False), (1, True)])
+def test_ranks_that_run_out_of_memory_end_with_the_setting(ranks, deepspeed):
+    method = load_method("bradley_terry", load_method_card("bradley_terry").defaults())
+    assert cannot_reduce(method, 4096, 1, deepspeed=False) is None
+    reason = cannot_reduce(method, 4096, ranks, deepspeed)
+    assert "other ranks or DeepSpeed" in reason
+    assert "training.tokens_per_microbatch: 2048, or training.gradient_checkpointing: true" in reason
+
+
+def test_the_need_grows_with_tokens_and_shrinks_with_recomputation(reward_model):
+    needs = [
+        needed_bytes(reward_model, tokens, passes=1, bf16=True, recomputed=recomputed)
+        for tokens, recomputed in ((1000, False), (2000, False), (2000, True))
+    ]
+    assert needs[1] > max(needs[0], needs[2])
+    parameters = sum(p.numel() for p in reward_model.parameters())
+    assert needs[0] > 12 * parameters
