@@ -117,7 +117,7 @@ def unused_memory(root: Path = Path("/")) -> tuple[str, int]:
 
 
 def _slurm_limit() -> int:
-    """Memory of the Slurm job on this node, bytes; 0 outside of a job, and for --mem=0, which asks for all of a node."""
+    """Memory of the Slurm job on this node, bytes; 0 outside of a job, and with --mem=0, which asks for the node."""
     slurm = os.environ.get("SLURM_MEM_PER_NODE", "")
     return int(slurm) * 2**20 if slurm.isdecimal() else 0
 

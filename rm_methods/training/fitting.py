@@ -171,9 +171,7 @@ def fit(
         parameters = sum(getattr(p, "ds_numel", p.numel()) for p in model.parameters() if p.requires_grad)
         nodes = arguments.world_size // int(os.environ.get("LOCAL_WORLD_SIZE", arguments.world_size))
         check_offload(parameters, arguments.hf_deepspeed_config.config.get("zero_optimization", {}), nodes)
-    trainer = RewardTrainer(
-        method=method, steps=steps, label=log.label, model=model, args=arguments, callbacks=[log]
-    )
+    trainer = RewardTrainer(method=method, steps=steps, label=log.label, model=model, args=arguments, callbacks=[log])
     trainer.remove_callback(PrinterCallback)
     if validation is not None:
         validation.trainer = trainer
