@@ -151,7 +151,8 @@ def measure(series: str, tokens: int, backbone: Path | None, recompute: bool = F
             items = [random_item(prompt, response, responses=2, seed=k) for k in range(count)]
         measured = train_steps(backbone, items, recompute)
         packed = sum(item.shared + sum(length - item.shared for length in item.lengths) for item in items)
-    peak = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    # The kernel updates the largest resident set only now and then.
+    peak = max(1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, measured["before"])
     return {"series": series, "tokens": tokens, "packed": packed, "peak": peak, **measured}
 
 

@@ -36,6 +36,12 @@ if TYPE_CHECKING:
 # CPU seconds of a job without its model's work: start, reading, writing, statistics (docs/speed.md).
 FIXED_SECONDS = {"diagnose": 3.0, "diagnose_teacher": 4.0, "compare": 6.0, "overoptimization": 6.0, "export": 6.0}
 OTHER_FIXED_SECONDS = 0.5
+# CPU seconds that a job needs longer if it imports torch and transformers itself, and those of the server from which
+# jobs are forked otherwise, one for each number of threads (docs/scaling.md, "The start of jobs").
+COLD_START_SECONDS = 3.3
+SERVER_SECONDS = 4.7
+JOBS_FOR_WARM_START = 4  # as in workflow/rules/common.smk
+START = "start of processes"
 # A training takes this many times the passes through its model: optimizer, clipping, loss, validation (docs/speed.md).
 TRAINING_OVERHEAD = 1.4
 _MEASURED_LAYERS = 2
@@ -301,6 +307,21 @@ def cpu_stages(
             fixed = count * FIXED_SECONDS.get(rule, OTHER_FIXED_SECONDS)
             stages.append(Stage(rule, count, share * work.get(rule, 0.0) + fixed))
     return stages
+
+
+def start_stage(config: Mapping[str, Any], jobs: Mapping[str, int]) -> Stage | None:
+    """CPU seconds of the start of all jobs' processes, beside what `cpu_stages` counts; None without jobs.
+
+    Args:
+        jobs: number of jobs left, by rule.
+    """
+    count = sum(number for rule, number in jobs.items() if rule != "all")
+    if not count:
+        return None
+    if config["resources"]["warm_start"] and count >= JOBS_FOR_WARM_START:
+        servers = len({1, config["resources"]["threads"]})
+        return Stage(START, servers, servers * SERVER_SECONDS)
+    return Stage(START, count, count * COLD_START_SECONDS)
 
 
 def wall_seconds(stages: Sequence[Stage], cores: int, threads: int) -> float:
