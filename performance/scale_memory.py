@@ -3,7 +3,7 @@
 Usage (any machine; SmolLM2-135M from its wheel, or a prepared backbone folder):
     python performance/scale_memory.py --backbone FOLDER
 
-Each size runs in a process of its own, whose peak memory is its largest resident set.  Texts are random tokens.  Three
+Each size runs in a separate process, whose peak memory is its largest resident set.  Texts are random tokens.  Three
 series:
 
 * `microbatch`: a training step on a micro-batch of pairs of 256 tokens (prompt 64, responses 96 and 96);

@@ -3,9 +3,9 @@
     make demo
     python -m performance.scale_plan --experiment results/quickstart
 
-Run it (the repository on the import path) in the folder in which the workflow ran, on the same machine with nothing else running, after a run without
-interruptions: the plan measures the speed of a core when this script runs.  `--unprepared` hides the prepared files
-from the plan, so that it knows what it knew before the first job.
+Run it (repository on the import path) in the folder in which the workflow ran, on the same machine with nothing else
+running, after a run without interruptions: the plan measures the speed of a core when this script runs.  `--unprepared`
+hides the prepared files from the plan, so that it knows what it knew before the first job.
 
 The measured seconds are those of Snakemake's records (`performance/workflow_time.py`).  A ratio of 1 is a right plan,
 above 1 the experiment took longer.

@@ -21,7 +21,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict, cast
 
 import numpy as np
 import torch
@@ -270,7 +270,7 @@ class RewardTrainer(Trainer):
                 f"{remedy}; the pairs of a step, and the result up to rounding, stay the same."
             )
             if self.args.process_index == 0:
-                write_reductions(Path(self.args.output_dir), self.reductions)
+                write_reductions(self._work, self.reductions)
 
     def fit_to_main_memory(self, first: int, bf16: bool) -> None:
         """On a CPU, reduce micro-batches before the first step until the estimate of their need is free.
@@ -285,15 +285,16 @@ class RewardTrainer(Trainer):
             return
         source, free = unused_memory()
         free = min(gathered(free)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-        recomputes = self._recomputes(self.model)
+        model = cast(torch.nn.Module, self.model)
+        recomputes = self._recomputes(model)
         while True:
             tokens, pairs = self.steps.largest_micro_batch(first)
             passes = self.method.passes
-            needed = needed_bytes(self.model, tokens, passes=passes, bf16=bf16, recomputed=recomputes)
+            needed = needed_bytes(model, tokens, passes=passes, bf16=bf16, recomputed=recomputes)
             if needed is None or needed <= free:
                 return
             estimate = f"estimated need {needed / 1e9:.1f} GB, {source} {free / 1e9:.1f} GB"
-            can_recompute = not recomputes and hasattr(self.model, "recompute_activations")
+            can_recompute = not recomputes and hasattr(model, "recompute_activations")
             if self.method.depends_on_cut or (pairs == 1 and not can_recompute):
                 print_once(
                     f"WARNING: {self.label}: a micro-batch of {tokens:,} tokens may not fit into memory ({estimate}). "
@@ -313,8 +314,12 @@ class RewardTrainer(Trainer):
 
     def follow_reductions(self) -> None:
         """Repeat the reductions of the earlier part of a resumed run."""
-        for reduction in read_reductions(Path(self.args.output_dir)):
+        for reduction in read_reductions(self._work):
             self.reduce(reduction, what="")
+
+    @property
+    def _work(self) -> Path:
+        return Path(cast(str, self.args.output_dir))
 
     def _recomputes(self, model) -> bool:
         return any(reduction["gradient_checkpointing"] for reduction in self.reductions) or any(
