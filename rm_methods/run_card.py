@@ -66,6 +66,15 @@ class LayoutRecord(TypedDict):
     probe: dict[str, float | str | None] | str  # what `LayoutProbe` measured, or why it did not
 
 
+class Reduction(TypedDict):
+    """Less memory for a training, because a micro-batch did not fit."""
+
+    step: int  # optimizer steps that were made before
+    tokens_per_microbatch: int  # the limit from then on
+    gradient_checkpointing: bool  # whether activations are recomputed from then on, because a single pair did not fit
+    because: str  # the error, or the estimate
+
+
 class StepsRecord(TypedDict):
     """The optimizer steps of a training."""
 
@@ -85,6 +94,7 @@ class TrainingRecords(TypedDict, total=False):
     report: dict[str, Any]  # whatever the method reports
     layout: LayoutRecord
     steps: StepsRecord
+    reductions: list[Reduction]  # absent if every micro-batch fitted
     live_run: str | None  # id of the MLflow run that was written during training, which the export completes
 
 

@@ -7,6 +7,7 @@ is that of all cores, always busy.
 
 from __future__ import annotations
 
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -35,6 +36,12 @@ if TYPE_CHECKING:
 # CPU seconds of a job without its model's work: start, reading, writing, statistics (docs/speed.md).
 FIXED_SECONDS = {"diagnose": 3.0, "diagnose_teacher": 4.0, "compare": 6.0, "overoptimization": 6.0, "export": 6.0}
 OTHER_FIXED_SECONDS = 0.5
+# CPU seconds that a job needs longer if it imports torch and transformers itself, and those of the server from which
+# jobs are forked otherwise, one for each number of threads (docs/scaling.md, "The start of jobs").
+COLD_START_SECONDS = 3.3
+SERVER_SECONDS = 4.7
+JOBS_FOR_WARM_START = 4  # as in workflow/rules/common.smk
+START = "start of processes"
 # A training takes this many times the passes through its model: optimizer, clipping, loss, validation (docs/speed.md).
 TRAINING_OVERHEAD = 1.4
 _MEASURED_LAYERS = 2
@@ -43,7 +50,10 @@ _MEASURED_SECONDS = 0.5
 _SAMPLED_ROWS, _SAMPLED_TOKENS = 64, 32
 _TOKENIZED_PAIRS = 200
 _COUNTED_PAIRS = 2000
+# Without a tokenizer: characters of English text per token, and what a chat template adds to a turn
+# ("<|im_start|>user\n", "<|im_end|>\n").
 _CHARACTERS_PER_TOKEN = 4
+_TOKENS_PER_TURN = 5
 
 
 @dataclass(frozen=True)
@@ -100,7 +110,7 @@ def texts_of(config: Mapping[str, Any]) -> Texts | None:
     except (UserError, DataError):
         return None
     train = [pair for pair in pairs if pair.split == "train"] or pairs
-    reader = _reader(config)
+    reader = _reader(config, train)
     sample = train[:: max(1, len(train) // _TOKENIZED_PAIRS)]
     prompt_tokens, response_tokens = _mean_tokens(sample, reader, config["backbone"]["max_length"])
     left_out = _left_out(config, [pair for pair in train if pair.split == "train"], reader)
@@ -135,20 +145,35 @@ def _readable_items(pairs: Sequence[PreferencePair], reader: ChatTokenizer) -> l
         return []
 
 
-def _reader(config: Mapping[str, Any]) -> ChatTokenizer | None:
+def _reader(config: Mapping[str, Any], train: Sequence[PreferencePair]) -> ChatTokenizer | None:
     """The tokenizer of the backbone; None if it is not on this machine.
+
+    Before the backbone is prepared, that of a tiny one is trained on a part of the training pairs, and that of a GGUF
+    file is read from it.
 
     Raises:
         UserError: it cannot be used.
     """
-    from rm_methods.reward_models.backbones import load_tokenizer, source_folder
+    from rm_methods.reward_models.backbones import load_tokenizer, prepare_backbone, source_folder
+    from rm_methods.reward_models.loading import pretrained_tokenizer
+    from rm_methods.reward_models.tokenization import ChatTokenizer
     from rm_methods.scoring.model_options import ModelOptions
 
     backbone = config["backbone"]
     prepared = Experiment(config).layout.backbone
     if _has_tokenizer(prepared):
         return load_tokenizer(prepared, backbone["max_length"])
-    if backbone["source"] == "tiny" or not _has_tokenizer(source := Path(source_folder(backbone["source"]))):
+    if backbone["source"] == "tiny":
+        with tempfile.TemporaryDirectory() as scratch:
+            folder = Path(scratch) / "backbone"
+            prepare_backbone(backbone, train[:: max(1, len(train) // _COUNTED_PAIRS)], folder)
+            return load_tokenizer(folder, backbone["max_length"])
+    source = Path(source_folder(backbone["source"]))
+    if backbone["gguf_file"] and (source / backbone["gguf_file"]).is_file():
+        tokenizer = pretrained_tokenizer(str(source), setting="backbone.source", gguf_file=backbone["gguf_file"])
+        if tokenizer.chat_template:
+            return ChatTokenizer(tokenizer, backbone["max_length"])
+    if not _has_tokenizer(source):
         return None
     return load_tokenizer(source, backbone["max_length"], ModelOptions.of(backbone).template())
 
@@ -163,12 +188,13 @@ def _mean_tokens(pairs: Sequence[PreferencePair], reader: ChatTokenizer | None, 
         prompts = sum(item.shared for item in items) / len(items)
         both = sum(sum(item.lengths) - 2 * item.shared for item in items) / len(items)
         return prompts, both / 2
-    characters = [
-        (sum(len(message["content"]) for message in pair.prompt), (len(pair.chosen) + len(pair.rejected)) / 2)
-        for pair in pairs
-    ]
-    prompt, response = (sum(column) / len(pairs) / _CHARACTERS_PER_TOKEN for column in zip(*characters, strict=True))
-    return min(prompt, max_length), min(response, max_length)
+    prompt = sum(min(_guessed_tokens([turn["content"] for turn in pair.prompt]), max_length) for pair in pairs)
+    responses = sum(min(_guessed_tokens([text]), max_length) for pair in pairs for text in (pair.chosen, pair.rejected))
+    return prompt / len(pairs), responses / len(pairs) / 2
+
+
+def _guessed_tokens(turns: Sequence[str]) -> float:
+    return sum(len(text) / _CHARACTERS_PER_TOKEN + _TOKENS_PER_TURN for text in turns)
 
 
 def measured_speed(configuration: PretrainedConfig, prompt: int, response: int, precision: str) -> CpuSpeed:
@@ -281,6 +307,21 @@ def cpu_stages(
             fixed = count * FIXED_SECONDS.get(rule, OTHER_FIXED_SECONDS)
             stages.append(Stage(rule, count, share * work.get(rule, 0.0) + fixed))
     return stages
+
+
+def start_stage(config: Mapping[str, Any], jobs: Mapping[str, int]) -> Stage | None:
+    """CPU seconds of the start of all jobs' processes, beside what `cpu_stages` counts; None without jobs.
+
+    Args:
+        jobs: number of jobs left, by rule.
+    """
+    count = sum(number for rule, number in jobs.items() if rule != "all")
+    if not count:
+        return None
+    if config["resources"]["warm_start"] and count >= JOBS_FOR_WARM_START:
+        servers = len({1, config["resources"]["threads"]})
+        return Stage(START, servers, servers * SERVER_SECONDS)
+    return Stage(START, count, count * COLD_START_SECONDS)
 
 
 def wall_seconds(stages: Sequence[Stage], cores: int, threads: int) -> float:

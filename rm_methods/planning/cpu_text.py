@@ -16,6 +16,7 @@ from rm_methods.planning.cpu_plan import (
     cpu_stages,
     measured_speed,
     responses_of,
+    start_stage,
     texts_of,
     wall_seconds,
 )
@@ -43,11 +44,13 @@ def cpu_plan_text(
         cores: that Snakemake will have.
     """
     texts = texts_of(config)
-    assumptions = _with_texts(assumptions, texts, given)
+    assumptions = with_texts(assumptions, texts, given)
     plans = plan(config, assumptions)  # refuses what cannot be planned
     jobs = job_counts(files)
-    speed = _speed(config, assumptions)
+    speed = core_speed(config, assumptions)
     stages = cpu_stages(config, assumptions, texts.pairs if texts else {}, speed, jobs)
+    if start := start_stage(config, jobs):
+        stages.append(start)
     counts = f"{len(plans)} variants, {len(config['seeds'])} seeds, {len(config['benchmarks'])} benchmarks"
     lines = [
         f"Plan of experiment {config['experiment']}: {counts}, on CPUs (--gpu TYPE plans for GPUs)",
@@ -64,7 +67,7 @@ def cpu_plan_text(
     return "\n".join(lines)
 
 
-def _with_texts(assumptions: Assumptions, texts: Texts | None, given: Mapping[str, Any]) -> Assumptions:
+def with_texts(assumptions: Assumptions, texts: Texts | None, given: Mapping[str, Any]) -> Assumptions:
     """The assumptions with the number and lengths of the experiment's own pairs."""
     if texts is None:
         return assumptions
@@ -97,7 +100,8 @@ def _load_lines() -> list[str]:
     ]
 
 
-def _speed(config: Mapping[str, Any], assumptions: Assumptions) -> CpuSpeed:
+def core_speed(config: Mapping[str, Any], assumptions: Assumptions) -> CpuSpeed:
+    """The speed of a core with the backbone of an experiment, measured now."""
     return measured_speed(
         backbone_configuration(config, assumptions.shape),
         round(assumptions.prompt_tokens),

@@ -15,16 +15,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from rm_methods.reward_models.activations import kept_bytes
 from rm_methods.system.memory import GRADIENT, MASTER, MOMENTS, WEIGHT, offloaded_bytes
 
 # DeepSpeed's defaults for stages 1 and 2, in numbers: two buffers to reduce gradients (overlap_comm), one to gather
 # weights.
 _BUCKET = 500_000_000
 _LIVE = 1_000_000_000  # numbers that stage 3 keeps gathered at most
-# Kept for the backward pass in bf16 autocast, bytes per token and layer for each unit of width:
-# performance/activation_memory.py.
-_PER_HIDDEN, _PER_INTERMEDIATE, _PER_ATTENTION, _PER_HEAD, _CONSTANT = 26, 8, 10, 4, 8
-_LAYER_INPUT = 4  # the residual stream is fp32
 CHECKPOINTS_ON_DISK = 3  # two are kept, and one is being written
 
 
@@ -122,11 +119,15 @@ def activation_bytes(shape: Shape, tokens: int, recomputed: bool) -> int:
 
     Without recomputation every weight's bf16 copy is kept, too.
     """
-    layer = _PER_HIDDEN * shape.hidden + _PER_INTERMEDIATE * shape.intermediate + _PER_ATTENTION * shape.attention
-    layer += _PER_HEAD * shape.heads + _CONSTANT
-    if recomputed:
-        return tokens * (shape.layers * _LAYER_INPUT * shape.hidden + layer)
-    return tokens * shape.layers * layer + 2 * (shape.parameters - shape.embedding)
+    kept = tokens * kept_bytes(
+        hidden=shape.hidden,
+        intermediate=shape.intermediate,
+        attention=shape.attention,
+        heads=shape.heads,
+        layers=shape.layers,
+        recomputed=recomputed,
+    )
+    return kept if recomputed else kept + 2 * (shape.parameters - shape.embedding)
 
 
 def checkpoint_bytes(parameters: int, zero: Mapping[str, Any] | None, trainable: int | None = None) -> int:

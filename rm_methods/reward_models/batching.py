@@ -95,6 +95,20 @@ def plan_steps(
         epoch += 1
 
 
+def divided(
+    plan: Sequence[StepPlan], items: Sequence[TokenizedItem], *, first: int, tokens_per_microbatch: int, layout: str
+) -> list[StepPlan]:
+    """A plan whose steps from `first` on have smaller micro-batches: those that `plan_steps` makes with this limit.
+
+    The pairs of a step stay the same.
+    """
+    later = [
+        _plan_step(step.indices, items, layout=layout, budget=tokens_per_microbatch, ranks=len(step.ranks))
+        for step in plan[first:]
+    ]
+    return [*plan[:first], *later]
+
+
 def padded_batches(lengths: Sequence[int], limit: int) -> list[list[int]]:
     """Positions of texts, longest first, in batches of at most `limit` tokens after padding, or of one longer text."""
     order = sorted(range(len(lengths)), key=lambda i: -lengths[i])

@@ -7,6 +7,7 @@ if they do not fit into one forward.
 
 from __future__ import annotations
 
+import gc
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -25,8 +26,10 @@ from rm_methods.reward_models.tokenization import OfficialText, RefusedConversat
 from rm_methods.scoring.model_options import ModelOptions
 from rm_methods.scoring.model_source import check_weights
 from rm_methods.stored import read_record
-from rm_methods.system.cpu import prepare_cpu
+from rm_methods.system.cpu import prepare_cpu, return_freed_memory
+from rm_methods.system.memory import is_out_of_memory
 from rm_methods.system.progress import Progress
+from rm_methods.system.ranks import print_once
 
 if TYPE_CHECKING:
     from rm_methods.reward_models.encoder_model import EncoderRewardModel, TextPairReader
@@ -264,10 +267,16 @@ class RewardModelScorer(Scorer):
         model: in evaluation mode, on its device.
         tokenizer: of the model.
 
+    Attributes:
+        splits_responses: whether the responses of an item may be computed in several forwards.
+
     Raises:
         UserError: the model's scores would depend on the batch, or the layout that is asked for is not exact
             (`RewardModel.layout`).
     """
+
+    splits_responses = True
+    _fitting_tokens = math.inf  # of a forward; less after one that did not fit into memory
 
     def __init__(
         self,
@@ -381,11 +390,56 @@ class RewardModelScorer(Scorer):
         progress = Progress(label, sum(costs), unit="tokens", print_end=False)
         rewards: list[list[float]] = [[] for _ in encoded]
         for members, cost in zip(batches, costs, strict=True):
-            batch_rewards = self._rewards([encoded[position] for position in members])
+            batch_rewards = self._rewards_that_fit([encoded[position] for position in members])
             for position, item_rewards in zip(members, batch_rewards, strict=True):
                 rewards[position] = item_rewards
             progress.advance(cost)
         return rewards
+
+    def _rewards_that_fit(self, encoded: Sequence[TokenizedItem]) -> list[list[float]]:
+        """`_rewards` in one forward, or in smaller ones if it does not fit into memory.
+
+        Raises:
+            UserError: a single text does not fit.
+        """
+        from rm_methods.reward_models.layouts import launched_tokens
+
+        tokens = launched_tokens(encoded, self._layout)
+        halves = self._halves(encoded, tokens)
+        if tokens <= self._fitting_tokens or not halves:
+            try:
+                return self._rewards(encoded)
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                if not halves:
+                    raise UserError(
+                        f"A text of {max(encoded[0].lengths):,} tokens does not fit into memory by itself ({error}). "
+                        "Lower backbone.max_length (--max-length), or use more memory."
+                    ) from error
+                cause = str(error)
+            # Outside of the handler: its traceback held the tensors of the forward.
+            _free_memory()
+            if math.isinf(self._fitting_tokens):
+                print_once(
+                    f"A forward of {tokens:,} tokens does not fit into memory, so forwards are made smaller; scores "
+                    f"stay the same up to rounding. The cause: {cause}"
+                )
+            self._fitting_tokens = tokens // 2
+        rewards = [self._rewards_that_fit(half) for half in halves]
+        if len(encoded) > 1:
+            return [item_rewards for half in rewards for item_rewards in half]
+        return [[reward for (part_rewards,) in rewards for reward in part_rewards]]
+
+    def _halves(self, encoded: Sequence[TokenizedItem], tokens: int) -> list[Sequence[TokenizedItem]]:
+        """Items in two halves, or an item in parts with some of its responses; empty if neither is possible."""
+        from rm_methods.scoring.response_parts import split_responses
+
+        if len(encoded) > 1:
+            half = len(encoded) // 2
+            return [encoded[:half], encoded[half:]]
+        parts = split_responses(encoded[0], self._layout, tokens // 2) if self.splits_responses else []
+        return [[part] for part in parts] if len(parts) > 1 else []
 
     def _batches(self, encoded: Sequence[TokenizedItem]) -> list[list[int]]:
         """Positions of items with one number of responses and similar lengths, longest first."""
@@ -431,6 +485,15 @@ class RewardModelScorer(Scorer):
             )
 
 
+def _free_memory() -> None:
+    """Free what a failed forward held, on the GPU, too."""
+    import torch
+
+    gc.collect()
+    torch.cuda.empty_cache()
+    return_freed_memory()
+
+
 def _changed_texts(encoded: Sequence[TokenizedItem]) -> int:
     """Number of texts (prompt and response) that the chat template changes."""
     return sum(
@@ -457,6 +520,8 @@ class JointScorer(RewardModelScorer):
     response's standing among the others (a Borda count of logits), so scores of different items do not compare.
     Benchmarks that compare pair by pair read the preferences instead (`Scoring.preferences`).
     """
+
+    splits_responses = False  # an item's two sequences are the two orders of a pair
 
     @classmethod
     def from_folder(cls, folder: Path, settings: ScoringSettings) -> JointScorer:

@@ -11,6 +11,13 @@ _LARGEST_INT = 2**31 - 1
 _GROWTH = 256 * 2**20  # bytes the heap grows by
 
 
+def return_freed_memory() -> None:
+    """Give freed memory back to the system, which `prepare_cpu` keeps: after the process ran out of it."""
+    malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if malloc_trim is not None:
+        malloc_trim(0)
+
+
 def prepare_cpu(threads: int) -> None:
     """Set torch's threads (0 leaves them) and keep freed memory in the process.
 

@@ -1,4 +1,5 @@
-"""Main memory: how much of it this node has for a run, and whether an offloaded optimizer fits."""
+"""Memory: how much main memory this node has for a run, whether an offloaded optimizer fits, and which errors say that
+memory was exhausted."""
 
 from __future__ import annotations
 
@@ -15,6 +16,31 @@ WEIGHT = 4
 GRADIENT = 4
 MASTER = 4
 MOMENTS = 8
+
+# What torch, CUDA's libraries and the C++ library say; MemoryError is Python's own.
+_EXHAUSTED = (
+    "out of memory",
+    "can't allocate memory",
+    "cannot allocate memory",
+    "not enough memory",
+    "bad_alloc",
+    "alloc_failed",
+    "could not create a memory",  # these are of oneDNN
+    "could not create a primitive",
+    "could not execute a primitive",
+)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory was exhausted, on a GPU or on a CPU.
+
+    The kernel's OOM killer ends a process without an error, so on a CPU this sees only limits of the process
+    (`ulimit -v`) and a kernel that refuses more than it has.
+    """
+    if isinstance(error, MemoryError):
+        return True
+    text = str(error).lower().replace("primitive descriptor", "")  # oneDNN on something that it cannot compute at all
+    return isinstance(error, RuntimeError) and any(words in text for words in _EXHAUSTED)
 
 
 def offloaded_bytes(trainable: int, nodes: int = 1) -> int:
@@ -56,11 +82,57 @@ def main_memory(root: Path = Path("/")) -> tuple[str, int]:
     limits = [limit for file in _limit_files(root) if (limit := _limit(file)) is not None]
     if limits:
         amounts["limit of the control group"] = min(limits)
-    slurm = os.environ.get("SLURM_MEM_PER_NODE", "")
-    if slurm.isdecimal() and int(slurm) > 0:  # --mem=0 asks for all of a node
-        amounts["SLURM_MEM_PER_NODE"] = int(slurm) * 2**20
+    if slurm := _slurm_limit():
+        amounts["SLURM_MEM_PER_NODE"] = slurm
     source = min(amounts, key=amounts.__getitem__)
     return source, amounts[source]
+
+
+def unused_memory(root: Path = Path("/")) -> tuple[str, int]:
+    """The main memory that this process can still get: the source of the number, and bytes.
+
+    The limits of `main_memory` count without what is used already: by the control group (without files that the kernel
+    would drop first), and by this process alone of a Slurm job.  So does the limit of this process's address space
+    (`ulimit -v`).
+
+    Args:
+        root: folder of /proc and /sys.
+    """
+    import resource
+
+    import psutil
+
+    process = psutil.Process().memory_info()
+    amounts = {"free on the machine": psutil.virtual_memory().available}
+    groups = [limit - _used(file) for file in _limit_files(root) if (limit := _limit(file)) is not None]
+    if groups:
+        amounts["left of the control group's limit"] = min(groups)
+    if slurm := _slurm_limit():
+        amounts["left of SLURM_MEM_PER_NODE"] = slurm - process.rss
+    address_space = resource.getrlimit(resource.RLIMIT_AS)[0]
+    if address_space != resource.RLIM_INFINITY:
+        amounts["left of the address space (ulimit -v)"] = address_space - process.vms
+    source = min(amounts, key=amounts.__getitem__)
+    return source, max(0, amounts[source])
+
+
+def _slurm_limit() -> int:
+    """Memory of the Slurm job on this node, bytes; 0 outside of a job, and with --mem=0, which asks for the node."""
+    slurm = os.environ.get("SLURM_MEM_PER_NODE", "")
+    return int(slurm) * 2**20 if slurm.isdecimal() else 0
+
+
+def _used(limit_file: Path) -> int:
+    """Bytes that a control group uses, without those of files that are not in active use; 0 if it does not say."""
+    name = "memory.current" if limit_file.name == "memory.max" else "memory.usage_in_bytes"
+    used = _limit(limit_file.with_name(name)) or 0
+    try:
+        lines = limit_file.with_name("memory.stat").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return used
+    counts = dict(line.split(" ", 1) for line in lines if " " in line)
+    inactive = counts.get("total_inactive_file") or counts.get("inactive_file", "0")
+    return max(0, used - int(inactive))
 
 
 def _limit_files(root: Path) -> list[Path]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from rm_methods.errors import UserError
 from rm_methods.files import is_intact, written_with_checksum
 from rm_methods.system.deepspeed import check_installed, configuration_file
-from rm_methods.system.memory import check_offload
+from rm_methods.system.memory import check_offload, is_out_of_memory
 from rm_methods.training.resume import fitted_to
 
 if TYPE_CHECKING:
@@ -164,13 +164,14 @@ def fit(
     from transformers.trainer_callback import PrinterCallback
 
     from rm_methods.system.ranks import from_rank_zero
+    from rm_methods.training.micro_batches import first_line, forget_reductions
     from rm_methods.training.trainer import RestoredSettings, RewardTrainer, last_complete_checkpoint
 
     if arguments.deepspeed:
         parameters = sum(getattr(p, "ds_numel", p.numel()) for p in model.parameters() if p.requires_grad)
         nodes = arguments.world_size // int(os.environ.get("LOCAL_WORLD_SIZE", arguments.world_size))
         check_offload(parameters, arguments.hf_deepspeed_config.config.get("zero_optimization", {}), nodes)
-    trainer = RewardTrainer(method=method, steps=steps, model=model, args=arguments, callbacks=[log])
+    trainer = RewardTrainer(method=method, steps=steps, label=log.label, model=model, args=arguments, callbacks=[log])
     trainer.remove_callback(PrinterCallback)
     if validation is not None:
         validation.trainer = trainer
@@ -190,7 +191,22 @@ def fit(
         print(f"{log.label}: resumes from {checkpoint}", file=sys.stderr, flush=True)
     elif is_first_rank and log.path.exists():
         print(f"{log.label}: {_from_the_beginning(arguments)}", file=sys.stderr, flush=True)
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    made = int(checkpoint.name.rsplit("-", 1)[1]) if checkpoint else 0
+    if checkpoint:
+        trainer.follow_reductions()
+    elif is_first_rank:
+        forget_reductions(work)
+    trainer.fit_to_main_memory(made, bf16=getattr(model, "autocast", None) is not None)
+    try:
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    except (RuntimeError, MemoryError) as error:
+        # A step's forward and backward handle this themselves; what remains is the optimizer, or a validation.
+        if not is_out_of_memory(error):
+            raise
+        raise UserError(
+            f"{log.label}: out of memory outside of the forward and backward passes, for instance in the optimizer. "
+            f"Use more memory, training.lora, or a ZeRO stage (training.deepspeed). The cause: {first_line(error)}"
+        ) from error
     return trainer
 
 
@@ -255,7 +271,13 @@ def adapt(model: RewardModel, adaptation: Adaptation, data: TrainingData, inputs
     is_first_rank = arguments.process_index == 0
     if not from_rank_zero(is_first_rank and is_intact(adapted)):
         steps = PlannedSteps(
-            plan, data.pairs, data.items, layout="plain", rank=arguments.process_index, pad_id=data.reader.pad_id
+            plan,
+            data.pairs,
+            data.items,
+            layout="plain",
+            rank=arguments.process_index,
+            pad_id=data.reader.pad_id,
+            limit=training["tokens_per_microbatch"],
         )
         log = RunLog(plan, work / "metrics.jsonl", f"{inputs.label} (masked language modeling)")
         trainer = fit(adaptation.method, adaptation.model, steps, arguments=arguments, log=log, work=work)

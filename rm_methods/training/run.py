@@ -258,7 +258,13 @@ def _fit_and_export(run: _Run) -> _Fitted:
     log = RunLog(plan, inputs.work_folder / "metrics.jsonl", inputs.label, run.observer)
     validation = validation_of(run.config, run.files.pairs, inputs, data, arguments=arguments, layout=layout, log=log)
     steps = PlannedSteps(
-        plan, data.pairs, data.items, layout=layout, rank=arguments.process_index, pad_id=data.reader.pad_id
+        plan,
+        data.pairs,
+        data.items,
+        layout=layout,
+        rank=arguments.process_index,
+        pad_id=data.reader.pad_id,
+        limit=training["tokens_per_microbatch"],
     )
     trainer = fit(method, model, steps, arguments=arguments, log=log, work=inputs.work_folder, validation=validation)
     state_dict = gathered_weights(trainer) if arguments.deepspeed and plan else None
@@ -280,7 +286,7 @@ def _fit_and_export(run: _Run) -> _Fitted:
     trainer.accelerator.free_memory()
 
     made = trainer.state.global_step
-    cost = plan_cost(plan[:made], data.items, layout)
+    cost = plan_cost(steps.plan[:made], data.items, layout)
     for key in ("tokens", "launched_tokens", "forwards"):
         cost[key] *= method.passes
     for key, count in adaptation_cost.items():
@@ -293,6 +299,8 @@ def _fit_and_export(run: _Run) -> _Fitted:
         "layout": layout_record,
         "steps": validation.record(len(plan)) if validation else last_step_kept(len(plan), made),
     }
+    if trainer.reductions:
+        records["reductions"] = trainer.reductions
     return _Fitted(
         arguments,
         cost,

@@ -4,18 +4,24 @@ One item of the data loader is one optimizer step of one rank: a list of micro-b
 gradients: each micro-batch's loss is the weighted sum over its pairs divided by the total weight of the *step* (over
 all ranks), and gradients do not depend on the division of a step into micro-batches and ranks.  The Trainer does the
 rest (optimizer, schedule, DeepSpeed, DDP, checkpoints, random states).
+
+If a micro-batch does not fit into memory, its step is computed again in smaller ones
+(`rm_methods.training.micro_batches`).
 """
 
 from __future__ import annotations
 
+import copy
+import gc
 import json
 import math
+import os
 import shutil
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict, cast
 
 import numpy as np
 import torch
@@ -26,15 +32,28 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from rm_methods.errors import UserError
 from rm_methods.files import damage, read_json_lines, seal, write_text
 from rm_methods.preferences.pair import PreferencePair
-from rm_methods.reward_models.batching import MicroBatch, StepPlan
+from rm_methods.reward_models.batching import MicroBatch, StepPlan, divided
 from rm_methods.reward_models.joint_model import JointOutput
-from rm_methods.reward_models.layouts import PairBatch, lay_out
+from rm_methods.reward_models.layouts import PairBatch, launched_tokens, lay_out
 from rm_methods.reward_models.model import RewardOutput
 from rm_methods.reward_models.tokenization import TokenizedItem
+from rm_methods.run_card import Reduction
+from rm_methods.system.cpu import return_freed_memory
 from rm_methods.system.engines import look_for_engines_only_with_deepspeed
+from rm_methods.system.memory import is_out_of_memory, unused_memory
 from rm_methods.system.progress import Progress
-from rm_methods.system.ranks import wait_for_ranks
+from rm_methods.system.ranks import gathered, print_once, wait_for_ranks
 from rm_methods.training.loss_check import check_loss, code_of
+from rm_methods.training.micro_batches import (
+    StateBefore,
+    cannot_reduce,
+    does_not_fit,
+    first_line,
+    needed_bytes,
+    read_reductions,
+    smaller_limit,
+    write_reductions,
+)
 from rm_methods.training.pair_statistics import PAIR_METRICS, PairStatistics
 from rm_methods.training.resume import restore_settings
 
@@ -57,6 +76,7 @@ class PlannedSteps(Dataset):
     Args:
         layout: "packed" or "plain".
         pad_id: fills plain rows.
+        limit: `tokens_per_microbatch` of the plan.
     """
 
     def __init__(
@@ -68,6 +88,7 @@ class PlannedSteps(Dataset):
         layout: str,
         rank: int,
         pad_id: int,
+        limit: int = 4096,
     ):
         self.plan = plan
         self.pairs = pairs
@@ -75,6 +96,26 @@ class PlannedSteps(Dataset):
         self.layout = layout
         self.rank = rank
         self.pad_id = pad_id
+        self.limit = limit
+
+    def divide(self, first: int, limit: int) -> None:
+        """Give the steps from `first` on micro-batches of at most `limit` tokens."""
+        self.plan = divided(self.plan, self.items, first=first, tokens_per_microbatch=limit, layout=self.layout)
+        self.limit = limit
+
+    def largest_micro_batch(self, first: int) -> tuple[int, int]:
+        """Tokens and pairs of the largest micro-batch of all ranks, from step `first` on; of equal ones the most pairs.
+
+        Returns:
+            (0, 1) without steps.
+        """
+        sizes = [
+            (launched_tokens([self.items[i] for i in batch.indices], self.layout), len(batch.indices))
+            for step in self.plan[first:]
+            for rank in step.ranks
+            for batch in rank
+        ]
+        return max(sizes, default=(0, 1))
 
     def __len__(self) -> int:
         return len(self.plan)
@@ -112,21 +153,27 @@ class RewardTrainer(Trainer):
     Args:
         method: fulfills the contract of `rm_methods.methods.contract`.
         steps: the planned steps of this rank.
+        label: of the run, for messages.
         options: of the transformers `Trainer`.
+
+    Attributes:
+        reductions: the smaller micro-batches that too little memory led to, in order.
 
     Raises:
         UserError: from `train`, if a loss is not what the contract says, or a loss or reward is not finite; names the
-            method's file or the pairs.
+            method's file or the pairs.  Also if a micro-batch does not fit into memory and cannot be made smaller.
     """
 
-    def __init__(self, *, method: TrainedMethod, steps: PlannedSteps, **options: Any):
+    def __init__(self, *, method: TrainedMethod, steps: PlannedSteps, label: str = "training", **options: Any):
         look_for_engines_only_with_deepspeed()
         super().__init__(train_dataset=steps, **options)
         self.method = method
         self.steps = steps
+        self.label = label
+        self.reductions: list[Reduction] = []
         self.pair_statistics = PairStatistics()
         self._first_output: RewardOutput | JointOutput | None = None
-        self._batch_ids: tuple[str, ...] = ()
+        self._batch: PairBatch | None = None
         options["model"].register_forward_hook(self._keep_first_output)
         self.sums: dict[str, torch.Tensor] = {}
         # The step that `sums` begins with; not 0 in a run that is resumed.
@@ -144,12 +191,35 @@ class RewardTrainer(Trainer):
         return optimizer
 
     def training_step(self, model, inputs, num_items_in_batch=None) -> torch.Tensor:
-        """Forward and backward of all micro-batches of one optimizer step.
+        """Forward and backward of all micro-batches of one optimizer step, again in smaller ones if they do not fit.
 
         Returns:
             This rank's share of the loss, times the number of ranks (`_backward`).
         """
         model.train()
+        while True:
+            before = StateBefore(model)
+            counted = copy.copy(self.pair_statistics)
+            sums = dict(self.sums)
+            try:
+                return self._whole_step(model, inputs)
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                cause = first_line(error)
+            # Outside of the handler: its traceback held the tensors of the step.
+            before.restore()
+            self.pair_statistics = counted
+            self.sums = sums
+            self._first_output = None
+            del before, inputs
+            gc.collect()
+            torch.cuda.empty_cache()
+            return_freed_memory()
+            self._reduce(model, cause)
+            inputs = self.steps[self.state.global_step]
+
+    def _whole_step(self, model, inputs: StepBatches) -> torch.Tensor:
         batches = inputs["micro_batches"]
         total = torch.zeros((), device=self.args.device)
         for k, batch in enumerate(batches):
@@ -157,6 +227,106 @@ class RewardTrainer(Trainer):
         if not torch.isfinite(total):
             raise UserError(self._describe_failure(model, batches))
         return total
+
+    def _reduce(self, model, cause: str) -> None:
+        """Make less memory suffice for the present step and all later ones.
+
+        Raises:
+            UserError: that is not possible.
+        """
+        batch = self._batch
+        self._batch = None
+        assert batch is not None
+        if reason := cannot_reduce(self.method, self.steps.limit, self.args.world_size, self.is_deepspeed_enabled):
+            raise UserError(f"{self.label}: out of memory with {reason} The cause: {cause}")
+        recompute = len(batch.pair_ids) == 1
+        if recompute and (self._recomputes(model) or not hasattr(model, "recompute_activations")):
+            raise does_not_fit(batch, self.label, cause)
+        reduction: Reduction = {
+            "step": self.state.global_step,
+            "tokens_per_microbatch": self.steps.limit,
+            "gradient_checkpointing": recompute,
+            "because": cause,
+        }
+        if not recompute:
+            reduction["tokens_per_microbatch"] = smaller_limit(self.steps.limit, batch.launched_tokens)
+        what = f"a micro-batch of {len(batch.pair_ids)} pairs and {batch.launched_tokens:,} tokens did not fit"
+        self.reduce(reduction, what)
+
+    def reduce(self, reduction: Reduction, what: str) -> None:
+        """Follow a reduction from its step on, say so, and record it for a resumed run.
+
+        Args:
+            what: happened, for the message; empty says nothing.
+        """
+        if reduction["gradient_checkpointing"]:
+            self.accelerator.unwrap_model(self.model).recompute_activations()
+            remedy = "activations are recomputed (gradient_checkpointing), which takes about a third more time"
+        else:
+            self.steps.divide(reduction["step"], reduction["tokens_per_microbatch"])
+            remedy = f"micro-batches have at most {reduction['tokens_per_microbatch']:,} tokens"
+        self.reductions.append(reduction)
+        if what:
+            print_once(
+                f"{self.label}: {what} into memory ({reduction['because']}). From step {reduction['step'] + 1} on, "
+                f"{remedy}; the pairs of a step, and the result up to rounding, stay the same."
+            )
+            if self.args.process_index == 0:
+                write_reductions(self._work, self.reductions)
+
+    def fit_to_main_memory(self, first: int, bf16: bool) -> None:
+        """On a CPU, reduce micro-batches before the first step until the estimate of their need is free.
+
+        All ranks decide the same; ranks of a node share its memory.
+
+        Args:
+            first: optimizer steps made already.
+            bf16: whether the backbone computes in bf16.
+        """
+        if self.args.device.type != "cpu":
+            return
+        source, free = unused_memory()
+        free = min(gathered(free)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        model = cast(torch.nn.Module, self.model)
+        recomputes = self._recomputes(model)
+        while True:
+            tokens, pairs = self.steps.largest_micro_batch(first)
+            passes = self.method.passes
+            needed = needed_bytes(model, tokens, passes=passes, bf16=bf16, recomputed=recomputes)
+            if needed is None or needed <= free:
+                return
+            estimate = f"estimated need {needed / 1e9:.1f} GB, {source} {free / 1e9:.1f} GB"
+            can_recompute = not recomputes and hasattr(model, "recompute_activations")
+            if self.method.depends_on_cut or (pairs == 1 and not can_recompute):
+                print_once(
+                    f"WARNING: {self.label}: a micro-batch of {tokens:,} tokens may not fit into memory ({estimate}). "
+                    "If the training is killed, lower training.tokens_per_microbatch or training.max_length, set "
+                    "training.gradient_checkpointing: true, or ask for more memory."
+                )
+                return
+            recomputes = pairs == 1
+            limit = self.steps.limit if recomputes else smaller_limit(self.steps.limit, tokens)
+            reduction: Reduction = {
+                "step": first,
+                "tokens_per_microbatch": limit,
+                "gradient_checkpointing": recomputes,
+                "because": estimate,
+            }
+            self.reduce(reduction, f"a micro-batch of {pairs} pairs and {tokens:,} tokens would not fit")
+
+    def follow_reductions(self) -> None:
+        """Repeat the reductions of the earlier part of a resumed run."""
+        for reduction in read_reductions(self._work):
+            self.reduce(reduction, what="")
+
+    @property
+    def _work(self) -> Path:
+        return Path(cast(str, self.args.output_dir))
+
+    def _recomputes(self, model) -> bool:
+        return any(reduction["gradient_checkpointing"] for reduction in self.reductions) or any(
+            getattr(module, "gradient_checkpointing", False) for module in model.modules()
+        )
 
     def _backward(self, model, batch: PairBatch, step: StepBatches, last: bool) -> torch.Tensor:
         """Forward and backward of one micro-batch.
@@ -169,7 +339,7 @@ class RewardTrainer(Trainer):
         is_ddp = isinstance(model, torch.nn.parallel.DistributedDataParallel)
         if is_ddp:
             model.require_backward_grad_sync = last
-        self._batch_ids = batch.pair_ids
+        self._batch = batch
         self._first_output = None
         loss = self.method.loss(model, batch)
         check_loss(loss, len(batch.weight), self.method)
@@ -190,7 +360,11 @@ class RewardTrainer(Trainer):
 
         So their rewards cost no further forward.  A method may call the model on other texts, too, or several times.
         """
-        is_of_batch = bool(arguments) and getattr(arguments[0], "pair_ids", None) == self._batch_ids
+        is_of_batch = (
+            bool(arguments)
+            and self._batch is not None
+            and getattr(arguments[0], "pair_ids", None) == self._batch.pair_ids
+        )
         if is_of_batch and self._first_output is None and isinstance(output, RewardOutput | JointOutput):
             self._first_output = output
 

@@ -289,7 +289,7 @@ def test_pairs_that_a_training_leaves_out_are_counted_with_the_tokenizer_of_the_
     layout = Experiment(config).layout
     layout.pairs.parent.mkdir(parents=True)
     write_pairs(pairs, layout.pairs)
-    assert texts_of(config).left_out is None
+    assert texts_of(config).left_out == 12, "the tiny tokenizer is trained on these pairs"
     assert "will be left out of these (training.overlong_pairs: drop); not counted yet" in left_out_text(
         config, 20, None
     )

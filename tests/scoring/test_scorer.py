@@ -7,6 +7,8 @@ import torch
 
 from rm_methods.benchmarks.item import BenchmarkItem
 from rm_methods.benchmarks.score_table import response_hash
+from rm_methods.errors import UserError
+from rm_methods.reward_models.layouts import launched_tokens
 from rm_methods.reward_models.model import RewardOutput
 from rm_methods.scoring.scorer import RewardModelScorer, ScoringSettings, position_bias
 
@@ -47,6 +49,41 @@ def test_rows_come_in_the_order_of_items_and_responses_with_nothing_dropped(scor
 def test_scores_do_not_depend_on_batches_or_layout(scorer, items, settings):
     reference = [r.score for r in scores(scorer, items, tokens_per_batch=32, layout="plain")]
     assert [r.score for r in scores(scorer, items, **settings)] == pytest.approx(reference, abs=1e-5)
+
+
+def with_memory_for(scorer, tokens, monkeypatch):
+    """Let forwards of more tokens run out of memory; returns the tokens of those that fit."""
+    right = scorer._rewards
+    fitted = []
+
+    def rewards(encoded):
+        launched = launched_tokens(encoded, scorer._layout)
+        if launched > tokens:
+            raise RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory")
+        fitted.append(launched)
+        return right(encoded)
+
+    monkeypatch.setattr(scorer, "_rewards", rewards)
+    return fitted
+
+
+@pytest.mark.parametrize("layout", ["packed", "plain"])
+def test_scores_stay_the_same_if_forwards_do_not_fit_into_memory(scorer, items, pairs, monkeypatch, capsys, layout):
+    """Items are split, and so is an item with many responses."""
+    many = [*items, replace(items[4], item_id="many", responses=[pair.chosen * 2 for pair in pairs[:20]])]
+    reference = [(r.item_id, r.response_index, r.score) for r in scores(scorer, many, layout=layout)]
+    fitted = with_memory_for(scorer, 120, monkeypatch)
+    rows = scores(scorer, many, layout=layout)
+    assert [(r.item_id, r.response_index) for r in rows] == [row[:2] for row in reference]
+    assert [r.score for r in rows] == pytest.approx([row[2] for row in reference], abs=1e-5)
+    assert 60 < max(fitted) <= 120
+    assert capsys.readouterr().err.count("does not fit into memory, so forwards are made smaller") == 1
+
+
+def test_a_text_that_does_not_fit_into_memory_is_refused_with_its_length(scorer, items, monkeypatch):
+    with_memory_for(scorer, 10, monkeypatch)
+    with pytest.raises(UserError, match=r"A text of \d+ tokens does not fit .* Lower backbone\.max_length"):
+        scores(scorer, items)
 
 
 def test_bf16_scores_are_those_of_each_text_whatever_else_is_scored(scorer, items):
