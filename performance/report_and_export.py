@@ -8,6 +8,7 @@ The results come from the tests of the repository.  The address is a new SQLite 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
