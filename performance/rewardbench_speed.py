@@ -89,8 +89,9 @@ def inputs_stay_on_the_cpu() -> Iterator[None]:
 
 def their_pipeline(folder: Path) -> Any:
     """A `RewardBenchPipeline`, prepared as rewardbench/rewardbench.py does it, with fp32 weights."""
-    import torch
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+    from transformers import AutoModelForSequenceClassification
+
+    from rm_methods.reward_models.loading import pretrained_model, pretrained_tokenizer
 
     file = pipeline_file()
     assert file is not None
@@ -99,9 +100,9 @@ def their_pipeline(folder: Path) -> Any:
     assert specification.loader is not None
     module = importlib.util.module_from_spec(specification)
     specification.loader.exec_module(module)
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer = pretrained_tokenizer(folder)
     tokenizer.padding_side = "left"
-    model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32)
+    model, _ = pretrained_model(AutoModelForSequenceClassification, folder)
     return module.RewardBenchPipeline("text-classification", model=model, tokenizer=tokenizer)
 
 

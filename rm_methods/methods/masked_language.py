@@ -145,6 +145,9 @@ class MaskedLanguageModeling:
         probability: share of the tokens to predict.
     """
 
+    depends_on_cut = False
+    passes = 1
+
     def __init__(
         self, mask_id: int, special_ids: Sequence[int], *, vocabulary: int, seed: int, probability: float = 0.15
     ):
