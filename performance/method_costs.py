@@ -420,19 +420,19 @@ def conclusion(record: Mapping[str, Any]) -> str:
     base = record["cases"][0]["sides"][BASELINE]
     scoring = statistics.median(detail["scoring_seconds"] for detail in base["details"])
     groups = [
-        ("less than 0.9 times", [title for times, title in others if times < 0.9]),
-        ("0.9 to 1.1 times", [title for times, title in others if 0.9 <= times < 1.1]),
-        ("1.1 to 2 times", [title for times, title in others if 1.1 <= times < 2]),
-        ("2 times or more", [title for times, title in others if times >= 2]),
+        ("less than 0.9", [title for times, title in others if times < 0.9]),
+        ("0.9 to 1.1", [title for times, title in others if 0.9 <= times < 1.1]),
+        ("1.1 to 2", [title for times, title in others if 1.1 <= times < 2]),
+        ("2 or more", [title for times, title in others if times >= 2]),
     ]
     counts = [f"{words} for {len(titles)}" for words, titles in groups if titles]
     counts[0] += f" of {len(others)} methods"
-    sentences = [f"**A step takes, relative to Bradley-Terry, {', '.join(counts)}.**"]
+    sentences = [f"**Median time of a step, relative to Bradley-Terry: {', '.join(counts)}.**"]
     sentences += [
         f"{words[0].upper()}{words[1:]}: {', '.join(titles)}." for words, titles in (groups[0], groups[3]) if titles
     ]
     sentences.append(
-        f"A step of Bradley-Terry with {base['amount']} pairs takes {statistics.median(base['seconds']):.3g} s; "
+        f"A step of Bradley-Terry with {base['amount']} of {base['details'][0]['scored_pairs']} pairs takes {statistics.median(base['seconds']):.3g} s; "
         f"scoring both responses of a pair, {1000 * scoring:.3g} ms."
     )
     return " ".join(sentences)
