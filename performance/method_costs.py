@@ -2,7 +2,7 @@
 
     python -m performance run method_costs                            # tiny model of the controlled world
     python -m performance run method_costs --option model=smol        # SmolLM2-135M-Instruct on HH-RLHF pairs
-    python -m performance.method_costs --table results/noise/comparison/noise0   # the figure of cost against quality
+    python -m performance.method_costs --table results/noise/comparison/symmetric_0   # cost against quality
     python -m performance page
 
 A side is a method of the registry with the default settings of its card.  `rm_methods.training.run.train` trains it, as
@@ -432,8 +432,8 @@ def conclusion(record: Mapping[str, Any]) -> str:
         f"{words[0].upper()}{words[1:]}: {', '.join(titles)}." for words, titles in (groups[0], groups[3]) if titles
     ]
     sentences.append(
-        f"A step of Bradley-Terry with {base['amount']} of {base['details'][0]['scored_pairs']} pairs takes {statistics.median(base['seconds']):.3g} s; "
-        f"scoring both responses of a pair, {1000 * scoring:.3g} ms."
+        f"A step of Bradley-Terry with {base['amount']} of {base['details'][0]['scored_pairs']} pairs takes "
+        f"{statistics.median(base['seconds']):.3g} s; scoring both responses of a pair, {1000 * scoring:.3g} ms."
     )
     return " ".join(sentences)
 

@@ -99,8 +99,8 @@ def draw_dots(dots: Sequence[Dot], cost: str):
     across = min(len(headings), 2)
     down = math.ceil(len(headings) / across)
     names = {dot.label for dot in dots}
-    # Labels of many methods would not fit beside a low panel.
-    panel_height = max(_PANEL_HEIGHT, len(names) * _LINE_HEIGHT)
+    # Labels of many methods would not fit beside a low panel; with room, their lines cross less.
+    panel_height = max(_PANEL_HEIGHT, 1.3 * len(names) * _LINE_HEIGHT)
     cell_width = _LEFT + _PANEL_WIDTH + _GAP + text_width(sorted(names), _LABEL_SIZE)
     cell_height = _TOP + panel_height + _BOTTOM
     width = across * cell_width
@@ -162,7 +162,7 @@ def _label(axis, places: Sequence[tuple[float, float, str]], height: float) -> N
     step = (high - low) * _LINE_HEIGHT / height
     in_order = sorted(places, key=lambda place: place[1])
     heights = spread([y for _, y, _ in in_order], step)
-    line = {"arrowstyle": "-", "color": GRAY, "linewidth": 0.5, "shrinkA": 1, "shrinkB": 4}
+    line = {"arrowstyle": "-", "color": GRAY, "linewidth": 0.5, "shrinkA": 1, "shrinkB": 4, "relpos": (0, 0.5)}
     style = {"fontsize": _LABEL_SIZE, "va": "center", "annotation_clip": False, "arrowprops": line}
     for (x, y, label), label_height in zip(in_order, heights, strict=True):
         position = (1.04, (label_height - low) / (high - low))

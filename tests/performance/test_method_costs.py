@@ -124,7 +124,7 @@ def comparison(tmp_path):
         return (variant, method, title, role, "world neutral", "bradley_terry", *numbers, verdict)
 
     return write_table(
-        tmp_path / "results" / "noise" / "comparison" / "noise20",
+        tmp_path / "results" / "noise" / "comparison" / "symmetric_20",
         [
             row("bradley_terry", "bradley_terry", "Bradley-Terry", "", "", "", verdict="reference"),
             row("meta_rm", "meta_rm", "MetaRM", 0.02, -0.01, 0.05),
@@ -137,7 +137,7 @@ def comparison(tmp_path):
 
 def test_quality_is_joined_by_method(record, comparison):
     quality = method_costs.read_quality(comparison)
-    assert quality["source"] == "noise/noise20"
+    assert quality["source"] == "noise/symmetric_20"
     dots = {dot.label: dot for dot in method_costs.dots_of(record | {"quality": quality})}
     assert set(dots) == {"Bradley-Terry", "MetaRM", "frozen (Linear probe)"}
     assert (dots["MetaRM"].cost, dots["MetaRM"].difference, dots["MetaRM"].interval) == (3.0, 0.02, (-0.01, 0.05))
