@@ -124,6 +124,7 @@ class Benchmark:
         prepare: writes the inputs of a case to `work.folder`, once; not timed.
         packages: modules that all sides import beyond our dependencies.
         missing: why it cannot run here, and what to do; None if it can.
+        side_missing: the same for one side by name, which is then skipped.
         unit: what `Measurement.amount` counts, in the plural.
         detail_columns: headings of further columns, by key of `Measurement.details`; the values are numbers.
         compares: "speed" shows baseline / side (3 is three times as fast), "time" shows side / baseline.
@@ -143,6 +144,7 @@ class Benchmark:
     prepare: Callable[[Work], None] | None = None
     packages: tuple[str, ...] = ()
     missing: Callable[[Mapping[str, Any]], str | None] | None = None
+    side_missing: Callable[[Mapping[str, Any], str], str | None] | None = None
     rounds: int = 3
     unit: str = ""
     detail_columns: Mapping[str, str] = field(default_factory=dict)

@@ -114,7 +114,7 @@ def block(benchmark: Benchmark, record: Mapping[str, Any] | None) -> str:
         *(f"Not measured: {reason}." for reason in dict.fromkeys(skipped)),
         f"Machine: {machine_line(dict(record['machine']))}.",
     ]
-    return f"{command}\n{table(benchmark, record)}\n\n{_wrapped(' '.join(note for note in notes if note))}\n"
+    return f"{command}\n{table(benchmark, record)}\n\n{wrapped(' '.join(note for note in notes if note))}\n"
 
 
 def _proof(case: Mapping[str, Any]) -> str:
@@ -123,7 +123,8 @@ def _proof(case: Mapping[str, Any]) -> str:
     return f"{where}{proof['statement']} (difference {proof['difference']:.0e}, at most {proof['tolerance']:.0e})."
 
 
-def _wrapped(text: str) -> str:
+def wrapped(text: str) -> str:
+    """A paragraph in lines of the page's width."""
     return textwrap.fill(text, _WIDTH, break_long_words=False, break_on_hyphens=False)
 
 

@@ -269,6 +269,8 @@ class _CaseTiming:
         reasons = {}
         for side in self.declared:
             reason = missing_packages(side.packages, checkout.python_of(side.name))
+            if reason is None and self.benchmark.side_missing is not None:
+                reason = self.benchmark.side_missing(self.options, side.name)
             if reason:
                 self.say(f"{side.title}: skipped: {reason}")
                 reasons[side.name] = reason
