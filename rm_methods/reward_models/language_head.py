@@ -153,7 +153,7 @@ def language_head(
         )
     bias = None
     if getattr(config, "tie_word_embeddings", False):
-        weight = _whole(model.backbone.get_input_embeddings().weight)
+        weight = _whole(model.classifier.get_input_embeddings().weight)
     elif read_json(folder / RECORD)["kind"] == "tiny":
         generator = torch.Generator().manual_seed(seed)
         weight = torch.randn(config.vocab_size, config.hidden_size, generator=generator) * config.initializer_range

@@ -13,6 +13,7 @@ from rm_methods.files import read_json, write_json
 from rm_methods.methods.registry import load_method_card
 from rm_methods.model_card.facts import gather_facts
 from rm_methods.preferences.pair import make_pair
+from rm_methods.reward_models.backbones import prepare_backbone
 from rm_methods.reward_models.implicit_reward_model import (
     REFERENCE_FILE,
     causal_weights,
@@ -159,6 +160,52 @@ def test_a_backbone_whose_language_model_has_other_tensors_is_refused(prepared, 
     _, model, _, _ = made(prepared, tokenizer, pairs[:2], tmp_path)
     with pytest.raises(UserError, match=r"LlamaForCausalLM: 1 tensors .* such as model.other"):
         causal_weights(model.config, model.state_dict() | {"classifier.model.other": torch.zeros(1)})
+
+
+@pytest.fixture(scope="module", params=["tied", "untied", "gpt2", "qwen2", "gpt_neox", "phi"])
+def pretrained(request, prepared, pairs, tmp_path_factory):
+    """(backbone folder, configuration) of a small language model that counts as pretrained."""
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    llama = AutoConfig.from_pretrained(prepared[1])
+    shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
+    shape |= {"num_key_value_heads": 4}
+    shape |= {name: getattr(llama, name) for name in ("vocab_size", "bos_token_id", "eos_token_id", "pad_token_id")}
+    if request.param in ("tied", "untied"):
+        config = AutoConfig.from_pretrained(prepared[1], tie_word_embeddings=request.param == "tied")
+    elif request.param == "gpt2":
+        ids = {name: value for name, value in shape.items() if name.endswith("_id")}
+        config = AutoConfig.for_model("gpt2", n_embd=32, n_layer=2, n_head=4, vocab_size=llama.vocab_size, **ids)
+    else:
+        config = AutoConfig.for_model(request.param, **shape)
+    folder = tmp_path_factory.mktemp("pretrained")
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder / "model")
+    AutoTokenizer.from_pretrained(prepared[1]).save_pretrained(folder / "model")
+    section = experiment_config(folder, backbone={"source": str(folder / "model"), "dtype": "float32"})
+    prepare_backbone(section["backbone"], pairs, folder / "backbone")
+    return folder / "backbone", section
+
+
+def test_architectures_are_saved_and_loaded_whole(pretrained, tokenizer, pairs, tmp_path):
+    from transformers import AutoModelForCausalLM
+
+    folder, section = pretrained
+    method, model, batch, items = made((None, folder, section), tokenizer, pairs[:3], tmp_path)
+    with torch.no_grad():
+        model.language_head.projection.weight *= 3
+    method.export(model.eval(), tmp_path / "model")
+    expected = model(batch).rewards
+    assert expected.std() > 1e-3
+    loaded = load_implicit_reward_model(tmp_path / "model")
+    loaded.layout("auto")
+    torch.testing.assert_close(loaded(batch).rewards, expected, atol=1e-5, rtol=1e-5)
+    # What others load is the policy alone.
+    policy = AutoModelForCausalLM.from_pretrained(tmp_path / "model").eval()
+    ids = torch.from_numpy(items[0].sequences[0].astype(np.int64))
+    logs = policy(ids[None]).logits[0].log_softmax(-1)
+    total = sum(logs[t - 1, ids[t]] for t in range(items[0].shared, len(ids)))
+    reference = model.reference_log_probabilities(batch)[0, 0]
+    torch.testing.assert_close(0.1 * (total - reference), expected[0, 0], atol=1e-4, rtol=1e-4)
 
 
 @pytest.fixture(scope="module")
