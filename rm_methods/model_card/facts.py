@@ -15,7 +15,7 @@ from rm_methods.methods.registry import MethodCard, load_method_card
 from rm_methods.preferences.cards import list_dataset_cards, load_dataset_card
 from rm_methods.preferences.dataset_card import DatasetCard
 from rm_methods.reward_models.backbones import WORLD_MODELS, WORLD_SCRATCH, source_folder
-from rm_methods.reward_models.model_folder import MODEL_CARD
+from rm_methods.reward_models.model_folder import IMPLICIT_REWARD_RECORD, MODEL_CARD
 from rm_methods.run_card import RunSummary
 from rm_methods.stored import read_summary
 
@@ -149,7 +149,9 @@ def gather_facts(folder: Path, summary: RunSummary) -> CardFacts:
         base=_base_model(backbone) if backbone else None,
         data=_training_pairs(folder, summary, next((run["noise"] for run in trained if run.get("noise")), {})),
         required=required,
-        has_plain_weights=(folder / "config.json").is_file() and summary.get("scalar_reward", True),
+        has_plain_weights=(folder / "config.json").is_file()
+        and not (folder / IMPLICIT_REWARD_RECORD).exists()
+        and summary.get("scalar_reward", True),
     )
 
 

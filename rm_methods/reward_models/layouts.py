@@ -246,6 +246,7 @@ class SequenceBatch(ListsFields):
         real_tokens, launched_tokens: tokens without and with padding.
         longest: tokens of the longest sequence.
         first_column: int64 [S], where the first response of each joint row ends; None if the items do not say.
+        items: what the batch is made of, in its order, for models that read more than the last token.
     """
 
     input_ids: torch.Tensor
@@ -258,6 +259,7 @@ class SequenceBatch(ListsFields):
     launched_tokens: int = 0
     longest: int = 0
     first_column: torch.Tensor | None = None
+    items: tuple[TokenizedItem, ...] = ()
 
     def to(self, device: torch.device | str):
         """The same batch with all tensors on `device`."""
@@ -352,6 +354,7 @@ def lay_out(items: Sequence[TokenizedItem], layout: str, pad_id: int) -> Sequenc
             real_tokens=real_tokens,
             launched_tokens=real_tokens,
             longest=longest,
+            items=tuple(items),
         )
     first_ends = [end for item in items for end in item.first_ends]
     return SequenceBatch(
@@ -365,6 +368,7 @@ def lay_out(items: Sequence[TokenizedItem], layout: str, pad_id: int) -> Sequenc
         launched_tokens=len(sequences) * longest,
         longest=longest,
         first_column=torch.tensor(first_ends) if first_ends else None,
+        items=tuple(items),
     )
 
 

@@ -18,6 +18,7 @@ from rm_methods.validation import kind_of
 CHECKSUMS = "SHA256SUMS"
 MODEL_CARD = "README.md"
 JOINT_RECORD = "joint.json"  # marks a model folder as that of a joint model
+IMPLICIT_REWARD_RECORD = "implicit_reward.json"  # marks a model folder as that of a policy with its reference
 _LFS_POINTER = b"version https://git-lfs"
 _WEIGHTS = "model.safetensors"
 _INDEX = "model.safetensors.index.json"

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rm_methods.errors import UserError
 from rm_methods.files import read_json
-from rm_methods.reward_models.model_folder import JOINT_RECORD, check_config
+from rm_methods.reward_models.model_folder import IMPLICIT_REWARD_RECORD, JOINT_RECORD, check_config
 from rm_methods.scoring.adapters import base_folder, holds_only_adapters, merged_classifier
 from rm_methods.scoring.model_options import ModelOptions
 from rm_methods.scoring.scorer import JointScorer, RewardModelScorer, Scorer, ScoringSettings
 from rm_methods.system.cpu import prepare_cpu
+
+if TYPE_CHECKING:
+    import torch
+
+    from rm_methods.reward_models.model import RewardModel
 
 _NO_LIMIT = 10**6  # tokenizers without a limit say 10**30
 
@@ -28,6 +34,13 @@ def published_scorer(folder: Path, settings: ScoringSettings, options: ModelOpti
         has_tokenizer = (folder / "tokenizer_config.json").is_file()
         return _decoder_scorer(classifier, folder if has_tokenizer else base_folder(folder), settings, options)
     check_config(folder)
+    if (folder / IMPLICIT_REWARD_RECORD).exists():
+        from rm_methods.reward_models.implicit_reward_model import load_implicit_reward_model
+
+        _refuse(options, "a policy whose folder holds its reference", ("label", "reference", "trust_remote_code"))
+        prepare_cpu(settings.threads)
+        model = load_implicit_reward_model(folder, attention=settings.attention, autocast=_autocast(settings))
+        return _model_scorer(model, folder, settings, options)
     if options.reference is not None:
         from rm_methods.scoring.implicit_reward import ImplicitRewardScorer, refuse_reward_model
 
@@ -59,18 +72,31 @@ def _classifier_scorer(folder: Path, settings: ScoringSettings, options: ModelOp
 
 def _decoder_scorer(classifier, folder: Path, settings: ScoringSettings, options: ModelOptions) -> RewardModelScorer:
     """Args: folder: of the tokenizer."""
+    from rm_methods.reward_models.model import RewardModel
+
+    return _model_scorer(RewardModel(classifier, autocast=_autocast(settings)), folder, settings, options)
+
+
+def _model_scorer(
+    model: RewardModel, folder: Path, settings: ScoringSettings, options: ModelOptions
+) -> RewardModelScorer:
+    """Args: folder: of the tokenizer."""
     import torch
 
     from rm_methods.reward_models.backbones import load_tokenizer
     from rm_methods.reward_models.loading import length_within_positions, load_errors_explained
-    from rm_methods.reward_models.model import RewardModel
 
-    model = RewardModel(classifier, autocast=torch.bfloat16 if settings.precision == "bf16" else None)
     model = model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
-    max_length = length_within_positions(folder, classifier.config, settings.max_length)
+    max_length = length_within_positions(folder, model.config, settings.max_length)
     tokenizer = load_tokenizer(folder, max_length, options.template())
     with load_errors_explained(folder):  # its probe is the first forward, which a damaged configuration may break
         return RewardModelScorer(model, tokenizer, settings)
+
+
+def _autocast(settings: ScoringSettings) -> torch.dtype | None:
+    import torch
+
+    return torch.bfloat16 if settings.precision == "bf16" else None
 
 
 def _encoder_scorer(classifier, folder: Path, settings: ScoringSettings, options: ModelOptions) -> RewardModelScorer:
@@ -96,7 +122,7 @@ def _encoder_scorer(classifier, folder: Path, settings: ScoringSettings, options
         classifier,
         chosen_output(folder, classifier.config, classifier.config.num_labels, options.label),
         separator=tokenizer.sep_token_id if has_types and not reads_chat else None,
-        autocast=torch.bfloat16 if settings.precision == "bf16" else None,
+        autocast=_autocast(settings),
     )
     model = model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
     reader = ChatTokenizer(tokenizer, max_length) if reads_chat else TextPairReader(tokenizer, max_length)

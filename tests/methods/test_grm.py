@@ -8,12 +8,12 @@ import torch
 from safetensors.torch import load_file
 
 from rm_methods.errors import UserError
-from rm_methods.methods import grm
-from rm_methods.methods.contract import Inputs
-from rm_methods.methods.grm import dpo_regularizer, predicted_tokens, sft_regularizer, summed_log_probabilities
+from rm_methods.methods.grm import dpo_regularizer, sft_regularizer
 from rm_methods.methods.registry import load_method_card
 from rm_methods.preferences.pair import make_pair
+from rm_methods.reward_models import language_head
 from rm_methods.reward_models.backbones import load_tokenizer, prepare_backbone
+from rm_methods.reward_models.language_head import predicted_tokens, summed_log_probabilities
 from rm_methods.validation import schema_problems
 from tests.conftest import experiment_config
 from tests.methods.ready import ready_to_train
@@ -70,7 +70,7 @@ def test_log_probabilities_equal_a_loop_over_the_language_model(
     torch.testing.assert_close(summed_log_probabilities(model.language_head, hidden, items, batch, (0,)), actual[:, :1])
     # In parts of 3 tokens, with the logits computed again in the backward pass, value and gradients stay the same.
     gradient = torch.autograd.grad(actual.sum(), model.parameters(), allow_unused=True, retain_graph=True)
-    monkeypatch.setattr(grm, "_LOGITS_AT_ONCE", 3 * model.config.vocab_size)
+    monkeypatch.setattr(language_head, "LOGITS_AT_ONCE", 3 * model.config.vocab_size)
     parts = summed_log_probabilities(model.language_head, hidden, items, batch, (0, 1))
     torch.testing.assert_close(parts, actual)
     for one, other in zip(
@@ -210,23 +210,22 @@ def test_language_head_is_the_backbones_own(pretrained, tokenizer, pairs, tmp_pa
 
 
 def test_logits_are_capped_where_the_backbone_caps_them():
-    head = grm.LanguageHead(torch.tensor([[3.0], [-1.0]]), torch.tensor([1.0, 0.0]), softcap=2.0)
+    head = language_head.LanguageHead(torch.tensor([[3.0], [-1.0]]), torch.tensor([1.0, 0.0]), softcap=2.0)
     expected = [[2 * math.tanh(7 / 2), 2 * math.tanh(-2 / 2)]]
     assert head(torch.tensor([[2.0]])).tolist() == [pytest.approx(expected[0], abs=1e-6)]
 
 
-def test_backbones_that_scale_their_logits_are_refused(prepared, tokenizer, pairs, tmp_path, reward_model):
+def test_backbones_that_scale_their_logits_are_refused(prepared, reward_model):
     reward_model.config.logits_scaling = 8.0
-    inputs = Inputs(0, tmp_path, backbone=prepared[1])
-    with pytest.raises(UserError, match=r"scales its logits \(\{'logits_scaling': 8.0\}\)"):
-        grm._language_head(reward_model, inputs)
+    with pytest.raises(UserError, match=r"grm: this backbone .* scales its logits \(\{'logits_scaling': 8.0\}\)"):
+        language_head.language_head(reward_model, prepared[1], {}, 0, method="grm")
 
 
-def test_output_embeddings_of_another_width_are_refused(prepared, tmp_path, reward_model):
+def test_output_embeddings_of_another_width_are_refused(prepared, reward_model):
     reward_model.config.tie_word_embeddings = True
     reward_model.backbone.embed_tokens = torch.nn.Embedding(400, 16)
     with pytest.raises(UserError, match="reads 16 numbers, but its last layer gives 32"):
-        grm._language_head(reward_model, Inputs(0, tmp_path, backbone=prepared[1]))
+        language_head.language_head(reward_model, prepared[1], {}, 0, method="grm")
 
 
 @pytest.mark.parametrize(
