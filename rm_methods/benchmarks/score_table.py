@@ -103,7 +103,7 @@ def _row_tables(
     rows: Iterable[tuple[str, int | None, ScoredResponse]], columns: Mapping[str, str]
 ) -> Iterator[pyarrow.Table]:
     for part in in_groups(rows):
-        places = {"file": [file for file, _, _ in part], "row": [row for _, row, _ in part]}
+        places: dict[str, list[Any]] = {"file": [file for file, _, _ in part], "row": [row for _, row, _ in part]}
         yield table_of_columns(places | _columns([response for _, _, response in part]), columns)
 
 
