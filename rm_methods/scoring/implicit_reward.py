@@ -56,7 +56,7 @@ class ImplicitRewardScorer(RewardModelScorer):
         from rm_methods.reward_models.backbones import load_tokenizer
         from rm_methods.reward_models.loading import length_within_positions, pretrained_model, pretrained_tokenizer
 
-        prepare_cpu(settings.threads)
+        prepare_cpu(settings.threads, settings.precision)
         policy, _ = pretrained_model(AutoModelForCausalLM, folder, attention=settings.attention)
         max_length = length_within_positions(folder, policy.config, settings.max_length)
         tokenizer = load_tokenizer(folder, max_length, chat_template)

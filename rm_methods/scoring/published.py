@@ -29,7 +29,7 @@ def published_scorer(folder: Path, settings: ScoringSettings, options: ModelOpti
     """
     if holds_only_adapters(folder):
         _refuse(options, "adapters", ("label", "reference", "trust_remote_code"))
-        prepare_cpu(settings.threads)
+        prepare_cpu(settings.threads, settings.precision)
         classifier = merged_classifier(folder, attention=settings.attention)
         has_tokenizer = (folder / "tokenizer_config.json").is_file()
         return _decoder_scorer(classifier, folder if has_tokenizer else base_folder(folder), settings, options)
@@ -38,7 +38,7 @@ def published_scorer(folder: Path, settings: ScoringSettings, options: ModelOpti
         from rm_methods.reward_models.implicit_reward_model import load_implicit_reward_model
 
         _refuse(options, "a policy whose folder holds its reference", ("label", "reference", "trust_remote_code"))
-        prepare_cpu(settings.threads)
+        prepare_cpu(settings.threads, settings.precision)
         model = load_implicit_reward_model(folder, attention=settings.attention, autocast=_autocast(settings))
         return _model_scorer(model, folder, settings, options)
     if options.reference is not None:
@@ -63,7 +63,7 @@ def _classifier_scorer(folder: Path, settings: ScoringSettings, options: ModelOp
 
     from rm_methods.reward_models.published_head import published_classifier
 
-    prepare_cpu(settings.threads)
+    prepare_cpu(settings.threads, settings.precision)
     classifier = published_classifier(folder, attention=settings.attention, label=options.label)
     if isinstance(getattr(classifier, "score", None), nn.Linear):
         return _decoder_scorer(classifier, folder, settings, options)

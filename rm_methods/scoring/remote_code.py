@@ -55,7 +55,7 @@ class RemoteCodeScorer(RewardModelScorer):
                 f"; one of {', '.join(_CLASSES)} is needed). Leave --trust-remote-code out."
             )
         check_model_folder(folder)
-        prepare_cpu(settings.threads)
+        prepare_cpu(settings.threads, settings.precision)
         model, tokenizer = model_with_code(folder, name)
         if chat_template is not None:
             tokenizer.chat_template = chat_template

@@ -528,7 +528,7 @@ class JointScorer(RewardModelScorer):
         """Load a saved joint model."""
         from rm_methods.reward_models.joint_model import load_joint
 
-        prepare_cpu(settings.threads)
+        prepare_cpu(settings.threads, settings.precision)
         model, reader = load_joint(folder, settings.max_length, settings.precision)
         return cls(model, reader, settings)
 

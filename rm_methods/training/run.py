@@ -208,7 +208,7 @@ def _train_this_rank(run: _Run) -> RunSummary | None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     started = time.monotonic()
     dies_with_its_launcher()
-    prepare_cpu(threads_of_rank(run.threads))
+    prepare_cpu(threads_of_rank(run.threads), run.config["training"]["precision"])
     if os.environ.get("LOCAL_RANK", "0") == "0":
         check_gpus(run.config["resources"]["gpus"], run.config["training"]["processes"], "training.processes")
     live_run = None
