@@ -1,6 +1,5 @@
 import torch
 
-from rm_methods.system import cpu
 from rm_methods.system.cpu import bf16_note, prepare_cpu
 
 
