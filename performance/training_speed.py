@@ -275,10 +275,10 @@ BENCHMARK = Benchmark(
         "tests/methods/test_bradley_terry.py",
     ),
     options={
-        "pairs": Option(32, "pairs of each data set"),
+        "pairs": Option(16, "pairs of each data set"),
         "passes": Option(2, "passes over them; the time is that of all passes"),
-        "pairs_per_step": Option(32, "of our side; TRL's default is a batch of 8"),
-        "tokens_per_microbatch": Option(1024, "of our side; 1024 suits a CPU of 2 cores"),
+        "pairs_per_step": Option(16, "of our side; TRL's default is a batch of 8"),
+        "tokens_per_microbatch": Option(4096, "of our side, as by default"),
         "backbone": Option("", "a prepared backbone; made from the wheel if empty"),
     },
     packages=("trl", SMOL_PACKAGE),
