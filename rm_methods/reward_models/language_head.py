@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -153,7 +153,7 @@ def language_head(
         )
     bias = None
     if getattr(config, "tie_word_embeddings", False):
-        weight = _whole(model.classifier.get_input_embeddings().weight)
+        weight = _whole(cast(torch.Tensor, model.classifier.get_input_embeddings().weight))
     elif read_json(folder / RECORD)["kind"] == "tiny":
         generator = torch.Generator().manual_seed(seed)
         weight = torch.randn(config.vocab_size, config.hidden_size, generator=generator) * config.initializer_range

@@ -19,6 +19,7 @@ from rm_methods.reward_models.implicit_reward_model import (
     causal_weights,
     load_implicit_reward_model,
 )
+from rm_methods.reward_models.layouts import lay_out
 from rm_methods.reward_models.model_folder import IMPLICIT_REWARD_RECORD, check_checksums, weights_hash
 from rm_methods.scoring.implicit_reward import ImplicitRewardScorer
 from rm_methods.scoring.model_options import ModelOptions
@@ -324,3 +325,29 @@ def test_scores_do_not_depend_on_the_batch_or_the_layout(run, pairs):
         tables.append([row.score for row in load_scorer(run / "model", settings).score(items)])
     np.testing.assert_allclose(tables[1], tables[0], atol=1e-5)
     np.testing.assert_allclose(tables[2], tables[0], atol=1e-5)
+
+
+@pytest.mark.process
+def test_the_command_scores_a_run(run, pairs, tmp_path):
+    from click.testing import CliRunner
+
+    from rm_methods.cli import main
+
+    rows = [{"prompt": "Paint it red.", "chosen": pair.chosen, "rejected": pair.rejected} for pair in pairs[:3]]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    arguments = ["score", "--model", run / "model", "--data", tmp_path / "pairs.jsonl", "--out", tmp_path / "s.csv"]
+    result = CliRunner().invoke(main, [*map(str, arguments)])
+    assert result.exit_code == 0, result.output
+    assert len((tmp_path / "s.csv").read_text().splitlines()) == 7
+
+
+@pytest.mark.process
+def test_the_attention_of_the_policy_can_be_captured(run, tokenizer, pairs):
+    model = load_implicit_reward_model(run / "model")
+    assert model.layout("auto") == "packed"
+    batch = lay_out(tokenizer.encode((p.prompt, (p.chosen, p.rejected)) for p in pairs[:2]), "packed", 0)
+    before = model(batch).rewards
+    model.capture_attention((0,))
+    output = model(batch)
+    assert set(output.attention) == {0}
+    assert torch.equal(output.rewards, before)
