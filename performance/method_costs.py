@@ -412,25 +412,24 @@ def title_of(name: str) -> str:
 
 
 def conclusion(record: Mapping[str, Any]) -> str:
-    """How many methods cost how much, in sentences; empty without a measured Bradley-Terry."""
-    costs = costs_of(record)
-    others = [(row.step["median"], row.title) for row in costs if row.step and row.method != BASELINE]
+    """Which methods cost clearly more or less, in sentences; empty without a measured Bradley-Terry."""
+    others = [row for row in costs_of(record) if row.step and row.method != BASELINE]
     if not others:
         return ""
     base = record["cases"][0]["sides"][BASELINE]
     scoring = statistics.median(detail["scoring_seconds"] for detail in base["details"])
-    groups = [
-        ("less than 0.9", [title for times, title in others if times < 0.9]),
-        ("0.9 to 1.1", [title for times, title in others if 0.9 <= times < 1.1]),
-        ("1.1 to 2", [title for times, title in others if 1.1 <= times < 2]),
-        ("2 or more", [title for times, title in others if times >= 2]),
+    longer = [f"{row.title} {row.step['median']:.2f}" for row in others if row.step and row.step["lowest"] > 1.1]
+    shorter = [f"{row.title} {row.step['median']:.2f}" for row in others if row.step and row.step["highest"] < 0.9]
+    names = f" ({', '.join(reversed(longer))})" if longer else ""
+    sentences = [
+        f"**In every round, a step of {len(longer)} of {len(others)} methods takes more than 1.1 times as long as one "
+        f"of Bradley-Terry{names}.**"
     ]
-    counts = [f"{words} for {len(titles)}" for words, titles in groups if titles]
-    counts[0] += f" of {len(others)} methods"
-    sentences = [f"**Median time of a step, relative to Bradley-Terry: {', '.join(counts)}.**"]
-    sentences += [
-        f"{words[0].upper()}{words[1:]}: {', '.join(titles)}." for words, titles in (groups[0], groups[3]) if titles
-    ]
+    if shorter:
+        sentences.append(f"Less than 0.9 times: {', '.join(shorter)}.")
+    rest = len(others) - len(longer) - len(shorter)
+    if rest:
+        sentences.append(f"Not in every round beyond these limits: the other {rest}.")
     sentences.append(
         f"A step of Bradley-Terry with {base['amount']} of {base['details'][0]['scored_pairs']} pairs takes "
         f"{statistics.median(base['seconds']):.3g} s; scoring both responses of a pair, {1000 * scoring:.3g} ms."
