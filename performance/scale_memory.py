@@ -111,7 +111,7 @@ def random_llama() -> Any:
 
 
 def scores(model: Any, items: Sequence[Any], layout: str) -> Any:
-    """The rewards of all responses."""
+    """One forward of all responses; its `rewards` are [items, responses]."""
     import torch
 
     from rm_methods.reward_models.layouts import lay_out
@@ -154,11 +154,9 @@ def prepare(work: Work) -> None:
 
 def prove(work: Work) -> Proof:
     """Pairs get the same rewards packed, as they are computed here, and each response for itself."""
-    import torch
-
     items = [random_item(12, 20 + 8 * k, responses=2, seed=k) for k in range(3)]
     model = random_llama()
-    packed, plain = (torch.as_tensor(scores(model, items, layout)) for layout in ("packed", "plain"))
+    packed, plain = (scores(model, items, layout).rewards for layout in ("packed", "plain"))
     return Proof("rewards of packed pairs are those of single texts", float((packed - plain).abs().max()), 1e-4)
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -254,7 +255,9 @@ def unlike_rows(name: str, options: Mapping[str, Any], folder: Path) -> int:
 
     items = list(pair_items(options["pairs"]) if name in PAIR_FILES else pool_of(options))
     if name in ("pool.parquet", "pairs.parquet"):
-        return sum(read != item for read, item in zip(read_items(folder / name), items, strict=True))
+        # A file without groups has the identifiers as groups.
+        grouped = [replace(item, group=item.item_id) for item in items]
+        return sum(read != item for read, item in zip(read_items(folder / name), grouped, strict=True))
     rows = list(scored(iter(items), 0))
     table = read_scores(folder / name)
     triples = zip(table["item_id"], table["response_index"], table["score"].astype(np.float32), strict=True)
