@@ -153,7 +153,7 @@ def prepare(work: Work) -> None:
 
 
 def prove(work: Work) -> Proof:
-    """Pairs get the same rewards packed, as they are computed here, and each response for itself."""
+    """Packed pairs, which are what is measured, get the rewards of single texts."""
     items = [random_item(12, 20 + 8 * k, responses=2, seed=k) for k in range(3)]
     model = random_llama()
     packed, plain = (scores(model, items, layout).rewards for layout in ("packed", "plain"))
