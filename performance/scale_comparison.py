@@ -26,22 +26,35 @@ from rm_methods.files import read_json
 COLUMNS = {name: ["overall"] for name in ("rm_bench", "rewardbench2", "judge_bench", "helpsteer3")}
 RESULTS = Path("results/large")  # where `make_up` writes, below the folder
 # Of the experiment whose results are checked.
-SMALL = {"variants": 3, "seeds": 2, "items": 20, "steps": 3}
+SMALL = {"variants": 3, "exported_variants": 3, "seeds": 2, "items": 20, "steps": 3}
+
+
+def folder_of(work: Work) -> Path:
+    """Where the case works; exports have results of their size."""
+    return work.shared / ("exports" if work.case.startswith("export") else "all")
+
+
+def variants_of(work: Work) -> int:
+    """Variants with weights of the case."""
+    count: int = work.options["exported_variants" if work.case.startswith("export") else "variants"]
+    return count
 
 
 def prepare(work: Work) -> None:
     """Make up the results, and do once what the case continues."""
     options = work.options
-    results = work.shared / RESULTS
+    folder = folder_of(work)
+    folder.mkdir(parents=True, exist_ok=True)
+    results = folder_of(work) / RESULTS
     if work.case == "dry_run":
-        write_config(work.shared, options)
+        write_config(folder, options)
         return
     if not results.exists():
-        make_up(work.shared, options["variants"], options["seeds"], options["items"], options["steps"], columns=COLUMNS)
+        make_up(folder, variants_of(work), options["seeds"], options["items"], options["steps"], columns=COLUMNS)
     if work.case != "compare" and not (results / "comparison").exists():
         compare_runs(results)
-    if work.case == "export_again" and not (work.shared / "mlflow.db").exists():
-        export(results, work.shared)
+    if work.case == "export_again" and not (folder_of(work) / "mlflow.db").exists():
+        export(results, folder_of(work))
 
 
 def write_config(folder: Path, options: Mapping[str, Any]) -> None:
@@ -67,15 +80,15 @@ def dry_run(folder: Path, *flags: str) -> str:
 
 def run(work: Work) -> None:
     """Do the case, of which everything was prepared."""
-    results = work.shared / RESULTS
+    results = folder_of(work) / RESULTS
     if work.case == "compare":
         compare_runs(results)
     elif work.case == "report":
         report(results, results / "report.html")
     elif work.case == "dry_run":
-        dry_run(work.shared, "-q")
+        dry_run(folder_of(work), "-q")
     else:
-        pending = export(results, work.shared).pending
+        pending = export(results, folder_of(work)).pending
         if pending:
             raise RuntimeError(f"{len(pending)} runs are pending: {pending[0]['reason']}")
 
@@ -97,33 +110,33 @@ def planned_trainings(output: str) -> int:
 
 def completeness(work: Work) -> tuple[str, float]:
     """What a case must have made, and how much of it is absent."""
-    results = work.shared / RESULTS
+    results = folder_of(work) / RESULTS
     variants = [path.name for path in results.glob("runs/*")]
-    runs = work.options["variants"] * work.options["seeds"]
+    runs = variants_of(work) * work.options["seeds"]
     if work.case in ("compare", "report"):
         file = results / ("comparison/table.csv" if work.case == "compare" else "report.html")
         text = file.read_text(encoding="utf-8")
         statement = f"a small experiment's {file.name} names all {len(variants)} variants"
         return statement, float(sum(name not in text for name in variants))
     if work.case == "dry_run":
-        return f"{runs} trainings are planned", float(abs(planned_trainings(dry_run(work.shared)) - runs))
-    records = [read_json(file) for file in (work.shared / "tracking").glob("*/seed*.json")]
+        return f"{runs} trainings are planned", float(abs(planned_trainings(dry_run(folder_of(work))) - runs))
+    records = [read_json(file) for file in (folder_of(work) / "tracking").glob("*/seed*.json")]
     exported = [record for record in records if record["status"] == "exported"]
     return f"all {runs} runs are exported", float(abs(len(exported) - runs))
 
 
 def measure(work: Work) -> Measurement:
     """Do it once, with the sizes in MiB of what a reader opens."""
-    results = work.shared / RESULTS
+    results = folder_of(work) / RESULTS
     if work.case == "export":
-        (work.shared / "mlflow.db").unlink(missing_ok=True)
-        shutil.rmtree(work.shared / "tracking", ignore_errors=True)
+        (folder_of(work) / "mlflow.db").unlink(missing_ok=True)
+        shutil.rmtree(folder_of(work) / "tracking", ignore_errors=True)
     with Stopwatch() as watch:
         run(work)
     made = {"compare": sorted((results / "comparison").glob("*")), "report": [results / "report.html"]}
     sizes = {file.name: file.stat().st_size / 2**20 for file in made.get(work.case, [])}
     details = {"sizes": sizes, "largest": max(sizes.values())} if sizes else {}
-    return watch.measurement(amount=work.options["variants"] * work.options["seeds"], details=details)
+    return watch.measurement(amount=variants_of(work) * work.options["seeds"], details=details)
 
 
 BENCHMARK = Benchmark(
@@ -147,6 +160,7 @@ BENCHMARK = Benchmark(
     ),
     options={
         "variants": Option(100, "with weights"),
+        "exported_variants": Option(10, "the same of the exports, which take longest"),
         "seeds": Option(10, "of each variant"),
         "items": Option(500, "of each of the 4 benchmarks"),
         "steps": Option(100, "lines in each training log, with 8 metrics each"),

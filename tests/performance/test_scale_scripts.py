@@ -47,7 +47,9 @@ def test_a_wrong_result_is_not_timed(tmp_path, shared, monkeypatch):
 
 @pytest.mark.parametrize("case", ["compare", "report", "export", "export_again"])
 def test_stages_of_a_comparison_are_proved_and_timed(tmp_path, shared, case):
-    work = work_of(scale_comparison, case, tmp_path, shared, variants=2, seeds=2, items=20, steps=3)
+    work = work_of(
+        scale_comparison, case, tmp_path, shared, variants=2, exported_variants=2, seeds=2, items=20, steps=3
+    )
     proof = scale_comparison.prove(work)
     assert proof.difference == 0
     scale_comparison.prepare(work)
