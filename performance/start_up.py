@@ -1,17 +1,17 @@
 """What it costs to start: `rm-methods --help`, dry runs of the workflow, and a training beside its loop.
 
-    python performance/start_up.py                      # 7 runs of each
-    python performance/start_up.py --runs 3 --only help --only dry_run
+    python -m performance run start_up
+    python -m performance run start_up --rounds 7 --case help --case dry_run
 
-Judge by CPU seconds (user and system, of the whole process): wall times depend on what else the machine does.  The
-least of several runs is the steadiest.
+Judge by CPU seconds: wall times depend on what else the machine does.  Everything runs with one thread.
 
 * dry_run: `snakemake -n` with `config/quickstart.yaml`; dry_run_8x5: with 8 methods and 5 seeds; snakemake_alone: with
   a workflow of one rule, which is what Snakemake and its installed plugins cost.  The folder of results is new in the
-  first run only.
+  first round only.
 * train_fresh, train_forked: a Bradley-Terry training of the quickstart without the training loop, that is imports,
-  reading, tokenization, saving, and scoring the validation pairs.  Fresh: a new process.  Forked: from a process that
-  has imported the packages of the warm start, whose cost is warm_start.
+  reading, tokenization, saving, and scoring the validation pairs.  Fresh: in a process that imported nothing; the start
+  of Python itself is not counted.  Forked: from a process that has imported the packages of the warm start, whose cost
+  is warm_start.
 """
 
 from __future__ import annotations
@@ -21,76 +21,45 @@ import importlib
 import importlib.util
 import json
 import os
-import statistics
 import subprocess
 import sys
-import tempfile
 import time
+import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
-import click
+from performance.harness.benchmark import Benchmark, Case, Measurement, Proof, Side, Work
+from performance.harness.machine import ROOT
+from performance.harness.stopwatch import Stopwatch, peak_memory_bytes
 
-REPOSITORY = Path(__file__).resolve().parents[1]
-QUICKSTART = REPOSITORY / "config" / "quickstart.yaml"
+QUICKSTART = ROOT / "config" / "quickstart.yaml"
 VARIANT = "bradley_terry"
 EIGHT_METHODS = ("bradley_terry", "hinge", "focal", "label_smoothing", "symmetric", "ropo", "soft_labels", "rrm")
 ONE_RULE = 'rule all:\n    output:\n        "made"\n    shell:\n        "touch {output}"\n'
 BIN = Path(sys.executable).parent
 
 
-@dataclass(frozen=True)
-class Cost:
-    """CPU and wall seconds of a process; of a training, without its loop."""
-
-    cpu: float
-    wall: float
-
-
-def cost_of(command: Sequence[str | Path], folder: Path) -> Cost:
-    """Run a command in a folder, with one thread.
+def run_command(command: Sequence[str | Path], folder: Path) -> str:
+    """Run a command in a folder, with one thread; returns what it printed.
 
     Raises:
         RuntimeError: it failed; shows the end of what it printed.
     """
-    started = time.monotonic()
-    with tempfile.TemporaryFile("w+") as output:
-        process = subprocess.Popen(
-            [str(word) for word in command], cwd=folder, env=environment(), stdout=output, stderr=output
-        )
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-        wall = time.monotonic() - started
-        if status:
-            output.seek(0)
-            raise RuntimeError(f"{' '.join(map(str, command))} failed:\n{output.read()[-2000:]}")
-    return Cost(usage.ru_utime + usage.ru_stime, wall)
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"}
+    words = [str(word) for word in command]
+    done = subprocess.run(
+        words, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(words)} failed:\n{done.stdout[-2000:]}")
+    return done.stdout
 
 
-def environment() -> dict[str, str]:
-    """This checkout's code, one thread, no network."""
-    paths = [str(REPOSITORY), *filter(None, [os.environ.get("PYTHONPATH")])]
-    fixed = {
-        "MLFLOW_DISABLE_TELEMETRY": "true",
-        "OMP_NUM_THREADS": "1",
-        "HF_HUB_OFFLINE": "1",
-        "PYTHONPATH": os.pathsep.join(paths),
-    }
-    return os.environ | fixed | {"PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"}
-
-
-def dry_run(folder: Path, config: Path) -> Cost:
+def dry_run(folder: Path, config: Path) -> str:
     """`snakemake -n` of this checkout's workflow; results would go below `folder`."""
-    command = [BIN / "snakemake", "-n", "--snakefile", REPOSITORY / "Snakefile", "--directory", folder]
-    return cost_of([*command, "--configfile", config], REPOSITORY)
-
-
-def snakemake_alone(folder: Path) -> Cost:
-    """A dry run of a workflow that has one rule and imports nothing."""
-    file = folder / "one_rule.smk"
-    file.write_text(ONE_RULE)
-    return cost_of([BIN / "snakemake", "-n", "--snakefile", file, "--directory", folder], folder)
+    command = [BIN / "snakemake", "-n", "--snakefile", ROOT / "Snakefile", "--directory", folder]
+    return run_command([*command, "--configfile", config], ROOT)
 
 
 def eight_by_five(folder: Path) -> Path:
@@ -105,26 +74,45 @@ def eight_by_five(folder: Path) -> Path:
     return file
 
 
-def prepare_training(folder: Path, config: Path) -> list[str]:
-    """Prepare pairs and backbone in a folder; the arguments of a training that uses them."""
-    shared = ["--config", str(config), "--pairs", "pairs.parquet"]
-    command = [BIN / "rm-methods"]
-    cost_of([*command, "prepare", *shared, "--report", "report.json"], folder)
-    cost_of([*command, "prepare-backbone", *shared, "--out", "backbone"], folder)
-    arguments = ["train", *shared, "--backbone", "backbone", "--variant", VARIANT, "--seed", "0"]
-    return [*arguments, "--threads", "1"]
+# Cases that are a command, and a word that it prints.
+COMMANDS: dict[str, tuple[Callable[[Path], str], str]] = {
+    "help": (lambda folder: run_command([BIN / "rm-methods", "--help"], folder), "train"),
+    "snakemake_alone": (
+        lambda folder: run_command(
+            [BIN / "snakemake", "-n", "--snakefile", folder / "one_rule.smk", "--directory", folder], folder
+        ),
+        "all",
+    ),
+    "dry_run": (lambda folder: dry_run(folder, QUICKSTART), "train"),
+    "dry_run_8x5": (lambda folder: dry_run(folder, folder / "eight_by_five.yaml"), "train"),
+}
 
 
-def train(arguments: Sequence[str], record: Path, number: int) -> None:
-    """Run the verb `train` in this process, which then ends, and write how long its loop took.
+def prepare(work: Work) -> None:
+    """Write the workflows, and prepare pairs and backbone once for both trainings."""
+    (work.folder / "one_rule.smk").write_text(ONE_RULE)
+    eight_by_five(work.folder)
+    if work.case.startswith("train") and not (work.shared / "backbone").exists():
+        command = [BIN / "rm-methods"]
+        shared = ["--config", QUICKSTART, "--pairs", "pairs.parquet"]
+        run_command([*command, "prepare", *shared, "--report", "report.json"], work.shared)
+        run_command([*command, "prepare-backbone", *shared, "--out", "backbone"], work.shared)
+
+
+def train(inputs: Path, folder: Path) -> None:
+    """Run the verb `train` in this process, and write how long its loop took to loop.json.
 
     Args:
-        number: of the run; each has its folder.
+        inputs: folder with pairs and backbone.
+        folder: of the run.
     """
-    time_loop(record)
+    time_loop(folder / "loop.json")
     from rm_methods.cli import main as rm_methods
 
-    rm_methods(args=[*arguments, "--out", f"run{number}", "--work", f"work{number}"], prog_name="rm-methods")
+    arguments = ["train", "--config", QUICKSTART, "--pairs", inputs / "pairs.parquet"]
+    arguments += ["--backbone", inputs / "backbone", "--variant", VARIANT, "--seed", "0", "--threads", "1"]
+    arguments += ["--out", folder / "run", "--work", folder / "work"]
+    rm_methods(args=[str(word) for word in arguments], prog_name="rm-methods", standalone_mode=False)
 
 
 def time_loop(record: Path) -> None:
@@ -150,106 +138,114 @@ def time_loop(record: Path) -> None:
     stage.fit = fit_with_timed_loop
 
 
-def without_loop(cost: Cost, record: Path) -> Cost:
+def without_loop(watch: Stopwatch, record: Path) -> Measurement:
     """The cost of a training without the loop that `record` tells."""
     cpu, wall = json.loads(record.read_text())
-    return Cost(cost.cpu - cpu, cost.wall - wall)
+    return Measurement(
+        seconds=watch.seconds - wall,
+        cpu_seconds=watch.cpu_seconds - cpu,
+        peak_memory_bytes=peak_memory_bytes(),
+        details={"loop_cpu_seconds": cpu},
+    )
 
 
-def train_fresh(folder: Path, arguments: Sequence[str], number: int) -> Cost:
-    """A training in a new process, without its loop."""
-    record = folder / f"loop{number}.json"
-    command = [sys.executable, __file__, "--child", "fresh", record, str(number), *arguments]
-    return without_loop(cost_of(command, folder), record)
-
-
-def train_forked(folder: Path, arguments: Sequence[str], runs: int) -> tuple[list[Cost], Cost]:
-    """Trainings in processes that are forked from one with all packages, without their loops; and the imports' cost."""
-    record = folder / "forked.json"
-    cost_of([sys.executable, __file__, "--child", "forked", record, str(runs), *arguments], folder)
-    told = json.loads(record.read_text())
-    costs = [without_loop(Cost(*told["costs"][k]), record.with_suffix(f".{k}")) for k in range(runs)]
-    return costs, Cost(*told["imports"])
-
-
-def fork_trainings(record: Path, runs: int, arguments: Sequence[str]) -> None:
-    """Import the packages of the warm start, as its server does, and fork trainings one after another."""
+def import_packages() -> None:
+    """Import the packages of the warm start, as its server does."""
     from rm_methods.system.warm_start import PACKAGES
 
-    started = time.monotonic()
     for package in PACKAGES:
         if importlib.util.find_spec(package.partition(".")[0]):
             importlib.import_module(package)
     gc.collect()
     gc.freeze()
-    imports = (time.process_time(), time.monotonic() - started)
-    costs = []
-    for number in range(runs):
-        started = time.monotonic()
-        process = os.fork()
-        if process == 0:
-            train(arguments, record.with_suffix(f".{number}"), runs + number)
-        _, status, usage = os.wait4(process, 0)
-        if status:
-            sys.exit(f"A forked training failed with status {os.waitstatus_to_exitcode(status)}.")
-        costs.append((usage.ru_utime + usage.ru_stime, time.monotonic() - started))
-    record.write_text(json.dumps({"costs": costs, "imports": imports}))
 
 
-def measure(runs: int, only: Sequence[str] = ()) -> dict[str, list[Cost]]:
-    """The costs of every run, by the name of what was run.
+def train_forked(inputs: Path, folder: Path) -> None:
+    """`train` in a forked process.
 
-    Args:
-        only: names of measures; none means all.
+    Raises:
+        RuntimeError: it failed; its traceback was printed.
     """
-    costs: dict[str, list[Cost]] = {}
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary)
-        simple: dict[str, Callable[[], Cost]] = {
-            "help": lambda: cost_of([BIN / "rm-methods", "--help"], folder),
-            "snakemake_alone": lambda: snakemake_alone(folder),
-            "dry_run": lambda: dry_run(folder, QUICKSTART),
-            "dry_run_8x5": lambda: dry_run(folder, eight_by_five(folder)),
-        }
-        for name in [name for name in simple if name in (only or simple)]:
-            costs[name] = [simple[name]() for _ in range(runs)]
-        if not only or {"train_fresh", "train_forked"} & set(only):
-            arguments = prepare_training(folder, QUICKSTART)
-            if not only or "train_fresh" in only:
-                costs["train_fresh"] = [train_fresh(folder, arguments, number) for number in range(runs)]
-            if not only or "train_forked" in only:
-                costs["train_forked"], imports = train_forked(folder, arguments, runs)
-                costs["warm_start"] = [imports]
-    return costs
+    process = os.fork()
+    if process == 0:
+        status = 1
+        try:
+            train(inputs, folder)
+            status = 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            # Not sys.exit: what follows in the parent is not for this process.
+            os._exit(status)
+    _, status = os.waitpid(process, 0)
+    if status:
+        raise RuntimeError(f"A forked training failed with status {os.waitstatus_to_exitcode(status)}.")
 
 
-MEASURES = ("help", "snakemake_alone", "dry_run", "dry_run_8x5", "train_fresh", "train_forked")
+def prove(work: Work) -> Proof:
+    """Commands print what they must; a forked training has the weights of a fresh one."""
+    if work.case in COMMANDS:
+        run, word = COMMANDS[work.case]
+        return Proof(f"the output names {word}", float(word not in run(work.folder).split()), 0.0)
+    if work.case.startswith("train"):
+        with TemporaryDirectory() as one, TemporaryDirectory() as other:
+            train_forked(work.shared, Path(one))
+            train(work.shared, Path(other))
+            return Proof("weights are those of a fresh process", weights_apart(Path(one), Path(other)), 0.0)
+    from rm_methods.system.warm_start import PACKAGES
+
+    return Proof("packages to import are named", float(not PACKAGES), 0.0)
 
 
-@click.command()
-@click.option("--runs", type=click.IntRange(min=1), default=7, show_default=True, help="Runs of each.")
-@click.option("--only", type=click.Choice(MEASURES), multiple=True, help="Measure only this; may be repeated.")
-def main(runs: int, only: tuple[str, ...]) -> None:
-    """Print the least and the median of the CPU and wall seconds of each start."""
-    click.echo(f"{'seconds':<18}{'runs':>5}{'CPU: least':>12}{'median':>9}{'wall: least':>13}{'median':>9}")
-    for name, costs in measure(runs, only).items():
-        cpu, wall = [cost.cpu for cost in costs], [cost.wall for cost in costs]
-        click.echo(
-            f"{name:<18}{len(costs):>5}{min(cpu):>12.2f}{statistics.median(cpu):>9.2f}"
-            f"{min(wall):>13.2f}{statistics.median(wall):>9.2f}"
-        )
+def weights_apart(one: Path, other: Path) -> float:
+    """Largest difference of two trained models' weights."""
+    from safetensors.numpy import load_file
+
+    file = next((one / "run").rglob("model.safetensors")).relative_to(one)
+    weights, others = load_file(one / file), load_file(other / file)
+    return max(float(abs(weights[name] - others[name]).max()) for name in weights)
 
 
-def child(kind: str, record: str, number: str, *arguments: str) -> None:
-    """A process of this script: a training (`fresh`), or several that it forks (`forked`)."""
-    if kind == "fresh":
-        train(arguments, Path(record), int(number))
-    else:
-        fork_trainings(Path(record), int(number), arguments)
+def measure(work: Work) -> Measurement:
+    """Start once."""
+    os.environ["OMP_NUM_THREADS"] = "1"
+    if work.case in COMMANDS:
+        with Stopwatch() as watch:
+            COMMANDS[work.case][0](work.folder)
+        return watch.measurement()
+    if work.case == "warm_start":
+        with Stopwatch() as watch:
+            import_packages()
+        return watch.measurement()
+    if work.case == "train_forked":
+        import_packages()
+    with TemporaryDirectory() as scratch:
+        run = train_forked if work.case == "train_forked" else train
+        with Stopwatch() as watch:
+            run(work.shared, Path(scratch))
+        return without_loop(watch, Path(scratch) / "loop.json")
 
 
-if __name__ == "__main__":
-    if sys.argv[1:2] == ["--child"]:
-        child(*sys.argv[2:])
-    else:
-        main()
+BENCHMARK = Benchmark(
+    name="start_up",
+    title="Start-up",
+    question="What does it cost to start the command, the workflow and a training?",
+    sides=(Side("ours", "ours"),),
+    cases=(
+        Case("help", "`rm-methods --help`"),
+        Case("snakemake_alone", "dry run of one rule"),
+        Case("dry_run", "dry run of the quickstart"),
+        Case("dry_run_8x5", "dry run of 8 methods, 5 seeds"),
+        Case("warm_start", "imports of the warm start"),
+        Case("train_fresh", "training without its loop, new process"),
+        Case("train_forked", "training without its loop, forked"),
+    ),
+    tests=(
+        "tests/test_cli.py::test_help_imports_nothing_heavy",
+        "tests/workflow/test_workflow.py::test_dry_run_of_the_quickstart_shows_every_job",
+        "tests/system/test_warm_start.py::test_a_forked_command_sees_what_a_cold_one_sees",
+    ),
+    prepare=prepare,
+    prove=prove,
+    measure=measure,
+)

@@ -85,7 +85,7 @@ class Measurement:
     Args:
         seconds: wall time of the part that the benchmark is about.
         cpu_seconds: user and system time of the same part, over all its threads and processes.
-        peak_memory_bytes: largest resident memory of the process until then.
+        peak_memory_bytes: largest resident memory of the process, or of a child that has ended, until then.
         amount: how many units were processed (`Benchmark.unit`).
         result: numbers that another commit must reproduce (`--base`).
         details: anything else, for the record and for `Benchmark.table`.

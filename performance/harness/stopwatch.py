@@ -18,16 +18,17 @@ def cpu_seconds() -> float:
 
 
 def peak_memory_bytes() -> int:
-    """Largest resident memory of this process.
+    """Largest resident memory of this process, or of a child that has ended.
 
     Linux counts `VmHWM` from the start of the program.  `ru_maxrss` begins with that of the process that started it.
     """
+    children = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
     status = Path("/proc/self/status")
     if status.exists():
         for line in status.read_text().splitlines():
             if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+                return max(int(line.split()[1]) * 1024, children)
+    return max(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, children)
 
 
 class Stopwatch:
