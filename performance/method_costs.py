@@ -322,6 +322,7 @@ def prove(work: Work) -> Proof:
     from rm_methods.methods.contract import Inputs
     from rm_methods.methods.registry import load_method
     from rm_methods.preferences.pair import read_pairs, write_pairs
+    from rm_methods.reward_models.loading import pretrained_model
 
     # All pairs are in each step, so the first loss is that of all.
     model = MODELS[work.options["model"]]
@@ -337,7 +338,7 @@ def prove(work: Work) -> Proof:
     inputs = Inputs(0, proof, config=config, backbone=backbone_of(work))
     reader = method.reader(pairs, inputs)
     method.model(pairs, reader, inputs).save(proof / "plain")
-    plain = AutoModelForSequenceClassification.from_pretrained(proof / "plain", dtype=torch.float32).eval()
+    plain, _ = pretrained_model(AutoModelForSequenceClassification, proof / "plain")
     losses = []
     with torch.no_grad():
         for item in reader.encode((pair.prompt, (pair.chosen, pair.rejected)) for pair in pairs):

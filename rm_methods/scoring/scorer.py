@@ -29,7 +29,6 @@ from rm_methods.stored import read_record
 from rm_methods.system.cpu import prepare_cpu, return_freed_memory
 from rm_methods.system.memory import is_out_of_memory
 from rm_methods.system.progress import Progress
-from rm_methods.system.ranks import print_once
 
 if TYPE_CHECKING:
     from rm_methods.reward_models.encoder_model import EncoderRewardModel, TextPairReader
@@ -421,6 +420,8 @@ class RewardModelScorer(Scorer):
             # Outside of the handler: its traceback held the tensors of the forward.
             _free_memory()
             if math.isinf(self._fitting_tokens):
+                from rm_methods.system.ranks import print_once
+
                 print_once(
                     f"A forward of {tokens:,} tokens does not fit into memory, so forwards are made smaller; scores "
                     f"stay the same up to rounding. The cause: {cause}"

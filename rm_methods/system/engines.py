@@ -18,4 +18,4 @@ def look_for_engines_only_with_deepspeed() -> None:
     from accelerate.utils import other
 
     if hasattr(other, "is_deepspeed_available"):
-        other.is_deepspeed_available = lambda: "deepspeed" in sys.modules
+        other.is_deepspeed_available = lambda: sys.modules.get("deepspeed") is not None

@@ -86,7 +86,7 @@ def test_the_largest_shape_is_cut_to_the_layers_asked_for():
 def test_the_formula_of_activations_is_what_autograd_keeps(monkeypatch):
     from rm_methods.reward_models import packed_attention
 
-    monkeypatch.setattr(packed_attention, "_CPU_UNFUSED_LENGTH", 0)
+    monkeypatch.setattr(packed_attention, "_multiplies_blocks", lambda *_: False)
     measure = script("activation_memory")
     from transformers import LlamaConfig
 
@@ -114,7 +114,7 @@ def test_recomputed_activations_keep_no_copies_of_the_weights(monkeypatch):
     """Under ZeRO-3 such copies would stand whole on every GPU."""
     from rm_methods.reward_models import packed_attention
 
-    monkeypatch.setattr(packed_attention, "_CPU_UNFUSED_LENGTH", 0)
+    monkeypatch.setattr(packed_attention, "_multiplies_blocks", lambda *_: False)
     measure = script("activation_memory")
     assert measure.saved_bytes(measure.SHAPES[0], 2, 248, True)[1] == 0
     assert measure.saved_bytes(measure.SHAPES[0], 2, 248, False)[1] > 0

@@ -244,10 +244,10 @@ def test_training_on_text_trains_all_weights_beside_adapters(paper):
 
 def test_the_paper_has_every_method_and_every_benchmark_that_it_can(paper):
     used = {entry["method"] for entry in paper["methods"].values()}
-    need_strengths = {"bradley_terry_regression", "scaled_bradley_terry", "soft_labels"}
+    need_strengths = {"bradley_terry_regression", "scaled_bradley_terry", "soft_labels", "rm_distiller"}
     in_the_world_only = {"annotator", "cue_only", "gold", "cue_removed", "label_control"}
-    # meta_rm is refused under ZeRO-3, and attention_transfer would hold a whole 8B teacher on every GPU.
-    too_large = {"meta_rm", "attention_transfer"}
+    # meta_rm is refused under ZeRO-3; attention_transfer would hold a whole 8B teacher on every GPU, dpo its reference.
+    too_large = {"meta_rm", "attention_transfer", "dpo"}
     # An external row needs the name of a model.
     assert set(method_names()) - used == need_strengths | in_the_world_only | too_large | {"external"}
     # The world needs its own data; the others are on no hub.

@@ -94,6 +94,16 @@ def test_bf16_attention_by_blocks_equals_the_fused_kernel(prepared, items, key_h
         assert torch.nn.functional.cosine_similarity(gradient, expected_gradient, dim=0) > 0.995
 
 
+def test_equal_texts_tie_exactly(reward_model, items):
+    """A matrix product with one column would round the rows in different ways."""
+    from rm_methods.reward_models.tokenization import TokenizedItem
+
+    item = items[0]
+    twins = TokenizedItem((item.sequences[0],) * 5, item.shared, (False,) * 5, (False,) * 5)
+    rewards_N = rewards(reward_model, [twins], "packed")[0]
+    assert torch.equal(rewards_N, rewards_N[:1].expand(5))
+
+
 def test_items_without_a_shared_prompt_are_packed_too(reward_model, items):
     from rm_methods.reward_models.tokenization import TokenizedItem
 
