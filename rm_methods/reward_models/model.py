@@ -43,6 +43,18 @@ class RewardOutput(ListsFields):
         return self.rewards[:, 0] - self.rewards[:, 1]
 
 
+class RowHead(nn.Linear):
+    """A head with one output that sums each row by itself.
+
+    A matrix product with one column rounds rows in different ways, so equal texts would not tie.
+    """
+
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        """States [..., hidden] to rewards [..., 1]."""
+        rewards = (states * self.weight[0]).sum(dim=-1, keepdim=True)
+        return rewards if self.bias is None else rewards + self.bias
+
+
 class RewardModel(nn.Module):
     """Backbone + linear scalar head.
 
@@ -72,6 +84,8 @@ class RewardModel(nn.Module):
             )
         if head.weight.dtype != torch.float32:
             head.float()
+        # The same module with its parameters, hooks and shards; only its sum is another.
+        head.__class__ = RowHead
         self.classifier: PreTrainedModel = classifier
         self.autocast = autocast
         self.captured_layers: tuple[int, ...] = ()
@@ -189,26 +203,13 @@ class RewardModel(nn.Module):
             )
         last_SH = hidden_RLH[batch.read_row, batch.read_column]
         with torch.autocast(device_type, enabled=False):
-            rewards_S = self._rewards(last_SH.float())
+            rewards_S = self._head(last_SH.float())[:, 0]
         return RewardOutput(
             rewards=rewards_S.view(-1, batch.responses),
             last_hidden=last_SH.view(-1, batch.responses, last_SH.shape[-1]),
             hidden_states=hidden_RLH,
             attention=capture.captured,
         )
-
-    def _rewards(self, last_SH: torch.Tensor) -> torch.Tensor:
-        """The head at each row, fp32 [S].
-
-        A sum over each row by itself, because a matrix product with one column rounds rows in different ways: equal
-        texts would not tie.
-        """
-        weight_1H = self._head.weight
-        if type(self._head) is not nn.Linear or hasattr(weight_1H, "ds_id"):
-            # ZeRO-3 gathers a module's shards when it is called.
-            return self._head(last_SH)[:, 0]
-        rewards_S = (last_SH * weight_1H[0]).sum(dim=-1)
-        return rewards_S if self._head.bias is None else rewards_S + self._head.bias
 
     def save(self, folder: str | Path, state_dict: dict[str, torch.Tensor] | None = None) -> None:
         """Write a plain sequence-classification folder (safetensors) that transformers loads with no code of ours.
