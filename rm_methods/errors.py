@@ -15,6 +15,12 @@ _NEAR = 0.5  # ratio of difflib
 _VERY_NEAR = 0.75
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, at most 200 characters; the name of its type if it has none."""
+    lines = str(error).strip().splitlines()
+    return lines[0][:200] if lines else type(error).__name__
+
+
 class UserError(Exception):
     """The user's input is wrong. The text says what is wrong, the value seen, what is allowed, and what to do."""
 

@@ -21,7 +21,7 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
 
-from rm_methods.errors import UserError
+from rm_methods.errors import UserError, first_line
 from rm_methods.files import read_json, write_json, written_atomically
 from rm_methods.reward_models.language_head import LanguageHead, summed_log_probabilities
 from rm_methods.reward_models.layouts import SequenceBatch
@@ -168,10 +168,9 @@ def load_implicit_reward_model(
     try:
         reference.load_state_dict(load_file(folder / REFERENCE_FILE))
     except (OSError, SafetensorError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0]
         raise UserError(
-            f"{folder / REFERENCE_FILE}: the reference of the policy cannot be read ({reason}). Copy the folder again, "
-            "or train the run again."
+            f"{folder / REFERENCE_FILE}: the reference of the policy cannot be read ({first_line(error)}). Copy the "
+            "folder again, or train the run again."
         ) from error
     model = ImplicitRewardModel(
         _classifier_of(policy),

@@ -22,7 +22,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from rm_methods.errors import UserError
+from rm_methods.errors import UserError, first_line
 from rm_methods.reward_models import packed_attention
 from rm_methods.reward_models.layouts import lay_out
 from rm_methods.reward_models.tokenization import TokenizedItem
@@ -109,7 +109,7 @@ def _try_packing(
         raise
     except Exception as error:
         # A model may raise any error on a layout that its authors never tried; the plain one remains.
-        return None, f"its packed forward fails ({_first_line(error)})"
+        return None, f"its packed forward fails ({first_line(error)})"
     if largest <= limit:
         return packed, None
     obstacle = (
@@ -308,12 +308,8 @@ def _forward_explained(model) -> Iterator[None]:
     except Exception as error:
         raise UserError(
             f"{type(model.classifier).__name__} is refused: it does not compute a batch of text rows "
-            f"({_first_line(error)}). Use another model."
+            f"({first_line(error)}). Use another model."
         ) from error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _difference(ours_SH: torch.Tensor, theirs_SH: torch.Tensor) -> float:

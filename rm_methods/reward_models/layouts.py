@@ -48,8 +48,13 @@ class Bucket:
     def _biases(self) -> dict[torch.dtype, torch.Tensor]:
         return {}
 
-    def bias(self, dtype: torch.dtype) -> torch.Tensor:
-        """Additive mask [G, 1, Q, K], made once for all layers."""
+    def bias(self, dtype: torch.dtype) -> torch.Tensor | None:
+        """Additive mask [G, 1, Q, K], made once for all layers; None without keys before the queries.
+
+        Such a group is causal as a whole, and kernels are faster without a mask.
+        """
+        if self.keys.shape == self.queries.shape:
+            return None
         if dtype not in self._biases:
             length = self.queries.shape[1]
             is_hidden_QK = torch.ones(length, self.keys.shape[1], dtype=torch.bool, device=self.keys.device)
@@ -135,7 +140,7 @@ class AttentionMap:
         responses = [(self.prompt_lengths[prompt_of[s]], length) for s, length in enumerate(self.response_lengths)]
         buckets = []
         is_token = []
-        places = _KeyPlaces(response_end[-1])
+        places = _KeyPlaces()
         for members in _similar_groups(prompts, overhead):
             queries, is_query = _padded_ranges(prompt_end[members], prompt_end[members + 1])
             places.add(queries, is_query)
@@ -169,8 +174,7 @@ class AttentionMap:
 class _KeyPlaces:
     """Collects where tokens occur among the keys of buckets."""
 
-    def __init__(self, tokens: int):
-        self.tokens = tokens
+    def __init__(self) -> None:
         self.count = 0
         self.token: list[np.ndarray] = []
         self.place: list[np.ndarray] = []

@@ -44,9 +44,9 @@ class RewardOutput(ListsFields):
 
 
 class RowHead(nn.Linear):
-    """A head with one output that sums each row by itself.
+    """A linear layer with one output that sums each row by itself, so equal texts tie exactly.
 
-    A matrix product with one column rounds rows in different ways, so equal texts would not tie.
+    A matrix product with one column may round equal rows differently.
     """
 
     def forward(self, states: torch.Tensor) -> torch.Tensor:
@@ -84,8 +84,10 @@ class RewardModel(nn.Module):
             )
         if head.weight.dtype != torch.float32:
             head.float()
-        # The same module with its parameters, hooks and shards; only its sum is another.
-        head.__class__ = RowHead
+        # The same module with its parameters, hooks and shards; only its sum is another.  A subclass
+        # may compute more than a product, so it stays.
+        if type(head) is nn.Linear:
+            head.__class__ = RowHead
         self.classifier: PreTrainedModel = classifier
         self.autocast = autocast
         self.captured_layers: tuple[int, ...] = ()

@@ -18,6 +18,7 @@ import torch
 from torch.autograd.function import once_differentiable
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from rm_methods.reward_models.activations import BLOCK, KEPT_LENGTH
 from rm_methods.reward_models.attention_capture import AttentionCapture
 from rm_methods.reward_models.layouts import AttentionMap, Regrouping
 
@@ -26,13 +27,8 @@ NAME = "packed_sdpa"
 
 # On a CPU. Another bucket costs about as much as padded scores of this many multiply-adds (docs/speed.md).
 _BUCKET_COST = 6_000_000
-# Queries of a block. Longer groups skip the keys that none of a block's queries sees.
-_BLOCK = 128
-# Attention weights of groups with more keys are computed again in the backward pass: their memory would grow with the
-# square of the length, and up to here keeping them is faster.
-_KEPT_LENGTH = 512
 
-_IS_LATER = torch.ones(_BLOCK, _BLOCK, dtype=torch.bool).triu(1)
+_IS_LATER = torch.ones(BLOCK, BLOCK, dtype=torch.bool).triu(1)
 
 
 def packed_attention(
@@ -79,10 +75,10 @@ def packed_attention(
                 query_GhQd, key_GnKd, value_GnKd, bucket.key_is_padding, options.get("scaling")
             )
         else:
-            bias = None if bucket.queries is bucket.keys else bucket.bias(query_GhQd.dtype)
+            bias = bucket.bias(query_GhQd.dtype)
             output_GQhd = ALL_ATTENTION_FUNCTIONS[KERNEL](module, query_GhQd, key_GnKd, value_GnKd, bias, **options)[0]
-        outputs.append(output_GQhd.reshape(-1, heads * size))
-    return _Read.apply(torch.cat(outputs), regrouping).view(1, -1, heads, size), None
+        outputs.append(output_GQhd.flatten(0, 1).flatten(1))
+    return _Read.apply(torch.cat(outputs), regrouping).unflatten(1, (heads, -1))[None], None
 
 
 # No mask function is registered beside it: transformers then builds no mask.
@@ -160,14 +156,22 @@ def tokens_of_pairs(x_1hTd: torch.Tensor, attention_map: AttentionMap) -> torch.
 
 def _attend(module, query, key, value, mask, **options):
     """Attention of plain rows."""
-    if mask is None and getattr(module, "is_causal", True) and _multiplies_blocks(query, options):
+    is_causal = options.get("is_causal")
+    if is_causal is None:
+        is_causal = getattr(module, "is_causal", True)
+    if mask is None and is_causal and _multiplies_blocks(query, options):
         return block_products(query, key, value, None, options.get("scaling")), None
     return ALL_ATTENTION_FUNCTIONS[KERNEL](module, query, key, value, mask, **options)
 
 
 def _multiplies_blocks(query: torch.Tensor, options: dict) -> bool:
-    """Whether `block_products` computes the attention; its definition has no dropout."""
-    return query.device.type == "cpu" and not options.get("dropout")
+    """Whether `block_products` computes the attention.
+
+    Its definition has no dropout and no other option that changes weights.  Those go to the kernel of transformers,
+    which follows them or refuses them.
+    """
+    changes_weights = any(options.get(name) is not None for name in ("softcap", "position_bias"))
+    return query.device.type == "cpu" and not options.get("dropout") and not changes_weights
 
 
 def block_products(
@@ -184,12 +188,13 @@ def block_products(
 
     Args:
         query_GhQd: the last Q of the K tokens of each group; any float dtype.
-        key_GnKd, value_GnKd: n divides h; heads that share a key head become its queries.
+        key_GnKd, value_GnKd: n divides h; heads that share a key head become its queries.  The head size of the values
+            may be another.
         key_is_padding_GK: bool, True at keys that no query sees; not among the last Q; or None.
         scaling: of the scores; None is d ** -0.5.
 
     Returns:
-        [G, Q, h, d].
+        [G, Q, h, d], with the head size of the values.
     """
     scaling = query_GhQd.shape[-1] ** -0.5 if scaling is None else scaling
     return _BlockProducts.apply(query_GhQd, key_GnKd, value_GnKd, key_is_padding_GK, scaling)
@@ -219,46 +224,48 @@ class _BlockProducts(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, query_GhQd, key_GnKd, value_GnKd, key_is_padding_GK, scaling):
-        groups, heads, queries, size = query_GhQd.shape
+        groups, heads, queries, _ = query_GhQd.shape
         key_heads, keys = key_GnKd.shape[1:3]
-        key_MKd, value_MKd = (x.reshape(groups * key_heads, keys, size) for x in (key_GnKd, value_GnKd))
+        key_MKd, value_MKd = (x.reshape(groups * key_heads, keys, x.shape[3]) for x in (key_GnKd, value_GnKd))
         ctx.shape = groups, key_heads, heads // key_heads, queries, keys
         ctx.scaling = scaling
         ctx.bias_M1K = _padding_bias(key_is_padding_GK, key_MKd)
-        ctx.kept = []
-        keep = any(ctx.needs_input_grad[:3]) and keys <= _KEPT_LENGTH
-        output_GhQd = query_GhQd.new_empty(groups, queries, heads, size).transpose(1, 2)
-        for start in range(0, queries, _BLOCK):
-            query_MBd, weights_MBk = _weights(ctx, query_GhQd, key_MKd, start)
+        keeps = any(ctx.needs_input_grad) and keys <= KEPT_LENGTH
+        kept = []
+        output_GhQd = query_GhQd.new_empty(groups, queries, heads, value_MKd.shape[2]).transpose(1, 2)
+        for start in range(0, queries, BLOCK):
+            weights_MBk = _weights(ctx, _block_rows(ctx, query_GhQd, start), key_MKd, start)
             output_MBd = weights_MBk @ value_MKd[:, : weights_MBk.shape[2]]
-            output_GhQd[:, :, start : start + _BLOCK] = _by_head(ctx, output_MBd)
-            if keep:
-                ctx.kept.append((query_MBd, weights_MBk))
-        ctx.save_for_backward(query_GhQd, key_MKd, value_MKd)
+            output_GhQd[:, :, start : start + BLOCK] = _by_head(ctx, output_MBd)
+            if keeps:
+                kept.append(weights_MBk)
+        # Tensors kept in another way would outlive the backward pass, and recomputed activations would not drop them.
+        ctx.save_for_backward(query_GhQd, key_MKd, value_MKd, *kept)
         return output_GhQd.transpose(1, 2)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, gradient_GQhd):
-        query_GhQd, key_MKd, value_MKd = ctx.saved_tensors
+        query_GhQd, key_MKd, value_MKd, *kept = ctx.saved_tensors
         gradient_GhQd = gradient_GQhd.transpose(1, 2)
         query_gradient_GhQd = torch.empty_like(query_GhQd)
         key_gradient_MKd = torch.empty_like(key_MKd)
         value_gradient_MKd = torch.empty_like(value_MKd)
-        starts = range(0, query_GhQd.shape[2], _BLOCK)
+        starts = range(0, query_GhQd.shape[2], BLOCK)
         # The last block sees all keys, so it comes first and needs no zeros to add to.
         for number, start in reversed(list(enumerate(starts))):
             add = torch.Tensor.copy_ if start == starts[-1] else torch.Tensor.add_
-            query_MBd, weights_MBk = ctx.kept[number] if ctx.kept else _weights(ctx, query_GhQd, key_MKd, start)
+            query_MBd = _block_rows(ctx, query_GhQd, start)
+            weights_MBk = kept[number] if kept else _weights(ctx, query_MBd, key_MKd, start)
             seen = weights_MBk.shape[2]
-            gradient_MBd = _rows(ctx, gradient_GhQd[:, :, start : start + _BLOCK])
+            gradient_MBd = _block_rows(ctx, gradient_GhQd, start)
             add(value_gradient_MKd[:, :seen], weights_MBk.transpose(1, 2) @ gradient_MBd)
             weights_gradient_MBk = gradient_MBd @ value_MKd[:, :seen].transpose(1, 2)
             scores_gradient_MBk = torch.ops.aten._softmax_backward_data(
                 weights_gradient_MBk, weights_MBk, -1, weights_MBk.dtype
             )
             query_gradient_MBd = (scores_gradient_MBk @ key_MKd[:, :seen]).mul_(ctx.scaling)
-            query_gradient_GhQd[:, :, start : start + _BLOCK] = _by_head(ctx, query_gradient_MBd)
+            query_gradient_GhQd[:, :, start : start + BLOCK] = _by_head(ctx, query_gradient_MBd)
             key_gradient_MBd = (scores_gradient_MBk.transpose(1, 2) @ query_MBd).mul_(ctx.scaling)
             add(key_gradient_MKd[:, :seen], key_gradient_MBd)
         groups, key_heads, _, _, keys = ctx.shape
@@ -276,23 +283,22 @@ def _padding_bias(key_is_padding_GK: torch.Tensor | None, key_MKd: torch.Tensor)
     return bias_GK.repeat_interleave(len(key_MKd) // groups, dim=0)
 
 
-def _weights(ctx, query_GhQd: torch.Tensor, key_MKd: torch.Tensor, start: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The queries [M, B, d] of a block and their attention weights [M, B, k]."""
+def _weights(ctx, query_MBd: torch.Tensor, key_MKd: torch.Tensor, start: int) -> torch.Tensor:
+    """The attention weights [M, B, k] of the block of queries that begins at `start`."""
     _, _, repeats, queries, keys = ctx.shape
-    block_GhQd = query_GhQd[:, :, start : start + _BLOCK]
-    length = block_GhQd.shape[2]
+    length = query_MBd.shape[1] // repeats
     seen = keys - queries + start + length
-    query_MBd = _rows(ctx, block_GhQd)
     bias_M1k = ctx.bias_M1K[:, :, :seen]
     scores_MBk = torch.baddbmm(bias_M1k, query_MBd, key_MKd[:, :seen].transpose(1, 2), alpha=ctx.scaling)
-    own_Mrqq = scores_MBk.view(len(key_MKd), repeats, length, seen)[:, :, :, seen - length :]
-    own_Mrqq.masked_fill_(_IS_LATER[:length, :length], torch.finfo(scores_MBk.dtype).min)
-    return query_MBd, scores_MBk.softmax(-1)
+    within_Mrqq = scores_MBk.view(len(key_MKd), repeats, length, seen)[:, :, :, seen - length :]
+    within_Mrqq.masked_fill_(_IS_LATER[:length, :length], torch.finfo(scores_MBk.dtype).min)
+    return scores_MBk.softmax(-1)
 
 
-def _rows(ctx, x_Ghqd: torch.Tensor) -> torch.Tensor:
-    """[G, h, q, d] as [M, B, d]."""
+def _block_rows(ctx, x_GhQd: torch.Tensor, start: int) -> torch.Tensor:
+    """The block of [G, h, Q, d] that begins at query `start`, as [M, B, d]."""
     groups, key_heads, repeats, _, _ = ctx.shape
+    x_Ghqd = x_GhQd[:, :, start : start + BLOCK]
     return x_Ghqd.reshape(groups * key_heads, repeats * x_Ghqd.shape[2], x_Ghqd.shape[3])
 
 

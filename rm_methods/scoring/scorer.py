@@ -19,7 +19,7 @@ import numpy as np
 
 from rm_methods.benchmarks.item import BenchmarkItem
 from rm_methods.benchmarks.score_table import Preferences, ScoredResponse, response_hash
-from rm_methods.errors import DataError, UserError, nearest_path
+from rm_methods.errors import DataError, UserError, first_line, nearest_path
 from rm_methods.preferences.pair import Message, PreferencePair
 from rm_methods.reward_models.model_folder import check_checksums
 from rm_methods.reward_models.tokenization import OfficialText, RefusedConversations, TokenizedItem
@@ -413,10 +413,11 @@ class RewardModelScorer(Scorer):
                     raise
                 if not halves:
                     raise UserError(
-                        f"A text of {max(encoded[0].lengths):,} tokens does not fit into memory by itself ({error}). "
-                        "Lower backbone.max_length (--max-length), or use more memory."
+                        f"A text of {max(encoded[0].lengths):,} tokens does not fit into memory by itself. Lower "
+                        "backbone.max_length (--max-length), or use more memory. The cause: "
+                        f"{first_line(error)}"
                     ) from error
-                cause = str(error)
+                cause = first_line(error)
             # Outside of the handler: its traceback held the tensors of the forward.
             _free_memory()
             if math.isinf(self._fitting_tokens):

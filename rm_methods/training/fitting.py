@@ -9,7 +9,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rm_methods.errors import UserError
+from rm_methods.errors import UserError, first_line
 from rm_methods.files import is_intact, written_with_checksum
 from rm_methods.system.deepspeed import check_installed, configuration_file
 from rm_methods.system.memory import check_offload, is_out_of_memory
@@ -164,7 +164,7 @@ def fit(
     from transformers.trainer_callback import PrinterCallback
 
     from rm_methods.system.ranks import from_rank_zero
-    from rm_methods.training.micro_batches import first_line, forget_reductions
+    from rm_methods.training.micro_batches import forget_reductions
     from rm_methods.training.trainer import RestoredSettings, RewardTrainer, last_complete_checkpoint
 
     if arguments.deepspeed:

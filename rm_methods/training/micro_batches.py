@@ -20,6 +20,7 @@ import torch
 
 from rm_methods.errors import UserError
 from rm_methods.files import read_json, write_json
+from rm_methods.reward_models import packed_attention
 from rm_methods.reward_models.activations import kept_bytes_of
 from rm_methods.run_card import Reduction
 from rm_methods.system.memory import GRADIENT, MOMENTS
@@ -69,23 +70,30 @@ def smaller_limit(limit: int, tokens: int) -> int:
 
     >>> smaller_limit(4096, 3000), smaller_limit(4096, 4096), smaller_limit(4096, 900)
     (2048, 2048, 512)
+
+    It falls below the smallest value of the configuration only for such a small micro-batch.
     """
-    while limit >= tokens and limit > SMALLEST_LIMIT:
+    while limit >= tokens:
         limit //= 2
-    return max(limit, SMALLEST_LIMIT)
+    return max(limit, min(SMALLEST_LIMIT, tokens - 1))
 
 
-def needed_bytes(model: torch.nn.Module, tokens: int, *, passes: int, bf16: bool, recomputed: bool) -> int | None:
+def needed_bytes(
+    model: torch.nn.Module, tokens: int, *, keys: float, passes: int, bf16: bool, recomputed: bool
+) -> int | None:
     """Main memory that a training takes beyond the model's weights; None for a model whose sizes are not known.
 
     Gradients, Adam's moments, bf16 copies of the weights, and what a micro-batch of so many tokens keeps.
 
     Args:
+        keys: attention weights of our attention that are kept, per token and head.
         passes: forwards of a micro-batch that are kept at the same time.
         bf16: whether the backbone computes in bf16; in fp32 a token counts twice.
     """
     config = getattr(model, "config", None)
-    kept = None if config is None else kept_bytes_of(config, recomputed)
+    if getattr(config, "_attn_implementation", None) != packed_attention.NAME:
+        keys = 0  # the kernels of transformers keep none
+    kept = None if config is None else kept_bytes_of(config, recomputed, keys)
     if kept is None:
         return None
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
@@ -141,9 +149,3 @@ def write_reductions(work: Path, reductions: Sequence[Reduction]) -> None:
     """Store them for a resumed run, which then cuts the same steps the same way."""
     work.mkdir(parents=True, exist_ok=True)
     write_json(work / _FILE, cast(Any, list(reductions)))
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error's message, at most 200 characters; the name of its type if it has none."""
-    lines = str(error).strip().splitlines()
-    return lines[0][:200] if lines else type(error).__name__

@@ -29,9 +29,10 @@ from torch.utils.data import DataLoader, Dataset
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from rm_methods.errors import UserError
+from rm_methods.errors import UserError, first_line
 from rm_methods.files import damage, read_json_lines, seal, write_text
 from rm_methods.preferences.pair import PreferencePair
+from rm_methods.reward_models.activations import attention_weights
 from rm_methods.reward_models.batching import MicroBatch, StepPlan, divided
 from rm_methods.reward_models.joint_model import JointOutput
 from rm_methods.reward_models.layouts import PairBatch, launched_tokens, lay_out
@@ -48,7 +49,6 @@ from rm_methods.training.micro_batches import (
     StateBefore,
     cannot_reduce,
     does_not_fit,
-    first_line,
     needed_bytes,
     read_reductions,
     smaller_limit,
@@ -103,19 +103,23 @@ class PlannedSteps(Dataset):
         self.plan = divided(self.plan, self.items, first=first, tokens_per_microbatch=limit, layout=self.layout)
         self.limit = limit
 
-    def largest_micro_batch(self, first: int) -> tuple[int, int]:
-        """Tokens and pairs of the largest micro-batch of all ranks, from step `first` on; of equal ones the most pairs.
+    def largest_micro_batch(self, first: int) -> tuple[int, int, int]:
+        """The largest micro-batch of all ranks, from step `first` on; of equal ones that with the most pairs.
 
         Returns:
-            (0, 1) without steps.
+            Its tokens, its pairs, and the attention weights that one head keeps; (0, 1, 0) without steps.
         """
-        sizes = [
-            (launched_tokens([self.items[i] for i in batch.indices], self.layout), len(batch.indices))
+        batches = [
+            [self.items[i] for i in batch.indices]
             for step in self.plan[first:]
             for rank in step.ranks
             for batch in rank
         ]
-        return max(sizes, default=(0, 1))
+        sizes = [
+            (launched_tokens(items, self.layout), len(items), attention_weights(items, self.layout))
+            for items in batches
+        ]
+        return max(sizes, default=(0, 1, 0))
 
     def __len__(self) -> int:
         return len(self.plan)
@@ -290,9 +294,15 @@ class RewardTrainer(Trainer):
         model = cast(torch.nn.Module, self.model)
         recomputes = self._recomputes(model)
         while True:
-            tokens, pairs = self.steps.largest_micro_batch(first)
-            passes = self.method.passes
-            needed = needed_bytes(model, tokens, passes=passes, bf16=bf16, recomputed=recomputes)
+            tokens, pairs, weights = self.steps.largest_micro_batch(first)
+            needed = needed_bytes(
+                model,
+                tokens,
+                keys=weights / max(tokens, 1),
+                passes=self.method.passes,
+                bf16=bf16,
+                recomputed=recomputes,
+            )
             if needed is None or needed <= free:
                 return
             estimate = f"estimated need {needed / 1e9:.1f} GB, {source} {free / 1e9:.1f} GB"

@@ -29,6 +29,8 @@ def test_regrouping_by_hand():
     prompts, responses = regrouping.buckets
     assert prompts.queries.tolist() == prompts.keys.tolist() == [[0, 1], [2, 0]]
     assert prompts.key_is_padding is None
+    # A kernel computes whole prompts as causal attention, without a mask.
+    assert prompts.bias(torch.float32) is None
     assert responses.queries.tolist() == [[3, 4, 5], [6, 0, 0], [7, 0, 0], [8, 9, 0]]
     assert responses.keys.tolist() == [[0, 1, 3, 4, 5], [0, 1, 6, 0, 0], [2, 0, 7, 0, 0], [2, 0, 8, 9, 0]]
     # The second item's prompt is one token long: its padding is never attended to.

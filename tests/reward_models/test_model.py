@@ -104,6 +104,19 @@ def test_equal_texts_tie_exactly(reward_model, items):
     assert torch.equal(rewards_N, rewards_N[:1].expand(5))
 
 
+def test_a_head_that_is_more_than_a_linear_layer_keeps_its_forward(reward_model, items):
+    class Doubled(torch.nn.Linear):
+        def forward(self, states):
+            return 2 * super().forward(states)
+
+    once = rewards(reward_model, items, "plain")
+    classifier = reward_model.classifier
+    doubled = Doubled(classifier.score.in_features, 1, bias=False)
+    doubled.load_state_dict(classifier.score.state_dict())
+    classifier.score = doubled
+    torch.testing.assert_close(rewards(RewardModel(classifier), items, "plain"), 2 * once)
+
+
 def test_items_without_a_shared_prompt_are_packed_too(reward_model, items):
     from rm_methods.reward_models.tokenization import TokenizedItem
 

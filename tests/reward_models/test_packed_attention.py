@@ -1,10 +1,13 @@
 """Attention by blocks of matrix products against its definition, and buckets against one dense mask."""
 
+from contextlib import contextmanager
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from rm_methods.reward_models import packed_attention
 from rm_methods.reward_models.layouts import AttentionMap, lay_out, token_positions
@@ -17,6 +20,19 @@ SIZE = 8
 def tensors(*shapes, dtype=torch.float64):
     generator = torch.Generator().manual_seed(0)
     return [torch.randn(shape, generator=generator, dtype=dtype).requires_grad_() for shape in shapes]
+
+
+@contextmanager
+def kept_for_backward():
+    """The tensors that autograd keeps, in a list."""
+    kept = []
+
+    def keep(tensor):
+        kept.append(tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        yield kept
 
 
 def with_gradients(attention, inputs, *options):
@@ -34,8 +50,8 @@ def with_gradients(attention, inputs, *options):
 @pytest.mark.parametrize(("heads", "key_heads"), [(4, 4), (4, 2), (3, 1)])
 @pytest.mark.parametrize(("queries", "keys"), [(1, 1), (7, 7), (4, 9), (1, 6)])
 def test_blocks_equal_the_definition(monkeypatch, kept, block, heads, key_heads, queries, keys):
-    monkeypatch.setattr(packed_attention, "_KEPT_LENGTH", kept)
-    monkeypatch.setattr(packed_attention, "_BLOCK", block)
+    monkeypatch.setattr(packed_attention, "KEPT_LENGTH", kept)
+    monkeypatch.setattr(packed_attention, "BLOCK", block)
     inputs = tensors((3, heads, queries, SIZE), (3, key_heads, keys, SIZE), (3, key_heads, keys, SIZE))
     # The second group's prompt is padded by two keys, as far as keys come before the queries.
     is_padding = torch.zeros(3, keys, dtype=torch.bool)
@@ -93,7 +109,7 @@ def test_buckets_equal_one_dense_mask(lengths, bucket_cost):
     for positions in token_positions(items, "packed"):
         for number, position in enumerate(positions):
             sees[position, positions[: number + 1]] = True
-    inputs = tensors((1, 4, count, SIZE), (1, 2, count, SIZE), (1, 2, count, SIZE))
+    inputs = tensors((1, 4, count, SIZE), (1, 2, count, SIZE), (1, 2, count, SIZE - 3))
 
     def packed(query, key, value):
         attention_map = AttentionMap(batch.attention_map.prompt_lengths, batch.attention_map.response_lengths)
@@ -133,9 +149,65 @@ def test_memory_of_a_long_text_is_linear():
     kept = []
     for length in (1024, 4096):
         inputs = tensors((1, 2, length, SIZE), (1, 1, length, SIZE), (1, 1, length, SIZE), dtype=torch.float32)
-        saved = block_products(*inputs, None, None).grad_fn
-        while not hasattr(saved, "kept"):
-            saved = saved.next_functions[0][0]
-        assert saved.kept == []
-        kept.append(sum(tensor.numel() for tensor in saved.saved_tensors))
+        with kept_for_backward() as tensors_kept:
+            block_products(*inputs, None, None)
+        kept.append(sum(tensor.numel() for tensor in tensors_kept))
     assert kept[1] == 4 * kept[0]
+
+
+def test_autograd_knows_every_tensor_that_is_kept(monkeypatch):
+    """Then recomputed activations drop them, and the backward pass frees them."""
+    right = packed_attention._weights
+    weights = []
+
+    def recorded(*arguments):
+        weights.append(right(*arguments))
+        return weights[-1]
+
+    monkeypatch.setattr(packed_attention, "_weights", recorded)
+    inputs = tensors((1, 2, 200, SIZE), (1, 1, 300, SIZE), (1, 1, 300, SIZE))
+    with kept_for_backward() as kept:
+        output = block_products(*inputs, None, None)
+    assert len(weights) == 2
+    addresses = {tensor.data_ptr() for tensor in kept}
+    assert {tensor.data_ptr() for tensor in weights} <= addresses
+    output.sum().backward()
+    assert len(weights) == 2  # not computed again
+    with torch.no_grad(), kept_for_backward() as kept:
+        block_products(*inputs, None, None)
+    assert not kept
+
+
+def test_values_may_have_another_head_size():
+    """As in the attention of DeepSeek V2 and V3."""
+    inputs = tensors((2, 4, 5, SIZE), (2, 2, 7, SIZE), (2, 2, 7, SIZE - 3))
+    blocks = with_gradients(block_products, inputs, None, 0.3)
+    definition = with_gradients(plain_attention, inputs, None, 0.3)
+    assert blocks[0].shape == (2, 5, 4, SIZE - 3)
+    for actual, expected in zip(blocks, definition, strict=True):
+        torch.testing.assert_close(actual, expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("layer", "options"),
+    [
+        (Layer, {"is_causal": False}),
+        (type("Encoder", (Layer,), {"is_causal": False}), {}),
+        (Layer, {"position_bias": torch.arange(36.0, dtype=torch.float64).view(1, 1, 6, 6)}),
+        (Layer, {"softcap": 5.0}),
+        (Layer, {"dropout": 0.5}),
+    ],
+)
+def test_options_that_blocks_do_not_follow_reach_the_kernel(monkeypatch, layer, options):
+    inputs = tensors((2, 4, 6, SIZE), (2, 2, 6, SIZE), (2, 2, 6, SIZE))
+
+    def attend(function):
+        torch.manual_seed(0)
+        return function(layer, *inputs, None, **options)[0]
+
+    kernel = ALL_ATTENTION_FUNCTIONS[packed_attention.KERNEL]
+    if "softcap" in options:
+        with pytest.raises(ValueError, match="does not support `softcap`"):
+            attend(packed_attention.packed_attention)
+        return
+    torch.testing.assert_close(attend(packed_attention.packed_attention), attend(kernel), rtol=0, atol=0)

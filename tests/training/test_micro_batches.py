@@ -5,12 +5,18 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from rm_methods.errors import UserError
 from rm_methods.methods.registry import load_method, load_method_card
+from rm_methods.reward_models.activations import attention_weights
+from rm_methods.reward_models.layouts import launched_tokens, lay_out
+from rm_methods.reward_models.model import RewardModel
+from rm_methods.reward_models.tokenization import TokenizedItem
 from rm_methods.training import trainer as trainer_module
 from rm_methods.training.micro_batches import cannot_reduce, needed_bytes, smaller_limit
 from rm_methods.training.run import train
@@ -160,6 +166,8 @@ def test_the_limit_is_halved_until_the_failed_micro_batch_is_above_it():
     assert smaller_limit(4096, 4096) == 2048
     assert smaller_limit(4096, 700) == 512
     assert smaller_limit(40, 33) == 32
+    # Micro-batches below the smallest limit are divided, too: otherwise the step would be tried forever.
+    assert smaller_limit(32, 30) < 30
 
 
 def test_on_a_cpu_the_need_is_estimated_before_the_first_step(prepared, tmp_path, monkeypatch, capsys):
@@ -203,9 +211,48 @@ def test_ranks_that_run_out_of_memory_end_with_the_setting(ranks, deepspeed):
 
 def test_the_need_grows_with_tokens_and_shrinks_with_recomputation(reward_model):
     needs = [
-        needed_bytes(reward_model, tokens, passes=1, bf16=True, recomputed=recomputed)
+        needed_bytes(reward_model, tokens, keys=100, passes=1, bf16=True, recomputed=recomputed)
         for tokens, recomputed in ((1000, False), (2000, False), (2000, True))
     ]
     assert needs[1] > max(needs[0], needs[2])
     parameters = sum(p.numel() for p in reward_model.parameters())
     assert needs[0] > 12 * parameters
+
+
+def item(prompt: int, *responses: int) -> TokenizedItem:
+    no = (False,) * len(responses)
+    sequences = tuple(np.ones(prompt + response, dtype=np.int32) for response in responses)
+    return TokenizedItem(sequences, prompt, no, no)
+
+
+def test_attention_weights_by_hand():
+    assert attention_weights([item(10, 3, 4), item(2, 1, 1)], "packed") == 100 + 3 * 13 + 4 * 14 + 4 + 3 + 3
+    assert attention_weights([item(10, 3, 4), item(2, 1, 1)], "plain") == 4 * 14 * 14
+    # The second response sees more keys than those whose weights are kept.
+    assert attention_weights([item(400, 100, 200)], "packed") == 128 * (128 + 256 + 384) + 16 * 400 + 100 * 500
+    assert attention_weights([item(400, 100, 200)], "plain") == 0
+
+
+@pytest.mark.parametrize("layout", ["packed", "plain"])
+@pytest.mark.parametrize("item", [item(40, 60, 60), item(200, 250, 200), item(300, 300, 100)])
+def test_the_estimate_is_what_a_cpu_keeps(prepared, layout, item):
+    """Bytes that autograd keeps for each further item, without weights and their copies."""
+    config = AutoConfig.from_pretrained(prepared[1], num_attention_heads=4, num_key_value_heads=2)
+    config.num_labels = 1
+    model = RewardModel(AutoModelForSequenceClassification.from_config(config), autocast=torch.bfloat16).train()
+
+    def kept(count: int) -> int:
+        storages = {}
+
+        def keep(tensor):
+            storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            model(lay_out([item] * count, layout, 0)).rewards.sum()
+        return sum(storage.nbytes() for storage in storages.values())
+
+    tokens = launched_tokens([item], layout)
+    keys = attention_weights([item], layout) / tokens
+    needs = [needed_bytes(model, count * tokens, keys=keys, passes=1, bf16=True, recomputed=False) for count in (1, 3)]
+    assert kept(3) - kept(1) == pytest.approx((needs[1] - needs[0]) / 1.2, rel=0.2)
