@@ -118,9 +118,10 @@ def read_scores_of_pool(folder: Path) -> tuple[float, ...]:
 
 def check_pool(folder: Path) -> tuple[float, ...]:
     """Read items and scores, and check that they belong together; number and sum of the scores."""
-    from rm_methods.overoptimization.best_of_n import read_pool
+    from rm_methods.benchmarks.item import read_items
+    from rm_methods.overoptimization.best_of_n import read_pool_scores
 
-    _, scores = read_pool(folder / "pool.parquet", folder / "pool_scores.parquet")
+    scores = read_pool_scores(read_items(folder / "pool.parquet"), folder / "pool_scores.parquet")
     return (sum(map(len, scores)), float(sum(values.sum() for values in scores)))
 
 

@@ -46,8 +46,8 @@ _WORDS = {
     "numbers": "a list of numbers",
     "messages": "a list of messages",
 }
-_ROWS_PER_GROUP = 2**20  # as pyarrow's `write_table`
-_BYTES_PER_GROUP = 2**30
+_ROWS_PER_GROUP = 2**20  # the default of pyarrow's `write_table`
+_BYTES_PER_GROUP = 2**30  # in memory
 _LISTS = {"texts": "text", "integers": "integer", "int32s": "int32", "numbers": "number"}
 _ANY_WIDTH = {"int32": "integer", "int32s": "integers", "float32": "number"}  # kind -> the kind that a reader checks
 _STORED_AS = {
@@ -137,7 +137,10 @@ def write_tables(tables: Iterable[pyarrow.Table], schema: pyarrow.Schema, target
 
 
 def _row_groups(table: pyarrow.Table) -> list[pyarrow.Table]:
-    """Parts of a table of at most 1 GiB each: pyarrow cannot read a list of texts with 2 GiB in one row group."""
+    """Parts of a table of at most 1 GiB each, or of one larger row.
+
+    pyarrow cannot read a row group with 2 GiB in a list of texts.
+    """
     if table.nbytes <= _BYTES_PER_GROUP or table.num_rows < 2:
         return [table]
     half = table.num_rows // 2
@@ -309,7 +312,8 @@ def _row_without_json(column: pyarrow.ChunkedArray, kind: str) -> int | None:
 
     before = 0
     for chunk in column.chunks:
-        for text in pc.unique(chunk).to_pylist():  # in order of their first row; labels repeat
+        # Labels repeat, so each text is parsed once.  `unique` keeps the order of the first rows.
+        for text in pc.unique(chunk).to_pylist():
             try:
                 is_right = text is None or isinstance(parse_json(text), _JSON[kind])
             except (ValueError, RecursionError):

@@ -39,7 +39,7 @@ from rm_methods.stored import with_checksum
 if TYPE_CHECKING:
     import pyarrow
 
-_ITEMS_AT_ONCE = 1000  # whose hashes are Python objects at a time
+_ITEMS_AT_ONCE = 1000  # only the hashes of so many items are Python objects at a time
 IDENTITY = ("variant", "method", "seed", "run_key")
 
 

@@ -174,7 +174,8 @@ def read_items(source: str | os.PathLike) -> list[BenchmarkItem]:
                 f"{source}, row {number}: 'prompt' has the role {unknown[0]!r}. {nearest(unknown[0], STORED_ROLES)} "
                 "Run the prepare-benchmark stage again."
             )
-        # Millions of items repeat few roles and subsets, and most groups are the item's id: one object each.
+        # Equal texts share one object, which saves memory: millions of items have few roles and subsets, and the group
+        # is mostly the item's id.
         for message in row["prompt"]:
             message["role"] = sys.intern(message["role"])
         row["subset"] = sys.intern(row["subset"])

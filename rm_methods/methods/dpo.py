@@ -14,7 +14,7 @@ from rm_methods.methods.contract import Loss, TrainedMethod
 from rm_methods.methods.label_smoothing import label_smoothing_loss
 from rm_methods.methods.reference import reference_log_probabilities
 from rm_methods.reward_models.implicit_reward_model import ImplicitRewardModel, causal_weights
-from rm_methods.reward_models.language_head import language_head
+from rm_methods.reward_models.language_head import has_one_prompt, language_head
 
 
 class Method(TrainedMethod):
@@ -37,6 +37,7 @@ class Method(TrainedMethod):
     def build(self, model, inputs):
         if inputs.config["training"]["lora"]:
             model.language_head.requires_grad_(False)
+        self.different_prompts = sum(not has_one_prompt(item) for item in inputs.items)
         self.positions = {pair.pair_id: position for position, pair in enumerate(inputs.pairs)}
         self.reference = reference_log_probabilities(
             model, inputs, lambda items, batch: model.reference_log_probabilities(batch)
@@ -46,3 +47,6 @@ class Method(TrainedMethod):
         positions = [self.positions[pair_id] for pair_id in batch.pair_ids]
         rewards = model(batch, self.reference[positions].to(batch.input_ids.device)).rewards
         return Loss(label_smoothing_loss(rewards, self.settings["smoothing"]))
+
+    def report(self):
+        return {"pairs_with_different_prompts": self.different_prompts}

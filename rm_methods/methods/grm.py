@@ -20,8 +20,7 @@ import torch.nn.functional as F
 from rm_methods.methods.bradley_terry import bradley_terry_loss
 from rm_methods.methods.contract import Loss, TrainedMethod
 from rm_methods.methods.reference import reference_log_probabilities
-from rm_methods.reward_models.language_head import language_head, summed_log_probabilities
-from rm_methods.reward_models.tokenization import TokenizedItem
+from rm_methods.reward_models.language_head import has_one_prompt, language_head, summed_log_probabilities
 
 
 def sft_regularizer(log_chosen: torch.Tensor, beta: float, saturated: bool = True) -> torch.Tensor:
@@ -55,8 +54,7 @@ class Method(TrainedMethod):
             return
         self.items = inputs.items
         self.positions = {pair.pair_id: position for position, pair in enumerate(inputs.pairs)}
-        # Truncation may leave the two sequences with different prompts; their shared tokens then end within the prompt.
-        self.counts = torch.tensor([float(_one_prompt(item)) for item in inputs.items])
+        self.counts = torch.tensor([float(has_one_prompt(item)) for item in inputs.items])
         backbone = inputs.config["backbone"]
         self.head = language_head(model, inputs.backbone, backbone, inputs.seed, method="grm")
         model.language_head = self.head
@@ -98,7 +96,3 @@ class Method(TrainedMethod):
 
         reference = reference_log_probabilities(model, inputs, log_probabilities)
         return reference[:, 0] - reference[:, 1]
-
-
-def _one_prompt(item: TokenizedItem) -> bool:
-    return item.shared > 0 and item.conversations[0][:-1] == item.conversations[1][:-1]

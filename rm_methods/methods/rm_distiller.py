@@ -6,7 +6,7 @@
 pi is a language-model head on the hidden states that give the reward, and pi_start is the same under the weights that
 training starts from; both with logits divided by T.  Zhou et al. 2026 (arXiv 2601.14032), code
 Joe-Hall-Lee/RM-Distiller, RewardTrainer/train/reward_models/distilrm_reward_trainer.py.  There, the strength is the
-difference of a generative teacher's scores, and that teacher takes the place of pi_start, on its responses.
+difference of a generative teacher's scores.  That teacher also replaces pi_start, and the text is its response.
 """
 
 from __future__ import annotations

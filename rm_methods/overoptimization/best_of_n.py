@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from rm_methods.benchmarks.item import BenchmarkItem, read_items
+from rm_methods.benchmarks.item import BenchmarkItem
 from rm_methods.benchmarks.members import Members
 from rm_methods.benchmarks.pool_grading import candidate_gold
 from rm_methods.errors import DataError, UserError
@@ -116,21 +116,11 @@ def expected_best(scores: np.ndarray, values: np.ndarray, weights: np.ndarray) -
     return values.T @ weights
 
 
-def read_pool(items: str | Path, scores: str | Path) -> tuple[list[BenchmarkItem], list[np.ndarray]]:
-    """Items of a pool and the float32 scores of their responses from a score table.
-
-    Raises:
-        DataError: a file is wrong, the score table was made from other items, or a score is NaN or infinite.
-    """
-    pool = read_items(items)
-    return pool, read_pool_scores(pool, scores)
-
-
 def read_pool_scores(items: Sequence[BenchmarkItem], scores: str | Path) -> list[np.ndarray]:
-    """The float32 scores of the responses of a pool from a score table.
+    """The scores of the responses of a pool from a score table, float32 [responses] for each item.
 
     Raises:
-        DataError: as `read_pool`.
+        DataError: the file is wrong, the score table was made from other items, or a score is NaN or infinite.
     """
     from rm_methods.benchmarks.evaluation import align_scores
 

@@ -36,9 +36,9 @@ if TYPE_CHECKING:
 # CPU seconds of a job without its model's work: start, reading, writing, statistics (docs/speed.md).
 FIXED_SECONDS = {"diagnose": 3.0, "diagnose_teacher": 4.0, "compare": 6.0, "overoptimization": 6.0, "export": 6.0}
 OTHER_FIXED_SECONDS = 0.5
-# CPU seconds that a job needs longer if it imports torch and transformers itself, and those of the server from which
-# jobs are forked otherwise, one for each number of threads (docs/scaling.md, "The start of jobs").
+# Additional CPU seconds of a job that imports torch and transformers itself (docs/scaling.md, "The start of jobs").
 COLD_START_SECONDS = 3.3
+# CPU seconds of a server from which jobs are forked instead; each number of threads has one.
 SERVER_SECONDS = 4.7
 JOBS_FOR_WARM_START = 4  # as in workflow/rules/common.smk
 START = "start of processes"
@@ -107,7 +107,7 @@ def texts_of(config: Mapping[str, Any]) -> Texts | None:
             if any(card.hub_id is not None and root is None for card, root in cards):
                 return None
             pairs, _ = prepared_pairs(config["data"])
-    except (UserError, DataError):
+    except UserError:
         return None
     train = [pair for pair in pairs if pair.split == "train"] or pairs
     reader = _reader(config, train)
@@ -148,11 +148,11 @@ def _readable_items(pairs: Sequence[PreferencePair], reader: ChatTokenizer) -> l
 def _reader(config: Mapping[str, Any], train: Sequence[PreferencePair]) -> ChatTokenizer | None:
     """The tokenizer of the backbone; None if it is not on this machine.
 
-    Before the backbone is prepared, that of a tiny one is trained on a part of the training pairs, and that of a GGUF
-    file is read from it.
+    Before the backbone is prepared, a tiny backbone's tokenizer is trained on a part of the training pairs, and a GGUF
+    file's tokenizer is read from that file.
 
     Raises:
-        UserError: it cannot be used.
+        UserError: the tokenizer or its chat template cannot be used.
     """
     from rm_methods.reward_models.backbones import load_tokenizer, prepare_backbone, source_folder
     from rm_methods.reward_models.loading import pretrained_tokenizer
@@ -184,7 +184,8 @@ def _has_tokenizer(folder: Path) -> bool:
 
 def _mean_tokens(pairs: Sequence[PreferencePair], reader: ChatTokenizer | None, max_length: int) -> tuple[float, float]:
     """Mean tokens of a prompt and of a response, estimated from characters if no pair can be tokenized."""
-    if items := _readable_items(pairs, reader) if reader is not None else []:
+    items = [] if reader is None else _readable_items(pairs, reader)
+    if items:
         prompts = sum(item.shared for item in items) / len(items)
         both = sum(sum(item.lengths) - 2 * item.shared for item in items) / len(items)
         return prompts, both / 2
@@ -310,7 +311,7 @@ def cpu_stages(
 
 
 def start_stage(config: Mapping[str, Any], jobs: Mapping[str, int]) -> Stage | None:
-    """CPU seconds of the start of all jobs' processes, beside what `cpu_stages` counts; None without jobs.
+    """CPU seconds to start the processes of all jobs, which `cpu_stages` does not count; None without jobs.
 
     Args:
         jobs: number of jobs left, by rule.

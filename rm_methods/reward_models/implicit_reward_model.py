@@ -3,15 +3,17 @@
     r(x, y) = beta * sum over the tokens of y of [log pi(y_t | x, y_<t) - log pi_ref(y_t | x, y_<t)]
 
 Rafailov et al. 2023 (arXiv 2305.18290), section 4, without the part that depends on the prompt alone.  The tokens of y
-are all after those that the responses of an item share; with the closing tokens of the chat template.
+are all tokens after the beginning that the responses of an item share.  They include the closing tokens of the chat
+template.
 
-The folder is that of a causal language model, which transformers loads, with two more files: the reference's weights
-under the same names, and a record of how the reward is read.
+The model folder is a causal language model, which transformers loads.  It has two more files: the reference's weights
+under the same names, and a record of how the reward is computed.
 """
 
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -42,7 +44,7 @@ class ImplicitRewardModel(RewardModel):
         head: of the policy.
         reference, reference_head: of the same shape; None copies the policy.
         beta: factor of the reward.
-        average: the mean over the response's tokens in place of the sum.
+        average: use the mean over the response's tokens instead of the sum.
         autocast: as for `RewardModel`.
     """
 
@@ -84,7 +86,8 @@ class ImplicitRewardModel(RewardModel):
 
         Args:
             batch: with its items.
-            reference_SN: what `reference_log_probabilities` gave for this batch; None computes it.
+            reference_SN: fp32 [items, responses], what `reference_log_probabilities` gave for this batch; None computes
+                it.
         """
         output = super().forward(batch)
         if reference_SN is None:
@@ -132,7 +135,7 @@ def causal_weights(config, weights: Mapping[str, torch.Tensor]) -> dict[str, tor
 
     Args:
         config: of the classifier.
-        weights: names begin with `classifier.` or `language_head.projection.`; others are left.
+        weights: their names begin with `classifier.` or `language_head.projection.`; others are ignored.
 
     Raises:
         UserError: the causal language model of this architecture has other tensors.
@@ -187,6 +190,13 @@ def _read_record(file: Path) -> dict[str, Any]:
     record = read_json(file)
     if not isinstance(record, dict) or record.keys() != {"beta", "average"}:
         raise UserError(f"{file}: must have the keys beta and average and no others. Copy the folder again.")
+    beta = record["beta"]
+    is_number = isinstance(beta, int | float) and not isinstance(beta, bool)
+    if not is_number or not 0 < beta < math.inf or not isinstance(record["average"], bool):
+        raise UserError(
+            f"{file}: beta must be a number above 0, and average true or false, not {beta!r:.40} and "
+            f"{record['average']!r:.40}. Copy the folder again."
+        )
     return record
 
 

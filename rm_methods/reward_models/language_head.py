@@ -59,6 +59,15 @@ class LanguageHead(nn.Module):
         return self.softcap * torch.tanh(logits_MV / self.softcap)
 
 
+def has_one_prompt(item: TokenizedItem) -> bool:
+    """Whether both responses of a pair follow the same prompt in the model.
+
+    If the prompt was cut for one response only, the shared tokens end within the prompt.  Then `predicted_tokens`
+    counts the rest of the prompt as part of the response.
+    """
+    return item.shared > 0 and item.conversations[0][:-1] == item.conversations[1][:-1]
+
+
 def predicted_tokens(
     items: Sequence[TokenizedItem], batch: SequenceBatch, responses: Sequence[int]
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

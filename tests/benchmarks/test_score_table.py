@@ -55,3 +55,12 @@ def test_the_table_does_not_depend_on_the_groups(tmp_path, monkeypatch):
     lines = [json.loads(line) for line in (tmp_path / "a/s.jsonl").read_text().splitlines()]
     assert list(lines[0]) == COLUMNS
     assert [line["score"] for line in lines] == [0.0, None, 1.0, 1.5, 2.0]
+
+
+def test_a_table_without_rows_has_its_columns(tmp_path):
+    for suffix in ("parquet", "csv", "jsonl"):
+        write_scores([], tmp_path / f"s.{suffix}")
+    read = read_scores(tmp_path / "s.parquet")
+    assert (list(read.columns), len(read)) == (COLUMNS, 0)
+    assert (tmp_path / "s.csv").read_text() == ",".join(f'"{name}"' for name in COLUMNS) + "\n"
+    assert (tmp_path / "s.jsonl").read_text() == ""

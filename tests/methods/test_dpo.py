@@ -142,13 +142,14 @@ def test_only_the_policy_is_trained(prepared, tokenizer, pairs, tmp_path):
     assert {name for name in frozen if name.startswith("classifier")} == {"classifier.score.weight"}
 
 
-def test_a_prompt_that_is_cut_differently_does_not_stop_the_training(prepared, pairs, tmp_path):
+def test_a_prompt_that_is_cut_differently_is_counted_and_does_not_stop_the_training(prepared, pairs, tmp_path):
     from rm_methods.reward_models.backbones import load_tokenizer
 
     tokenizer = load_tokenizer(prepared[1], 60)
     long = make_pair([{"role": "user", "content": "paint " * 80}], "red", "blue " * 20, split="train", source="made up")
     method, model, batch, _ = made(prepared, tokenizer, [long, pairs[0]], tmp_path)
     assert torch.isfinite(method.loss(model, batch).per_pair).all()
+    assert method.report() == {"pairs_with_different_prompts": 1}
 
 
 @pytest.mark.parametrize("settings", [{"beta": 0}, {"beta": -1}, {"smoothing": 0.5}, {"average": 1}])
@@ -283,6 +284,10 @@ def test_a_damaged_folder_is_refused(run, tmp_path):
     write_json(folder / IMPLICIT_REWARD_RECORD, {"beta": 0.1})
     with pytest.raises(UserError, match="keys beta and average"):
         load_implicit_reward_model(folder)
+    for wrong in ({"beta": "0.1", "average": False}, {"beta": -1, "average": False}, {"beta": 0.1, "average": 0}):
+        write_json(folder / IMPLICIT_REWARD_RECORD, wrong)
+        with pytest.raises(UserError, match="beta must be a number above 0, and average true or false"):
+            load_implicit_reward_model(folder)
     write_json(folder / IMPLICIT_REWARD_RECORD, {"beta": 0.1, "average": False})
     tensors = load_file(folder / REFERENCE_FILE)
     tensors.pop("lm_head.weight")

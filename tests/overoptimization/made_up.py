@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from rm_methods.benchmarks.item import BenchmarkItem, write_items
+from rm_methods.benchmarks.item import BenchmarkItem, read_items, write_items
 from rm_methods.benchmarks.score_table import ScoredResponse, response_hash, write_scores
+from rm_methods.overoptimization.best_of_n import PoolCurves, pool_curves, read_pool_scores
 from rm_methods.overoptimization.summary import PoolRun, PpoRun
 
 
@@ -45,6 +46,12 @@ def pool_runs(
             write_scores(rows, target)
             runs.append(PoolRun(variant, variant, seed, pool, folder / f"{pool}.parquet", target))
     return runs
+
+
+def curves_of_run(run: PoolRun) -> PoolCurves:
+    """Best-of-N of one run, from its files."""
+    items = read_items(run.items)
+    return pool_curves(items, read_pool_scores(items, run.scores))
 
 
 def ppo_run(folder: Path, variant: str, seed: int, fall: float, steps=(0, 10, 20, 30, 40, 50), summary=None) -> PpoRun:

@@ -8,7 +8,7 @@ from functools import partial
 import numpy as np
 import pytest
 
-from rm_methods.benchmarks.item import BenchmarkItem, write_items
+from rm_methods.benchmarks.item import BenchmarkItem, read_items
 from rm_methods.benchmarks.members import Members
 from rm_methods.benchmarks.score_table import ScoredResponse, response_hash, write_scores
 from rm_methods.errors import DataError, UserError
@@ -20,7 +20,7 @@ from rm_methods.overoptimization.best_of_n import (
     numbers_of_samples,
     pool_counts,
     pool_curves,
-    read_pool,
+    read_pool_scores,
 )
 from rm_methods.overoptimization.summary import summarize_best_of_n
 from tests.benchmarks.made_up import write_score_table
@@ -177,21 +177,19 @@ class TestPoolCurves:
 
 def test_a_score_table_with_nan_names_item_and_response(tmp_path):
     item = pool_item([0.0, 1.0])
-    write_items([item], tmp_path / "pool.parquet")
     rows = [
         ScoredResponse("p", k, response_hash(text), score, 3, False)
         for k, (text, score) in enumerate(zip(item.responses, (1.0, np.nan), strict=True))
     ]
     write_scores(rows, tmp_path / "scores.parquet")
     with pytest.raises(DataError, match="item 'p', response 1, is not finite"):
-        read_pool(tmp_path / "pool.parquet", tmp_path / "scores.parquet")
+        read_pool_scores([item], tmp_path / "scores.parquet")
 
 
 def test_gold_without_a_member_is_that_of_the_mean_of_the_others(tmp_path):
     runs = pool_runs(tmp_path, {"member": 1.0}, prompts=6, responses=8)
-    read = [read_pool(run.items, run.scores) for run in runs]
-    items = read[0][0]
-    scores_MPN = np.array([scores for _, scores in read])
+    items = read_items(runs[0].items)
+    scores_MPN = np.array([read_pool_scores(items, run.scores) for run in runs])
     combined = write_score_table(items, list(scores_MPN.mean(axis=0)), tmp_path / "combined.parquet")
     ensemble = load_method("ensemble", {"members": "member", "aggregate": "mean", "weight": 0.5})
     left_out_scores = partial(ensemble.left_out_scores, report={"centers": [0.0] * 3})

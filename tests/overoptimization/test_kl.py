@@ -23,6 +23,56 @@ def exact_kl(probabilities, numbers):
     return np.array(values)
 
 
+def plain_estimate(scores, numbers, responses=None, log_probabilities=None):
+    """`kl_estimate` by loops over the scores and over n."""
+    atoms = []
+    below = 0
+    for score in sorted(set(scores)):
+        samples = [i for i, other in enumerate(scores) if other == score]
+        probability = len(samples) / len(scores) if len(samples) > 1 else 0.0
+        if log_probabilities is not None and len({responses[i] for i in samples}) == 1:
+            probability = min(len(samples) / len(scores), math.exp(log_probabilities[samples[0]]))
+        below += len(samples)
+        if probability > 1e-9:
+            atoms.append((below / len(scores), probability))
+    values = []
+    for n in map(float, numbers):
+        bound = math.log(n) - (n - 1) / n
+        value = bound
+        for upper, probability in atoms:
+            lower = 0.0 if upper - probability < 1e-12 else upper - probability
+            mass = upper**n - lower**n
+            value += mass * math.log(mass / (upper - lower)) if mass > 0 else 0.0
+            for sign, u in ((1, upper), (-1, lower)):  # less the integral over the interval
+                if u > 0:
+                    value -= sign * u**n * (math.log(n) + (n - 1) * math.log(u) - (n - 1) / n)
+        values.append(min(max(value, 0.0), bound))
+    return values
+
+
+@pytest.mark.parametrize("with_texts", [False, True])
+def test_the_estimate_equals_a_plain_loop(with_texts):
+    """Scores that repeat within one text, across texts and not at all; probable, improbable and impossible texts."""
+    generator = np.random.default_rng(3)
+    sizes = []  # of each score: samples, and different texts among them
+    for _ in range(60):
+        total = int(generator.integers(1, 40))
+        texts = [f"r{k}" for k in generator.integers(0, total, total)]
+        # Texts ending in 0 share one score, so that some scores have several texts.
+        scores = np.array([0.5 if text.endswith("0") else float(text[1:]) for text in texts], dtype=np.float32)
+        of_text = {text: float(generator.choice([0.0, -1.0, -4.0, -25.0, -np.inf])) for text in texts}
+        known = [of_text[text] for text in texts]
+        for score in set(scores):
+            same = [text for text, other in zip(texts, scores, strict=True) if other == score]
+            sizes.append((len(same), len(set(same))))
+        responses, log_probabilities = (texts, known) if with_texts else (None, None)
+        expected = plain_estimate(scores, N, responses, log_probabilities)
+        assert kl_estimate(scores, N, responses, log_probabilities) == pytest.approx(expected, abs=1e-11)
+    assert sum(samples == 1 for samples, _ in sizes) > 20
+    assert sum(samples > 1 and different == 1 for samples, different in sizes) > 20
+    assert sum(different > 1 for _, different in sizes) > 20
+
+
 def test_the_bound_has_the_published_values():
     values = kl_bound([2, 16, 64, 405, 1024, 12500, 60000])
     assert values == pytest.approx([0.193, 1.835, 3.175, 5.006, 5.932, 8.434, 10.002], abs=6e-4)

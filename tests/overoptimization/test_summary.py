@@ -11,14 +11,13 @@ import pytest
 from rm_methods.benchmarks.item import BenchmarkItem
 from rm_methods.errors import DataError, UserError
 from rm_methods.experiment.layout import best_of_n_files, ppo_files
-from rm_methods.overoptimization.best_of_n import pool_curves, read_pool
 from rm_methods.overoptimization.figures import draw_best_of_n, draw_ppo
 from rm_methods.overoptimization.ppo_evaluations import ppo_curves, read_ppo_run
 from rm_methods.overoptimization.samples_page import fenced, samples_page
 from rm_methods.overoptimization.summary import summarize_best_of_n, summarize_ppo
 from rm_methods.overoptimization.variant_curves import combine_seeds
 
-from .made_up import pool_runs, ppo_run
+from .made_up import curves_of_run, pool_runs, ppo_run
 
 
 def records(path):
@@ -44,7 +43,7 @@ class TestBestOfN:
         rows = records(out / "best_of_n.csv")
         assert len(rows) == 6 * 7
         run = runs[4]
-        curves = pool_curves(*read_pool(run.items, run.scores))
+        curves = curves_of_run(run)
         of_run = [row for row in rows if (row["variant"], row["seed"]) == (run.variant, str(run.seed))]
         assert [int(row["n"]) for row in of_run] == [1, 2, 4, 8, 16, 32, 64]
         assert [float(row["gold"]) for row in of_run] == pytest.approx(curves.gold.mean(axis=0).tolist())
@@ -104,7 +103,7 @@ class TestFigure:
         runs = pool_runs(tmp_path, {"bradley_terry": 1.0, "robust": 0.1}, prompts=6)
         variants = []
         for name in ("bradley_terry", "robust"):
-            by_seed = {run.seed: pool_curves(*read_pool(run.items, run.scores)) for run in runs if run.variant == name}
+            by_seed = {run.seed: curves_of_run(run) for run in runs if run.variant == name}
             variants.append(combine_seeds(name, name, "policy", by_seed))
         figure = draw_best_of_n(variants, "bradley_terry")
         left = [axis for axis in figure.axes if axis.get_title(loc="left")]
@@ -131,7 +130,7 @@ class TestFigure:
     @pytest.mark.parametrize("n_seeds", [1, 3])
     def test_one_model_has_thin_dashed_limits_and_several_a_band(self, tmp_path, n_seeds):
         runs = pool_runs(tmp_path, {"bradley_terry": 1.0}, seeds=range(n_seeds), prompts=6)
-        by_seed = {run.seed: pool_curves(*read_pool(run.items, run.scores)) for run in runs}
+        by_seed = {run.seed: curves_of_run(run) for run in runs}
         figure = draw_best_of_n([combine_seeds("bradley_terry", "bradley_terry", "policy", by_seed)], "bradley_terry")
         gold = figure.axes[0]
         dashed = [line for line in gold.get_lines() if line.get_linewidth() == 0.8]
@@ -145,7 +144,7 @@ class TestFigure:
         runs = pool_runs(tmp_path, {"base": 1.0, "both": 0.5, "rival": 0.2}, seeds=range(1), prompts=6)
         variants = []
         for run in runs:
-            by_seed = {run.seed: pool_curves(*read_pool(run.items, run.scores))}
+            by_seed = {run.seed: curves_of_run(run)}
             role = "combined" if run.variant == "both" else "trained"
             variants.append(combine_seeds(run.variant, run.variant, "policy", by_seed, role=role))
         figure = draw_best_of_n(variants, "base")

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from rm_methods.errors import DataError, UserError
-from rm_methods.overoptimization.best_of_n import pool_curves, read_pool
 from rm_methods.overoptimization.variant_curves import (
     VariantCurves,
     combine_seeds,
@@ -17,7 +16,7 @@ from rm_methods.overoptimization.variant_curves import (
     summarize_peaks,
 )
 
-from .made_up import pool_runs
+from .made_up import curves_of_run, pool_runs
 
 
 def curves_of(gold_SPK, variant="v", groups=None, seeds=None):
@@ -133,13 +132,13 @@ def test_a_peak_that_prompts_or_seeds_disagree_about_has_a_wide_interval():
 
 def test_seeds_are_put_together_only_on_the_same_pool(tmp_path):
     runs = pool_runs(tmp_path, {"bt": 0.5}, seeds=(2, 0), prompts=4, responses=8)
-    by_seed = {run.seed: pool_curves(*read_pool(run.items, run.scores)) for run in runs}
+    by_seed = {run.seed: curves_of_run(run) for run in runs}
     curves = combine_seeds("bt", "bt", "policy", by_seed)
     assert curves.seeds == (0, 2)
     assert curves.gold.shape == (2, 4, 4)
     assert curves.gold[0].tolist() == by_seed[0].gold.tolist()
     other = pool_runs(tmp_path / "other", {"bt": 0.5}, seeds=(1,), prompts=5, responses=8)[0]
-    by_seed[1] = pool_curves(*read_pool(other.items, other.scores))
+    by_seed[1] = curves_of_run(other)
     with pytest.raises(DataError, match="seed 1 was scored on another pool than seed 0"):
         combine_seeds("bt", "bt", "policy", by_seed)
 
