@@ -86,7 +86,8 @@ def _card(benchmark: str) -> BenchmarkCard | None:
 def _comparison(stored: StoredExperiment, columns: list[Column], variant: str) -> Comparison:
     """The comparison of the experiment; with levels of label noise, that of the variant's first level.
 
-    A variant of an earlier configuration is on no level; the first one then gives the content-blind scorers.
+    A variant of an earlier configuration is on no level.  The comparison is then that of the first level, which has the
+    content-blind scorers.
     """
     runs = read_runs(stored.runs, columns)
     reference: str | None = reference_variant(dict(stored.config))

@@ -45,7 +45,8 @@ def failure_of(title: str, logs: Sequence[Path], cluster_says: str | None, comma
         reason = [f"The job was ended by {name}{out_of_memory}.", *(f"Last line: {line}" for line in reason[-1:])]
     if cluster_says:
         reason.append(cluster_says.strip().splitlines()[0])
-    return Failure(title, logs[0] if logs else None, tuple(reason or ["The log is empty."]))
+    unknown = "The log is empty." if logs else "The job has no log."
+    return Failure(title, logs[0] if logs else None, tuple(reason or [unknown]))
 
 
 def failure_text(failures: Sequence[Failure], done: int, total: int) -> str:

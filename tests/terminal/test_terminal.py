@@ -129,7 +129,7 @@ def test_a_failure_without_a_log_names_none():
     workflow.start(1, title="Train x, seed 1")
     workflow.fail(1)
     text = workflow.end()
-    assert "FAILED: Train x, seed 1: The log is empty.\n" in text
+    assert "FAILED: Train x, seed 1: The job has no log.\n" in text
     assert "Log:" not in text
 
 
