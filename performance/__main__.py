@@ -9,12 +9,12 @@ from pathlib import Path
 import click
 
 from performance.harness.benchmark import FOLDER, Benchmark, benchmark_files, load_benchmark
-from performance.harness.machine import ROOT, describe_machine, is_busy, machine_line
+from performance.harness.machine import QUIET, ROOT, busy_share, describe_machine, machine_line
 from performance.harness.page import headlines, stale_files, write_files
 from performance.harness.process import Checkout, PartFailed
 from performance.harness.runner import Refused, Settings, run_benchmark
 from performance.harness.submission import write_submission
-from rm_methods.errors import UserError
+from rm_methods.errors import UserError, nearest
 from rm_methods.files import write_json
 
 RESULTS = FOLDER / "results"
@@ -57,7 +57,7 @@ def list_benchmarks() -> None:
     "--out",
     type=click.Path(file_okay=False, path_type=Path),
     help="Folder of the records. Default: performance/results, and build/performance for a run that differs from the "
-    "default one (options, sides, cases, threads, rounds, base).",
+    "default one (options, sides, cases, threads, rounds, Pythons, base).",
 )
 def run(
     names: tuple[str, ...],
@@ -72,12 +72,14 @@ def run(
     out: Path | None,
 ) -> None:
     """Run benchmarks, or `all`: their tests, the proof of equal results, then all sides in turn."""
-    machine = describe_machine()
-    click.echo(machine_line(machine))
-    if is_busy(machine):
-        click.echo("WARNING: the load is high. Other programs disturb wall times; look at CPU seconds.", err=True)
-    folder = out or (TRIALS if rounds or options or sides or cases or threads or base else RESULTS)
+    is_default = not (rounds or options or sides or cases or threads or pythons or base)
+    folder = out or (RESULTS if is_default else TRIALS)
     benchmarks = [load_benchmark(name) for name in (benchmark_files() if names == ("all",) else names)]
+    python_of = _assignments("--python", pythons)
+    declared = [side.name for benchmark in benchmarks for side in benchmark.sides]
+    for side in python_of:
+        if side not in declared:
+            raise UserError(f"--python {side}: no such side. {nearest(side, declared)}")
     given = _assignments("--option", options)
     for key in given:
         if not any(key in benchmark.options for benchmark in benchmarks):
@@ -89,9 +91,26 @@ def run(
         cases=cases,
         threads=threads,
         base=base,
-        checkout=Checkout(data=data, pythons=_assignments("--python", pythons)),
-        arguments=_arguments(rounds=rounds, option=options, case=cases, side=sides, threads=threads, base=base),
+        checkout=Checkout(data=data, pythons=python_of),
+        arguments=_arguments(
+            rounds=rounds,
+            option=options,
+            case=cases,
+            side=sides,
+            threads=threads,
+            python=tuple(f"{side}=PYTHON" for side in python_of),  # other machines lack its path
+            base=base,
+            out=_in_repository(out),
+        ),
     )
+    machine = describe_machine() | {"busy_share": busy_share()}
+    click.echo(machine_line(machine))
+    if machine["busy_share"] > QUIET:
+        click.echo(
+            f"WARNING: other programs use {machine['busy_share']:.0%} of the cores. They disturb wall times; look at "
+            "CPU seconds.",
+            err=True,
+        )
     failures = [benchmark.name for benchmark in benchmarks if not _run_one(benchmark, settings, machine, folder)]
     if failures:
         raise UserError(f"Not measured: {', '.join(failures)}; the reasons are above.")
@@ -122,8 +141,15 @@ def _assignments(option: str, words: tuple[str, ...]) -> dict[str, str]:
     return {key: value for key, _, value in pairs}
 
 
+def _in_repository(folder: Path | None) -> str | None:
+    """A folder of the repository relative to it; None for any other."""
+    if folder is None or not folder.resolve().is_relative_to(ROOT):
+        return None
+    return folder.resolve().relative_to(ROOT).as_posix()
+
+
 def _arguments(**given: object) -> str:
-    """Options as text for the record; without folders, which other machines do not have."""
+    """Options as text for the record, without the ones that are None."""
     words: list[str] = []
     for name, value in given.items():
         values = value if isinstance(value, tuple) else (value,)

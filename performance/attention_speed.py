@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from performance.harness.benchmark import Benchmark, Case, Measurement, Option, Proof, Side, Work
 from performance.harness.stopwatch import Stopwatch
+from rm_methods.errors import UserError
 
 if TYPE_CHECKING:
     import torch
@@ -34,12 +35,26 @@ SHAPES = {
 TOLERANCES = {"bf16": 0.05, "fp32": 1e-4}
 
 
+def dtype_of(work: Work) -> torch.dtype:
+    """The type of query, key and value.
+
+    Raises:
+        UserError: option `precision` has another value than bf16 or fp32.
+    """
+    import torch
+
+    precision = work.options["precision"]
+    if precision not in TOLERANCES:
+        raise UserError(f"--option precision={precision}: allowed are {', '.join(TOLERANCES)}.")
+    return torch.bfloat16 if precision == "bf16" else torch.float32
+
+
 def inputs(work: Work) -> list[torch.Tensor]:
     """Query [G, 9, Q, 64], key and value [G, 3, K, 64], with gradients."""
     import torch
 
     groups, before, queries = SHAPES[work.case]
-    dtype = torch.bfloat16 if work.options["precision"] == "bf16" else torch.float32
+    dtype = dtype_of(work)
     generator = torch.Generator().manual_seed(0)
     tensors = []
     for heads, length in ((HEADS, queries), (KEY_HEADS, before + queries), (KEY_HEADS, before + queries)):
@@ -58,33 +73,34 @@ def attention(work: Work, side: str) -> Callable[..., torch.Tensor]:
     if side == "blocks":
         return lambda query, key, value: block_products(query, key, value, None, None)
     _, before, queries = SHAPES[work.case]
+    dtype = dtype_of(work)
     is_visible = torch.ones(queries, before + queries, dtype=torch.bool).tril(before)
+    # Made once: a model makes it once for all its layers.
+    bias = torch.zeros(is_visible.shape, dtype=dtype).masked_fill_(~is_visible, torch.finfo(dtype).min)
 
     def fused(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-        bias = torch.zeros(is_visible.shape, dtype=query.dtype).masked_fill_(~is_visible, torch.finfo(query.dtype).min)
         return F.scaled_dot_product_attention(query, key, value, attn_mask=bias, enable_gqa=True).transpose(1, 2)
 
     return fused
 
 
-def passes(work: Work, side: str, count: int) -> list[torch.Tensor]:
+def passes(function: Callable[..., torch.Tensor], tensors: list[torch.Tensor], count: int) -> list[torch.Tensor]:
     """The output and the gradients after so many forward and backward passes."""
     import torch
 
-    tensors = inputs(work)
-    function = attention(work, side)
+    query, key, value = tensors
     for _ in range(count):
         for x in tensors:
             x.grad = None
-        output = function(*tensors)
+        output = function(query, key, value)
         output.backward(torch.ones_like(output))
     return [output.detach(), *(x.grad for x in tensors if x.grad is not None)]
 
 
 def prove(work: Work) -> Proof:
     """Outputs and gradients are equal up to rounding."""
-    pairs = zip(passes(work, "blocks", 1), passes(work, "fused", 1), strict=True)
-    difference = max(float((ours - theirs).abs().max() / theirs.abs().max()) for ours, theirs in pairs)
+    ours, theirs = (passes(attention(work, side), inputs(work), count=1) for side in ("blocks", "fused"))
+    difference = max(float((a - b).abs().max() / b.abs().max()) for a, b in zip(ours, theirs, strict=True))
     return Proof(
         statement="outputs and gradients differ by rounding, relative to the largest value",
         difference=difference,
@@ -98,10 +114,12 @@ def measure(work: Work) -> Measurement:
 
     assert work.side is not None
     prepare_cpu(0)
-    passes(work, work.side, 1)
+    function = attention(work, work.side)
+    tensors = inputs(work)
+    passes(function, tensors, count=1)
     count = work.options["passes"]
     with Stopwatch() as watch:
-        result = passes(work, work.side, count)
+        result = passes(function, tensors, count)
     milliseconds = 1000 * watch.seconds / count
     sums = tuple(float(tensor.double().sum()) for tensor in result)
     return watch.measurement(amount=count, result=sums, details={"milliseconds": milliseconds})

@@ -15,7 +15,9 @@ from typing import Any
 
 from performance.harness.benchmark import Benchmark, Case, Measurement, Option, Proof, Side, Work
 from performance.harness.inputs import (
+    BACKBONE_OPTION,
     SMOL_PACKAGE,
+    one_step,
     pairs_of_rows,
     preference_pairs,
     read_rows,
@@ -64,8 +66,6 @@ def steps_of(work: Work, side: str) -> tuple[Any, Any, list, list]:
     from rm_methods.methods.contract import Inputs
     from rm_methods.methods.registry import load_method, load_method_card
     from rm_methods.reward_models.backbones import load_tokenizer
-    from rm_methods.reward_models.batching import plan_steps
-    from rm_methods.training.trainer import PlannedSteps
 
     name = "bradley_terry" if side == "bradley_terry" else "interaction_distillation"
     changes = {} if side == "bradley_terry" else {"online": side == "online"}
@@ -87,18 +87,9 @@ def steps_of(work: Work, side: str) -> tuple[Any, Any, list, list]:
     )
     model = method.model(pairs, tokenizer, inputs)
     method.build(model, inputs)
-    plan = plan_steps(
-        items,
-        steps=1,
-        pairs_per_step=len(items),
-        tokens_per_microbatch=work.options["tokens_per_microbatch"],
-        seed=0,
-        ranks=1,
-        layout="packed",
-    )
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    steps = PlannedSteps(plan, pairs, items, layout="packed", rank=0, pad_id=tokenizer.pad_id)
-    batches = [batch.to(device) for batch in steps[0]["micro_batches"]]
+    step = one_step(pairs, items, tokenizer.pad_id, work.options["tokens_per_microbatch"])
+    batches = [batch.to(device) for batch in step]
     for batch in batches:
         batch.progress = 0.5
     model.to(device).train()
@@ -136,7 +127,7 @@ def measure(work: Work) -> Measurement:
     return Measurement(
         seconds=sum(walls[1:]) / counted,
         cpu_seconds=sum(processors[1:]) / counted,
-        peak_memory_bytes=torch.cuda.max_memory_allocated() if on_gpu else peak_memory_bytes(),
+        peak_memory_bytes=peak_memory_bytes(),
         amount=len(pairs),
         result=(first_loss,),
         details={"first_step_seconds": walls[0], "step_seconds": walls[1:], "micro_batches": len(batches)},
@@ -194,7 +185,7 @@ BENCHMARK = Benchmark(
         "pairs": Option(16, "pairs of a step"),
         "steps": Option(2, "counted steps of a process; one more comes before them"),
         "tokens_per_microbatch": Option(1024, "tokens per micro-batch"),
-        "backbone": Option("", "a prepared backbone; made from the wheel if empty"),
+        "backbone": BACKBONE_OPTION,
     },
     packages=(SMOL_PACKAGE, TEACHER),
     prepare=prepare,

@@ -16,7 +16,6 @@ besides what a method adds: a training on text, the maps of a teacher, augmented
 
 from __future__ import annotations
 
-import csv
 import itertools
 import math
 import statistics
@@ -27,20 +26,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import click
-
-from performance.harness.benchmark import FOLDER, Benchmark, Measurement, Option, Proof, Side, Work
-from performance.harness.inputs import preference_pairs, smol_backbone
+from performance.cost_table import BASELINE, main, table, title_of
+from performance.harness.benchmark import Benchmark, Measurement, Option, Proof, Side, Work
+from performance.harness.inputs import BACKBONE_OPTION, short_pairs, smol_backbone
 from performance.harness.machine import ROOT
-from performance.harness.record import check_record, ratio
 from performance.harness.stopwatch import Stopwatch, cpu_seconds, peak_memory_bytes
 from rm_methods.errors import UserError
-from rm_methods.files import read_json, write_json
 from rm_methods.methods.registry import load_method_card, method_names
 
-BASELINE = "bradley_terry"
-RECORD = FOLDER / "results" / "method_costs.json"
-FIGURE = ROOT / "docs" / "images" / "method_costs.png"
 SEEDS = (0, 1)
 VALIDATION_PAIRS = 2
 
@@ -115,7 +108,7 @@ def config_of(options: Mapping[str, Any], name: str) -> dict[str, Any]:
         "checkpoint_every_steps": None,
     }
     names = [name]
-    for variant in names:
+    for variant in names:  # grows until nothing further is required
         names += [other for _, other, _ in required_runs(options, variant) if other not in names]
     return resolve(
         {
@@ -153,7 +146,7 @@ def prepare(work: Work) -> None:
     make_backbone(work)
     write_pairs(pairs_of(work), work.folder / "pairs.parquet")
     runs = [run for name in trained_methods() for run in required_runs(work.options, name)]
-    for _, name, seed in dict.fromkeys(("", name, seed) for _, name, seed in runs):
+    for name, seed in dict.fromkeys((name, seed) for _, name, seed in runs):
         if side_missing(work.options, name) is None:
             run_training(work, name, seed, required_folder(work, name, seed))
 
@@ -175,25 +168,14 @@ def backbone_of(work: Work) -> Path:
 def pairs_of(work: Work) -> list:
     """Training pairs, and a few of validation, all short enough for the model."""
     from rm_methods.preferences.world import generate
-    from rm_methods.reward_models.backbones import load_tokenizer
 
     config = config_of(work.options, BASELINE)
     count = work.options["pairs"] or MODELS[work.options["model"]].pairs
     if work.options["model"] == "tiny":
         options = config["data"]["options"] | {"shared_cues": 2, "filler": 0, "test_pairs": 0}
         return generate(**options | {"train_pairs": count, "validation_pairs": VALIDATION_PAIRS})
-    limit = config["training"]["max_length"]
-    # Long enough that nothing is cut before it is counted.
-    tokenizer = load_tokenizer(backbone_of(work), 2**13)
-    pairs: list = []
-    for pair in preference_pairs("hh_rlhf"):
-        (item,) = tokenizer.encode([(pair.prompt, (pair.chosen, pair.rejected))])
-        if max(item.lengths) <= limit:
-            split = "train" if len(pairs) < count else "validation"
-            pairs.append(replace(pair, split=split))
-        if len(pairs) == count + VALIDATION_PAIRS:
-            break
-    return pairs
+    pairs = short_pairs("hh_rlhf", backbone_of(work), config["training"]["max_length"], count + VALIDATION_PAIRS)
+    return [replace(pair, split="train" if number < count else "validation") for number, pair in enumerate(pairs)]
 
 
 def required_folder(work: Work, name: str, seed: int) -> Path:
@@ -281,8 +263,6 @@ def load_code() -> None:
 
 def measure(work: Work) -> Measurement:
     """Mean seconds of a counted step of one method; scoring and the time before the steps are details."""
-    import torch
-
     from rm_methods.preferences.pair import read_pairs
     from rm_methods.scoring.scorer import load_scorer, pair_items, scoring_settings
 
@@ -307,7 +287,7 @@ def measure(work: Work) -> Measurement:
     return Measurement(
         seconds=statistics.mean(counted),
         cpu_seconds=statistics.mean(times["cpu_steps"]),
-        peak_memory_bytes=torch.cuda.max_memory_allocated() if torch.cuda.is_available() else peak_memory_bytes(),
+        peak_memory_bytes=peak_memory_bytes(),
         amount=MODELS[work.options["model"]].pairs_per_step,
         result=(clock.losses[-1],),
         details={**times, **scoring, "needs": list(needs)},
@@ -353,255 +333,18 @@ def prove(work: Work) -> Proof:
     )
 
 
-@dataclass(frozen=True)
-class Cost:
-    """One row of the table.
-
-    Attributes:
-        method, title: of the method.
-        step, scoring: seconds relative to Bradley-Terry (`record.ratio`); None without a measured baseline.
-        cpu: the same of the CPU seconds of a step, median.
-        once: seconds before the first step beyond those of Bradley-Terry; None if they are no more than one of its
-            steps, in some round.
-        memory_bytes: peak of the process, median.
-        needs: titles of the methods whose runs it requires.
-    """
-
-    method: str
-    title: str
-    step: Mapping[str, float] | None
-    cpu: float | None
-    scoring: Mapping[str, float] | None
-    once: float | None
-    memory_bytes: float
-    needs: tuple[str, ...]
-
-
-def costs_of(record: Mapping[str, Any]) -> list[Cost]:
-    """The rows of a record, the cheapest step first."""
-    sides = record["cases"][0].get("sides", {})
-    base = sides.get(BASELINE)
-    rows = []
-    for name, side in sides.items():
-        values = {key: [detail[key] for detail in side["details"]] for key in ("scoring_seconds", "before")}
-        step, cpu, scoring, once = None, None, None, None
-        if base is not None:
-            base_values = {key: [detail[key] for detail in base["details"]] for key in values}
-            step = ratio(side["seconds"], base["seconds"])
-            cpu = ratio(side["cpu_seconds"], base["cpu_seconds"])["median"]
-            scoring = ratio(values["scoring_seconds"], base_values["scoring_seconds"])
-            more = [mine - others for mine, others in zip(values["before"], base_values["before"], strict=True)]
-            once = statistics.median(more) if min(more) > statistics.median(base["seconds"]) else None
-        rows.append(
-            Cost(
-                method=name,
-                title=title_of(name),
-                step=step,
-                cpu=cpu,
-                scoring=scoring,
-                once=once,
-                memory_bytes=statistics.median(side["peak_memory_bytes"]),
-                needs=tuple(side["details"][0]["needs"]),
-            )
-        )
-    return sorted(rows, key=lambda row: (row.step["median"] if row.step else 0.0, row.title))
-
-
-def title_of(name: str) -> str:
-    """Title of a method without what it has in parentheses; the name of one that is no longer registered."""
-    return load_method_card(name).title.partition(" (")[0] if name in method_names() else name
-
-
-def conclusion(record: Mapping[str, Any]) -> str:
-    """Which methods cost clearly more or less, in sentences; empty without a measured Bradley-Terry."""
-    others = [row for row in costs_of(record) if row.step and row.method != BASELINE]
-    if not others:
-        return ""
-    base = record["cases"][0]["sides"][BASELINE]
-    scoring = statistics.median(detail["scoring_seconds"] for detail in base["details"])
-    longer = [f"{row.title} {row.step['median']:.2f}" for row in others if row.step and row.step["lowest"] > 1.1]
-    shorter = [f"{row.title} {row.step['median']:.2f}" for row in others if row.step and row.step["highest"] < 0.9]
-    names = f" ({', '.join(reversed(longer))})" if longer else ""
-    sentences = [
-        f"**In every round, a step of {len(longer)} of {len(others)} methods takes more than 1.1 times as long as one "
-        f"of Bradley-Terry{names}.**"
-    ]
-    if shorter:
-        sentences.append(f"Less than 0.9 times: {', '.join(shorter)}.")
-    rest = len(others) - len(longer) - len(shorter)
-    if rest:
-        sentences.append(f"Not in every round beyond these limits: the other {rest}.")
-    sentences.append(
-        f"A step of Bradley-Terry with {base['amount']} of {base['details'][0]['scored_pairs']} pairs takes "
-        f"{statistics.median(base['seconds']):.3g} s; scoring both responses of a pair, {1000 * scoring:.3g} ms."
-    )
-    return " ".join(sentences)
-
-
-def table(record: Mapping[str, Any]) -> str:
-    """The conclusion, the table, and the figure if the record has a comparison's quality."""
-    from performance.harness.page import number, wrapped
-
-    def times(value: Mapping[str, float] | None) -> str:
-        return f"{value['median']:.2f} ({value['lowest']:.2f} to {value['highest']:.2f})" if value else ""
-
-    header = [
-        "method",
-        "step, times Bradley-Terry",
-        "CPU s of a step, times",
-        "scoring, times Bradley-Terry",
-        "once, more seconds",
-        "peak memory",
-        "needs a run of",
-    ]
-    lines = []
-    for row in costs_of(record):
-        is_base = row.method == BASELINE
-        cells = [
-            row.title,
-            "1" if is_base else times(row.step),
-            "1" if is_base else f"{row.cpu:.2f}" if row.cpu is not None else "",
-            "1" if is_base else times(row.scoring),
-            number(row.once) if row.once is not None else "",
-            f"{row.memory_bytes / 2**30:.2f} GiB",
-            ", ".join(row.needs),
-        ]
-        lines.append("| " + " | ".join(cells) + " |")
-    rows = ["| " + " | ".join(header) + " |", "|---|---:|---:|---:|---:|---:|---|", *lines]
-    parts = [wrapped(conclusion(record)), "\n".join(rows), figure_lines(record)]
-    return "\n\n".join(part for part in parts if part)
-
-
-def figure_lines(record: Mapping[str, Any]) -> str:
-    """The figure and what it shows; empty without quality."""
-    from performance.harness.page import wrapped
-
-    if "quality" not in record:
-        return ""
-    left_out = sorted({dot["label"] for dot in record["quality"]["dots"]} - {dot.label for dot in dots_of(record)})
-    note = (
-        f"Vertical: difference from Bradley-Terry in the experiment `{record['quality']['source']}`, with its 95% "
-        "interval; filled dots differ significantly after Holm's correction. Horizontal: time of a step, without "
-        "runs that a method requires and without what comes once."
-    )
-    if left_out:
-        note += f" Not drawn, as no training of theirs was timed: {', '.join(left_out)}."
-    return f"![Time of a training step against quality](images/{FIGURE.name})\n\n{wrapped(note)}"
-
-
-def read_quality(path: Path) -> dict[str, Any]:
-    """The differences from Bradley-Terry of a finished comparison.
-
-    Args:
-        path: its table.csv, or the folder that holds it.
-
-    Raises:
-        UserError: no table, or its reference is not Bradley-Terry.
-    """
-    from rm_methods.reporting.sentences import method_label
-
-    file = path / "table.csv" if path.is_dir() else path
-    if not file.is_file():
-        raise UserError(f"{file}: no such table. Give the table.csv of a finished comparison, or its folder.")
-    with file.open(encoding="utf-8", newline="") as stream:
-        rows = [row for row in csv.DictReader(stream) if row["role"] in ("trained", "combined")]
-    references = {row["reference"] for row in rows}
-    methods = {row["variant"]: row["method"] for row in rows}
-    if len(references) != 1 or methods.get(*references) != BASELINE:
-        raise UserError(
-            f"{file}: its reference is {', '.join(references) or 'missing'}; it must be a variant of {BASELINE}."
-        )
-    (reference,) = references
-    dots = [
-        {
-            "method": row["method"],
-            "label": method_label(row["variant"], row["method"], row["title"]),
-            "column": row["heading"],
-            "difference": float(row["difference"] or 0.0) if row["variant"] == reference else float(row["difference"]),
-            "interval": [float(row[key]) for key in ("diff_low", "diff_high")] if row["diff_low"] else None,
-            "verdict": row["verdict"],
-        }
-        for row in rows
-        if row["difference"] or row["variant"] == reference
-    ]
-    return {"source": source_of(file), "dots": dots}
-
-
-def source_of(file: Path) -> str:
-    """The experiment of a table, and its level of noise if it has one, for the caption."""
-    parts = file.resolve().parent.parts
-    if "comparison" not in parts[1:]:
-        return parts[-1]
-    place = len(parts) - 1 - parts[::-1].index("comparison")
-    return "/".join((parts[place - 1], *parts[place + 1 :]))
-
-
-def dots_of(record: Mapping[str, Any]) -> list:
-    """Dots of the figure, for every column, with the cost of the method."""
-    from rm_methods.comparison.cost_figure import Dot
-
-    steps = {row.method: row.step["median"] for row in costs_of(record) if row.step}
-    return [
-        Dot(
-            label=dot["label"],
-            column=dot["column"],
-            cost=steps[dot["method"]],
-            difference=dot["difference"],
-            interval=tuple(dot["interval"]) if dot["interval"] else None,
-            verdict=dot["verdict"],
-        )
-        for dot in record["quality"]["dots"]
-        if dot["method"] in steps
-    ]
-
-
-def draw_figure(record: Mapping[str, Any], target: Path) -> None:
-    """Draw the quality of a record against the time of a step.
-
-    Raises:
-        UserError: the record has fewer than two methods of the comparison.
-    """
-    from rm_methods.comparison.cost_figure import draw_dots
-    from rm_methods.reporting.figures import save_figure
-
-    dots = dots_of(record)
-    if len({dot.label for dot in dots}) < 2:
-        raise UserError(
-            f"{record['quality']['source']}: fewer than two of its methods were measured; nothing is drawn."
-        )
-    save_figure(lambda: draw_dots(dots, "time of a training step, relative to Bradley-Terry"), [target])
-
-
-@click.command()
-@click.option(
-    "--table", "path", type=click.Path(exists=True, path_type=Path), help="Its quality replaces the record's."
-)
-@click.option("--record", type=click.Path(exists=True, dir_okay=False, path_type=Path), default=RECORD)
-@click.option("--figure", type=click.Path(dir_okay=False, path_type=Path), default=FIGURE)
-def main(path: Path | None, record: Path, figure: Path) -> None:
-    """Put the quality of a finished comparison into the record, and draw the figure of cost against quality."""
-    content = check_record(read_json(record), record)
-    if path is not None:
-        content["quality"] = read_quality(path)
-    if "quality" not in content:
-        raise UserError(f"{record}: has no quality; give --table.")
-    draw_figure(content, figure)
-    write_json(record, content)
-    click.echo(f"wrote {figure} and {record}; next: python -m performance page")
-
-
 BENCHMARK = Benchmark(
     name="method_costs",
     title="What each method costs",
     question="How long are a training step and scoring with each method, beside Bradley-Terry?",
     # No baseline: its ratios are in the table, and 30 of them would hide the page's other conclusions.
-    sides=tuple(Side(name, load_method_card(name).title.partition(" (")[0]) for name in trained_methods()),
+    sides=tuple(Side(name, title_of(name)) for name in trained_methods()),
     tests=("tests/performance/test_method_costs.py",),
     options={
         "model": Option("tiny", "tiny (of the controlled world) or smol (SmolLM2-135M-Instruct, HH-RLHF)"),
         "pairs": Option(0, "training pairs; 0: 256 of the world, 16 of HH-RLHF"),
         "epochs": Option(0, "passes over them; 0: 3 with tiny, 2 with smol. Joint models have their settings'"),
-        "backbone": Option("", "a prepared SmolLM2; made from the wheel if empty"),
+        "backbone": BACKBONE_OPTION,
     },
     missing=missing,
     side_missing=side_missing,

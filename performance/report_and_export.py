@@ -29,7 +29,13 @@ BENCHMARKS = {
 
 
 def make_up(
-    folder: Path, variants: int, seeds: int, items: int, steps: int, columns: Mapping[str, list[str]] = BENCHMARKS
+    folder: Path,
+    *,
+    variants: int,
+    seeds: int,
+    items: int,
+    steps: int,
+    columns: Mapping[str, list[str]] = BENCHMARKS,
 ) -> Path:
     """Write an experiment with its training logs; returns the folder of its results.
 
@@ -70,7 +76,13 @@ def prepare(work: Work) -> None:
     folder = work.shared / "made_up"
     if not folder.exists():
         folder.mkdir()
-        results = make_up(folder, options["variants"], options["seeds"], options["items"], options["steps"])
+        results = make_up(
+            folder,
+            variants=options["variants"],
+            seeds=options["seeds"],
+            items=options["items"],
+            steps=options["steps"],
+        )
         compare_runs(results)
         (work.shared / "results.json").write_text(json.dumps(str(results)))
 

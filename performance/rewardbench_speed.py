@@ -23,10 +23,12 @@ from typing import TYPE_CHECKING, Any
 
 from performance.harness.benchmark import Benchmark, Case, Measurement, Option, Proof, Side, Work
 from performance.harness.inputs import (
+    BACKBONE_OPTION,
     SMOL_PACKAGE,
     pairs_of_rows,
     preference_pairs,
     read_rows,
+    resolved,
     smol_backbone,
     write_rows,
 )
@@ -55,21 +57,23 @@ def pipeline_file() -> Path | None:
 
 
 def missing(_: Mapping[str, Any]) -> str | None:
-    """What to install, if rewardbench is not installed."""
+    """What to install, or how to hide a GPU, which only our side would use."""
+    import torch
+
     if pipeline_file() is None:
         return "rewardbench not installed (pip install --no-deps rewardbench==0.1.4)"
+    if torch.cuda.is_available():
+        return "its side runs on the CPU; hide the GPU (CUDA_VISIBLE_DEVICES=)"
     return None
 
 
 def prepare(work: Work) -> None:
     """Write the pairs, and a reward model that both sides load."""
-    from rm_methods.config.resolve import resolve
     from rm_methods.reward_models.backbones import load_classifier, load_tokenizer
 
     write_rows(preference_pairs(work.case)[: work.options["pairs"]], work.folder / "rows.json")
-    asked = {"experiment": "speed", "data": {"dataset": "world"}, "methods": {"random": {}}}
     backbone = smol_backbone(work)
-    classifier = load_classifier(backbone, resolve(asked)["backbone"], seed=0)
+    classifier = load_classifier(backbone, resolved()["backbone"], seed=0)
     classifier.save_pretrained(work.folder / "model")
     load_tokenizer(backbone, MAX_LENGTH).tokenizer.save_pretrained(work.folder / "model")
 
@@ -194,7 +198,7 @@ BENCHMARK = Benchmark(
     ),
     options={
         "pairs": Option(24, "of each data set"),
-        "backbone": Option("", "a prepared backbone; made from the wheel if empty"),
+        "backbone": BACKBONE_OPTION,
     },
     packages=(SMOL_PACKAGE,),
     missing=missing,

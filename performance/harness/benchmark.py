@@ -85,7 +85,7 @@ class Measurement:
     Args:
         seconds: wall time of the part that the benchmark is about.
         cpu_seconds: user and system time of the same part, over all its threads and processes.
-        peak_memory_bytes: largest resident memory of the process, or of a child that has ended, until then.
+        peak_memory_bytes: until then, from `stopwatch.peak_memory_bytes`.
         amount: how many units were processed (`Benchmark.unit`).
         result: numbers that another commit must reproduce (`--base`).
         details: anything else, for the record and for `Benchmark.table`.
@@ -157,10 +157,6 @@ class Benchmark:
             raise ValueError(f"{self.name}: baseline is {self.baseline!r}, but the sides are {', '.join(names)}.")
         if not self.tests:
             raise ValueError(f"{self.name}: tests is empty; name the tests that define right results.")
-
-    def side(self, name: str) -> Side:
-        """The side of this name."""
-        return next(side for side in self.sides if side.name == name)
 
     def settings(self, given: Mapping[str, str]) -> dict[str, Any]:
         """All options, as given or by default.

@@ -16,12 +16,26 @@ ROOT = Path(__file__).parents[2]
 # What decides how fast bf16 and fp32 matrix products are.
 FLAGS = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx_tile", "amx_bf16")
 PACKAGES = ("torch", "transformers", "trl")
-QUIET = 0.25  # load per core
+QUIET = 0.25  # share of the cores' time
 
 
 def cores() -> int:
     """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def busy_share() -> float:
+    """Share of the time of our cores that other programs use during the next second, 0 to 1.
+
+    Unlike the load average, it contains nothing of a benchmark that ended just before.
+    """
+    import psutil  # a side's Python (`--python`) may lack it
+
+    percents = psutil.cpu_percent(interval=1.0, percpu=True)
+    allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(len(percents)))
+    # A container may list fewer cores than the system, under other numbers: then all that it lists.
+    ours = [percent for core, percent in enumerate(percents) if core in allowed] or percents
+    return sum(ours) / len(ours) / 100
 
 
 def describe_machine() -> dict[str, Any]:
@@ -51,13 +65,15 @@ def machine_line(machine: dict[str, Any]) -> str:
     return (
         f"{machine['processor']}, {machine['cores']} cores ({', '.join(machine['flags']) or 'no vector flags read'}), "
         f"{machine['memory_bytes'] / 2**30:.0f} GiB; {gpu}Python {machine['python']}, {versions}; commit {commit}; "
-        f"load {machine['load_average'][0]:.2f} at the start; {machine['date'][:10]}"
+        f"{_others(machine)} at the start; {machine['date'][:10]}"
     )
 
 
-def is_busy(machine: dict[str, Any]) -> bool:
-    """Whether other programs were computing when the command started."""
-    return machine["load_average"][0] > QUIET * machine["cores"]
+def _others(machine: dict[str, Any]) -> str:
+    # Submissions from before it was measured have only the load average.
+    if "busy_share" in machine:
+        return f"cores {machine['busy_share']:.0%} busy"
+    return f"load {machine['load_average'][0]:.2f}"
 
 
 def revision() -> dict[str, Any]:

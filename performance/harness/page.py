@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import statistics
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,9 @@ def headlines(benchmark: Benchmark, record: Mapping[str, Any]) -> list[str]:
 
 def side_title(benchmark: Benchmark, record: Mapping[str, Any], name: str) -> str:
     """Title of a side of a record; sides of another commit have its name."""
-    title = benchmark.side(name.removesuffix("@base")).title
+    plain = name.removesuffix("@base")
+    # A submission can have a side that is no longer declared.
+    title = next((side.title for side in benchmark.sides if side.name == plain), plain)
     return f"{title}, {record['base']}" if name.endswith("@base") else title
 
 
@@ -51,7 +53,7 @@ def _ratio(ratio: Mapping[str, float]) -> str:
 
 
 def number(value: float) -> str:
-    """Three digits, and no exponent."""
+    """At least three digits from 1 on, two decimals below; no exponent."""
     size = abs(value)
     if size >= 100:
         return f"{value:,.0f}"
@@ -119,13 +121,19 @@ def block(benchmark: Benchmark, record: Mapping[str, Any] | None) -> str:
 
 def _proof(case: Mapping[str, Any]) -> str:
     proof = case["proof"]
-    where = f"{case['title']}: " if case["title"] else ""
-    return f"{where}{proof['statement']} (difference {proof['difference']:.0e}, at most {proof['tolerance']:.0e})."
+    statement = f"{case['title']}: {proof['statement']}" if case["title"] else proof["statement"]
+    numbers = f"difference {proof['difference']:.0e}, at most {proof['tolerance']:.0e}"
+    return f"{statement[:1].upper()}{statement[1:]} ({numbers})."
 
 
 def wrapped(text: str) -> str:
     """A paragraph in lines of the page's width."""
     return textwrap.fill(text, _WIDTH, break_long_words=False, break_on_hyphens=False)
+
+
+def items(lines: Sequence[str]) -> str:
+    """The items of a list in lines of the page's width."""
+    return "\n".join(textwrap.fill(line, _WIDTH, subsequent_indent="  ", break_on_hyphens=False) for line in lines)
 
 
 def summary(benchmarks: Mapping[str, Benchmark], records: Mapping[str, Mapping[str, Any]]) -> str:
@@ -136,8 +144,7 @@ def summary(benchmarks: Mapping[str, Benchmark], records: Mapping[str, Mapping[s
             lines += [f"* {benchmark.title}: {line}." for line in headlines(benchmark, records[name])]
     if not lines:
         return "Nothing was measured with these scripts yet.\n"
-    wrapped = [textwrap.fill(line, _WIDTH, subsequent_indent="  ", break_on_hyphens=False) for line in lines]
-    return "\n".join(wrapped) + "\n\n![Speed of each side beside its baseline](images/speed.svg)\n"
+    return items(lines) + "\n\n![Speed of each side beside its baseline](images/speed.svg)\n"
 
 
 def submissions_list(benchmarks: Mapping[str, Benchmark], submissions: Mapping[str, Mapping[str, Any]]) -> str:
@@ -150,7 +157,7 @@ def submissions_list(benchmarks: Mapping[str, Benchmark], submissions: Mapping[s
                 continue
             where = f"{record['machine']['processor']}, {record['machine']['cores']} cores ({submission['who']})"
             lines += [f"* {where}, {benchmark.title}: {line}." for line in headlines(benchmark, record)]
-    return ("\n".join(lines) or "None yet.") + "\n"
+    return (items(lines) or "None yet.") + "\n"
 
 
 def page_text(

@@ -109,7 +109,8 @@ def ratio(above: Sequence[float], below: Sequence[float]) -> dict[str, float]:
     rounds = [first / second for first, second in zip(above, below, strict=True)]
     median = statistics.median(above) / statistics.median(below)
     # With an even number of rounds, a ratio of medians can be outside those of the rounds.
-    return {"median": median, "lowest": min(*rounds, median), "highest": max(*rounds, median)}
+    ratios = [*rounds, median]
+    return {"median": median, "lowest": min(ratios), "highest": max(ratios)}
 
 
 def with_ratios(benchmark: Benchmark, sides: dict[str, dict[str, Any]], baseline: str | None) -> dict[str, Any]:

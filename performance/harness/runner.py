@@ -100,7 +100,15 @@ def run_benchmark(
                 say(f"{case.title or case.name}: skipped: {reason}")
                 records.append({"case": case.name, "title": case.title, "skipped": reason})
                 continue
-            timing = _CaseTiming(benchmark, case, sides, options=options, settings=settings, scratch=scratch, say=say)
+            timing = _CaseTiming(
+                benchmark=benchmark,
+                case=case,
+                declared=sides,
+                options=options,
+                settings=settings,
+                scratch=scratch,
+                say=say,
+            )
             records.append(timing.against(base, rounds) if base else timing.sides_in_turn(rounds))
     return {
         "version": VERSION,
@@ -182,27 +190,23 @@ def other_checkout(
         git("worktree", "remove", "--force", str(folder))
 
 
+@dataclass(frozen=True)
 class _CaseTiming:
-    """One case of a benchmark: inputs, proof, and rounds of all sides."""
+    """One case of a benchmark: inputs, proof, and rounds of all sides.
 
-    def __init__(
-        self,
-        benchmark: Benchmark,
-        case: Case,
-        sides: Sequence[Side],
-        *,
-        options: Mapping[str, Any],
-        settings: Settings,
-        scratch: Path,
-        say: Callable[[str], None],
-    ):
-        self.benchmark = benchmark
-        self.case = case
-        self.declared = sides
-        self.options = options
-        self.settings = settings
-        self.scratch = scratch
-        self.say = say
+    Args:
+        declared: sides that were asked for; `_skipped` names those that cannot run.
+        scratch: folder of the run.
+        say: prints a line.
+    """
+
+    benchmark: Benchmark
+    case: Case
+    declared: Sequence[Side]
+    options: Mapping[str, Any]
+    settings: Settings
+    scratch: Path
+    say: Callable[[str], None]
 
     def sides_in_turn(self, rounds: int) -> dict[str, Any]:
         """Prepare, compare results, and measure all sides in turn."""
@@ -237,7 +241,8 @@ class _CaseTiming:
         for number in range(1, rounds + 1):
             for side in sides:
                 ours = self._measure(side, here, "here")
-                theirs = self._measured_at_base(side, base, is_first=number == 1 and side is sides[0])
+                is_first = number == 1 and side is sides[0]
+                theirs = self._measured_at_base(side, base, is_first=is_first, has_result=bool(ours.result))
                 self._check_same(side, ours, theirs)
                 measured[side.name].append(ours)
                 measured[f"{side.name}@base"].append(theirs)
@@ -249,10 +254,13 @@ class _CaseTiming:
             record["sides"] |= with_ratios(self.benchmark, pair, f"{side.name}@base")
         return record
 
-    def _measured_at_base(self, side: Side, base: Checkout, is_first: bool) -> Measurement:
+    def _measured_at_base(self, side: Side, base: Checkout, is_first: bool, has_result: bool) -> Measurement:
+        """Measure a side in the other checkout.  Without a result to compare, its proof must hold there, too."""
         try:
             if is_first:
                 self._prepare(base, "base")
+                if not has_result:
+                    self._prove(base, "base")
             return self._measure(side, base, "base")
         except PartFailed as error:
             raise Refused(f"{self.settings.base} cannot run this checkout's script:\n{error}") from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import resource
+import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,10 +19,14 @@ def cpu_seconds() -> float:
 
 
 def peak_memory_bytes() -> int:
-    """Largest resident memory of this process, or of a child that has ended.
+    """Largest memory of this process: of its tensors on a GPU if it has used one, otherwise the resident memory.
 
-    Linux counts `VmHWM` from the start of the program.  `ru_maxrss` begins with that of the process that started it.
+    Resident memory is that of a child that has ended if it was larger.  Linux counts `VmHWM` from the start of the
+    program.  `ru_maxrss` begins with that of the process that started it.
     """
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        return torch.cuda.max_memory_allocated()
     children = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
     status = Path("/proc/self/status")
     if status.exists():

@@ -14,7 +14,7 @@ import pytest
 from click.testing import CliRunner
 
 from performance.__main__ import main
-from performance.harness import page, record, runner, submission
+from performance.harness import machine, page, record, runner, submission
 from performance.harness.benchmark import (
     FOLDER,
     Benchmark,
@@ -68,7 +68,7 @@ def measure(work):
         cpu_seconds=2 * seconds,
         peak_memory_bytes=1000,
         amount=6,
-        result=(value,),
+        result=(value,) if work.options["has_result"] else (),
         details={{"threads": int(os.environ["OMP_NUM_THREADS"])}},
     )
 
@@ -84,6 +84,7 @@ BENCHMARK = Benchmark(
         "apart": Option(0.0, "difference of the results"),
         "broken": Option("", "side that fails"),
         "base_differs": Option(False, "whether another commit gives another result"),
+        "has_result": Option(True, "whether it returns numbers that another commit must reproduce"),
     }},
     prepare=prepare,
     prove=prove,
@@ -210,6 +211,9 @@ def test_another_commit_is_timed_in_turn_and_refused_if_it_behaves_differently(f
     with pytest.raises(runner.Refused, match="HEAD behaves differently"):
         fake.run(base="HEAD", base_differs="true")
     assert "base" not in subprocess.run(["git", "worktree", "list"], capture_output=True, text=True).stdout.split("/")
+    fake.log.unlink()
+    fake.run(base="HEAD", has_result="false")
+    assert fake.noted[1:] == ["prepare all", "prove", "fast", "prepare all", "prove", "fast", "fast", "fast"]
     with pytest.raises(UserError, match="--base no_such_commit"):
         fake.run(base="no_such_commit")
 
@@ -313,7 +317,7 @@ def test_the_page_has_conclusion_table_and_machine(measured):
     assert "| fast side | 1.00 (1.00 1.00) | 2.00 | 6.00 | 0.00 GiB | 3.00 (3.00 to 3.00) |" in text
     assert "| slow side | 3.00 (3.00 3.00) | 6.00 | 2.00 | 0.00 GiB | 1 |" in text
     assert "Tests: 1 passed." in text
-    assert "both are 7 (difference 0e+00, at most 5e-01)." in text
+    assert "Both are 7 (difference 0e+00, at most 5e-01)." in text
     assert "### Fake" in text
     assert "by hand" in text
     assert "old" not in text
@@ -363,15 +367,62 @@ def test_a_submission_gathers_records_and_shows_them(measured, tmp_path):
     assert re.fullmatch(r"xeon-2_\d{4}-\d{2}-\d{2}\.json", file.name)
     text = page.page_text(PAGE, {"fake": benchmark}, {}, submission.read_submissions(folder))
     assert "(Acme), Fake: fast side: 3.00 (3.00 to 3.00) times as fast as slow side." in text
+    without_fast = replace(benchmark, sides=benchmark.sides[1:])
+    text = page.page_text(PAGE, {"fake": without_fast}, {}, submission.read_submissions(folder))
+    assert "(Acme), Fake: fast: 3.00 (3.00 to 3.00) times as fast as slow side." in text
     with pytest.raises(UserError, match=r"name it <machine>_<date>\.json"):
         submission.write_submission("Acme", "Xeon 2", "", results=results, folder=folder)
 
 
 def test_the_machine_line_names_what_decides_speed():
-    machine = describe_machine()
-    line = machine_line(machine)
+    described = describe_machine()
+    line = machine_line(described)
     for words in ("cores", "torch", "transformers", "commit", "load", "GiB"):
         assert words in line
+    assert "cores 37% busy at the start" in machine_line(described | {"busy_share": 0.371})
+
+
+def test_the_busy_share_is_that_of_the_cores_that_we_may_use(monkeypatch):
+    monkeypatch.setattr("psutil.cpu_percent", lambda interval, percpu: [10.0, 90.0, 30.0])
+    monkeypatch.setattr(machine.os, "sched_getaffinity", lambda _: {0, 2}, raising=False)
+    assert machine.busy_share() == pytest.approx(0.2)
+    monkeypatch.setattr(machine.os, "sched_getaffinity", lambda _: {40, 41}, raising=False)
+    assert machine.busy_share() == pytest.approx(130 / 300)
+
+
+@pytest.fixture
+def started(monkeypatch):
+    """Runs the command up to the start of a benchmark; returns its output, settings and folder of records."""
+    calls = []
+    monkeypatch.setattr("performance.__main__._run_one", lambda *arguments: calls.append(arguments) or True)
+
+    def start(*words, busy=0.0):
+        monkeypatch.setattr("performance.__main__.busy_share", lambda: busy)
+        done = CliRunner().invoke(main, ["run", "training_speed", *words])
+        assert done.exception is None, done.output
+        _, settings, _, folder = calls[-1]
+        return done.output, settings, folder
+
+    return start
+
+
+def test_other_programs_are_warned_of(started):
+    assert "WARNING: other programs use 40% of the cores." in started(busy=0.4)[0]
+    assert "WARNING" not in started(busy=0.2)[0]
+
+
+def test_a_run_that_differs_is_no_record_of_the_page_and_names_its_options(started):
+    _, settings, folder = started()
+    assert (settings.arguments, folder) == ("", FOLDER / "results")
+    _, settings, folder = started("--python", "trl=/somewhere/python")
+    assert (settings.arguments, folder) == ("--python trl=PYTHON", REPOSITORY / "build" / "performance")
+    assert settings.checkout.pythons == {"trl": "/somewhere/python"}
+    _, settings, folder = started("--rounds", "4", "--out", str(FOLDER / "results"))
+    assert (settings.arguments, folder) == ("--rounds 4 --out performance/results", FOLDER / "results")
+    _, settings, _ = started("--rounds", "4", "--out", "/somewhere")
+    assert settings.arguments == "--rounds 4"
+    mistaken = CliRunner().invoke(main, ["run", "training_speed", "--python", "trrl=/somewhere/python"])
+    assert "Did you mean 'trl'?" in str(mistaken.exception)
 
 
 @pytest.mark.parametrize("name", benchmark_files())

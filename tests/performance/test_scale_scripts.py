@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 import yaml
@@ -90,7 +91,7 @@ def test_the_table_of_memory_has_the_growth():
 @pytest.mark.process
 def test_memory_of_a_training_step_is_measured(prepared):
     items = [scale_memory.random_item(4, 6, responses=2, seed=k) for k in range(2)]
-    items = [type(item)(tuple(s % 200 for s in item.sequences), item.shared, *[(False, False)] * 2) for item in items]
+    items = [replace(item, sequences=tuple(sequence % 200 for sequence in item.sequences)) for item in items]
     measured = scale_memory.train_steps(prepared[1], items)
     assert measured.amount == 2 * 2 * (4 + 6 + 6)
     assert measured.cpu_seconds > 0
