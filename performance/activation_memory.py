@@ -26,7 +26,7 @@ TERMS = ("hidden", "intermediate", "attention width", "key-value width", "heads"
 def saved_bytes(shape: tuple[int, ...], layers: int, tokens: int, checkpointing: bool) -> tuple[int, int]:
     """Bytes saved for the backward pass of one packed forward of one pair: (activations, copies of weights).
 
-    The prompt is one token, so responses take the attention with a mask, as those of real pairs do.
+    Half of the tokens are the prompt, which both responses share.
     """
     import torch
     from transformers import AutoModelForSequenceClassification, LlamaConfig
@@ -67,11 +67,10 @@ def saved_bytes(shape: tuple[int, ...], layers: int, tokens: int, checkpointing:
             kept.append(tensor)  # so that no other tensor gets its address
         return tensor
 
-    length = tokens // 2
-    sequences = tuple(np.random.default_rng(k).integers(1, 299, length) for k in range(2))
-    for sequence in sequences:
-        sequence[0] = 1
-    batch = lay_out([TokenizedItem(sequences, 1, (False, False), (False, False))], "packed", 0)
+    random = np.random.default_rng(0)
+    prompt = random.integers(1, 299, tokens // 2)
+    sequences = tuple(np.concatenate([prompt, random.integers(1, 299, tokens // 4)]) for _ in range(2))
+    batch = lay_out([TokenizedItem(sequences, len(prompt), (False, False), (False, False))], "packed", 0)
     with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
         model(batch).rewards.sum()
     return sum(n for n, weight in counted.values() if not weight), sum(n for n, weight in counted.values() if weight)

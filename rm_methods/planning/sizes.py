@@ -35,6 +35,7 @@ class Shape:
         largest_layer: direct parameters of the largest module, which ZeRO-3 gathers whole.
         hidden, intermediate, layers, heads: as in the model's configuration.
         attention: width of all query heads together.
+        key_value: width of all key heads together, which is that of the values.
         trainable: parameters that are trained: all, or adapters and head (LoRA).
     """
 
@@ -46,6 +47,7 @@ class Shape:
     layers: int
     heads: int
     attention: int
+    key_value: int
     trainable: int
 
 
@@ -79,6 +81,7 @@ def shape_of(config, lora: Mapping[str, Any] | None = None) -> Shape:
         layers=config.num_hidden_layers,
         heads=heads,
         attention=heads * head_size,
+        key_value=(getattr(config, "num_key_value_heads", None) or heads) * head_size,
         trainable=parameters if lora is None else trainable_parameters(model, lora),
     )
 
@@ -123,6 +126,7 @@ def activation_bytes(shape: Shape, tokens: int, recomputed: bool) -> int:
         hidden=shape.hidden,
         intermediate=shape.intermediate,
         attention=shape.attention,
+        key_value=shape.key_value,
         heads=shape.heads,
         layers=shape.layers,
         recomputed=recomputed,

@@ -10,8 +10,8 @@ if TYPE_CHECKING:
     from rm_methods.reward_models.tokenization import TokenizedItem
 
 # Kept for the backward pass in bf16 autocast, bytes per token and layer for each unit of width:
-# performance/activation_memory.py.
-_PER_HIDDEN, _PER_INTERMEDIATE, _PER_ATTENTION, _PER_HEAD, _CONSTANT = 26, 8, 10, 4, 8
+# performance/activation_memory.py.  Half of the tokens are the prompt, whose keys and values each response copies.
+_PER_HIDDEN, _PER_INTERMEDIATE, _PER_ATTENTION, _PER_KEY_VALUE, _PER_HEAD, _CONSTANT = 26, 8, 12, 8, 4, 8
 _PER_KEY = 2  # on a CPU, for each key that a query sees
 _LAYER_INPUT = 4  # the residual stream is fp32
 
@@ -28,6 +28,7 @@ def kept_bytes(
     hidden: int,
     intermediate: int,
     attention: int,
+    key_value: int,
     heads: int,
     layers: int,
     recomputed: bool = False,
@@ -38,12 +39,13 @@ def kept_bytes(
     Args:
         hidden, intermediate, layers, heads: as in the model's configuration.
         attention: width of all query heads together.
+        key_value: width of all key heads together, which is that of the values.
         recomputed: with recomputed activations.
         keys: attention weights that are kept, per token and head: `attention_weights` on a CPU; none with a fused
             kernel, as on a GPU.
     """
     layer = _PER_HIDDEN * hidden + _PER_INTERMEDIATE * intermediate + _PER_ATTENTION * attention
-    layer += _PER_HEAD * heads + _CONSTANT + round(_PER_KEY * keys * heads)
+    layer += _PER_KEY_VALUE * key_value + _PER_HEAD * heads + _CONSTANT + round(_PER_KEY * keys * heads)
     return layers * _LAYER_INPUT * hidden + layer if recomputed else layers * layer
 
 
@@ -82,6 +84,7 @@ def kept_bytes_of(config, recomputed: bool = False, keys: float = 0) -> int | No
         hidden=hidden,
         intermediate=intermediate,
         attention=heads * head_size,
+        key_value=(getattr(config, "num_key_value_heads", None) or heads) * head_size,
         heads=heads,
         layers=layers,
         recomputed=recomputed,

@@ -92,9 +92,10 @@ def test_activations_by_hand():
         layers=3,
         heads=2,
         attention=10,
+        key_value=5,
         trainable=1000,
     )
-    layer = 26 * 10 + 8 * 20 + 10 * 10 + 4 * 2 + 8
+    layer = 26 * 10 + 8 * 20 + 12 * 10 + 8 * 5 + 4 * 2 + 8
     assert activation_bytes(shape, 7, recomputed=False) == 7 * 3 * layer + 2 * 800
     assert activation_bytes(shape, 7, recomputed=True) == 7 * (3 * 4 * 10 + layer)
 
