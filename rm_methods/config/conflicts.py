@@ -39,6 +39,17 @@ def conflicts(config: dict[str, Any]) -> list[str]:
                 f"{section}.layout: 'packed' needs backbone.attention 'auto' or 'sdpa'; otherwise use 'auto' or 'plain'"
             )
     problems += _rank_conflicts(config)
+    if training["trained_layers"]:
+        problems += [
+            f"methods.{variant}: lora and training.trained_layers: {training['trained_layers']} exclude each other; "
+            "set one of them to null"
+            for variant, entry in config["methods"].items()
+            if entry["lora"] and registry.load_method_card(entry["method"]).kind == "trained"
+        ]
+    elif config["resources"]["state_folder"]:
+        problems.append(
+            "resources.state_folder: only with training.trained_layers, which freezes the layers whose states it stores"
+        )
     try:
         stage = zero_settings(training["deepspeed"])["stage"]
         for variant, entry in config["methods"].items():
@@ -352,6 +363,10 @@ def _data_conflicts(config: dict[str, Any]) -> list[str]:
     splits: tuple[str, ...] = ()
     data = config["data"]
     optimization = config["overoptimization"]
+    if "train" in data["length_balanced_splits"]:
+        problems.append(
+            "data.length_balanced_splits: names evaluation splits only; set data.length_balance: true for train"
+        )
     sources = data_sources(data)
     is_world = len(sources) == 1 and _is_world(sources[0])
     has_validation = False

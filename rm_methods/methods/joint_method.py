@@ -34,7 +34,7 @@ class JointMethod(TrainedMethod):
     def training(self, training, seed):
         """The experiment's section with the budget of the settings: a teacher has a separate one."""
         budget = {key: self.settings[key] for key in ("epochs", "learning_rate", "tokens_per_microbatch")}
-        return training | budget | {"layout": "plain", "overlong_pairs": "truncate"}
+        return training | budget | {"layout": "plain", "overlong_pairs": "truncate", "trained_layers": None}
 
     def loss(self, model, batch):
         return Loss(joint_loss(model(batch).rewards))

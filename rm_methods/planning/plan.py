@@ -127,15 +127,17 @@ def plan(config: Mapping[str, Any], assumptions: Assumptions) -> list[VariantPla
 
 
 def model_shapes(config: Mapping[str, Any], shape_name: str | None) -> dict[str, Shape]:
-    """The shape of every variant's model.  Variants with the same source and LoRA share one, because making one takes
-    time."""
+    """The shape of every variant's model.  Variants with the same source and trained weights share one, because making
+    one takes time."""
     by_source: dict[str, Shape] = {}
     by_variant: dict[str, Shape] = {}
     for variant, entry in config["methods"].items():
-        lora = _training(config, entry)["lora"] if load_method_card(entry["method"]).has_weights else None
-        key = canonical_json([_source(config, variant), lora])
+        training = _training(config, entry) if load_method_card(entry["method"]).has_weights else {}
+        lora = training.get("lora")
+        trained_layers = training.get("trained_layers")
+        key = canonical_json([_source(config, variant), lora, trained_layers])
         if key not in by_source:
-            by_source[key] = shape_of(_configuration(config, variant, shape_name), lora)
+            by_source[key] = shape_of(_configuration(config, variant, shape_name), lora, trained_layers)
         by_variant[variant] = by_source[key]
     return by_variant
 
@@ -315,6 +317,11 @@ def _own_training_operations(config: Mapping[str, Any], variant: str, shape: Sha
         tokens = _pair_tokens(assumptions) if packed else 2 * context
     factor = 8 if training["gradient_checkpointing"] else 6
     per_token = operations_per_token(shape, context, factor, frozen=bool(training["lora"]))
+    if shape.frozen_layers:
+        # Stored states are computed once for all runs, which is not counted.
+        forward = 0.0 if config["resources"]["state_folder"] else operations_per_token(shape, context, 2)
+        frozen = shape.frozen_layers / shape.layers
+        per_token = (1 - frozen) * per_token + frozen * forward
     return passes * assumptions.pairs * tokens * per_token
 
 
@@ -384,7 +391,8 @@ def response_operations(config: Mapping[str, Any], variant: str, shape: Shape, a
         return 0.0
     length = assumptions.prompt_tokens + (2 if card.kind == "joint" else 1) * assumptions.response_tokens
     forwards = len(config["seeds"]) if entry["method"] == "ensemble" else 1
-    return forwards * length * operations_per_token(shape, length, 2)
+    computed = 1 - shape.frozen_layers / shape.layers if config["resources"]["state_folder"] else 1.0
+    return forwards * length * computed * operations_per_token(shape, length, 2)
 
 
 def _maps_bytes(card: MethodCard, settings: Mapping[str, Any], assumptions: Assumptions) -> int:

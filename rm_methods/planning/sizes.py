@@ -36,7 +36,8 @@ class Shape:
         hidden, intermediate, layers, heads: as in the model's configuration.
         attention: width of all query heads together.
         key_value: width of all key heads together, which is that of the values.
-        trainable: parameters that are trained: all, or adapters and head (LoRA).
+        trainable: parameters that are trained: all, adapters and head (LoRA), or the last layers and the head.
+        frozen_layers: layers that are not trained and keep nothing for the backward pass.
     """
 
     parameters: int
@@ -49,20 +50,23 @@ class Shape:
     attention: int
     key_value: int
     trainable: int
+    frozen_layers: int = 0
 
 
-def shape_of(config, lora: Mapping[str, Any] | None = None) -> Shape:
+def shape_of(config, lora: Mapping[str, Any] | None = None, trained_layers: int | None = None) -> Shape:
     """The shape of a reward model on a backbone with this transformers configuration, without memory for its weights.
 
     Args:
         lora: the resolved `training.lora`.
+        trained_layers: the resolved `training.trained_layers`.
 
     Raises:
-        UserError: LoRA names layers that the backbone does not have.
+        UserError: LoRA names layers that the backbone does not have, or it has no more than `trained_layers`.
     """
     import torch
     from transformers import AutoModelForSequenceClassification
 
+    from rm_methods.reward_models.frozen_layers import freeze_lower_layers
     from rm_methods.reward_models.lora import trainable_parameters
 
     config.num_labels = 1
@@ -70,6 +74,8 @@ def shape_of(config, lora: Mapping[str, Any] | None = None) -> Shape:
         model = AutoModelForSequenceClassification.from_config(config)
     direct = [sum(p.numel() for p in module.parameters(recurse=False)) for module in model.modules()]
     parameters = sum(p.numel() for p in model.parameters())
+    frozen = freeze_lower_layers(model, trained_layers) if trained_layers else 0
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     heads, hidden = config.num_attention_heads, config.hidden_size
     head_size = getattr(config, "head_dim", None) or hidden // heads
     return Shape(
@@ -82,7 +88,8 @@ def shape_of(config, lora: Mapping[str, Any] | None = None) -> Shape:
         heads=heads,
         attention=heads * head_size,
         key_value=(getattr(config, "num_key_value_heads", None) or heads) * head_size,
-        trainable=parameters if lora is None else trainable_parameters(model, lora),
+        trainable=trainable if lora is None else trainable_parameters(model, lora),
+        frozen_layers=frozen,
     )
 
 
@@ -128,7 +135,7 @@ def activation_bytes(shape: Shape, tokens: int, recomputed: bool) -> int:
         attention=shape.attention,
         key_value=shape.key_value,
         heads=shape.heads,
-        layers=shape.layers,
+        layers=shape.layers - shape.frozen_layers,
         recomputed=recomputed,
     )
     return kept if recomputed else kept + 2 * (shape.parameters - shape.embedding)

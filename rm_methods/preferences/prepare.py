@@ -232,8 +232,18 @@ def _clean_and_split(
         balanced = balance_length(train, seed)
         steps.append(_step("length balance of train", train, balanced, _shares_of_longer(train, balanced)))
         splits["train"] = balanced
+    for split in data["length_balanced_splits"]:
+        if split not in splits:
+            notes.append(f"data.length_balanced_splits: '{split}' is not used: no split has that name.")
+            continue
+        members = splits[split]
+        splits[split] = balance_length(members, seed)
+        steps.append(
+            _step(f"length balance of {split}", members, splits[split], _shares_of_longer(members, splits[split]))
+        )
+    balanced_splits = {*data["length_balanced_splits"], *(["train"] if data["length_balance"] else [])}
     for split, members in splits.items():
-        keep_balance = data["length_balance"] and split == "train"
+        keep_balance = split in balanced_splits
         splits[split] = cap_pairs(members, data["max_pairs"].get(split), keep_balance=keep_balance)
         if len(splits[split]) < len(members):
             steps.append(_step(f"max_pairs of {split}", members, splits[split], {}))

@@ -72,8 +72,12 @@ def _weights(queries: int, keys: int) -> int:
     return sum((end - start) * (keys - queries + end) for start, end in zip([0, *ends], ends, strict=False))
 
 
-def kept_bytes_of(config, recomputed: bool = False, keys: float = 0) -> int | None:
-    """`kept_bytes` of a model with this transformers configuration; None if it does not give the sizes."""
+def kept_bytes_of(config, recomputed: bool = False, keys: float = 0, frozen: int = 0) -> int | None:
+    """`kept_bytes` of a model with this transformers configuration; None if it does not give the sizes.
+
+    Args:
+        frozen: number of lower layers that keep nothing.
+    """
     config = config.get_text_config()
     names = ("hidden_size", "intermediate_size", "num_attention_heads", "num_hidden_layers")
     hidden, intermediate, heads, layers = (getattr(config, name, None) for name in names)
@@ -86,7 +90,7 @@ def kept_bytes_of(config, recomputed: bool = False, keys: float = 0) -> int | No
         attention=heads * head_size,
         key_value=(getattr(config, "num_key_value_heads", None) or heads) * head_size,
         heads=heads,
-        layers=layers,
+        layers=layers - frozen,
         recomputed=recomputed,
         keys=keys,
     )

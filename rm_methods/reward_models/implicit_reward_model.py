@@ -75,6 +75,11 @@ class ImplicitRewardModel(RewardModel):
         self.reference.eval()
         return self
 
+    def freeze_lower_layers(self, trained: int, folder: Path | None = None) -> None:
+        """As for `RewardModel`; policy and reference have the same frozen layers, so they share stored states."""
+        super().freeze_lower_layers(trained, folder)
+        self.reference.freeze_lower_layers(trained, folder)
+
     def layout(self, requested: str) -> str:
         """As for `RewardModel`; the reference has the same architecture, so it takes the same layouts."""
         used = super().layout(requested)

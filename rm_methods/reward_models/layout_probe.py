@@ -119,6 +119,25 @@ def _try_packing(
     return packed, obstacle
 
 
+def frozen_difference(model: RewardModel) -> float:
+    """Largest difference of states that pass the frozen layers first from those of the whole forward.
+
+    Relative to the spread over the probe's texts.
+    """
+    items = probe_items(model.config)
+    layouts = ("plain",) if model.packing_obstacle else ("packed", "plain")
+    frozen = model.frozen
+    differences = []
+    with _undisturbed(model):
+        for layout in layouts:
+            split_SH = _last_states(model, items, layout)
+            model.frozen = None
+            whole_SH = _last_states(model, items, layout)
+            model.frozen = frozen
+            differences.append(_difference(split_SH, whole_SH))
+    return max(differences)
+
+
 def probe_joint_model(model: JointModel | EncoderRewardModel) -> LayoutProbe:
     """Compare the logits of rows padded to one length with those of each row without padding.
 

@@ -16,6 +16,7 @@ from rm_methods.errors import ListsFields, UserError
 from rm_methods.files import written_atomically
 from rm_methods.reward_models import packed_attention
 from rm_methods.reward_models.attention_capture import AttentionCapture, LayerAttention, capture_obstacle
+from rm_methods.reward_models.frozen_layers import FrozenLayers, check_frozen, freeze_lower_layers
 from rm_methods.reward_models.layout_probe import LayoutProbe, check_length, probe_reward_model
 from rm_methods.reward_models.layouts import SequenceBatch
 from rm_methods.system.ranks import print_once
@@ -68,6 +69,7 @@ class RewardModel(nn.Module):
         layout_probe: differences of the layouts from each text alone; None before `layout` measures them, and if
             weights are sharded.
         captured_layers: layers whose attention every forward returns (`capture_attention`).
+        frozen: the layers that are not trained (`freeze_lower_layers`), or None.
 
     Raises:
         UserError: if the head is not a linear layer with one output.
@@ -91,6 +93,7 @@ class RewardModel(nn.Module):
         self.classifier: PreTrainedModel = classifier
         self.autocast = autocast
         self.captured_layers: tuple[int, ...] = ()
+        self.frozen: FrozenLayers | None = None
         self.layout_probe: LayoutProbe | None = None
         self.packing_obstacle = packing_obstacle(classifier)
         if self.packing_obstacle is None:
@@ -168,6 +171,28 @@ class RewardModel(nn.Module):
             )
         self.captured_layers = tuple(layers)
 
+    def freeze_lower_layers(self, trained: int, folder: Path | None = None) -> None:
+        """Freeze the embeddings and all but the last `trained` layers.
+
+        Args:
+            folder: of stored states of the frozen layers; None stores none.
+
+        Raises:
+            UserError: the backbone has no more layers, or its layers cannot be told apart.
+        """
+        count = freeze_lower_layers(self.classifier, trained)
+        if any(hasattr(parameter, "ds_id") for parameter in self.classifier.parameters()):
+            return  # shards of ZeRO-3 are gathered by the whole forward only
+        self.frozen = FrozenLayers(self.classifier, count)
+        if obstacle := check_frozen(self):
+            print_once(
+                f"{type(self.classifier).__name__}: the frozen layers are computed in every forward, because their "
+                f"states cannot be passed on: {obstacle}."
+            )
+            self.frozen = None
+        elif folder is not None:
+            self.frozen.store_in(folder, self.autocast)
+
     def recompute_activations(self) -> None:
         """Recompute activations in the backward pass: less memory, about a third more time."""
         self.classifier.activation_checkpointing_enable({"use_reentrant": False})
@@ -191,13 +216,16 @@ class RewardModel(nn.Module):
         # activations it would hold 2 bytes of every parameter of the whole model on every GPU.
         cast = torch.autocast(device_type, dtype=self.autocast, cache_enabled=False) if self.autocast else nullcontext()
         with cast:
-            hidden_RLH = self.backbone(
-                input_ids=batch.input_ids,
-                position_ids=batch.position_ids,
-                use_cache=False,
-                **packed,
-                **capturing,
-            ).last_hidden_state
+            frozen = self._frozen_in_use()
+            text = {"inputs_embeds": frozen.states(batch)} if frozen else {"input_ids": batch.input_ids}
+            with frozen.left_out() if frozen else nullcontext():
+                hidden_RLH = self.backbone(
+                    **text,
+                    position_ids=batch.position_ids,
+                    use_cache=False,
+                    **packed,
+                    **capturing,
+                ).last_hidden_state
         if batch.attention_map is not None and not batch.attention_map.used:
             name = type(self.backbone).__name__
             raise UserError(
@@ -212,6 +240,12 @@ class RewardModel(nn.Module):
             hidden_states=hidden_RLH,
             attention=capture.captured,
         )
+
+    def _frozen_in_use(self) -> FrozenLayers | None:
+        """The frozen layers, unless the attention of one of them is captured: then the forward is whole."""
+        if self.frozen is None or any(layer < self.frozen.count for layer in self.captured_layers):
+            return None
+        return self.frozen
 
     def save(self, folder: str | Path, state_dict: dict[str, torch.Tensor] | None = None) -> None:
         """Write a plain sequence-classification folder (safetensors) that transformers loads with no code of ours.

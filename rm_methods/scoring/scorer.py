@@ -11,6 +11,7 @@ import gc
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -57,6 +58,8 @@ class ScoringSettings:
         attention: attention implementation of transformers; "auto" takes sdpa if the architecture has it, otherwise
             eager.
         threads: CPU threads, 0 for all.
+        trained_layers: the last layers of a decoder, whose inputs `state_folder` stores; None stores nothing.
+        state_folder: folder of stored states (rm_methods.reward_models.frozen_layers); None stores nothing.
         protocol: what happens to a text longer than `max_length`: "counted" cuts it and counts it, "strict" gives it no
             score.
     """
@@ -69,6 +72,8 @@ class ScoringSettings:
     attention: str = "auto"
     threads: int = 0
     protocol: str = "counted"
+    trained_layers: int | None = None
+    state_folder: str | None = None
 
     @property
     def one_text_per_forward(self) -> bool:
@@ -79,7 +84,13 @@ class ScoringSettings:
 def scoring_settings(config: dict[str, Any]) -> ScoringSettings:
     """The settings that a resolved configuration asks for."""
     backbone = config["backbone"]
-    return ScoringSettings(max_length=backbone["max_length"], attention=backbone["attention"], **config["scoring"])
+    return ScoringSettings(
+        max_length=backbone["max_length"],
+        attention=backbone["attention"],
+        trained_layers=config["training"]["trained_layers"],
+        state_folder=config["resources"]["state_folder"],
+        **config["scoring"],
+    )
 
 
 def settings_of_training(config: Mapping[str, Any]) -> ScoringSettings:
@@ -287,6 +298,17 @@ class RewardModelScorer(Scorer):
         self.tokenizer = tokenizer
         self.settings = settings
         model.layout(settings.layout)
+        self._share_states()
+
+    def _share_states(self) -> None:
+        """Read the states below the trained layers from their folder; a model with fewer layers is computed whole."""
+        from rm_methods.reward_models.model import RewardModel
+
+        trained = self.settings.trained_layers
+        folder = self.settings.state_folder
+        if isinstance(self.model, RewardModel) and trained and folder:
+            with suppress(UserError):
+                self.model.freeze_lower_layers(trained, Path(folder))
 
     def follow(self, official: OfficialText | None) -> None:
         from rm_methods.reward_models.tokenization import ChatTokenizer

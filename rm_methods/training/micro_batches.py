@@ -93,7 +93,8 @@ def needed_bytes(
     config = getattr(model, "config", None)
     if getattr(config, "_attn_implementation", None) != packed_attention.NAME:
         keys = 0  # the kernels of transformers keep none
-    kept = None if config is None else kept_bytes_of(config, recomputed, keys)
+    frozen = getattr(model, "frozen", None)
+    kept = None if config is None else kept_bytes_of(config, recomputed, keys, frozen=frozen.count if frozen else 0)
     if kept is None:
         return None
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)

@@ -243,7 +243,7 @@ def _fit_and_export(run: _Run) -> _Fitted:
     method, inputs = _method_and_inputs(run)
     training = inputs.config["training"]
     data = training_data(run.config, run.variant, run.files.pairs, method, inputs)
-    model, arguments, adaptation_cost = _model_to_train(method, inputs, data)
+    model, arguments, adaptation_cost = _model_to_train(method, inputs, data, run.config["resources"]["state_folder"])
     layout = model.layout(training["layout"])
     probe = model.layout_probe
     layout_record: LayoutRecord = {
@@ -254,6 +254,7 @@ def _fit_and_export(run: _Run) -> _Fitted:
         training, data.items, seed=inputs.seed, ranks=arguments.world_size, layout=layout, budget=data.budget
     )
     method.build(model, replace(inputs, pairs=data.pairs, items=data.items, reader=data.reader))
+    _check_captured_layers(run, model)
 
     log = RunLog(plan, inputs.work_folder / "metrics.jsonl", inputs.label, run.observer)
     validation = validation_of(run.config, run.files.pairs, inputs, data, arguments=arguments, layout=layout, log=log)
@@ -333,9 +334,12 @@ def _method_and_inputs(run: _Run) -> tuple[TrainedMethod, Inputs]:
 
 
 def _model_to_train(
-    method: TrainedMethod, inputs: Inputs, data: TrainingData
+    method: TrainedMethod, inputs: Inputs, data: TrainingData, state_folder: str | None
 ) -> tuple[RewardModel, TrainingArguments, dict[str, int]]:
     """The model, after the training on text that a method may ask for.
+
+    Args:
+        state_folder: of stored states, if only the last layers are trained.
 
     Returns:
         The model, the Trainer's arguments, and the cost of the training on text.
@@ -363,9 +367,27 @@ def _model_to_train(
         model = method.model(data.pairs, data.reader, inputs)
     if training["lora"]:
         add_adapters(model, training["lora"], inputs.seed)
+    if training["trained_layers"]:
+        model.freeze_lower_layers(training["trained_layers"], Path(state_folder) if state_folder else None)
     if training["gradient_checkpointing"]:
         model.recompute_activations()
     return model, arguments, adaptation_cost
+
+
+def _check_captured_layers(run: _Run, model: RewardModel) -> None:
+    """Raises UserError if a method reads the attention of a layer that is not trained."""
+    trained = run.config["training"]["trained_layers"]
+    captured = getattr(model, "captured_layers", ())
+    if not trained or not captured:
+        return
+    depth = model.config.get_text_config().num_hidden_layers
+    frozen = [layer + 1 for layer in captured if layer < depth - trained]
+    if frozen:
+        raise UserError(
+            f"methods.{run.variant}: reads the attention of layers {', '.join(map(str, frozen))}, which "
+            f"training.trained_layers: {trained} freezes. Name layers from {depth - trained + 1} to {depth} (or -1 for "
+            "the last) in the method's settings, or train more layers."
+        )
 
 
 def _export(
@@ -502,7 +524,7 @@ def _make_scorer(run: _Run) -> RunSummary:
                 seed=run.seed,
                 work_folder=run.files.work,
                 label=run.label,
-                config={key: run.config[key] for key in ("backbone", "training", "scoring")},
+                config={key: run.config[key] for key in ("backbone", "training", "scoring", "resources")},
                 backbone=run.files.backbone,
                 required=_required(run),
             )

@@ -61,7 +61,7 @@ def test_a_single_data_set_resolves_as_before(files):
     data = resolve(configured({"dataset": "a.jsonl"}))["data"]
     assert set(data) == {
         "dataset", "root", "test", "options", "seed", "validation_fraction", "test_fraction", "max_pairs",
-        "max_characters", "length_balance", "label_noise",
+        "max_characters", "length_balance", "length_balanced_splits", "label_noise",
     }  # fmt: skip
 
 

@@ -635,6 +635,7 @@ def test_defaults_are_filled_in():
         "max_pairs": {},
         "max_characters": {},
         "length_balance": False,
+        "length_balanced_splits": [],
         "label_noise": {"rate": 0.1, "kind": "symmetric"},
     }
 

@@ -105,7 +105,11 @@ def test_the_formula_of_activations_is_what_autograd_keeps(monkeypatch):
     for recomputed in (False, True):
         copies = 0 if recomputed else 2 * (shape.parameters - shape.embedding)
         counted = activation_bytes(shape, 512, recomputed) - activation_bytes(shape, 256, recomputed)
-        once = 256 * (26 * hidden + 8 * intermediate + 12 * heads * size + 8 * key_value_heads * size + 4 * heads + 8) if recomputed else 0
+        once = (
+            256 * (26 * hidden + 8 * intermediate + 12 * heads * size + 8 * key_value_heads * size + 4 * heads + 8)
+            if recomputed
+            else 0
+        )
         assert (counted - once) / 256 / 4 == measure.bytes_per_token_and_layer(sizes, recomputed)
         assert activation_bytes(shape, 0, recomputed) == copies
 

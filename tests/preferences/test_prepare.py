@@ -70,6 +70,20 @@ def test_every_step_is_done_and_counted(run, write_lines):
     assert unflipped == 20  # the cap has kept the balance
 
 
+def test_evaluation_splits_are_balanced_on_request(run, write_lines):
+    rows = [row(n) for n in range(30)] + [row(n, split="test") for n in range(100, 130)]
+    rows += [row(n, "short", "a longer answer", split="test") for n in range(130, 140)]
+    path = write_lines("x.jsonl", rows)
+    pairs, report = run(path, length_balanced_splits=["test", "tset"], max_pairs={"test": 8})
+    test = by_split(pairs)["test"]
+    assert len(test) == 8
+    assert sum(len(pair.chosen) > len(pair.rejected) for pair in test) == 4  # the cap has kept the balance
+    assert len(by_split(pairs)["train"]) + len(by_split(pairs)["validation"]) == 30
+    steps = {step["step"]: step for step in report["steps"]}
+    assert (steps["length balance of test"]["before"], steps["length balance of test"]["after"]) == (40, 20)
+    assert "data.length_balanced_splits: 'tset' is not used: no split has that name." in report["notes"]
+
+
 def test_the_same_settings_give_the_same_bytes_and_another_seed_does_not(run, write_lines, tmp_path):
     path = write_lines("x.jsonl", [row(n) for n in range(50)])
     settings = {"validation_fraction": 0.3, "label_noise": {"rate": 0.2, "kind": "symmetric"}}
