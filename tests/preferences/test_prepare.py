@@ -78,7 +78,7 @@ def test_evaluation_splits_are_balanced_on_request(run, write_lines):
     test = by_split(pairs)["test"]
     assert len(test) == 8
     assert sum(len(pair.chosen) > len(pair.rejected) for pair in test) == 4  # the cap has kept the balance
-    assert len(by_split(pairs)["train"]) + len(by_split(pairs)["validation"]) == 30
+    assert len(by_split(pairs)["train"]) == 30
     steps = {step["step"]: step for step in report["steps"]}
     assert (steps["length balance of test"]["before"], steps["length balance of test"]["after"]) == (40, 20)
     assert "data.length_balanced_splits: 'tset' is not used: no split has that name." in report["notes"]
