@@ -129,7 +129,7 @@ def test_the_plan_counts_the_trained_layers_only(tmp_path):
     for states in (None, tmp_path / "states"):
         for layers in (None, 1):
             config = configured(tmp_path, states if layers else None, trained_layers=layers)
-            config["backbone"]["source"] = "tiny"
+            config["benchmarks"] = resolve(config | {"benchmarks": {"world": None}})["benchmarks"]
             (row,) = plan(config, Assumptions(pairs=1000))
             sizes[states is not None, layers] = row
     shapes = model_shapes(configured(tmp_path), None)
