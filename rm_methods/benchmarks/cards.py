@@ -34,6 +34,9 @@ MODULES = (
     "ultrafeedback",
 )
 
+# Ends the name of a split's metric over pairs that are matched on length (rm_methods.benchmarks.length_control).
+LENGTH_CONTROLLED_SUFFIX = "_length_controlled"
+
 OPTIONAL: dict[str, Any] = {
     "has_gold": False,
     "hub_id": None,
@@ -84,12 +87,19 @@ class BenchmarkCard:
     notes: str
 
     def columns_with(self, options: Mapping[str, Any]) -> dict[str, str]:
-        """The columns that a benchmark with these options has: a column of a split needs the split in `splits`."""
+        """The columns that a benchmark with these options has.
+
+        A column of a split, also with length controlled, needs the split in `splits`.
+        """
         splits = options.get("splits")
         if splits is None:
             return self.columns
         left_out = set(self.subsets) - set(splits)
-        return {metric: heading for metric, heading in self.columns.items() if metric not in left_out}
+        return {
+            metric: heading
+            for metric, heading in self.columns.items()
+            if metric.removesuffix(LENGTH_CONTROLLED_SUFFIX) not in left_out
+        }
 
 
 def list_benchmark_cards() -> list[str]:

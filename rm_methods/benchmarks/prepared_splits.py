@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from rm_methods.benchmarks.cards import BenchmarkCard
+from rm_methods.benchmarks.cards import LENGTH_CONTROLLED_SUFFIX, BenchmarkCard
 from rm_methods.benchmarks.grading import (
     SAMPLING_OPTIONS,
     Metric,
@@ -112,7 +112,7 @@ def metrics(items: Sequence[BenchmarkItem]) -> list[Metric]:
     """
     splits = sorted({item.subset for item in items})
     controlled = [
-        length_controlled(f"{split}_length_controlled", "accuracy", items, [split])
+        length_controlled(split + LENGTH_CONTROLLED_SUFFIX, "accuracy", items, [split])
         for split in splits
         if split in ("test", "validation")
     ]

@@ -182,3 +182,15 @@ def test_every_benchmark_has_a_section_with_the_same_points(name):
 
 def test_a_section_that_lacks_a_point_is_noticed():
     assert sections_of("# B\n\n## `a` and `b`\n\n* **Size:** 3\n") == {"a": ["Size"], "b": ["Size"]}
+
+
+@pytest.mark.parametrize(
+    ("splits", "columns"),
+    [
+        (["test"], ["test", "test_length_controlled"]),
+        (["validation"], ["validation", "validation_length_controlled"]),
+        (["validation", "test"], ["test", "test_length_controlled", "validation", "validation_length_controlled"]),
+    ],
+)
+def test_heldout_has_the_columns_of_its_splits(splits, columns):
+    assert list(load_benchmark_card("heldout").columns_with({"splits": splits})) == columns
