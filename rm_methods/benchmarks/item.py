@@ -34,6 +34,8 @@ _NOTES = "notes"
 HASHES = "response_hashes"  # key in the `meta` of an item whose texts are masked
 _ROWS_AT_ONCE = 1000
 _LONGEST_META = 40  # characters of a value in `meta` that names something, instead of being a text of the source
+# Values of `meta` that are names however long they are.  Metrics by source need them.
+_NAMES = frozenset({"source"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +126,8 @@ def _masked(item: BenchmarkItem) -> BenchmarkItem:
         item,
         prompt=[{"role": message["role"], "content": "x" * len(message["content"])} for message in item.prompt],
         responses=["x" * len(response) for response in item.responses],
-        meta={name: _short(value) for name, value in item.meta.items()} | {HASHES: response_hashes(item)},
+        meta={name: value if name in _NAMES else _short(value) for name, value in item.meta.items()}
+        | {HASHES: response_hashes(item)},
     )
 
 
