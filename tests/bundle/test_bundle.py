@@ -4,13 +4,14 @@ import hashlib
 import json
 import shutil
 import zipfile
+from dataclasses import replace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 
-from rm_methods.benchmarks.item import mask_items, read_items
+from rm_methods.benchmarks.item import mask_items, read_items, write_items
 from rm_methods.benchmarks.items_hash import items_hash
 from rm_methods.bundle.archive import MANIFEST, may_be_passed_on, read_bundle, write_bundle
 from rm_methods.bundle.verify import verify
@@ -137,6 +138,17 @@ def test_masked_items_keep_lengths_and_give_the_same_metrics(finished, tmp_path)
     # Masked twice, it is still the file of the original.
     mask_items(tmp_path / "masked.parquet", tmp_path / "again.parquet")
     assert items_hash(tmp_path / "again.parquet") == file_hash(source)
+
+
+def test_masked_items_keep_the_name_of_their_source(finished, tmp_path):
+    """Metrics by source read it, however long it is; longer texts of `meta` are left out."""
+    meta = {"source": "data/" + "n" * 60, "comment": "c" * 60}
+    items = [replace(item, meta=meta) for item in read_items(finished / "benchmarks" / "heldout.parquet")]
+    write_items(items, tmp_path / "items.parquet")
+    mask_items(tmp_path / "items.parquet", tmp_path / "masked.parquet")
+    for masked in read_items(tmp_path / "masked.parquet"):
+        assert masked.meta["source"] == meta["source"]
+        assert masked.meta["comment"] == ""
 
 
 def test_the_same_results_give_the_same_bytes(finished, packed, tmp_path):
